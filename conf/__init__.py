@@ -1,0 +1,1 @@
+"""The Hydra configuration groups, importable as `lightning_lance.conf`."""

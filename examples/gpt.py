@@ -1,0 +1,376 @@
+"""A GPT in one file: nanoGPT's shape with today's parts, and the Lightning module that trains it.
+
+`GPT` is the network; `GPTModule` adds what training needs: loss, optimizer, schedule, logs. A batch is a dict of
+`input_ids` and `targets`, both (B, T) int64. B: windows, T: tokens of each, C: width `n_embd`, H: heads, D = C / H.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+# bfloat16 TFLOP/s without sparsity (data sheets print the double), by the name of the GPU up to a hyphen
+PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100 80GB HBM3": 989, "H100 PCIe": 756, "A100": 312, "L40S": 362, "L4": 121}
+
+
+def known_peak_flops(gpu: str) -> float:
+    """FLOP/s of a GPU, by the name CUDA gives it; 0 if it is not in the table."""
+    return 1e12 * PEAK_TFLOPS.get(gpu.removeprefix("NVIDIA ").split("-")[0], 0)
+
+
+def rotary_tables(length: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rotary positions (arXiv:2104.09864): pair i at position p turns by `p * 10000^(-2i/D)`.
+
+    Made anew in every pass, which is a few tiny kernels for all layers: as buffers they would be rounded to bfloat16
+    by `precision="bf16-true"` and by FSDP, and scores would no longer depend on the distance alone.
+
+    Returns:
+        Cosines and sines, each (length, D/2) float32.
+    """
+    position = torch.arange(length, dtype=torch.float32, device=device)  # (length,)
+    frequency = 10_000.0 ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)  # (D/2,)
+    angle = position[:, None] * frequency  # (length, D/2); no matmul, which autocast would do in bfloat16
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns the pairs (i, i + D/2) of x (..., T, D), as Llama and GPT-NeoX lay them out, in float32."""
+    left, right = x.float().chunk(2, dim=-1)  # each (..., T, D/2)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).type_as(x)  # (..., T, D)
+
+
+def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
+    """Part of the learning rate: linear to 1 at `warmup_steps`, then a cosine to `min_ratio` at `total_steps`."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions."""
+
+    def __init__(self, n_head: int, n_embd: int) -> None:
+        super().__init__()
+        self.n_head = n_head
+        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
+        self.out = nn.Linear(n_embd, n_embd, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Mixes each token with those before it, (B, T, C) to (B, T, C)."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # each (B, H, T, D)
+        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
+        y: Tensor = self.out(x.transpose(1, 2).flatten(2))  # (B, T, C)
+        return y
+
+
+class MLP(nn.Module):
+    """SwiGLU (arXiv:2002.05202), which beats GELU at equal parameters: three matrices of 8/3 C for two of 4 C."""
+
+    def __init__(self, n_embd: int) -> None:
+        super().__init__()
+        n_hidden = 64 * math.ceil(8 * n_embd / 3 / 64)  # multiples of 64 fill tensor cores
+        self.gate_up = nn.Linear(n_embd, 2 * n_hidden, bias=False)
+        self.down = nn.Linear(n_hidden, n_embd, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transforms each token by itself, (B, T, C) to (B, T, C)."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # each (B, T, n_hidden)
+        y: Tensor = self.down(F.silu(gate) * up)  # (B, T, C)
+        return y
+
+
+class Block(nn.Module):
+    """Attention and MLP, each on a norm of the stream, each added to it. The class for FSDP to wrap."""
+
+    def __init__(self, n_head: int, n_embd: int) -> None:
+        super().__init__()
+        self.norm_attention = nn.RMSNorm(n_embd, eps=1e-5)
+        self.attention = Attention(n_head, n_embd)
+        self.norm_mlp = nn.RMSNorm(n_embd, eps=1e-5)
+        self.mlp = MLP(n_embd)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Moves the stream one layer on, (B, T, C) to (B, T, C)."""
+        x = x + self.attention(self.norm_attention(x), cos, sin)  # (B, T, C)
+        y: Tensor = x + self.mlp(self.norm_mlp(x))  # (B, T, C)
+        return y
+
+
+class GPT(nn.Module):
+    """Decoder-only transformer: pre-norm, rotary positions, no biases, no dropout, one matrix as embedding and head.
+
+    Args:
+        n_layer: Blocks.
+        n_head: Attention heads of a block.
+        n_embd: Width C, a multiple of `2 * n_head`.
+        context_length: Most tokens the model sees at once.
+        vocab_size: Rows of the embedding; above the largest id. Multiples of 64 are faster (50,304 for GPT-2's 50,257).
+
+    Raises:
+        ValueError: If `n_head` does not divide `n_embd`, or into heads of odd size, which have no rotary pairs.
+    """
+
+    def __init__(self, *, n_layer: int, n_head: int, n_embd: int, context_length: int, vocab_size: int) -> None:
+        super().__init__()
+        if n_embd % (2 * n_head):
+            why = f"heads of odd size {n_embd // n_head}" if n_embd % n_head == 0 else "heads of unequal size"
+            raise ValueError(
+                f"n_embd={n_embd} with n_head={n_head} makes {why}, expected equal and even ones for rotary positions: "
+                f"choose n_embd a multiple of 2 * n_head = {2 * n_head}."
+            )
+        self.n_layer, self.n_head, self.n_embd, self.context_length = n_layer, n_head, n_embd, context_length
+        self.embedding = nn.Embedding(vocab_size, n_embd)
+        self.blocks = nn.ModuleList(Block(n_head, n_embd) for _ in range(n_layer))
+        self.norm = nn.RMSNorm(n_embd, eps=1e-5)
+        for name, weight in self.named_parameters():  # GPT-2's initialisation: smaller where 2 n_layer terms are summed
+            if weight.dim() == 2:
+                last = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * n_layer) if last else 0.02)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers to learn, the shared embedding and head (arXiv:1608.05859) counted once."""
+        return sum(weight.numel() for weight in self.parameters())
+
+    @property
+    def flops_per_token(self) -> int:
+        """FLOPs to train on a token, 6 N + 12 n_layer C T: PaLM (arXiv:2204.02311) app. B, causal mask not deducted."""
+        return 6 * self.num_parameters + 12 * self.n_layer * self.n_embd * self.context_length
+
+    def features(self, input_ids: Tensor) -> Tensor:
+        """The stream before the head, (B, T, C), of tokens (B, T) int64.
+
+        Raises:
+            ValueError: If T is above `context_length`.
+        """
+        if (length := input_ids.shape[1]) > self.context_length:
+            raise ValueError(
+                f"got input_ids of {length} tokens, expected at most context_length={self.context_length}: shorten "
+                "them or make a model of a larger context_length."
+            )
+        cos, sin = rotary_tables(length, self.n_embd // self.n_head, input_ids.device)  # each (T, D/2)
+        x = self.embedding(input_ids)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, cos, sin)  # (B, T, C)
+        y: Tensor = self.norm(x)  # (B, T, C)
+        return y
+
+    def forward(self, input_ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Predicts the token after each token.
+
+        Args:
+            input_ids: Tokens, (B, T) int64.
+            targets: Tokens to predict, (B, T) int64; -100 is left out of the loss.
+
+        Returns:
+            Logits (B, T, vocab_size) in the dtype of the computation; mean cross entropy in nats, () float32, or None.
+        """
+        logits = F.linear(self.features(input_ids), self.embedding.weight)  # (B, T, vocab_size)
+        if targets is None:
+            return logits, None
+        # In float32 whatever the precision: the largest tensors of all, unless torch.compile fuses them away.
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continues prompts. Without a key-value cache: every token costs a pass over its context.
+
+        Args:
+            input_ids: Prompts, (B, T) int64, T of any size above 0; the model sees the last `context_length` tokens.
+            max_new_tokens: Tokens to add.
+            temperature: Divides the logits; 0 takes the likeliest token.
+            top_k: How many of the likeliest tokens to sample from (None: all).
+            generator: Source of randomness, on the model's device.
+
+        Returns:
+            Prompts and continuations, (B, T + max_new_tokens) int64.
+
+        Raises:
+            ValueError: If `temperature` is below 0 or `top_k` below 1.
+        """
+        if temperature < 0 or (top_k is not None and top_k < 1):
+            got = f"temperature={temperature} and top_k={top_k}"
+            raise ValueError(
+                f"got {got}, expected temperature >= 0 and top_k >= 1: use temperature=0 for the likeliest."
+            )
+        for _ in range(max_new_tokens):
+            # Not self(...): this needs the last position only, and compiled it would compile for each new length.
+            last = self.features(input_ids[:, -self.context_length :])[:, -1]  # (B, C)
+            logits = F.linear(last, self.embedding.weight).float()  # (B, vocab_size)
+            if top_k is not None:
+                least = logits.topk(min(top_k, logits.shape[1])).values[:, -1:]  # (B, 1)
+                logits = logits.masked_fill(logits < least, -math.inf)  # (B, vocab_size)
+            if temperature == 0:
+                token = logits.argmax(dim=1, keepdim=True)  # (B, 1)
+            else:
+                token = torch.multinomial((logits / temperature).softmax(dim=1), 1, generator=generator)  # (B, 1)
+            input_ids = torch.cat((input_ids, token), dim=1)  # (B, T + 1)
+        return input_ids
+
+
+class GPTModule(lightning.LightningModule):
+    """Trains a `GPT`. Defaults as for GPT-3's smallest (arXiv:2005.14165); precision and clipping are the Trainer's.
+
+    Logs, in nats per token, `train_loss` (of this rank), `val_loss` and `test_loss` (of all ranks), and every
+    `log_every_n_steps` the `learning_rate`, `tokens_per_second` (of all ranks, validation not timed) and `mfu`.
+
+    Args:
+        n_layer: Blocks.
+        n_head: Attention heads of a block.
+        n_embd: Width of the model.
+        context_length: Tokens the model sees.
+        vocab_size: Rows of the embedding. None takes the datamodule's `vocab_size`, and keeps it in checkpoints.
+        learning_rate: At the end of the warm-up.
+        min_learning_rate_ratio: What remains of `learning_rate` at the last step.
+        weight_decay: Of the matrices; norms have none.
+        betas: AdamW's.
+        warmup_steps: Optimizer steps until `learning_rate` is reached.
+        compile: Whether to torch.compile the network. The keys of checkpoints are the same.
+        peak_flops: FLOP/s of one device, for `mfu`. None takes the bfloat16 figure of a known GPU; on others no `mfu`.
+    """
+
+    model: GPT
+
+    def __init__(
+        self,
+        n_layer: int = 12,
+        n_head: int = 12,
+        n_embd: int = 768,
+        context_length: int = 1024,
+        vocab_size: int | None = None,
+        learning_rate: float = 6e-4,
+        min_learning_rate_ratio: float = 0.1,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        warmup_steps: int = 200,
+        compile: bool = False,  # noqa: A002
+        peak_flops: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self._tokens = 0  # of all ranks, since
+        self._since = self._paused = math.nan  # seconds; nan: not yet
+
+    def configure_model(self) -> None:
+        """Makes the network, once: after the datamodule's setup, or in `load_from_checkpoint` from hyperparameters.
+
+        Raises:
+            ValueError: If `vocab_size` is unknown, or smaller than the datamodule's.
+        """
+        try:
+            datamodule = getattr(self.trainer, "datamodule", None)
+        except RuntimeError:  # no Trainer yet
+            datamodule = None
+        given, needed = self.hparams["vocab_size"], getattr(datamodule, "vocab_size", None)
+        if given is None:
+            if needed is None:
+                raise ValueError(
+                    "got vocab_size=None and no datamodule that knows it: give the tokenizer's vocab_size."
+                )
+            self.save_hyperparameters({"vocab_size": int(needed)})
+        elif needed is not None and given < needed:
+            raise ValueError(
+                f"got vocab_size={given}, expected at least the datamodule's {needed}: give None or {needed}, "
+                "or the tokenizer that this model was trained with."
+            )
+        if not hasattr(self, "model"):
+            shape = ("n_layer", "n_head", "n_embd", "context_length", "vocab_size")
+            self.model = GPT(**{name: self.hparams[name] for name in shape})
+            self._flops_per_token = self.model.flops_per_token  # before FSDP leaves a part of the parameters here
+            if self.hparams["compile"]:
+                self.model.compile()  # in place; torch.compile(...) would put `_orig_mod.` into the keys
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Loss of a batch, ()."""
+        loss: Tensor = self.model(batch["input_ids"], batch["targets"])[1]  # ()
+        self._tokens += batch["input_ids"].numel() * self.trainer.world_size
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Adds a batch to `val_loss`."""
+        loss = self.model(batch["input_ids"], batch["targets"])[1]  # ()
+        self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["input_ids"]))
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Adds a batch to `test_loss`."""
+        loss = self.model(batch["input_ids"], batch["targets"])[1]  # ()
+        self.log("test_loss", loss, sync_dist=True, batch_size=len(batch["input_ids"]))
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Mean loss of each window, (B,) float32: which text the model finds odd."""
+        logits = self.model(batch["input_ids"])[0]  # (B, T, vocab_size)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch["targets"].flatten(), reduction="none")  # (B * T,)
+        return loss.view(batch["targets"].shape).mean(dim=1)  # (B,)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW (arXiv:1711.05101), its learning rate by `cosine_with_warmup` over the Trainer's optimizer steps.
+
+        Raises:
+            ValueError: If the Trainer has no last step.
+        """
+        hp, total_steps = self.hparams, self.trainer.estimated_stepping_batches
+        if not 0 <= total_steps < math.inf:  # -1: of a loader without length
+            raise ValueError(
+                f"got max_steps={self.trainer.max_steps} and max_epochs={self.trainer.max_epochs}, expected a last "
+                "step for the learning rate to fall to: set the Trainer's max_steps."
+            )
+        matrices: dict[str, Any] = {"params": [], "weight_decay": hp["weight_decay"]}
+        norms: dict[str, Any] = {"params": [], "weight_decay": 0.0}
+        for name, weight in self.named_parameters():  # told apart by name: under FSDP every weight is flat
+            (norms if "norm" in name else matrices)["params"].append(weight)
+        fused = True if self.device.type == "cuda" else None  # None: torch's choice
+        optimizer = torch.optim.AdamW([matrices, norms], hp["learning_rate"], tuple(hp["betas"]), fused=fused)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: cosine_with_warmup(step, hp["warmup_steps"], int(total_steps), hp["min_learning_rate_ratio"]),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Forgets the clock of an earlier run."""
+        self._since = math.nan
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs what needs the clock or a copy to the device once per interval, so that the GPU seldom waits."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined] # set by one of its connectors
+        due, running = every > 0 and (self.global_step + 1) % every == 0, not math.isnan(self._since)
+        if due:
+            self.log("learning_rate", optimizer.param_groups[0]["lr"])
+        if due and running:
+            speed = self._tokens / (self._now() - self._since)
+            self.log("tokens_per_second", speed, prog_bar=True)
+            gpu = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else ""
+            if peak := self.hparams["peak_flops"] or known_peak_flops(gpu):
+                self.log("mfu", speed * self._flops_per_token / (peak * self.trainer.world_size), prog_bar=True)
+        if due or not running:  # the first step, which compiles and warms up, is not timed
+            self._since, self._tokens = self._now(), 0
+
+    def on_validation_start(self) -> None:
+        """Stops the clock."""
+        self._paused = self._now()
+
+    def on_validation_end(self) -> None:
+        """Lets the clock go on."""
+        self._since += self._now() - self._paused
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

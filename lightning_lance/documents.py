@@ -1,0 +1,122 @@
+"""From the columns of a source to document batches: the one shape that the build side passes on.
+
+A document batch is an Arrow table with `row` (int64, position among the rows that the source lets through in its shard),
+`text` (large_string, null where there is none), `language` (string), and one string column for each further word of
+`columns` (`repo`, `path`, `license`, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lightning_lance.errors import ConfigError, SourceError
+
+
+@dataclass(frozen=True)
+class TextFilter:
+    """Which texts to keep, by what they are.
+
+    Attributes:
+        min_bytes: Shortest text, in bytes of UTF-8.
+        max_bytes: Longest text, in bytes of UTF-8; none if None. Keeps minified code and data files out.
+        exclude: Regular expression (RE2 syntax); a text in which it is found anywhere is left out.
+    """
+
+    min_bytes: int = 0
+    max_bytes: int | None = None
+    exclude: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_bytes is not None and self.max_bytes < self.min_bytes:
+            raise ConfigError(
+                f"text_filter.max_bytes is {self.max_bytes}, below text_filter.min_bytes {self.min_bytes}: nothing passes."
+            )
+        if self.exclude is not None:
+            try:
+                pc.match_substring_regex(pa.array([""]), self.exclude)
+            except pa.ArrowInvalid as error:
+                raise ConfigError(f"text_filter.exclude {self.exclude!r} is no RE2 expression: {error}.") from error
+
+    def keep(self, texts: pa.Array) -> np.ndarray:
+        """Tell which texts pass, as (n,) bool. Null texts pass: they are counted elsewhere."""
+        sizes = pc.binary_length(texts)
+        kept = pc.greater_equal(sizes, self.min_bytes)
+        if self.max_bytes is not None:
+            kept = pc.and_(kept, pc.less_equal(sizes, self.max_bytes))
+        if self.exclude is not None:
+            kept = pc.and_(kept, pc.invert(pc.match_substring_regex(texts, self.exclude)))
+        return np.asarray(pc.fill_null(kept, True))
+
+
+def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> dict[str, pa.Array]:
+    """Pick the columns of a source by our words for them.
+
+    Args:
+        table: Rows as the source has them.
+        columns: Our word to the name of the source's column; must have `text`.
+        where: The source, in words, for the message.
+
+    Returns:
+        Our word to its column; texts as large_string (one batch may hold more than 2 GiB), the others as string.
+
+    Raises:
+        SourceError: If a column is missing, or the texts are no strings.
+    """
+    picked: dict[str, pa.Array] = {}
+    for word, name in columns.items():
+        if name not in table.column_names:
+            raise SourceError(
+                f"{where} has no column {name!r}, which source.columns gives for {word!r}: "
+                f"there are {', '.join(table.column_names)}."
+            )
+        column = table.column(name).combine_chunks()
+        if word == "text" and not _is_text(column.type):
+            raise SourceError(
+                f"Column {name!r} of {where} cannot be read as 'text': it holds {column.type}, expected strings."
+            )
+        if pa.types.is_nested(column.type):
+            # Some corpora keep a list of licences per file: its spelling is provenance enough.
+            picked[word] = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+        else:
+            picked[word] = column.cast(pa.large_string() if word == "text" else pa.string())
+    return picked
+
+
+def _is_text(arrow_type: pa.DataType) -> bool:
+    return pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type) or pa.types.is_null(arrow_type)
+
+
+def document_batch(
+    columns: Mapping[str, pa.Array], languages: pa.Array, first_row: int, wanted: Sequence[str], text_filter: TextFilter
+) -> pa.Table:
+    """Make the document batch of some consecutive rows, without those that the user does not want.
+
+    Args:
+        columns: What `select_columns` gave.
+        languages: One language per row.
+        first_row: Position of the first row in its shard.
+        wanted: Languages to keep; empty keeps all.
+        text_filter: Texts to keep.
+    """
+    rows = np.arange(first_row, first_row + len(languages), dtype=np.int64)
+    table = pa.table({"row": rows, "text": columns["text"], "language": languages.cast(pa.string())})
+    for word, column in columns.items():
+        if word not in table.column_names:
+            table = table.append_column(word, column)
+    keep = text_filter.keep(columns["text"])
+    if wanted:
+        keep &= np.asarray(pc.fill_null(pc.is_in(languages, value_set=pa.array(list(wanted))), False))
+    return table if keep.all() else table.filter(pa.array(keep))
+
+
+def bounded(batch: pa.Table, max_bytes: int) -> list[pa.Table]:
+    """Cut a document batch into pieces of about `max_bytes` of text, so that memory does not follow the longest texts."""
+    sizes = np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), 0), dtype=np.int64)
+    piece = np.cumsum(sizes) // max_bytes
+    borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(batch)] if len(batch) else [0]
+    return [batch.slice(low, high - low) for low, high in zip(borders, borders[1:], strict=False)]

@@ -1,0 +1,128 @@
+"""Programming languages and the file names that tell them, for sources that store a path but no language."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lightning_lance.errors import ConfigError
+
+# The languages of codeparrot/github-code, as its dataset card lists them. An entry is an extension, or a whole file name.
+CODE_EXTENSIONS: dict[str, list[str]] = {
+    "Assembly": [".asm"],
+    "Batchfile": [".bat", ".cmd"],
+    "C": [".c", ".h"],
+    "C#": [".cs"],
+    "C++": [".cpp", ".hpp", ".c++", ".h++", ".cc", ".hh", ".C", ".H"],
+    "CMake": [".cmake"],
+    "CSS": [".css"],
+    "Dockerfile": [".dockerfile", "Dockerfile"],
+    "FORTRAN": [".f90", ".f", ".f03", ".f08", ".f77", ".f95", ".for", ".fpp"],
+    "GO": [".go"],
+    "Haskell": [".hs"],
+    "HTML": [".html"],
+    "Java": [".java"],
+    "JavaScript": [".js"],
+    "Julia": [".jl"],
+    "Lua": [".lua"],
+    "Makefile": ["Makefile"],
+    "Markdown": [".md", ".markdown"],
+    "PHP": [".php", ".php3", ".php4", ".php5", ".phps", ".phpt"],
+    "Perl": [".pl", ".pm", ".pod", ".perl"],
+    "PowerShell": [".ps1", ".psd1", ".psm1"],
+    "Python": [".py"],
+    "Ruby": [".rb"],
+    "Rust": [".rs"],
+    "SQL": [".sql"],
+    "Scala": [".scala"],
+    "Shell": [".sh", ".bash", ".command", ".zsh"],
+    "TeX": [".tex"],
+    "TypeScript": [".ts", ".tsx"],
+    "Visual Basic": [".vb"],
+}
+
+# The language of a path that no extension of the map matches.
+OTHER = "Other"
+
+# The last dot with what follows, or the whole file name where it has no dot.
+_TAIL = r"(?P<tail>\.[^./\\]+|[^./\\]+)$"
+
+
+def check_languages(wanted: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Refuse languages that a source does not have.
+
+    Args:
+        wanted: Languages that the user asked for; empty means all of them.
+        known: Languages that the source has.
+        where: The source, in words, for the message.
+
+    Raises:
+        ConfigError: If one of `wanted` is not `known`; names the nearest ones and all there are.
+    """
+    for language in wanted:
+        if language not in known:
+            near = nearest(language, known)
+            hint = f"did you mean {near!r}? " if near else ""
+            raise ConfigError(
+                f"{where} has no language {language!r}: {hint}there are {', '.join(sorted(known)) or 'none'}."
+            )
+
+
+def nearest(language: str, known: Sequence[str]) -> str | None:
+    """Find the known language that somebody who wrote `language` probably meant."""
+    by_fold = {name.casefold(): name for name in known}
+    near = get_close_matches(language.casefold(), by_fold, n=1, cutoff=0.6)
+    return by_fold[near[0]] if near else None
+
+
+def language_of_path(paths: pa.ChunkedArray | pa.Array, extensions: Mapping[str, Sequence[str]]) -> pa.Array:
+    """Tell the language of each path by its extension (or whole file name), `Other` where the map has none.
+
+    Args:
+        paths: Strings, such as `src/main.rs`; null counts as `Other`.
+        extensions: Language to its extensions, such as `{"Rust": [".rs"]}`.
+
+    Returns:
+        One string per path.
+    """
+    if isinstance(paths, pa.ChunkedArray):
+        paths = paths.combine_chunks()
+    tails = pc.struct_field(pc.extract_regex(paths.cast(pa.string()), _TAIL), "tail")
+    pairs = [(tail, language) for language, tails_ in extensions.items() for tail in tails_]
+    index = pc.index_in(tails, value_set=pa.array([tail for tail, _ in pairs], pa.string()))
+    return pc.fill_null(pa.array([language for _, language in pairs], pa.string()).take(index), OTHER)
+
+
+def path_filter(column: str, languages: Sequence[str], extensions: Mapping[str, Sequence[str]]) -> pc.Expression:
+    """Make the row filter, to push down into the reader, that keeps the paths of some languages.
+
+    The filter may keep a few paths more (`GNUMakefile` ends with `Makefile`); `language_of_path` is exact.
+    """
+    tails = sorted({tail for language in languages for tail in extensions[language]})
+    expression = pc.ends_with(pc.field(column), tails[0])
+    for tail in tails[1:]:
+        expression = expression | pc.ends_with(pc.field(column), tail)
+    return expression
+
+
+def folder_language(shard: str, template: str) -> str:
+    """Tell the language of a shard from the place of `{language}` in the template that its path matches.
+
+    Args:
+        shard: Path or URL of a shard, such as `hf://datasets/a/b@1f/data/python/train-0.parquet`.
+        template: What found it, such as `hf://datasets/a/b/data/{language}/*.parquet`.
+
+    Raises:
+        ConfigError: If the path does not match.
+    """
+    # What stands before the placeholder is not compared: in a resolved URL it has a revision or an absolute folder.
+    tail = re.escape(template.split("{language}", 1)[1])
+    tail = tail.replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
+    match = re.search(f"(?:^|/)(?P<language>[^/]+){tail}$", shard)
+    if match is None:
+        raise ConfigError(f"Shard {shard!r} does not match {template!r}: put {{language}} in place of one whole folder.")
+    return match["language"]

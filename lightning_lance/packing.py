@@ -1,0 +1,152 @@
+"""From encoded documents to the rows of a token store: documents joined by EOS, one stream per (split, language), in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.splits import SPLITS
+
+# Tokens per row. Larger blocks read more than they need from object stores, smaller ones are more rows to find.
+BLOCK = 2048
+
+
+class Stream(NamedTuple):
+    """The key of a stream."""
+
+    split: str
+    language: str
+
+
+def store_schema(dtype: np.dtype[Any], metadata: Sequence[str]) -> pa.Schema:
+    """Give the columns of a token store.
+
+    Args:
+        dtype: uint16 or uint32, of the tokens.
+        metadata: Names of the strings kept with each document.
+    """
+    document = pa.struct([("offset", pa.int32()), ("id", pa.string()), *((name, pa.string()) for name in metadata)])
+    return pa.schema(
+        [
+            ("tokens", pa.list_(pa.from_numpy_dtype(dtype), BLOCK)),
+            ("num_tokens", pa.int32()),
+            ("split", pa.string()),
+            ("language", pa.string()),
+            ("documents", pa.list_(document)),
+        ]
+    )
+
+
+def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """Put EOS after every document.
+
+    Args:
+        ids: (total,) token ids.
+        offsets: (n + 1,) borders of the n documents in `ids`.
+        eos_id: The id of EOS.
+        dtype: Of the result; must hold every id.
+
+    Returns:
+        (total + n,) tokens.
+
+    Raises:
+        StoreError: If an id does not fit `dtype`, or a document already holds EOS.
+    """
+    ends = offsets[1:] + np.arange(len(offsets) - 1)
+    joined = np.empty(len(ids) + len(ends), dtype)
+    is_text = np.ones(len(joined), dtype=bool)
+    is_text[ends] = False
+    if len(ids) and int(ids.max()) > np.iinfo(dtype).max:
+        raise StoreError(f"Token id {int(ids.max())} does not fit {dtype}: the tokenizer gave an id beyond its vocabulary.")
+    if (ids == eos_id).any():
+        raise ConfigError(
+            f"A text was encoded to the EOS id {eos_id}, which would cut its document in two: choose a tokenizer.eos_token "
+            "that is a special token."
+        )
+    joined[is_text] = ids
+    joined[ends] = eos_id
+    return joined
+
+
+class Packer:
+    """Collects encoded documents and gives them as rows of the store. Holds about 2 bytes per token (4 for uint32).
+
+    Args:
+        eos_id: The id that ends every document.
+        dtype: uint16 or uint32, of the tokens.
+        metadata: Names of the string columns kept with each document.
+    """
+
+    def __init__(self, eos_id: int, dtype: np.dtype[Any], metadata: Sequence[str]) -> None:
+        self._eos_id = eos_id
+        self._dtype = dtype
+        self._schema = store_schema(dtype, metadata)
+        self._tokens: dict[Stream, list[np.ndarray]] = {}
+        self._lengths: dict[Stream, list[np.ndarray]] = {}
+        self._documents: dict[Stream, list[pa.Table]] = {}
+        self.num_tokens = 0
+
+    def add(self, ids: np.ndarray, offsets: np.ndarray, splits: np.ndarray, documents: pa.Table) -> None:
+        """Take n documents.
+
+        Args:
+            ids: (total,) token ids, without EOS.
+            offsets: (n + 1,) borders of the documents in `ids`.
+            splits: (n,) places in `SPLITS`.
+            documents: n rows with `language`, `id`, and the metadata.
+        """
+        languages = documents.column("language").combine_chunks().dictionary_encode()
+        streams = splits.astype(np.int64) * len(languages.dictionary) + np.asarray(languages.indices)
+        if len(streams) and (streams != streams[0]).any():
+            order = np.argsort(streams, kind="stable")
+            lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids)).take(pa.array(order))
+            ids, offsets = np.asarray(lists.values), np.asarray(lists.offsets)
+            streams, documents = streams[order], documents.take(pa.array(order))
+        joined = join_documents(ids, offsets, self._eos_id, self._dtype)
+        lengths = np.diff(offsets) + 1
+        borders = np.concatenate([[0], np.cumsum(lengths)])
+        cuts = [0, *(np.flatnonzero(np.diff(streams)) + 1).tolist(), len(streams)] if len(streams) else []
+        for low, high in zip(cuts, cuts[1:], strict=False):
+            split, language = divmod(int(streams[low]), len(languages.dictionary))
+            stream = Stream(SPLITS[split], languages.dictionary[language].as_py())
+            self._tokens.setdefault(stream, []).append(joined[borders[low] : borders[high]])
+            self._lengths.setdefault(stream, []).append(lengths[low:high])
+            self._documents.setdefault(stream, []).append(documents.slice(low, high - low))
+        self.num_tokens += len(joined)
+
+    def take(self) -> pa.Table:
+        """Give all rows collected so far and start anew. The last block of each stream is padded with zeros."""
+        tables = [self._rows(stream) for stream in sorted(self._tokens)]
+        self._tokens, self._lengths, self._documents, self.num_tokens = {}, {}, {}, 0
+        return pa.concat_tables(tables) if tables else self._schema.empty_table()
+
+    def _rows(self, stream: Stream) -> pa.Table:
+        parts = self._tokens[stream]
+        num_tokens = sum(map(len, parts))
+        num_rows = -(-num_tokens // BLOCK)
+        tokens = np.zeros(num_rows * BLOCK, self._dtype)
+        np.concatenate(parts, out=tokens[:num_tokens])
+        valid = np.full(num_rows, BLOCK, np.int32)
+        valid[-1] = num_tokens - (num_rows - 1) * BLOCK
+        columns = [
+            pa.FixedSizeListArray.from_arrays(pa.array(tokens), BLOCK),
+            pa.array(valid),
+            pa.repeat(pa.scalar(stream.split), num_rows),
+            pa.repeat(pa.scalar(stream.language), num_rows),
+            self._document_lists(stream, num_rows),
+        ]
+        return pa.table(columns, schema=self._schema)
+
+    def _document_lists(self, stream: Stream, num_rows: int) -> pa.Array:
+        lengths = np.concatenate(self._lengths[stream])
+        starts = np.cumsum(lengths) - lengths
+        documents = pa.concat_tables(self._documents[stream])
+        struct = self._schema.field("documents").type.value_type
+        fields = [pa.array((starts % BLOCK).astype(np.int32))]
+        fields += [documents.column(field.name).combine_chunks() for field in list(struct)[1:]]
+        borders = np.searchsorted(starts, np.arange(num_rows + 1) * BLOCK).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(borders), pa.StructArray.from_arrays(fields, fields=list(struct)))

@@ -1,0 +1,59 @@
+"""What a long build shows: a bar on a terminal, and nothing but log lines elsewhere."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+_log = logging.getLogger(__name__)
+
+
+class BuildProgress:
+    """Documents, tokens, MB/s of text, share of the budget and time left, of one build.
+
+    Args:
+        name: What is built.
+        share: Share of the budget that was done before, 0 to 1.
+        documents: Documents that were stored before.
+    """
+
+    def __init__(self, name: str, share: float, documents: int) -> None:
+        self._name = name
+        self._begin = time.perf_counter()
+        self._bytes = 0
+        # disable=None: no bar where standard error is no terminal.
+        self._bar = tqdm(
+            total=1.0,
+            initial=share,
+            desc=name,
+            disable=None,
+            smoothing=0.1,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]",
+        )
+        if share:
+            _log.info("%s: continuing after %s documents.", name, f"{documents:,}")
+
+    def __enter__(self) -> BuildProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def update(self, share: float, documents: int, tokens: int, text_bytes: int) -> None:
+        """Show where the build is: the share done, documents and tokens in all, and bytes of text since the last call."""
+        self._bytes += text_bytes
+        self._bar.set_postfix_str(self._figures(documents, tokens), refresh=False)
+        self._bar.update(min(share, 1.0) - self._bar.n)
+
+    def committed(self, share: float, documents: int, tokens: int) -> None:
+        """Log that a commit was made."""
+        _log.info("%s: committed %s (%.0f %%).", self._name, self._figures(documents, tokens), 100 * min(share, 1.0))
+
+    def _figures(self, documents: int, tokens: int) -> str:
+        rate = self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
+        return f"{documents:,} documents, {tokens / 1e6:,.1f} M tokens, {rate:,.1f} MB/s"

@@ -1,0 +1,138 @@
+"""From offsets of a stream to places on disk: one table of segments, and the gather that reads through it.
+
+A segment is a run of tokens that are next to each other both in the stream and where they are kept. There are as many as
+there are (stream, commit) pairs, so the table stays small however large the store.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from lightning_lance.errors import StoreError
+
+
+class Runs(NamedTuple):
+    """Pieces of windows: `count` tokens from `place` go to `row` of the batch, from `column` on. All (n,) int64."""
+
+    row: np.ndarray
+    column: np.ndarray
+    place: np.ndarray
+    count: np.ndarray
+
+
+@dataclass(frozen=True)
+class SegmentTable:
+    """Segments in the order of the stream.
+
+    Attributes:
+        starts: (n + 1,) int64 offsets in the stream: segment i holds the tokens from `starts[i]` to `starts[i + 1]`.
+        places: (n,) int64 place of the first token of each segment, in tokens.
+    """
+
+    starts: np.ndarray
+    places: np.ndarray
+
+    @classmethod
+    def from_blocks(cls, num_tokens: np.ndarray, places: np.ndarray, block: int) -> SegmentTable:
+        """Join blocks that follow each other.
+
+        Args:
+            num_tokens: (n,) valid tokens of each block, in the order of the stream.
+            places: (n,) place of the first token of each block, in tokens.
+            block: Tokens in a full block.
+        """
+        if not len(places):
+            return cls(np.zeros(1, np.int64), np.empty(0, np.int64))
+        breaks = (num_tokens[:-1] != block) | (np.diff(places) != block)
+        first = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+        offsets = np.concatenate([[0], np.cumsum(num_tokens, dtype=np.int64)])
+        return cls(np.append(offsets[first], offsets[-1]), places[first].astype(np.int64))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all segments."""
+        return int(self.starts[-1])
+
+    def check(self, starts: np.ndarray, length: int) -> None:
+        """Refuse windows that are not whole in the stream.
+
+        Raises:
+            StoreError: If one begins before the first token or ends after the last.
+        """
+        if length < 0 or (len(starts) and (int(starts.min()) < 0 or int(starts.max()) + length > self.num_tokens)):
+            raise StoreError(
+                f"Windows of {length} tokens start at {int(starts.min())} to {int(starts.max())}, but the stream has "
+                f"{self.num_tokens} tokens: a window must lie in it whole."
+            )
+
+    def whole(self, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Locate windows: (n,) places of their first tokens, and (n,) whether all the tokens follow there."""
+        segment = np.searchsorted(self.starts, starts, side="right") - 1
+        return starts - self.starts[segment] + self.places[segment], starts + length <= self.starts[segment + 1]
+
+    def runs(self, starts: np.ndarray, length: int) -> Runs:
+        """Cut windows of `length` tokens at the borders of the segments."""
+        rows, columns, places, counts = [], [], [], []
+        row, column = np.arange(len(starts)), np.zeros(len(starts), np.int64)
+        while len(row):
+            at = starts[row] + column
+            segment = np.searchsorted(self.starts, at, side="right") - 1
+            count = np.minimum(self.starts[segment + 1] - at, length - column)
+            rows.append(row)
+            columns.append(column)
+            places.append(at - self.starts[segment] + self.places[segment])
+            counts.append(count)
+            more = column + count < length
+            row, column = row[more], (column + count)[more]
+        empty = [np.empty(0, np.int64)]
+        return Runs(*(np.concatenate(part or empty) for part in (rows, columns, places, counts)))
+
+
+class MappedFiles:
+    """Local files mapped into memory, with one address space of tokens over all of them.
+
+    The files lie where the operating system put them. A view with a stride of one token over the whole range of addresses
+    turns any place into a row index, so windows of many files are still one vectorised gather. What lies between the files
+    is never touched: places come from the segment table only, which `SegmentTable.check` guards.
+
+    Args:
+        files: Local files.
+        dtype: Of the tokens.
+    """
+
+    def __init__(self, files: Sequence[str | Path], dtype: np.dtype[Any]) -> None:
+        self._maps = []
+        for file in files:
+            with Path(file).open("rb") as stream:
+                self._maps.append(np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8))
+        addresses = np.asarray([mapped.ctypes.data for mapped in self._maps], dtype=np.int64)
+        lowest = int(addresses.argmin())
+        self._item = dtype.itemsize
+        self._bytes_before = addresses - addresses[lowest]
+        span = max(int(before) + len(mapped) for before, mapped in zip(self._bytes_before, self._maps, strict=True))
+        self._span = span // self._item
+        usable = len(self._maps[lowest]) // self._item * self._item
+        self._base = self._maps[lowest][:usable].view(dtype)
+
+    def place(self, file: int, offset: int) -> int:
+        """Give the place, in tokens, of a byte offset of a file.
+
+        Raises:
+            StoreError: If the offset is not a multiple of the token size.
+        """
+        place, rest = divmod(int(self._bytes_before[file]) + offset, self._item)
+        if rest:
+            raise StoreError(f"Tokens at byte {offset} are not aligned to {self._item} bytes, so they cannot be mapped.")
+        return place
+
+    def gather(self, places: np.ndarray, length: int) -> np.ndarray:
+        """Copy `length` tokens from each place: (n, length), of the dtype of the tokens."""
+        shape = (self._span - length + 1, length)
+        return as_strided(self._base, shape, (self._item, self._item), writeable=False)[places]

@@ -1,0 +1,41 @@
+"""Which documents are for validation: decided per document, before packing, by what it is and not by where it stands.
+
+A hash of the group key decides: the repository where there is one, else the text. So copies of a document, and files of
+one repository, are never on both sides; and a document keeps its side when the store grows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from lightning_lance.errors import ConfigError
+
+SPLITS = ("train", "val")
+
+
+def check_val_fraction(val_fraction: float) -> float:
+    """Refuse a share that is none.
+
+    Raises:
+        ConfigError: If it is not in [0, 1).
+    """
+    if not 0 <= val_fraction < 1:
+        raise ConfigError(f"val_fraction is {val_fraction}: expected a share of the documents, 0 <= val_fraction < 1.")
+    return float(val_fraction)
+
+
+def split_codes(groups: pa.Array, val_fraction: float) -> np.ndarray:
+    """Tell the split of each document.
+
+    Args:
+        groups: (n,) string or large_string group keys, no nulls.
+        val_fraction: Share of the groups that is for validation.
+
+    Returns:
+        (n,) int8 places in `SPLITS`.
+    """
+    limit = int(val_fraction * 2**64)
+    keys = groups.cast(pa.large_binary()).to_pylist()
+    return np.fromiter((xxhash.xxh3_64_intdigest(key) < limit for key in keys), dtype=np.int8, count=len(keys))

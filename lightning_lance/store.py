@@ -1,0 +1,322 @@
+"""The token store: a Lance dataset whose every commit holds tokens, and the source cursor after them, in one transaction.
+
+This is the only module that knows Lance.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import lance
+import numpy as np
+import pyarrow as pa
+from lance.file import LanceFileReader
+
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.segments import MappedFiles, SegmentTable
+from lightning_lance.splits import SPLITS
+
+FORMAT_VERSION = 1
+_PROPERTY = "lightning_lance"
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What a commit says beside its tokens. All counts are of the whole store, up to and with this commit.
+
+    Attributes:
+        fingerprint: Hash of the recipe.
+        recipe: All that decides the stored tokens; JSON types.
+        pin: What finds the same shards again (`OpenedSource.pin`).
+        shards: Hash of the names of the shards, in reading order.
+        eos_token: The token that ends every document.
+        eos_id: Its id.
+        vocab_size: Largest id of the tokenizer plus one.
+        shard: Cursor: place of the shard to read next.
+        row: Cursor: first row of that shard that is not in the store.
+        documents: Documents.
+        tokens: Tokens, EOS included.
+        text_bytes: Bytes of text.
+        skipped: Documents left out, by reason (`null`, `empty`).
+        languages: Documents by language.
+        exhausted: Whether the source has no more documents.
+    """
+
+    fingerprint: str
+    recipe: dict[str, Any]
+    pin: dict[str, Any]
+    shards: str
+    eos_token: str
+    eos_id: int
+    vocab_size: int
+    shard: int = 0
+    row: int = 0
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    languages: dict[str, int] = field(default_factory=dict)
+    exhausted: bool = False
+
+
+class StreamExtent(NamedTuple):
+    """Where a stream lies among the tokens of its split: `num_tokens` tokens from `start` on."""
+
+    language: str
+    start: int
+    num_tokens: int
+
+
+def append_commit(uri: str, rows: pa.Table, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
+    """Add rows and their commit note in one transaction; makes the store if there is none. Returns the new version."""
+    exists = _dataset(uri, None, storage_options) is not None
+    written = lance.write_dataset(
+        rows,
+        uri,
+        mode="append" if exists else "create",
+        transaction_properties={_PROPERTY: json.dumps(asdict(commit))},
+        storage_options=dict(storage_options or {}) or None,
+    )
+    return int(written.version)
+
+
+def last_commit(uri: str, version: int | None = None, storage_options: Mapping[str, str] | None = None) -> Commit | None:
+    """Read the note of the last commit up to a version; None if there is no store.
+
+    Raises:
+        StoreError: If what is there is no token store.
+    """
+    dataset = _dataset(uri, version, storage_options)
+    return None if dataset is None else _commit_of(dataset, uri)
+
+
+def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:
+    """Find the first version whose commit note passes a test that all later ones pass too.
+
+    Raises:
+        StoreError: If there is no store, or none passes.
+    """
+    dataset = _dataset(uri, None, storage_options)
+    versions = [] if dataset is None else sorted(int(entry["version"]) for entry in dataset.versions())
+    place = bisect.bisect_left(versions, True, key=lambda version: holds(_commit_at(uri, version, storage_options)))
+    if place == len(versions):
+        raise StoreError(f"No version of the token store {uri!r} is complete: run 'lightning-lance prepare' again.")
+    return versions[place]
+
+
+def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None) -> Commit:
+    commit = last_commit(uri, version, storage_options)
+    if commit is None:
+        raise StoreError(f"Version {version} of the token store {uri!r} is gone: it was removed while it was read.")
+    return commit
+
+
+def _dataset(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
+    try:
+        return lance.dataset(uri, version=version, storage_options=dict(storage_options or {}) or None)
+    except (ValueError, OSError) as error:
+        if "not found" in str(error).lower():
+            return None
+        raise StoreError(f"The token store {uri!r} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+
+
+def _commit_of(dataset: Any, uri: str) -> Commit:
+    # Other writes (a deletion, a compaction) make versions that carry no note: the one before them still holds.
+    for version in range(int(dataset.version), 0, -1):
+        try:
+            note = (dataset.read_transaction(version).transaction_properties or {}).get(_PROPERTY)
+        except (ValueError, OSError):
+            break
+        if note is not None:
+            return Commit(**json.loads(note))
+    raise StoreError(f"The Lance dataset {uri!r} is no token store: none of its versions was committed by this package.")
+
+
+class TokenStore:
+    """A token store, opened for reading at one version. Safe to use from several threads.
+
+    Make it with `TokenStore.open`.
+
+    Attributes:
+        uri: Where it is.
+        version: The Lance version that is read.
+        commit: The note of the last commit.
+        dtype: uint16 or uint32, of the tokens.
+        reader: `mapped` (local files in memory) or `take` (blocks by Lance).
+    """
+
+    def __init__(self, uri: str, dataset: Any, reader: Literal["auto", "mapped", "take"]) -> None:
+        self.uri = uri
+        self.version = int(dataset.version)
+        self.commit = _commit_of(dataset, uri)
+        if self.commit.recipe.get("format") != FORMAT_VERSION:
+            raise StoreError(
+                f"The token store {uri!r} has format {self.commit.recipe.get('format')}, this version of lightning-lance "
+                f"reads format {FORMAT_VERSION}: build it again, or install the version that wrote it."
+            )
+        self._dataset = dataset
+        tokens = dataset.schema.field("tokens").type
+        self._block = int(tokens.list_size)
+        self.dtype: np.dtype[Any] = np.dtype(tokens.value_type.to_pandas_dtype())
+        mapped = None if reader == "take" else self._map()
+        if mapped is None and reader == "mapped":
+            raise StoreError(f"The token store {uri!r} cannot be mapped into memory here: use reader='auto'.")
+        self._mapped, places = mapped or (None, None)
+        self.reader = "take" if self._mapped is None else "mapped"
+        self._segments: dict[str, SegmentTable] = {}
+        self._streams: dict[str, list[StreamExtent]] = {}
+        self._index(places)
+
+    @classmethod
+    def open(
+        cls,
+        uri: str | Path,
+        version: int | None = None,
+        storage_options: Mapping[str, str] | None = None,
+        reader: Literal["auto", "mapped", "take"] = "auto",
+    ) -> TokenStore:
+        """Open a store.
+
+        Args:
+            uri: Local folder, or object store URL.
+            version: Version to read; None reads the last one. What is committed later is not seen.
+            storage_options: Credentials and such for object stores, as Lance takes them.
+            reader: `auto` maps local files and falls back to `take`; the others leave no choice.
+
+        Raises:
+            StoreError: If there is no committed store.
+        """
+        dataset = _dataset(str(uri), version, storage_options)
+        if dataset is None:
+            what = f"version {version} of a token store" if version is not None else "token store"
+            raise StoreError(f"There is no committed {what} at {str(uri)!r}: run 'lightning-lance prepare' first.")
+        return cls(str(uri), dataset, reader)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decided the stored tokens."""
+        return self.commit.fingerprint
+
+    def num_tokens(self, split: str = "train") -> int:
+        """Count the tokens of a split, EOS included."""
+        return self._table(split).num_tokens
+
+    def streams(self, split: str = "train") -> list[StreamExtent]:
+        """List the streams of a split, by language, as they follow each other in `read`."""
+        self._table(split)
+        return self._streams[split]
+
+    def read(self, starts: np.ndarray, length: int, split: str = "train") -> np.ndarray:
+        """Read windows.
+
+        Args:
+            starts: (n,) integers: offsets of the first tokens among the tokens of the split.
+            length: Tokens per window.
+            split: `train` or `val`.
+
+        Returns:
+            (n, length) tokens, of `dtype`.
+
+        Raises:
+            StoreError: If a window does not lie whole in the split.
+        """
+        table = self._table(split)
+        starts = np.asarray(starts, dtype=np.int64)
+        table.check(starts, length)
+        if self._mapped is None:
+            return self._take(table, starts, length)
+        places, whole = table.whole(starts, length)
+        if whole.all():
+            return self._mapped.gather(places, length)
+        windows = np.empty((len(starts), length), self.dtype)
+        windows[whole] = self._mapped.gather(places[whole], length)
+        cut = np.flatnonzero(~whole)
+        for row, column, place, count in zip(*table.runs(starts[cut], length), strict=True):
+            windows[cut[row], column : column + count] = self._mapped.gather(place[None], int(count))[0]
+        return windows
+
+    def _take(self, table: SegmentTable, starts: np.ndarray, length: int) -> np.ndarray:
+        windows = np.empty((len(starts), length), self.dtype)
+        runs = table.runs(starts, length)
+        first, last = runs.place // self._block, (runs.place + runs.count - 1) // self._block
+        spans = [first + i for i in range(int((last - first).max(initial=-1)) + 1)]
+        rows = np.unique(np.concatenate([span[span <= last] for span in spans])) if spans else np.empty(0, np.int64)
+        blocks = self._blocks(rows).reshape(-1)
+        # The blocks of a run are neighbours in the store, so they are neighbours here.
+        at = np.searchsorted(rows, first) * self._block + runs.place % self._block
+        for row, column, place, count in zip(runs.row, runs.column, at, runs.count, strict=True):
+            windows[row, column : column + count] = blocks[place : place + count]
+        return windows
+
+    def _blocks(self, rows: np.ndarray) -> np.ndarray:
+        if not len(rows):
+            return np.empty((0, self._block), self.dtype)
+        tokens = self._dataset.take(rows.tolist(), columns=["tokens"]).column("tokens").combine_chunks()
+        return np.asarray(tokens.flatten()).reshape(len(rows), self._block)
+
+    def _table(self, split: str) -> SegmentTable:
+        if split not in self._segments:
+            raise ConfigError(f"There is no split {split!r}: a token store has {' and '.join(SPLITS)}.")
+        return self._segments[split]
+
+    def _index(self, places: np.ndarray | None) -> None:
+        columns = self._dataset.to_table(columns=["num_tokens", "split", "language"])
+        num_tokens = np.asarray(columns.column("num_tokens"))
+        if places is None:
+            places = np.arange(len(num_tokens)) * self._block
+        splits = columns.column("split").to_numpy()
+        encoded = columns.column("language").combine_chunks().dictionary_encode()
+        names = encoded.dictionary.to_pylist()
+        rank = np.argsort(np.argsort(names)) if names else np.empty(0, np.int64)
+        languages = rank[np.asarray(encoded.indices)]
+        for split in SPLITS:
+            rows = np.flatnonzero(splits == split)
+            rows = rows[np.argsort(languages[rows], kind="stable")]
+            self._segments[split] = SegmentTable.from_blocks(num_tokens[rows], places[rows], self._block)
+            counts = np.bincount(languages[rows], weights=num_tokens[rows], minlength=len(names)).astype(np.int64)
+            starts = np.cumsum(counts) - counts
+            self._streams[split] = [
+                StreamExtent(name, int(start), int(count))
+                for name, start, count in zip(sorted(names), starts, counts, strict=True)
+                if count
+            ]
+
+    def _map(self) -> tuple[MappedFiles, np.ndarray] | None:
+        """Map the token pages, and give the place of each row; None where Lance's layout or the disk does not allow it."""
+        if "://" in self.uri:
+            return None
+        row_bytes = self._block * self.dtype.itemsize
+        files, pages = [], []
+        for fragment in self._dataset.get_fragments():
+            data_files = fragment.data_files()
+            if fragment.num_deletions or len(data_files) != 1:
+                return None
+            file = Path(self.uri, "data", data_files[0].path)
+            if not file.is_file():
+                return None
+            # The tokens are the first column of the schema, so they are the first one of every file.
+            buffers = [page.buffers for page in LanceFileReader(str(file)).metadata().columns[0].pages]
+            if any(len(parts) != 1 or parts[0].size % row_bytes for parts in buffers):
+                return None
+            if sum(parts[0].size for parts in buffers) != fragment.physical_rows * row_bytes:
+                return None
+            pages += [(len(files), parts[0].position, parts[0].size // row_bytes) for parts in buffers]
+            files.append(file)
+        if not files:
+            return None
+        mapped = MappedFiles(files, self.dtype)
+        try:
+            firsts = [(mapped.place(file, position), count) for file, position, count in pages]
+        except StoreError:
+            return None
+        places = np.concatenate([first + np.arange(count) * self._block for first, count in firsts])
+        ends = np.cumsum([count for _, count in firsts])
+        check = np.unique(np.concatenate([ends - 1, ends - [count for _, count in firsts]]))
+        if not np.array_equal(mapped.gather(places[check], self._block), self._blocks(check)):
+            return None
+        return mapped, places

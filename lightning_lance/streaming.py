@@ -1,0 +1,257 @@
+"""Documents by way of the `datasets` library: any Hub dataset, and Parquet or JSON files local, on the Hub or in a bucket."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import and_
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from lightning_lance.documents import TextFilter, document_batch, select_columns
+from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.languages import check_languages, folder_language, language_of_path, path_filter
+from lightning_lance.sources import BATCH_ROWS, OpenedSource, content_identity, shard_order
+
+_HUB_FILE = re.compile(r"^hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<rest>.+)$")
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """Documents that `datasets` streams as Arrow batches: nothing is downloaded whole, and no Python rows are made.
+
+    The language of a document comes from `language_column`; or from the extension of its path, where `extensions` is
+    given; or from the folder of its file, where `data_files` has `{language}` in place of that folder. Without any of
+    these, all documents are of one language, the empty string.
+
+    Attributes:
+        path: Name of a Hub dataset (`HuggingFaceFW/fineweb`), or of a file format of `datasets` (`parquet`, `json`).
+        columns: Our word to the source's column: `text` is needed; `repo` (the group key of the split), `path`,
+            `license` and any other word are kept with each document.
+        config: Configuration ("subset") of a Hub dataset.
+        data_files: Globs of files, local or with a protocol (`hf://datasets/...`, `s3://...`); `.gz` and `.zst` are read.
+        split: The source's own split to read.
+        revision: Branch, tag or commit of a Hub dataset. A build pins the commit that it first saw.
+        languages: Languages to keep; empty keeps all.
+        language_column: Column that holds the language.
+        extensions: Language to its extensions; needs the word `path` in `columns`.
+        where: Column to the values to keep, such as `{"license": ["mit", "apache-2.0"]}`; pushed down into the reader.
+        text_filter: Texts to keep.
+        shard_seed: Seed of the order in which shards are read; None keeps the order of the listing.
+        storage_options: For the file system of `data_files`, such as `{"endpoint_url": "http://..."}` for s3.
+        name: Short name, for folders and messages.
+    """
+
+    path: str
+    columns: Mapping[str, str] = field(default_factory=lambda: {"text": "text"})
+    config: str | None = None
+    data_files: Sequence[str] = ()
+    split: str = "train"
+    revision: str | None = None
+    languages: Sequence[str] = ()
+    language_column: str | None = None
+    extensions: Mapping[str, Sequence[str]] | None = None
+    where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    text_filter: TextFilter = TextFilter()
+    shard_seed: int | None = 0
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = "dataset"
+
+    def __post_init__(self) -> None:
+        if "text" not in self.columns:
+            raise ConfigError(
+                f"source.columns of {self.name!r} gives no column for 'text': got {dict(self.columns)}, "
+                "expected {'text': NAME, ...}."
+            )
+        if isinstance(self.data_files, str):
+            raise ConfigError(f"source.data_files is the string {self.data_files!r}: write a list, [{self.data_files}].")
+        if self.extensions is not None:
+            if "path" not in self.columns:
+                raise ConfigError(
+                    f"Source {self.name!r} takes the language from the extension, but source.columns has no 'path'."
+                )
+            check_languages(self.languages, [*self.extensions], f"Source {self.name!r}")
+        if self.languages and not (self.language_column or self.extensions or self._folders):
+            raise ConfigError(
+                f"Source {self.name!r} has no languages, got languages={list(self.languages)}: leave languages empty, or "
+                "give source.language_column or source.extensions."
+            )
+
+    @property
+    def wanted(self) -> Sequence[str]:
+        return sorted(self.languages)
+
+    @property
+    def metadata(self) -> Sequence[str]:
+        return tuple(word for word in self.columns if word != "text")
+
+    @property
+    def _folders(self) -> bool:
+        return any("{language}" in pattern for pattern in self.data_files)
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the documents come from the Hugging Face Hub."""
+        if self.data_files:
+            return all(pattern.startswith("hf://") for pattern in self.data_files)
+        return not Path(self.path).exists()
+
+    def patterns(self, revision: str | None = None) -> list[str]:
+        """Give the globs of the wanted languages, at a revision where they are on the Hub."""
+        patterns = []
+        for pattern in self.data_files:
+            languages = self.wanted or ["*"]
+            for language in languages if "{language}" in pattern else [""]:
+                filled = pattern.replace("{language}", language)
+                match = _HUB_FILE.match(filled)
+                if match and revision and not match["revision"]:
+                    filled = f"hf://datasets/{match['repo']}@{revision}/{match['rest']}"
+                patterns.append(filled)
+        return patterns
+
+    def filters(self) -> pc.Expression | None:
+        """Give the row filter that the reader applies, None for none."""
+        terms = [pc.field(column).isin(list(values)) for column, values in sorted(self.where.items())]
+        if self.languages and self.language_column:
+            terms.append(pc.field(self.language_column).isin(list(self.wanted)))
+        elif self.languages and self.extensions is not None:
+            terms.append(path_filter(self.columns["path"], self.wanted, self.extensions))
+        return reduce(and_, terms) if terms else None
+
+    def identity(self) -> dict[str, Any]:
+        decides = {
+            "kind": "datasets",
+            "path": self.path,
+            "config": self.config,
+            "split": self.split,
+            "revision": self.revision,
+            "data_files": list(self.data_files),
+            "columns": dict(self.columns),
+            "languages": self.wanted,
+            "language_column": self.language_column,
+            "extensions": self.extensions and {name: sorted(tails) for name, tails in self.extensions.items()},
+            "where": {column: sorted(values, key=str) for column, values in self.where.items()},
+            "text_filter": vars(self.text_filter).copy(),
+            "shard_seed": self.shard_seed,
+        }
+        if not self.on_hub:
+            files = _OpenedDataset(self, None).files
+            decides.pop("data_files")
+            decides["files"] = _files_identity(files, self.storage_options)
+        return decides
+
+    def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
+        return _OpenedDataset(self, (pin or {}).get("revision") or self.revision)
+
+
+def _files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> str:
+    if not any("://" in file for file in files):
+        root = Path(files[0]).parent if len(files) == 1 else Path(_common_folder(files))
+        return content_identity(files, root)
+    import fsspec
+
+    digest = xxhash.xxh3_128()
+    for file in files:
+        fs, path = fsspec.core.url_to_fs(file, **storage_options)
+        info = fs.info(path)
+        etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
+        digest.update(f"{file}\0{info['size']}\0{etag}\0".encode())
+    return digest.hexdigest()
+
+
+def _common_folder(files: Sequence[str]) -> str:
+    import os.path
+
+    return os.path.commonpath([str(Path(file).parent) for file in files])
+
+
+class _OpenedDataset:
+    def __init__(self, source: DatasetSource, revision: str | None) -> None:
+        from lightning_lance.access import open_builder
+
+        self._source = source
+        self._builder = open_builder(source, revision)
+        listed = (self._builder.config.data_files or {}).get(source.split)
+        if not listed:
+            splits = ", ".join(self._builder.config.data_files or {}) or "none"
+            raise ConfigError(f"Source {source.name!r} has no split {source.split!r}: there are {splits}.")
+        self.files: list[str] = [str(file) for file in listed]
+        self._order = shard_order(len(self.files), source.shard_seed)
+        self._dataset: Any = None
+        config = self._builder.config
+        for key, value in (("batch_size", BATCH_ROWS), ("columns", self._column_names()), ("filters", source.filters())):
+            if hasattr(config, key):
+                setattr(config, key, value)
+        self._filtered_by_reader = hasattr(config, "filters")
+
+    def _column_names(self) -> list[str]:
+        source = self._source
+        extra = [source.language_column] if source.language_column else []
+        return list(dict.fromkeys([*source.columns.values(), *extra, *source.where]))
+
+    @property
+    def shards(self) -> Sequence[str]:
+        return [self.files[i] for i in self._order]
+
+    @property
+    def pin(self) -> dict[str, Any]:
+        revisions = {match["revision"] for match in map(_HUB_FILE.match, self.files) if match}
+        return {"revision": revisions.pop()} if len(revisions) == 1 else {}
+
+    def languages(self) -> list[str]:
+        source = self._source
+        if not source.language_column:
+            return sorted(source.extensions or ())
+        self._builder.config.filters = None
+        column = _stream(self._builder, source.split).select_columns([source.language_column])
+        shard = column.shard(num_shards=len(self.files), index=int(self._order[0])).with_format("arrow")
+        found: set[str] = set()
+        for table in shard.iter(batch_size=BATCH_ROWS):
+            found.update(str(value) for value in pc.unique(table.column(0)).to_pylist())
+        return sorted(found)
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        source = self._source
+        if self._dataset is None:
+            self._dataset = _stream(self._builder, source.split).with_format("arrow")
+        place = int(self._order[shard])
+        # One data file is one shard of the streamed dataset, in the same order.
+        batches = self._dataset.shard(num_shards=len(self.files), index=place).iter(batch_size=BATCH_ROWS)
+        first = 0
+        try:
+            for table in batches:
+                if not self._filtered_by_reader and (expression := source.filters()) is not None:
+                    table = table.filter(expression)
+                skipped = min(max(row - first, 0), len(table))
+                if skipped < len(table):
+                    yield self._document_batch(table.slice(skipped), first + skipped, self.files[place])
+                first += len(table)
+        finally:
+            batches.close()
+
+    def _document_batch(self, table: pa.Table, first_row: int, file: str) -> pa.Table:
+        source = self._source
+        where = f"Source {source.name!r}"
+        columns = select_columns(table, source.columns, where)
+        if source.language_column:
+            languages = select_columns(table, {"language": source.language_column}, where)["language"]
+        elif source.extensions is not None:
+            languages = language_of_path(columns["path"], source.extensions)
+        else:
+            template = next((pattern for pattern in source.data_files if "{language}" in pattern), None)
+            language = "" if template is None else folder_language(file, template)
+            languages = pa.repeat(pa.scalar(language), len(table))
+        languages = pc.fill_null(languages, "")
+        return document_batch(columns, languages, first_row, source.wanted, source.text_filter)
+
+
+def _stream(builder: Any, split: str) -> Any:
+    # With filters or columns changed after the first call, the features of the builder would be stale.
+    builder.info.features = None
+    return builder.as_streaming_dataset(split=split)

@@ -1,0 +1,217 @@
+"""From texts to token ids, fast, and the same ids as the `tokenizers` library gives.
+
+Three rules hold for every tokenizer: text that spells a special token is encoded as plain text; nothing is added (no BOS, no
+template of a post-processor, no truncation); the EOS that ends a document is put there by the packing, not here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from lightning_lance.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+
+# What ends a document in the tokenizers that people pre-train with, most common spelling first.
+EOS_SPELLINGS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<EOS>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
+
+# A document of every batch is encoded twice to compare the engines; longer ones would slow a build down.
+_COMPARE_BYTES = 16_000
+_COMPARE_FIRST = 64
+
+
+class Encoded(NamedTuple):
+    """Token ids of n texts: `ids[offsets[i]:offsets[i + 1]]` are those of text i; (total,) uint32 and (n + 1,) int64."""
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Choose the smallest dtype that holds every id: uint16 for up to 65,536 ids, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+class Tokenizer:
+    """A `tokenizer.json`, encoded by gigatoken where it can and by the `tokenizers` library elsewhere.
+
+    Args:
+        spec: Text of a `tokenizer.json`.
+        eos_token: The token that ends a document; None takes the first of `EOS_SPELLINGS` that the tokenizer has.
+        engine: `auto`, or `tokenizers` to leave gigatoken out.
+
+    Raises:
+        ConfigError: If `spec` is no tokenizer, or has no such EOS token.
+    """
+
+    def __init__(self, spec: str, eos_token: str | None = None, engine: str = "auto") -> None:
+        import tokenizers
+
+        # Otherwise the library prints a warning in every process that forks after the first batch.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        try:
+            fields = json.loads(spec)
+            # A file may come with a template that adds BOS, or with the truncation of a fine-tuning run.
+            fields.update(post_processor=None, truncation=None, padding=None)
+            self._reference = tokenizers.Tokenizer.from_str(json.dumps(fields))
+        except Exception as error:  # the Rust library raises bare Exception
+            raise ConfigError(f"This is no tokenizer.json of the tokenizers library: {error}.") from error
+        self._reference.encode_special_tokens = True
+        vocabulary = self._reference.get_vocab(with_added_tokens=True)
+        spellings = [eos_token] if eos_token is not None else EOS_SPELLINGS
+        eos = next((token for token in spellings if token in vocabulary), None)
+        if eos is None:
+            special = [token["content"] for token in fields.get("added_tokens", []) if token["special"]]
+            raise ConfigError(
+                f"The tokenizer has no EOS token {eos_token or ' or '.join(EOS_SPELLINGS)!r}: set tokenizer.eos_token to "
+                f"one of its special tokens, {', '.join(special[:20]) or 'of which it has none'}."
+            )
+        self.eos_token = eos
+        self.eos_id: int = vocabulary[eos]
+        self.vocab_size: int = max(vocabulary.values()) + 1
+        self._fields = fields
+        canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False)
+        self.digest = xxhash.xxh3_128_hexdigest(f"{self.eos_id}\0{canonical}".encode())
+        self._fast = self._load_fast() if engine == "auto" else None
+        self._batches = 0
+
+    @property
+    def engine(self) -> str:
+        """The engine in use: `gigatoken` or `tokenizers`."""
+        return "tokenizers" if self._fast is None else "gigatoken"
+
+    def _load_fast(self) -> Any:
+        import gigatoken
+
+        # gigatoken would turn the spelling of a special token into its id; without these entries it is plain text.
+        plain = [token for token in self._fields.get("added_tokens") or [] if not token["special"]]
+        try:
+            return gigatoken.Tokenizer.from_json(json.dumps({**self._fields, "added_tokens": plain}))
+        except Exception as error:
+            _log.info("gigatoken cannot load this tokenizer (%s); the tokenizers library encodes instead.", error)
+            return None
+
+    def encode_batch(self, texts: pa.Array) -> Encoded:
+        """Encode texts.
+
+        A sample of each batch is encoded by `tokenizers` too; at the first difference gigatoken is not used any more.
+
+        Args:
+            texts: A large_string array without nulls.
+        """
+        if self._fast is not None and len(texts):
+            encoded = self._encode_fast(texts)
+            if encoded is not None and (different := self._first_difference(texts, encoded)) is None:
+                self._batches += 1
+                return encoded
+            reason = "failed" if encoded is None else f"gave other ids for the text {str(texts[different])[:60]!r}"
+            warnings.warn(
+                f"gigatoken {reason}: the tokenizers library encodes from here on, more slowly.", stacklevel=2
+            )
+            self._fast = None
+        return self._encode_reference(texts)
+
+    def _encode_fast(self, texts: pa.Array) -> Encoded | None:
+        import awkward as ak
+
+        offsets, data = _string_buffers(texts)
+        strings = ak.contents.ListOffsetArray(
+            ak.index.Index64(offsets),
+            ak.contents.NumpyArray(data, parameters={"__array__": "char"}),
+            parameters={"__array__": "string"},
+        )
+        try:
+            layout = self._fast.encode_batch(ak.Array(strings)).layout
+        except Exception as error:
+            _log.warning("gigatoken raised: %s", error)
+            return None
+        lows, ids = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
+        return Encoded(ids[lows[0] : lows[-1]], lows - lows[0])
+
+    def _encode_reference(self, texts: pa.Array) -> Encoded:
+        rows = [row.ids for row in self._reference.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)]
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        return Encoded(np.concatenate([np.asarray(row, np.uint32) for row in rows] or [np.empty(0, np.uint32)]), offsets)
+
+    def _first_difference(self, texts: pa.Array, encoded: Encoded) -> int | None:
+        sizes = np.diff(_string_buffers(texts)[0])
+        short = np.flatnonzero(sizes <= _COMPARE_BYTES)
+        if not len(short):
+            return None
+        # Evenly over the first batch, then another place in each.
+        count = _COMPARE_FIRST if self._batches == 0 else 1
+        picked = short[(np.arange(count) * len(short) // count + self._batches * 7919) % len(short)]
+        for i in np.unique(picked).tolist():
+            expected = self._reference.encode(str(texts[i]), add_special_tokens=False).ids
+            if not np.array_equal(encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]], expected):
+                return i
+        return None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Give the text of some ids, EOS spelled out."""
+        return str(self._reference.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    def to_json(self) -> str:
+        """Give the `tokenizer.json` in use: the file given, without post-processor, truncation and padding."""
+        return json.dumps(self._fields, ensure_ascii=False)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Make the tokenizer with one token per byte of UTF-8: ids 0 to 255, and 256 for EOS. Needs no file."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    # ByteLevel writes printable bytes as themselves and the others, in order, as the characters from U+0100 on.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
+    model = tokenizers.Tokenizer(models.BPE({characters[byte]: byte for byte in range(256)}, []))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens([EOS_SPELLINGS[0]])
+    return Tokenizer(model.to_str())
+
+
+def train_bpe(texts: Iterable[str] | Iterable[Sequence[str]], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016, over bytes as in GPT-2) with `<|endoftext|>` as EOS.
+
+    Args:
+        texts: Documents, or lists of documents.
+        vocab_size: Ids in all: 256 bytes, EOS, and merges.
+
+    Raises:
+        ConfigError: If `vocab_size` is below 257.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < 257:
+        raise ConfigError(f"tokenizer.vocab_size is {vocab_size}: 256 bytes and EOS need 257 at least.")
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_SPELLINGS[0]],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    model.train_from_iterator(texts, trainer)
+    return Tokenizer(model.to_str())
+
+
+def _string_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Lay numpy over the memory of a large_string array: (n + 1,) int64 offsets and the uint8 bytes."""
+    _, offsets, data = texts.buffers()
+    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1] if offsets else np.zeros(1, np.int64)
+    return ends, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)

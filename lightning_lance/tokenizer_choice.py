@@ -1,0 +1,161 @@
+"""Which tokenizer: a small frozen description, as a config holds it, that `load` turns into a `Tokenizer`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow.compute as pc
+import xxhash
+
+from lightning_lance.errors import ConfigError
+from lightning_lance.locking import only_one
+from lightning_lance.sources import Source
+from lightning_lance.tokenization import Tokenizer, byte_tokenizer, train_bpe
+
+_log = logging.getLogger(__name__)
+
+
+class TokenizerChoice(Protocol):
+    """A tokenizer that can be loaded."""
+
+    def load(self, source: Source | None, folder: Path) -> Tokenizer:
+        """Load the tokenizer.
+
+        Args:
+            source: What will be tokenized; only a tokenizer that is trained on it needs it.
+            folder: Where trained tokenizers are kept.
+
+        Raises:
+            ConfigError: If it cannot be had; says why, and what to do.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ByteChoice:
+    """One token per byte; needs no file, and makes about four times as many tokens as a BPE."""
+
+    def load(self, source: Source | None, folder: Path) -> Tokenizer:
+        """See `TokenizerChoice.load`."""
+        return byte_tokenizer()
+
+
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A `tokenizer.json`, or a folder that has one.
+
+    Attributes:
+        path: The file or folder.
+        eos_token: The token that ends a document; None finds it (in `tokenizer_config.json` beside the file, else by
+            its usual spellings).
+    """
+
+    path: str
+    eos_token: str | None = None
+
+    def load(self, source: Source | None, folder: Path) -> Tokenizer:
+        """See `TokenizerChoice.load`."""
+        file = Path(self.path).expanduser()
+        if file.is_dir():
+            file = file / "tokenizer.json"
+        if not file.is_file():
+            raise ConfigError(f"There is no tokenizer.json at {self.path!r}: give the file, or the folder that has it.")
+        eos = self.eos_token
+        beside = file.with_name("tokenizer_config.json")
+        if eos is None and beside.is_file():
+            eos = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
+            eos = eos["content"] if isinstance(eos, dict) else eos
+        return Tokenizer(file.read_text(encoding="utf-8"), eos)
+
+
+@dataclass(frozen=True)
+class PretrainedTokenizer:
+    """The tokenizer of a model on the Hugging Face Hub, or in a local folder that transformers can read.
+
+    Attributes:
+        model: Such as `gpt2`.
+        eos_token: The token that ends a document; None takes the model's own.
+        revision: Branch, tag or commit.
+        trust_remote_code: Whether code of the model's repository may run here.
+    """
+
+    model: str
+    eos_token: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def load(self, source: Source | None, folder: Path) -> Tokenizer:
+        """See `TokenizerChoice.load`."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                self.model, revision=self.revision or "main", trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {_cure(error, self.model)}.") from error
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ConfigError(
+                f"The tokenizer {self.model!r} has no tokenizer.json, which fast encoding needs: choose another, or convert "
+                "it and use tokenizer=file."
+            )
+        return Tokenizer(backend.to_str(), self.eos_token or tokenizer.eos_token)
+
+
+def _cure(error: Exception, model: str) -> str:
+    text = " ".join(str(error).split())
+    if "gated" in text.lower() or "401" in text or "403" in text:
+        return (
+            f"its repository is gated; accept the terms at https://huggingface.co/{model}, then run 'hf auth login' or set "
+            "HF_TOKEN"
+        )
+    if "trust_remote_code" in text:
+        return "it needs code of its repository; read that code, then set tokenizer.trust_remote_code=true"
+    return f"{text[:300].rstrip('.')}; check the name, and that the Hub can be reached, or use tokenizer=file"
+
+
+@dataclass(frozen=True)
+class TrainedBPE:
+    """A byte-level BPE tokenizer trained on the source itself, once, and kept beside the stores.
+
+    Attributes:
+        vocab_size: Ids in all, 257 at least.
+        train_bytes: How much text to train on, from the first documents that the source gives.
+    """
+
+    vocab_size: int = 8192
+    train_bytes: int = 64_000_000
+
+    def load(self, source: Source | None, folder: Path) -> Tokenizer:
+        """See `TokenizerChoice.load`."""
+        if source is None:
+            raise ConfigError("A trained tokenizer needs the source that it is trained on: give a source.")
+        recipe = json.dumps([source.identity(), self.vocab_size, self.train_bytes], sort_keys=True)
+        key = xxhash.xxh3_64_hexdigest(recipe.encode())
+        file = folder / f"{source.name}-bpe{self.vocab_size}-{key}.json"
+        if not file.exists():
+            with only_one(file.with_suffix(".lock"), "training the tokenizer"):
+                if not file.exists():
+                    _log.info("Training a tokenizer of %d ids on source %r.", self.vocab_size, source.name)
+                    tokenizer = train_bpe(self._texts(source), self.vocab_size)
+                    part = file.with_suffix(f".{os.getpid()}.part")
+                    part.write_text(tokenizer.to_json(), encoding="utf-8")
+                    part.replace(file)
+        return Tokenizer(file.read_text(encoding="utf-8"))
+
+    def _texts(self, source: Source) -> Iterator[list[str]]:
+        opened, left = source.open(), self.train_bytes
+        for shard in range(len(opened.shards)):
+            for batch in opened.read(shard, 0):
+                texts = batch.column("text").drop_null()
+                left -= pc.sum(pc.binary_length(texts)).as_py() or 0
+                yield texts.to_pylist()
+                if left <= 0:
+                    return

@@ -1,0 +1,149 @@
+"""The order of windows: pure functions of (key, epoch, position), with no list of windows anywhere.
+
+A window is `context_length + 1` consecutive tokens of one stream; neighbours share one token, so that every token but the
+first of a stream is a target once. Starts are offsets among the tokens of the split, as `TokenStore.read` takes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+
+from lightning_lance.errors import ConfigError
+from lightning_lance.store import StreamExtent
+
+Order = Literal["shuffle", "random", "sequential"]
+
+# Eight rounds, twice what a Feistel network needs to look random to a test that sees few of its pairs.
+_ROUNDS = 8
+
+
+def key_words(*parts: object, count: int = 1) -> np.ndarray:
+    """Hash values to uint64 words, (count,): the same on every machine and with every version of numpy."""
+    digest = hashlib.shake_256("\0".join(map(str, parts)).encode()).digest(8 * count)
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+
+def mix(words: np.ndarray) -> np.ndarray:
+    """Scramble uint64 words, one to one. The finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
+
+
+def permute(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """Evaluate a keyed pseudo-random permutation of range(size), in O(1) memory and time per position.
+
+    A Feistel network (Luby and Rackoff 1988) over the next power of two, with halves that may differ by a bit; a value
+    that falls outside is put through again until it falls inside (cycle walking: Black and Rogaway 2002), less than twice
+    on average.
+
+    Args:
+        positions: (n,) integers in [0, size).
+        size: How many there are, 1 to 2**62.
+        keys: (rounds,) uint64 keys of the rounds.
+
+    Returns:
+        (n,) int64, each position's place; all positions together give each of range(size) once.
+    """
+    bits = max(int(size - 1).bit_length(), 2)
+    low_bits = np.uint64(bits // 2)
+    low_mask = np.uint64((1 << (bits // 2)) - 1)
+    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+    values = positions.astype(np.uint64)
+    outside = np.arange(len(values))
+    while len(outside):
+        now = values[outside]
+        high, low = now >> low_bits, now & low_mask
+        for i, key in enumerate(keys):
+            if i % 2:
+                high = high ^ (mix(low + key) & high_mask)
+            else:
+                low = low ^ (mix(high + key) & low_mask)
+        now = (high << low_bits) | low
+        values[outside] = now
+        outside = outside[now >= np.uint64(size)]
+    return values.astype(np.int64)
+
+
+def windows_of(num_tokens: int, context_length: int, order: Order) -> int:
+    """Count the windows of one stream in an epoch.
+
+    In `sequential` order the first begins at the first token. In the other orders the borders move from epoch to epoch, by
+    up to the tokens that are left over; one window less leaves room for a whole `context_length` of shift, so that every
+    epoch has the same number of windows, and every token has its turn.
+    """
+    whole = (num_tokens - 1) // context_length if num_tokens else 0
+    return whole if order == "sequential" else max(num_tokens // context_length - 1, min(whole, 1))
+
+
+@dataclass(frozen=True)
+class WindowOrder:
+    """Which windows follow each other, in every epoch.
+
+    Attributes:
+        streams: The streams of the split.
+        context_length: Tokens that the model sees; a window has one more.
+        order: `shuffle` (each window once per epoch, in random order), `random` (drawn independently, at any offset, with
+            replacement), `sequential` (as stored).
+        key: What the random orders depend on besides the epoch: fingerprint and version of the store, and the seed.
+
+    Raises:
+        ConfigError: If `context_length` or `order` cannot be used.
+    """
+
+    streams: Sequence[StreamExtent]
+    context_length: int
+    order: Order
+    key: tuple[str, int, int]
+    _counts: np.ndarray = field(init=False, repr=False, compare=False)
+    _ends: np.ndarray = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.context_length < 1:
+            raise ConfigError(f"context_length is {self.context_length}: expected 1 or more tokens.")
+        if self.order not in get_args(Order):
+            raise ConfigError(f"order is {self.order!r}: expected one of {', '.join(get_args(Order))}.")
+        counts = [windows_of(stream.num_tokens, self.context_length, self.order) for stream in self.streams]
+        object.__setattr__(self, "_counts", np.asarray(counts, dtype=np.int64))
+        object.__setattr__(self, "_ends", np.cumsum(self._counts))
+
+    @property
+    def num_windows(self) -> int:
+        """Windows per epoch, the same in every epoch."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def starts(self, epoch: int, first: int, count: int) -> np.ndarray:
+        """Give the starts of the windows at positions `first` to `first + count - 1` of an epoch, as (count,) int64."""
+        positions = np.arange(first, first + count, dtype=np.int64)
+        if self.order == "random":
+            return self._random(epoch, positions)
+        if self.order == "shuffle":
+            keys = key_words(*self.key, "permutation", epoch, count=_ROUNDS)
+            positions = permute(positions, self.num_windows, keys)
+        stream = np.searchsorted(self._ends, positions, side="right")
+        within = positions - (self._ends - self._counts)[stream]
+        return self._bases(epoch)[stream] + within * self.context_length
+
+    def _bases(self, epoch: int) -> np.ndarray:
+        """Give the start of the first window of each stream: that of the stream, and in `shuffle` a random phase."""
+        bases = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
+        if self.order == "sequential":
+            return bases
+        room = np.asarray([stream.num_tokens for stream in self.streams]) - self._counts * self.context_length
+        draws = key_words(*self.key, "phase", epoch, count=len(bases))
+        return bases + (draws % np.maximum(room, 1).astype(np.uint64)).astype(np.int64)
+
+    def _random(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        # Offsets at which a window can begin, over all streams; 53 bits of the hash choose among them evenly.
+        possible = np.asarray([max(stream.num_tokens - self.context_length, 0) for stream in self.streams])
+        ends = np.cumsum(possible)
+        draws = mix(positions.astype(np.uint64) + key_words(*self.key, "random", epoch)[0])
+        places = ((draws >> np.uint64(11)) * 2.0**-53 * ends[-1]).astype(np.int64)
+        stream = np.searchsorted(ends, places, side="right")
+        bases = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
+        return bases[stream] + places - (ends - possible)[stream]

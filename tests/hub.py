@@ -1,0 +1,274 @@
+"""A small Hugging Face Hub on 127.0.0.1, for tests of what reads from the real one.
+
+The real clients (`datasets`, `huggingface_hub`, `transformers`) work against it with `HF_ENDPOINT`. They read that
+variable when they are imported, so tests start them in another process: `Hub.run`, or any process with
+`Hub.environment`. Statuses, headers and messages are those of the real Hub for a user who is not logged in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import lru_cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlsplit
+
+_DATE = "2024-01-01T00:00:00.000Z"
+_CHUNK = 1 << 16  # bytes; a reader that goes away is noticed, and no longer counted, after this many
+
+
+@dataclass
+class Request:
+    """One request that the hub received.
+
+    Attributes:
+        method: The HTTP method.
+        path: The path as sent, with its query. A full URL where a client wanted another host than the hub.
+        repo: `datasets/owner/name` or `models/owner/name`; empty if the path names none.
+        file: Path in the repository of the file whose content or metadata was asked for; else empty.
+        range: The `Range` header, or None.
+        status: The HTTP status of the answer.
+        sent: Bytes of the file's content in the answer.
+    """
+
+    method: str
+    path: str
+    repo: str = ""
+    file: str = ""
+    range: str | None = None
+    status: int = 0
+    sent: int = 0
+
+
+class Hub:
+    """Serves the repositories under a folder: `folder/datasets/owner/name/...` and `folder/models/owner/name/...`.
+
+    A repository has one revision, "main", whose sha is made from the files' names and contents.
+
+    Attributes:
+        folder: Where the repositories are. Read on each request: files may be added while the hub runs.
+        endpoint: The hub's URL, without a slash at the end.
+        gated: Names ("owner/name") whose files nobody may read. As on the real Hub, anybody may list them.
+        page_size: Entries per page of a tree listing.
+        requests: What was asked for so far; `requests.clear()` starts over.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Binds a free port, but answers only once entered as a context.
+
+        Args:
+            folder: See the class.
+        """
+        self.folder = Path(folder)
+        self.gated: set[str] = set()
+        self.page_size = 1000
+        self.requests: list[Request] = []
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.hub = self
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Hub:
+        """Starts to answer, in threads of this process."""
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Stops answering and frees the port."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def sha(self, repo: str) -> str:
+        """The commit that "main" points to now; `repo` as in `Request.repo`."""
+        listing = "".join(f"{path} {_digest(entry)}\n" for path, entry in self.entries(repo).items() if entry.is_file())
+        return hashlib.sha1(f"{repo}\n{listing}".encode()).hexdigest()
+
+    def bytes_served(self, file_glob: str = "*") -> int:
+        """Bytes of content sent of the files whose path in their repository matches."""
+        return sum(request.sent for request in self.requests if fnmatch(request.file, file_glob))
+
+    def opened(self) -> set[str]:
+        """Paths, in their repositories, of the files of which content was sent."""
+        return {request.file for request in self.requests if request.sent}
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """The environment for a process whose Hub this is, and that can reach no other host over HTTP.
+
+        Args:
+            home: Folder for the caches, as `HF_HOME`. A new one starts without a cache.
+        """
+        private = re.compile(r"(HF|HUGGING\w*|TRANSFORMERS|DATASETS)_|\w+_PROXY$", re.IGNORECASE)
+        return {name: value for name, value in os.environ.items() if not private.match(name)} | {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # else `datasets` asks s3.amazonaws.com
+            "TOKENIZERS_PARALLELISM": "false",
+            # `datasets` asks datasets-server.<endpoint's host>: let that, and all else, end here in a 404
+            "HTTP_PROXY": self.endpoint,
+            "HTTPS_PROXY": self.endpoint,
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+
+    def run(self, script: str, home: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Runs Python source in a new process with `environment(home)`, in the folder `home`, and captures its output.
+
+        Raises:
+            subprocess.TimeoutExpired: It took longer than `timeout` seconds.
+        """
+        home.mkdir(parents=True, exist_ok=True)
+        command, environment = [sys.executable, "-c", script], self.environment(home)
+        return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=timeout)
+
+    def entries(self, repo: str) -> dict[str, Path]:
+        """The files and folders of a repository: path in the repository -> path on this disk."""
+        root = self.folder / repo
+        return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*"))}
+
+
+def _digest(file: Path) -> str:
+    return _sha256(file, file.stat().st_size, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256(file: Path, size: int, modified: int) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+class _Server(ThreadingHTTPServer):
+    hub: Hub
+    request_queue_size = 64  # `datasets` and `huggingface_hub` ask with up to 16 threads
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a reader may go away in the middle of a file
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+class _HubError(Exception):
+    def __init__(self, status: int, message: str, code: str = "", **headers: str) -> None:
+        self.status, self.message = status, message
+        named = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
+        self.headers = named | {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a small answer may wait 40 ms for an acknowledgement
+
+    # /api/datasets/owner/name[/action[/revision[/path]]], /datasets/owner/name/resolve/..., /owner/name/resolve/...
+    route = re.compile(r"/(api/)?(?:(datasets|models)/)?([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/(.+))?)?)?")
+
+    def log_message(self, *args: object) -> None:
+        """Keeps the tests' output quiet."""
+
+    def answer(self) -> None:
+        self.form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
+        self.record = Request(self.command, self.path, range=self.headers.get("Range"))
+        self.server.hub.requests.append(self.record)
+        try:
+            self.send_answer()
+        except _HubError as error:
+            self.send_json({"error": error.message}, error.headers, error.status)
+
+    do_GET = do_HEAD = do_POST = do_CONNECT = answer  # noqa: N815
+
+    def send_answer(self) -> None:
+        hub, url = self.server.hub, urlsplit(self.path)
+        match = self.route.fullmatch(url.path)
+        if url.netloc or not match:  # netloc: the client takes us for the proxy to another host
+            raise _HubError(404, "Not found")
+        api, kind, name, action, revision, path = (unquote(part or "") for part in match.groups())
+        repo = self.record.repo = f"{kind or 'models'}/{name}"
+        if not (hub.folder / repo).is_dir():
+            raise _HubError(401, "Invalid username or password.", "RepoNotFound")
+        if name in hub.gated and action in ("resolve", "auth-check"):
+            message = f"Access to {kind[:-1] or 'model'} {name} is restricted. You must have access to it and be"
+            raise _HubError(401, f"{message} authenticated to access it. Please log in.", "GatedRepo")
+        sha, entries = hub.sha(repo), hub.entries(repo)
+        if revision not in ("", "main", sha):
+            raise _HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+        if action == "resolve" and not api:
+            self.send_file(path, entries.get(path), sha)
+        elif action == "tree":
+            self.send_tree(path, entries, parse_qs(url.query))
+        elif action == "paths-info":
+            self.send_json([_describe(path, entries[path]) for path in self.form["paths"] if path in entries])
+        elif action == "refs":
+            main = {"name": "main", "ref": "refs/heads/main", "targetCommit": sha}
+            self.send_json({"branches": [main], "converts": [], "tags": [], "pullRequests": []})
+        elif action == "commits":
+            self.send_json([{"id": sha, "title": "", "message": "", "date": _DATE, "authors": [{"user": "nobody"}]}])
+        elif action in ("", "revision", "auth-check"):
+            files = [{"rfilename": path} for path, place in entries.items() if place.is_file()]
+            info = {"id": name, "sha": sha, "private": False, "disabled": False, "siblings": files, "tags": []}
+            self.send_json(info | {"gated": "auto" if name in hub.gated else False, "lastModified": _DATE})
+        else:
+            raise _HubError(404, "Not found")
+
+    def send_tree(self, path: str, entries: dict[str, Path], query: dict[str, list[str]]) -> None:
+        prefix = f"{path}/" if path else ""
+        deep = query.get("recursive") == ["true"]
+        below = [entry for entry in entries if entry.startswith(prefix) and (deep or "/" not in entry[len(prefix) :])]
+        if path and not below:
+            raise _HubError(404, f"{path} does not exist", "EntryNotFound")
+        start = int(query.get("cursor", ["0"])[0])
+        stop = start + self.server.hub.page_size
+        following = f"{self.server.hub.endpoint}{self.path.partition('&cursor=')[0]}&cursor={stop}"
+        page = [_describe(entry, entries[entry]) for entry in below[start:stop]]
+        self.send_json(page, {"Link": f'<{following}>; rel="next"'} if stop < len(below) else {})
+
+    def send_file(self, path: str, file: Path | None, sha: str) -> None:
+        self.record.file = path
+        if file is None or not file.is_file():
+            raise _HubError(404, "Entry not found", "EntryNotFound", X_Repo_Commit=sha)
+        size = file.stat().st_size
+        start, stop, status, extra = 0, size, 200, {}
+        if match := re.fullmatch(r"bytes=(\d+)-(\d*)|bytes=-(\d+)", self.record.range or ""):
+            first, last, tail = match.groups()
+            start = int(first) if first else max(0, size - int(tail))
+            stop = min(size, int(last) + 1) if last else size
+            if start >= stop:
+                raise _HubError(416, "Range Not Satisfiable", Content_Range=f"bytes */{size}")
+            status, extra = 206, {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}
+        etag = f'"{_digest(file)}"'
+        extra |= {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": etag}
+        self.send_head(status, stop - start, extra | {"X-Repo-Commit": sha, "X-Linked-Size": str(size)})
+        with file.open("rb") as content:
+            content.seek(start)
+            while self.command == "GET" and (chunk := content.read(min(_CHUNK, stop - content.tell()))):
+                self.record.sent += len(chunk)
+                self.wfile.write(chunk)
+
+    def send_head(self, status: int, length: int, headers: dict[str, str]) -> None:
+        self.record.status = status
+        self.send_response(status)
+        for name, value in {"Content-Length": str(length), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def send_json(self, value: object, headers: dict[str, str] | None = None, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_head(status, len(body), {"Content-Type": "application/json"} | (headers or {}))
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def _describe(path: str, place: Path) -> dict[str, object]:
+    """An entry of a tree listing."""
+    if place.is_dir():
+        return {"type": "directory", "oid": "0" * 40, "size": 0, "path": path}
+    return {"type": "file", "oid": _digest(place)[:40], "size": place.stat().st_size, "path": path}
