@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -81,14 +82,16 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
             )
         if pa.types.is_nested(column.type):
             # Some corpora keep a list of licences per file: its spelling is provenance enough.
-            picked[word] = pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+            picked[word] = pa.array(
+                [None if value is None else str(value) for value in column.to_pylist()], pa.string()
+            )
         else:
             picked[word] = column.cast(pa.large_string() if word == "text" else pa.string())
     return picked
 
 
 def _is_text(arrow_type: pa.DataType) -> bool:
-    return pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type) or pa.types.is_null(arrow_type)
+    return bool(pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type) or pa.types.is_null(arrow_type))
 
 
 def document_batch(
@@ -119,4 +122,4 @@ def bounded(batch: pa.Table, max_bytes: int) -> list[pa.Table]:
     sizes = np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), 0), dtype=np.int64)
     piece = np.cumsum(sizes) // max_bytes
     borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(batch)] if len(batch) else [0]
-    return [batch.slice(low, high - low) for low, high in zip(borders, borders[1:], strict=False)]
+    return [batch.slice(low, high - low) for low, high in pairwise(borders)]

@@ -124,5 +124,7 @@ def folder_language(shard: str, template: str) -> str:
     tail = tail.replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
     match = re.search(f"(?:^|/)(?P<language>[^/]+){tail}$", shard)
     if match is None:
-        raise ConfigError(f"Shard {shard!r} does not match {template!r}: put {{language}} in place of one whole folder.")
+        raise ConfigError(
+            f"Shard {shard!r} does not match {template!r}: put {{language}} in place of one whole folder."
+        )
     return match["language"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +62,9 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
     is_text = np.ones(len(joined), dtype=bool)
     is_text[ends] = False
     if len(ids) and int(ids.max()) > np.iinfo(dtype).max:
-        raise StoreError(f"Token id {int(ids.max())} does not fit {dtype}: the tokenizer gave an id beyond its vocabulary.")
+        raise StoreError(
+            f"Token id {int(ids.max())} does not fit {dtype}: the tokenizer gave an id beyond its vocabulary."
+        )
     if (ids == eos_id).any():
         raise ConfigError(
             f"A text was encoded to the EOS id {eos_id}, which would cut its document in two: choose a tokenizer.eos_token "
@@ -110,7 +113,7 @@ class Packer:
         lengths = np.diff(offsets) + 1
         borders = np.concatenate([[0], np.cumsum(lengths)])
         cuts = [0, *(np.flatnonzero(np.diff(streams)) + 1).tolist(), len(streams)] if len(streams) else []
-        for low, high in zip(cuts, cuts[1:], strict=False):
+        for low, high in pairwise(cuts):
             split, language = divmod(int(streams[low]), len(languages.dictionary))
             stream = Stream(SPLITS[split], languages.dictionary[language].as_py())
             self._tokens.setdefault(stream, []).append(joined[borders[low] : borders[high]])

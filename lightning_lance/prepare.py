@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import queue
-import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.errors import ConfigError, SourceError, StoreError
+from lightning_lance.commit import Commit
+from lightning_lance.errors import SourceError
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import only_one
 from lightning_lance.packing import Packer
+from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.progress import BuildProgress
+from lightning_lance.read_ahead import read_ahead
 from lightning_lance.sources import OpenedSource, Source
-from lightning_lance.splits import check_val_fraction, split_codes
-from lightning_lance.store import FORMAT_VERSION, Commit, TokenStore, append_commit, first_version, last_commit
-from lightning_lance.tokenization import Tokenizer, token_dtype
+from lightning_lance.splits import split_codes
+from lightning_lance.store import TokenStore, append_commit, last_commit
+from lightning_lance.tokenization import token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice
 
 _log = logging.getLogger(__name__)
@@ -38,134 +37,6 @@ COMMIT_SECONDS = 120.0
 
 # Batches read ahead of the tokenizer: enough to overlap, few enough for memory.
 _READ_AHEAD = 2
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much of a source to store; whatever is reached first ends the reading.
-
-    Attributes:
-        max_documents: Documents; None for no bound.
-        max_tokens: Tokens, EOS included. The document that reaches it is stored whole. None for no bound.
-    """
-
-    max_documents: int | None = None
-    max_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}: expected a positive number, or null for no bound.")
-
-    def met(self, commit: Commit) -> bool:
-        """Whether a store with this commit needs no more documents."""
-        return (
-            commit.exhausted
-            or (self.max_documents is not None and commit.documents >= self.max_documents)
-            or (self.max_tokens is not None and commit.tokens >= self.max_tokens)
-        )
-
-    def share(self, commit: Commit, num_shards: int) -> float:
-        """Tell how much is done, 0 to 1: of the budget, or of the shards where there is none."""
-        shares = [commit.shard / max(num_shards, 1)]
-        if self.max_documents is not None:
-            shares.append(commit.documents / self.max_documents)
-        if self.max_tokens is not None:
-            shares.append(commit.tokens / self.max_tokens)
-        return 1.0 if commit.exhausted else max(shares)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a build will store, and where.
-
-    Attributes:
-        recipe: All that decides the stored tokens, and nothing else; JSON types.
-        fingerprint: Hash of the recipe.
-        uri: Place of the store.
-        tokenizer: The loaded tokenizer.
-    """
-
-    recipe: dict[str, Any] = field(repr=False)
-    fingerprint: str
-    uri: str
-    tokenizer: Tokenizer
-
-    @property
-    def tokenizer_file(self) -> Path | None:
-        """Where the tokenizer is kept beside a local store."""
-        return None if "://" in self.uri else Path(self.uri).with_suffix(".tokenizer.json")
-
-
-def make_plan(
-    source: Source,
-    tokenizer: TokenizerChoice,
-    uri: str | None = None,
-    *,
-    data_dir: str | Path = "data",
-    val_fraction: float = 0.01,
-) -> Plan:
-    """Work out the fingerprint, and from it the place of the store. Reads no documents (but may train a tokenizer).
-
-    Args: as for `prepare`.
-
-    Raises:
-        ConfigError: If source or tokenizer cannot be had.
-    """
-    loaded = tokenizer.load(source, Path(data_dir) / "tokenizers")
-    recipe = {
-        "format": FORMAT_VERSION,
-        "source": source.identity(),
-        "tokenizer": loaded.digest,
-        "eos_token": loaded.eos_token,
-        "eos": "after every document",
-        "dtype": str(token_dtype(loaded.vocab_size)),
-        "split": "xxh3_64 of repo, else text",
-        "val_fraction": check_val_fraction(val_fraction),
-    }
-    recipe = json.loads(json.dumps(recipe))
-    fingerprint = xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())
-    return Plan(recipe, fingerprint, uri or str(Path(data_dir) / f"{source.name}-{fingerprint[:12]}.lance"), loaded)
-
-
-def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str] | None = None) -> TokenStore:
-    """Open the store of a plan, at the first version that meets the budget.
-
-    Raises:
-        StoreError: If it is not committed, not complete, or another store.
-    """
-    commit = last_commit(plan.uri, storage_options=storage_options)
-    if commit is None:
-        raise StoreError(f"There is no committed token store at {plan.uri!r}: run 'lightning-lance prepare' first.")
-    check_same(commit, plan)
-    if not budget.met(commit):
-        raise StoreError(
-            f"The token store {plan.uri!r} is unfinished ({commit.documents:,} documents, {commit.tokens:,} tokens; asked "
-            f"for {budget}): run 'lightning-lance prepare' again, it continues."
-        )
-    return TokenStore.open(plan.uri, first_version(plan.uri, budget.met, storage_options), storage_options)
-
-
-def check_same(commit: Commit, plan: Plan) -> None:
-    """Refuse a store that another recipe made.
-
-    Raises:
-        StoreError: Naming each field that differs, stored -> asked.
-    """
-    if commit.fingerprint != plan.fingerprint:
-        stored, asked = _flat(commit.recipe), _flat(plan.recipe)
-        fields = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
-        changes = "; ".join(f"{key}: {stored.get(key)!r} -> {asked.get(key)!r}" for key in fields)
-        raise StoreError(
-            f"The token store {plan.uri!r} was made by another recipe ({changes}): give another uri, or none, to build "
-            "another store."
-        )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): value}
 
 
 def prepare(
@@ -262,7 +133,7 @@ class _Build:
             file.write_text(self._plan.tokenizer.to_json(), encoding="utf-8")
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
-        batches = _read_ahead(_batches(self._opened, first.shard, first.row), _READ_AHEAD)
+        batches = read_ahead(_batches(self._opened, first.shard, first.row), _READ_AHEAD)
         pending: Future[int] | None = None
         last = time.monotonic()
         with (
@@ -320,7 +191,9 @@ class _Build:
             count = min(count, int(np.searchsorted(ends, budget.max_tokens - commit.tokens)) + 1)
         offsets = encoded.offsets[: count + 1]
         documents, texts = documents.slice(0, count), texts.slice(0, count)
-        self._packer.add(encoded.ids[: offsets[-1]], offsets, self._splits(documents), self._described(shard, documents))
+        self._packer.add(
+            encoded.ids[: offsets[-1]], offsets, self._splits(documents), self._described(shard, documents)
+        )
         added = replace(
             commit,
             documents=commit.documents + count,
@@ -391,42 +264,3 @@ def _batches(opened: OpenedSource, shard: int, row: int) -> Iterator[tuple[int, 
         for batch in opened.read(place, row if place == shard else 0):
             yield place, batch
         yield place, None
-
-
-def _read_ahead(
-    items: Iterator[tuple[int, pa.Table | None]], depth: int
-) -> Generator[tuple[int, pa.Table | None], None, None]:
-    """Run an iterator in a thread, `depth` items ahead. Closing this closes it, and waits until its thread has ended."""
-    ahead: queue.Queue[Any] = queue.Queue(depth)
-    stop, done = threading.Event(), object()
-
-    def put(item: Any) -> None:
-        while not stop.is_set():
-            try:
-                return ahead.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def run() -> None:
-        try:
-            for item in items:
-                put(item)
-                if stop.is_set():
-                    break
-            put(done)
-        except BaseException as error:  # it belongs to the thread that asked
-            put(error)
-        finally:
-            if hasattr(items, "close"):
-                items.close()
-
-    thread = threading.Thread(target=run, name="read", daemon=True)
-    thread.start()
-    try:
-        while (item := ahead.get()) is not done:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()

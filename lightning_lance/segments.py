@@ -19,12 +19,12 @@ from lightning_lance.errors import StoreError
 
 
 class Runs(NamedTuple):
-    """Pieces of windows: `count` tokens from `place` go to `row` of the batch, from `column` on. All (n,) int64."""
+    """Pieces of windows: `length` tokens from `place` go to `row` of the batch, from `column` on. All (n,) int64."""
 
     row: np.ndarray
     column: np.ndarray
     place: np.ndarray
-    count: np.ndarray
+    length: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,13 @@ class MappedFiles:
         """
         place, rest = divmod(int(self._bytes_before[file]) + offset, self._item)
         if rest:
-            raise StoreError(f"Tokens at byte {offset} are not aligned to {self._item} bytes, so they cannot be mapped.")
+            raise StoreError(
+                f"Tokens at byte {offset} are not aligned to {self._item} bytes, so they cannot be mapped."
+            )
         return place
 
     def gather(self, places: np.ndarray, length: int) -> np.ndarray:
         """Copy `length` tokens from each place: (n, length), of the dtype of the tokens."""
         shape = (self._span - length + 1, length)
-        return as_strided(self._base, shape, (self._item, self._item), writeable=False)[places]
+        windows: np.ndarray = as_strided(self._base, shape, (self._item, self._item), writeable=False)[places]
+        return windows

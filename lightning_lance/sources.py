@@ -154,7 +154,7 @@ class FilesSource:
         for pattern in self.patterns:
             matches = [
                 match
-                for match in glob.glob(pattern, root_dir=self.root, recursive=True)
+                for match in glob.glob(pattern, root_dir=self.root, recursive=True)  # noqa: PTH207 - Path.glob takes no absolute ones
                 if Path(self.root, match).is_file() and not set(Path(match).parts[:-1]) & set(self.exclude)
             ]
             if not matches:

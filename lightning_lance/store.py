@@ -8,68 +8,21 @@ from __future__ import annotations
 import bisect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import lance
 import numpy as np
 import pyarrow as pa
 from lance.file import LanceFileReader
 
+from lightning_lance.commit import FORMAT_VERSION, Commit, StreamExtent
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
 
-FORMAT_VERSION = 1
 _PROPERTY = "lightning_lance"
-
-
-@dataclass(frozen=True)
-class Commit:
-    """What a commit says beside its tokens. All counts are of the whole store, up to and with this commit.
-
-    Attributes:
-        fingerprint: Hash of the recipe.
-        recipe: All that decides the stored tokens; JSON types.
-        pin: What finds the same shards again (`OpenedSource.pin`).
-        shards: Hash of the names of the shards, in reading order.
-        eos_token: The token that ends every document.
-        eos_id: Its id.
-        vocab_size: Largest id of the tokenizer plus one.
-        shard: Cursor: place of the shard to read next.
-        row: Cursor: first row of that shard that is not in the store.
-        documents: Documents.
-        tokens: Tokens, EOS included.
-        text_bytes: Bytes of text.
-        skipped: Documents left out, by reason (`null`, `empty`).
-        languages: Documents by language.
-        exhausted: Whether the source has no more documents.
-    """
-
-    fingerprint: str
-    recipe: dict[str, Any]
-    pin: dict[str, Any]
-    shards: str
-    eos_token: str
-    eos_id: int
-    vocab_size: int
-    shard: int = 0
-    row: int = 0
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    languages: dict[str, int] = field(default_factory=dict)
-    exhausted: bool = False
-
-
-class StreamExtent(NamedTuple):
-    """Where a stream lies among the tokens of its split: `num_tokens` tokens from `start` on."""
-
-    language: str
-    start: int
-    num_tokens: int
 
 
 def append_commit(uri: str, rows: pa.Table, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
@@ -85,7 +38,9 @@ def append_commit(uri: str, rows: pa.Table, commit: Commit, storage_options: Map
     return int(written.version)
 
 
-def last_commit(uri: str, version: int | None = None, storage_options: Mapping[str, str] | None = None) -> Commit | None:
+def last_commit(
+    uri: str, version: int | None = None, storage_options: Mapping[str, str] | None = None
+) -> Commit | None:
     """Read the note of the last commit up to a version; None if there is no store.
 
     Raises:
@@ -134,7 +89,9 @@ def _commit_of(dataset: Any, uri: str) -> Commit:
             break
         if note is not None:
             return Commit(**json.loads(note))
-    raise StoreError(f"The Lance dataset {uri!r} is no token store: none of its versions was committed by this package.")
+    raise StoreError(
+        f"The Lance dataset {uri!r} is no token store: none of its versions was committed by this package."
+    )
 
 
 class TokenStore:
@@ -150,8 +107,15 @@ class TokenStore:
         reader: `mapped` (local files in memory) or `take` (blocks by Lance).
     """
 
-    def __init__(self, uri: str, dataset: Any, reader: Literal["auto", "mapped", "take"]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        dataset: Any,
+        storage_options: Mapping[str, str] | None,
+        reader: Literal["auto", "mapped", "take"],
+    ) -> None:
         self.uri = uri
+        self._opening = (storage_options, reader)
         self.version = int(dataset.version)
         self.commit = _commit_of(dataset, uri)
         if self.commit.recipe.get("format") != FORMAT_VERSION:
@@ -166,6 +130,7 @@ class TokenStore:
         mapped = None if reader == "take" else self._map()
         if mapped is None and reader == "mapped":
             raise StoreError(f"The token store {uri!r} cannot be mapped into memory here: use reader='auto'.")
+        self._mapped: MappedFiles | None
         self._mapped, places = mapped or (None, None)
         self.reader = "take" if self._mapped is None else "mapped"
         self._segments: dict[str, SegmentTable] = {}
@@ -195,7 +160,15 @@ class TokenStore:
         if dataset is None:
             what = f"version {version} of a token store" if version is not None else "token store"
             raise StoreError(f"There is no committed {what} at {str(uri)!r}: run 'lightning-lance prepare' first.")
-        return cls(str(uri), dataset, reader)
+        return cls(str(uri), dataset, storage_options, reader)
+
+    def at_version(self, version: int) -> TokenStore:
+        """Open the same store at another version."""
+        return self if version == self.version else TokenStore.open(self.uri, version, *self._opening)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Handles and maps do not travel: another process opens the same version anew.
+        return TokenStore.open, (self.uri, self.version, *self._opening)
 
     @property
     def fingerprint(self) -> str:
@@ -243,13 +216,13 @@ class TokenStore:
     def _take(self, table: SegmentTable, starts: np.ndarray, length: int) -> np.ndarray:
         windows = np.empty((len(starts), length), self.dtype)
         runs = table.runs(starts, length)
-        first, last = runs.place // self._block, (runs.place + runs.count - 1) // self._block
+        first, last = runs.place // self._block, (runs.place + runs.length - 1) // self._block
         spans = [first + i for i in range(int((last - first).max(initial=-1)) + 1)]
         rows = np.unique(np.concatenate([span[span <= last] for span in spans])) if spans else np.empty(0, np.int64)
         blocks = self._blocks(rows).reshape(-1)
         # The blocks of a run are neighbours in the store, so they are neighbours here.
         at = np.searchsorted(rows, first) * self._block + runs.place % self._block
-        for row, column, place, count in zip(runs.row, runs.column, at, runs.count, strict=True):
+        for row, column, place, count in zip(runs.row, runs.column, at, runs.length, strict=True):
             windows[row, column : column + count] = blocks[place : place + count]
         return windows
 
@@ -291,7 +264,8 @@ class TokenStore:
         if "://" in self.uri:
             return None
         row_bytes = self._block * self.dtype.itemsize
-        files, pages = [], []
+        files: list[Path] = []
+        pages: list[tuple[int, int, int]] = []
         for fragment in self._dataset.get_fragments():
             data_files = fragment.data_files()
             if fragment.num_deletions or len(data_files) != 1:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import and_
@@ -14,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.documents import TextFilter, document_batch, select_columns
+from lightning_lance.documents import TextFilter, bounded, document_batch, select_columns
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.languages import check_languages, folder_language, language_of_path, path_filter
-from lightning_lance.sources import BATCH_ROWS, OpenedSource, content_identity, shard_order
+from lightning_lance.sources import BATCH_BYTES, BATCH_ROWS, OpenedSource, content_identity, shard_order
 
 _HUB_FILE = re.compile(r"^hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<rest>.+)$")
 
@@ -70,7 +71,9 @@ class DatasetSource:
                 "expected {'text': NAME, ...}."
             )
         if isinstance(self.data_files, str):
-            raise ConfigError(f"source.data_files is the string {self.data_files!r}: write a list, [{self.data_files}].")
+            raise ConfigError(
+                f"source.data_files is the string {self.data_files!r}: write a list, [{self.data_files}]."
+            )
         if self.extensions is not None:
             if "path" not in self.columns:
                 raise ConfigError(
@@ -141,9 +144,8 @@ class DatasetSource:
             "shard_seed": self.shard_seed,
         }
         if not self.on_hub:
-            files = _OpenedDataset(self, None).files
             decides.pop("data_files")
-            decides["files"] = _files_identity(files, self.storage_options)
+            decides["files"] = _files_identity(_listing(self, None)[1], self.storage_options)
         return decides
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
@@ -171,24 +173,46 @@ def _common_folder(files: Sequence[str]) -> str:
     return os.path.commonpath([str(Path(file).parent) for file in files])
 
 
+def _listing(source: DatasetSource, revision: str | None) -> tuple[Any, list[str]]:
+    """Make the builder of a source, and list the files of its split; reads none of them."""
+    from lightning_lance.access import open_builder
+
+    builder = open_builder(source, revision)
+    splits = builder.config.data_files or {}
+    if not splits.get(source.split):
+        raise ConfigError(
+            f"Source {source.name!r} has no split {source.split!r}: there are {', '.join(splits) or 'none'}."
+        )
+    return builder, [str(file) for file in splits[source.split]]
+
+
+def _stream(builder: Any, source: DatasetSource) -> Any:
+    """Begin to stream; reads the schema of the first file where the format has one."""
+    from lightning_lance.access import explain
+
+    try:
+        return builder.as_streaming_dataset(split=source.split).with_format("arrow")
+    except Exception as error:  # there are a dozen classes, from four libraries
+        raise explain(error, source) from error
+
+
 class _OpenedDataset:
     def __init__(self, source: DatasetSource, revision: str | None) -> None:
-        from lightning_lance.access import open_builder
-
-        self._source = source
-        self._builder = open_builder(source, revision)
-        listed = (self._builder.config.data_files or {}).get(source.split)
-        if not listed:
-            splits = ", ".join(self._builder.config.data_files or {}) or "none"
-            raise ConfigError(f"Source {source.name!r} has no split {source.split!r}: there are {splits}.")
-        self.files: list[str] = [str(file) for file in listed]
-        self._order = shard_order(len(self.files), source.shard_seed)
-        self._dataset: Any = None
-        config = self._builder.config
-        for key, value in (("batch_size", BATCH_ROWS), ("columns", self._column_names()), ("filters", source.filters())):
-            if hasattr(config, key):
-                setattr(config, key, value)
-        self._filtered_by_reader = hasattr(config, "filters")
+        self._source, self._revision = source, revision
+        builder, self._files = _listing(source, revision)
+        self._order = shard_order(len(self._files), source.shard_seed)
+        config = builder.config
+        # Parquet takes the columns and the filter into the reader; of the other formats, both are picked from each batch.
+        self._pushed_down = hasattr(config, "filters")
+        if self._pushed_down:
+            config.batch_size, config.columns, config.filters = BATCH_ROWS, self._column_names(), source.filters()
+        self._dataset = _stream(builder, source)
+        if self._pushed_down and (missing := set(self._column_names()) - set(self._dataset.features)):
+            present = _stream(_listing(source, revision)[0], source).features
+            raise SourceError(
+                f"Source {source.name!r} has no column {', '.join(sorted(map(repr, missing)))}: there are "
+                f"{', '.join(present)}; set source.columns."
+            )
 
     def _column_names(self) -> list[str]:
         source = self._source
@@ -197,43 +221,46 @@ class _OpenedDataset:
 
     @property
     def shards(self) -> Sequence[str]:
-        return [self.files[i] for i in self._order]
+        return [self._files[i] for i in self._order]
 
     @property
     def pin(self) -> dict[str, Any]:
-        revisions = {match["revision"] for match in map(_HUB_FILE.match, self.files) if match}
+        revisions = {match["revision"] for match in map(_HUB_FILE.match, self._files) if match}
         return {"revision": revisions.pop()} if len(revisions) == 1 else {}
 
     def languages(self) -> list[str]:
         source = self._source
         if not source.language_column:
             return sorted(source.extensions or ())
-        self._builder.config.filters = None
-        column = _stream(self._builder, source.split).select_columns([source.language_column])
-        shard = column.shard(num_shards=len(self.files), index=int(self._order[0])).with_format("arrow")
+        builder = _listing(source, self._revision)[0]
+        if self._pushed_down:
+            builder.config.columns = [source.language_column]
         found: set[str] = set()
-        for table in shard.iter(batch_size=BATCH_ROWS):
-            found.update(str(value) for value in pc.unique(table.column(0)).to_pylist())
+        for table in self._tables(_stream(builder, source), 0):
+            found.update(str(value) for value in pc.unique(table.column(source.language_column)).to_pylist())
         return sorted(found)
 
-    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
-        source = self._source
-        if self._dataset is None:
-            self._dataset = _stream(self._builder, source.split).with_format("arrow")
-        place = int(self._order[shard])
+    def _tables(self, dataset: Any, shard: int) -> Generator[pa.Table, None, None]:
         # One data file is one shard of the streamed dataset, in the same order.
-        batches = self._dataset.shard(num_shards=len(self.files), index=place).iter(batch_size=BATCH_ROWS)
-        first = 0
+        place = int(self._order[shard])
+        batches = dataset.shard(num_shards=len(self._files), index=place).iter(batch_size=BATCH_ROWS)
         try:
-            for table in batches:
-                if not self._filtered_by_reader and (expression := source.filters()) is not None:
+            yield from batches
+        finally:
+            batches.close()
+
+    def read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
+        source, first = self._source, 0
+        tables = self._tables(self._dataset, shard)
+        with closing(tables):
+            for table in tables:
+                if not self._pushed_down and (expression := source.filters()) is not None:
                     table = table.filter(expression)
                 skipped = min(max(row - first, 0), len(table))
                 if skipped < len(table):
-                    yield self._document_batch(table.slice(skipped), first + skipped, self.files[place])
+                    batch = self._document_batch(table.slice(skipped), first + skipped, self.shards[shard])
+                    yield from bounded(batch, BATCH_BYTES)
                 first += len(table)
-        finally:
-            batches.close()
 
     def _document_batch(self, table: pa.Table, first_row: int, file: str) -> pa.Table:
         source = self._source
@@ -249,9 +276,3 @@ class _OpenedDataset:
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
         return document_batch(columns, languages, first_row, source.wanted, source.text_filter)
-
-
-def _stream(builder: Any, split: str) -> Any:
-    # With filters or columns changed after the first call, the features of the builder would be stale.
-    builder.info.features = None
-    return builder.as_streaming_dataset(split=split)

@@ -22,7 +22,16 @@ from lightning_lance.errors import ConfigError
 _log = logging.getLogger(__name__)
 
 # What ends a document in the tokenizers that people pre-train with, most common spelling first.
-EOS_SPELLINGS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "<EOS>", "<\uff5cend\u2581of\u2581sentence\uff5c>")
+EOS_SPELLINGS = (
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|eos|>",
+    "[EOS]",
+    "<EOS>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
 
 # A document of every batch is encoded twice to compare the engines; longer ones would slow a build down.
 _COMPARE_BYTES = 16_000
@@ -81,7 +90,7 @@ class Tokenizer:
         self._fields = fields
         canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         self.digest = xxhash.xxh3_128_hexdigest(f"{self.eos_id}\0{canonical}".encode())
-        self._fast = self._load_fast() if engine == "auto" else None
+        self._fast: Any = self._load_fast() if engine == "auto" else None
         self._batches = 0
 
     @property
@@ -141,7 +150,9 @@ class Tokenizer:
         rows = [row.ids for row in self._reference.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)]
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
-        return Encoded(np.concatenate([np.asarray(row, np.uint32) for row in rows] or [np.empty(0, np.uint32)]), offsets)
+        return Encoded(
+            np.concatenate([np.asarray(row, np.uint32) for row in rows] or [np.empty(0, np.uint32)]), offsets
+        )
 
     def _first_difference(self, texts: pa.Array, encoded: Encoded) -> int | None:
         sizes = np.diff(_string_buffers(texts)[0])
@@ -154,7 +165,7 @@ class Tokenizer:
         for i in np.unique(picked).tolist():
             expected = self._reference.encode(str(texts[i]), add_special_tokens=False).ids
             if not np.array_equal(encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]], expected):
-                return i
+                return int(i)
         return None
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -213,5 +224,9 @@ def train_bpe(texts: Iterable[str] | Iterable[Sequence[str]], vocab_size: int) -
 def _string_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Lay numpy over the memory of a large_string array: (n + 1,) int64 offsets and the uint8 bytes."""
     _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1] if offsets else np.zeros(1, np.int64)
+    ends = (
+        np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        if offsets
+        else np.zeros(1, np.int64)
+    )
     return ends, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)

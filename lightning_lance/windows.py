@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
+from lightning_lance.commit import StreamExtent
 from lightning_lance.errors import ConfigError
-from lightning_lance.store import StreamExtent
 
 Order = Literal["shuffle", "random", "sequential"]
 
@@ -22,20 +23,27 @@ Order = Literal["shuffle", "random", "sequential"]
 _ROUNDS = 8
 
 
-def key_words(*parts: object, count: int = 1) -> np.ndarray:
+def key_words(*parts: object, count: int = 1) -> npt.NDArray[np.uint64]:
     """Hash values to uint64 words, (count,): the same on every machine and with every version of numpy."""
     digest = hashlib.shake_256("\0".join(map(str, parts)).encode()).digest(8 * count)
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
-def mix(words: np.ndarray) -> np.ndarray:
+def mix(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Scramble uint64 words, one to one. The finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
 
 
-def permute(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+def mix32(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Scramble uint32 words, one to one. The `lowbias32` hash that Wellons (2018) found by search."""
+    words = (words ^ (words >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    words = (words ^ (words >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return words ^ (words >> np.uint32(16))
+
+
+def permute(positions: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """Evaluate a keyed pseudo-random permutation of range(size), in O(1) memory and time per position.
 
     A Feistel network (Luby and Rackoff 1988) over the next power of two, with halves that may differ by a bit; a value
@@ -51,20 +59,20 @@ def permute(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
         (n,) int64, each position's place; all positions together give each of range(size) once.
     """
     bits = max(int(size - 1).bit_length(), 2)
-    low_bits = np.uint64(bits // 2)
-    low_mask = np.uint64((1 << (bits // 2)) - 1)
-    high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
+    shift = np.uint64(bits // 2)
+    low_mask, high_mask = np.uint32((1 << (bits // 2)) - 1), np.uint32((1 << (bits - bits // 2)) - 1)
+    round_keys = (keys >> np.uint64(32)).astype(np.uint32)
     values = positions.astype(np.uint64)
     outside = np.arange(len(values))
     while len(outside):
         now = values[outside]
-        high, low = now >> low_bits, now & low_mask
-        for i, key in enumerate(keys):
+        high, low = (now >> shift).astype(np.uint32), now.astype(np.uint32) & low_mask
+        for i, key in enumerate(round_keys):
             if i % 2:
-                high = high ^ (mix(low + key) & high_mask)
+                high ^= mix32(low + key) & high_mask
             else:
-                low = low ^ (mix(high + key) & low_mask)
-        now = (high << low_bits) | low
+                low ^= mix32(high + key) & low_mask
+        now = (high.astype(np.uint64) << shift) | low
         values[outside] = now
         outside = outside[now >= np.uint64(size)]
     return values.astype(np.int64)
@@ -100,8 +108,8 @@ class WindowOrder:
     context_length: int
     order: Order
     key: tuple[str, int, int]
-    _counts: np.ndarray = field(init=False, repr=False, compare=False)
-    _ends: np.ndarray = field(init=False, repr=False, compare=False)
+    _counts: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
+    _ends: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.context_length < 1:
@@ -117,9 +125,16 @@ class WindowOrder:
         """Windows per epoch, the same in every epoch."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def starts(self, epoch: int, first: int, count: int) -> np.ndarray:
-        """Give the starts of the windows at positions `first` to `first + count - 1` of an epoch, as (count,) int64."""
-        positions = np.arange(first, first + count, dtype=np.int64)
+    def starts(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Give the starts of the windows at some positions of an epoch.
+
+        Args:
+            epoch: 0 for the first.
+            positions: (n,) int64 in [0, num_windows).
+
+        Returns:
+            (n,) int64 offsets among the tokens of the split.
+        """
         if self.order == "random":
             return self._random(epoch, positions)
         if self.order == "shuffle":
@@ -129,16 +144,17 @@ class WindowOrder:
         within = positions - (self._ends - self._counts)[stream]
         return self._bases(epoch)[stream] + within * self.context_length
 
-    def _bases(self, epoch: int) -> np.ndarray:
+    def _bases(self, epoch: int) -> npt.NDArray[np.int64]:
         """Give the start of the first window of each stream: that of the stream, and in `shuffle` a random phase."""
         bases = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
         if self.order == "sequential":
             return bases
         room = np.asarray([stream.num_tokens for stream in self.streams]) - self._counts * self.context_length
         draws = key_words(*self.key, "phase", epoch, count=len(bases))
-        return bases + (draws % np.maximum(room, 1).astype(np.uint64)).astype(np.int64)
+        phases = (draws % np.maximum(room, 1).astype(np.uint64)).astype(np.int64)
+        return bases + phases
 
-    def _random(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+    def _random(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         # Offsets at which a window can begin, over all streams; 53 bits of the hash choose among them evenly.
         possible = np.asarray([max(stream.num_tokens - self.context_length, 0) for stream in self.streams])
         ends = np.cumsum(possible)

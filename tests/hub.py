@@ -2,7 +2,8 @@
 
 The real clients (`datasets`, `huggingface_hub`, `transformers`) work against it with `HF_ENDPOINT`. They read that
 variable when they are imported, so tests start them in another process: `Hub.run`, or any process with
-`Hub.environment`. Statuses, headers and messages are those of the real Hub for a user who is not logged in.
+`Hub.environment`. Statuses, headers and messages are those of the real Hub for a user who is not logged in, except that
+files are sent at once, without a redirect to where they are stored.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 _DATE = "2024-01-01T00:00:00.000Z"
-_CHUNK = 1 << 16  # bytes; a reader that goes away is noticed, and no longer counted, after this many
+_CHUNK = 1 << 16  # bytes counted as sent, then sent; so a count is at most this much ahead of a reader that went away
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Request:
 
     Attributes:
         method: The HTTP method.
-        path: The path as sent, with its query. A full URL where a client wanted another host than the hub.
+        path: The path as sent, with its query; a full URL if it was meant for another host than the hub.
         repo: `datasets/owner/name` or `models/owner/name`; empty if the path names none.
         file: Path in the repository of the file whose content or metadata was asked for; else empty.
         range: The `Range` header, or None.
@@ -51,46 +52,45 @@ class Request:
 class Hub:
     """Serves the repositories under a folder: `folder/datasets/owner/name/...` and `folder/models/owner/name/...`.
 
-    A repository has one revision, "main", whose sha is made from the files' names and contents.
+    A repository has one revision, "main", whose sha is made from the paths and contents of its files.
 
     Attributes:
         folder: Where the repositories are. Read on each request: files may be added while the hub runs.
         endpoint: The hub's URL, without a slash at the end.
-        gated: Names ("owner/name") whose files nobody may read. As on the real Hub, anybody may list them.
+        gated: Names ("owner/name") of repositories whose files nobody may read; as on the real Hub, all may list them.
         page_size: Entries per page of a tree listing.
         requests: What was asked for so far; `requests.clear()` starts over.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Binds a free port, but answers only once entered as a context.
-
-        Args:
-            folder: See the class.
-        """
-        self.folder = Path(folder)
+        """Binds a free port. The hub answers once entered as a context."""
+        self.folder = folder
         self.gated: set[str] = set()
         self.page_size = 1000
         self.requests: list[Request] = []
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Hub:
-        """Starts to answer, in threads of this process."""
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Stops answering and frees the port."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
+    def entries(self, repo: str) -> dict[str, Path]:
+        """The files and folders of a repository (named as in `Request.repo`): path in it -> path on this disk."""
+        root = self.folder / repo
+        return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*"))}
+
     def sha(self, repo: str) -> str:
-        """The commit that "main" points to now; `repo` as in `Request.repo`."""
-        listing = "".join(f"{path} {_digest(entry)}\n" for path, entry in self.entries(repo).items() if entry.is_file())
-        return hashlib.sha1(f"{repo}\n{listing}".encode()).hexdigest()
+        """The commit that "main" of a repository (named as in `Request.repo`) is now: 40 hexadecimal digits."""
+        listing = [f"{path} {_digest(place)}" for path, place in self.entries(repo).items() if place.is_file()]
+        return hashlib.sha1("\n".join([repo, *listing]).encode()).hexdigest()
 
     def bytes_served(self, file_glob: str = "*") -> int:
         """Bytes of content sent of the files whose path in their repository matches."""
@@ -101,23 +101,22 @@ class Hub:
         return {request.file for request in self.requests if request.sent}
 
     def environment(self, home: Path) -> dict[str, str]:
-        """The environment for a process whose Hub this is, and that can reach no other host over HTTP.
+        """The environment for a process whose Hub this is, and that reaches no other host over HTTP.
 
         Args:
-            home: Folder for the caches, as `HF_HOME`. A new one starts without a cache.
+            home: Folder for its caches, `HF_HOME`. A new folder is a user who has nothing cached and never logged in.
         """
         private = re.compile(r"(HF|HUGGING\w*|TRANSFORMERS|DATASETS)_|\w+_PROXY$", re.IGNORECASE)
         return {name: value for name, value in os.environ.items() if not private.match(name)} | {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
-            "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
             "HF_HUB_DISABLE_XET": "1",
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # else `datasets` asks s3.amazonaws.com
             "TOKENIZERS_PARALLELISM": "false",
-            # `datasets` asks datasets-server.<endpoint's host>: let that, and all else, end here in a 404
+            # `datasets` asks datasets-server.127.0.0.1 for exports: that, and all else, ends here, in a recorded 404
             "HTTP_PROXY": self.endpoint,
             "HTTPS_PROXY": self.endpoint,
             "NO_PROXY": "127.0.0.1,localhost",
@@ -133,11 +132,6 @@ class Hub:
         command, environment = [sys.executable, "-c", script], self.environment(home)
         return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=timeout)
 
-    def entries(self, repo: str) -> dict[str, Path]:
-        """The files and folders of a repository: path in the repository -> path on this disk."""
-        root = self.folder / repo
-        return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*"))}
-
 
 def _digest(file: Path) -> str:
     return _sha256(file, file.stat().st_size, file.stat().st_mtime_ns)
@@ -150,6 +144,7 @@ def _sha256(file: Path, size: int, modified: int) -> str:
 
 class _Server(ThreadingHTTPServer):
     hub: Hub
+    daemon_threads = True
     request_queue_size = 64  # `datasets` and `huggingface_hub` ask with up to 16 threads
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -173,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
     route = re.compile(r"/(api/)?(?:(datasets|models)/)?([^/]+/[^/]+)(?:/([a-z-]+)(?:/([^/]+)(?:/(.+))?)?)?")
 
     def log_message(self, *args: object) -> None:
-        """Keeps the tests' output quiet."""
+        """Prints nothing."""
 
     def answer(self) -> None:
         self.form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
@@ -206,10 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif action == "tree":
             self.send_tree(path, entries, parse_qs(url.query))
         elif action == "paths-info":
-            self.send_json([_describe(path, entries[path]) for path in self.form["paths"] if path in entries])
-        elif action == "refs":
-            main = {"name": "main", "ref": "refs/heads/main", "targetCommit": sha}
-            self.send_json({"branches": [main], "converts": [], "tags": [], "pullRequests": []})
+            self.send_json([_describe(path, entries[path]) for path in self.form.get("paths", []) if path in entries])
         elif action == "commits":
             self.send_json([{"id": sha, "title": "", "message": "", "date": _DATE, "authors": [{"user": "nobody"}]}])
         elif action in ("", "revision", "auth-check"):
@@ -235,18 +227,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.record.file = path
         if file is None or not file.is_file():
             raise _HubError(404, "Entry not found", "EntryNotFound", X_Repo_Commit=sha)
-        size = file.stat().st_size
-        start, stop, status, extra = 0, size, 200, {}
+        start, stop, size, status = 0, file.stat().st_size, file.stat().st_size, 200
+        headers = {"X-Repo-Commit": sha, "X-Linked-Size": str(size), "ETag": f'"{_digest(file)}"'}
+        headers |= {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
         if match := re.fullmatch(r"bytes=(\d+)-(\d*)|bytes=-(\d+)", self.record.range or ""):
             first, last, tail = match.groups()
             start = int(first) if first else max(0, size - int(tail))
             stop = min(size, int(last) + 1) if last else size
             if start >= stop:
                 raise _HubError(416, "Range Not Satisfiable", Content_Range=f"bytes */{size}")
-            status, extra = 206, {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}
-        etag = f'"{_digest(file)}"'
-        extra |= {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": etag}
-        self.send_head(status, stop - start, extra | {"X-Repo-Commit": sha, "X-Linked-Size": str(size)})
+            status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{size}"
+        self.send_head(status, stop - start, headers)
         with file.open("rb") as content:
             content.seek(start)
             while self.command == "GET" and (chunk := content.read(min(_CHUNK, stop - content.tell()))):
@@ -269,6 +260,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _describe(path: str, place: Path) -> dict[str, object]:
     """An entry of a tree listing."""
+    commit = {"id": "0" * 40, "title": "", "date": _DATE}  # the real Hub sends it only if asked to `expand`
     if place.is_dir():
-        return {"type": "directory", "oid": "0" * 40, "size": 0, "path": path}
-    return {"type": "file", "oid": _digest(place)[:40], "size": place.stat().st_size, "path": path}
+        return {"type": "directory", "oid": "0" * 40, "size": 0, "path": path, "lastCommit": commit}
+    oid, size = _digest(place)[:40], place.stat().st_size
+    return {"type": "file", "oid": oid, "size": size, "path": path, "lastCommit": commit}

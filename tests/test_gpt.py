@@ -14,6 +14,9 @@ spec = importlib.util.spec_from_file_location("gpt", Path(__file__).parents[1] /
 gpt = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gpt)
 
+# torch 2.13 deprecates what Lightning 2.6.6 calls for every loader
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 16}
 
 
@@ -27,7 +30,7 @@ def ids(*shape, vocab_size=64, seed=1):
 
 
 class Batches:
-    """A loader of windows whose views are strided, as LanceDataModule's are; every batch takes `seconds` on the clock."""
+    """A loader whose batches are strided views, as LanceDataModule's are; each takes `seconds` on the clock."""
 
     def __init__(self, windows, seconds=0, clock=None):
         self.windows, self.seconds, self.clock = windows, seconds, clock
@@ -246,7 +249,7 @@ def test_generation_sees_the_last_context_length_tokens():
 
 def test_generation_draws_from_the_models_distribution():
     model, prompt = make(vocab_size=3), torch.zeros(20_000, 1, dtype=torch.int64)
-    model.embedding.weight.data *= 20  # far from uniform
+    model.embedding.weight.data *= 8  # far from uniform
     expected = (model(prompt[:1])[0][0, 0] / 2).softmax(dim=0)
     drawn = model.generate(prompt, 1, temperature=2.0, generator=torch.Generator().manual_seed(0))[:, 1]
     torch.testing.assert_close(drawn.bincount(minlength=3) / 20_000, expected, rtol=0, atol=0.015)
@@ -395,7 +398,7 @@ def test_a_vocabulary_nobody_knows_is_asked_for():
     with pytest.raises(ValueError, match="vocab_size=None and no datamodule"):
         gpt.GPTModule(**SHAPE).configure_model()
     with pytest.raises(ValueError, match="vocab_size=None and no datamodule"):
-        quiet_trainer(max_steps=1).fit(gpt.GPTModule(**SHAPE), train_dataloaders=Batches(windows(1)))
+        quiet_trainer(max_steps=1).fit(gpt.GPTModule(**SHAPE), datamodule=Data(windows(1), vocab_size=None))
 
 
 def test_a_training_without_end_is_refused():
@@ -403,6 +406,7 @@ def test_a_training_without_end_is_refused():
         quiet_trainer(max_steps=-1, max_epochs=-1).fit(gpt.GPTModule(**SHAPE), datamodule=Data(windows(1)))
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's own, on importing its compiler
 def test_compilation_keeps_the_keys_of_the_state():
     plain, compiled = (gpt.GPTModule(**SHAPE, vocab_size=64, compile=flag) for flag in (False, True))
     for module in (plain, compiled):

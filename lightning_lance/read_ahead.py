@@ -1,0 +1,58 @@
+"""An iterator that runs ahead of its consumer, in a thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
+    """Run an iterator in a thread, `depth` items ahead.
+
+    What it raises is raised here. Closing this generator closes it, and waits until its thread has ended.
+
+    Args:
+        items: The iterator.
+        depth: How many items to hold ready.
+    """
+    ahead: queue.Queue[Any] = queue.Queue(depth)
+    stop, done = threading.Event(), object()
+
+    def put(item: Any) -> None:
+        while not stop.is_set():
+            try:
+                ahead.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            break
+
+    def run() -> None:
+        try:
+            for item in items:
+                put((item, None))
+                if stop.is_set():
+                    break
+            put((done, None))
+        except BaseException as error:  # it belongs to the thread that asked
+            put((None, error))
+        finally:
+            if isinstance(items, Generator):
+                items.close()
+
+    thread = threading.Thread(target=run, name="read", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ahead.get()
+            if error is not None:
+                raise error
+            if item is done:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()
