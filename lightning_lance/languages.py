@@ -45,6 +45,12 @@ CODE_EXTENSIONS: dict[str, list[str]] = {
     "Visual Basic": [".vb"],
 }
 
+
+def code_extensions(**changes: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Give the extensions of the languages of github-code, with changes: `code_extensions(Zig=[".zig"])`."""
+    return {**CODE_EXTENSIONS, **changes}
+
+
 # The language of a path that no extension of the map matches.
 OTHER = "Other"
 

@@ -175,14 +175,16 @@ def _common_folder(files: Sequence[str]) -> str:
 
 def _listing(source: DatasetSource, revision: str | None) -> tuple[Any, list[str]]:
     """Make the builder of a source, and list the files of its split; reads none of them."""
-    from lightning_lance.access import open_builder
+    from lightning_lance.access import explain, open_builder
 
     builder = open_builder(source, revision)
     splits = builder.config.data_files or {}
-    if not splits.get(source.split):
+    if source.split not in splits:
         raise ConfigError(
             f"Source {source.name!r} has no split {source.split!r}: there are {', '.join(splits) or 'none'}."
         )
+    if not splits[source.split]:
+        raise explain(FileNotFoundError(), source)
     return builder, [str(file) for file in splits[source.split]]
 
 

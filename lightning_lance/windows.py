@@ -142,7 +142,8 @@ class WindowOrder:
             positions = permute(positions, self.num_windows, keys)
         stream = np.searchsorted(self._ends, positions, side="right")
         within = positions - (self._ends - self._counts)[stream]
-        return self._bases(epoch)[stream] + within * self.context_length
+        starts: npt.NDArray[np.int64] = self._bases(epoch)[stream] + within * self.context_length
+        return starts
 
     def _bases(self, epoch: int) -> npt.NDArray[np.int64]:
         """Give the start of the first window of each stream: that of the stream, and in `shuffle` a random phase."""
@@ -162,4 +163,5 @@ class WindowOrder:
         places = ((draws >> np.uint64(11)) * 2.0**-53 * ends[-1]).astype(np.int64)
         stream = np.searchsorted(ends, places, side="right")
         bases = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
-        return bases[stream] + places - (ends - possible)[stream]
+        starts: npt.NDArray[np.int64] = bases[stream] + places - (ends - possible)[stream]
+        return starts

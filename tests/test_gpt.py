@@ -401,9 +401,13 @@ def test_a_vocabulary_nobody_knows_is_asked_for():
         quiet_trainer(max_steps=1).fit(gpt.GPTModule(**SHAPE), datamodule=Data(windows(1), vocab_size=None))
 
 
-def test_a_training_without_end_is_refused():
-    with pytest.raises(ValueError, match="max_steps=-1 and max_epochs=-1, expected a last step"):
-        quiet_trainer(max_steps=-1, max_epochs=-1).fit(gpt.GPTModule(**SHAPE), datamodule=Data(windows(1)))
+@pytest.mark.parametrize(("max_epochs", "length"), [(-1, 1), (1, None)])
+def test_a_training_without_end_is_refused(max_epochs, length):
+    data = Data(windows(1))
+    if length is None:  # a stream: Lightning cannot tell its steps
+        data.train_dataloader = lambda: iter(Batches(windows(1)))
+    with pytest.raises(ValueError, match=f"max_steps=-1 and max_epochs={max_epochs}, expected a last step"):
+        quiet_trainer(max_steps=-1, max_epochs=max_epochs).fit(gpt.GPTModule(**SHAPE), datamodule=data)
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's own, on importing its compiler

@@ -129,7 +129,7 @@ report([shards.num_shards, list(shards), [row for table in tables for row in tab
     tables = [shard_table(shard).select(["content", "repo_name", "path"]).to_pylist() for shard in range(4)]
     expected = [[row for row in table if row["path"].endswith(".py")] for table in tables]
     assert num_shards == 4
-    assert rows == sum(expected, [])
+    assert rows == [row for table in expected for row in table]
     assert rows_of_1 == expected[1]
     assert hub.opened() == set(SHARDS)  # neither the script nor the card
 

@@ -1,0 +1,141 @@
+"""The command line: `lightning-lance prepare key=value ...`. This is the only module that knows Hydra."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from lightning_lance.errors import LightningLanceError
+from lightning_lance.languages import nearest
+
+# A build leaves a store and nothing else: no output folder, no log file.
+_NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
+
+USAGE = """\
+lightning-lance prepare key=value ...   build the token store, without training
+lightning-lance --version
+
+Keys are those of the configuration: source=github_code 'languages=[Python]' tokenizer=gpt_neox max_documents=5_000_000
+lightning-lance prepare --cfg job       show the configuration
+lightning-lance prepare --help          show the groups and their options
+"""
+
+
+def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
+    """Make a command of a function: give it the composed configuration, with the overrides of the command line.
+
+    What the user can mend is told in one sentence on standard error, with exit code 1; set HYDRA_FULL_ERROR=1 for the
+    traceback.
+    """
+
+    @functools.wraps(task)
+    def run() -> None:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            _hydra_main(task)
+            return
+        told: list[BaseException] = []
+
+        @functools.wraps(task)
+        def guarded(config: DictConfig) -> None:
+            # Kept from Hydra, which would print a line of its own before it.
+            try:
+                task(config)
+            except (LightningLanceError, HydraException, OmegaConfBaseException) as error:
+                told.append(error)
+
+        # Otherwise Hydra prints errors of the configuration itself, over several lines.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        try:
+            _hydra_main(guarded)
+        except (HydraException, OmegaConfBaseException) as error:
+            told.append(error)
+        finally:
+            del os.environ["HYDRA_FULL_ERROR"]
+        if told:
+            sys.exit(f"error: {_one_sentence(told[0])}")
+
+    return run
+
+
+def _hydra_main(task: Callable[[DictConfig], None]) -> None:
+    hydra.main(version_base="1.3", config_path="pkg://lightning_lance.conf", config_name="config")(task)()
+
+
+def _one_sentence(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LightningLanceError):
+            return str(cause)
+        if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+            return _unknown_key(cause)
+        if isinstance(cause, (MissingMandatoryValue, InterpolationToMissingValueError)):
+            key = str(cause.full_key or cause.key).removeprefix("data.")
+            return f"The key {key} has no value: give it one on the command line, as in {key}=..."
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split())
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    parent = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
+    known = [str(key) for key in parent if key not in ("_target_", "_convert_", "hydra")]
+    near = nearest(str(error.key), known)
+    hint = f"did you mean {near!r}? " if near else ""
+    place = str(error.full_key).rpartition(".")[0]
+    return (
+        f"There is no key {error.full_key!r}: {hint}{place or 'the configuration'} has {', '.join(sorted(known))} "
+        f"(to add a key that the constructor takes, write +{error.full_key}=...)."
+    )
+
+
+def make(config: DictConfig, **changes: Any) -> Any:
+    """Instantiate a group of the configuration; a `ConfigError` of a constructor comes through as it is."""
+    try:
+        return instantiate(config, **changes)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, LightningLanceError):
+            raise error.__cause__ from None
+        raise
+
+
+def _prepare(config: DictConfig) -> None:
+    from lightning_lance.prepare import prepare
+
+    # The arguments of the datamodule, without the datamodule: a build needs neither torch nor Lightning.
+    data = make(config.data, _target_="builtins.dict")
+    wanted = ("uri", "data_dir", "max_documents", "max_tokens", "val_fraction", "storage_options")
+    store = prepare(data["source"], data["tokenizer"], **{name: data[name] for name in wanted})
+    commit = store.commit
+    print(
+        f"{store.uri}: {commit.documents:,} documents, {store.num_tokens('train'):,} train and "
+        f"{store.num_tokens('val'):,} val tokens, version {store.version}"
+    )
+
+
+def main() -> None:
+    """Run the command `lightning-lance`."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name == "prepare":
+        sys.argv[:] = [f"{sys.argv[0]} prepare", *rest, *_NO_FOLDER]
+        command(_prepare)()
+    elif name == "--version":
+        print(version("lightning-lance"))
+    elif name in ("--help", "-h", "help"):
+        print(USAGE, end="")
+    else:
+        sys.exit(f"error: there is no command {name!r}: expected prepare.\n\n{USAGE}")
