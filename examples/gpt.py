@@ -264,7 +264,7 @@ class GPTModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self._tokens = 0  # of all ranks, since
+        self._tokens = 0  # of all ranks, from `_since` on
         self._since = self._paused = math.nan  # seconds; nan: not yet
 
     def configure_model(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,14 @@ from lightning_lance.languages import check_languages
 if TYPE_CHECKING:
     from lightning_lance.streaming import DatasetSource
 
+_REPOSITORY = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
+
 # Script datasets whose files this package has a config for.
 _CONFIG_FOR = {"codeparrot/github-code": "github_code", "codeparrot/github-code-clean": "github_code_clean"}
 
 
 def open_builder(source: DatasetSource, revision: str | None) -> Any:
-    """Make the `datasets` builder of a source: lists its files, and reads none.
+    """Make the `datasets` builder of a source: finds its files, and reads none.
 
     Args:
         source: The source.
@@ -30,54 +33,62 @@ def open_builder(source: DatasetSource, revision: str | None) -> Any:
     """
     from datasets import load_dataset_builder
 
-    patterns = source.patterns(revision)
-    arguments: dict[str, Any] = {"data_files": patterns} if patterns else {"revision": revision}
     try:
-        return load_dataset_builder(
-            source.path, source.config, storage_options=dict(source.storage_options) or None, **arguments
-        )
+        if source.data_files:
+            files = {source.split: _checked_patterns(source, revision)}
+            return load_dataset_builder(
+                source.path, data_files=files, storage_options=dict(source.storage_options) or None
+            )
+        return load_dataset_builder(source.path, source.config, revision=revision)
     except LightningLanceError:
         raise
     except Exception as error:  # there are a dozen classes, from four libraries
         raise explain(error, source) from error
 
 
+def _checked_patterns(source: DatasetSource, revision: str | None) -> list[str]:
+    """Give the globs, at a fixed commit where they are on the Hub; `datasets` passes over those that match nothing."""
+    from huggingface_hub import HfApi
+
+    commits = {}
+    for repo in sorted({match[1] for match in map(_REPOSITORY.match, source.data_files) if match}):
+        commits[repo] = HfApi().dataset_info(repo, revision=revision).sha
+        HfApi().auth_check(repo, repo_type="dataset")
+    patterns = source.patterns(commits)
+    for pattern in patterns:
+        if not _glob(pattern, source.storage_options):
+            if source.wanted and any("{language}" in template for template in source.data_files):
+                check_languages(source.wanted, _language_folders(source, commits), f"Source {source.name!r}")
+            where = "" if "://" in pattern else f" in {str(Path.cwd())!r}"
+            raise ConfigError(f"No file matches {pattern!r}{where}: check source.data_files.")
+    return patterns
+
+
 def explain(error: Exception, source: DatasetSource) -> LightningLanceError:
     """Turn an error of `datasets` or of the Hub client into one that says what to do."""
     text = " ".join(str(error).split())
-    causes = _chain(error)
-    repo = _repository(source)
+    kinds = {type(cause).__name__ for cause in _chain(error)}
+    match = _REPOSITORY.match(source.data_files[0]) if source.data_files else None
+    repo = match[1] if match else source.path
+    login = "run 'hf auth login' or set HF_TOKEN"
     if "Dataset scripts are no longer supported" in text:
         return ConfigError(_instead_of_script(source.path))
-    if any("GatedRepo" in type(cause).__name__ for cause in causes) or "gated" in text.lower():
-        return SourceError(
-            f"The dataset {repo!r} is gated: accept its terms at https://huggingface.co/datasets/{repo}, then run "
-            "'hf auth login' or set HF_TOKEN."
-        )
-    if source.wanted and any("{language}" in pattern for pattern in source.data_files) and _is_missing(error):
-        check_languages(source.wanted, _language_folders(source), f"Source {source.name!r}")
-    if (
-        any("RepositoryNotFound" in type(cause).__name__ for cause in causes)
-        or "DatasetNotFound" in type(error).__name__
-    ):
-        return ConfigError(
-            f"There is no dataset {repo!r} on the Hub, or it is private: check the name; for a private one run "
-            "'hf auth login' or set HF_TOKEN."
-        )
-    if any("RevisionNotFound" in type(cause).__name__ for cause in causes):
+    if "GatedRepoError" in kinds or "gated dataset" in text:
+        page = f"https://huggingface.co/datasets/{repo}"
+        return SourceError(f"The dataset {repo!r} is gated: accept its terms at {page}, then {login}.")
+    if "RevisionNotFoundError" in kinds or text.startswith("Revision "):
         return ConfigError(f"The dataset {repo!r} has no revision {source.revision!r}: check source.revision.")
-    if _is_missing(error):
+    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
         return ConfigError(
-            f"No file matches source.data_files={list(source.data_files) or source.path!r} "
-            f"(in {str(Path.cwd())!r}, where a pattern is relative)."
+            f"There is no dataset {repo!r} on the Hub, or it is private: check the name; for a private one {login}."
         )
     if "BuilderConfig" in text or "Config name is missing" in text:
         return ConfigError(f"Choose source.config of {repo!r}: {text[:400]}")
-    if any(isinstance(cause, (ConnectionError, TimeoutError)) or "Offline" in type(cause).__name__ for cause in causes):
+    if kinds & {"ConnectionError", "ConnectError", "ConnectTimeout", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
         return SourceError(
-            f"The source {source.name!r} cannot be reached ({text[:200]}): check the network, then run again."
+            f"Source {source.name!r} cannot be reached ({text[:200]}): check the network, then run again."
         )
-    return SourceError(f"The source {source.name!r} cannot be read: {type(error).__name__}: {text[:400]}")
+    return SourceError(f"Source {source.name!r} cannot be read: {type(error).__name__}: {text[:400]}")
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -89,30 +100,18 @@ def _chain(error: BaseException) -> list[BaseException]:
     return causes
 
 
-def _is_missing(error: Exception) -> bool:
-    return isinstance(error, FileNotFoundError) or "DataFilesNotFound" in type(error).__name__
-
-
-def _repository(source: DatasetSource) -> str:
-    match = re.match(r"hf://datasets/([^/@]+/[^/@]+)", source.data_files[0]) if source.data_files else None
-    return match[1] if match else source.path
-
-
-def _glob(pattern: str, storage_options: dict[str, Any] | None = None) -> list[str]:
+def _glob(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
     from fsspec.core import url_to_fs
 
-    fs, path = url_to_fs(pattern, **(storage_options or {}))
+    fs, path = url_to_fs(pattern, **storage_options)
     return [str(found) for found in fs.glob(path)]
 
 
-def _language_folders(source: DatasetSource) -> list[str]:
-    folders = []
-    for pattern in source.data_files:
-        before = pattern.split("{language}", 1)[0]
-        if before != pattern:
-            found = _glob(before + "*", dict(source.storage_options))
-            folders += [path.rstrip("/").rsplit("/", 1)[-1] for path in found]
-    return sorted(set(folders))
+def _language_folders(source: DatasetSource, commits: Mapping[str, str | None]) -> list[str]:
+    templates = [pattern for pattern in source.patterns(commits, fill=False) if "{language}" in pattern]
+    befores = sorted({template.split("{language}")[0] for template in templates})
+    found = [path for before in befores for path in _glob(f"{before}*", source.storage_options)]
+    return sorted({path.rstrip("/").rsplit("/", 1)[-1] for path in found})
 
 
 def _instead_of_script(path: str) -> str:
@@ -120,7 +119,7 @@ def _instead_of_script(path: str) -> str:
     if path in _CONFIG_FOR:
         return f"{message}use source={_CONFIG_FOR[path]}, which reads its files."
     try:
-        files = _glob(f"hf://datasets/{path}/**.parquet")
+        files = _glob(f"hf://datasets/{path}/**.parquet", {})
     except Exception:  # the hint is not worth a second error
         files = []
     folders = Counter(file.split(path, 1)[-1].lstrip("/").rpartition("/")[0] for file in files)

@@ -105,16 +105,20 @@ class DatasetSource:
             return all(pattern.startswith("hf://") for pattern in self.data_files)
         return not Path(self.path).exists()
 
-    def patterns(self, revision: str | None = None) -> list[str]:
-        """Give the globs of the wanted languages, at a revision where they are on the Hub."""
+    def patterns(self, commits: Mapping[str, str | None], fill: bool = True) -> list[str]:
+        """Give the globs.
+
+        Args:
+            commits: Hub repository to the commit to read it at.
+            fill: Whether to put the wanted languages (or `*` for all) in place of `{language}`.
+        """
         patterns = []
         for pattern in self.data_files:
-            languages = self.wanted or ["*"]
-            for language in languages if "{language}" in pattern else [""]:
+            for language in (self.wanted or ["*"]) if fill and "{language}" in pattern else ["{language}"]:
                 filled = pattern.replace("{language}", language)
                 match = _HUB_FILE.match(filled)
-                if match and revision and not match["revision"]:
-                    filled = f"hf://datasets/{match['repo']}@{revision}/{match['rest']}"
+                if match and not match["revision"] and commits.get(match["repo"]):
+                    filled = f"hf://datasets/{match['repo']}@{commits[match['repo']]}/{match['rest']}"
                 patterns.append(filled)
         return patterns
 
@@ -175,7 +179,7 @@ def _common_folder(files: Sequence[str]) -> str:
 
 def _listing(source: DatasetSource, revision: str | None) -> tuple[Any, list[str]]:
     """Make the builder of a source, and list the files of its split; reads none of them."""
-    from lightning_lance.access import explain, open_builder
+    from lightning_lance.access import open_builder
 
     builder = open_builder(source, revision)
     splits = builder.config.data_files or {}
@@ -183,8 +187,6 @@ def _listing(source: DatasetSource, revision: str | None) -> tuple[Any, list[str
         raise ConfigError(
             f"Source {source.name!r} has no split {source.split!r}: there are {', '.join(splits) or 'none'}."
         )
-    if not splits[source.split]:
-        raise explain(FileNotFoundError(), source)
     return builder, [str(file) for file in splits[source.split]]
 
 
@@ -208,6 +210,7 @@ class _OpenedDataset:
         self._pushed_down = hasattr(config, "filters")
         if self._pushed_down:
             config.batch_size, config.columns, config.filters = BATCH_ROWS, self._column_names(), source.filters()
+            config.fragment_scan_options = _scan_options()
         self._dataset = _stream(builder, source)
         if self._pushed_down and (missing := set(self._column_names()) - set(self._dataset.features)):
             present = _stream(_listing(source, revision)[0], source).features
@@ -278,3 +281,11 @@ class _OpenedDataset:
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
         return document_batch(columns, languages, first_row, source.wanted, source.text_filter)
+
+
+def _scan_options() -> Any:
+    # Reading ahead inside Arrow goes on after a reader is closed: a build that stops in the middle of a shard because its
+    # budget is met would abort or hang when the interpreter exits. It also fetches 32 MB and more to give one batch.
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    return ParquetFragmentScanOptions(pre_buffer=False)
