@@ -125,10 +125,14 @@ def folder_language(shard: str, template: str) -> str:
     Raises:
         ConfigError: If the path does not match.
     """
-    # What stands before the placeholder is not compared: in a resolved URL it has a revision or an absolute folder.
-    tail = re.escape(template.split("{language}", 1)[1])
-    tail = tail.replace(r"\*\*", ".*").replace(r"\*", "[^/]*").replace(r"\?", "[^/]")
-    match = re.search(f"(?:^|/)(?P<language>[^/]+){tail}$", shard)
+    # Of what stands before the placeholder only the folder next to it is compared: a resolved path also has an absolute
+    # folder, or a revision.
+    before, after = template.split("{language}", 1)
+    folder = re.escape(before.rstrip("/").rpartition("/")[2])
+    tail = re.escape(after)
+    for escaped, pattern in ((r"\*\*", ".*"), (r"\*", "[^/]*"), (r"\?", "[^/]")):
+        folder, tail = folder.replace(escaped, pattern), tail.replace(escaped, pattern)
+    match = re.search(rf"(?:^|/){folder}(?:@[^/]+)?/?(?P<language>[^/]+){tail}$", shard)
     if match is None:
         raise ConfigError(
             f"Shard {shard!r} does not match {template!r}: put {{language}} in place of one whole folder."

@@ -225,7 +225,7 @@ class _Build:
         missing = [language for language in self._source.wanted if language not in self._commit.languages]
         if self._commit.shard != 1 or not missing or len(self._opened.shards) == 1:
             return
-        known = self._opened.languages()
+        known = self._opened.present_languages()
         if any(nearest(language, known) for language in missing if language not in known):
             self._check_found(self._opened)
         _log.warning(
@@ -238,7 +238,7 @@ class _Build:
     def _check_found(self, opened: OpenedSource) -> None:
         missing = [language for language in self._source.wanted if language not in self._commit.languages]
         if missing:
-            known = [language for language in opened.languages() if language not in missing]
+            known = [language for language in opened.present_languages() if language not in missing]
             check_languages(missing, known, f"Source {self._source.name!r}")
 
     def _check_not_empty(self) -> None:

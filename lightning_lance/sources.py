@@ -46,7 +46,7 @@ class OpenedSource(Protocol):
         """Read a shard (by its place in `shards`) from a row on, as document batches (see documents.py)."""
         ...
 
-    def languages(self) -> list[str]:
+    def present_languages(self) -> list[str]:
         """Tell the languages of the first shard, wanted or not: what a message offers for a language that isn't there."""
         ...
 
@@ -192,7 +192,7 @@ class _OpenedFiles:
     def shards(self) -> Sequence[str]:
         return [f"{group[0]} and {len(group) - 1} more" for group in self._groups]
 
-    def languages(self) -> list[str]:
+    def present_languages(self) -> list[str]:
         return sorted(set(language_of_path(pa.array(self._groups[0]), self._source.extensions).to_pylist()))
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:

@@ -233,7 +233,7 @@ class _OpenedDataset:
         revisions = {match["revision"] for match in map(_HUB_FILE.match, self._files) if match}
         return {"revision": revisions.pop()} if len(revisions) == 1 else {}
 
-    def languages(self) -> list[str]:
+    def present_languages(self) -> list[str]:
         source = self._source
         if not source.language_column:
             return sorted(source.extensions or ())

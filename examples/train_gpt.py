@@ -1,0 +1,45 @@
+"""Trains the sample GPT on random windows of a token store, which is built first if it is not there.
+
+    python examples/train_gpt.py                                    # the standard library, on a CPU, in minutes
+    python examples/train_gpt.py experiment=github_code_python      # 5,000,000 Python files of GitHub, on a GPU
+    python examples/train_gpt.py ckpt_path=last                     # go on where the last run stopped
+    python examples/train_gpt.py --help                             # all that can be set
+
+Any key of the configuration can be given; see conf/ and the README.
+"""
+
+import lightning
+import torch
+from gpt import GPTModule
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from lightning_lance import LanceDataModule
+from lightning_lance.cli import command, make
+
+
+@command
+def main(config: DictConfig) -> None:
+    """Build, train, validate, and let the model write a document."""
+    lightning.seed_everything(config.seed, verbose=False)
+    torch.set_float32_matmul_precision("high")
+    data: LanceDataModule = make(config.data)
+    model: GPTModule = make(config.model)
+    trainer: lightning.Trainer = make(config.trainer)
+    trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
+    # One device is enough for a sample; a model that is sharded over several cannot write it on one rank.
+    if not config.trainer.get("fast_dev_run") and not isinstance(trainer.strategy, lightning.pytorch.strategies.FSDPStrategy):
+        show_sample(model, data)
+
+
+@rank_zero_only
+def show_sample(model: GPTModule, data: LanceDataModule) -> None:
+    """Print a document as the model would write it: what it puts after EOS."""
+    generator = torch.Generator(model.device).manual_seed(0)
+    prompt = torch.tensor([[data.tokenizer.eos_id]], device=model.device)
+    ids = model.eval().model.generate(prompt, 200, temperature=0.8, top_k=50, generator=generator)
+    print(f"\n--- a sample ---\n{data.tokenizer.decode(ids[0, 1:].tolist())}\n----------------")
+
+
+if __name__ == "__main__":
+    main()

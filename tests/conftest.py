@@ -1,0 +1,79 @@
+"""What several tests need: documents of known content, as a source, and stores made of them."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import xxhash
+from hypothesis import settings
+
+from lightning_lance import TokenStore, prepare
+from lightning_lance.documents import TextFilter, document_batch
+from lightning_lance.tokenizer_choice import ByteChoice
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+
+# On a loaded machine any example may be slow.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
+
+Document = tuple[str | None, str, str]  # text, language, repository
+
+
+@dataclasses.dataclass(frozen=True)
+class ListSource:
+    """Documents from memory, a few to the shard and to the batch: the smallest honest source."""
+
+    documents: tuple[Document, ...]
+    per_shard: int = 4
+    per_batch: int = 3
+    languages: tuple[str, ...] = ()
+    name: str = "list"
+    metadata: Sequence[str] = ("repo",)
+
+    @property
+    def wanted(self) -> Sequence[str]:
+        return sorted(self.languages)
+
+    def identity(self) -> dict[str, Any]:
+        return {"documents": xxhash.xxh3_64_hexdigest(repr(self.documents)), "languages": self.wanted}
+
+    def open(self, pin: Mapping[str, Any] | None = None) -> "ListSource":
+        return self
+
+    @property
+    def shards(self) -> Sequence[str]:
+        return [str(i) for i in range(-(-len(self.documents) // self.per_shard))]
+
+    pin: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def present_languages(self) -> list[str]:
+        return sorted({language for _, language, _ in self.documents})
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        documents = self.documents[shard * self.per_shard :][: self.per_shard]
+        for first in range(row, len(documents), self.per_batch):
+            texts, languages, repos = zip(*documents[first : first + self.per_batch], strict=True)
+            columns = {"text": pa.array(texts, pa.large_string()), "repo": pa.array(repos, pa.string())}
+            yield document_batch(columns, pa.array(languages, pa.string()), first, self.wanted, TextFilter())
+
+
+def documents(*texts: str | None, language: str = "Python", repo: str = "") -> tuple[Document, ...]:
+    """Documents of one language, each of its own repository unless one is given."""
+    return tuple((text, language, repo or f"repo{i}") for i, text in enumerate(texts))
+
+
+@pytest.fixture
+def byte_store(tmp_path: Path) -> Callable[..., TokenStore]:
+    """Makes a store of texts in bytes, all of them for training unless told otherwise."""
+
+    def make(*texts: str, **options: Any) -> TokenStore:
+        source = options.pop("source", None) or ListSource(documents(*texts))
+        options = {"data_dir": tmp_path / "data", "val_fraction": 0.0, **options}
+        return prepare(source, ByteChoice(), **options)
+
+    return make

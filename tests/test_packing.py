@@ -1,0 +1,95 @@
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.packing import BLOCK, Packer, join_documents
+
+EOS = 9
+Documents = list[tuple[int, str, list[int]]]  # split, language, ids
+
+
+def test_eos_ends_every_document():
+    joined = join_documents(np.array([1, 2, 3], np.uint32), np.array([0, 2, 2, 3]), EOS, np.dtype(np.uint16))
+    assert joined.tolist() == [1, 2, EOS, EOS, 3, EOS]
+    assert joined.dtype == np.uint16
+
+
+def test_ids_that_cannot_be_stored_are_refused():
+    with pytest.raises(StoreError, match="Token id 65536 does not fit uint16"):
+        join_documents(np.array([65536], np.uint32), np.array([0, 1]), EOS, np.dtype(np.uint16))
+    with pytest.raises(ConfigError, match="encoded to the EOS id 9"):
+        join_documents(np.array([EOS], np.uint32), np.array([0, 1]), EOS, np.dtype(np.uint16))
+
+
+def pack(packer: Packer, documents: Documents, first: int) -> None:
+    ids = np.array([i for _, _, part in documents for i in part], np.uint32)
+    offsets = np.cumsum([0, *(len(part) for _, _, part in documents)])
+    table = pa.table(
+        {
+            "language": pa.array([language for _, language, _ in documents], pa.string()),
+            "id": pa.array([str(first + i) for i in range(len(documents))], pa.string()),
+            "path": pa.array([f"p{first + i}" for i in range(len(documents))], pa.string()),
+        }
+    )
+    packer.add(ids, offsets, np.array([split for split, _, _ in documents], np.int8), table)
+
+
+def unpack(rows: pa.Table) -> dict[tuple[str, str], list[int]]:
+    streams: dict[tuple[str, str], list[int]] = {}
+    for row in rows.to_pylist():
+        stream = streams.setdefault((row["split"], row["language"]), [])
+        for document in row["documents"]:
+            # A document begins at the start of its stream, or after the EOS of the one before.
+            at = document["offset"]
+            before = row["tokens"][at - 1] if at else stream[-1] if stream else EOS
+            assert before == EOS
+        stream += row["tokens"][: row["num_tokens"]]
+    return streams
+
+
+document = st.tuples(
+    st.integers(0, 1), st.sampled_from(["Python", "Rust"]), st.lists(st.integers(0, 8), max_size=3 * BLOCK // 2)
+)
+documents = st.lists(document, max_size=12)
+
+
+@given(documents, st.lists(st.integers(0, 12), max_size=3))
+def test_a_stream_is_its_documents_joined_by_eos_whatever_the_batches(documents: Documents, cuts: list[int]):
+    packer = Packer(EOS, np.dtype(np.uint16), ["path"])
+    borders = [0, *sorted(min(cut, len(documents)) for cut in cuts), len(documents)]
+    for low, high in pairwise(borders):
+        pack(packer, documents[low:high], low)
+    assert packer.num_tokens == sum(len(ids) + 1 for _, _, ids in documents)
+    rows = packer.take()
+    assert packer.num_tokens == 0
+    expected: dict[tuple[str, str], list[int]] = {}
+    for split, language, ids in documents:
+        expected.setdefault((("train", "val")[split], language), []).extend([*ids, EOS])
+    assert unpack(rows) == expected
+
+
+@given(documents)
+def test_every_document_is_described_where_it_begins(documents: Documents):
+    packer = Packer(EOS, np.dtype(np.uint32), ["path"])
+    pack(packer, documents, 0)
+    described = [entry for row in packer.take().to_pylist() for entry in row["documents"]]
+    assert sorted(int(entry["id"]) for entry in described) == list(range(len(documents)))
+    assert all(entry["path"] == f"p{entry['id']}" and 0 <= entry["offset"] < BLOCK for entry in described)
+
+
+@given(documents)
+def test_only_the_last_block_of_a_stream_is_not_full(documents: Documents):
+    packer = Packer(EOS, np.dtype(np.uint16), ["path"])
+    pack(packer, documents, 0)
+    rows = packer.take().to_pylist()
+    keys = [(row["split"], row["language"]) for row in rows]
+    assert keys == sorted(keys)
+    for row, key, following in zip(rows, keys, [*keys[1:], None], strict=False):
+        assert 0 < row["num_tokens"] <= BLOCK
+        assert row["num_tokens"] == BLOCK or following != key
+        assert not any(row["tokens"][row["num_tokens"] :])

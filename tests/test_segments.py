@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_lance.errors import StoreError
+from lightning_lance.segments import MappedFiles, SegmentTable
+
+BLOCK = 4
+
+
+def test_a_literal_table():
+    """Blocks of 4: two full ones that are neighbours, a short one, then one elsewhere."""
+    table = SegmentTable.from_blocks(np.array([4, 4, 3, 4]), np.array([100, 104, 108, 40]), BLOCK)
+    assert table.starts.tolist() == [0, 11, 15]
+    assert table.places.tolist() == [100, 40]
+    places, whole = table.whole(np.array([0, 8, 9, 11]), 3)
+    assert places.tolist() == [100, 108, 109, 40]
+    assert whole.tolist() == [True, True, False, True]
+    runs = table.runs(np.array([9, 0]), 3)
+    assert [part.tolist() for part in runs] == [[0, 1, 0], [0, 0, 2], [109, 100, 40], [2, 3, 1]]
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Valid tokens per block, places, and a memory in which each block lies."""
+    counts = np.array(draw(st.lists(st.integers(1, BLOCK), max_size=12)), dtype=np.int64)
+    order = draw(st.permutations(range(len(counts)))) if draw(st.booleans()) else range(len(counts))
+    memory = np.arange(1000, 1000 + BLOCK * len(counts))
+    return counts, np.array(order, dtype=np.int64) * BLOCK, memory
+
+
+@given(blocks(), st.data())
+def test_runs_give_the_tokens_of_the_stream(made: tuple[np.ndarray, np.ndarray, np.ndarray], data: st.DataObject):
+    counts, places, memory = made
+    parts = [memory[place : place + count] for place, count in zip(places, counts, strict=True)]
+    stream = np.concatenate([np.empty(0, np.int64), *parts])
+    table = SegmentTable.from_blocks(counts, places, BLOCK)
+    assert table.num_tokens == len(stream)
+    length = data.draw(st.integers(0, len(stream)))
+    starts = np.array(data.draw(st.lists(st.integers(0, len(stream) - length), max_size=5)), dtype=np.int64)
+    table.check(starts, length)
+    windows = np.full((len(starts), length), -1)
+    runs = table.runs(starts, length) if length else None
+    for row, column, place, count in zip(*runs, strict=True) if runs else ():
+        windows[row, column : column + count] = memory[place : place + count]
+    assert (windows == np.array([stream[start : start + length] for start in starts]).reshape(windows.shape)).all()
+
+
+@pytest.mark.parametrize(("start", "length"), [(-1, 2), (9, 3), (12, 0)])
+def test_a_window_that_is_not_whole_is_refused(start: int, length: int):
+    table = SegmentTable.from_blocks(np.array([4, 4, 3]), np.array([0, 4, 8]), BLOCK)
+    with pytest.raises(StoreError, match="a window must lie in it whole"):
+        table.check(np.array([start]), length)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32])
+def test_windows_of_many_files_are_one_gather(tmp_path: Path, dtype: type):
+    files, tokens = [], []
+    for i, size in enumerate((5000, 64, 123_456, 7)):
+        tokens.append((np.arange(size) * (i + 3) % 60_000).astype(dtype))
+        files.append(tmp_path / str(i))
+        files[-1].write_bytes(bytes(8 * i) + tokens[-1].tobytes() + b"x")
+    mapped = MappedFiles(files, np.dtype(dtype))
+    places = np.array([mapped.place(i, 8 * i) for i in (3, 0, 2, 1)])
+    expected = [tokens[i][:7] for i in (3, 0, 2, 1)]
+    assert mapped.gather(places, 7).tolist() == [part.tolist() for part in expected]
+    assert mapped.gather(places, 7).dtype == dtype
+    last = np.array([mapped.place(2, 16) + 123_449])
+    assert mapped.gather(last, 7).tolist() == [tokens[2][-7:].tolist()]
+    with pytest.raises(StoreError, match="not aligned"):
+        mapped.place(0, 1)

@@ -1,0 +1,169 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from lightning_lance.errors import ConfigError
+from lightning_lance.tokenization import EOS_SPELLINGS, Encoded, Tokenizer, byte_tokenizer, token_dtype, train_bpe
+
+TEXTS = [
+    "def main():\n    return 'x' * 17\n\n\n",
+    "for i in range(10):\n\tprint(i)  # naïve café 東京 🙂\n",
+    "class A(B):\n    '''doc'''\n    def f(self, x: int = 3) -> None: ...\n",
+] * 5
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return train_bpe([TEXTS], 400)
+
+
+def encode(tokenizer: Tokenizer, *texts: str) -> list[list[int]]:
+    ids, offsets = tokenizer.encode_batch(pa.array(texts, pa.large_string()))
+    return [ids[low:high].tolist() for low, high in zip(offsets, offsets[1:], strict=False)]
+
+
+def changed(tokenizer: Tokenizer, **fields: object) -> str:
+    return json.dumps({**json.loads(tokenizer.to_json()), **fields})
+
+
+ATOMS = [
+    "<|endoftext|>",
+    "<|endoftext",
+    "def ",
+    "    ",
+    "\n\n",
+    "\r\n",
+    "é",
+    "🙂",
+    "\u200d",
+    "a",
+    " b",
+    "'s",
+    "123",
+    "\0",
+]
+text = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(ATOMS), max_size=12).map("".join))
+
+
+@settings(max_examples=200)
+@given(st.lists(text, max_size=6))
+def test_gigatoken_gives_the_ids_of_tokenizers(bpe: Tokenizer, texts: list[str]):
+    reference = Tokenizer(bpe.to_json(), engine="tokenizers")
+    assert (bpe.engine, reference.engine) == ("gigatoken", "tokenizers")
+    assert encode(bpe, *texts) == encode(reference, *texts)
+    assert bpe.engine == "gigatoken"
+
+
+@given(text)
+def test_text_comes_back_and_holds_no_special_id(bpe: Tokenizer, text: str):
+    (ids,) = encode(bpe, text)
+    assert bpe.decode(ids) == text
+    assert bpe.eos_id not in ids
+
+
+@given(st.lists(text, max_size=4))
+def test_bytes_are_bytes(texts: list[str]):
+    tokenizer = byte_tokenizer()
+    assert encode(tokenizer, *texts) == [list(text.encode()) for text in texts]
+    assert (tokenizer.eos_id, tokenizer.vocab_size, tokenizer.engine) == (256, 257, "gigatoken")
+    assert tokenizer.decode([*"aé".encode(), 256]) == "aé<|endoftext|>"
+
+
+def test_slices_of_arrow_arrays_are_encoded_as_they_are(bpe: Tokenizer):
+    texts = pa.array(["x", *TEXTS], pa.large_string()).slice(1, 3)
+    ids, offsets = bpe.encode_batch(texts)
+    whole, borders = bpe.encode_batch(pa.array(TEXTS[:3], pa.large_string()))
+    assert (ids.tolist(), offsets.tolist()) == (whole.tolist(), borders.tolist())
+    assert (ids.dtype, offsets.dtype) == (np.uint32, np.int64)
+
+
+def test_nothing_is_added_and_nothing_cut(bpe: Tokenizer):
+    """A template that adds EOS on both sides, truncation to 4 tokens, and padding: a build must not see any of them."""
+    template = tokenizers.Tokenizer.from_str(bpe.to_json())
+    template.post_processor = processors.TemplateProcessing(
+        "<|endoftext|> $A <|endoftext|>", None, [("<|endoftext|>", 0)]
+    )
+    template.enable_truncation(4)
+    template.enable_padding(length=64)
+    loaded = Tokenizer(template.to_str())
+    assert encode(loaded, *TEXTS) == encode(bpe, *TEXTS)
+    assert loaded.digest == bpe.digest
+    assert encode(Tokenizer(template.to_str(), engine="tokenizers"), *TEXTS) == encode(bpe, *TEXTS)
+
+
+@pytest.mark.parametrize(("ids", "dtype"), [(1, "uint16"), (65_536, "uint16"), (65_537, "uint32"), (151_669, "uint32")])
+def test_the_dtype_holds_every_id(ids: int, dtype: str):
+    assert token_dtype(ids) == dtype
+
+
+def test_added_tokens_count(bpe: Tokenizer):
+    """As in Llama 3: the model's vocabulary would fit uint16, an added token does not."""
+    added = {"content": "<|pad|>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    fields = json.loads(bpe.to_json())
+    added_tokens = [*fields["added_tokens"], {**added, "id": 65_536, "special": True}]
+    model = {**fields["model"], "vocab": {**fields["model"]["vocab"], "<|pad|>": 65_536}}
+    tokenizer = Tokenizer(json.dumps({**fields, "added_tokens": added_tokens, "model": model}))
+    assert tokenizer.vocab_size == 65_537
+    assert token_dtype(tokenizer.vocab_size) == np.uint32
+
+
+def test_the_digest_is_of_the_content(bpe: Tokenizer):
+    again = train_bpe([TEXTS], 400)
+    assert again.digest == bpe.digest == Tokenizer(bpe.to_json()).digest
+    encode(again, *TEXTS)
+    assert again.digest == bpe.digest
+    assert train_bpe([TEXTS], 280).digest != bpe.digest
+    other_eos = changed(
+        bpe, added_tokens=[{**json.loads(bpe.to_json())["added_tokens"][0], "content": "</s>", "id": 0}]
+    )
+    assert Tokenizer(other_eos, "</s>").digest != bpe.digest
+
+
+def test_the_eos_token_is_found_or_asked_for(bpe: Tokenizer):
+    assert (bpe.eos_token, bpe.eos_id) == (EOS_SPELLINGS[0], 0)
+    with pytest.raises(ConfigError, match=r"has no EOS token '</s>'.*one of its special tokens, <\|endoftext\|>"):
+        Tokenizer(bpe.to_json(), "</s>")
+    with pytest.raises(ConfigError, match=r"This is no tokenizer\.json"):
+        Tokenizer("{}")
+
+
+def test_a_tokenizer_that_gigatoken_does_not_know_falls_back():
+    model = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    model.normalizer = normalizers.Lowercase()
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    model.decoder = decoders.WordPiece()
+    model.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]", "[EOS]"]))
+    tokenizer = Tokenizer(model.to_str())
+    assert (tokenizer.engine, tokenizer.eos_token) == ("tokenizers", "[EOS]")
+    model.encode_special_tokens = True
+    assert encode(tokenizer, *TEXTS, "a [EOS] b") == [model.encode(text).ids for text in [*TEXTS, "a [EOS] b"]]
+
+
+@pytest.mark.parametrize("wrong", ["ids", "error"])
+def test_an_engine_that_differs_is_left_with_a_warning(bpe: Tokenizer, wrong: str, monkeypatch: pytest.MonkeyPatch):
+    """What a bug of gigatoken would look like: one id of one short document is another one, in the third batch."""
+    tokenizer = Tokenizer(bpe.to_json())
+    assert encode(tokenizer, *TEXTS) == encode(tokenizer, *TEXTS) == encode(bpe, *TEXTS)
+    honest = tokenizer._encode_fast
+
+    def broken(texts: pa.Array) -> Encoded | None:
+        ids, offsets = honest(texts)
+        ids = ids.copy()
+        ids[offsets[:-1]] += 1
+        return Encoded(ids, offsets) if wrong == "ids" else None
+
+    monkeypatch.setattr(tokenizer, "_encode_fast", broken)
+    with pytest.warns(UserWarning, match="the tokenizers library encodes from here on"):
+        assert encode(tokenizer, *TEXTS) == encode(bpe, *TEXTS)
+    assert tokenizer.engine == "tokenizers"
+
+
+def test_a_vocabulary_that_is_too_small_is_refused():
+    with pytest.raises(ConfigError, match="257 at least"):
+        train_bpe([TEXTS], 256)
