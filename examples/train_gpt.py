@@ -28,7 +28,9 @@ def main(config: DictConfig) -> None:
     trainer: lightning.Trainer = make(config.trainer)
     trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
     # One device is enough for a sample; a model that is sharded over several cannot write it on one rank.
-    if not config.trainer.get("fast_dev_run") and not isinstance(trainer.strategy, lightning.pytorch.strategies.FSDPStrategy):
+    if not config.trainer.get("fast_dev_run") and not isinstance(
+        trainer.strategy, lightning.pytorch.strategies.FSDPStrategy
+    ):
         show_sample(model, data)
 
 

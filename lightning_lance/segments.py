@@ -66,7 +66,9 @@ class SegmentTable:
         Raises:
             StoreError: If one begins before the first token or ends after the last.
         """
-        if length < 0 or (len(starts) and (int(starts.min()) < 0 or int(starts.max()) + length > self.num_tokens)):
+        if length < 1:
+            raise StoreError(f"Windows of {length} tokens are asked for: expected 1 or more.")
+        if len(starts) and (int(starts.min()) < 0 or int(starts.max()) + length > self.num_tokens):
             raise StoreError(
                 f"Windows of {length} tokens start at {int(starts.min())} to {int(starts.max())}, but the stream has "
                 f"{self.num_tokens} tokens: a window must lie in it whole."

@@ -86,9 +86,14 @@ class Source(Protocol):
         ...
 
 
-def shard_order(count: int, seed: int | None) -> np.ndarray:
-    """Draw the order in which shards are read: (count,) int64. A seed of None keeps the order of the listing."""
-    return np.arange(count) if seed is None else np.random.default_rng([seed, count]).permutation(count)
+def shard_order(count: int, seed: int | None) -> list[int]:
+    """Draw the order in which shards are read, from hashes that no library version changes. None keeps the listing's."""
+    order = range(count)
+    return (
+        list(order)
+        if seed is None
+        else sorted(order, key=lambda i: (xxhash.xxh3_64_intdigest(f"{seed}/{i}".encode()), i))
+    )
 
 
 def content_identity(files: Sequence[str | Path], root: str | Path) -> str:
@@ -197,6 +202,8 @@ class _OpenedFiles:
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
         files = self._groups[shard][row:]
+        if not files:
+            return
         sizes = [Path(self._source.root, file).stat().st_size for file in files]
         piece = np.cumsum(sizes) // BATCH_BYTES
         for group in np.split(np.arange(len(files)), np.flatnonzero(np.diff(piece)) + 1):

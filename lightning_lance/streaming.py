@@ -247,7 +247,7 @@ class _OpenedDataset:
 
     def _tables(self, dataset: Any, shard: int) -> Generator[pa.Table, None, None]:
         # One data file is one shard of the streamed dataset, in the same order.
-        place = int(self._order[shard])
+        place = self._order[shard]
         batches = dataset.shard(num_shards=len(self._files), index=place).iter(batch_size=BATCH_ROWS)
         try:
             yield from batches

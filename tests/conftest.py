@@ -40,7 +40,7 @@ class ListSource:
         return sorted(self.languages)
 
     def identity(self) -> dict[str, Any]:
-        return {"documents": xxhash.xxh3_64_hexdigest(repr(self.documents)), "languages": self.wanted}
+        return {"documents": xxhash.xxh3_64_hexdigest(repr(self.documents).encode()), "languages": self.wanted}
 
     def open(self, pin: Mapping[str, Any] | None = None) -> "ListSource":
         return self

@@ -17,7 +17,7 @@ def test_columns_get_our_names_and_types():
 
 def test_a_missing_column_is_told_with_those_there_are():
     with pytest.raises(
-        SourceError, match="It has no column 'text', which source.columns gives for 'text': there are content"
+        SourceError, match=r"It has no column 'text', which source\.columns gives for 'text': there are content"
     ):
         select_columns(pa.table({"content": ["a"]}), {"text": "text"}, "It")
     with pytest.raises(SourceError, match="it holds int64, expected strings"):

@@ -78,5 +78,5 @@ def test_the_language_follows_from_the_folder(shard: str, template: str, languag
 
 
 def test_a_folder_that_does_not_match_is_refused():
-    with pytest.raises(ConfigError, match="put {language} in place of one whole folder"):
+    with pytest.raises(ConfigError, match=r"put \{language\} in place of one whole folder"):
         folder_language("corpus/x.jsonl", "corpus/{language}-x/*.parquet")

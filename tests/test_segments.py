@@ -39,21 +39,25 @@ def test_runs_give_the_tokens_of_the_stream(made: tuple[np.ndarray, np.ndarray, 
     stream = np.concatenate([np.empty(0, np.int64), *parts])
     table = SegmentTable.from_blocks(counts, places, BLOCK)
     assert table.num_tokens == len(stream)
-    length = data.draw(st.integers(0, len(stream)))
-    starts = np.array(data.draw(st.lists(st.integers(0, len(stream) - length), max_size=5)), dtype=np.int64)
+    length = data.draw(st.integers(1, len(stream) + 1))
+    starts = np.array(
+        data.draw(st.lists(st.integers(0, max(0, len(stream) - length)), max_size=5 * (length <= len(stream)))),
+        dtype=np.int64,
+    )
     table.check(starts, length)
     windows = np.full((len(starts), length), -1)
-    runs = table.runs(starts, length) if length else None
-    for row, column, place, count in zip(*runs, strict=True) if runs else ():
+    for row, column, place, count in zip(*table.runs(starts, length), strict=True):
         windows[row, column : column + count] = memory[place : place + count]
     assert (windows == np.array([stream[start : start + length] for start in starts]).reshape(windows.shape)).all()
 
 
-@pytest.mark.parametrize(("start", "length"), [(-1, 2), (9, 3), (12, 0)])
+@pytest.mark.parametrize(("start", "length"), [(-1, 2), (9, 3), (11, 1)])
 def test_a_window_that_is_not_whole_is_refused(start: int, length: int):
     table = SegmentTable.from_blocks(np.array([4, 4, 3]), np.array([0, 4, 8]), BLOCK)
     with pytest.raises(StoreError, match="a window must lie in it whole"):
         table.check(np.array([start]), length)
+    with pytest.raises(StoreError, match="expected 1 or more"):
+        table.check(np.array([0]), 0)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32])

@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ def bpe() -> Tokenizer:
 
 def encode(tokenizer: Tokenizer, *texts: str) -> list[list[int]]:
     ids, offsets = tokenizer.encode_batch(pa.array(texts, pa.large_string()))
-    return [ids[low:high].tolist() for low, high in zip(offsets, offsets[1:], strict=False)]
+    return [ids[low:high].tolist() for low, high in pairwise(offsets)]
 
 
 def changed(tokenizer: Tokenizer, **fields: object) -> str:

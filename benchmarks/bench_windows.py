@@ -1,0 +1,195 @@
+"""How fast windows are served, in one process, beside others that serve the same tokens. See README.md."""
+
+import argparse
+import importlib
+import logging
+import os
+import tempfile
+import time
+import warnings
+from itertools import chain, islice, repeat
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from report import bar, environment, publish
+
+from lightning_lance import TokenStore, WindowLoader
+from lightning_lance.commit import Commit
+from lightning_lance.packing import Packer
+from lightning_lance.store import append_commit
+
+CONTEXT_LENGTH = 1024
+BATCH_SIZE = 64
+VOCABULARY = 50_277
+EOS = 0
+# Tokens per commit, as in a real build.
+COMMIT_TOKENS = 1 << 24
+
+OURS, LIMIT, TUTORIAL = "lightning-lance WindowLoader", "bare_gather", "lance_tutorial"
+PEERS = ("nanogpt", "hf_datasets", "lit_data", "mosaic", TUTORIAL)
+
+
+def build_store(uri, num_tokens):
+    """Write a token store of random documents, in as many commits as a build would make, and read all of it."""
+    rng, made = np.random.default_rng(0), 0
+    recipe = {"format": 1, "seed": 0}
+    while made < num_tokens:
+        packer = Packer(EOS, np.dtype(np.uint16), [])
+        while packer.num_tokens < COMMIT_TOKENS and made + packer.num_tokens < num_tokens:
+            lengths = rng.integers(100, 3000, size=1000)
+            offsets = np.concatenate([[0], np.cumsum(lengths)])
+            ids = rng.integers(1, VOCABULARY, size=offsets[-1], dtype=np.uint32)
+            names = pa.array([str(i) for i in range(1000)])
+            documents = pa.table({"language": pa.repeat(pa.scalar("Python"), 1000), "id": names})
+            packer.add(ids, offsets, np.zeros(1000, np.int8), documents)
+        made += packer.num_tokens
+        append_commit(
+            uri, packer.take(), Commit("f" * 32, recipe, {}, "", "<|endoftext|>", EOS, VOCABULARY, tokens=made)
+        )
+    store = TokenStore.open(uri)
+    return store, store.read(np.zeros(1, np.int64), made)[0]
+
+
+def ours(store):
+    """Serve epoch after epoch; the start of each, with its empty queue, is in the time."""
+    loader = WindowLoader(store, CONTEXT_LENGTH, BATCH_SIZE)
+    for batch in chain.from_iterable(repeat(loader)):
+        yield batch["input_ids"], batch["targets"]
+
+
+def check(name, served, tokens, store):
+    """Look for the windows of a few batches among the tokens, and read them from our store too.
+
+    Raises:
+        AssertionError: If one is not there, or differs.
+    """
+    for x, y in islice(served, 3):
+        for part in (x, y):
+            if part.shape != (BATCH_SIZE, CONTEXT_LENGTH) or str(part.dtype) != "torch.int64":
+                raise AssertionError(f"{name} gave {tuple(part.shape)} {part.dtype}.")
+        windows = np.concatenate([x.numpy(), y.numpy()[:, -1:]], axis=1)
+        if not np.array_equal(windows[:, 1:], y.numpy()):
+            raise AssertionError(f"{name}: y is not x, one token later.")
+        starts = locate(windows, tokens)
+        if not np.array_equal(store.read(starts, CONTEXT_LENGTH + 1), windows):
+            raise AssertionError(f"{name} and our store read other tokens.")
+
+
+def locate(windows, tokens):
+    """Find where windows begin, by their first four tokens: (n,) starts."""
+    wanted = np.zeros(1 << 16, bool)
+    wanted[windows[:, 0]] = True
+    starts = np.flatnonzero(wanted[tokens[: len(tokens) - windows.shape[1] + 1]])
+    heads = {bytes(head): int(start) for head, start in zip(_heads(tokens, starts), starts, strict=True)}
+    found = [heads.get(bytes(head)) for head in windows[:, :4].astype(np.uint16)]
+    if None in found:
+        raise AssertionError("A window was served that is nowhere among the tokens.")
+    return np.asarray(found)
+
+
+def _heads(tokens, starts):
+    return np.lib.stride_tricks.sliding_window_view(tokens, 4)[starts]
+
+
+def measure(served, count, seconds):
+    """Count target tokens per second over `count` batches, or as many as come in `seconds`."""
+    done, begin = 0, time.perf_counter()
+    for _ in served:
+        done += 1
+        if done == count or time.perf_counter() - begin > seconds:
+            break
+    return done * BATCH_SIZE * CONTEXT_LENGTH / (time.perf_counter() - begin), done
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=60_000_000, help="tokens to store (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=4, help="interleaved rounds, of which the best counts")
+    parser.add_argument("--seconds", type=float, default=0.8, help="longest time of a contender in a round")
+    parser.add_argument("--folder", type=Path, help="where to build the stores (default: a temporary folder)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench_windows-") as folder:
+        run(Path(folder), options)
+
+
+def run(folder, options):
+    began = time.perf_counter()
+    quiet()
+    store, tokens = build_store(str(folder / "ours.lance"), options.tokens)
+    contenders, names, missing = {"ours": ours(store)}, {"ours": OURS}, {}
+    for peer in (LIMIT, *PEERS):
+        try:
+            module = importlib.import_module(f"peers.{peer}")
+        except ImportError as error:
+            names[peer], missing[peer] = peer, str(error)
+            continue
+        place = folder / peer
+        place.mkdir()
+        module.store(tokens, place, CONTEXT_LENGTH)
+        names[peer], contenders[peer] = module.NAME, module.batches(place, CONTEXT_LENGTH, BATCH_SIZE)
+    for peer, served in contenders.items():
+        check(names[peer], served, tokens, store)
+        # Warm-up: page cache, allocator, first-use imports of the libraries.
+        measure(served, 100, options.seconds / 2)
+    count = len(tokens) // CONTEXT_LENGTH // BATCH_SIZE
+    measured = {peer: [] for peer in contenders}
+    for _ in range(options.rounds):
+        for peer, served in contenders.items():
+            measured[peer].append(measure(served, count, options.seconds))
+    seconds = time.perf_counter() - began
+    tell(measured, names, missing, len(tokens), store, seconds)
+
+
+def quiet():
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+
+
+def tell(measured, names, missing, num_tokens, store, seconds):
+    best = {peer: max(rate for rate, _ in rounds) for peer, rounds in measured.items()}
+    ours_rate = best["ours"]
+    rows = [
+        [
+            names[peer],
+            f"{best[peer] / 1e6:,.1f}",
+            f"{min(rate for rate, _ in rounds) / 1e6:,.1f}",
+            f"{ours_rate / best[peer]:,.2f}",
+            max(done for _, done in rounds),
+        ]
+        for peer, rounds in sorted(measured.items(), key=lambda item: -best[item[0]])
+    ]
+    rows += [[f"{peer}: skipped, {why}", None, None, None, None] for peer, why in missing.items()]
+    peers = [best[peer] for peer in PEERS if peer in best]
+    bars = [
+        bar("ours / best of the peers, at least 5", ours_rate / max(peers), 5),
+        bar("ours / the Lance tutorial's loader, at least 100", ours_rate / best[TUTORIAL], 100),
+        bar("ours / the limit, at least 0.6", ours_rate / best[LIMIT], 0.6),
+    ]
+    notes = [
+        f"{num_tokens / 1e6:,.1f} M tokens of uint16 in the page cache; random windows of {CONTEXT_LENGTH} + 1, batches of "
+        f"{BATCH_SIZE}, int64 tensors; one process, no workers. Our store is read by reader={store.reader!r}, from "
+        f"{store.version} commits.",
+        "M tokens/s of targets: the best of the interleaved rounds (worst beside it). Slow contenders serve fewer batches.",
+        "Before the timing, windows of every contender were looked up among the tokens, and read from our store: the same.",
+        f"The whole run took {seconds:.0f} s.",
+    ]
+    data = {
+        "environment": environment(
+            ["lightning-lance", "numpy", "torch", "pylance", "pyarrow", "datasets", "litdata", "mosaicml-streaming"]
+        ),
+        "tokens": num_tokens,
+        "context_length": CONTEXT_LENGTH,
+        "batch_size": BATCH_SIZE,
+        "tokens_per_second": {names[peer]: [round(rate) for rate, _ in rounds] for peer, rounds in measured.items()},
+        "batches_per_round": {names[peer]: [done for _, done in rounds] for peer, rounds in measured.items()},
+        "skipped": missing,
+    }
+    header = ["one process, windows of 1,024", "M tokens/s", "worst round", "ours is x times", "batches a round"]
+    publish("bench_windows", "Serving windows", header, rows, bars, notes, data)
+
+
+if __name__ == "__main__":
+    main()

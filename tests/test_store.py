@@ -1,0 +1,151 @@
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+from conftest import ListSource, documents
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_lance import TokenStore
+from lightning_lance.commit import Commit
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.packing import BLOCK, Packer
+from lightning_lance.store import append_commit, first_version, last_commit
+
+EOS = 60_000
+NOTE = Commit("fingerprint", {"format": 1}, {}, "", "<eos>", EOS, EOS + 1)
+MakeStore = Callable[..., TokenStore]
+
+
+def write(uri: str, commits: list[list[tuple[int, str, list[int]]]], dtype: type = np.uint16) -> None:
+    """Commit documents (split, language, ids), one commit after the other."""
+    note = NOTE
+    for part in commits:
+        packer = Packer(EOS, np.dtype(dtype), [])
+        ids = np.array([i for _, _, ids in part for i in ids], np.uint32)
+        offsets = np.cumsum([0, *(len(ids) for _, _, ids in part)])
+        names = [language for _, language, _ in part]
+        described = pa.table({"language": pa.array(names, pa.string()), "id": pa.array(names, pa.string())})
+        packer.add(ids, offsets, np.array([split for split, _, _ in part], np.int8), described)
+        note = replace(note, documents=note.documents + len(part), tokens=note.tokens + packer.num_tokens)
+        append_commit(uri, packer.take(), note)
+
+
+document = st.tuples(
+    st.integers(0, 1), st.sampled_from(["Rust", "C"]), st.lists(st.integers(0, 99), max_size=2 * BLOCK)
+)
+commits = st.lists(st.lists(document, min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@settings(max_examples=25)
+@given(commits, st.sampled_from([np.uint16, np.uint32]), st.data())
+def test_both_readers_give_the_logical_stream(
+    tmp_path_factory: pytest.TempPathFactory,
+    made: list[list[tuple[int, str, list[int]]]],
+    dtype: type,
+    data: st.DataObject,
+):
+    uri = str(tmp_path_factory.mktemp("store") / "x.lance")
+    write(uri, made, dtype)
+    stores = [TokenStore.open(uri, reader=reader) for reader in ("mapped", "take")]
+    assert [store.reader for store in stores] == ["mapped", "take"]
+    for side, split in enumerate(("train", "val")):
+        streams = {
+            name: [i for part in made for s, l, ids in part if (s, l) == (side, name) for i in [*ids, EOS]]  # noqa: E741
+            for name in ("C", "Rust")
+        }
+        stream = np.array([i for name in ("C", "Rust") for i in streams[name]], dtype)
+        for store in stores:
+            assert store.num_tokens(split) == len(stream)
+            assert [(s.language, s.num_tokens) for s in store.streams(split)] == [
+                (name, len(tokens)) for name, tokens in streams.items() if tokens
+            ]
+        if not len(stream):
+            continue
+        length = data.draw(st.integers(1, len(stream)))
+        starts = data.draw(st.lists(st.integers(0, len(stream) - length), max_size=6))
+        for store in stores:
+            assert np.array_equal(store.read(np.zeros(1, np.int64), len(stream), split)[0], stream)
+            windows = store.read(np.array(starts, np.int64), length, split)
+            assert (windows.shape, windows.dtype) == ((len(starts), length), dtype)
+            assert all(np.array_equal(w, stream[a : a + length]) for w, a in zip(windows, starts, strict=True))
+
+
+def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore):
+    """What the mapped reader lives on: Lance must not cut a commit into many pages, nor compress it."""
+    store = byte_store(*["x" * 500_000] * 20, commit_tokens=4_000_000)
+    assert store.reader == "mapped"
+    assert store.version == 3
+    assert len(store._table("train").places) == 3
+
+
+def test_a_version_stays_as_it_was_when_the_store_grows(byte_store: MakeStore):
+    first = byte_store(source=ListSource(documents("aaa", "bbb", "ccc")), max_documents=1)
+    later = byte_store(source=ListSource(documents("aaa", "bbb", "ccc")))
+    assert (first.version, later.version) == (1, 2)
+    assert (first.num_tokens(), later.num_tokens()) == (4, 12)
+    again = TokenStore.open(later.uri, version=1)
+    assert again.num_tokens() == later.at_version(1).num_tokens() == 4
+    assert later.at_version(2) is later
+
+
+def test_a_store_travels_as_an_address(byte_store: MakeStore):
+    store = byte_store("some text")
+    data = pickle.dumps(store)
+    assert len(data) < 1000
+    copy = pickle.loads(data)
+    assert (copy.version, copy.fingerprint) == (store.version, store.fingerprint)
+    assert copy.read(np.array([2]), 4).tolist() == store.read(np.array([2]), 4).tolist()
+
+
+def test_deleted_blocks_are_read_by_take(byte_store: MakeStore):
+    store = byte_store("x" * 10_000)
+    dataset = lance.dataset(store.uri)
+    dataset.delete("num_tokens < 2048")
+    smaller = TokenStore.open(store.uri)
+    assert smaller.reader == "take"
+    assert smaller.num_tokens() == 10_000 // BLOCK * BLOCK
+    assert smaller.commit == store.commit
+    assert set(smaller.read(np.array([0]), smaller.num_tokens())[0].tolist()) == {ord("x")}
+    with pytest.raises(StoreError, match="cannot be mapped"):
+        TokenStore.open(store.uri, reader="mapped")
+
+
+def test_what_is_mapped_must_be_what_lance_reads(byte_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
+    store = byte_store("some text")
+    monkeypatch.setattr(TokenStore, "_blocks", lambda self, rows: np.ones((len(rows), BLOCK), self.dtype))
+    assert TokenStore.open(store.uri).reader == "take"
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
+    with pytest.raises(StoreError, match=r"There is no committed token store at .* run 'lightning-lance prepare' first"):
+        TokenStore.open(tmp_path / "none.lance")
+    foreign = str(tmp_path / "foreign.lance")
+    lance.write_dataset(pa.table({"x": [1]}), foreign)
+    with pytest.raises(StoreError, match="is no token store"):
+        TokenStore.open(foreign)
+    write(str(tmp_path / "new.lance"), [[(0, "C", [1])]])
+    append_commit(
+        str(tmp_path / "new.lance"), Packer(EOS, np.dtype(np.uint16), []).take(), replace(NOTE, recipe={"format": 2})
+    )
+    with pytest.raises(StoreError, match="has format 2, this version of lightning-lance reads format 1"):
+        TokenStore.open(tmp_path / "new.lance")
+    store = byte_store("some text")
+    with pytest.raises(ConfigError, match="There is no split 'test': a token store has train and val"):
+        store.num_tokens("test")
+    with pytest.raises(StoreError, match="version 7"):
+        TokenStore.open(store.uri, version=7)
+
+
+def test_the_first_version_that_holds(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    assert last_commit(uri) is None
+    write(uri, [[(0, "C", [1])]] * 5)
+    assert [first_version(uri, lambda commit, n=n: commit.documents >= n) for n in range(6)] == [1, 1, 2, 3, 4, 5]
+    with pytest.raises(StoreError, match="No version of the token store"):
+        first_version(uri, lambda commit: commit.documents > 5)
