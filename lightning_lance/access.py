@@ -119,7 +119,7 @@ def _instead_of_script(path: str) -> str:
     if path in _CONFIG_FOR:
         return f"{message}use source={_CONFIG_FOR[path]}, which reads its files."
     try:
-        files = _glob(f"hf://datasets/{path}/**.parquet", {})
+        files = _glob(f"hf://datasets/{path}/**/*.parquet", {})
     except Exception:  # the hint is not worth a second error
         files = []
     folders = Counter(file.split(path, 1)[-1].lstrip("/").rpartition("/")[0] for file in files)

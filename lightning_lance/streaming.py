@@ -185,7 +185,7 @@ def _listing(source: DatasetSource, revision: str | None) -> tuple[Any, list[str
     splits = builder.config.data_files or {}
     if source.split not in splits:
         raise ConfigError(
-            f"Source {source.name!r} has no split {source.split!r}: there are {', '.join(splits) or 'none'}."
+            f"Source {source.name!r} has no split {source.split!r}: there are {', '.join(map(str, splits)) or 'none'}."
         )
     return builder, [str(file) for file in splits[source.split]]
 

@@ -123,7 +123,9 @@ def test_what_is_mapped_must_be_what_lance_reads(byte_store: MakeStore, monkeypa
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
-    with pytest.raises(StoreError, match=r"There is no committed token store at .* run 'lightning-lance prepare' first"):
+    with pytest.raises(
+        StoreError, match=r"There is no committed token store at .* run 'lightning-lance prepare' first"
+    ):
         TokenStore.open(tmp_path / "none.lance")
     foreign = str(tmp_path / "foreign.lance")
     lance.write_dataset(pa.table({"x": [1]}), foreign)
