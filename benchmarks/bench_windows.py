@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import logging
+import multiprocessing
 import os
 import tempfile
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from report import bar, environment, publish
 
 from lightning_lance import TokenStore, WindowLoader
@@ -102,11 +104,49 @@ def measure(served, count, seconds):
     return done * BATCH_SIZE * CONTEXT_LENGTH / (time.perf_counter() - begin), done
 
 
+def contend(contender, folder, orders):
+    """Be one contender, in a process of its own: what others leave running must not slow it down, nor it them.
+
+    Sends its name, or why it cannot take part; then answers each order (batches, seconds, threads) with its rate.
+    """
+    quiet(folder)
+    store, tokens = TokenStore.open(str(folder / "ours.lance")), np.load(folder / "tokens.npy", mmap_mode="r")
+    if contender == OURS:
+        name, served = OURS, ours(store)
+    else:
+        try:
+            module = importlib.import_module(f"peers.{contender}")
+        except ImportError as error:
+            orders.send((contender, str(error)))
+            return
+        place = folder / contender
+        place.mkdir()
+        module.store(tokens, place, CONTEXT_LENGTH)
+        name, served = module.NAME, module.batches(place, CONTEXT_LENGTH, BATCH_SIZE)
+    check(name, served, tokens, store)
+    # Warm-up: page cache, allocator, what libraries do at the first use.
+    measure(served, 100, 0.5)
+    orders.send((name, None))
+    while (order := orders.recv()) is not None:
+        batches, seconds, threads = order
+        torch.set_num_threads(threads)
+        orders.send(measure(served, batches, seconds))
+    served.close()
+
+
+def quiet(folder):
+    """Keep the peers from the network, from the terminal, and from the temporary folder, where they leave locks and copies."""
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1", TMPDIR=str(folder))
+    tempfile.tempdir = str(folder)
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=60_000_000, help="tokens to store (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=4, help="interleaved rounds, of which the best counts")
-    parser.add_argument("--seconds", type=float, default=0.8, help="longest time of a contender in a round")
+    parser.add_argument("--rounds", type=int, default=6, help="interleaved rounds, of which the best counts (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.6, help="longest time of a contender in a round (%(default)s)")
     parser.add_argument("--folder", type=Path, help="where to build the stores (default: a temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench_windows-") as folder:
@@ -115,42 +155,40 @@ def main():
 
 def run(folder, options):
     began = time.perf_counter()
-    quiet()
     store, tokens = build_store(str(folder / "ours.lance"), options.tokens)
-    contenders, names, missing = {"ours": ours(store)}, {"ours": OURS}, {}
-    for peer in (LIMIT, *PEERS):
-        try:
-            module = importlib.import_module(f"peers.{peer}")
-        except ImportError as error:
-            names[peer], missing[peer] = peer, str(error)
-            continue
-        place = folder / peer
-        place.mkdir()
-        module.store(tokens, place, CONTEXT_LENGTH)
-        names[peer], contenders[peer] = module.NAME, module.batches(place, CONTEXT_LENGTH, BATCH_SIZE)
-    for peer, served in contenders.items():
-        check(names[peer], served, tokens, store)
-        # Warm-up: page cache, allocator, first-use imports of the libraries.
-        measure(served, 100, options.seconds / 2)
+    np.save(folder / "tokens.npy", tokens)
     count = len(tokens) // CONTEXT_LENGTH // BATCH_SIZE
-    measured = {peer: [] for peer in contenders}
-    for _ in range(options.rounds):
-        for peer, served in contenders.items():
-            measured[peer].append(measure(served, count, options.seconds))
-    seconds = time.perf_counter() - began
-    tell(measured, names, missing, len(tokens), store, seconds)
-
-
-def quiet():
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-    logging.disable(logging.WARNING)
-    warnings.filterwarnings("ignore")
+    spawn = multiprocessing.get_context("spawn")
+    names, missing, contenders = {}, {}, {}
+    for contender in (OURS, LIMIT, *PEERS):
+        orders, theirs = spawn.Pipe()
+        process = spawn.Process(target=contend, args=(contender, folder, theirs))
+        process.start()
+        theirs.close()
+        try:
+            names[contender], why = orders.recv()
+        except EOFError:
+            raise RuntimeError(f"The contender {contender!r} failed: see above.") from None
+        if why is None:
+            contenders[contender] = (process, orders)
+        else:
+            missing[contender] = why
+    measured = {contender: [] for contender in contenders}
+    threads = torch.get_num_threads()
+    for i in range(options.rounds):
+        for contender, (_, orders) in contenders.items():
+            # On idle cores torch's threads make some peers faster, on busy ones slower: each has rounds with and without.
+            orders.send((count, options.seconds, 1 if i % 2 else threads))
+            measured[contender].append(orders.recv())
+    for process, orders in contenders.values():
+        orders.send(None)
+        process.join()
+    tell(measured, names, missing, len(tokens), store, time.perf_counter() - began)
 
 
 def tell(measured, names, missing, num_tokens, store, seconds):
     best = {peer: max(rate for rate, _ in rounds) for peer, rounds in measured.items()}
-    ours_rate = best["ours"]
+    ours_rate = best[OURS]
     rows = [
         [
             names[peer],
@@ -170,9 +208,10 @@ def tell(measured, names, missing, num_tokens, store, seconds):
     ]
     notes = [
         f"{num_tokens / 1e6:,.1f} M tokens of uint16 in the page cache; random windows of {CONTEXT_LENGTH} + 1, batches of "
-        f"{BATCH_SIZE}, int64 tensors; one process, no workers. Our store is read by reader={store.reader!r}, from "
+        f"{BATCH_SIZE}, int64 tensors; one process each, no workers. Our store is read by reader={store.reader!r}, from "
         f"{store.version} commits.",
-        "M tokens/s of targets: the best of the interleaved rounds (worst beside it). Slow contenders serve fewer batches.",
+        "M tokens/s of targets: the best of the interleaved rounds (worst beside it), half of them with torch's threads. Slow "
+        "contenders serve fewer batches.",
         "Before the timing, windows of every contender were looked up among the tokens, and read from our store: the same.",
         f"The whole run took {seconds:.0f} s.",
     ]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.errors import ConfigError
@@ -154,8 +153,10 @@ class TrainedBPE:
         opened, left = source.open(), self.train_bytes
         for shard in range(len(opened.shards)):
             for batch in opened.read(shard, 0):
-                texts = batch.column("text").drop_null()
-                left -= pc.sum(pc.binary_length(texts)).as_py() or 0
-                yield texts.to_pylist()
+                texts = []
+                for text in batch.column("text").drop_null().to_pylist():
+                    texts.append(text[: max(left, 0)])
+                    left -= len(text.encode())
+                yield texts
                 if left <= 0:
                     return

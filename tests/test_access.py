@@ -7,7 +7,7 @@ from lightning_lance.streaming import DatasetSource
 SOURCE = DatasetSource("parquet", data_files=["hf://datasets/own/name@main/data/*.parquet"], name="mine")
 
 
-class OfflineModeIsEnabled(Exception):
+class OfflineModeIsEnabled(Exception):  # noqa: N818
     """Named as the Hub client's."""
 
 
@@ -37,10 +37,6 @@ def test_an_error_becomes_a_sentence(error: Exception, kind: type[LightningLance
 
 
 def test_the_cause_counts_too():
-    try:
-        try:
-            raise ConnectionError("refused")
-        except ConnectionError as error:
-            raise RuntimeError("while reading") from error
-    except RuntimeError as error:
-        assert "cannot be reached" in str(explain(error, SOURCE))
+    error = RuntimeError("while reading")
+    error.__cause__ = ConnectionError("refused")
+    assert "cannot be reached" in str(explain(error, SOURCE))

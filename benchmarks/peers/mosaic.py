@@ -38,6 +38,10 @@ def batches(folder, context_length, batch_size):
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=batch_size, num_workers=0, collate_fn=_stack, drop_last=True
     )
-    while True:
-        for tokens in loader:
-            yield tokens[:, :-1], tokens[:, 1:]
+    try:
+        while True:
+            for tokens in loader:
+                yield tokens[:, :-1], tokens[:, 1:]
+    finally:
+        # Its threads would otherwise go on reading after the shards are gone.
+        dataset._iterator.exit()

@@ -1,0 +1,222 @@
+import weakref
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ListSource, documents
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_lance import TokenStore, TokenWindows, WindowLoader, prepare
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.loader import make_batch
+from lightning_lance.tokenizer_choice import ByteChoice
+from lightning_lance.windows import Order
+
+MakeStore = Callable[..., TokenStore]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """Two languages, so that windows must keep to their stream; every token tells its place."""
+    made = (
+        *documents(*["".join(chr(i) for i in range(1, 120))] * 5),
+        *documents("".join(chr(i) for i in range(60, 100)), language="Rust"),
+    )
+    return prepare(ListSource(made), ByteChoice(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
+
+
+def rows(loader: WindowLoader, batches: int | None = None) -> list[list[list[int]]]:
+    return [batch["input_ids"].tolist() for batch in islice(loader, batches)]
+
+
+def test_a_literal_epoch(byte_store: MakeStore):
+    store = byte_store("abcdefghijk", "lmno")
+    loader = WindowLoader(store, 4, 2, order="sequential", drop_last=False)
+    batches = list(loader)
+    assert len(batches) == len(loader) == 2
+    text = [["".join(map(chr, row)).replace("\u0100", "$") for row in batch["input_ids"].tolist()] for batch in batches]
+    assert text == [["abcd", "efgh"], ["ijk$", "lmno"]]
+    assert batches[1]["targets"].tolist() == [[*b"jk", 256, ord("l")], [*b"mno", 256]]
+    for batch in batches:
+        assert {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in batch.items()} == {
+            "input_ids": (torch.int64, (2, 4)),
+            "targets": (torch.int64, (2, 4)),
+        }
+        # Both are views of the same memory.
+        assert batch["targets"].data_ptr() == batch["input_ids"].data_ptr() + 8
+
+
+def test_batch_formats():
+    windows = torch.arange(10).reshape(2, 5)
+    assert make_batch(windows, "default")["targets"].tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
+    batch = make_batch(windows, "huggingface")
+    assert list(batch) == ["input_ids", "labels"]
+    assert batch["labels"].tolist() == batch["input_ids"].tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]]
+
+
+contexts, batch_sizes, world_sizes = st.integers(1, 40), st.integers(1, 5), st.integers(1, 4)
+orders = st.sampled_from(["shuffle", "random", "sequential"])
+
+
+@settings(max_examples=60)
+@given(contexts, batch_sizes, world_sizes, st.sampled_from(["shuffle", "sequential"]), st.booleans())
+def test_ranks_are_disjoint_and_complete(
+    store: TokenStore, context_length: int, batch_size: int, world_size: int, order: Order, drop_last: bool
+):
+    """Together the ranks give every window once, but for the remainder; each gives as many batches as `len` says."""
+    options: dict[str, Any] = {"order": order, "drop_last": drop_last}
+    alone = WindowLoader(store, context_length, 1, **options)
+    everything = [row for batch in rows(alone) for row in batch]
+    assert len(everything) == alone.num_windows
+    if alone.num_windows < world_size * (batch_size if drop_last else 1):
+        with pytest.raises(ConfigError, match="too few for one batch"):
+            WindowLoader(store, context_length, batch_size, world_size=world_size, **options)
+        return
+    loaders = [
+        WindowLoader(store, context_length, batch_size, rank=rank, world_size=world_size, **options)
+        for rank in range(world_size)
+    ]
+    served = [rows(loader) for loader in loaders]
+    assert {len(batches) for batches in served} == {len(loaders[0])}
+    merged = [row for step in zip(*served, strict=True) for batch in step for row in batch]
+    assert merged == everything[: len(merged)]
+    assert len(everything) - len(merged) < (world_size * batch_size if drop_last else world_size)
+
+
+@settings(max_examples=60)
+@given(contexts, batch_sizes, orders, st.integers(0, 60), st.integers(0, 60))
+def test_a_state_continues_with_the_batches_that_would_have_come(
+    store: TokenStore, context_length: int, batch_size: int, order: Order, first: int, second: int
+):
+    """Over ends of epochs, and twice in a row."""
+
+    def make() -> WindowLoader:
+        return WindowLoader(store, context_length, batch_size, order=order, seed=3)
+
+    def take(loader: WindowLoader, count: int) -> list[list[list[int]]]:
+        taken: list[list[list[int]]] = []
+        while len(taken) < count:
+            taken += rows(loader, count - len(taken))
+        return taken
+
+    try:
+        whole = take(make(), first + second + 9)
+    except ConfigError:
+        return
+    interrupted, resumed, again = make(), make(), make()
+    parts = take(interrupted, first)
+    resumed.load_state_dict(interrupted.state_dict())
+    parts += take(resumed, second)
+    again.load_state_dict(resumed.state_dict())
+    assert len(again) == len(interrupted)
+    assert parts + take(again, 9) == whole
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 4), st.integers(1, 4))
+def test_another_world_size_and_batch_size_continue_the_same_order(
+    store: TokenStore, steps: int, batch_size: int, world_size: int, new_world_size: int
+):
+    before = WindowLoader(store, 3, 2, world_size=world_size)
+    everything = [row for batch in rows(WindowLoader(store, 3, 1)) for row in batch]
+    steps = len(rows(before, steps))
+    after = [WindowLoader(store, 3, batch_size, rank=r, world_size=new_world_size) for r in range(new_world_size)]
+    for loader in after:
+        loader.load_state_dict(before.state_dict())
+    done = steps * 2 * world_size
+    left = (len(everything) - done) // (batch_size * new_world_size) * batch_size * new_world_size
+    if not left:
+        return
+    served = [rows(loader) for loader in after]
+    merged = [row for step in zip(*served, strict=True) for batch in step for row in batch]
+    assert merged == everything[done : done + left]
+
+
+def test_another_context_length_continues_after_as_many_tokens(store: TokenStore):
+    before = WindowLoader(store, 4, 5, order="sequential")
+    rows(before, 3)
+    after = WindowLoader(store, 10, 1, order="sequential")
+    after.load_state_dict(before.state_dict())
+    assert after.state_dict()["cursor"] == 6
+    assert rows(after, 1) == [[store.read(np.array([60]), 10)[0].tolist()]]
+
+
+def test_iterating_goes_on_where_it_stopped_unless_it_is_for_validation(store: TokenStore):
+    loader = WindowLoader(store, 4, 8)
+    first, second = rows(loader, 2), rows(loader, 3)
+    assert first + second == rows(WindowLoader(store, 4, 8), 5)
+    validation = WindowLoader(store, 4, 8, order="sequential", resumable=False)
+    assert rows(validation, 2) == rows(validation, 2) == rows(validation)[:2]
+    with pytest.raises(StoreError, match="takes no state"):
+        validation.load_state_dict(loader.state_dict())
+
+
+def test_epochs_differ_and_have_the_same_length(store: TokenStore):
+    loader = WindowLoader(store, 4, 8)
+    first, second = rows(loader), rows(loader)
+    assert len(first) == len(second) == len(loader)
+    assert first != second
+    assert loader.state_dict()["cursor"] // loader.num_windows == 1
+
+
+def test_a_grown_store_is_continued_at_the_version_of_the_state(tmp_path: Path):
+    source = ListSource(documents(*["".join(chr(97 + i % 26) for i in range(500))] * 4))
+    small = prepare(source, ByteChoice(), data_dir=tmp_path, max_documents=2, val_fraction=0.0)
+    loader = WindowLoader(small, 8, 4)
+    before = rows(loader, 3)
+    large = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    resumed = WindowLoader(large, 8, 4)
+    resumed.load_state_dict(loader.state_dict())
+    assert (resumed.store.version, large.version) == (small.version, small.version + 1)
+    assert before + rows(resumed) == rows(WindowLoader(small, 8, 4))
+
+
+@pytest.mark.parametrize(("name", "value"), [("fingerprint", "other"), ("seed", 1), ("order", "random")])
+def test_a_state_of_another_order_is_refused(store: TokenStore, name: str, value: Any):
+    loader = WindowLoader(store, 4, 8)
+    with pytest.raises(StoreError, match=f"The checkpoint continues {name} {value!r}"):
+        loader.load_state_dict({**loader.state_dict(), name: value})
+
+
+def test_a_state_is_plain(store: TokenStore):
+    state = WindowLoader(store, 4, 8).state_dict()
+    assert {type(value) for value in state.values()} <= {int, str}
+
+
+def test_arguments_that_cannot_be_are_refused(store: TokenStore):
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        WindowLoader(store, 4, 0)
+    with pytest.raises(ConfigError, match="rank is 2 of 2"):
+        WindowLoader(store, 4, 1, rank=2, world_size=2)
+    with pytest.raises(ConfigError, match="batch_format is 'hf': expected one of default, huggingface"):
+        WindowLoader(store, 4, 1, batch_format="hf")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"Split 'val' of .* has 0 tokens"):
+        WindowLoader(store, 4, 1, split="val")
+
+
+def test_a_loader_that_is_left_leaves_nothing_behind(store: TokenStore):
+    loader = WindowLoader(store, 4, 8)
+    iterator = iter(loader)
+    next(iterator)
+    gone = weakref.ref(loader)
+    del loader, iterator
+    assert gone() is None
+
+
+@pytest.mark.parametrize("start_method", [None, "spawn", "forkserver"])
+def test_token_windows_in_a_data_loader(store: TokenStore, start_method: str | None):
+    dataset = TokenWindows(store, 4)
+    workers = {"num_workers": 2, "multiprocessing_context": start_method} if start_method else {}
+    batches = list(torch.utils.data.DataLoader(dataset, batch_size=8, **workers))
+    served = [row for batch in batches for row in batch["targets"].tolist()]
+    sequential = WindowLoader(store, 4, 8, order="sequential", drop_last=False)
+    assert served == [row for batch in sequential for row in batch["targets"].tolist()]
+    assert len(served) == len(dataset)
+    assert torch.equal(dataset[-1]["input_ids"], dataset[len(dataset) - 1]["input_ids"])
+    with pytest.raises(IndexError, match=f"there are {len(dataset)}"):
+        dataset[len(dataset)]

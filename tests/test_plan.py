@@ -1,0 +1,90 @@
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import ListSource, documents
+
+from lightning_lance.commit import Commit
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.plan import Budget, Plan, check_same, make_plan
+from lightning_lance.prepare import prepare
+from lightning_lance.tokenization import byte_tokenizer
+from lightning_lance.tokenizer_choice import ByteChoice, TrainedBPE
+
+SOURCE = ListSource(documents("some text", "other text"))
+
+
+@pytest.mark.parametrize(
+    ("budget", "documents_", "tokens", "exhausted", "met"),
+    [
+        (Budget(), 10**9, 10**12, False, False),
+        (Budget(), 1, 1, True, True),
+        (Budget(max_documents=5), 4, 99, False, False),
+        (Budget(max_documents=5), 5, 99, False, True),
+        (Budget(max_tokens=50), 4, 49, False, False),
+        (Budget(max_tokens=50), 4, 50, False, True),
+        (Budget(max_documents=5, max_tokens=50), 5, 20, False, True),
+        (Budget(max_documents=5, max_tokens=50), 4, 60, False, True),
+        (Budget(max_documents=5), 3, 30, True, True),
+    ],
+)
+def test_when_a_budget_is_met(budget: Budget, documents_: int, tokens: int, exhausted: bool, met: bool):
+    commit = Commit("f", {}, {}, "", "<eos>", 0, 1, documents=documents_, tokens=tokens, exhausted=exhausted)
+    assert budget.met(commit) is met
+    assert (budget.share(commit, 7) >= 1) is met
+
+
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="max_tokens is 0: expected a positive number"):
+        Budget(max_tokens=0)
+
+
+def fingerprint(tmp_path: Path, source: ListSource = SOURCE, **changes: object) -> str:
+    choice = changes.pop("tokenizer", ByteChoice())
+    return make_plan(source, choice, data_dir=tmp_path, **changes).fingerprint  # type: ignore[arg-type]
+
+
+def test_the_fingerprint_is_of_what_decides_the_tokens(tmp_path: Path):
+    prints = {
+        fingerprint(tmp_path),
+        fingerprint(tmp_path, replace(SOURCE, languages=("Python",))),
+        fingerprint(tmp_path, ListSource(documents("some text", "Other text"))),
+        fingerprint(tmp_path, tokenizer=TrainedBPE(vocab_size=258)),
+        fingerprint(tmp_path, tokenizer=TrainedBPE(vocab_size=259)),
+        fingerprint(tmp_path, val_fraction=0.5),
+    }
+    assert len(prints) == 6
+    assert fingerprint(tmp_path / "elsewhere") == fingerprint(tmp_path)
+    with pytest.raises(ConfigError, match="val_fraction is 1"):
+        fingerprint(tmp_path, val_fraction=1)
+
+
+SCRIPT = """
+import sys; sys.path[:0] = [sys.argv[1]]
+from test_plan import SOURCE, ByteChoice, make_plan
+print(make_plan(SOURCE, ByteChoice()).fingerprint)
+"""
+
+
+def test_the_fingerprint_is_the_same_in_every_process(tmp_path: Path):
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}).stdout
+    assert printed.strip() == fingerprint(tmp_path)
+
+
+def test_another_recipe_at_the_same_place_is_refused_with_what_differs(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    prepare(SOURCE, ByteChoice(), uri)
+    with pytest.raises(StoreError, match=r"made by another recipe \(source.languages: \[\] -> \['Python'\]\)"):
+        prepare(replace(SOURCE, languages=("Python",)), ByteChoice(), uri)
+    with pytest.raises(StoreError, match=r"\(val_fraction: 0.01 -> 0.5\)"):
+        prepare(SOURCE, ByteChoice(), uri, val_fraction=0.5)
+
+
+def test_same_recipe_is_the_same(tmp_path: Path):
+    plan = Plan({"a": 1}, "f", "x.lance", byte_tokenizer())
+    check_same(Commit("f", {"a": 1}, {}, "", "<eos>", 0, 1), plan)
+    assert plan.tokenizer_file == Path("x.tokenizer.json")
+    assert Plan({}, "f", "s3://bucket/x.lance", byte_tokenizer()).tokenizer_file is None
