@@ -107,9 +107,12 @@ def measure(served, count, seconds):
 def contend(contender, folder, orders):
     """Be one contender, in a process of its own: what others leave running must not slow it down, nor it them.
 
-    Sends its name, or why it cannot take part; then answers each order (batches, seconds, threads) with its rate.
+    Sends its name, or why it cannot take part; then answers each order (batches, seconds) with its rate.
     """
     quiet(folder)
+    # As in the workers of torch's DataLoader. With more threads the peers that stack tensors are up to ten times slower as
+    # soon as a core is busy, and hardly faster when all are idle.
+    torch.set_num_threads(1)
     store, tokens = TokenStore.open(str(folder / "ours.lance")), np.load(folder / "tokens.npy", mmap_mode="r")
     if contender == OURS:
         name, served = OURS, ours(store)
@@ -128,9 +131,7 @@ def contend(contender, folder, orders):
     measure(served, 100, 0.5)
     orders.send((name, None))
     while (order := orders.recv()) is not None:
-        batches, seconds, threads = order
-        torch.set_num_threads(threads)
-        orders.send(measure(served, batches, seconds))
+        orders.send(measure(served, *order))
     served.close()
 
 
@@ -144,9 +145,9 @@ def quiet(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=60_000_000, help="tokens to store (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=6, help="interleaved rounds, of which the best counts (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.6, help="longest time of a contender in a round (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=52_000_000, help="tokens to store (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, help="interleaved rounds, of which the best counts (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="longest time of a contender in a round (%(default)s)")
     parser.add_argument("--folder", type=Path, help="where to build the stores (default: a temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench_windows-") as folder:
@@ -159,12 +160,15 @@ def run(folder, options):
     np.save(folder / "tokens.npy", tokens)
     count = len(tokens) // CONTEXT_LENGTH // BATCH_SIZE
     spawn = multiprocessing.get_context("spawn")
-    names, missing, contenders = {}, {}, {}
+    started = {}
     for contender in (OURS, LIMIT, *PEERS):
         orders, theirs = spawn.Pipe()
         process = spawn.Process(target=contend, args=(contender, folder, theirs))
         process.start()
         theirs.close()
+        started[contender] = (process, orders)
+    names, missing, contenders = {}, {}, {}
+    for contender, (process, orders) in started.items():
         try:
             names[contender], why = orders.recv()
         except EOFError:
@@ -174,11 +178,9 @@ def run(folder, options):
         else:
             missing[contender] = why
     measured = {contender: [] for contender in contenders}
-    threads = torch.get_num_threads()
-    for i in range(options.rounds):
+    for _ in range(options.rounds):
         for contender, (_, orders) in contenders.items():
-            # On idle cores torch's threads make some peers faster, on busy ones slower: each has rounds with and without.
-            orders.send((count, options.seconds, 1 if i % 2 else threads))
+            orders.send((count, options.seconds))
             measured[contender].append(orders.recv())
     for process, orders in contenders.values():
         orders.send(None)
@@ -210,8 +212,7 @@ def tell(measured, names, missing, num_tokens, store, seconds):
         f"{num_tokens / 1e6:,.1f} M tokens of uint16 in the page cache; random windows of {CONTEXT_LENGTH} + 1, batches of "
         f"{BATCH_SIZE}, int64 tensors; one process each, no workers. Our store is read by reader={store.reader!r}, from "
         f"{store.version} commits.",
-        "M tokens/s of targets: the best of the interleaved rounds (worst beside it), half of them with torch's threads. Slow "
-        "contenders serve fewer batches.",
+        "M tokens/s of targets: the best of the interleaved rounds (worst beside it). Slow contenders serve fewer batches.",
         "Before the timing, windows of every contender were looked up among the tokens, and read from our store: the same.",
         f"The whole run took {seconds:.0f} s.",
     ]

@@ -1,0 +1,302 @@
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from conftest import ListSource, documents
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lightning_lance import LanceDataModule, WindowLoader
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.tokenizer_choice import ByteChoice
+
+SOURCE = ListSource(documents(*["".join(random.Random(i).choices("abcdefghij \n", k=200)) for i in range(40)]))
+
+
+class Recorder(lightning.LightningModule):
+    """A model that learns little and writes down which windows it was given."""
+
+    def __init__(self, counts_steps: bool = False) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(257, 257)
+        self.counts_steps = counts_steps
+        self.seen: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
+
+    def step(self, stage: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.seen[stage].append(batch["input_ids"].tolist())
+        return torch.nn.functional.cross_entropy(
+            self.embedding(batch["input_ids"]).flatten(0, 1), batch["targets"].flatten()
+        )
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return self.step("train", batch)
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        self.step("val", batch)
+
+    def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        self.step("test", batch)
+
+    def predict_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
+        return batch["input_ids"].tolist()
+
+    def configure_optimizers(self) -> Any:
+        if self.counts_steps:
+            # What a scheduler does; it makes Lightning build the train loader before the loops are restored.
+            assert self.trainer.estimated_stepping_batches > 0
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def make_data(folder: Path, **changes: Any) -> LanceDataModule:
+    arguments = {"context_length": 32, "batch_size": 8, "val_fraction": 0.2, **changes}
+    return LanceDataModule(SOURCE, ByteChoice(), data_dir=str(folder), **arguments)
+
+
+def make_trainer(folder: Path, **changes: Any) -> lightning.Trainer:
+    arguments = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+        **changes,
+    }
+    return lightning.Trainer(**arguments)
+
+
+def test_fit_validate_test_and_predict(tmp_path: Path):
+    model, data = Recorder(), make_data(tmp_path)
+    trainer = make_trainer(tmp_path, max_epochs=2)
+    trainer.fit(model, datamodule=data)
+    loader = data.train_dataloader()
+    assert isinstance(loader, WindowLoader)
+    epochs = [model.seen["train"][: len(loader)], model.seen["train"][len(loader) :]]
+    assert len(epochs[0]) == len(epochs[1])
+    assert epochs[0] != epochs[1]
+    for epoch in epochs:
+        windows = [tuple(row) for batch in epoch for row in batch]
+        assert len(set(windows)) == len(windows)
+    # The sanity check takes two; then all of them in each round, the same ones.
+    rounds = model.seen["val"][2:]
+    half = len(rounds) // 2
+    assert rounds[:half] == rounds[half:]
+    windows_seen = sum(len(batch) for batch in rounds[:half])
+    assert windows_seen == (data.store.num_tokens("val") - 1) // 32
+    trainer.test(model, datamodule=data, verbose=False)
+    assert model.seen["test"] == rounds[:half]
+    assert trainer.predict(model, datamodule=data) == rounds[:half]
+    model.seen["val"] = []
+    trainer.validate(model, datamodule=data, verbose=False)
+    assert model.seen["val"] == rounds[:half]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("counts_steps", [False, True])
+@pytest.mark.parametrize("step", [1, 7, "epoch", "epoch + 1"])
+def test_a_resumed_run_trains_on_the_batches_that_would_have_come(tmp_path: Path, step: Any, counts_steps: bool):
+    whole = Recorder()
+    data = make_data(tmp_path)
+    make_trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(whole, datamodule=data)
+    epoch = len(data.train_dataloader())
+    step = step if isinstance(step, int) else epoch + (step != "epoch")
+
+    first = Recorder(counts_steps)
+    save = ModelCheckpoint(tmp_path / "saved", filename="{step}", every_n_train_steps=step, save_top_k=-1)
+    interrupted = {"enable_checkpointing": True, "callbacks": [save], "limit_val_batches": 0}
+    make_trainer(tmp_path, max_steps=step, **interrupted).fit(first, datamodule=make_data(tmp_path))
+    checkpoint = tmp_path / "saved" / f"step={step}.ckpt"
+    torch.load(checkpoint, weights_only=True)
+
+    resumed = Recorder(counts_steps)
+    trainer = make_trainer(tmp_path, max_epochs=3, limit_val_batches=0)
+    trainer.fit(resumed, datamodule=make_data(tmp_path), ckpt_path=checkpoint)
+    assert first.seen["train"] + resumed.seen["train"] == whole.seen["train"]
+
+
+def test_a_state_comes_through_without_lightnings_own(tmp_path: Path):
+    """A subclass has another name in the checkpoint: then the loader's state is enough. And the other way round."""
+    whole = Recorder()
+    make_trainer(tmp_path, max_steps=9, limit_val_batches=0).fit(whole, datamodule=make_data(tmp_path))
+    first = make_trainer(tmp_path, max_steps=4, limit_val_batches=0)
+    first.fit(Recorder(), datamodule=make_data(tmp_path))
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    assert (
+        saved["LanceDataModule"]["cursor"]
+        == saved["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]["cursor"]
+        == 32
+    )
+    for name in ("of the datamodule", "of the loader"):
+        changed = torch.load(tmp_path / "x.ckpt", weights_only=True)
+        if name == "of the loader":
+            del changed["LanceDataModule"]
+        else:
+            changed["loops"]["fit_loop"]["state_dict"]["combined_loader"] = []
+        torch.save(changed, tmp_path / "y.ckpt")
+        resumed = Recorder()
+        trainer = make_trainer(tmp_path, max_steps=9, limit_val_batches=0)
+        trainer.fit(resumed, datamodule=make_data(tmp_path), ckpt_path=tmp_path / "y.ckpt")
+        assert resumed.seen["train"] == whole.seen["train"][4:], name
+
+
+def test_a_second_fit_begins_anew(tmp_path: Path):
+    data, models = make_data(tmp_path), [Recorder(), Recorder()]
+    for model in models:
+        make_trainer(tmp_path, max_steps=3, limit_val_batches=0).fit(model, datamodule=data)
+    assert models[0].seen == models[1].seen
+
+
+def test_loaders_that_are_made_anew_during_a_fit_go_on(tmp_path: Path):
+    whole, reloaded = Recorder(), Recorder()
+    make_trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(whole, datamodule=make_data(tmp_path))
+    trainer = make_trainer(tmp_path, max_epochs=3, limit_val_batches=0, reload_dataloaders_every_n_epochs=1)
+    trainer.fit(reloaded, datamodule=make_data(tmp_path))
+    assert reloaded.seen["train"] == whole.seen["train"]
+
+
+def test_epochs_that_are_cut_short_do_not_repeat(tmp_path: Path):
+    whole, cut = Recorder(), Recorder()
+    make_trainer(tmp_path, max_steps=6, limit_val_batches=0).fit(whole, datamodule=make_data(tmp_path))
+    make_trainer(tmp_path, max_epochs=3, limit_train_batches=2, limit_val_batches=0).fit(
+        cut, datamodule=make_data(tmp_path)
+    )
+    assert cut.seen["train"] == whole.seen["train"]
+
+
+def test_a_transformers_model_trains(tmp_path: Path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    class HuggingFace(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            config = GPT2Config(
+                vocab_size=257, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=256, eos_token_id=256
+            )
+            self.model = GPT2LMHeadModel(config)
+            self.losses: list[float] = []
+
+        def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            loss = self.model(**batch).loss
+            self.losses.append(loss.item())
+            return loss
+
+        def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+            self.log("val_loss", self.model(**batch).loss)
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+    model, data = HuggingFace(), make_data(tmp_path, batch_format="huggingface")
+    trainer = make_trainer(tmp_path, max_steps=30)
+    trainer.fit(model, datamodule=data)
+    trainer.validate(model, datamodule=data, verbose=False)
+    assert trainer.callback_metrics["val_loss"] < 4
+    assert 5 < model.losses[0] < 6
+    assert model.losses[-1] < 4
+
+
+def test_another_context_length_or_batch_size_builds_nothing(tmp_path: Path):
+    make_data(tmp_path).prepare_data()
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.lance") if path.is_file())
+    data = make_data(tmp_path, context_length=7, batch_size=3, seed=4, order="random")
+    data.prepare_data()
+    data.setup("fit")
+    assert next(iter(data.train_dataloader()))["input_ids"].shape == (3, 7)
+    assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.lance") if path.is_file()) == before
+
+
+def test_setup_refuses_what_is_not_committed_or_not_complete(tmp_path: Path):
+    with pytest.raises(
+        StoreError, match=r"There is no committed token store at .*: run 'lightning-lance prepare' first"
+    ):
+        make_data(tmp_path).setup("fit")
+    make_data(tmp_path, max_documents=5).prepare_data()
+    with pytest.raises(StoreError, match=r"is unfinished .* it continues"):
+        make_data(tmp_path, max_documents=9).setup("fit")
+    with pytest.raises(StoreError, match="is not open yet"):
+        _ = make_data(tmp_path).store
+
+
+def test_a_store_without_its_source(tmp_path: Path):
+    built = make_data(tmp_path, uri=str(tmp_path / "x.lance"))
+    built.prepare_data()
+    built.setup("fit")
+    served = LanceDataModule(None, None, 32, 8, uri=str(tmp_path / "x.lance"))
+    served.prepare_data()
+    served.setup("fit")
+    assert next(iter(served.train_dataloader()))["input_ids"].equal(next(iter(built.train_dataloader()))["input_ids"])
+    assert served.vocab_size == 257
+    assert served.tokenizer.digest == built.tokenizer.digest
+    with pytest.raises(ConfigError, match="the uri of a token store is needed"):
+        LanceDataModule(None, None, 32, 8)
+    with pytest.raises(ConfigError, match="source and tokenizer belong together"):
+        LanceDataModule(SOURCE, None, 32, 8)
+
+
+def test_no_validation_documents_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    model = Recorder()
+    with pytest.warns(UserWarning, match="Total length of `list` across ranks is zero"):
+        make_trainer(tmp_path, max_steps=1).fit(model, datamodule=make_data(tmp_path, val_fraction=0.0))
+    assert len(model.seen["train"]) == 1
+    assert "The store has no validation documents" in caplog.text
+
+
+DDP = """
+import json, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+sys.path[:0] = [sys.argv[1]]
+from test_datamodule import Recorder, make_data, make_trainer
+folder, steps, checkpoint = Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] or None
+model, data = Recorder(counts_steps=True), make_data(folder)
+trainer = make_trainer(folder, devices=2, strategy="ddp", max_steps=steps, limit_val_batches=2, num_sanity_val_steps=0)
+trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+trainer.save_checkpoint(folder / f"{steps}.ckpt")
+(folder / f"seen-{steps}-{trainer.global_rank}.json").write_text(json.dumps(model.seen))
+"""
+
+
+def run_ddp(folder: Path, steps: int, checkpoint: Path | str = "") -> list[dict[str, Any]]:
+    script = folder / "ddp.py"
+    script.write_text(DDP)
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(folder), str(steps), str(checkpoint)]
+    subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    return [json.loads((folder / f"seen-{steps}-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_two_processes_get_disjoint_windows_and_resume_exactly(tmp_path: Path):
+    """A default Trainer with DDP: two real processes, one of which builds the store, and then both again from a checkpoint."""
+    alone = Recorder()
+    make_trainer(tmp_path, max_steps=6, limit_val_batches=4).fit(
+        alone, datamodule=make_data(tmp_path / "alone", batch_size=16)
+    )
+    first = run_ddp(tmp_path, 2)
+    both = [a + b for a, b in zip(first[0]["train"], first[1]["train"], strict=True)]
+    assert both == alone.seen["train"][:2]
+    windows = [tuple(row) for batch in both for row in batch]
+    assert len(set(windows)) == len(windows)
+    then = run_ddp(tmp_path, 6, tmp_path / "2.ckpt")
+    assert [a + b for a, b in zip(then[0]["train"], then[1]["train"], strict=True)] == alone.seen["train"][2:]
+
+
+def test_val_batches_are_the_same_for_every_world_size(byte_store: Callable[..., Any]):
+    store = byte_store(source=SOURCE, val_fraction=0.5)
+    options: dict[str, Any] = {"split": "val", "order": "sequential", "drop_last": False, "resumable": False}
+
+    def windows(world_size: int) -> set[tuple[int, ...]]:
+        loaders = [
+            WindowLoader(store, 16, 4, rank=rank, world_size=world_size, **options) for rank in range(world_size)
+        ]
+        return {tuple(row) for loader in loaders for batch in loader for row in batch["input_ids"].tolist()}
+
+    assert len(windows(1)) - len(windows(3)) <= 2
+    assert windows(3) <= windows(1)
