@@ -146,8 +146,12 @@ def quiet(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=52_000_000, help="tokens to store (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=10, help="interleaved rounds, of which the best counts (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.3, help="longest time of a contender in a round (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=10, help="interleaved rounds, of which the best counts (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=0.3, help="longest time of a contender in a round (%(default)s)"
+    )
     parser.add_argument("--folder", type=Path, help="where to build the stores (default: a temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench_windows-") as folder:

@@ -8,10 +8,12 @@
 Any key of the configuration can be given; see conf/ and the README.
 """
 
+import sys
+
 import lightning
 import torch
 from gpt import GPTModule
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.strategies import FSDPStrategy
 from omegaconf import DictConfig
 
 from lightning_lance import LanceDataModule
@@ -25,22 +27,22 @@ def main(config: DictConfig) -> None:
     torch.set_float32_matmul_precision("high")
     data: LanceDataModule = make(config.data)
     model: GPTModule = make(config.model)
-    trainer: lightning.Trainer = make(config.trainer)
+    trainer: lightning.Trainer = make(config.trainer, enable_progress_bar=sys.stderr.isatty())
     trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
-    # One device is enough for a sample; a model that is sharded over several cannot write it on one rank.
-    if not config.trainer.get("fast_dev_run") and not isinstance(
-        trainer.strategy, lightning.pytorch.strategies.FSDPStrategy
-    ):
-        show_sample(model, data)
+    if trainer.is_global_zero:
+        figures = {name: round(float(value), 4) for name, value in sorted(trainer.callback_metrics.items())}
+        print(f"step {trainer.global_step}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+        # A model that is sharded over several devices cannot write on one of them.
+        if not isinstance(trainer.strategy, FSDPStrategy):
+            print(f"--- a sample ---\n{sample(model, data)}\n----------------")
 
 
-@rank_zero_only
-def show_sample(model: GPTModule, data: LanceDataModule) -> None:
-    """Print a document as the model would write it: what it puts after EOS."""
+def sample(model: GPTModule, data: LanceDataModule) -> str:
+    """Let the model write a document: what it puts after EOS."""
     generator = torch.Generator(model.device).manual_seed(0)
     prompt = torch.tensor([[data.tokenizer.eos_id]], device=model.device)
     ids = model.eval().model.generate(prompt, 200, temperature=0.8, top_k=50, generator=generator)
-    print(f"\n--- a sample ---\n{data.tokenizer.decode(ids[0, 1:].tolist())}\n----------------")
+    return data.tokenizer.decode(ids[0, 1:].tolist())
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ class LanceDataModule(LightningDataModule):
         self.context_length, self.batch_size = context_length, batch_size
         self.data_dir, self.uri = data_dir, uri
         self.budget = Budget(max_documents, max_tokens)
-        self.val_fraction = check_val_fraction(val_fraction)
+        check_val_fraction(val_fraction)
+        self.val_fraction = val_fraction
         self.order: Order = order
         self.seed = seed
         self.batch_format: BatchFormat = batch_format

@@ -91,6 +91,7 @@ def make_plan(
     Raises:
         ConfigError: If source or tokenizer cannot be had.
     """
+    check_val_fraction(val_fraction)
     loaded = tokenizer.load(source, Path(data_dir) / "tokenizers")
     recipe = {
         "format": FORMAT_VERSION,
@@ -100,7 +101,7 @@ def make_plan(
         "eos": "after every document",
         "dtype": str(token_dtype(loaded.vocab_size)),
         "split": "xxh3_64 of repo, else text",
-        "val_fraction": check_val_fraction(val_fraction),
+        "val_fraction": float(val_fraction),
     }
     recipe = json.loads(json.dumps(recipe))
     fingerprint = xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())

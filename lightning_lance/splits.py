@@ -15,7 +15,7 @@ from lightning_lance.errors import ConfigError
 SPLITS = ("train", "val")
 
 
-def check_val_fraction(val_fraction: float) -> float:
+def check_val_fraction(val_fraction: float) -> None:
     """Refuse a share that is none.
 
     Raises:
@@ -23,7 +23,6 @@ def check_val_fraction(val_fraction: float) -> float:
     """
     if not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}: expected a share of the documents, 0 <= val_fraction < 1.")
-    return float(val_fraction)
 
 
 def split_codes(groups: pa.Array, val_fraction: float) -> np.ndarray:

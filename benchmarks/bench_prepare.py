@@ -1,0 +1,388 @@
+"""How fast a corpus becomes a token store, beside the bare tokenizer and the Lance tutorial's pipeline. See README.md."""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from report import bar, environment, publish
+
+OURS, BARE, TUTORIAL = "lightning-lance prepare", "gigatoken alone, texts in memory", "Lance tutorial's pipeline"
+SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("content", "repo_name", "path", "license")] + [("size", pa.int64())]
+)
+COLUMNS = {"text": "content", "repo": "repo_name", "path": "path", "license": "license"}
+# Rows per row group, as in github-code, and per batch of the bare tokenizer, as in ours.
+ROWS = 1000
+SHARDS = 4
+# One file in so many is not Python, if there are enough of them.
+OTHERS = 5
+OTHER_ENDINGS = (".h", ".hpp", ".pyi", ".cpp", ".js", ".html", ".md", ".txt", ".json", ".c")
+SAMPLE_BYTES = 3_000_000
+
+
+def collect(num_bytes):
+    """Take real files of the running Python, mixed: Python up to `num_bytes`, and others that a filter has to leave out."""
+    roots = {Path(sysconfig.get_paths()[name]) for name in ("purelib", "platlib", "stdlib")}
+    # Where NumPy is, all else is too, even if this environment borrows it from another.
+    roots.add(Path(np.__file__).parents[1])
+    found = {".py": {}, "other": {}}
+    for root in sorted(roots):
+        for folder, _, names in os.walk(root):
+            for name in names:
+                kind = ".py" if name.endswith(".py") else "other"
+                if kind == ".py" or name.endswith(OTHER_ENDINGS):
+                    file = Path(folder, name)
+                    found[kind][str(file.relative_to(root))] = file
+    rows, size, others = [], 0, iter(_mixed(found["other"]))
+    for path, file in _mixed(found[".py"]):
+        row = _row(path, file)
+        if row is None:
+            continue
+        rows.append(row)
+        size += row["size"]
+        if len(rows) % OTHERS == 0 and (other := next(others, None)) and (row := _row(*other)):
+            rows.append(row)
+        if size > num_bytes:
+            break
+    return rows, size
+
+
+def _mixed(files):
+    return sorted(files.items(), key=lambda item: hashlib.sha1(item[0].encode()).digest())
+
+
+def _row(path, file):
+    try:
+        # Long files are data, not code.
+        if file.stat().st_size > 1_000_000:
+            return None
+        content = file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError):
+        return None
+    names = [content, Path(path).parts[0], path, "mit", len(content.encode())]
+    return dict(zip(SCHEMA.names, names, strict=True))
+
+
+def write_corpus(rows, folder):
+    """Write the corpus, the same three times under other names, and a sample. Returns the globs."""
+    for name in ("once", "thrice", "sample"):
+        (folder / name).mkdir()
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    per_shard = -(-len(table) // SHARDS)
+    for i in range(SHARDS):
+        shard = folder / "once" / f"train-{i:05}.parquet"
+        pq.write_table(table.slice(i * per_shard, per_shard), shard, row_group_size=ROWS)
+        for copy in "abc":
+            (folder / "thrice" / f"train-{copy}-{i:05}.parquet").hardlink_to(shard)
+    sizes = np.cumsum(np.asarray(table.column("size")))
+    sample = table.slice(0, int(np.searchsorted(sizes, SAMPLE_BYTES)))
+    pq.write_table(sample, folder / "sample" / "train.parquet", row_group_size=ROWS)
+    return {name: str(folder / name / "*.parquet") for name in ("once", "thrice", "sample")}
+
+
+def texts_of(pattern):
+    """Read the texts that a build should keep: those of Python files, without the empty ones. In batches."""
+    texts = []
+    for file in sorted(Path(pattern).parent.glob("*.parquet")):
+        table = pq.read_table(file, columns=["content", "path"])
+        kept = [path.endswith(".py") for path in table.column("path").to_pylist()]
+        column = table.filter(pa.array(kept)).column("content").cast(pa.large_string())
+        texts += [column.filter(pa.compute.greater(pa.compute.binary_length(column), 0))]
+    whole = pa.chunked_array([chunk for column in texts for chunk in column.chunks]).combine_chunks()
+    return [pa.concat_arrays([whole.slice(low, ROWS)]) for low in range(0, len(whole), ROWS)]
+
+
+class Loaded:
+    """A tokenizer choice that was loaded before the clock started."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def load(self, source, folder):
+        return self.tokenizer
+
+
+def run_ours(pattern, tokenizer_file, uri, go):
+    """Prepare a store. Gives seconds, and tokens."""
+    from lightning_lance import prepare
+    from lightning_lance.languages import code_extensions
+    from lightning_lance.streaming import DatasetSource
+    from lightning_lance.tokenizer_choice import ByteChoice, TokenizerFile
+
+    def source(files):
+        return DatasetSource(
+            "parquet",
+            COLUMNS,
+            data_files=[files],
+            languages=["Python"],
+            extensions=code_extensions(),
+            shard_seed=None,
+            name="bench",
+        )
+
+    # Warm-up, with another tokenizer: first-use imports. The caches of the one that counts stay cold.
+    sample = str(Path(pattern).parents[1] / "sample" / "*.parquet")
+    prepare(source(sample), ByteChoice(), f"{uri}.warm.lance", max_documents=10, val_fraction=0.0)
+    choice = Loaded(TokenizerFile(tokenizer_file).load(None, Path()))
+    at_start = peak_memory()
+    go()
+    begin = clocks()
+    store = prepare(source(pattern), choice, uri, val_fraction=0.0)
+    seconds, cpu_seconds = clocks(begin)
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "tokens": store.num_tokens(),
+        "bytes": store.commit.text_bytes,
+        "documents": store.commit.documents,
+        "peak_before": at_start,
+        "engine": choice.tokenizer.engine,
+    }
+
+
+def run_bare(pattern, tokenizer_file, ids_file, go):
+    """Encode the same texts, from memory, in batches of the same size, and do nothing else. Then keep the ids in a file."""
+    import awkward as ak
+
+    from lightning_lance.tokenizer_choice import TokenizerFile
+
+    tokenizer = TokenizerFile(tokenizer_file).load(None, Path())
+    # The instance of gigatoken that ours uses, special tokens as plain text; nothing of ours around it.
+    gigatoken = tokenizer._fast
+    texts = texts_of(pattern)
+    batches = [ak.from_arrow(batch) for batch in texts]
+    go()
+    begin = clocks()
+    encoded = [gigatoken.encode_batch(batch) for batch in batches]
+    seconds, cpu_seconds = clocks(begin)
+    tokens = 0
+    with Path(ids_file).open("wb") as file:
+        for part in encoded:
+            offsets = np.asarray(part.layout.offsets.data)
+            ids = np.asarray(part.layout.content.data)[offsets[0] : offsets[-1]]
+            joined = np.insert(ids, offsets[1:] - offsets[0], tokenizer.eos_id).astype("<u4")
+            joined.tofile(file)
+            tokens += len(joined)
+    num_bytes = sum(pa.compute.sum(pa.compute.binary_length(batch)).as_py() for batch in texts)
+    documents = sum(map(len, texts))
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "tokens": tokens,
+        "bytes": num_bytes,
+        "documents": documents,
+    }
+
+
+def run_tutorial(pattern, tokenizer_file, uri, go):
+    """Run the tutorial's pipeline."""
+    import datasets
+    import lance
+    import tokenizers
+    from peers import lance_tutorial
+
+    datasets.disable_progress_bars()
+    tokenizer = tokenizers.Tokenizer.from_file(tokenizer_file)
+    # As in ours: a text that spells a special token is text.
+    tokenizer.encode_special_tokens = True
+    go()
+    begin = clocks()
+    lance_tutorial.prepare(pattern, uri, tokenizer, lambda row: row["path"].endswith(".py") and bool(row["content"]))
+    seconds, cpu_seconds = clocks(begin)
+    texts = texts_of(pattern)
+    num_bytes = sum(pa.compute.sum(pa.compute.binary_length(batch)).as_py() for batch in texts)
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "tokens": lance.dataset(uri).count_rows(),
+        "bytes": num_bytes,
+        "documents": sum(map(len, texts)),
+    }
+
+
+RUNS = {OURS: run_ours, BARE: run_bare, TUTORIAL: run_tutorial}
+
+
+def clocks(since=(0.0, 0.0)):
+    """Read the clock, and the processor time of this process on all cores, which a busy machine moves less."""
+    return time.perf_counter() - since[0], time.process_time() - since[1]
+
+
+def peak_memory():
+    """Tell the peak of the resident set in bytes. Not by getrusage: a new process inherits its parent's peak there."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def contend(name, pattern, tokenizer_file, place):
+    """Be one contender in a fresh process: get ready, wait for the start, run, tell what came out."""
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+
+    def go():
+        print("ready", flush=True)
+        input()
+
+    result = RUNS[name](pattern, tokenizer_file, place, go)
+    print(json.dumps({**result, "peak": peak_memory()}), flush=True)
+
+
+def start(name, pattern, tokenizer, place):
+    """Start a contender. Not by multiprocessing: in its processes gigatoken uses one core only."""
+    quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "RUST_LOG": "error"}
+    return subprocess.Popen(
+        [sys.executable, __file__, "--contend", name, pattern, str(tokenizer), str(place)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, **quiet},
+        text=True,
+    )
+
+
+def finish(process):
+    """Let a contender run, once it is ready."""
+    if process.stdout.readline() != "ready\n":
+        raise RuntimeError(f"The contender {process.args[3]!r} failed before the start: see above.")
+    told, _ = process.communicate("go\n")
+    if process.returncode:
+        raise RuntimeError(f"The contender {process.args[3]!r} failed: see above.")
+    return json.loads(told)
+
+
+def check(uri, ids_file, tutorial_uri):
+    """Compare the three results, token by token.
+
+    Raises:
+        AssertionError: If they differ.
+    """
+    import lance
+
+    from lightning_lance import TokenStore
+
+    store = TokenStore.open(uri)
+    expected = np.fromfile(ids_file, "<u4")
+    stored = store.read(np.zeros(1, np.int64), store.num_tokens())[0]
+    if not np.array_equal(stored, expected):
+        raise AssertionError(
+            f"Our store has {len(stored):,} tokens, the bare tokenizer gave {len(expected):,}, not the same."
+        )
+    theirs = np.asarray(lance.dataset(tutorial_uri).to_table().column("input_ids"))
+    text = stored[stored != store.commit.eos_id][: len(theirs)]
+    if not np.array_equal(theirs, text):
+        raise AssertionError("The tutorial's pipeline stored other tokens than ours.")
+
+
+def train(rows, file):
+    """Train a tokenizer on part of the corpus, for those who give none."""
+    from lightning_lance.tokenization import train_bpe
+
+    texts = [row["content"] for row in rows[:600] if row["path"].endswith(".py")]
+    file.write_text(train_bpe(texts, 8192).to_json(), encoding="utf-8")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--tokenizer", type=Path, help="a tokenizer.json, such as GPT-NeoX's (default: trains a BPE of 8192)"
+    )
+    parser.add_argument("--megabytes", type=int, default=100, help="Python text in the corpus (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the best counts (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where to build (default: a temporary folder)")
+    parser.add_argument("--contend", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contend:
+        contend(*options.contend)
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder, prefix="bench_prepare-") as folder:
+        os.environ["HF_HOME"] = folder
+        run(Path(folder), options)
+
+
+def run(folder, options):
+    began = time.perf_counter()
+    rows, _ = collect(options.megabytes * 1_000_000)
+    corpus = write_corpus(rows, folder)
+    tokenizer = options.tokenizer
+    if tokenizer is None:
+        tokenizer = folder / "trained.json"
+        train(rows, tokenizer)
+    num_rows = len(rows)
+    del rows
+    measured = {OURS: [], BARE: [], TUTORIAL: []}
+    for i in range(options.rounds):
+        # Made ready together, run one after the other.
+        turn = [(OURS, "once"), (BARE, "once"), *([(TUTORIAL, "sample")] if i == 0 else [])]
+        started = [start(name, corpus[part], tokenizer, folder / f"{name}-{i}") for name, part in turn]
+        for (name, _), contender in zip(turn, started, strict=True):
+            measured[name].append(finish(contender))
+    thrice = finish(start(OURS, corpus["thrice"], tokenizer, folder / "thrice-0"))
+    check(str(folder / f"{OURS}-0"), folder / f"{BARE}-0", str(folder / f"{TUTORIAL}-0"))
+    tell(measured, thrice, num_rows, options, time.perf_counter() - began)
+
+
+def tell(measured, thrice, num_rows, options, seconds):
+    def speed(result):
+        return result["bytes"] / result["seconds"]
+
+    best = {name: max(results, key=speed) for name, results in measured.items()}
+    ours = best[OURS]
+
+    def row(name, result, peak):
+        ratio = speed(ours) / speed(result)
+        per_second = [f"{speed(result) / 1e6:,.1f}", f"{result['tokens'] / result['seconds'] / 1e6:,.1f}"]
+        cost = f"{result['cpu_seconds'] / result['bytes'] * 1e9:,.0f}"
+        return [name, f"{result['bytes'] / 1e6:,.0f}", *per_second, f"{ratio:,.2f}", cost, f"{peak / 1e9:.2f}"]
+
+    peaks = {name: max(result["peak"] for result in results) for name, results in measured.items()}
+    rows = [row(name, result, peaks[name]) for name, result in best.items()]
+    rows.insert(1, row(f"{OURS}, corpus thrice", thrice, thrice["peak"]))
+    growth = thrice["peak"] / peaks[OURS]
+    bars = [
+        bar("ours / the Lance tutorial's pipeline, at least 40", speed(ours) / speed(best[TUTORIAL]), 40),
+        bar("ours / the bare tokenizer, at least 0.6", speed(ours) / speed(best[BARE]), 0.6),
+        bar("1.5 GB / peak of ours, at least 1", 1.5e9 / thrice["peak"], 1),
+        bar("peak of ours once / thrice the corpus, at least 0.9", 1 / growth, 0.9),
+    ]
+    name = options.tokenizer.resolve().parent.name if options.tokenizer else "BPE of 8,192 ids, trained on the corpus"
+    notes = [
+        f"{ours['documents']:,} Python files of this machine's Python ({ours['bytes'] / 1e6:,.0f} MB) among {num_rows:,} rows, "
+        f"as {SHARDS} Parquet files in github-code's columns; tokenizer: {name}, {ours['tokens'] / 1e6:,.1f} M tokens, encoded by "
+        f"{ours['engine']}.",
+        f"MB of kept text per second, the best of {options.rounds} rounds in fresh processes (the tutorial: one, on a sample). "
+        "Imports and loading the tokenizer are not in the time; the tokenizer's caches are cold.",
+        "The stored tokens are those of the bare tokenizer with EOS after each document, in the same order; the tutorial's are "
+        "the same, without EOS.",
+        f"Peak: the largest resident set of the process (VmHWM); {ours['peak_before'] / 1e9:.2f} GB of ours before the build.",
+        f"The whole run took {seconds:.0f} s.",
+    ]
+    data = {
+        "environment": environment(
+            ["lightning-lance", "gigatoken", "tokenizers", "datasets", "pyarrow", "pylance", "awkward", "numpy"]
+        ),
+        "tokenizer": name,
+        "rows": num_rows,
+        "results": {**measured, f"{OURS}, corpus thrice": [thrice]},
+    }
+    header = ["text to stored tokens", "MB", "MB/s", "M tokens/s", "ours is x times", "core-s/GB", "peak GB"]
+    publish("bench_prepare", "Preparing a store", header, rows, bars, notes, json.loads(json.dumps(data)))
+
+
+if __name__ == "__main__":
+    main()

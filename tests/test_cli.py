@@ -1,0 +1,88 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = [str(Path(sys.executable).with_name("lightning-lance"))]
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_prepare_builds_and_finds_again(tmp_path: Path):
+    arguments = ("prepare", "tokenizer=bytes", "max_documents=30")
+    code, out, err = run(tmp_path, *arguments)
+    assert (code, err) == (0, "")
+    line = out.splitlines()[-1]
+    assert line.startswith("data/python_stdlib-")
+    assert "30 documents" in line
+    assert run(tmp_path, *arguments) == (0, line + "\n", "")
+    # A store, and nothing else: no folders of Hydra, no log.
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["conext_length=3"],
+            "There is no key 'conext_length': did you mean 'context_length'? the configuration has ckpt_path, context_length, "
+            "data, data_dir, languages, max_documents, max_tokens, model, output_dir, seed, source, tokenizer, trainer "
+            "(to add a key that the constructor takes, write +conext_length=...).",
+        ),
+        (
+            ["source.shardseed=3"],
+            "There is no key 'source.shardseed': did you mean 'shard_seed'? source has languages, ",
+        ),
+        (["source=nope"], "Could not find 'source/nope' Available options in 'source': files fineweb github_code"),
+        (["source=files"], "The key source.patterns has no value: give it one on the command line"),
+        (["source=files", "source.patterns=['no/*.py']"], "No file matches 'no/*.py' in '"),
+        (["source=parquet", "source.data_files=['no/*.parquet']"], "No file matches 'no/*.parquet' in '"),
+        (["tokenizer=file", "tokenizer.path=no.json"], "There is no tokenizer.json at 'no.json'"),
+        (["languages=[Pyton]"], "has no language 'Pyton': did you mean 'Python'? there are Assembly, Batchfile, C"),
+        (["languages=[Rust]"], "Source 'python_stdlib' has no language 'Rust': there are Python."),
+        (["source=fineweb", "languages=[English]"], "Source 'fineweb' has no languages, got languages=['English']"),
+        (["max_tokens=-1"], "max_tokens is -1: expected a positive number, or null for no bound."),
+        (["tokenizer.vocab_size=9"], "tokenizer.vocab_size is 9: 256 bytes and EOS need 257 at least."),
+        (["data.val_fraction=2"], "val_fraction is 2: expected a share of the documents"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path, arguments: list[str], sentence: str):
+    code, _, err = run(tmp_path, "prepare", *arguments)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_a_traceback_for_those_who_ask(tmp_path: Path):
+    code, _, err = run(tmp_path, "prepare", "max_documents=0", HYDRA_FULL_ERROR="1")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_help_version_and_other_words(tmp_path: Path):
+    assert "lightning-lance prepare key=value" in run(tmp_path)[1]
+    assert run(tmp_path, "--help")[1] == run(tmp_path)[1]
+    assert run(tmp_path, "--version")[1] == "0.1.0\n"
+    code, _, err = run(tmp_path, "prepair")
+    assert code == 1
+    assert err.startswith("error: there is no command 'prepair': expected prepare.")
+    assert "github_code" in run(tmp_path, "prepare", "--help")[1]
+
+
+def test_a_build_needs_neither_torch_nor_lightning():
+    slow = {"torch", "lightning", "datasets", "transformers"}
+    script = f"import sys, lightning_lance.cli; sys.exit(bool({slow} & {{*sys.modules}}))"
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0

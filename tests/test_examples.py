@@ -1,0 +1,90 @@
+"""The example script as a user runs it: in a process, with overrides."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[1] / "examples/train_gpt.py"
+SMALL = [
+    "experiment=smoke",
+    "model.n_layer=1",
+    "model.n_head=2",
+    "model.n_embd=32",
+    "model.learning_rate=0.02",
+    "data.batch_size=4",
+]
+
+
+def train(folder: Path, *overrides: str) -> str:
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), *SMALL, *overrides]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    """Steps and training losses of all runs in the folder, in the order of the runs."""
+    rows: list[tuple[int, float]] = []
+    for file in sorted(folder.glob("outputs/lightning_logs/version_*/metrics.csv")):
+        with file.open() as stream:
+            rows += [
+                (int(row["step"]), float(row["train_loss"])) for row in csv.DictReader(stream) if row.get("train_loss")
+            ]
+    return rows
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("train")
+    return folder, train(folder, "trainer.log_every_n_steps=1", "trainer.callbacks.0.every_n_train_steps=12")
+
+
+def test_a_store_is_built_and_a_model_trained_and_a_sample_written(trained: tuple[Path, str]):
+    folder, printed = trained
+    assert "Training a tokenizer of 1024 ids" in printed
+    assert "python_stdlib: committed 200 documents" in printed
+    assert "val_loss" in printed
+    assert "--- a sample ---" in printed
+    steps = losses(folder)
+    assert [step for step, _ in steps] == list(range(20))
+    assert 6.5 < steps[0][1] < 7.5  # ln(1024) is 6.9
+    assert steps[-1][1] < steps[0][1] - 0.5
+    torch.load(folder / "outputs/checkpoints/last.ckpt", weights_only=True)
+
+
+def test_a_second_run_builds_nothing_and_goes_on_from_the_checkpoint(trained: tuple[Path, str]):
+    """Its losses are those of the run that went through: the same batches, in the same order."""
+    folder, _ = trained
+    whole = losses(folder)
+    printed = train(
+        folder, "ckpt_path=last", "trainer.log_every_n_steps=1", "trainer.callbacks.0.every_n_train_steps=12"
+    )
+    assert "Training a tokenizer" not in printed
+    assert "committed" not in printed
+    resumed = losses(folder)[len(whole) :]
+    assert [step for step, _ in resumed] == list(range(12, 20))
+    assert [loss for _, loss in resumed] == pytest.approx([loss for _, loss in whole[12:]], abs=2e-3)
+
+
+def test_two_processes_by_way_of_hydra(tmp_path: Path):
+    """Lightning starts the second process itself, with Hydra's overrides: one output folder, one store."""
+    printed = train(tmp_path, "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_steps=4")
+    assert printed.count("committed 200 documents") == 1
+    assert printed.count("--- a sample ---") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "outputs"]
+
+
+def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path):
+    command = [sys.executable, str(SCRIPT), "max_documents=0"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: max_documents is 0: expected a positive number, or null for no bound.\n")
+    assert json.dumps(done.stderr).count("Traceback") == 0

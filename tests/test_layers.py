@@ -1,0 +1,73 @@
+"""The rules of the house: the order of the modules, and who may know which library."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "lightning_lance"
+
+# The way of the data. A module imports only from those before it.
+ORDER = [
+    "errors", "languages", "documents", "sources", "access", "streaming",
+    "locking", "tokenization", "tokenizer_choice",
+    "splits", "packing", "segments", "commit", "store",
+    "progress", "read_ahead", "plan", "prepare",
+    "windows", "loader", "datamodule",
+    "cli", "__init__",
+]  # fmt: skip
+
+ONLY = {
+    "lightning": {"datamodule"},
+    "lance": {"store"},
+    "hydra": {"cli"},
+    "omegaconf": {"cli"},
+    "torch": {"loader"},
+}
+# Seconds to import: inside functions only, so that a command that does not need them is fast.
+HEAVY = {"datasets", "transformers", "tokenizers", "gigatoken", "awkward", "huggingface_hub", "fsspec"}
+
+
+def imports(tree: ast.AST, top_level: bool) -> set[str]:
+    nodes = ast.walk(tree) if not top_level else iter(tree.body)  # type: ignore[attr-defined]
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def tree_of(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def test_every_module_has_its_place():
+    assert sorted(ORDER) == sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+@pytest.mark.parametrize("module", [name for name in ORDER if name != "__init__"])
+def test_a_module_imports_only_what_is_before_it(module: str):
+    before = {f"lightning_lance.{name}" for name in ORDER[: ORDER.index(module)]}
+    own = {name for name in imports(tree_of(module), top_level=False) if name.startswith("lightning_lance")}
+    # For type checkers only: a description and those who work on it name each other.
+    assert own - before - ({"lightning_lance.streaming"} if module == "access" else set()) == set()
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_libraries_are_known_where_they_belong(module: str):
+    tree = tree_of(module)
+    roots = {name.split(".")[0] for name in imports(tree, top_level=False)}
+    assert {library for library, places in ONLY.items() if library in roots and module not in places} == set()
+    assert HEAVY & {name.split(".")[0] for name in imports(tree, top_level=True)} == set()
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_a_module_is_one_read(module: str):
+    assert len((PACKAGE / f"{module}.py").read_text(encoding="utf-8").splitlines()) <= 320
+
+
+def test_every_module_has_its_tests():
+    tests = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
+    assert set(ORDER) - {"__init__"} - tests == set()
