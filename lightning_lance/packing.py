@@ -75,6 +75,14 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
     return joined
 
 
+class _Run(NamedTuple):
+    """Documents of one stream that came one after the other: tokens, lengths, and the place of the first in the commit."""
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    first: int
+
+
 class Packer:
     """Collects encoded documents and gives them as rows of the store. Holds about 2 bytes per token (4 for uint32).
 
@@ -88,9 +96,9 @@ class Packer:
         self._eos_id = eos_id
         self._dtype = dtype
         self._schema = store_schema(dtype, metadata)
-        self._tokens: dict[Stream, list[np.ndarray]] = {}
-        self._lengths: dict[Stream, list[np.ndarray]] = {}
-        self._documents: dict[Stream, list[pa.Table]] = {}
+        self._runs: dict[Stream, list[_Run]] = {}
+        self._documents: list[pa.Table] = []
+        self._num_documents = 0
         self.num_tokens = 0
 
     def add(self, ids: np.ndarray, offsets: np.ndarray, splits: np.ndarray, documents: pa.Table) -> None:
@@ -104,50 +112,47 @@ class Packer:
         """
         languages = documents.column("language").combine_chunks().dictionary_encode()
         streams = splits.astype(np.int64) * len(languages.dictionary) + np.asarray(languages.indices)
-        if len(streams) and (streams != streams[0]).any():
-            order = np.argsort(streams, kind="stable")
-            lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids)).take(pa.array(order))
-            ids, offsets = np.asarray(lists.values), np.asarray(lists.offsets)
-            streams, documents = streams[order], documents.take(pa.array(order))
         joined = join_documents(ids, offsets, self._eos_id, self._dtype)
-        lengths = np.diff(offsets) + 1
-        borders = np.concatenate([[0], np.cumsum(lengths)])
+        borders = np.append(0, offsets[1:] + np.arange(1, len(offsets)))
+        # Neighbours of one stream stay together, as views: nothing is copied until `take`.
         cuts = [0, *(np.flatnonzero(np.diff(streams)) + 1).tolist(), len(streams)] if len(streams) else []
         for low, high in pairwise(cuts):
             split, language = divmod(int(streams[low]), len(languages.dictionary))
-            stream = Stream(SPLITS[split], languages.dictionary[language].as_py())
-            self._tokens.setdefault(stream, []).append(joined[borders[low] : borders[high]])
-            self._lengths.setdefault(stream, []).append(lengths[low:high])
-            self._documents.setdefault(stream, []).append(documents.slice(low, high - low))
+            runs = self._runs.setdefault(Stream(SPLITS[split], languages.dictionary[language].as_py()), [])
+            lengths = np.diff(borders[low : high + 1])
+            runs.append(_Run(joined[borders[low] : borders[high]], lengths, self._num_documents + low))
+        self._documents.append(documents)
+        self._num_documents += len(documents)
         self.num_tokens += len(joined)
 
     def take(self) -> pa.Table:
-        """Give all rows collected so far and start anew. The last block of each stream is padded with zeros."""
-        tables = [self._rows(stream) for stream in sorted(self._tokens)]
-        self._tokens, self._lengths, self._documents, self.num_tokens = {}, {}, {}, 0
+        """Give all rows collected, which empties this. The last block of each stream is padded with zeros."""
+        documents = pa.concat_tables(self._documents) if self._documents else None
+        tables = [self._rows(stream, self._runs.pop(stream), documents) for stream in sorted(self._runs)]
+        self._documents, self._num_documents, self.num_tokens = [], 0, 0
         return pa.concat_tables(tables) if tables else self._schema.empty_table()
 
-    def _rows(self, stream: Stream) -> pa.Table:
-        parts = self._tokens[stream]
-        num_tokens = sum(map(len, parts))
+    def _rows(self, stream: Stream, runs: list[_Run], documents: pa.Table) -> pa.Table:
+        num_tokens = sum(len(run.tokens) for run in runs)
         num_rows = -(-num_tokens // BLOCK)
         tokens = np.zeros(num_rows * BLOCK, self._dtype)
-        np.concatenate(parts, out=tokens[:num_tokens])
+        np.concatenate([run.tokens for run in runs], out=tokens[:num_tokens])
         valid = np.full(num_rows, BLOCK, np.int32)
         valid[-1] = num_tokens - (num_rows - 1) * BLOCK
+        lengths = np.concatenate([run.lengths for run in runs])
+        mine = np.concatenate([run.first + np.arange(len(run.lengths)) for run in runs])
         columns = [
             pa.FixedSizeListArray.from_arrays(pa.array(tokens), BLOCK),
             pa.array(valid),
             pa.repeat(pa.scalar(stream.split), num_rows),
             pa.repeat(pa.scalar(stream.language), num_rows),
-            self._document_lists(stream, num_rows),
+            self._document_lists(lengths, documents.take(pa.array(mine)), num_rows),
         ]
         return pa.table(columns, schema=self._schema)
 
-    def _document_lists(self, stream: Stream, num_rows: int) -> pa.Array:
-        lengths = np.concatenate(self._lengths[stream])
+    def _document_lists(self, lengths: np.ndarray, documents: pa.Table, num_rows: int) -> pa.Array:
+        """Put each document of a stream into the list of the block in which it begins."""
         starts = np.cumsum(lengths) - lengths
-        documents = pa.concat_tables(self._documents[stream])
         struct = self._schema.field("documents").type.value_type
         fields = [pa.array((starts % BLOCK).astype(np.int32))]
         fields += [documents.column(field.name).combine_chunks() for field in list(struct)[1:]]

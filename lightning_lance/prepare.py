@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +27,7 @@ from lightning_lance.read_ahead import read_ahead
 from lightning_lance.sources import OpenedSource, Source
 from lightning_lance.splits import split_codes
 from lightning_lance.store import TokenStore, append_commit, last_commit
-from lightning_lance.tokenization import token_dtype
+from lightning_lance.tokenization import Encoded, token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice
 
 _log = logging.getLogger(__name__)
@@ -35,8 +36,9 @@ _log = logging.getLogger(__name__)
 COMMIT_TOKENS = 1 << 24
 COMMIT_SECONDS = 120.0
 
-# Batches read ahead of the tokenizer: enough to overlap, few enough for memory.
+# Batches read ahead of the tokenizer, and encoded ahead of the packing: enough to overlap, few enough for memory.
 _READ_AHEAD = 2
+_ENCODE_AHEAD = 1
 
 
 def prepare(
@@ -91,6 +93,16 @@ def prepare(
     return open_prepared(plan, budget, storage_options)
 
 
+class _EncodedBatch(NamedTuple):
+    """A document batch, the sizes of its texts (-1 for null), and the documents that are wanted of it, encoded."""
+
+    batch: pa.Table
+    sizes: np.ndarray
+    wanted: np.ndarray
+    documents: pa.Table
+    encoded: Encoded
+
+
 class _Build:
     """One run of a build: holds the commit note as it grows."""
 
@@ -133,7 +145,7 @@ class _Build:
             file.write_text(self._plan.tokenizer.to_json(), encoding="utf-8")
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
-        batches = read_ahead(_batches(self._opened, first.shard, first.row), _READ_AHEAD)
+        batches = read_ahead(self._encoded(), _ENCODE_AHEAD)
         pending: Future[int] | None = None
         last = time.monotonic()
         with (
@@ -175,37 +187,44 @@ class _Build:
         self._packer = self._new_packer()
         return writer.submit(lambda: append_commit(self._plan.uri, packer.take(), commit, self._storage_options))
 
-    def _add(self, shard: int, batch: pa.Table) -> None:
-        """Tokenize and pack one document batch, up to the budget, and move the cursor behind it."""
+    def _encoded(self) -> Generator[tuple[int, _EncodedBatch | None], None, None]:
+        """Read and encode from the cursor on; (shard, None) ends a shard. Encodes no more documents than the budget has."""
+        first, left = self._commit, self._budget.max_documents
+        left = None if left is None else left - first.documents
+        with closing(read_ahead(_batches(self._opened, first.shard, first.row), _READ_AHEAD)) as batches:
+            for shard, batch in batches:
+                if batch is None:
+                    yield shard, None
+                    continue
+                sizes = np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), -1))
+                wanted = np.flatnonzero(sizes > 0)[:left]
+                left = None if left is None else left - len(wanted)
+                documents = batch if len(wanted) == len(batch) else batch.take(pa.array(wanted))
+                texts = documents.column("text").combine_chunks()
+                yield shard, _EncodedBatch(batch, sizes, wanted, documents, self._plan.tokenizer.encode_batch(texts))
+
+    def _add(self, shard: int, made: _EncodedBatch) -> None:
+        """Pack a batch, up to the budget, and move the cursor behind it."""
         commit, budget = self._commit, self._budget
-        sizes = np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), -1))
-        wanted = np.flatnonzero(sizes > 0)
-        if budget.max_documents is not None:
-            wanted = wanted[: budget.max_documents - commit.documents]
-        documents = batch if len(wanted) == len(batch) else batch.take(pa.array(wanted))
-        texts = documents.column("text").combine_chunks()
-        encoded = self._plan.tokenizer.encode_batch(texts)
-        count = len(texts)
+        count = len(made.wanted)
         if budget.max_tokens is not None:
-            ends = encoded.offsets[1:] + np.arange(1, count + 1)
+            ends = made.encoded.offsets[1:] + np.arange(1, count + 1)
             count = min(count, int(np.searchsorted(ends, budget.max_tokens - commit.tokens)) + 1)
-        offsets = encoded.offsets[: count + 1]
-        documents, texts = documents.slice(0, count), texts.slice(0, count)
-        self._packer.add(
-            encoded.ids[: offsets[-1]], offsets, self._splits(documents), self._described(shard, documents)
-        )
+        offsets = made.encoded.offsets[: count + 1]
+        documents = made.documents.slice(0, count)
+        ids = made.encoded.ids[: offsets[-1]]
+        self._packer.add(ids, offsets, self._splits(documents), self._described(shard, documents))
         added = replace(
             commit,
             documents=commit.documents + count,
             tokens=commit.tokens + int(offsets[-1]) + count,
-            text_bytes=commit.text_bytes + int(sizes[wanted[:count]].sum()),
+            text_bytes=commit.text_bytes + int(made.sizes[made.wanted[:count]].sum()),
             languages=_add_counts(commit.languages, _counts(documents.column("language"))),
         )
-        rows = batch.column("row")
         # A met budget leaves what follows its last document, skipped ones too, for a later build.
-        seen = int(wanted[count - 1]) + 1 if budget.met(added) else len(batch)
-        skipped = {"null": int((sizes[:seen] < 0).sum()), "empty": int((sizes[:seen] == 0).sum())}
-        row = int(rows[seen - 1].as_py()) + 1 if seen else commit.row
+        seen = int(made.wanted[count - 1]) + 1 if budget.met(added) else len(made.batch)
+        skipped = {"null": int((made.sizes[:seen] < 0).sum()), "empty": int((made.sizes[:seen] == 0).sum())}
+        row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
         self._commit = replace(added, shard=shard, row=row, skipped=_add_counts(commit.skipped, skipped))
 
     def _splits(self, documents: pa.Table) -> np.ndarray:

@@ -34,8 +34,8 @@ EOS_SPELLINGS = (
 )
 
 # A document of every batch is encoded twice to compare the engines; longer ones would slow a build down.
-_COMPARE_BYTES = 16_000
-_COMPARE_FIRST = 64
+_COMPARE_BYTES = 8_000
+_COMPARE_FIRST = 32
 
 
 class Encoded(NamedTuple):
