@@ -1,10 +1,12 @@
-"""Batches of windows: `WindowLoader`, which makes them whole in a thread, and `TokenWindows` for your own DataLoader."""
+"""Batches of windows: `WindowLoader`, which reads ahead in a thread, and `TokenWindows` for your own DataLoader."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,9 +19,9 @@ from lightning_lance.windows import Order, WindowOrder
 Batch = dict[str, torch.Tensor]
 BatchFormat = Literal["default", "huggingface"]
 
-# Tokens made at a time in the thread: enough that handing them over costs little, few enough to stay in the cache.
-_CHUNK_TOKENS = 1 << 18
-# Chunks ready ahead of the training loop.
+# Tokens read at a time in the thread: handing over less costs as much as reading it.
+_CHUNK_TOKENS = 1 << 20
+# Chunks read ahead of the training loop.
 _CHUNKS_AHEAD = 2
 # Starts drawn at a time: the order is cheapest per window when it is worked out for many.
 _STARTS_AT_ONCE = 1 << 14
@@ -175,35 +177,33 @@ class WindowLoader:
         elif not self._steps(self._cursor % self.num_windows):
             self._cursor = (self._cursor // self.num_windows + 1) * self.num_windows
         epoch, position = divmod(self._cursor, self.num_windows)
-        chunks = self._chunks(epoch, position)
+        pieces = self._starts(epoch, position)
+        read = partial(self.store.read, length=self.context_length + 1, split=self.split)
         with ThreadPoolExecutor(1, thread_name_prefix="windows") as thread:
-            ahead: deque[Future[list[Batch]]] = deque(thread.submit(next, chunks, []) for _ in range(_CHUNKS_AHEAD))
-            while batches := ahead.popleft().result():
-                ahead.append(thread.submit(next, chunks, []))
-                for batch in batches:
+            ahead = deque(thread.submit(read, starts) for starts in islice(pieces, _CHUNKS_AHEAD))
+            while ahead:
+                tokens = ahead.popleft().result()
+                ahead.extend(thread.submit(read, starts) for starts in islice(pieces, 1))
+                for low in range(0, len(tokens), self.batch_size):
+                    # Widened here and not in the thread: both have half of the work, and the batch is in this core's cache.
+                    windows = torch.from_numpy(tokens[low : low + self.batch_size].astype(np.int64))
                     self._cursor += self._global_batch
-                    yield batch
+                    yield make_batch(windows, self._batch_format)
 
-    def _chunks(self, epoch: int, position: int) -> Iterator[list[Batch]]:
-        """Make the batches of this rank from a position to the end of the epoch, a few at a time."""
-        steps_at_once = max(1, _STARTS_AT_ONCE // self.batch_size)
-        steps_per_chunk = max(1, _CHUNK_TOKENS // (self.batch_size * (self.context_length + 1)))
+    def _starts(self, epoch: int, position: int) -> Iterator[np.ndarray]:
+        """Give the starts of this rank's windows from a position to the end of the epoch, some batches at a time."""
+        batches_at_once = max(1, _STARTS_AT_ONCE // self.batch_size)
+        chunk = max(1, _CHUNK_TOKENS // (self.batch_size * (self.context_length + 1))) * self.batch_size
         whole = (self.num_windows - position) // self._global_batch
-        for low in range(0, whole, steps_at_once):
-            steps = np.arange(low, min(low + steps_at_once, whole))
+        for low in range(0, whole, batches_at_once):
+            steps = np.arange(low, min(low + batches_at_once, whole))
             first = position + steps * self._global_batch + self._rank * self.batch_size
             starts = self._windows.starts(epoch, (first[:, None] + np.arange(self.batch_size)).reshape(-1))
-            for chunk in range(0, len(starts), steps_per_chunk * self.batch_size):
-                yield self._read(starts[chunk : chunk + steps_per_chunk * self.batch_size])
+            yield from (starts[at : at + chunk] for at in range(0, len(starts), chunk))
         rest = (self.num_windows - position - whole * self._global_batch) // self._world_size
         if rest and not self._drop_last:
             first_left = position + whole * self._global_batch + self._rank * rest
-            yield self._read(self._windows.starts(epoch, first_left + np.arange(rest)))
-
-    def _read(self, starts: np.ndarray) -> list[Batch]:
-        tokens = self.store.read(starts, self.context_length + 1, self.split)
-        windows = torch.from_numpy(tokens.astype(np.int64))
-        return [make_batch(part, self._batch_format) for part in torch.split(windows, self.batch_size)]
+            yield self._windows.starts(epoch, first_left + np.arange(rest))
 
 
 class TokenWindows(torch.utils.data.Dataset[Batch]):

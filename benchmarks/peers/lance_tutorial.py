@@ -42,15 +42,15 @@ def batches(folder, context_length, batch_size):
             yield tokens[:, :-1], tokens[:, 1:]
 
 
-def prepare(files, uri, tokenizer, text_filter):
-    """Build: stream the parquet files, keep the rows that pass, encode one by one, write as they come. Returns ids per row."""
+def prepare(files, uri, tokenizer, keep):
+    """Build: stream the parquet files, keep the rows that pass, encode one by one, write as they come."""
     import datasets
 
-    rows = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True).filter(text_filter)
+    rows = datasets.load_dataset("parquet", data_files=files, split="train", streaming=True).filter(keep)
 
     def encoded():
         for row in rows:
-            ids = tokenizer.encode(row["content"], add_special_tokens=False).ids
+            ids = tokenizer(row["content"])["input_ids"]
             yield pa.RecordBatch.from_arrays([pa.array(ids, pa.int64())], schema=_SCHEMA)
 
     lance.write_dataset(pa.RecordBatchReader.from_batches(_SCHEMA, encoded()), uri, mode="overwrite")
