@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,7 @@ def open_builder(source: DatasetSource, revision: str | None) -> Any:
     try:
         if source.data_files:
             files = {source.split: _checked_patterns(source, revision)}
-            return load_dataset_builder(
-                source.path, data_files=files, storage_options=dict(source.storage_options) or None
-            )
+            return load_dataset_builder(source.path, data_files=files, storage_options=source.file_system or None)
         return load_dataset_builder(source.path, source.config, revision=revision)
     except LightningLanceError:
         raise
@@ -56,12 +55,29 @@ def _checked_patterns(source: DatasetSource, revision: str | None) -> list[str]:
         HfApi().auth_check(repo, repo_type="dataset")
     patterns = source.patterns(commits)
     for pattern in patterns:
-        if not _glob(pattern, source.storage_options):
+        if not _glob(pattern, source.file_system):
             if source.wanted and any("{language}" in template for template in source.data_files):
                 check_languages(source.wanted, _language_folders(source, commits), f"Source {source.name!r}")
             where = "" if "://" in pattern else f" in {str(Path.cwd())!r}"
             raise ConfigError(f"No file matches {pattern!r}{where}: check source.data_files.")
     return patterns
+
+
+@cache
+def s3_session() -> Any:
+    """Make a session that passes over what `datasets` (5.2) sets for HTTP on the file system of any compressed file."""
+    try:
+        from aiobotocore.session import AioSession
+    except ImportError as error:
+        raise ConfigError("Reading s3:// needs the package s3fs: run pip install 'lightning-lance[s3]'.") from error
+
+    class Session(AioSession):  # type: ignore[misc]
+        def create_client(
+            self, *args: Any, requote_redirect_url: Any = None, trust_env: Any = None, **kwargs: Any
+        ) -> Any:
+            return super().create_client(*args, **kwargs)
+
+    return Session()
 
 
 def explain(error: Exception, source: DatasetSource) -> LightningLanceError:
@@ -110,7 +126,7 @@ def _glob(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
 def _language_folders(source: DatasetSource, commits: Mapping[str, str | None]) -> list[str]:
     templates = [pattern for pattern in source.patterns(commits, fill=False) if "{language}" in pattern]
     befores = sorted({template.split("{language}")[0] for template in templates})
-    found = [path for before in befores for path in _glob(f"{before}*", source.storage_options)]
+    found = [path for before in befores for path in _glob(f"{before}*", source.file_system)]
     return sorted({path.rstrip("/").rsplit("/", 1)[-1] for path in found})
 
 

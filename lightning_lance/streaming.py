@@ -125,6 +125,16 @@ class DatasetSource:
                 patterns.append(filled)
         return patterns
 
+    @property
+    def file_system(self) -> dict[str, Any]:
+        """Options for the file system of `data_files`: `storage_options`, and what a bucket needs besides."""
+        options = dict(self.storage_options)
+        if any(pattern.startswith("s3://") for pattern in self.data_files):
+            from lightning_lance.access import s3_session
+
+            options.setdefault("session", s3_session())
+        return options
+
     def filters(self) -> pc.Expression | None:
         """Give the row filter that the reader applies, None for none."""
         terms = [pc.field(column).isin(list(values)) for column, values in sorted(self.where.items())]
@@ -152,7 +162,7 @@ class DatasetSource:
         }
         if not self.on_hub:
             decides.pop("data_files")
-            decides["files"] = _files_identity(_listing(self, None)[1], self.storage_options)
+            decides["files"] = _files_identity(_listing(self, None)[1], self.file_system)
         return decides
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
