@@ -101,7 +101,9 @@ def test_a_state_continues_with_the_batches_that_would_have_come(
     def take(loader: WindowLoader, count: int) -> list[list[list[int]]]:
         taken: list[list[list[int]]] = []
         while len(taken) < count:
-            taken += rows(loader, count - len(taken))
+            more = rows(loader, count - len(taken))
+            assert more, "an epoch without batches"
+            taken += more
         return taken
 
     try:
