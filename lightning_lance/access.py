@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.languages import check_languages
+from lightning_lance.sources import content_identity
 
 if TYPE_CHECKING:
     from lightning_lance.streaming import DatasetSource
@@ -56,7 +60,7 @@ def _checked_patterns(source: DatasetSource, revision: str | None) -> list[str]:
     patterns = source.patterns(commits)
     for pattern in patterns:
         if not _glob(pattern, source.file_system):
-            if source.wanted and any("{language}" in template for template in source.data_files):
+            if source.wanted and source.templates:
                 check_languages(source.wanted, _language_folders(source, commits), f"Source {source.name!r}")
             where = "" if "://" in pattern else f" in {str(Path.cwd())!r}"
             raise ConfigError(f"No file matches {pattern!r}{where}: check source.data_files.")
@@ -78,6 +82,26 @@ def s3_session() -> Any:
             return super().create_client(*args, **kwargs)
 
     return Session()
+
+
+def files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> str:
+    """Hash the files of a source: by content where they are local, else by name, size and what the bucket knows of them."""
+    if not any("://" in file for file in files):
+        root = Path(files[0]).parent if len(files) == 1 else Path(_common_folder(files))
+        return content_identity(files, root)
+    import fsspec
+
+    digest = xxhash.xxh3_128()
+    for file in files:
+        fs, path = fsspec.core.url_to_fs(file, **storage_options)
+        info = fs.info(path)
+        etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
+        digest.update(f"{file}\0{info['size']}\0{etag}\0".encode())
+    return digest.hexdigest()
+
+
+def _common_folder(files: Sequence[str]) -> str:
+    return os.path.commonpath([str(Path(file).parent) for file in files])
 
 
 def explain(error: Exception, source: DatasetSource) -> LightningLanceError:

@@ -53,6 +53,8 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 
         @functools.wraps(task)
         def guarded(config: DictConfig) -> None:
+            # Only for Hydra's own part: processes that the task starts shall tell errors in one sentence too.
+            os.environ.pop("HYDRA_FULL_ERROR", None)
             # Kept from Hydra, which would print a line of its own before it.
             try:
                 task(config)
@@ -66,7 +68,7 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
         except (HydraException, OmegaConfBaseException) as error:
             told.append(error)
         finally:
-            del os.environ["HYDRA_FULL_ERROR"]
+            os.environ.pop("HYDRA_FULL_ERROR", None)
         if told:
             sys.exit(f"error: {_one_sentence(told[0])}")
 

@@ -146,21 +146,28 @@ class LanceDataModule(LightningDataModule):
         """The tokenizer that made the store."""
         if self._plan is not None:
             return self._plan.tokenizer
-        beside = Path(str(self.uri)).with_suffix(".tokenizer.json")
-        return TokenizerFile(str(beside), self.store.commit.eos_token).load(None, Path(self.data_dir))
+        beside = str(self.uri).removesuffix(".lance") + ".tokenizer.json"
+        tokenizer = TokenizerFile(beside, self.store.commit.eos_token).load(None, Path(self.data_dir))
+        if tokenizer.digest != self.store.commit.recipe["tokenizer"]:
+            raise StoreError(f"The tokenizer {beside!r} is not the one that made {self.uri!r}: bring that one back.")
+        return tokenizer
 
     def train_dataloader(self) -> WindowLoader:
         """Give the loader of the training windows, at the place where the last one, or the checkpoint, was."""
         state = self._loader.state_dict() if self._loader is not None else self._state
         self._loader = self._make_loader("train", self.order)
-        if state is not None:
+        if state is not None and self._loader.resumable:
             self._loader.load_state_dict(state)
         return self._loader
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
         """Give the loader of the validation windows; an empty list, and a warning, where there are none."""
-        if not self.store.num_tokens("val"):
-            _log.warning("The store has no validation documents: raise val_fraction, or store more documents.")
+        longest = max((stream.num_tokens for stream in self.store.streams("val")), default=0)
+        if longest <= self.context_length:
+            _log.warning(
+                "The store has no validation window of %d + 1 tokens: raise val_fraction, or store more documents.",
+                self.context_length,
+            )
             return []
         return self._make_loader("val", "sequential")
 
@@ -168,6 +175,8 @@ class LanceDataModule(LightningDataModule):
     predict_dataloader = val_dataloader
 
     def _make_loader(self, split: str, order: Order) -> WindowLoader:
+        # A run that overfits wants the same batches in every epoch.
+        anew = split != "train" or bool(getattr(self.trainer, "overfit_batches", 0))
         group = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
         return WindowLoader(
             self.store,
@@ -180,7 +189,7 @@ class LanceDataModule(LightningDataModule):
             world_size=group["num_replicas"],
             batch_format=self.batch_format,
             drop_last=split == "train",
-            resumable=split == "train",
+            resumable=not anew,
         )
 
     # Lightning keeps the state of the train loader by itself, and loses it when a scheduler asks for the number of steps
@@ -191,10 +200,12 @@ class LanceDataModule(LightningDataModule):
         return self._loader.state_dict() if self._loader is not None else self._state or {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint, on the version of the store that it was trained on."""
+        """Continue from a checkpoint, on the tokens that the store had then."""
         if not state_dict:
             return
         self._state = state_dict
-        self._store = self.store.at_version(state_dict["version"])
+        if state_dict["fingerprint"] == self.store.fingerprint:
+            # Of another store, only training has to know: the loader will refuse it.
+            self._store = self.store.at_tokens(state_dict["tokens"])
         if self._loader is not None:
             self._loader.load_state_dict(state_dict)

@@ -86,8 +86,48 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
                 [None if value is None else str(value) for value in column.to_pylist()], pa.string()
             )
         else:
-            picked[word] = column.cast(pa.large_string() if word == "text" else pa.string())
+            picked[word] = _decoded(column) if word == "text" else column.cast(pa.string())
     return picked
+
+
+# What the package itself writes beside the words of `columns`.
+_RESERVED = {"row", "id", "offset", "language", "tokens", "split"}
+
+
+def check_words(columns: Mapping[str, str], where: str) -> None:
+    """Refuse words for columns that cannot be.
+
+    Raises:
+        ConfigError: If `text` is missing, or a word is one that the store has already.
+    """
+    if "text" not in columns:
+        raise ConfigError(
+            f"source.columns of {where} gives no column for 'text': got {dict(columns)}, expected {{'text': NAME, ...}}."
+        )
+    if taken := sorted(_RESERVED & {*columns}):
+        raise ConfigError(
+            f"source.columns of {where} uses the word {taken[0]!r}, which the store has already: choose another, such as "
+            f"'source_{taken[0]}' (the language comes from source.language_column)."
+        )
+
+
+def _decoded(texts: pa.Array) -> pa.Array:
+    """Give texts as large_string, with null for those that are not UTF-8, as some corpora hold."""
+    raw = texts.cast(pa.large_binary()) if pa.types.is_string(texts.type) else texts
+    try:
+        return raw.cast(pa.large_binary()).cast(pa.large_string())
+    except pa.ArrowInvalid:
+        return pa.array(
+            [text if text is None or _is_utf8(text) else None for text in raw.to_pylist()], pa.large_string()
+        )
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_text(arrow_type: pa.DataType) -> bool:

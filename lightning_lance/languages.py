@@ -85,6 +85,21 @@ def nearest(language: str, known: Sequence[str]) -> str | None:
     return by_fold[near[0]] if near else None
 
 
+def check_extensions(extensions: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a map in which two languages claim one extension.
+
+    Raises:
+        ConfigError: Naming both.
+    """
+    owner: dict[str, str] = {}
+    for language, tails in extensions.items():
+        for tail in tails:
+            if owner.setdefault(tail, language) != language:
+                raise ConfigError(
+                    f"Both {owner[tail]!r} and {language!r} have the extension {tail!r}: give it to one of them."
+                )
+
+
 def language_of_path(paths: pa.ChunkedArray | pa.Array, extensions: Mapping[str, Sequence[str]]) -> pa.Array:
     """Tell the language of each path by its extension (or whole file name), `Other` where the map has none.
 
@@ -115,26 +130,26 @@ def path_filter(column: str, languages: Sequence[str], extensions: Mapping[str, 
     return expression
 
 
-def folder_language(shard: str, template: str) -> str:
+def folder_language(shard: str, templates: Sequence[str]) -> str:
     """Tell the language of a shard from the place of `{language}` in the template that its path matches.
 
     Args:
         shard: Path or URL of a shard, such as `hf://datasets/a/b@1f/data/python/train-0.parquet`.
-        template: What found it, such as `hf://datasets/a/b/data/{language}/*.parquet`.
+        templates: What found it, such as `hf://datasets/a/b/data/{language}/*.parquet`.
 
     Raises:
-        ConfigError: If the path does not match.
+        ConfigError: If the path matches none of them.
     """
-    # Of what stands before the placeholder only the folder next to it is compared: a resolved path also has an absolute
-    # folder, or a revision.
-    before, after = template.split("{language}", 1)
-    folder = re.escape(before.rstrip("/").rpartition("/")[2])
-    tail = re.escape(after)
-    for escaped, pattern in ((r"\*\*", ".*"), (r"\*", "[^/]*"), (r"\?", "[^/]")):
-        folder, tail = folder.replace(escaped, pattern), tail.replace(escaped, pattern)
-    match = re.search(rf"(?:^|/){folder}(?:@[^/]+)?/?(?P<language>[^/]+){tail}$", shard)
-    if match is None:
-        raise ConfigError(
-            f"Shard {shard!r} does not match {template!r}: put {{language}} in place of one whole folder."
-        )
-    return match["language"]
+    for template in templates:
+        # Of what stands before the placeholder only the folder next to it is compared: a resolved path also has an
+        # absolute folder, or a revision.
+        before, after = template.split("{language}", 1)
+        folder = re.escape(before.rstrip("/").rpartition("/")[2])
+        tail = re.escape(after)
+        for escaped, pattern in ((r"\*\*", ".*"), (r"\*", "[^/]*"), (r"\?", "[^/]")):
+            folder, tail = folder.replace(escaped, pattern), tail.replace(escaped, pattern)
+        if match := re.search(rf"(?:^|/){folder}(?:@[^/]+)?/?(?P<language>[^/]+){tail}$", shard):
+            return match["language"]
+    raise ConfigError(
+        f"Shard {shard!r} does not match {', '.join(templates)}: put {{language}} in place of one whole folder."
+    )

@@ -28,7 +28,7 @@ _STARTS_AT_ONCE = 1 << 14
 
 
 def make_batch(windows: torch.Tensor, batch_format: BatchFormat) -> Batch:
-    """Name the parts of some windows; the tensors are views of the windows.
+    """Name the parts of some windows; the tensors are views of the same memory, so clone one before you change it.
 
     Args:
         windows: (..., context_length + 1) int64.
@@ -102,13 +102,13 @@ class WindowLoader:
         self.seed = seed
         self._rank, self._world_size = rank, world_size
         self._batch_format: BatchFormat = batch_format
-        self._drop_last, self._resumable = drop_last, resumable
+        self._drop_last, self.resumable = drop_last, resumable
         self._cursor = 0
         self._use(store)
 
     def _use(self, store: TokenStore) -> None:
         self.store = store
-        key = (store.fingerprint, store.version, self.seed)
+        key = (store.fingerprint, store.commit.tokens, self.seed)
         self._windows = WindowOrder(store.streams(self.split), self.context_length, self.order, key)
         if not len(self):
             raise ConfigError(
@@ -142,20 +142,20 @@ class WindowLoader:
             "context_length": self.context_length,
             "num_windows": self.num_windows,
             "fingerprint": self.store.fingerprint,
-            "version": self.store.version,
+            "tokens": self.store.commit.tokens,
             "order": self.order,
             "seed": self.seed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state, at the version of the store that it was taken at, also in a running iteration.
+        """Continue from a state, with the tokens that the store had when it was taken; read at the next `iter`.
 
         World size and batch size may differ. With another `context_length` the epoch goes on after as many tokens.
 
         Raises:
             StoreError: If the state is of another store, order or seed: it would continue another sequence.
         """
-        if not self._resumable:
+        if not self.resumable:
             raise StoreError("This loader starts anew at every iteration: it takes no state.")
         mine = self.state_dict()
         for name in ("fingerprint", "order", "seed"):
@@ -164,7 +164,7 @@ class WindowLoader:
                     f"The checkpoint continues {name} {state[name]!r}, but this run has {mine[name]!r}: set it as it was, or "
                     "start without the checkpoint."
                 )
-        self._use(self.store.at_version(state["version"]))
+        self._use(self.store.at_tokens(state["tokens"]))
         epoch, position = divmod(state["cursor"], state["num_windows"])
         if state["context_length"] != self.context_length:
             position = -(-position * state["context_length"] // self.context_length)
@@ -172,7 +172,7 @@ class WindowLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate to the end of the epoch; the cursor is read at the first `next`."""
-        if not self._resumable:
+        if not self.resumable:
             self._cursor = 0
         elif not self._steps(self._cursor % self.num_windows):
             self._cursor = (self._cursor // self.num_windows + 1) * self.num_windows
@@ -187,7 +187,8 @@ class WindowLoader:
                 for low in range(0, len(tokens), self.batch_size):
                     # Widened here and not in the thread: both have half of the work, and the batch is in this core's cache.
                     windows = torch.from_numpy(tokens[low : low + self.batch_size].astype(np.int64))
-                    self._cursor += self._global_batch
+                    # A short last batch ends the epoch.
+                    self._cursor = min(self._cursor + self._global_batch, (epoch + 1) * self.num_windows)
                     yield make_batch(windows, self._batch_format)
 
     def _starts(self, epoch: int, position: int) -> Iterator[np.ndarray]:

@@ -33,8 +33,9 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}: expected a positive number, or null for no bound.")
+            if value is not None and (not isinstance(value, (int, float)) or value < 1 or value != int(value)):
+                raise ConfigError(f"{name} is {value}: expected a positive whole number, or null for no bound.")
+            object.__setattr__(self, name, None if value is None else int(value))
 
     def met(self, commit: Commit) -> bool:
         """Whether a store with this commit needs no more documents."""
@@ -73,7 +74,12 @@ class Plan:
     @property
     def tokenizer_file(self) -> Path | None:
         """Where the tokenizer is kept beside a local store."""
-        return None if "://" in self.uri else Path(self.uri).with_suffix(".tokenizer.json")
+        return None if "://" in self.uri else Path(self.uri.removesuffix(".lance") + ".tokenizer.json")
+
+    @property
+    def lock_file(self) -> Path | None:
+        """What keeps the builders of a local store apart."""
+        return None if "://" in self.uri else Path(self.uri.removesuffix(".lance") + ".lock")
 
 
 def make_plan(
@@ -92,6 +98,10 @@ def make_plan(
         ConfigError: If source or tokenizer cannot be had.
     """
     check_val_fraction(val_fraction)
+    if "://" in str(data_dir):
+        raise ConfigError(
+            f"data_dir is {str(data_dir)!r}: expected a local folder; give a store in a bucket by its uri."
+        )
     loaded = tokenizer.load(source, Path(data_dir) / "tokenizers")
     recipe = {
         "format": FORMAT_VERSION,
@@ -105,6 +115,7 @@ def make_plan(
     }
     recipe = json.loads(json.dumps(recipe))
     fingerprint = xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())
+    uri = uri and uri.removeprefix("file://")
     return Plan(recipe, fingerprint, uri or str(Path(data_dir) / f"{source.name}-{fingerprint[:12]}.lance"), loaded)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,7 +38,7 @@ COMMIT_TOKENS = 1 << 24
 COMMIT_SECONDS = 120.0
 
 # Batches read ahead of the tokenizer, and encoded ahead of the packing: enough to overlap, few enough for memory.
-_READ_AHEAD = 2
+_READ_AHEAD = 1
 _ENCODE_AHEAD = 1
 
 
@@ -81,9 +82,8 @@ def prepare(
     """
     budget = Budget(max_documents, max_tokens)
     plan = make_plan(source, tokenizer, uri, data_dir=data_dir, val_fraction=val_fraction)
-    local = "://" not in plan.uri
-    lock = only_one(Path(plan.uri).with_suffix(".lock"), f"building {plan.uri}") if local else nullcontext()
-    with lock:
+    lock = plan.lock_file
+    with only_one(lock, f"building {plan.uri}") if lock else nullcontext():
         commit = last_commit(plan.uri, storage_options=storage_options)
         if commit is not None:
             check_same(commit, plan)
@@ -142,7 +142,9 @@ class _Build:
     def run(self, commit_tokens: int, commit_seconds: float) -> None:
         """Read until the budget is met or the source ends."""
         if (file := self._plan.tokenizer_file) is not None:
-            file.write_text(self._plan.tokenizer.to_json(), encoding="utf-8")
+            part = file.with_name(f"{file.name}.{os.getpid()}.part")
+            part.write_text(self._plan.tokenizer.to_json(), encoding="utf-8")
+            part.replace(file)
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
         batches = read_ahead(self._encoded(), _ENCODE_AHEAD)
@@ -165,22 +167,24 @@ class _Build:
                 if self._budget.met(now):
                     break
                 enough = self._packer.num_tokens >= commit_tokens
-                if enough or (self._packer.num_tokens and time.monotonic() - last > commit_seconds):
+                # By the clock also where nothing was kept: the cursor has moved.
+                if enough or (now.documents and time.monotonic() - last > commit_seconds):
                     if pending is not None:
                         pending.result()
                     pending, last = self._submit(writer), time.monotonic()
                     progress.committed(share, now.documents, now.tokens)
             else:
-                self._commit = replace(self._commit, exhausted=True)
                 self._check_not_empty()
+                # With a language missing the build stays open: asked again, it says so again.
+                self._commit = replace(self._commit, exhausted=not self._missing())
             if pending is not None:
                 pending.result()
             self._submit(writer).result()
             now = self._commit
             progress.update(1.0, now.documents, now.tokens, 0)
             progress.committed(1.0, now.documents, now.tokens)
-        if self._commit.exhausted:
-            self._check_found(self._opened)
+        if not self._budget.met(self._commit):
+            self._check_found()
 
     def _submit(self, writer: ThreadPoolExecutor) -> Future[int]:
         packer, commit = self._packer, self._commit
@@ -231,7 +235,8 @@ class _Build:
         texts = documents.column("text").combine_chunks()
         groups = texts
         if "repo" in documents.column_names:
-            groups = pc.coalesce(documents.column("repo").combine_chunks().cast(pa.large_string()), texts)
+            repos = documents.column("repo").combine_chunks().cast(pa.large_string())
+            groups = pc.if_else(pc.fill_null(pc.not_equal(repos, ""), False), repos, texts)
         return split_codes(groups, self._val_fraction)
 
     def _described(self, shard: int, documents: pa.Table) -> pa.Table:
@@ -240,29 +245,28 @@ class _Build:
         ids = pc.binary_join_element_wise(pa.scalar(str(shard)), rows, ":")
         return documents.drop_columns(["row", "text"]).append_column("id", ids)
 
-    def _check_first_shard(self) -> None:
-        missing = [language for language in self._source.wanted if language not in self._commit.languages]
-        if self._commit.shard != 1 or not missing or len(self._opened.shards) == 1:
-            return
-        known = self._opened.present_languages()
-        if any(nearest(language, known) for language in missing if language not in known):
-            self._check_found(self._opened)
-        _log.warning(
-            "The first of %d shards has no document of %s; it has %s.",
-            len(self._opened.shards),
-            ", ".join(missing),
-            ", ".join(known),
-        )
+    def _missing(self) -> list[str]:
+        return [language for language in self._source.wanted if language not in self._commit.languages]
 
-    def _check_found(self, opened: OpenedSource) -> None:
-        missing = [language for language in self._source.wanted if language not in self._commit.languages]
-        if missing:
-            known = [language for language in opened.present_languages() if language not in missing]
-            check_languages(missing, known, f"Source {self._source.name!r}")
+    def _check_first_shard(self) -> None:
+        """Tell early that a language may be misspelt, or is rare: the corpus may be a terabyte."""
+        shards, missing = len(self._opened.shards), self._missing()
+        if self._commit.shard != 1 or not missing or shards == 1:
+            return
+        present = self._opened.present_languages()
+        if not self._commit.documents and all(nearest(language, present) for language in missing):
+            self._check_found()
+        what = f"The first of {shards} shards has no document of {', '.join(missing)}; it has {', '.join(present)}."
+        _log.warning(what)
+
+    def _check_found(self) -> None:
+        if missing := self._missing():
+            known = {*self._opened.present_languages(), *self._commit.languages} - {*missing}
+            check_languages(missing, sorted(known), f"Source {self._source.name!r}")
 
     def _check_not_empty(self) -> None:
         if not self._commit.documents:
-            self._check_found(self._opened)
+            self._check_found()
             skipped = ", ".join(f"{count} {reason}" for reason, count in self._commit.skipped.items()) or "none"
             raise SourceError(
                 f"Source {self._source.name!r} gave no documents (skipped: {skipped}): check its columns and filters."

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,39 +24,38 @@ from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
 
 _PROPERTY = "lightning_lance"
+_log = logging.getLogger(__name__)
 
 
 def append_commit(uri: str, rows: pa.Table, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
     """Add rows and their commit note in one transaction; makes the store if there is none. Returns the new version."""
-    exists = _dataset(uri, None, storage_options) is not None
+    before = _dataset(uri, None, storage_options)
     written = lance.write_dataset(
         rows,
         uri,
-        mode="append" if exists else "create",
+        mode="append" if before is not None else "create",
         transaction_properties={_PROPERTY: json.dumps(asdict(commit))},
         storage_options=dict(storage_options or {}) or None,
     )
-    return int(written.version)
+    version, expected = int(written.version), 1 if before is None else int(before.version) + 1
+    if version != expected:
+        raise StoreError(
+            f"Another process wrote to {uri!r} at the same time (version {version}, expected {expected}), so it may hold "
+            "documents twice: remove it, and let one process build it."
+        )
+    return version
 
 
 def last_commit(
     uri: str, version: int | None = None, storage_options: Mapping[str, str] | None = None
 ) -> Commit | None:
-    """Read the note of the last commit up to a version; None if there is no store.
-
-    Raises:
-        StoreError: If what is there is no token store.
-    """
+    """Read the note of the last commit up to a version; None if there is no store. StoreError if it is another thing."""
     dataset = _dataset(uri, version, storage_options)
     return None if dataset is None else _commit_of(dataset, uri)
 
 
 def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:
-    """Find the first version whose commit note passes a test that all later ones pass too.
-
-    Raises:
-        StoreError: If there is no store, or none passes.
-    """
+    """Find the first version whose commit note passes a test that all later ones pass too. StoreError if none does."""
     dataset = _dataset(uri, None, storage_options)
     versions = [] if dataset is None else sorted(int(entry["version"]) for entry in dataset.versions())
     place = bisect.bisect_left(versions, True, key=lambda version: holds(_commit_at(uri, version, storage_options)))
@@ -166,6 +166,21 @@ class TokenStore:
         """Open the same store at another version."""
         return self if version == self.version else TokenStore.open(self.uri, version, *self._opening)
 
+    def at_tokens(self, tokens: int) -> TokenStore:
+        """Open the same store as it was when it had so many tokens, in whichever version. StoreError if it never had."""
+        if tokens == self.commit.tokens:
+            return self
+        options = self._opening[0]
+        last = last_commit(self.uri, storage_options=options)
+        if last is not None and last.tokens >= tokens:
+            store = self.at_version(first_version(self.uri, lambda commit: commit.tokens >= tokens, options))
+            if store.commit.tokens == tokens:
+                return store
+        raise StoreError(
+            f"The checkpoint was trained on the first {tokens:,} tokens of the store, and no version of {self.uri!r} ends "
+            "there: prepare it with the budget of that run."
+        )
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Handles and maps do not travel: another process opens the same version anew.
         return TokenStore.open, (self.uri, self.version, *self._opening)
@@ -242,6 +257,11 @@ class TokenStore:
         num_tokens = np.asarray(columns.column("num_tokens"))
         if places is None:
             places = np.arange(len(num_tokens)) * self._block
+        if int(num_tokens.sum()) > self.commit.tokens:
+            raise StoreError(
+                f"The token store {self.uri!r} holds {int(num_tokens.sum()):,} tokens and says {self.commit.tokens:,}: two "
+                "processes built it at once; remove it, and let one build it."
+            )
         splits = columns.column("split").to_numpy()
         encoded = columns.column("language").combine_chunks().dictionary_encode()
         names = encoded.dictionary.to_pylist()
@@ -283,10 +303,13 @@ class TokenStore:
             files.append(file)
         if not files:
             return None
-        mapped = MappedFiles(files, self.dtype)
         try:
+            mapped = MappedFiles(files, self.dtype)
             firsts = [(mapped.place(file, position), count) for file, position, count in pages]
-        except StoreError:
+        except (StoreError, OSError) as error:
+            _log.warning(
+                "The token store %s is read by take, which is slower, since it cannot be mapped: %s.", self.uri, error
+            )
             return None
         places = np.concatenate([first + np.arange(count) * self._block for first, count in firsts])
         ends = np.cumsum([count for _, count in firsts])

@@ -13,12 +13,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
-from lightning_lance.documents import TextFilter, bounded, document_batch, select_columns
-from lightning_lance.errors import ConfigError, SourceError
-from lightning_lance.languages import check_languages, folder_language, language_of_path, path_filter
-from lightning_lance.sources import BATCH_BYTES, BATCH_ROWS, OpenedSource, content_identity, shard_order
+from lightning_lance.documents import TextFilter, bounded, check_words, document_batch, select_columns
+from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
+from lightning_lance.languages import (
+    check_extensions,
+    check_languages,
+    folder_language,
+    language_of_path,
+    path_filter,
+)
+from lightning_lance.sources import BATCH_BYTES, BATCH_ROWS, OpenedSource, shard_order
 
 # Rows that are decoded at a time: a hundred texts of 100 KB are 10 MB.
 _FETCH_ROWS = 100
@@ -68,11 +73,7 @@ class DatasetSource:
     name: str = "dataset"
 
     def __post_init__(self) -> None:
-        if "text" not in self.columns:
-            raise ConfigError(
-                f"source.columns of {self.name!r} gives no column for 'text': got {dict(self.columns)}, "
-                "expected {'text': NAME, ...}."
-            )
+        check_words(self.columns, repr(self.name))
         if isinstance(self.data_files, str):
             raise ConfigError(
                 f"source.data_files is the string {self.data_files!r}: write a list, [{self.data_files}]."
@@ -82,8 +83,9 @@ class DatasetSource:
                 raise ConfigError(
                     f"Source {self.name!r} takes the language from the extension, but source.columns has no 'path'."
                 )
+            check_extensions(self.extensions)
             check_languages(self.languages, [*self.extensions], f"Source {self.name!r}")
-        if self.languages and not (self.language_column or self.extensions or self._folders):
+        if self.languages and not (self.language_column or self.extensions or self.templates):
             raise ConfigError(
                 f"Source {self.name!r} has no languages, got languages={list(self.languages)}: leave languages empty, or "
                 "give source.language_column or source.extensions."
@@ -91,15 +93,16 @@ class DatasetSource:
 
     @property
     def wanted(self) -> Sequence[str]:
-        return sorted(self.languages)
+        return sorted({*self.languages})
 
     @property
     def metadata(self) -> Sequence[str]:
         return tuple(word for word in self.columns if word != "text")
 
     @property
-    def _folders(self) -> bool:
-        return any("{language}" in pattern for pattern in self.data_files)
+    def templates(self) -> list[str]:
+        """The patterns that have `{language}` in place of a folder."""
+        return [pattern for pattern in self.data_files if "{language}" in pattern]
 
     @property
     def on_hub(self) -> bool:
@@ -161,33 +164,14 @@ class DatasetSource:
             "shard_seed": self.shard_seed,
         }
         if not self.on_hub:
+            from lightning_lance.access import files_identity
+
             decides.pop("data_files")
-            decides["files"] = _files_identity(_listing(self, None)[1], self.file_system)
+            decides["files"] = files_identity(_listing(self, None)[1], self.file_system)
         return decides
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
         return _OpenedDataset(self, (pin or {}).get("revision") or self.revision)
-
-
-def _files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> str:
-    if not any("://" in file for file in files):
-        root = Path(files[0]).parent if len(files) == 1 else Path(_common_folder(files))
-        return content_identity(files, root)
-    import fsspec
-
-    digest = xxhash.xxh3_128()
-    for file in files:
-        fs, path = fsspec.core.url_to_fs(file, **storage_options)
-        info = fs.info(path)
-        etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
-        digest.update(f"{file}\0{info['size']}\0{etag}\0".encode())
-    return digest.hexdigest()
-
-
-def _common_folder(files: Sequence[str]) -> str:
-    import os.path
-
-    return os.path.commonpath([str(Path(file).parent) for file in files])
 
 
 def _listing(source: DatasetSource, revision: str | None) -> tuple[Any, list[str]]:
@@ -200,7 +184,12 @@ def _listing(source: DatasetSource, revision: str | None) -> tuple[Any, list[str
         raise ConfigError(
             f"Source {source.name!r} has no split {source.split!r}: there are {', '.join(map(str, splits)) or 'none'}."
         )
-    return builder, [str(file) for file in splits[source.split]]
+    files = [str(file) for file in splits[source.split]]
+    if twice := sorted({file for file in files if files.count(file) > 1}) if len({*files}) < len(files) else []:
+        raise ConfigError(
+            f"Source {source.name!r} finds {twice[0]!r} by several of source.data_files: let one of them find it."
+        )
+    return builder, files
 
 
 def _stream(builder: Any, source: DatasetSource) -> Any:
@@ -248,14 +237,17 @@ class _OpenedDataset:
 
     def present_languages(self) -> list[str]:
         source = self._source
-        if not source.language_column:
-            return sorted(source.extensions or ())
+        if source.templates:
+            return sorted({folder_language(file, source.templates) for file in self._files})
         builder = _listing(source, self._revision)[0]
+        column = source.language_column or source.columns["path"]
         if self._pushed_down:
-            builder.config.columns = [source.language_column]
+            builder.config.columns = [column]
         found: set[str] = set()
         for table in self._tables(_stream(builder, source), 0):
-            found.update(str(value) for value in pc.unique(table.column(source.language_column)).to_pylist())
+            values = table.column(column)
+            languages = language_of_path(values, source.extensions) if source.extensions is not None else values
+            found.update(str(value) for value in pc.unique(languages).to_pylist())
         return sorted(found)
 
     def _tables(self, dataset: Any, shard: int) -> Generator[pa.Table, None, None]:
@@ -268,21 +260,35 @@ class _OpenedDataset:
             batches.close()
 
     def read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
+        try:
+            yield from self._read(shard, row)
+        except LightningLanceError:
+            raise
+        except Exception as error:  # of the format, the network, the file system
+            text = " ".join(str(error).split())
+            raise SourceError(
+                f"Shard {self.shards[shard]!r} of source {self._source.name!r} cannot be read: {type(error).__name__}: "
+                f"{text[:300]}; what is committed stays, mend the shard or leave it out and run again."
+            ) from error
+
+    def _read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
         source, first = self._source, 0
         tables = self._tables(self._dataset, shard)
         pending: list[pa.Table] = []
+        rows = size = 0
         with closing(tables):
             for table in tables:
                 if not self._pushed_down and (expression := source.filters()) is not None:
                     table = table.filter(expression)
                 skipped = min(max(row - first, 0), len(table))
-                if skipped < len(table):
-                    pending.append(self._document_batch(table.slice(skipped), first + skipped, self.shards[shard]))
+                batch = self._document_batch(table.slice(skipped), first + skipped, self._files[self._order[shard]])
                 first += len(table)
                 # Few rows at a time where texts are long, a thousand where they are short.
-                if sum(map(len, pending)) >= BATCH_ROWS or sum(batch.nbytes for batch in pending) >= BATCH_BYTES:
+                if len(batch):
+                    pending, rows, size = [*pending, batch], rows + len(batch), size + batch.nbytes
+                if rows >= BATCH_ROWS or size >= BATCH_BYTES:
                     yield from bounded(pa.concat_tables(pending), BATCH_BYTES)
-                    pending = []
+                    pending, rows, size = [], 0, 0
         if pending:
             yield from bounded(pa.concat_tables(pending), BATCH_BYTES)
 
@@ -295,8 +301,7 @@ class _OpenedDataset:
         elif source.extensions is not None:
             languages = language_of_path(columns["path"], source.extensions)
         else:
-            template = next((pattern for pattern in source.data_files if "{language}" in pattern), None)
-            language = "" if template is None else folder_language(file, template)
+            language = folder_language(file, source.templates) if source.templates else ""
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
         return document_batch(columns, languages, first_row, source.wanted, source.text_filter)

@@ -71,6 +71,8 @@ class Tokenizer:
             fields = json.loads(spec)
             # A file may come with a template that adds BOS, or with the truncation of a fine-tuning run.
             fields.update(post_processor=None, truncation=None, padding=None)
+            if fields["model"].get("dropout"):
+                fields["model"]["dropout"] = None  # ids must not depend on chance
             self._reference = tokenizers.Tokenizer.from_str(json.dumps(fields))
         except Exception as error:  # the Rust library raises bare Exception
             raise ConfigError(f"This is no tokenizer.json of the tokenizers library: {error}.") from error
@@ -87,11 +89,28 @@ class Tokenizer:
         self.eos_token = eos
         self.eos_id: int = vocabulary[eos]
         self.vocab_size: int = max(vocabulary.values()) + 1
+        self._spec, self._engine = spec, engine
         self._fields = fields
+        self._check_special_tokens(vocabulary)
         canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         self.digest = xxhash.xxh3_128_hexdigest(f"{self.eos_id}\0{canonical}".encode())
-        self._fast: Any = self._load_fast() if engine == "auto" else None
+        self._fast: Any = self._load_fast() if engine == "auto" and _gigatoken_knows(fields) else None
         self._batches = 0
+
+    def _check_special_tokens(self, vocabulary: dict[str, int]) -> None:
+        """Refuse a tokenizer that would make a special token of plain text, because it is a piece of its model too."""
+        unknown = self._fields["model"].get("unk_token")
+        for token in self._fields.get("added_tokens") or []:
+            if token["special"] and token["content"] != unknown:
+                ids = self._reference.encode(token["content"], add_special_tokens=False).ids
+                if vocabulary[token["content"]] in ids:
+                    raise ConfigError(
+                        f"The tokenizer makes its special token {token['content']!r} of a text that spells it, since it is a "
+                        "piece of its model too: choose a tokenizer without such a piece."
+                    )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._spec, self.eos_token, self._engine)
 
     @property
     def engine(self) -> str:
@@ -175,6 +194,18 @@ class Tokenizer:
     def to_json(self) -> str:
         """Give the `tokenizer.json` in use: the file given, without post-processor, truncation and padding."""
         return json.dumps(self._fields, ensure_ascii=False)
+
+
+def _gigatoken_knows(fields: dict[str, Any]) -> bool:
+    """Tell whether a tokenizer is free of the options that gigatoken (0.10) takes no notice of."""
+    pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
+    whole_words = any(token["single_word"] for token in fields.get("added_tokens") or [])
+    return not whole_words and '"use_regex": false' not in _without_split(pre_tokenizer)
+
+
+def _without_split(pre_tokenizer: str) -> str:
+    # Behind a Split of its own (Llama 3, Qwen), ByteLevel needs no regular expression, and gigatoken takes the Split's.
+    return "" if '"type": "Split"' in pre_tokenizer else pre_tokenizer
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -98,7 +98,8 @@ class WindowOrder:
         context_length: Tokens that the model sees; a window has one more.
         order: `shuffle` (each window once per epoch, in random order), `random` (drawn independently, at any offset, with
             replacement), `sequential` (as stored).
-        key: What the random orders depend on besides the epoch: fingerprint and version of the store, and the seed.
+        key: What the random orders depend on besides the epoch: fingerprint of the store, its tokens, and the seed. Not
+            its version, which says how many commits a build happened to make.
 
     Raises:
         ConfigError: If `context_length` or `order` cannot be used.

@@ -53,7 +53,7 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (["languages=[Pyton]"], "has no language 'Pyton': did you mean 'Python'? there are Assembly, Batchfile, C"),
         (["languages=[Rust]"], "Source 'python_stdlib' has no language 'Rust': there are Python."),
         (["source=fineweb", "languages=[English]"], "Source 'fineweb' has no languages, got languages=['English']"),
-        (["max_tokens=-1"], "max_tokens is -1: expected a positive number, or null for no bound."),
+        (["max_tokens=-1"], "max_tokens is -1: expected a positive whole number, or null for no bound."),
         (["tokenizer.vocab_size=9"], "tokenizer.vocab_size is 9: 256 bytes and EOS need 257 at least."),
         (["data.val_fraction=2"], "val_fraction is 2: expected a share of the documents"),
     ],

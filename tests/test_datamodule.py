@@ -172,6 +172,13 @@ def test_epochs_that_are_cut_short_do_not_repeat(tmp_path: Path):
     assert cut.seen["train"] == whole.seen["train"]
 
 
+def test_overfitting_sees_the_same_batches(tmp_path: Path):
+    model = Recorder()
+    trainer = make_trainer(tmp_path, max_epochs=3, overfit_batches=2, limit_val_batches=0)
+    trainer.fit(model, datamodule=make_data(tmp_path))
+    assert model.seen["train"] == model.seen["train"][:2] * 3
+
+
 def test_a_transformers_model_trains(tmp_path: Path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -247,7 +254,7 @@ def test_no_validation_documents_is_a_warning(tmp_path: Path, caplog: pytest.Log
     with pytest.warns(UserWarning, match="Total length of `list` across ranks is zero"):
         make_trainer(tmp_path, max_steps=1).fit(model, datamodule=make_data(tmp_path, val_fraction=0.0))
     assert len(model.seen["train"]) == 1
-    assert "The store has no validation documents" in caplog.text
+    assert "The store has no validation window of 32 + 1 tokens" in caplog.text
 
 
 DDP = """

@@ -86,5 +86,5 @@ def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path):
     command = [sys.executable, str(SCRIPT), "max_documents=0"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
-    assert done.stderr.endswith("error: max_documents is 0: expected a positive number, or null for no bound.\n")
+    assert done.stderr.endswith("error: max_documents is 0: expected a positive whole number, or null for no bound.\n")
     assert json.dumps(done.stderr).count("Traceback") == 0

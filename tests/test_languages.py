@@ -74,9 +74,9 @@ def test_a_language_that_is_not_there_is_refused_with_the_nearest_and_all_there_
     ],
 )
 def test_the_language_follows_from_the_folder(shard: str, template: str, language: str):
-    assert folder_language(shard, template) == language
+    assert folder_language(shard, [template]) == language
 
 
 def test_a_folder_that_does_not_match_is_refused():
     with pytest.raises(ConfigError, match=r"put \{language\} in place of one whole folder"):
-        folder_language("corpus/x.jsonl", "corpus/{language}-x/*.parquet")
+        folder_language("corpus/x.jsonl", ["corpus/{language}-x/*.parquet"])

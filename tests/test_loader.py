@@ -222,3 +222,28 @@ def test_token_windows_in_a_data_loader(store: TokenStore, start_method: str | N
     assert torch.equal(dataset[-1]["input_ids"], dataset[len(dataset) - 1]["input_ids"])
     with pytest.raises(IndexError, match=f"there are {len(dataset)}"):
         dataset[len(dataset)]
+
+
+def test_epochs_with_a_short_last_batch_are_whole(store: TokenStore):
+    options: dict[str, Any] = {"drop_last": False}
+    alone = next(rows(WindowLoader(store, 4, 1, **options)) for _ in range(1))
+    loader = WindowLoader(store, 4, 8, **options)
+    assert loader.num_windows % 8
+    for epoch in range(3):
+        served = [row for batch in rows(loader) for row in batch]
+        assert len(served) == loader.num_windows == len(alone)
+        assert loader.state_dict()["cursor"] == (epoch + 1) * loader.num_windows
+
+
+def test_the_order_does_not_know_how_a_build_was_cut_into_commits(tmp_path: Path):
+    """Nodes that build their own stores commit at other moments, and must still serve one order."""
+    source = ListSource(documents(*["".join(chr(97 + i % 26) for i in range(500))] * 20))
+    whole = prepare(source, ByteChoice(), data_dir=tmp_path / "a", val_fraction=0.0)
+    parts = prepare(source, ByteChoice(), data_dir=tmp_path / "b", val_fraction=0.0, commit_tokens=1000)
+    assert whole.version != parts.version
+    one, other = WindowLoader(whole, 8, 4), WindowLoader(parts, 8, 4)
+    first = rows(one, 3)
+    other.load_state_dict(one.state_dict())
+    assert first + rows(other) == rows(WindowLoader(whole, 8, 4))
+    with pytest.raises(StoreError, match="was trained on the first 77 tokens of the store, and no version"):
+        one.load_state_dict({**one.state_dict(), "tokens": 77})

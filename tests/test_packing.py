@@ -73,10 +73,11 @@ def test_a_stream_is_its_documents_joined_by_eos_whatever_the_batches(documents:
     assert unpack(rows) == expected
 
 
-@given(documents)
-def test_every_document_is_described_where_it_begins(documents: Documents):
+@given(documents, st.integers(0, 12))
+def test_every_document_is_described_where_it_begins(documents: Documents, cut: int):
     packer = Packer(EOS, np.dtype(np.uint32), ["path"])
-    pack(packer, documents, 0)
+    pack(packer, documents[:cut], 0)
+    pack(packer, documents[cut:], min(cut, len(documents)))
     described = [entry for row in packer.take().to_pylist() for entry in row["documents"]]
     assert sorted(int(entry["id"]) for entry in described) == list(range(len(documents)))
     assert all(entry["path"] == f"p{entry['id']}" and 0 <= entry["offset"] < BLOCK for entry in described)

@@ -37,8 +37,15 @@ def test_when_a_budget_is_met(budget: Budget, documents_: int, tokens: int, exha
 
 
 def test_a_budget_of_nothing_is_refused():
-    with pytest.raises(ConfigError, match="max_tokens is 0: expected a positive number"):
+    with pytest.raises(ConfigError, match="max_tokens is 0: expected a positive whole number"):
         Budget(max_tokens=0)
+    with pytest.raises(ConfigError, match=r"max_documents is 1\.5: expected a positive whole"):
+        Budget(max_documents=1.5)  # type: ignore[arg-type]
+    assert Budget(max_documents=5e3).max_documents == 5000  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="max_tokens is many"):
+        Budget(
+            max_tokens="many"  # type: ignore[arg-type]
+        )
 
 
 def fingerprint(tmp_path: Path, source: ListSource = SOURCE, **changes: object) -> str:

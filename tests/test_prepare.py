@@ -291,3 +291,37 @@ def test_memory_does_not_follow_the_corpus_nor_its_longest_document(tmp_path: Pa
     peak = int(done.stdout) * (1 if sys.platform == "linux" else 1 / 1024)
     assert TokenStore.open(tmp_path / "x.lance").commit.text_bytes > 120_000_000
     assert peak < 1_500_000
+
+
+def test_a_missing_language_is_told_each_time(tmp_path: Path):
+    source = ListSource(documents("a"), languages=("Python", "Klingon"))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="has no language 'Klingon'"):
+            prepare(source, ByteChoice(), data_dir=tmp_path)
+
+
+def test_a_rare_language_that_looks_like_a_common_one_is_no_mistake(tmp_path: Path):
+    made = (*documents(*"abcd", language="JavaScript"), *documents("e", language="TypeScript"))
+
+    class Blind(ListSource):
+        def present_languages(self) -> list[str]:
+            return ["JavaScript"]  # of the first shard
+
+    store = prepare(Blind(made, languages=("TypeScript", "JavaScript")), ByteChoice(), data_dir=tmp_path)
+    assert store.commit.languages == {"JavaScript": 4, "TypeScript": 1}
+
+
+def test_documents_without_a_repository_are_split_by_their_text(tmp_path: Path):
+    made = tuple((f"text {i}", "Python", "") for i in range(400))
+    store = prepare(ListSource(made), ByteChoice(), data_dir=tmp_path, val_fraction=0.5)
+    assert 0.3 < store.num_tokens("val") / store.commit.tokens < 0.7
+
+
+def test_stores_whose_names_have_dots_keep_to_themselves(tmp_path: Path):
+    source = ListSource(documents("some text " * 30))
+    prepare(source, ByteChoice(), str(tmp_path / "x-0.1"))
+    prepare(source, TrainedBPE(vocab_size=260), "file://" + str(tmp_path / "x-0.2.lance"), data_dir=tmp_path)
+    assert {path.name for path in tmp_path.glob("*.tokenizer.json")} == {"x-0.1.tokenizer.json", "x-0.2.tokenizer.json"}
+    assert TokenStore.open(tmp_path / "x-0.2.lance").reader == "mapped"
+    with pytest.raises(ConfigError, match="data_dir is 's3://bucket'"):
+        prepare(source, ByteChoice(), data_dir="s3://bucket")

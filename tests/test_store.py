@@ -151,3 +151,10 @@ def test_the_first_version_that_holds(tmp_path: Path):
     assert [first_version(uri, lambda commit, n=n: commit.documents >= n) for n in range(6)] == [1, 1, 2, 3, 4, 5]
     with pytest.raises(StoreError, match="No version of the token store"):
         first_version(uri, lambda commit: commit.documents > 5)
+
+
+def test_a_store_that_two_built_at_once_is_refused(byte_store: MakeStore):
+    store = byte_store("some text")
+    append_commit(store.uri, lance.dataset(store.uri).to_table(), store.commit)
+    with pytest.raises(StoreError, match="holds 20 tokens and says 10: two processes built it at once"):
+        TokenStore.open(store.uri)

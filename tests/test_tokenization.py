@@ -1,4 +1,5 @@
 import json
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -168,3 +169,23 @@ def test_an_engine_that_differs_is_left_with_a_warning(bpe: Tokenizer, wrong: st
 def test_a_vocabulary_that_is_too_small_is_refused():
     with pytest.raises(ConfigError, match="257 at least"):
         train_bpe([TEXTS], 256)
+
+
+def test_a_special_token_that_is_a_piece_of_the_model_is_refused():
+    model = tokenizers.Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", -1.0), ("a", -1.0)], unk_id=0))
+    model.add_special_tokens(["</s>"])
+    with pytest.raises(ConfigError, match="makes its special token '</s>' of a text that spells it"):
+        Tokenizer(model.to_str())
+
+
+def test_options_that_gigatoken_takes_no_notice_of_are_left_to_tokenizers(bpe: Tokenizer):
+    reference = tokenizers.Tokenizer.from_str(bpe.to_json())
+    reference.add_tokens([tokenizers.AddedToken("TODO", single_word=True)])
+    tokenizer = Tokenizer(reference.to_str())
+    assert tokenizer.engine == "tokenizers"
+    assert encode(tokenizer, "TODOLIST TODO") == [reference.encode("TODOLIST TODO").ids]
+
+
+def test_a_tokenizer_travels(bpe: Tokenizer):
+    copy = pickle.loads(pickle.dumps(bpe))
+    assert (copy.digest, copy.eos_token) == (bpe.digest, bpe.eos_token)
