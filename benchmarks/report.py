@@ -54,7 +54,7 @@ def _markdown(header, rows):
 
 
 def publish(name, title, header, rows, bars, notes, data):
-    """Print the table, and write it to results/NAME.md and, with all that was measured, to results/NAME.json."""
+    """Write the table to results/NAME.md, and with all that was measured to results/NAME.json; and print it."""
     packages = [
         f"{package} {version or 'not installed'}" for package, version in data["environment"]["packages"].items()
     ]
@@ -70,7 +70,7 @@ def publish(name, title, header, rows, bars, notes, data):
             + ".",
         ]
     )
-    print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     (RESULTS / f"{name}.json").write_text(json.dumps({**data, "bars": bars}, indent=2) + "\n", encoding="utf-8")
+    print(text)

@@ -9,6 +9,7 @@ Any key of the configuration can be given; see conf/ and the README.
 """
 
 import sys
+from pathlib import Path
 
 import lightning
 import torch
@@ -18,6 +19,7 @@ from omegaconf import DictConfig
 
 from lightning_lance import LanceDataModule
 from lightning_lance.cli import command, make
+from lightning_lance.errors import ConfigError
 
 
 @command
@@ -25,6 +27,7 @@ def main(config: DictConfig) -> None:
     """Build, train, validate, and let the model write a document."""
     lightning.seed_everything(config.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
+    check_checkpoint(config)
     data: LanceDataModule = make(config.data)
     model: GPTModule = make(config.model)
     trainer: lightning.Trainer = make(config.trainer, enable_progress_bar=sys.stderr.isatty())
@@ -35,6 +38,18 @@ def main(config: DictConfig) -> None:
         # A model that is sharded over several devices cannot write on one of them.
         if not isinstance(trainer.strategy, FSDPStrategy):
             print(f"--- a sample ---\n{sample(model, data)}\n----------------")
+
+
+def check_checkpoint(config: DictConfig) -> None:
+    """Refuse a checkpoint that is not there: a mistyped place would begin a new model."""
+    place = Path(config.output_dir, "checkpoints")
+    missing = config.ckpt_path is not None and not Path(config.ckpt_path).exists()
+    if config.ckpt_path == "last":
+        missing, where = not list(place.glob("last*.ckpt")), f"in {str(place)!r}"
+    else:
+        where = f"at {config.ckpt_path!r}"
+    if missing:
+        raise ConfigError(f"There is no checkpoint {where}: check ckpt_path and output_dir, or leave ckpt_path out.")
 
 
 def sample(model: GPTModule, data: LanceDataModule) -> str:

@@ -16,6 +16,10 @@ __all__ = ["LanceDataModule", "TokenStore", "TokenWindows", "WindowLoader", "pre
 _HOME = {"LanceDataModule": "datamodule", "TokenWindows": "loader", "WindowLoader": "loader"}
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     # Imported when first asked for: a build needs neither torch nor Lightning, which take seconds to import.
     if name not in _HOME:

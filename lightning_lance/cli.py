@@ -67,6 +67,8 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
             _hydra_main(guarded)
         except (HydraException, OmegaConfBaseException) as error:
             told.append(error)
+        except KeyboardInterrupt:
+            sys.exit("interrupted: run it again, it goes on after what was committed.")
         finally:
             os.environ.pop("HYDRA_FULL_ERROR", None)
         if told:

@@ -69,6 +69,8 @@ def check_languages(wanted: Sequence[str], known: Sequence[str], where: str) -> 
     Raises:
         ConfigError: If one of `wanted` is not `known`; names the nearest ones and all there are.
     """
+    if isinstance(wanted, str):
+        raise ConfigError(f"languages is the string {wanted!r}: write a list, [{wanted}].")
     for language in wanted:
         if language not in known:
             near = nearest(language, known)

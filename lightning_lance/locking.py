@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from lightning_lance.errors import ConfigError
+
 _log = logging.getLogger(__name__)
 
 
@@ -23,7 +25,12 @@ def only_one(path: str | Path, what: str) -> Iterator[None]:
         what: What is being done, for the message of those who wait.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"The folder {str(path.parent)!r} cannot be made ({error.strerror}): choose another place."
+        ) from error
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0.2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from lightning_lance.splits import check_val_fraction
 from lightning_lance.store import TokenStore, first_version, last_commit
 from lightning_lance.tokenization import Tokenizer, token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,15 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
             f"The token store {plan.uri!r} is unfinished ({commit.documents:,} documents, {commit.tokens:,} tokens; asked "
             f"for {budget}): run 'lightning-lance prepare' again, it continues."
         )
-    return TokenStore.open(plan.uri, first_version(plan.uri, budget.met, storage_options), storage_options)
+    store = TokenStore.open(plan.uri, first_version(plan.uri, budget.met, storage_options), storage_options)
+    if budget.max_documents is not None and store.commit.documents > budget.max_documents:
+        _log.warning(
+            "The token store %s has %s documents where the budget is %s: it was first built with a larger budget.",
+            plan.uri,
+            f"{store.commit.documents:,}",
+            f"{budget.max_documents:,}",
+        )
+    return store
 
 
 def check_same(commit: Commit, plan: Plan) -> None:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.commit import Commit
-from lightning_lance.errors import SourceError
+from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import only_one
 from lightning_lance.packing import Packer
@@ -82,6 +82,7 @@ def prepare(
     """
     budget = Budget(max_documents, max_tokens)
     plan = make_plan(source, tokenizer, uri, data_dir=data_dir, val_fraction=val_fraction)
+    _check_place(plan)
     lock = plan.lock_file
     with only_one(lock, f"building {plan.uri}") if lock else nullcontext():
         commit = last_commit(plan.uri, storage_options=storage_options)
@@ -91,6 +92,17 @@ def prepare(
             build = _Build(source, plan, budget, commit, storage_options)
             build.run(commit_tokens, commit_seconds)
     return open_prepared(plan, budget, storage_options)
+
+
+def _check_place(plan: Plan) -> None:
+    """Refuse to build among files that are no store."""
+    place = Path(plan.uri)
+    if "://" not in plan.uri and place.exists() and not (place / "_versions").exists():
+        leftovers = (
+            {path.name for path in place.iterdir()} - {"data", "_transactions"} if place.is_dir() else {place.name}
+        )
+        if leftovers:
+            raise ConfigError(f"{plan.uri!r} is there already and is no token store: give a uri where nothing is yet.")
 
 
 class _EncodedBatch(NamedTuple):
@@ -269,7 +281,8 @@ class _Build:
             self._check_found()
             skipped = ", ".join(f"{count} {reason}" for reason, count in self._commit.skipped.items()) or "none"
             raise SourceError(
-                f"Source {self._source.name!r} gave no documents (skipped: {skipped}): check its columns and filters."
+                f"Source {self._source.name!r} gave no documents (skipped: {skipped}; null is missing or not UTF-8): check "
+                "what it reads and what it filters."
             )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from lightning_lance.documents import TextFilter, bounded, check_words, document_batch, select_columns
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
@@ -78,6 +79,11 @@ class DatasetSource:
             raise ConfigError(
                 f"source.data_files is the string {self.data_files!r}: write a list, [{self.data_files}]."
             )
+        if isinstance(self.languages, str):
+            raise ConfigError(f"languages is the string {self.languages!r}: write a list, [{self.languages}].")
+        for column, values in self.where.items():
+            if isinstance(values, str):
+                raise ConfigError(f"source.where.{column} is the string {values!r}: write a list, [{values}].")
         if self.extensions is not None:
             if "path" not in self.columns:
                 raise ConfigError(
@@ -179,6 +185,10 @@ def _listing(source: DatasetSource, revision: str | None) -> tuple[Any, list[str
     from lightning_lance.access import open_builder
 
     builder = open_builder(source, revision)
+    if hasattr(builder.config, "fragment_scan_options"):
+        # Reading ahead inside Arrow goes on after a reader is closed: a build that stops in the middle of a shard because
+        # its budget is met would abort or hang at exit. It also fetches 32 MB and more to give one batch.
+        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
     splits = builder.config.data_files or {}
     if source.split not in splits:
         raise ConfigError(
@@ -212,7 +222,6 @@ class _OpenedDataset:
         self._pushed_down = hasattr(config, "filters")
         if self._pushed_down:
             config.batch_size, config.columns, config.filters = _FETCH_ROWS, self._column_names(), source.filters()
-            config.fragment_scan_options = _scan_options()
         self._dataset = _stream(builder, source)
         if self._pushed_down and (missing := set(self._column_names()) - set(self._dataset.features)):
             present = _stream(_listing(source, revision)[0], source).features
@@ -305,11 +314,3 @@ class _OpenedDataset:
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
         return document_batch(columns, languages, first_row, source.wanted, source.text_filter)
-
-
-def _scan_options() -> Any:
-    # Reading ahead inside Arrow goes on after a reader is closed: a build that stops in the middle of a shard because its
-    # budget is met would abort or hang when the interpreter exits. It also fetches 32 MB and more to give one batch.
-    from pyarrow.dataset import ParquetFragmentScanOptions
-
-    return ParquetFragmentScanOptions(pre_buffer=False)

@@ -65,12 +65,19 @@ class TokenizerFile:
             file = file / "tokenizer.json"
         if not file.is_file():
             raise ConfigError(f"There is no tokenizer.json at {self.path!r}: give the file, or the folder that has it.")
+        try:
+            spec = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{str(file)!r} is no tokenizer.json: it cannot be read as text ({error}).") from error
         eos = self.eos_token
         beside = file.with_name("tokenizer_config.json")
         if eos is None and beside.is_file():
             eos = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
             eos = eos["content"] if isinstance(eos, dict) else eos
-        return Tokenizer(file.read_text(encoding="utf-8"), eos)
+        try:
+            return Tokenizer(spec, eos)
+        except ConfigError as error:
+            raise ConfigError(f"{str(file)!r}: {error}") from error
 
 
 @dataclass(frozen=True)

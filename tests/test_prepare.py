@@ -169,7 +169,7 @@ def test_a_smaller_budget_finds_its_version_again(tmp_path: Path):
 
 def test_a_source_without_documents_is_told(tmp_path: Path):
     with pytest.raises(
-        SourceError, match=r"gave no documents \(skipped: 2 empty, 1 null\): check its columns and filters"
+        SourceError, match=r"gave no documents \(skipped: 2 empty, 1 null; null is missing or not UTF-8\)"
     ):
         prepare(ListSource(documents("", None, "")), ByteChoice(), data_dir=tmp_path)
     assert not list(tmp_path.glob("*.lance"))

@@ -53,4 +53,4 @@ def prepare(files, uri, tokenizer, keep):
             ids = tokenizer(row["content"])["input_ids"]
             yield pa.RecordBatch.from_arrays([pa.array(ids, pa.int64())], schema=_SCHEMA)
 
-    lance.write_dataset(pa.RecordBatchReader.from_batches(_SCHEMA, encoded()), uri, mode="overwrite")
+    lance.write_dataset(pa.RecordBatchReader.from_batches(_SCHEMA, encoded()), uri)

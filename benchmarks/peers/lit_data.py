@@ -1,6 +1,5 @@
 """LitData: chunks of tokens without headers, written by `optimize`, cut into windows by `TokensLoader` when read."""
 
-
 import litdata
 import numpy as np
 import torch
