@@ -65,13 +65,13 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
         raise StoreError(
             f"Token id {int(ids.max())} does not fit {dtype}: the tokenizer gave an id beyond its vocabulary."
         )
-    if (ids == eos_id).any():
+    joined[is_text] = ids
+    joined[ends] = eos_id
+    if np.count_nonzero(joined == eos_id) != len(ends):
         raise ConfigError(
             f"A text was encoded to the EOS id {eos_id}, which would cut its document in two: choose a tokenizer.eos_token "
             "that is a special token."
         )
-    joined[is_text] = ids
-    joined[ends] = eos_id
     return joined
 
 
