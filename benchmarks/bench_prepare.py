@@ -313,8 +313,8 @@ def main():
     parser.add_argument(
         "--tokenizer", type=Path, help="a tokenizer.json, such as GPT-NeoX's (default: trains a BPE of 8192)"
     )
-    parser.add_argument("--megabytes", type=int, default=100, help="Python text in the corpus (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=4, help="rounds, of which the best counts (default: %(default)s)")
+    parser.add_argument("--megabytes", type=int, default=150, help="Python text in the corpus (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the best counts (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where to build (default: a temporary folder)")
     parser.add_argument("--contend", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -296,10 +296,10 @@ class _OpenedDataset:
                 if len(batch):
                     pending, rows, size = [*pending, batch], rows + len(batch), size + batch.nbytes
                 if rows >= BATCH_ROWS or size >= BATCH_BYTES:
-                    yield from bounded(pa.concat_tables(pending), BATCH_BYTES)
+                    yield from bounded(pa.concat_tables(pending).combine_chunks(), BATCH_BYTES)
                     pending, rows, size = [], 0, 0
         if pending:
-            yield from bounded(pa.concat_tables(pending), BATCH_BYTES)
+            yield from bounded(pa.concat_tables(pending).combine_chunks(), BATCH_BYTES)
 
     def _document_batch(self, table: pa.Table, first_row: int, file: str) -> pa.Table:
         source = self._source
