@@ -54,6 +54,11 @@ class TextFilter:
         return np.asarray(pc.fill_null(kept, True))
 
 
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """Give a column as one array. Copies only where it is in pieces; Arrow's own `combine_chunks` always does."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> dict[str, pa.Array]:
     """Pick the columns of a source by our words for them.
 
@@ -75,7 +80,7 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
                 f"{where} has no column {name!r}, which source.columns gives for {word!r}: "
                 f"there are {', '.join(table.column_names)}."
             )
-        column = table.column(name).combine_chunks()
+        column = table.column(name)
         if word == "text" and not _is_text(column.type):
             raise SourceError(
                 f"Column {name!r} of {where} cannot be read as 'text': it holds {column.type}, expected strings."
@@ -86,7 +91,7 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
                 [None if value is None else str(value) for value in column.to_pylist()], pa.string()
             )
         else:
-            picked[word] = _decoded(column) if word == "text" else column.cast(pa.string())
+            picked[word] = one_array(_decoded(column) if word == "text" else column.cast(pa.string()))
     return picked
 
 
@@ -111,15 +116,14 @@ def check_words(columns: Mapping[str, str], where: str) -> None:
         )
 
 
-def _decoded(texts: pa.Array) -> pa.Array:
+def _decoded(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     """Give texts as large_string, with null for those that are not UTF-8, as some corpora hold."""
     raw = texts.cast(pa.large_binary()) if pa.types.is_string(texts.type) else texts
     try:
         return raw.cast(pa.large_binary()).cast(pa.large_string())
     except pa.ArrowInvalid:
-        return pa.array(
-            [text if text is None or _is_utf8(text) else None for text in raw.to_pylist()], pa.large_string()
-        )
+        kept = [text if text is None or _is_utf8(text) else None for text in raw.to_pylist()]
+        return pa.chunked_array([kept], pa.large_string())
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from lightning_lance.documents import one_array
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.splits import SPLITS
 
@@ -57,22 +58,17 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
     Raises:
         StoreError: If an id does not fit `dtype`, or a document already holds EOS.
     """
-    ends = offsets[1:] + np.arange(len(offsets) - 1)
-    joined = np.empty(len(ids) + len(ends), dtype)
-    is_text = np.ones(len(joined), dtype=bool)
-    is_text[ends] = False
     if len(ids) and int(ids.max()) > np.iinfo(dtype).max:
         raise StoreError(
             f"Token id {int(ids.max())} does not fit {dtype}: the tokenizer gave an id beyond its vocabulary."
         )
-    joined[is_text] = ids
-    joined[ends] = eos_id
-    if np.count_nonzero(joined == eos_id) != len(ends):
+    text = ids.astype(dtype)
+    if (text == eos_id).any():
         raise ConfigError(
             f"A text was encoded to the EOS id {eos_id}, which would cut its document in two: choose a tokenizer.eos_token "
             "that is a special token."
         )
-    return joined
+    return np.insert(text, offsets[1:], eos_id)
 
 
 class _Run(NamedTuple):
@@ -110,7 +106,7 @@ class Packer:
             splits: (n,) places in `SPLITS`.
             documents: n rows with `language`, `id`, and the metadata.
         """
-        languages = documents.column("language").combine_chunks().dictionary_encode()
+        languages = one_array(documents.column("language")).dictionary_encode()
         streams = splits.astype(np.int64) * len(languages.dictionary) + np.asarray(languages.indices)
         joined = join_documents(ids, offsets, self._eos_id, self._dtype)
         borders = np.append(0, offsets[1:] + np.arange(1, len(offsets)))
@@ -155,6 +151,6 @@ class Packer:
         starts = np.cumsum(lengths) - lengths
         struct = self._schema.field("documents").type.value_type
         fields = [pa.array((starts % BLOCK).astype(np.int32))]
-        fields += [documents.column(field.name).combine_chunks() for field in list(struct)[1:]]
+        fields += [one_array(documents.column(field.name)) for field in list(struct)[1:]]
         borders = np.searchsorted(starts, np.arange(num_rows + 1) * BLOCK).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(borders), pa.StructArray.from_arrays(fields, fields=list(struct)))

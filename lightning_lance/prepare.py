@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,17 +17,18 @@ import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.commit import Commit
+from lightning_lance.documents import one_array
+from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import only_one
 from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.progress import BuildProgress
-from lightning_lance.read_ahead import read_ahead
 from lightning_lance.sources import OpenedSource, Source
 from lightning_lance.splits import split_codes
 from lightning_lance.store import TokenStore, append_commit, last_commit
-from lightning_lance.tokenization import Encoded, token_dtype
+from lightning_lance.tokenization import token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice
 
 _log = logging.getLogger(__name__)
@@ -36,10 +36,6 @@ _log = logging.getLogger(__name__)
 # Large commits keep fragments and versions few; slow sources commit by the clock, so that little work can be lost.
 COMMIT_TOKENS = 1 << 24
 COMMIT_SECONDS = 120.0
-
-# Batches read ahead of the tokenizer, and encoded ahead of the packing: enough to overlap, few enough for memory.
-_READ_AHEAD = 1
-_ENCODE_AHEAD = 1
 
 
 def prepare(
@@ -105,16 +101,6 @@ def _check_place(plan: Plan) -> None:
             raise ConfigError(f"{plan.uri!r} is there already and is no token store: give a uri where nothing is yet.")
 
 
-class _EncodedBatch(NamedTuple):
-    """A document batch, the sizes of its texts (-1 for null), and the documents that are wanted of it, encoded."""
-
-    batch: pa.Table
-    sizes: np.ndarray
-    wanted: np.ndarray
-    documents: pa.Table
-    encoded: Encoded
-
-
 class _Build:
     """One run of a build: holds the commit note as it grows."""
 
@@ -159,7 +145,9 @@ class _Build:
             part.replace(file)
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
-        batches = read_ahead(self._encoded(), _ENCODE_AHEAD)
+        left = self._budget.max_documents
+        left = None if left is None else left - first.documents
+        batches = encoded_batches(self._opened, self._plan.tokenizer, first.shard, first.row, left)
         pending: Future[int] | None = None
         last = time.monotonic()
         with (
@@ -203,23 +191,7 @@ class _Build:
         self._packer = self._new_packer()
         return writer.submit(lambda: append_commit(self._plan.uri, packer.take(), commit, self._storage_options))
 
-    def _encoded(self) -> Generator[tuple[int, _EncodedBatch | None], None, None]:
-        """Read and encode from the cursor on; (shard, None) ends a shard. Encodes no more documents than the budget has."""
-        first, left = self._commit, self._budget.max_documents
-        left = None if left is None else left - first.documents
-        with closing(read_ahead(_batches(self._opened, first.shard, first.row), _READ_AHEAD)) as batches:
-            for shard, batch in batches:
-                if batch is None:
-                    yield shard, None
-                    continue
-                sizes = np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), -1))
-                wanted = np.flatnonzero(sizes > 0)[:left]
-                left = None if left is None else left - len(wanted)
-                documents = batch if len(wanted) == len(batch) else batch.take(pa.array(wanted))
-                texts = documents.column("text").combine_chunks()
-                yield shard, _EncodedBatch(batch, sizes, wanted, documents, self._plan.tokenizer.encode_batch(texts))
-
-    def _add(self, shard: int, made: _EncodedBatch) -> None:
+    def _add(self, shard: int, made: EncodedBatch) -> None:
         """Pack a batch, up to the budget, and move the cursor behind it."""
         commit, budget = self._commit, self._budget
         count = len(made.wanted)
@@ -244,16 +216,16 @@ class _Build:
         self._commit = replace(added, shard=shard, row=row, skipped=_add_counts(commit.skipped, skipped))
 
     def _splits(self, documents: pa.Table) -> np.ndarray:
-        texts = documents.column("text").combine_chunks()
+        texts = one_array(documents.column("text"))
         groups = texts
         if "repo" in documents.column_names:
-            repos = documents.column("repo").combine_chunks().cast(pa.large_string())
+            repos = one_array(documents.column("repo")).cast(pa.large_string())
             groups = pc.if_else(pc.fill_null(pc.not_equal(repos, ""), False), repos, texts)
         return split_codes(groups, self._val_fraction)
 
     def _described(self, shard: int, documents: pa.Table) -> pa.Table:
         """Give each document its id, `shard:row`, which finds it in the source again."""
-        rows = documents.column("row").combine_chunks().cast(pa.string())
+        rows = one_array(documents.column("row")).cast(pa.string())
         ids = pc.binary_join_element_wise(pa.scalar(str(shard)), rows, ":")
         return documents.drop_columns(["row", "text"]).append_column("id", ids)
 
@@ -292,11 +264,3 @@ def _counts(languages: pa.ChunkedArray) -> dict[str, int]:
 
 def _add_counts(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int]:
     return {key: old.get(key, 0) + new.get(key, 0) for key in sorted(old.keys() | new.keys())}
-
-
-def _batches(opened: OpenedSource, shard: int, row: int) -> Iterator[tuple[int, pa.Table | None]]:
-    """Read from a cursor on: (shard, batch) pairs, and (shard, None) after the last batch of each shard."""
-    for place in range(shard, len(opened.shards)):
-        for batch in opened.read(place, row if place == shard else 0):
-            yield place, batch
-        yield place, None

@@ -217,6 +217,7 @@ class _OpenedDataset:
         self._source, self._revision = source, revision
         builder, self._files = _listing(source, revision)
         self._order = shard_order(len(self._files), source.shard_seed)
+        self._batch_rows = _FETCH_ROWS
         config = builder.config
         # Parquet takes the columns and the filter into the reader; of the other formats, both are picked from each batch.
         self._pushed_down = hasattr(config, "filters")
@@ -281,7 +282,7 @@ class _OpenedDataset:
             ) from error
 
     def _read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
-        source, first = self._source, 0
+        source, file, first = self._source, self._files[self._order[shard]], 0
         tables = self._tables(self._dataset, shard)
         pending: list[pa.Table] = []
         rows = size = 0
@@ -289,19 +290,20 @@ class _OpenedDataset:
             for table in tables:
                 if not self._pushed_down and (expression := source.filters()) is not None:
                     table = table.filter(expression)
-                skipped = min(max(row - first, 0), len(table))
-                batch = self._document_batch(table.slice(skipped), first + skipped, self._files[self._order[shard]])
                 first += len(table)
                 # Few rows at a time where texts are long, a thousand where they are short.
-                if len(batch):
-                    pending, rows, size = [*pending, batch], rows + len(batch), size + batch.nbytes
-                if rows >= BATCH_ROWS or size >= BATCH_BYTES:
-                    yield from bounded(pa.concat_tables(pending).combine_chunks(), BATCH_BYTES)
+                if fresh := min(max(first - row, 0), len(table)):
+                    pending.append(table.slice(len(table) - fresh))
+                    rows, size = rows + fresh, size + pending[-1].nbytes
+                if rows >= self._batch_rows or size >= BATCH_BYTES:
+                    # The first batches are smaller: the tokenizer waits for them.
+                    self._batch_rows = min(2 * self._batch_rows, BATCH_ROWS)
+                    yield from self._document_batches(pa.concat_tables(pending), first - rows, file)
                     pending, rows, size = [], 0, 0
         if pending:
-            yield from bounded(pa.concat_tables(pending).combine_chunks(), BATCH_BYTES)
+            yield from self._document_batches(pa.concat_tables(pending), first - rows, file)
 
-    def _document_batch(self, table: pa.Table, first_row: int, file: str) -> pa.Table:
+    def _document_batches(self, table: pa.Table, first_row: int, file: str) -> list[pa.Table]:
         source = self._source
         where = f"Source {source.name!r}"
         columns = select_columns(table, source.columns, where)
@@ -313,4 +315,4 @@ class _OpenedDataset:
             language = folder_language(file, source.templates) if source.templates else ""
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
-        return document_batch(columns, languages, first_row, source.wanted, source.text_filter)
+        return bounded(document_batch(columns, languages, first_row, source.wanted, source.text_filter), BATCH_BYTES)

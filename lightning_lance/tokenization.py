@@ -89,18 +89,18 @@ class Tokenizer:
         self.eos_token = eos
         self.eos_id: int = vocabulary[eos]
         self.vocab_size: int = max(vocabulary.values()) + 1
-        self._spec, self._engine = spec, engine
-        self._fields = fields
-        self._check_special_tokens(vocabulary)
+        # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.
+        self._spec, self._engine = json.dumps(fields, ensure_ascii=False), engine
+        self._check_special_tokens(fields, vocabulary)
         canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         self.digest = xxhash.xxh3_128_hexdigest(f"{self.eos_id}\0{canonical}".encode())
-        self._fast: Any = self._load_fast() if engine == "auto" and _gigatoken_knows(fields) else None
+        self._fast: Any = _load_fast(fields) if engine == "auto" and _gigatoken_knows(fields) else None
         self._batches = 0
 
-    def _check_special_tokens(self, vocabulary: dict[str, int]) -> None:
+    def _check_special_tokens(self, fields: dict[str, Any], vocabulary: dict[str, int]) -> None:
         """Refuse a tokenizer that would make a special token of plain text, because it is a piece of its model too."""
-        unknown = self._fields["model"].get("unk_token")
-        for token in self._fields.get("added_tokens") or []:
+        unknown = fields["model"].get("unk_token")
+        for token in fields.get("added_tokens") or []:
             if token["special"] and token["content"] != unknown:
                 ids = self._reference.encode(token["content"], add_special_tokens=False).ids
                 if vocabulary[token["content"]] in ids:
@@ -117,53 +117,28 @@ class Tokenizer:
         """The engine in use: `gigatoken` or `tokenizers`."""
         return "tokenizers" if self._fast is None else "gigatoken"
 
-    def _load_fast(self) -> Any:
-        import gigatoken
-
-        # gigatoken would turn the spelling of a special token into its id; without these entries it is plain text.
-        plain = [token for token in self._fields.get("added_tokens") or [] if not token["special"]]
-        try:
-            return gigatoken.Tokenizer.from_json(json.dumps({**self._fields, "added_tokens": plain}))
-        except Exception as error:
-            _log.info("gigatoken cannot load this tokenizer (%s); the tokenizers library encodes instead.", error)
-            return None
-
     def encode_batch(self, texts: pa.Array) -> Encoded:
         """Encode texts.
 
         A sample of each batch is encoded by `tokenizers` too; at the first difference gigatoken is not used any more.
+        May be called by several threads at once.
 
         Args:
             texts: A large_string array without nulls.
         """
-        if self._fast is not None and len(texts):
-            encoded = self._encode_fast(texts)
+        fast = self._fast
+        if fast is not None and len(texts):
+            encoded = _encode_fast(fast, texts)
             if encoded is not None and (different := self._first_difference(texts, encoded)) is None:
                 self._batches += 1
                 return encoded
-            reason = "failed" if encoded is None else f"gave other ids for the text {str(texts[different])[:60]!r}"
-            warnings.warn(
-                f"gigatoken {reason}: the tokenizers library encodes from here on, more slowly.", stacklevel=2
-            )
-            self._fast = None
+            if self._fast is not None:
+                self._fast = None
+                reason = "failed" if encoded is None else f"gave other ids for the text {str(texts[different])[:60]!r}"
+                warnings.warn(
+                    f"gigatoken {reason}: the tokenizers library encodes from here on, more slowly.", stacklevel=2
+                )
         return self._encode_reference(texts)
-
-    def _encode_fast(self, texts: pa.Array) -> Encoded | None:
-        import awkward as ak
-
-        offsets, data = _string_buffers(texts)
-        strings = ak.contents.ListOffsetArray(
-            ak.index.Index64(offsets),
-            ak.contents.NumpyArray(data, parameters={"__array__": "char"}),
-            parameters={"__array__": "string"},
-        )
-        try:
-            layout = self._fast.encode_batch(ak.Array(strings)).layout
-        except Exception as error:
-            _log.warning("gigatoken raised: %s", error)
-            return None
-        lows, ids = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
-        return Encoded(ids[lows[0] : lows[-1]], lows - lows[0])
 
     def _encode_reference(self, texts: pa.Array) -> Encoded:
         rows = [row.ids for row in self._reference.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)]
@@ -194,7 +169,37 @@ class Tokenizer:
 
     def to_json(self) -> str:
         """Give the `tokenizer.json` in use: the file given, without post-processor, truncation and padding."""
-        return json.dumps(self._fields, ensure_ascii=False)
+        return self._spec
+
+
+def _load_fast(fields: dict[str, Any]) -> Any:
+    import gigatoken
+
+    # gigatoken would turn the spelling of a special token into its id; without these entries it is plain text.
+    plain = [token for token in fields.get("added_tokens") or [] if not token["special"]]
+    try:
+        return gigatoken.Tokenizer.from_json(json.dumps({**fields, "added_tokens": plain}))
+    except Exception as error:
+        _log.info("gigatoken cannot load this tokenizer (%s); the tokenizers library encodes instead.", error)
+        return None
+
+
+def _encode_fast(fast: Any, texts: pa.Array) -> Encoded | None:
+    import awkward as ak
+
+    offsets, data = _string_buffers(texts)
+    strings = ak.contents.ListOffsetArray(
+        ak.index.Index64(offsets),
+        ak.contents.NumpyArray(data, parameters={"__array__": "char"}),
+        parameters={"__array__": "string"},
+    )
+    try:
+        layout = fast.encode_batch(ak.Array(strings)).layout
+    except Exception as error:
+        _log.warning("gigatoken raised: %s", error)
+        return None
+    lows, ids = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
+    return Encoded(ids[lows[0] : lows[-1]], lows - lows[0])
 
 
 def _gigatoken_knows(fields: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ ORDER = [
     "errors", "languages", "documents", "sources", "access", "streaming",
     "locking", "tokenization", "tokenizer_choice",
     "splits", "packing", "segments", "commit", "store",
-    "progress", "read_ahead", "plan", "prepare",
+    "progress", "read_ahead", "encoding", "plan", "prepare",
     "windows", "loader", "datamodule",
     "cli", "__init__",
 ]  # fmt: skip

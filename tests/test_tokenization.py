@@ -1,6 +1,8 @@
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from lightning_lance import tokenization
 from lightning_lance.errors import ConfigError
 from lightning_lance.tokenization import EOS_SPELLINGS, Encoded, Tokenizer, byte_tokenizer, token_dtype, train_bpe
 
@@ -152,18 +155,28 @@ def test_an_engine_that_differs_is_left_with_a_warning(bpe: Tokenizer, wrong: st
     """What a bug of gigatoken would look like: one id of one short document is another one, in the third batch."""
     tokenizer = Tokenizer(bpe.to_json())
     assert encode(tokenizer, *TEXTS) == encode(tokenizer, *TEXTS) == encode(bpe, *TEXTS)
-    honest = tokenizer._encode_fast
+    honest = tokenization._encode_fast
 
-    def broken(texts: pa.Array) -> Encoded | None:
-        ids, offsets = honest(texts)
+    def broken(fast: Any, texts: pa.Array) -> Encoded | None:
+        ids, offsets = honest(fast, texts)
         ids = ids.copy()
         ids[offsets[:-1]] += 1
         return Encoded(ids, offsets) if wrong == "ids" else None
 
-    monkeypatch.setattr(tokenizer, "_encode_fast", broken)
+    monkeypatch.setattr(tokenization, "_encode_fast", broken)
     with pytest.warns(UserWarning, match="the tokenizers library encodes from here on"):
         assert encode(tokenizer, *TEXTS) == encode(bpe, *TEXTS)
     assert tokenizer.engine == "tokenizers"
+
+
+def test_threads_may_encode_at_once_and_slices_are_encoded_as_they_are(bpe: Tokenizer):
+    texts = pa.array([f"{text} {i}" for i in range(400) for text in TEXTS], pa.large_string())
+    whole = bpe.encode_batch(texts)
+    starts = range(0, len(texts), 100)
+    with ThreadPoolExecutor(4) as threads:
+        parts = list(threads.map(lambda start: bpe.encode_batch(texts.slice(start, 100)), starts))
+    assert np.array_equal(np.concatenate([part.ids for part in parts]), whole.ids)
+    assert np.array_equal(np.concatenate([np.diff(part.offsets) for part in parts]), np.diff(whole.offsets))
 
 
 def test_a_vocabulary_that_is_too_small_is_refused():

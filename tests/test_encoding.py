@@ -1,0 +1,73 @@
+import threading
+from itertools import pairwise
+
+import pyarrow as pa
+import pytest
+from conftest import ListSource, documents
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_lance.encoding import encoded_batches
+from lightning_lance.sources import OpenedSource
+from lightning_lance.tokenization import byte_tokenizer
+
+TEXTS = ["one", "", None, "four", "five", "six", None, "eight", "nine", "ten", "eleven"]
+TOKENIZER = byte_tokenizer()
+
+
+@given(shard=st.integers(0, 3), row=st.integers(0, 4), limit=st.none() | st.integers(0, 12))
+def test_the_texts_from_the_cursor_on_come_in_order_up_to_the_limit(shard: int, row: int, limit: int | None):
+    source = ListSource(documents(*TEXTS))
+    made: list[tuple[int, str | None]] = []
+    for place, batch in encoded_batches(source, TOKENIZER, shard, row, limit):
+        if batch is None:
+            made.append((place, None))
+            continue
+        ids, offsets = batch.encoded
+        assert len(batch.sizes) == len(batch.batch)
+        assert len(batch.documents) == len(batch.wanted) == len(offsets) - 1
+        made += [(place, bytes(ids[low:high].tolist()).decode()) for low, high in pairwise(offsets)]
+    expected: list[tuple[int, str | None]] = []
+    for place in range(shard, 3):
+        texts = TEXTS[place * 4 :][:4][row if place == shard else 0 :]
+        kept = [text for text in texts if text][: None if limit is None else limit - sum(1 for _, t in expected if t)]
+        expected += [*((place, text) for text in kept), (place, None)]
+    assert made == expected
+
+
+class Broken(ListSource):
+    def read(self, shard: int, row: int):
+        yield from super().read(shard, row)
+        raise OSError("the disk is gone")
+
+
+def test_an_error_of_the_source_is_raised_and_closing_ends_all_threads():
+    before = threading.active_count()
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(encoded_batches(Broken(documents(*TEXTS)), TOKENIZER, 0, 0))
+    batches = encoded_batches(ListSource(documents(*TEXTS * 50)), TOKENIZER, 0, 0)
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before
+
+
+def test_only_few_batches_are_read_ahead():
+    read: list[int] = []
+
+    class Counted(ListSource):
+        def read(self, shard: int, row: int):
+            for batch in super().read(shard, row):
+                read.append(shard)
+                yield batch
+
+        def open(self, pin: object = None) -> OpenedSource:
+            return self
+
+    batches = encoded_batches(Counted(documents(*["text"] * 300), per_shard=1000), TOKENIZER, 0, 0)
+    _, first = next(batches)
+    assert first is not None
+    assert isinstance(first.batch, pa.Table)
+    threading.Event().wait(0.3)
+    # Two encoded, one ready, one in hand.
+    assert len(read) <= 1 + 2 + 1 + 1
+    batches.close()
