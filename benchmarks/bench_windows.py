@@ -17,9 +17,8 @@ import torch
 from report import bar, environment, publish
 
 from lightning_lance import TokenStore, WindowLoader
-from lightning_lance.commit import Commit
+from lightning_lance.commit import Commit, append_commit
 from lightning_lance.packing import Packer
-from lightning_lance.store import append_commit
 
 CONTEXT_LENGTH = 1024
 BATCH_SIZE = 64

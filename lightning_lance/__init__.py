@@ -9,11 +9,12 @@ from lightning_lance.store import TokenStore
 
 if TYPE_CHECKING:
     from lightning_lance.datamodule import LanceDataModule
-    from lightning_lance.loader import TokenWindows, WindowLoader
+    from lightning_lance.loader import WindowLoader
+    from lightning_lance.token_windows import TokenWindows
 
 __all__ = ["LanceDataModule", "TokenStore", "TokenWindows", "WindowLoader", "prepare"]
 
-_HOME = {"LanceDataModule": "datamodule", "TokenWindows": "loader", "WindowLoader": "loader"}
+_HOME = {"LanceDataModule": "datamodule", "TokenWindows": "token_windows", "WindowLoader": "loader"}
 
 
 def __dir__() -> list[str]:

@@ -1,12 +1,29 @@
-"""What is known of a store beside its tokens: the note of a commit, and where a stream lies."""
+"""Commits of a token store: tokens, and a note with the source cursor after them, in one Lance transaction.
+
+Besides `store`, this is the only module that knows Lance.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import bisect
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
+
+import lance
+import pyarrow as pa
+
+from lightning_lance.errors import StoreError
+
+# It warns of every fork. Forked workers of a mapped store do not go through it, and others open the store anew.
+warnings.filterwarnings("ignore", "lance is not fork-safe")
 
 # Raised when stores of the version before can no longer be read.
 FORMAT_VERSION = 1
+
+_PROPERTY = "lightning_lance"
 
 
 @dataclass(frozen=True)
@@ -54,3 +71,72 @@ class StreamExtent(NamedTuple):
     language: str
     start: int
     num_tokens: int
+
+
+def append_commit(uri: str, rows: pa.Table, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
+    """Add rows and their commit note in one transaction; makes the store if there is none. Returns the new version."""
+    before = dataset_at(uri, None, storage_options)
+    written = lance.write_dataset(
+        rows,
+        uri,
+        mode="append" if before is not None else "create",
+        transaction_properties={_PROPERTY: json.dumps(asdict(commit))},
+        storage_options=dict(storage_options or {}) or None,
+    )
+    version, expected = int(written.version), 1 if before is None else int(before.version) + 1
+    if version != expected:
+        raise StoreError(
+            f"Another process wrote to {uri!r} at the same time (version {version}, expected {expected}), so it may hold "
+            "documents twice: remove it, and let one process build it."
+        )
+    return version
+
+
+def last_commit(
+    uri: str, version: int | None = None, storage_options: Mapping[str, str] | None = None
+) -> Commit | None:
+    """Read the note of the last commit up to a version; None if there is no store. StoreError if it is another thing."""
+    dataset = dataset_at(uri, version, storage_options)
+    return None if dataset is None else commit_of(dataset, uri)
+
+
+def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:
+    """Find the first version whose commit note passes a test that all later ones pass too. StoreError if none does."""
+    dataset = dataset_at(uri, None, storage_options)
+    versions = [] if dataset is None else sorted(int(entry["version"]) for entry in dataset.versions())
+    place = bisect.bisect_left(versions, True, key=lambda version: holds(_commit_at(uri, version, storage_options)))
+    if place == len(versions):
+        raise StoreError(f"No version of the token store {uri!r} is complete: run 'lightning-lance prepare' again.")
+    return versions[place]
+
+
+def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None) -> Commit:
+    commit = last_commit(uri, version, storage_options)
+    if commit is None:
+        raise StoreError(f"Version {version} of the token store {uri!r} is gone: it was removed while it was read.")
+    return commit
+
+
+def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
+    """Open a Lance dataset at a version, or as it is now; None if there is none. StoreError if it cannot be opened."""
+    try:
+        return lance.dataset(uri, version=version, storage_options=dict(storage_options or {}) or None)
+    except (ValueError, OSError) as error:
+        if "not found" in str(error).lower():
+            return None
+        raise StoreError(f"The token store {uri!r} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+
+
+def commit_of(dataset: Any, uri: str) -> Commit:
+    """Read the note of the last commit of an open dataset. StoreError if it has none."""
+    # Other writes (a deletion, a compaction) make versions that carry no note: the one before them still holds.
+    for version in range(int(dataset.version), 0, -1):
+        try:
+            note = (dataset.read_transaction(version).transaction_properties or {}).get(_PROPERTY)
+        except (ValueError, OSError):
+            break
+        if note is not None:
+            return Commit(**json.loads(note))
+    raise StoreError(
+        f"The Lance dataset {uri!r} is no token store: none of its versions was committed by this package."
+    )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning import LightningDataModule
 
+from lightning_lance.agreement import told_by_first
+from lightning_lance.batches import Batch, BatchFormat
+from lightning_lance.cursor import OnDataChange
 from lightning_lance.errors import ConfigError, StoreError
-from lightning_lance.loader import BatchFormat, WindowLoader
-from lightning_lance.plan import Budget, Plan, make_plan, open_prepared
+from lightning_lance.fim import FillInTheMiddle
+from lightning_lance.loader import Remainder, WindowLoader
+from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, wait_for
 from lightning_lance.prepare import prepare
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
@@ -36,14 +40,25 @@ class LanceDataModule(LightningDataModule):
         context_length: Tokens that the model sees. Changing it rebuilds nothing.
         batch_size: Windows per batch and rank.
         data_dir: Folder of the stores whose place is derived, and of trained tokenizers.
-        uri: Place of the store, if not derived from the fingerprint.
+        uri: Place of the store, if not derived from the fingerprint; without a source also name to place, for several.
         max_documents: Budget in documents. A larger one continues the store.
         max_tokens: Budget in tokens.
         val_fraction: Share of the documents (of the repositories, where known) that is for validation.
+        min_tokens: Builds nothing, but waits until a build that runs elsewhere has committed so many tokens, and trains on
+            those; see `extend`.
         order: `shuffle`, `random` or `sequential`, for training. Validation, test and prediction go through all `val`
             windows as stored, the same ones in every round.
         seed: Of the order.
+        shuffle_block: Windows that stay together in `shuffle`, for disks and buckets that want longer reads.
+        where: Streams to serve, such as `{"language": ["Python"]}`; rebuilds nothing.
+        mix: Weights of languages, such as `{"Python": 0.7, "Rust": 0.3}`, or of the names in `uri`, for training.
+        remainder: `drop`, `wrap` or `short`: the windows at an epoch's end that fill no batch; see `WindowLoader`.
+        extend: `never`, or `next_epoch` to adopt what was appended to the store when an epoch begins.
+        on_data_change: `error`, `restart` or `continue`: a checkpoint of other data; see `WindowLoader`.
         batch_format: `default` or `huggingface`.
+        document_ids: With `position_ids`, `cu_seqlens` and `mask_boundary_targets`: more in a batch; see `BatchMaker`.
+        fim: Fill-in-the-middle, in training: the tokenizer's tokens `prefix_token`, `middle_token`, `suffix_token`, and
+            `fim_rate` and `spm_rate`; see `FillInTheMiddle`.
         storage_options: Credentials and such, where `uri` is in an object store.
 
     Raises:
@@ -58,51 +73,99 @@ class LanceDataModule(LightningDataModule):
         batch_size: int,
         *,
         data_dir: str = "data",
-        uri: str | None = None,
+        uri: str | Mapping[str, str] | None = None,
         max_documents: int | None = None,
         max_tokens: int | None = None,
         val_fraction: float = 0.01,
+        min_tokens: int | None = None,
         order: Order = "shuffle",
         seed: int = 0,
+        shuffle_block: int | None = None,
+        where: Mapping[str, Sequence[str]] | None = None,
+        mix: Mapping[str, float] | None = None,
+        remainder: Remainder = "drop",
+        extend: Literal["never", "next_epoch"] = "never",
+        on_data_change: OnDataChange = "error",
         batch_format: BatchFormat = "default",
+        document_ids: bool = False,
+        position_ids: bool = False,
+        cu_seqlens: bool = False,
+        mask_boundary_targets: bool = False,
+        fim: Mapping[str, Any] | None = None,
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         if (source is None) != (tokenizer is None):
             raise ConfigError("source and tokenizer belong together: give both, or neither and the uri of a store.")
-        if source is None and uri is None:
+        if source is None and not uri:
             raise ConfigError("Without a source, the uri of a token store is needed: got neither.")
+        if source is not None and isinstance(uri, Mapping):
+            raise ConfigError(
+                f"uri names {len(uri)} stores, but one is built: give one place, or no source and tokenizer."
+            )
+        if extend not in ("never", "next_epoch"):
+            raise ConfigError(f"extend is {extend!r}: expected never or next_epoch.")
         self.source, self.tokenizer_choice = source, tokenizer
         self.context_length, self.batch_size = context_length, batch_size
         self.data_dir, self.uri = data_dir, uri
         self.budget = Budget(max_documents, max_tokens)
         check_val_fraction(val_fraction)
         self.val_fraction = val_fraction
-        self.order: Order = order
+        self.min_tokens = Budget(None, min_tokens).max_tokens
         self.seed = seed
-        self.batch_format: BatchFormat = batch_format
+        self._training: dict[str, Any] = {
+            "order": order,
+            "shuffle_block": shuffle_block,
+            "mix": mix,
+            "remainder": remainder,
+            "extend": extend == "next_epoch",
+            "on_data_change": on_data_change,
+        }
+        self._serving: dict[str, Any] = {
+            "where": where,
+            "batch_format": batch_format,
+            "document_ids": document_ids,
+            "position_ids": position_ids,
+            "cu_seqlens": cu_seqlens,
+            "mask_boundary_targets": mask_boundary_targets,
+        }
+        self._fim = dict(fim or {})
         self.storage_options = dict(storage_options or {})
         # On local disks each node builds, or finds what a node that shares the disk has built; a bucket is everybody's.
-        self.prepare_data_per_node = "://" not in (uri or data_dir)
-        self._store: TokenStore | None = None
+        self.prepare_data_per_node = "://" not in str(uri or data_dir)
+        self._stores: dict[str, TokenStore] = {}
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
+        self._kept: set[tuple[str, int]] = set()
 
     @cached_property
     def _plan(self) -> Plan | None:
         if self.source is None or self.tokenizer_choice is None:
             return None
         return make_plan(
-            self.source, self.tokenizer_choice, self.uri, data_dir=self.data_dir, val_fraction=self.val_fraction
+            self.source, self.tokenizer_choice, self._uri, data_dir=self.data_dir, val_fraction=self.val_fraction
         )
 
+    @property
+    def _uri(self) -> str | None:
+        return self.uri if isinstance(self.uri, str) else None
+
+    @property
+    def _uris(self) -> dict[str, str]:
+        if self._plan is not None:
+            return {"": self._plan.uri}
+        return dict(self.uri) if isinstance(self.uri, Mapping) else {"": str(self.uri)}
+
     def prepare_data(self) -> None:
-        """Build the store if it is not there; see `prepare`."""
-        if self.source is not None and self.tokenizer_choice is not None:
+        """Build the store if it is not there, see `prepare`; with `min_tokens`, wait for who builds it."""
+        if self.min_tokens is not None:
+            for uri in self._uris.values():
+                wait_for(uri, self.min_tokens, self.storage_options)
+        elif self.source is not None and self.tokenizer_choice is not None:
             prepare(
                 self.source,
                 self.tokenizer_choice,
-                self.uri,
+                self._uri,
                 data_dir=self.data_dir,
                 max_documents=self.budget.max_documents,
                 max_tokens=self.budget.max_tokens,
@@ -111,30 +174,43 @@ class LanceDataModule(LightningDataModule):
             )
 
     def setup(self, stage: str) -> None:
-        """Open the store.
+        """Open the stores.
 
         Raises:
-            StoreError: If it is not committed, or not complete.
+            StoreError: If one is not committed, or not complete.
         """
-        if self._plan is not None:
-            self._store = open_prepared(self._plan, self.budget, self.storage_options)
+        if self._plan is not None and self.min_tokens is None:
+            stores = {"": open_prepared(self._plan, self.budget, self.storage_options)}
         else:
-            self._store = TokenStore.open(str(self.uri), storage_options=self.storage_options)
+            stores = {
+                name: TokenStore.open(uri, storage_options=self.storage_options) for name, uri in self._uris.items()
+            }
+            if self._plan is not None:
+                check_same(stores[""].commit, self._plan)
+            # A build may go on while the ranks open what it makes.
+            tokens = told_by_first([store.commit.tokens for store in stores.values()])
+            stores = {name: store.at_tokens(count) for (name, store), count in zip(stores.items(), tokens, strict=True)}
+        self._stores = stores
         if stage == "fit":
             self._loader = self._state = None
 
     @property
-    def store(self) -> TokenStore:
-        """The open store.
+    def stores(self) -> dict[str, TokenStore]:
+        """The open stores, by name.
 
         Raises:
             StoreError: Before `setup`.
         """
-        if self._store is None:
+        if not self._stores:
             raise StoreError(
                 "The token store is not open yet: call prepare_data() and setup('fit'), or let a Trainer do so."
             )
-        return self._store
+        return self._stores
+
+    @property
+    def store(self) -> TokenStore:
+        """The open store, of several the first. StoreError before `setup`."""
+        return next(iter(self.stores.values()))
 
     @property
     def vocab_size(self) -> int:
@@ -146,66 +222,98 @@ class LanceDataModule(LightningDataModule):
         """The tokenizer that made the store."""
         if self._plan is not None:
             return self._plan.tokenizer
-        beside = str(self.uri).removesuffix(".lance") + ".tokenizer.json"
+        beside = self.store.uri.removesuffix(".lance") + ".tokenizer.json"
         tokenizer = TokenizerFile(beside, self.store.commit.eos_token).load(None, Path(self.data_dir))
         if tokenizer.digest != self.store.commit.recipe["tokenizer"]:
-            raise StoreError(f"The tokenizer {beside!r} is not the one that made {self.uri!r}: bring that one back.")
+            raise StoreError(
+                f"The tokenizer {beside!r} is not the one that made {self.store.uri!r}: bring that one back."
+            )
         return tokenizer
 
     def train_dataloader(self) -> WindowLoader:
         """Give the loader of the training windows, at the place where the last one, or the checkpoint, was."""
         state = self._loader.state_dict() if self._loader is not None else self._state
-        self._loader = self._make_loader("train", self.order)
-        if state is not None and self._loader.resumable:
+        # A run that overfits wants the same batches in every epoch.
+        anew = bool(getattr(self.trainer, "overfit_batches", 0))
+        fim = FillInTheMiddle.named(self.tokenizer, **{"seed": self.seed, **self._fim}) if self._fim else None
+        self._loader = self._make_loader("train", resumable=not anew, fim=fim, **self._training)
+        if state is not None and not anew:
             self._loader.load_state_dict(state)
+            self._loader.roll_over()
+            self._loader.expected = self._state
         return self._loader
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
         """Give the loader of the validation windows; an empty list, and a warning, where there are none."""
-        longest = max((stream.num_tokens for stream in self.store.streams("val")), default=0)
+        streams = [stream for store in self.stores.values() for stream in store.streams("val")]
+        wanted = (self._serving["where"] or {}).get("language")
+        longest = max((stream.num_tokens for stream in streams if not wanted or stream.language in wanted), default=0)
         if longest <= self.context_length:
             _log.warning(
                 "The store has no validation window of %d + 1 tokens: raise val_fraction, or store more documents.",
                 self.context_length,
             )
             return []
-        return self._make_loader("val", "sequential")
+        return self._make_loader("val", order="sequential", remainder="short", resumable=False)
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
-    def _make_loader(self, split: str, order: Order) -> WindowLoader:
-        # A run that overfits wants the same batches in every epoch.
-        anew = split != "train" or bool(getattr(self.trainer, "overfit_batches", 0))
+    def _make_loader(self, split: str, **options: Any) -> WindowLoader:
         group = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
         return WindowLoader(
-            self.store,
+            self.stores if len(self.stores) > 1 else self.store,
             self.context_length,
             self.batch_size,
             split=split,
-            order=order,
-            seed=self.seed,
             rank=group["rank"],
             world_size=group["num_replicas"],
-            batch_format=self.batch_format,
-            drop_last=split == "train",
-            resumable=not anew,
+            seed=self.seed,
+            **self._serving,
+            **options,
         )
 
     # Lightning keeps the state of the train loader by itself, and loses it when a scheduler asks for the number of steps
     # before the loops are restored. So the cursor is kept here too, and given to a loader that may be there already.
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the place in the data; plain types."""
-        return self._loader.state_dict() if self._loader is not None else self._state or {}
+        """Give the place in the data, in plain types, and tag the versions of the stores that are read."""
+        if self._loader is None:
+            return self._state or {}
+        if self.trainer is not None and self.trainer.is_global_zero:
+            for store in self._loader.stores.values():
+                self._keep(store)
+        return self._loader.state_dict()
+
+    def _keep(self, store: TokenStore) -> None:
+        if (store.uri, store.version) not in self._kept:
+            self._kept.add((store.uri, store.version))
+            try:
+                store.keep(f"checkpoint-{store.commit.tokens}")
+            except StoreError as error:
+                _log.warning("%s A clean-up of old versions may take it away from the checkpoint.", error)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint, on the tokens that the store had then."""
+        """Continue from a checkpoint, on the tokens that the stores had then."""
         if not state_dict:
             return
         self._state = state_dict
-        if state_dict["fingerprint"] == self.store.fingerprint:
+        saved = {entry["name"]: entry for entry in state_dict["stores"]}
+        for name, store in self.stores.items():
             # Of another store, only training has to know: the loader will refuse it.
-            self._store = self.store.at_tokens(state_dict["tokens"])
+            if name in saved and saved[name]["fingerprint"] == store.fingerprint:
+                self._stores[name] = store.at_tokens(saved[name]["tokens"])
         if self._loader is not None:
             self._loader.load_state_dict(state_dict)
+            self._loader.expected = state_dict
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Log, for a mixture, how many windows each component has given and how often it was gone through."""
+        trainer = self.trainer
+        if trainer is not None and trainer.training and self._training["mix"] and self._loader is not None:
+            every = getattr(trainer, "log_every_n_steps", 0)
+            if every and trainer.global_step % every == 0 and trainer.is_global_zero and trainer.logger:
+                counted = self._loader.components().items()
+                metrics = {f"data/{name}/{what}": value for name, part in counted for what, value in part.items()}
+                trainer.logger.log_metrics(metrics, step=trainer.global_step)
+        return batch

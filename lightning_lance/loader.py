@@ -1,75 +1,74 @@
-"""Batches of windows: `WindowLoader`, which reads ahead in a thread, and `TokenWindows` for your own DataLoader."""
+"""`WindowLoader`: batches of windows, read ahead in a thread, resumable to the window."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 
+from lightning_lance.agreement import agree
+from lightning_lance.batches import Batch, BatchMaker
+from lightning_lance.cursor import Cursor, OnDataChange
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.mixture import Located
+from lightning_lance.serving import Serving
 from lightning_lance.store import TokenStore
-from lightning_lance.windows import Order, WindowOrder
+from lightning_lance.windows import Order
 
-Batch = dict[str, torch.Tensor]
-BatchFormat = Literal["default", "huggingface"]
+Remainder = Literal["drop", "wrap", "short"]
 
 # Tokens read at a time in the thread: handing over less costs as much as reading it.
 _CHUNK_TOKENS = 1 << 20
 # Chunks read ahead of the training loop.
 _CHUNKS_AHEAD = 2
-# Starts drawn at a time: the order is cheapest per window when it is worked out for many.
-_STARTS_AT_ONCE = 1 << 14
+# Windows located at a time: the order is cheapest per window when it is worked out for many.
+_LOCATED_AT_ONCE = 1 << 14
 
 
-def make_batch(windows: torch.Tensor, batch_format: BatchFormat) -> Batch:
-    """Name the parts of some windows; the tensors are views of the same memory, so clone one before you change it.
+class _Chunk(NamedTuple):
+    """This rank's windows of some batches of `size`, and the digest of each of the global batches of `everyone`."""
 
-    Args:
-        windows: (..., context_length + 1) int64.
-        batch_format: `default` gives `input_ids` and `targets`, (..., context_length) each, `targets[i] = input_ids[i + 1]`;
-            `huggingface` gives `input_ids` and the same, unshifted, as `labels`: its models shift by themselves, and so
-            do not learn from the last token of a window.
-    """
-    input_ids = windows[..., :-1]
-    if batch_format == "huggingface":
-        return {"input_ids": input_ids, "labels": input_ids}
-    return {"input_ids": input_ids, "targets": windows[..., 1:]}
-
-
-def _check_format(batch_format: str) -> None:
-    if batch_format not in get_args(BatchFormat):
-        raise ConfigError(f"batch_format is {batch_format!r}: expected one of {', '.join(get_args(BatchFormat))}.")
+    found: Located
+    size: int
+    everyone: int
+    digests: Sequence[int]
 
 
 class WindowLoader:
     """An endless-epoch, resumable iterable of batches of windows. No worker processes: nothing to fork or to pickle.
 
     Global batch s of an epoch is the windows at positions [s * W * B, (s + 1) * W * B) of the order, for W ranks and
-    batches of B; each rank takes its B of them. The only state is the cursor, one global integer: windows consumed by all
+    batches of B; each rank takes its B of them. What moves is the cursor, one global integer: windows consumed by all
     ranks in all epochs.
 
     `iter` goes on where the last iteration stopped, and with the next epoch where that had ended its epoch. So a training
     loop that cuts epochs short, or that was killed, repeats no window.
 
     Args:
-        store: The token store.
+        store: The token store, or name to store for several; those must have been made with one tokenizer.
         context_length: Tokens that the model sees.
         batch_size: Windows per batch and rank.
         split: `train` or `val`.
         order: `shuffle`, `random` or `sequential`; see `WindowOrder`.
         seed: Of the random orders.
+        shuffle_block: Windows that stay together in `shuffle`; see `WindowOrder`.
+        where: Streams to serve, such as `{"language": ["Python"]}`; see `Serving`.
+        mix: Weights of languages, or of stores where there are several; see `Serving` and `Schedule`.
         rank: This process in the data-parallel group.
         world_size: Processes in that group.
-        batch_format: See `make_batch`.
-        drop_last: Leave out the last windows of an epoch where they fill no global batch. Without, they make one smaller
-            batch, equal on all ranks, and at most `world_size - 1` windows are left out.
+        remainder: What becomes of the windows at the end of an epoch that fill no global batch. `drop` leaves them out;
+            `wrap` fills the batch up with the first windows of the next epoch, which come again there; `short` makes one
+            smaller batch, equal on all ranks, and leaves out `world_size - 1` windows at most.
         resumable: False starts each `iter` at the first window of epoch 0, as validation wants it.
+        extend: Adopt what was appended to the stores, at the beginning of each epoch.
+        on_data_change: What to do about a state of other data: `error`; `restart` at the first window; `continue` at the
+            same place of the other data.
+        **batch: What a batch has besides its tokens; see `BatchMaker`.
 
     Raises:
         ConfigError: If an argument cannot be used, or the split is too short for a single batch.
@@ -77,54 +76,61 @@ class WindowLoader:
 
     def __init__(
         self,
-        store: TokenStore,
+        store: TokenStore | Mapping[str, TokenStore],
         context_length: int,
         batch_size: int,
         *,
         split: str = "train",
         order: Order = "shuffle",
         seed: int = 0,
+        shuffle_block: int | None = None,
+        where: Mapping[str, Sequence[str]] | None = None,
+        mix: Mapping[str, float] | None = None,
         rank: int = 0,
         world_size: int = 1,
-        batch_format: BatchFormat = "default",
-        drop_last: bool = True,
+        remainder: Remainder = "drop",
         resumable: bool = True,
+        extend: bool = False,
+        on_data_change: OnDataChange = "error",
+        **batch: Any,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}: expected 1 or more windows.")
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")
-        _check_format(batch_format)
-        self.context_length = context_length
-        self.batch_size = batch_size
-        self.split = split
-        self.order: Order = order
-        self.seed = seed
+        if remainder not in get_args(Remainder):
+            raise ConfigError(f"remainder is {remainder!r}: expected one of {', '.join(get_args(Remainder))}.")
+        stores = {"": store} if isinstance(store, TokenStore) else dict(store)
+        serving = Serving(stores, split, context_length, order, seed, shuffle_block, where or {}, mix or {})
+        self.context_length, self.batch_size = context_length, batch_size
+        self.remainder, self.resumable, self.extend = remainder, resumable, extend
         self._rank, self._world_size = rank, world_size
-        self._batch_format: BatchFormat = batch_format
-        self._drop_last, self.resumable = drop_last, resumable
-        self._cursor = 0
-        self._use(store)
+        self._make = BatchMaker(next(iter(stores.values())).commit.eos_id, **batch)
+        self._cursor = Cursor(serving, on_data_change)
+        #: Any other state is refused: Lightning keeps the loader's apart from the datamodule's, which is given first.
+        self.expected: Mapping[str, Any] | None = None
+        self._check_size()
 
-    def _use(self, store: TokenStore) -> None:
-        self.store = store
-        key = (store.fingerprint, store.commit.tokens, self.seed)
-        self._windows = WindowOrder(store.streams(self.split), self.context_length, self.order, key)
+    def _check_size(self) -> None:
         if not len(self):
+            serving = self._cursor.serving
+            tokens = sum(store.num_tokens(serving.split) for store in serving.stores.values())
+            uris = ", ".join(repr(store.uri) for store in serving.stores.values())
             raise ConfigError(
-                f"Split {self.split!r} of {store.uri!r} has {store.num_tokens(self.split):,} tokens, which make "
-                f"{self.num_windows} windows of {self.context_length} + 1: too few for one batch of {self.batch_size} on "
-                f"{self._world_size} rank(s); lower batch_size or context_length, or store more documents."
+                f"Split {serving.split!r} of {uris} has {tokens:,} tokens, which make {self.num_windows} windows of "
+                f"{self.context_length} + 1: too few for one batch of {self.batch_size} on {self._world_size} rank(s); lower "
+                "batch_size or context_length, or store more documents."
             )
+
+    @property
+    def stores(self) -> dict[str, TokenStore]:
+        """The stores that are read, at the versions that are read."""
+        return dict(self._cursor.serving.stores)
 
     @property
     def num_windows(self) -> int:
         """Windows per epoch, over all ranks, before the remainder is dropped."""
-        return self._windows.num_windows
-
-    @property
-    def _global_batch(self) -> int:
-        return self._world_size * self.batch_size
+        return self._cursor.num_windows
 
     def __len__(self) -> int:
         """Batches in a whole epoch: equal on all ranks, and the same after a resume."""
@@ -132,117 +138,105 @@ class WindowLoader:
 
     def _steps(self, position: int) -> int:
         """Count the batches from a position of an epoch to its end."""
-        steps, rest = divmod(self.num_windows - position, self._global_batch)
-        return steps + (not self._drop_last and rest >= self._world_size)
+        steps, rest = divmod(self.num_windows - position, self._world_size * self.batch_size)
+        if self.remainder == "drop":
+            return steps
+        return steps + (rest >= (1 if self.remainder == "wrap" else self._world_size))
+
+    def components(self) -> dict[str, dict[str, float]]:
+        """Tell, for each component of the mixture, the windows it has given so far and how often it was gone through."""
+        return self._cursor.components()
 
     def state_dict(self) -> dict[str, Any]:
         """Give the state after the last batch that was handed out; plain types, the same on all ranks."""
-        return {
-            "cursor": self._cursor,
-            "context_length": self.context_length,
-            "num_windows": self.num_windows,
-            "fingerprint": self.store.fingerprint,
-            "tokens": self.store.commit.tokens,
-            "order": self.order,
-            "seed": self.seed,
-        }
+        return self._cursor.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state, with the tokens that the store had when it was taken; read at the next `iter`.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state, with the tokens that the stores had when it was taken; read at the next `iter`.
 
-        World size and batch size may differ. With another `context_length` the epoch goes on after as many tokens.
+        World size and batch size may differ. With another `context_length` the epoch goes on after as many tokens; with
+        other weights of `mix` each component goes on where it was.
 
         Raises:
-            StoreError: If the state is of another store, order or seed: it would continue another sequence.
+            StoreError: If the state is of other data or another order, and `on_data_change` is `error`: it would continue
+                another sequence. If the stores never had the tokens of the state.
         """
         if not self.resumable:
             raise StoreError("This loader starts anew at every iteration: it takes no state.")
-        mine = self.state_dict()
-        for name in ("fingerprint", "order", "seed"):
-            if state[name] != mine[name]:
-                raise StoreError(
-                    f"The checkpoint continues {name} {state[name]!r}, but this run has {mine[name]!r}: set it as it was, or "
-                    "start without the checkpoint."
-                )
-        self._use(self.store.at_tokens(state["tokens"]))
-        epoch, position = divmod(state["cursor"], state["num_windows"])
-        if state["context_length"] != self.context_length:
-            position = -(-position * state["context_length"] // self.context_length)
-        self._cursor = epoch * self.num_windows + min(position, self.num_windows)
+        if self.expected is not None and state != self.expected:
+            fields = sorted(name for name in {*state, *self.expected} if state.get(name) != self.expected.get(name))
+            raise StoreError(
+                "The checkpoint says two things of the place in the data, in its datamodule and in its loop, about "
+                f"{', '.join(fields)}: it was put together from two, take one as it was saved."
+            )
+        self._cursor.load_state_dict(state)
+        self._check_size()
+
+    def roll_over(self) -> None:
+        """Begin the next epoch where the last one has ended; with `extend`, adopt what was appended to the stores."""
+        if not self._steps(self._cursor.position):
+            self._cursor.next_epoch(self.extend)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Iterate to the end of the epoch; the cursor is read at the first `next`."""
-        if not self.resumable:
-            self._cursor = 0
-        elif not self._steps(self._cursor % self.num_windows):
-            self._cursor = (self._cursor // self.num_windows + 1) * self.num_windows
-        epoch, position = divmod(self._cursor, self.num_windows)
-        pieces = self._starts(epoch, position)
-        read = partial(self.store.read, length=self.context_length + 1, split=self.split)
-        with ThreadPoolExecutor(1, thread_name_prefix="windows") as thread:
-            ahead = deque(thread.submit(read, starts) for starts in islice(pieces, _CHUNKS_AHEAD))
-            while ahead:
-                tokens = ahead.popleft().result()
-                ahead.extend(thread.submit(read, starts) for starts in islice(pieces, 1))
-                for low in range(0, len(tokens), self.batch_size):
-                    # Widened here and not in the thread: both have half of the work, and the batch is in this core's cache.
-                    windows = torch.from_numpy(tokens[low : low + self.batch_size].astype(np.int64))
-                    # A short last batch ends the epoch.
-                    self._cursor = min(self._cursor + self._global_batch, (epoch + 1) * self.num_windows)
-                    yield make_batch(windows, self._batch_format)
-
-    def _starts(self, epoch: int, position: int) -> Iterator[np.ndarray]:
-        """Give the starts of this rank's windows from a position to the end of the epoch, some batches at a time."""
-        batches_at_once = max(1, _STARTS_AT_ONCE // self.batch_size)
-        chunk = max(1, _CHUNK_TOKENS // (self.batch_size * (self.context_length + 1))) * self.batch_size
-        whole = (self.num_windows - position) // self._global_batch
-        for low in range(0, whole, batches_at_once):
-            steps = np.arange(low, min(low + batches_at_once, whole))
-            first = position + steps * self._global_batch + self._rank * self.batch_size
-            starts = self._windows.starts(epoch, (first[:, None] + np.arange(self.batch_size)).reshape(-1))
-            yield from (starts[at : at + chunk] for at in range(0, len(starts), chunk))
-        rest = (self.num_windows - position - whole * self._global_batch) // self._world_size
-        if rest and not self._drop_last:
-            first_left = position + whole * self._global_batch + self._rank * rest
-            yield self._windows.starts(epoch, first_left + np.arange(rest))
-
-
-class TokenWindows(torch.utils.data.Dataset[Batch]):
-    """The windows of a split as a map-style dataset, in the order of storage, for your own sampler and DataLoader.
-
-    Works with any start method of worker processes: it travels as an address of a few hundred bytes.
-
-    Args:
-        store: The token store.
-        context_length: Tokens that the model sees.
-        split: `train` or `val`.
-        batch_format: See `make_batch`.
-    """
-
-    def __init__(
-        self, store: TokenStore, context_length: int, split: str = "train", batch_format: BatchFormat = "default"
-    ) -> None:
-        _check_format(batch_format)
-        self.store, self.context_length, self.split = store, context_length, split
-        self._batch_format: BatchFormat = batch_format
-        self._windows = WindowOrder(store.streams(split), context_length, "sequential", ("", 0, 0))
-
-    def __len__(self) -> int:
-        return self._windows.num_windows
-
-    def __getitem__(self, index: int) -> Batch:
-        """Give window `index`: tensors of (context_length,) int64."""
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
-        """Give some windows with one read, as a DataLoader asks for them.
+        """Iterate to the end of the epoch; the cursor is read at the first `next`.
 
         Raises:
-            IndexError: If an index is beyond the windows.
+            StoreError: On all ranks, if they are not at the same place of the same data.
         """
-        positions = np.asarray(indices, dtype=np.int64)
-        positions = np.where(positions < 0, positions + len(self), positions)
-        if ((positions < 0) | (positions >= len(self))).any():
-            raise IndexError(f"Windows {list(indices)} are asked for, but there are {len(self)}.")
-        tokens = self.store.read(self._windows.starts(0, positions), self.context_length + 1, self.split)
-        return [make_batch(window, self._batch_format) for window in torch.from_numpy(tokens.astype(np.int64))]
+        cursor = self._cursor
+        if not self.resumable:
+            cursor.restart()
+        self.roll_over()
+        if self._world_size > 1 and self.resumable:
+            agree(self._place())
+        chunks, read = self._chunks(), cursor.serving.read
+        with ThreadPoolExecutor(1, thread_name_prefix="windows") as thread:
+            ahead = deque((chunk, thread.submit(read, chunk.found)) for chunk in islice(chunks, _CHUNKS_AHEAD))
+            while ahead:
+                chunk, reading = ahead.popleft()
+                tokens = reading.result()
+                ahead.extend((more, thread.submit(read, more.found)) for more in islice(chunks, 1))
+                _, start, epoch, _ = chunk.found
+                for step, digest in enumerate(chunk.digests):
+                    rows = slice(step * chunk.size, (step + 1) * chunk.size)
+                    # Widened here and not in the thread: both have half of the work, and the batch is in this core's cache.
+                    windows = torch.from_numpy(tokens[rows].astype(np.int64))
+                    cursor.advance(chunk.everyone, digest)
+                    yield self._make(windows, start[rows], epoch[rows])
+
+    def _place(self) -> dict[str, Any]:
+        """Tell where this rank is, of what; the same on all ranks, though their copies of a store may lie elsewhere."""
+        state = self.state_dict()
+        first = self._cursor.locate(np.asarray([self._cursor.value]))
+        stores = state.pop("stores")
+        return {
+            **{f"{field} of stores": [store[field] for store in stores] for field in ("fingerprint", "tokens")},
+            **state,
+            "batch_size": self.batch_size,
+            "len": len(self),
+            "first window": int(first.start[0]),
+        }
+
+    def _chunks(self) -> Iterator[_Chunk]:
+        """Locate this rank's windows from the cursor to the end of the epoch, some batches at a time."""
+        begin, size = self._cursor.value, self.batch_size
+        everyone = self._world_size * size
+        at_once = max(1, _LOCATED_AT_ONCE // everyone)
+        per_chunk = max(1, _CHUNK_TOKENS // (size * (self.context_length + 1)))
+        whole, rest = divmod(self._cursor.epoch_end - begin, everyone)
+        for low in range(0, whole, at_once):
+            yield from self._located(begin + low * everyone, min(at_once, whole - low), size, per_chunk)
+        if self._steps(self.num_windows - rest):
+            last = size if self.remainder == "wrap" else rest // self._world_size
+            yield from self._located(begin + whole * everyone, 1, last, 1)
+
+    def _located(self, begin: int, steps: int, size: int, per_chunk: int) -> Iterator[_Chunk]:
+        everyone = self._world_size * size
+        positions = np.arange(begin, begin + steps * everyone)
+        found = self._cursor.locate(positions)
+        digests = self._cursor.digests(positions, found).reshape(steps, everyone).sum(axis=1, dtype=np.uint64).tolist()
+        mine = [part.reshape(steps, self._world_size, size)[:, self._rank].reshape(-1) for part in found]
+        for low in range(0, steps, per_chunk):
+            high = min(low + per_chunk, steps)
+            part = Located(*(column[low * size : high * size] for column in mine))
+            yield _Chunk(part, size, everyone, digests[low:high])

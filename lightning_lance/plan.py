@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any
 
 import xxhash
 
-from lightning_lance.commit import FORMAT_VERSION, Commit
+from lightning_lance.commit import FORMAT_VERSION, Commit, first_version, last_commit
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
-from lightning_lance.store import TokenStore, first_version, last_commit
+from lightning_lance.store import TokenStore
 from lightning_lance.tokenization import Tokenizer, token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice
 
 _log = logging.getLogger(__name__)
+
+# Between two looks at a store that another process builds.
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,18 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
             f"{budget.max_documents:,}",
         )
     return store
+
+
+def wait_for(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> None:
+    """Wait until a build that runs elsewhere has committed so many tokens, or all that its source has."""
+    told = None
+    while (commit := last_commit(uri, storage_options=storage_options)) is None or commit.tokens < tokens:
+        if commit is not None and commit.exhausted:
+            return
+        if (now := 0 if commit is None else commit.tokens) != told:
+            _log.warning("Waiting for the store %s: %s of %s tokens are committed.", uri, f"{now:,}", f"{tokens:,}")
+            told = now
+        time.sleep(_POLL_SECONDS)
 
 
 def check_same(commit: Commit, plan: Plan) -> None:

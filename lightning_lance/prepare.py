@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.commit import Commit
+from lightning_lance.commit import Commit, append_commit, last_commit
 from lightning_lance.documents import one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import ConfigError, SourceError
@@ -27,7 +27,7 @@ from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepa
 from lightning_lance.progress import BuildProgress
 from lightning_lance.sources import OpenedSource, Source
 from lightning_lance.splits import split_codes
-from lightning_lance.store import TokenStore, append_commit, last_commit
+from lightning_lance.store import TokenStore
 from lightning_lance.tokenization import token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice
 

@@ -1,97 +1,25 @@
-"""The token store: a Lance dataset whose every commit holds tokens, and the source cursor after them, in one transaction.
+"""A token store, opened for reading: its streams, and windows of them from wherever the store lies.
 
-This is the only module that knows Lance.
+Besides `commit`, this is the only module that knows Lance.
 """
 
 from __future__ import annotations
 
-import bisect
-import json
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import lance
 import numpy as np
-import pyarrow as pa
 from lance.file import LanceFileReader
 
-from lightning_lance.commit import FORMAT_VERSION, Commit, StreamExtent
+from lightning_lance.commit import FORMAT_VERSION, StreamExtent, commit_of, dataset_at, first_version, last_commit
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
 
-_PROPERTY = "lightning_lance"
 _log = logging.getLogger(__name__)
-
-
-def append_commit(uri: str, rows: pa.Table, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
-    """Add rows and their commit note in one transaction; makes the store if there is none. Returns the new version."""
-    before = _dataset(uri, None, storage_options)
-    written = lance.write_dataset(
-        rows,
-        uri,
-        mode="append" if before is not None else "create",
-        transaction_properties={_PROPERTY: json.dumps(asdict(commit))},
-        storage_options=dict(storage_options or {}) or None,
-    )
-    version, expected = int(written.version), 1 if before is None else int(before.version) + 1
-    if version != expected:
-        raise StoreError(
-            f"Another process wrote to {uri!r} at the same time (version {version}, expected {expected}), so it may hold "
-            "documents twice: remove it, and let one process build it."
-        )
-    return version
-
-
-def last_commit(
-    uri: str, version: int | None = None, storage_options: Mapping[str, str] | None = None
-) -> Commit | None:
-    """Read the note of the last commit up to a version; None if there is no store. StoreError if it is another thing."""
-    dataset = _dataset(uri, version, storage_options)
-    return None if dataset is None else _commit_of(dataset, uri)
-
-
-def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:
-    """Find the first version whose commit note passes a test that all later ones pass too. StoreError if none does."""
-    dataset = _dataset(uri, None, storage_options)
-    versions = [] if dataset is None else sorted(int(entry["version"]) for entry in dataset.versions())
-    place = bisect.bisect_left(versions, True, key=lambda version: holds(_commit_at(uri, version, storage_options)))
-    if place == len(versions):
-        raise StoreError(f"No version of the token store {uri!r} is complete: run 'lightning-lance prepare' again.")
-    return versions[place]
-
-
-def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None) -> Commit:
-    commit = last_commit(uri, version, storage_options)
-    if commit is None:
-        raise StoreError(f"Version {version} of the token store {uri!r} is gone: it was removed while it was read.")
-    return commit
-
-
-def _dataset(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
-    try:
-        return lance.dataset(uri, version=version, storage_options=dict(storage_options or {}) or None)
-    except (ValueError, OSError) as error:
-        if "not found" in str(error).lower():
-            return None
-        raise StoreError(f"The token store {uri!r} cannot be opened: {' '.join(str(error).split())[:300]}") from error
-
-
-def _commit_of(dataset: Any, uri: str) -> Commit:
-    # Other writes (a deletion, a compaction) make versions that carry no note: the one before them still holds.
-    for version in range(int(dataset.version), 0, -1):
-        try:
-            note = (dataset.read_transaction(version).transaction_properties or {}).get(_PROPERTY)
-        except (ValueError, OSError):
-            break
-        if note is not None:
-            return Commit(**json.loads(note))
-    raise StoreError(
-        f"The Lance dataset {uri!r} is no token store: none of its versions was committed by this package."
-    )
 
 
 class TokenStore:
@@ -117,13 +45,13 @@ class TokenStore:
         self.uri = uri
         self._opening = (storage_options, reader)
         self.version = int(dataset.version)
-        self.commit = _commit_of(dataset, uri)
+        self.commit = commit_of(dataset, uri)
         if self.commit.recipe.get("format") != FORMAT_VERSION:
             raise StoreError(
                 f"The token store {uri!r} has format {self.commit.recipe.get('format')}, this version of lightning-lance "
                 f"reads format {FORMAT_VERSION}: build it again, or install the version that wrote it."
             )
-        self._dataset = dataset
+        self._dataset, self._process = dataset, os.getpid()
         tokens = dataset.schema.field("tokens").type
         self._block = int(tokens.list_size)
         self.dtype: np.dtype[Any] = np.dtype(tokens.value_type.to_pandas_dtype())
@@ -156,7 +84,7 @@ class TokenStore:
         Raises:
             StoreError: If there is no committed store.
         """
-        dataset = _dataset(str(uri), version, storage_options)
+        dataset = dataset_at(str(uri), version, storage_options)
         if dataset is None:
             what = f"version {version} of a token store" if version is not None else "token store"
             raise StoreError(f"There is no committed {what} at {str(uri)!r}: run 'lightning-lance prepare' first.")
@@ -180,6 +108,28 @@ class TokenStore:
             f"The checkpoint was trained on the first {tokens:,} tokens of the store, and no version of {self.uri!r} ends "
             "there: prepare it with the budget of that run."
         )
+
+    def newest(self) -> TokenStore:
+        """Open the same store as it is now."""
+        last = dataset_at(self.uri, None, self._opening[0])
+        return self if last is None else self.at_version(int(last.version))
+
+    def keep(self, name: str) -> None:
+        """Tag the version that is read, so that no clean-up of old versions removes it. Does nothing if the tag is there.
+
+        Args:
+            name: Of the tag.
+
+        Raises:
+            StoreError: If the store cannot be written.
+        """
+        try:
+            if name not in self._dataset.tags.list():
+                self._dataset.tags.create(name, self.version)
+        except (ValueError, OSError) as error:
+            raise StoreError(
+                f"Version {self.version} of the token store {self.uri!r} cannot be tagged: {' '.join(str(error).split())[:200]}"
+            ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Handles and maps do not travel: another process opens the same version anew.
@@ -244,6 +194,9 @@ class TokenStore:
     def _blocks(self, rows: np.ndarray) -> np.ndarray:
         if not len(rows):
             return np.empty((0, self._block), self.dtype)
+        if self._process != os.getpid():
+            # In a forked worker the parent's handle may wait for threads that are not there.
+            self._dataset, self._process = dataset_at(self.uri, self.version, self._opening[0]), os.getpid()
         tokens = self._dataset.take(rows.tolist(), columns=["tokens"]).column("tokens").combine_chunks()
         return np.asarray(tokens.flatten()).reshape(len(rows), self._block)
 

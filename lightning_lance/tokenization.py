@@ -167,6 +167,15 @@ class Tokenizer:
         """Give the text of some ids, EOS spelled out."""
         return str(self._reference.decode([int(i) for i in ids], skip_special_tokens=False))
 
+    def id_of(self, token: str) -> int:
+        """Give the id of a token. ConfigError if there is none."""
+        found = self._reference.token_to_id(token)
+        if found is None:
+            added = self._reference.get_added_tokens_decoder().values()
+            special = ", ".join(repr(known.content) for known in list(added)[:30] if known.special)
+            raise ConfigError(f"The tokenizer has no token {token!r}: its special tokens are {special or 'none'}.")
+        return int(found)
+
     def to_json(self) -> str:
         """Give the `tokenizer.json` in use: the file given, without post-processor, truncation and padding."""
         return self._spec

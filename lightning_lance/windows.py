@@ -100,15 +100,18 @@ class WindowOrder:
             replacement), `sequential` (as stored).
         key: What the random orders depend on besides the epoch: fingerprint of the store, its tokens, and the seed. Not
             its version, which says how many commits a build happened to make.
+        shuffle_block: In `shuffle`, windows that stay together: the epoch goes through blocks of so many neighbours, each
+            block in an order of its own, so that disks and object stores see longer reads. None shuffles over all.
 
     Raises:
-        ConfigError: If `context_length` or `order` cannot be used.
+        ConfigError: If `context_length`, `order` or `shuffle_block` cannot be used.
     """
 
     streams: Sequence[StreamExtent]
     context_length: int
     order: Order
-    key: tuple[str, int, int]
+    key: tuple[object, ...]
+    shuffle_block: int | None = None
     _counts: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
     _ends: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
 
@@ -117,6 +120,10 @@ class WindowOrder:
             raise ConfigError(f"context_length is {self.context_length}: expected 1 or more tokens.")
         if self.order not in get_args(Order):
             raise ConfigError(f"order is {self.order!r}: expected one of {', '.join(get_args(Order))}.")
+        if self.shuffle_block is not None and (self.shuffle_block < 1 or self.order != "shuffle"):
+            raise ConfigError(
+                f"shuffle_block is {self.shuffle_block} with order {self.order!r}: expected 1 or more windows, and 'shuffle'."
+            )
         counts = [windows_of(stream.num_tokens, self.context_length, self.order) for stream in self.streams]
         object.__setattr__(self, "_counts", np.asarray(counts, dtype=np.int64))
         object.__setattr__(self, "_ends", np.cumsum(self._counts))
@@ -136,15 +143,34 @@ class WindowOrder:
         Returns:
             (n,) int64 offsets among the tokens of the split.
         """
+        return self.locate(epoch, positions)[1]
+
+    def locate(
+        self, epoch: int, positions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Give the windows at some positions of an epoch, as (n,) int64 places of their streams and (n,) int64 starts."""
         if self.order == "random":
             return self._random(epoch, positions)
         if self.order == "shuffle":
-            keys = key_words(*self.key, "permutation", epoch, count=_ROUNDS)
-            positions = permute(positions, self.num_windows, keys)
+            positions = self._shuffled(epoch, positions)
         stream = np.searchsorted(self._ends, positions, side="right")
         within = positions - (self._ends - self._counts)[stream]
-        starts: npt.NDArray[np.int64] = self._bases(epoch)[stream] + within * self.context_length
-        return starts
+        return stream, self._bases(epoch)[stream] + within * self.context_length
+
+    def _shuffled(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        keys, size = key_words(*self.key, "permutation", epoch, count=_ROUNDS), self.num_windows
+        if self.shuffle_block is None:
+            return permute(positions, size, keys)
+        block = min(self.shuffle_block, size)
+        rest = size - size % block
+        inner, draws = key_words(*self.key, "block", epoch, count=_ROUNDS), key_words(*self.key, "turn", epoch, count=2)
+        chosen = permute(np.minimum(positions, rest - 1) // block, rest // block, keys)
+        # One order for the insides of all blocks, begun at another place in each.
+        turn = (mix(chosen.astype(np.uint64) + draws[0]) % np.uint64(block)).astype(np.int64)
+        places = chosen * block + (permute(positions % block, block, inner) + turn) % block
+        # What fills no block comes last; turning all places by a draw makes it other windows in every epoch.
+        places = np.where(positions < rest, places, positions)
+        return (places + int(draws[1] % np.uint64(size))) % size
 
     def _bases(self, epoch: int) -> npt.NDArray[np.int64]:
         """Give the start of the first window of each stream: that of the stream, and in `shuffle` a random phase."""
@@ -156,7 +182,9 @@ class WindowOrder:
         phases = (draws % np.maximum(room, 1).astype(np.uint64)).astype(np.int64)
         return bases + phases
 
-    def _random(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def _random(
+        self, epoch: int, positions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         # Offsets at which a window can begin, over all streams; 53 bits of the hash choose among them evenly.
         possible = np.asarray([max(stream.num_tokens - self.context_length, 0) for stream in self.streams])
         ends = np.cumsum(possible)
@@ -164,5 +192,4 @@ class WindowOrder:
         places = ((draws >> np.uint64(11)) * 2.0**-53 * ends[-1]).astype(np.int64)
         stream = np.searchsorted(ends, places, side="right")
         bases = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
-        starts: npt.NDArray[np.int64] = bases[stream] + places - (ends - possible)[stream]
-        return starts
+        return stream, bases[stream] + places - (ends - possible)[stream]

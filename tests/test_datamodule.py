@@ -297,7 +297,7 @@ def test_two_processes_get_disjoint_windows_and_resume_exactly(tmp_path: Path):
 
 def test_val_batches_are_the_same_for_every_world_size(byte_store: Callable[..., Any]):
     store = byte_store(source=SOURCE, val_fraction=0.5)
-    options: dict[str, Any] = {"split": "val", "order": "sequential", "drop_last": False, "resumable": False}
+    options: dict[str, Any] = {"split": "val", "order": "sequential", "remainder": "short", "resumable": False}
 
     def windows(world_size: int) -> set[tuple[int, ...]]:
         loaders = [

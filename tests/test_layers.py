@@ -13,16 +13,16 @@ ORDER = [
     "locking", "tokenization", "tokenizer_choice",
     "splits", "packing", "segments", "commit", "store",
     "progress", "read_ahead", "encoding", "plan", "prepare",
-    "windows", "loader", "datamodule",
+    "windows", "mixture", "serving", "fim", "batches", "token_windows", "agreement", "cursor", "loader", "datamodule",
     "cli", "__init__",
 ]  # fmt: skip
 
 ONLY = {
     "lightning": {"datamodule"},
-    "lance": {"store"},
+    "lance": {"commit", "store"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
-    "torch": {"loader"},
+    "torch": {"batches", "token_windows", "agreement", "loader"},
 }
 # Seconds to import: inside functions only, so that a command that does not need them is fast.
 HEAVY = {"datasets", "transformers", "tokenizers", "gigatoken", "awkward", "huggingface_hub", "fsspec"}

@@ -1,3 +1,4 @@
+import json
 import weakref
 from collections.abc import Callable
 from itertools import islice
@@ -11,9 +12,9 @@ from conftest import ListSource, documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import TokenStore, TokenWindows, WindowLoader, prepare
+from lightning_lance import TokenStore, WindowLoader, prepare
 from lightning_lance.errors import ConfigError, StoreError
-from lightning_lance.loader import make_batch
+from lightning_lance.loader import Remainder
 from lightning_lance.tokenizer_choice import ByteChoice
 from lightning_lance.windows import Order
 
@@ -36,7 +37,7 @@ def rows(loader: WindowLoader, batches: int | None = None) -> list[list[list[int
 
 def test_a_literal_epoch(byte_store: MakeStore):
     store = byte_store("abcdefghijk", "lmno")
-    loader = WindowLoader(store, 4, 2, order="sequential", drop_last=False)
+    loader = WindowLoader(store, 4, 2, order="sequential", remainder="short")
     batches = list(loader)
     assert len(batches) == len(loader) == 2
     text = [["".join(map(chr, row)).replace("\u0100", "$") for row in batch["input_ids"].tolist()] for batch in batches]
@@ -51,29 +52,23 @@ def test_a_literal_epoch(byte_store: MakeStore):
         assert batch["targets"].data_ptr() == batch["input_ids"].data_ptr() + 8
 
 
-def test_batch_formats():
-    windows = torch.arange(10).reshape(2, 5)
-    assert make_batch(windows, "default")["targets"].tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
-    batch = make_batch(windows, "huggingface")
-    assert list(batch) == ["input_ids", "labels"]
-    assert batch["labels"].tolist() == batch["input_ids"].tolist() == [[0, 1, 2, 3], [5, 6, 7, 8]]
-
-
 contexts, batch_sizes, world_sizes = st.integers(1, 40), st.integers(1, 5), st.integers(1, 4)
 orders = st.sampled_from(["shuffle", "random", "sequential"])
 
 
 @settings(max_examples=60)
-@given(contexts, batch_sizes, world_sizes, st.sampled_from(["shuffle", "sequential"]), st.booleans())
+@given(
+    contexts, batch_sizes, world_sizes, st.sampled_from(["shuffle", "sequential"]), st.sampled_from(["drop", "short"])
+)
 def test_ranks_are_disjoint_and_complete(
-    store: TokenStore, context_length: int, batch_size: int, world_size: int, order: Order, drop_last: bool
+    store: TokenStore, context_length: int, batch_size: int, world_size: int, order: Order, remainder: Remainder
 ):
     """Together the ranks give every window once, but for the remainder; each gives as many batches as `len` says."""
-    options: dict[str, Any] = {"order": order, "drop_last": drop_last}
+    options: dict[str, Any] = {"order": order, "remainder": remainder}
     alone = WindowLoader(store, context_length, 1, **options)
     everything = [row for batch in rows(alone) for row in batch]
     assert len(everything) == alone.num_windows
-    if alone.num_windows < world_size * (batch_size if drop_last else 1):
+    if alone.num_windows < world_size * (batch_size if remainder == "drop" else 1):
         with pytest.raises(ConfigError, match="too few for one batch"):
             WindowLoader(store, context_length, batch_size, world_size=world_size, **options)
         return
@@ -85,7 +80,7 @@ def test_ranks_are_disjoint_and_complete(
     assert {len(batches) for batches in served} == {len(loaders[0])}
     merged = [row for step in zip(*served, strict=True) for batch in step for row in batch]
     assert merged == everything[: len(merged)]
-    assert len(everything) - len(merged) < (world_size * batch_size if drop_last else world_size)
+    assert len(everything) - len(merged) < (world_size * batch_size if remainder == "drop" else world_size)
 
 
 @settings(max_examples=60)
@@ -174,20 +169,47 @@ def test_a_grown_store_is_continued_at_the_version_of_the_state(tmp_path: Path):
     large = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
     resumed = WindowLoader(large, 8, 4)
     resumed.load_state_dict(loader.state_dict())
-    assert (resumed.store.version, large.version) == (small.version, small.version + 1)
+    assert (resumed.stores[""].version, large.version) == (small.version, small.version + 1)
     assert before + rows(resumed) == rows(WindowLoader(small, 8, 4))
 
 
-@pytest.mark.parametrize(("name", "value"), [("fingerprint", "other"), ("seed", 1), ("order", "random")])
-def test_a_state_of_another_order_is_refused(store: TokenStore, name: str, value: Any):
+def test_a_state_is_plain(store: TokenStore, tmp_path: Path):
+    state = WindowLoader(store, 4, 8, where={"language": ["Python"]}, mix={"Python": 1}).state_dict()
+    torch.save(state, tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == json.loads(json.dumps(state)) == state
+
+
+def test_the_two_parts_of_a_checkpoint_must_say_the_same(store: TokenStore):
     loader = WindowLoader(store, 4, 8)
-    with pytest.raises(StoreError, match=f"The checkpoint continues {name} {value!r}"):
-        loader.load_state_dict({**loader.state_dict(), name: value})
+    rows(loader, 2)
+    resumed = WindowLoader(store, 4, 8)
+    resumed.load_state_dict(loader.state_dict())
+    resumed.expected = loader.state_dict()
+    rows(loader, 1)
+    with pytest.raises(StoreError, match=r"says two things of the place in the data.*about cursor, digest:"):
+        resumed.load_state_dict(loader.state_dict())
 
 
-def test_a_state_is_plain(store: TokenStore):
-    state = WindowLoader(store, 4, 8).state_dict()
-    assert {type(value) for value in state.values()} <= {int, str}
+@settings(max_examples=40)
+@given(contexts, batch_sizes, world_sizes, st.integers(1, 3))
+def test_wrapped_batches_are_whole_and_their_windows_come_again(
+    store: TokenStore, context_length: int, batch_size: int, world_size: int, epochs: int
+):
+    """All ranks have as many whole batches; the last is filled up with what the next epoch begins with."""
+    alone = WindowLoader(store, context_length, 1)
+    loaders = [
+        WindowLoader(store, context_length, batch_size, rank=rank, world_size=world_size, remainder="wrap")
+        for rank in range(world_size)
+    ]
+    # As many windows as two epochs of the order, wherever a last batch ends.
+    ahead = [row for _ in range(epochs + 2 + batch_size * world_size) for batch in rows(alone) for row in batch]
+    for epoch in range(epochs):
+        served = [rows(loader) for loader in loaders]
+        assert {len(batches) for batches in served} == {len(loaders[0])}
+        merged = [row for step in zip(*served, strict=True) for batch in step for row in batch]
+        assert len(merged) == len(loaders[0]) * batch_size * world_size
+        assert merged == ahead[epoch * alone.num_windows :][: len(merged)]
+        assert {loader.state_dict()["cursor"] for loader in loaders} == {(epoch + 1) * alone.num_windows}
 
 
 def test_arguments_that_cannot_be_are_refused(store: TokenStore):
@@ -199,6 +221,10 @@ def test_arguments_that_cannot_be_are_refused(store: TokenStore):
         WindowLoader(store, 4, 1, batch_format="hf")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"Split 'val' of .* has 0 tokens"):
         WindowLoader(store, 4, 1, split="val")
+    with pytest.raises(ConfigError, match="remainder is 'keep': expected one of drop, wrap, short"):
+        WindowLoader(store, 4, 1, remainder="keep")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="on_data_change is 'ignore': expected one of error, restart, continue"):
+        WindowLoader(store, 4, 1, on_data_change="ignore")  # type: ignore[arg-type]
 
 
 def test_a_loader_that_is_left_leaves_nothing_behind(store: TokenStore):
@@ -210,22 +236,8 @@ def test_a_loader_that_is_left_leaves_nothing_behind(store: TokenStore):
     assert gone() is None
 
 
-@pytest.mark.parametrize("start_method", [None, "spawn", "forkserver"])
-def test_token_windows_in_a_data_loader(store: TokenStore, start_method: str | None):
-    dataset = TokenWindows(store, 4)
-    workers = {"num_workers": 2, "multiprocessing_context": start_method} if start_method else {}
-    batches = list(torch.utils.data.DataLoader(dataset, batch_size=8, **workers))
-    served = [row for batch in batches for row in batch["targets"].tolist()]
-    sequential = WindowLoader(store, 4, 8, order="sequential", drop_last=False)
-    assert served == [row for batch in sequential for row in batch["targets"].tolist()]
-    assert len(served) == len(dataset)
-    assert torch.equal(dataset[-1]["input_ids"], dataset[len(dataset) - 1]["input_ids"])
-    with pytest.raises(IndexError, match=f"there are {len(dataset)}"):
-        dataset[len(dataset)]
-
-
 def test_epochs_with_a_short_last_batch_are_whole(store: TokenStore):
-    options: dict[str, Any] = {"drop_last": False}
+    options: dict[str, Any] = {"remainder": "short"}
     alone = next(rows(WindowLoader(store, 4, 1, **options)) for _ in range(1))
     loader = WindowLoader(store, 4, 8, **options)
     assert loader.num_windows % 8
@@ -246,4 +258,4 @@ def test_the_order_does_not_know_how_a_build_was_cut_into_commits(tmp_path: Path
     other.load_state_dict(one.state_dict())
     assert first + rows(other) == rows(WindowLoader(whole, 8, 4))
     with pytest.raises(StoreError, match="was trained on the first 77 tokens of the store, and no version"):
-        one.load_state_dict({**one.state_dict(), "tokens": 77})
+        one.load_state_dict({**one.state_dict(), "stores": [{**one.state_dict()["stores"][0], "tokens": 77}]})

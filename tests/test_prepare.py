@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, prepare
+from lightning_lance.commit import last_commit
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.sources import python_stdlib
 from lightning_lance.splits import SPLITS, split_codes
-from lightning_lance.store import last_commit
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import ByteChoice, TrainedBPE
 

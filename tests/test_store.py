@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore
-from lightning_lance.commit import Commit
+from lightning_lance.commit import Commit, append_commit, first_version, last_commit
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.packing import BLOCK, Packer
-from lightning_lance.store import append_commit, first_version, last_commit
 
 EOS = 60_000
 NOTE = Commit("fingerprint", {"format": 1}, {}, "", "<eos>", EOS, EOS + 1)

@@ -1,0 +1,45 @@
+"""What the ranks of a run tell each other about the data: that they are at the same place of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+
+from lightning_lance.errors import StoreError
+
+
+def _connected() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def agree(mine: dict[str, Any]) -> None:
+    """Compare what all ranks hold; each gets to know the others' values, so all of them raise, and none waits for ever.
+
+    Raises:
+        StoreError: With a table, a line per rank and a column per field that differs.
+    """
+    if not _connected():
+        return
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    fields = [name for name in mine if any(other.get(name) != mine[name] for other in everyone)]
+    if fields:
+        lines = [
+            f"rank {rank}: " + ", ".join(f"{name} {told.get(name)!r}" for name in fields)
+            for rank, told in enumerate(everyone)
+        ]
+        table = "\n".join(lines)
+        raise StoreError(
+            f"The ranks disagree about the data in {', '.join(fields)}: start all of them with one configuration, on the same "
+            f"store.\n{table}"
+        )
+
+
+def told_by_first(value: Any) -> Any:
+    """Give the value that rank 0 passes, on all ranks."""
+    if not _connected():
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]

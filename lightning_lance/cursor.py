@@ -1,0 +1,177 @@
+"""Where a run is in the order of its windows: the cursor, what it is counted from, and how it is kept and continued."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from lightning_lance.agreement import told_by_first
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.mixture import Located
+from lightning_lance.serving import Serving
+from lightning_lance.windows import mix
+
+_log = logging.getLogger(__name__)
+
+OnDataChange = Literal["error", "restart", "continue"]
+
+
+class Cursor:
+    """The place in the order: one global integer, windows consumed by all ranks in all epochs.
+
+    The other integers say what it is counted from: where its epoch began, and where its mixture (`origin`), which changes with
+    the weights, the context length or the stores.
+
+    Args:
+        serving: What is served.
+        on_data_change: See `WindowLoader`.
+
+    Raises:
+        ConfigError: If `on_data_change` is none of the three.
+    """
+
+    def __init__(self, serving: Serving, on_data_change: OnDataChange = "error") -> None:
+        if on_data_change not in get_args(OnDataChange):
+            raise ConfigError(
+                f"on_data_change is {on_data_change!r}: expected one of {', '.join(get_args(OnDataChange))}."
+            )
+        self._on_data_change = on_data_change
+        self.serving = serving
+        self.restart()
+
+    def restart(self) -> None:
+        """Go to the first window of all."""
+        self._mixture = self.serving.mixture()
+        self.value = self.epoch = self.epoch_start = self._origin = self._digest = self._digest_from = 0
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch."""
+        return self._mixture.num_windows
+
+    @property
+    def epoch_end(self) -> int:
+        """Where the next epoch begins."""
+        return self.epoch_start + self.num_windows
+
+    @property
+    def position(self) -> int:
+        """Windows of this epoch that are consumed."""
+        return self.value - self.epoch_start
+
+    def locate(self, positions: np.ndarray) -> Located:
+        """Find the windows at some positions, (n,) int64, counted as the cursor is."""
+        return self._mixture.locate(positions - self._origin)
+
+    def digests(self, positions: np.ndarray, found: Located) -> np.ndarray:
+        """Hash windows and their positions to (n,) uint64; their sum modulo 2**64 tells sequences of windows apart."""
+        places = found.start.astype(np.uint64) ^ (found.store.astype(np.uint64) << np.uint64(56))
+        hashed = mix(mix(places) + positions.astype(np.uint64))
+        # What a wrapped batch has of the next epoch is not consumed by it.
+        hashed[positions >= self.epoch_end] = 0
+        return hashed
+
+    def advance(self, windows: int, digest: int) -> None:
+        """Move behind some windows, whose digests add up to `digest`; not beyond the end of the epoch."""
+        self.value = min(self.value + windows, self.epoch_end)
+        self._digest = (self._digest + digest) % 2**64
+
+    def next_epoch(self, extend: bool) -> None:
+        """Go to the first window of the next epoch; with `extend`, of the stores as they are now."""
+        self.epoch, self.epoch_start = self.epoch + 1, self.epoch_end
+        self.value = self._digest_from = self.epoch_start
+        self._digest = 0
+        if not extend:
+            return
+        newest = {name: store.newest() for name, store in self.serving.stores.items()}
+        told = told_by_first([store.commit.tokens for store in newest.values()])
+        if told != [store.commit.tokens for store in self.serving.stores.values()]:
+            stores = {name: newest[name].at_tokens(tokens) for name, tokens in zip(newest, told, strict=True)}
+            # Each component begins an epoch: of what was left of its last one, the borders have moved.
+            epochs = -(-self._mixture.consumed(self.value - self._origin) // self._mixture.sizes)
+            self.serving = replace(self.serving, stores=stores)
+            self._move(epochs * self.serving.mixture().sizes)
+            _log.info("Epoch %d has %s windows, of stores that have grown.", self.epoch, f"{self.num_windows:,}")
+
+    def components(self) -> dict[str, dict[str, float]]:
+        """Tell, for each component of the mixture, the windows it has given so far and how often it was gone through."""
+        consumed = self._mixture.consumed(self.value - self._origin)
+        return {
+            name: {"windows": int(windows), "epochs": float(windows / size)}
+            for name, windows, size in zip(self._mixture.names, consumed, self._mixture.sizes, strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state in plain types, the same on all ranks."""
+        return {
+            "cursor": self.value,
+            "epoch": self.epoch,
+            "epoch_start": self.epoch_start,
+            "origin": self._origin,
+            "taken": [int(count) for count in self._mixture.taken],
+            "digest": f"{self._digest:016x}",
+            "digest_from": self._digest_from,
+            **self.serving.describe(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state, with the tokens that the stores had when it was taken.
+
+        Raises:
+            StoreError: If it is of other data or another order and `on_data_change` is `error`, naming each field that
+                differs; or if the stores never had its tokens.
+        """
+        if differences := self.serving.differences(state):
+            changes = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differences.items())
+            if self._on_data_change == "error":
+                raise StoreError(
+                    f"The checkpoint continues other data ({changes}): set it as it was, start without the checkpoint, or say "
+                    "on_data_change=restart or on_data_change=continue."
+                )
+            _log.warning("The data differs from the checkpoint's (%s): %s.", changes, self._on_data_change)
+            if self._on_data_change == "restart":
+                self.restart()
+            else:
+                self._continue_elsewhere(state)
+            return
+        self.serving = self.serving.pinned(state)
+        self._mixture = self.serving.mixture(state["taken"])
+        self.value, self.epoch, self.epoch_start = state["cursor"], state["epoch"], state["epoch_start"]
+        self._origin = state["origin"]
+        self._digest, self._digest_from = int(state["digest"], 16), state["digest_from"]
+        before = replace(self.serving, context_length=state["context_length"], mix=state["mix"])
+        if before.describe() != self.serving.describe():
+            self._convert(before, state["taken"])
+
+    def _continue_elsewhere(self, state: Mapping[str, Any]) -> None:
+        self.value, self.epoch = state["cursor"], state["epoch"]
+        position = min(self.value - state["epoch_start"], self.num_windows)
+        self.epoch_start = self.value - position
+        # Which components were in the other data is not known: of several, each begins an epoch.
+        self._move(self.epoch * self._mixture.sizes + (position if len(self._mixture.names) == 1 else 0))
+
+    def _convert(self, before: Serving, taken: list[int]) -> None:
+        """Say a place of another context length or of other weights: as many tokens on, each component where it was."""
+        old, length = before.mixture(taken), before.context_length
+        consumed = old.consumed(self.value - self._origin)
+        position = min(self._as_many(self.position, length), self.num_windows)
+        self.value = self._as_many(self.value, length)
+        self.epoch_start = self.value - position
+        order = [old.names.index(name) for name in self._mixture.names]
+        epochs, within = np.divmod(consumed[order], old.sizes[order])
+        sizes = self._mixture.sizes
+        self._move(epochs * sizes + np.minimum(self._as_many(within, length), sizes))
+
+    def _as_many(self, windows: Any, length: int) -> Any:
+        """Say how many windows have as many tokens as `windows` of another length, rounded up."""
+        return -(-windows * length // self.serving.context_length)
+
+    def _move(self, taken: np.ndarray) -> None:
+        """Begin a mixture here, of whose components so many windows were taken before."""
+        self._mixture = self.serving.mixture([int(count) for count in taken])
+        self._origin = self._digest_from = self.value
+        self._digest = 0

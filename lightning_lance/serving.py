@@ -1,0 +1,155 @@
+"""What a run serves: which streams of which stores, in which order, and the windows themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lightning_lance.commit import StreamExtent
+from lightning_lance.errors import ConfigError
+from lightning_lance.languages import check_languages
+from lightning_lance.mixture import Located, Mixture
+from lightning_lance.store import TokenStore
+from lightning_lance.windows import Order, WindowOrder
+
+# The columns of a stream by which `where` selects.
+_STREAM_COLUMNS = ("language",)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A selection of windows and its order: with a position, all that decides what a run sees.
+
+    Attributes:
+        stores: Name to store. All must have been made with one tokenizer.
+        split: `train` or `val`.
+        context_length: Tokens that the model sees; a window has one more.
+        order: `shuffle`, `random` or `sequential`; see `WindowOrder`.
+        seed: Of the random orders.
+        shuffle_block: See `WindowOrder`.
+        where: Column of the streams to the values to serve, such as `{"language": ["Python"]}`; empty serves all.
+        mix: Weight of each language, or, with several stores, of each store; empty serves all windows alike.
+
+    Raises:
+        ConfigError: If the stores do not belong together, or `where` or `mix` name what is not there.
+    """
+
+    stores: Mapping[str, TokenStore]
+    split: str
+    context_length: int
+    order: Order
+    seed: int
+    shuffle_block: int | None
+    where: Mapping[str, Sequence[str]]
+    mix: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        first = next(iter(self.stores.values()))
+        for name, store in self.stores.items():
+            if store.commit.recipe["tokenizer"] != first.commit.recipe["tokenizer"]:
+                raise ConfigError(
+                    f"The stores {next(iter(self.stores))!r} and {name!r} were made with different tokenizers: a model reads "
+                    "one of them only; build one of the stores anew."
+                )
+        for column, values in self.where.items():
+            if column not in _STREAM_COLUMNS:
+                raise ConfigError(
+                    f"where has the column {column!r}: streams are told apart by {', '.join(_STREAM_COLUMNS)}."
+                )
+            if isinstance(values, str):
+                raise ConfigError(f"where.{column} is the string {values!r}: write a list, [{values}].")
+            check_languages(values, sorted(self._languages), "where")
+        if self.mix:
+            known = sorted(self.stores) if len(self.stores) > 1 else sorted(self._selected_languages)
+            if unknown := [name for name in self.mix if name not in known]:
+                what = "store" if len(self.stores) > 1 else "language"
+                raise ConfigError(f"mix has the {what} {unknown[0]!r}: there are {', '.join(known)}.")
+
+    @property
+    def _languages(self) -> set[str]:
+        return {language for store in self.stores.values() for language in store.commit.languages}
+
+    @property
+    def _selected_languages(self) -> set[str]:
+        wanted = {*self.where.get("language", ())}
+        return self._languages & wanted if wanted else self._languages
+
+    def mixture(self, taken: Sequence[int] | None = None) -> Mixture:
+        """Make the order. `taken`: windows that each component has given before."""
+        selected = self._selected_languages
+        streams: dict[str, list[StreamExtent]] = {}
+        places: dict[str, list[int]] = {}
+        for place, (name, store) in enumerate(self.stores.items()):
+            for stream in store.streams(self.split):
+                component = "" if not self.mix else name if len(self.stores) > 1 else stream.language
+                if stream.language in selected and (not self.mix or component in self.mix):
+                    streams.setdefault(component, []).append(stream)
+                    places.setdefault(component, []).append(place)
+        names = list(self.mix) if self.mix else [""]
+        orders = {name: self._order(streams.get(name, []), [name] if self.mix else []) for name in names}
+        return Mixture(orders, [places.get(name, []) for name in names], self.mix or {"": 1}, taken)
+
+    def _order(self, streams: Sequence[StreamExtent], names: list[str]) -> WindowOrder:
+        made = [part for store in self.stores.values() for part in (store.fingerprint, store.commit.tokens)]
+        key = (*made, self.seed, *names)
+        return WindowOrder(streams, self.context_length, self.order, key, self.shuffle_block)
+
+    def read(self, found: Located) -> np.ndarray:
+        """Read windows: (n, context_length + 1) tokens, in the dtype of the stores."""
+        stores = list(self.stores.values())
+        if len(stores) == 1:
+            return stores[0].read(found.start, self.context_length + 1, self.split)
+        dtype = np.result_type(*(store.dtype for store in stores))
+        windows = np.empty((len(found.start), self.context_length + 1), dtype)
+        for place, store in enumerate(stores):
+            mine = np.flatnonzero(found.store == place)
+            if len(mine):
+                windows[mine] = store.read(found.start[mine], self.context_length + 1, self.split)
+        return windows
+
+    def describe(self) -> dict[str, Any]:
+        """Give all that decides the sequence, in plain types, to be kept in a checkpoint."""
+        return {
+            "stores": [
+                {
+                    "name": name,
+                    "uri": store.uri,
+                    "fingerprint": store.fingerprint,
+                    "tokens": store.commit.tokens,
+                    "version": store.version,
+                }
+                for name, store in self.stores.items()
+            ],
+            "split": self.split,
+            "context_length": self.context_length,
+            "order": self.order,
+            "seed": self.seed,
+            "shuffle_block": self.shuffle_block,
+            "where": {column: sorted(values) for column, values in self.where.items()},
+            "mix": {name: float(weight) for name, weight in self.mix.items()},
+        }
+
+    def differences(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Compare with a description: field to (its value, mine), for those that make another sequence of windows.
+
+        Not among them: the tokens of the stores, to which one can go back; `context_length` and the weights of `mix`, which
+        may change on the way.
+        """
+        mine = self.describe()
+        pairs = {name: (state[name], mine[name]) for name in ("split", "order", "seed", "shuffle_block", "where")}
+        pairs["mix"] = (sorted(state["mix"]), sorted(mine["mix"]))
+        for field in ("name", "fingerprint"):
+            pairs[f"stores.{field}"] = (
+                [store[field] for store in state["stores"]],
+                [store[field] for store in mine["stores"]],
+            )
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    def pinned(self, state: Mapping[str, Any]) -> Serving:
+        """Go back to the tokens that the stores had when a description was made. StoreError if they never had."""
+        tokens = [store["tokens"] for store in state["stores"]]
+        pairs = zip(self.stores.items(), tokens, strict=True)
+        return replace(self, stores={name: store.at_tokens(count) for (name, store), count in pairs})
