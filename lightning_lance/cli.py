@@ -1,4 +1,4 @@
-"""The command line: `lightning-lance prepare key=value ...`. This is the only module that knows Hydra."""
+"""The command line: `lightning-lance prepare key=value ...` and others. This is the only module that knows Hydra."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=
 
 USAGE = """\
 lightning-lance prepare key=value ...   build the token store, without training
+lightning-lance verify-resume CKPT      show that a run goes on exactly where a checkpoint was saved
 lightning-lance --version
 
 Keys are those of the configuration: source=github_code 'languages=[Python]' tokenizer=gpt_neox max_documents=5_000_000
 lightning-lance prepare --cfg job       show the configuration
 lightning-lance prepare --help          show the groups and their options
+A store that has moved: verify-resume CKPT uri=PLACE, or NAME=PLACE where there are several.
 """
 
 
@@ -131,15 +133,30 @@ def _prepare(config: DictConfig) -> None:
     )
 
 
+def _verify_resume(arguments: list[str]) -> None:
+    from lightning_lance.verify import verify_resume
+
+    file, *moved = arguments or [""]
+    pairs = [argument.partition("=") for argument in moved]
+    if not file or not all(equals for _, equals, _ in pairs):
+        sys.exit("error: expected verify-resume CKPT, and after it uri=PLACE where the store has moved.")
+    try:
+        print(verify_resume(file, {"" if name == "uri" else name: place for name, _, place in pairs}))
+    except LightningLanceError as error:
+        sys.exit(f"error: {error}")
+
+
 def main() -> None:
     """Run the command `lightning-lance`."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name == "prepare":
         sys.argv[:] = [f"{sys.argv[0]} prepare", *rest, *_NO_FOLDER]
         command(_prepare)()
+    elif name == "verify-resume":
+        _verify_resume(rest)
     elif name == "--version":
         print(version("lightning-lance"))
     elif name in ("--help", "-h", "help"):
         print(USAGE, end="")
     else:
-        sys.exit(f"error: there is no command {name!r}: expected prepare.\n\n{USAGE}")
+        sys.exit(f"error: there is no command {name!r}: expected prepare or verify-resume.\n\n{USAGE}")

@@ -116,7 +116,7 @@ class FillInTheMiddle:
         room = length - places
         whole = lengths + _GROWTH * rearrange <= room
         # With too little room to be rearranged, it is left as it was, with all that follows: it may now fit, and they too.
-        rearrange &= whole | (room >= _GROWTH + _SHORTEST)
+        rearrange &= room >= _GROWTH + _SHORTEST
         taken = np.where(whole, lengths, np.maximum(room - _GROWTH * rearrange, 0))
         text = taken - (rearrange & whole & with_eos)
         low, high = np.sort([_below(first, text + 1), _below(second, text + 1)], axis=0)

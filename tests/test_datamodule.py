@@ -4,17 +4,22 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lance
 import lightning
 import pytest
 import torch
 from conftest import ListSource, documents
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_lance import LanceDataModule, WindowLoader
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.plan import Budget, open_prepared
 from lightning_lance.tokenizer_choice import ByteChoice
 
 SOURCE = ListSource(documents(*["".join(random.Random(i).choices("abcdefghij \n", k=200)) for i in range(40)]))
@@ -255,6 +260,91 @@ def test_no_validation_documents_is_a_warning(tmp_path: Path, caplog: pytest.Log
         make_trainer(tmp_path, max_steps=1).fit(model, datamodule=make_data(tmp_path, val_fraction=0.0))
     assert len(model.seen["train"]) == 1
     assert "The store has no validation window of 32 + 1 tokens" in caplog.text
+
+
+def test_a_checkpoint_tags_its_version_so_that_no_clean_up_removes_it(tmp_path: Path):
+    make_data(tmp_path, max_documents=30).prepare_data()
+    first = make_trainer(tmp_path, max_steps=3, limit_val_batches=0)
+    whole = Recorder()
+    make_trainer(tmp_path, max_steps=6, limit_val_batches=0).fit(
+        whole, datamodule=make_data(tmp_path, max_documents=30)
+    )
+    first.fit(Recorder(), datamodule=make_data(tmp_path, max_documents=30))
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    data = make_data(tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    dataset = lance.dataset(data.store.uri)
+    state = torch.load(tmp_path / "x.ckpt", weights_only=True)["LanceDataModule"]["stores"][0]
+    assert {name: tag["version"] for name, tag in dataset.tags.list().items()} == {
+        f"checkpoint-{state['tokens']}": state["version"]
+    }
+    dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False)
+    assert [entry["version"] for entry in lance.dataset(data.store.uri).versions()] == [1, 2]
+    resumed = Recorder()
+    make_trainer(tmp_path, max_steps=6, limit_val_batches=0).fit(
+        resumed, datamodule=make_data(tmp_path), ckpt_path=tmp_path / "x.ckpt"
+    )
+    assert resumed.seen["train"] == whole.seen["train"][3:]
+
+
+def test_training_begins_while_a_build_goes_on_and_adopts_what_it_appends(tmp_path: Path):
+    """A build in another process that commits now and then; training waits for its first tokens, and sees it grow."""
+    uri = str(tmp_path / "x.lance")
+
+    def data(**changes: Any) -> LanceDataModule:
+        return make_data(tmp_path, uri=uri, **changes)
+
+    class Builds(lightning.Callback):
+        def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+            data(max_documents=20 + 10 * trainer.current_epoch).prepare_data()
+
+    waiting = data(min_tokens=2000, extend="next_epoch")
+    with ThreadPoolExecutor(1) as thread:
+        waits = thread.submit(waiting.prepare_data)
+        with pytest.raises(TimeoutError):
+            waits.result(timeout=1.5)
+        data(max_documents=20).prepare_data()
+        waits.result(timeout=20)
+    model, lengths = Recorder(), []
+    trainer = make_trainer(
+        tmp_path, max_epochs=3, limit_val_batches=0, callbacks=[Builds()], reload_dataloaders_every_n_epochs=1
+    )
+    trainer.fit(model, datamodule=waiting)
+    seen = model.seen["train"]
+    for documents_stored in (20, 20, 30):
+        # Loaders are made before the epoch's hook has appended.
+        store = open_prepared(waiting._plan, Budget(documents_stored, None))
+        lengths.append(len(WindowLoader(store, 32, 8)))
+    assert len(seen) == sum(lengths)
+    assert lengths[2] > lengths[0]
+
+
+def test_a_mixture_is_counted_in_the_log(tmp_path: Path):
+    data = make_data(tmp_path, mix={"Python": 1})
+    logger = CSVLogger(tmp_path)
+    make_trainer(tmp_path, max_steps=4, limit_val_batches=0, logger=logger, log_every_n_steps=2).fit(
+        Recorder(), datamodule=data
+    )
+    logged = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    assert logged[0] == "data/Python/epochs,data/Python/windows,step"
+    assert [line.split(",")[1:] for line in logged[1:]] == [["8", "0"], ["24", "2"]]
+
+
+def test_fill_in_the_middle_takes_the_tokens_of_the_tokenizer(tmp_path: Path):
+    tokens = {"prefix_token": "<fim>", "middle_token": "<fim>", "suffix_token": "<fim>"}
+    data, trainer = make_data(tmp_path, fim=tokens), make_trainer(tmp_path, max_steps=1)
+    with pytest.raises(
+        ConfigError, match=r"The tokenizer has no token '<fim>': its special tokens are '<\|endoftext\|>'"
+    ):
+        trainer.fit(Recorder(), datamodule=data)
+
+
+def test_serving_arguments_that_cannot_be_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="extend is 'always': expected never or next_epoch"):
+        make_data(tmp_path, extend="always")
+    with pytest.raises(ConfigError, match="uri names 2 stores, but one is built"):
+        make_data(tmp_path, uri={"a": "x", "b": "y"})
 
 
 DDP = """

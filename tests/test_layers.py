@@ -13,16 +13,17 @@ ORDER = [
     "locking", "tokenization", "tokenizer_choice",
     "splits", "packing", "segments", "commit", "store",
     "progress", "read_ahead", "encoding", "plan", "prepare",
-    "windows", "mixture", "serving", "fim", "batches", "token_windows", "agreement", "cursor", "loader", "datamodule",
+    "windows", "mixture", "serving", "fim", "batches", "token_windows",
+    "agreement", "cursor", "loader", "datamodule", "termination", "verify",
     "cli", "__init__",
 ]  # fmt: skip
 
 ONLY = {
-    "lightning": {"datamodule"},
+    "lightning": {"datamodule", "termination"},
     "lance": {"commit", "store"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
-    "torch": {"batches", "token_windows", "agreement", "loader"},
+    "torch": {"batches", "token_windows", "agreement", "loader", "verify"},
 }
 # Seconds to import: inside functions only, so that a command that does not need them is fast.
 HEAVY = {"datasets", "transformers", "tokenizers", "gigatoken", "awkward", "huggingface_hub", "fsspec"}

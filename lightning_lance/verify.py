@@ -1,0 +1,111 @@
+"""Proof that a checkpoint continues where it says: its windows worked out anew, and those that come next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_lance.cursor import Cursor
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.serving import Serving
+from lightning_lance.store import TokenStore
+from lightning_lance.tokenizer_choice import TokenizerFile
+
+# Windows worked out at a time.
+_AT_ONCE = 1 << 16
+_NEXT = 4
+
+
+def data_states(checkpoint: Any) -> Iterator[dict[str, Any]]:
+    """Find the places in the data that a checkpoint of Lightning holds: that of the datamodule, and that of the loop."""
+    if isinstance(checkpoint, Mapping):
+        if {"cursor", "digest", "stores"} <= {*checkpoint}:
+            yield dict(checkpoint)
+            return
+        checkpoint = list(checkpoint.values())
+    if isinstance(checkpoint, (list, tuple)):
+        for part in checkpoint:
+            yield from data_states(part)
+
+
+def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[str, str] | None = None) -> str:
+    """Work out anew all windows of the checkpoint's epoch, hold their digest against the saved one, and show what is next.
+
+    Args:
+        file: A checkpoint of Lightning, or one of your own with the `state_dict` of a `WindowLoader` anywhere in it.
+        uris: Name to place of stores that have moved; "" is the name of a single one.
+        storage_options: Credentials and such for object stores.
+
+    Returns:
+        Some lines that say so.
+
+    Raises:
+        ConfigError: If `file` is no checkpoint, or has no place in the data.
+        StoreError: If the checkpoint contradicts itself, its stores, or this order.
+    """
+    import torch
+
+    if not Path(file).is_file():
+        raise ConfigError(f"There is no checkpoint {file!r}.")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch have their own
+        raise ConfigError(f"{file!r} is no checkpoint that loads with weights_only=True: {str(error)[:200]}") from error
+    states = list(data_states(checkpoint))
+    if not states:
+        raise ConfigError(f"The checkpoint {file!r} has no place in the data: it was saved without a LanceDataModule.")
+    if any(state != states[0] for state in states):
+        raise StoreError(
+            f"The checkpoint {file!r} says two things of the place in the data: {states[0]} and {states[1]}."
+        )
+    cursor = _cursor(states[0], uris, storage_options)
+    began, state = time.monotonic(), cursor.state_dict()
+    found = 0
+    for low in range(state["digest_from"], cursor.value, _AT_ONCE):
+        positions = np.arange(low, min(low + _AT_ONCE, cursor.value))
+        found += int(cursor.digests(positions, cursor.locate(positions)).sum(dtype=np.uint64))
+    windows = cursor.value - state["digest_from"]
+    if f"{found % 2**64:016x}" != states[0]["digest"]:
+        raise StoreError(
+            f"The {windows:,} windows that this version of lightning-lance gives have the digest {found % 2**64:016x}, the "
+            f"checkpoint's is {states[0]['digest']}: a resumed run would not continue it; use the version that saved it."
+        )
+    seconds = time.monotonic() - began
+    lines = [
+        f"{file}: epoch {cursor.epoch}, {cursor.position:,} of its {cursor.num_windows:,} windows of "
+        f"{cursor.serving.context_length} tokens are consumed (cursor {cursor.value:,}).",
+        f"digest OK: {windows:,} windows worked out anew in {seconds:.1f} s, in "
+        + ", ".join(f"{store.uri} version {store.version}" for store in cursor.serving.stores.values()),
+        "next:",
+    ]
+    return "\n".join([*lines, *_next_windows(cursor)])
+
+
+def _cursor(state: Mapping[str, Any], uris: Mapping[str, str], storage_options: Mapping[str, str] | None) -> Cursor:
+    names = [entry["name"] for entry in state["stores"]]
+    if unknown := sorted({*uris} - {*names}):
+        raise ConfigError(f"The checkpoint has no store {unknown[0]!r}: it has {', '.join(map(repr, names))}.")
+    places = {entry["name"]: uris.get(entry["name"], entry["uri"]) for entry in state["stores"]}
+    stores = {name: TokenStore.open(uri, storage_options=storage_options) for name, uri in places.items()}
+    fields = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
+    cursor = Cursor(Serving(stores, **{name: state[name] for name in fields}))
+    cursor.load_state_dict(state)
+    return cursor
+
+
+def _next_windows(cursor: Cursor) -> Iterator[str]:
+    if cursor.value == cursor.epoch_end:
+        cursor.next_epoch(extend=False)
+    positions = np.arange(cursor.value, min(cursor.value + _NEXT, cursor.epoch_end))
+    found = cursor.locate(positions)
+    tokens = cursor.serving.read(found)
+    store = next(iter(cursor.serving.stores.values()))
+    beside = Path(store.uri.removesuffix(".lance") + ".tokenizer.json")
+    tokenizer = TokenizerFile(str(beside), store.commit.eos_token).load(None, Path()) if beside.is_file() else None
+    for position, start, window in zip(positions.tolist(), found.start.tolist(), tokens[:, :24].tolist(), strict=True):
+        shown = repr(tokenizer.decode(window))[:70] if tokenizer else " ".join(map(str, window[:12]))
+        yield f"  window {position:,} at token {start:,}: {shown}"

@@ -1,0 +1,82 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_datamodule import Recorder, make_data, make_trainer
+
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.verify import data_states, verify_resume
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 27 steps, more than an epoch, and its checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = make_trainer(folder, max_steps=27, limit_val_batches=0)
+    trainer.fit(Recorder(), datamodule=make_data(folder, uri=str(folder / "x.lance")))
+    trainer.save_checkpoint(folder / "x.ckpt")
+    return folder
+
+
+def test_a_checkpoint_is_worked_out_anew(folder: Path):
+    said = verify_resume(str(folder / "x.ckpt"), {}).splitlines()
+    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    done = state["cursor"] - state["epoch_start"]
+    assert state["epoch"] == 1
+    assert said[0].startswith(f"{folder}/x.ckpt: epoch 1, {done} of its ")
+    assert said[1].startswith(f"digest OK: {done} windows worked out anew in ")
+    # What comes next, in words: what a loader that goes on gives.
+    data = make_data(folder, uri=str(folder / "x.lance"))
+    data.setup("fit")
+    data.load_state_dict(state)
+    batch = next(iter(data.train_dataloader()))["input_ids"]
+    shown = [repr(data.tokenizer.decode(row[:24].tolist()))[:70] for row in batch[:4]]
+    assert [line.partition(": ")[2] for line in said[3:]] == shown
+
+
+def test_a_store_that_has_moved_is_told(folder: Path, tmp_path: Path):
+    shutil.copytree(folder / "x.lance", tmp_path / "y.lance")
+    script = "import sys; from lightning_lance.cli import main; main()"
+    command = [sys.executable, "-c", script, "verify-resume", str(folder / "x.ckpt"), f"uri={tmp_path}/y.lance"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"in {tmp_path}/y.lance version 1" in done.stdout
+    with pytest.raises(ConfigError, match="The checkpoint has no store 'code': it has ''"):
+        verify_resume(str(folder / "x.ckpt"), {"code": "elsewhere"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"digest": "0123456789abcdef"}, "the checkpoint's is 0123456789abcdef: a resumed run would not continue it"),
+        ({"seed": 5}, "a resumed run would not continue it"),
+        ({"origin": 3}, "a resumed run would not continue it"),
+    ],
+)
+def test_another_sequence_is_told(folder: Path, tmp_path: Path, change: dict[str, Any], said: str):
+    checkpoint = torch.load(folder / "x.ckpt", weights_only=True)
+    for state in (checkpoint["LanceDataModule"], checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"][0]):
+        state.update(change)
+    torch.save(checkpoint, tmp_path / "y.ckpt")
+    with pytest.raises(StoreError, match=said):
+        verify_resume(str(tmp_path / "y.ckpt"), {})
+
+
+def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="There is no checkpoint 'nowhere'"):
+        verify_resume("nowhere", {})
+    (tmp_path / "a.ckpt").write_text("text")
+    with pytest.raises(ConfigError, match="is no checkpoint that loads with weights_only=True"):
+        verify_resume(str(tmp_path / "a.ckpt"), {})
+    torch.save({"state_dict": {}}, tmp_path / "b.ckpt")
+    with pytest.raises(ConfigError, match="has no place in the data"):
+        verify_resume(str(tmp_path / "b.ckpt"), {})
+    checkpoint = torch.load(folder / "x.ckpt", weights_only=True)
+    checkpoint["LanceDataModule"]["cursor"] += 1
+    torch.save(checkpoint, tmp_path / "c.ckpt")
+    with pytest.raises(StoreError, match="says two things of the place in the data"):
+        verify_resume(str(tmp_path / "c.ckpt"), {})
