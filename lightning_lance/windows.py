@@ -159,7 +159,7 @@ class WindowOrder:
 
     def _shuffled(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         keys, size = key_words(*self.key, "permutation", epoch, count=_ROUNDS), self.num_windows
-        if self.shuffle_block is None:
+        if self.shuffle_block is None or not size:
             return permute(positions, size, keys)
         block = min(self.shuffle_block, size)
         rest = size - size % block

@@ -1,3 +1,4 @@
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -173,3 +174,52 @@ def test_what_cannot_be_used_is_refused():
         WindowOrder(extents(9), 0, "shuffle", KEY)
     with pytest.raises(ConfigError, match="order is 'shufle': expected one of shuffle, random, sequential"):
         WindowOrder(extents(9), 4, "shufle", KEY)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.integers(0, 200), min_size=1, max_size=3), context_lengths, st.integers(1, 40), st.integers(0, 9))
+def test_blocks_stay_together_and_each_window_comes_once(sizes: list[int], context: int, block: int, epoch: int):
+    blocks = WindowOrder(extents(*sizes), context, "shuffle", KEY, block)
+    plain = WindowOrder(extents(*sizes), context, "shuffle", KEY)
+    starts = all_starts(blocks, epoch)
+    assert sorted(starts.tolist()) == sorted(all_starts(plain, epoch).tolist())
+    # In units of windows, each block lies within as many neighbours, around the end of the storage if need be.
+    order = np.sort(starts)
+    places, size = np.searchsorted(order, starts), max(len(starts), 1)
+    for low in range(0, len(starts) - len(starts) % min(block, size), min(block, size)):
+        mine = np.sort(places[low : low + block])
+        assert (np.diff(mine, append=mine[0] + size) > 1).sum() <= 1
+
+
+def test_a_literal_order_in_blocks():
+    blocks = WindowOrder(extents(41, 22), 4, "shuffle", KEY, 3)
+    assert all_starts(blocks).tolist() == [34, 30, 46, 58, 54, 50, 2, 10, 6, 26, 22, 18, 14]
+
+
+def test_positions_are_uniform_and_have_nothing_to_do_with_the_order_of_storage():
+    """10^5 windows: every tenth of an epoch has a tenth of every tenth of the storage, in each epoch another."""
+    seen = {}
+    for seed in (1, 2):
+        windows = WindowOrder(extents(100_000 * 8 + 1), 8, "shuffle", ("f", 1, seed))
+        for epoch in (1, 2):
+            places = windows.starts(epoch, np.arange(windows.num_windows)) // 8
+            # Both are ranks, so their correlation is Spearman's.
+            assert abs(np.corrcoef(np.arange(len(places)), places)[0, 1]) < 0.02
+            counts = np.histogram2d(np.arange(len(places)), places, bins=10)[0]
+            expected = len(places) / 100
+            # Of 81 degrees of freedom; 130 is beyond 0.9995 of what chance gives.
+            assert ((counts - expected) ** 2 / expected).sum() < 130
+            seen[seed, epoch] = places
+    for one, other in [((1, 1), (1, 2)), ((1, 2), (2, 1)), ((1, 1), (2, 1))]:
+        assert abs(np.corrcoef(seen[one], seen[other])[0, 1]) < 0.02
+        assert (seen[one] == seen[other]).mean() < 0.001
+
+
+def test_an_order_of_a_trillion_windows_takes_no_memory():
+    tracemalloc.start()
+    windows = WindowOrder(extents(10**15), 1000, "shuffle", KEY)
+    starts = windows.starts(3, np.arange(10**11, 10**11 + 64))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert windows.num_windows == 10**12 - 1
+    assert len({*starts.tolist()}) == 64
+    assert peak < 1_000_000
