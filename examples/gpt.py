@@ -1,13 +1,16 @@
 """A GPT in one file: nanoGPT's shape with today's parts, and the Lightning module that trains it.
 
 `GPT` is the network; `GPTModule` adds what training needs: loss, optimizer, schedule, logs. A batch is a dict of
-`input_ids` and `targets`, both (B, T) int64. B: windows, T: tokens of each, C: width `n_embd`, H: heads, D = C / H.
+`input_ids` and `targets`, both (B, T) int64, and perhaps `document_ids` and `position_ids`, also (B, T). B: windows, T:
+tokens of each, C: width `n_embd`, H: heads, D = C / H.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -15,6 +18,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 # bfloat16 TFLOP/s without sparsity (data sheets print the double), by the name of the GPU up to a hyphen
 PEAK_TFLOPS = {"B200": 2250, "H200": 989, "H100 80GB HBM3": 989, "H100 PCIe": 756, "A100": 312, "L40S": 362, "L4": 121}
@@ -25,18 +29,18 @@ def known_peak_flops(gpu: str) -> float:
     return 1e12 * PEAK_TFLOPS.get(gpu.removeprefix("NVIDIA ").split("-")[0], 0)
 
 
-def rotary_tables(length: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rotary positions (arXiv:2104.09864): pair i at position p turns by `p * 10000^(-2i/D)`.
+def rotary_tables(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Rotary positions (arXiv:2104.09864), (..., T) integers: pair i at position p turns by `p * 10000^(-2i/D)`.
 
     Made anew in every pass, which is a few tiny kernels for all layers: as buffers they would be rounded to bfloat16
     by `precision="bf16-true"` and by FSDP, and scores would no longer depend on the distance alone.
 
     Returns:
-        Cosines and sines, each (length, D/2) float32.
+        Cosines and sines, each (..., T, D/2) float32.
     """
-    position = torch.arange(length, dtype=torch.float32, device=device)  # (length,)
+    device = positions.device
     frequency = 10_000.0 ** -(torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)  # (D/2,)
-    angle = position[:, None] * frequency  # (length, D/2); no matmul, which autocast would do in bfloat16
+    angle = positions[..., None] * frequency  # (..., T, D/2); no matmul, which autocast would do in bfloat16
     return angle.cos(), angle.sin()
 
 
@@ -44,6 +48,37 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns the pairs (i, i + D/2) of x (..., T, D), as Llama and GPT-NeoX lay them out, in float32."""
     left, right = x.float().chunk(2, dim=-1)  # each (..., T, D/2)
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).type_as(x)  # (..., T, D)
+
+
+_compile_once = functools.cache(torch.compile)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, compiled: by itself, or with the model whose compilation comes by here."""
+    return function if torch.compiler.is_compiling() else _compile_once(function)
+
+
+def document_mask(document_ids: Tensor, flex: bool) -> Tensor | BlockMask:
+    """Which tokens attend to which: to those before, and itself, of the same document. For all layers and heads.
+
+    Args:
+        document_ids: (B, T) integers.
+        flex: Whether for FlexAttention (arXiv:2412.05496), which skips the blocks where nothing is to attend to. It has
+            gradients on CUDA only.
+
+    Returns:
+        (B, 1, T, T) bool, or its form in blocks.
+    """
+    if not flex:
+        same = document_ids[:, None, :, None] == document_ids[:, None, None, :]  # (B, 1, T, T)
+        return same.tril()
+
+    def attends(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        return (q >= kv) & (document_ids[b, q] == document_ids[b, kv])
+
+    batch, length = document_ids.shape
+    blocks: BlockMask = compiled(create_block_mask)(attends, batch, None, length, length, document_ids.device)
+    return blocks
 
 
 def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
@@ -63,11 +98,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias=False)
         self.out = nn.Linear(n_embd, n_embd, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Mixes each token with those before it, (B, T, C) to (B, T, C)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
+        """Mixes each token with those before it, (B, T, C) to (B, T, C); see `document_mask`."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # each (B, H, T, D)
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
+        if isinstance(mask, BlockMask):
+            x = compiled(flex_attention)(q, k, v, block_mask=mask)  # (B, H, T, D)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)  # (B, H, T, D)
         y: Tensor = self.out(x.transpose(1, 2).flatten(2))  # (B, T, C)
         return y
 
@@ -98,9 +136,9 @@ class Block(nn.Module):
         self.norm_mlp = nn.RMSNorm(n_embd, eps=1e-5)
         self.mlp = MLP(n_embd)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | BlockMask | None) -> Tensor:
         """Moves the stream one layer on, (B, T, C) to (B, T, C)."""
-        x = x + self.attention(self.norm_attention(x), cos, sin)  # (B, T, C)
+        x = x + self.attention(self.norm_attention(x), cos, sin, mask)  # (B, T, C)
         y: Tensor = x + self.mlp(self.norm_mlp(x))  # (B, T, C)
         return y
 
@@ -146,8 +184,10 @@ class GPT(nn.Module):
         """FLOPs to train on a token, 6 N + 12 n_layer C T: PaLM (arXiv:2204.02311) app. B, causal mask not deducted."""
         return 6 * self.num_parameters + 12 * self.n_layer * self.n_embd * self.context_length
 
-    def features(self, input_ids: Tensor) -> Tensor:
-        """The stream before the head, (B, T, C), of tokens (B, T) int64.
+    def features(
+        self, input_ids: Tensor, document_ids: Tensor | None = None, position_ids: Tensor | None = None
+    ) -> Tensor:
+        """The stream before the head, (B, T, C); arguments as those of `forward`.
 
         Raises:
             ValueError: If T is above `context_length`.
@@ -157,24 +197,35 @@ class GPT(nn.Module):
                 f"got input_ids of {length} tokens, expected at most context_length={self.context_length}: shorten "
                 "them or make a model of a larger context_length."
             )
-        cos, sin = rotary_tables(length, self.n_embd // self.n_head, input_ids.device)  # each (T, D/2)
+        positions = torch.arange(length, device=input_ids.device) if position_ids is None else position_ids[:, None]
+        cos, sin = rotary_tables(positions, self.n_embd // self.n_head)  # each (T, D/2) or (B, 1, T, D/2)
+        mask = None if document_ids is None else document_mask(document_ids, flex=document_ids.is_cuda)
         x = self.embedding(input_ids)  # (B, T, C)
         for block in self.blocks:
-            x = block(x, cos, sin)  # (B, T, C)
+            x = block(x, cos, sin, mask)  # (B, T, C)
         y: Tensor = self.norm(x)  # (B, T, C)
         return y
 
-    def forward(self, input_ids: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Predicts the token after each token.
 
         Args:
             input_ids: Tokens, (B, T) int64.
             targets: Tokens to predict, (B, T) int64; -100 is left out of the loss.
+            document_ids: (B, T) integers: tokens attend only to those of the same document. None: to all before them.
+            position_ids: Places of the tokens in their documents, (B, T) int64. None: in their windows.
 
         Returns:
             Logits (B, T, vocab_size) in the dtype of the computation; mean cross entropy in nats, () float32, or None.
         """
-        logits = F.linear(self.features(input_ids), self.embedding.weight)  # (B, T, vocab_size)
+        x = self.features(input_ids, document_ids, position_ids)  # (B, T, C)
+        logits = F.linear(x, self.embedding.weight)  # (B, T, vocab_size)
         if targets is None:
             return logits, None
         # In float32 whatever the precision: the largest tensors of all, unless torch.compile fuses them away.
@@ -296,28 +347,32 @@ class GPTModule(lightning.LightningModule):
             if self.hparams["compile"]:
                 self.model.compile()  # in place; torch.compile(...) would put `_orig_mod.` into the keys
 
+    def _predict(self, batch: dict[str, Tensor], targets: Tensor | None) -> tuple[Tensor, Any]:
+        logits, loss = self.model(batch["input_ids"], targets, batch.get("document_ids"), batch.get("position_ids"))
+        return logits, loss
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of a batch, ()."""
-        loss: Tensor = self.model(batch["input_ids"], batch["targets"])[1]  # ()
+        loss: Tensor = self._predict(batch, batch["targets"])[1]  # ()
         self._tokens += batch["input_ids"].numel() * self.trainer.world_size
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Adds a batch to `val_loss`."""
-        loss = self.model(batch["input_ids"], batch["targets"])[1]  # ()
+        loss = self._predict(batch, batch["targets"])[1]  # ()
         self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["input_ids"]))
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Adds a batch to `test_loss`."""
-        loss = self.model(batch["input_ids"], batch["targets"])[1]  # ()
+        loss = self._predict(batch, batch["targets"])[1]  # ()
         self.log("test_loss", loss, sync_dist=True, batch_size=len(batch["input_ids"]))
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of each window, (B,) float32: which text the model finds odd."""
-        logits = self.model(batch["input_ids"])[0]  # (B, T, vocab_size)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), batch["targets"].flatten(), reduction="none")  # (B * T,)
-        return loss.view(batch["targets"].shape).mean(dim=1)  # (B,)
+        logits, targets = self._predict(batch, None)[0], batch["targets"]  # (B, T, vocab_size), (B, T)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B * T,)
+        return loss.view(targets.shape).sum(dim=1) / (targets != -100).sum(dim=1)  # (B,)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW (arXiv:1711.05101), its learning rate by `cosine_with_warmup` over the Trainer's optimizer steps.

@@ -10,9 +10,11 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import lance
+import numpy as np
 import pyarrow as pa
 
 from lightning_lance.errors import StoreError
@@ -24,6 +26,8 @@ warnings.filterwarnings("ignore", "lance is not fork-safe")
 FORMAT_VERSION = 1
 
 _PROPERTY = "lightning_lance"
+# What rows the commit adds: of which stream, how many tokens, how many rows, one after the other.
+_LAYOUT = "lightning_lance_layout"
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,15 @@ class Commit:
     exhausted: bool = False
 
 
+class StreamPart(NamedTuple):
+    """Rows of one stream that follow each other: `tokens` tokens in `rows` blocks, full but for the last."""
+
+    split: str
+    language: str
+    tokens: int
+    rows: int
+
+
 class StreamExtent(NamedTuple):
     """Where a stream lies among the tokens of its split: `num_tokens` tokens from `start` on."""
 
@@ -80,7 +93,7 @@ def append_commit(uri: str, rows: pa.Table, commit: Commit, storage_options: Map
         rows,
         uri,
         mode="append" if before is not None else "create",
-        transaction_properties={_PROPERTY: json.dumps(asdict(commit))},
+        transaction_properties={_PROPERTY: json.dumps(asdict(commit)), _LAYOUT: json.dumps(_layout(rows))},
         storage_options=dict(storage_options or {}) or None,
     )
     version, expected = int(written.version), 1 if before is None else int(before.version) + 1
@@ -90,6 +103,32 @@ def append_commit(uri: str, rows: pa.Table, commit: Commit, storage_options: Map
             "documents twice: remove it, and let one process build it."
         )
     return version
+
+
+def _layout(rows: pa.Table) -> list[tuple[str, str, int, int]]:
+    keys = [rows.column(name).to_numpy() for name in ("split", "language")]
+    changes = np.logical_or(*(key[1:] != key[:-1] for key in keys)) if len(rows) else np.empty(0, bool)
+    borders = [0, *(np.flatnonzero(changes) + 1).tolist(), len(rows)] if len(rows) else [0]
+    tokens = np.asarray(rows.column("num_tokens"))
+    return [(keys[0][low], keys[1][low], int(tokens[low:high].sum()), high - low) for low, high in pairwise(borders)]
+
+
+def layout_of(dataset: Any) -> list[StreamPart] | None:
+    """Read from the notes of all commits which rows are of which stream; None if they do not tell of every row.
+
+    That is far less to read than the rows' own columns; but where versions were removed, or rows by others than this package
+    added, deleted or moved, only the columns know.
+    """
+    parts: list[StreamPart] = []
+    for version in range(1, int(dataset.version) + 1):
+        try:
+            note = (dataset.read_transaction(version).transaction_properties or {}).get(_LAYOUT)
+        except (ValueError, OSError):
+            return None
+        if note is None:
+            return None
+        parts += [StreamPart(*part) for part in json.loads(note)]
+    return parts if sum(part.rows for part in parts) == dataset.count_rows() else None
 
 
 def last_commit(

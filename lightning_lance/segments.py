@@ -7,6 +7,7 @@ there are (stream, commit) pairs, so the table stays small however large the sto
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,11 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from lightning_lance.errors import StoreError
+
+# Page faults that waited for the disk, for each so many windows, that tell of a store which is not in the page cache.
+_WINDOWS_PER_FAULT = 16
+# Gathers that announce their reads after that, before the next look.
+_ANNOUNCED = 32
 
 
 class Runs(NamedTuple):
@@ -40,18 +46,16 @@ class SegmentTable:
     places: np.ndarray
 
     @classmethod
-    def from_blocks(cls, num_tokens: np.ndarray, places: np.ndarray, block: int) -> SegmentTable:
-        """Join blocks that follow each other.
+    def from_parts(cls, num_tokens: np.ndarray, places: np.ndarray) -> SegmentTable:
+        """Join parts that follow each other.
 
         Args:
-            num_tokens: (n,) valid tokens of each block, in the order of the stream.
-            places: (n,) place of the first token of each block, in tokens.
-            block: Tokens in a full block.
+            num_tokens: (n,) tokens of each part, in the order of the stream.
+            places: (n,) place of the first token of each part, in tokens.
         """
         if not len(places):
             return cls(np.zeros(1, np.int64), np.empty(0, np.int64))
-        breaks = (num_tokens[:-1] != block) | (np.diff(places) != block)
-        first = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+        first = np.concatenate([[0], np.flatnonzero(places[:-1] + num_tokens[:-1] != places[1:]) + 1])
         offsets = np.concatenate([[0], np.cumsum(num_tokens, dtype=np.int64)])
         return cls(np.append(offsets[first], offsets[-1]), places[first].astype(np.int64))
 
@@ -104,16 +108,21 @@ class MappedFiles:
     turns any place into a row index, so windows of many files are still one vectorised gather. What lies between the files
     is never touched: places come from the segment table only, which `SegmentTable.check` guards.
 
+    What is not in the page cache would be fetched one window after the other. So when a gather had to wait for the disk, the
+    ones after it announce all their windows to the operating system first, which then reads many at once.
+
     Args:
         files: Local files.
         dtype: Of the tokens.
     """
 
     def __init__(self, files: Sequence[str | Path], dtype: np.dtype[Any]) -> None:
-        self._maps = []
+        self._handles = []
         for file in files:
             with Path(file).open("rb") as stream:
-                self._maps.append(np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8))
+                self._handles.append(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        self._maps = [np.frombuffer(handle, np.uint8) for handle in self._handles]
+        self._announcements = 0
         addresses = np.asarray([mapped.ctypes.data for mapped in self._maps], dtype=np.int64)
         lowest = int(addresses.argmin())
         self._item = dtype.itemsize
@@ -139,5 +148,32 @@ class MappedFiles:
     def gather(self, places: np.ndarray, length: int) -> np.ndarray:
         """Copy `length` tokens from each place: (n, length), of the dtype of the tokens."""
         shape = (self._span - length + 1, length)
+        announced = self._announcements > 0
+        if announced:
+            self._announcements -= 1
+            self._announce(places, length)
+        before = _disk_faults()
         windows: np.ndarray = as_strided(self._base, shape, (self._item, self._item), writeable=False)[places]
+        if not announced and (_disk_faults() - before) * _WINDOWS_PER_FAULT > len(places):
+            self._announcements = _ANNOUNCED
         return windows
+
+    def _announce(self, places: np.ndarray, length: int) -> None:
+        order = np.argsort(self._bytes_before)
+        at = places * self._item
+        files = order[np.searchsorted(self._bytes_before[order], at, side="right") - 1]
+        begins = at - self._bytes_before[files]
+        pages = begins // mmap.PAGESIZE * mmap.PAGESIZE
+        for file, page, size in zip(
+            files.tolist(), pages.tolist(), (begins - pages + length * self._item).tolist(), strict=True
+        ):
+            self._handles[file].madvise(mmap.MADV_WILLNEED, page, size)
+
+
+def _disk_faults() -> int:
+    """Count the page faults of this thread that waited for the disk; 0 where the system does not tell."""
+    if sys.platform != "linux":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt

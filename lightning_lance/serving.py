@@ -49,7 +49,7 @@ class Serving:
     def __post_init__(self) -> None:
         first = next(iter(self.stores.values()))
         for name, store in self.stores.items():
-            if store.commit.recipe["tokenizer"] != first.commit.recipe["tokenizer"]:
+            if store.commit.recipe.get("tokenizer") != first.commit.recipe.get("tokenizer"):
                 raise ConfigError(
                     f"The stores {next(iter(self.stores))!r} and {name!r} were made with different tokenizers: a model reads "
                     "one of them only; build one of the stores anew."
@@ -79,13 +79,13 @@ class Serving:
 
     def mixture(self, taken: Sequence[int] | None = None) -> Mixture:
         """Make the order. `taken`: windows that each component has given before."""
-        selected = self._selected_languages
+        wanted = {*self.where.get("language", ())}
         streams: dict[str, list[StreamExtent]] = {}
         places: dict[str, list[int]] = {}
         for place, (name, store) in enumerate(self.stores.items()):
             for stream in store.streams(self.split):
                 component = "" if not self.mix else name if len(self.stores) > 1 else stream.language
-                if stream.language in selected and (not self.mix or component in self.mix):
+                if (not wanted or stream.language in wanted) and (not self.mix or component in self.mix):
                     streams.setdefault(component, []).append(stream)
                     places.setdefault(component, []).append(place)
         names = list(self.mix) if self.mix else [""]

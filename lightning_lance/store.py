@@ -14,7 +14,17 @@ from typing import Any, Literal
 import numpy as np
 from lance.file import LanceFileReader
 
-from lightning_lance.commit import FORMAT_VERSION, StreamExtent, commit_of, dataset_at, first_version, last_commit
+from lightning_lance.commit import (
+    FORMAT_VERSION,
+    StreamExtent,
+    StreamPart,
+    commit_of,
+    dataset_at,
+    first_version,
+    last_commit,
+    layout_of,
+)
+from lightning_lance.documents import one_array
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
@@ -59,11 +69,11 @@ class TokenStore:
         if mapped is None and reader == "mapped":
             raise StoreError(f"The token store {uri!r} cannot be mapped into memory here: use reader='auto'.")
         self._mapped: MappedFiles | None
-        self._mapped, places = mapped or (None, None)
+        self._mapped, pages = mapped or (None, None)
         self.reader = "take" if self._mapped is None else "mapped"
         self._segments: dict[str, SegmentTable] = {}
         self._streams: dict[str, list[StreamExtent]] = {}
-        self._index(places)
+        self._index(pages)
 
     @classmethod
     def open(
@@ -205,35 +215,60 @@ class TokenStore:
             raise ConfigError(f"There is no split {split!r}: a token store has {' and '.join(SPLITS)}.")
         return self._segments[split]
 
-    def _index(self, places: np.ndarray | None) -> None:
-        columns = self._dataset.to_table(columns=["num_tokens", "split", "language"])
-        num_tokens = np.asarray(columns.column("num_tokens"))
-        if places is None:
-            places = np.arange(len(num_tokens)) * self._block
-        if int(num_tokens.sum()) > self.commit.tokens:
+    def _index(self, pages: np.ndarray | None) -> None:
+        """Make the segment tables. `pages`: (n, 2), as `_map` gives them; None counts places in rows of `take`."""
+        parts = layout_of(self._dataset) if self._mapped is not None else None
+        if parts is None:
+            parts = self._layout_of_rows()
+        streams = sorted({(part.split, part.language) for part in parts})
+        numbers = {stream: i for i, stream in enumerate(streams)}
+        of_stream = np.asarray([numbers[part.split, part.language] for part in parts], np.int64)
+        tokens = np.asarray([part.tokens for part in parts], np.int64)
+        rows = np.cumsum([0, *(part.rows for part in parts)])
+        if int(tokens.sum()) > self.commit.tokens:
             raise StoreError(
-                f"The token store {self.uri!r} holds {int(num_tokens.sum()):,} tokens and says {self.commit.tokens:,}: two "
+                f"The token store {self.uri!r} holds {int(tokens.sum()):,} tokens and says {self.commit.tokens:,}: two "
                 "processes built it at once; remove it, and let one build it."
             )
-        splits = columns.column("split").to_numpy()
-        encoded = columns.column("language").combine_chunks().dictionary_encode()
-        names = encoded.dictionary.to_pylist()
-        rank = np.argsort(np.argsort(names)) if names else np.empty(0, np.int64)
-        languages = rank[np.asarray(encoded.indices)]
+        if pages is None:
+            pages = np.asarray([[0, rows[-1]]])
+        # Parts are cut where pages end.
+        first_rows = np.append(0, np.cumsum(pages[:, 1]))
+        begins = np.union1d(rows[:-1], first_rows[:-1]) if parts else np.empty(0, np.int64)
+        part = np.searchsorted(rows, begins, side="right") - 1
+        page = np.searchsorted(first_rows, begins, side="right") - 1
+        within = (begins - rows[part]) * self._block
+        ends = np.append(begins[1:], rows[-1])
+        counts = np.minimum((ends - begins) * self._block, tokens[part] - within)
+        places = pages[page, 0] + (begins - first_rows[page]) * self._block
         for split in SPLITS:
-            rows = np.flatnonzero(splits == split)
-            rows = rows[np.argsort(languages[rows], kind="stable")]
-            self._segments[split] = SegmentTable.from_blocks(num_tokens[rows], places[rows], self._block)
-            counts = np.bincount(languages[rows], weights=num_tokens[rows], minlength=len(names)).astype(np.int64)
-            starts = np.cumsum(counts) - counts
-            self._streams[split] = [
-                StreamExtent(name, int(start), int(count))
-                for name, start, count in zip(sorted(names), starts, counts, strict=True)
-                if count
-            ]
+            mine = np.flatnonzero(np.isin(of_stream[part], [numbers[key] for key in streams if key[0] == split]))
+            mine = mine[np.argsort(of_stream[part[mine]], kind="stable")]
+            self._segments[split] = SegmentTable.from_parts(counts[mine], places[mine])
+            self._streams[split], start = [], 0
+            for key in streams:
+                if key[0] == split:
+                    count = int(tokens[of_stream == numbers[key]].sum())
+                    self._streams[split].append(StreamExtent(key[1], start, count))
+                    start += count
+
+    def _layout_of_rows(self) -> list[StreamPart]:
+        columns = self._dataset.to_table(columns=["num_tokens", "split", "language"])
+        num_tokens = np.asarray(columns.column("num_tokens"))
+        keys = [one_array(columns.column(name).dictionary_encode()) for name in ("split", "language")]
+        codes = [np.asarray(key.indices) for key in keys]
+        # A block that is not full ends a part: another commit's follow it.
+        changes = (num_tokens[:-1] != self._block) | (np.diff(codes[0]) != 0) | (np.diff(codes[1]) != 0)
+        low = np.append(0, np.flatnonzero(changes) + 1)[: len(num_tokens)]
+        rows, tokens = np.diff(low, append=len(num_tokens)), np.add.reduceat(num_tokens, low) if len(low) else low
+        names = [key.dictionary.to_pylist() for key in keys]
+        return [
+            StreamPart(names[0][split], names[1][language], int(count), int(size))
+            for split, language, count, size in zip(codes[0][low], codes[1][low], tokens, rows, strict=True)
+        ]
 
     def _map(self) -> tuple[MappedFiles, np.ndarray] | None:
-        """Map the token pages, and give the place of each row; None where Lance's layout or the disk does not allow it."""
+        """Map the token pages, and give the place of each and its rows; None where Lance's layout or the disk forbids it."""
         if "://" in self.uri:
             return None
         row_bytes = self._block * self.dtype.itemsize
@@ -264,9 +299,11 @@ class TokenStore:
                 "The token store %s is read by take, which is slower, since it cannot be mapped: %s.", self.uri, error
             )
             return None
-        places = np.concatenate([first + np.arange(count) * self._block for first, count in firsts])
-        ends = np.cumsum([count for _, count in firsts])
-        check = np.unique(np.concatenate([ends - 1, ends - [count for _, count in firsts]]))
-        if not np.array_equal(mapped.gather(places[check], self._block), self._blocks(check)):
+        found = np.asarray(firsts, np.int64)
+        ends = np.cumsum(found[:, 1])
+        check = np.concatenate([ends - found[:, 1], ends - 1])
+        places = np.concatenate([found[:, 0], found[:, 0] + (found[:, 1] - 1) * self._block])
+        check, unique = np.unique(check, return_index=True)
+        if not np.array_equal(mapped.gather(places[unique], self._block), self._blocks(check)):
             return None
-        return mapped, places
+        return mapped, found

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from lightning_lance.batches import Batch, BatchMaker
+from lightning_lance.errors import ConfigError
 from lightning_lance.store import TokenStore
 from lightning_lance.windows import WindowOrder
 
@@ -23,10 +24,15 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
         store: The token store.
         context_length: Tokens that the model sees.
         split: `train` or `val`.
-        **batch: What an item has besides its tokens; see `BatchMaker`.
+        **batch: What an item has besides its tokens; see `BatchMaker`. Not `cu_seqlens`, which go over a whole batch.
+
+    Raises:
+        ConfigError: If an argument cannot be used.
     """
 
     def __init__(self, store: TokenStore, context_length: int, split: str = "train", **batch: Any) -> None:
+        if batch.get("cu_seqlens"):
+            raise ConfigError("cu_seqlens go over a batch, and TokenWindows gives single windows: use a WindowLoader.")
         self.store, self.context_length, self.split = store, context_length, split
         self._make = BatchMaker(store.commit.eos_id, **batch)
         self._windows = WindowOrder(store.streams(split), context_length, "sequential", ())
@@ -52,4 +58,4 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
         tokens = self.store.read(starts, self.context_length + 1, self.split)
         windows, epochs = torch.from_numpy(tokens.astype(np.int64)), np.zeros(1, np.int64)
         made = [self._make(windows[i : i + 1], starts[i : i + 1], epochs) for i in range(len(windows))]
-        return [{name: value[0] if value.ndim > 1 else value for name, value in item.items()} for item in made]
+        return [{name: value[0] for name, value in item.items()} for item in made]

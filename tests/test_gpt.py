@@ -2,13 +2,17 @@
 
 import importlib.util
 import math
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import lightning
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
+
+from lightning_lance.batches import BatchMaker
 
 spec = importlib.util.spec_from_file_location("gpt", Path(__file__).parents[1] / "examples" / "gpt.py")
 gpt = importlib.util.module_from_spec(spec)
@@ -103,7 +107,7 @@ def test_the_order_of_earlier_tokens_matters():
 
 
 def test_rotary_scores_depend_on_the_distance_only():
-    cos, sin = gpt.rotary_tables(50, 8, torch.device("cpu"))
+    cos, sin = gpt.rotary_tables(torch.arange(50), 8)
     q, k = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0))
     scores = gpt.rotate(q.expand(50, 8), cos, sin) @ gpt.rotate(k.expand(50, 8), cos, sin).T
     for distance in range(50):
@@ -115,7 +119,7 @@ def test_rotary_scores_depend_on_the_distance_only():
 
 def test_rotation_is_multiplication_by_a_complex_number():
     x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
-    turned = gpt.rotate(x, *gpt.rotary_tables(3, 6, torch.device("cpu")))
+    turned = gpt.rotate(x, *gpt.rotary_tables(torch.arange(3), 6))
     for position in range(3):
         for pair in range(3):
             z = complex(x[position, pair], x[position, pair + 3])
@@ -126,7 +130,7 @@ def test_rotation_is_multiplication_by_a_complex_number():
 
 def test_positions_stay_in_float32_when_the_model_does_not():
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cos, _ = gpt.rotary_tables(2048, 64, torch.device("cpu"))
+        cos, _ = gpt.rotary_tables(torch.arange(2048), 64)
     torch.testing.assert_close(cos, torch.cos(torch.outer(torch.arange(2048.0), 10_000 ** (-torch.arange(32) / 32))))
     model, tokens = make(), ids(2, 16)
     exact = model(tokens)[0]
@@ -223,6 +227,116 @@ def test_a_width_without_even_heads_is_refused(options, message):
 def test_an_input_longer_than_context_length_is_refused():
     with pytest.raises(ValueError, match="input_ids of 17 tokens, expected at most context_length=16"):
         make()(ids(1, 17))
+
+
+# Documents
+
+
+def pieces(window, eos_id):
+    """The documents of a window (T,), each with its EOS."""
+    cuts = [0, *(i + 1 for i in range(len(window) - 1) if window[i] == eos_id), len(window)]
+    return [window[low:high] for low, high in pairwise(cuts)]
+
+
+def loss_of_separate_documents(model, windows, eos_id):
+    documents = [piece for window in windows for piece in pieces(window, eos_id) if len(piece) > 1]
+    losses = [(len(piece) - 1) * model(piece[None, :-1], piece[None, 1:])[1] for piece in documents]
+    return sum(losses) / sum(len(piece) - 1 for piece in documents)
+
+
+def packed(windows, eos_id=0):
+    """A batch as LanceDataModule makes it, of the documents in some windows."""
+    maker = BatchMaker(eos_id, document_ids=True, position_ids=True, mask_boundary_targets=True)
+    return maker(windows, np.zeros(len(windows), np.int64), np.zeros(len(windows), np.int64))
+
+
+def windows_of_documents(seed, share=0.2, device="cpu"):
+    window = ids(3, 17, vocab_size=63, seed=seed) + 1
+    window[torch.rand(3, 17, generator=torch.Generator().manual_seed(seed)) < share] = 0
+    window[1, :4] = torch.tensor([0, 0, 5, 0])  # EOS at first, and several
+    window[2, -2:] = 0  # and at last
+    return window.to(device)
+
+
+def assert_packed_is_separate(model, window, exact):
+    def gradient(loss):
+        model.zero_grad()
+        loss.backward()
+        return [weight.grad.clone() for weight in model.parameters()]
+
+    batch = {name: tensor.to(window.device) for name, tensor in packed(window.cpu()).items()}
+    together = model(batch["input_ids"], batch["targets"], batch["document_ids"], batch["position_ids"])[1]
+    apart = loss_of_separate_documents(model, window, 0)
+    torch.testing.assert_close(together, apart, rtol=0, atol=exact)
+    for one, other in zip(gradient(together), gradient(apart), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=exact)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_documents_in_one_window_are_learned_as_if_they_were_alone(seed):
+    assert_packed_is_separate(make(), windows_of_documents(seed), exact=1e-5)
+
+
+def test_flex_attention_attends_as_the_other(monkeypatch):
+    """Uncompiled, which CPUs are able to do, without gradients."""
+    model, batch = make(), packed(windows_of_documents(0))
+    with torch.no_grad():
+        expected = model(batch["input_ids"], None, batch["document_ids"])[0]
+        monkeypatch.setattr(gpt, "compiled", lambda function: function)
+        blocks = gpt.document_mask(batch["document_ids"], flex=True)
+        monkeypatch.setattr(gpt, "document_mask", lambda document_ids, flex: blocks)
+        monkeypatch.setattr("torch.nn.attention.flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+        flexible = model(batch["input_ids"], None, batch["document_ids"])[0]
+    torch.testing.assert_close(flexible, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiled FlexAttention learns on CUDA only")
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # torch's own, on importing its compiler
+@pytest.mark.parametrize("compile_model", [False, True])
+def test_documents_are_learned_alone_on_a_gpu_too(compile_model):
+    model = make().cuda()
+    if compile_model:
+        model.compile()
+    assert_packed_is_separate(model, windows_of_documents(0, device="cuda"), exact=1e-3)
+
+
+def test_a_token_changes_nothing_in_other_documents():
+    model, tokens = make(), ids(1, 16)
+    document_ids = torch.tensor([[0] * 5 + [1] * 4 + [2] * 7], dtype=torch.int32)
+    changed = tokens.clone()
+    changed[:, 6] = (changed[:, 6] + 1) % 64
+    moved = (model(tokens, None, document_ids)[0] != model(changed, None, document_ids)[0]).any(dim=2)[0]
+    assert moved.tolist() == [False] * 6 + [True] * 3 + [False] * 7
+
+
+def test_position_ids_are_where_tokens_are():
+    model, tokens = make(), ids(2, 16)
+    torch.testing.assert_close(
+        model(tokens, position_ids=torch.arange(16).expand(2, 16))[0], model(tokens)[0], rtol=0, atol=0
+    )
+    stretched = model(tokens, position_ids=3 * torch.arange(16).expand(2, 16))[0]
+    assert (stretched - model(tokens)[0]).abs().max() > 1e-4
+
+
+def test_every_step_of_the_module_keeps_to_documents():
+    window = windows_of_documents(0)
+    data, recorder = Data([window]), Recorder()
+    loader = torch.utils.data.DataLoader([packed(window)], batch_size=None)
+    data.train_dataloader = data.val_dataloader = data.test_dataloader = data.predict_dataloader = lambda: loader
+    module = gpt.GPTModule(**SHAPE)
+    trainer = quiet_trainer(limit_val_batches=1.0, max_steps=1, callbacks=[recorder])
+    val = trainer.validate(module, datamodule=data, verbose=False)[0]["val_loss"]
+    expected = loss_of_separate_documents(module.model, window, 0).item()
+    across = module.model(window[:, :-1], packed(window)["targets"])[1].item()
+    assert abs(across - expected) > 1e-4
+    test = trainer.test(module, datamodule=data, verbose=False)[0]["test_loss"]
+    predicted = trainer.predict(module, datamodule=data)[0]
+    trainer.fit(module, datamodule=data)
+    assert [val, test, recorder.of("train_loss")[0]] == pytest.approx([expected] * 3, abs=1e-5)
+    each = [loss_of_separate_documents(module.model, row[None], 0).item() for row in window]
+    again = trainer.predict(module, datamodule=data)[0]
+    assert again.tolist() == pytest.approx(each, abs=1e-5)
+    assert predicted.shape == (3,)
 
 
 # Generation

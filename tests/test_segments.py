@@ -13,7 +13,7 @@ BLOCK = 4
 
 def test_a_literal_table():
     """Blocks of 4: two full ones that are neighbours, a short one, then one elsewhere."""
-    table = SegmentTable.from_blocks(np.array([4, 4, 3, 4]), np.array([100, 104, 108, 40]), BLOCK)
+    table = SegmentTable.from_parts(np.array([4, 4, 3, 4]), np.array([100, 104, 108, 40]))
     assert table.starts.tolist() == [0, 11, 15]
     assert table.places.tolist() == [100, 40]
     places, whole = table.whole(np.array([0, 8, 9, 11]), 3)
@@ -37,7 +37,7 @@ def test_runs_give_the_tokens_of_the_stream(made: tuple[np.ndarray, np.ndarray, 
     counts, places, memory = made
     parts = [memory[place : place + count] for place, count in zip(places, counts, strict=True)]
     stream = np.concatenate([np.empty(0, np.int64), *parts])
-    table = SegmentTable.from_blocks(counts, places, BLOCK)
+    table = SegmentTable.from_parts(counts, places)
     assert table.num_tokens == len(stream)
     length = data.draw(st.integers(1, len(stream) + 1))
     starts = np.array(
@@ -53,7 +53,7 @@ def test_runs_give_the_tokens_of_the_stream(made: tuple[np.ndarray, np.ndarray, 
 
 @pytest.mark.parametrize(("start", "length"), [(-1, 2), (9, 3), (11, 1)])
 def test_a_window_that_is_not_whole_is_refused(start: int, length: int):
-    table = SegmentTable.from_blocks(np.array([4, 4, 3]), np.array([0, 4, 8]), BLOCK)
+    table = SegmentTable.from_parts(np.array([4, 4, 3]), np.array([0, 4, 8]))
     with pytest.raises(StoreError, match="a window must lie in it whole"):
         table.check(np.array([start]), length)
     with pytest.raises(StoreError, match="expected 1 or more"):

@@ -1,4 +1,5 @@
 import pickle
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ from conftest import ListSource, documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import TokenStore
-from lightning_lance.commit import Commit, append_commit, first_version, last_commit
+from lightning_lance import TokenStore, prepare
+from lightning_lance.commit import Commit, append_commit, first_version, last_commit, layout_of
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.packing import BLOCK, Packer
+from lightning_lance.tokenizer_choice import ByteChoice
 
 EOS = 60_000
 NOTE = Commit("fingerprint", {"format": 1}, {}, "", "<eos>", EOS, EOS + 1)
@@ -81,6 +83,26 @@ def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore):
     assert store.reader == "mapped"
     assert store.version == 3
     assert len(store._table("train").places) == 3
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5000)), min_size=1, max_size=12), st.integers(1, 9000))
+def test_the_notes_of_the_commits_tell_what_the_rows_tell(parts: list[tuple[int, int]], commit_tokens: int):
+    made = [(f"{i}" + "x" * size, "abc"[language], f"repo{i}") for i, (language, size) in enumerate(parts)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = prepare(
+            ListSource(tuple(made), 4, 1), ByteChoice(), data_dir=folder, val_fraction=0.4, commit_tokens=commit_tokens
+        )
+        assert layout_of(store._dataset) is not None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lightning_lance.store.layout_of", lambda dataset: None)
+            other = TokenStore.open(store.uri)
+    for split in ("train", "val"):
+        assert store.streams(split) == other.streams(split)
+        assert np.array_equal(store._table(split).starts, other._table(split).starts)
+        if length := store.num_tokens(split):
+            begin = np.zeros(1, np.int64)
+            assert np.array_equal(store.read(begin, length, split), other.read(begin, length, split))
 
 
 def test_a_version_stays_as_it_was_when_the_store_grows(byte_store: MakeStore):
