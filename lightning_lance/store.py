@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from lance.file import LanceFileReader
+from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.commit import (
     FORMAT_VERSION,
@@ -197,7 +198,11 @@ class TokenStore:
         blocks = self._blocks(rows).reshape(-1)
         # The blocks of a run are neighbours in the store, so they are neighbours here.
         at = np.searchsorted(rows, first) * self._block + runs.place % self._block
-        for row, column, place, count in zip(runs.row, runs.column, at, runs.length, strict=True):
+        whole = runs.length == length
+        if whole.any():
+            windows[runs.row[whole]] = sliding_window_view(blocks, length)[at[whole]]
+        cut = [part[~whole] for part in (runs.row, runs.column, at, runs.length)]
+        for row, column, place, count in zip(*cut, strict=True):
             windows[row, column : column + count] = blocks[place : place + count]
         return windows
 
@@ -300,10 +305,8 @@ class TokenStore:
             )
             return None
         found = np.asarray(firsts, np.int64)
-        ends = np.cumsum(found[:, 1])
-        check = np.concatenate([ends - found[:, 1], ends - 1])
-        places = np.concatenate([found[:, 0], found[:, 0] + (found[:, 1] - 1) * self._block])
-        check, unique = np.unique(check, return_index=True)
-        if not np.array_equal(mapped.gather(places[unique], self._block), self._blocks(check)):
+        # The last block of a page is where it is only if the page begins and ends where Lance says.
+        last = found[:, 0] + (found[:, 1] - 1) * self._block
+        if not np.array_equal(mapped.gather(last, self._block), self._blocks(np.cumsum(found[:, 1]) - 1)):
             return None
         return mapped, found
