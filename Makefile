@@ -1,11 +1,11 @@
-# make install | train | test | lint; see README.md. PYTHON chooses the interpreter (3.10 or newer).
+# make install | train | test | lint | peers; see README.md. PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Overrides for `make train`, such as ARGS="context_length=256 trainer.max_steps=50".
 ARGS ?=
 
-.PHONY: install train test lint clean
+.PHONY: install train test lint peers clean
 
 install: $(VENV)/installed
 
@@ -25,6 +25,16 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# An environment of their own for what benchmarks/check_laws.py compares this package with.
+peers: .venv-peers/installed
+
+.venv-peers/installed: benchmarks/peers/requirements.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --constraint $< torch
+	.venv-peers/bin/python -m pip install --quiet --no-deps --requirement $<
+	.venv-peers/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
 
 clean:
 	rm -rf data outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
