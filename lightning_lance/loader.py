@@ -26,6 +26,8 @@ Remainder = Literal["drop", "wrap", "short"]
 _CHUNK_TOKENS = 1 << 20
 # Chunks read ahead of the training loop.
 _CHUNKS_AHEAD = 2
+# The same, and as many threads, where stores are not mapped: most of a read is waiting for the network.
+_READS_AT_ONCE = 4
 # Windows located at a time: the order is cheapest per window when it is worked out for many.
 _LOCATED_AT_ONCE = 1 << 14
 
@@ -190,12 +192,15 @@ class WindowLoader:
         if self._world_size > 1 and self.resumable:
             agree(self._place())
         chunks, read = self._chunks(), cursor.serving.read
-        with ThreadPoolExecutor(1, thread_name_prefix="windows") as thread:
-            ahead = deque((chunk, thread.submit(read, chunk.found)) for chunk in islice(chunks, _CHUNKS_AHEAD))
+        mapped = all(store.reader == "mapped" for store in cursor.serving.stores.values())
+        # Where reads share a network, the first has it alone: the first batch is there the sooner.
+        threads, first, most = (1, _CHUNKS_AHEAD, _CHUNKS_AHEAD) if mapped else (_READS_AT_ONCE, 1, _READS_AT_ONCE)
+        with ThreadPoolExecutor(threads, thread_name_prefix="windows") as pool:
+            ahead = deque((chunk, pool.submit(read, chunk.found)) for chunk in islice(chunks, first))
             while ahead:
                 chunk, reading = ahead.popleft()
                 tokens = reading.result()
-                ahead.extend((more, thread.submit(read, more.found)) for more in islice(chunks, 1))
+                ahead.extend((more, pool.submit(read, more.found)) for more in islice(chunks, most - len(ahead)))
                 _, start, epoch, _ = chunk.found
                 for step, digest in enumerate(chunk.digests):
                     rows = slice(step * chunk.size, (step + 1) * chunk.size)

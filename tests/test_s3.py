@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import zstandard
 from moto.server import ThreadedMotoServer
 
-from lightning_lance import LanceDataModule, TokenStore, prepare
+from lightning_lance import LanceDataModule, TokenStore, WindowLoader, loader, prepare
 from lightning_lance.errors import ConfigError
 from lightning_lance.streaming import DatasetSource
 from lightning_lance.tokenizer_choice import ByteChoice
@@ -22,12 +23,47 @@ from lightning_lance.tokenizer_choice import ByteChoice
 TEXTS = [f"text {i} " * 60 for i in range(300)]
 
 
+class Watch:
+    """Stands before the server: counts the requests for tokens that are there at once, and makes them wait for each other.
+
+    The first that come after `reads` has got to 2 go on when `together` of them are there.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self.reads, self.together, self.most, self._now = 0, 0, 0, 0
+
+    def around(self, app: Any) -> Any:
+        def watched(environ: dict[str, Any], start_response: Any) -> Any:
+            if environ["REQUEST_METHOD"] != "GET" or ".lance/data/" not in environ["PATH_INFO"]:
+                return app(environ, start_response)
+            with self._changed:
+                self._now += 1
+                self.most = max(self.most, self._now)
+                self._changed.notify_all()
+                if not self._changed.wait_for(lambda: self.reads < 2 or self.most >= self.together, timeout=30):
+                    self.together = 0
+            try:
+                return app(environ, start_response)
+            finally:
+                with self._changed:
+                    self._now -= 1
+
+        return watched
+
+
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture(scope="module")
+def endpoint(watch: Watch) -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    server._server.app = watch.around(server._server.app)
     endpoint = f"http://{host}:{port}"
     client = boto3.client(
         "s3", endpoint_url=endpoint, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
@@ -85,3 +121,25 @@ def test_a_store_in_a_bucket_is_built_continued_and_read(endpoint: str, tmp_path
     assert next(iter(data.train_dataloader()))["input_ids"].shape == (8, 64)
     again = TokenStore.open("s3://bucket/stores/x.lance", storage_options=options)
     assert again.fingerprint == local.fingerprint == store.fingerprint
+
+
+def test_reads_wait_for_the_bucket_together(
+    endpoint: str, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A chunk of batches is one call of Lance, and several chunks are on their way at once."""
+    arguments: dict[str, Any] = {"uri": "s3://bucket/stores/y.lance", "storage_options": lance_options(endpoint)}
+    store = prepare(source(endpoint, "parquet", "*.parquet"), ByteChoice(), val_fraction=0.0, **arguments)
+    take = type(store._dataset).take
+
+    def counted(dataset: Any, *given: Any, **named: Any) -> Any:
+        watch.reads += 1
+        return take(dataset, *given, **named)
+
+    monkeypatch.setattr(type(store._dataset), "take", counted)
+    monkeypatch.setattr(loader, "_CHUNK_TOKENS", 2 * 8 * 101)
+    local = prepare(source(endpoint, "parquet", "*.parquet"), ByteChoice(), val_fraction=0.0, data_dir=tmp_path)
+    expected = [batch["input_ids"].tolist() for batch in WindowLoader(local, 100, 8)]
+    watch.reads, watch.most, watch.together = 0, 0, loader._READS_AT_ONCE
+    assert [batch["input_ids"].tolist() for batch in WindowLoader(store, 100, 8)] == expected
+    assert watch.reads == -(-len(expected) // 2)
+    assert watch.most >= loader._READS_AT_ONCE > 1

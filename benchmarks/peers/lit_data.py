@@ -3,6 +3,7 @@
 import litdata
 import numpy as np
 import torch
+from litdata.streaming import downloader
 
 NAME = f"LitData {litdata.__version__}"
 
@@ -37,14 +38,30 @@ def store(tokens, folder, context_length):
 
 
 def batches(folder, context_length, batch_size):
+    loader = _loader(str(folder / "optimized"), context_length, batch_size)
+    while True:
+        yield from _pairs(loader)
+
+
+def remote_batches(uri, cache, storage_options, context_length, batch_size):
+    """Serve one epoch out of a bucket, of a server without encryption."""
+    # Its fast client, obstore, takes the options of a bucket from here only, and refuses http:// by itself.
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
+    yield from _pairs(_loader(uri, context_length, batch_size, cache_dir=str(cache), storage_options=storage_options))
+
+
+def _loader(place, context_length, batch_size, **options):
     dataset = litdata.StreamingDataset(
-        str(folder / "optimized"),
+        place,
         item_loader=litdata.TokensLoader(block_size=context_length + 1),
         shuffle=True,
         drop_last=True,
+        **options,
     )
-    loader = litdata.StreamingDataLoader(dataset, batch_size=batch_size, num_workers=0)
-    while True:
-        for tokens in loader:
-            tokens = tokens.long()
-            yield tokens[:, :-1], tokens[:, 1:]
+    return litdata.StreamingDataLoader(dataset, batch_size=batch_size, num_workers=0)
+
+
+def _pairs(loader):
+    for tokens in loader:
+        tokens = tokens.long()
+        yield tokens[:, :-1], tokens[:, 1:]
