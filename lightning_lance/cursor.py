@@ -115,6 +115,7 @@ class Cursor:
             "taken": [int(count) for count in self._mixture.taken],
             "digest": f"{self._digest:016x}",
             "digest_from": self._digest_from,
+            "num_windows": self.num_windows,
             **self.serving.describe(),
         }
 
@@ -139,11 +140,16 @@ class Cursor:
                 self._continue_elsewhere(state)
             return
         self.serving = self.serving.pinned(state)
+        before = replace(self.serving, context_length=state["context_length"], mix=state["mix"])
+        if (windows := before.mixture(state["taken"]).num_windows) != state["num_windows"]:
+            raise StoreError(
+                f"The checkpoint's epoch had {state['num_windows']:,} windows, of this store it has {windows:,}: rows were "
+                "deleted or added by others; bring them back, or start without the checkpoint."
+            )
         self._mixture = self.serving.mixture(state["taken"])
         self.value, self.epoch, self.epoch_start = state["cursor"], state["epoch"], state["epoch_start"]
         self._origin = state["origin"]
         self._digest, self._digest_from = int(state["digest"], 16), state["digest_from"]
-        before = replace(self.serving, context_length=state["context_length"], mix=state["mix"])
         if before.describe() != self.serving.describe():
             self._convert(before, state["taken"])
 

@@ -176,7 +176,7 @@ class WindowLoader:
 
     def roll_over(self) -> None:
         """Begin the next epoch where the last one has ended; with `extend`, adopt what was appended to the stores."""
-        if not self._steps(self._cursor.position):
+        if self._steps(self._cursor.position) <= 0:
             self._cursor.next_epoch(self.extend)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -2,6 +2,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import pytest
 from conftest import ListSource, documents
@@ -101,6 +102,16 @@ def test_a_difference_is_named_field_by_field(store: TokenStore):
     said = r"seed: 7 -> 0; where: \{'language': \['Go'\]\} -> \{\}; stores.fingerprint: \['f'\] -> \['[0-9a-f]{32}'\]"
     with pytest.raises(StoreError, match=rf"continues other data \({said}\): .*on_data_change=restart"):
         cursor(store).load_state_dict(other)
+
+
+def test_a_store_whose_rows_were_deleted_is_refused(tmp_path: Path):
+    """Its note still says as many tokens; the windows that are left are others."""
+    store = prepare(SOURCE, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    place = cursor(store)
+    walk(place, 60)
+    lance.dataset(store.uri).delete("language = 'Rust'")
+    with pytest.raises(StoreError, match="epoch had 145 windows, of this store it has 90: rows were deleted or added"):
+        cursor(TokenStore.open(store.uri)).load_state_dict(place.state_dict())
 
 
 def test_other_data_may_be_begun_or_continued(store: TokenStore):
