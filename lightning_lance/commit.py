@@ -113,6 +113,11 @@ def _layout(rows: pa.Table) -> list[tuple[str, str, int, int]]:
     return [(keys[0][low], keys[1][low], int(tokens[low:high].sum()), high - low) for low, high in pairwise(borders)]
 
 
+def is_commit(dataset: Any) -> bool:
+    """Tell whether the version that is open was committed by this package, and not made by others out of one that was."""
+    return _PROPERTY in (dataset.read_transaction(int(dataset.version)).transaction_properties or {})
+
+
 def layout_of(dataset: Any) -> list[StreamPart] | None:
     """Read from the notes of all commits which rows are of which stream; None if they do not tell of every row.
 

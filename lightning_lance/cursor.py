@@ -150,7 +150,8 @@ class Cursor:
         self.value, self.epoch, self.epoch_start = state["cursor"], state["epoch"], state["epoch_start"]
         self._origin = state["origin"]
         self._digest, self._digest_from = int(state["digest"], 16), state["digest_from"]
-        if before.describe() != self.serving.describe():
+        # Components are counted in the order of `mix`, which equal dicts need not share.
+        if [*before.mix] != [*self.serving.mix] or before.describe() != self.serving.describe():
             self._convert(before, state["taken"])
 
     def _continue_elsewhere(self, state: Mapping[str, Any]) -> None:

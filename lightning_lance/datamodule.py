@@ -154,7 +154,8 @@ class LanceDataModule(LightningDataModule):
     def _uris(self) -> dict[str, str]:
         if self._plan is not None:
             return {"": self._plan.uri}
-        return dict(self.uri) if isinstance(self.uri, Mapping) else {"": str(self.uri)}
+        uris = self.uri if isinstance(self.uri, Mapping) else {"": str(self.uri)}
+        return dict(uris) if len(uris) > 1 else {"": next(iter(uris.values()))}
 
     def prepare_data(self) -> None:
         """Build the store if it is not there, see `prepare`; with `min_tokens`, wait for who builds it."""

@@ -22,6 +22,7 @@ from lightning_lance.commit import (
     commit_of,
     dataset_at,
     first_version,
+    is_commit,
     last_commit,
     layout_of,
 )
@@ -107,13 +108,18 @@ class TokenStore:
 
     def at_tokens(self, tokens: int) -> TokenStore:
         """Open the same store as it was when it had so many tokens, in whichever version. StoreError if it never had."""
-        if tokens == self.commit.tokens:
+        if tokens == self.commit.tokens and is_commit(self._dataset):
             return self
         options = self._opening[0]
         last = last_commit(self.uri, storage_options=options)
         if last is not None and last.tokens >= tokens:
             store = self.at_version(first_version(self.uri, lambda commit: commit.tokens >= tokens, options))
             if store.commit.tokens == tokens:
+                if not is_commit(store._dataset):
+                    # A compaction, for one, may put rows in another order.
+                    _log.warning(
+                        "The version of %s with %s tokens is gone, and others have moved its rows.", self.uri, tokens
+                    )
                 return store
         raise StoreError(
             f"The checkpoint was trained on the first {tokens:,} tokens of the store, and no version of {self.uri!r} ends "

@@ -58,7 +58,7 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
     states = list(data_states(checkpoint))
     if not states:
         raise ConfigError(f"The checkpoint {file!r} has no place in the data: it was saved without a LanceDataModule.")
-    if any(state != states[0] for state in states):
+    if any(state[name] != value for state in states for name, value in states[0].items() if name in state):
         raise StoreError(
             f"The checkpoint {file!r} says two things of the place in the data: {states[0]} and {states[1]}."
         )
