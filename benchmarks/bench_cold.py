@@ -167,7 +167,7 @@ def part(folder, limit, what, *arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=300_000_000, help="tokens to store (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, whose median counts (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds, whose median counts (default: %(default)s)")
     parser.add_argument(
         "--folder", type=Path, help="where to build the stores, on a disk (default: a temporary folder)"
     )
