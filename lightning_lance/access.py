@@ -75,7 +75,7 @@ def s3_session() -> Any:
     except ImportError as error:
         raise ConfigError("Reading s3:// needs the package s3fs: run pip install 'lightning-lance[s3]'.") from error
 
-    class Session(AioSession):  # type: ignore[misc]
+    class Session(AioSession):  # type: ignore[misc] # the library has no types, so its class is Any
         def create_client(
             self, *args: Any, requote_redirect_url: Any = None, trust_env: Any = None, **kwargs: Any
         ) -> Any:
