@@ -47,6 +47,8 @@ class Cursor:
         """Go to the first window of all."""
         self._mixture = self.serving.mixture()
         self.value = self.epoch = self.epoch_start = self._origin = self._digest = self._digest_from = 0
+        #: Whether the epoch's last batch was handed out: what it left over stays so, also for a resume with smaller batches.
+        self.ended = False
 
     @property
     def num_windows(self) -> int:
@@ -84,7 +86,7 @@ class Cursor:
         """Go to the first window of the next epoch; with `extend`, of the stores as they are now."""
         self.epoch, self.epoch_start = self.epoch + 1, self.epoch_end
         self.value = self._digest_from = self.epoch_start
-        self._digest = 0
+        self._digest, self.ended = 0, False
         if not extend:
             return
         newest = {name: store.newest() for name, store in self.serving.stores.items()}
@@ -111,6 +113,7 @@ class Cursor:
             "cursor": self.value,
             "epoch": self.epoch,
             "epoch_start": self.epoch_start,
+            "ended": self.ended,
             "origin": self._origin,
             "taken": [int(count) for count in self._mixture.taken],
             "digest": f"{self._digest:016x}",
@@ -148,14 +151,14 @@ class Cursor:
             )
         self._mixture = self.serving.mixture(state["taken"])
         self.value, self.epoch, self.epoch_start = state["cursor"], state["epoch"], state["epoch_start"]
-        self._origin = state["origin"]
+        self._origin, self.ended = state["origin"], state["ended"]
         self._digest, self._digest_from = int(state["digest"], 16), state["digest_from"]
         # Components are counted in the order of `mix`, which equal dicts need not share.
         if [*before.mix] != [*self.serving.mix] or before.describe() != self.serving.describe():
             self._convert(before, state["taken"])
 
     def _continue_elsewhere(self, state: Mapping[str, Any]) -> None:
-        self.value, self.epoch = state["cursor"], state["epoch"]
+        self.value, self.epoch, self.ended = state["cursor"], state["epoch"], state["ended"]
         position = min(self.value - state["epoch_start"], self.num_windows)
         self.epoch_start = self.value - position
         # Which components were in the other data is not known: of several, each begins an epoch.

@@ -177,7 +177,7 @@ class WindowLoader:
 
     def roll_over(self) -> None:
         """Begin the next epoch where the last one has ended; with `extend`, adopt what was appended to the stores."""
-        if self._steps(self._cursor.position) <= 0:
+        if self._cursor.ended or self._steps(self._cursor.position) <= 0:
             self._cursor.next_epoch(self.extend)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -208,6 +208,7 @@ class WindowLoader:
                     # Widened here and not in the thread: both have half of the work, and the batch is in this core's cache.
                     windows = torch.from_numpy(tokens[rows].astype(np.int64))
                     cursor.advance(chunk.everyone, digest)
+                    cursor.ended = self._steps(cursor.position) <= 0
                     yield self._make(windows, start[rows], epoch[rows])
 
     def _place(self) -> dict[str, Any]:

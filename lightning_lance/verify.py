@@ -98,7 +98,7 @@ def _cursor(state: Mapping[str, Any], uris: Mapping[str, str], storage_options: 
 
 
 def _next_windows(cursor: Cursor) -> Iterator[str]:
-    if cursor.value == cursor.epoch_end:
+    if cursor.ended:
         cursor.next_epoch(extend=False)
     positions = np.arange(cursor.value, min(cursor.value + _NEXT, cursor.epoch_end))
     found = cursor.locate(positions)
