@@ -17,9 +17,10 @@ import lance
 import numpy as np
 import pyarrow as pa
 
+from lightning_lance.documents import one_array
 from lightning_lance.errors import StoreError
 
-# It warns of every fork. Forked workers of a mapped store do not go through it, and others open the store anew.
+# It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
 warnings.filterwarnings("ignore", "lance is not fork-safe")
 
 # Raised when stores of the version before can no longer be read.
@@ -169,6 +170,12 @@ def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str]
         if "not found" in str(error).lower():
             return None
         raise StoreError(f"The token store {uri!r} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+
+
+def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
+    """Read the tokens of rows, as (n, block)."""
+    tokens = one_array(dataset.take(rows.tolist(), columns=["tokens"]).column("tokens"))
+    return np.asarray(tokens.flatten()).reshape(len(rows), -1)
 
 
 def commit_of(dataset: Any, uri: str) -> Commit:

@@ -1,7 +1,4 @@
-"""A token store, opened for reading: its streams, and windows of them from wherever the store lies.
-
-Besides `commit`, this is the only module that knows Lance.
-"""
+"""A token store, opened for reading: streams, and windows of them. Besides `commit`, only this module knows Lance."""
 
 from __future__ import annotations
 
@@ -25,9 +22,11 @@ from lightning_lance.commit import (
     is_commit,
     last_commit,
     layout_of,
+    take_blocks,
 )
 from lightning_lance.documents import one_array
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.forked import ForkedReader
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
 
@@ -64,6 +63,7 @@ class TokenStore:
                 f"reads format {FORMAT_VERSION}: build it again, or install the version that wrote it."
             )
         self._dataset, self._process = dataset, os.getpid()
+        self._forked: tuple[int, ForkedReader] | None = None
         tokens = dataset.schema.field("tokens").type
         self._block = int(tokens.list_size)
         self.dtype: np.dtype[Any] = np.dtype(tokens.value_type.to_pandas_dtype())
@@ -215,11 +215,11 @@ class TokenStore:
     def _blocks(self, rows: np.ndarray) -> np.ndarray:
         if not len(rows):
             return np.empty((0, self._block), self.dtype)
-        if self._process != os.getpid():
-            # In a forked worker the parent's handle may wait for threads that are not there.
-            self._dataset, self._process = dataset_at(self.uri, self.version, self._opening[0]), os.getpid()
-        tokens = self._dataset.take(rows.tolist(), columns=["tokens"]).column("tokens").combine_chunks()
-        return np.asarray(tokens.flatten()).reshape(len(rows), self._block)
+        if self._process == os.getpid():
+            return take_blocks(self._dataset, rows)
+        if self._forked is None or self._forked[0] != os.getpid():
+            self._forked = os.getpid(), ForkedReader(self.uri, self.version, self._opening[0])
+        return self._forked[1].take(rows)
 
     def _table(self, split: str) -> SegmentTable:
         if split not in self._segments:

@@ -1,0 +1,82 @@
+"""Blocks for a forked process, in which Lance cannot run: a process of its own takes them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from multiprocessing.connection import Connection, Pipe
+
+import numpy as np
+
+from lightning_lance.commit import dataset_at, take_blocks
+from lightning_lance.errors import StoreError
+
+
+class ForkedReader:
+    """Takes blocks of a store by way of a fresh process, which ends with this object or with the process that has it.
+
+    Lance's threads do not live on in a forked process, and those that it starts there sometimes crash it.
+
+    Args:
+        uri: The store.
+        version: Its version.
+        storage_options: As for `TokenStore.open`.
+    """
+
+    def __init__(self, uri: str, version: int, storage_options: Mapping[str, str] | None) -> None:
+        self._pipe, theirs = Pipe()
+        command = f"from lightning_lance.forked import serve; serve({theirs.fileno()})"
+        with theirs:
+            # Not of the terminal's group: Ctrl-C is for those who ask.
+            process = subprocess.Popen(
+                [sys.executable, "-c", command],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self._lock = threading.Lock()
+        self._uri = uri
+        self._end = weakref.finalize(self, _end, self._pipe, process)
+        self._pipe.send((uri, version, dict(storage_options or {})))
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Give the tokens of rows, as (n, block). StoreError if they cannot be read."""
+        try:
+            with self._lock:
+                self._pipe.send(rows)
+                answer = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            raise StoreError(
+                f"The process that reads the token store {self._uri!r} for a forked one has ended: start workers by "
+                "'forkserver' or 'spawn' instead."
+            ) from error
+        if isinstance(answer, Exception):
+            raise answer
+        return np.asarray(answer)
+
+
+def _end(pipe: Connection, process: subprocess.Popen[bytes]) -> None:
+    pipe.close()
+    process.wait()
+
+
+def serve(descriptor: int) -> None:
+    """Answer one `ForkedReader` until it is gone."""
+    with Connection(descriptor) as pipe:
+        uri, version, storage_options = pipe.recv()
+        dataset = None
+        while True:
+            try:
+                rows = pipe.recv()
+            except EOFError:
+                return
+            try:
+                if dataset is None:
+                    dataset = dataset_at(uri, version, storage_options)
+                pipe.send(take_blocks(dataset, rows))
+            except Exception as error:  # of whatever kind: who asked raises it
+                pipe.send(StoreError(f"The token store {uri!r} cannot be read: {' '.join(str(error).split())[:300]}"))
