@@ -87,11 +87,11 @@ class FillInTheMiddle:
             if getattr(self, name) == eos_id:
                 raise ConfigError(f"{name} is {eos_id}, which ends documents (EOS): expected another id; add a token.")
 
-    def apply(self, windows: _Ints, starts: _Ints, epochs: _Ints, eos_id: int) -> _Ints:
+    def apply(self, windows: npt.NDArray[Any], starts: _Ints, epochs: _Ints, eos_id: int) -> _Ints:
         """Rearrange the documents that the draws choose.
 
         Args:
-            windows: (n, length) int64.
+            windows: (n, length) integers.
             starts: (n,) offsets of the first tokens among the tokens of the split.
             epochs: (n,) epoch of each window.
             eos_id: The id that ends every document.
@@ -125,7 +125,7 @@ class FillInTheMiddle:
         high = np.where(rearrange, high, text)
 
         # Seven pieces of each, in the order of PSM: where they are among the tokens, behind which are the sentinels.
-        tokens = np.append(flat, [self.prefix_id, self.suffix_id, self.middle_id])
+        tokens = np.append(flat.astype(np.int64), [self.prefix_id, self.suffix_id, self.middle_id])
         sentinel = np.broadcast_to(flat.size, begins.shape)
         sources = [sentinel, begins, sentinel + 1, begins + high, sentinel + 2, begins + prefix, begins + text]
         counts = [rearrange, prefix, rearrange, text - high, rearrange, high - prefix, taken - text]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-import torch
 
 from lightning_lance.agreement import agree
 from lightning_lance.batches import Batch, BatchMaker
@@ -192,24 +192,15 @@ class WindowLoader:
         self.roll_over()
         if self._world_size > 1 and self.resumable:
             agree(self._place())
-        chunks, read = self._chunks(), cursor.serving.read
-        mapped = all(store.reader == "mapped" for store in cursor.serving.stores.values())
-        # Where reads share a network, the first has it alone: the first batch is there the sooner.
-        threads, first, most = (1, _CHUNKS_AHEAD, _CHUNKS_AHEAD) if mapped else (_READS_AT_ONCE, 1, _READS_AT_ONCE)
-        with ThreadPoolExecutor(threads, thread_name_prefix="windows") as pool:
-            ahead = deque((chunk, pool.submit(read, chunk.found)) for chunk in islice(chunks, first))
-            while ahead:
-                chunk, reading = ahead.popleft()
-                tokens = reading.result()
-                ahead.extend((more, pool.submit(read, more.found)) for more in islice(chunks, most - len(ahead)))
-                _, start, epoch, _ = chunk.found
+        left = self._steps(cursor.position)
+        with closing(self._read_ahead()) as served:
+            for chunk, tokens in served:
+                described = self._make.describe(tokens)
                 for step, digest in enumerate(chunk.digests):
-                    rows = slice(step * chunk.size, (step + 1) * chunk.size)
-                    # Widened here and not in the thread: both have half of the work, and the batch is in this core's cache.
-                    windows = torch.from_numpy(tokens[rows].astype(np.int64))
+                    left -= 1
                     cursor.advance(chunk.everyone, digest)
-                    cursor.ended = self._steps(cursor.position) <= 0
-                    yield self._make(windows, start[rows], epoch[rows])
+                    cursor.ended = left == 0
+                    yield self._make.batch(described, step * chunk.size, (step + 1) * chunk.size)
 
     def _place(self) -> dict[str, Any]:
         """Tell where this rank is, of what; the same on all ranks, though their copies of a store may lie elsewhere."""
@@ -224,26 +215,51 @@ class WindowLoader:
             "first window": int(first.start[0]),
         }
 
+    def _read_ahead(self) -> Generator[tuple[_Chunk, np.ndarray], None, None]:
+        """Read this rank's windows from the cursor to the end of the epoch, some batches at a time, in threads."""
+        serving, chunks = self._cursor.serving, self._chunks()
+
+        def read(found: Located) -> np.ndarray:
+            return self._make.rearrange(serving.read(found), found.start, found.epoch)
+
+        mapped = all(store.reader == "mapped" for store in serving.stores.values())
+        threads, most = (1, _CHUNKS_AHEAD) if mapped else (_READS_AT_ONCE, _READS_AT_ONCE)
+        with ThreadPoolExecutor(threads, thread_name_prefix="windows") as pool:
+            # Reads share a disk or a network: the first has it alone, so the first batch is there the sooner.
+            ahead = deque((chunk, pool.submit(read, chunk.found)) for chunk in islice(chunks, 1))
+            while ahead:
+                chunk, reading = ahead.popleft()
+                tokens = reading.result()
+                ahead.extend((more, pool.submit(read, more.found)) for more in islice(chunks, most - len(ahead)))
+                yield chunk, tokens
+
     def _chunks(self) -> Iterator[_Chunk]:
         """Locate this rank's windows from the cursor to the end of the epoch, some batches at a time."""
         begin, size = self._cursor.value, self.batch_size
         everyone = self._world_size * size
-        at_once = max(1, _LOCATED_AT_ONCE // everyone)
-        per_chunk = max(1, _CHUNK_TOKENS // (size * (self.context_length + 1)))
+        # Nobody waits for a million tokens to get a batch: the first chunk is one, the next ones grow.
+        located, steps, most = 1, 1, max(1, _CHUNK_TOKENS // (size * (self.context_length + 1)))
         whole, rest = divmod(self._cursor.epoch_end - begin, everyone)
-        for low in range(0, whole, at_once):
-            yield from self._located(begin + low * everyone, min(at_once, whole - low), size, per_chunk)
+        while whole:
+            located = min(located, whole)
+            found, digests = self._locate(begin, located, size)
+            begin, whole, low = begin + located * everyone, whole - located, 0
+            while low < located:
+                high = min(low + steps, located)
+                part = Located(*(column[low * size : high * size] for column in found))
+                yield _Chunk(part, size, everyone, digests[low:high])
+                low, steps = high, min(2 * steps, most)
+            located = max(1, _LOCATED_AT_ONCE // everyone)
         if self._steps(self.num_windows - rest):
-            last = size if self.remainder == "wrap" else rest // self._world_size
-            yield from self._located(begin + whole * everyone, 1, last, 1)
+            size = size if self.remainder == "wrap" else rest // self._world_size
+            found, digests = self._locate(begin, 1, size)
+            yield _Chunk(found, size, self._world_size * size, digests)
 
-    def _located(self, begin: int, steps: int, size: int, per_chunk: int) -> Iterator[_Chunk]:
+    def _locate(self, begin: int, steps: int, size: int) -> tuple[Located, Sequence[int]]:
+        """Find this rank's windows of some global batches, and the digests of all ranks' in each."""
         everyone = self._world_size * size
         positions = np.arange(begin, begin + steps * everyone)
         found = self._cursor.locate(positions)
         digests = self._cursor.digests(positions, found).reshape(steps, everyone).sum(axis=1, dtype=np.uint64).tolist()
-        mine = [part.reshape(steps, self._world_size, size)[:, self._rank].reshape(-1) for part in found]
-        for low in range(0, steps, per_chunk):
-            high = min(low + per_chunk, steps)
-            part = Located(*(column[low * size : high * size] for column in mine))
-            yield _Chunk(part, size, everyone, digests[low:high])
+        mine = (part.reshape(steps, self._world_size, size)[:, self._rank].reshape(-1) for part in found)
+        return Located(*mine), digests

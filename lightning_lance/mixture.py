@@ -125,17 +125,11 @@ class Mixture:
                     f"mix.{name} has {tokens:,} tokens, not one window of {order.context_length} + 1: leave it out."
                 )
         self._schedule = Schedule(weights)
+        #: Windows of an epoch of each component: (components,) int64.
+        self.sizes = np.asarray([order.num_windows for order in self._orders], np.int64)
+        #: Windows of all components together.
+        self.num_windows = int(self.sizes.sum())
         self.taken = np.asarray(taken if taken is not None else [0] * len(orders), np.int64)
-
-    @property
-    def sizes(self) -> np.ndarray:
-        """Windows of an epoch of each component: (components,) int64."""
-        return np.asarray([order.num_windows for order in self._orders], np.int64)
-
-    @property
-    def num_windows(self) -> int:
-        """Windows of all components together."""
-        return int(self.sizes.sum())
 
     def consumed(self, positions: int) -> np.ndarray:
         """Count the windows that each component has given, ever, after `positions` of this mixture: (components,) int64."""

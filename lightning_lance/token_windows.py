@@ -56,6 +56,6 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
             raise IndexError(f"Windows {list(indices)} are asked for, but there are {len(self)}.")
         starts = self._windows.starts(0, positions)
         tokens = self.store.read(starts, self.context_length + 1, self.split)
-        windows, epochs = torch.from_numpy(tokens.astype(np.int64)), np.zeros(1, np.int64)
-        made = [self._make(windows[i : i + 1], starts[i : i + 1], epochs) for i in range(len(windows))]
+        described = self._make.describe(self._make.rearrange(tokens, starts, np.zeros(len(starts), np.int64)))
+        made = [self._make.batch(described, i, i + 1) for i in range(len(starts))]
         return [{name: value[0] for name, value in item.items()} for item in made]

@@ -32,7 +32,7 @@ def batches_of_windows(draw: st.DrawFn) -> list[list[int]]:
 
 def make(windows: list[list[int]], **options: Any) -> Batch:
     starts, epochs = 100 * np.arange(len(windows)), np.zeros(len(windows), np.int64)
-    return BatchMaker(EOS, **options)(torch.tensor(windows), starts, epochs)
+    return BatchMaker(EOS, **options)(np.array(windows), starts, epochs)
 
 
 def by_token(windows: list[list[int]], batch_format: str) -> dict[str, Any]:
@@ -167,14 +167,24 @@ def test_shapes_do_not_depend_on_the_tokens(count: int, length: int, batch_forma
 
 
 @pytest.mark.parametrize("batch_format", ["default", "huggingface"])
-def test_without_a_mask_a_batch_is_views_of_the_windows(batch_format: BatchFormat):
-    windows = torch.tensor([[0, EOS, 0, 1], [1, 0, EOS, 1]])
-    maker = BatchMaker(EOS, batch_format=batch_format, document_ids=True, position_ids=True, cu_seqlens=True)
-    for made in (BatchMaker(EOS, batch_format=batch_format), maker):
-        batch = made(windows, np.zeros(2, np.int64), np.zeros(2, np.int64))
+def test_without_a_mask_a_batch_is_views_of_one_tensor(batch_format: BatchFormat):
+    windows = [[0, EOS, 0, 1], [1, 0, EOS, 1]]
+    for options in ({}, {**EVERYTHING, "mask_boundary_targets": False}):
+        batch = make(windows, batch_format=batch_format, **options)
         named = batch["labels" if batch_format == "huggingface" else "targets"]
-        assert batch["input_ids"].data_ptr() == windows.data_ptr()
-        assert named.data_ptr() == windows.data_ptr() + 8 * (batch_format == "default")
+        assert named.data_ptr() == batch["input_ids"].data_ptr() + 8 * (batch_format == "default")
+
+
+@given(batches_of_windows(), formats, st.sampled_from([np.uint16, np.uint32]), st.data())
+def test_batches_described_at_once_are_those_described_alone(
+    windows: list[list[int]], batch_format: BatchFormat, dtype: type[np.unsignedinteger[Any]], data: st.DataObject
+):
+    maker = BatchMaker(EOS, batch_format=batch_format, **EVERYTHING)
+    described = maker.describe(np.array(windows, dtype))
+    low = data.draw(st.integers(0, len(windows) - 1))
+    high = data.draw(st.integers(low + 1, len(windows)))
+    alone = make(windows[low:high], batch_format=batch_format, **EVERYTHING)
+    assert lists(maker.batch(described, low, high)) == lists(alone)
 
 
 @given(batches_of_windows(), formats)

@@ -247,7 +247,7 @@ def loss_of_separate_documents(model, windows, eos_id):
 def packed(windows, eos_id=0):
     """A batch as LanceDataModule makes it, of the documents in some windows."""
     maker = BatchMaker(eos_id, document_ids=True, position_ids=True, mask_boundary_targets=True)
-    return maker(windows, np.zeros(len(windows), np.int64), np.zeros(len(windows), np.int64))
+    return maker(windows.numpy(), np.zeros(len(windows), np.int64), np.zeros(len(windows), np.int64))
 
 
 def windows_of_documents(seed, share=0.2, device="cpu"):
