@@ -27,7 +27,7 @@ OURS, NANOGPT = "lightning-lance WindowLoader", "nanoGPT get_batch"
 # Of the control group in which the store does not fit: what Python and torch take, and some page cache.
 MEMORY_LIMIT = 600 << 20
 # 10^10 tokens in blocks of 2,048 are so many rows; blocks of 64 take less disk, and are found as fast.
-ROWS, COMMITS, SMALL_BLOCK = 4_900_000, 300, 64
+ROWS, COMMITS, SMALL_BLOCK = 4_900_000, 300, 128
 MANY_BATCHES = 50_000
 
 
