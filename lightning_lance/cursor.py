@@ -129,6 +129,10 @@ class Cursor:
             StoreError: If it is of other data or another order and `on_data_change` is `error`, naming each field that
                 differs; or if the stores never had its tokens.
         """
+        if missing := sorted(self.state_dict().keys() - state.keys()):
+            raise StoreError(
+                f"The state lacks {', '.join(missing)}: expected what a WindowLoader of this version of lightning-lance gave."
+            )
         if differences := self.serving.differences(state):
             changes = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differences.items())
             if self._on_data_change == "error":

@@ -246,16 +246,14 @@ class LanceDataModule(LightningDataModule):
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
         """Give the loader of the validation windows; an empty list, and a warning, where there are none."""
-        streams = [stream for store in self.stores.values() for stream in store.streams("val")]
-        wanted = (self._serving["where"] or {}).get("language")
-        longest = max((stream.num_tokens for stream in streams if not wanted or stream.language in wanted), default=0)
-        if longest <= self.context_length:
-            _log.warning(
-                "The store has no validation window of %d + 1 tokens: raise val_fraction, or store more documents.",
-                self.context_length,
-            )
-            return []
-        return self._make_loader("val", order="sequential", remainder="short", resumable=False)
+        loader = self._make_loader("val", order="sequential", remainder="short", resumable=False)
+        if len(loader):
+            return loader
+        _log.warning(
+            "The store has no validation window of %d + 1 tokens for each rank: raise val_fraction, or store more documents.",
+            self.context_length,
+        )
+        return []
 
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader

@@ -1,5 +1,9 @@
 """What the package raises when the user can do something about it."""
 
+from typing import Any
+
+import numpy as np
+
 
 class LightningLanceError(Exception):
     """Base of all errors of this package; its message is one sentence: what, got, expected, and the cure."""
@@ -15,3 +19,16 @@ class SourceError(LightningLanceError):
 
 class StoreError(LightningLanceError):
     """The token store is missing, unfinished, or not the one that was asked for."""
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Give a count that a user set as a plain int.
+
+    Raises:
+        ConfigError: If it is no whole number from 1 on.
+    """
+    # numpy's numbers too, of which a checkpoint that is loaded with `weights_only` would know nothing.
+    number = value.item() if isinstance(value, np.number) else value
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or number < 1 or number % 1:
+        raise ConfigError(f"{name} is {value!r}: expected a whole number from 1 on.")
+    return int(number)

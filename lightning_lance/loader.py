@@ -14,7 +14,7 @@ import numpy as np
 from lightning_lance.agreement import agree
 from lightning_lance.batches import Batch, BatchMaker
 from lightning_lance.cursor import Cursor, OnDataChange
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.errors import ConfigError, StoreError, whole_number
 from lightning_lance.mixture import Located
 from lightning_lance.serving import Serving
 from lightning_lance.store import TokenStore
@@ -66,14 +66,14 @@ class WindowLoader:
         remainder: What becomes of the windows at the end of an epoch that fill no global batch. `drop` leaves them out;
             `wrap` fills the batch up with the first windows of the next epoch, which come again there; `short` makes one
             smaller batch, equal on all ranks, and leaves out `world_size - 1` windows at most.
-        resumable: False starts each `iter` at the first window of epoch 0, as validation wants it.
+        resumable: False starts each `iter` at the first window of epoch 0, as validation wants it, and may have no batch.
         extend: Adopt what was appended to the stores, at the beginning of each epoch.
         on_data_change: What to do about a state of other data: `error`; `restart` at the first window; `continue` at the
             same place of the other data.
         **batch: What a batch has besides its tokens; see `BatchMaker`.
 
     Raises:
-        ConfigError: If an argument cannot be used, or the split is too short for a single batch.
+        ConfigError: If an argument cannot be used, or what is served is too short for a single batch.
     """
 
     def __init__(
@@ -96,15 +96,14 @@ class WindowLoader:
         on_data_change: OnDataChange = "error",
         **batch: Any,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}: expected 1 or more windows.")
+        batch_size = whole_number("batch_size", batch_size)
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")
         if remainder not in get_args(Remainder):
             raise ConfigError(f"remainder is {remainder!r}: expected one of {', '.join(get_args(Remainder))}.")
         stores = {"": store} if isinstance(store, TokenStore) else dict(store)
         serving = Serving(stores, split, context_length, order, seed, shuffle_block, where or {}, mix or {})
-        self.context_length, self.batch_size = context_length, batch_size
+        self.context_length, self.batch_size = serving.context_length, batch_size
         self.remainder, self.resumable, self.extend = remainder, resumable, extend
         self._rank, self._world_size = rank, world_size
         self._make = BatchMaker(next(iter(stores.values())).commit.eos_id, **batch)
@@ -114,14 +113,13 @@ class WindowLoader:
         self._check_size()
 
     def _check_size(self) -> None:
-        if not len(self):
+        if self.resumable and not len(self):
             serving = self._cursor.serving
-            tokens = sum(store.num_tokens(serving.split) for store in serving.stores.values())
             uris = ", ".join(repr(store.uri) for store in serving.stores.values())
             raise ConfigError(
-                f"Split {serving.split!r} of {uris} has {tokens:,} tokens, which make {self.num_windows} windows of "
-                f"{self.context_length} + 1: too few for one batch of {self.batch_size} on {self._world_size} rank(s); lower "
-                "batch_size or context_length, or store more documents."
+                f"What is served of split {serving.split!r} of {uris} has {serving.num_tokens:,} tokens, which make "
+                f"{self.num_windows} windows of {self.context_length} + 1: too few for one batch of {self.batch_size} on "
+                f"{self._world_size} rank(s); lower batch_size or context_length, or store more documents."
             )
 
     @property

@@ -33,7 +33,7 @@ class Schedule:
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         for name, weight in weights.items():
-            if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
                 raise ConfigError(f"mix.{name} is {weight!r}: expected a weight above 0; leave out what is not wanted.")
         exact = [Fraction(str(weight)) for weight in weights.values()]
         shares = _whole([weight / sum(exact) for weight in exact])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lightning_lance.commit import StreamExtent
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, whole_number
 from lightning_lance.languages import check_languages
 from lightning_lance.mixture import Located, Mixture
 from lightning_lance.store import TokenStore
@@ -17,6 +17,7 @@ from lightning_lance.windows import Order, WindowOrder
 
 # The columns of a stream by which `where` selects.
 _STREAM_COLUMNS = ("language",)
+_EXAMPLES = {"where": "{language: [Python]}", "mix": "{Python: 0.7, Rust: 0.3}"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,19 @@ class Serving:
     mix: Mapping[str, float]
 
     def __post_init__(self) -> None:
+        if not self.stores:
+            raise ConfigError("There is no store to serve: give one, or name to store for several.")
+        for name, value in (("where", self.where), ("mix", self.mix)):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{name} is {value!r}: expected a mapping, such as {_EXAMPLES[name]}.")
+        # A float32 is taken for the decimal that it is written as; a checkpoint keeps plain numbers only.
+        plain = {
+            name: float(str(weight)) if isinstance(weight, np.number) else weight for name, weight in self.mix.items()
+        }
+        object.__setattr__(self, "mix", plain)
+        object.__setattr__(self, "context_length", whole_number("context_length", self.context_length))
+        if self.shuffle_block is not None:
+            object.__setattr__(self, "shuffle_block", whole_number("shuffle_block", self.shuffle_block))
         first = next(iter(self.stores.values()))
         for name, store in self.stores.items():
             if store.commit.recipe.get("tokenizer") != first.commit.recipe.get("tokenizer"):
@@ -59,8 +73,8 @@ class Serving:
                 raise ConfigError(
                     f"where has the column {column!r}: streams are told apart by {', '.join(_STREAM_COLUMNS)}."
                 )
-            if isinstance(values, str):
-                raise ConfigError(f"where.{column} is the string {values!r}: write a list, [{values}].")
+            if isinstance(values, str) or not isinstance(values, Collection):
+                raise ConfigError(f"where.{column} is {values!r}: expected a list, such as [{values}].")
             check_languages(values, sorted(self._languages), "where")
         if self.mix:
             known = sorted(self.stores) if len(self.stores) > 1 else sorted(self._selected_languages)
@@ -79,18 +93,28 @@ class Serving:
 
     def mixture(self, taken: Sequence[int] | None = None) -> Mixture:
         """Make the order. `taken`: windows that each component has given before."""
-        wanted = {*self.where.get("language", ())}
         streams: dict[str, list[StreamExtent]] = {}
         places: dict[str, list[int]] = {}
+        for component, place, stream in self._selected():
+            streams.setdefault(component, []).append(stream)
+            places.setdefault(component, []).append(place)
+        names = list(self.mix) if self.mix else [""]
+        orders = {name: self._order(streams.get(name, []), [name] if self.mix else []) for name in names}
+        return Mixture(orders, [places.get(name, []) for name in names], self.mix or {"": 1}, taken)
+
+    def _selected(self) -> Iterator[tuple[str, int, StreamExtent]]:
+        """Go through the streams that are served: (component, place of the store, stream)."""
+        wanted = {*self.where.get("language", ())}
         for place, (name, store) in enumerate(self.stores.items()):
             for stream in store.streams(self.split):
                 component = "" if not self.mix else name if len(self.stores) > 1 else stream.language
                 if (not wanted or stream.language in wanted) and (not self.mix or component in self.mix):
-                    streams.setdefault(component, []).append(stream)
-                    places.setdefault(component, []).append(place)
-        names = list(self.mix) if self.mix else [""]
-        orders = {name: self._order(streams.get(name, []), [name] if self.mix else []) for name in names}
-        return Mixture(orders, [places.get(name, []) for name in names], self.mix or {"": 1}, taken)
+                    yield component, place, stream
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the streams that are served."""
+        return sum(stream.num_tokens for _, _, stream in self._selected())
 
     def _order(self, streams: Sequence[StreamExtent], names: list[str]) -> WindowOrder:
         made = [part for store in self.stores.values() for part in (store.fingerprint, store.commit.tokens)]

@@ -33,9 +33,9 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
     def __init__(self, store: TokenStore, context_length: int, split: str = "train", **batch: Any) -> None:
         if batch.get("cu_seqlens"):
             raise ConfigError("cu_seqlens go over a batch, and TokenWindows gives single windows: use a WindowLoader.")
-        self.store, self.context_length, self.split = store, context_length, split
-        self._make = BatchMaker(store.commit.eos_id, **batch)
         self._windows = WindowOrder(store.streams(split), context_length, "sequential", ())
+        self.store, self.context_length, self.split = store, self._windows.context_length, split
+        self._make = BatchMaker(store.commit.eos_id, **batch)
 
     def __len__(self) -> int:
         return self._windows.num_windows

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_lance.commit import StreamExtent
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, whole_number
 
 Order = Literal["shuffle", "random", "sequential"]
 
@@ -116,14 +116,15 @@ class WindowOrder:
     _ends: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.context_length < 1:
-            raise ConfigError(f"context_length is {self.context_length}: expected 1 or more tokens.")
+        object.__setattr__(self, "context_length", whole_number("context_length", self.context_length))
         if self.order not in get_args(Order):
             raise ConfigError(f"order is {self.order!r}: expected one of {', '.join(get_args(Order))}.")
-        if self.shuffle_block is not None and (self.shuffle_block < 1 or self.order != "shuffle"):
-            raise ConfigError(
-                f"shuffle_block is {self.shuffle_block} with order {self.order!r}: expected 1 or more windows, and 'shuffle'."
-            )
+        if self.shuffle_block is not None:
+            object.__setattr__(self, "shuffle_block", whole_number("shuffle_block", self.shuffle_block))
+            if self.order != "shuffle":
+                raise ConfigError(
+                    f"shuffle_block is {self.shuffle_block} with order {self.order!r}: expected 'shuffle'."
+                )
         counts = [windows_of(stream.num_tokens, self.context_length, self.order) for stream in self.streams]
         object.__setattr__(self, "_counts", np.asarray(counts, dtype=np.int64))
         object.__setattr__(self, "_ends", np.cumsum(self._counts))

@@ -225,14 +225,35 @@ def test_wrapped_batches_are_whole_and_their_windows_come_again(
         assert {loader.state_dict()["cursor"] for loader in loaders} == {(epoch + 1) * alone.num_windows}
 
 
+def test_numbers_of_numpy_become_plain(store: TokenStore):
+    loader = WindowLoader(store, np.int64(4), np.int32(2), shuffle_block=np.int64(2))  # type: ignore[arg-type]
+    state = loader.state_dict()
+    assert {name: type(state[name]) for name in ("context_length", "shuffle_block")} == {
+        "context_length": int,
+        "shuffle_block": int,
+    }
+
+
+def test_validation_may_have_no_batch(store: TokenStore):
+    loader = WindowLoader(store, 4, 8, split="val", order="sequential", remainder="short", resumable=False)
+    assert (len(loader), list(loader)) == (0, [])
+    few = WindowLoader(store, 4, 8, order="sequential", remainder="short", resumable=False, world_size=10**6)
+    assert (len(few), list(few)) == (0, [])
+
+
 def test_arguments_that_cannot_be_are_refused(store: TokenStore):
-    with pytest.raises(ConfigError, match="batch_size is 0"):
-        WindowLoader(store, 4, 0)
+    for wrong in (0, 2.5, "8", True, None, float("nan")):
+        with pytest.raises(ConfigError, match=f"batch_size is {wrong!r}: expected a whole number from 1 on"):
+            WindowLoader(store, 4, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="There is no store to serve"):
+        WindowLoader({}, 4, 1)
+    with pytest.raises(StoreError, match="The state lacks context_length, cursor, digest"):
+        WindowLoader(store, 4, 1).load_state_dict({"foo": 1})
     with pytest.raises(ConfigError, match="rank is 2 of 2"):
         WindowLoader(store, 4, 1, rank=2, world_size=2)
     with pytest.raises(ConfigError, match="batch_format is 'hf': expected one of default, huggingface"):
         WindowLoader(store, 4, 1, batch_format="hf")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"Split 'val' of .* has 0 tokens"):
+    with pytest.raises(ConfigError, match=r"What is served of split 'val' of .* has 0 tokens"):
         WindowLoader(store, 4, 1, split="val")
     with pytest.raises(ConfigError, match="remainder is 'keep': expected one of drop, wrap, short"):
         WindowLoader(store, 4, 1, remainder="keep")  # type: ignore[arg-type]

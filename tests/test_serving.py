@@ -82,7 +82,11 @@ def test_components_are_shuffled_by_keys_of_their_own(stores: dict[str, TokenSto
     [
         ({"where": {"repo": ["a"]}}, "where has the column 'repo': streams are told apart by language"),
         ({"where": {"language": ["Pyton"]}}, "where has no language 'Pyton': did you mean 'Python'"),
-        ({"where": {"language": "Python"}}, r"where.language is the string 'Python': write a list, \[Python\]"),
+        ({"where": {"language": "Python"}}, r"where.language is 'Python': expected a list, such as \[Python\]"),
+        ({"where": ["Python"]}, r"where is \['Python'\]: expected a mapping, such as {language: \[Python\]}"),
+        ({"where": {"language": 3}}, "where.language is 3: expected a list"),
+        ({"mix": ["Python"]}, r"mix is \['Python'\]: expected a mapping, such as {Python: 0.7, Rust: 0.3}"),
+        ({"context_length": "64"}, "context_length is '64': expected a whole number"),
         ({"mix": {"Ruby": 1}}, "mix has the language 'Ruby': there are Go, Python, Rust"),
         ({"mix": {"Go": 1}, "where": {"language": ["Rust"]}}, "mix has the language 'Go': there are Rust"),
         ({"shuffle_block": 0}, "shuffle_block is 0"),
@@ -101,3 +105,12 @@ def test_stores_of_different_tokenizers_are_refused(stores: dict[str, TokenStore
     other = prepare(source, TokenizerFile(str(file)), data_dir=tmp_path, val_fraction=0.0)
     with pytest.raises(ConfigError, match="The stores 'code' and 'other' were made with different tokenizers"):
         serving({"code": stores["code"], "other": other})
+
+
+def test_weights_of_numpy_are_the_decimals_that_they_show(stores: dict[str, TokenStore]):
+    weights = {"Go": 0.1, "Rust": 0.7}
+    one = {"": stores["code"]}
+    plain = serving(one, mix=weights)
+    numpy = serving(one, mix={name: np.float32(weight) for name, weight in weights.items()})
+    assert numpy.describe() == plain.describe()
+    assert [type(weight) for weight in numpy.mix.values()] == [float, float]
