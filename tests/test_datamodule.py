@@ -12,6 +12,7 @@ from typing import Any
 import lance
 import lightning
 import pytest
+import tokenizers
 import torch
 from conftest import ListSource, documents
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -20,7 +21,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_lance import LanceDataModule, WindowLoader
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.plan import Budget, open_prepared
-from lightning_lance.tokenizer_choice import ByteChoice
+from lightning_lance.tokenization import train_bpe
+from lightning_lance.tokenizer_choice import ByteChoice, TokenizerFile
 
 SOURCE = ListSource(documents(*["".join(random.Random(i).choices("abcdefghij \n", k=200)) for i in range(40)]))
 
@@ -332,6 +334,24 @@ def test_a_mixture_is_counted_in_the_log(tmp_path: Path):
 
 
 def test_fill_in_the_middle_takes_the_tokens_of_the_tokenizer(tmp_path: Path):
+    spelled = {"prefix_token": "<pre>", "middle_token": "<mid>", "suffix_token": "<suf>"}
+    trained = tokenizers.Tokenizer.from_str(train_bpe([["abcdefghij"] * 9], 260).to_json())
+    trained.add_special_tokens([*spelled.values()])
+    trained.save(str(tmp_path / "tokenizer.json"))
+    choice = TokenizerFile(str(tmp_path), "<|endoftext|>")
+    served = []
+    for fim in ({}, {**spelled, "fim_rate": 1.0}):
+        data = LanceDataModule(SOURCE, choice, 32, 8, data_dir=str(tmp_path / "data"), fim=fim)
+        data.prepare_data()
+        data.setup("fit")
+        served.append(torch.cat([batch["input_ids"] for batch in data.train_dataloader()]))
+    plain, rearranged = served
+    ids = [trained.token_to_id(token) for token in spelled.values()]
+    assert not torch.isin(plain, torch.tensor(ids)).any()
+    assert all((rearranged == token).any() for token in ids)
+
+
+def test_fill_in_the_middle_without_its_tokens_is_refused(tmp_path: Path):
     tokens = {"prefix_token": "<fim>", "middle_token": "<fim>", "suffix_token": "<fim>"}
     data, trainer = make_data(tmp_path, fim=tokens), make_trainer(tmp_path, max_steps=1)
     with pytest.raises(
