@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.documents import one_array
-from lightning_lance.errors import StoreError
+from lightning_lance.errors import CommitConflict, StoreError
 
 # It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
 warnings.filterwarnings("ignore", "lance is not fork-safe")
@@ -87,9 +87,13 @@ class StreamExtent(NamedTuple):
     num_tokens: int
 
 
-def append_commit(uri: str, rows: pa.Table, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
+def append_commit(
+    uri: str, rows: pa.Table, commit: Commit, storage_options: Mapping[str, str] | None, expected_version: int
+) -> int:
     """Add rows and their commit note in one transaction; makes the store if there is none. Returns the new version."""
     before = dataset_at(uri, None, storage_options)
+    if (0 if before is None else int(before.version)) != expected_version:
+        raise CommitConflict(f"The store {uri!r} is not at version {expected_version} any more.")
     written = lance.write_dataset(
         rows,
         uri,
@@ -143,6 +147,12 @@ def last_commit(
     """Read the note of the last commit up to a version; None if there is no store. StoreError if it is another thing."""
     dataset = dataset_at(uri, version, storage_options)
     return None if dataset is None else commit_of(dataset, uri)
+
+
+def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[int, Commit | None]:
+    """Give the last version and its note; 0 and None if there is no store. StoreError if it is another thing."""
+    dataset = dataset_at(uri, None, storage_options)
+    return (0, None) if dataset is None else (int(dataset.version), commit_of(dataset, uri))
 
 
 def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:
