@@ -21,8 +21,8 @@ class StoreError(LightningLanceError):
     """The token store is missing, unfinished, or not the one that was asked for."""
 
 
-class CommitConflict(StoreError):  # noqa: N818 - what happened, which a builder takes for no error
-    """Another process committed first: nothing of this commit is in the store."""
+class CommitConflict(StoreError):  # noqa: N818 # not always an error: a builder may go on after what the other stored
+    """Another process committed to the token store first; nothing of this commit was stored."""
 
 
 class BuildInterrupted(KeyboardInterrupt):
