@@ -73,7 +73,7 @@ class LeaseTurn:
         self._lock_file = lock_file
         self._lease: Lease | None = None
         self._status: StatusFile | None = None
-        self._told: float | None = None
+        self._told, self._next = False, 0.0
         # A failure from before is no reason not to try.
         self._before = read_status(status_file)
         self.mine = False
@@ -94,8 +94,11 @@ class LeaseTurn:
         if taken:
             self.mine, self._status = True, StatusFile(self._status_file, self._fingerprint)
             return
-        if self._told is None or time.monotonic() - self._told > _TELL_SECONDS:
-            self._told = time.monotonic()
+        now = time.monotonic()
+        # A builder that has just begun has not yet written who it is.
+        self._next = self._next or now + (0 if status else 4 * POLL_SECONDS)
+        if now >= self._next or (status and not self._told):
+            self._told, self._next = True, now + _TELL_SECONDS
             _log.warning("Another process builds %s; waiting for it (%s).", self._uri, status or self._lock_file)
         time.sleep(POLL_SECONDS)
 
