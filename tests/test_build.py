@@ -14,7 +14,7 @@ from conftest import ListSource, documents
 from lightning_lance import prepare
 from lightning_lance.build import Build
 from lightning_lance.commit import last_version
-from lightning_lance.errors import BuildInterrupted, CommitConflict, SourceError, StoreError
+from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, SourceError, StoreError
 from lightning_lance.plan import Budget, make_plan
 from lightning_lance.tokenizer_choice import ByteChoice
 from lightning_lance.turns import CommitTurn
@@ -50,6 +50,9 @@ def test_the_clock_makes_commits_also_where_nothing_is_kept(tmp_path: Path, text
 
 
 def test_no_commit_comes_before_its_time(tmp_path: Path):
+    for seconds in (-1, "often", float("nan")):
+        with pytest.raises(ConfigError, match=r"commit_seconds is .*: expected a number of seconds"):
+            prepare(ListSource(documents("a")), ByteChoice(), str(tmp_path / "y.lance"), commit_seconds=seconds)  # type: ignore[arg-type]
     uri = str(tmp_path / "x.lance")
     with pytest.raises(SourceError):
         prepare(Ends(documents(*["some text"] * 40)), ByteChoice(), uri)
