@@ -232,6 +232,21 @@ def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Ma
     return versions[place]
 
 
+def version_with(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> int | None:
+    """Find the newest version of a store that has so many tokens, made by this package if one is; None if there is none."""
+    dataset = dataset_at(uri, None, storage_options)
+    if dataset is None:
+        return None
+    moved = None
+    for version in sorted((int(entry["version"]) for entry in dataset.versions()), reverse=True):
+        found = dataset_at(uri, version, storage_options)
+        if found is not None and commit_of(found, uri).tokens == tokens:
+            if is_commit(found):
+                return version
+            moved = moved or version
+    return moved
+
+
 def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None) -> Commit:
     commit = last_commit(uri, version, storage_options)
     if commit is None:

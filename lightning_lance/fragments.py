@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lance
@@ -39,6 +40,24 @@ def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str]
 def fragments_of(dataset: Any) -> list[FragmentMetadata]:
     """List the fragments of an open dataset."""
     return [fragment.metadata for fragment in dataset.get_fragments()]
+
+
+def check_sizes(uri: str, fragments: Iterable[FragmentMetadata]) -> None:
+    """Refuse a local store of which a data file is missing or has another size: a map of it would reach beyond its end.
+
+    Raises:
+        StoreError: Naming the file.
+    """
+    for fragment in fragments:
+        for file in fragment.files:
+            path = Path(uri, "data", file.path)
+            size = path.stat().st_size if path.is_file() else None
+            if size != file.file_size_bytes and file.base_id is None:
+                got = "missing" if size is None else f"{size:,} bytes long"
+                raise StoreError(
+                    f"The data file {str(path)!r} is {got}, expected {file.file_size_bytes:,} bytes: bring it back, or remove "
+                    "the store and build it again ('lightning-lance verify' lists all that is damaged)."
+                )
 
 
 def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
