@@ -144,12 +144,19 @@ class TokenStore:
         try:
             if name not in self._dataset.tags.list():
                 self._dataset.tags.create(name, self.version)
-            # Between the opening and the tag, a builder may have removed it.
-            dataset_at(self.uri, self.version, self._opening[0]).count_rows()
         except (ValueError, OSError) as error:
+            if name in self._dataset.tags.list():  # another rank was first
+                return
             raise StoreError(
                 f"Version {self.version} of the token store {self.uri!r} cannot be tagged: {' '.join(str(error).split())[:200]}"
             ) from error
+
+    def keep_for_training(self) -> None:
+        """Tag the version that is read as `checkpoint-<tokens>`; a warning where it cannot be."""
+        try:
+            self.keep(f"checkpoint-{self.commit.tokens}")
+        except StoreError as error:
+            _log.warning("%s A clean-up of old versions may take it away from the run and its checkpoints.", error)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Handles and maps do not travel: another process opens the same version anew.
