@@ -16,8 +16,9 @@ import lance
 import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
-from lightning_lance.errors import CommitConflict, StoreError
+from lightning_lance.errors import StoreError
 from lightning_lance.fragments import (
+    conflict,
     data_session,
     dataset_at,
     fragments_of,
@@ -98,7 +99,7 @@ def append_commit(
     before = dataset_at(uri, None, storage_options)
     version = 0 if before is None else int(before.version)
     if expected_version is not None and version != expected_version:
-        raise _conflict(uri, expected_version, version)
+        raise conflict(uri, expected_version, version)
     written, files = write_rows(uri, before, rows.schema, rows.to_batches(), storage_options)
     fragments = [] if before is None else fragments_of(before)
     known = {} if before is None else notes_of(before)
@@ -165,20 +166,13 @@ def replace_fragments(
                 session.delete_file(path)
         now = dataset_at(uri, None, storage_options)
         if now is not None and int(now.version) != version:
-            raise _conflict(uri, version, int(now.version)) from error
+            raise conflict(uri, version, int(now.version)) from error
         raise not_written(uri, error) from error
 
 
 def _uuid_of(uri: str, version: int, storage_options: Mapping[str, str] | None) -> str | None:
     dataset = dataset_at(uri, version, storage_options)
     return None if dataset is None else str(dataset.read_transaction(version).uuid)
-
-
-def _conflict(uri: str, expected: int, version: int) -> CommitConflict:
-    return CommitConflict(
-        f"Another process wrote to the token store {uri!r} at the same time (it has version {version}, expected {expected}): "
-        "nothing of this build's last part was stored; run again, it goes on after what is there."
-    )
 
 
 def notes_of(dataset: Any) -> dict[str, FileNote]:
@@ -220,6 +214,12 @@ def last_commit(
     """Read the note of the last commit up to a version; None if there is no store. StoreError if it is another thing."""
     dataset = dataset_at(uri, version, storage_options)
     return None if dataset is None else commit_of(dataset, uri)
+
+
+def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[int, Commit | None]:
+    """Give the last version and its note; 0 and None if there is no store. StoreError if it is another thing."""
+    dataset = dataset_at(uri, None, storage_options)
+    return (0, None) if dataset is None else (int(dataset.version), commit_of(dataset, uri))
 
 
 def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:

@@ -17,7 +17,7 @@ from lance.file import LanceFileSession
 from lance.fragment import FragmentMetadata, write_fragments
 
 from lightning_lance.documents import one_array
-from lightning_lance.errors import StoreError
+from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.layout import FileNote, LayoutCounter, hash_file
 
 # It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
@@ -88,6 +88,7 @@ def write_rows(
         storage_options: Credentials and such for object stores.
 
     Raises:
+        CommitConflict: If there was no store, and is one now.
         StoreError: If it cannot be written.
     """
     counter = LayoutCounter()
@@ -107,8 +108,19 @@ def write_rows(
             (file,) = fragment.files
             files[file.path] = counter.note(file.file_size_bytes, hash_file(session, file.path, file.file_size_bytes))
     except (ValueError, OSError) as error:
+        now = dataset_at(uri, None, storage_options) if before is None else None
+        if now is not None:
+            raise conflict(uri, 0, int(now.version)) from error
         raise not_written(uri, error) from error
     return written, files
+
+
+def conflict(uri: str, expected: int, version: int) -> CommitConflict:
+    """Say that a commit has lost."""
+    return CommitConflict(
+        f"Another process wrote to the token store {uri!r} at the same time (it has version {version}, expected {expected}): "
+        "nothing of this build's last part was stored; run again, it goes on after what is there."
+    )
 
 
 def not_written(uri: str, error: Exception) -> StoreError:

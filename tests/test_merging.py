@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import tempfile
 from collections.abc import Sequence
@@ -18,11 +19,11 @@ from hypothesis import strategies as st
 from lance.file import LanceFileReader
 
 from lightning_lance import TokenStore
-from lightning_lance.commit import Commit, append_commit, last_commit, notes_of, replace_fragments
-from lightning_lance.errors import CommitConflict
+from lightning_lance.commit import Commit, append_commit, last_commit, last_version, notes_of
+from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.fragments import fragments_of
 from lightning_lance.layout import layout_of
-from lightning_lance.merging import merge_groups, remove_unneeded, repack, tidy
+from lightning_lance.merging import finish, merge_groups, remove_leftovers, tidy
 from lightning_lance.packing import BLOCK, Packer
 
 EOS = 60_000
@@ -33,8 +34,8 @@ made = st.tuples(st.integers(0, 1), st.sampled_from(["Rust", "C"]), st.integers(
 commits = st.lists(st.lists(made, min_size=1, max_size=6), min_size=1, max_size=6)
 
 
-def append(uri: str, part: Sequence[Made], first: int, note: Commit = NOTE) -> Commit:
-    """Commit documents, each with its number as id; their tokens tell them apart too."""
+def append(uri: str, part: Sequence[Made], first: int, note: Commit = NOTE, full: int | None = None) -> Commit:
+    """Commit documents, each with its number as id; their tokens tell them apart too. With `full`, as a build's last ones."""
     packer = Packer(EOS, np.dtype(np.uint16), ["repo"])
     ids = [np.full(size, 1 + (first + i) % 50_000, np.uint32) for i, (_, _, size) in enumerate(part)]
     numbers = [str(first + i) for i in range(len(part))]
@@ -42,7 +43,10 @@ def append(uri: str, part: Sequence[Made], first: int, note: Commit = NOTE) -> C
     offsets = np.cumsum([0, *map(len, ids)])
     packer.add(np.concatenate(ids), offsets, np.array([split for split, _, _ in part], np.int8), pa.table(columns))
     note = replace(note, documents=note.documents + len(part), tokens=note.tokens + packer.num_tokens)
-    append_commit(uri, packer.take(), note)
+    if full is None:
+        append_commit(uri, packer.take(), note)
+    else:
+        finish(uri, packer.take(), note, full=full)
     return note
 
 
@@ -72,64 +76,38 @@ def check_same_readers(uri: str) -> None:
 
 
 @settings(max_examples=40)
-@given(commits, st.integers(1, 200_000), st.booleans())
+@given(commits, st.sampled_from([1, 30_000, 1 << 30]), st.booleans())
 def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_each: bool):
     with tempfile.TemporaryDirectory() as folder:
         uri, other, note, numbered = f"{folder}/x.lance", f"{folder}/y.lance", NOTE, 0
-        for part in parts:
+        for part in parts[:-1]:
             append(other, part, numbered, note)
             note = append(uri, part, numbered, note)
             numbered += len(part)
             if tidy_each:
-                tidy(uri, lance.dataset(uri).version, full=full)
+                before = lance.dataset(uri).version
+                assert tidy(uri, before, full=full) <= before + 1
                 assert contents(uri) == contents(other)
-        before = lance.dataset(uri).version
-        total = sum(file.size for file in notes_of(lance.dataset(uri)).values())
-        version = tidy(uri, before, final=True, full=full)
+                assert last_commit(uri) == note
+        before = last_version(uri)[0]
+        append(other, parts[-1], numbered, note)
+        note = append(uri, parts[-1], numbered, note, full)
         assert contents(uri) == contents(other)
         assert last_commit(uri) == note
         check_same_readers(uri)
         dataset = lance.dataset(uri)
-        assert dataset.version == version <= before + 1
+        assert dataset.version == before + 1
         assert len(dataset.versions()) == 1
-        sizes = [notes_of(dataset)[f.files[0].path].size for f in fragments_of(dataset)]
-        assert len(sizes) <= total / full + 1
+        assert {name: tag["version"] for name, tag in dataset.tags.list().items()} == {
+            f"build-{note.tokens}": before + 1
+        }
+        sizes = [file.size for file in notes_of(dataset).values()]
+        assert len(sizes) == 1 or full < 1 << 30
         # Of what was merged into one, a stream has one block that is not full.
-        if len(parts) > 1 and len(sizes) == 1:
+        if len(sizes) == 1:
             rows = dataset.to_table(columns=["split", "language", "num_tokens"]).to_pylist()
             short = [(row["split"], row["language"]) for row in rows if row["num_tokens"] < BLOCK]
             assert len(short) == len(set(short))
-        # A second time there is nothing to do.
-        if len(sizes) == 1:
-            assert tidy(uri, version, final=True, full=full) == version
-
-
-@settings(max_examples=40)
-@given(commits, st.sets(st.integers(0, 40)))
-def test_documents_are_dropped_with_all_their_tokens(parts: list[list[Made]], gone: set[int]):
-    with tempfile.TemporaryDirectory() as folder:
-        uri, other, note, numbered, left = f"{folder}/x.lance", f"{folder}/y.lance", NOTE, 0, []
-        for part in parts:
-            note = append(uri, part, numbered, note)
-            left += [(numbered + i, made) for i, made in enumerate(part) if numbered + i not in gone]
-            numbered += len(part)
-        for number, document in left:
-            append(other, [document], number)
-        dataset = lance.dataset(uri)
-        before = dataset.count_rows()
-        fragments, files, dropped = repack(
-            uri, dataset, fragments_of(dataset), notes_of(dataset),
-            drop=lambda documents: np.array([int(i) in gone for i in documents.field("id").to_pylist()], bool),
-        )  # fmt: skip
-        assert lance.dataset(uri).count_rows() == before
-        forgotten = [made for i, made in enumerate(m for part in parts for m in part) if i in gone]
-        assert dropped.documents == len(forgotten) == sum(dropped.languages.values())
-        assert dropped.tokens == sum(size + 1 for _, _, size in forgotten)
-        shorter = replace(note, tokens=note.tokens - dropped.tokens)
-        replace_fragments(uri, dataset, dataset.schema, fragments, files, shorter, None)
-        assert contents(uri) == (contents(other) if left else {})
-        if left:
-            check_same_readers(uri)
 
 
 def test_groups_by_literal_sizes():
@@ -167,7 +145,7 @@ def test_pages_are_large_and_memory_bounded(tmp_path: Path):
     for i in range(6):
         note = append(uri, [(0, language, 1_000_000) for language in "abc"], 3 * i, note)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    tidy(uri, 6, final=True)
+    append(uri, [(0, "a", 10)], 18, note, 1 << 30)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 << 10
     (fragment,) = fragments_of(lance.dataset(uri))
     (column, *_) = LanceFileReader(str(Path(uri, "data", fragment.files[0].path))).metadata().columns
@@ -185,14 +163,16 @@ def test_tagged_versions_stay_and_open_maps_too(tmp_path: Path):
         note = append(uri, [(0, "C", 3000)], i, note)
         versions.append((note.tokens, TokenStore.open(uri)))
     versions[1][1].keep("checkpoint-6002")
-    tidy(uri, 3, final=True)
+    append(uri, [(0, "C", 10)], 3, note, 1 << 30)
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2, 4]
     for tokens, store in versions:
         assert store.read(np.zeros(1, np.int64), tokens).shape == (1, tokens)
     newest = TokenStore.open(uri)
     assert newest.at_tokens(6002).version == 2
-    assert newest.at_tokens(9003).version == 4
-    assert TokenStore.open(uri, version=2).at_tokens(9003).version == 4
+    assert newest.at_tokens(9014).version == 4
+    assert TokenStore.open(uri, version=2).at_tokens(9014).version == 4
+    with pytest.raises(StoreError, match=r"no version of .* ends there"):
+        newest.at_tokens(9003)
 
 
 def _merge_and_die(uri: str, killed: str) -> None:
@@ -202,7 +182,8 @@ def _merge_and_die(uri: str, killed: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(merging, killed, die)
-    merging.tidy(uri, 4, final=True)
+    note = merging.commit_of(lance.dataset(uri), uri)
+    append(uri, [(0, "C", 5)], 8, note, 1 << 30)
 
 
 @pytest.mark.parametrize(("killed", "version"), [("replace_fragments", 4), ("remove_unneeded", 5)])
@@ -210,17 +191,23 @@ def test_a_killed_merge_leaves_a_store_that_is_whole(tmp_path: Path, killed: str
     uri, note = str(tmp_path / "x.lance"), NOTE
     for i in range(4):
         note = append(uri, [(0, "C", 3000), (1, "Rust", 10)], 2 * i, note)
-    before = contents(uri)
+    other = str(tmp_path / "y.lance")
+    shutil.copytree(uri, other)
     process = multiprocessing.get_context("spawn").Process(target=_merge_and_die, args=(uri, killed))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     assert lance.dataset(uri).version == version
-    assert contents(uri) == before
+    append(other, [(0, "C", 5)], 8, note)
+    if version == 4:
+        assert contents(uri) == contents(other, 4)
     check_same_readers(uri)
     assert len(list(Path(uri, "data").iterdir())) == 5
-    tidy(uri, version, final=True)
-    assert contents(uri) == before
+    remove_leftovers(uri)
+    assert len(list(Path(uri, "data").iterdir())) == (4 if version == 4 else 1)
+    if version == 4:
+        append(uri, [(0, "C", 5)], 8, note, 1 << 30)
+    assert contents(uri) == contents(other)
     assert len(list(Path(uri, "data").iterdir())) == 1
 
 
@@ -229,11 +216,11 @@ def test_files_of_no_version_go(tmp_path: Path):
     (tmp_path / "x.lance" / "data").mkdir(parents=True)
     left = tmp_path / "x.lance" / "data" / "0123.lance"
     left.write_bytes(b"killed before its first commit")
-    remove_unneeded(uri)
+    remove_leftovers(uri)
     assert not left.exists()
     append(uri, [(0, "C", 10)], 0)
     left.write_bytes(b"killed before its second")
-    remove_unneeded(uri)
+    remove_leftovers(uri)
     assert not left.exists()
     assert lance.dataset(uri).count_rows() == 1
 
@@ -243,7 +230,9 @@ def test_a_merge_on_top_of_anothers_commit_is_refused(tmp_path: Path):
     for i in range(2):
         append(uri, [(0, "C", 10)], i)
     with pytest.raises(CommitConflict):
-        tidy(uri, 1, final=True)
+        tidy(uri, 1)
+    with pytest.raises(CommitConflict):
+        finish(uri, lance.dataset(uri).to_table(), NOTE, None, 1)
     assert lance.dataset(uri).version == 2
 
 
@@ -253,7 +242,6 @@ def test_what_others_have_changed_is_left_as_it_is(tmp_path: Path):
         note = append(uri, [(0, "C", 3 * BLOCK)], i, note)
     lance.write_dataset(lance.dataset(uri).to_table().slice(0, 1), uri, mode="append")
     rows = lance.dataset(uri).to_table()
-    version = tidy(uri, 4, final=True)
+    finish(uri, rows.slice(0, 0), note)
     assert len(fragments_of(lance.dataset(uri))) == 4
     assert lance.dataset(uri).to_table() == rows
-    assert version == 4

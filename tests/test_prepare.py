@@ -1,5 +1,6 @@
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders import STDLIB, TEXTS, Builder, Builders, Watched, until
 from conftest import Document, ListSource, documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,6 @@ from hypothesis import strategies as st
 from lightning_lance import TokenStore, prepare
 from lightning_lance.commit import last_commit
 from lightning_lance.errors import ConfigError, SourceError
-from lightning_lance.sources import python_stdlib
 from lightning_lance.splits import SPLITS, split_codes
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import ByteChoice, TrainedBPE
@@ -216,58 +217,137 @@ def test_an_error_of_the_source_keeps_what_was_committed(tmp_path: Path):
     assert prepare(source, ByteChoice(), data_dir=tmp_path, commit_tokens=10).commit.documents == 20
 
 
-BUILD = """
-import sys; sys.path[:0] = [sys.argv[1]]
-from test_prepare import STDLIB, prepare
-from lightning_lance.tokenizer_choice import ByteChoice
-print(prepare(STDLIB, ByteChoice(), sys.argv[2], commit_tokens=200_000).version)
-"""
-TEXTS = [file.read_text(encoding="utf-8", errors="replace") for file in sorted(Path(python_stdlib().root).glob("*.py"))]
-STDLIB = ListSource(documents(*TEXTS * 5), per_shard=100, per_batch=20)
+def provenance(store: TokenStore) -> dict[tuple[str, str], list[tuple[int, str, str]]]:
+    """Of each stream, its documents: where they begin, their ids and repositories."""
+    found: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
+    lengths: dict[tuple[str, str], int] = {}
+    columns = ["num_tokens", "split", "language", "documents"]
+    for row in lance.dataset(store.uri, version=store.version).to_table(columns).to_pylist():
+        stream = row["split"], row["language"]
+        begin = lengths.get(stream, 0)
+        found.setdefault(stream, []).extend(
+            (begin + entry["offset"], entry["id"], entry["repo"]) for entry in row["documents"]
+        )
+        lengths[stream] = begin + row["num_tokens"]
+    return found
 
 
-def build(uri: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILD, str(Path(__file__).parent), str(uri)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def assert_same(store: TokenStore, whole: TokenStore) -> None:
+    assert streams(store) == streams(whole)
+    assert provenance(store) == provenance(whole)
+    assert store.commit == whole.commit
 
 
-def test_a_killed_build_goes_on_and_nothing_is_lost_or_doubled(tmp_path: Path):
-    """`kill -9` at random moments, until a build gets through: the streams are those of an uninterrupted build."""
-    whole = prepare(STDLIB, ByteChoice(), str(tmp_path / "whole.lance"))
-    chance, kills = random.Random(1), 0
-    manifests = tmp_path / "killed.lance/_versions"
-    while kills < 8:
-        before = len(list(manifests.glob("*.manifest")))
-        process = build(tmp_path / "killed.lance")
-        # Some time after its first commit, or before it.
-        while process.poll() is None and chance.random() > 0.01 and len(list(manifests.glob("*.manifest"))) == before:
-            time.sleep(0.02)
-        time.sleep(chance.uniform(0, 0.05))
-        if process.poll() is not None:
-            process.communicate()
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        kills += 1
-    assert kills > 3
-    killed = prepare(STDLIB, ByteChoice(), str(tmp_path / "killed.lance"))
-    assert streams(killed) == streams(whole)
-    assert killed.commit == whole.commit
-    ids = [
-        entry["id"]
-        for row in lance.dataset(killed.uri).to_table(["documents"]).to_pylist()
-        for entry in row["documents"]
-    ]
-    assert len(ids) == len(set(ids)) == whole.commit.documents
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """What an uninterrupted build gives."""
+    uri = str(tmp_path_factory.mktemp("whole") / "x.lance")
+    return prepare(Watched(STDLIB, 20, 4), ByteChoice(), uri, val_fraction=0.3)
 
 
-def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path):
-    processes = [build(tmp_path / "shared.lance") for _ in range(3)]
-    versions = {process.communicate(timeout=100)[0] for process in processes}
-    assert len(versions) == 1
-    store = prepare(STDLIB, ByteChoice(), str(tmp_path / "shared.lance"))
-    assert store.num_tokens("train") + store.num_tokens("val") == store.commit.tokens
-    assert versions == {f"{store.version}\n"}
+def beside(uri: Path) -> set[str]:
+    """What a build leaves beside its store."""
+    return {path.name for path in uri.parent.iterdir() if not path.name.endswith(".result")} - {uri.name}
+
+
+def test_a_killed_build_goes_on_and_nothing_is_lost_or_doubled(tmp_path: Path, whole: TokenStore):
+    """`kill -9` at 20 moments, some of them inside a commit, with a budget that grows meanwhile."""
+    uri, chance, inside = tmp_path / "store/x.lance", random.Random(1), 0
+    watched = [uri / "data", uri / "_transactions", uri / "_versions"]
+
+    def names() -> set[str]:
+        return {name for folder in watched if folder.exists() for name in os.listdir(folder)}  # noqa: PTH208 - fast
+
+    def versions() -> int:
+        return len(list(watched[2].glob("*.manifest")))
+
+    with Builders(tmp_path) as builders:
+        for kill in range(20):
+            limit = {"max_tokens": whole.commit.tokens * 3 // 4} if kill < 10 else {}
+            builder = builders.start(uri, commit_tokens=50_000, **limit)
+            # At the next sign of a commit (a data file, its transaction, the manifest), or some commits later, or soon.
+            for _ in range(chance.randint(0, 6)):
+                before = names()
+                until(lambda before=before: names() != before)
+            time.sleep(chance.choice([0, 0, chance.uniform(0, 0.3)]))
+            before, count = names(), versions()
+            assert builder.kill(), "the build was through: make the corpus larger"
+            inside += names() != before or len(names()) % 3 != 0
+            assert versions() >= count
+        assert inside > 3
+        assert "version" in builders.start(uri, commit_tokens=50_000).result()
+    assert_same(TokenStore.open(uri), whole)
+    assert beside(uri) == {"x.tokenizer.json"}
+
+
+def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenStore):
+    uri, gate = tmp_path / "store/x.lance", str(tmp_path / "gate")
+    with Builders(tmp_path) as builders:
+        started = [builders.start(uri, source={"gate": gate, "at": 20}, commit_tokens=50_000) for _ in range(4)]
+        until(Path(gate + ".reached").exists)
+        until(lambda: beside(uri) >= {"x.building.json", "x.lock"})
+        # All wait now: one for the gate, the others for that one.
+        time.sleep(1)
+        Path(gate).touch()
+        results = [builder.result() for builder in started]
+    assert len({result["version"] for result in results}) == 1
+    (built,) = (result for result in results if result["reads"])
+    assert built["reads"] == len(Watched(STDLIB, 20, 4).shards)
+    assert built["messages"] == []
+    for result in results:
+        if result is not built:
+            assert re.match(
+                f"Another process builds {re.escape(str(uri))}; waiting for it \\(process \\d+ on .*, since .*: .* M tokens, ",
+                result["messages"][0],
+            )
+    assert_same(TokenStore.open(uri), whole)
+    assert beside(uri) == {"x.tokenizer.json"}
+
+
+def test_a_builder_that_dies_or_stands_still_is_replaced(tmp_path: Path, whole: TokenStore):
+    """The one that stood still comes back, and commits nothing."""
+    uri, gates = tmp_path / "store/x.lance", [str(tmp_path / f"gate{i}") for i in range(2)]
+    with Builders(tmp_path) as builders:
+
+        def start(gate: str, at: int) -> Builder:
+            return builders.start(uri, source={"gate": gate, "at": at}, commit_tokens=50_000, lease=2.0)
+
+        dies = start(gates[0], 5)
+        until(Path(gates[0] + ".reached").exists)
+        stops = start(gates[1], 10)
+        assert dies.kill()
+        begin = time.monotonic()
+        until(Path(gates[1] + ".reached").exists)
+        assert time.monotonic() - begin < 10
+        goes_on = start("", -1)
+        stops.signal(signal.SIGSTOP)
+        last = goes_on.result()
+        Path(gates[1]).touch()
+        stops.signal(signal.SIGCONT)
+        assert stops.result()["version"] == last["version"]
+    assert_same(TokenStore.open(uri), whole)
+    assert beside(uri) == {"x.tokenizer.json"}
+
+
+def test_those_who_wait_for_a_build_that_fails_tell_its_cause(tmp_path: Path):
+    uri, gate = tmp_path / "store/x.lance", str(tmp_path / "gate")
+    with Builders(tmp_path) as builders:
+        fails = builders.start(uri, source={"gate": gate, "at": 9, "fails": True}, commit_tokens=50_000)
+        until(Path(gate + ".reached").exists)
+        waits = builders.start(uri, source={"gate": gate, "at": 9})
+        until(lambda: (uri.parent / "x.building.json").exists())
+        time.sleep(1)
+        Path(gate).touch()
+        assert fails.result()["error"] == "SourceError: the network is gone"
+        assert re.match(r"Stopped; \d+ documents \(.* tokens\) are committed in ", fails.result()["messages"][0])
+        told = waits.result()
+        assert told["reads"] == 0
+        assert re.match(
+            r"SourceError: The build of .* by process \d+ on .* failed, .*: the network is gone ", told["error"]
+        )
+        # A new run tries again, and leaves nothing.
+        assert "version" in builders.start(uri).result()
+    assert beside(uri) == {"x.tokenizer.json"}
 
 
 RSS = """
