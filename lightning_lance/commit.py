@@ -27,6 +27,7 @@ from lightning_lance.fragments import (
     write_rows,
 )
 from lightning_lance.layout import FileNote, files_of, properties_of
+from lightning_lance.sums import write_sums
 
 # Raised when stores of the version before can no longer be read.
 FORMAT_VERSION = 2
@@ -148,16 +149,16 @@ def replace_fragments(
     try:
         # An append would be put on top of whatever was committed meanwhile. An overwrite without a retry is not: it makes the
         # manifest of this very version, or fails.
-        written = lance.LanceDataset.commit(
+        lance.LanceDataset.commit(
             uri if before is None else before,
             transaction,
             max_retries=0,
             storage_options=lance_options(storage_options),
         )
-        return int(written.version)
     except (ValueError, OSError) as error:
         # A bucket may have made it though the answer was lost, and then says of the second try that it is there already.
         if _uuid_of(uri, version + 1, storage_options) == transaction.uuid:
+            write_sums(uri, storage_options)
             return version + 1
         old = set() if before is None else {file.path for part in fragments_of(before) for file in part.files}
         session = data_session(uri, storage_options)
@@ -168,6 +169,8 @@ def replace_fragments(
         if now is not None and int(now.version) != version:
             raise conflict(uri, version, int(now.version)) from error
         raise not_written(uri, error) from error
+    write_sums(uri, storage_options)
+    return version + 1
 
 
 def _uuid_of(uri: str, version: int, storage_options: Mapping[str, str] | None) -> str | None:

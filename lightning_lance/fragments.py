@@ -6,7 +6,8 @@ Only the modules of the storage layer know Lance: this one, `commit`, `merging`,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lance.file import LanceFileSession
 from lance.fragment import FragmentMetadata, write_fragments
 
 from lightning_lance.documents import one_array
-from lightning_lance.errors import CommitConflict, StoreError
+from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.layout import FileNote, LayoutCounter, hash_file
 
 # It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
@@ -40,6 +41,20 @@ def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str]
 def fragments_of(dataset: Any) -> list[FragmentMetadata]:
     """List the fragments of an open dataset."""
     return [fragment.metadata for fragment in dataset.get_fragments()]
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Turn whatever Lance makes of a damaged store, its panics included, into a StoreError."""
+    try:
+        yield
+    except (LightningLanceError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic is no Exception
+        raise StoreError(
+            f"The token store {uri!r} cannot be read ({' '.join(str(error).split())[:300]}): 'lightning-lance verify' tells "
+            "what is damaged."
+        ) from error
 
 
 def check_sizes(uri: str, fragments: Iterable[FragmentMetadata]) -> None:

@@ -21,6 +21,7 @@ from lightning_lance.commit import Commit, commit_of, notes_of, replace_fragment
 from lightning_lance.fragments import conflict, data_session, dataset_at, fragments_of, write_rows
 from lightning_lance.layout import FileNote
 from lightning_lance.repacking import repack
+from lightning_lance.sums import write_sums
 
 _log = logging.getLogger(__name__)
 
@@ -193,6 +194,8 @@ def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None) 
             session.delete_file(path)
         return
     try:
+        kept = {int(dataset.version), *(int(tag["version"]) for tag in dataset.tags.list().values())}
+        write_sums(uri, storage_options, kept)
         dataset.cleanup_old_versions(
             older_than=timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False
         )

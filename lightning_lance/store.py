@@ -21,7 +21,7 @@ from lightning_lance.commit import (
 )
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
-from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, take_blocks
+from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, take_blocks
 from lightning_lance.layout import StreamExtent, layout_of, layout_of_columns
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
@@ -95,12 +95,14 @@ class TokenStore:
             StoreError: If there is no committed store.
         """
         while True:
-            dataset = dataset_at(str(uri), version, storage_options)
+            with reading(str(uri)):
+                dataset = dataset_at(str(uri), version, storage_options)
             if dataset is None:
                 what = f"version {version} of a token store" if version is not None else "token store"
                 raise StoreError(f"There is no committed {what} at {str(uri)!r}: run 'lightning-lance prepare' first.")
             try:
-                return cls(str(uri), dataset, storage_options, reader)
+                with reading(str(uri)):
+                    return cls(str(uri), dataset, storage_options, reader)
             except StoreError:
                 # A builder may have merged its files away meanwhile: then there is a newer version.
                 newest = dataset_at(str(uri), None, storage_options) if version is None else None
@@ -226,7 +228,8 @@ class TokenStore:
         if not len(rows):
             return np.empty((0, self._block), self.dtype)
         if self._process == os.getpid():
-            return take_blocks(self._dataset, rows)
+            with reading(self.uri):
+                return take_blocks(self._dataset, rows)
         if self._forked is None or self._forked[0] != os.getpid():
             self._forked = os.getpid(), ForkedReader(self.uri, self.version, self._opening[0])
         return self._forked[1].take(rows)
