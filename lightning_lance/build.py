@@ -20,6 +20,7 @@ from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import write_whole
+from lightning_lance.merging import finish, remove_leftovers, tidy
 from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan
 from lightning_lance.progress import BuildProgress
@@ -99,6 +100,7 @@ class Build:
         """
         if (file := self._plan.tokenizer_file) is not None:
             write_whole(file, self._plan.tokenizer.to_json())
+        remove_leftovers(self._plan.uri)
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
         left = self._budget.max_documents
@@ -138,21 +140,27 @@ class Build:
                 self._commit = replace(self._commit, exhausted=not self._missing())
             if pending is not None:
                 pending.result()
-            self._submit(writer).result()
+            self._submit(writer, final=True).result()
             now = self._commit
             progress.update(1.0, now.documents, now.tokens, 0)
             progress.committed(1.0, now.documents, now.tokens)
         if not self._budget.met(self._commit):
             self._check_found()
 
-    def _submit(self, writer: ThreadPoolExecutor) -> Future[None]:
+    def _submit(self, writer: ThreadPoolExecutor, final: bool = False) -> Future[None]:
         packer, commit = self._packer, self._commit
         self._packer = self._new_packer()
 
         def append() -> None:
             rows = packer.take()
-            self._version = append_commit(self._plan.uri, rows, commit, self._storage_options, self._version)
+            uri, options = self._plan.uri, self._storage_options
+            if final:
+                self._version = finish(uri, rows, commit, options, self._version)
+            else:
+                self._version = append_commit(uri, rows, commit, options, self._version)
             self.committed = commit
+            if not final:
+                self._version = tidy(uri, self._version, options)
 
         return writer.submit(append)
 

@@ -16,8 +16,9 @@ import lance
 import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
-from lightning_lance.errors import CommitConflict, StoreError
+from lightning_lance.errors import StoreError
 from lightning_lance.fragments import (
+    conflict,
     data_session,
     dataset_at,
     fragments_of,
@@ -26,6 +27,7 @@ from lightning_lance.fragments import (
     write_rows,
 )
 from lightning_lance.layout import FileNote, files_of, properties_of
+from lightning_lance.sums import write_sums
 
 # Raised when stores of the version before can no longer be read.
 FORMAT_VERSION = 2
@@ -98,7 +100,7 @@ def append_commit(
     before = dataset_at(uri, None, storage_options)
     version = 0 if before is None else int(before.version)
     if expected_version is not None and version != expected_version:
-        raise _conflict(uri, expected_version, version)
+        raise conflict(uri, expected_version, version)
     written, files = write_rows(uri, before, rows.schema, rows.to_batches(), storage_options)
     fragments = [] if before is None else fragments_of(before)
     known = {} if before is None else notes_of(before)
@@ -147,16 +149,16 @@ def replace_fragments(
     try:
         # An append would be put on top of whatever was committed meanwhile. An overwrite without a retry is not: it makes the
         # manifest of this very version, or fails.
-        written = lance.LanceDataset.commit(
+        lance.LanceDataset.commit(
             uri if before is None else before,
             transaction,
             max_retries=0,
             storage_options=lance_options(storage_options),
         )
-        return int(written.version)
     except (ValueError, OSError) as error:
         # A bucket may have made it though the answer was lost, and then says of the second try that it is there already.
         if _uuid_of(uri, version + 1, storage_options) == transaction.uuid:
+            write_sums(uri, storage_options)
             return version + 1
         old = set() if before is None else {file.path for part in fragments_of(before) for file in part.files}
         session = data_session(uri, storage_options)
@@ -165,20 +167,15 @@ def replace_fragments(
                 session.delete_file(path)
         now = dataset_at(uri, None, storage_options)
         if now is not None and int(now.version) != version:
-            raise _conflict(uri, version, int(now.version)) from error
+            raise conflict(uri, version, int(now.version)) from error
         raise not_written(uri, error) from error
+    write_sums(uri, storage_options)
+    return version + 1
 
 
 def _uuid_of(uri: str, version: int, storage_options: Mapping[str, str] | None) -> str | None:
     dataset = dataset_at(uri, version, storage_options)
     return None if dataset is None else str(dataset.read_transaction(version).uuid)
-
-
-def _conflict(uri: str, expected: int, version: int) -> CommitConflict:
-    return CommitConflict(
-        f"Another process wrote to the token store {uri!r} at the same time (it has version {version}, expected {expected}): "
-        "nothing of this build's last part was stored; run again, it goes on after what is there."
-    )
 
 
 def notes_of(dataset: Any) -> dict[str, FileNote]:
@@ -236,6 +233,21 @@ def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Ma
     if place == len(versions):
         raise StoreError(f"No version of the token store {uri!r} is complete: run 'lightning-lance prepare' again.")
     return versions[place]
+
+
+def version_with(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> int | None:
+    """Find the newest version of a store that has so many tokens, made by this package if one is; None if there is none."""
+    dataset = dataset_at(uri, None, storage_options)
+    if dataset is None:
+        return None
+    moved = None
+    for version in sorted((int(entry["version"]) for entry in dataset.versions()), reverse=True):
+        found = dataset_at(uri, version, storage_options)
+        if found is not None and commit_of(found, uri).tokens == tokens:
+            if is_commit(found):
+                return version
+            moved = moved or version
+    return moved
 
 
 def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None) -> Commit:

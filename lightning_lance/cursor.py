@@ -96,6 +96,8 @@ class Cursor:
             # Each component begins an epoch: of what was left of its last one, the borders have moved.
             epochs = -(-self._mixture.consumed(self.value - self._origin) // self._mixture.sizes)
             self.serving = replace(self.serving, stores=stores)
+            for store in stores.values():
+                store.keep_for_training()
             self._move(epochs * self.serving.mixture().sizes)
             _log.info("Epoch %d has %s windows, of stores that have grown.", self.epoch, f"{self.num_windows:,}")
 

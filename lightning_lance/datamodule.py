@@ -200,6 +200,10 @@ class LanceDataModule(LightningDataModule):
         self._stores = stores
         if stage == "fit":
             self._loader = self._state = None
+            for store in stores.values():
+                # A build that goes on removes the versions that it has merged, and files that are not mapped with them.
+                if self.min_tokens is not None or self._training["extend"] or store.reader == "take":
+                    self._keep(store)
 
     @property
     def stores(self) -> dict[str, TokenStore]:
@@ -285,10 +289,7 @@ class LanceDataModule(LightningDataModule):
     def _keep(self, store: TokenStore) -> None:
         if (store.uri, store.version) not in self._kept:
             self._kept.add((store.uri, store.version))
-            try:
-                store.keep(f"checkpoint-{store.commit.tokens}")
-            except StoreError as error:
-                _log.warning("%s A clean-up of old versions may take it away from the checkpoint.", error)
+            store.keep_for_training()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, on the tokens that the stores had then."""

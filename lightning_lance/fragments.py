@@ -6,7 +6,9 @@ Only the modules of the storage layer know Lance: this one, `commit`, `merging`,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lance
@@ -16,7 +18,7 @@ from lance.file import LanceFileSession
 from lance.fragment import FragmentMetadata, write_fragments
 
 from lightning_lance.documents import one_array
-from lightning_lance.errors import StoreError
+from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.layout import FileNote, LayoutCounter, hash_file
 
 # It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
@@ -39,6 +41,38 @@ def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str]
 def fragments_of(dataset: Any) -> list[FragmentMetadata]:
     """List the fragments of an open dataset."""
     return [fragment.metadata for fragment in dataset.get_fragments()]
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Turn whatever Lance makes of a damaged store, its panics included, into a StoreError."""
+    try:
+        yield
+    except (LightningLanceError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # a panic is no Exception
+        raise StoreError(
+            f"The token store {uri!r} cannot be read ({' '.join(str(error).split())[:300]}): 'lightning-lance verify' tells "
+            "what is damaged."
+        ) from error
+
+
+def check_sizes(uri: str, fragments: Iterable[FragmentMetadata]) -> None:
+    """Refuse a local store of which a data file is missing or has another size: a map of it would reach beyond its end.
+
+    Raises:
+        StoreError: Naming the file.
+    """
+    for fragment in fragments:
+        for file in fragment.files:
+            path = Path(uri, "data", file.path)
+            size = path.stat().st_size if path.is_file() else None
+            if size != file.file_size_bytes and file.base_id is None:
+                got = "missing" if size is None else f"{size:,} bytes long"
+                raise StoreError(
+                    f"The data file {str(path)!r} is {got}, expected {file.file_size_bytes:,} bytes: bring it back, or remove "
+                    "the store and build it again ('lightning-lance verify' lists all that is damaged)."
+                )
 
 
 def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
@@ -69,6 +103,7 @@ def write_rows(
         storage_options: Credentials and such for object stores.
 
     Raises:
+        CommitConflict: If there was no store, and is one now.
         StoreError: If it cannot be written.
     """
     counter = LayoutCounter()
@@ -88,8 +123,19 @@ def write_rows(
             (file,) = fragment.files
             files[file.path] = counter.note(file.file_size_bytes, hash_file(session, file.path, file.file_size_bytes))
     except (ValueError, OSError) as error:
+        now = dataset_at(uri, None, storage_options) if before is None else None
+        if now is not None:
+            raise conflict(uri, 0, int(now.version)) from error
         raise not_written(uri, error) from error
     return written, files
+
+
+def conflict(uri: str, expected: int, version: int) -> CommitConflict:
+    """Say that a commit has lost."""
+    return CommitConflict(
+        f"Another process wrote to the token store {uri!r} at the same time (it has version {version}, expected {expected}): "
+        "nothing of this build's last part was stored; run again, it goes on after what is there."
+    )
 
 
 def not_written(uri: str, error: Exception) -> StoreError:

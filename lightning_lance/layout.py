@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from lightning_lance.documents import one_array
+
 _FILES = "lightning_lance_files"
 # Bytes read at once to hash a file.
 _CHUNK = 16 << 20
@@ -90,6 +92,14 @@ class LayoutCounter:
         return FileNote(size, whole, self._hash.hexdigest(), tuple(self._parts))
 
 
+def parts_of(rows: pa.Table) -> tuple[StreamPart, ...]:
+    """Tell which rows are of which stream."""
+    counter = LayoutCounter()
+    for batch in rows.to_batches():
+        counter.add(batch)
+    return counter.note(0, "").parts
+
+
 def hash_tokens(digest: Any, tokens: pa.FixedSizeListArray) -> None:
     """Add blocks of tokens to an xxhash digest, as their little-endian bytes."""
     digest.update(np.ascontiguousarray(tokens.flatten()).view(np.uint8))
@@ -142,3 +152,19 @@ def layout_of(fragments: Iterable[Any], files: Mapping[str, FileNote]) -> list[S
             return None
         parts += mine
     return parts
+
+
+def layout_of_columns(columns: pa.Table, block: int) -> list[StreamPart]:
+    """Work out from the rows' own columns (`num_tokens`, `split`, `language`) which of them are of which stream."""
+    num_tokens = np.asarray(columns.column("num_tokens"))
+    keys = [one_array(columns.column(name).dictionary_encode()) for name in ("split", "language")]
+    codes = [np.asarray(key.indices) for key in keys]
+    # A block that is not full ends a part: another commit's follow it.
+    changes = (num_tokens[:-1] != block) | (np.diff(codes[0]) != 0) | (np.diff(codes[1]) != 0)
+    low = np.append(0, np.flatnonzero(changes) + 1)[: len(num_tokens)]
+    rows, tokens = np.diff(low, append=len(num_tokens)), np.add.reduceat(num_tokens, low) if len(low) else low
+    names = [key.dictionary.to_pylist() for key in keys]
+    return [
+        StreamPart(names[0][split], names[1][language], int(count), int(size))
+        for split, language, count, size in zip(codes[0][low], codes[1][low], tokens, rows, strict=True)
+    ]

@@ -15,16 +15,14 @@ from numpy.lib.stride_tricks import sliding_window_view
 from lightning_lance.commit import (
     FORMAT_VERSION,
     commit_of,
-    first_version,
     is_commit,
-    last_commit,
     notes_of,
+    version_with,
 )
-from lightning_lance.documents import one_array
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
-from lightning_lance.fragments import dataset_at, fragments_of, take_blocks
-from lightning_lance.layout import StreamExtent, StreamPart, layout_of
+from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, take_blocks
+from lightning_lance.layout import StreamExtent, layout_of, layout_of_columns
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
 
@@ -64,6 +62,8 @@ class TokenStore:
         self._forked: tuple[int, ForkedReader] | None = None
         tokens = dataset.schema.field("tokens").type
         self._block = int(tokens.list_size)
+        if "://" not in uri:
+            check_sizes(uri, fragments_of(dataset))
         self.dtype: np.dtype[Any] = np.dtype(tokens.value_type.to_pandas_dtype())
         mapped = None if reader == "take" else self._map()
         if mapped is None and reader == "mapped":
@@ -94,11 +94,20 @@ class TokenStore:
         Raises:
             StoreError: If there is no committed store.
         """
-        dataset = dataset_at(str(uri), version, storage_options)
-        if dataset is None:
-            what = f"version {version} of a token store" if version is not None else "token store"
-            raise StoreError(f"There is no committed {what} at {str(uri)!r}: run 'lightning-lance prepare' first.")
-        return cls(str(uri), dataset, storage_options, reader)
+        while True:
+            with reading(str(uri)):
+                dataset = dataset_at(str(uri), version, storage_options)
+            if dataset is None:
+                what = f"version {version} of a token store" if version is not None else "token store"
+                raise StoreError(f"There is no committed {what} at {str(uri)!r}: run 'lightning-lance prepare' first.")
+            try:
+                with reading(str(uri)):
+                    return cls(str(uri), dataset, storage_options, reader)
+            except StoreError:
+                # A builder may have merged its files away meanwhile: then there is a newer version.
+                newest = dataset_at(str(uri), None, storage_options) if version is None else None
+                if newest is None or newest.version == dataset.version:
+                    raise
 
     def at_version(self, version: int) -> TokenStore:
         """Open the same store at another version."""
@@ -108,21 +117,17 @@ class TokenStore:
         """Open the same store as it was when it had so many tokens, in whichever version. StoreError if it never had."""
         if tokens == self.commit.tokens and is_commit(self._dataset):
             return self
-        options = self._opening[0]
-        last = last_commit(self.uri, storage_options=options)
-        if last is not None and last.tokens >= tokens:
-            store = self.at_version(first_version(self.uri, lambda commit: commit.tokens >= tokens, options))
-            if store.commit.tokens == tokens:
-                if not is_commit(store._dataset):
-                    # A compaction, for one, may put rows in another order.
-                    _log.warning(
-                        "The version of %s with %s tokens is gone, and others have moved its rows.", self.uri, tokens
-                    )
-                return store
-        raise StoreError(
-            f"The checkpoint was trained on the first {tokens:,} tokens of the store, and no version of {self.uri!r} ends "
-            "there: prepare it with the budget of that run."
-        )
+        found = version_with(self.uri, tokens, self._opening[0])
+        if found is None:
+            raise StoreError(
+                f"The checkpoint was trained on the first {tokens:,} tokens of the store, and no version of {self.uri!r} ends "
+                "there (any more): prepare it with the budget of that run."
+            )
+        store = self.at_version(found)
+        if not is_commit(store._dataset):
+            # A compaction, for one, may put rows in another order.
+            _log.warning("The version of %s with %s tokens is gone, and others have moved its rows.", self.uri, tokens)
+        return store
 
     def newest(self) -> TokenStore:
         """Open the same store as it is now."""
@@ -142,9 +147,18 @@ class TokenStore:
             if name not in self._dataset.tags.list():
                 self._dataset.tags.create(name, self.version)
         except (ValueError, OSError) as error:
+            if name in self._dataset.tags.list():  # another rank was first
+                return
             raise StoreError(
                 f"Version {self.version} of the token store {self.uri!r} cannot be tagged: {' '.join(str(error).split())[:200]}"
             ) from error
+
+    def keep_for_training(self) -> None:
+        """Tag the version that is read as `checkpoint-<tokens>`; a warning where it cannot be."""
+        try:
+            self.keep(f"checkpoint-{self.commit.tokens}")
+        except StoreError as error:
+            _log.warning("%s A clean-up of old versions may take it away from the run and its checkpoints.", error)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Handles and maps do not travel: another process opens the same version anew.
@@ -214,7 +228,8 @@ class TokenStore:
         if not len(rows):
             return np.empty((0, self._block), self.dtype)
         if self._process == os.getpid():
-            return take_blocks(self._dataset, rows)
+            with reading(self.uri):
+                return take_blocks(self._dataset, rows)
         if self._forked is None or self._forked[0] != os.getpid():
             self._forked = os.getpid(), ForkedReader(self.uri, self.version, self._opening[0])
         return self._forked[1].take(rows)
@@ -228,7 +243,8 @@ class TokenStore:
         """Make the segment tables. `pages`: (n, 2), as `_map` gives them; None counts places in rows of `take`."""
         parts = layout_of(fragments_of(self._dataset), notes_of(self._dataset))
         if parts is None:
-            parts = self._layout_of_rows()
+            columns = self._dataset.to_table(columns=["num_tokens", "split", "language"])
+            parts = layout_of_columns(columns, self._block)
         streams = sorted({(part.split, part.language) for part in parts})
         numbers = {stream: i for i, stream in enumerate(streams)}
         of_stream = np.asarray([numbers[part.split, part.language] for part in parts], np.int64)
@@ -261,21 +277,6 @@ class TokenStore:
                     self._streams[split].append(StreamExtent(key[1], start, count))
                     start += count
 
-    def _layout_of_rows(self) -> list[StreamPart]:
-        columns = self._dataset.to_table(columns=["num_tokens", "split", "language"])
-        num_tokens = np.asarray(columns.column("num_tokens"))
-        keys = [one_array(columns.column(name).dictionary_encode()) for name in ("split", "language")]
-        codes = [np.asarray(key.indices) for key in keys]
-        # A block that is not full ends a part: another commit's follow it.
-        changes = (num_tokens[:-1] != self._block) | (np.diff(codes[0]) != 0) | (np.diff(codes[1]) != 0)
-        low = np.append(0, np.flatnonzero(changes) + 1)[: len(num_tokens)]
-        rows, tokens = np.diff(low, append=len(num_tokens)), np.add.reduceat(num_tokens, low) if len(low) else low
-        names = [key.dictionary.to_pylist() for key in keys]
-        return [
-            StreamPart(names[0][split], names[1][language], int(count), int(size))
-            for split, language, count, size in zip(codes[0][low], codes[1][low], tokens, rows, strict=True)
-        ]
-
     def _map(self) -> tuple[MappedFiles, np.ndarray] | None:
         """Map the token pages, and give the place of each and its rows; None where Lance's layout or the disk forbids it."""
         if "://" in self.uri:
@@ -288,8 +289,6 @@ class TokenStore:
             if fragment.num_deletions or len(data_files) != 1:
                 return None
             file = Path(self.uri, "data", data_files[0].path)
-            if not file.is_file():
-                return None
             # The tokens are the first column of the schema, so they are the first one of every file.
             buffers = [page.buffers for page in LanceFileReader(str(file)).metadata().columns[0].pages]
             if any(len(parts) != 1 or parts[0].size % row_bytes for parts in buffers):

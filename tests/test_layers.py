@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 ORDER = [
     "errors", "languages", "documents", "sources", "access", "streaming",
     "locking", "tokenization", "tokenizer_choice",
-    "splits", "packing", "segments", "layout", "fragments", "commit", "forked", "store",
+    "splits", "packing", "segments", "layout", "fragments", "sums", "commit", "repacking", "merging", "integrity",
+    "forked", "store",
     "progress", "read_ahead", "encoding", "status", "plan", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
@@ -20,7 +21,7 @@ ORDER = [
 
 ONLY = {
     "lightning": {"datamodule", "termination"},
-    "lance": {"fragments", "commit", "store"},
+    "lance": {"fragments", "sums", "commit", "repacking", "merging", "integrity", "store"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "torch": {"batches", "token_windows", "agreement", "loader", "verify"},

@@ -77,8 +77,9 @@ def test_both_readers_give_the_logical_stream(
             assert all(np.array_equal(w, stream[a : a + length]) for w, a in zip(windows, starts, strict=True))
 
 
-def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore):
+def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
     """What the mapped reader lives on: Lance must not cut a commit into many pages, nor compress it."""
+    monkeypatch.setattr("lightning_lance.build.finish", append_commit)
     store = byte_store(*["x" * 500_000] * 20, commit_tokens=4_000_000)
     assert store.reader == "mapped"
     assert store.version == 3
@@ -86,16 +87,22 @@ def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore):
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5000)), min_size=1, max_size=12), st.integers(1, 9000))
-def test_the_notes_of_the_commits_tell_what_the_rows_tell(parts: list[tuple[int, int]], commit_tokens: int):
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5000)), min_size=1, max_size=12),
+    st.integers(1, 9000),
+    st.booleans(),
+)
+def test_the_notes_of_the_commits_tell_what_the_rows_tell(
+    parts: list[tuple[int, int]], commit_tokens: int, untidy: bool
+):
     made = [(f"{i}" + "x" * size, "abc"[language], f"repo{i}") for i, (language, size) in enumerate(parts)]
-    with tempfile.TemporaryDirectory() as folder:
-        store = prepare(
-            ListSource(tuple(made), 4, 1), ByteChoice(), data_dir=folder, val_fraction=0.4, commit_tokens=commit_tokens
-        )
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lightning_lance.store.layout_of", lambda fragments, files: None)
-            other = TokenStore.open(store.uri)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        if untidy:
+            patch.setattr("lightning_lance.build.finish", append_commit)
+        source = ListSource(tuple(made), 4, 1)
+        store = prepare(source, ByteChoice(), data_dir=folder, val_fraction=0.4, commit_tokens=commit_tokens)
+        patch.setattr("lightning_lance.store.layout_of", lambda fragments, files: None)
+        other = TokenStore.open(store.uri)
     for split in ("train", "val"):
         assert store.streams(split) == other.streams(split)
         assert np.array_equal(store._table(split).starts, other._table(split).starts)

@@ -1,0 +1,199 @@
+"""Rows of several fragments written anew as one: each stream a single run of full blocks, and documents left out if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from lance.fragment import FragmentMetadata
+
+from lightning_lance.fragments import write_rows
+from lightning_lance.layout import FileNote, StreamPart, parts_of
+
+# Rows read at once: 4 MB of uint16 tokens, and the documents in them. They are written four times as many at once, since Lance
+# makes a page of each batch of some size.
+_ROWS = 1024
+_ROWS_WRITTEN = 4 * _ROWS
+
+#: Tells of documents, an array of structs, which to leave out: an array of as many booleans.
+Drop = Callable[[pa.StructArray], np.ndarray]
+
+
+@dataclass
+class Dropped:
+    """What a repacking has left out. Tokens count EOS."""
+
+    documents: int = 0
+    tokens: int = 0
+    languages: dict[str, int] = field(default_factory=dict)
+
+
+def repack(
+    uri: str,
+    dataset: Any,
+    fragments: Sequence[FragmentMetadata],
+    files: Mapping[str, FileNote],
+    storage_options: Mapping[str, str] | None = None,
+    drop: Drop | None = None,
+    more: pa.Table | None = None,
+) -> tuple[list[FragmentMetadata], dict[str, FileNote], Dropped]:
+    """Write the rows of neighbouring fragments anew: each stream as one run of blocks, all full but the last.
+
+    Memory follows neither the fragments nor their documents. Nothing is committed: see `replace_fragments`.
+
+    Args:
+        uri: The store.
+        dataset: The version in which the fragments are.
+        fragments: Neighbours, in their order.
+        files: Notes of their files, by path.
+        storage_options: Credentials and such for object stores.
+        drop: Which documents to leave out, with all their tokens and their EOS; None keeps all.
+        more: Rows that are in no fragment yet, to follow those of the fragments.
+
+    Returns:
+        The new fragment, or none if nothing is left; the note of its file; and what was left out.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
+    dropped = Dropped()
+    schema = dataset.schema
+    batches = _streams(dataset, fragments, files, more, drop, dropped)
+    written, notes = write_rows(uri, dataset, schema, batches, storage_options)
+    return written, notes, dropped
+
+
+def _streams(
+    dataset: Any,
+    fragments: Sequence[FragmentMetadata],
+    files: Mapping[str, FileNote],
+    more: pa.Table | None,
+    drop: Drop | None,
+    dropped: Dropped,
+) -> Iterator[pa.RecordBatch]:
+    sources: list[tuple[int | None, tuple[StreamPart, ...]]] = [
+        (fragment.id, files[fragment.files[0].path].parts) for fragment in fragments
+    ]
+    if more is not None:
+        sources.append((None, parts_of(more)))
+    runs: dict[tuple[str, str], list[tuple[int | None, int, int]]] = {}
+    for fragment_id, parts in sources:
+        for part, end in zip(parts, accumulate(part.rows for part in parts), strict=True):
+            runs.setdefault(part[:2], []).append((fragment_id, end - part.rows, part.rows))
+    for (split, language), places in sorted(runs.items()):
+        packing = _Repacking(dataset.schema, split, language, drop, dropped)
+        for fragment_id, offset, rows in places:
+            if fragment_id is None and more is not None:
+                for batch in more.slice(offset, rows).to_batches(max_chunksize=_ROWS):
+                    yield from packing.add(batch)
+                continue
+            scanner = dataset.get_fragment(fragment_id).scanner(
+                columns=["tokens", "num_tokens", "documents"],
+                offset=offset,
+                limit=rows,
+                batch_size=_ROWS,
+                # Otherwise up to 2 GB are read ahead.
+                batch_readahead=2,
+                io_buffer_size=64 << 20,
+            )
+            for batch in scanner.to_batches():
+                yield from packing.add(batch)
+        yield from packing.rest()
+
+
+class _Repacking:
+    """Rows of one stream in, rows of full blocks out.
+
+    Args:
+        schema: Of the rows.
+        split: Of the stream.
+        language: Of the stream.
+        drop: Which documents to leave out.
+        dropped: Where those are counted.
+    """
+
+    def __init__(self, schema: pa.Schema, split: str, language: str, drop: Drop | None, dropped: Dropped) -> None:
+        self._schema, self._split, self._language = schema, split, language
+        self._drop, self._dropped = drop, dropped
+        self._block = int(schema.field("tokens").type.list_size)
+        self._struct = schema.field("documents").type.value_type
+        dtype = schema.field("tokens").type.value_type.to_pandas_dtype()
+        # What fills no block yet, and the documents that begin in it.
+        self._tokens = np.empty(0, dtype)
+        self._starts = np.empty(0, np.int64)
+        self._documents = pa.array([], self._struct)
+        self._dropping = False
+
+    def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Take rows, and give those that are full."""
+        counts = np.asarray(batch.column("num_tokens")).astype(np.int64)
+        blocks = np.asarray(batch.column("tokens").flatten()).reshape(len(batch), self._block)
+        full = bool((counts == self._block).all())
+        tokens = blocks.reshape(-1) if full else blocks[np.arange(self._block) < counts[:, None]]
+        lists = batch.column("documents")
+        documents = lists.flatten()
+        starts = np.repeat(np.cumsum(counts) - counts, np.asarray(lists.value_lengths().fill_null(0)))
+        starts = starts + np.asarray(documents.field("offset"))
+        if self._drop is not None:
+            tokens, starts, documents = self._without_dropped(self._drop, tokens, starts, documents)
+        self._starts = np.concatenate([self._starts, starts + len(self._tokens)])
+        self._documents = pa.concat_arrays([self._documents, documents])
+        self._tokens = np.concatenate([self._tokens, tokens])
+        if len(self._tokens) >= _ROWS_WRITTEN * self._block:
+            yield from self._rows(len(self._tokens) // self._block)
+
+    def rest(self) -> Iterator[pa.RecordBatch]:
+        """Give the last row, which need not be full."""
+        yield from self._rows(-(-len(self._tokens) // self._block))
+
+    def _without_dropped(
+        self, drop: Drop, tokens: np.ndarray, starts: np.ndarray, documents: pa.StructArray
+    ) -> tuple[np.ndarray, np.ndarray, pa.StructArray]:
+        gone = np.asarray(drop(documents), bool)
+        # What is before the first start belongs to the document that was begun before.
+        flags = np.append(self._dropping, gone)
+        lengths = np.diff(np.concatenate([[0], starts, [len(tokens)]]))
+        keep = np.repeat(~flags, lengths)
+        kept_before = np.concatenate([[0], np.cumsum(np.where(flags, 0, lengths))])
+        self._dropping = bool(flags[-1])
+        self._dropped.documents += int(gone.sum())
+        self._dropped.tokens += int(len(tokens) - keep.sum())
+        if gone.any():
+            languages = self._dropped.languages
+            languages[self._language] = languages.get(self._language, 0) + int(gone.sum())
+        return tokens[keep], kept_before[1:-1][~gone], documents.filter(pa.array(~gone))
+
+    def _rows(self, rows: int) -> Iterator[pa.RecordBatch]:
+        if not rows:
+            return
+        size = min(rows * self._block, len(self._tokens))
+        tokens = np.zeros(rows * self._block, self._tokens.dtype)
+        tokens[:size] = self._tokens[:size]
+        counts = np.full(rows, self._block, np.int32)
+        counts[-1] -= rows * self._block - size
+        mine = int(np.searchsorted(self._starts, size))
+        documents = self._documents.slice(0, mine)
+        fields = [
+            pa.array((self._starts[:mine] % self._block).astype(np.int32)),
+            *(documents.field(i) for i in range(1, self._struct.num_fields)),
+        ]
+        borders = np.searchsorted(self._starts[:mine], np.arange(rows + 1) * self._block).astype(np.int32)
+        yield pa.record_batch(
+            [
+                pa.FixedSizeListArray.from_arrays(pa.array(tokens), self._block),
+                pa.array(counts),
+                pa.repeat(pa.scalar(self._split), rows),
+                pa.repeat(pa.scalar(self._language), rows),
+                pa.ListArray.from_arrays(
+                    pa.array(borders), pa.StructArray.from_arrays(fields, fields=list(self._struct))
+                ),
+            ],
+            schema=self._schema,
+        )
+        self._tokens = self._tokens[size:]
+        self._starts = self._starts[mine:] - size
+        self._documents = self._documents.slice(mine)

@@ -1,0 +1,103 @@
+"""A store that was damaged in any way is found out, and does no harm to who opens it unasked."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_merging import append
+
+from lightning_lance.errors import StoreError
+from lightning_lance.integrity import check_store
+
+WAYS = 200
+
+OPENS = """
+import sys, json
+import numpy as np
+from lightning_lance import TokenStore
+from lightning_lance.errors import StoreError
+for line in sys.stdin:
+    try:
+        store = TokenStore.open(line.strip())
+        for split in ("train", "val"):
+            size = store.num_tokens(split)
+            if size:
+                store.read(np.zeros(1, np.int64), size, split)
+        print(json.dumps("read"), flush=True)
+    except StoreError as error:
+        print(json.dumps(str(error)), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of two versions, one of them kept by a tag, with merged and single fragments."""
+    folder = tmp_path_factory.mktemp("store") / "x.lance"
+    note = append(str(folder), [(0, "C", 3000), (1, "Rust", 10)], 0)
+    note = append(str(folder), [(0, "C", 5000)], 2, note, 1)
+    note = append(str(folder), [(0, "Rust", 3000), (1, "C", 7)], 3, note)
+    return folder
+
+
+def damage(folder: Path, draw: random.Random) -> str:
+    """Damage a store in one way, and tell how."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and "_refs" not in file.parts)
+    files = [file for file in files if file.name != "latest_version_hint.json"]
+    data = [file for file in files if file.parent.name == "data"]
+    manifests = [file for file in files if file.suffix == ".manifest"]
+    way = draw.choice(["flip"] * 6 + ["cut", "swap", "remove manifest", "remove data", "overwrite"])
+    file = draw.choice(files)
+    if way == "flip":
+        content = bytearray(file.read_bytes())
+        bit = draw.randrange(len(content) * 8)
+        content[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(content)
+        return f"bit {bit} of {file}"
+    if way == "cut":
+        file.write_bytes(file.read_bytes()[: draw.randrange(file.stat().st_size)])
+    elif way == "swap":
+        file, other = draw.sample(data, 2)
+        mine, theirs = file.read_bytes(), other.read_bytes()
+        file.write_bytes(theirs)
+        other.write_bytes(mine)
+    elif way == "overwrite":
+        file = draw.choice(data)
+        file.write_bytes(draw.randbytes(file.stat().st_size))
+    else:
+        file = draw.choice(manifests if way == "remove manifest" else data)
+        file.unlink()
+    return f"{way} {file}"
+
+
+def test_a_whole_store_has_no_problem(store: Path):
+    assert check_store(str(store)) == []
+
+
+def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path: Path):
+    draw = random.Random(0)
+    copies, told = [], []
+    for i in range(WAYS):
+        copies.append(tmp_path / str(i) / "x.lance")
+        shutil.copytree(store, copies[-1])
+        told.append(damage(copies[-1], draw))
+    for copy, what in zip(copies, told, strict=True):
+        problems = check_store(str(copy))
+        assert problems, f"not found: {what}"
+        name = what.split("/")[-1]
+        assert "swap" in what or any(name in problem.place for problem in problems), f"{what}: {problems}"
+    opened = subprocess.run(
+        [sys.executable, "-c", OPENS], input="\n".join(map(str, copies)), capture_output=True, text=True, timeout=300
+    )
+    answers = opened.stdout.splitlines()
+    assert opened.returncode == 0, f"{told[len(answers)]}: {opened.stderr[-3000:]}"
+    assert len(answers) == WAYS
+    assert sum(json.loads(answer) != "read" for answer in answers) > WAYS / 10
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path):
+    with pytest.raises(StoreError, match="There is no committed token store"):
+        check_store(str(tmp_path / "none.lance"))

@@ -1,0 +1,247 @@
+"""Merging leaves the streams and their documents as they were, and few fragments, versions and pages behind."""
+
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lance.file import LanceFileReader
+
+from lightning_lance import TokenStore
+from lightning_lance.commit import Commit, append_commit, last_commit, last_version, notes_of
+from lightning_lance.errors import CommitConflict, StoreError
+from lightning_lance.fragments import fragments_of
+from lightning_lance.layout import layout_of
+from lightning_lance.merging import finish, merge_groups, remove_leftovers, tidy
+from lightning_lance.packing import BLOCK, Packer
+
+EOS = 60_000
+NOTE = Commit("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
+Made = tuple[int, str, int]  # split, language, tokens
+
+made = st.tuples(st.integers(0, 1), st.sampled_from(["Rust", "C"]), st.integers(0, 3 * BLOCK))
+commits = st.lists(st.lists(made, min_size=1, max_size=6), min_size=1, max_size=6)
+
+
+def append(uri: str, part: Sequence[Made], first: int, note: Commit = NOTE, full: int | None = None) -> Commit:
+    """Commit documents, each with its number as id; their tokens tell them apart too. With `full`, as a build's last ones."""
+    packer = Packer(EOS, np.dtype(np.uint16), ["repo"])
+    ids = [np.full(size, 1 + (first + i) % 50_000, np.uint32) for i, (_, _, size) in enumerate(part)]
+    numbers = [str(first + i) for i in range(len(part))]
+    columns = {"language": [language for _, language, _ in part], "id": numbers, "repo": [f"r{n[-1]}" for n in numbers]}
+    offsets = np.cumsum([0, *map(len, ids)])
+    packer.add(np.concatenate(ids), offsets, np.array([split for split, _, _ in part], np.int8), pa.table(columns))
+    note = replace(note, documents=note.documents + len(part), tokens=note.tokens + packer.num_tokens)
+    if full is None:
+        append_commit(uri, packer.take(), note)
+    else:
+        finish(uri, packer.take(), note, full=full)
+    return note
+
+
+def contents(
+    uri: str, version: int | None = None
+) -> dict[tuple[str, str], tuple[list[int], list[tuple[str, str, int]]]]:
+    """Read of each stream the tokens, and (id, repo, place in the stream) of the documents, from the plain rows."""
+    streams: dict = {}
+    for row in lance.dataset(uri, version=version).to_table().to_pylist():
+        tokens, documents = streams.setdefault((row["split"], row["language"]), ([], []))
+        documents += [(d["id"], d["repo"], len(tokens) + d["offset"]) for d in row["documents"]]
+        tokens += row["tokens"][: row["num_tokens"]]
+    return streams
+
+
+def check_same_readers(uri: str) -> None:
+    stores = [TokenStore.open(uri, reader=reader) for reader in ("mapped", "take")]
+    assert layout_of(fragments_of(stores[0]._dataset), notes_of(stores[0]._dataset)) is not None
+    expected = contents(uri)
+    for split in ("train", "val"):
+        streams = [expected[key][0] for key in sorted(expected) if key[0] == split]
+        stream = [token for tokens in streams for token in tokens]
+        for store in stores:
+            assert store.num_tokens(split) == len(stream)
+            if stream:
+                assert store.read(np.zeros(1, np.int64), len(stream), split)[0].tolist() == stream
+
+
+@settings(max_examples=40)
+@given(commits, st.sampled_from([1, 30_000, 1 << 30]), st.booleans())
+def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_each: bool):
+    with tempfile.TemporaryDirectory() as folder:
+        uri, other, note, numbered = f"{folder}/x.lance", f"{folder}/y.lance", NOTE, 0
+        for part in parts[:-1]:
+            append(other, part, numbered, note)
+            note = append(uri, part, numbered, note)
+            numbered += len(part)
+            if tidy_each:
+                before = lance.dataset(uri).version
+                assert tidy(uri, before, full=full) <= before + 1
+                assert contents(uri) == contents(other)
+                assert last_commit(uri) == note
+        before = last_version(uri)[0]
+        append(other, parts[-1], numbered, note)
+        note = append(uri, parts[-1], numbered, note, full)
+        assert contents(uri) == contents(other)
+        assert last_commit(uri) == note
+        check_same_readers(uri)
+        dataset = lance.dataset(uri)
+        assert dataset.version == before + 1
+        assert len(dataset.versions()) == 1
+        assert {name: tag["version"] for name, tag in dataset.tags.list().items()} == {
+            f"build-{note.tokens}": before + 1
+        }
+        sizes = [file.size for file in notes_of(dataset).values()]
+        assert len(sizes) == 1 or full < 1 << 30
+        # Of what was merged into one, a stream has one block that is not full.
+        if len(sizes) == 1:
+            rows = dataset.to_table(columns=["split", "language", "num_tokens"]).to_pylist()
+            short = [(row["split"], row["language"]) for row in rows if row["num_tokens"] < BLOCK]
+            assert len(short) == len(set(short))
+
+
+def test_groups_by_literal_sizes():
+    assert merge_groups([5, 3, 3], 10, True) == [range(3)]
+    assert merge_groups([12, 5, 3, 3, 1], 10, True) == [range(1, 4), range(4, 5)]
+    assert merge_groups([5, 12, 3, 3], 10, True) == [range(2, 4)]
+    assert merge_groups([], 10, True) == merge_groups([12], 10, True) == []
+    # Nothing is due before there are eight of a size, or a full one.
+    assert merge_groups([10] * 7, 1000, False) == []
+    assert merge_groups([10] * 8, 1000, False) == [range(8)]
+    assert merge_groups([80, *[10] * 7], 1000, False) == []
+    assert merge_groups([80, *[10] * 8], 1000, False) == [range(1, 9)]
+    assert merge_groups([600, 300, 90, 10], 1000, False) == [range(4)]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=400))
+def test_tokens_are_written_few_times_however_long_the_build(sizes: list[int]):
+    full, written, most, fragments = 10_000, 0, 0, []
+    for size in sizes:
+        fragments.append(size)
+        groups = [group for group in merge_groups(fragments, full, False) if len(group) > 1]
+        for group in reversed(groups):
+            written += sum(fragments[group.start : group.stop])
+            most = max(most, sum(fragments[group.start : group.stop]))
+            fragments[group.start : group.stop] = [sum(fragments[group.start : group.stop])]
+        assert len(fragments) <= sum(sizes) / full + 8 * 6
+    # Levels of eight from the smallest to a full one, each fragment rewritten once or twice on each.
+    assert written <= 8 * sum(sizes)
+    assert most < 2 * full
+
+
+def test_pages_are_large_and_memory_bounded(tmp_path: Path):
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    for i in range(6):
+        note = append(uri, [(0, language, 1_000_000) for language in "abc"], 3 * i, note)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    append(uri, [(0, "a", 10)], 18, note, 1 << 30)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 << 10
+    (fragment,) = fragments_of(lance.dataset(uri))
+    (column, *_) = LanceFileReader(str(Path(uri, "data", fragment.files[0].path))).metadata().columns
+    sizes = [page.buffers[0].size for page in column.pages]
+    assert sum(size < 4 << 20 for size in sizes) <= 3
+    assert len(list(Path(uri, "data").iterdir())) == len(list(Path(uri, "_transactions").iterdir())) == 1
+    # One run for each stream.
+    assert len(TokenStore.open(uri)._table("train").places) == 3 or len(sizes) > 1
+
+
+def test_tagged_versions_stay_and_open_maps_too(tmp_path: Path):
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    versions = []
+    for i in range(3):
+        note = append(uri, [(0, "C", 3000)], i, note)
+        versions.append((note.tokens, TokenStore.open(uri)))
+    versions[1][1].keep("checkpoint-6002")
+    append(uri, [(0, "C", 10)], 3, note, 1 << 30)
+    assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2, 4]
+    for tokens, store in versions:
+        assert store.read(np.zeros(1, np.int64), tokens).shape == (1, tokens)
+    newest = TokenStore.open(uri)
+    assert newest.at_tokens(6002).version == 2
+    assert newest.at_tokens(9014).version == 4
+    assert TokenStore.open(uri, version=2).at_tokens(9014).version == 4
+    with pytest.raises(StoreError, match=r"no version of .* ends there"):
+        newest.at_tokens(9003)
+
+
+def _merge_and_die(uri: str, killed: str) -> None:
+    from lightning_lance import merging
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(merging, killed, die)
+    note = merging.commit_of(lance.dataset(uri), uri)
+    append(uri, [(0, "C", 5)], 8, note, 1 << 30)
+
+
+@pytest.mark.parametrize(("killed", "version"), [("replace_fragments", 4), ("remove_unneeded", 5)])
+def test_a_killed_merge_leaves_a_store_that_is_whole(tmp_path: Path, killed: str, version: int):
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    for i in range(4):
+        note = append(uri, [(0, "C", 3000), (1, "Rust", 10)], 2 * i, note)
+    other = str(tmp_path / "y.lance")
+    shutil.copytree(uri, other)
+    process = multiprocessing.get_context("spawn").Process(target=_merge_and_die, args=(uri, killed))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert lance.dataset(uri).version == version
+    append(other, [(0, "C", 5)], 8, note)
+    if version == 4:
+        assert contents(uri) == contents(other, 4)
+    check_same_readers(uri)
+    assert len(list(Path(uri, "data").iterdir())) == 5
+    remove_leftovers(uri)
+    assert len(list(Path(uri, "data").iterdir())) == (4 if version == 4 else 1)
+    if version == 4:
+        append(uri, [(0, "C", 5)], 8, note, 1 << 30)
+    assert contents(uri) == contents(other)
+    assert len(list(Path(uri, "data").iterdir())) == 1
+
+
+def test_files_of_no_version_go(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    (tmp_path / "x.lance" / "data").mkdir(parents=True)
+    left = tmp_path / "x.lance" / "data" / "0123.lance"
+    left.write_bytes(b"killed before its first commit")
+    remove_leftovers(uri)
+    assert not left.exists()
+    append(uri, [(0, "C", 10)], 0)
+    left.write_bytes(b"killed before its second")
+    remove_leftovers(uri)
+    assert not left.exists()
+    assert lance.dataset(uri).count_rows() == 1
+
+
+def test_a_merge_on_top_of_anothers_commit_is_refused(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    for i in range(2):
+        append(uri, [(0, "C", 10)], i)
+    with pytest.raises(CommitConflict):
+        tidy(uri, 1)
+    with pytest.raises(CommitConflict):
+        finish(uri, lance.dataset(uri).to_table(), NOTE, None, 1)
+    assert lance.dataset(uri).version == 2
+
+
+def test_what_others_have_changed_is_left_as_it_is(tmp_path: Path):
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    for i in range(3):
+        note = append(uri, [(0, "C", 3 * BLOCK)], i, note)
+    lance.write_dataset(lance.dataset(uri).to_table().slice(0, 1), uri, mode="append")
+    rows = lance.dataset(uri).to_table()
+    finish(uri, rows.slice(0, 0), note)
+    assert len(fragments_of(lance.dataset(uri))) == 4
+    assert lance.dataset(uri).to_table() == rows

@@ -1,0 +1,40 @@
+import tempfile
+from dataclasses import replace
+
+import lance
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_merging import NOTE, Made, append, check_same_readers, commits, contents
+
+from lightning_lance.commit import notes_of, replace_fragments
+from lightning_lance.fragments import fragments_of
+from lightning_lance.repacking import repack
+
+
+@settings(max_examples=40)
+@given(commits, st.sets(st.integers(0, 40)))
+def test_documents_are_dropped_with_all_their_tokens(parts: list[list[Made]], gone: set[int]):
+    with tempfile.TemporaryDirectory() as folder:
+        uri, other, note, numbered, left = f"{folder}/x.lance", f"{folder}/y.lance", NOTE, 0, []
+        for part in parts:
+            note = append(uri, part, numbered, note)
+            left += [(numbered + i, made) for i, made in enumerate(part) if numbered + i not in gone]
+            numbered += len(part)
+        for number, document in left:
+            append(other, [document], number)
+        dataset = lance.dataset(uri)
+        before = dataset.count_rows()
+        fragments, files, dropped = repack(
+            uri, dataset, fragments_of(dataset), notes_of(dataset),
+            drop=lambda documents: np.array([int(i) in gone for i in documents.field("id").to_pylist()], bool),
+        )  # fmt: skip
+        assert lance.dataset(uri).count_rows() == before
+        forgotten = [made for i, made in enumerate(m for part in parts for m in part) if i in gone]
+        assert dropped.documents == len(forgotten) == sum(dropped.languages.values())
+        assert dropped.tokens == sum(size + 1 for _, _, size in forgotten)
+        shorter = replace(note, tokens=note.tokens - dropped.tokens)
+        replace_fragments(uri, dataset, dataset.schema, fragments, files, shorter, None)
+        assert contents(uri) == (contents(other) if left else {})
+        if left:
+            check_same_readers(uri)
