@@ -148,9 +148,12 @@ class _Build:
             part.replace(file)
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
-        left = self._budget.max_documents
-        left = None if left is None else left - first.documents
-        batches = encoded_batches(self._opened, self._plan.tokenizer, first.shard, first.row, left)
+        limits = (self._budget.max_documents, self._budget.max_tokens)
+        left = [
+            None if most is None else most - had
+            for most, had in zip(limits, (first.documents, first.tokens), strict=True)
+        ]
+        batches = encoded_batches(self._opened, self._plan.tokenizer, first.shard, first.row, *left)
         pending: Future[int] | None = None
         last = time.monotonic()
         with (
