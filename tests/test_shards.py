@@ -13,6 +13,7 @@ from hub import Faults, Hub
 
 from lightning_lance.errors import SourceError
 from lightning_lance.streaming import DatasetSource
+from lightning_lance.tokenization import byte_tokenizer
 
 ROWS, GROUP, SHARDS, MANY = 120, 20, 5, 1126
 
@@ -247,3 +248,65 @@ print(json.dumps([made.commit.documents, made.commit.pin["revision"], digest(mad
     assert bytes(streams[0][0][:3]) == b"old"
     (_, revision, _), _ = run(hub, tmp_path / "elsewhere", script.format(20))
     assert revision == hub.sha("datasets/own/moving")
+
+
+OFFLINE = """
+import socket, threading
+def closed(*args, **kwargs):
+    raise RuntimeError("a socket is opened")
+for name in ("connect", "connect_ex", "bind", "sendto"):
+    # asyncio and multiprocessing speak to themselves by sockets that were made connected.
+    setattr(socket, "socket", type("Socket", (socket.socket,), {name: closed}))
+socket.create_connection = socket.getaddrinfo = closed
+"""
+
+COMMAND = """
+from lightning_lance.cli import main
+sys.argv[1:] = [
+    "prepare", "source=parquet", "source.data_files=[hf://datasets/own/corpus/data/*.parquet]", "max_documents=50",
+    "source.name=corpus", "tokenizer=gpt2", "tokenizer.model=tiny/letters", "tokenizer.eos_token=null", "data.val_fraction=0.0",
+]
+main()
+"""
+
+FIT = """
+import warnings; warnings.simplefilter("ignore")
+import lightning, torch
+from lightning_lance import LanceDataModule
+from lightning_lance.tokenizer_choice import PretrainedTokenizer
+class Model(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+    def training_step(self, batch, _):
+        return self.weight * batch["input_ids"].float().mean()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+tokenizer = PretrainedTokenizer("tiny/letters")
+data = LanceDataModule(source("corpus"), tokenizer, 16, 4, data_dir="data", max_documents=50, val_fraction=0.0)
+lightning.Trainer(
+    max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    enable_model_summary=False, limit_val_batches=0,
+).fit(Model(), datamodule=data)
+prepare(source("corpus"), tokenizer, data_dir="data", max_documents=50, val_fraction=0.0)
+"""
+
+
+def test_a_prepared_store_opens_no_socket(hub: Hub, tmp_path: Path):
+    tokenizer = byte_tokenizer()
+    folder = hub.folder / "models/tiny/letters"
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.json").write_text(tokenizer.to_json())
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": tokenizer.eos_token}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    first = hub.run(PRELUDE + COMMAND, tmp_path, timeout=120)
+    assert first.returncode == 0, first.stderr
+    hub.requests.clear()
+    # The Hub has another tokenizer by now, which nobody asks for.
+    (folder / "tokenizer.json").write_text("{}")
+    for script in (PRELUDE + FIT + COMMAND, "import os; os.environ['HF_HUB_OFFLINE'] = '1'\n" + PRELUDE + COMMAND):
+        again = hub.run(OFFLINE + script, tmp_path, timeout=120)
+        assert again.returncode == 0, again.stderr
+        assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    assert hub.requests == []
+    assert len([*(tmp_path / "data").glob("*.lance")]) == 1
