@@ -31,6 +31,9 @@ from lightning_lance.turns import Turn
 
 _log = logging.getLogger(__name__)
 
+# Files that a commit note names: enough for small budgets, few enough that many commits of a terabyte stay small.
+_LISTED_FILES = 20
+
 
 class Build:
     """One run of a build: holds the commit note as it grows.
@@ -103,9 +106,12 @@ class Build:
         remove_leftovers(self._plan.uri)
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
-        left = self._budget.max_documents
-        left = None if left is None else left - first.documents
-        batches = encoded_batches(self._opened, self._plan.tokenizer, first.shard, first.row, left)
+        limits = (self._budget.max_documents, self._budget.max_tokens)
+        left = [
+            None if most is None else most - had
+            for most, had in zip(limits, (first.documents, first.tokens), strict=True)
+        ]
+        batches = encoded_batches(self._opened, self._plan.tokenizer, first.shard, first.row, *left)
         pending: Future[None] | None = None
         asked, last = first, time.monotonic()
         with (
@@ -116,7 +122,9 @@ class Build:
             for shard, batch in batches:
                 before = self._commit.text_bytes
                 if batch is None:
-                    self._commit = replace(self._commit, shard=shard + 1, row=0)
+                    bad = self._opened.trouble.bad_shards.get(shard)
+                    left_out = [*self._commit.bad_shards, *([bad] if bad else [])]
+                    self._commit = replace(self._commit, shard=shard + 1, row=0, bad_shards=left_out)
                     self._check_first_shard()
                 else:
                     self._add(shard, batch)
@@ -144,6 +152,11 @@ class Build:
             now = self._commit
             progress.update(1.0, now.documents, now.tokens, 0)
             progress.committed(1.0, now.documents, now.tokens)
+        if incidents := self._opened.trouble.incidents:
+            kinds = ", ".join(f"{number} x {kind}" for kind, number in incidents.most_common())
+            _log.warning(
+                "Source %r failed %d times and was tried again: %s.", self._source.name, sum(incidents.values()), kinds
+            )
         if not self._budget.met(self._commit):
             self._check_found()
 
@@ -186,7 +199,9 @@ class Build:
         seen = int(made.wanted[count - 1]) + 1 if budget.met(added) else len(made.batch)
         skipped = {"null": int((made.sizes[:seen] < 0).sum()), "empty": int((made.sizes[:seen] == 0).sum())}
         row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
-        self._commit = replace(added, shard=shard, row=row, skipped=_add_counts(commit.skipped, skipped))
+        skipped = _add_counts(commit.skipped, skipped)
+        files = dict([*(commit.files | {self._opened.shards[shard]: row}).items()][-_LISTED_FILES:])
+        self._commit = replace(added, shard=shard, row=row, skipped=skipped, files=files)
 
     def _splits(self, documents: pa.Table) -> np.ndarray:
         texts = one_array(documents.column("text"))
