@@ -24,7 +24,7 @@ from lightning_lance.errors import StoreError
 warnings.filterwarnings("ignore", "lance is not fork-safe")
 
 # Raised when stores of the version before can no longer be read.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _PROPERTY = "lightning_lance"
 # What rows the commit adds: of which stream, how many tokens, how many rows, one after the other.
@@ -48,7 +48,7 @@ class Commit:
         documents: Documents.
         tokens: Tokens, EOS included.
         text_bytes: Bytes of text.
-        skipped: Documents left out, by reason (`null`, `empty`).
+        skipped: Documents left out, by reason (`null`, `empty`, `duplicate`).
         languages: Documents by language.
         exhausted: Whether the source has no more documents.
     """

@@ -96,7 +96,7 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
 
 
 # What the package itself writes beside the words of `columns`.
-_RESERVED = {"row", "id", "offset", "language", "tokens", "split"}
+_RESERVED = {"row", "id", "offset", "hash", "language", "tokens", "split"}
 
 
 def check_words(columns: Mapping[str, str], where: str) -> None:

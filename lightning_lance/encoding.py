@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lightning_lance.dedup import KnownTexts, text_hashes
 from lightning_lance.documents import one_array
 from lightning_lance.read_ahead import read_ahead
 from lightning_lance.sources import OpenedSource
@@ -24,17 +25,23 @@ _ENCODERS = 2
 
 
 class EncodedBatch(NamedTuple):
-    """A document batch, the sizes of its texts (-1 for null), and the documents that are wanted of it, encoded."""
+    """A document batch, the sizes of its texts (-1 for null), which are duplicates, and the documents wanted of it, encoded."""
 
     batch: pa.Table
     sizes: np.ndarray
+    duplicate: np.ndarray
     wanted: np.ndarray
     documents: pa.Table
     encoded: Encoded
 
 
 def encoded_batches(
-    opened: OpenedSource, tokenizer: Tokenizer, shard: int, row: int, max_documents: int | None = None
+    opened: OpenedSource,
+    tokenizer: Tokenizer,
+    shard: int,
+    row: int,
+    max_documents: int | None = None,
+    known: KnownTexts | None = None,
 ) -> Generator[tuple[int, EncodedBatch | None], None, None]:
     """Read and encode from a cursor on, in the source's order.
 
@@ -44,6 +51,7 @@ def encoded_batches(
         shard: Place of the first shard to read.
         row: First row to read of it.
         max_documents: Documents to encode; None for all.
+        known: Texts not to encode again; those read are added, and their documents get a column `hash`. None keeps all.
 
     Yields:
         (shard, batch) pairs, and (shard, None) after the last batch of each shard.
@@ -64,18 +72,27 @@ def encoded_batches(
                 ahead.append((place, None))
             else:
                 sizes = np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), -1))
-                wanted = np.flatnonzero(sizes > 0)[:left]
+                new = sizes > 0
+                if known is not None:
+                    # Before they are encoded, which is what takes the time; here, since here they come in order.
+                    hashes = text_hashes(batch.column("text"))
+                    batch = batch.append_column("hash", pa.array(hashes))
+                    new[new] = known.add(hashes[new])
+                wanted = np.flatnonzero(new)[:left]
                 left = None if left is None else left - len(wanted)
-                ahead.append((place, encoders.submit(_encode, tokenizer, batch, sizes, wanted)))
+                ahead.append((place, encoders.submit(_encode, tokenizer, batch, sizes, new, wanted)))
             if len(ahead) > _ENCODERS:
                 yield oldest()
         while ahead:
             yield oldest()
 
 
-def _encode(tokenizer: Tokenizer, batch: pa.Table, sizes: np.ndarray, wanted: np.ndarray) -> EncodedBatch:
+def _encode(
+    tokenizer: Tokenizer, batch: pa.Table, sizes: np.ndarray, new: np.ndarray, wanted: np.ndarray
+) -> EncodedBatch:
     documents = batch if len(wanted) == len(batch) else batch.take(pa.array(wanted))
-    return EncodedBatch(batch, sizes, wanted, documents, tokenizer.encode_batch(one_array(documents.column("text"))))
+    encoded = tokenizer.encode_batch(one_array(documents.column("text")))
+    return EncodedBatch(batch, sizes, (sizes > 0) & ~new, wanted, documents, encoded)
 
 
 def _batches(opened: OpenedSource, shard: int, row: int) -> Iterator[tuple[int, pa.Table | None]]:

@@ -117,7 +117,7 @@ def make_plan(
         "eos_token": loaded.eos_token,
         "eos": "after every document",
         "dtype": str(token_dtype(loaded.vocab_size)),
-        "split": "xxh3_64 of repo, else text",
+        "split": "xxh3_64 of repo, else of the text without the white space around it",
         "val_fraction": float(val_fraction),
     }
     recipe = json.loads(json.dumps(recipe))

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, document_batch
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.languages import CODE_EXTENSIONS, check_extensions, check_languages, language_of_path
@@ -69,6 +70,11 @@ class Source(Protocol):
     @property
     def metadata(self) -> Sequence[str]:
         """Names of the further string columns of its document batches, such as `repo` and `path`."""
+        ...
+
+    @property
+    def dedup(self) -> Dedup:
+        """`exact` to leave out texts that came before, `none` to keep them; part of the identity."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -134,6 +140,7 @@ class FilesSource:
         text_filter: Texts to keep.
         shard_seed: Seed of the order in which files are read; None for alphabetical order. With a document or token
             budget, the seed decides which files are in it.
+        dedup: `exact` leaves out files whose text came before, `none` keeps them.
         name: Short name, for folders and messages.
     """
 
@@ -144,6 +151,7 @@ class FilesSource:
     extensions: Mapping[str, Sequence[str]] = field(default_factory=lambda: CODE_EXTENSIONS)
     text_filter: TextFilter = TextFilter()
     shard_seed: int | None = 0
+    dedup: Dedup = "none"
     name: str = "files"
 
     def __post_init__(self) -> None:
@@ -151,6 +159,7 @@ class FilesSource:
             raise ConfigError(f"source.patterns is the string {self.patterns!r}: write a list, ['{self.patterns}'].")
         check_extensions(self.extensions)
         check_languages(self.languages, [*self.extensions], f"Source {self.name!r}")
+        check_dedup(self.dedup)
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -187,6 +196,7 @@ class FilesSource:
             "extensions": {language: sorted(tails) for language, tails in self.extensions.items()},
             "text_filter": vars(self.text_filter).copy(),
             "shard_seed": self.shard_seed,
+            "dedup": self.dedup,
         }
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
@@ -236,6 +246,7 @@ def python_stdlib(
     languages: Sequence[str] = (),
     text_filter: TextFilter = TextFilter(),  # noqa: B008 - frozen
     shard_seed: int | None = 0,
+    dedup: Dedup = "none",
 ) -> FilesSource:
     """The standard library of the running Python: about 1,800 files and 31 MB of real code that every machine has."""
     return FilesSource(
@@ -244,5 +255,6 @@ def python_stdlib(
         languages=languages,
         text_filter=text_filter,
         shard_seed=shard_seed,
+        dedup=dedup,
         name="python_stdlib",
     )

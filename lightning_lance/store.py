@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from lance.file import LanceFileReader
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -27,6 +28,7 @@ from lightning_lance.commit import (
 from lightning_lance.documents import one_array
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
+from lightning_lance.provenance import Provenance
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
 
@@ -64,6 +66,7 @@ class TokenStore:
             )
         self._dataset, self._process = dataset, os.getpid()
         self._forked: tuple[int, ForkedReader] | None = None
+        self._provenance: Provenance | None = None
         tokens = dataset.schema.field("tokens").type
         self._block = int(tokens.list_size)
         self.dtype: np.dtype[Any] = np.dtype(tokens.value_type.to_pandas_dtype())
@@ -194,6 +197,32 @@ class TokenStore:
         for row, column, place, count in zip(*table.runs(starts[cut], length), strict=True):
             windows[cut[row], column : column + count] = self._mapped.gather(place[None], int(count))[0]
         return windows
+
+    def documents(self, starts: np.ndarray, length: int, split: str = "train") -> pa.Table:
+        """Tell which documents windows hold.
+
+        Args:
+            starts: (n,) integers, `length` and `split`: the windows, as in `read`.
+            length: Tokens per window.
+            split: `train` or `val`.
+
+        Returns:
+            A row for each document of each window, in their order: `window` (place in `starts`), `begin` and `end` (which of
+            the window's tokens are the document's, EOS included), its `id` (`shard:row` in the source), the words of
+            `source.columns`, and its `language`.
+
+        Raises:
+            StoreError: If a window does not lie whole in the split, or in a forked process.
+        """
+        starts = np.asarray(starts, dtype=np.int64)
+        self._table(split).check(starts, length)
+        if self._process != os.getpid():
+            raise StoreError(
+                "The documents of windows cannot be asked for in a forked process: ask the one that forked it."
+            )
+        if self._provenance is None:
+            self._provenance = Provenance(self.uri, self._dataset, self._opening[0])
+        return self._provenance.documents(starts, length, split)
 
     def _take(self, table: SegmentTable, starts: np.ndarray, length: int) -> np.ndarray:
         windows = np.empty((len(starts), length), self.dtype)

@@ -15,15 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.dataset import ParquetFragmentScanOptions
 
+from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, bounded, check_words, document_batch, select_columns
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
-from lightning_lance.languages import (
-    check_extensions,
-    check_languages,
-    folder_language,
-    language_of_path,
-    path_filter,
-)
+from lightning_lance.languages import check_extensions, check_languages, folder_language, language_of_path, path_filter
 from lightning_lance.sources import BATCH_BYTES, BATCH_ROWS, OpenedSource, shard_order
 
 # Rows that are decoded at a time: a hundred texts of 100 KB are 10 MB.
@@ -54,6 +49,7 @@ class DatasetSource:
         where: Column to the values to keep, such as `{"license": ["mit", "apache-2.0"]}`; pushed down into the reader.
         text_filter: Texts to keep.
         shard_seed: Seed of the order in which shards are read; None keeps the order of the listing.
+        dedup: `exact` leaves out documents whose text came before, `none` keeps them.
         storage_options: For the file system of `data_files`, such as `{"endpoint_url": "http://..."}` for s3.
         name: Short name, for folders and messages.
     """
@@ -70,11 +66,13 @@ class DatasetSource:
     where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     text_filter: TextFilter = TextFilter()
     shard_seed: int | None = 0
+    dedup: Dedup = "none"
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     name: str = "dataset"
 
     def __post_init__(self) -> None:
         check_words(self.columns, repr(self.name))
+        check_dedup(self.dedup)
         if isinstance(self.data_files, str):
             raise ConfigError(
                 f"source.data_files is the string {self.data_files!r}: write a list, [{self.data_files}]."
@@ -168,6 +166,7 @@ class DatasetSource:
             "where": {column: sorted(values, key=str) for column, values in self.where.items()},
             "text_filter": vars(self.text_filter).copy(),
             "shard_seed": self.shard_seed,
+            "dedup": self.dedup,
         }
         if not self.on_hub:
             from lightning_lance.access import files_identity

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -32,6 +32,7 @@ class ListSource:
     per_shard: int = 4
     per_batch: int = 3
     languages: tuple[str, ...] = ()
+    dedup: Literal["none", "exact"] = "none"
     name: str = "list"
     metadata: Sequence[str] = ("repo",)
 
@@ -40,7 +41,11 @@ class ListSource:
         return sorted(self.languages)
 
     def identity(self) -> dict[str, Any]:
-        return {"documents": xxhash.xxh3_64_hexdigest(repr(self.documents).encode()), "languages": self.wanted}
+        return {
+            "documents": xxhash.xxh3_64_hexdigest(repr(self.documents).encode()),
+            "languages": self.wanted,
+            "dedup": self.dedup,
+        }
 
     def open(self, pin: Mapping[str, Any] | None = None) -> "ListSource":
         return self

@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 
 # The way of the data. A module imports only from those before it.
 ORDER = [
-    "errors", "languages", "documents", "sources", "access", "streaming",
+    "errors", "languages", "documents", "dedup", "sources", "access", "streaming",
     "locking", "tokenization", "tokenizer_choice",
-    "splits", "packing", "segments", "commit", "forked", "store",
+    "splits", "packing", "segments", "commit", "provenance", "forked", "store",
     "progress", "read_ahead", "encoding", "plan", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
@@ -20,7 +20,7 @@ ORDER = [
 
 ONLY = {
     "lightning": {"datamodule", "termination"},
-    "lance": {"commit", "store"},
+    "lance": {"commit", "provenance", "store"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "torch": {"batches", "token_windows", "agreement", "loader", "verify"},
