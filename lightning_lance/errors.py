@@ -21,6 +21,10 @@ class StoreError(LightningLanceError):
     """The token store is missing, unfinished, or not the one that was asked for."""
 
 
+class CommitConflict(StoreError):  # noqa: N818 # not always an error: a builder may go on after what the other stored
+    """Another process committed to the token store first; nothing of this commit was stored."""
+
+
 def whole_number(name: str, value: Any) -> int:
     """Give a count that a user set as a plain int.
 

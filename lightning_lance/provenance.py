@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from lance.file import LanceFileReader
 
-from lightning_lance.commit import dataset_at
 from lightning_lance.documents import one_array
+from lightning_lance.errors import StoreError
+from lightning_lance.fragments import dataset_at, stream_columns
 from lightning_lance.splits import SPLITS
 
 # Rows whose lists of documents are held at a time.
@@ -52,7 +55,7 @@ def stored_hashes(uri: str, storage_options: Mapping[str, str] | None = None) ->
 
 
 class Provenance:
-    """Finds the documents of windows. Holds 20 bytes a block, so a hundredth of a byte a token, however many documents.
+    """Finds the documents of windows. Reads nothing before it is asked; then holds 16 bytes a block, whatever its documents.
 
     Args:
         uri: The store.
@@ -61,26 +64,36 @@ class Provenance:
     """
 
     def __init__(self, uri: str, dataset: Any, storage_options: Mapping[str, str] | None = None) -> None:
-        self._dataset = dataset
-        rows = dataset.to_table(columns=["num_tokens", "split", "language"])
-        keys = [one_array(rows.column(name).dictionary_encode()) for name in ("split", "language")]
-        names = [key.dictionary.to_pylist() for key in keys]
-        codes = [np.asarray(key.indices) for key in keys]
-        lists = document_lists(uri, dataset, "offset", storage_options)
+        self._uri, self._dataset, self._storage_options = uri, dataset, storage_options
+        self._process = os.getpid()
+
+    @cached_property
+    def _blocks(self) -> dict[str, _Blocks]:
+        rows = stream_columns(self._dataset)
+        names, codes = {}, {}
+        for key in ("split", "language"):
+            column = one_array(rows.column(key).dictionary_encode())
+            names[key], codes[key] = column.dictionary.to_pylist(), np.asarray(column.indices)
+        lists = document_lists(self._uri, self._dataset, "offset", self._storage_options)
         counts = np.concatenate([np.empty(0, np.int32), *(np.asarray(part.value_lengths()) for part in lists)])
-        self._blocks: dict[str, _Blocks] = {}
+        blocks = {}
         for split in SPLITS:
             # As in `read`: the streams of a split by language, each in the order of its rows.
-            streams = sorted((name, code) for code, name in enumerate(names[1])) if split in names[0] else []
-            mine = codes[0] == names[0].index(split) if split in names[0] else np.zeros(len(counts), bool)
-            order = [np.flatnonzero(mine & (codes[1] == code)) for _, code in streams]
+            mine = np.isin(codes["split"], [i for i, name in enumerate(names["split"]) if name == split])
+            languages = sorted(range(len(names["language"])), key=names["language"].__getitem__)
+            order = [np.flatnonzero(mine & (codes["language"] == language)) for language in languages]
             row = np.concatenate([np.empty(0, np.int64), *order])
             starts = np.append(0, np.cumsum(np.asarray(rows.column("num_tokens"))[row], dtype=np.int64))
             begun = np.maximum.accumulate(np.where(counts[row] > 0, np.arange(len(row)), 0)).astype(np.int32)
-            self._blocks[split] = _Blocks(row.astype(np.int32), starts, begun)
+            blocks[split] = _Blocks(row.astype(np.int32), starts, begun)
+        return blocks
 
     def documents(self, starts: np.ndarray, length: int, split: str) -> pa.Table:
         """Tell which documents windows hold; see `TokenStore.documents`. The windows must lie in the split."""
+        if self._process != os.getpid():
+            raise StoreError(
+                "The documents of windows cannot be asked for in a forked process: ask the one that forked it."
+            )
         blocks = self._blocks[split]
         first = np.searchsorted(blocks.starts, starts, side="right") - 1
         last = np.searchsorted(blocks.starts, starts + length, side="left") - 1

@@ -15,19 +15,16 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.commit import (
     FORMAT_VERSION,
-    StreamExtent,
-    StreamPart,
     commit_of,
-    dataset_at,
     first_version,
     is_commit,
     last_commit,
-    layout_of,
-    take_blocks,
+    notes_of,
 )
-from lightning_lance.documents import one_array
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
+from lightning_lance.fragments import dataset_at, fragments_of, stream_columns, take_blocks
+from lightning_lance.layout import StreamExtent, layout_of, layout_of_rows
 from lightning_lance.provenance import Provenance
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
@@ -66,7 +63,7 @@ class TokenStore:
             )
         self._dataset, self._process = dataset, os.getpid()
         self._forked: tuple[int, ForkedReader] | None = None
-        self._provenance: Provenance | None = None
+        self._provenance = Provenance(uri, dataset, storage_options)
         tokens = dataset.schema.field("tokens").type
         self._block = int(tokens.list_size)
         self.dtype: np.dtype[Any] = np.dtype(tokens.value_type.to_pandas_dtype())
@@ -199,29 +196,17 @@ class TokenStore:
         return windows
 
     def documents(self, starts: np.ndarray, length: int, split: str = "train") -> pa.Table:
-        """Tell which documents windows hold.
-
-        Args:
-            starts: (n,) integers, `length` and `split`: the windows, as in `read`.
-            length: Tokens per window.
-            split: `train` or `val`.
+        """Tell which documents windows (as in `read`) hold.
 
         Returns:
             A row for each document of each window, in their order: `window` (place in `starts`), `begin` and `end` (which of
-            the window's tokens are the document's, EOS included), its `id` (`shard:row` in the source), the words of
-            `source.columns`, and its `language`.
+            the window's tokens are the document's, EOS included), `id` (`shard:row` in the source), the words of
+            `source.columns`, and `language`.
 
         Raises:
             StoreError: If a window does not lie whole in the split, or in a forked process.
         """
-        starts = np.asarray(starts, dtype=np.int64)
-        self._table(split).check(starts, length)
-        if self._process != os.getpid():
-            raise StoreError(
-                "The documents of windows cannot be asked for in a forked process: ask the one that forked it."
-            )
-        if self._provenance is None:
-            self._provenance = Provenance(self.uri, self._dataset, self._opening[0])
+        self._table(split).check(starts := np.asarray(starts, dtype=np.int64), length)
         return self._provenance.documents(starts, length, split)
 
     def _take(self, table: SegmentTable, starts: np.ndarray, length: int) -> np.ndarray:
@@ -257,9 +242,9 @@ class TokenStore:
 
     def _index(self, pages: np.ndarray | None) -> None:
         """Make the segment tables. `pages`: (n, 2), as `_map` gives them; None counts places in rows of `take`."""
-        parts = layout_of(self._dataset) if self._mapped is not None else None
+        parts = layout_of(fragments_of(self._dataset), notes_of(self._dataset))
         if parts is None:
-            parts = self._layout_of_rows()
+            parts = layout_of_rows(stream_columns(self._dataset), self._block)
         streams = sorted({(part.split, part.language) for part in parts})
         numbers = {stream: i for i, stream in enumerate(streams)}
         of_stream = np.asarray([numbers[part.split, part.language] for part in parts], np.int64)
@@ -291,21 +276,6 @@ class TokenStore:
                     count = int(tokens[of_stream == numbers[key]].sum())
                     self._streams[split].append(StreamExtent(key[1], start, count))
                     start += count
-
-    def _layout_of_rows(self) -> list[StreamPart]:
-        columns = self._dataset.to_table(columns=["num_tokens", "split", "language"])
-        num_tokens = np.asarray(columns.column("num_tokens"))
-        keys = [one_array(columns.column(name).dictionary_encode()) for name in ("split", "language")]
-        codes = [np.asarray(key.indices) for key in keys]
-        # A block that is not full ends a part: another commit's follow it.
-        changes = (num_tokens[:-1] != self._block) | (np.diff(codes[0]) != 0) | (np.diff(codes[1]) != 0)
-        low = np.append(0, np.flatnonzero(changes) + 1)[: len(num_tokens)]
-        rows, tokens = np.diff(low, append=len(num_tokens)), np.add.reduceat(num_tokens, low) if len(low) else low
-        names = [key.dictionary.to_pylist() for key in keys]
-        return [
-            StreamPart(names[0][split], names[1][language], int(count), int(size))
-            for split, language, count, size in zip(codes[0][low], codes[1][low], tokens, rows, strict=True)
-        ]
 
     def _map(self) -> tuple[MappedFiles, np.ndarray] | None:
         """Map the token pages, and give the place of each and its rows; None where Lance's layout or the disk forbids it."""

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 ORDER = [
     "errors", "languages", "documents", "dedup", "sources", "access", "streaming",
     "locking", "tokenization", "tokenizer_choice",
-    "splits", "packing", "segments", "commit", "provenance", "forked", "store",
+    "splits", "packing", "segments", "layout", "fragments", "commit", "provenance", "forked", "store",
     "progress", "read_ahead", "encoding", "plan", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
@@ -20,7 +20,7 @@ ORDER = [
 
 ONLY = {
     "lightning": {"datamodule", "termination"},
-    "lance": {"commit", "provenance", "store"},
+    "lance": {"fragments", "commit", "provenance", "store"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "torch": {"batches", "token_windows", "agreement", "loader", "verify"},

@@ -111,6 +111,6 @@ def test_rows_that_others_deleted_or_moved_are_no_trouble(tmp_path: Path):
 
 def test_a_forked_process_is_told_to_ask_elsewhere(tmp_path: Path, byte_store):
     store = byte_store("some text " * 50)
-    store._process = os.getpid() + 1  # as in a fork
+    store._provenance._process = os.getpid() + 1  # as in a fork
     with pytest.raises(StoreError, match="cannot be asked for in a forked process"):
         store.documents(np.array([0]), 5)

@@ -1,19 +1,17 @@
 """Sources and stores in a bucket, of a real S3 server on loopback."""
 
 import json
-import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from moto.server import ThreadedMotoServer
+from bucket import Bucket, serving
 
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader, loader, prepare
 from lightning_lance.errors import ConfigError
@@ -58,39 +56,25 @@ def watch() -> Watch:
 
 
 @pytest.fixture(scope="module")
-def endpoint(watch: Watch) -> Iterator[str]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    server._server.app = watch.around(server._server.app)
-    endpoint = f"http://{host}:{port}"
-    client = boto3.client(
-        "s3", endpoint_url=endpoint, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
-    )
-    client.create_bucket(Bucket="bucket")
+def bucket(watch: Watch) -> Iterator[Bucket]:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": TEXTS}), sink)
-    for name, body in {"x.jsonl.zst": zstandard.compress(lines), "x.parquet": sink.getvalue().to_pybytes()}.items():
-        client.put_object(Bucket="bucket", Key=f"corpus/{name}", Body=body)
-    yield endpoint
-    server.stop()
+    with serving() as bucket:
+        bucket.wrap(watch.around)
+        for name, body in {"x.jsonl.zst": zstandard.compress(lines), "x.parquet": sink.getvalue().to_pybytes()}.items():
+            bucket.client.put_object(Bucket="bucket", Key=f"corpus/{name}", Body=body)
+        yield bucket
+
+
+@pytest.fixture(scope="module")
+def endpoint(bucket: Bucket) -> str:
+    return bucket.endpoint
 
 
 def source(endpoint: str, kind: str, pattern: str) -> DatasetSource:
     options = {"endpoint_url": endpoint, "key": "k", "secret": "s"}
     return DatasetSource(kind, data_files=[f"s3://bucket/corpus/{pattern}"], storage_options=options)
-
-
-def lance_options(endpoint: str) -> dict[str, str]:
-    return {
-        "aws_endpoint": endpoint,
-        "aws_access_key_id": "k",
-        "aws_secret_access_key": "s",
-        "aws_region": "us-east-1",
-        "allow_http": "true",
-    }
 
 
 def test_sources_in_a_bucket(endpoint: str, tmp_path: Path):
@@ -102,8 +86,8 @@ def test_sources_in_a_bucket(endpoint: str, tmp_path: Path):
         source(endpoint, "csv", "*.csv").open()
 
 
-def test_a_store_in_a_bucket_is_built_continued_and_read(endpoint: str, tmp_path: Path):
-    corpus, options = source(endpoint, "parquet", "*.parquet"), lance_options(endpoint)
+def test_a_store_in_a_bucket_is_built_continued_and_read(bucket: Bucket, endpoint: str, tmp_path: Path):
+    corpus, options = source(endpoint, "parquet", "*.parquet"), bucket.lance_options
     arguments: dict[str, Any] = {"uri": "s3://bucket/stores/x.lance", "storage_options": options, "val_fraction": 0.2}
     small = prepare(corpus, ByteChoice(), max_documents=100, **arguments)
     store = prepare(corpus, ByteChoice(), **arguments)
@@ -124,10 +108,10 @@ def test_a_store_in_a_bucket_is_built_continued_and_read(endpoint: str, tmp_path
 
 
 def test_reads_wait_for_the_bucket_together(
-    endpoint: str, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, endpoint: str, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A chunk of batches is one call of Lance, the first a single batch, and several chunks are on their way at once."""
-    arguments: dict[str, Any] = {"uri": "s3://bucket/stores/y.lance", "storage_options": lance_options(endpoint)}
+    arguments: dict[str, Any] = {"uri": "s3://bucket/stores/y.lance", "storage_options": bucket.lance_options}
     store = prepare(source(endpoint, "parquet", "*.parquet"), ByteChoice(), val_fraction=0.0, **arguments)
     take = type(store._dataset).take
 
