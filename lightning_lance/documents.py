@@ -8,8 +8,9 @@ A document batch is an Arrow table with `row` (int64, position among the rows th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +43,14 @@ class TextFilter:
                 pc.match_substring_regex(pa.array([""]), self.exclude)
             except pa.ArrowInvalid as error:
                 raise ConfigError(f"text_filter.exclude {self.exclude!r} is no RE2 expression: {error}.") from error
+
+    def identity(self) -> dict[str, Any]:
+        """Describe what it leaves out; a text of no bytes is never stored."""
+        return {
+            **asdict(self),
+            "min_bytes": max(int(self.min_bytes), 1),
+            "max_bytes": self.max_bytes and int(self.max_bytes),
+        }
 
     def keep(self, texts: pa.Array) -> np.ndarray:
         """Tell which texts pass, as (n,) bool. Null texts pass: they are counted elsewhere."""

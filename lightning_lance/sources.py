@@ -193,8 +193,8 @@ class FilesSource:
             "kind": "files",
             "files": content_identity([Path(self.root, file) for file in files], self.root),
             "languages": self.wanted,
-            "extensions": {language: sorted(tails) for language, tails in self.extensions.items()},
-            "text_filter": vars(self.text_filter).copy(),
+            "extensions": {language: sorted({*tails}) for language, tails in self.extensions.items()},
+            "text_filter": self.text_filter.identity(),
             "shard_seed": self.shard_seed,
             "dedup": self.dedup,
         }

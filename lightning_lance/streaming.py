@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -101,7 +102,7 @@ class DatasetSource:
 
     @property
     def metadata(self) -> Sequence[str]:
-        return tuple(word for word in self.columns if word != "text")
+        return tuple(sorted(word for word in self.columns if word != "text"))
 
     @property
     def templates(self) -> list[str]:
@@ -152,23 +153,26 @@ class DatasetSource:
         return reduce(and_, terms) if terms else None
 
     def identity(self) -> dict[str, Any]:
+        # Each only where it decides something: otherwise stores would be built again that are the same.
+        local = not self.on_hub
+        extensions = None if self.language_column else self.extensions
         decides = {
             "kind": "datasets",
-            "path": self.path,
-            "config": self.config,
-            "split": self.split,
-            "revision": self.revision,
+            "path": None if local and not self.data_files else self.path,
+            "config": None if self.data_files else self.config,
+            "split": None if self.data_files else self.split,
+            "revision": None if local else self.revision,
             "data_files": list(self.data_files),
             "columns": dict(self.columns),
             "languages": self.wanted,
             "language_column": self.language_column,
-            "extensions": self.extensions and {name: sorted(tails) for name, tails in self.extensions.items()},
-            "where": {column: sorted(values, key=str) for column, values in self.where.items()},
-            "text_filter": vars(self.text_filter).copy(),
+            "extensions": extensions and {name: sorted({*tails}) for name, tails in extensions.items()},
+            "where": {column: sorted({json.dumps(value) for value in values}) for column, values in self.where.items()},
+            "text_filter": self.text_filter.identity(),
             "shard_seed": self.shard_seed,
             "dedup": self.dedup,
         }
-        if not self.on_hub:
+        if local:
             from lightning_lance.access import files_identity
 
             decides.pop("data_files")
