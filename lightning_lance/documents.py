@@ -2,7 +2,8 @@
 
 A document batch is an Arrow table with `row` (int64, position among the rows that the source lets through in its shard),
 `text` (large_string, null where there is none), `language` (string), and one string column for each further word of
-`columns` (`repo`, `path`, `license`, ...).
+`columns` (`repo`, `path`, `license`, ...). `split` (string, `train` or `val`) is there only where the source has its own
+validation documents.
 """
 
 from __future__ import annotations

@@ -77,6 +77,11 @@ class Source(Protocol):
         """`exact` to leave out texts that came before, `none` to keep them; part of the identity."""
         ...
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether its document batches tell the split themselves, in a column `split`; else a hash decides."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """Describe all that decides the documents and their order, for the fingerprint. JSON types; uses no Hub."""
         ...
@@ -168,6 +173,10 @@ class FilesSource:
     @property
     def metadata(self) -> Sequence[str]:
         return ("path",)
+
+    @property
+    def has_validation(self) -> bool:
+        return False
 
     def _files(self) -> list[str]:
         found: set[str] = set()

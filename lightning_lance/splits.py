@@ -47,9 +47,11 @@ def splits_of(documents: pa.Table, val_fraction: float) -> np.ndarray:
     """Tell the split of each document of a batch (see documents.py; without null texts), as (n,) int8 places in `SPLITS`.
 
     Args:
-        documents: With `text`, and `repo` where there is one.
-        val_fraction: Share of the groups that is for validation.
+        documents: With `text`, and `repo` or `split` where there is one.
+        val_fraction: Share of the groups that is for validation; of no matter with `split`.
     """
+    if "split" in documents.column_names:
+        return np.asarray(pc.index_in(documents.column("split"), pa.array(SPLITS))).astype(np.int8)
     # The same texts as for de-duplication: copies that it would find are on one side without it too.
     groups = pc.utf8_trim_whitespace(one_array(documents.column("text")))
     if "repo" in documents.column_names:

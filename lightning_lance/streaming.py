@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_
 from pathlib import Path
@@ -20,6 +20,7 @@ from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, bounded, check_words, document_batch, select_columns
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.languages import check_extensions, check_languages, folder_language, language_of_path, path_filter
+from lightning_lance.own_split import WithValidation
 from lightning_lance.sources import BATCH_BYTES, BATCH_ROWS, OpenedSource, shard_order
 
 # Rows that are decoded at a time: a hundred texts of 100 KB are 10 MB.
@@ -43,6 +44,8 @@ class DatasetSource:
         config: Configuration ("subset") of a Hub dataset.
         data_files: Globs of files, local or with a protocol (`hf://datasets/...`, `s3://...`); `.gz` and `.zst` are read.
         split: The source's own split to read.
+        val_split: Another split of it, whose documents are for validation; then `val_fraction` draws none.
+        val_files: The same for `data_files`: globs of the files whose documents are for validation.
         revision: Branch, tag or commit of a Hub dataset. A build pins the commit that it first saw.
         languages: Languages to keep; empty keeps all.
         language_column: Column that holds the language.
@@ -60,6 +63,8 @@ class DatasetSource:
     config: str | None = None
     data_files: Sequence[str] = ()
     split: str = "train"
+    val_split: str | None = None
+    val_files: Sequence[str] = ()
     revision: str | None = None
     languages: Sequence[str] = ()
     language_column: str | None = None
@@ -77,6 +82,11 @@ class DatasetSource:
         if isinstance(self.data_files, str):
             raise ConfigError(
                 f"source.data_files is the string {self.data_files!r}: write a list, [{self.data_files}]."
+            )
+        if bool(self.data_files) < bool(self.val_files) or (self.data_files and self.val_split):
+            raise ConfigError(
+                f"Source {self.name!r} has {'' if self.data_files else 'no '}data_files: give its validation documents by "
+                f"source.{'val_files' if self.data_files else 'val_split'}."
             )
         if isinstance(self.languages, str):
             raise ConfigError(f"languages is the string {self.languages!r}: write a list, [{self.languages}].")
@@ -103,6 +113,15 @@ class DatasetSource:
     @property
     def metadata(self) -> Sequence[str]:
         return tuple(sorted(word for word in self.columns if word != "text"))
+
+    @property
+    def has_validation(self) -> bool:
+        return bool(self.val_split or self.val_files)
+
+    def _part(self, val: bool) -> DatasetSource:
+        """Give the training or the validation documents as a source of their own."""
+        split, files = (self.val_split or self.split, self.val_files) if val else (self.split, self.data_files)
+        return replace(self, split=split, data_files=files, val_split=None, val_files=())
 
     @property
     def templates(self) -> list[str]:
@@ -153,6 +172,9 @@ class DatasetSource:
         return reduce(and_, terms) if terms else None
 
     def identity(self) -> dict[str, Any]:
+        if self.has_validation:
+            train, val = self._part(val=False).identity(), self._part(val=True).identity()
+            return {**train, "validation": {key: value for key, value in val.items() if value != train[key]}}
         # Each only where it decides something: otherwise stores would be built again that are the same.
         local = not self.on_hub
         extensions = None if self.language_column else self.extensions
@@ -180,6 +202,9 @@ class DatasetSource:
         return decides
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
+        if self.has_validation:
+            val, train = (self._part(val=name == "val").open((pin or {}).get(name)) for name in ("val", "train"))
+            return WithValidation(val, train)
         return _OpenedDataset(self, (pin or {}).get("revision") or self.revision)
 
 

@@ -33,6 +33,7 @@ class ListSource:
     per_batch: int = 3
     languages: tuple[str, ...] = ()
     dedup: Literal["none", "exact"] = "none"
+    has_validation: bool = False
     name: str = "list"
     metadata: Sequence[str] = ("repo",)
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 
 # The way of the data. A module imports only from those before it.
 ORDER = [
-    "errors", "languages", "documents", "dedup", "sources", "access", "streaming",
+    "errors", "languages", "documents", "dedup", "sources", "own_split", "access", "streaming",
     "locking", "tokenization", "tokenizer_choice",
     "splits", "packing", "segments", "layout", "fragments", "commit", "provenance", "forked", "store",
     "progress", "read_ahead", "encoding", "plan", "prepare",
