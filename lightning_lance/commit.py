@@ -222,6 +222,12 @@ def last_commit(
     return None if dataset is None else commit_of(dataset, uri)
 
 
+def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[int, Commit | None]:
+    """Give the last version and its note; 0 and None if there is no store. StoreError if it is another thing."""
+    dataset = dataset_at(uri, None, storage_options)
+    return (0, None) if dataset is None else (int(dataset.version), commit_of(dataset, uri))
+
+
 def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:
     """Find the first version whose commit note passes a test that all later ones pass too. StoreError if none does."""
     dataset = dataset_at(uri, None, storage_options)

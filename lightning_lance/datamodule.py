@@ -5,24 +5,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning import LightningDataModule
 
-from lightning_lance.agreement import told_by_first
+from lightning_lance.agreement import raise_together, told_by_first
 from lightning_lance.batches import Batch, BatchFormat
 from lightning_lance.cursor import OnDataChange
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.loader import Remainder, WindowLoader
-from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, wait_for
-from lightning_lance.prepare import prepare
+from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
+from lightning_lance.prepare import check_origin, prepare
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
 from lightning_lance.store import TokenStore
 from lightning_lance.tokenization import Tokenizer
-from lightning_lance.tokenizer_choice import TokenizerChoice, TokenizerFile
+from lightning_lance.tokenizer_choice import TokenizerChoice
 from lightning_lance.windows import Order
 
 _log = logging.getLogger(__name__)
@@ -44,6 +43,8 @@ class LanceDataModule(LightningDataModule):
         max_documents: Budget in documents. A larger one continues the store.
         max_tokens: Budget in tokens.
         val_fraction: Share of the documents (of the repositories, where known) that is for validation.
+        commit_seconds: A build commits at least so often: what a kill costs.
+        rebuild: Whether a store of another recipe at `uri` is replaced; see `prepare`.
         min_tokens: Builds nothing, but waits until a build that runs elsewhere has committed so many tokens, and trains on
             those; see `extend`.
         order: `shuffle`, `random` or `sequential`, for training. Validation, test and prediction go through all `val`
@@ -77,6 +78,8 @@ class LanceDataModule(LightningDataModule):
         max_documents: int | None = None,
         max_tokens: int | None = None,
         val_fraction: float = 0.01,
+        rebuild: bool = False,
+        commit_seconds: float = 60.0,
         min_tokens: int | None = None,
         order: Order = "shuffle",
         seed: int = 0,
@@ -95,14 +98,7 @@ class LanceDataModule(LightningDataModule):
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        if (source is None) != (tokenizer is None):
-            raise ConfigError("source and tokenizer belong together: give both, or neither and the uri of a store.")
-        if source is None and not uri:
-            raise ConfigError("Without a source, the uri of a token store is needed: got neither.")
-        if source is not None and isinstance(uri, Mapping):
-            raise ConfigError(
-                f"uri names {len(uri)} stores, but one is built: give one place, or no source and tokenizer."
-            )
+        check_origin(source, tokenizer, uri)
         if extend not in ("never", "next_epoch"):
             raise ConfigError(f"extend is {extend!r}: expected never or next_epoch.")
         self.source, self.tokenizer_choice = source, tokenizer
@@ -110,7 +106,7 @@ class LanceDataModule(LightningDataModule):
         self.data_dir, self.uri = data_dir, uri
         self.budget = Budget(max_documents, max_tokens)
         check_val_fraction(val_fraction)
-        self.val_fraction = val_fraction
+        self.val_fraction, self.commit_seconds, self.rebuild = val_fraction, commit_seconds, rebuild
         self.min_tokens = Budget(None, min_tokens).max_tokens
         self.seed = seed
         self._training: dict[str, Any] = {
@@ -137,6 +133,7 @@ class LanceDataModule(LightningDataModule):
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
         self._kept: set[tuple[str, int]] = set()
+        self._failure: Exception | None = None
 
     @cached_property
     def _plan(self) -> Plan | None:
@@ -158,28 +155,40 @@ class LanceDataModule(LightningDataModule):
         return dict(uris) if len(uris) > 1 else {"": next(iter(uris.values()))}
 
     def prepare_data(self) -> None:
-        """Build the store if it is not there, see `prepare`; with `min_tokens`, wait for who builds it."""
-        if self.min_tokens is not None:
-            for uri in self._uris.values():
-                wait_for(uri, self.min_tokens, self.storage_options)
-        elif self.source is not None and self.tokenizer_choice is not None:
-            prepare(
-                self.source,
-                self.tokenizer_choice,
-                self._uri,
-                data_dir=self.data_dir,
-                max_documents=self.budget.max_documents,
-                max_tokens=self.budget.max_tokens,
-                val_fraction=self.val_fraction,
-                storage_options=self.storage_options,
-            )
+        """Build the store if it is not there, see `prepare`; with `min_tokens`, wait for who builds it.
+
+        Among several processes, an error is kept for `setup`: the others wait in a barrier, and would only see that this
+        one is gone.
+        """
+        try:
+            if self.min_tokens is not None:
+                for uri in self._uris.values():
+                    wait_for(uri, self.min_tokens, self.storage_options)
+            elif self.source is not None and self.tokenizer_choice is not None:
+                prepare(
+                    self.source,
+                    self.tokenizer_choice,
+                    self._uri,
+                    **vars(self.budget),
+                    data_dir=self.data_dir,
+                    val_fraction=self.val_fraction,
+                    rebuild=self.rebuild,
+                    commit_seconds=self.commit_seconds,
+                    storage_options=self.storage_options,
+                )
+        except Exception as error:
+            if self.trainer is None or self.trainer.world_size == 1:
+                raise
+            self._failure = error
 
     def setup(self, stage: str) -> None:
         """Open the stores.
 
         Raises:
-            StoreError: If one is not committed, or not complete.
+            StoreError: If one is not committed, or not complete; on all ranks, with the cause, if one could not prepare it.
         """
+        failure, self._failure = self._failure, None
+        raise_together(failure)
         if self._plan is not None and self.min_tokens is None:
             stores = {"": open_prepared(self._plan, self.budget, self.storage_options)}
         else:
@@ -221,15 +230,7 @@ class LanceDataModule(LightningDataModule):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the store."""
-        if self._plan is not None:
-            return self._plan.tokenizer
-        beside = self.store.uri.removesuffix(".lance") + ".tokenizer.json"
-        tokenizer = TokenizerFile(beside, self.store.commit.eos_token).load(None, Path(self.data_dir))
-        if tokenizer.digest != self.store.commit.recipe["tokenizer"]:
-            raise StoreError(
-                f"The tokenizer {beside!r} is not the one that made {self.store.uri!r}: bring that one back."
-            )
-        return tokenizer
+        return self._plan.tokenizer if self._plan is not None else tokenizer_beside(self.store)
 
     def train_dataloader(self) -> WindowLoader:
         """Give the loader of the training windows, at the place where the last one, or the checkpoint, was."""

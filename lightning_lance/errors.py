@@ -25,6 +25,10 @@ class CommitConflict(StoreError):  # noqa: N818 # not always an error: a builder
     """Another process committed to the token store first; nothing of this commit was stored."""
 
 
+class BuildInterrupted(KeyboardInterrupt):
+    """Ctrl-C, or a signal that ends the process, came during a build; its message says what is safe and how to go on."""
+
+
 def whole_number(name: str, value: Any) -> int:
     """Give a count that a user set as a plain int.
 

@@ -12,10 +12,10 @@ ORDER = [
     "errors", "languages", "documents", "dedup", "sources", "own_split", "access", "streaming",
     "locking", "tokenization", "tokenizer_choice",
     "splits", "packing", "segments", "layout", "fragments", "commit", "provenance", "forked", "store",
-    "progress", "read_ahead", "encoding", "plan", "prepare",
+    "progress", "read_ahead", "encoding", "status", "plan", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
-    "cli", "__init__",
+    "signals", "cli", "__init__",
 ]  # fmt: skip
 
 ONLY = {
