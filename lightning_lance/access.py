@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import xxhash
 
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.languages import check_languages
+from lightning_lance.patience import causes, is_transient
 from lightning_lance.sources import content_identity
 
 if TYPE_CHECKING:
@@ -21,41 +23,50 @@ if TYPE_CHECKING:
 
 _REPOSITORY = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
 
+# A file of a dataset on the Hub: `hf://datasets/owner/name[@revision]/path`.
+HUB_FILE = re.compile(
+    r"^hf://datasets/(?P<key>(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?)/(?P<rest>.+)$"
+)
+
 # Script datasets whose files this package has a config for.
 _CONFIG_FOR = {"codeparrot/github-code": "github_code", "codeparrot/github-code-clean": "github_code_clean"}
 
 
-def open_builder(source: DatasetSource, revision: str | None) -> Any:
+def open_builder(source: DatasetSource, pin: Mapping[str, Any]) -> Any:
     """Make the `datasets` builder of a source: finds its files, and reads none.
 
     Args:
         source: The source.
-        revision: Branch, tag or commit on the Hub, None for the default.
+        pin: `OpenedSource.pin` of the first build, else empty.
 
     Raises:
         ConfigError: If the dataset, a file, a language folder or a script makes it impossible.
         SourceError: If access is denied, or the Hub cannot be reached.
     """
+    import datasets
     from datasets import load_dataset_builder
 
+    # It would count this as a download of a format, by a request to a server that is not the Hub.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         if source.data_files:
-            files = {source.split: _checked_patterns(source, revision)}
+            files = {source.split: _checked_patterns(source, pin)}
             return load_dataset_builder(source.path, data_files=files, storage_options=source.file_system or None)
-        return load_dataset_builder(source.path, source.config, revision=revision)
-    except LightningLanceError:
-        raise
+        return load_dataset_builder(source.path, source.config, revision=pin.get("revision") or source.revision)
     except Exception as error:  # there are a dozen classes, from four libraries
+        if isinstance(error, LightningLanceError) or is_transient(error):
+            raise
         raise explain(error, source) from error
 
 
-def _checked_patterns(source: DatasetSource, revision: str | None) -> list[str]:
+def _checked_patterns(source: DatasetSource, pin: Mapping[str, Any]) -> list[str]:
     """Give the globs, at a fixed commit where they are on the Hub; `datasets` passes over those that match nothing."""
     from huggingface_hub import HfApi
 
-    commits = {}
-    for repo in sorted({match[1] for match in map(_REPOSITORY.match, source.data_files) if match}):
-        commits[repo] = HfApi().dataset_info(repo, revision=revision).sha
+    commits: dict[str, str] = {}
+    for key, (repo, revision) in source.repositories().items():
+        pinned = pin.get("revision") or pin.get("revisions", {}).get(repo)
+        commits[key] = str(HfApi().dataset_info(repo, revision=pinned or (revision and unquote(revision))).sha)
         HfApi().auth_check(repo, repo_type="dataset")
     patterns = source.patterns(commits)
     for pattern in patterns:
@@ -107,7 +118,7 @@ def _common_folder(files: Sequence[str]) -> str:
 def explain(error: Exception, source: DatasetSource) -> LightningLanceError:
     """Turn an error of `datasets` or of the Hub client into one that says what to do."""
     text = " ".join(str(error).split())
-    kinds = {type(cause).__name__ for cause in _chain(error)}
+    kinds = {type(cause).__name__ for cause in causes(error)}
     match = _REPOSITORY.match(source.data_files[0]) if source.data_files else None
     repo = match[1] if match else source.path
     login = "run 'hf auth login' or set HF_TOKEN"
@@ -131,15 +142,6 @@ def explain(error: Exception, source: DatasetSource) -> LightningLanceError:
     return SourceError(f"Source {source.name!r} cannot be read: {type(error).__name__}: {text[:400]}")
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    causes: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in causes:
-        causes.append(current)
-        current = current.__cause__ or current.__context__
-    return causes
-
-
 def _glob(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
     from fsspec.core import url_to_fs
 
@@ -147,7 +149,7 @@ def _glob(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
     return [str(found) for found in fs.glob(path)]
 
 
-def _language_folders(source: DatasetSource, commits: Mapping[str, str | None]) -> list[str]:
+def _language_folders(source: DatasetSource, commits: Mapping[str, str]) -> list[str]:
     templates = [pattern for pattern in source.patterns(commits, fill=False) if "{language}" in pattern]
     befores = sorted({template.split("{language}")[0] for template in templates})
     found = [path for before in befores for path in _glob(f"{before}*", source.file_system)]

@@ -32,6 +32,9 @@ from lightning_lance.turns import Turn
 
 _log = logging.getLogger(__name__)
 
+# Files that a commit note names: enough for small budgets, few enough that many commits of a terabyte stay small.
+_LISTED_FILES = 20
+
 
 class Build:
     """One run of a build: holds the commit note as it grows.
@@ -104,11 +107,14 @@ class Build:
             write_whole(file, self._plan.tokenizer.to_json())
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
-        left = self._budget.max_documents
-        left = None if left is None else left - first.documents
+        limits = (self._budget.max_documents, self._budget.max_tokens)
+        documents, tokens = (
+            None if most is None else most - had
+            for most, had in zip(limits, (first.documents, first.tokens), strict=True)
+        )
         # What is known is what is committed: read back from the store, so it can be no other than its documents.
         known = KnownTexts(stored_hashes(self._plan.uri, self._storage_options)) if self._dedup else None
-        batches = encoded_batches(self._opened, self._plan.tokenizer, first.shard, first.row, left, known)
+        batches = encoded_batches(self._opened, self._plan.tokenizer, first.shard, first.row, documents, tokens, known)
         pending: Future[None] | None = None
         asked, last = first, time.monotonic()
         with (
@@ -119,7 +125,9 @@ class Build:
             for shard, batch in batches:
                 before = self._commit.text_bytes
                 if batch is None:
-                    self._commit = replace(self._commit, shard=shard + 1, row=0)
+                    bad = self._opened.trouble.bad_shards.get(shard)
+                    left_out = [*self._commit.bad_shards, *([bad] if bad else [])]
+                    self._commit = replace(self._commit, shard=shard + 1, row=0, bad_shards=left_out)
                     self._check_first_shard()
                 else:
                     self._add(shard, batch)
@@ -147,6 +155,11 @@ class Build:
             now = self._commit
             progress.update(1.0, now.documents, now.tokens, 0)
             progress.committed(1.0, now.documents, now.tokens)
+        if incidents := self._opened.trouble.incidents:
+            kinds = ", ".join(f"{number} x {kind}" for kind, number in incidents.most_common())
+            _log.warning(
+                "Source %r failed %d times and was tried again: %s.", self._source.name, sum(incidents.values()), kinds
+            )
         if not self._budget.met(self._commit):
             self._check_found()
 
@@ -185,7 +198,9 @@ class Build:
         if self._dedup:
             skipped["duplicate"] = int(made.duplicate[:seen].sum())
         row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
-        self._commit = replace(added, shard=shard, row=row, skipped=_add_counts(commit.skipped, skipped))
+        skipped = _add_counts(commit.skipped, skipped)
+        files = dict([*(commit.files | {self._opened.shards[shard]: row}).items()][-_LISTED_FILES:])
+        self._commit = replace(added, shard=shard, row=row, skipped=skipped, files=files)
 
     def _described(self, shard: int, documents: pa.Table) -> pa.Table:
         """Give each document its id, `shard:row`, which finds it in the source again."""

@@ -53,6 +53,9 @@ class Commit:
         skipped: Documents left out, by reason (`null`, `empty`, `duplicate`).
         languages: Documents by language.
         exhausted: Whether the source has no more documents.
+        files: Shard to the rows read of it (of those that the filters let through), of the last 20 shards; all before the
+            oldest of them were read whole, in the order of `source.open(pin).shards`.
+        bad_shards: Shards that were no good and are left out (`source.on_bad_shard`), each from its `row` on.
     """
 
     fingerprint: str
@@ -70,6 +73,8 @@ class Commit:
     skipped: dict[str, int] = field(default_factory=dict)
     languages: dict[str, int] = field(default_factory=dict)
     exhausted: bool = False
+    files: dict[str, int] = field(default_factory=dict)
+    bad_shards: list[dict[str, Any]] = field(default_factory=list)
 
 
 def append_commit(

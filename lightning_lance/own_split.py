@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from lightning_lance.errors import ConfigError
-from lightning_lance.sources import OpenedSource
+from lightning_lance.sources import OpenedSource, Trouble
 
 
 class WithValidation:
@@ -33,6 +33,12 @@ class WithValidation:
     @property
     def shards(self) -> Sequence[str]:
         return [*self._val.shards, *self._train.shards]
+
+    @property
+    def trouble(self) -> Trouble:
+        val, train = self._val.trouble, self._train.trouble
+        later = {place + len(self._val.shards): bad for place, bad in train.bad_shards.items()}
+        return Trouble(val.incidents + train.incidents, val.bad_shards | later)
 
     @property
     def pin(self) -> dict[str, Any]:

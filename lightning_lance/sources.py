@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,19 @@ _PIECES, _PIECE_BYTES = 64, 1 << 16
 BATCH_BYTES = 16 << 20
 
 
+@dataclass
+class Trouble:
+    """What went wrong while a source was read; grows as it is read.
+
+    Attributes:
+        incidents: Failures that were waited for and tried again, by what happened.
+        bad_shards: Shards that are no good, by their place: `shard`, the `row` from which on it is left out, and the `error`.
+    """
+
+    incidents: Counter[str] = field(default_factory=Counter)
+    bad_shards: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+
 class OpenedSource(Protocol):
     """A source whose shards are known."""
 
@@ -43,6 +57,11 @@ class OpenedSource(Protocol):
     @property
     def pin(self) -> dict[str, Any]:
         """What `Source.open` needs to find the same shards again, such as the resolved revision. JSON types."""
+        ...
+
+    @property
+    def trouble(self) -> Trouble:
+        """What went wrong so far."""
         ...
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
@@ -217,6 +236,7 @@ class _OpenedFiles:
         self._source = source
         self._groups = [files[i : i + BATCH_ROWS] for i in range(0, len(files), BATCH_ROWS)]
         self.pin: dict[str, Any] = {}
+        self.trouble = Trouble()
 
     @property
     def shards(self) -> Sequence[str]:

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow.dataset import ParquetFragmentScanOptions
 
+from lightning_lance.access import HUB_FILE
 from lightning_lance.dedup import Dedup, check_dedup
-from lightning_lance.documents import TextFilter, bounded, check_words, document_batch, select_columns
-from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
-from lightning_lance.languages import check_extensions, check_languages, folder_language, language_of_path, path_filter
+from lightning_lance.documents import TextFilter, check_words
+from lightning_lance.errors import ConfigError
+from lightning_lance.languages import check_extensions, check_languages, path_filter
 from lightning_lance.own_split import WithValidation
-from lightning_lance.sources import BATCH_BYTES, BATCH_ROWS, OpenedSource, shard_order
+from lightning_lance.patience import Patience
+from lightning_lance.sources import OpenedSource
 
-# Rows that are decoded at a time: a hundred texts of 100 KB are 10 MB.
-_FETCH_ROWS = 100
-
-_HUB_FILE = re.compile(r"^hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<rest>.+)$")
+_ON_BAD_SHARD = ("error", "skip")
 
 
 @dataclass(frozen=True)
@@ -55,6 +50,10 @@ class DatasetSource:
         shard_seed: Seed of the order in which shards are read; None keeps the order of the listing.
         dedup: `exact` leaves out documents whose text came before, `none` keeps them.
         storage_options: For the file system of `data_files`, such as `{"endpoint_url": "http://..."}` for s3.
+        timeout_seconds: How long a server may send nothing before the request is made again.
+        max_retries: Tries after the first, in a row and without progress, before a build stops.
+        on_bad_shard: What to do about a shard that is no good: `error`, or `skip` the rest of it. What was read of it stays,
+            and the store's commit note names it.
         name: Short name, for folders and messages.
     """
 
@@ -74,6 +73,9 @@ class DatasetSource:
     shard_seed: int | None = 0
     dedup: Dedup = "none"
     storage_options: Mapping[str, Any] = field(default_factory=dict)
+    timeout_seconds: float = 30.0
+    max_retries: int = 20
+    on_bad_shard: str = "error"
     name: str = "dataset"
 
     def __post_init__(self) -> None:
@@ -90,6 +92,9 @@ class DatasetSource:
             )
         if isinstance(self.languages, str):
             raise ConfigError(f"languages is the string {self.languages!r}: write a list, [{self.languages}].")
+        if self.on_bad_shard not in _ON_BAD_SHARD:
+            raise ConfigError(f"source.on_bad_shard is {self.on_bad_shard!r}: expected {' or '.join(_ON_BAD_SHARD)}.")
+        self.patience()  # checks its numbers
         for column, values in self.where.items():
             if isinstance(values, str):
                 raise ConfigError(f"source.where.{column} is the string {values!r}: write a list, [{values}].")
@@ -135,20 +140,29 @@ class DatasetSource:
             return all(pattern.startswith("hf://") for pattern in self.data_files)
         return not Path(self.path).exists()
 
-    def patterns(self, commits: Mapping[str, str | None], fill: bool = True) -> list[str]:
+    def patience(self) -> Patience:
+        """Make the patience with which this source is read."""
+        return Patience(self.name, self.max_retries, self.timeout_seconds)
+
+    def repositories(self) -> dict[str, tuple[str, str | None]]:
+        """Give the Hub repositories of `data_files` as they are spelled there, each with its name and its revision."""
+        matches = [match for match in map(HUB_FILE.match, self.data_files) if match]
+        return {match["key"]: (match["repo"], match["revision"] or self.revision) for match in matches}
+
+    def patterns(self, commits: Mapping[str, str], fill: bool = True) -> list[str]:
         """Give the globs.
 
         Args:
-            commits: Hub repository to the commit to read it at.
+            commits: Hub repository, as `data_files` spell it, to the commit to read it at.
             fill: Whether to put the wanted languages (or `*` for all) in place of `{language}`.
         """
         patterns = []
         for pattern in self.data_files:
             for language in (self.wanted or ["*"]) if fill and "{language}" in pattern else ["{language}"]:
                 filled = pattern.replace("{language}", language)
-                match = _HUB_FILE.match(filled)
-                if match and not match["revision"] and commits.get(match["repo"]):
-                    filled = f"hf://datasets/{match['repo']}@{commits[match['repo']]}/{match['rest']}"
+                match = HUB_FILE.match(filled)
+                if match and match["key"] in commits:
+                    filled = f"hf://datasets/{match['repo']}@{commits[match['key']]}/{match['rest']}"
                 patterns.append(filled)
         return patterns
 
@@ -160,6 +174,8 @@ class DatasetSource:
             from lightning_lance.access import s3_session
 
             options.setdefault("session", s3_session())
+            times = {"connect_timeout": self.timeout_seconds, "read_timeout": self.timeout_seconds}
+            options["config_kwargs"] = {**times, **options.get("config_kwargs", {})}
         return options
 
     def filters(self) -> pc.Expression | None:
@@ -196,151 +212,17 @@ class DatasetSource:
         }
         if local:
             from lightning_lance.access import files_identity
+            from lightning_lance.shards import listing
 
             decides.pop("data_files")
-            decides["files"] = files_identity(_listing(self, None)[1], self.file_system)
+            decides["files"] = files_identity(listing(self, {})[1], self.file_system)
         return decides
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
+        from lightning_lance.shards import OpenedDataset
+
         if self.has_validation:
             val, train = (self._part(val=name == "val").open((pin or {}).get(name)) for name in ("val", "train"))
             return WithValidation(val, train)
-        return _OpenedDataset(self, (pin or {}).get("revision") or self.revision)
 
-
-def _listing(source: DatasetSource, revision: str | None) -> tuple[Any, list[str]]:
-    """Make the builder of a source, and list the files of its split; reads none of them."""
-    from lightning_lance.access import open_builder
-
-    builder = open_builder(source, revision)
-    if hasattr(builder.config, "fragment_scan_options"):
-        # Reading ahead inside Arrow goes on after a reader is closed: a build that stops in the middle of a shard because
-        # its budget is met would abort or hang at exit. It also fetches 32 MB and more to give one batch.
-        builder.config.fragment_scan_options = ParquetFragmentScanOptions(pre_buffer=False)
-    splits = builder.config.data_files or {}
-    if source.split not in splits:
-        raise ConfigError(
-            f"Source {source.name!r} has no split {source.split!r}: there are {', '.join(map(str, splits)) or 'none'}."
-        )
-    files = [str(file) for file in splits[source.split]]
-    if twice := sorted({file for file in files if files.count(file) > 1}) if len({*files}) < len(files) else []:
-        raise ConfigError(
-            f"Source {source.name!r} finds {twice[0]!r} by several of source.data_files: let one of them find it."
-        )
-    return builder, files
-
-
-def _stream(builder: Any, source: DatasetSource) -> Any:
-    """Begin to stream; reads the schema of the first file where the format has one."""
-    from lightning_lance.access import explain
-
-    try:
-        return builder.as_streaming_dataset(split=source.split).with_format("arrow")
-    except Exception as error:  # there are a dozen classes, from four libraries
-        raise explain(error, source) from error
-
-
-class _OpenedDataset:
-    def __init__(self, source: DatasetSource, revision: str | None) -> None:
-        self._source, self._revision = source, revision
-        builder, self._files = _listing(source, revision)
-        self._order = shard_order(len(self._files), source.shard_seed)
-        self._batch_rows = _FETCH_ROWS
-        config = builder.config
-        # Parquet takes the columns and the filter into the reader; of the other formats, both are picked from each batch.
-        self._pushed_down = hasattr(config, "filters")
-        if self._pushed_down:
-            config.batch_size, config.columns, config.filters = _FETCH_ROWS, self._column_names(), source.filters()
-        self._dataset = _stream(builder, source)
-        if self._pushed_down and (missing := set(self._column_names()) - set(self._dataset.features)):
-            present = _stream(_listing(source, revision)[0], source).features
-            raise SourceError(
-                f"Source {source.name!r} has no column {', '.join(sorted(map(repr, missing)))}: there are "
-                f"{', '.join(present)}; set source.columns."
-            )
-
-    def _column_names(self) -> list[str]:
-        source = self._source
-        extra = [source.language_column] if source.language_column else []
-        return list(dict.fromkeys([*source.columns.values(), *extra, *source.where]))
-
-    @property
-    def shards(self) -> Sequence[str]:
-        return [self._files[i] for i in self._order]
-
-    @property
-    def pin(self) -> dict[str, Any]:
-        revisions = {match["revision"] for match in map(_HUB_FILE.match, self._files) if match}
-        return {"revision": revisions.pop()} if len(revisions) == 1 else {}
-
-    def present_languages(self) -> list[str]:
-        source = self._source
-        if source.templates:
-            return sorted({folder_language(file, source.templates) for file in self._files})
-        builder = _listing(source, self._revision)[0]
-        column = source.language_column or source.columns["path"]
-        if self._pushed_down:
-            builder.config.columns = [column]
-        found: set[str] = set()
-        for table in self._tables(_stream(builder, source), 0):
-            values = table.column(column)
-            languages = language_of_path(values, source.extensions) if source.extensions is not None else values
-            found.update(str(value) for value in pc.unique(languages).to_pylist())
-        return sorted(found)
-
-    def _tables(self, dataset: Any, shard: int) -> Generator[pa.Table, None, None]:
-        # One data file is one shard of the streamed dataset, in the same order.
-        place = self._order[shard]
-        batches = dataset.shard(num_shards=len(self._files), index=place).iter(batch_size=_FETCH_ROWS)
-        try:
-            yield from batches
-        finally:
-            batches.close()
-
-    def read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
-        try:
-            yield from self._read(shard, row)
-        except LightningLanceError:
-            raise
-        except Exception as error:  # of the format, the network, the file system
-            text = " ".join(str(error).split())
-            raise SourceError(
-                f"Shard {self.shards[shard]!r} of source {self._source.name!r} cannot be read: {type(error).__name__}: "
-                f"{text[:300]}; what is committed stays, mend the shard or leave it out and run again."
-            ) from error
-
-    def _read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
-        source, file, first = self._source, self._files[self._order[shard]], 0
-        tables = self._tables(self._dataset, shard)
-        pending: list[pa.Table] = []
-        rows = size = 0
-        with closing(tables):
-            for table in tables:
-                if not self._pushed_down and (expression := source.filters()) is not None:
-                    table = table.filter(expression)
-                first += len(table)
-                # Few rows at a time where texts are long, a thousand where they are short.
-                if fresh := min(max(first - row, 0), len(table)):
-                    pending.append(table.slice(len(table) - fresh))
-                    rows, size = rows + fresh, size + pending[-1].nbytes
-                if rows >= self._batch_rows or size >= BATCH_BYTES:
-                    # The first batches are smaller: the tokenizer waits for them.
-                    self._batch_rows = min(2 * self._batch_rows, BATCH_ROWS)
-                    yield from self._document_batches(pa.concat_tables(pending), first - rows, file)
-                    pending, rows, size = [], 0, 0
-        if pending:
-            yield from self._document_batches(pa.concat_tables(pending), first - rows, file)
-
-    def _document_batches(self, table: pa.Table, first_row: int, file: str) -> list[pa.Table]:
-        source = self._source
-        where = f"Source {source.name!r}"
-        columns = select_columns(table, source.columns, where)
-        if source.language_column:
-            languages = select_columns(table, {"language": source.language_column}, where)["language"]
-        elif source.extensions is not None:
-            languages = language_of_path(columns["path"], source.extensions)
-        else:
-            language = folder_language(file, source.templates) if source.templates else ""
-            languages = pa.repeat(pa.scalar(language), len(table))
-        languages = pc.fill_null(languages, "")
-        return bounded(document_batch(columns, languages, first_row, source.wanted, source.text_filter), BATCH_BYTES)
+        return OpenedDataset(self, pin or {})

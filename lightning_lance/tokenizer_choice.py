@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import pyarrow.compute as pc
 import xxhash
@@ -84,6 +85,9 @@ class TokenizerFile:
 class PretrainedTokenizer:
     """The tokenizer of a model on the Hugging Face Hub, or in a local folder that transformers can read.
 
+    What comes from the Hub is kept beside the trained tokenizers: later builds use that, whatever the Hub has by then, and
+    ask nobody.
+
     Attributes:
         model: Such as `gpt2`.
         eos_token: The token that ends a document; None takes the model's own.
@@ -98,6 +102,9 @@ class PretrainedTokenizer:
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerChoice.load`."""
+        kept = folder / quote(f"{self.model}@{self.revision or 'main'}", safe="@")
+        if (kept / "tokenizer.json").is_file():
+            return TokenizerFile(str(kept), self.eos_token).load(source, folder)
         from transformers import AutoTokenizer
 
         try:
@@ -112,7 +119,14 @@ class PretrainedTokenizer:
                 f"The tokenizer {self.model!r} has no tokenizer.json, which fast encoding needs: choose another, or convert "
                 "it and use tokenizer=file."
             )
-        return Tokenizer(backend.to_str(), self.eos_token or tokenizer.eos_token)
+        loaded = Tokenizer(backend.to_str(), self.eos_token or tokenizer.eos_token)
+        if not Path(self.model).exists():
+            kept.mkdir(parents=True, exist_ok=True)
+            config = json.dumps({"eos_token": tokenizer.eos_token})
+            # The one that is looked for comes last.
+            for name, text in {"tokenizer_config.json": config, "tokenizer.json": backend.to_str()}.items():
+                write_whole(kept / name, text)
+        return loaded
 
 
 def _cure(error: Exception, model: str) -> str:

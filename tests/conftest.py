@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from lightning_lance import TokenStore, prepare
 from lightning_lance.documents import TextFilter, document_batch
+from lightning_lance.sources import Trouble
 from lightning_lance.tokenizer_choice import ByteChoice
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -56,6 +57,7 @@ class ListSource:
         return [str(i) for i in range(-(-len(self.documents) // self.per_shard))]
 
     pin: dict[str, Any] = dataclasses.field(default_factory=dict)
+    trouble: Trouble = dataclasses.field(default_factory=Trouble)
 
     def present_languages(self) -> list[str]:
         return sorted({language for _, language, _ in self.documents})

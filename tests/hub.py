@@ -12,14 +12,17 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from random import Random
 from urllib.parse import parse_qs, unquote, urlsplit
 
 _DATE = "2024-01-01T00:00:00.000Z"
@@ -49,6 +52,41 @@ class Request:
     sent: int = 0
 
 
+@dataclass
+class Faults:
+    """What goes wrong: each request draws its lot from the seed and its number, so that a second try may fail again.
+
+    Attributes:
+        errors: Share of requests that are answered 500 or 503.
+        limited: Share of requests that are answered 429.
+        retry_after: The `Retry-After` header of a 429.
+        cut: Share of files' contents of which half is sent before the connection ends.
+        stalls: Share of requests that are never answered, on connections that stay open.
+        down_after: Request after which connections are refused for `down_seconds`; None for never.
+        files: Glob of the files that the shares are of; `*` for all requests.
+        kinds: How often each has happened.
+    """
+
+    errors: float = 0.0
+    limited: float = 0.0
+    retry_after: str = "0"
+    cut: float = 0.0
+    stalls: float = 0.0
+    down_after: int | None = None
+    down_seconds: float = 0.5
+    files: str = "*"
+    seed: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def draw(self, number: int, file: str) -> str:
+        """Which fault a request has; empty for none."""
+        lot = Random(f"{self.seed}/{number}").random() if fnmatch(file, self.files) else 1.0
+        for kind in ("errors", "limited", "cut", "stalls"):
+            if (lot := lot - getattr(self, kind)) < 0:
+                return kind
+        return ""
+
+
 class Hub:
     """Serves the repositories under a folder: `folder/datasets/owner/name/...` and `folder/models/owner/name/...`.
 
@@ -60,6 +98,7 @@ class Hub:
         gated: Names ("owner/name") of repositories whose files nobody may read; as on the real Hub, all may list them.
         page_size: Entries per page of a tree listing.
         requests: What was asked for so far; `requests.clear()` starts over.
+        faults: What goes wrong.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,9 +107,11 @@ class Hub:
         self.gated: set[str] = set()
         self.page_size = 1000
         self.requests: list[Request] = []
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.hub = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self.faults = Faults()
+        self.left = threading.Event()
+        self._old: dict[tuple[str, str], Path] = {}
+        self._again: threading.Timer | None = None
+        self._bind(0)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Hub:
@@ -78,13 +119,45 @@ class Hub:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.left.set()
+        if self._again is not None:
+            self._again.join()
+        self._close()
+
+    def refuse(self, seconds: float) -> None:
+        """Refuses new connections for a while."""
+        self._close()
+        self._again = threading.Timer(seconds, self._reopen)
+        self._again.start()
+
+    def _reopen(self) -> None:
+        self._bind(self._server.server_port)
+        self._thread.start()
+
+    def _bind(self, port: int) -> None:
+        self._server = _Server(("127.0.0.1", port), _Handler)
+        self._server.hub = self
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def _close(self) -> None:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
-    def entries(self, repo: str) -> dict[str, Path]:
+    def keep(self, repo: str) -> str:
+        """Keeps the commit that "main" of a repository is now, before its files change. Gives its sha."""
+        sha = self.sha(repo)
+        self._old[repo, sha] = self.folder / ".old" / sha
+        shutil.copytree(self.folder / repo, self._old[repo, sha])
+        return sha
+
+    def revisions(self, repo: str) -> set[str]:
+        """What a revision of a repository may be called."""
+        return {"", "main", self.sha(repo)} | {sha for name, sha in self._old if name == repo}
+
+    def entries(self, repo: str, revision: str = "") -> dict[str, Path]:
         """The files and folders of a repository (named as in `Request.repo`): path in it -> path on this disk."""
-        root = self.folder / repo
+        root = self._old.get((repo, revision), self.folder / repo)
         return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*"))}
 
     def sha(self, repo: str) -> str:
@@ -173,8 +246,28 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         self.form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
         self.record = Request(self.command, self.path, range=self.headers.get("Range"))
-        self.server.hub.requests.append(self.record)
+        hub = self.server.hub
+        hub.requests.append(self.record)
+        number, faults = len(hub.requests), hub.faults
+        file = self.path.partition("/resolve/")[2].partition("/")[2]
+        fault = faults.draw(number, file)
+        if faults.down_after is not None and number > faults.down_after:
+            faults.down_after, fault = None, "down"
+            hub.refuse(faults.down_seconds)
+        if fault == "cut" and not file:
+            fault = ""
+        faults.kinds[fault] += 1
+        self.half = fault == "cut"
         try:
+            if fault == "errors":
+                raise _HubError(Random(number).choice([500, 503]), "Something went wrong on our side")
+            if fault == "limited":
+                raise _HubError(429, "We had to rate limit you", Retry_After=faults.retry_after)
+            if fault in ("stalls", "down"):
+                self.close_connection = True
+                if fault == "stalls":
+                    hub.left.wait()
+                return
             self.send_answer()
         except _HubError as error:
             self.send_json({"error": error.message}, error.headers, error.status)
@@ -193,8 +286,10 @@ class _Handler(BaseHTTPRequestHandler):
         if name in hub.gated and action in ("resolve", "auth-check"):
             message = f"Access to {kind[:-1] or 'model'} {name} is restricted. You must have access to it and be"
             raise _HubError(401, f"{message} authenticated to access it. Please log in.", "GatedRepo")
-        sha, entries = hub.sha(repo), hub.entries(repo)
-        if revision not in ("", "main", sha):
+        sha, entries = hub.sha(repo), hub.entries(repo, revision)
+        if revision in hub.revisions(repo) - {"", "main"}:
+            sha = revision
+        elif revision not in ("", "main"):
             raise _HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         if action == "resolve" and not api:
             self.send_file(path, entries.get(path), sha)
@@ -240,6 +335,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_head(status, stop - start, headers)
         with file.open("rb") as content:
             content.seek(start)
+            if self.half:
+                stop, self.close_connection = (start + stop) // 2, True
             while self.command == "GET" and (chunk := content.read(min(_CHUNK, stop - content.tell()))):
                 self.record.sent += len(chunk)
                 self.wfile.write(chunk)
