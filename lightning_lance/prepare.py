@@ -93,6 +93,9 @@ def _complete(
                 if commit is not None:
                     check_same(commit, plan)
                     if budget.met(commit):
+                        # What tidies up may remove the version that was found complete.
+                        if turn.finishing():
+                            continue
                         return
                 if not turn.mine:
                     turn.wait(commit)

@@ -74,6 +74,19 @@ def test_what_a_killed_builder_of_a_complete_store_left_is_removed(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_complete_store_is_opened_when_its_builder_has_tidied_up(tmp_path: Path):
+    with lease_turn(tmp_path) as builds, lease_turn(tmp_path) as asks:
+        assert not asks.finishing()
+        builds.wait(None)
+        assert not asks.finishing()
+        builds.progress(5, 50, 1.0)
+        assert asks.finishing()
+        assert not builds.finishing()
+        builds.__exit__(None, None, None)
+        assert not asks.finishing()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_leases_the_loser_waits_while_commits_come(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
