@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.commit import Commit, append_commit
+from lightning_lance.dedup import KnownTexts
 from lightning_lance.documents import one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError
@@ -24,8 +25,9 @@ from lightning_lance.merging import finish, remove_leftovers, tidy
 from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan
 from lightning_lance.progress import BuildProgress
+from lightning_lance.provenance import stored_hashes
 from lightning_lance.sources import OpenedSource, Source
-from lightning_lance.splits import split_codes
+from lightning_lance.splits import splits_of
 from lightning_lance.tokenization import token_dtype
 from lightning_lance.turns import Turn
 
@@ -82,11 +84,12 @@ class Build:
         )
         self._version, self.committed = version, commit
         self._val_fraction = float(plan.recipe["val_fraction"])
+        self._dedup = source.dedup == "exact"
         self._packer = self._new_packer()
 
     def _new_packer(self) -> Packer:
         tokenizer = self._plan.tokenizer
-        return Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), self._source.metadata)
+        return Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), self._source.metadata, self._dedup)
 
     def run(self, turn: Turn, commit_tokens: int, commit_seconds: float) -> None:
         """Read until the budget is met or the source ends.
@@ -107,11 +110,13 @@ class Build:
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
         limits = (self._budget.max_documents, self._budget.max_tokens)
-        left = [
+        documents, tokens = (
             None if most is None else most - had
             for most, had in zip(limits, (first.documents, first.tokens), strict=True)
-        ]
-        batches = encoded_batches(self._opened, self._plan.tokenizer, first.shard, first.row, *left)
+        )
+        # What is known is what is committed: read back from the store, so it can be no other than its documents.
+        known = KnownTexts(stored_hashes(self._plan.uri, self._storage_options)) if self._dedup else None
+        batches = encoded_batches(self._opened, self._plan.tokenizer, first.shard, first.row, documents, tokens, known)
         pending: Future[None] | None = None
         asked, last = first, time.monotonic()
         with (
@@ -187,7 +192,7 @@ class Build:
         offsets = made.encoded.offsets[: count + 1]
         documents = made.documents.slice(0, count)
         ids = made.encoded.ids[: offsets[-1]]
-        self._packer.add(ids, offsets, self._splits(documents), self._described(shard, documents))
+        self._packer.add(ids, offsets, splits_of(documents, self._val_fraction), self._described(shard, documents))
         added = replace(
             commit,
             documents=commit.documents + count,
@@ -198,18 +203,12 @@ class Build:
         # A met budget leaves what follows its last document, skipped ones too, for a later build.
         seen = int(made.wanted[count - 1]) + 1 if budget.met(added) else len(made.batch)
         skipped = {"null": int((made.sizes[:seen] < 0).sum()), "empty": int((made.sizes[:seen] == 0).sum())}
+        if self._dedup:
+            skipped["duplicate"] = int(made.duplicate[:seen].sum())
         row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
         skipped = _add_counts(commit.skipped, skipped)
         files = dict([*(commit.files | {self._opened.shards[shard]: row}).items()][-_LISTED_FILES:])
         self._commit = replace(added, shard=shard, row=row, skipped=skipped, files=files)
-
-    def _splits(self, documents: pa.Table) -> np.ndarray:
-        texts = one_array(documents.column("text"))
-        groups = texts
-        if "repo" in documents.column_names:
-            repos = one_array(documents.column("repo")).cast(pa.large_string())
-            groups = pc.if_else(pc.fill_null(pc.not_equal(repos, ""), False), repos, texts)
-        return split_codes(groups, self._val_fraction)
 
     def _described(self, shard: int, documents: pa.Table) -> pa.Table:
         """Give each document its id, `shard:row`, which finds it in the source again."""

@@ -52,7 +52,7 @@ class Commit:
         documents: Documents.
         tokens: Tokens, EOS included.
         text_bytes: Bytes of text.
-        skipped: Documents left out, by reason (`null`, `empty`).
+        skipped: Documents left out, by reason (`null`, `empty`, `duplicate`).
         languages: Documents by language.
         exhausted: Whether the source has no more documents.
         files: Shard to the rows read of it (of those that the filters let through), of the last 20 shards; all before the

@@ -44,6 +44,7 @@ class LanceDataModule(LightningDataModule):
         max_tokens: Budget in tokens.
         val_fraction: Share of the documents (of the repositories, where known) that is for validation.
         commit_seconds: A build commits at least so often: what a kill costs.
+        rebuild: Whether a store of another recipe at `uri` is replaced; see `prepare`.
         min_tokens: Builds nothing, but waits until a build that runs elsewhere has committed so many tokens, and trains on
             those; see `extend`.
         order: `shuffle`, `random` or `sequential`, for training. Validation, test and prediction go through all `val`
@@ -77,6 +78,7 @@ class LanceDataModule(LightningDataModule):
         max_documents: int | None = None,
         max_tokens: int | None = None,
         val_fraction: float = 0.01,
+        rebuild: bool = False,
         commit_seconds: float = 60.0,
         min_tokens: int | None = None,
         order: Order = "shuffle",
@@ -104,7 +106,7 @@ class LanceDataModule(LightningDataModule):
         self.data_dir, self.uri = data_dir, uri
         self.budget = Budget(max_documents, max_tokens)
         check_val_fraction(val_fraction)
-        self.val_fraction, self.commit_seconds = val_fraction, commit_seconds
+        self.val_fraction, self.commit_seconds, self.rebuild = val_fraction, commit_seconds, rebuild
         self.min_tokens = Budget(None, min_tokens).max_tokens
         self.seed = seed
         self._training: dict[str, Any] = {
@@ -170,6 +172,7 @@ class LanceDataModule(LightningDataModule):
                     **vars(self.budget),
                     data_dir=self.data_dir,
                     val_fraction=self.val_fraction,
+                    rebuild=self.rebuild,
                     commit_seconds=self.commit_seconds,
                     storage_options=self.storage_options,
                 )

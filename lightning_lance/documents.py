@@ -2,14 +2,16 @@
 
 A document batch is an Arrow table with `row` (int64, position among the rows that the source lets through in its shard),
 `text` (large_string, null where there is none), `language` (string), and one string column for each further word of
-`columns` (`repo`, `path`, `license`, ...).
+`columns` (`repo`, `path`, `license`, ...). `split` (string, `train` or `val`) is there only where the source has its own
+validation documents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +44,14 @@ class TextFilter:
                 pc.match_substring_regex(pa.array([""]), self.exclude)
             except pa.ArrowInvalid as error:
                 raise ConfigError(f"text_filter.exclude {self.exclude!r} is no RE2 expression: {error}.") from error
+
+    def identity(self) -> dict[str, Any]:
+        """Describe what it leaves out; a text of no bytes is never stored."""
+        return {
+            **asdict(self),
+            "min_bytes": max(int(self.min_bytes), 1),
+            "max_bytes": self.max_bytes and int(self.max_bytes),
+        }
 
     def keep(self, texts: pa.Array) -> np.ndarray:
         """Tell which texts pass, as (n,) bool. Null texts pass: they are counted elsewhere."""
@@ -96,7 +106,7 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
 
 
 # What the package itself writes beside the words of `columns`.
-_RESERVED = {"row", "id", "offset", "language", "tokens", "split"}
+_RESERVED = {"row", "id", "offset", "hash", "language", "tokens", "split"}
 
 
 def check_words(columns: Mapping[str, str], where: str) -> None:

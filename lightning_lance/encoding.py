@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lightning_lance.dedup import KnownTexts, text_hashes
 from lightning_lance.documents import one_array
 from lightning_lance.read_ahead import read_ahead
 from lightning_lance.sources import OpenedSource
@@ -26,10 +27,11 @@ _ENCODERS = 2
 
 
 class EncodedBatch(NamedTuple):
-    """A document batch, the sizes of its texts (-1 for null), and the documents that are wanted of it, encoded."""
+    """A document batch, the sizes of its texts (-1 for null), which are duplicates, and the documents wanted of it, encoded."""
 
     batch: pa.Table
     sizes: np.ndarray
+    duplicate: np.ndarray
     wanted: np.ndarray
     documents: pa.Table
     encoded: Encoded
@@ -75,7 +77,9 @@ class _Room:
             count, size = int((made.sizes > 0).sum()), int(made.sizes[made.sizes > 0].sum())
             self._batches -= 1
             self._ahead -= (count, size)
-            self._taken += (count, size, len(made.encoded.ids) + count)
+            # Of duplicates nothing is taken.
+            kept = len(made.wanted)
+            self._taken += (kept, int(made.sizes[made.wanted].sum()), len(made.encoded.ids) + kept)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -92,6 +96,7 @@ def encoded_batches(
     row: int,
     max_documents: int | None = None,
     max_tokens: int | None = None,
+    known: KnownTexts | None = None,
 ) -> Generator[tuple[int, EncodedBatch | None], None, None]:
     """Read and encode from a cursor on, in the source's order.
 
@@ -102,6 +107,7 @@ def encoded_batches(
         row: First row to read of it.
         max_documents: Documents to encode; None for all.
         max_tokens: Tokens, EOS included, after which no more will be asked for; None for no bound.
+        known: Texts not to encode again; those read are added, and their documents get a column `hash`. None keeps all.
 
     Yields:
         (shard, batch) pairs, and (shard, None) after the last batch of each shard.
@@ -127,9 +133,15 @@ def encoded_batches(
                 ahead.append((place, None))
             else:
                 sizes = _sizes(batch)
-                wanted = np.flatnonzero(sizes > 0)[:left]
+                new = sizes > 0
+                if known is not None:
+                    # Before they are encoded, which is what takes the time; here, since here they come in order.
+                    hashes = text_hashes(batch.column("text"))
+                    batch = batch.append_column("hash", pa.array(hashes))
+                    new[new] = known.add(hashes[new])
+                wanted = np.flatnonzero(new)[:left]
                 left = None if left is None else left - len(wanted)
-                ahead.append((place, encoders.submit(_encode, tokenizer, batch, sizes, wanted)))
+                ahead.append((place, encoders.submit(_encode, tokenizer, batch, sizes, new, wanted)))
             while len(ahead) > _ENCODERS or (ahead and room.is_tight()):
                 yield from oldest()
         while ahead:
@@ -140,9 +152,12 @@ def _sizes(batch: pa.Table) -> np.ndarray:
     return np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), -1))
 
 
-def _encode(tokenizer: Tokenizer, batch: pa.Table, sizes: np.ndarray, wanted: np.ndarray) -> EncodedBatch:
+def _encode(
+    tokenizer: Tokenizer, batch: pa.Table, sizes: np.ndarray, new: np.ndarray, wanted: np.ndarray
+) -> EncodedBatch:
     documents = batch if len(wanted) == len(batch) else batch.take(pa.array(wanted))
-    return EncodedBatch(batch, sizes, wanted, documents, tokenizer.encode_batch(one_array(documents.column("text"))))
+    encoded = tokenizer.encode_batch(one_array(documents.column("text")))
+    return EncodedBatch(batch, sizes, (sizes > 0) & ~new, wanted, documents, encoded)
 
 
 def _batches(

@@ -5,6 +5,7 @@ Only the modules of the storage layer know Lance: this one, `commit`, `merging`,
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ warnings.filterwarnings("ignore", "lance is not fork-safe")
 
 # One file for one commit, however large: Lance cuts files at 1,048,576 rows otherwise.
 _ROWS_PER_FILE = 2_000_000_000
+# Of a local store on its way out.
+_ASIDE = ".replaced"
 
 
 def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
@@ -75,6 +78,11 @@ def check_sizes(uri: str, fragments: Iterable[FragmentMetadata]) -> None:
                 )
 
 
+def stream_columns(dataset: Any) -> pa.Table:
+    """Read what tells of which streams the rows are: `num_tokens`, `split`, `language`."""
+    return dataset.to_table(columns=["num_tokens", "split", "language"])
+
+
 def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
     """Read the tokens of rows, as (n, block)."""
     tokens = one_array(dataset.take(rows.tolist(), columns=["tokens"]).column("tokens"))
@@ -84,6 +92,36 @@ def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
 def data_session(uri: str, storage_options: Mapping[str, str] | None) -> LanceFileSession:
     """Open the folder of the data files, local or in a bucket."""
     return LanceFileSession(f"{uri}/data", lance_options(storage_options))
+
+
+def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
+    """Remove a token store, so that another can be made in its place. Who has it open and mapped can read on.
+
+    Of a local one it is taken aside as a whole first, so that being killed never leaves half a store in its place; in a bucket
+    its versions go first, so that what is left is no store.
+
+    Raises:
+        StoreError: If it cannot be removed.
+    """
+    try:
+        if "://" not in uri:
+            aside = Path(f"{uri.rstrip('/')}{_ASIDE}")
+            remove_aside(uri)
+            Path(uri).rename(aside)
+            shutil.rmtree(aside)
+            return
+        session = LanceFileSession(uri, lance_options(storage_options))
+        for file in sorted(session.list(), key=lambda file: "_versions" not in file):
+            session.delete_file(file)
+    except (ValueError, OSError) as error:
+        raise StoreError(f"The token store {uri!r} cannot be removed: {' '.join(str(error).split())[:300]}") from error
+
+
+def remove_aside(uri: str) -> None:
+    """Remove what a removal of a local store that was killed has left."""
+    aside = Path(f"{uri.rstrip('/')}{_ASIDE}")
+    if "://" not in uri and aside.exists():
+        shutil.rmtree(aside)
 
 
 def write_rows(

@@ -154,17 +154,17 @@ def layout_of(fragments: Iterable[Any], files: Mapping[str, FileNote]) -> list[S
     return parts
 
 
-def layout_of_columns(columns: pa.Table, block: int) -> list[StreamPart]:
-    """Work out from the rows' own columns (`num_tokens`, `split`, `language`) which of them are of which stream."""
-    num_tokens = np.asarray(columns.column("num_tokens"))
-    keys = [one_array(columns.column(name).dictionary_encode()) for name in ("split", "language")]
+def layout_of_rows(rows: pa.Table, block: int) -> list[StreamPart]:
+    """Tell which rows are of which stream, from their own columns (see `stream_columns`); `block` tokens are a full row."""
+    num_tokens = np.asarray(rows.column("num_tokens"))
+    keys = [one_array(rows.column(name).dictionary_encode()) for name in ("split", "language")]
     codes = [np.asarray(key.indices) for key in keys]
     # A block that is not full ends a part: another commit's follow it.
     changes = (num_tokens[:-1] != block) | (np.diff(codes[0]) != 0) | (np.diff(codes[1]) != 0)
     low = np.append(0, np.flatnonzero(changes) + 1)[: len(num_tokens)]
-    rows, tokens = np.diff(low, append=len(num_tokens)), np.add.reduceat(num_tokens, low) if len(low) else low
+    sizes, tokens = np.diff(low, append=len(num_tokens)), np.add.reduceat(num_tokens, low) if len(low) else low
     names = [key.dictionary.to_pylist() for key in keys]
     return [
         StreamPart(names[0][split], names[1][language], int(count), int(size))
-        for split, language, count, size in zip(codes[0][low], codes[1][low], tokens, rows, strict=True)
+        for split, language, count, size in zip(codes[0][low], codes[1][low], tokens, sizes, strict=True)
     ]

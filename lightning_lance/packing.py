@@ -24,14 +24,16 @@ class Stream(NamedTuple):
     language: str
 
 
-def store_schema(dtype: np.dtype[Any], metadata: Sequence[str]) -> pa.Schema:
+def store_schema(dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = False) -> pa.Schema:
     """Give the columns of a token store.
 
     Args:
         dtype: uint16 or uint32, of the tokens.
         metadata: Names of the strings kept with each document.
+        hashed: Whether the hash of its text is kept too: all that de-duplication has to know of a document.
     """
-    document = pa.struct([("offset", pa.int32()), ("id", pa.string()), *((name, pa.string()) for name in metadata)])
+    fields = [("offset", pa.int32()), ("id", pa.string()), *((name, pa.string()) for name in metadata)]
+    document = pa.struct([*fields, ("hash", pa.uint64())] if hashed else fields)
     return pa.schema(
         [
             ("tokens", pa.list_(pa.from_numpy_dtype(dtype), BLOCK)),
@@ -86,12 +88,13 @@ class Packer:
         eos_id: The id that ends every document.
         dtype: uint16 or uint32, of the tokens.
         metadata: Names of the string columns kept with each document.
+        hashed: Whether the column `hash` is kept too.
     """
 
-    def __init__(self, eos_id: int, dtype: np.dtype[Any], metadata: Sequence[str]) -> None:
+    def __init__(self, eos_id: int, dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = False) -> None:
         self._eos_id = eos_id
         self._dtype = dtype
-        self._schema = store_schema(dtype, metadata)
+        self._schema = store_schema(dtype, metadata, hashed)
         self._runs: dict[Stream, list[_Run]] = {}
         self._documents: list[pa.Table] = []
         self._num_documents = 0
@@ -104,7 +107,7 @@ class Packer:
             ids: (total,) token ids, without EOS.
             offsets: (n + 1,) borders of the documents in `ids`.
             splits: (n,) places in `SPLITS`.
-            documents: n rows with `language`, `id`, and the metadata.
+            documents: n rows with `language`, `id`, the metadata, and `hash` if it is kept.
         """
         languages = one_array(documents.column("language")).dictionary_encode()
         streams = splits.astype(np.int64) * len(languages.dictionary) + np.asarray(languages.indices)

@@ -116,6 +116,7 @@ def make_plan(
             f"data_dir is {str(data_dir)!r}: expected a local folder; give a store in a bucket by its uri."
         )
     loaded = tokenizer.load(source, Path(data_dir) / "tokenizers")
+    own = source.has_validation
     recipe = {
         "format": FORMAT_VERSION,
         "source": source.identity(),
@@ -123,8 +124,8 @@ def make_plan(
         "eos_token": loaded.eos_token,
         "eos": "after every document",
         "dtype": str(token_dtype(loaded.vocab_size)),
-        "split": "xxh3_64 of repo, else text",
-        "val_fraction": float(val_fraction),
+        "split": "the source's own" if own else "xxh3_64 of repo, else of the text without the white space around it",
+        "val_fraction": 0.0 if own else float(val_fraction),
     }
     recipe = json.loads(json.dumps(recipe))
     fingerprint = xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())
@@ -203,7 +204,7 @@ def check_same(commit: Commit, plan: Plan) -> None:
         changes = "; ".join(f"{key}: {stored.get(key)!r} -> {asked.get(key)!r}" for key in fields)
         raise StoreError(
             f"The token store {plan.uri!r} was made by another recipe ({changes}): give another uri, or none, to build "
-            "another store."
+            "another store, or set rebuild=true to replace this one."
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning_lance.build import Build
 from lightning_lance.commit import Commit, last_version
 from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, StoreError
+from lightning_lance.fragments import remove_aside, remove_store
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.sources import Source
 from lightning_lance.store import TokenStore
@@ -32,6 +33,7 @@ def prepare(
     max_documents: int | None = None,
     max_tokens: int | None = None,
     val_fraction: float = 0.01,
+    rebuild: bool = False,
     storage_options: Mapping[str, str] | None = None,
     commit_tokens: int = COMMIT_TOKENS,
     commit_seconds: float = COMMIT_SECONDS,
@@ -49,6 +51,8 @@ def prepare(
         max_documents: Budget in documents.
         max_tokens: Budget in tokens, EOS included.
         val_fraction: Share of the documents (of the repositories, where known) that is for validation.
+        rebuild: Whether a store that another recipe made at `uri` is replaced, when this build begins. One of this recipe is
+            not, so an interrupted rebuild goes on.
         storage_options: Credentials and such for an object store.
         commit_tokens: Tokens per commit.
         commit_seconds: Longest time between two commits, while documents come in.
@@ -59,14 +63,14 @@ def prepare(
     Raises:
         ConfigError: If source, tokenizer or budget cannot be used.
         SourceError: If the source cannot be read, or has no documents.
-        StoreError: If `uri` holds another store.
+        StoreError: If `uri` holds another store, and `rebuild` does not allow to replace it.
     """
     budget = Budget(max_documents, max_tokens)
     if not isinstance(commit_seconds, (int, float)) or not commit_seconds >= 0:
         raise ConfigError(f"commit_seconds is {commit_seconds!r}: expected a number of seconds, such as 60.")
     plan = make_plan(source, tokenizer, uri, data_dir=data_dir, val_fraction=val_fraction)
     _check_place(plan)
-    _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds)
+    _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds, rebuild)
     return open_prepared(plan, budget, storage_options)
 
 
@@ -77,6 +81,7 @@ def _complete(
     storage_options: Mapping[str, str] | None,
     commit_tokens: int,
     commit_seconds: float,
+    rebuild: bool,
 ) -> None:
     """Build until the budget is met, or wait while another process does."""
     commit, turn = None, _turn(plan, commit_seconds)
@@ -84,6 +89,9 @@ def _complete(
         with turn:
             while True:
                 version, commit = last_version(plan.uri, storage_options)
+                replaced = rebuild and commit is not None and commit.fingerprint != plan.fingerprint
+                if replaced:
+                    version, commit = 0, None
                 if commit is not None:
                     check_same(commit, plan)
                     if budget.met(commit):
@@ -98,6 +106,12 @@ def _complete(
                 build: Build | None = None
                 try:
                     build = Build(source, plan, budget, version, commit, storage_options)
+                    # The source could be opened.
+                    if replaced:
+                        _log.warning("The token store %s, which another recipe made, is replaced.", plan.uri)
+                        remove_store(plan.uri, storage_options)
+                    elif rebuild:
+                        remove_aside(plan.uri)
                     build.run(turn, commit_tokens, commit_seconds)
                 except CommitConflict as error:
                     _log.debug("%s", error)

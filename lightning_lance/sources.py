@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, document_batch
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.languages import CODE_EXTENSIONS, check_extensions, check_languages, language_of_path
@@ -90,6 +91,16 @@ class Source(Protocol):
         """Names of the further string columns of its document batches, such as `repo` and `path`."""
         ...
 
+    @property
+    def dedup(self) -> Dedup:
+        """`exact` to leave out texts that came before, `none` to keep them; part of the identity."""
+        ...
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether its document batches tell the split themselves, in a column `split`; else a hash decides."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """Describe all that decides the documents and their order, for the fingerprint. JSON types; uses no Hub."""
         ...
@@ -153,6 +164,7 @@ class FilesSource:
         text_filter: Texts to keep.
         shard_seed: Seed of the order in which files are read; None for alphabetical order. With a document or token
             budget, the seed decides which files are in it.
+        dedup: `exact` leaves out files whose text came before, `none` keeps them.
         name: Short name, for folders and messages.
     """
 
@@ -163,6 +175,7 @@ class FilesSource:
     extensions: Mapping[str, Sequence[str]] = field(default_factory=lambda: CODE_EXTENSIONS)
     text_filter: TextFilter = TextFilter()
     shard_seed: int | None = 0
+    dedup: Dedup = "none"
     name: str = "files"
 
     def __post_init__(self) -> None:
@@ -170,6 +183,7 @@ class FilesSource:
             raise ConfigError(f"source.patterns is the string {self.patterns!r}: write a list, ['{self.patterns}'].")
         check_extensions(self.extensions)
         check_languages(self.languages, [*self.extensions], f"Source {self.name!r}")
+        check_dedup(self.dedup)
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -178,6 +192,10 @@ class FilesSource:
     @property
     def metadata(self) -> Sequence[str]:
         return ("path",)
+
+    @property
+    def has_validation(self) -> bool:
+        return False
 
     def _files(self) -> list[str]:
         found: set[str] = set()
@@ -203,9 +221,10 @@ class FilesSource:
             "kind": "files",
             "files": content_identity([Path(self.root, file) for file in files], self.root),
             "languages": self.wanted,
-            "extensions": {language: sorted(tails) for language, tails in self.extensions.items()},
-            "text_filter": vars(self.text_filter).copy(),
+            "extensions": {language: sorted({*tails}) for language, tails in self.extensions.items()},
+            "text_filter": self.text_filter.identity(),
             "shard_seed": self.shard_seed,
+            "dedup": self.dedup,
         }
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
@@ -256,6 +275,7 @@ def python_stdlib(
     languages: Sequence[str] = (),
     text_filter: TextFilter = TextFilter(),  # noqa: B008 - frozen
     shard_seed: int | None = 0,
+    dedup: Dedup = "none",
 ) -> FilesSource:
     """The standard library of the running Python: about 1,800 files and 31 MB of real code that every machine has."""
     return FilesSource(
@@ -264,5 +284,6 @@ def python_stdlib(
         languages=languages,
         text_filter=text_filter,
         shard_seed=shard_seed,
+        dedup=dedup,
         name="python_stdlib",
     )

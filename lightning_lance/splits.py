@@ -1,15 +1,18 @@
 """Which documents are for validation: decided per document, before packing, by what it is and not by where it stands.
 
-A hash of the group key decides: the repository where there is one, else the text. So copies of a document, and files of
-one repository, are never on both sides; and a document keeps its side when the store grows.
+A hash of the group key decides: the repository where there is one, else the text, without the white space around it. So
+copies of a document, and files of one repository, are never on both sides; and a document keeps its side when the store
+grows.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
+from lightning_lance.documents import one_array
 from lightning_lance.errors import ConfigError
 
 SPLITS = ("train", "val")
@@ -38,3 +41,20 @@ def split_codes(groups: pa.Array, val_fraction: float) -> np.ndarray:
     limit = int(val_fraction * 2**64)
     keys = groups.cast(pa.large_binary()).to_pylist()
     return np.fromiter((xxhash.xxh3_64_intdigest(key) < limit for key in keys), dtype=np.int8, count=len(keys))
+
+
+def splits_of(documents: pa.Table, val_fraction: float) -> np.ndarray:
+    """Tell the split of each document of a batch (see documents.py; without null texts), as (n,) int8 places in `SPLITS`.
+
+    Args:
+        documents: With `text`, and `repo` or `split` where there is one.
+        val_fraction: Share of the groups that is for validation; of no matter with `split`.
+    """
+    if "split" in documents.column_names:
+        return np.asarray(pc.index_in(documents.column("split"), pa.array(SPLITS))).astype(np.int8)
+    # The same texts as for de-duplication: copies that it would find are on one side without it too.
+    groups = pc.utf8_trim_whitespace(one_array(documents.column("text")))
+    if "repo" in documents.column_names:
+        repos = one_array(documents.column("repo")).cast(pa.large_string())
+        groups = pc.if_else(pc.fill_null(pc.not_equal(repos, ""), False), repos, groups)
+    return split_codes(groups, val_fraction)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from lance.file import LanceFileReader
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -21,8 +22,9 @@ from lightning_lance.commit import (
 )
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
-from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, take_blocks
-from lightning_lance.layout import StreamExtent, layout_of, layout_of_columns
+from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, stream_columns, take_blocks
+from lightning_lance.layout import StreamExtent, layout_of, layout_of_rows
+from lightning_lance.provenance import Provenance
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
 
@@ -60,6 +62,7 @@ class TokenStore:
             )
         self._dataset, self._process = dataset, os.getpid()
         self._forked: tuple[int, ForkedReader] | None = None
+        self._provenance = Provenance(uri, dataset, storage_options)
         tokens = dataset.schema.field("tokens").type
         self._block = int(tokens.list_size)
         if "://" not in uri:
@@ -207,6 +210,20 @@ class TokenStore:
             windows[cut[row], column : column + count] = self._mapped.gather(place[None], int(count))[0]
         return windows
 
+    def documents(self, starts: np.ndarray, length: int, split: str = "train") -> pa.Table:
+        """Tell which documents windows (as in `read`) hold.
+
+        Returns:
+            A row for each document of each window, in their order: `window` (place in `starts`), `begin` and `end` (which of
+            the window's tokens are the document's, EOS included), `id` (`shard:row` in the source), the words of
+            `source.columns`, and `language`.
+
+        Raises:
+            StoreError: If a window does not lie whole in the split, or in a forked process.
+        """
+        self._table(split).check(starts := np.asarray(starts, dtype=np.int64), length)
+        return self._provenance.documents(starts, length, split)
+
     def _take(self, table: SegmentTable, starts: np.ndarray, length: int) -> np.ndarray:
         windows = np.empty((len(starts), length), self.dtype)
         runs = table.runs(starts, length)
@@ -243,8 +260,7 @@ class TokenStore:
         """Make the segment tables. `pages`: (n, 2), as `_map` gives them; None counts places in rows of `take`."""
         parts = layout_of(fragments_of(self._dataset), notes_of(self._dataset))
         if parts is None:
-            columns = self._dataset.to_table(columns=["num_tokens", "split", "language"])
-            parts = layout_of_columns(columns, self._block)
+            parts = layout_of_rows(stream_columns(self._dataset), self._block)
         streams = sorted({(part.split, part.language) for part in parts})
         numbers = {stream: i for i, stream in enumerate(streams)}
         of_stream = np.asarray([numbers[part.split, part.language] for part in parts], np.int64)

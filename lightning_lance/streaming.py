@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_
 from pathlib import Path
@@ -12,13 +13,11 @@ from typing import Any
 import pyarrow.compute as pc
 
 from lightning_lance.access import HUB_FILE
+from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, check_words
 from lightning_lance.errors import ConfigError
-from lightning_lance.languages import (
-    check_extensions,
-    check_languages,
-    path_filter,
-)
+from lightning_lance.languages import check_extensions, check_languages, path_filter
+from lightning_lance.own_split import WithValidation
 from lightning_lance.patience import Patience
 from lightning_lance.sources import OpenedSource
 
@@ -40,6 +39,8 @@ class DatasetSource:
         config: Configuration ("subset") of a Hub dataset.
         data_files: Globs of files, local or with a protocol (`hf://datasets/...`, `s3://...`); `.gz` and `.zst` are read.
         split: The source's own split to read.
+        val_split: Another split of it, whose documents are for validation; then `val_fraction` draws none.
+        val_files: The same for `data_files`: globs of the files whose documents are for validation.
         revision: Branch, tag or commit of a Hub dataset. A build pins the commit that it first saw.
         languages: Languages to keep; empty keeps all.
         language_column: Column that holds the language.
@@ -47,6 +48,7 @@ class DatasetSource:
         where: Column to the values to keep, such as `{"license": ["mit", "apache-2.0"]}`; pushed down into the reader.
         text_filter: Texts to keep.
         shard_seed: Seed of the order in which shards are read; None keeps the order of the listing.
+        dedup: `exact` leaves out documents whose text came before, `none` keeps them.
         storage_options: For the file system of `data_files`, such as `{"endpoint_url": "http://..."}` for s3.
         timeout_seconds: How long a server may send nothing before the request is made again.
         max_retries: Tries after the first, in a row and without progress, before a build stops.
@@ -60,6 +62,8 @@ class DatasetSource:
     config: str | None = None
     data_files: Sequence[str] = ()
     split: str = "train"
+    val_split: str | None = None
+    val_files: Sequence[str] = ()
     revision: str | None = None
     languages: Sequence[str] = ()
     language_column: str | None = None
@@ -67,6 +71,7 @@ class DatasetSource:
     where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     text_filter: TextFilter = TextFilter()
     shard_seed: int | None = 0
+    dedup: Dedup = "none"
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     timeout_seconds: float = 30.0
     max_retries: int = 20
@@ -75,9 +80,15 @@ class DatasetSource:
 
     def __post_init__(self) -> None:
         check_words(self.columns, repr(self.name))
+        check_dedup(self.dedup)
         if isinstance(self.data_files, str):
             raise ConfigError(
                 f"source.data_files is the string {self.data_files!r}: write a list, [{self.data_files}]."
+            )
+        if bool(self.data_files) < bool(self.val_files) or (self.data_files and self.val_split):
+            raise ConfigError(
+                f"Source {self.name!r} has {'' if self.data_files else 'no '}data_files: give its validation documents by "
+                f"source.{'val_files' if self.data_files else 'val_split'}."
             )
         if isinstance(self.languages, str):
             raise ConfigError(f"languages is the string {self.languages!r}: write a list, [{self.languages}].")
@@ -106,7 +117,16 @@ class DatasetSource:
 
     @property
     def metadata(self) -> Sequence[str]:
-        return tuple(word for word in self.columns if word != "text")
+        return tuple(sorted(word for word in self.columns if word != "text"))
+
+    @property
+    def has_validation(self) -> bool:
+        return bool(self.val_split or self.val_files)
+
+    def _part(self, val: bool) -> DatasetSource:
+        """Give the training or the validation documents as a source of their own."""
+        split, files = (self.val_split or self.split, self.val_files) if val else (self.split, self.data_files)
+        return replace(self, split=split, data_files=files, val_split=None, val_files=())
 
     @property
     def templates(self) -> list[str]:
@@ -168,22 +188,29 @@ class DatasetSource:
         return reduce(and_, terms) if terms else None
 
     def identity(self) -> dict[str, Any]:
+        if self.has_validation:
+            train, val = self._part(val=False).identity(), self._part(val=True).identity()
+            return {**train, "validation": {key: value for key, value in val.items() if value != train[key]}}
+        # Each only where it decides something: otherwise stores would be built again that are the same.
+        local = not self.on_hub
+        extensions = None if self.language_column else self.extensions
         decides = {
             "kind": "datasets",
-            "path": self.path,
-            "config": self.config,
-            "split": self.split,
-            "revision": self.revision,
+            "path": None if local and not self.data_files else self.path,
+            "config": None if self.data_files else self.config,
+            "split": None if self.data_files else self.split,
+            "revision": None if local else self.revision,
             "data_files": list(self.data_files),
             "columns": dict(self.columns),
             "languages": self.wanted,
             "language_column": self.language_column,
-            "extensions": self.extensions and {name: sorted(tails) for name, tails in self.extensions.items()},
-            "where": {column: sorted(values, key=str) for column, values in self.where.items()},
-            "text_filter": vars(self.text_filter).copy(),
+            "extensions": extensions and {name: sorted({*tails}) for name, tails in extensions.items()},
+            "where": {column: sorted({json.dumps(value) for value in values}) for column, values in self.where.items()},
+            "text_filter": self.text_filter.identity(),
             "shard_seed": self.shard_seed,
+            "dedup": self.dedup,
         }
-        if not self.on_hub:
+        if local:
             from lightning_lance.access import files_identity
             from lightning_lance.shards import listing
 
@@ -193,5 +220,9 @@ class DatasetSource:
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
         from lightning_lance.shards import OpenedDataset
+
+        if self.has_validation:
+            val, train = (self._part(val=name == "val").open((pin or {}).get(name)) for name in ("val", "train"))
+            return WithValidation(val, train)
 
         return OpenedDataset(self, pin or {})

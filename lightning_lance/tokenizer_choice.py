@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.errors import ConfigError
@@ -171,6 +172,8 @@ class TrainedBPE:
         opened, left = source.open(), self.train_bytes
         for shard in range(len(opened.shards)):
             for batch in opened.read(shard, 0):
+                if "split" in batch.column_names:
+                    batch = batch.filter(pc.equal(batch.column("split"), "train"))
                 texts = []
                 for text in batch.column("text").drop_null().to_pylist():
                     texts.append(text[: max(left, 0)])

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pytest
@@ -33,6 +33,8 @@ class ListSource:
     per_shard: int = 4
     per_batch: int = 3
     languages: tuple[str, ...] = ()
+    dedup: Literal["none", "exact"] = "none"
+    has_validation: bool = False
     name: str = "list"
     metadata: Sequence[str] = ("repo",)
 
@@ -41,7 +43,11 @@ class ListSource:
         return sorted(self.languages)
 
     def identity(self) -> dict[str, Any]:
-        return {"documents": xxhash.xxh3_64_hexdigest(repr(self.documents).encode()), "languages": self.wanted}
+        return {
+            "documents": xxhash.xxh3_64_hexdigest(repr(self.documents).encode()),
+            "languages": self.wanted,
+            "dedup": self.dedup,
+        }
 
     def open(self, pin: Mapping[str, Any] | None = None) -> "ListSource":
         return self

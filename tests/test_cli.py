@@ -46,7 +46,7 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         ),
         (
             ["source.shardseed=3"],
-            "There is no key 'source.shardseed': did you mean 'shard_seed'? source has languages, ",
+            "There is no key 'source.shardseed': did you mean 'shard_seed'? source has dedup, languages, ",
         ),
         (["source=nope"], "Could not find 'source/nope' Available options in 'source': files fineweb github_code"),
         (["source=files"], "The key source.patterns has no value: give it one on the command line"),

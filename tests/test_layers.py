@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 
 # The way of the data. A module imports only from those before it.
 ORDER = [
-    "errors", "languages", "documents", "patience", "parquet", "sources", "access", "shards", "streaming",
+    "errors", "languages", "documents", "dedup", "patience", "parquet", "sources", "own_split", "access", "shards", "streaming",
     "locking", "tokenization", "tokenizer_choice",
     "splits", "packing", "segments", "layout", "fragments", "sums", "commit", "repacking", "merging", "integrity",
-    "forked", "store",
+    "provenance", "forked", "store",
     "progress", "read_ahead", "encoding", "status", "plan", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
@@ -21,7 +21,7 @@ ORDER = [
 
 ONLY = {
     "lightning": {"datamodule", "termination"},
-    "lance": {"fragments", "sums", "commit", "repacking", "merging", "integrity", "store"},
+    "lance": {"fragments", "sums", "commit", "repacking", "merging", "integrity", "provenance", "store"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "torch": {"batches", "token_windows", "agreement", "loader", "verify"},

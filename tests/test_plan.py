@@ -2,12 +2,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import lance
+import pyarrow as pa
 import pytest
 from conftest import ListSource, documents
 
 from lightning_lance.commit import Commit
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.errors import ConfigError, SourceError, StoreError
 from lightning_lance.plan import Budget, Plan, check_same, make_plan
 from lightning_lance.prepare import prepare
 from lightning_lance.tokenization import byte_tokenizer
@@ -95,3 +98,63 @@ def test_same_recipe_is_the_same(tmp_path: Path):
     check_same(Commit("f", {"a": 1}, {}, "", "<eos>", 0, 1), plan)
     assert plan.tokenizer_file == Path("x.tokenizer.json")
     assert Plan({}, "f", "s3://bucket/x.lance", byte_tokenizer()).tokenizer_file is None
+
+
+def test_a_store_of_another_recipe_is_replaced_if_that_is_asked_for(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    old = prepare(SOURCE, ByteChoice(), uri)
+    other = ListSource(documents("these", "are", "others"))
+    with pytest.raises(StoreError, match="or set rebuild=true to replace this one"):
+        prepare(other, ByteChoice(), uri)
+    new = prepare(other, ByteChoice(), uri, max_documents=2, rebuild=True)
+    assert new.commit.documents == 2
+    # Whoever had the old one open reads on, and nothing of it stays beside the new one.
+    assert old.read([0], 10)[0].tolist() == [*b"some text", 256]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.lance", "x.tokenizer.json"]
+    # Of this recipe it is continued, not replaced.
+    grown = prepare(other, ByteChoice(), uri, rebuild=True)
+    assert (grown.version, grown.commit.documents) == (new.version + 1, 3)
+
+
+def test_a_rebuild_that_was_stopped_goes_on(tmp_path: Path):
+    class Broken(ListSource):
+        def read(self, shard: int, row: int) -> Any:
+            if failures and failures[0] == shard:
+                failures.pop(0)
+                raise SourceError("the network is gone")
+            read.append((shard, row))
+            return super().read(shard, row)
+
+    failures, read = [0, 2], list[tuple[int, int]]()
+    uri = str(tmp_path / "x.lance")
+    prepare(SOURCE, ByteChoice(), uri)
+    other = Broken(documents(*["text"] * 16))
+    for _ in range(2):
+        with pytest.raises(SourceError):
+            prepare(other, ByteChoice(), uri, rebuild=True, commit_tokens=1)
+    read.clear()
+    (tmp_path / "x.lance.replaced").mkdir()  # as if it had been killed while it removed the old one
+    assert prepare(other, ByteChoice(), uri, rebuild=True, commit_tokens=1).commit.documents == 16
+    assert min(read) > (0, 0)
+    assert not (tmp_path / "x.lance.replaced").exists()
+
+
+def test_a_rebuild_touches_nothing_before_it_can_begin_and_no_folder_that_is_no_store(tmp_path: Path):
+    class Shut(ListSource):
+        def open(self, pin: Any = None) -> Any:
+            raise SourceError("no access")
+
+    uri = str(tmp_path / "x.lance")
+    version = prepare(SOURCE, ByteChoice(), uri).version
+    with pytest.raises(SourceError, match="no access"):
+        prepare(Shut(documents("other")), ByteChoice(), uri, rebuild=True)
+    assert prepare(SOURCE, ByteChoice(), uri).version == version
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="is no token store"):
+        prepare(SOURCE, ByteChoice(), str(tmp_path / "folder"), rebuild=True)
+    lance.write_dataset(pa.table({"x": [1]}), tmp_path / "foreign.lance")
+    with pytest.raises(StoreError, match="is no token store"):
+        prepare(SOURCE, ByteChoice(), str(tmp_path / "foreign.lance"), rebuild=True)
+    assert lance.dataset(tmp_path / "foreign.lance").count_rows() == 1
+    assert (tmp_path / "folder/thesis.tex").exists()
