@@ -62,6 +62,8 @@ def prepare(
         StoreError: If `uri` holds another store.
     """
     budget = Budget(max_documents, max_tokens)
+    if not isinstance(commit_seconds, (int, float)) or not commit_seconds >= 0:
+        raise ConfigError(f"commit_seconds is {commit_seconds!r}: expected a number of seconds, such as 60.")
     plan = make_plan(source, tokenizer, uri, data_dir=data_dir, val_fraction=val_fraction)
     _check_place(plan)
     _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds)
@@ -85,6 +87,9 @@ def _complete(
                 if commit is not None:
                     check_same(commit, plan)
                     if budget.met(commit):
+                        # What tidies up may remove the version that was found complete.
+                        if turn.finishing():
+                            continue
                         return
                 if not turn.mine:
                     turn.wait(commit)

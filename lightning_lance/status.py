@@ -85,9 +85,10 @@ class StatusFile:
         self._write()
 
     def update(self, documents: int, tokens: int, share: float) -> None:
-        """Tell how far the build is; most calls write nothing."""
+        """Tell how far the build is; most calls write nothing, but that all is there is told at once."""
+        complete = share >= 1 > self._status.share
         self._status = replace(self._status, documents=documents, tokens=tokens, share=share)
-        if time.monotonic() - self._written > _WRITE_SECONDS:
+        if complete or time.monotonic() - self._written > _WRITE_SECONDS:
             self._write()
 
     def failed(self, error: BaseException) -> None:

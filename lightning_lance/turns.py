@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Protocol
 
 from lightning_lance.commit import Commit
+from lightning_lance.errors import StoreError
 from lightning_lance.locking import POLL_SECONDS, Lease
 from lightning_lance.status import BuildStatus, StatusFile, failure_of, read_status
 
@@ -40,6 +41,9 @@ class Turn(Protocol):
             SourceError: If the builder that was waited for failed because of the source.
             StoreError: If it failed for another cause.
         """
+
+    def finishing(self) -> bool:
+        """Wait a moment if another process has stored all and still tidies up, and tell whether it did so."""
 
     def progress(self, documents: int, tokens: int, share: float) -> None:
         """Tell those who wait how far this build is."""
@@ -73,7 +77,7 @@ class LeaseTurn:
         self._lock_file = lock_file
         self._lease: Lease | None = None
         self._status: StatusFile | None = None
-        self._told: float | None = None
+        self._told, self._next = False, 0.0
         # A failure from before is no reason not to try.
         self._before = read_status(status_file)
         self.mine = False
@@ -94,10 +98,29 @@ class LeaseTurn:
         if taken:
             self.mine, self._status = True, StatusFile(self._status_file, self._fingerprint)
             return
-        if self._told is None or time.monotonic() - self._told > _TELL_SECONDS:
-            self._told = time.monotonic()
+        now = time.monotonic()
+        # A builder that has just begun has not yet written who it is.
+        self._next = self._next or now + (0 if status else 4 * POLL_SECONDS)
+        if now >= self._next or (status and not self._told):
+            self._told, self._next = True, now + _TELL_SECONDS
             _log.warning("Another process builds %s; waiting for it (%s).", self._uri, status or self._lock_file)
         time.sleep(POLL_SECONDS)
+
+    def finishing(self) -> bool:
+        status = read_status(self._status_file)
+        if self.mine or status is None or status.failure or status.fingerprint != self._fingerprint or status.share < 1:
+            return False
+        if not self._lock_file.exists():
+            return False
+        self._lease = self._lease or Lease(self._lock_file)
+        try:
+            if self._lease.take():  # it has died
+                self._lease.release()
+                return False
+        except StoreError:  # who may only read waits for nobody
+            return False
+        time.sleep(POLL_SECONDS)
+        return True
 
     def _is_news(self, status: BuildStatus) -> bool:
         seen_before = self._before is not None and self._before.failure is not None and self._before.run == status.run
@@ -180,6 +203,9 @@ class CommitTurn:
             )
             _log.warning("Another process builds %s; waiting for it (committed: %s).", self._uri, done)
         time.sleep(POLL_SECONDS)
+
+    def finishing(self) -> bool:
+        return False
 
     def progress(self, documents: int, tokens: int, share: float) -> None: ...
 

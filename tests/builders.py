@@ -129,8 +129,8 @@ class Builder:
 class Builders:
     """Starts processes that build the same store."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._started = folder, list[Builder]()
+    def __init__(self) -> None:
+        self._started: list[Builder] = []
 
     def __enter__(self) -> "Builders":
         command = [sys.executable, "-c", SERVER, str(Path(__file__).parent)]
@@ -138,7 +138,7 @@ class Builders:
         return self
 
     def start(self, uri: Path, **options: Any) -> Builder:
-        result = self._folder / f"{len(self._started)}.result"
+        result = uri.parent.with_name(f"{len(self._started)}.result")
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps({"uri": str(uri), "result": str(result), **options}) + "\n")

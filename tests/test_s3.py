@@ -1,8 +1,10 @@
 """Sources and stores in a bucket, of a real S3 server on loopback."""
 
+import importlib
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 from bucket import Bucket, serving
+from conftest import ListSource, documents
 
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader, loader, prepare
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.streaming import DatasetSource
 from lightning_lance.tokenizer_choice import ByteChoice
+from lightning_lance.turns import CommitTurn
 
 TEXTS = [f"text {i} " * 60 for i in range(300)]
 
@@ -105,6 +109,42 @@ def test_a_store_in_a_bucket_is_built_continued_and_read(bucket: Bucket, endpoin
     assert next(iter(data.train_dataloader()))["input_ids"].shape == (8, 64)
     again = TokenStore.open("s3://bucket/stores/x.lance", storage_options=options)
     assert again.fingerprint == local.fingerprint == store.fingerprint
+
+
+def test_of_builders_in_a_bucket_the_commit_decides(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All begin; who loses a commit waits, and takes over where no more come."""
+    monkeypatch.setattr(importlib.import_module("lightning_lance.prepare"), "COMMIT_MARGIN_SECONDS", 1.0)
+    source, far, lost = ListSource(documents(*TEXTS[:100])), threading.Event(), threading.Event()
+    arguments: dict[str, Any] = {"storage_options": bucket.lance_options, "commit_tokens": 3000, "commit_seconds": 1.0}
+
+    class Dies(ListSource):
+        """Of a builder that has committed some, and fails when one of the others has lost a commit to another."""
+
+        def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+            if shard == 12:
+                far.set()
+                assert lost.wait(60)
+                raise SourceError("the network is gone")
+            yield from super().read(shard, row)
+
+    def build(source: ListSource) -> TokenStore:
+        return prepare(source, ByteChoice(), "s3://bucket/stores/z.lance", data_dir=tmp_path, **arguments)
+
+    conflict = CommitTurn.conflict
+    monkeypatch.setattr(CommitTurn, "conflict", lambda turn: (conflict(turn), lost.set()))
+    with ThreadPoolExecutor(3) as threads:
+        dies = threads.submit(build, Dies(source.documents))
+        assert far.wait(60)
+        building = [threads.submit(build, source) for _ in range(2)]
+        with pytest.raises(SourceError, match="the network is gone"):
+            dies.result(60)
+        stores = [future.result(60) for future in building]
+    assert len({store.version for store in stores}) == 1
+    local = prepare(source, ByteChoice(), data_dir=tmp_path)
+    for split in ("train", "val"):
+        assert stores[0].num_tokens(split) == local.num_tokens(split)
+    whole = [store.read(np.array([0]), store.num_tokens(), "train").tolist() for store in (stores[0], local)]
+    assert whole[0] == whole[1]
 
 
 def test_reads_wait_for_the_bucket_together(
