@@ -60,7 +60,7 @@ class LanceDataModule(LightningDataModule):
         document_ids: With `position_ids`, `cu_seqlens` and `mask_boundary_targets`: more in a batch; see `BatchMaker`.
         fim: Fill-in-the-middle, in training: the tokenizer's tokens `prefix_token`, `middle_token`, `suffix_token`, and
             `fim_rate` and `spm_rate`; see `FillInTheMiddle`.
-        verify: Hold every file of the store against its checksum first; see `check_store`.
+        verify: Hold every file of the store against its checksum first.
         storage_options: Credentials and such, where `uri` is in an object store.
 
     Raises:
@@ -205,10 +205,9 @@ class LanceDataModule(LightningDataModule):
         self._stores = stores
         if stage == "fit":
             self._loader = self._state = None
-            # A build that goes on removes the versions that it has merged; files that are mapped stay.
+            # A build that goes on, or a later one, removes the versions that it has merged.
             for store in stores.values():
-                if self.min_tokens or self._training["extend"] or store.reader == "take":
-                    self._keep(store)
+                self._keep(store)
 
     @property
     def stores(self) -> dict[str, TokenStore]:
@@ -293,8 +292,8 @@ class LanceDataModule(LightningDataModule):
 
     def _keep(self, store: TokenStore) -> None:
         if (store.uri, store.version) not in self._kept:
+            self._kept.add((store.uri, store.version))
             store.keep_for_training()
-        self._kept.add((store.uri, store.version))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, on the tokens that the stores had then."""
