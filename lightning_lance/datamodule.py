@@ -205,8 +205,7 @@ class LanceDataModule(LightningDataModule):
         self._stores = stores
         if stage == "fit":
             self._loader = self._state = None
-            # A build that goes on, or a later one, removes the versions that it has merged.
-            for store in stores.values():
+            for store in stores.values():  # or a build that goes on removes them
                 self._keep(store)
 
     @property
