@@ -30,6 +30,7 @@ _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=
 
 USAGE = """\
 lightning-lance prepare key=value ...   build the token store, without training
+lightning-lance verify URI              hold a token store against its checksums; sample=0.1 reads a tenth of its files
 lightning-lance verify-resume CKPT      show that a run goes on exactly where a checkpoint was saved
 lightning-lance --version
 
@@ -174,6 +175,28 @@ def _verify_resume(arguments: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
+def _verify(arguments: list[str]) -> None:
+    from lightning_lance.integrity import check_store
+
+    uri, *rest = arguments or [""]
+    options = dict(argument.split("=", 1) for argument in rest if "=" in argument)
+    try:
+        sample = float(options.pop("sample", "1"))
+    except ValueError:
+        sample = 0.0
+    if not uri or len(options) + ("sample" in "".join(rest)) != len(rest) or not 0 < sample <= 1:
+        sys.exit("error: expected verify URI, and after it sample=0.1 (a share of the data files) or storage options.")
+    try:
+        problems = check_store(uri, options, sample)
+    except LightningLanceError as error:
+        sys.exit(f"error: {error}")
+    for problem in problems:
+        print(problem)
+    if problems:
+        sys.exit(f"error: {uri}: {len(problems)} problems.")
+    print(f"{uri}: all is as it was written.")
+
+
 def main() -> None:
     """Run the command `lightning-lance`."""
     name, *rest = sys.argv[1:] or ["--help"]
@@ -182,9 +205,11 @@ def main() -> None:
         command(_prepare)()
     elif name == "verify-resume":
         _verify_resume(rest)
+    elif name == "verify":
+        _verify(rest)
     elif name == "--version":
         print(version("lightning-lance"))
     elif name in ("--help", "-h", "help"):
         print(USAGE, end="")
     else:
-        sys.exit(f"error: there is no command {name!r}: expected prepare or verify-resume.\n\n{USAGE}")
+        sys.exit(f"error: there is no command {name!r}: expected prepare, verify or verify-resume.\n\n{USAGE}")

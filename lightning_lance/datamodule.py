@@ -14,6 +14,7 @@ from lightning_lance.batches import Batch, BatchFormat
 from lightning_lance.cursor import OnDataChange
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.fim import FillInTheMiddle
+from lightning_lance.integrity import require_whole
 from lightning_lance.loader import Remainder, WindowLoader
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
 from lightning_lance.prepare import check_origin, prepare
@@ -60,6 +61,7 @@ class LanceDataModule(LightningDataModule):
         document_ids: With `position_ids`, `cu_seqlens` and `mask_boundary_targets`: more in a batch; see `BatchMaker`.
         fim: Fill-in-the-middle, in training: the tokenizer's tokens `prefix_token`, `middle_token`, `suffix_token`, and
             `fim_rate` and `spm_rate`; see `FillInTheMiddle`.
+        verify: Hold every file of the store against its checksum first.
         storage_options: Credentials and such, where `uri` is in an object store.
 
     Raises:
@@ -95,6 +97,7 @@ class LanceDataModule(LightningDataModule):
         cu_seqlens: bool = False,
         mask_boundary_targets: bool = False,
         fim: Mapping[str, Any] | None = None,
+        verify: bool = False,
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
@@ -125,7 +128,7 @@ class LanceDataModule(LightningDataModule):
             "cu_seqlens": cu_seqlens,
             "mask_boundary_targets": mask_boundary_targets,
         }
-        self._fim = dict(fim or {})
+        self._fim, self.verify = dict(fim or {}), verify
         self.storage_options = dict(storage_options or {})
         # On local disks each node builds, or finds what a node that shares the disk has built; a bucket is everybody's.
         self.prepare_data_per_node = "://" not in str(uri or data_dir)
@@ -176,6 +179,8 @@ class LanceDataModule(LightningDataModule):
                     commit_seconds=self.commit_seconds,
                     storage_options=self.storage_options,
                 )
+            for uri in self._uris.values() if self.verify else ():
+                require_whole(uri, self.storage_options)
         except Exception as error:
             if self.trainer is None or self.trainer.world_size == 1:
                 raise
@@ -203,10 +208,8 @@ class LanceDataModule(LightningDataModule):
         self._stores = stores
         if stage == "fit":
             self._loader = self._state = None
-            for store in stores.values():
-                # A build that goes on removes the versions that it has merged, and files that are not mapped with them.
-                if self.min_tokens is not None or self._training["extend"] or store.reader == "take":
-                    self._keep(store)
+            for store in stores.values():  # or a build that goes on removes them
+                self._keep(store)
 
     @property
     def stores(self) -> dict[str, TokenStore]:

@@ -81,6 +81,17 @@ def check_store(
     return problems or _check_counts(newest, uri, notes, commit)
 
 
+def require_whole(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
+    """Refuse a store that is not as it was written.
+
+    Raises:
+        StoreError: Naming what is damaged.
+    """
+    if problems := check_store(uri, storage_options):
+        more = f" (and {len(problems) - 1} more: see 'lightning-lance verify {uri}')" if len(problems) > 1 else ""
+        raise StoreError(f"The token store {uri!r} is damaged: {str(problems[0]).rstrip('.')}{more}.")
+
+
 def _check_sums(session: Any, there: set[str]) -> Iterable[Problem]:
     try:
         sums = read_sums(session)

@@ -176,7 +176,8 @@ class _Repacking:
         counts = np.full(rows, self._block, np.int32)
         counts[-1] -= rows * self._block - size
         mine = int(np.searchsorted(self._starts, size))
-        documents = self._documents.slice(0, mine)
+        # Copied: an empty slice of strings keeps an offset that Lance takes for damage.
+        documents = self._documents.take(pa.array(np.arange(mine)))
         fields = [
             pa.array((self._starts[:mine] % self._block).astype(np.int32)),
             *(documents.field(i) for i in range(1, self._struct.num_fields)),

@@ -23,6 +23,7 @@ from lightning_lance.commit import (
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
 from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, stream_columns, take_blocks
+from lightning_lance.integrity import require_whole
 from lightning_lance.layout import StreamExtent, layout_of, layout_of_rows
 from lightning_lance.provenance import Provenance
 from lightning_lance.segments import MappedFiles, SegmentTable
@@ -85,6 +86,7 @@ class TokenStore:
         version: int | None = None,
         storage_options: Mapping[str, str] | None = None,
         reader: Literal["auto", "mapped", "take"] = "auto",
+        verify: bool = False,
     ) -> TokenStore:
         """Open a store.
 
@@ -93,10 +95,13 @@ class TokenStore:
             version: Version to read; None reads the last one. What is committed later is not seen.
             storage_options: Credentials and such for object stores, as Lance takes them.
             reader: `auto` maps local files and falls back to `take`; the others leave no choice.
+            verify: Whether to hold every file against its checksum first; see `check_store`.
 
         Raises:
-            StoreError: If there is no committed store.
+            StoreError: If there is no committed store, or it is damaged.
         """
+        if verify:
+            require_whole(str(uri), storage_options)
         while True:
             with reading(str(uri)):
                 dataset = dataset_at(str(uri), version, storage_options)

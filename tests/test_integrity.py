@@ -5,15 +5,22 @@ import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import lance
 import pytest
+from bucket import serving
+from test_commit import NOTE, rows_of
 from test_merging import append
 
+from lightning_lance import TokenStore
+from lightning_lance.commit import append_commit
 from lightning_lance.errors import StoreError
 from lightning_lance.integrity import check_store
 
 WAYS = 200
+NOTE_OF_5001 = replace(NOTE, tokens=5001)
 
 OPENS = """
 import sys, json
@@ -96,6 +103,68 @@ def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path:
     assert opened.returncode == 0, f"{told[len(answers)]}: {opened.stderr[-3000:]}"
     assert len(answers) == WAYS
     assert sum(json.loads(answer) != "read" for answer in answers) > WAYS / 10
+
+
+def test_a_damaged_store_is_refused_at_the_opening_that_asks(store: Path, tmp_path: Path):
+    copy = tmp_path / "x.lance"
+    shutil.copytree(store, copy)
+    TokenStore.open(copy, verify=True)
+    file = max((copy / "data").iterdir(), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    TokenStore.open(copy)
+    with pytest.raises(
+        StoreError, match=rf"is damaged: data/{file.name} .*differs from what was written; bring it back"
+    ):
+        TokenStore.open(copy, verify=True)
+    command = [sys.executable, "-c", "from lightning_lance.cli import main; main()", "verify", str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 1)
+    assert file.name in done.stdout
+    assert "1 problems" in done.stderr
+    command[-1] = str(store)
+    done = subprocess.run([*command, "sample=0.5"], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, f"{store}: all is as it was written.\n")
+    assert done.stderr == ""
+
+
+def test_a_store_in_a_bucket_is_checked_too(tmp_path: Path):
+    with serving() as bucket:
+        uri, options = "s3://bucket/x.lance", bucket.lance_options
+        append_commit(uri, rows_of(1, 5000), NOTE_OF_5001, options)
+        assert check_store(uri, options) == []
+        key = next(o["Key"] for o in bucket.client.list_objects(Bucket="bucket")["Contents"] if "/data/" in o["Key"])
+        body = bytearray(bucket.client.get_object(Bucket="bucket", Key=key)["Body"].read())
+        body[50] ^= 4
+        bucket.client.put_object(Bucket="bucket", Key=key, Body=bytes(body))
+        (problem,) = check_store(uri, options)
+        assert problem.place.startswith(key.removeprefix("x.lance/"))
+        bucket.client.put_object(Bucket="bucket", Key=key, Body=bytes(body) + b"x")
+        assert "more than" in check_store(uri, options)[0].what
+        bucket.client.delete_object(Bucket="bucket", Key=key)
+        assert check_store(uri, options)[0].what == "is missing"
+
+
+def test_what_others_wrote_has_no_checksum(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append_commit(uri, rows_of(1, 5000), NOTE_OF_5001)
+    lance.write_dataset(rows_of(2), uri, mode="append")
+    assert [problem.what for problem in check_store(uri)] == ["was written by others, so it has no checksum"]
+
+
+def test_counts_that_disagree_are_found(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append_commit(uri, rows_of(1, 4000), NOTE_OF_5001)
+    assert [problem.what for problem in check_store(uri)] == ["version 1 holds 4,001 tokens and says 5,001"]
+
+
+def test_a_tag_of_a_version_that_is_gone_is_found(store: Path, tmp_path: Path):
+    copy = tmp_path / "x.lance"
+    shutil.copytree(store, copy)
+    (tag,) = (copy / "_refs" / "tags").iterdir()
+    tag.write_text(tag.read_text().replace('"version": 2', '"version": 7'))
+    assert [problem.place for problem in check_store(str(copy))] == [f"_refs/tags/{tag.name}"]
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path):

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import lance
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_merging import NOTE, Made, append, check_same_readers, commits, contents
@@ -13,9 +14,11 @@ from lightning_lance.repacking import repack
 
 
 @settings(max_examples=40)
-@given(commits, st.sets(st.integers(0, 40)))
-def test_documents_are_dropped_with_all_their_tokens(parts: list[list[Made]], gone: set[int]):
-    with tempfile.TemporaryDirectory() as folder:
+@given(commits, st.sets(st.integers(0, 40)), st.sampled_from([1, 2, 1024]))
+def test_documents_are_dropped_with_all_their_tokens(parts: list[list[Made]], gone: set[int], rows: int):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_lance.repacking._ROWS", rows)
+        patch.setattr("lightning_lance.repacking._ROWS_WRITTEN", 2 * rows)
         uri, other, note, numbered, left = f"{folder}/x.lance", f"{folder}/y.lance", NOTE, 0, []
         for part in parts:
             note = append(uri, part, numbered, note)

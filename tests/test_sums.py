@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+from test_merging import NOTE, append
+
+from lightning_lance.sums import SUMS, listed, read_sums, root_session, write_sums
+
+
+def test_every_version_is_listed_from_its_commit_on_until_it_is_removed(tmp_path: Path):
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    session = root_session(uri, None)
+    for i in range(3):
+        note = append(uri, [(0, "C", 10)], i, note)
+        assert read_sums(session).keys() == listed(session)
+        assert len(listed(session)) == 2 * (i + 1)
+    append(uri, [(0, "C", 10)], 3, note, 1 << 30)
+    assert read_sums(session).keys() == listed(session)
+    assert len(listed(session)) == 2
+
+
+def test_a_sum_is_of_the_file_as_it_was_written(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append(uri, [(0, "C", 10)], 0)
+    session = root_session(uri, None)
+    before = read_sums(session)
+    (manifest,) = (tmp_path / "x.lance" / "_versions").glob("*.manifest")
+    manifest.write_bytes(b"damaged")
+    write_sums(uri, None)
+    assert read_sums(session) == before
+
+
+def test_a_damaged_list_is_not_believed(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    session = root_session(uri, None)
+    assert read_sums(session) is None
+    append(uri, [(0, "C", 10)], 0)
+    (tmp_path / "x.lance" / SUMS).write_text((tmp_path / "x.lance" / SUMS).read_text().replace("1", "2"))
+    with pytest.raises(ValueError, match="not what was written"):
+        read_sums(session)
