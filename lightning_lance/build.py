@@ -82,7 +82,7 @@ class Build:
             tokenizer.eos_id,
             tokenizer.vocab_size,
         )
-        self._version, self.committed = version, commit
+        self._version, self._first, self.committed = version, commit, commit
         self._val_fraction = float(plan.recipe["val_fraction"])
         self._dedup = source.dedup == "exact"
         self._packer = self._new_packer()
@@ -106,7 +106,6 @@ class Build:
         """
         if (file := self._plan.tokenizer_file) is not None:
             write_whole(file, self._plan.tokenizer.to_json())
-        remove_leftovers(self._plan.uri)
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
         limits = (self._budget.max_documents, self._budget.max_tokens)
@@ -166,7 +165,7 @@ class Build:
             self._check_found()
 
     def _submit(self, writer: ThreadPoolExecutor, final: bool = False) -> Future[None]:
-        packer, commit = self._packer, self._commit
+        packer, commit, first = self._packer, self._commit, self._first
         self._packer = self._new_packer()
 
         def append() -> None:
@@ -176,8 +175,11 @@ class Build:
                 self._version = finish(uri, rows, commit, options, self._version)
             else:
                 self._version = append_commit(uri, rows, commit, options, self._version)
-            self.committed = commit
+            # Before this commit, a builder that was stopped in the middle of its own could come back and still make it.
+            begun, self.committed = self.committed is not first, commit
             if not final:
+                if not begun:
+                    remove_leftovers(uri)
                 self._version = tidy(uri, self._version, options)
 
         return writer.submit(append)

@@ -169,7 +169,7 @@ def _size(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> int:
 
 
 def remove_leftovers(uri: str) -> None:
-    """Remove what a killed builder left in a local store, before the next one begins; as `remove_unneeded` may it be called.
+    """Remove what a killed builder left in a local store; to be called after the first commit of the next one.
 
     In a bucket, where nothing but commits tells builders apart, another may be writing: its next clean-up has to do.
     """
@@ -184,11 +184,14 @@ def remove_leftovers(uri: str) -> None:
 def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
     """Remove all versions but the newest and those with a tag, and the files of none, such as a killed builder leaves.
 
-    Readers that map an older version's files keep them as long as they are open. Only the one builder may call it: what
-    another is about to commit is of no version yet.
+    Readers that map an older version's files keep them as long as they are open. Only the one builder may call it, after a
+    commit of its own: what another has written for a commit is of no version yet, and this one's makes that impossible. In a
+    bucket there may be several builders at any time, so files that were of no version are left until they are a week old.
     """
     dataset = dataset_at(uri, None, storage_options)
     if dataset is None:
+        if "://" in uri:
+            return
         session = data_session(uri, storage_options)
         for path in session.list():
             session.delete_file(path)
@@ -197,7 +200,7 @@ def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None) 
         kept = {int(dataset.version), *(int(tag["version"]) for tag in dataset.tags.list().values())}
         write_sums(uri, storage_options, kept)
         dataset.cleanup_old_versions(
-            older_than=timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False
+            older_than=timedelta(0), delete_unverified="://" not in uri, error_if_tagged_old_versions=False
         )
     except (ValueError, OSError) as error:
         # The store is whole, only larger than need be.
