@@ -1,4 +1,4 @@
-"""A token store, opened for reading: streams, and windows of them. Besides `commit`, only this module knows Lance."""
+"""A token store, opened for reading: streams, and windows of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from lance.file import LanceFileReader
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.commit import (
@@ -25,6 +24,7 @@ from lightning_lance.forked import ForkedReader
 from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, stream_columns, take_blocks
 from lightning_lance.integrity import require_whole
 from lightning_lance.layout import StreamExtent, layout_of, layout_of_rows
+from lightning_lance.mapping import map_tokens
 from lightning_lance.provenance import Provenance
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
@@ -69,7 +69,7 @@ class TokenStore:
         if "://" not in uri:
             check_sizes(uri, fragments_of(dataset))
         self.dtype: np.dtype[Any] = np.dtype(tokens.value_type.to_pandas_dtype())
-        mapped = None if reader == "take" else self._map()
+        mapped = None if reader == "take" else map_tokens(uri, dataset, self._block, self.dtype)
         if mapped is None and reader == "mapped":
             raise StoreError(f"The token store {uri!r} cannot be mapped into memory here: use reader='auto'.")
         self._mapped: MappedFiles | None
@@ -262,7 +262,7 @@ class TokenStore:
         return self._segments[split]
 
     def _index(self, pages: np.ndarray | None) -> None:
-        """Make the segment tables. `pages`: (n, 2), as `_map` gives them; None counts places in rows of `take`."""
+        """Make the segment tables. `pages`: (n, 2), as `map_tokens` gives them; None counts places in rows of `take`."""
         parts = layout_of(fragments_of(self._dataset), notes_of(self._dataset))
         if parts is None:
             parts = layout_of_rows(stream_columns(self._dataset), self._block)
@@ -297,40 +297,3 @@ class TokenStore:
                     count = int(tokens[of_stream == numbers[key]].sum())
                     self._streams[split].append(StreamExtent(key[1], start, count))
                     start += count
-
-    def _map(self) -> tuple[MappedFiles, np.ndarray] | None:
-        """Map the token pages, and give the place of each and its rows; None where Lance's layout or the disk forbids it."""
-        if "://" in self.uri:
-            return None
-        row_bytes = self._block * self.dtype.itemsize
-        files: list[Path] = []
-        pages: list[tuple[int, int, int]] = []
-        for fragment in self._dataset.get_fragments():
-            data_files = fragment.data_files()
-            if fragment.num_deletions or len(data_files) != 1:
-                return None
-            file = Path(self.uri, "data", data_files[0].path)
-            # The tokens are the first column of the schema, so they are the first one of every file.
-            buffers = [page.buffers for page in LanceFileReader(str(file)).metadata().columns[0].pages]
-            if any(len(parts) != 1 or parts[0].size % row_bytes for parts in buffers):
-                return None
-            if sum(parts[0].size for parts in buffers) != fragment.physical_rows * row_bytes:
-                return None
-            pages += [(len(files), parts[0].position, parts[0].size // row_bytes) for parts in buffers]
-            files.append(file)
-        if not files:
-            return None
-        try:
-            mapped = MappedFiles(files, self.dtype)
-            firsts = [(mapped.place(file, position), count) for file, position, count in pages]
-        except (StoreError, OSError) as error:
-            _log.warning(
-                "The token store %s is read by take, which is slower, since it cannot be mapped: %s.", self.uri, error
-            )
-            return None
-        found = np.asarray(firsts, np.int64)
-        # The last block of a page is where it is only if the page begins and ends where Lance says.
-        last = found[:, 0] + (found[:, 1] - 1) * self._block
-        if not np.array_equal(mapped.gather(last, self._block), self._blocks(np.cumsum(found[:, 1]) - 1)):
-            return None
-        return mapped, found

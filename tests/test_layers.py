@@ -12,7 +12,7 @@ ORDER = [
     "errors", "languages", "documents", "dedup", "patience", "parquet", "sources", "own_split", "access", "shards", "streaming",
     "locking", "tokenization", "tokenizer_choice",
     "splits", "packing", "segments", "layout", "fragments", "sums", "commit", "repacking", "merging", "integrity",
-    "provenance", "forked", "store",
+    "provenance", "forked", "mapping", "store",
     "progress", "read_ahead", "encoding", "status", "plan", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
@@ -21,7 +21,7 @@ ORDER = [
 
 ONLY = {
     "lightning": {"datamodule", "termination"},
-    "lance": {"fragments", "sums", "commit", "repacking", "merging", "integrity", "provenance", "store"},
+    "lance": {"fragments", "sums", "commit", "repacking", "merging", "integrity", "provenance", "mapping"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "torch": {"batches", "token_windows", "agreement", "loader", "verify"},

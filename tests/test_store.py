@@ -77,15 +77,6 @@ def test_both_readers_give_the_logical_stream(
             assert all(np.array_equal(w, stream[a : a + length]) for w, a in zip(windows, starts, strict=True))
 
 
-def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
-    """What the mapped reader lives on: Lance must not cut a commit into many pages, nor compress it."""
-    monkeypatch.setattr("lightning_lance.build.finish", append_commit)
-    store = byte_store(*["x" * 500_000] * 20, commit_tokens=4_000_000)
-    assert store.reader == "mapped"
-    assert store.version == 3
-    assert len(store._table("train").places) == 3
-
-
 @settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5000)), min_size=1, max_size=12),
@@ -128,25 +119,6 @@ def test_a_store_travels_as_an_address(byte_store: MakeStore):
     copy = pickle.loads(data)
     assert (copy.version, copy.fingerprint) == (store.version, store.fingerprint)
     assert copy.read(np.array([2]), 4).tolist() == store.read(np.array([2]), 4).tolist()
-
-
-def test_deleted_blocks_are_read_by_take(byte_store: MakeStore):
-    store = byte_store("x" * 10_000)
-    dataset = lance.dataset(store.uri)
-    dataset.delete("num_tokens < 2048")
-    smaller = TokenStore.open(store.uri)
-    assert smaller.reader == "take"
-    assert smaller.num_tokens() == 10_000 // BLOCK * BLOCK
-    assert smaller.commit == store.commit
-    assert set(smaller.read(np.array([0]), smaller.num_tokens())[0].tolist()) == {ord("x")}
-    with pytest.raises(StoreError, match="cannot be mapped"):
-        TokenStore.open(store.uri, reader="mapped")
-
-
-def test_what_is_mapped_must_be_what_lance_reads(byte_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
-    store = byte_store("some text")
-    monkeypatch.setattr(TokenStore, "_blocks", lambda self, rows: np.ones((len(rows), BLOCK), self.dtype))
-    assert TokenStore.open(store.uri).reader == "take"
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):

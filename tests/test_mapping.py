@@ -1,0 +1,40 @@
+from collections.abc import Callable
+
+import lance
+import numpy as np
+import pytest
+
+from lightning_lance import TokenStore
+from lightning_lance.commit import append_commit
+from lightning_lance.errors import StoreError
+from lightning_lance.packing import BLOCK
+
+MakeStore = Callable[..., TokenStore]
+
+
+def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
+    """What the mapped reader lives on: Lance must not cut a commit into many pages, nor compress it."""
+    monkeypatch.setattr("lightning_lance.build.finish", append_commit)
+    store = byte_store(*["x" * 500_000] * 20, commit_tokens=4_000_000)
+    assert store.reader == "mapped"
+    assert store.version == 3
+    assert len(store._table("train").places) == 3
+
+
+def test_deleted_blocks_are_read_by_take(byte_store: MakeStore):
+    store = byte_store("x" * 10_000)
+    dataset = lance.dataset(store.uri)
+    dataset.delete("num_tokens < 2048")
+    smaller = TokenStore.open(store.uri)
+    assert smaller.reader == "take"
+    assert smaller.num_tokens() == 10_000 // BLOCK * BLOCK
+    assert smaller.commit == store.commit
+    assert set(smaller.read(np.array([0]), smaller.num_tokens())[0].tolist()) == {ord("x")}
+    with pytest.raises(StoreError, match="cannot be mapped"):
+        TokenStore.open(store.uri, reader="mapped")
+
+
+def test_what_is_mapped_must_be_what_lance_reads(byte_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
+    store = byte_store("some text")
+    monkeypatch.setattr("lightning_lance.mapping.take_blocks", lambda dataset, rows: np.ones((len(rows), BLOCK)))
+    assert TokenStore.open(store.uri).reader == "take"
