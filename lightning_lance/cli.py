@@ -124,8 +124,8 @@ def _prepare(config: DictConfig) -> None:
 
     # The arguments of the datamodule, without the datamodule: a build needs neither torch nor Lightning.
     data = make(config.data, _target_="builtins.dict")
-    wanted = ("uri", "data_dir", "max_documents", "max_tokens", "val_fraction", "storage_options")
-    store = prepare(data["source"], data["tokenizer"], **{name: data[name] for name in wanted})
+    wanted = ("uri", "data_dir", "max_documents", "max_tokens", "val_fraction", "max_document_bytes", "long_documents")
+    store = prepare(data["source"], data["tokenizer"], **{name: data[name] for name in (*wanted, "storage_options")})
     commit = store.commit
     print(
         f"{store.uri}: {commit.documents:,} documents, {store.num_tokens('train'):,} train and "

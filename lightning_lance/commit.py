@@ -48,7 +48,8 @@ class Commit:
         documents: Documents.
         tokens: Tokens, EOS included.
         text_bytes: Bytes of text.
-        skipped: Documents left out, by reason (`null`, `empty`).
+        skipped: Documents left out, by reason (`null`, `not_utf8`, `empty`, `blank`, `long`).
+        noted: Documents that are in the store, by what is remarkable (`special`, `nul`, `crlf`, `bom`, `split`).
         languages: Documents by language.
         exhausted: Whether the source has no more documents.
     """
@@ -66,6 +67,7 @@ class Commit:
     tokens: int = 0
     text_bytes: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
     languages: dict[str, int] = field(default_factory=dict)
     exhausted: bool = False
 

@@ -16,6 +16,7 @@ from lightning_lance.cursor import OnDataChange
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.loader import Remainder, WindowLoader
+from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, wait_for
 from lightning_lance.prepare import prepare
 from lightning_lance.sources import Source
@@ -44,6 +45,8 @@ class LanceDataModule(LightningDataModule):
         max_documents: Budget in documents. A larger one continues the store.
         max_tokens: Budget in tokens.
         val_fraction: Share of the documents (of the repositories, where known) that is for validation.
+        max_document_bytes: Longest text that is encoded at once, in bytes of UTF-8.
+        long_documents: What becomes of longer ones: `split` encodes them in pieces, `skip` leaves them out.
         min_tokens: Builds nothing, but waits until a build that runs elsewhere has committed so many tokens, and trains on
             those; see `extend`.
         order: `shuffle`, `random` or `sequential`, for training. Validation, test and prediction go through all `val`
@@ -77,6 +80,8 @@ class LanceDataModule(LightningDataModule):
         max_documents: int | None = None,
         max_tokens: int | None = None,
         val_fraction: float = 0.01,
+        max_document_bytes: int = MAX_DOCUMENT_BYTES,
+        long_documents: Literal["split", "skip"] = "split",
         min_tokens: int | None = None,
         order: Order = "shuffle",
         seed: int = 0,
@@ -110,7 +115,9 @@ class LanceDataModule(LightningDataModule):
         self.data_dir, self.uri = data_dir, uri
         self.budget = Budget(max_documents, max_tokens)
         check_val_fraction(val_fraction)
-        self.val_fraction = val_fraction
+        LongDocuments(max_document_bytes, long_documents)
+        self._stored: dict[str, Any] = {"data_dir": data_dir, "val_fraction": val_fraction}
+        self._stored |= {"max_document_bytes": max_document_bytes, "long_documents": long_documents}
         self.min_tokens = Budget(None, min_tokens).max_tokens
         self.seed = seed
         self._training: dict[str, Any] = {
@@ -142,9 +149,7 @@ class LanceDataModule(LightningDataModule):
     def _plan(self) -> Plan | None:
         if self.source is None or self.tokenizer_choice is None:
             return None
-        return make_plan(
-            self.source, self.tokenizer_choice, self._uri, data_dir=self.data_dir, val_fraction=self.val_fraction
-        )
+        return make_plan(self.source, self.tokenizer_choice, self._uri, **self._stored)
 
     @property
     def _uri(self) -> str | None:
@@ -163,16 +168,8 @@ class LanceDataModule(LightningDataModule):
             for uri in self._uris.values():
                 wait_for(uri, self.min_tokens, self.storage_options)
         elif self.source is not None and self.tokenizer_choice is not None:
-            prepare(
-                self.source,
-                self.tokenizer_choice,
-                self._uri,
-                data_dir=self.data_dir,
-                max_documents=self.budget.max_documents,
-                max_tokens=self.budget.max_tokens,
-                val_fraction=self.val_fraction,
-                storage_options=self.storage_options,
-            )
+            options = {**vars(self.budget), **self._stored, "storage_options": self.storage_options}
+            prepare(self.source, self.tokenizer_choice, self._uri, **options)
 
     def setup(self, stage: str) -> None:
         """Open the stores.

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import only_one
+from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
 from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.progress import BuildProgress
@@ -47,6 +49,8 @@ def prepare(
     max_documents: int | None = None,
     max_tokens: int | None = None,
     val_fraction: float = 0.01,
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
+    long_documents: Literal["split", "skip"] = "split",
     storage_options: Mapping[str, str] | None = None,
     commit_tokens: int = COMMIT_TOKENS,
     commit_seconds: float = COMMIT_SECONDS,
@@ -64,6 +68,8 @@ def prepare(
         max_documents: Budget in documents.
         max_tokens: Budget in tokens, EOS included.
         val_fraction: Share of the documents (of the repositories, where known) that is for validation.
+        max_document_bytes: Longest text that is encoded at once, in bytes of UTF-8.
+        long_documents: What becomes of longer ones: `split` encodes them in pieces, `skip` leaves them out.
         storage_options: Credentials and such for an object store.
         commit_tokens: Tokens per commit.
         commit_seconds: Longest time between two commits, while documents come in.
@@ -77,7 +83,15 @@ def prepare(
         StoreError: If `uri` holds another store.
     """
     budget = Budget(max_documents, max_tokens)
-    plan = make_plan(source, tokenizer, uri, data_dir=data_dir, val_fraction=val_fraction)
+    plan = make_plan(
+        source,
+        tokenizer,
+        uri,
+        data_dir=data_dir,
+        val_fraction=val_fraction,
+        max_document_bytes=max_document_bytes,
+        long_documents=long_documents,
+    )
     _check_place(plan)
     lock = plan.lock_file
     with only_one(lock, f"building {plan.uri}") if lock else nullcontext():
@@ -147,7 +161,8 @@ class _Build:
         share = self._budget.share(first, num_shards)
         left = self._budget.max_documents
         left = None if left is None else left - first.documents
-        batches = encoded_batches(self._opened, self._plan.tokenizer, first.shard, first.row, left)
+        plan = self._plan
+        batches = encoded_batches(self._opened, plan.tokenizer, first.shard, first.row, left, plan.long_documents)
         pending: Future[int] | None = None
         last = time.monotonic()
         with (
@@ -162,6 +177,7 @@ class _Build:
                     self._check_first_shard()
                 else:
                     self._add(shard, batch)
+                    del batch  # it may be large, and the next one takes its time
                 now, share = self._commit, self._budget.share(self._commit, num_shards)
                 progress.update(share, now.documents, now.tokens, now.text_bytes - before)
                 if self._budget.met(now):
@@ -183,6 +199,7 @@ class _Build:
             now = self._commit
             progress.update(1.0, now.documents, now.tokens, 0)
             progress.committed(1.0, now.documents, now.tokens)
+            progress.ended(now.skipped, now.noted)
         if not self._budget.met(self._commit):
             self._check_found()
 
@@ -211,9 +228,10 @@ class _Build:
         )
         # A met budget leaves what follows its last document, skipped ones too, for a later build.
         seen = int(made.wanted[count - 1]) + 1 if budget.met(added) else len(made.batch)
-        skipped = {"null": int((made.sizes[:seen] < 0).sum()), "empty": int((made.sizes[:seen] == 0).sum())}
+        skipped, noted = made.counts(count, seen)
         row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
-        self._commit = replace(added, shard=shard, row=row, skipped=_add_counts(commit.skipped, skipped))
+        skipped, noted = _add_counts(commit.skipped, skipped), _add_counts(commit.noted, noted)
+        self._commit = replace(added, shard=shard, row=row, skipped=skipped, noted=noted)
 
     def _splits(self, documents: pa.Table) -> np.ndarray:
         texts = one_array(documents.column("text"))
@@ -253,7 +271,7 @@ class _Build:
             self._check_found()
             skipped = ", ".join(f"{count} {reason}" for reason, count in self._commit.skipped.items()) or "none"
             raise SourceError(
-                f"Source {self._source.name!r} gave no documents (skipped: {skipped}; null is missing or not UTF-8): check "
+                f"Source {self._source.name!r} gave no documents (skipped: {skipped}; blank is nothing but white space): check "
                 "what it reads and what it filters."
             )
 

@@ -11,6 +11,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,9 +34,12 @@ EOS_SPELLINGS = (
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )
 
-# A document of every batch is encoded twice to compare the engines; longer ones would slow a build down.
+# A document of every batch, or a piece of one that is longer, is encoded twice to compare the engines.
 _COMPARE_BYTES = 4_000
 _COMPARE_FIRST = 16
+
+# Text that the `tokenizers` library gets at once: it takes up to 150 bytes of memory for each.
+_REFERENCE_BYTES = 2 << 20
 
 
 class Encoded(NamedTuple):
@@ -89,6 +93,7 @@ class Tokenizer:
         self.eos_token = eos
         self.eos_id: int = vocabulary[eos]
         self.vocab_size: int = max(vocabulary.values()) + 1
+        self.special_tokens = [token["content"] for token in fields.get("added_tokens") or [] if token["special"]]
         # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.
         self._spec, self._engine = json.dumps(fields, ensure_ascii=False), engine
         self._check_special_tokens(fields, vocabulary)
@@ -129,38 +134,51 @@ class Tokenizer:
         fast = self._fast
         if fast is not None and len(texts):
             encoded = _encode_fast(fast, texts)
-            if encoded is not None and (different := self._first_difference(texts, encoded)) is None:
+            if encoded is not None and (different := self._first_difference(fast, texts, encoded)) is None:
                 self._batches += 1
                 return encoded
             if self._fast is not None:
                 self._fast = None
-                reason = "failed" if encoded is None else f"gave other ids for the text {str(texts[different])[:60]!r}"
+                reason = "failed" if encoded is None else f"gave other ids for the text {(different or '')[:60]!r}"
                 warnings.warn(
                     f"gigatoken {reason}: the tokenizers library encodes from here on, more slowly.", stacklevel=2
                 )
         return self._encode_reference(texts)
 
     def _encode_reference(self, texts: pa.Array) -> Encoded:
-        rows = [row.ids for row in self._reference.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)]
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        return Encoded(
-            np.concatenate([np.asarray(row, np.uint32) for row in rows] or [np.empty(0, np.uint32)]), offsets
-        )
+        ids: list[np.ndarray] = []
+        group = np.cumsum(np.diff(string_buffers(texts)[0])) // _REFERENCE_BYTES
+        cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(texts)]
+        for low, high in pairwise(cuts):
+            some = texts.slice(low, high - low).to_pylist()
+            rows = self._reference.encode_batch_fast(some, add_special_tokens=False)
+            ids += [np.asarray(row.ids, np.uint32) for row in rows]
+        offsets = np.zeros(len(ids) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in ids], out=offsets[1:])
+        return Encoded(np.concatenate(ids or [np.empty(0, np.uint32)]), offsets)
 
-    def _first_difference(self, texts: pa.Array, encoded: Encoded) -> int | None:
-        sizes = np.diff(_string_buffers(texts)[0])
-        short = np.flatnonzero(sizes <= _COMPARE_BYTES)
-        if not len(short):
-            return None
+    def _first_difference(self, fast: Any, texts: pa.Array, encoded: Encoded) -> str | None:
+        """Give a text that the engines encode differently; None if none of the sample is one."""
+        borders, data = string_buffers(texts)
         # Evenly over the first batch, then another place in each.
         count = _COMPARE_FIRST if self._batches == 0 else 1
-        picked = short[(np.arange(count) * len(short) // count + self._batches * 7919) % len(short)]
-        places = np.unique(picked).tolist()
-        expected = self._reference.encode_batch_fast([str(texts[i]) for i in places], add_special_tokens=False)
-        for i, row in zip(places, expected, strict=True):
-            if not np.array_equal(encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]], row.ids):
-                return int(i)
+        picked = (np.arange(count) * len(texts) // count + self._batches * 7919) % len(texts)
+        long = np.diff(borders)[picked] > _COMPARE_BYTES
+        places = np.unique(picked[~long]).tolist()
+        samples = [str(texts[i]) for i in places]
+        found = [encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]] for i in places]
+        # A piece of a text is a text too: of the long ones, the engines are compared on a piece, another one in each batch.
+        pieces = [_piece(data[borders[i] : borders[i + 1]], self._batches) for i in np.unique(picked[long])]
+        if pieces:
+            ids = _encode_fast(fast, pa.array(pieces, pa.large_string()))
+            if ids is None:
+                return pieces[0]
+            found += [ids.ids[low:high] for low, high in pairwise(ids.offsets)]
+        samples += pieces
+        expected = self._reference.encode_batch_fast(samples, add_special_tokens=False)
+        for text, ours, row in zip(samples, found, expected, strict=True):
+            if not np.array_equal(ours, row.ids):
+                return text
         return None
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -196,7 +214,7 @@ def _load_fast(fields: dict[str, Any]) -> Any:
 def _encode_fast(fast: Any, texts: pa.Array) -> Encoded | None:
     import awkward as ak
 
-    offsets, data = _string_buffers(texts)
+    offsets, data = string_buffers(texts)
     strings = ak.contents.ListOffsetArray(
         ak.index.Index64(offsets),
         ak.contents.NumpyArray(data, parameters={"__array__": "char"}),
@@ -209,6 +227,13 @@ def _encode_fast(fast: Any, texts: pa.Array) -> Encoded | None:
         return None
     lows, ids = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
     return Encoded(ids[lows[0] : lows[-1]], lows - lows[0])
+
+
+def _piece(text: np.ndarray, batch: int) -> str:
+    """Take about `_COMPARE_BYTES` out of a long text, from a place that the number of the batch decides."""
+    low = batch * 7919 * _COMPARE_BYTES % (len(text) - _COMPARE_BYTES)
+    # The characters that were cut at both ends go.
+    return text[low : low + _COMPARE_BYTES].tobytes().decode(errors="ignore")
 
 
 def _gigatoken_knows(fields: dict[str, Any]) -> bool:
@@ -267,7 +292,7 @@ def train_bpe(texts: Iterable[str] | Iterable[Sequence[str]], vocab_size: int) -
     return Tokenizer(model.to_str())
 
 
-def _string_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+def string_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Lay numpy over the memory of a large_string array: (n + 1,) int64 offsets and the uint8 bytes."""
     _, offsets, data = texts.buffers()
     ends = (

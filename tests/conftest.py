@@ -77,3 +77,9 @@ def byte_store(tmp_path: Path) -> Callable[..., TokenStore]:
         return prepare(source, ByteChoice(), **options)
 
     return make
+
+
+def kept(text: str | None) -> str:
+    """What a build keeps of a text, the empty string if nothing: no byte order mark, no text of white space only."""
+    text = (text or "").removeprefix("\ufeff")
+    return "" if text.isspace() else text
