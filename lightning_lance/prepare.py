@@ -26,6 +26,7 @@ from lightning_lance.locking import only_one
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
 from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
+from lightning_lance.preflight import SpaceCheck
 from lightning_lance.progress import BuildProgress
 from lightning_lance.sources import OpenedSource, Source
 from lightning_lance.splits import split_codes
@@ -163,6 +164,7 @@ class _Build:
         left = None if left is None else left - first.documents
         plan = self._plan
         batches = encoded_batches(self._opened, plan.tokenizer, first.shard, first.row, left, plan.long_documents)
+        space = SpaceCheck(plan, self._budget, first, self._opened)
         pending: Future[int] | None = None
         last = time.monotonic()
         with (
@@ -178,6 +180,7 @@ class _Build:
                 else:
                     self._add(shard, batch)
                     del batch  # it may be large, and the next one takes its time
+                space.look(self._commit)
                 now, share = self._commit, self._budget.share(self._commit, num_shards)
                 progress.update(share, now.documents, now.tokens, now.text_bytes - before)
                 if self._budget.met(now):

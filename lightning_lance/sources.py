@@ -44,6 +44,11 @@ class OpenedSource(Protocol):
         """What `Source.open` needs to find the same shards again, such as the resolved revision. JSON types."""
         ...
 
+    @property
+    def num_bytes(self) -> int | None:
+        """Bytes of text in all, wanted or not, if that is known without reading; else None."""
+        ...
+
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
         """Read a shard (by its place in `shards`) from a row on, as document batches (see documents.py)."""
         ...
@@ -198,6 +203,7 @@ class _OpenedFiles:
         self._source = source
         self._groups = [files[i : i + BATCH_ROWS] for i in range(0, len(files), BATCH_ROWS)]
         self.pin: dict[str, Any] = {}
+        self.num_bytes: int | None = sum(Path(source.root, file).stat().st_size for file in files)
 
     @property
     def shards(self) -> Sequence[str]:

@@ -213,6 +213,8 @@ def _stream(builder: Any, source: DatasetSource) -> Any:
 
 
 class _OpenedDataset:
+    num_bytes: int | None = None  # files are compressed
+
     def __init__(self, source: DatasetSource, revision: str | None) -> None:
         self._source, self._revision = source, revision
         builder, self._files = _listing(source, revision)

@@ -50,6 +50,7 @@ class ListSource:
         return [str(i) for i in range(-(-len(self.documents) // self.per_shard))]
 
     pin: dict[str, Any] = dataclasses.field(default_factory=dict)
+    num_bytes: int | None = None
 
     def present_languages(self) -> list[str]:
         return sorted({language for _, language, _ in self.documents})

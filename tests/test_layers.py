@@ -12,7 +12,7 @@ ORDER = [
     "errors", "languages", "documents", "sources", "access", "streaming",
     "locking", "tokenization", "tokenizer_choice", "long_texts", "inspection",
     "splits", "packing", "segments", "commit", "forked", "store",
-    "progress", "read_ahead", "encoding", "plan", "prepare",
+    "progress", "read_ahead", "encoding", "plan", "preflight", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
     "cli", "__init__",
