@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_lance.documents import one_array
+from lightning_lance.fast_engine import Encoded
 from lightning_lance.inspection import counted, remarks, skip_reasons, spelled
 from lightning_lance.long_texts import LongDocuments, encode_texts
 from lightning_lance.read_ahead import read_ahead
 from lightning_lance.sources import BATCH_BYTES, OpenedSource
-from lightning_lance.tokenization import Encoded, Tokenizer
+from lightning_lance.tokenization import Tokenizer
 
 # Batches read ahead, and encoded at once: enough to keep the cores busy (with one, a core idles at the end of each
 # batch), few enough for memory.

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.errors import ConfigError
-from lightning_lance.tokenization import Encoded, Tokenizer, string_buffers, token_dtype
+from lightning_lance.fast_engine import Encoded, string_buffers
+from lightning_lance.tokenization import Tokenizer, token_dtype
 
 # Longest text that is encoded at once: 1 MiB is more than nearly any source file or book chapter, takes the slowest engine
 # about a second, and some 150 MB of its memory.

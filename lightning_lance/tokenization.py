@@ -7,20 +7,25 @@ template of a post-processor, no truncation); the EOS that ends a document is pu
 from __future__ import annotations
 
 import json
-import logging
 import os
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
 from lightning_lance.errors import ConfigError
-
-_log = logging.getLogger(__name__)
+from lightning_lance.fast_engine import (
+    Encoded,
+    encode_fast,
+    gigatoken_knows,
+    load_fast,
+    newer_characters,
+    string_buffers,
+)
 
 # What ends a document in the tokenizers that people pre-train with, most common spelling first.
 EOS_SPELLINGS = (
@@ -40,13 +45,6 @@ _COMPARE_FIRST = 16
 
 # Text that the `tokenizers` library gets at once: it takes up to 150 bytes of memory for each.
 _REFERENCE_BYTES = 2 << 20
-
-
-class Encoded(NamedTuple):
-    """Token ids of n texts: `ids[offsets[i]:offsets[i + 1]]` are those of text i; (total,) uint32 and (n + 1,) int64."""
-
-    ids: np.ndarray
-    offsets: np.ndarray
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -99,12 +97,15 @@ class Tokenizer:
         self._check_special_tokens(fields, vocabulary)
         canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         self.digest = xxhash.xxh3_128_hexdigest(f"{self.eos_id}\0{canonical}".encode())
-        self._fast: Any = _load_fast(fields) if engine == "auto" and _gigatoken_knows(fields) else None
+        self._fast: Any = load_fast(fields) if engine == "auto" and gigatoken_knows(fields) else None
         self._batches = 0
 
     def _check_special_tokens(self, fields: dict[str, Any], vocabulary: dict[str, int]) -> None:
         """Refuse a tokenizer that would make a special token of plain text, because it is a piece of its model too."""
-        unknown = fields["model"].get("unk_token")
+        model = fields["model"]
+        # Unigram models know it by its place.
+        place = model.get("unk_id") if model["type"] == "Unigram" else None
+        unknown = model.get("unk_token") if place is None else model["vocab"][place][0]
         for token in fields.get("added_tokens") or []:
             if token["special"] and token["content"] != unknown:
                 ids = self._reference.encode(token["content"], add_special_tokens=False).ids
@@ -133,7 +134,9 @@ class Tokenizer:
         """
         fast = self._fast
         if fast is not None and len(texts):
-            encoded = _encode_fast(fast, texts)
+            if (apart := newer_characters(texts)) is not None:
+                return self._encode_apart(texts, apart)
+            encoded = encode_fast(fast, texts)
             if encoded is not None and (different := self._first_difference(fast, texts, encoded)) is None:
                 self._batches += 1
                 return encoded
@@ -144,6 +147,17 @@ class Tokenizer:
                     f"gigatoken {reason}: the tokenizers library encodes from here on, more slowly.", stacklevel=2
                 )
         return self._encode_reference(texts)
+
+    def _encode_apart(self, texts: pa.Array, apart: np.ndarray) -> Encoded:
+        """Encode some texts, which are few, by `tokenizers`, and the others as ever."""
+        parts = [
+            self.encode_batch(texts.filter(pa.array(~apart))),
+            self._encode_reference(texts.filter(pa.array(apart))),
+        ]
+        rows = [[ids[low:high] for low, high in pairwise(offsets)] for ids, offsets in parts]
+        both = [iter(row) for row in rows]
+        merged = [next(both[int(other)]) for other in apart]
+        return Encoded(np.concatenate(merged), np.cumsum([0, *map(len, merged)], dtype=np.int64))
 
     def _encode_reference(self, texts: pa.Array) -> Encoded:
         ids: list[np.ndarray] = []
@@ -170,7 +184,7 @@ class Tokenizer:
         # A piece of a text is a text too: of the long ones, the engines are compared on a piece, another one in each batch.
         pieces = [_piece(data[borders[i] : borders[i + 1]], self._batches) for i in np.unique(picked[long])]
         if pieces:
-            ids = _encode_fast(fast, pa.array(pieces, pa.large_string()))
+            ids = encode_fast(fast, pa.array(pieces, pa.large_string()))
             if ids is None:
                 return pieces[0]
             found += [ids.ids[low:high] for low, high in pairwise(ids.offsets)]
@@ -199,53 +213,11 @@ class Tokenizer:
         return self._spec
 
 
-def _load_fast(fields: dict[str, Any]) -> Any:
-    import gigatoken
-
-    # gigatoken would turn the spelling of a special token into its id; without these entries it is plain text.
-    plain = [token for token in fields.get("added_tokens") or [] if not token["special"]]
-    try:
-        return gigatoken.Tokenizer.from_json(json.dumps({**fields, "added_tokens": plain}))
-    except Exception as error:
-        _log.info("gigatoken cannot load this tokenizer (%s); the tokenizers library encodes instead.", error)
-        return None
-
-
-def _encode_fast(fast: Any, texts: pa.Array) -> Encoded | None:
-    import awkward as ak
-
-    offsets, data = string_buffers(texts)
-    strings = ak.contents.ListOffsetArray(
-        ak.index.Index64(offsets),
-        ak.contents.NumpyArray(data, parameters={"__array__": "char"}),
-        parameters={"__array__": "string"},
-    )
-    try:
-        layout = fast.encode_batch(ak.Array(strings)).layout
-    except Exception as error:
-        _log.warning("gigatoken raised: %s", error)
-        return None
-    lows, ids = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
-    return Encoded(ids[lows[0] : lows[-1]], lows - lows[0])
-
-
 def _piece(text: np.ndarray, batch: int) -> str:
     """Take about `_COMPARE_BYTES` out of a long text, from a place that the number of the batch decides."""
     low = batch * 7919 * _COMPARE_BYTES % (len(text) - _COMPARE_BYTES)
     # The characters that were cut at both ends go.
     return text[low : low + _COMPARE_BYTES].tobytes().decode(errors="ignore")
-
-
-def _gigatoken_knows(fields: dict[str, Any]) -> bool:
-    """Tell whether a tokenizer is free of the options that gigatoken (0.10) takes no notice of."""
-    pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
-    whole_words = any(token["single_word"] for token in fields.get("added_tokens") or [])
-    return not whole_words and '"use_regex": false' not in _without_split(pre_tokenizer)
-
-
-def _without_split(pre_tokenizer: str) -> str:
-    # Behind a Split of its own (Llama 3, Qwen), ByteLevel needs no regular expression, and gigatoken takes the Split's.
-    return "" if '"type": "Split"' in pre_tokenizer else pre_tokenizer
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -290,14 +262,3 @@ def train_bpe(texts: Iterable[str] | Iterable[Sequence[str]], vocab_size: int) -
     )
     model.train_from_iterator(texts, trainer)
     return Tokenizer(model.to_str())
-
-
-def string_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Lay numpy over the memory of a large_string array: (n + 1,) int64 offsets and the uint8 bytes."""
-    _, offsets, data = texts.buffers()
-    ends = (
-        np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-        if offsets
-        else np.zeros(1, np.int64)
-    )
-    return ends, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)

@@ -19,6 +19,7 @@ from lightning_lance import TokenStore, prepare
 from lightning_lance.inspection import counted, spelled
 from lightning_lance.sources import FilesSource, Source
 from lightning_lance.streaming import DatasetSource
+from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import ByteChoice, TokenizerFile
 
 LINE = "let a=1;" * 40  # one line without spaces, longer than the limit of these tests
@@ -163,3 +164,33 @@ def test_expressions_begin_with_literal_text():
 
 def test_counts_are_of_the_first_and_none_is_left_out():
     assert counted({"a": np.array([True, False, True]), "b": np.array([False, False, True])}, 2) == {"a": 1}
+
+
+def test_one_line_of_megabytes_is_done_in_bounded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What 50 MB without a space are in benchmarks/bench_memory.py, smaller: the engine never gets more than a piece."""
+    sizes: list[int] = []
+    honest = Tokenizer.encode_batch
+
+    def watched(tokenizer: Tokenizer, texts: pa.Array) -> Any:
+        sizes.extend(pa.compute.binary_length(texts).to_pylist())
+        return honest(tokenizer, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", watched)
+    (tmp_path / "line.txt").write_text("lorem" * 1_000_000)
+    store = prepare(
+        FilesSource(["*.txt"], root=str(tmp_path)), ByteChoice(), data_dir=tmp_path / "data", val_fraction=0.0
+    )
+    assert (store.commit.documents, store.commit.noted, store.num_tokens()) == (1, {"split": 1}, 5_000_001)
+    assert sum(sizes) == 5_000_000
+    assert max(sizes) <= 1 << 20
+
+
+def test_many_tiny_documents(tmp_path: Path):
+    texts = [str(i % 10) for i in range(100_000)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "x.parquet")
+    source = DatasetSource("parquet", data_files=[str(tmp_path / "x.parquet")])
+    store = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    assert (store.commit.documents, store.num_tokens()) == (100_000, 200_000)
+    tokens = store.read(np.zeros(1, np.int64), 200_000)[0].reshape(-1, 2)
+    assert (tokens[:, 1] == 256).all()
+    assert tokens[:, 0].tolist() == [ord(text) for text in texts]

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 # The way of the data. A module imports only from those before it.
 ORDER = [
     "errors", "languages", "documents", "sources", "access", "streaming",
-    "locking", "tokenization", "tokenizer_choice", "long_texts", "inspection",
+    "locking", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
     "splits", "packing", "segments", "commit", "forked", "store",
     "progress", "read_ahead", "encoding", "plan", "preflight", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
