@@ -278,7 +278,7 @@ def once(process, place):
 def check(uri, ids_file, tutorial_uri, pattern):
     """Compare the three results, token by token.
 
-    Of the bare tokenizer, all but the documents with characters of newer versions of Unicode, which ours leaves to `tokenizers`.
+    Of the bare tokenizer, all but the documents with characters of newer versions of Unicode: ours leaves them to `tokenizers`.
 
     Raises:
         AssertionError: If they differ.
