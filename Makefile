@@ -19,7 +19,7 @@ train: install
 	$(BIN)/python examples/train_gpt.py $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: install
 	$(BIN)/ruff check .

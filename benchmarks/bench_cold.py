@@ -101,7 +101,7 @@ def build_many(folder):
             "language": pa.repeat(pa.scalar("Python"), rows),
         }
     )
-    note = Commit("f" * 32, {"format": 1}, {}, "", "<|endoftext|>", 0, 1 << 16, tokens=ROWS * SMALL_BLOCK)
+    note = Commit("f" * 32, {"format": 2}, {}, "", "<|endoftext|>", 0, 1 << 16, tokens=ROWS * SMALL_BLOCK)
     for _ in range(COMMITS):
         append_commit(str(folder / "many.lance"), table, note)
 

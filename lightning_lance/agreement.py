@@ -43,3 +43,21 @@ def told_by_first(value: Any) -> Any:
     told = [value]
     dist.broadcast_object_list(told, src=0)
     return told[0]
+
+
+def raise_together(mine: Exception | None) -> None:
+    """Raise on all ranks if something failed on one: its own error there, and one that names the cause on the others.
+
+    Raises:
+        StoreError: If another rank failed.
+    """
+    told: list[Any] = [None if mine is None else " ".join(str(mine).split()) or type(mine).__name__]
+    if _connected():
+        told *= dist.get_world_size()
+        dist.all_gather_object(told, told[0])
+    if mine is not None:
+        raise mine
+    failed = [(rank, cause) for rank, cause in enumerate(told) if cause is not None]
+    if failed:
+        rank, cause = failed[0]
+        raise StoreError(f"The data could not be prepared by rank {rank}: {cause}")

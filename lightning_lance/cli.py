@@ -21,8 +21,9 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from lightning_lance.errors import LightningLanceError
+from lightning_lance.errors import BuildInterrupted, LightningLanceError
 from lightning_lance.languages import nearest
+from lightning_lance.signals import Interruptible
 
 # A build leaves a store and nothing else: no output folder, no log file.
 _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
@@ -43,7 +44,7 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
     """Make a command of a function: give it the composed configuration, with the overrides of the command line.
 
     What the user can mend is told in one sentence on standard error, with exit code 1; set HYDRA_FULL_ERROR=1 for the
-    traceback.
+    traceback. After Ctrl-C the exit code is 130, after SIGTERM 143.
     """
 
     @functools.wraps(task)
@@ -63,16 +64,25 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
             except (LightningLanceError, HydraException, OmegaConfBaseException) as error:
                 told.append(error)
 
-        # Otherwise Hydra prints errors of the configuration itself, over several lines.
-        os.environ["HYDRA_FULL_ERROR"] = "1"
+        signals = Interruptible()
         try:
-            _hydra_main(guarded)
+            with signals:
+                # Otherwise Hydra prints errors of the configuration itself, over several lines.
+                os.environ["HYDRA_FULL_ERROR"] = "1"
+                try:
+                    _hydra_main(guarded)
+                finally:
+                    os.environ.pop("HYDRA_FULL_ERROR", None)
         except (HydraException, OmegaConfBaseException) as error:
             told.append(error)
-        except KeyboardInterrupt:
-            sys.exit("interrupted: run it again, it goes on after what was committed.")
-        finally:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
+        except (KeyboardInterrupt, SystemExit) as error:
+            # Lightning makes SystemExit of both signals.
+            if signals.received is None:
+                raise
+            # Processes that Lightning has started get the signal too; one of them tells.
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                print(f"interrupted: {_how_to_go_on(error)}", file=sys.stderr, flush=True)
+            sys.exit(signals.exit_code)
         if told:
             sys.exit(f"error: {_one_sentence(told[0])}")
 
@@ -81,6 +91,15 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 
 def _hydra_main(task: Callable[[DictConfig], None]) -> None:
     hydra.main(version_base="1.3", config_path="pkg://lightning_lance.conf", config_name="config")(task)()
+
+
+def _how_to_go_on(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, BuildInterrupted):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return "run it again, it goes on after what was committed (a training with ckpt_path=last)."
 
 
 def _one_sentence(error: BaseException) -> str:
@@ -124,8 +143,9 @@ def _prepare(config: DictConfig) -> None:
 
     # The arguments of the datamodule, without the datamodule: a build needs neither torch nor Lightning.
     data = make(config.data, _target_="builtins.dict")
-    wanted = ("uri", "data_dir", "max_documents", "max_tokens", "val_fraction", "max_document_bytes", "long_documents")
-    store = prepare(data["source"], data["tokenizer"], **{name: data[name] for name in (*wanted, "storage_options")})
+    wanted = {"uri", "data_dir", "max_documents", "max_tokens", "val_fraction", "max_document_bytes", "long_documents"}
+    wanted |= {"commit_seconds", "storage_options"}
+    store = prepare(data["source"], data["tokenizer"], **{name: data[name] for name in wanted})
     commit = store.commit
     print(
         f"{store.uri}: {commit.documents:,} documents, {store.num_tokens('train'):,} train and "

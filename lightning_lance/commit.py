@@ -1,34 +1,36 @@
 """Commits of a token store: tokens, and a note with the source cursor after them, in one Lance transaction.
 
-Besides `store`, this is the only module that knows Lance.
+A commit is made only on top of the version that its builder has seen, so of two builders one loses, and nothing of it stays.
 """
 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import json
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import lance
-import numpy as np
 import pyarrow as pa
+from lance.fragment import FragmentMetadata
 
-from lightning_lance.documents import one_array
-from lightning_lance.errors import StoreError
-
-# It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
-warnings.filterwarnings("ignore", "lance is not fork-safe")
+from lightning_lance.errors import CommitConflict, StoreError
+from lightning_lance.fragments import (
+    data_session,
+    dataset_at,
+    fragments_of,
+    lance_options,
+    not_written,
+    write_rows,
+)
+from lightning_lance.layout import FileNote, files_of, properties_of
 
 # Raised when stores of the version before can no longer be read.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _PROPERTY = "lightning_lance"
-# What rows the commit adds: of which stream, how many tokens, how many rows, one after the other.
-_LAYOUT = "lightning_lance_layout"
 
 
 @dataclass(frozen=True)
@@ -72,71 +74,146 @@ class Commit:
     exhausted: bool = False
 
 
-class StreamPart(NamedTuple):
-    """Rows of one stream that follow each other: `tokens` tokens in `rows` blocks, full but for the last."""
+def append_commit(
+    uri: str,
+    rows: pa.Table,
+    commit: Commit,
+    storage_options: Mapping[str, str] | None = None,
+    expected_version: int | None = None,
+) -> int:
+    """Add rows and their commit note in one transaction; makes the store if there is none.
 
-    split: str
-    language: str
-    tokens: int
-    rows: int
+    Args:
+        uri: The store.
+        rows: What to add, in the columns of `store_schema`.
+        commit: The note.
+        storage_options: Credentials and such for object stores.
+        expected_version: The version that the builder goes on from, 0 where it saw no store. None for the newest.
 
+    Returns:
+        The new version.
 
-class StreamExtent(NamedTuple):
-    """Where a stream lies among the tokens of its split: `num_tokens` tokens from `start` on."""
-
-    language: str
-    start: int
-    num_tokens: int
-
-
-def append_commit(uri: str, rows: pa.Table, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
-    """Add rows and their commit note in one transaction; makes the store if there is none. Returns the new version."""
+    Raises:
+        CommitConflict: If there is another version by now. Nothing of `rows` stays.
+        StoreError: If the store cannot be written.
+    """
     before = dataset_at(uri, None, storage_options)
-    written = lance.write_dataset(
-        rows,
-        uri,
-        mode="append" if before is not None else "create",
-        transaction_properties={_PROPERTY: json.dumps(asdict(commit)), _LAYOUT: json.dumps(_layout(rows))},
-        storage_options=dict(storage_options or {}) or None,
+    version = 0 if before is None else int(before.version)
+    if expected_version is not None and version != expected_version:
+        raise _conflict(uri, expected_version, version)
+    written, files = write_rows(uri, before, rows.schema, rows.to_batches(), storage_options)
+    fragments = [] if before is None else fragments_of(before)
+    known = {} if before is None else notes_of(before)
+    return replace_fragments(
+        uri, before, rows.schema, [*fragments, *written], {**known, **files}, commit, storage_options
     )
-    version, expected = int(written.version), 1 if before is None else int(before.version) + 1
-    if version != expected:
-        raise StoreError(
-            f"Another process wrote to {uri!r} at the same time (version {version}, expected {expected}), so it may hold "
-            "documents twice: remove it, and let one process build it."
+
+
+def replace_fragments(
+    uri: str,
+    before: Any | None,
+    schema: pa.Schema,
+    fragments: Sequence[FragmentMetadata],
+    files: Mapping[str, FileNote],
+    commit: Commit,
+    storage_options: Mapping[str, str] | None,
+) -> int:
+    """Make a version of exactly these fragments, right after the version `before`, or not at all.
+
+    Args:
+        uri: The store.
+        before: Its dataset at the version that this one is made of; None to make the first.
+        schema: Of the rows.
+        fragments: All of the new version, in their order. Those that `before` lacks are removed if this fails.
+        files: Notes of their data files, by path; others are left out.
+        commit: The note.
+        storage_options: Credentials and such for object stores.
+
+    Returns:
+        The new version.
+
+    Raises:
+        CommitConflict: If another version came first.
+        StoreError: If the store cannot be written.
+    """
+    paths = [file.path for fragment in fragments for file in fragment.files]
+    version = 0 if before is None else int(before.version)
+    transaction = lance.Transaction(
+        read_version=version,
+        operation=lance.LanceOperation.Overwrite(schema if before is None else before.lance_schema, fragments),
+        transaction_properties={
+            _PROPERTY: json.dumps(asdict(commit)),
+            **properties_of({path: files[path] for path in paths if path in files}),
+        },
+    )
+    try:
+        # An append would be put on top of whatever was committed meanwhile. An overwrite without a retry is not: it makes the
+        # manifest of this very version, or fails.
+        written = lance.LanceDataset.commit(
+            uri if before is None else before,
+            transaction,
+            max_retries=0,
+            storage_options=lance_options(storage_options),
         )
-    return version
+        return int(written.version)
+    except (ValueError, OSError) as error:
+        # A bucket may have made it though the answer was lost, and then says of the second try that it is there already.
+        if _uuid_of(uri, version + 1, storage_options) == transaction.uuid:
+            return version + 1
+        old = set() if before is None else {file.path for part in fragments_of(before) for file in part.files}
+        session = data_session(uri, storage_options)
+        for path in set(paths) - old:
+            with contextlib.suppress(ValueError, OSError):
+                session.delete_file(path)
+        now = dataset_at(uri, None, storage_options)
+        if now is not None and int(now.version) != version:
+            raise _conflict(uri, version, int(now.version)) from error
+        raise not_written(uri, error) from error
 
 
-def _layout(rows: pa.Table) -> list[tuple[str, str, int, int]]:
-    keys = [rows.column(name).to_numpy() for name in ("split", "language")]
-    changes = np.logical_or(*(key[1:] != key[:-1] for key in keys)) if len(rows) else np.empty(0, bool)
-    borders = [0, *(np.flatnonzero(changes) + 1).tolist(), len(rows)] if len(rows) else [0]
-    tokens = np.asarray(rows.column("num_tokens"))
-    return [(keys[0][low], keys[1][low], int(tokens[low:high].sum()), high - low) for low, high in pairwise(borders)]
+def _uuid_of(uri: str, version: int, storage_options: Mapping[str, str] | None) -> str | None:
+    dataset = dataset_at(uri, version, storage_options)
+    return None if dataset is None else str(dataset.read_transaction(version).uuid)
+
+
+def _conflict(uri: str, expected: int, version: int) -> CommitConflict:
+    return CommitConflict(
+        f"Another process wrote to the token store {uri!r} at the same time (it has version {version}, expected {expected}): "
+        "nothing of this build's last part was stored; run again, it goes on after what is there."
+    )
+
+
+def notes_of(dataset: Any) -> dict[str, FileNote]:
+    """Read the notes of the data files of an open dataset, by path; of what others wrote there are none."""
+    return files_of(_noted(dataset) or {})
+
+
+def _noted(dataset: Any) -> Mapping[str, str] | None:
+    """Read what the last commit up to the version that is open says; None if there is none.
+
+    Other writes (a deletion, a compaction) make versions that carry no note: what the one before them says still holds.
+    """
+    if is_commit(dataset):
+        return _properties(dataset, int(dataset.version))
+    versions = sorted((int(entry["version"]) for entry in dataset.versions()), reverse=True)
+    for version in versions:
+        found = _properties(dataset, version) if version < dataset.version else None
+        if found is not None and _PROPERTY in found:
+            return found
+    return None
+
+
+def _properties(dataset: Any, version: int) -> Mapping[str, str] | None:
+    """Read what a version's transaction says; None where it is gone."""
+    try:
+        return dataset.read_transaction(version).transaction_properties or {}
+    except (ValueError, OSError):
+        return None
 
 
 def is_commit(dataset: Any) -> bool:
     """Tell whether the version that is open was committed by this package, and not made by others out of one that was."""
-    return _PROPERTY in (dataset.read_transaction(int(dataset.version)).transaction_properties or {})
-
-
-def layout_of(dataset: Any) -> list[StreamPart] | None:
-    """Read from the notes of all commits which rows are of which stream; None if they do not tell of every row.
-
-    That is far less to read than the rows' own columns; but where versions were removed, or rows by others than this package
-    added, deleted or moved, only the columns know.
-    """
-    parts: list[StreamPart] = []
-    for version in range(1, int(dataset.version) + 1):
-        try:
-            note = (dataset.read_transaction(version).transaction_properties or {}).get(_LAYOUT)
-        except (ValueError, OSError):
-            return None
-        if note is None:
-            return None
-        parts += [StreamPart(*part) for part in json.loads(note)]
-    return parts if sum(part.rows for part in parts) == dataset.count_rows() else None
+    return _PROPERTY in (_properties(dataset, int(dataset.version)) or {})
 
 
 def last_commit(
@@ -145,6 +222,12 @@ def last_commit(
     """Read the note of the last commit up to a version; None if there is no store. StoreError if it is another thing."""
     dataset = dataset_at(uri, version, storage_options)
     return None if dataset is None else commit_of(dataset, uri)
+
+
+def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[int, Commit | None]:
+    """Give the last version and its note; 0 and None if there is no store. StoreError if it is another thing."""
+    dataset = dataset_at(uri, None, storage_options)
+    return (0, None) if dataset is None else (int(dataset.version), commit_of(dataset, uri))
 
 
 def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:
@@ -164,32 +247,11 @@ def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None
     return commit
 
 
-def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
-    """Open a Lance dataset at a version, or as it is now; None if there is none. StoreError if it cannot be opened."""
-    try:
-        return lance.dataset(uri, version=version, storage_options=dict(storage_options or {}) or None)
-    except (ValueError, OSError) as error:
-        if "not found" in str(error).lower():
-            return None
-        raise StoreError(f"The token store {uri!r} cannot be opened: {' '.join(str(error).split())[:300]}") from error
-
-
-def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
-    """Read the tokens of rows, as (n, block)."""
-    tokens = one_array(dataset.take(rows.tolist(), columns=["tokens"]).column("tokens"))
-    return np.asarray(tokens.flatten()).reshape(len(rows), -1)
-
-
 def commit_of(dataset: Any, uri: str) -> Commit:
     """Read the note of the last commit of an open dataset. StoreError if it has none."""
-    # Other writes (a deletion, a compaction) make versions that carry no note: the one before them still holds.
-    for version in range(int(dataset.version), 0, -1):
-        try:
-            note = (dataset.read_transaction(version).transaction_properties or {}).get(_PROPERTY)
-        except (ValueError, OSError):
-            break
-        if note is not None:
-            return Commit(**json.loads(note))
+    noted = _noted(dataset)
+    if noted is not None:
+        return Commit(**json.loads(noted[_PROPERTY]))
     raise StoreError(
         f"The Lance dataset {uri!r} is no token store: none of its versions was committed by this package."
     )

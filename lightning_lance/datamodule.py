@@ -5,25 +5,24 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 from lightning import LightningDataModule
 
-from lightning_lance.agreement import told_by_first
+from lightning_lance.agreement import raise_together, told_by_first
 from lightning_lance.batches import Batch, BatchFormat
 from lightning_lance.cursor import OnDataChange
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.loader import Remainder, WindowLoader
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
-from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, wait_for
-from lightning_lance.prepare import prepare
+from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
+from lightning_lance.prepare import check_origin, prepare
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
 from lightning_lance.store import TokenStore
 from lightning_lance.tokenization import Tokenizer
-from lightning_lance.tokenizer_choice import TokenizerChoice, TokenizerFile
+from lightning_lance.tokenizer_choice import TokenizerChoice
 from lightning_lance.windows import Order
 
 _log = logging.getLogger(__name__)
@@ -47,6 +46,7 @@ class LanceDataModule(LightningDataModule):
         val_fraction: Share of the documents (of the repositories, where known) that is for validation.
         max_document_bytes: Longest text that is encoded at once, in bytes of UTF-8.
         long_documents: What becomes of longer ones: `split` encodes them in pieces, `skip` leaves them out.
+        commit_seconds: A build commits at least so often: what a kill costs.
         min_tokens: Builds nothing, but waits until a build that runs elsewhere has committed so many tokens, and trains on
             those; see `extend`.
         order: `shuffle`, `random` or `sequential`, for training. Validation, test and prediction go through all `val`
@@ -82,6 +82,7 @@ class LanceDataModule(LightningDataModule):
         val_fraction: float = 0.01,
         max_document_bytes: int = MAX_DOCUMENT_BYTES,
         long_documents: Literal["split", "skip"] = "split",
+        commit_seconds: float = 60.0,
         min_tokens: int | None = None,
         order: Order = "shuffle",
         seed: int = 0,
@@ -100,14 +101,7 @@ class LanceDataModule(LightningDataModule):
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        if (source is None) != (tokenizer is None):
-            raise ConfigError("source and tokenizer belong together: give both, or neither and the uri of a store.")
-        if source is None and not uri:
-            raise ConfigError("Without a source, the uri of a token store is needed: got neither.")
-        if source is not None and isinstance(uri, Mapping):
-            raise ConfigError(
-                f"uri names {len(uri)} stores, but one is built: give one place, or no source and tokenizer."
-            )
+        check_origin(source, tokenizer, uri)
         if extend not in ("never", "next_epoch"):
             raise ConfigError(f"extend is {extend!r}: expected never or next_epoch.")
         self.source, self.tokenizer_choice = source, tokenizer
@@ -118,7 +112,7 @@ class LanceDataModule(LightningDataModule):
         LongDocuments(max_document_bytes, long_documents)
         self._stored: dict[str, Any] = {"data_dir": data_dir, "val_fraction": val_fraction}
         self._stored |= {"max_document_bytes": max_document_bytes, "long_documents": long_documents}
-        self.min_tokens = Budget(None, min_tokens).max_tokens
+        self.commit_seconds, self.min_tokens = commit_seconds, Budget(None, min_tokens).max_tokens
         self.seed = seed
         self._training: dict[str, Any] = {
             "order": order,
@@ -144,6 +138,7 @@ class LanceDataModule(LightningDataModule):
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
         self._kept: set[tuple[str, int]] = set()
+        self._failure: Exception | None = None
 
     @cached_property
     def _plan(self) -> Plan | None:
@@ -163,20 +158,38 @@ class LanceDataModule(LightningDataModule):
         return dict(uris) if len(uris) > 1 else {"": next(iter(uris.values()))}
 
     def prepare_data(self) -> None:
-        """Build the store if it is not there, see `prepare`; with `min_tokens`, wait for who builds it."""
-        if self.min_tokens is not None:
-            for uri in self._uris.values():
-                wait_for(uri, self.min_tokens, self.storage_options)
-        elif self.source is not None and self.tokenizer_choice is not None:
-            options = {**vars(self.budget), **self._stored, "storage_options": self.storage_options}
-            prepare(self.source, self.tokenizer_choice, self._uri, **options)
+        """Build the store if it is not there, see `prepare`; with `min_tokens`, wait for who builds it.
+
+        Among several processes, an error is kept for `setup`: the others wait in a barrier, and would only see that this
+        one is gone.
+        """
+        try:
+            if self.min_tokens is not None:
+                for uri in self._uris.values():
+                    wait_for(uri, self.min_tokens, self.storage_options)
+            elif self.source is not None and self.tokenizer_choice is not None:
+                prepare(
+                    self.source,
+                    self.tokenizer_choice,
+                    self._uri,
+                    **vars(self.budget),
+                    **self._stored,
+                    commit_seconds=self.commit_seconds,
+                    storage_options=self.storage_options,
+                )
+        except Exception as error:
+            if self.trainer is None or self.trainer.world_size == 1:
+                raise
+            self._failure = error
 
     def setup(self, stage: str) -> None:
         """Open the stores.
 
         Raises:
-            StoreError: If one is not committed, or not complete.
+            StoreError: If one is not committed, or not complete; on all ranks, with the cause, if one could not prepare it.
         """
+        failure, self._failure = self._failure, None
+        raise_together(failure)
         if self._plan is not None and self.min_tokens is None:
             stores = {"": open_prepared(self._plan, self.budget, self.storage_options)}
         else:
@@ -218,15 +231,7 @@ class LanceDataModule(LightningDataModule):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the store."""
-        if self._plan is not None:
-            return self._plan.tokenizer
-        beside = self.store.uri.removesuffix(".lance") + ".tokenizer.json"
-        tokenizer = TokenizerFile(beside, self.store.commit.eos_token).load(None, Path(self.data_dir))
-        if tokenizer.digest != self.store.commit.recipe["tokenizer"]:
-            raise StoreError(
-                f"The tokenizer {beside!r} is not the one that made {self.store.uri!r}: bring that one back."
-            )
-        return tokenizer
+        return self._plan.tokenizer if self._plan is not None else tokenizer_beside(self.store)
 
     def train_dataloader(self) -> WindowLoader:
         """Give the loader of the training windows, at the place where the last one, or the checkpoint, was."""

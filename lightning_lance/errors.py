@@ -21,6 +21,14 @@ class StoreError(LightningLanceError):
     """The token store is missing, unfinished, or not the one that was asked for."""
 
 
+class CommitConflict(StoreError):  # noqa: N818 # not always an error: a builder may go on after what the other stored
+    """Another process committed to the token store first; nothing of this commit was stored."""
+
+
+class BuildInterrupted(KeyboardInterrupt):
+    """Ctrl-C, or a signal that ends the process, came during a build; its message says what is safe and how to go on."""
+
+
 def whole_number(name: str, value: Any) -> int:
     """Give a count that a user set as a plain int.
 

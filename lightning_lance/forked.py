@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection, Pipe
 
 import numpy as np
 
-from lightning_lance.commit import dataset_at, take_blocks
 from lightning_lance.errors import StoreError
+from lightning_lance.fragments import dataset_at, take_blocks
 
 
 class ForkedReader:

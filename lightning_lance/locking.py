@@ -1,43 +1,131 @@
-"""One process at a time, on one machine or on a shared disk."""
+"""One process at a time, on one machine or on a shared disk; and files that are there whole or not at all."""
 
 from __future__ import annotations
 
+import glob
 import logging
+import secrets
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import SoftFileLease, Timeout
 
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, StoreError
 
 _log = logging.getLogger(__name__)
+
+# After so long without a sign of life, a holder on another machine (or one that is stopped) is replaced; one of this machine
+# that has died is replaced at once. Long enough for a shared disk that hesitates: a wrong guess costs work, nothing else.
+LEASE_SECONDS = 10.0
+# Between two looks at a lease that another process holds.
+POLL_SECONDS = 0.5
+
+
+class Lease:
+    """A file that says who works, kept fresh by a thread of its holder, so that nobody waits for the dead.
+
+    It needs no locks of the operating system, which shared disks often lack, and no clocks that agree: each waiter times the
+    freshness by its own. It is a hint and no wall: a holder that was stopped and is replaced may come back, see `lost`.
+
+    Args:
+        path: The file; its folder is made. It is gone when nobody holds the lease.
+
+    Raises:
+        ConfigError: If the folder cannot be made.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._lost = threading.Event()
+        self._blank: tuple[tuple[int, int], float] | None = None
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"The folder {str(self._path.parent)!r} cannot be made ({error.strerror}): choose another place."
+            ) from error
+        # Its thread tells of a loss, and whoever ends the build releases it, so the lease is not one thread's.
+        self._lease = SoftFileLease(
+            self._path,
+            lease_duration=LEASE_SECONDS,
+            heartbeat_interval=LEASE_SECONDS / 5,
+            on_compromise=lambda _: self._lost.set(),
+            thread_local=False,
+        )
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process has taken over."""
+        return self._lost.is_set()
+
+    def take(self) -> bool:
+        """Try to become the holder, without waiting.
+
+        Raises:
+            StoreError: If the file cannot be written.
+        """
+        self._lost.clear()
+        try:
+            self._lease.acquire(blocking=False)
+        except Timeout:
+            self._remove_blank()
+            return False
+        except OSError as error:
+            raise StoreError(
+                f"The file {str(self._path)!r} cannot be written ({error.strerror}): make room, or let this process write."
+            ) from error
+        return True
+
+    def release(self) -> None:
+        """Let others have it; nothing happens if it was lost, or is not held."""
+        self._lease.release(force=True)
+
+    def _remove_blank(self) -> None:
+        """Remove a file that stays empty: its maker was killed before it wrote a name, and filelock would wait for ever."""
+        with suppress(FileNotFoundError):
+            found = self._path.stat()
+            if found.st_size:
+                self._blank = None
+            elif self._blank is None or self._blank[0] != (found.st_ino, found.st_ctime_ns):
+                self._blank = (found.st_ino, found.st_ctime_ns), time.monotonic()
+            elif time.monotonic() - self._blank[1] > LEASE_SECONDS:
+                self._path.unlink()
 
 
 @contextmanager
 def only_one(path: str | Path, what: str) -> Iterator[None]:
-    """Hold a lock file while the block runs; other processes that come here wait, however long it takes.
-
-    The operating system drops the lock when its holder dies, so a killed process leaves nothing behind that blocks.
+    """Hold a lease while the block runs; other processes that come here wait, however long it takes.
 
     Args:
-        path: The lock file; its folder is made.
+        path: The file of the lease; its folder is made.
         what: What is being done, for the message of those who wait.
     """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"The folder {str(path.parent)!r} cannot be made ({error.strerror}): choose another place."
-        ) from error
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0.2)
-    except Timeout:
-        _log.warning("Another process is %s; waiting for it (lock file %s).", what, path)
-        lock.acquire(poll_interval=0.5)
+    lease, told = Lease(path), False
+    while not lease.take():
+        if not told:
+            _log.warning("Another process is %s; waiting for it (file %s).", what, path)
+            told = True
+        time.sleep(POLL_SECONDS)
     try:
         yield
     finally:
-        lock.release()
+        lease.release()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that readers find all of it or what was there before; for one writer at a time.
+
+    What writers that were killed left behind is removed.
+    """
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        left.unlink(missing_ok=True)
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise

@@ -17,9 +17,10 @@ from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
+from lightning_lance.status import read_status
 from lightning_lance.store import TokenStore
 from lightning_lance.tokenization import Tokenizer, token_dtype
-from lightning_lance.tokenizer_choice import TokenizerChoice
+from lightning_lance.tokenizer_choice import TokenizerChoice, TokenizerFile
 
 _log = logging.getLogger(__name__)
 
@@ -91,8 +92,13 @@ class Plan:
 
     @property
     def lock_file(self) -> Path | None:
-        """What keeps the builders of a local store apart."""
+        """What keeps the builders of a local store apart, while one builds."""
         return None if "://" in self.uri else Path(self.uri.removesuffix(".lance") + ".lock")
+
+    @property
+    def status_file(self) -> Path | None:
+        """What the builder of a local store tells those who wait, while it builds, or after it failed."""
+        return None if "://" in self.uri else Path(self.uri.removesuffix(".lance") + ".building.json")
 
 
 def make_plan(
@@ -145,12 +151,14 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
     """
     commit = last_commit(plan.uri, storage_options=storage_options)
     if commit is None:
-        raise StoreError(f"There is no committed token store at {plan.uri!r}: run 'lightning-lance prepare' first.")
+        raise StoreError(
+            f"There is no committed token store at {plan.uri!r}{_last_failure(plan)}: run 'lightning-lance prepare' first."
+        )
     check_same(commit, plan)
     if not budget.met(commit):
         raise StoreError(
             f"The token store {plan.uri!r} is unfinished ({commit.documents:,} documents, {commit.tokens:,} tokens; asked "
-            f"for {budget}): run 'lightning-lance prepare' again, it continues."
+            f"for {budget}){_last_failure(plan)}: run 'lightning-lance prepare' again, it continues."
         )
     store = TokenStore.open(plan.uri, first_version(plan.uri, budget.met, storage_options), storage_options)
     if budget.max_documents is not None and store.commit.documents > budget.max_documents:
@@ -163,6 +171,11 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
     return store
 
 
+def _last_failure(plan: Plan) -> str:
+    status = read_status(plan.status_file) if plan.status_file else None
+    return f", since its build failed ({status.failure})" if status is not None and status.failure else ""
+
+
 def wait_for(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> None:
     """Wait until a build that runs elsewhere has committed so many tokens, or all that its source has."""
     told = None
@@ -173,6 +186,20 @@ def wait_for(uri: str, tokens: int, storage_options: Mapping[str, str] | None = 
             _log.warning("Waiting for the store %s: %s of %s tokens are committed.", uri, f"{now:,}", f"{tokens:,}")
             told = now
         time.sleep(_POLL_SECONDS)
+
+
+def tokenizer_beside(store: TokenStore) -> Tokenizer:
+    """Load the tokenizer that is kept beside a local store.
+
+    Raises:
+        ConfigError: If it is not there.
+        StoreError: If it is another one.
+    """
+    beside = store.uri.removesuffix(".lance") + ".tokenizer.json"
+    tokenizer = TokenizerFile(beside, store.commit.eos_token).load(None, Path())
+    if tokenizer.digest != store.commit.recipe["tokenizer"]:
+        raise StoreError(f"The tokenizer {beside!r} is not the one that made {store.uri!r}: bring that one back.")
+    return tokenizer
 
 
 def check_same(commit: Commit, plan: Plan) -> None:

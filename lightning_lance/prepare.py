@@ -1,44 +1,28 @@
-"""The build: read, tokenize, pack and commit, overlapped, in bounded memory, and continued where it stopped."""
+"""Preparing a token store: one process builds it, continued where it stopped, and whoever asks finds it complete."""
 
 from __future__ import annotations
 
+import errno
 import logging
-import os
-import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import xxhash
-
-from lightning_lance.commit import Commit, append_commit, last_commit
-from lightning_lance.documents import one_array
-from lightning_lance.encoding import EncodedBatch, encoded_batches
-from lightning_lance.errors import ConfigError, SourceError
-from lightning_lance.languages import check_languages, nearest
-from lightning_lance.locking import only_one
+from lightning_lance.build import Build
+from lightning_lance.commit import Commit, last_version
+from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, StoreError
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
-from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
-from lightning_lance.preflight import SpaceCheck
-from lightning_lance.progress import BuildProgress
-from lightning_lance.sources import OpenedSource, Source
-from lightning_lance.splits import split_codes
+from lightning_lance.sources import Source
 from lightning_lance.store import TokenStore
-from lightning_lance.tokenization import token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice
+from lightning_lance.turns import COMMIT_MARGIN_SECONDS, CommitTurn, LeaseTurn, Turn
 
 _log = logging.getLogger(__name__)
 
 # Large commits keep fragments and versions few; slow sources commit by the clock, so that little work can be lost.
 COMMIT_TOKENS = 1 << 24
-COMMIT_SECONDS = 120.0
+COMMIT_SECONDS = 60.0
 
 
 def prepare(
@@ -94,15 +78,91 @@ def prepare(
         long_documents=long_documents,
     )
     _check_place(plan)
-    lock = plan.lock_file
-    with only_one(lock, f"building {plan.uri}") if lock else nullcontext():
-        commit = last_commit(plan.uri, storage_options=storage_options)
-        if commit is not None:
-            check_same(commit, plan)
-        if commit is None or not budget.met(commit):
-            build = _Build(source, plan, budget, commit, storage_options)
-            build.run(commit_tokens, commit_seconds)
+    _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds)
     return open_prepared(plan, budget, storage_options)
+
+
+def _complete(
+    source: Source,
+    plan: Plan,
+    budget: Budget,
+    storage_options: Mapping[str, str] | None,
+    commit_tokens: int,
+    commit_seconds: float,
+) -> None:
+    """Build until the budget is met, or wait while another process does."""
+    commit, turn = None, _turn(plan, commit_seconds)
+    try:
+        with turn:
+            while True:
+                version, commit = last_version(plan.uri, storage_options)
+                if commit is not None:
+                    check_same(commit, plan)
+                    if budget.met(commit):
+                        # What tidies up may remove the version that was found complete.
+                        if turn.finishing():
+                            continue
+                        return
+                if not turn.mine:
+                    turn.wait(commit)
+                    # Whoever had it may have committed.
+                    continue
+                build: Build | None = None
+                try:
+                    build = Build(source, plan, budget, version, commit, storage_options)
+                    build.run(turn, commit_tokens, commit_seconds)
+                except CommitConflict as error:
+                    _log.debug("%s", error)
+                    turn.conflict()
+                except Exception as error:
+                    cause = _cause(error, plan.uri)
+                    turn.failed(cause)
+                    _log.warning("%s", _how_to_go_on(plan.uri, build.committed if build else commit))
+                    if cause is error:
+                        raise
+                    raise cause from error
+                finally:
+                    commit = build.committed if build else commit
+    except KeyboardInterrupt:
+        raise BuildInterrupted(_how_to_go_on(plan.uri, commit)) from None
+
+
+def _turn(plan: Plan, commit_seconds: float) -> Turn:
+    lock, status = plan.lock_file, plan.status_file
+    if lock is None or status is None:
+        return CommitTurn(plan.uri, commit_seconds + COMMIT_MARGIN_SECONDS)
+    return LeaseTurn(plan.uri, plan.fingerprint, lock, status)
+
+
+def _how_to_go_on(uri: str, commit: Commit | None) -> str:
+    if commit is None:
+        return f"Stopped before the first commit of {uri!r}: run it again, it begins anew."
+    return (
+        f"Stopped; {commit.documents:,} documents ({commit.tokens:,} tokens) are committed in {uri!r}: run it again, it goes "
+        "on after them."
+    )
+
+
+def _cause(error: Exception, uri: str) -> Exception:
+    """Say a full disk in one sentence: it comes as an error of whichever library wrote."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or any(words in str(error) for words in ("No space left on device", "Disk quota exceeded")):
+        return StoreError(f"The disk of {uri!r} is full: make room there, or move the store, and run it again.")
+    return error
+
+
+def check_origin(source: Source | None, tokenizer: TokenizerChoice | None, uri: str | Mapping[str, str] | None) -> None:
+    """Refuse to serve what is neither built nor at a known place.
+
+    Raises:
+        ConfigError: If source, tokenizer and uri do not go together.
+    """
+    if (source is None) != (tokenizer is None):
+        raise ConfigError("source and tokenizer belong together: give both, or neither and the uri of a store.")
+    if source is None and not uri:
+        raise ConfigError("Without a source, the uri of a token store is needed: got neither.")
+    if source is not None and isinstance(uri, Mapping):
+        raise ConfigError(f"uri names {len(uri)} stores, but one is built: give one place, or no source and tokenizer.")
 
 
 def _check_place(plan: Plan) -> None:
@@ -114,174 +174,3 @@ def _check_place(plan: Plan) -> None:
         )
         if leftovers:
             raise ConfigError(f"{plan.uri!r} is there already and is no token store: give a uri where nothing is yet.")
-
-
-class _Build:
-    """One run of a build: holds the commit note as it grows."""
-
-    def __init__(
-        self,
-        source: Source,
-        plan: Plan,
-        budget: Budget,
-        commit: Commit | None,
-        storage_options: Mapping[str, str] | None,
-    ) -> None:
-        self._source, self._plan, self._budget, self._storage_options = source, plan, budget, storage_options
-        self._opened: OpenedSource = source.open(commit.pin if commit else None)
-        shards = xxhash.xxh3_64_hexdigest("\0".join(self._opened.shards).encode())
-        if commit is not None and commit.shards != shards:
-            raise SourceError(
-                f"The files of source {source.name!r} are not those that the store {plan.uri!r} was begun with: bring them "
-                "back, or remove the store to build it anew."
-            )
-        tokenizer = plan.tokenizer
-        self._commit = commit or Commit(
-            plan.fingerprint,
-            plan.recipe,
-            self._opened.pin,
-            shards,
-            tokenizer.eos_token,
-            tokenizer.eos_id,
-            tokenizer.vocab_size,
-        )
-        self._val_fraction = float(plan.recipe["val_fraction"])
-        self._packer = self._new_packer()
-
-    def _new_packer(self) -> Packer:
-        tokenizer = self._plan.tokenizer
-        return Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), self._source.metadata)
-
-    def run(self, commit_tokens: int, commit_seconds: float) -> None:
-        """Read until the budget is met or the source ends."""
-        if (file := self._plan.tokenizer_file) is not None:
-            part = file.with_name(f"{file.name}.{os.getpid()}.part")
-            part.write_text(self._plan.tokenizer.to_json(), encoding="utf-8")
-            part.replace(file)
-        first, num_shards = self._commit, len(self._opened.shards)
-        share = self._budget.share(first, num_shards)
-        left = self._budget.max_documents
-        left = None if left is None else left - first.documents
-        plan = self._plan
-        batches = encoded_batches(self._opened, plan.tokenizer, first.shard, first.row, left, plan.long_documents)
-        space = SpaceCheck(plan, self._budget, first, self._opened)
-        pending: Future[int] | None = None
-        last = time.monotonic()
-        with (
-            closing(batches),
-            ThreadPoolExecutor(1, thread_name_prefix="commit") as writer,
-            BuildProgress(self._source.name, share, first.documents) as progress,
-        ):
-            for shard, batch in batches:
-                before = self._commit.text_bytes
-                if batch is None:
-                    self._commit = replace(self._commit, shard=shard + 1, row=0)
-                    self._check_first_shard()
-                else:
-                    self._add(shard, batch)
-                    del batch  # it may be large, and the next one takes its time
-                space.look(self._commit)
-                now, share = self._commit, self._budget.share(self._commit, num_shards)
-                progress.update(share, now.documents, now.tokens, now.text_bytes - before)
-                if self._budget.met(now):
-                    break
-                enough = self._packer.num_tokens >= commit_tokens
-                # By the clock also where nothing was kept: the cursor has moved.
-                if enough or (now.documents and time.monotonic() - last > commit_seconds):
-                    if pending is not None:
-                        pending.result()
-                    pending, last = self._submit(writer), time.monotonic()
-                    progress.committed(share, now.documents, now.tokens)
-            else:
-                self._check_not_empty()
-                # With a language missing the build stays open: asked again, it says so again.
-                self._commit = replace(self._commit, exhausted=not self._missing())
-            if pending is not None:
-                pending.result()
-            self._submit(writer).result()
-            now = self._commit
-            progress.update(1.0, now.documents, now.tokens, 0)
-            progress.committed(1.0, now.documents, now.tokens)
-            progress.ended(now.skipped, now.noted)
-        if not self._budget.met(self._commit):
-            self._check_found()
-
-    def _submit(self, writer: ThreadPoolExecutor) -> Future[int]:
-        packer, commit = self._packer, self._commit
-        self._packer = self._new_packer()
-        return writer.submit(lambda: append_commit(self._plan.uri, packer.take(), commit, self._storage_options))
-
-    def _add(self, shard: int, made: EncodedBatch) -> None:
-        """Pack a batch, up to the budget, and move the cursor behind it."""
-        commit, budget = self._commit, self._budget
-        count = len(made.wanted)
-        if budget.max_tokens is not None:
-            ends = made.encoded.offsets[1:] + np.arange(1, count + 1)
-            count = min(count, int(np.searchsorted(ends, budget.max_tokens - commit.tokens)) + 1)
-        offsets = made.encoded.offsets[: count + 1]
-        documents = made.documents.slice(0, count)
-        ids = made.encoded.ids[: offsets[-1]]
-        self._packer.add(ids, offsets, self._splits(documents), self._described(shard, documents))
-        added = replace(
-            commit,
-            documents=commit.documents + count,
-            tokens=commit.tokens + int(offsets[-1]) + count,
-            text_bytes=commit.text_bytes + int(made.sizes[made.wanted[:count]].sum()),
-            languages=_add_counts(commit.languages, _counts(documents.column("language"))),
-        )
-        # A met budget leaves what follows its last document, skipped ones too, for a later build.
-        seen = int(made.wanted[count - 1]) + 1 if budget.met(added) else len(made.batch)
-        skipped, noted = made.counts(count, seen)
-        row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
-        skipped, noted = _add_counts(commit.skipped, skipped), _add_counts(commit.noted, noted)
-        self._commit = replace(added, shard=shard, row=row, skipped=skipped, noted=noted)
-
-    def _splits(self, documents: pa.Table) -> np.ndarray:
-        texts = one_array(documents.column("text"))
-        groups = texts
-        if "repo" in documents.column_names:
-            repos = one_array(documents.column("repo")).cast(pa.large_string())
-            groups = pc.if_else(pc.fill_null(pc.not_equal(repos, ""), False), repos, texts)
-        return split_codes(groups, self._val_fraction)
-
-    def _described(self, shard: int, documents: pa.Table) -> pa.Table:
-        """Give each document its id, `shard:row`, which finds it in the source again."""
-        rows = one_array(documents.column("row")).cast(pa.string())
-        ids = pc.binary_join_element_wise(pa.scalar(str(shard)), rows, ":")
-        return documents.drop_columns(["row", "text"]).append_column("id", ids)
-
-    def _missing(self) -> list[str]:
-        return [language for language in self._source.wanted if language not in self._commit.languages]
-
-    def _check_first_shard(self) -> None:
-        """Tell early that a language may be misspelt, or is rare: the corpus may be a terabyte."""
-        shards, missing = len(self._opened.shards), self._missing()
-        if self._commit.shard != 1 or not missing or shards == 1:
-            return
-        present = self._opened.present_languages()
-        if not self._commit.documents and all(nearest(language, present) for language in missing):
-            self._check_found()
-        what = f"The first of {shards} shards has no document of {', '.join(missing)}; it has {', '.join(present)}."
-        _log.warning(what)
-
-    def _check_found(self) -> None:
-        if missing := self._missing():
-            known = {*self._opened.present_languages(), *self._commit.languages} - {*missing}
-            check_languages(missing, sorted(known), f"Source {self._source.name!r}")
-
-    def _check_not_empty(self) -> None:
-        if not self._commit.documents:
-            self._check_found()
-            skipped = ", ".join(f"{count} {reason}" for reason, count in self._commit.skipped.items()) or "none"
-            raise SourceError(
-                f"Source {self._source.name!r} gave no documents (skipped: {skipped}; blank is nothing but white space): check "
-                "what it reads and what it filters."
-            )
-
-
-def _counts(languages: pa.ChunkedArray) -> dict[str, int]:
-    return {entry["values"]: entry["counts"] for entry in pc.value_counts(languages).to_pylist()}
-
-
-def _add_counts(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int]:
-    return {key: old.get(key, 0) + new.get(key, 0) for key in sorted(old.keys() | new.keys())}

@@ -9,11 +9,15 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
+# Seconds for an item to come to its end when nobody wants it any more.
+_PATIENCE = 5.0
+
 
 def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
     """Run an iterator in a thread, `depth` items ahead.
 
-    What it raises is raised here. Closing this generator closes it, and waits until its thread has ended.
+    What it raises is raised here. Closing this generator closes it, and waits until its thread has ended, but no longer than a
+    few seconds: it may be reading from a network that does not answer.
 
     Args:
         items: The iterator.
@@ -59,4 +63,4 @@ def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]
             yield taken.pop()
     finally:
         stop.set()
-        thread.join()
+        thread.join(_PATIENCE)

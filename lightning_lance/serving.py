@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from lightning_lance.commit import StreamExtent
 from lightning_lance.errors import ConfigError, whole_number
 from lightning_lance.languages import check_languages
+from lightning_lance.layout import StreamExtent
 from lightning_lance.mixture import Located, Mixture
 from lightning_lance.store import TokenStore
 from lightning_lance.windows import Order, WindowOrder

@@ -14,19 +14,17 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.commit import (
     FORMAT_VERSION,
-    StreamExtent,
-    StreamPart,
     commit_of,
-    dataset_at,
     first_version,
     is_commit,
     last_commit,
-    layout_of,
-    take_blocks,
+    notes_of,
 )
 from lightning_lance.documents import one_array
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
+from lightning_lance.fragments import dataset_at, fragments_of, take_blocks
+from lightning_lance.layout import StreamExtent, StreamPart, layout_of
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
 
@@ -228,7 +226,7 @@ class TokenStore:
 
     def _index(self, pages: np.ndarray | None) -> None:
         """Make the segment tables. `pages`: (n, 2), as `_map` gives them; None counts places in rows of `take`."""
-        parts = layout_of(self._dataset) if self._mapped is not None else None
+        parts = layout_of(fragments_of(self._dataset), notes_of(self._dataset))
         if parts is None:
             parts = self._layout_of_rows()
         streams = sorted({(part.split, part.language) for part in parts})

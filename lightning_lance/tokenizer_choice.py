@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Protocol
 import xxhash
 
 from lightning_lance.errors import ConfigError
-from lightning_lance.locking import only_one
+from lightning_lance.locking import only_one, write_whole
 from lightning_lance.sources import Source
 from lightning_lance.tokenization import Tokenizer, byte_tokenizer, train_bpe
 
@@ -151,9 +150,7 @@ class TrainedBPE:
                 if not file.exists():
                     _log.info("Training a tokenizer of %d ids on source %r.", self.vocab_size, source.name)
                     tokenizer = train_bpe(self._texts(source), self.vocab_size)
-                    part = file.with_suffix(f".{os.getpid()}.part")
-                    part.write_text(tokenizer.to_json(), encoding="utf-8")
-                    part.replace(file)
+                    write_whole(file, tokenizer.to_json())
         return Tokenizer(file.read_text(encoding="utf-8"))
 
     def _texts(self, source: Source) -> Iterator[list[str]]:

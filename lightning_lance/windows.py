@@ -14,8 +14,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from lightning_lance.commit import StreamExtent
 from lightning_lance.errors import ConfigError, whole_number
+from lightning_lance.layout import StreamExtent
 
 Order = Literal["shuffle", "random", "sequential"]
 

@@ -2,12 +2,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lightning_lance.agreement import agree, told_by_first
+import pytest
+
+from lightning_lance.agreement import agree, raise_together, told_by_first
 
 
 def test_a_process_alone_agrees_with_itself():
     agree({"epoch": 1})
     assert told_by_first([5]) == [5]
+    raise_together(None)
+    with pytest.raises(KeyError, match="x"):
+        raise_together(KeyError("x"))
 
 
 # Two real ranks, which hold what their place in the list says.

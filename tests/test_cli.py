@@ -1,6 +1,9 @@
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +83,30 @@ def test_help_version_and_other_words(tmp_path: Path):
     assert code == 1
     assert err.startswith("error: there is no command 'prepair': expected prepare or verify-resume.")
     assert "github_code" in run(tmp_path, "prepare", "--help")[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "moment"), [(signal.SIGTERM, 143, "before"), (signal.SIGINT, 130, "between")]
+)
+def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, code: int, moment: str):
+    """At once, while it builds nothing yet, and between two commits."""
+    arguments = ["prepare", "tokenizer=bytes", "data.commit_seconds=0", f"data.uri={tmp_path}/x.lance"]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    awaited = "x.lock" if moment == "before" else "x.lance/_versions/*.manifest"
+    while process.poll() is None and not list(tmp_path.glob(awaited)):
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert re.fullmatch(r"interrupted: Stopped.* run it again, it (goes on after them|begins anew)\.\n", err), err
+    if moment == "between":
+        assert "documents (" in err
+    # A store that is on its way, and nothing else.
+    assert {path.name for path in tmp_path.iterdir()} <= {"x.lance", "x.tokenizer.json"}
+    if moment == "between":
+        assert run(tmp_path, *arguments)[0] == 0
 
 
 def test_a_build_needs_neither_torch_nor_lightning():

@@ -1,7 +1,152 @@
-import json
-from dataclasses import asdict
+"""Commits are conditional: of builders that go on from one version, one commits, and nothing of the others stays."""
 
-from lightning_lance.commit import Commit
+import json
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+from bucket import Bucket, serving
+
+from lightning_lance.commit import Commit, append_commit, last_commit
+from lightning_lance.errors import CommitConflict, StoreError
+from lightning_lance.fragments import dataset_at
+from lightning_lance.packing import BLOCK, Packer
+
+EOS = 60_000
+NOTE = Commit("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
+PROCESSES, ROUNDS = 3, 5
+
+
+def rows_of(number: int, count: int = 1) -> pa.Table:
+    """One document of `count` tokens, all of them `number`."""
+    packer = Packer(EOS, np.dtype(np.uint16), [])
+    documents = pa.table({"language": ["C"], "id": [str(number)]})
+    packer.add(np.full(count, number, np.uint32), np.array([0, count]), np.zeros(1, np.int8), documents)
+    return packer.take()
+
+
+def race(uri: str, number: int, options: dict[str, str], barrier: Barrier, told: Any) -> None:
+    """Commit against the others in every round: first to make the store, then on top of the round's version."""
+    won = []
+    for version in range(ROUNDS):
+        barrier.wait(60)
+        try:
+            note = replace(NOTE, row=number, documents=version + 1, tokens=2 * (version + 1))
+            won.append(append_commit(uri, rows_of(number), note, options, expected_version=version))
+        except CommitConflict:
+            won.append(0)
+        barrier.wait(60)
+    told.put((number, won))
+
+
+def raced(uri: str, options: dict[str, str]) -> list[int]:
+    """Let processes race, and give who won each round."""
+    context = multiprocessing.get_context("spawn")
+    barrier, told = context.Barrier(PROCESSES), context.Queue()
+    processes = [context.Process(target=race, args=(uri, i, options, barrier, told)) for i in range(PROCESSES)]
+    for process in processes:
+        process.start()
+    won = dict(told.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    winners = []
+    for version in range(1, ROUNDS + 1):
+        made = [number for number, versions in won.items() if versions[version - 1] == version]
+        assert len(made) == 1, f"version {version}: {won}"
+        assert sum(versions[version - 1] for versions in won.values()) == version
+        winners += made
+    return winners
+
+
+def check_raced(uri: str, winners: list[int], options: dict[str, str]) -> None:
+    dataset = dataset_at(uri, None, options)
+    table = dataset.to_table()
+    assert [row[0] for row in table.column("tokens").to_pylist()] == winners
+    # The note is the winner's too: tokens and cursor are one transaction.
+    assert [last_commit(uri, version, options).row for version in range(1, ROUNDS + 1)] == winners
+    assert int(dataset.version) == ROUNDS
+    assert len(lance.file.LanceFileSession(f"{uri}/_transactions", options or None).list()) == ROUNDS
+    data = {file.path for fragment in dataset.get_fragments() for file in fragment.data_files()}
+    assert set(lance.file.LanceFileSession(f"{uri}/data", options or None).list()) == data
+
+
+def test_of_processes_that_commit_on_one_version_one_does(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    check_raced(uri, raced(uri, {}), {})
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with serving() as bucket:
+        yield bucket
+
+
+def test_so_it_is_in_a_bucket(bucket: Bucket):
+    uri = "s3://bucket/race/x.lance"
+    check_raced(uri, raced(uri, bucket.lance_options), bucket.lance_options)
+
+
+def test_a_commit_whose_answer_was_lost_was_made(bucket: Bucket):
+    """The bucket stores the manifest, and its answer does not come: the second try finds it there already."""
+    uri, options = "s3://bucket/lost/x.lance", bucket.lance_options
+    append_commit(uri, rows_of(1), NOTE, options)
+    bucket.lose_answer("/_versions/")
+    assert append_commit(uri, rows_of(2), NOTE, options, expected_version=1) == 2
+    assert bucket.lost == 1
+    assert dataset_at(uri, None, options).count_rows() == 2
+
+
+def test_another_version_than_the_expected_is_refused_before_anything_is_written(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    with pytest.raises(CommitConflict, match=r"it has version 0, expected 3.*run again"):
+        append_commit(uri, rows_of(1), NOTE, expected_version=3)
+    assert not Path(uri).exists()
+    assert append_commit(uri, rows_of(1), NOTE, expected_version=0) == 1
+    files = sorted(Path(uri).rglob("*"))
+    with pytest.raises(CommitConflict, match="it has version 1, expected 0"):
+        append_commit(uri, rows_of(1), NOTE, expected_version=0)
+    assert sorted(Path(uri).rglob("*")) == files
+
+
+def test_a_plain_append_of_others_counts_too(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append_commit(uri, rows_of(1), NOTE)
+    lance.write_dataset(rows_of(2), uri, mode="append")
+    with pytest.raises(CommitConflict):
+        append_commit(uri, rows_of(3), NOTE, expected_version=1)
+
+
+def test_a_commit_without_rows_moves_the_cursor(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    for version in range(3):
+        assert (
+            append_commit(uri, rows_of(1).slice(0, 0), replace(NOTE, row=version), expected_version=version)
+            == version + 1
+        )
+    append_commit(uri, rows_of(1), replace(NOTE, row=9))
+    assert (last_commit(uri, 2).row, last_commit(uri).row, lance.dataset(uri).count_rows()) == (1, 9, 1)
+
+
+def test_a_commit_is_one_file_whatever_its_rows(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append_commit(uri, rows_of(1, 3000 * BLOCK - 1), NOTE)
+    append_commit(uri, pa.concat_tables([rows_of(i) for i in range(50)]), NOTE)
+    assert len(lance.dataset(uri).get_fragments()) == 2
+
+
+def test_what_cannot_be_written_is_told(tmp_path: Path):
+    (tmp_path / "x.lance").mkdir()
+    (tmp_path / "x.lance" / "data").touch()
+    with pytest.raises(StoreError, match=r"cannot be written \(.*make room or give access, and run again"):
+        append_commit(str(tmp_path / "x.lance"), rows_of(1), NOTE)
 
 
 def test_a_note_comes_back_from_json():

@@ -21,6 +21,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning_lance import LanceDataModule, WindowLoader
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.plan import Budget, open_prepared
+from lightning_lance.status import StatusFile
 from lightning_lance.tokenization import train_bpe
 from lightning_lance.tokenizer_choice import ByteChoice, TokenizerFile
 
@@ -238,6 +239,10 @@ def test_setup_refuses_what_is_not_committed_or_not_complete(tmp_path: Path):
         make_data(tmp_path, max_documents=9).setup("fit")
     with pytest.raises(StoreError, match="is not open yet"):
         _ = make_data(tmp_path).store
+    (uri,) = tmp_path.glob("*.lance")
+    StatusFile(uri.with_suffix(".building.json"), "f").failed(StoreError("the disk is full"))
+    with pytest.raises(StoreError, match=r"is unfinished .*, since its build failed \(the disk is full\): run"):
+        make_data(tmp_path, max_documents=9).setup("fit")
 
 
 def test_a_store_without_its_source(tmp_path: Path):
@@ -403,6 +408,39 @@ def test_two_processes_get_disjoint_windows_and_resume_exactly(tmp_path: Path):
     assert len(set(windows)) == len(windows)
     then = run_ddp(tmp_path, 6, tmp_path / "2.ckpt")
     assert [a + b for a, b in zip(then[0]["train"], then[1]["train"], strict=True)] == alone.seen["train"][2:]
+
+
+FAILS = """
+import os, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+sys.path[:0] = [sys.argv[1]]
+from test_datamodule import *
+from lightning_lance.errors import SourceError
+class Fails(ListSource):
+    def read(self, shard, row):
+        raise SourceError("the network is gone")
+folder = Path(sys.argv[2])
+data = LanceDataModule(Fails(SOURCE.documents), ByteChoice(), 32, 8, data_dir=str(folder))
+try:
+    make_trainer(folder, devices=2, strategy="ddp", max_steps=1).fit(Recorder(), datamodule=data)
+except Exception as error:
+    (folder / f"error-{os.environ['LOCAL_RANK']}").write_text(f"{type(error).__name__}: {error}")
+    raise
+"""
+
+
+def test_if_the_build_fails_every_rank_names_the_cause(tmp_path: Path):
+    """Two real processes, of which Lightning lets one prepare the data while the other stands in a barrier."""
+    script = tmp_path / "fails.py"
+    script.write_text(FAILS)
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run(command, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert done.returncode != 0
+    assert [(tmp_path / f"error-{rank}").read_text() for rank in range(2)] == [
+        "SourceError: the network is gone",
+        "StoreError: The data could not be prepared by rank 0: the network is gone",
+    ]
 
 
 def test_val_batches_are_the_same_for_every_world_size(byte_store: Callable[..., Any]):

@@ -11,16 +11,16 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 ORDER = [
     "errors", "languages", "documents", "sources", "access", "streaming",
     "locking", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
-    "splits", "packing", "segments", "commit", "forked", "store",
-    "progress", "read_ahead", "encoding", "plan", "preflight", "prepare",
+    "splits", "packing", "segments", "layout", "fragments", "commit", "forked", "store",
+    "progress", "read_ahead", "encoding", "status", "plan", "preflight", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
-    "cli", "__init__",
+    "signals", "cli", "__init__",
 ]  # fmt: skip
 
 ONLY = {
     "lightning": {"datamodule", "termination"},
-    "lance": {"commit", "store"},
+    "lance": {"fragments", "commit", "store"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "torch": {"batches", "token_windows", "agreement", "loader", "verify"},

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance.commit import StreamExtent
 from lightning_lance.errors import ConfigError
+from lightning_lance.layout import StreamExtent
 from lightning_lance.mixture import Mixture, Schedule
 from lightning_lance.windows import WindowOrder
 

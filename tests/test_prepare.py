@@ -1,17 +1,21 @@
+import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders import STDLIB, TEXTS, Builder, Builders, Watched, until
 from conftest import Document, ListSource, documents, kept
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +23,6 @@ from hypothesis import strategies as st
 from lightning_lance import TokenStore, prepare
 from lightning_lance.commit import last_commit
 from lightning_lance.errors import ConfigError, SourceError
-from lightning_lance.sources import python_stdlib
 from lightning_lance.splits import SPLITS, split_codes
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import ByteChoice, TrainedBPE
@@ -43,6 +46,27 @@ def expected(made: tuple[Document, ...], val_fraction: float) -> dict[tuple[str,
             side = SPLITS[int(split_codes(pa.array([repo]), val_fraction)[0])]
             result.setdefault((side, language), []).extend([*text.encode(), EOS])
     return dict(sorted(result.items(), key=lambda item: (SPLITS.index(item[0][0]), item[0][1])))
+
+
+def provenance(store: TokenStore) -> dict[tuple[str, str], list[tuple[int, str, str]]]:
+    """Of each stream, its documents: where they begin, their ids and repositories."""
+    found: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
+    lengths: dict[tuple[str, str], int] = {}
+    columns = ["num_tokens", "split", "language", "documents"]
+    for row in lance.dataset(store.uri, version=store.version).to_table(columns).to_pylist():
+        stream = row["split"], row["language"]
+        begin = lengths.get(stream, 0)
+        found.setdefault(stream, []).extend(
+            (begin + entry["offset"], entry["id"], entry["repo"]) for entry in row["documents"]
+        )
+        lengths[stream] = begin + row["num_tokens"]
+    return found
+
+
+def assert_same(store: TokenStore, whole: TokenStore) -> None:
+    assert streams(store) == streams(whole)
+    assert provenance(store) == provenance(whole)
+    assert store.commit == whole.commit
 
 
 document = st.tuples(
@@ -84,27 +108,71 @@ def test_the_streams_are_the_documents_joined_by_eos(
     assert commit.exhausted
 
 
-@settings(max_examples=40)
-@given(made_documents, st.integers(1, 5), st.lists(st.integers(1, 12), min_size=1, max_size=4), st.booleans())
+class Breaks(ListSource):
+    """Fails when it has given some batches, each time it is asked, until nothing is left of `breaks`."""
+
+    breaks: ClassVar[list[int]] = []
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        for batch in super().read(shard, row):
+            if self.breaks:
+                self.breaks[-1] -= 1
+                if self.breaks[-1] < 0:
+                    self.breaks.pop()
+                    raise SourceError("gone")
+            yield batch
+
+
+budgets = st.tuples(st.none() | st.integers(1, 12), st.none() | st.integers(1, 3000))
+
+
+@settings(max_examples=25)
+@given(
+    made_documents,
+    st.integers(1, 5),
+    st.lists(budgets, min_size=1, max_size=4),
+    st.integers(1, 3000),
+    st.sampled_from([0.0, 60.0]),
+    st.lists(st.integers(0, 4), max_size=4),
+)
 def test_a_budget_is_kept_to_the_document_and_a_larger_one_goes_on(
     tmp_path_factory: pytest.TempPathFactory,
     made: tuple[Document, ...],
     per_batch: int,
-    budgets: list[int],
-    by_tokens: bool,
+    limits: list[tuple[int | None, int | None]],
+    commit_tokens: int,
+    commit_seconds: float,
+    breaks: list[int],
 ):
-    """Growing in steps makes the same streams as building at once, and every step is a prefix of them."""
-    source, folder = ListSource(made, 4, per_batch), tmp_path_factory.mktemp("data")
-    whole = tuple(entry for entry in made if kept(entry[0]))
-    sizes = [len(kept(text).encode()) + 1 for text, _, _ in whole]
-    for budget in sorted(budgets):
-        limit = {"max_tokens": 3 * budget} if by_tokens else {"max_documents": budget}
-        store = prepare(source, ByteChoice(), data_dir=folder, val_fraction=0.5, **limit)
-        count = int(np.searchsorted(np.cumsum(sizes), 3 * budget)) + 1 if by_tokens else budget
-        count = min(count, len(sizes))
+    """Growing in steps, with commits of any size and builds that break off, is building at once; every step is exact."""
+    folder, Breaks.breaks = tmp_path_factory.mktemp("data"), breaks
+    source = Breaks(made, 4, per_batch)
+    whole = [entry for entry in made if kept(entry[0])]
+    ends = np.cumsum([len(kept(text).encode()) + 1 for text, _, _ in whole])
+
+    def count_for(limit: tuple[int | None, int | None]) -> int:
+        by_tokens = len(whole) if limit[1] is None else int(np.searchsorted(ends, limit[1])) + 1
+        return min(len(whole) if limit[0] is None else limit[0], by_tokens, len(whole))
+
+    grown = [(0, 0)]
+    for limit in [*sorted(limits, key=count_for), (None, None)]:
+        options: dict[str, Any] = {"max_documents": limit[0], "max_tokens": limit[1], "val_fraction": 0.5}
+        store: TokenStore | None = None
+        while store is None:
+            with contextlib.suppress(SourceError):
+                options |= {"commit_tokens": commit_tokens, "commit_seconds": commit_seconds}
+                store = prepare(source, ByteChoice(), str(folder / "grown.lance"), **options)
+        count = count_for(limit)
         assert store.commit.documents == count
-        assert streams(store) == expected(whole[:count], 0.5)
-    assert streams(prepare(source, ByteChoice(), data_dir=folder, val_fraction=0.5)) == expected(made, 0.5)
+        assert store.commit.tokens == ends[count - 1]
+        assert streams(store) == expected(tuple(whole[:count]), 0.5)
+        assert store.version > grown[-1][1] or count == grown[-1][0]
+        grown.append((count, store.version))
+    Breaks.breaks = []
+    assert_same(store, prepare(source, ByteChoice(), str(folder / "whole.lance"), **options))
 
 
 @settings(max_examples=10)
@@ -217,58 +285,122 @@ def test_an_error_of_the_source_keeps_what_was_committed(tmp_path: Path):
     assert prepare(source, ByteChoice(), data_dir=tmp_path, commit_tokens=10).commit.documents == 20
 
 
-BUILD = """
-import sys; sys.path[:0] = [sys.argv[1]]
-from test_prepare import STDLIB, prepare
-from lightning_lance.tokenizer_choice import ByteChoice
-print(prepare(STDLIB, ByteChoice(), sys.argv[2], commit_tokens=200_000).version)
-"""
-TEXTS = [file.read_text(encoding="utf-8", errors="replace") for file in sorted(Path(python_stdlib().root).glob("*.py"))]
-STDLIB = ListSource(documents(*TEXTS * 5), per_shard=100, per_batch=20)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """What an uninterrupted build gives."""
+    uri = str(tmp_path_factory.mktemp("whole") / "x.lance")
+    return prepare(Watched(STDLIB, 20, 4), ByteChoice(), uri, val_fraction=0.3)
 
 
-def build(uri: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILD, str(Path(__file__).parent), str(uri)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def builders() -> Iterator[Builders]:
+    with Builders() as started:
+        yield started
 
 
-def test_a_killed_build_goes_on_and_nothing_is_lost_or_doubled(tmp_path: Path):
-    """`kill -9` at random moments, until a build gets through: the streams are those of an uninterrupted build."""
-    whole = prepare(STDLIB, ByteChoice(), str(tmp_path / "whole.lance"))
-    chance, kills = random.Random(1), 0
-    manifests = tmp_path / "killed.lance/_versions"
-    while kills < 8:
-        before = len(list(manifests.glob("*.manifest")))
-        process = build(tmp_path / "killed.lance")
-        # Some time after its first commit, or before it.
-        while process.poll() is None and chance.random() > 0.01 and len(list(manifests.glob("*.manifest"))) == before:
-            time.sleep(0.02)
-        time.sleep(chance.uniform(0, 0.05))
-        if process.poll() is not None:
-            process.communicate()
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
-        kills += 1
-    assert kills > 3
-    killed = prepare(STDLIB, ByteChoice(), str(tmp_path / "killed.lance"))
-    assert streams(killed) == streams(whole)
-    assert killed.commit == whole.commit
-    ids = [
-        entry["id"]
-        for row in lance.dataset(killed.uri).to_table(["documents"]).to_pylist()
-        for entry in row["documents"]
-    ]
-    assert len(ids) == len(set(ids)) == whole.commit.documents
+def unreferenced(uri: Path) -> set[str]:
+    """Data files that are of no version yet, or of none any more."""
+    files = {path.name for path in (uri / "data").glob("*")}
+    if not list(uri.glob("_versions/*.manifest")):
+        return files
+    fragments = lance.dataset(str(uri)).get_fragments()
+    return files - {file.path for fragment in fragments for file in fragment.data_files()}
 
 
-def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path):
-    processes = [build(tmp_path / "shared.lance") for _ in range(3)]
-    versions = {process.communicate(timeout=100)[0] for process in processes}
-    assert len(versions) == 1
-    store = prepare(STDLIB, ByteChoice(), str(tmp_path / "shared.lance"))
-    assert store.num_tokens("train") + store.num_tokens("val") == store.commit.tokens
-    assert versions == {f"{store.version}\n"}
+def beside(uri: Path) -> set[str]:
+    """What a build leaves beside its store."""
+    return {path.name for path in uri.parent.iterdir()} - {uri.name}
+
+
+def test_a_killed_build_goes_on_and_nothing_is_lost_or_doubled(tmp_path: Path, whole: TokenStore, builders: Builders):
+    """`kill -9` at 20 moments, some of them inside a commit, with a budget that grows meanwhile."""
+    uri, chance, inside = tmp_path / "store/x.lance", random.Random(1), 0
+    watched = [uri / "data", uri / "_transactions", uri / "_versions"]
+
+    def names() -> set[str]:
+        return {name for folder in watched if folder.exists() for name in os.listdir(folder)}  # noqa: PTH208 - fast
+
+    for kill in range(20):
+        limit = {"max_tokens": whole.commit.tokens * 3 // 4} if kill < 10 else {}
+        builder = builders.start(uri, commit_tokens=50_000, **limit)
+        # At the next sign of a commit (a data file, its transaction, the manifest), or some signs later, or soon after.
+        for _ in range(chance.randint(0, 6)):
+            before = names()
+            until(lambda before=before: names() != before)
+        time.sleep(chance.choice([0, 0, chance.uniform(0, 0.3)]))
+        assert builder.kill(), "the build was through: make the corpus larger"
+        inside += bool(unreferenced(uri))
+    assert inside > 3
+    assert "version" in builders.start(uri, commit_tokens=50_000).result()
+    assert_same(TokenStore.open(uri), whole)
+    assert beside(uri) == {"x.tokenizer.json"}
+
+
+def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenStore, builders: Builders):
+    uri, gate = tmp_path / "store/x.lance", str(tmp_path / "gate")
+    started = [builders.start(uri, source={"gate": gate, "at": 20}, commit_tokens=50_000) for _ in range(4)]
+    until(Path(gate + ".reached").exists)
+    until(lambda: beside(uri) >= {"x.building.json", "x.lock"})
+    # All wait now: one for the gate, the others for that one.
+    time.sleep(1)
+    Path(gate).touch()
+    results = [builder.result() for builder in started]
+    assert len({result["version"] for result in results}) == 1
+    (built,) = (result for result in results if result["reads"])
+    assert built["reads"] == len(Watched(STDLIB, 20, 4).shards)
+    assert built["messages"] == []
+    for result in results:
+        if result is not built:
+            assert re.match(
+                f"Another process builds {re.escape(str(uri))}; waiting for it \\(process \\d+ on .*, since .*: .* M tokens, ",
+                result["messages"][0],
+            )
+    assert_same(TokenStore.open(uri), whole)
+    assert beside(uri) == {"x.tokenizer.json"}
+
+
+def test_a_builder_that_dies_or_stands_still_is_replaced(tmp_path: Path, whole: TokenStore, builders: Builders):
+    """The one that stood still comes back, and commits nothing."""
+    uri, gates = tmp_path / "store/x.lance", [str(tmp_path / f"gate{i}") for i in range(2)]
+
+    def start(gate: str, at: int) -> Builder:
+        return builders.start(uri, source={"gate": gate, "at": at}, commit_tokens=50_000, lease=2.0)
+
+    dies = start(gates[0], 5)
+    until(Path(gates[0] + ".reached").exists)
+    stops = start(gates[1], 10)
+    assert dies.kill()
+    begin = time.monotonic()
+    until(Path(gates[1] + ".reached").exists)
+    assert time.monotonic() - begin < 10
+    goes_on = start("", -1)
+    stops.signal(signal.SIGSTOP)
+    last = goes_on.result()
+    Path(gates[1]).touch()
+    stops.signal(signal.SIGCONT)
+    assert stops.result()["version"] == last["version"]
+    assert_same(TokenStore.open(uri), whole)
+    assert beside(uri) == {"x.tokenizer.json"}
+
+
+def test_those_who_wait_for_a_build_that_fails_tell_its_cause(tmp_path: Path, builders: Builders):
+    uri, gate = tmp_path / "store/x.lance", str(tmp_path / "gate")
+    fails = builders.start(uri, source={"gate": gate, "at": 9, "fails": True}, commit_tokens=50_000)
+    until(Path(gate + ".reached").exists)
+    waits = builders.start(uri, source={"gate": gate, "at": 9})
+    until(lambda: (uri.parent / "x.building.json").exists())
+    time.sleep(1)
+    Path(gate).touch()
+    assert fails.result()["error"] == "SourceError: the network is gone"
+    assert re.match(r"Stopped; \d+ documents \(.* tokens\) are committed in ", fails.result()["messages"][0])
+    told = waits.result()
+    assert told["reads"] == 0
+    assert re.match(
+        r"SourceError: The build of .* by process \d+ on .* failed, .*: the network is gone ", told["error"]
+    )
+    # A new run tries again, and leaves nothing.
+    assert "version" in builders.start(uri).result()
+    assert beside(uri) == {"x.tokenizer.json"}
 
 
 RSS = """

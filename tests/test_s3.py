@@ -1,24 +1,26 @@
 """Sources and stores in a bucket, of a real S3 server on loopback."""
 
+import importlib
 import json
-import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from moto.server import ThreadedMotoServer
+from bucket import Bucket, serving
+from conftest import ListSource, documents
 
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader, loader, prepare
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.streaming import DatasetSource
 from lightning_lance.tokenizer_choice import ByteChoice
+from lightning_lance.turns import CommitTurn
 
 TEXTS = [f"text {i} " * 60 for i in range(300)]
 
@@ -58,39 +60,25 @@ def watch() -> Watch:
 
 
 @pytest.fixture(scope="module")
-def endpoint(watch: Watch) -> Iterator[str]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    server._server.app = watch.around(server._server.app)
-    endpoint = f"http://{host}:{port}"
-    client = boto3.client(
-        "s3", endpoint_url=endpoint, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
-    )
-    client.create_bucket(Bucket="bucket")
+def bucket(watch: Watch) -> Iterator[Bucket]:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"text": TEXTS}), sink)
-    for name, body in {"x.jsonl.zst": zstandard.compress(lines), "x.parquet": sink.getvalue().to_pybytes()}.items():
-        client.put_object(Bucket="bucket", Key=f"corpus/{name}", Body=body)
-    yield endpoint
-    server.stop()
+    with serving() as bucket:
+        bucket.wrap(watch.around)
+        for name, body in {"x.jsonl.zst": zstandard.compress(lines), "x.parquet": sink.getvalue().to_pybytes()}.items():
+            bucket.client.put_object(Bucket="bucket", Key=f"corpus/{name}", Body=body)
+        yield bucket
+
+
+@pytest.fixture(scope="module")
+def endpoint(bucket: Bucket) -> str:
+    return bucket.endpoint
 
 
 def source(endpoint: str, kind: str, pattern: str) -> DatasetSource:
     options = {"endpoint_url": endpoint, "key": "k", "secret": "s"}
     return DatasetSource(kind, data_files=[f"s3://bucket/corpus/{pattern}"], storage_options=options)
-
-
-def lance_options(endpoint: str) -> dict[str, str]:
-    return {
-        "aws_endpoint": endpoint,
-        "aws_access_key_id": "k",
-        "aws_secret_access_key": "s",
-        "aws_region": "us-east-1",
-        "allow_http": "true",
-    }
 
 
 def test_sources_in_a_bucket(endpoint: str, tmp_path: Path):
@@ -102,8 +90,8 @@ def test_sources_in_a_bucket(endpoint: str, tmp_path: Path):
         source(endpoint, "csv", "*.csv").open()
 
 
-def test_a_store_in_a_bucket_is_built_continued_and_read(endpoint: str, tmp_path: Path):
-    corpus, options = source(endpoint, "parquet", "*.parquet"), lance_options(endpoint)
+def test_a_store_in_a_bucket_is_built_continued_and_read(bucket: Bucket, endpoint: str, tmp_path: Path):
+    corpus, options = source(endpoint, "parquet", "*.parquet"), bucket.lance_options
     arguments: dict[str, Any] = {"uri": "s3://bucket/stores/x.lance", "storage_options": options, "val_fraction": 0.2}
     small = prepare(corpus, ByteChoice(), max_documents=100, **arguments)
     store = prepare(corpus, ByteChoice(), **arguments)
@@ -123,11 +111,47 @@ def test_a_store_in_a_bucket_is_built_continued_and_read(endpoint: str, tmp_path
     assert again.fingerprint == local.fingerprint == store.fingerprint
 
 
+def test_of_builders_in_a_bucket_the_commit_decides(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All begin; who loses a commit waits, and takes over where no more come."""
+    monkeypatch.setattr(importlib.import_module("lightning_lance.prepare"), "COMMIT_MARGIN_SECONDS", 1.0)
+    source, far, lost = ListSource(documents(*TEXTS[:100])), threading.Event(), threading.Event()
+    arguments: dict[str, Any] = {"storage_options": bucket.lance_options, "commit_tokens": 3000, "commit_seconds": 1.0}
+
+    class Dies(ListSource):
+        """Of a builder that has committed some, and fails when one of the others has lost a commit to another."""
+
+        def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+            if shard == 12:
+                far.set()
+                assert lost.wait(60)
+                raise SourceError("the network is gone")
+            yield from super().read(shard, row)
+
+    def build(source: ListSource) -> TokenStore:
+        return prepare(source, ByteChoice(), "s3://bucket/stores/z.lance", data_dir=tmp_path, **arguments)
+
+    conflict = CommitTurn.conflict
+    monkeypatch.setattr(CommitTurn, "conflict", lambda turn: (conflict(turn), lost.set()))
+    with ThreadPoolExecutor(3) as threads:
+        dies = threads.submit(build, Dies(source.documents))
+        assert far.wait(60)
+        building = [threads.submit(build, source) for _ in range(2)]
+        with pytest.raises(SourceError, match="the network is gone"):
+            dies.result(60)
+        stores = [future.result(60) for future in building]
+    assert len({store.version for store in stores}) == 1
+    local = prepare(source, ByteChoice(), data_dir=tmp_path)
+    for split in ("train", "val"):
+        assert stores[0].num_tokens(split) == local.num_tokens(split)
+    whole = [store.read(np.array([0]), store.num_tokens(), "train").tolist() for store in (stores[0], local)]
+    assert whole[0] == whole[1]
+
+
 def test_reads_wait_for_the_bucket_together(
-    endpoint: str, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Bucket, endpoint: str, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A chunk of batches is one call of Lance, the first a single batch, and several chunks are on their way at once."""
-    arguments: dict[str, Any] = {"uri": "s3://bucket/stores/y.lance", "storage_options": lance_options(endpoint)}
+    arguments: dict[str, Any] = {"uri": "s3://bucket/stores/y.lance", "storage_options": bucket.lance_options}
     store = prepare(source(endpoint, "parquet", "*.parquet"), ByteChoice(), val_fraction=0.0, **arguments)
     take = type(store._dataset).take
 

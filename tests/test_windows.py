@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance.commit import StreamExtent
 from lightning_lance.errors import ConfigError
+from lightning_lance.layout import StreamExtent
 from lightning_lance.windows import Order, WindowOrder, key_words, mix, mix32, permute, windows_of
 
 KEY = ("fingerprint", 1, 0)

@@ -1,0 +1,238 @@
+"""One run of a build: read, tokenize, pack and commit, overlapped, in bounded memory."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from lightning_lance.commit import Commit, append_commit
+from lightning_lance.documents import one_array
+from lightning_lance.encoding import EncodedBatch, encoded_batches
+from lightning_lance.errors import CommitConflict, SourceError
+from lightning_lance.languages import check_languages, nearest
+from lightning_lance.locking import write_whole
+from lightning_lance.packing import Packer
+from lightning_lance.plan import Budget, Plan
+from lightning_lance.preflight import SpaceCheck
+from lightning_lance.progress import BuildProgress
+from lightning_lance.sources import OpenedSource, Source
+from lightning_lance.splits import split_codes
+from lightning_lance.tokenization import token_dtype
+from lightning_lance.turns import Turn
+
+_log = logging.getLogger(__name__)
+
+
+class Build:
+    """One run of a build: holds the commit note as it grows.
+
+    Args:
+        source: Where the documents come from.
+        plan: What is stored, and where.
+        budget: When it ends.
+        version: Version of the store that it goes on from, 0 if there is none.
+        commit: The note of that version.
+        storage_options: Credentials and such for an object store.
+
+    Attributes:
+        committed: The note of the last commit, None before the first.
+
+    Raises:
+        SourceError: If the source cannot be opened, or is not the one that the store was begun with.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        budget: Budget,
+        version: int,
+        commit: Commit | None,
+        storage_options: Mapping[str, str] | None,
+    ) -> None:
+        self._source, self._plan, self._budget, self._storage_options = source, plan, budget, storage_options
+        self._opened: OpenedSource = source.open(commit.pin if commit else None)
+        shards = xxhash.xxh3_64_hexdigest("\0".join(self._opened.shards).encode())
+        if commit is not None and commit.shards != shards:
+            raise SourceError(
+                f"The files of source {source.name!r} are not those that the store {plan.uri!r} was begun with: bring them "
+                "back, or remove the store to build it anew."
+            )
+        tokenizer = plan.tokenizer
+        self._commit = commit or Commit(
+            plan.fingerprint,
+            plan.recipe,
+            self._opened.pin,
+            shards,
+            tokenizer.eos_token,
+            tokenizer.eos_id,
+            tokenizer.vocab_size,
+        )
+        self._version, self.committed = version, commit
+        self._val_fraction = float(plan.recipe["val_fraction"])
+        self._packer = self._new_packer()
+
+    def _new_packer(self) -> Packer:
+        tokenizer = self._plan.tokenizer
+        return Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), self._source.metadata)
+
+    def run(self, turn: Turn, commit_tokens: int, commit_seconds: float) -> None:
+        """Read until the budget is met or the source ends.
+
+        Args:
+            turn: Is told the progress, and tells whether another process has taken over.
+            commit_tokens: Tokens per commit.
+            commit_seconds: Longest time between two commits, whether documents were kept or not: what is read twice after a
+                kill.
+
+        Raises:
+            CommitConflict: If another process has committed meanwhile, or has taken over.
+            SourceError: If the source cannot be read, or has no documents.
+        """
+        if (file := self._plan.tokenizer_file) is not None:
+            write_whole(file, self._plan.tokenizer.to_json())
+        first, num_shards = self._commit, len(self._opened.shards)
+        share = self._budget.share(first, num_shards)
+        left = self._budget.max_documents
+        left = None if left is None else left - first.documents
+        plan = self._plan
+        batches = encoded_batches(self._opened, plan.tokenizer, first.shard, first.row, left, plan.long_documents)
+        space = SpaceCheck(plan, self._budget, first, self._opened)
+        pending: Future[None] | None = None
+        asked, last = first, time.monotonic()
+        with (
+            closing(batches),
+            ThreadPoolExecutor(1, thread_name_prefix="commit") as writer,
+            BuildProgress(self._source.name, share, first.documents) as progress,
+        ):
+            for shard, batch in batches:
+                before = self._commit.text_bytes
+                if batch is None:
+                    self._commit = replace(self._commit, shard=shard + 1, row=0)
+                    self._check_first_shard()
+                else:
+                    self._add(shard, batch)
+                    del batch  # it may be large, and the next one takes its time
+                space.look(self._commit)
+                now, share = self._commit, self._budget.share(self._commit, num_shards)
+                progress.update(share, now.documents, now.tokens, now.text_bytes - before)
+                turn.progress(now.documents, now.tokens, share)
+                if turn.lost:
+                    raise CommitConflict(f"Another process has taken over the build of {self._plan.uri!r}.")
+                if self._budget.met(now):
+                    break
+                # By the clock also where nothing was kept: the cursor has moved, and that was work.
+                late = now != asked and time.monotonic() - last > commit_seconds
+                if late or self._packer.num_tokens >= commit_tokens:
+                    if pending is not None:
+                        pending.result()
+                    pending, asked, last = self._submit(writer), now, time.monotonic()
+                    progress.committed(share, now.documents, now.tokens)
+            else:
+                self._check_not_empty()
+                # With a language missing the build stays open: asked again, it says so again.
+                self._commit = replace(self._commit, exhausted=not self._missing())
+            if pending is not None:
+                pending.result()
+            self._submit(writer).result()
+            now = self._commit
+            progress.update(1.0, now.documents, now.tokens, 0)
+            progress.committed(1.0, now.documents, now.tokens)
+            progress.ended(now.skipped, now.noted)
+        if not self._budget.met(self._commit):
+            self._check_found()
+
+    def _submit(self, writer: ThreadPoolExecutor) -> Future[None]:
+        packer, commit = self._packer, self._commit
+        self._packer = self._new_packer()
+
+        def append() -> None:
+            rows = packer.take()
+            self._version = append_commit(self._plan.uri, rows, commit, self._storage_options, self._version)
+            self.committed = commit
+
+        return writer.submit(append)
+
+    def _add(self, shard: int, made: EncodedBatch) -> None:
+        """Pack a batch, up to the budget, and move the cursor behind it."""
+        commit, budget = self._commit, self._budget
+        count = len(made.wanted)
+        if budget.max_tokens is not None:
+            ends = made.encoded.offsets[1:] + np.arange(1, count + 1)
+            count = min(count, int(np.searchsorted(ends, budget.max_tokens - commit.tokens)) + 1)
+        offsets = made.encoded.offsets[: count + 1]
+        documents = made.documents.slice(0, count)
+        ids = made.encoded.ids[: offsets[-1]]
+        self._packer.add(ids, offsets, self._splits(documents), self._described(shard, documents))
+        added = replace(
+            commit,
+            documents=commit.documents + count,
+            tokens=commit.tokens + int(offsets[-1]) + count,
+            text_bytes=commit.text_bytes + int(made.sizes[made.wanted[:count]].sum()),
+            languages=_add_counts(commit.languages, _counts(documents.column("language"))),
+        )
+        # A met budget leaves what follows its last document, skipped ones too, for a later build.
+        seen = int(made.wanted[count - 1]) + 1 if budget.met(added) else len(made.batch)
+        skipped, noted = made.counts(count, seen)
+        row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
+        skipped, noted = _add_counts(commit.skipped, skipped), _add_counts(commit.noted, noted)
+        self._commit = replace(added, shard=shard, row=row, skipped=skipped, noted=noted)
+
+    def _splits(self, documents: pa.Table) -> np.ndarray:
+        texts = one_array(documents.column("text"))
+        groups = texts
+        if "repo" in documents.column_names:
+            repos = one_array(documents.column("repo")).cast(pa.large_string())
+            groups = pc.if_else(pc.fill_null(pc.not_equal(repos, ""), False), repos, texts)
+        return split_codes(groups, self._val_fraction)
+
+    def _described(self, shard: int, documents: pa.Table) -> pa.Table:
+        """Give each document its id, `shard:row`, which finds it in the source again."""
+        rows = one_array(documents.column("row")).cast(pa.string())
+        ids = pc.binary_join_element_wise(pa.scalar(str(shard)), rows, ":")
+        return documents.drop_columns(["row", "text"]).append_column("id", ids)
+
+    def _missing(self) -> list[str]:
+        return [language for language in self._source.wanted if language not in self._commit.languages]
+
+    def _check_first_shard(self) -> None:
+        """Tell early that a language may be misspelt, or is rare: the corpus may be a terabyte."""
+        shards, missing = len(self._opened.shards), self._missing()
+        if self._commit.shard != 1 or not missing or shards == 1:
+            return
+        present = self._opened.present_languages()
+        if not self._commit.documents and all(nearest(language, present) for language in missing):
+            self._check_found()
+        what = f"The first of {shards} shards has no document of {', '.join(missing)}; it has {', '.join(present)}."
+        _log.warning(what)
+
+    def _check_found(self) -> None:
+        if missing := self._missing():
+            known = {*self._opened.present_languages(), *self._commit.languages} - {*missing}
+            check_languages(missing, sorted(known), f"Source {self._source.name!r}")
+
+    def _check_not_empty(self) -> None:
+        if not self._commit.documents:
+            self._check_found()
+            skipped = ", ".join(f"{count} {reason}" for reason, count in self._commit.skipped.items()) or "none"
+            raise SourceError(
+                f"Source {self._source.name!r} gave no documents (skipped: {skipped}; blank is nothing but white space): check "
+                "what it reads and what it filters."
+            )
+
+
+def _counts(languages: pa.ChunkedArray) -> dict[str, int]:
+    return {entry["values"]: entry["counts"] for entry in pc.value_counts(languages).to_pylist()}
+
+
+def _add_counts(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int]:
+    return {key: old.get(key, 0) + new.get(key, 0) for key in sorted(old.keys() | new.keys())}

@@ -1,0 +1,144 @@
+"""What a store notes of each of its data files: which streams lie in it, its size, and hashes of it.
+
+Every version's note tells of all files of that version, so that opening reads one note, whatever was committed before, and
+however many versions were removed since.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+_FILES = "lightning_lance_files"
+# Bytes read at once to hash a file.
+_CHUNK = 16 << 20
+
+
+class StreamPart(NamedTuple):
+    """Rows of one stream that follow each other: `tokens` tokens in `rows` blocks, full but for the last."""
+
+    split: str
+    language: str
+    tokens: int
+    rows: int
+
+
+class StreamExtent(NamedTuple):
+    """Where a stream lies among the tokens of its split: `num_tokens` tokens from `start` on."""
+
+    language: str
+    start: int
+    num_tokens: int
+
+
+class FileNote(NamedTuple):
+    """What is known of a data file, whose content never changes.
+
+    Attributes:
+        size: Bytes.
+        whole: xxh3_64 of all bytes of the file, as they were read back after they were written.
+        tokens: xxh3_64 of its blocks of tokens, padding included, as they were before they were written.
+        parts: What its rows are, in their order.
+    """
+
+    size: int
+    whole: str
+    tokens: str
+    parts: tuple[StreamPart, ...]
+
+
+class LayoutCounter:
+    """Counts the parts and hashes the tokens of rows that go by on their way into one file."""
+
+    def __init__(self) -> None:
+        self._hash = xxhash.xxh3_64()
+        self._parts: list[StreamPart] = []
+        self.rows = 0
+
+    def passing(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Give the batches on, counted."""
+        for batch in batches:
+            self.add(batch)
+            yield batch
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Count a batch."""
+        if not len(batch):
+            return
+        self.rows += len(batch)
+        hash_tokens(self._hash, batch.column("tokens"))
+        keys = [batch.column(name).dictionary_encode() for name in ("split", "language")]
+        codes = [np.asarray(key.indices) for key in keys]
+        tokens = np.asarray(batch.column("num_tokens"))
+        changes = np.logical_or(*(np.diff(code) != 0 for code in codes))
+        for low, high in pairwise([0, *(np.flatnonzero(changes) + 1).tolist(), len(batch)]):
+            names = [key.dictionary[int(code[low])].as_py() for key, code in zip(keys, codes, strict=True)]
+            part = StreamPart(names[0], names[1], int(tokens[low:high].sum()), high - low)
+            if self._parts and self._parts[-1][:2] == part[:2]:
+                last = self._parts.pop()
+                part = part._replace(tokens=last.tokens + part.tokens, rows=last.rows + part.rows)
+            self._parts.append(part)
+
+    def note(self, size: int, whole: str) -> FileNote:
+        """Give what was counted, with what is known of the file."""
+        return FileNote(size, whole, self._hash.hexdigest(), tuple(self._parts))
+
+
+def hash_tokens(digest: Any, tokens: pa.FixedSizeListArray) -> None:
+    """Add blocks of tokens to an xxhash digest, as their little-endian bytes."""
+    digest.update(np.ascontiguousarray(tokens.flatten()).view(np.uint8))
+
+
+def hash_file(session: Any, path: str, size: int) -> str:
+    """Hash the bytes of a file; `session` is a `LanceFileSession` of its folder. OSError if it has fewer bytes."""
+    digest = xxhash.xxh3_64()
+    for begin in range(0, size, _CHUNK):
+        digest.update(session.read_range(path, begin, min(_CHUNK, size - begin)))
+    return digest.hexdigest()
+
+
+def properties_of(files: Mapping[str, FileNote]) -> dict[str, str]:
+    """Give the notes as properties of a transaction."""
+    # Streams are named once: there may be hundreds, and each may be in every file.
+    streams = sorted({part[:2] for note in files.values() for part in note.parts})
+    numbers = {stream: number for number, stream in enumerate(streams)}
+    told = {
+        path: [note.size, note.whole, note.tokens, [[numbers[part[:2]], *part[2:]] for part in note.parts]]
+        for path, note in files.items()
+    }
+    return {_FILES: json.dumps({"streams": streams, "files": told}, separators=(",", ":"))}
+
+
+def files_of(properties: Mapping[str, str]) -> dict[str, FileNote]:
+    """Read the notes out of the properties of a transaction; those of other writers have none."""
+    if _FILES not in properties:
+        return {}
+    told = json.loads(properties[_FILES])
+    streams = [tuple(stream) for stream in told["streams"]]
+    return {
+        path: FileNote(size, whole, tokens, tuple(StreamPart(*streams[number], *counts) for number, *counts in parts))
+        for path, (size, whole, tokens, parts) in told["files"].items()
+    }
+
+
+def layout_of(fragments: Iterable[Any], files: Mapping[str, FileNote]) -> list[StreamPart] | None:
+    """Tell from the notes which rows of some Lance fragments are of which stream; None if they do not tell of every row.
+
+    That is far less to read than the rows' own columns; but what others than this package added, deleted or moved, only the
+    columns know.
+    """
+    parts: list[StreamPart] = []
+    for fragment in fragments:
+        if len(fragment.files) != 1 or fragment.deletion_file is not None or fragment.files[0].path not in files:
+            return None
+        mine = files[fragment.files[0].path].parts
+        if sum(part.rows for part in mine) != fragment.physical_rows:
+            return None
+        parts += mine
+    return parts

@@ -1,0 +1,62 @@
+"""What Ctrl-C and SIGTERM do to a command: it cleans up and says how to go on; the second time it just ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interruptible:
+    """While this is entered, both signals raise KeyboardInterrupt in the main thread; a second one ends the process at once.
+
+    Attributes:
+        received: The signal that came; None before.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell gives for a process that the signal ended: 130 or 143."""
+        return 128 + (self.received or signal.SIGINT)
+
+    def __enter__(self) -> Interruptible:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                self._before[number] = signal.signal(number, self._first)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, before in self._before.items():
+            # A command that was interrupted is at its end: nothing may hold it up any more.
+            signal.signal(number, before if self.received is None else self._again)
+
+    def _first(self, number: int, frame: FrameType | None) -> None:
+        if signal.getsignal(number) != self._first:
+            # Lightning has put a handler of its own in place, which calls this one too, and decides when to stop.
+            self.received = self.received or number
+        elif self.received is not None:
+            self._again(number, frame)
+        else:
+            self.received = number
+            raise KeyboardInterrupt
+
+    def _again(self, number: int, frame: FrameType | None) -> None:
+        # No clean-up, which may be what hangs; the next run does without, as after a kill.
+        with contextlib.suppress(OSError):
+            os.write(
+                sys.__stderr__.fileno() if sys.__stderr__ else 2,
+                b"interrupted again: stopped at once; what was committed is safe.\n",
+            )
+        os._exit(128 + number)

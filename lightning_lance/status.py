@@ -1,0 +1,112 @@
+"""The status file of a build, beside its store: who builds since when and how far, or why it failed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from lightning_lance.errors import LightningLanceError, SourceError, StoreError
+from lightning_lance.locking import write_whole
+
+# Between two writes: often enough for those who wait, too seldom to be felt.
+_WRITE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class BuildStatus:
+    """What a build tells about itself.
+
+    Attributes:
+        run: Tells this build from those before it.
+        fingerprint: Of what is built.
+        builder: The process.
+        since: When it began, UTC.
+        documents: Documents packed so far, of the whole store.
+        tokens: Tokens packed so far.
+        share: Share of the budget, 0 to 1.
+        failure: What ended it, None while it goes on.
+        of_source: Whether the failure is the source's.
+    """
+
+    run: str
+    fingerprint: str
+    builder: str
+    since: str
+    documents: int = 0
+    tokens: int = 0
+    share: float = 0.0
+    failure: str | None = None
+    of_source: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"{self.builder}, since {self.since}: {self.documents:,} documents, {self.tokens / 1e6:,.1f} M tokens, "
+            f"{100 * min(self.share, 1.0):.0f} %"
+        )
+
+
+def read_status(path: Path) -> BuildStatus | None:
+    """Read a status file; None where there is none, or none that is understood."""
+    try:
+        return BuildStatus(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def failure_of(status: BuildStatus, uri: str) -> SourceError | StoreError:
+    """Make the error of those who waited for a build that failed."""
+    kind = SourceError if status.of_source else StoreError
+    return kind(
+        f"The build of {uri!r} by {status.builder} failed, and this process waited for it: {status.failure} (run it again "
+        "when that is mended, it goes on after the last commit)."
+    )
+
+
+class StatusFile:
+    """Writes the status of one build. What cannot be written is left out: the build matters more.
+
+    Args:
+        path: The file.
+        fingerprint: Of what is built.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self._path = path
+        builder = f"process {os.getpid()} on {socket.gethostname()}"
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        self._status = BuildStatus(secrets.token_hex(8), fingerprint, builder, since)
+        self._written = -_WRITE_SECONDS
+        self._write()
+
+    def update(self, documents: int, tokens: int, share: float) -> None:
+        """Tell how far the build is; most calls write nothing, but that all is there is told at once."""
+        complete = share >= 1 > self._status.share
+        self._status = replace(self._status, documents=documents, tokens=tokens, share=share)
+        if complete or time.monotonic() - self._written > _WRITE_SECONDS:
+            self._write()
+
+    def failed(self, error: BaseException) -> None:
+        """Leave the cause for those who wait. It stays until the next build."""
+        told = " ".join(str(error).split())
+        if not isinstance(error, LightningLanceError):
+            told = f"{type(error).__name__}: {told}"
+        self._status = replace(self._status, failure=told, of_source=isinstance(error, SourceError))
+        self._write()
+
+    def remove(self) -> None:
+        """Remove the file, unless another build has written it since, or it tells of a failure."""
+        found = read_status(self._path)
+        if self._status.failure is None and (found is None or found.run == self._status.run):
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        with suppress(OSError):
+            write_whole(self._path, json.dumps(asdict(self._status)))

@@ -1,0 +1,66 @@
+"""A real S3 server on loopback, for stores and sources in a bucket."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+from moto.server import ThreadedMotoServer
+
+
+class Bucket:
+    """The server, with one bucket named `bucket`. What stands before it may be wrapped around `app`."""
+
+    def __init__(self, server: ThreadedMotoServer) -> None:
+        host, port = server.get_host_and_port()
+        self.endpoint = f"http://{host}:{port}"
+        self.client = boto3.client(
+            "s3", endpoint_url=self.endpoint, aws_access_key_id="k", aws_secret_access_key="s", region_name="us-east-1"
+        )
+        self._server = server
+        self.lost = 0
+
+    @property
+    def lance_options(self) -> dict[str, str]:
+        return {
+            "aws_endpoint": self.endpoint,
+            "aws_access_key_id": "k",
+            "aws_secret_access_key": "s",
+            "aws_region": "us-east-1",
+            "allow_http": "true",
+        }
+
+    def wrap(self, around: Callable[[Any], Any]) -> None:
+        """Put a WSGI application around the one that serves."""
+        self._server._server.app = around(self._server._server.app)
+
+    def lose_answer(self, part: str) -> None:
+        """Let the next object whose path has this part be stored, and answer that the server has failed."""
+        self.lost = 0
+
+        def around(app: Any) -> Any:
+            def losing(environ: dict[str, Any], start_response: Any) -> Any:
+                if self.lost or environ["REQUEST_METHOD"] != "PUT" or part not in environ["PATH_INFO"]:
+                    return app(environ, start_response)
+                self.lost += 1
+                list(app(environ, lambda *answer: None))
+                start_response("503 Slow Down", [("Content-Length", "0")])
+                return [b""]
+
+            return losing
+
+        self.wrap(around)
+
+
+@contextmanager
+def serving() -> Iterator[Bucket]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        bucket = Bucket(server)
+        bucket.client.create_bucket(Bucket="bucket")
+        yield bucket
+    finally:
+        server.stop()

@@ -1,0 +1,114 @@
+"""What one run of a build does at its edges; what it stores is in test_prepare.py."""
+
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from conftest import ListSource, documents
+
+from lightning_lance import prepare
+from lightning_lance.build import Build
+from lightning_lance.commit import last_version
+from lightning_lance.errors import BuildInterrupted, CommitConflict, SourceError, StoreError
+from lightning_lance.plan import Budget, make_plan
+from lightning_lance.tokenizer_choice import ByteChoice
+from lightning_lance.turns import CommitTurn
+
+
+class Ends(ListSource):
+    """Raises when a shard is read."""
+
+    error: BaseException = SourceError("the network is gone")
+    at: int = 6
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        if shard == self.at:
+            raise self.error
+        yield from super().read(shard, row)
+
+
+@pytest.mark.parametrize("text", ["some text", None])
+def test_the_clock_makes_commits_also_where_nothing_is_kept(tmp_path: Path, text: str | None):
+    """Work that was done is not done again, whether it gave documents or not."""
+    uri = str(tmp_path / "x.lance")
+    with pytest.raises(SourceError, match="the network is gone"):
+        prepare(Ends(documents(*[text] * 40)), ByteChoice(), uri, commit_seconds=0.0)
+    version, commit = last_version(uri)
+    assert commit is not None
+    # Two batches are on their way to the packer when the third fails.
+    assert commit.shard >= 4
+    assert commit.documents == (0 if text is None else 4 * commit.shard + commit.row)
+    assert version >= 4
+
+
+def test_no_commit_comes_before_its_time(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    with pytest.raises(SourceError):
+        prepare(Ends(documents(*["some text"] * 40)), ByteChoice(), uri)
+    assert last_version(uri) == (0, None)
+
+
+def test_an_interruption_says_what_is_safe(tmp_path: Path):
+    """Ctrl-C comes in the main thread, here by way of the source."""
+
+    class Pressed(Ends):
+        error = KeyboardInterrupt()
+
+    uri, made = str(tmp_path / "x.lance"), documents(*["some text"] * 40)
+    with pytest.raises(
+        BuildInterrupted, match=r"^Stopped before the first commit of '.*': run it again, it begins anew\.$"
+    ):
+        prepare(Pressed(made), ByteChoice(), uri)
+    with pytest.raises(
+        BuildInterrupted, match=r"^Stopped; (\d+) documents \(.* tokens\) are committed in .* goes on after them"
+    ):
+        prepare(Pressed(made), ByteChoice(), uri, commit_tokens=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
+    assert prepare(ListSource(made, name="list"), ByteChoice(), str(tmp_path / "y.lance")).commit.documents == 40
+
+
+def test_who_finds_another_commit_stops(tmp_path: Path):
+    source, uri = ListSource(documents(*["some text"] * 40)), str(tmp_path / "x.lance")
+    plan = make_plan(source, ByteChoice(), uri)
+    build = Build(source, plan, Budget(), 0, None, None)
+    prepare(source, ByteChoice(), uri, max_documents=7)
+    before = last_version(uri)
+    with pytest.raises(CommitConflict):
+        build.run(CommitTurn(uri, 0), 1, 60.0)
+    assert last_version(uri) == before
+    assert prepare(source, ByteChoice(), uri).commit.documents == 40
+
+
+def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can only be mounted by root")
+    try:
+        source = ListSource(documents(*["0123456789" * 5000] * 60))
+        options: dict[str, Any] = {"uri": str(disk / "x.lance"), "val_fraction": 0.0, "commit_tokens": 400_000}
+        with (
+            caplog.at_level(logging.WARNING),
+            pytest.raises(StoreError, match=r"^The disk of '.*/x\.lance' is full: make room"),
+        ):
+            prepare(source, ByteChoice(), **options)
+        _, commit = last_version(options["uri"])
+        assert commit is not None
+        assert 0 < commit.documents < 60
+        assert any(message.startswith(f"Stopped; {commit.documents} documents") for message in caplog.messages)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        store = prepare(source, ByteChoice(), **options)
+        assert store.commit.documents == 60
+        assert store.num_tokens("train") == store.commit.tokens == 60 * 50_001
+        assert {path.name for path in disk.iterdir()} == {"x.lance", "x.tokenizer.json"}
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

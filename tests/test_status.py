@@ -1,0 +1,67 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from lightning_lance import status
+from lightning_lance.errors import SourceError, StoreError
+from lightning_lance.status import BuildStatus, StatusFile, failure_of, read_status
+
+
+def test_a_status_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "x.building.json"
+    writer = StatusFile(file, "f")
+    begun = read_status(file)
+    assert begun is not None
+    assert str(begun).startswith(begun.builder + ", since 20")
+    assert str(begun).endswith(": 0 documents, 0.0 M tokens, 0 %")
+    writer.update(5000, 7_000_000, 0.25)
+    assert read_status(file) == begun
+    monkeypatch.setattr(status, "_WRITE_SECONDS", 0.0)
+    writer.update(5000, 7_000_000, 0.25)
+    assert str(read_status(file)).endswith(": 5,000 documents, 7.0 M tokens, 25 %")
+    writer.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "kind"),
+    [
+        (SourceError("the network\nis gone"), "the network is gone", SourceError),
+        (StoreError("the disk is full"), "the disk is full", StoreError),
+        (ValueError("a bug"), "ValueError: a bug", StoreError),
+    ],
+)
+def test_a_failure_stays_and_becomes_the_error_of_others(tmp_path: Path, error: Exception, told: str, kind: type):
+    file = tmp_path / "x.building.json"
+    writer = StatusFile(file, "f")
+    writer.failed(error)
+    writer.remove()
+    found = read_status(file)
+    assert found is not None
+    made = failure_of(found, "x.lance")
+    assert type(made) is kind
+    assert str(made).startswith(
+        f"The build of 'x.lance' by {found.builder} failed, and this process waited for it: {told} ("
+    )
+
+
+def test_the_file_of_another_build_is_left_alone(tmp_path: Path):
+    file = tmp_path / "x.building.json"
+    first, second = StatusFile(file, "f"), StatusFile(file, "f")
+    first.remove()
+    assert file.exists()
+    second.remove()
+    assert not file.exists()
+
+
+def test_what_cannot_be_read_or_written_is_no_error(tmp_path: Path):
+    file = tmp_path / "x.building.json"
+    assert read_status(file) is None
+    for text in ("", "{", "[1]", json.dumps({"of": "another version"})):
+        file.write_text(text)
+        assert read_status(file) is None
+    writer = StatusFile(tmp_path / "nowhere" / "x.json", "f")
+    writer.update(1, 1, 1.0)
+    writer.remove()
+    assert BuildStatus("r", "f", "b", "s").failure is None
