@@ -275,8 +275,10 @@ def once(process, place):
     return json.loads(told)
 
 
-def check(uri, ids_file, tutorial_uri):
+def check(uri, ids_file, tutorial_uri, pattern):
     """Compare the three results, token by token.
+
+    Of the bare tokenizer, all but the documents with characters of newer versions of Unicode: ours leaves them to `tokenizers`.
 
     Raises:
         AssertionError: If they differ.
@@ -288,9 +290,14 @@ def check(uri, ids_file, tutorial_uri):
     store = TokenStore.open(uri)
     with np.load(ids_file) as bare:
         # EOS after every document.
-        expected = np.insert(bare["ids"], np.cumsum(bare["lengths"]), store.commit.eos_id)
+        lengths = bare["lengths"]
+        expected = np.insert(bare["ids"], np.cumsum(lengths), store.commit.eos_id)
     stored = store.read(np.zeros(1, np.int64), store.num_tokens())[0]
-    if not np.array_equal(stored, expected):
+    same = np.concatenate([_comparable(texts) for texts in texts_of(pattern)])
+    ends = np.flatnonzero(stored == store.commit.eos_id)
+    ours = stored[np.repeat(same, np.diff(ends, prepend=-1))]
+    expected = expected[np.repeat(same, lengths + 1)]
+    if not np.array_equal(ours, expected):
         raise AssertionError(
             f"Our store has {len(stored):,} tokens, the bare tokenizer gave {len(expected):,}, not the same."
         )
@@ -298,6 +305,13 @@ def check(uri, ids_file, tutorial_uri):
     text = stored[stored != store.commit.eos_id][: len(theirs)]
     if not np.array_equal(theirs, text):
         raise AssertionError("The tutorial's pipeline stored other tokens than ours.")
+
+
+def _comparable(texts):
+    from lightning_lance.fast_engine import newer_characters
+
+    apart = newer_characters(texts)
+    return np.ones(len(texts), bool) if apart is None else ~apart
 
 
 def train(rows, file):
@@ -348,7 +362,7 @@ def run(folder, options):
     process = start(OURS, corpus["thrice"], tokenizer)
     thrice = once(process, folder / "thrice-0")
     process.communicate()
-    check(str(folder / f"{OURS}-0"), folder / f"{BARE}-0", str(folder / f"{TUTORIAL}-0"))
+    check(str(folder / f"{OURS}-0"), folder / f"{BARE}-0", str(folder / f"{TUTORIAL}-0"), corpus["once"])
     tell(measured, thrice, num_rows, options, time.perf_counter() - began)
 
 

@@ -24,6 +24,7 @@ from lightning_lance.locking import write_whole
 from lightning_lance.merging import finish, remove_leftovers, tidy
 from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan
+from lightning_lance.preflight import SpaceCheck
 from lightning_lance.progress import BuildProgress
 from lightning_lance.provenance import stored_hashes
 from lightning_lance.sources import OpenedSource, Source
@@ -114,8 +115,12 @@ class Build:
             for most, had in zip(limits, (first.documents, first.tokens), strict=True)
         )
         # What is known is what is committed: read back from the store, so it can be no other than its documents.
-        known = KnownTexts(stored_hashes(self._plan.uri, self._storage_options)) if self._dedup else None
-        batches = encoded_batches(self._opened, self._plan.tokenizer, first.shard, first.row, documents, tokens, known)
+        plan = self._plan
+        known = KnownTexts(stored_hashes(plan.uri, self._storage_options)) if self._dedup else None
+        batches = encoded_batches(
+            self._opened, plan.tokenizer, first.shard, first.row, documents, tokens, plan.long_documents, known
+        )
+        space = SpaceCheck(plan, self._budget, first, self._opened)
         pending: Future[None] | None = None
         asked, last = first, time.monotonic()
         with (
@@ -132,6 +137,8 @@ class Build:
                     self._check_first_shard()
                 else:
                     self._add(shard, batch)
+                    del batch  # it may be large, and the next one takes its time
+                space.look(self._commit)
                 now, share = self._commit, self._budget.share(self._commit, num_shards)
                 progress.update(share, now.documents, now.tokens, now.text_bytes - before)
                 turn.progress(now.documents, now.tokens, share)
@@ -156,6 +163,7 @@ class Build:
             now = self._commit
             progress.update(1.0, now.documents, now.tokens, 0)
             progress.committed(1.0, now.documents, now.tokens)
+            progress.ended(now.skipped, now.noted)
         if incidents := self._opened.trouble.incidents:
             kinds = ", ".join(f"{number} x {kind}" for kind, number in incidents.most_common())
             _log.warning(
@@ -204,13 +212,11 @@ class Build:
         )
         # A met budget leaves what follows its last document, skipped ones too, for a later build.
         seen = int(made.wanted[count - 1]) + 1 if budget.met(added) else len(made.batch)
-        skipped = {"null": int((made.sizes[:seen] < 0).sum()), "empty": int((made.sizes[:seen] == 0).sum())}
-        if self._dedup:
-            skipped["duplicate"] = int(made.duplicate[:seen].sum())
+        skipped, noted = made.counts(count, seen)
         row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
-        skipped = _add_counts(commit.skipped, skipped)
+        skipped, noted = _add_counts(commit.skipped, skipped), _add_counts(commit.noted, noted)
         files = dict([*(commit.files | {self._opened.shards[shard]: row}).items()][-_LISTED_FILES:])
-        self._commit = replace(added, shard=shard, row=row, skipped=skipped, files=files)
+        self._commit = replace(added, shard=shard, row=row, skipped=skipped, noted=noted, files=files)
 
     def _described(self, shard: int, documents: pa.Table) -> pa.Table:
         """Give each document its id, `shard:row`, which finds it in the source again."""
@@ -242,7 +248,7 @@ class Build:
             self._check_found()
             skipped = ", ".join(f"{count} {reason}" for reason, count in self._commit.skipped.items()) or "none"
             raise SourceError(
-                f"Source {self._source.name!r} gave no documents (skipped: {skipped}; null is missing or not UTF-8): check "
+                f"Source {self._source.name!r} gave no documents (skipped: {skipped}; blank is nothing but white space): check "
                 "what it reads and what it filters."
             )
 

@@ -144,16 +144,8 @@ def _prepare(config: DictConfig) -> None:
 
     # The arguments of the datamodule, without the datamodule: a build needs neither torch nor Lightning.
     data = make(config.data, _target_="builtins.dict")
-    wanted = [
-        "uri",
-        "data_dir",
-        "max_documents",
-        "max_tokens",
-        "val_fraction",
-        "commit_seconds",
-        "rebuild",
-        "storage_options",
-    ]
+    wanted = {"uri", "data_dir", "max_documents", "max_tokens", "val_fraction", "max_document_bytes", "long_documents"}
+    wanted |= {"commit_seconds", "rebuild", "storage_options"}
     store = prepare(data["source"], data["tokenizer"], **{name: data[name] for name in wanted})
     commit = store.commit
     print(

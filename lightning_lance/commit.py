@@ -52,7 +52,8 @@ class Commit:
         documents: Documents.
         tokens: Tokens, EOS included.
         text_bytes: Bytes of text.
-        skipped: Documents left out, by reason (`null`, `empty`, `duplicate`).
+        skipped: Documents left out, by reason (`null`, `not_utf8`, `empty`, `blank`, `long`, `duplicate`).
+        noted: Documents that are in the store, by what is remarkable (`special`, `nul`, `crlf`, `bom`, `split`).
         languages: Documents by language.
         exhausted: Whether the source has no more documents.
         files: Shard to the rows read of it (of those that the filters let through), of the last 20 shards; all before the
@@ -73,6 +74,7 @@ class Commit:
     tokens: int = 0
     text_bytes: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
     languages: dict[str, int] = field(default_factory=dict)
     exhausted: bool = False
     files: dict[str, int] = field(default_factory=dict)

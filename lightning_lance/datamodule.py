@@ -16,6 +16,7 @@ from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.integrity import require_whole
 from lightning_lance.loader import Remainder, WindowLoader
+from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
 from lightning_lance.prepare import check_origin, prepare
 from lightning_lance.sources import Source
@@ -44,6 +45,8 @@ class LanceDataModule(LightningDataModule):
         max_documents: Budget in documents. A larger one continues the store.
         max_tokens: Budget in tokens.
         val_fraction: Share of the documents (of the repositories, where known) that is for validation.
+        max_document_bytes: Longest text that is encoded at once, in bytes of UTF-8.
+        long_documents: What becomes of longer ones: `split` encodes them in pieces, `skip` leaves them out.
         commit_seconds: A build commits at least so often: what a kill costs.
         rebuild: Whether a store of another recipe at `uri` is replaced; see `prepare`.
         min_tokens: Builds nothing, but waits until a build that runs elsewhere has committed so many tokens, and trains on
@@ -80,6 +83,8 @@ class LanceDataModule(LightningDataModule):
         max_documents: int | None = None,
         max_tokens: int | None = None,
         val_fraction: float = 0.01,
+        max_document_bytes: int = MAX_DOCUMENT_BYTES,
+        long_documents: Literal["split", "skip"] = "split",
         rebuild: bool = False,
         commit_seconds: float = 60.0,
         min_tokens: int | None = None,
@@ -109,7 +114,10 @@ class LanceDataModule(LightningDataModule):
         self.data_dir, self.uri = data_dir, uri
         self.budget = Budget(max_documents, max_tokens)
         check_val_fraction(val_fraction)
-        self.val_fraction, self.commit_seconds, self.rebuild = val_fraction, commit_seconds, rebuild
+        LongDocuments(max_document_bytes, long_documents)
+        self._stored: dict[str, Any] = {"data_dir": data_dir, "val_fraction": val_fraction}
+        self._stored |= {"max_document_bytes": max_document_bytes, "long_documents": long_documents}
+        self._building: dict[str, Any] = {"rebuild": rebuild, "commit_seconds": commit_seconds}
         self.min_tokens = Budget(None, min_tokens).max_tokens
         self.seed = seed
         self._training: dict[str, Any] = {
@@ -135,16 +143,13 @@ class LanceDataModule(LightningDataModule):
         self._stores: dict[str, TokenStore] = {}
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
-        self._kept: set[tuple[str, int]] = set()
         self._failure: Exception | None = None
 
     @cached_property
     def _plan(self) -> Plan | None:
         if self.source is None or self.tokenizer_choice is None:
             return None
-        return make_plan(
-            self.source, self.tokenizer_choice, self._uri, data_dir=self.data_dir, val_fraction=self.val_fraction
-        )
+        return make_plan(self.source, self.tokenizer_choice, self._uri, **self._stored)
 
     @property
     def _uri(self) -> str | None:
@@ -168,17 +173,8 @@ class LanceDataModule(LightningDataModule):
                 for uri in self._uris.values():
                     wait_for(uri, self.min_tokens, self.storage_options)
             elif self.source is not None and self.tokenizer_choice is not None:
-                prepare(
-                    self.source,
-                    self.tokenizer_choice,
-                    self._uri,
-                    **vars(self.budget),
-                    data_dir=self.data_dir,
-                    val_fraction=self.val_fraction,
-                    rebuild=self.rebuild,
-                    commit_seconds=self.commit_seconds,
-                    storage_options=self.storage_options,
-                )
+                options = {**vars(self.budget), **self._stored, **self._building}
+                prepare(self.source, self.tokenizer_choice, self._uri, storage_options=self.storage_options, **options)
             for uri in self._uris.values() if self.verify else ():
                 require_whole(uri, self.storage_options)
         except Exception as error:
@@ -209,7 +205,7 @@ class LanceDataModule(LightningDataModule):
         if stage == "fit":
             self._loader = self._state = None
             for store in stores.values():  # or a build that goes on removes them
-                self._keep(store)
+                store.keep_for_training()
 
     @property
     def stores(self) -> dict[str, TokenStore]:
@@ -289,13 +285,8 @@ class LanceDataModule(LightningDataModule):
             return self._state or {}
         if self.trainer is not None and self.trainer.is_global_zero:
             for store in self._loader.stores.values():
-                self._keep(store)
+                store.keep_for_training()
         return self._loader.state_dict()
-
-    def _keep(self, store: TokenStore) -> None:
-        if (store.uri, store.version) not in self._kept:
-            self._kept.add((store.uri, store.version))
-            store.keep_for_training()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, on the tokens that the stores had then."""

@@ -2,8 +2,9 @@
 
 A document batch is an Arrow table with `row` (int64, position among the rows that the source lets through in its shard),
 `text` (large_string, null where there is none), `language` (string), and one string column for each further word of
-`columns` (`repo`, `path`, `license`, ...). `split` (string, `train` or `val`) is there only where the source has its own
-validation documents.
+`columns` (`repo`, `path`, `license`, ...). Three columns are there only where they are needed: `split` (string, `train` or
+`val`) if the source has its own validation documents, and, bool, `not_utf8` (the text is null since it was not UTF-8) and
+`bom` (a byte order mark was taken off its text).
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
         where: The source, in words, for the message.
 
     Returns:
-        Our word to its column; texts as large_string (one batch may hold more than 2 GiB), the others as string.
+        Our word to its column; texts as large_string (one batch may hold more than 2 GiB), the others as string; and
+        `not_utf8` (bool) if some texts are null since they are not UTF-8.
 
     Raises:
         SourceError: If a column is missing, or the texts are no strings.
@@ -100,13 +102,20 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
             picked[word] = pa.array(
                 [None if value is None else str(value) for value in column.to_pylist()], pa.string()
             )
+        elif word == "text":
+            # Some corpora hold strings that are not UTF-8: as bytes, they are looked at again.
+            picked[word], invalid = decoded(one_array(column.cast(pa.large_binary())))
+            if invalid is not None:
+                picked["not_utf8"] = pa.array(invalid)
         else:
-            picked[word] = one_array(_decoded(column) if word == "text" else column.cast(pa.string()))
+            picked[word] = one_array(column.cast(pa.string()))
     return picked
 
 
+_BOM = "\ufeff"
+
 # What the package itself writes beside the words of `columns`.
-_RESERVED = {"row", "id", "offset", "hash", "language", "tokens", "split"}
+_RESERVED = {"row", "id", "offset", "hash", "language", "tokens", "split", "not_utf8", "bom"}
 
 
 def check_words(columns: Mapping[str, str], where: str) -> None:
@@ -126,26 +135,39 @@ def check_words(columns: Mapping[str, str], where: str) -> None:
         )
 
 
-def _decoded(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Give texts as large_string, with null for those that are not UTF-8, as some corpora hold."""
-    raw = texts.cast(pa.large_binary()) if pa.types.is_string(texts.type) else texts
+def decoded(raw: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
+    """Read bytes as UTF-8. Copies nothing where all of them are.
+
+    Args:
+        raw: (n,) large_binary.
+
+    Returns:
+        The texts as large_string, null for those that are not UTF-8, and (n,) bool, which those are; None if all are.
+    """
     try:
-        return raw.cast(pa.large_binary()).cast(pa.large_string())
+        return raw.cast(pa.large_string()), None
     except pa.ArrowInvalid:
-        kept = [text if text is None or _is_utf8(text) else None for text in raw.to_pylist()]
-        return pa.chunked_array([kept], pa.large_string())
+        valid = np.fromiter((_is_utf8(raw.slice(i, 1)) for i in range(len(raw))), bool, len(raw))
+        return pc.if_else(pa.array(valid), raw, None).cast(pa.large_string()), ~valid
 
 
-def _is_utf8(text: bytes) -> bool:
+def _is_utf8(one: pa.Array) -> bool:
     try:
-        text.decode()
-    except UnicodeDecodeError:
+        one.cast(pa.large_string())
+    except pa.ArrowInvalid:
         return False
     return True
 
 
 def _is_text(arrow_type: pa.DataType) -> bool:
-    return bool(pa.types.is_string(arrow_type) or pa.types.is_large_string(arrow_type) or pa.types.is_null(arrow_type))
+    kinds = (
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_null,
+    )
+    return any(kind(arrow_type) for kind in kinds)
 
 
 def document_batch(
@@ -161,11 +183,16 @@ def document_batch(
         text_filter: Texts to keep.
     """
     rows = np.arange(first_row, first_row + len(languages), dtype=np.int64)
-    table = pa.table({"row": rows, "text": columns["text"], "language": languages.cast(pa.string())})
+    texts, bom = columns["text"], pc.fill_null(pc.starts_with(columns["text"], _BOM), False)
+    if pc.any(bom).as_py():
+        # It says how a file was written and is no part of the text: the model would learn to write it, the hashes would differ.
+        columns = {**columns, "bom": bom}
+        texts = pc.if_else(bom, pc.utf8_slice_codeunits(texts, 1), texts)
+    table = pa.table({"row": rows, "text": texts, "language": languages.cast(pa.string())})
     for word, column in columns.items():
         if word not in table.column_names:
             table = table.append_column(word, column)
-    keep = text_filter.keep(columns["text"])
+    keep = text_filter.keep(texts)
     if wanted:
         keep &= np.asarray(pc.fill_null(pc.is_in(languages, value_set=pa.array(list(wanted))), False))
     return table if keep.all() else table.filter(pa.array(keep))

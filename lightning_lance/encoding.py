@@ -16,47 +16,69 @@ import pyarrow.compute as pc
 
 from lightning_lance.dedup import KnownTexts, text_hashes
 from lightning_lance.documents import one_array
+from lightning_lance.fast_engine import Encoded
+from lightning_lance.inspection import counted, remarks, skip_reasons, spelled
+from lightning_lance.long_texts import LongDocuments, encode_texts
 from lightning_lance.read_ahead import read_ahead
-from lightning_lance.sources import OpenedSource
-from lightning_lance.tokenization import Encoded, Tokenizer
+from lightning_lance.sources import BATCH_BYTES, OpenedSource
+from lightning_lance.tokenization import Tokenizer
 
 # Batches read ahead, and encoded at once: enough to keep the cores busy (with one, a core idles at the end of each
 # batch), few enough for memory.
 _READ_AHEAD = 1
 _ENCODERS = 2
 
+# Text under way before nothing more is read: what those batches hold, except where single documents are larger.
+_ROOM_BYTES = 4 * BATCH_BYTES
+
 
 class EncodedBatch(NamedTuple):
-    """A document batch, the sizes of its texts (-1 for null), which are duplicates, and the documents wanted of it, encoded."""
+    """A document batch, read and encoded.
+
+    Attributes:
+        batch: The document batch.
+        sizes: Bytes of its texts, -1 for null.
+        wanted: Rows that are kept.
+        documents: Those rows.
+        encoded: Their ids.
+        skipped: Reason to which rows of the batch are left out for it.
+        noted: Remark to which of the documents it holds for.
+    """
 
     batch: pa.Table
     sizes: np.ndarray
-    duplicate: np.ndarray
     wanted: np.ndarray
     documents: pa.Table
     encoded: Encoded
+    skipped: dict[str, np.ndarray]
+    noted: dict[str, np.ndarray]
+
+    def counts(self, documents: int, rows: int) -> tuple[dict[str, int], dict[str, int]]:
+        """Count, among the first rows, those left out by reason, and among the first documents, the remarks."""
+        return counted(self.skipped, rows), counted(self.noted, documents)
 
 
 class _Room:
-    """Lets the reading run ahead only as far as the budget will need, so that no more is fetched.
+    """Lets the reading run ahead only as far as memory is meant for and the budget will need, so that no more is fetched.
 
     How many tokens a text will be is estimated from those before it; before there are any, a byte is taken for a token.
     """
 
     def __init__(self, max_documents: int | None, max_tokens: int | None) -> None:
-        self._limits = np.asarray([math.inf if limit is None else limit for limit in (max_documents, max_tokens)])
+        self._limits = [math.inf if limit is None else limit for limit in (max_documents, max_tokens)]
         self._changed = threading.Condition()
         self._batches = 0
         # Documents and bytes of text that were read and not yet taken; documents, bytes and tokens that were.
-        self._ahead, self._taken = np.zeros(2), np.zeros(3)
+        self._ahead, self._taken = np.zeros(2, np.int64), np.zeros(3, np.int64)
         self._closed = False
 
     def is_tight(self) -> bool:
-        """Whether what is read already may be enough."""
-        documents, size, tokens = self._taken
-        ahead, ahead_size = self._ahead
+        """Whether what is read already may be enough, or is as much as memory is meant for."""
+        documents, size, tokens = self._taken.tolist()
+        ahead, ahead_size = self._ahead.tolist()
         expected = tokens + ahead + ahead_size * (tokens / size if size else 1.0)
-        return bool(documents + ahead >= self._limits[0] or expected >= self._limits[1])
+        enough = documents + ahead >= self._limits[0] or expected >= self._limits[1]
+        return bool(enough or ahead_size > _ROOM_BYTES)
 
     def wait(self) -> bool:
         """Wait until more may be read; False if no more is wanted."""
@@ -64,22 +86,18 @@ class _Room:
             self._changed.wait_for(lambda: self._closed or not self._batches or not self.is_tight())
             return not self._closed
 
-    def add(self, batch: pa.Table) -> None:
-        """A batch was read."""
+    def add(self, sizes: np.ndarray) -> None:
+        """A batch was read, of texts of these sizes."""
         with self._changed:
-            sizes = _sizes(batch)
             self._batches += 1
-            self._ahead += ((sizes > 0).sum(), sizes[sizes > 0].sum())
+            self._ahead += _amount(sizes)
 
-    def take(self, made: EncodedBatch) -> None:
-        """A batch was not enough."""
+    def take(self, sizes: np.ndarray, wanted: np.ndarray, tokens: int) -> None:
+        """A batch was not enough: `tokens` without EOS came of its `wanted` texts, and nothing of the others."""
         with self._changed:
-            count, size = int((made.sizes > 0).sum()), int(made.sizes[made.sizes > 0].sum())
             self._batches -= 1
-            self._ahead -= (count, size)
-            # Of duplicates nothing is taken.
-            kept = len(made.wanted)
-            self._taken += (kept, int(made.sizes[made.wanted].sum()), len(made.encoded.ids) + kept)
+            self._ahead -= _amount(sizes)
+            self._taken += (len(wanted), int(sizes[wanted].sum()), tokens + len(wanted))
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -96,6 +114,7 @@ def encoded_batches(
     row: int,
     max_documents: int | None = None,
     max_tokens: int | None = None,
+    long: LongDocuments = LongDocuments(),  # noqa: B008 - frozen
     known: KnownTexts | None = None,
 ) -> Generator[tuple[int, EncodedBatch | None], None, None]:
     """Read and encode from a cursor on, in the source's order.
@@ -107,21 +126,26 @@ def encoded_batches(
         row: First row to read of it.
         max_documents: Documents to encode; None for all.
         max_tokens: Tokens, EOS included, after which no more will be asked for; None for no bound.
+        long: What becomes of long documents.
         known: Texts not to encode again; those read are added, and their documents get a column `hash`. None keeps all.
 
     Yields:
         (shard, batch) pairs, and (shard, None) after the last batch of each shard.
     """
     left = max_documents
-    room = _Room(max_documents, max_tokens)
+    room, special = _Room(max_documents, max_tokens), spelled(tokenizer.special_tokens)
     ahead: deque[tuple[int, Future[EncodedBatch] | None]] = deque()
 
     def oldest() -> Generator[tuple[int, EncodedBatch | None], None, None]:
-        shard, encoding = ahead.popleft()
-        made = None if encoding is None else encoding.result()
-        yield shard, made
-        if made is not None:
-            room.take(made)
+        place, encoding = ahead.popleft()
+        if encoding is None:
+            yield place, None
+            return
+        made = encoding.result()
+        taken = made.sizes, made.wanted, len(made.encoded.ids)
+        yield place, made
+        # Only now does who packs it let go of it.
+        room.take(*taken)
 
     with (
         closing(read_ahead(_batches(opened, shard, row, room), _READ_AHEAD)) as batches,
@@ -133,41 +157,62 @@ def encoded_batches(
                 ahead.append((place, None))
             else:
                 sizes = _sizes(batch)
-                new = sizes > 0
+                skipped = skip_reasons(batch, sizes, long)
+                kept = ~np.logical_or.reduce([*skipped.values()])
                 if known is not None:
                     # Before they are encoded, which is what takes the time; here, since here they come in order.
                     hashes = text_hashes(batch.column("text"))
                     batch = batch.append_column("hash", pa.array(hashes))
-                    new[new] = known.add(hashes[new])
-                wanted = np.flatnonzero(new)[:left]
+                    skipped["duplicate"] = np.zeros(len(batch), bool)
+                    skipped["duplicate"][kept] = ~known.add(hashes[kept])
+                    kept &= ~skipped["duplicate"]
+                wanted = np.flatnonzero(kept)[:left]
                 left = None if left is None else left - len(wanted)
-                ahead.append((place, encoders.submit(_encode, tokenizer, batch, sizes, new, wanted)))
-            while len(ahead) > _ENCODERS or (ahead and room.is_tight()):
+                made = encoders.submit(_encode, tokenizer, special, long, batch, sizes, wanted, skipped)
+                ahead.append((place, made))
+                # It may be a gigabyte, and the next one takes its time.
+                del batch, made
+            while ahead and (len(ahead) > _ENCODERS or room.is_tight()):
                 yield from oldest()
         while ahead:
             yield from oldest()
+
+
+def _encode(
+    tokenizer: Tokenizer,
+    special: list[str],
+    long: LongDocuments,
+    batch: pa.Table,
+    sizes: np.ndarray,
+    wanted: np.ndarray,
+    skipped: dict[str, np.ndarray],
+) -> EncodedBatch:
+    documents = batch if len(wanted) == len(batch) else batch.take(pa.array(wanted))
+    noted = remarks(documents, special, long)
+    documents = documents.select([name for name in documents.column_names if name not in ("not_utf8", "bom")])
+    encoded = encode_texts(tokenizer, one_array(documents.column("text")), long.max_bytes)
+    return EncodedBatch(batch, sizes, wanted, documents, encoded, skipped, noted)
 
 
 def _sizes(batch: pa.Table) -> np.ndarray:
     return np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), -1))
 
 
-def _encode(
-    tokenizer: Tokenizer, batch: pa.Table, sizes: np.ndarray, new: np.ndarray, wanted: np.ndarray
-) -> EncodedBatch:
-    documents = batch if len(wanted) == len(batch) else batch.take(pa.array(wanted))
-    encoded = tokenizer.encode_batch(one_array(documents.column("text")))
-    return EncodedBatch(batch, sizes, (sizes > 0) & ~new, wanted, documents, encoded)
+def _amount(sizes: np.ndarray) -> tuple[int, int]:
+    """Count the texts and their bytes."""
+    texts = sizes[sizes > 0]
+    return len(texts), int(texts.sum())
 
 
 def _batches(
     opened: OpenedSource, shard: int, row: int, room: _Room
 ) -> Generator[tuple[int, pa.Table | None], None, None]:
     for place in range(shard, len(opened.shards)):
-        batches = opened.read(place, row if place == shard else 0)
+        batches = iter(opened.read(place, row if place == shard else 0))
         while room.wait() and (batch := next(batches, None)) is not None:
-            room.add(batch)
+            room.add(_sizes(batch))
             yield place, batch
+            del batch
         if not room.wait():
             if isinstance(batches, Generator):
                 batches.close()

@@ -41,6 +41,11 @@ class WithValidation:
         return Trouble(val.incidents + train.incidents, val.bad_shards | later)
 
     @property
+    def num_bytes(self) -> int | None:
+        parts = (self._val.num_bytes, self._train.num_bytes)
+        return None if None in parts else sum(part or 0 for part in parts)
+
+    @property
     def pin(self) -> dict[str, Any]:
         return {"val": self._val.pin, "train": self._train.pin}
 

@@ -64,7 +64,7 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
         raise StoreError(
             f"Token id {int(ids.max())} does not fit {dtype}: the tokenizer gave an id beyond its vocabulary."
         )
-    text = ids.astype(dtype)
+    text = ids.astype(dtype, copy=False)
     if (text == eos_id).any():
         raise ConfigError(
             f"A text was encoded to the EOS id {eos_id}, which would cut its document in two: choose a tokenizer.eos_token "

@@ -8,12 +8,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xxhash
 
 from lightning_lance.commit import FORMAT_VERSION, Commit, first_version, last_commit
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
 from lightning_lance.status import read_status
@@ -80,6 +81,11 @@ class Plan:
     tokenizer: Tokenizer
 
     @property
+    def long_documents(self) -> LongDocuments:
+        """What becomes of documents with much text."""
+        return LongDocuments(self.recipe["max_document_bytes"], self.recipe["long_documents"])
+
+    @property
     def tokenizer_file(self) -> Path | None:
         """Where the tokenizer is kept beside a local store."""
         return None if "://" in self.uri else Path(self.uri.removesuffix(".lance") + ".tokenizer.json")
@@ -102,6 +108,8 @@ def make_plan(
     *,
     data_dir: str | Path = "data",
     val_fraction: float = 0.01,
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
+    long_documents: Literal["split", "skip"] = "split",
 ) -> Plan:
     """Work out the fingerprint, and from it the place of the store. Reads no documents (but may train a tokenizer).
 
@@ -111,6 +119,7 @@ def make_plan(
         ConfigError: If source or tokenizer cannot be had.
     """
     check_val_fraction(val_fraction)
+    long = LongDocuments(max_document_bytes, long_documents)
     if "://" in str(data_dir):
         raise ConfigError(
             f"data_dir is {str(data_dir)!r}: expected a local folder; give a store in a bucket by its uri."
@@ -126,6 +135,8 @@ def make_plan(
         "dtype": str(token_dtype(loaded.vocab_size)),
         "split": "the source's own" if own else "xxh3_64 of repo, else of the text without the white space around it",
         "val_fraction": 0.0 if own else float(val_fraction),
+        "max_document_bytes": long.max_bytes,
+        "long_documents": long.how,
     }
     recipe = json.loads(json.dumps(recipe))
     fingerprint = xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())

@@ -6,11 +6,13 @@ import errno
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from lightning_lance.build import Build
 from lightning_lance.commit import Commit, last_version
 from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, StoreError
 from lightning_lance.fragments import remove_aside, remove_store
+from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.sources import Source
 from lightning_lance.store import TokenStore
@@ -33,6 +35,8 @@ def prepare(
     max_documents: int | None = None,
     max_tokens: int | None = None,
     val_fraction: float = 0.01,
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
+    long_documents: Literal["split", "skip"] = "split",
     rebuild: bool = False,
     storage_options: Mapping[str, str] | None = None,
     commit_tokens: int = COMMIT_TOKENS,
@@ -51,6 +55,8 @@ def prepare(
         max_documents: Budget in documents.
         max_tokens: Budget in tokens, EOS included.
         val_fraction: Share of the documents (of the repositories, where known) that is for validation.
+        max_document_bytes: Longest text that is encoded at once, in bytes of UTF-8.
+        long_documents: What becomes of longer ones: `split` encodes them in pieces, `skip` leaves them out.
         rebuild: Whether a store that another recipe made at `uri` is replaced, when this build begins. One of this recipe is
             not, so an interrupted rebuild goes on.
         storage_options: Credentials and such for an object store.
@@ -68,7 +74,15 @@ def prepare(
     budget = Budget(max_documents, max_tokens)
     if not isinstance(commit_seconds, (int, float)) or not commit_seconds >= 0:
         raise ConfigError(f"commit_seconds is {commit_seconds!r}: expected a number of seconds, such as 60.")
-    plan = make_plan(source, tokenizer, uri, data_dir=data_dir, val_fraction=val_fraction)
+    plan = make_plan(
+        source,
+        tokenizer,
+        uri,
+        data_dir=data_dir,
+        val_fraction=val_fraction,
+        max_document_bytes=max_document_bytes,
+        long_documents=long_documents,
+    )
     _check_place(plan)
     _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds, rebuild)
     return open_prepared(plan, budget, storage_options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from tqdm import tqdm
@@ -54,6 +55,14 @@ class BuildProgress:
         """Log that a commit was made."""
         _log.info("%s: committed %s (%.0f %%).", self._name, self._figures(documents, tokens), 100 * min(share, 1.0))
 
+    def ended(self, skipped: Mapping[str, int], noted: Mapping[str, int]) -> None:
+        """Log how many documents the store leaves out, by reason, and what is remarkable about those it has."""
+        _log.info("%s: left out: %s; of those kept: %s.", self._name, _listed(skipped), _listed(noted))
+
     def _figures(self, documents: int, tokens: int) -> str:
         rate = self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
         return f"{documents:,} documents, {tokens / 1e6:,.1f} M tokens, {rate:,.1f} MB/s"
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "none"

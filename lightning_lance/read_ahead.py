@@ -38,6 +38,8 @@ def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]
         try:
             for item in items:
                 put((item, None))
+                # Items may be large: none is kept here while the next one is made.
+                del item
                 if stop.is_set():
                     break
             put((done, None))
@@ -56,7 +58,9 @@ def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]
                 raise error
             if item is done:
                 return
-            yield item
+            taken = [item]
+            del item
+            yield taken.pop()
     finally:
         stop.set()
         thread.join(_PATIENCE)

@@ -52,6 +52,8 @@ class OpenedDataset:
         SourceError: If there is no access, also after many tries.
     """
 
+    num_bytes: int | None = None  # files are compressed
+
     def __init__(self, source: DatasetSource, pin: Mapping[str, Any]) -> None:
         self._source, self._patience = source, source.patience()
         self._builder, self._files = self._patience.call("listing the files", lambda: listing(source, pin))

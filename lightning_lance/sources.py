@@ -20,7 +20,7 @@ import pyarrow as pa
 import xxhash
 
 from lightning_lance.dedup import Dedup, check_dedup
-from lightning_lance.documents import TextFilter, document_batch
+from lightning_lance.documents import TextFilter, decoded, document_batch
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.languages import CODE_EXTENSIONS, check_extensions, check_languages, language_of_path
 
@@ -62,6 +62,11 @@ class OpenedSource(Protocol):
     @property
     def trouble(self) -> Trouble:
         """What went wrong so far."""
+        ...
+
+    @property
+    def num_bytes(self) -> int | None:
+        """Bytes of text in all, wanted or not, if that is known without reading; else None."""
         ...
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
@@ -153,7 +158,7 @@ def content_identity(files: Sequence[str | Path], root: str | Path) -> str:
 class FilesSource:
     """Local text files, one document each; the language follows from the extension.
 
-    Files that are not UTF-8 are passed on as null texts, which a build skips and counts.
+    Files that are not UTF-8 are passed on as null texts, which a build leaves out and counts.
 
     Attributes:
         patterns: Globs, relative to `root` (`**` goes through folders), such as `["src/**/*.py", "docs/*.md"]`.
@@ -237,6 +242,7 @@ class _OpenedFiles:
         self._groups = [files[i : i + BATCH_ROWS] for i in range(0, len(files), BATCH_ROWS)]
         self.pin: dict[str, Any] = {}
         self.trouble = Trouble()
+        self.num_bytes: int | None = sum(Path(source.root, file).stat().st_size for file in files)
 
     @property
     def shards(self) -> Sequence[str]:
@@ -252,23 +258,32 @@ class _OpenedFiles:
         sizes = [Path(self._source.root, file).stat().st_size for file in files]
         piece = np.cumsum(sizes) // BATCH_BYTES
         for group in np.split(np.arange(len(files)), np.flatnonzero(np.diff(piece)) + 1):
-            texts = [_text_of(Path(self._source.root, files[i])) for i in group]
-            paths = pa.array([files[i] for i in group], pa.string())
-            columns = {"text": pa.array(texts, pa.large_string()), "path": paths}
-            languages = language_of_path(paths, self._source.extensions)
-            first = row + int(group[0])
-            yield document_batch(columns, languages, first, self._source.wanted, self._source.text_filter)
+            # Nothing of a batch is kept here while the next one is read: it may be one large file.
+            yield self._batch([files[i] for i in group], row + int(group[0]))
+
+    def _batch(self, files: list[str], first_row: int) -> pa.Table:
+        texts, invalid = decoded(_contents([Path(self._source.root, file) for file in files]))
+        paths = pa.array(files, pa.string())
+        columns = {"text": texts, "path": paths}
+        if invalid is not None:
+            columns["not_utf8"] = pa.array(invalid)
+        languages = language_of_path(paths, self._source.extensions)
+        return document_batch(columns, languages, first_row, self._source.wanted, self._source.text_filter)
 
 
-def _text_of(file: Path) -> bytes | None:
-    try:
-        data = file.read_bytes()
-        data.decode()
-    except UnicodeDecodeError:
-        return None
-    except OSError as error:
-        raise SourceError(f"Cannot read {str(file)!r}: {error.strerror}; mend it or leave it out.") from error
-    return data
+def _contents(files: Sequence[Path]) -> pa.Array:
+    """Read files as (n,) large_binary; one file alone is not copied."""
+    contents = []
+    for file in files:
+        try:
+            contents.append(file.read_bytes())
+        except OSError as error:
+            raise SourceError(f"Cannot read {str(file)!r}: {error.strerror}; mend it or leave it out.") from error
+    ends = np.cumsum([0, *map(len, contents)], dtype=np.int64)
+    data = contents[0] if len(contents) == 1 else b"".join(contents)
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(files), [None, pa.py_buffer(ends), pa.py_buffer(data)]
+    )
 
 
 def python_stdlib(

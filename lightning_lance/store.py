@@ -63,6 +63,7 @@ class TokenStore:
             )
         self._dataset, self._process = dataset, os.getpid()
         self._forked: tuple[int, ForkedReader] | None = None
+        self._kept = False
         self._provenance = Provenance(uri, dataset, storage_options)
         tokens = dataset.schema.field("tokens").type
         self._block = int(tokens.list_size)
@@ -162,7 +163,10 @@ class TokenStore:
             ) from error
 
     def keep_for_training(self) -> None:
-        """Tag the version that is read as `checkpoint-<tokens>`; a warning where it cannot be."""
+        """Tag the version that is read as `checkpoint-<tokens>`, once; a warning where it cannot be."""
+        if self._kept:
+            return
+        self._kept = True
         try:
             self.keep(f"checkpoint-{self.commit.tokens}")
         except StoreError as error:

@@ -7,19 +7,25 @@ template of a post-processor, no truncation); the EOS that ends a document is pu
 from __future__ import annotations
 
 import json
-import logging
 import os
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
 from lightning_lance.errors import ConfigError
-
-_log = logging.getLogger(__name__)
+from lightning_lance.fast_engine import (
+    Encoded,
+    encode_fast,
+    gigatoken_knows,
+    load_fast,
+    newer_characters,
+    string_buffers,
+)
 
 # What ends a document in the tokenizers that people pre-train with, most common spelling first.
 EOS_SPELLINGS = (
@@ -33,16 +39,12 @@ EOS_SPELLINGS = (
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )
 
-# A document of every batch is encoded twice to compare the engines; longer ones would slow a build down.
+# A document of every batch, or a piece of one that is longer, is encoded twice to compare the engines.
 _COMPARE_BYTES = 4_000
 _COMPARE_FIRST = 16
 
-
-class Encoded(NamedTuple):
-    """Token ids of n texts: `ids[offsets[i]:offsets[i + 1]]` are those of text i; (total,) uint32 and (n + 1,) int64."""
-
-    ids: np.ndarray
-    offsets: np.ndarray
+# Text that the `tokenizers` library gets at once: it takes up to 150 bytes of memory for each.
+_REFERENCE_BYTES = 2 << 20
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -89,17 +91,21 @@ class Tokenizer:
         self.eos_token = eos
         self.eos_id: int = vocabulary[eos]
         self.vocab_size: int = max(vocabulary.values()) + 1
+        self.special_tokens = [token["content"] for token in fields.get("added_tokens") or [] if token["special"]]
         # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.
         self._spec, self._engine = json.dumps(fields, ensure_ascii=False), engine
         self._check_special_tokens(fields, vocabulary)
         canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         self.digest = xxhash.xxh3_128_hexdigest(f"{self.eos_id}\0{canonical}".encode())
-        self._fast: Any = _load_fast(fields) if engine == "auto" and _gigatoken_knows(fields) else None
+        self._fast: Any = load_fast(fields) if engine == "auto" and gigatoken_knows(fields) else None
         self._batches = 0
 
     def _check_special_tokens(self, fields: dict[str, Any], vocabulary: dict[str, int]) -> None:
         """Refuse a tokenizer that would make a special token of plain text, because it is a piece of its model too."""
-        unknown = fields["model"].get("unk_token")
+        model = fields["model"]
+        # Unigram models know it by its place.
+        place = model.get("unk_id") if model["type"] == "Unigram" else None
+        unknown = model.get("unk_token") if place is None else model["vocab"][place][0]
         for token in fields.get("added_tokens") or []:
             if token["special"] and token["content"] != unknown:
                 ids = self._reference.encode(token["content"], add_special_tokens=False).ids
@@ -128,39 +134,65 @@ class Tokenizer:
         """
         fast = self._fast
         if fast is not None and len(texts):
-            encoded = _encode_fast(fast, texts)
-            if encoded is not None and (different := self._first_difference(texts, encoded)) is None:
+            if (apart := newer_characters(texts)) is not None:
+                return self._encode_apart(texts, apart)
+            encoded = encode_fast(fast, texts)
+            if encoded is not None and (different := self._first_difference(fast, texts, encoded)) is None:
                 self._batches += 1
                 return encoded
             if self._fast is not None:
                 self._fast = None
-                reason = "failed" if encoded is None else f"gave other ids for the text {str(texts[different])[:60]!r}"
+                reason = "failed" if encoded is None else f"gave other ids for the text {(different or '')[:60]!r}"
                 warnings.warn(
                     f"gigatoken {reason}: the tokenizers library encodes from here on, more slowly.", stacklevel=2
                 )
         return self._encode_reference(texts)
 
-    def _encode_reference(self, texts: pa.Array) -> Encoded:
-        rows = [row.ids for row in self._reference.encode_batch_fast(texts.to_pylist(), add_special_tokens=False)]
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.cumsum([len(row) for row in rows], out=offsets[1:])
-        return Encoded(
-            np.concatenate([np.asarray(row, np.uint32) for row in rows] or [np.empty(0, np.uint32)]), offsets
-        )
+    def _encode_apart(self, texts: pa.Array, apart: np.ndarray) -> Encoded:
+        """Encode some texts, which are few, by `tokenizers`, and the others as ever."""
+        parts = [
+            self.encode_batch(texts.filter(pa.array(~apart))),
+            self._encode_reference(texts.filter(pa.array(apart))),
+        ]
+        rows = [[ids[low:high] for low, high in pairwise(offsets)] for ids, offsets in parts]
+        both = [iter(row) for row in rows]
+        merged = [next(both[int(other)]) for other in apart]
+        return Encoded(np.concatenate(merged), np.cumsum([0, *map(len, merged)], dtype=np.int64))
 
-    def _first_difference(self, texts: pa.Array, encoded: Encoded) -> int | None:
-        sizes = np.diff(_string_buffers(texts)[0])
-        short = np.flatnonzero(sizes <= _COMPARE_BYTES)
-        if not len(short):
-            return None
+    def _encode_reference(self, texts: pa.Array) -> Encoded:
+        ids: list[np.ndarray] = []
+        group = np.cumsum(np.diff(string_buffers(texts)[0])) // _REFERENCE_BYTES
+        cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(texts)]
+        for low, high in pairwise(cuts):
+            some = texts.slice(low, high - low).to_pylist()
+            rows = self._reference.encode_batch_fast(some, add_special_tokens=False)
+            ids += [np.asarray(row.ids, np.uint32) for row in rows]
+        offsets = np.zeros(len(ids) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in ids], out=offsets[1:])
+        return Encoded(np.concatenate(ids or [np.empty(0, np.uint32)]), offsets)
+
+    def _first_difference(self, fast: Any, texts: pa.Array, encoded: Encoded) -> str | None:
+        """Give a text that the engines encode differently; None if none of the sample is one."""
+        borders, data = string_buffers(texts)
         # Evenly over the first batch, then another place in each.
         count = _COMPARE_FIRST if self._batches == 0 else 1
-        picked = short[(np.arange(count) * len(short) // count + self._batches * 7919) % len(short)]
-        places = np.unique(picked).tolist()
-        expected = self._reference.encode_batch_fast([str(texts[i]) for i in places], add_special_tokens=False)
-        for i, row in zip(places, expected, strict=True):
-            if not np.array_equal(encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]], row.ids):
-                return int(i)
+        picked = (np.arange(count) * len(texts) // count + self._batches * 7919) % len(texts)
+        long = np.diff(borders)[picked] > _COMPARE_BYTES
+        places = np.unique(picked[~long]).tolist()
+        samples = [str(texts[i]) for i in places]
+        found = [encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]] for i in places]
+        # A piece of a text is a text too: of the long ones, the engines are compared on a piece, another one in each batch.
+        pieces = [_piece(data[borders[i] : borders[i + 1]], self._batches) for i in np.unique(picked[long])]
+        if pieces:
+            ids = encode_fast(fast, pa.array(pieces, pa.large_string()))
+            if ids is None:
+                return pieces[0]
+            found += [ids.ids[low:high] for low, high in pairwise(ids.offsets)]
+        samples += pieces
+        expected = self._reference.encode_batch_fast(samples, add_special_tokens=False)
+        for text, ours, row in zip(samples, found, expected, strict=True):
+            if not np.array_equal(ours, row.ids):
+                return text
         return None
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -181,46 +213,11 @@ class Tokenizer:
         return self._spec
 
 
-def _load_fast(fields: dict[str, Any]) -> Any:
-    import gigatoken
-
-    # gigatoken would turn the spelling of a special token into its id; without these entries it is plain text.
-    plain = [token for token in fields.get("added_tokens") or [] if not token["special"]]
-    try:
-        return gigatoken.Tokenizer.from_json(json.dumps({**fields, "added_tokens": plain}))
-    except Exception as error:
-        _log.info("gigatoken cannot load this tokenizer (%s); the tokenizers library encodes instead.", error)
-        return None
-
-
-def _encode_fast(fast: Any, texts: pa.Array) -> Encoded | None:
-    import awkward as ak
-
-    offsets, data = _string_buffers(texts)
-    strings = ak.contents.ListOffsetArray(
-        ak.index.Index64(offsets),
-        ak.contents.NumpyArray(data, parameters={"__array__": "char"}),
-        parameters={"__array__": "string"},
-    )
-    try:
-        layout = fast.encode_batch(ak.Array(strings)).layout
-    except Exception as error:
-        _log.warning("gigatoken raised: %s", error)
-        return None
-    lows, ids = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
-    return Encoded(ids[lows[0] : lows[-1]], lows - lows[0])
-
-
-def _gigatoken_knows(fields: dict[str, Any]) -> bool:
-    """Tell whether a tokenizer is free of the options that gigatoken (0.10) takes no notice of."""
-    pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
-    whole_words = any(token["single_word"] for token in fields.get("added_tokens") or [])
-    return not whole_words and '"use_regex": false' not in _without_split(pre_tokenizer)
-
-
-def _without_split(pre_tokenizer: str) -> str:
-    # Behind a Split of its own (Llama 3, Qwen), ByteLevel needs no regular expression, and gigatoken takes the Split's.
-    return "" if '"type": "Split"' in pre_tokenizer else pre_tokenizer
+def _piece(text: np.ndarray, batch: int) -> str:
+    """Take about `_COMPARE_BYTES` out of a long text, from a place that the number of the batch decides."""
+    low = batch * 7919 * _COMPARE_BYTES % (len(text) - _COMPARE_BYTES)
+    # The characters that were cut at both ends go.
+    return text[low : low + _COMPARE_BYTES].tobytes().decode(errors="ignore")
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -265,14 +262,3 @@ def train_bpe(texts: Iterable[str] | Iterable[Sequence[str]], vocab_size: int) -
     )
     model.train_from_iterator(texts, trainer)
     return Tokenizer(model.to_str())
-
-
-def _string_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Lay numpy over the memory of a large_string array: (n + 1,) int64 offsets and the uint8 bytes."""
-    _, offsets, data = texts.buffers()
-    ends = (
-        np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-        if offsets
-        else np.zeros(1, np.int64)
-    )
-    return ends, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)

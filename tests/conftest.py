@@ -58,6 +58,7 @@ class ListSource:
 
     pin: dict[str, Any] = dataclasses.field(default_factory=dict)
     trouble: Trouble = dataclasses.field(default_factory=Trouble)
+    num_bytes: int | None = None
 
     def present_languages(self) -> list[str]:
         return sorted({language for _, language, _ in self.documents})
@@ -85,3 +86,9 @@ def byte_store(tmp_path: Path) -> Callable[..., TokenStore]:
         return prepare(source, ByteChoice(), **options)
 
     return make
+
+
+def kept(text: str | None) -> str:
+    """What a build keeps of a text, the empty string if nothing: no byte order mark, no text of white space only."""
+    text = (text or "").removeprefix("\ufeff")
+    return "" if text.isspace() else text

@@ -7,6 +7,7 @@ from conftest import ListSource, documents
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_lance import encoding
 from lightning_lance.encoding import encoded_batches
 from lightning_lance.sources import OpenedSource
 from lightning_lance.tokenization import byte_tokenizer
@@ -71,3 +72,37 @@ def test_only_few_batches_are_read_ahead():
     # Two encoded, one ready, one in hand.
     assert len(read) <= 1 + 2 + 1 + 1
     batches.close()
+
+
+def test_no_more_is_read_while_large_documents_are_under_way(monkeypatch: pytest.MonkeyPatch):
+    """One at a time, once a document alone is more than what may be under way; and small ones after it come through."""
+    monkeypatch.setattr(encoding, "_ROOM_BYTES", 1000)
+    read: list[int] = []
+
+    class Watched(ListSource):
+        def read(self, shard: int, row: int):
+            for batch in super().read(shard, row):
+                read.append(len(read))
+                yield batch
+
+        def open(self, pin: object = None) -> OpenedSource:
+            return self
+
+    texts = [*["x" * 2000] * 4, *["y"] * 20]
+    made = []
+    for _, batch in encoded_batches(Watched(documents(*texts), per_shard=100, per_batch=1), TOKENIZER, 0, 0):
+        if batch is not None:
+            made += batch.documents.column("text").to_pylist()
+            if len(made) <= 4:
+                assert len(read) == len(made)
+            del batch
+    assert made == texts
+
+
+def test_a_reader_that_waits_for_room_ends_when_closed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(encoding, "_ROOM_BYTES", 10)
+    before = threading.active_count()
+    batches = encoded_batches(ListSource(documents(*["x" * 100] * 50)), TOKENIZER, 0, 0)
+    next(batches)
+    batches.close()
+    assert threading.active_count() == before

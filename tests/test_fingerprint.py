@@ -137,8 +137,7 @@ def stored(choice: Choice, folder: Path, uri: Path) -> Any:
         made.source,  # type: ignore[arg-type]
         made.tokenizer_choice,  # type: ignore[arg-type]
         str(uri),
-        data_dir=folder / "data",
-        val_fraction=made.val_fraction,
+        **made._stored,
     )
     rows = lance.dataset(store.uri).to_table(columns=["documents"]).column("documents").to_pylist()
     return streams(store), [{**document, "hash": None} for row in rows for document in row], store.commit.eos_id

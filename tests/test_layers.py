@@ -10,10 +10,10 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 # The way of the data. A module imports only from those before it.
 ORDER = [
     "errors", "languages", "documents", "dedup", "patience", "parquet", "sources", "own_split", "access", "shards", "streaming",
-    "locking", "tokenization", "tokenizer_choice",
+    "locking", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
     "splits", "packing", "segments", "layout", "fragments", "sums", "commit", "repacking", "merging", "integrity",
     "provenance", "forked", "mapping", "store",
-    "progress", "read_ahead", "encoding", "status", "plan", "turns", "build", "prepare",
+    "progress", "read_ahead", "encoding", "status", "plan", "preflight", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
     "signals", "cli", "__init__",

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from builders import STDLIB, TEXTS, Builder, Builders, Watched, until
-from conftest import Document, ListSource, documents
+from conftest import Document, ListSource, documents, kept
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +42,7 @@ def streams(store: TokenStore) -> dict[tuple[str, str], list[int]]:
 def expected(made: tuple[Document, ...], val_fraction: float) -> dict[tuple[str, str], list[int]]:
     result: dict[tuple[str, str], list[int]] = {}
     for text, language, repo in made:
-        if text:
+        if text := kept(text):
             side = SPLITS[int(split_codes(pa.array([repo]), val_fraction)[0])]
             result.setdefault((side, language), []).extend([*text.encode(), EOS])
     return dict(sorted(result.items(), key=lambda item: (SPLITS.index(item[0][0]), item[0][1])))
@@ -75,7 +75,7 @@ document = st.tuples(
     st.sampled_from(["r1", "r2", "r3", "r4"]),
 )
 made_documents = (
-    st.lists(document, min_size=1, max_size=12).filter(lambda made: any(text for text, _, _ in made)).map(tuple)
+    st.lists(document, min_size=1, max_size=12).filter(lambda made: any(kept(text) for text, _, _ in made)).map(tuple)
 )
 
 
@@ -99,10 +99,11 @@ def test_the_streams_are_the_documents_joined_by_eos(
     )
     assert list(streams(store).items()) == list(expected(made, val_fraction).items())
     commit, texts = store.commit, [text for text, _, _ in made]
-    assert commit.documents == sum(bool(text) for text in texts)
-    assert commit.skipped == {"empty": texts.count(""), "null": texts.count(None)}
+    assert commit.documents == sum(bool(kept(text)) for text in texts)
+    assert commit.documents + sum(commit.skipped.values()) == len(made)
+    assert commit.skipped.get("null", 0) == texts.count(None)
     assert commit.tokens == sum(store.num_tokens(split) for split in SPLITS)
-    assert commit.text_bytes == sum(len((text or "").encode()) for text in texts)
+    assert commit.text_bytes == sum(len(kept(text).encode()) for text in texts)
     assert sum(commit.languages.values()) == commit.documents
     assert commit.exhausted
 
@@ -149,12 +150,12 @@ def test_a_budget_is_kept_to_the_document_and_a_larger_one_goes_on(
     """Growing in steps, with commits of any size and builds that break off, is building at once; every step is exact."""
     folder, Breaks.breaks = tmp_path_factory.mktemp("data"), breaks
     source = Breaks(made, 4, per_batch)
-    kept = [entry for entry in made if entry[0]]
-    ends = np.cumsum([len(text.encode()) + 1 for text, _, _ in kept if text])
+    whole = [entry for entry in made if kept(entry[0])]
+    ends = np.cumsum([len(kept(text).encode()) + 1 for text, _, _ in whole])
 
     def count_for(limit: tuple[int | None, int | None]) -> int:
-        by_tokens = len(kept) if limit[1] is None else int(np.searchsorted(ends, limit[1])) + 1
-        return min(len(kept) if limit[0] is None else limit[0], by_tokens, len(kept))
+        by_tokens = len(whole) if limit[1] is None else int(np.searchsorted(ends, limit[1])) + 1
+        return min(len(whole) if limit[0] is None else limit[0], by_tokens, len(whole))
 
     grown = [(0, 0)]
     for limit in [*sorted(limits, key=count_for), (None, None)]:
@@ -167,7 +168,7 @@ def test_a_budget_is_kept_to_the_document_and_a_larger_one_goes_on(
         count = count_for(limit)
         assert store.commit.documents == count
         assert store.commit.tokens == ends[count - 1]
-        assert streams(store) == expected(tuple(kept[:count]), 0.5)
+        assert streams(store) == expected(tuple(whole[:count]), 0.5)
         assert store.version > grown[-1][1] or count == grown[-1][0]
         grown.append((count, store.version))
     Breaks.breaks = []
@@ -183,7 +184,7 @@ def test_the_stream_is_what_the_tokenizers_library_gives(tmp_path_factory: pytes
     store = prepare(source, choice, data_dir=folder, val_fraction=0.0, commit_tokens=50)
     reference = Tokenizer(choice.load(source, folder / "tokenizers").to_json(), engine="tokenizers")
     ids: list[int] = []
-    for text in filter(None, texts):
+    for text in filter(None, map(kept, texts)):
         ids += [*reference.encode_batch(pa.array([text], pa.large_string())).ids.tolist(), reference.eos_id]
     assert streams(store) == {("train", "Python"): ids}
     assert ids.count(reference.eos_id) == store.commit.documents
@@ -237,7 +238,7 @@ def test_a_smaller_budget_finds_its_version_again(tmp_path: Path):
 
 def test_a_source_without_documents_is_told(tmp_path: Path):
     with pytest.raises(
-        SourceError, match=r"gave no documents \(skipped: 2 empty, 1 null; null is missing or not UTF-8\)"
+        SourceError, match=r"gave no documents \(skipped: 2 empty, 1 null; blank is nothing but white space\)"
     ):
         prepare(ListSource(documents("", None, "")), ByteChoice(), data_dir=tmp_path)
     assert not list(tmp_path.glob("*.lance"))

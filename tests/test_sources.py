@@ -25,6 +25,7 @@ def read(source: FilesSource, row: int = 0) -> list[dict[str, object]]:
 
 def test_files_become_documents_with_path_and_language(tree: Path):
     documents = read(FilesSource(["**/*"], root=str(tree), shard_seed=None))
+    assert [row.pop("not_utf8") for row in documents] == [False, False, False, False, True, False]
     assert documents == [
         {"row": 0, "text": "a", "language": "Python", "path": "a.py"},
         {"row": 1, "text": "c", "language": "Rust", "path": "b/c.rs"},

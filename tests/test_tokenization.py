@@ -14,7 +14,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from lightning_lance import tokenization
 from lightning_lance.errors import ConfigError
-from lightning_lance.tokenization import EOS_SPELLINGS, Encoded, Tokenizer, byte_tokenizer, token_dtype, train_bpe
+from lightning_lance.fast_engine import Encoded
+from lightning_lance.tokenization import EOS_SPELLINGS, Tokenizer, byte_tokenizer, token_dtype, train_bpe
 
 TEXTS = [
     "def main():\n    return 'x' * 17\n\n\n",
@@ -155,7 +156,7 @@ def test_an_engine_that_differs_is_left_with_a_warning(bpe: Tokenizer, wrong: st
     """What a bug of gigatoken would look like: one id of one short document is another one, in the third batch."""
     tokenizer = Tokenizer(bpe.to_json())
     assert encode(tokenizer, *TEXTS) == encode(tokenizer, *TEXTS) == encode(bpe, *TEXTS)
-    honest = tokenization._encode_fast
+    honest = tokenization.encode_fast
 
     def broken(fast: Any, texts: pa.Array) -> Encoded | None:
         ids, offsets = honest(fast, texts)
@@ -163,7 +164,7 @@ def test_an_engine_that_differs_is_left_with_a_warning(bpe: Tokenizer, wrong: st
         ids[offsets[:-1]] += 1
         return Encoded(ids, offsets) if wrong == "ids" else None
 
-    monkeypatch.setattr(tokenization, "_encode_fast", broken)
+    monkeypatch.setattr(tokenization, "encode_fast", broken)
     with pytest.warns(UserWarning, match="the tokenizers library encodes from here on"):
         assert encode(tokenizer, *TEXTS) == encode(bpe, *TEXTS)
     assert tokenizer.engine == "tokenizers"
@@ -202,3 +203,29 @@ def test_options_that_gigatoken_takes_no_notice_of_are_left_to_tokenizers(bpe: T
 def test_a_tokenizer_travels(bpe: Tokenizer):
     copy = pickle.loads(pickle.dumps(bpe))
     assert (copy.digest, copy.eos_token) == (bpe.digest, bpe.eos_token)
+
+
+def test_a_difference_in_long_texts_is_seen_too(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    """Of a text that is longer than what is compared, a piece is."""
+    tokenizer = Tokenizer(bpe.to_json())
+    long = "def main(): return 17\n" * 1000
+    honest = tokenization.encode_fast
+    assert encode(tokenizer, long, long) == encode(bpe, long, long)
+
+    def broken(fast: Any, texts: pa.Array) -> Encoded | None:
+        ids, offsets = honest(fast, texts)
+        return Encoded(np.where(ids == ids[-1], 5, ids), offsets)
+
+    monkeypatch.setattr(tokenization, "encode_fast", broken)
+    with pytest.warns(UserWarning, match="gave other ids for the text"):
+        assert encode(tokenizer, long) == encode(Tokenizer(bpe.to_json(), engine="tokenizers"), long)
+
+
+def test_the_reference_takes_texts_in_groups(monkeypatch: pytest.MonkeyPatch):
+    """It needs far more memory than the text: whatever the groups, the ids are the same."""
+    tokenizer = Tokenizer(byte_tokenizer().to_json(), engine="tokenizers")
+    texts = ["", "abc", "d" * 30, "", "ef", ""]
+    for limit in (1, 4, 1000):
+        monkeypatch.setattr(tokenization, "_REFERENCE_BYTES", limit)
+        assert encode(tokenizer, *texts) == [list(text.encode()) for text in texts]
+    assert encode(tokenizer) == []

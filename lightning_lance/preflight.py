@@ -1,0 +1,93 @@
+"""Whether there is room on disk for what a build is asked for, told before it is filled."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from lightning_lance.commit import Commit
+from lightning_lance.errors import ConfigError
+from lightning_lance.plan import Budget, Plan
+from lightning_lance.sources import OpenedSource
+from lightning_lance.tokenization import token_dtype
+
+_log = logging.getLogger(__name__)
+
+# What a store needs besides its tokens: where documents begin and what is known of them, manifests, padding.
+_BESIDES = 1.1
+
+
+def expected_tokens(budget: Budget, seen: Commit, num_bytes: int | None, num_shards: int) -> float | None:
+    """Estimate the tokens of the whole store; None if nothing tells yet.
+
+    Whatever ends the reading first counts: the budget in tokens; that in documents, at the mean length so far; the size of
+    the source, at the tokens per byte so far; or, once shards are done, all shards at the tokens of those.
+
+    Args:
+        budget: What is asked for.
+        seen: What is read, up to now.
+        num_bytes: Bytes of text in the source, if it knows.
+        num_shards: Shards of the source.
+    """
+    bounds: list[float] = []
+    if budget.max_tokens is not None:
+        bounds.append(budget.max_tokens)
+    if budget.max_documents is not None and seen.documents:
+        bounds.append(budget.max_documents * seen.tokens / seen.documents)
+    if num_bytes is not None and seen.text_bytes:
+        bounds.append(num_bytes * seen.tokens / seen.text_bytes)
+    elif seen.shard:
+        bounds.append(seen.tokens * num_shards / seen.shard)
+    return min(bounds, default=None)
+
+
+class SpaceCheck:
+    """Looks once, as soon as it can be told, whether a build fits; reads nothing for it.
+
+    Args:
+        plan: What is built.
+        budget: How much of it.
+        before: The last commit of the store, or an empty one.
+        opened: The source.
+    """
+
+    def __init__(self, plan: Plan, budget: Budget, before: Commit, opened: OpenedSource) -> None:
+        self._plan, self._budget, self._before = plan, budget, before
+        self._num_bytes, self._num_shards = opened.num_bytes, len(opened.shards)
+        self._told = "://" in plan.uri  # a bucket has no end
+
+    def look(self, seen: Commit) -> None:
+        """Tell what the build needs and what is free, the first time that it can be told.
+
+        Args:
+            seen: What is read, stored or not.
+
+        Raises:
+            ConfigError: If it cannot fit.
+        """
+        if self._told:
+            return
+        tokens = expected_tokens(self._budget, seen, self._num_bytes, self._num_shards)
+        if tokens is None:
+            return
+        self._told = True
+        width = token_dtype(self._plan.tokenizer.vocab_size).itemsize
+        least = max(tokens - self._before.tokens, 0) * width
+        folder = next(place for place in Path(self._plan.uri).absolute().parents if place.is_dir())
+        free = shutil.disk_usage(folder).free
+        what = (
+            f"{self._plan.uri!r} needs about {_gb(least * _BESIDES)} ({tokens:,.0f} tokens of {width} bytes), and {_gb(free)} "
+            f"are free in {str(folder)!r}"
+        )
+        cure = "lower max_tokens or max_documents, make room, or give a data_dir (or uri) on a larger disk"
+        # A number that was asked for is certain, one that was worked out from a part of the source is not.
+        if least > (free if tokens == self._budget.max_tokens else 2 * free):
+            raise ConfigError(f"The store {what}: {cure}.")
+        _log.log(
+            logging.WARNING if least > free else logging.INFO, "The store %s%s.", what, f": {cure}" * (least > free)
+        )
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.2f} GB"

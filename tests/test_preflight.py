@@ -1,0 +1,79 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import ListSource, documents
+
+from lightning_lance import prepare
+from lightning_lance.commit import Commit
+from lightning_lance.errors import ConfigError
+from lightning_lance.plan import Budget
+from lightning_lance.preflight import expected_tokens
+from lightning_lance.sources import FilesSource
+from lightning_lance.tokenizer_choice import ByteChoice
+
+NONE = Commit("", {}, {}, "", "", 0, 0)
+SEEN = replace(NONE, documents=10, tokens=1000, text_bytes=4000, shard=2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "seen", "num_bytes", "tokens"),
+    [
+        (Budget(), NONE, None, None),
+        (Budget(max_documents=50), NONE, None, None),
+        (Budget(max_tokens=50), NONE, None, 50),
+        (Budget(max_documents=30), SEEN, None, 3000),
+        (Budget(max_documents=30, max_tokens=2000), SEEN, None, 2000),
+        (Budget(), SEEN, 400_000, 100_000),
+        (Budget(max_tokens=10**12), SEEN, 400_000, 100_000),
+        (Budget(), SEEN, None, 4000),  # two of eight shards
+    ],
+)
+def test_what_ends_the_reading_first_counts(budget: Budget, seen: Commit, num_bytes: int | None, tokens: float | None):
+    assert expected_tokens(budget, seen, num_bytes, num_shards=8) == tokens
+
+
+def build(tmp_path: Path, **budget: Any) -> Any:
+    return prepare(ListSource(documents(*["text"] * 40)), ByteChoice(), data_dir=tmp_path / "data", **budget)
+
+
+def test_a_build_that_cannot_fit_is_refused_before_anything_is_stored(tmp_path: Path):
+    """With the real disk: no disk has room for 10^18 tokens."""
+    for budget in ({"max_tokens": 10**18}, {"max_documents": 10**18}):
+        with pytest.raises(
+            ConfigError, match=r"needs about [\d,.]+ GB \(\S+ tokens of 2 bytes\), and [\d,.]+ GB are free"
+        ):
+            build(tmp_path, **budget)
+    assert not list((tmp_path / "data").glob("*.lance"))
+
+
+def test_what_is_needed_and_free_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO", "lightning_lance"):
+        build(tmp_path, max_documents=20)
+        (tmp_path / "a.txt").write_text("text")
+        prepare(FilesSource(["*.txt"], root=str(tmp_path)), ByteChoice(), data_dir=tmp_path, max_tokens=10**18)
+    told = [message for message in caplog.messages if "needs about 0.00 GB" in message]
+    assert len(told) == 2
+
+
+def test_growing_needs_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    build(tmp_path, max_documents=30)  # 150 tokens
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=101))
+    assert build(tmp_path, max_documents=40).num_tokens() > 0  # 50 more, of 2 bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=399))
+    with pytest.raises(ConfigError, match=r"\(200 tokens of 2 bytes\)"):  # 400 bytes
+        prepare(ListSource(documents(*["text"] * 40)), ByteChoice(), str(tmp_path / "x"), max_tokens=200)
+
+
+def test_what_was_worked_out_from_a_part_is_a_warning_until_it_is_far_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=250))
+    build(tmp_path, max_documents=40)  # 400 bytes, as it looks after the first batch
+    assert [record.levelname for record in caplog.records if "make room" in record.message] == ["WARNING"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=190))
+    with pytest.raises(ConfigError, match="make room"):
+        prepare(ListSource(documents(*["text"] * 40)), ByteChoice(), str(tmp_path / "x"), max_documents=40)
