@@ -20,7 +20,7 @@ from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import write_whole
-from lightning_lance.merging import finish, remove_leftovers, tidy
+from lightning_lance.merging import finish, tidy
 from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan
 from lightning_lance.progress import BuildProgress
@@ -100,7 +100,6 @@ class Build:
         """
         if (file := self._plan.tokenizer_file) is not None:
             write_whole(file, self._plan.tokenizer.to_json())
-        remove_leftovers(self._plan.uri)
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
         left = self._budget.max_documents
