@@ -75,7 +75,7 @@ def check_same_readers(uri: str) -> None:
                 assert store.read(np.zeros(1, np.int64), len(stream), split)[0].tolist() == stream
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(commits, st.sampled_from([1, 30_000, 1 << 30]), st.booleans())
 def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_each: bool):
     with tempfile.TemporaryDirectory() as folder:
