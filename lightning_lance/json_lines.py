@@ -50,8 +50,9 @@ class _Remote:
         return bytes(self._piece[low : self._at])
 
     def peek(self, size: int) -> bytes:
-        self._piece, self._at = self.read(size), 0
-        return self._piece
+        piece = self.read(size)
+        self._at -= len(piece)
+        return piece
 
     def readable(self) -> bool:
         return True

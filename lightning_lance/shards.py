@@ -256,7 +256,7 @@ class OpenedDataset:
         source = self._source
         where = f"Source {source.name!r}"
         columns = select_columns(table, source.columns, where)
-        if NOT_JSON in table.column_names:
+        if NOT_JSON in table.column_names and pc.any(table.column(NOT_JSON)).as_py():
             columns["not_json"] = one_array(table.column(NOT_JSON))
         if source.language_column:
             languages = select_columns(table, {"language": source.language_column}, where)["language"]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_inspection import stored
 
@@ -123,13 +123,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lines")
 
 
+@settings(max_examples=300)
 @given(
     LINES, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.booleans(), st.sampled_from(KINDS),
     st.sampled_from([7, 40, 300, 1 << 20]), st.integers(0, 14), st.booleans(), st.booleans(),
+    st.booleans(),
 )  # fmt: skip
 def test_rows_are_those_of_python_line_by_line(
     folder: Path, lines: list[bytes], end: bytes, last: bool, bom: bool, kind: str, block: int, row: int, some: bool,
-    again: bool,
+    again: bool, remote: bool,
 ):  # fmt: skip
     # Of a file that begins with what is none it is said elsewhere.
     data = end.join([b'{"text": "first", "x": 1}', *lines]) + (end if last or kind else b"")
@@ -140,7 +142,8 @@ def test_rows_are_those_of_python_line_by_line(
         made for made in by_python(data) if not some or made[NOT_JSON] or made["x"] in ("1", "1.0", "a", "true")
     ]
     starts: dict[int, int] = {}
-    shard = LinesShard(write(folder, data, kind=kind), {}, block)
+    place = write(folder, data, kind=kind)
+    shard = LinesShard(f"file://{place}" if remote else place, {}, block)
     if again:
         assert rows(shard, 0, filters, starts) == expected
     assert rows(shard, row, filters, starts) == expected[row:]
