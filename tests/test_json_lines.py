@@ -1,5 +1,6 @@
 """JSON Lines, read as Python's own parser reads them one by one."""
 
+import errno
 import gzip
 import json
 import subprocess
@@ -21,6 +22,7 @@ from lightning_lance import prepare
 from lightning_lance.errors import SourceError
 from lightning_lance.json_lines import LinesShard, NotLines
 from lightning_lance.json_rows import NOT_JSON, LineParser, spellings
+from lightning_lance.patience import is_transient
 from lightning_lance.streaming import DatasetSource
 from lightning_lance.tokenizer_choice import ByteChoice
 
@@ -273,6 +275,21 @@ def test_what_comes_short_is_asked_for_again_and_not_the_end(monkeypatch: Any):
     monkeypatch.setattr(kind, "read", lambda self, size: super(kind, self).read(size)[:140][: 1400 - self.tell()])
     with pytest.raises(ConnectionError, match="of 1400 bytes came"):
         rows(LinesShard("memory://short/x.jsonl", {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "no answer"), ConnectionError("gone"), TimeoutError()])
+def test_a_failure_of_the_file_comes_through_as_it_is(kind: str, error: Exception, monkeypatch: Any):
+    fs = fsspec.filesystem("memory")
+    fs.pipe(f"/failing/x.jsonl{kind}", packed(b'{"text": "a"}\n' * 100, kind))
+
+    def fail(self: Any, size: int) -> bytes:
+        raise error
+
+    monkeypatch.setattr(type(fs.open(f"/failing/x.jsonl{kind}")), "read", fail, raising=False)
+    with pytest.raises(type(error)) as told:
+        rows(LinesShard(f"memory://failing/x.jsonl{kind}", {}))
+    assert is_transient(told.value)
 
 
 def test_only_what_is_asked_for_is_kept_and_batches_are_small(tmp_path: Path):
