@@ -302,10 +302,12 @@ def test_only_what_is_asked_for_is_kept_and_batches_are_small(tmp_path: Path):
 
 
 PEAK = """
-import resource, sys
+import sys
+from pathlib import Path
 from lightning_lance.json_lines import LinesShard
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    # What `resource` tells may be of the process that started this one.
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
 def read(place):
     shard = LinesShard(place, {})
     found = "text" in shard.columns(["text"])
@@ -332,4 +334,4 @@ def test_memory_follows_neither_the_file_nor_more_than_its_longest_line(tmp_path
     (many, flat), (one, high), (alone, higher) = [map(int, told.split()) for told in done.stdout.splitlines()]
     assert (many, one, alone) == (188, 47, 47)
     assert flat < 60  # MB, of 188
-    assert higher < 6 * 48, (high, higher)
+    assert max(high, higher) < 8 * 48  # a line, parsed by Python for its columns, is held some six times
