@@ -55,7 +55,7 @@ class Commit:
         documents: Documents.
         tokens: Tokens, EOS included.
         text_bytes: Bytes of text.
-        skipped: Documents left out, by reason (`null`, `not_utf8`, `empty`, `blank`, `long`, `duplicate`).
+        skipped: Documents left out, by reason (`null`, `not_utf8`, `not_json`, `empty`, `blank`, `long`, `duplicate`).
         noted: Documents that are in the store, by what is remarkable (`special`, `nul`, `crlf`, `bom`, `split`).
         languages: Documents by language.
         exhausted: Whether the source has no more documents.
