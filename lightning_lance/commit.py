@@ -34,6 +34,9 @@ FORMAT_VERSION = 2
 
 _PROPERTY = "lightning_lance"
 
+# At the versions of a store, before it counts as an error that a builder removes them meanwhile.
+_LOOKS = 5
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -52,7 +55,7 @@ class Commit:
         documents: Documents.
         tokens: Tokens, EOS included.
         text_bytes: Bytes of text.
-        skipped: Documents left out, by reason (`null`, `not_utf8`, `empty`, `blank`, `long`, `duplicate`).
+        skipped: Documents left out, by reason (`null`, `not_utf8`, `not_json`, `empty`, `blank`, `long`, `duplicate`).
         noted: Documents that are in the store, by what is remarkable (`special`, `nul`, `crlf`, `bom`, `split`).
         languages: Documents by language.
         exhausted: Whether the source has no more documents.
@@ -234,21 +237,40 @@ def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> 
 
 def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:
     """Find the first version whose commit note passes a test that all later ones pass too. StoreError if none does."""
-    dataset = dataset_at(uri, None, storage_options)
-    versions = [] if dataset is None else sorted(int(entry["version"]) for entry in dataset.versions())
-    place = bisect.bisect_left(versions, True, key=lambda version: holds(_commit_at(uri, version, storage_options)))
+    while True:
+        versions = _versions(uri, storage_options)
+        try:
+            place = bisect.bisect_left(
+                versions, True, key=lambda version: holds(_commit_at(uri, version, storage_options))
+            )
+        except StoreError:
+            if versions == _versions(uri, storage_options):
+                raise
+        else:
+            break  # no builder removed one meanwhile
     if place == len(versions):
         raise StoreError(f"No version of the token store {uri!r} is complete: run 'lightning-lance prepare' again.")
     return versions[place]
 
 
+def _versions(uri: str, storage_options: Mapping[str, str] | None) -> list[int]:
+    """List the versions of a store, in their order."""
+    for look in range(_LOOKS):
+        dataset = dataset_at(uri, None, storage_options)
+        try:
+            return [] if dataset is None else sorted(int(entry["version"]) for entry in dataset.versions())
+        except (ValueError, OSError) as error:  # a builder removes old ones meanwhile
+            if look == _LOOKS - 1:
+                raise StoreError(
+                    f"The versions of {uri!r} cannot be listed: {' '.join(str(error).split())[:200]}"
+                ) from error
+    return []
+
+
 def version_with(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> int | None:
     """Find the newest version of a store that has so many tokens, made by this package if one is; None if there is none."""
-    dataset = dataset_at(uri, None, storage_options)
-    if dataset is None:
-        return None
     moved = None
-    for version in sorted((int(entry["version"]) for entry in dataset.versions()), reverse=True):
+    for version in reversed(_versions(uri, storage_options)):
         found = dataset_at(uri, version, storage_options)
         if found is not None and commit_of(found, uri).tokens == tokens:
             if is_commit(found):

@@ -141,7 +141,7 @@ def write_rows(
         storage_options: Credentials and such for object stores.
 
     Raises:
-        CommitConflict: If there was no store, and is one now.
+        CommitConflict: If that fails since there is another version by now.
         StoreError: If it cannot be written.
     """
     counter = LayoutCounter()
@@ -164,9 +164,11 @@ def write_rows(
                 whole = hash_local(Path(uri, "data", file.path))
             files[file.path] = counter.note(file.file_size_bytes, whole)
     except (ValueError, OSError) as error:
-        now = dataset_at(uri, None, storage_options) if before is None else None
-        if now is not None:
-            raise conflict(uri, 0, int(now.version)) from error
+        # Another may have made a version, and removed what this one was to be made of.
+        newest = dataset_at(uri, None, storage_options)
+        versions = [0 if dataset is None else int(dataset.version) for dataset in (before, newest)]
+        if versions[0] != versions[1]:
+            raise conflict(uri, *versions) from error
         raise not_written(uri, error) from error
     return written, files
 
