@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
-from lightning_lance.commit import Commit, commit_of, notes_of, replace_fragments
-from lightning_lance.fragments import conflict, dataset_at, fragments_of, write_rows
+from lightning_lance.commit import Commit, commit_of, newest_at, notes_of, replace_fragments
+from lightning_lance.fragments import dataset_at, fragments_of, write_rows
 from lightning_lance.layout import FileNote
 from lightning_lance.repacking import repack
 from lightning_lance.sums import write_sums
@@ -47,7 +47,7 @@ def tidy(uri: str, version: int, storage_options: Mapping[str, str] | None = Non
         CommitConflict: If another process has committed.
         StoreError: If the store cannot be written.
     """
-    dataset = _newest(uri, version, storage_options)
+    dataset = newest_at(uri, version, storage_options)
     fragments, files = fragments_of(dataset), notes_of(dataset)
     groups = merge_groups([_size(fragment, files) for fragment in fragments], full, final=False)
     if not groups:
@@ -87,7 +87,7 @@ def finish(
         CommitConflict: If there is another version by now. Nothing of `rows` stays.
         StoreError: If the store cannot be written.
     """
-    before = _newest(uri, expected_version, storage_options)
+    before = newest_at(uri, expected_version, storage_options, commit.fingerprint)
     fragments = [] if before is None else fragments_of(before)
     files = {} if before is None else notes_of(before)
     sizes = [_size(fragment, files) for fragment in fragments] + [rows.nbytes] * bool(len(rows))
@@ -107,14 +107,6 @@ def finish(
     _tag_build(dataset_at(uri, version, storage_options), uri)
     remove_unneeded(uri, storage_options)
     return version
-
-
-def _newest(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
-    dataset = dataset_at(uri, None, storage_options)
-    now = 0 if dataset is None else int(dataset.version)
-    if version is not None and now != version:
-        raise conflict(uri, version, now)
-    return dataset
 
 
 def _tag_build(dataset: Any, uri: str) -> None:
