@@ -125,8 +125,9 @@ def newest_at(
     """
     dataset = dataset_at(uri, None, storage_options)
     now = 0 if dataset is None else int(dataset.version)
-    other = bool(dataset and fingerprint) and commit_of(dataset, uri).fingerprint != fingerprint
-    if version is not None and (now != version or other):
+    if version is not None and now != version:
+        raise conflict(uri, version, now)
+    if version and fingerprint is not None and commit_of(dataset, uri).fingerprint != fingerprint:
         raise conflict(uri, version, now)
     return dataset
 

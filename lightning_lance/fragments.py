@@ -174,7 +174,8 @@ def take_back(
     uri: str, paths: Iterable[str], datasets: Iterable[Any], storage_options: Mapping[str, str] | None
 ) -> None:
     """Remove those data files that none of the datasets (None: no dataset) has."""
-    needed = {file.path for dataset in datasets if dataset for part in fragments_of(dataset) for file in part.files}
+    there = [dataset for dataset in datasets if dataset is not None]
+    needed = {file.path for dataset in there for part in fragments_of(dataset) for file in part.files}
     session = data_session(uri, storage_options)
     for path in {*paths} - needed:
         with suppress(ValueError, OSError):
