@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.commit import Commit, append_commit
+from lightning_lance.commit import Commit, append_commit, newest_at
 from lightning_lance.dedup import KnownTexts
 from lightning_lance.documents import one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
-from lightning_lance.errors import CommitConflict, SourceError
+from lightning_lance.errors import CommitConflict, SourceError, StoreError
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import write_whole
 from lightning_lance.merging import finish, left_behind, tidy
@@ -182,13 +182,18 @@ class Build:
         def append() -> None:
             rows = packer.take()
             uri, options = self._plan.uri, self._storage_options
-            if final:
-                self._version = finish(uri, rows, commit, options, self._version, left=self._left)
-            else:
-                self._version = append_commit(uri, rows, commit, options, self._version)
-            self.committed = commit
-            if not final:
-                self._version = tidy(uri, self._version, options, left=self._left)
+            try:
+                if final:
+                    self._version = finish(uri, rows, commit, options, self._version, left=self._left)
+                else:
+                    self._version = append_commit(uri, rows, commit, options, self._version)
+                self.committed = commit
+                if not final:
+                    self._version = tidy(uri, self._version, options, left=self._left)
+            except (StoreError, ValueError, OSError):
+                # If another has gone on meanwhile, and removed what was being read, it is that.
+                newest_at(uri, self._version, options)
+                raise
 
         return writer.submit(append)
 
