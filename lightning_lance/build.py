@@ -14,14 +14,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.commit import Commit, append_commit
+from lightning_lance.commit import Commit, append_commit, newest_at
 from lightning_lance.dedup import KnownTexts
 from lightning_lance.documents import one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
-from lightning_lance.errors import CommitConflict, SourceError
+from lightning_lance.errors import CommitConflict, SourceError, StoreError
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import write_whole
-from lightning_lance.merging import finish, tidy
+from lightning_lance.merging import finish, left_behind, tidy
 from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan
 from lightning_lance.preflight import SpaceCheck
@@ -87,6 +87,7 @@ class Build:
         self._val_fraction = float(plan.recipe["val_fraction"])
         self._dedup = source.dedup == "exact"
         self._packer = self._new_packer()
+        self._left: set[str] = set()
 
     def _new_packer(self) -> Packer:
         tokenizer = self._plan.tokenizer
@@ -105,6 +106,8 @@ class Build:
             CommitConflict: If another process has committed meanwhile, or has taken over.
             SourceError: If the source cannot be read, or has no documents.
         """
+        # Before anything is written here; not in `__init__`, after which a store may be replaced.
+        self._left = left_behind(self._plan.uri, self._storage_options)
         if (file := self._plan.tokenizer_file) is not None:
             write_whole(file, self._plan.tokenizer.to_json())
         first, num_shards = self._commit, len(self._opened.shards)
@@ -179,13 +182,18 @@ class Build:
         def append() -> None:
             rows = packer.take()
             uri, options = self._plan.uri, self._storage_options
-            if final:
-                self._version = finish(uri, rows, commit, options, self._version)
-            else:
-                self._version = append_commit(uri, rows, commit, options, self._version)
-            self.committed = commit
-            if not final:
-                self._version = tidy(uri, self._version, options)
+            try:
+                if final:
+                    self._version = finish(uri, rows, commit, options, self._version, left=self._left)
+                else:
+                    self._version = append_commit(uri, rows, commit, options, self._version)
+                self.committed = commit
+                if not final:
+                    self._version = tidy(uri, self._version, options, left=self._left)
+            except (StoreError, ValueError, OSError):
+                # If another has gone on meanwhile, and removed what was being read, it is that.
+                newest_at(uri, self._version, options)
+                raise
 
         return writer.submit(append)
 

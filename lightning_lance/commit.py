@@ -19,15 +19,15 @@ from lance.fragment import FragmentMetadata
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import (
     conflict,
-    data_session,
     dataset_at,
     fragments_of,
     lance_options,
     not_written,
+    take_back,
     write_rows,
 )
 from lightning_lance.layout import FileNote, files_of, properties_of
-from lightning_lance.sums import write_sums
+from lightning_lance.sums import manifest_of, root_session, write_sums
 
 # Raised when stores of the version before can no longer be read.
 FORMAT_VERSION = 2
@@ -107,16 +107,29 @@ def append_commit(
         CommitConflict: If there is another version by now. Nothing of `rows` stays.
         StoreError: If the store cannot be written.
     """
-    before = dataset_at(uri, None, storage_options)
-    version = 0 if before is None else int(before.version)
-    if expected_version is not None and version != expected_version:
-        raise conflict(uri, expected_version, version)
+    before = newest_at(uri, expected_version, storage_options, commit.fingerprint)
     written, files = write_rows(uri, before, rows.schema, rows.to_batches(), storage_options)
     fragments = [] if before is None else fragments_of(before)
     known = {} if before is None else notes_of(before)
     return replace_fragments(
         uri, before, rows.schema, [*fragments, *written], {**known, **files}, commit, storage_options
     )
+
+
+def newest_at(
+    uri: str, version: int | None, storage_options: Mapping[str, str] | None, fingerprint: str | None = None
+) -> Any:
+    """Open a store as it is now, None if there is none. CommitConflict if it isn't at the version that a builder saw last.
+
+    Nor may it be of another fingerprint: it was built anew, and its versions count from 1 again.
+    """
+    dataset = dataset_at(uri, None, storage_options)
+    now = 0 if dataset is None else int(dataset.version)
+    if version is not None and now != version:
+        raise conflict(uri, version, now)
+    if version and fingerprint is not None and commit_of(dataset, uri).fingerprint != fingerprint:
+        raise conflict(uri, version, now)
+    return dataset
 
 
 def replace_fragments(
@@ -170,15 +183,20 @@ def replace_fragments(
         if _uuid_of(uri, version + 1, storage_options) == transaction.uuid:
             write_sums(uri, storage_options)
             return version + 1
-        old = set() if before is None else {file.path for part in fragments_of(before) for file in part.files}
-        session = data_session(uri, storage_options)
-        for path in set(paths) - old:
-            with contextlib.suppress(ValueError, OSError):
-                session.delete_file(path)
         now = dataset_at(uri, None, storage_options)
+        take_back(uri, paths, [before, now], storage_options)
         if now is not None and int(now.version) != version:
             raise conflict(uri, version, int(now.version)) from error
         raise not_written(uri, error) from error
+    now = dataset_at(uri, None, storage_options)
+    if now is not None and int(now.version) > version + 1:
+        # This builder stood still while another went on, and removed old versions: so the place of this one was free again,
+        # but what it is made of may be gone.
+        if _uuid_of(uri, version + 1, storage_options) == transaction.uuid:
+            with contextlib.suppress(ValueError, OSError):
+                root_session(uri, storage_options).delete_file(manifest_of(version + 1))
+        take_back(uri, paths, [before, now], storage_options)
+        raise conflict(uri, version, int(now.version))
     write_sums(uri, storage_options)
     return version + 1
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +171,18 @@ def write_rows(
             raise conflict(uri, *versions) from error
         raise not_written(uri, error) from error
     return written, files
+
+
+def take_back(
+    uri: str, paths: Iterable[str], datasets: Iterable[Any], storage_options: Mapping[str, str] | None
+) -> None:
+    """Remove those data files that none of the datasets (None: no dataset) has."""
+    there = [dataset for dataset in datasets if dataset is not None]
+    needed = {file.path for dataset in there for part in fragments_of(dataset) for file in part.files}
+    session = data_session(uri, storage_options)
+    for path in {*paths} - needed:
+        with suppress(ValueError, OSError):
+            session.delete_file(path)
 
 
 def conflict(uri: str, expected: int, version: int) -> CommitConflict:

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
-from lightning_lance.commit import Commit, commit_of, notes_of, replace_fragments
-from lightning_lance.fragments import conflict, dataset_at, fragments_of, write_rows
+from lightning_lance.commit import Commit, commit_of, newest_at, notes_of, replace_fragments
+from lightning_lance.errors import StoreError
+from lightning_lance.fragments import dataset_at, fragments_of, write_rows
 from lightning_lance.layout import FileNote
 from lightning_lance.repacking import repack
 from lightning_lance.sums import write_sums
 
 _log = logging.getLogger(__name__)
 
+# Where a writer leaves files before its commit.
+_FOLDERS = ("data", "_transactions")
 # Fragments of so many bytes are left as they are.
 FULL_BYTES = 1 << 30
 # So many fragments of about one size become one. Sizes differ by this factor from level to level, so a token is written
@@ -31,7 +35,14 @@ FULL_BYTES = 1 << 30
 _FAN = 8
 
 
-def tidy(uri: str, version: int, storage_options: Mapping[str, str] | None = None, *, full: int = FULL_BYTES) -> int:
+def tidy(
+    uri: str,
+    version: int,
+    storage_options: Mapping[str, str] | None = None,
+    *,
+    full: int = FULL_BYTES,
+    left: Collection[str] = (),
+) -> int:
     """Merge what has become due since the last time, and then remove what is no longer needed.
 
     Args:
@@ -39,6 +50,7 @@ def tidy(uri: str, version: int, storage_options: Mapping[str, str] | None = Non
         version: The version that the builder has made last. Only the one builder of a store may call this.
         storage_options: Credentials and such for object stores.
         full: Bytes from which on a fragment is left as it is.
+        left: What `left_behind` gave when the build began.
 
     Returns:
         The version that holds now: `version`, or the one after it.
@@ -47,7 +59,7 @@ def tidy(uri: str, version: int, storage_options: Mapping[str, str] | None = Non
         CommitConflict: If another process has committed.
         StoreError: If the store cannot be written.
     """
-    dataset = _newest(uri, version, storage_options)
+    dataset = newest_at(uri, version, storage_options)
     fragments, files = fragments_of(dataset), notes_of(dataset)
     groups = merge_groups([_size(fragment, files) for fragment in fragments], full, final=False)
     if not groups:
@@ -59,7 +71,7 @@ def tidy(uri: str, version: int, storage_options: Mapping[str, str] | None = Non
     schema, commit = dataset.schema, commit_of(dataset, uri)
     version = replace_fragments(uri, dataset, schema, fragments, files, commit, storage_options)
     _log.info("%s: merged into %d fragments.", uri, len(fragments))
-    remove_unneeded(uri, storage_options)
+    remove_unneeded(uri, storage_options, left)
     return version
 
 
@@ -71,6 +83,7 @@ def finish(
     expected_version: int | None = None,
     *,
     full: int = FULL_BYTES,
+    left: Collection[str] = (),
 ) -> int:
     """Make the last commit of a build: its rows are merged with all before them that is not full, in one transaction.
 
@@ -79,6 +92,7 @@ def finish(
 
     Args: as for `append_commit`, and
         full: Bytes from which on a fragment is left as it is.
+        left: What `left_behind` gave when the build began.
 
     Returns:
         The new version.
@@ -87,7 +101,7 @@ def finish(
         CommitConflict: If there is another version by now. Nothing of `rows` stays.
         StoreError: If the store cannot be written.
     """
-    before = _newest(uri, expected_version, storage_options)
+    before = newest_at(uri, expected_version, storage_options, commit.fingerprint)
     fragments = [] if before is None else fragments_of(before)
     files = {} if before is None else notes_of(before)
     sizes = [_size(fragment, files) for fragment in fragments] + [rows.nbytes] * bool(len(rows))
@@ -105,16 +119,8 @@ def finish(
             files |= notes
     version = replace_fragments(uri, before, rows.schema, fragments, files, commit, storage_options)
     _tag_build(dataset_at(uri, version, storage_options), uri)
-    remove_unneeded(uri, storage_options)
+    remove_unneeded(uri, storage_options, left)
     return version
-
-
-def _newest(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
-    dataset = dataset_at(uri, None, storage_options)
-    now = 0 if dataset is None else int(dataset.version)
-    if version is not None and now != version:
-        raise conflict(uri, version, now)
-    return dataset
 
 
 def _tag_build(dataset: Any, uri: str) -> None:
@@ -167,12 +173,42 @@ def _size(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> int:
     return files[fragment.files[0].path].size if known else 1 << 62
 
 
-def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
-    """Remove all versions but the newest and those with a tag, and the files of none, such as a killed builder leaves.
+def left_behind(uri: str, storage_options: Mapping[str, str] | None = None) -> set[str]:
+    """List the files that are of no version, such as a killed builder leaves; for one that begins, in its turn.
 
-    Readers that map an older version's files keep them as long as they are open. Only a builder that has just committed may
-    call it: then, what another is about to commit is lost already. In a bucket there may be several builders at any time, so
-    files that were of no version are left until they are a week old.
+    In a bucket there may be several builders at any time: there, what is of no version is left until it is a week old.
+    """
+    if "://" in uri:
+        return set()
+    root, dataset = Path(uri), dataset_at(uri, None, storage_options)
+    there = {str(path.relative_to(root)) for folder in _FOLDERS for path in root.glob(f"{folder}/*")}
+    try:
+        return there - (set() if dataset is None else _needed(uri, dataset, storage_options))
+    except (ValueError, OSError, StoreError):  # one who came back removes versions: the next build looks again
+        return set()
+
+
+def _needed(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> set[str]:
+    needed = set()
+    for number in [int(entry["version"]) for entry in dataset.versions()]:
+        version = dataset_at(uri, number, storage_options)
+        if version is None:
+            raise StoreError(f"Version {number} of {uri!r} was removed meanwhile.")
+        needed |= {f"data/{file.path}" for fragment in fragments_of(version) for file in fragment.files}
+        needed.add(f"_transactions/{number - 1}-{version.read_transaction(number).uuid}.txn")
+    return needed
+
+
+def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, left: Collection[str] = ()) -> None:
+    """Remove all versions but the newest and those with a tag; and what was left behind, unless a version has it now.
+
+    Readers that map an older version's files keep them as long as they are open. Files of no version that came later are not
+    touched: this process may have stood still after its last commit, and they are another's, who is about to commit them.
+
+    Args:
+        uri: The store.
+        storage_options: Credentials and such for object stores.
+        left: What `left_behind` gave. Only who has committed since may give it: then, who made them can commit no more.
     """
     dataset = dataset_at(uri, None, storage_options)
     if dataset is None:
@@ -180,9 +216,9 @@ def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None) 
     try:
         kept = {int(dataset.version), *(int(tag["version"]) for tag in dataset.tags.list().values())}
         write_sums(uri, storage_options, kept)
-        dataset.cleanup_old_versions(
-            older_than=timedelta(0), delete_unverified="://" not in uri, error_if_tagged_old_versions=False
-        )
-    except (ValueError, OSError) as error:
+        dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
+        for path in {*left} - _needed(uri, dataset, storage_options) if left else ():
+            Path(uri, path).unlink(missing_ok=True)
+    except (ValueError, OSError, StoreError) as error:
         # The store is whole, only larger than need be.
         _log.warning("Old versions of %s could not be removed: %s", uri, " ".join(str(error).split())[:200])

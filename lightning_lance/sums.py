@@ -25,7 +25,8 @@ SUMS = "lightning_lance.sums.json"
 _FOLDERS = ("_versions", "_transactions")
 # It changes with every commit, whoever makes it.
 _HINT = "latest_version_hint.json"
-_CHUNK = 16 << 20
+# Lance counts versions down in their names, so that the newest is listed first.
+_LAST = 2**64 - 1
 
 
 class Sum(NamedTuple):
@@ -99,8 +100,12 @@ def _version_of(path: str) -> int:
     name = path.rpartition("/")[2]
     if name.endswith(".txn"):
         return int(name.partition("-")[0]) + 1
-    # Lance counts down, so that the newest is listed first.
-    return 2**64 - 1 - int(name.partition(".")[0])
+    return _LAST - int(name.partition(".")[0])
+
+
+def manifest_of(version: int) -> str:
+    """Give the path of the manifest of a version."""
+    return f"_versions/{_LAST - version:020d}.manifest"
 
 
 def read_sums(session: Any) -> dict[str, Sum] | None:

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pytest
 from bucket import Bucket, serving
 
-from lightning_lance.commit import Commit, append_commit, last_commit
+from lightning_lance.commit import Commit, append_commit, last_commit, replace_fragments
 from lightning_lance.errors import CommitConflict, StoreError
-from lightning_lance.fragments import dataset_at
+from lightning_lance.fragments import dataset_at, fragments_of, remove_store, write_rows
+from lightning_lance.integrity import check_store
+from lightning_lance.merging import finish
 from lightning_lance.packing import BLOCK, Packer
 
 EOS = 60_000
@@ -114,6 +116,48 @@ def test_another_version_than_the_expected_is_refused_before_anything_is_written
     with pytest.raises(CommitConflict, match="it has version 1, expected 0"):
         append_commit(uri, rows_of(1), NOTE, expected_version=0)
     assert sorted(Path(uri).rglob("*")) == files
+
+
+def test_a_builder_that_stood_still_commits_nothing_also_where_its_version_is_free_again(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append_commit(uri, rows_of(1), NOTE)
+    # It has written its rows on top of version 1, and stands still.
+    before = dataset_at(uri, None, None)
+    made, notes = write_rows(uri, before, before.schema, rows_of(99).to_batches(), None)
+    for number in range(2, 4):
+        append_commit(uri, rows_of(number), replace(NOTE, tokens=2 * number))
+    finish(uri, rows_of(4), replace(NOTE, tokens=8))
+    assert [entry["version"] for entry in lance.dataset(uri).versions()] == [4]
+    with pytest.raises(CommitConflict):
+        replace_fragments(uri, before, before.schema, [*fragments_of(before), *made], notes, NOTE, None)
+    assert [entry["version"] for entry in lance.dataset(uri).versions()] == [4]
+    assert len(list(Path(uri, "data").iterdir())) == 1
+    assert not check_store(uri)
+
+
+def test_files_that_the_newest_version_has_are_not_taken_back(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append_commit(uri, rows_of(1), NOTE)
+    before = dataset_at(uri, None, None)
+    append_commit(uri, rows_of(2), NOTE)
+    append_commit(uri, rows_of(3), replace(NOTE, tokens=6))
+    # As one whose commit was made, though it has heard nothing of it.
+    now = dataset_at(uri, None, None)
+    with pytest.raises(CommitConflict):
+        replace_fragments(uri, before, before.schema, fragments_of(now), {}, NOTE, None)
+    assert not check_store(uri)
+
+
+def test_a_store_that_was_built_anew_is_not_gone_on_from(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append_commit(uri, rows_of(1), NOTE, None, 0)
+    remove_store(uri, None)
+    append_commit(uri, rows_of(7), replace(NOTE, fingerprint="other"), None, 0)
+    for append in (append_commit, finish):
+        with pytest.raises(CommitConflict):
+            append(uri, rows_of(2), NOTE, None, 1)
+    assert lance.dataset(uri).version == 1
+    assert len(list(Path(uri, "data").iterdir())) == 1
 
 
 def test_a_plain_append_of_others_counts_too(tmp_path: Path):

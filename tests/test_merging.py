@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from lance.file import LanceFileReader
 
 from lightning_lance import TokenStore
-from lightning_lance.commit import Commit, append_commit, last_commit, last_version, notes_of
+from lightning_lance.commit import Commit, append_commit, last_commit, last_version, notes_of, replace_fragments
 from lightning_lance.errors import CommitConflict, StoreError
-from lightning_lance.fragments import fragments_of
+from lightning_lance.fragments import fragments_of, write_rows
 from lightning_lance.layout import layout_of
-from lightning_lance.merging import finish, merge_groups, remove_unneeded, tidy
+from lightning_lance.merging import finish, left_behind, merge_groups, remove_unneeded, tidy
 from lightning_lance.packing import BLOCK, Packer
 
 EOS = 60_000
@@ -203,7 +203,7 @@ def test_a_killed_merge_leaves_a_store_that_is_whole(tmp_path: Path, killed: str
         assert contents(uri) == contents(other, 4)
     check_same_readers(uri)
     assert len(list(Path(uri, "data").iterdir())) == 5
-    remove_unneeded(uri)
+    remove_unneeded(uri, left=left_behind(uri))
     assert len(list(Path(uri, "data").iterdir())) == (4 if version == 4 else 1)
     if version == 4:
         append(uri, [(0, "C", 5)], 8, note, 1 << 30)
@@ -216,9 +216,29 @@ def test_files_of_no_version_go(tmp_path: Path):
     append(uri, [(0, "C", 10)], 0)
     left = tmp_path / "x.lance" / "data" / "0123.lance"
     left.write_bytes(b"killed before its second commit")
-    remove_unneeded(uri)
+    (tmp_path / "y.lance" / "data").mkdir(parents=True)
+    (tmp_path / "y.lance" / "data" / "4567.lance").write_bytes(b"killed before its first commit")
+    assert left_behind(str(tmp_path / "y.lance")) == {"data/4567.lance"}
+    found = left_behind(uri)
+    assert found == {"data/0123.lance"}
+    append(uri, [(0, "C", 10)], 1)
+    remove_unneeded(uri, left=found)
     assert not left.exists()
-    assert lance.dataset(uri).count_rows() == 1
+    assert lance.dataset(uri).count_rows() == 2
+
+
+def test_a_builder_that_comes_back_to_its_clean_up_takes_no_file_from_the_next_one(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    left = left_behind(uri)
+    note = append(uri, [(0, "C", 10)], 0)
+    # It stands still after this commit, and the next builder has written, but not committed.
+    before = lance.dataset(uri)
+    made, notes = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
+    remove_unneeded(uri, left=left)
+    note = replace(note, documents=2, tokens=2 * note.tokens)
+    files = {**notes_of(before), **notes}
+    replace_fragments(uri, before, before.schema, [*fragments_of(before), *made], files, note, None)
+    assert TokenStore.open(uri, verify=True).num_tokens("train") == 22
 
 
 def test_a_merge_on_top_of_anothers_commit_is_refused(tmp_path: Path):
