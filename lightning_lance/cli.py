@@ -171,17 +171,21 @@ def _verify(arguments: list[str]) -> None:
     from lightning_lance.integrity import check_store
 
     uri, *rest = arguments or [""]
-    options = dict(argument.split("=", 1) for argument in rest if "=" in argument)
+    pairs = [argument.partition("=") for argument in rest]
+    options = {name: value for name, _, value in pairs}
     try:
         sample = float(options.pop("sample", "1"))
     except ValueError:
         sample = 0.0
-    if not uri or len(options) + ("sample" in "".join(rest)) != len(rest) or not 0 < sample <= 1:
+    if not uri or not all(equals for _, equals, _ in pairs) or not 0 < sample <= 1:
         sys.exit("error: expected verify URI, and after it sample=0.1 (a share of the data files) or storage options.")
     try:
         problems = check_store(uri, options, sample)
     except LightningLanceError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: nothing was changed.", file=sys.stderr)
+        sys.exit(130)
     for problem in problems:
         print(problem)
     if problems:

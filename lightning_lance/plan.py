@@ -161,7 +161,15 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
             f"The token store {plan.uri!r} is unfinished ({commit.documents:,} documents, {commit.tokens:,} tokens; asked "
             f"for {budget}){_last_failure(plan)}: run 'lightning-lance prepare' again, it continues."
         )
-    store = TokenStore.open(plan.uri, first_version(plan.uri, budget.met, storage_options), storage_options)
+    while True:
+        version = first_version(plan.uri, budget.met, storage_options)
+        try:
+            store = TokenStore.open(plan.uri, version, storage_options)
+            break
+        except StoreError:
+            # A builder with a larger budget may have merged this version into another meanwhile.
+            if first_version(plan.uri, budget.met, storage_options) == version:
+                raise
     if budget.max_documents is not None and store.commit.documents > budget.max_documents:
         _log.warning(
             "The token store %s has %s documents where the budget is %s: it was first built with a larger budget.",

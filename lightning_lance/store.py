@@ -126,13 +126,20 @@ class TokenStore:
         """Open the same store as it was when it had so many tokens, in whichever version. StoreError if it never had."""
         if tokens == self.commit.tokens and is_commit(self._dataset):
             return self
-        found = version_with(self.uri, tokens, self._opening[0])
-        if found is None:
-            raise StoreError(
-                f"The checkpoint was trained on the first {tokens:,} tokens of the store, and no version of {self.uri!r} ends "
-                "there (any more): prepare it with the budget of that run."
-            )
-        store = self.at_version(found)
+        while True:
+            found = version_with(self.uri, tokens, self._opening[0])
+            if found is None:
+                raise StoreError(
+                    f"The checkpoint was trained on the first {tokens:,} tokens of the store, and no version of {self.uri!r} "
+                    "ends there (any more): prepare it with the budget of that run."
+                )
+            try:
+                store = self.at_version(found)
+                break
+            except StoreError:
+                # A builder that merges may have put another version in its place meanwhile.
+                if version_with(self.uri, tokens, self._opening[0]) == found:
+                    raise
         if not is_commit(store._dataset):
             # A compaction, for one, may put rows in another order.
             _log.warning("The version of %s with %s tokens is gone, and others have moved its rows.", self.uri, tokens)
@@ -141,7 +148,8 @@ class TokenStore:
     def newest(self) -> TokenStore:
         """Open the same store as it is now."""
         last = dataset_at(self.uri, None, self._opening[0])
-        return self if last is None else self.at_version(int(last.version))
+        # Not at that version: a builder that merges may remove it before it is open.
+        return self if last is None or last.version == self.version else TokenStore.open(self.uri, None, *self._opening)
 
     def keep(self, name: str) -> None:
         """Tag the version that is read, so that no clean-up of old versions removes it. Does nothing if the tag is there.

@@ -12,6 +12,7 @@ import xxhash
 from hypothesis import settings
 
 from lightning_lance import TokenStore, prepare
+from lightning_lance.commit import append_commit
 from lightning_lance.documents import TextFilter, document_batch
 from lightning_lance.sources import Trouble
 from lightning_lance.tokenizer_choice import ByteChoice
@@ -92,3 +93,8 @@ def kept(text: str | None) -> str:
     """What a build keeps of a text, the empty string if nothing: no byte order mark, no text of white space only."""
     text = (text or "").removeprefix("\ufeff")
     return "" if text.isspace() else text
+
+
+def only_append(*arguments: Any, **_: Any) -> int:
+    """Commits where `build.finish` would merge and clean up, too: for stores with the commits that the build made."""
+    return append_commit(*arguments)

@@ -5,12 +5,11 @@ from typing import Any
 import lance
 import numpy as np
 import pytest
-from conftest import ListSource, documents
+from conftest import ListSource, documents, only_append
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, prepare
-from lightning_lance.commit import append_commit
 from lightning_lance.cursor import Cursor
 from lightning_lance.errors import StoreError
 from lightning_lance.serving import Serving
@@ -135,7 +134,7 @@ def test_a_store_that_was_compacted_is_continued_at_the_version_of_the_state(
 ):
     """Lance may put the rows of a compacted version in another order, under the same counts."""
     # A build whose end was not tidied leaves something to compact.
-    monkeypatch.setattr("lightning_lance.build.finish", append_commit)
+    monkeypatch.setattr("lightning_lance.build.finish", only_append)
     source = ListSource(documents("a" * 3000, "b" * 3000, "c" * 20_000), per_shard=1, per_batch=1)
     store = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0, commit_tokens=3000)
     lance.dataset(store.uri).optimize.compact_files(target_rows_per_fragment=8)

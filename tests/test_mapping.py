@@ -3,9 +3,9 @@ from collections.abc import Callable
 import lance
 import numpy as np
 import pytest
+from conftest import only_append
 
 from lightning_lance import TokenStore
-from lightning_lance.commit import append_commit
 from lightning_lance.errors import StoreError
 from lightning_lance.packing import BLOCK
 
@@ -14,7 +14,7 @@ MakeStore = Callable[..., TokenStore]
 
 def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
     """What the mapped reader lives on: Lance must not cut a commit into many pages, nor compress it."""
-    monkeypatch.setattr("lightning_lance.build.finish", append_commit)
+    monkeypatch.setattr("lightning_lance.build.finish", only_append)
     store = byte_store(*["x" * 500_000] * 20, commit_tokens=4_000_000)
     assert store.reader == "mapped"
     assert store.version == 3

@@ -8,7 +8,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import ListSource, documents
+from conftest import ListSource, documents, only_append
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,7 +89,7 @@ def test_the_notes_of_the_commits_tell_what_the_rows_tell(
     made = [(f"{i}" + "x" * size, "abc"[language], f"repo{i}") for i, (language, size) in enumerate(parts)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         if untidy:
-            patch.setattr("lightning_lance.build.finish", append_commit)
+            patch.setattr("lightning_lance.build.finish", only_append)
         source = ListSource(tuple(made), 4, 1)
         store = prepare(source, ByteChoice(), data_dir=folder, val_fraction=0.4, commit_tokens=commit_tokens)
         patch.setattr("lightning_lance.store.layout_of", lambda fragments, files: None)
