@@ -522,7 +522,7 @@ def tell(measured, thrice, num_rows, options, seconds):
         f"{ours['documents']:,} Python files of this machine's Python ({ours['bytes'] / 1e6:,.0f} MB) among {num_rows:,} rows, "
         f"as {SHARDS} Parquet files in github-code's columns; tokenizer: {name}, {ours['tokens'] / 1e6:,.1f} M tokens, encoded "
         f"by {ours['engine']}.",
-        f"MB of kept text per second, the best of {options.rounds} interleaved rounds (of {FEW_ROUNDS} for one core, samples and parts). "
+        f"MB of text per second, best of {options.rounds} interleaved rounds (of {FEW_ROUNDS} for one core and samples). "
         "Imports and loading the tokenizer are not in the time; the tokenizer's caches are cold. core-s/GB: processor time "
         "of all cores per GB of text; cores: how many of them it had on average.",
         "The stored tokens are those of the bare tokenizer with EOS after each document, in the same order; the tutorial's are "
