@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ from lightning_lance.fragments import (
     not_written,
     write_rows,
 )
-from lightning_lance.layout import FileNote, files_of, properties_of
+from lightning_lance.layout import Extent, FileNote, files_of, properties_of
 from lightning_lance.sums import write_sums
 
 # Raised when stores of the version before can no longer be read.
@@ -38,6 +39,9 @@ _PROPERTY = "lightning_lance"
 @dataclass(frozen=True)
 class Commit:
     """What a commit says beside its tokens. All counts are of the whole store, up to and with this commit.
+
+    They count what was taken from the source, which is what budgets are about; what was forgotten of it, `forgotten` counts,
+    and `stored_documents`, `stored_tokens` and `stored_languages` what is left.
 
     Attributes:
         fingerprint: Hash of the recipe.
@@ -59,6 +63,8 @@ class Commit:
         files: Shard to the rows read of it (of those that the filters let through), of the last 20 shards; all before the
             oldest of them were read whole, in the order of `source.open(pin).shards`.
         bad_shards: Shards that were no good and are left out (`source.on_bad_shard`), each from its `row` on.
+        forgotten: Rules of what is left out for good, in the order in which they were given: each with its `rule` (key to
+            value) and the `documents`, `tokens` and `languages` (to documents) that it took, and no rule before it.
     """
 
     fingerprint: str
@@ -79,6 +85,32 @@ class Commit:
     exhausted: bool = False
     files: dict[str, int] = field(default_factory=dict)
     bad_shards: list[dict[str, Any]] = field(default_factory=list)
+    forgotten: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def extent(self) -> Extent:
+        """What of the source the store holds."""
+        taken = [entry for entry in self.forgotten if entry["documents"]]
+        rules = (" ".join(f"{key}={value}" for key, value in sorted(entry["rule"].items())) for entry in taken)
+        return Extent(self.tokens, tuple(sorted(rules)))
+
+    @property
+    def stored_documents(self) -> int:
+        """Documents that are in the store."""
+        return self.documents - sum(int(entry["documents"]) for entry in self.forgotten)
+
+    @property
+    def stored_tokens(self) -> int:
+        """Tokens that are in the store, EOS included."""
+        return self.tokens - sum(int(entry["tokens"]) for entry in self.forgotten)
+
+    @property
+    def stored_languages(self) -> dict[str, int]:
+        """Documents that are in the store, by language."""
+        left = Counter(self.languages)
+        for entry in self.forgotten:
+            left.subtract(entry["languages"])
+        return {language: count for language, count in left.items() if count}
 
 
 def append_commit(
@@ -242,15 +274,15 @@ def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Ma
     return versions[place]
 
 
-def version_with(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> int | None:
-    """Find the newest version of a store that has so many tokens, made by this package if one is; None if there is none."""
+def version_with(uri: str, extent: Extent, storage_options: Mapping[str, str] | None = None) -> int | None:
+    """Find the newest version of a store that holds just this, made by this package if one is; None if there is none."""
     dataset = dataset_at(uri, None, storage_options)
     if dataset is None:
         return None
     moved = None
     for version in sorted((int(entry["version"]) for entry in dataset.versions()), reverse=True):
         found = dataset_at(uri, version, storage_options)
-        if found is not None and commit_of(found, uri).tokens == tokens:
+        if found is not None and commit_of(found, uri).extent == extent:
             if is_commit(found):
                 return version
             moved = moved or version

@@ -14,6 +14,7 @@ import xxhash
 
 from lightning_lance.commit import FORMAT_VERSION, Commit, first_version, last_commit
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.locking import lock_file
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
@@ -93,7 +94,7 @@ class Plan:
     @property
     def lock_file(self) -> Path | None:
         """What keeps the builders of a local store apart, while one builds."""
-        return None if "://" in self.uri else Path(self.uri.removesuffix(".lance") + ".lock")
+        return lock_file(self.uri)
 
     @property
     def status_file(self) -> Path | None:
@@ -161,7 +162,12 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
             f"The token store {plan.uri!r} is unfinished ({commit.documents:,} documents, {commit.tokens:,} tokens; asked "
             f"for {budget}){_last_failure(plan)}: run 'lightning-lance prepare' again, it continues."
         )
-    store = TokenStore.open(plan.uri, first_version(plan.uri, budget.met, storage_options), storage_options)
+    # Versions from before something was forgotten are kept for checkpoints only.
+    rules = len(commit.forgotten)
+    version = first_version(
+        plan.uri, lambda commit: len(commit.forgotten) >= rules and budget.met(commit), storage_options
+    )
+    store = TokenStore.open(plan.uri, version, storage_options)
     if budget.max_documents is not None and store.commit.documents > budget.max_documents:
         _log.warning(
             "The token store %s has %s documents where the budget is %s: it was first built with a larger budget.",

@@ -12,7 +12,7 @@ ORDER = [
     "errors", "languages", "documents", "dedup", "patience", "parquet", "sources", "own_split", "access", "shards", "streaming",
     "locking", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
     "splits", "packing", "segments", "layout", "fragments", "sums", "commit", "repacking", "merging", "integrity",
-    "provenance", "forked", "mapping", "store",
+    "provenance", "forgetting", "forked", "mapping", "store",
     "progress", "read_ahead", "encoding", "status", "plan", "preflight", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
