@@ -26,8 +26,9 @@ from lightning_lance.commit import Commit, append_commit
 OURS, NANOGPT = "lightning-lance WindowLoader", "nanoGPT get_batch"
 # Of the control group in which the store does not fit: what Python and torch take, and some page cache.
 MEMORY_LIMIT = 600 << 20
-# 10^10 tokens in blocks of 2,048 are so many rows; blocks of 64 take less disk, and are found as fast.
-ROWS, COMMITS, SMALL_BLOCK = 4_900_000, 300, 128
+# 10^10 tokens in blocks of 2,048 are so many rows, and so many fragments of 1 GB, into which a build merges its commits; blocks
+# of 128 take less disk, and are found as fast.
+ROWS, FRAGMENTS, SMALL_BLOCK = 4_900_000, 20, 128
 MANY_BATCHES = 50_000
 
 
@@ -90,8 +91,8 @@ def begin_training(folder):
 
 
 def build_many(folder):
-    """Write a store of as many blocks and commits as one of 10^10 tokens has."""
-    rows = ROWS // COMMITS
+    """Write a store of as many blocks and fragments as one of 10^10 tokens has."""
+    rows = ROWS // FRAGMENTS
     tokens = pa.array(np.arange(rows * SMALL_BLOCK, dtype=np.uint16))
     table = pa.table(
         {
@@ -102,7 +103,7 @@ def build_many(folder):
         }
     )
     note = Commit("f" * 32, {"format": 2}, {}, "", "<|endoftext|>", 0, 1 << 16, tokens=ROWS * SMALL_BLOCK)
-    for _ in range(COMMITS):
+    for _ in range(FRAGMENTS):
         append_commit(str(folder / "many.lance"), table, note)
 
 
@@ -231,7 +232,7 @@ def run(folder, group, options):
         "A control group with too little memory for the store: "
         + ("as told." if group else "skipped, since none could be made here (needs root)."),
         f"50,000 batches: the process's own memory grew by {grown / 1e6:.1f} MB.",
-        f"{ROWS:,} blocks in {COMMITS} commits: {first * 1e3:.0f} ms from opening to the first batch, imports not counted; "
+        f"{ROWS:,} blocks in {FRAGMENTS} fragments: {first * 1e3:.0f} ms from opening to the first batch, imports not counted; "
         f"{resume * 1e3:.1f} ms from a state at window 10^9 to its next batch.",
         f"Sample GPT, CPU: a step of {steps['loader'] * 1e3:.0f} ms with the loader, {steps['fixed'] * 1e3:.0f} ms with one "
         f"batch again and again, {steps['waiting'] * 1e6:.0f} us of it for the next batch (medians of 9, in turns).",

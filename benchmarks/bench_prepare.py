@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from report import bar, environment, publish
 
 OURS, BARE, TUTORIAL = "lightning-lance prepare", "gigatoken alone, texts in memory", "Lance tutorial's pipeline"
+OURS_JSON, OURS_ONE, BARE_ONE = f"{OURS}, jsonl.zst", f"{OURS}, one core", f"{BARE}, one core"
+OURS_SLOW, BARE_SLOW = f"{OURS}, by tokenizers", "tokenizers alone, texts in memory"
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("content", "repo_name", "path", "license")] + [("size", pa.int64())]
 )
@@ -29,8 +31,10 @@ SHARDS = 4
 # One file in so many is not Python, if there are enough of them.
 OTHERS = 5
 OTHER_ENDINGS = (".h", ".hpp", ".pyi", ".cpp", ".js", ".html", ".md", ".txt", ".json", ".c")
-# What the tutorial's pipeline, which is slow, gets of it.
-SAMPLE_BYTES = 2_500_000
+# What the tutorial's pipeline, which is slow, and the `tokenizers` library get of it.
+SAMPLES = {"sample": 2_500_000, "few": 5_000_000}
+# Rounds of contenders that take long, or that only explain.
+FEW_ROUNDS = 2
 
 
 def collect(num_bytes):
@@ -77,8 +81,8 @@ def _row(path, file):
 
 
 def write_corpus(rows, folder):
-    """Write the corpus, the same three times under other names, and a sample. Returns the globs."""
-    for name in ("once", "thrice", "sample"):
+    """Write the corpus, the same three times under other names, as JSON Lines, and samples. Returns the globs."""
+    for name in ("once", "thrice", "json", *SAMPLES):
         (folder / name).mkdir()
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     per_shard = -(-len(table) // SHARDS)
@@ -87,10 +91,15 @@ def write_corpus(rows, folder):
         pq.write_table(table.slice(i * per_shard, per_shard), shard, row_group_size=ROWS)
         for copy in "abc":
             (folder / "thrice" / f"train-{copy}-{i:05}.parquet").hardlink_to(shard)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[i * per_shard : (i + 1) * per_shard])
+        with pa.output_stream(str(folder / "json" / f"train-{i:05}.jsonl.zst"), compression="zstd") as file:
+            file.write(lines.encode())
     sizes = np.cumsum(np.asarray(table.column("size")))
-    sample = table.slice(0, int(np.searchsorted(sizes, SAMPLE_BYTES)))
-    pq.write_table(sample, folder / "sample" / "train.parquet", row_group_size=ROWS)
-    return {name: str(folder / name / "*.parquet") for name in ("once", "thrice", "sample")}
+    for name, num_bytes in SAMPLES.items():
+        sample = table.slice(0, int(np.searchsorted(sizes, num_bytes)))
+        pq.write_table(sample, folder / name / "train.parquet", row_group_size=ROWS)
+    parquet = {name: str(folder / name / "*.parquet") for name in ("once", "thrice", *SAMPLES)}
+    return {**parquet, "json": str(folder / "json" / "*.jsonl.zst")}
 
 
 def texts_of(pattern):
@@ -115,34 +124,44 @@ class Loaded:
         return self.tokenizer
 
 
-def ours(pattern, tokenizer_file):
-    """Get ready to prepare stores."""
-    from lightning_lance import prepare
+def source_of(files):
+    """Describe the corpus as a source."""
     from lightning_lance.languages import code_extensions
     from lightning_lance.streaming import DatasetSource
-    from lightning_lance.tokenizer_choice import ByteChoice, TokenizerFile
 
-    def source(files):
-        return DatasetSource(
-            "parquet",
-            COLUMNS,
-            data_files=[files],
-            languages=["Python"],
-            extensions=code_extensions(),
-            shard_seed=None,
-            name="bench",
-        )
+    return DatasetSource(
+        "parquet" if files.endswith(".parquet") else "json",
+        COLUMNS,
+        data_files=[files],
+        languages=["Python"],
+        extensions=code_extensions(),
+        shard_seed=None,
+        name="bench",
+    )
 
+
+def ours(pattern, tokenizer_file, engine="auto"):
+    """Get ready to prepare stores."""
+    from lightning_lance import prepare
+    from lightning_lance.tokenization import Tokenizer
+    from lightning_lance.tokenizer_choice import ByteChoice
+
+    spec = Path(tokenizer_file).read_text(encoding="utf-8")
     # Warm-up: what libraries import and set up at the first use.
     folder = Path(pattern).parents[1]
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        few = source(str(folder / "sample" / "*.parquet"))
-        prepare(few, ByteChoice(), f"{place}/warm.lance", max_documents=10, val_fraction=0.0)
+        prepare(
+            source_of(str(folder / "sample" / "*.parquet")),
+            ByteChoice(),
+            f"{place}/warm.lance",
+            max_documents=10,
+            val_fraction=0.0,
+        )
 
     def once(uri):
-        choice = Loaded(TokenizerFile(tokenizer_file).load(None, Path()))
+        choice = Loaded(Tokenizer(spec, engine=engine))
         before, begin = peak_memory(), clocks()
-        store = prepare(source(pattern), choice, uri, val_fraction=0.0)
+        store = prepare(source_of(pattern), choice, uri, val_fraction=0.0)
         seconds, cpu_seconds = clocks(begin)
         return {
             "seconds": seconds,
@@ -189,6 +208,81 @@ def bare(pattern, tokenizer_file):
     return once
 
 
+def slow(pattern, tokenizer_file):
+    """Get ready to prepare stores by the `tokenizers` library."""
+    return ours(pattern, tokenizer_file, "tokenizers")
+
+
+def bare_slow(pattern, tokenizer_file):
+    """Get ready to encode the same texts by the `tokenizers` library, from memory."""
+    import tokenizers
+
+    batches = [batch.to_pylist() for batch in texts_of(pattern)]
+
+    def once(file):
+        tokenizer = tokenizers.Tokenizer.from_file(tokenizer_file)
+        tokenizer.encode_special_tokens = True
+        tokenizer.post_processor = None
+        begin = clocks()
+        count = 0
+        for batch in batches:
+            count += sum(len(row.ids) + 1 for row in tokenizer.encode_batch_fast(batch, add_special_tokens=False))
+        seconds, cpu_seconds = clocks(begin)
+        return {
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "tokens": count,
+            "bytes": sum(len(text.encode()) for batch in batches for text in batch),
+            "documents": sum(map(len, batches)),
+        }
+
+    return once
+
+
+def stages(pattern, tokenizer_file):
+    """Do each part of a build by itself, one after the other, and tell the processor time of each."""
+    from lightning_lance.commit import Commit, append_commit
+    from lightning_lance.encoding import encoded_batches
+    from lightning_lance.packing import Packer
+    from lightning_lance.splits import splits_of
+    from lightning_lance.tokenization import Tokenizer, token_dtype
+
+    spec = Path(tokenizer_file).read_text(encoding="utf-8")
+
+    class Held:
+        """A source whose documents are in memory already."""
+
+        shards, num_bytes = ("all",), None
+
+        def __init__(self, batches):
+            self._batches = batches
+
+        def read(self, shard, row):
+            yield from self._batches
+
+    def once(uri):
+        tokenizer, times, source = Tokenizer(spec), {}, source_of(pattern)
+        begin = clocks()
+        opened = source.open()
+        batches = [batch for shard in range(len(opened.shards)) for batch in opened.read(shard, 0)]
+        times["read"], begin = clocks(begin)[1], clocks()
+        made = [batch for _, batch in encoded_batches(Held(batches), tokenizer, 0, 0) if batch is not None]
+        times["tokenize"], begin = clocks(begin)[1], clocks()
+        packer = Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), source.metadata)
+        for batch in made:
+            ids = pa.repeat(pa.scalar("0:0"), len(batch.documents))
+            documents = batch.documents.drop_columns(["row"]).append_column("id", ids)
+            splits = splits_of(documents, 0.0)
+            packer.add(batch.encoded.ids, batch.encoded.offsets, splits, documents.drop_columns(["text"]))
+        rows = packer.take()
+        times["pack"], begin = clocks(begin)[1], clocks()
+        append_commit(uri, rows, Commit("", {}, {}, "", "", tokenizer.eos_id, tokenizer.vocab_size))
+        times["write"] = clocks(begin)[1]
+        return {"stages": times, "bytes": int(sum(batch.sizes[batch.wanted].sum() for batch in made))}
+
+    return once
+
+
 def tutorial(pattern, tokenizer_file):
     """Get ready to run the tutorial's pipeline."""
     import datasets
@@ -218,9 +312,22 @@ def tutorial(pattern, tokenizer_file):
     return once
 
 
-CONTENDERS = {OURS: ours, BARE: bare, TUTORIAL: tutorial}
+STAGES = "stages"
+CONTENDERS = {
+    OURS: ours,
+    OURS_JSON: ours,
+    BARE: bare,
+    OURS_ONE: ours,
+    BARE_ONE: bare,
+    OURS_SLOW: slow,
+    BARE_SLOW: bare_slow,
+    TUTORIAL: tutorial,
+    STAGES: stages,
+}
 # What each gets of the corpus.
-PARTS = {OURS: "once", BARE: "once", TUTORIAL: "sample"}
+PARTS = dict.fromkeys(CONTENDERS, "once") | {OURS_JSON: "json", OURS_SLOW: "few", BARE_SLOW: "few", TUTORIAL: "sample"}
+ONE_CORE = (OURS_ONE, BARE_ONE)
+ALL_ROUNDS = (OURS, OURS_JSON, BARE)
 
 
 def bytes_of(texts):
@@ -247,6 +354,9 @@ def contend(name, pattern, tokenizer_file):
     """Be one contender, in a process of its own: for each line that comes, a place, run once and tell what came out."""
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
+    if name in ONE_CORE and hasattr(os, "sched_setaffinity"):
+        # Before anything is imported that starts as many threads as there are cores.
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     # What libraries print is no answer.
     answers, sys.stdout = sys.stdout, sys.stderr
     once = CONTENDERS[name](pattern, tokenizer_file)
@@ -257,6 +367,8 @@ def contend(name, pattern, tokenizer_file):
 def start(name, pattern, tokenizer):
     """Start a contender. Not by multiprocessing: in its processes gigatoken uses one core only."""
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    if name in ONE_CORE:
+        quiet |= {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LANCE_CPU_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, __file__, "--contend", name, pattern, str(tokenizer)],
         stdin=subprocess.PIPE,
@@ -275,8 +387,8 @@ def once(process, place):
     return json.loads(told)
 
 
-def check(uri, ids_file, tutorial_uri, pattern):
-    """Compare the three results, token by token.
+def check(uri, json_uri, ids_file, tutorial_uri, pattern):
+    """Compare the results, token by token.
 
     Of the bare tokenizer, all but the documents with characters of newer versions of Unicode: ours leaves them to `tokenizers`.
 
@@ -293,6 +405,9 @@ def check(uri, ids_file, tutorial_uri, pattern):
         lengths = bare["lengths"]
         expected = np.insert(bare["ids"], np.cumsum(lengths), store.commit.eos_id)
     stored = store.read(np.zeros(1, np.int64), store.num_tokens())[0]
+    json_store = TokenStore.open(json_uri)
+    if not np.array_equal(stored, json_store.read(np.zeros(1, np.int64), json_store.num_tokens())[0]):
+        raise AssertionError("The store of the JSON Lines has other tokens than that of the Parquet files.")
     same = np.concatenate([_comparable(texts) for texts in texts_of(pattern)])
     ends = np.flatnonzero(stored == store.commit.eos_id)
     ours = stored[np.repeat(same, np.diff(ends, prepend=-1))]
@@ -354,15 +469,15 @@ def run(folder, options):
     measured = {name: [] for name in started}
     for i in range(options.rounds):
         for name, process in started.items():
-            # The tutorial's pipeline takes long, and its bar is far away.
-            if name != TUTORIAL or i < 2:
+            if name in ALL_ROUNDS or i < FEW_ROUNDS:
                 measured[name].append(once(process, folder / f"{name}-{i}"))
     for process in started.values():
         process.communicate()
     process = start(OURS, corpus["thrice"], tokenizer)
     thrice = once(process, folder / "thrice-0")
     process.communicate()
-    check(str(folder / f"{OURS}-0"), folder / f"{BARE}-0", str(folder / f"{TUTORIAL}-0"), corpus["once"])
+    uris = [str(folder / f"{name}-0") for name in (OURS, OURS_JSON, BARE, TUTORIAL)]
+    check(*uris, corpus["once"])
     tell(measured, thrice, num_rows, options, time.perf_counter() - began)
 
 
@@ -370,6 +485,7 @@ def tell(measured, thrice, num_rows, options, seconds):
     def speed(result):
         return result["bytes"] / result["seconds"]
 
+    parts = measured.pop(STAGES)
     best = {name: max(results, key=speed) for name, results in measured.items()}
     ours = best[OURS]
 
@@ -387,17 +503,26 @@ def tell(measured, thrice, num_rows, options, seconds):
     before = measured[OURS][0]["peak_before"]
     growth = thrice["peak"] / peaks[OURS]
     bars = [
-        bar("ours / the Lance tutorial's pipeline, at least 40", speed(ours) / speed(best[TUTORIAL]), 40),
-        bar("ours / the bare tokenizer, at least 0.6", speed(ours) / speed(best[BARE]), 0.6),
+        bar("ours / the Lance tutorial's pipeline, at least 60", speed(ours) / speed(best[TUTORIAL]), 60),
+        bar("ours from Parquet / the bare tokenizer, at least 0.8", speed(ours) / speed(best[BARE]), 0.8),
+        bar("ours from jsonl.zst / the bare tokenizer, at least 0.8", speed(best[OURS_JSON]) / speed(best[BARE]), 0.8),
+        bar("ours / the bare tokenizers library, at least 0.9", speed(best[OURS_SLOW]) / speed(best[BARE_SLOW]), 0.9),
         bar("1.5 GB / peak of ours, at least 1", 1.5e9 / thrice["peak"], 1),
         bar("peak of ours once / thrice the corpus, at least 0.8", 1 / growth, 0.8),
     ]
     name = options.tokenizer.resolve().parent.name if options.tokenizer else "BPE of 8,192 ids, trained on the corpus"
+    gains = [speed(best[many]) / speed(best[one]) for many, one in ((OURS, OURS_ONE), (BARE, BARE_ONE))]
+    cores = environment([])["cores"]
+    costs = {stage: min(part["stages"][stage] / part["bytes"] * 1e9 for part in parts) for stage in parts[0]["stages"]}
+    told = ", ".join(f"{stage} {cost:.1f}" for stage, cost in costs.items())
     notes = [
+        f"Where the time goes, each part by itself, in core-s/GB: {told}. Tokenizing includes the looks for what is remarkable "
+        "about documents, and for what has to go to the other engine.",
+        f"From one core to {cores}: ours {gains[0]:.2f} times as fast, the bare tokenizer {gains[1]:.2f} times.",
         f"{ours['documents']:,} Python files of this machine's Python ({ours['bytes'] / 1e6:,.0f} MB) among {num_rows:,} rows, "
         f"as {SHARDS} Parquet files in github-code's columns; tokenizer: {name}, {ours['tokens'] / 1e6:,.1f} M tokens, encoded "
         f"by {ours['engine']}.",
-        f"MB of kept text per second, the best of {options.rounds} interleaved rounds (the tutorial's on a sample, of two). "
+        f"MB of kept text per second, the best of {options.rounds} interleaved rounds (of {FEW_ROUNDS} for one core, samples and parts). "
         "Imports and loading the tokenizer are not in the time; the tokenizer's caches are cold. core-s/GB: processor time "
         "of all cores per GB of text; cores: how many of them it had on average.",
         "The stored tokens are those of the bare tokenizer with EOS after each document, in the same order; the tutorial's are "
@@ -412,6 +537,7 @@ def tell(measured, thrice, num_rows, options, seconds):
         "tokenizer": name,
         "rows": num_rows,
         "results": {**measured, f"{OURS}, corpus thrice": [thrice]},
+        "stages": parts,
     }
     header = ["text to stored tokens", "MB", "MB/s", "M tokens/s", "ours is x times", "core-s/GB", "cores", "peak GB"]
     publish("bench_prepare", "Preparing a store", header, rows, bars, notes, json.loads(json.dumps(data)))

@@ -17,7 +17,7 @@ import torch
 from report import bar, environment, publish
 
 from lightning_lance import TokenStore, WindowLoader
-from lightning_lance.commit import Commit, append_commit
+from lightning_lance.commit import FORMAT_VERSION, Commit, append_commit
 from lightning_lance.packing import Packer
 
 CONTEXT_LENGTH = 1024
@@ -37,7 +37,7 @@ PEERS = ("nanogpt", "hf_datasets", "lit_data", "mosaic", TUTORIAL)
 def build_store(uri, num_tokens):
     """Write a token store of random documents, in as many commits as a build would make, and read all of it."""
     rng, made = np.random.default_rng(0), 0
-    recipe = {"format": 1, "seed": 0}
+    recipe = {"format": FORMAT_VERSION, "seed": 0}
     while made < num_tokens:
         packer = Packer(EOS, np.dtype(np.uint16), [])
         while packer.num_tokens < COMMIT_TOKENS and made + packer.num_tokens < num_tokens:

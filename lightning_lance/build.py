@@ -22,7 +22,7 @@ from lightning_lance.errors import CommitConflict, SourceError
 from lightning_lance.forgetting import take_out
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import write_whole
-from lightning_lance.merging import finish, remove_leftovers, tidy
+from lightning_lance.merging import finish, tidy
 from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan
 from lightning_lance.preflight import SpaceCheck
@@ -84,7 +84,7 @@ class Build:
             tokenizer.eos_id,
             tokenizer.vocab_size,
         )
-        self._version, self._first, self.committed = version, commit, commit
+        self._version, self.committed = version, commit
         self._val_fraction = float(plan.recipe["val_fraction"])
         self._dedup = source.dedup == "exact"
         self._packer = self._new_packer()
@@ -174,7 +174,7 @@ class Build:
             self._check_found()
 
     def _submit(self, writer: ThreadPoolExecutor, final: bool = False) -> Future[None]:
-        packer, commit, first = self._packer, self._commit, self._first
+        packer, commit = self._packer, self._commit
         self._packer = self._new_packer()
 
         def append() -> None:
@@ -184,11 +184,8 @@ class Build:
                 self._version = finish(uri, rows, commit, options, self._version)
             else:
                 self._version = append_commit(uri, rows, commit, options, self._version)
-            # Before this commit, a builder that was stopped in the middle of its own could come back and still make it.
-            begun, self.committed = self.committed is not first, commit
+            self.committed = commit
             if not final:
-                if not begun:
-                    remove_leftovers(uri)
                 self._version = tidy(uri, self._version, options)
 
         return writer.submit(append)

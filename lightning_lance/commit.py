@@ -5,11 +5,10 @@ A commit is made only on top of the version that its builder has seen, so of two
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -56,7 +55,7 @@ class Commit:
         documents: Documents.
         tokens: Tokens, EOS included.
         text_bytes: Bytes of text.
-        skipped: Documents left out, by reason (`null`, `not_utf8`, `empty`, `blank`, `long`, `duplicate`).
+        skipped: Documents left out, by reason (`null`, `not_utf8`, `not_json`, `empty`, `blank`, `long`, `duplicate`).
         noted: Documents that are in the store, by what is remarkable (`special`, `nul`, `crlf`, `bom`, `split`).
         languages: Documents by language.
         exhausted: Whether the source has no more documents.
@@ -262,38 +261,6 @@ def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> 
     """Give the last version and its note; 0 and None if there is no store. StoreError if it is another thing."""
     dataset = dataset_at(uri, None, storage_options)
     return (0, None) if dataset is None else (int(dataset.version), commit_of(dataset, uri))
-
-
-def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:
-    """Find the first version whose commit note passes a test that all later ones pass too. StoreError if none does."""
-    dataset = dataset_at(uri, None, storage_options)
-    versions = [] if dataset is None else sorted(int(entry["version"]) for entry in dataset.versions())
-    place = bisect.bisect_left(versions, True, key=lambda version: holds(_commit_at(uri, version, storage_options)))
-    if place == len(versions):
-        raise StoreError(f"No version of the token store {uri!r} is complete: run 'lightning-lance prepare' again.")
-    return versions[place]
-
-
-def version_with(uri: str, extent: Extent, storage_options: Mapping[str, str] | None = None) -> int | None:
-    """Find the newest version of a store that holds just this, made by this package if one is; None if there is none."""
-    dataset = dataset_at(uri, None, storage_options)
-    if dataset is None:
-        return None
-    moved = None
-    for version in sorted((int(entry["version"]) for entry in dataset.versions()), reverse=True):
-        found = dataset_at(uri, version, storage_options)
-        if found is not None and commit_of(found, uri).extent == extent:
-            if is_commit(found):
-                return version
-            moved = moved or version
-    return moved
-
-
-def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None) -> Commit:
-    commit = last_commit(uri, version, storage_options)
-    if commit is None:
-        raise StoreError(f"Version {version} of the token store {uri!r} is gone: it was removed while it was read.")
-    return commit
 
 
 def commit_of(dataset: Any, uri: str) -> Commit:

@@ -2,9 +2,9 @@
 
 A document batch is an Arrow table with `row` (int64, position among the rows that the source lets through in its shard),
 `text` (large_string, null where there is none), `language` (string), and one string column for each further word of
-`columns` (`repo`, `path`, `license`, ...). Three columns are there only where they are needed: `split` (string, `train` or
-`val`) if the source has its own validation documents, and, bool, `not_utf8` (the text is null since it was not UTF-8) and
-`bom` (a byte order mark was taken off its text).
+`columns` (`repo`, `path`, `license`, ...). Four columns are there only where they are needed: `split` (string, `train` or
+`val`) if the source has its own validation documents, and, bool, `not_utf8` (the text is null since it was not UTF-8),
+`not_json` (all is null since the line was no JSON object) and `bom` (a byte order mark was taken off its text).
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
 _BOM = "\ufeff"
 
 # What the package itself writes beside the words of `columns`.
-_RESERVED = {"row", "id", "offset", "hash", "language", "tokens", "split", "not_utf8", "bom"}
+_RESERVED = {"row", "id", "offset", "hash", "language", "tokens", "split", "not_utf8", "not_json", "bom"}
 
 
 def check_words(columns: Mapping[str, str], where: str) -> None:
@@ -176,7 +176,7 @@ def document_batch(
     """Make the document batch of some consecutive rows, without those that the user does not want.
 
     Args:
-        columns: What `select_columns` gave.
+        columns: What `select_columns` gave, and `not_json`, of which nothing is known, so that it stays, to be counted.
         languages: One language per row.
         first_row: Position of the first row in its shard.
         wanted: Languages to keep; empty keeps all.
@@ -194,7 +194,8 @@ def document_batch(
             table = table.append_column(word, column)
     keep = text_filter.keep(texts)
     if wanted:
-        keep &= np.asarray(pc.fill_null(pc.is_in(languages, value_set=pa.array(list(wanted))), False))
+        kept = np.asarray(pc.fill_null(pc.is_in(languages, value_set=pa.array(list(wanted))), False))
+        keep &= kept | (np.asarray(columns["not_json"]) if "not_json" in columns else False)
     return table if keep.all() else table.filter(pa.array(keep))
 
 

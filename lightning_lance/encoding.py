@@ -189,7 +189,9 @@ def _encode(
 ) -> EncodedBatch:
     documents = batch if len(wanted) == len(batch) else batch.take(pa.array(wanted))
     noted = remarks(documents, special, long)
-    documents = documents.select([name for name in documents.column_names if name not in ("not_utf8", "bom")])
+    documents = documents.select(
+        [name for name in documents.column_names if name not in ("not_utf8", "not_json", "bom")]
+    )
     encoded = encode_texts(tokenizer, one_array(documents.column("text")), long.max_bytes)
     return EncodedBatch(batch, sizes, wanted, documents, encoded, skipped, noted)
 

@@ -20,7 +20,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from lightning_lance.documents import one_array
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
-from lightning_lance.layout import FileNote, LayoutCounter, hash_file
+from lightning_lance.layout import FileNote, LayoutCounter, hash_file, hash_local
 
 # It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
 warnings.filterwarnings("ignore", "lance is not fork-safe")
@@ -141,7 +141,7 @@ def write_rows(
         storage_options: Credentials and such for object stores.
 
     Raises:
-        CommitConflict: If there was no store, and is one now.
+        CommitConflict: If that fails since there is another version by now.
         StoreError: If it cannot be written.
     """
     counter = LayoutCounter()
@@ -155,15 +155,20 @@ def write_rows(
             storage_options=lance_options(storage_options),
         )
         written = [fragment for fragment in written if fragment.physical_rows]
-        session = data_session(uri, storage_options)
         files = {}
         for fragment in written:
             (file,) = fragment.files
-            files[file.path] = counter.note(file.file_size_bytes, hash_file(session, file.path, file.file_size_bytes))
+            if "://" in uri:
+                whole = hash_file(data_session(uri, storage_options), file.path, file.file_size_bytes)
+            else:
+                whole = hash_local(Path(uri, "data", file.path))
+            files[file.path] = counter.note(file.file_size_bytes, whole)
     except (ValueError, OSError) as error:
-        now = dataset_at(uri, None, storage_options) if before is None else None
-        if now is not None:
-            raise conflict(uri, 0, int(now.version)) from error
+        # Another may have made a version, and removed what this one was to be made of.
+        newest = dataset_at(uri, None, storage_options)
+        versions = [0 if dataset is None else int(dataset.version) for dataset in (before, newest)]
+        if versions[0] != versions[1]:
+            raise conflict(uri, *versions) from error
         raise not_written(uri, error) from error
     return written, files
 

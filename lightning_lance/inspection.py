@@ -24,15 +24,19 @@ def skip_reasons(batch: pa.Table, sizes: np.ndarray, long: LongDocuments) -> dic
         long: The rule for long documents.
 
     Returns:
-        Reason to (n,) bool; a document has one reason at most: `null` (no text), `not_utf8`, `empty`, `blank` (nothing but
-        white space), `long`.
+        Reason to (n,) bool; a document has one reason at most: `null` (no text), `not_utf8`, `not_json`, `empty`, `blank`
+        (nothing but white space), `long`.
     """
     spaces = [pc.fill_null(pc.utf8_is_space(chunk), False) for chunk in batch.column("text").chunks]
     none = np.zeros(len(batch), bool)
-    invalid = np.asarray(batch.column("not_utf8")) if "not_utf8" in batch.column_names else none
+    invalid, garbled = (
+        np.asarray(batch.column(name)) if name in batch.column_names else none for name in ("not_utf8", "not_json")
+    )
     blank = np.concatenate([np.asarray(part) for part in spaces]) if spaces else none
     too_long = (sizes > long.max_bytes) & ~blank if long.how == "skip" else none
-    return {"null": (sizes < 0) & ~invalid, "not_utf8": invalid, "empty": sizes == 0, "blank": blank, "long": too_long}
+    null = (sizes < 0) & ~invalid & ~garbled
+    reasons = {"null": null, "not_utf8": invalid, "not_json": garbled}
+    return {**reasons, "empty": sizes == 0, "blank": blank, "long": too_long}
 
 
 def remarks(documents: pa.Table, special: Sequence[str], long: LongDocuments) -> dict[str, np.ndarray]:

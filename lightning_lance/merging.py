@@ -11,14 +11,13 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
 from lightning_lance.commit import Commit, commit_of, notes_of, replace_fragments
-from lightning_lance.fragments import conflict, data_session, dataset_at, fragments_of, not_written, write_rows
+from lightning_lance.fragments import conflict, dataset_at, fragments_of, not_written, write_rows
 from lightning_lance.layout import FileNote
 from lightning_lance.repacking import repack
 from lightning_lance.sums import write_sums
@@ -203,33 +202,15 @@ def _size(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> int:
     return files[fragment.files[0].path].size if known else 1 << 62
 
 
-def remove_leftovers(uri: str) -> None:
-    """Remove what a killed builder left in a local store; to be called after the first commit of the next one.
-
-    In a bucket, where nothing but commits tells builders apart, another may be writing: its next clean-up has to do.
-    """
-    data = Path(uri, "data")
-    if "://" not in uri and data.is_dir():
-        dataset = dataset_at(uri, None, None)
-        known = 0 if dataset is None else len(fragments_of(dataset))
-        if sum(1 for _ in data.iterdir()) > known:
-            remove_unneeded(uri)
-
-
 def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
     """Remove all versions but the newest and those with a tag, and the files of none, such as a killed builder leaves.
 
-    Readers that map an older version's files keep them as long as they are open. Only the one builder may call it, after a
-    commit of its own: what another has written for a commit is of no version yet, and this one's makes that impossible. In a
-    bucket there may be several builders at any time, so files that were of no version are left until they are a week old.
+    Readers that map an older version's files keep them as long as they are open. Only a builder that has just committed may
+    call it: then, what another is about to commit is lost already. In a bucket there may be several builders at any time, so
+    files that were of no version are left until they are a week old.
     """
     dataset = dataset_at(uri, None, storage_options)
     if dataset is None:
-        if "://" in uri:
-            return
-        session = data_session(uri, storage_options)
-        for path in session.list():
-            session.delete_file(path)
         return
     try:
         kept = {int(dataset.version), *(int(tag["version"]) for tag in dataset.tags.list().values())}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import xxhash
 
-from lightning_lance.commit import FORMAT_VERSION, Commit, first_version, last_commit
+from lightning_lance.commit import FORMAT_VERSION, Commit, last_commit
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.locking import lock_file
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
@@ -22,6 +22,7 @@ from lightning_lance.status import read_status
 from lightning_lance.store import TokenStore
 from lightning_lance.tokenization import Tokenizer, token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice, TokenizerFile
+from lightning_lance.versions import first_version
 
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from lightning_lance.turns import COMMIT_MARGIN_SECONDS, CommitTurn, LeaseTurn, 
 _log = logging.getLogger(__name__)
 
 # Large commits keep fragments and versions few; slow sources commit by the clock, so that little work can be lost.
-COMMIT_TOKENS = 1 << 24
+COMMIT_TOKENS = 1 << 25
 COMMIT_SECONDS = 60.0
 
 

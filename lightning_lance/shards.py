@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_lance.access import HUB_FILE, explain, open_builder
-from lightning_lance.documents import bounded, document_batch, select_columns
+from lightning_lance.documents import bounded, document_batch, one_array, select_columns
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
+from lightning_lance.json_lines import ENDINGS, LinesShard, NotLines
+from lightning_lance.json_rows import NOT_JSON
 from lightning_lance.languages import folder_language, language_of_path
 from lightning_lance.parquet import FETCH_ROWS, ParquetShard
 from lightning_lance.patience import is_bad_data, is_transient
@@ -60,26 +62,45 @@ class OpenedDataset:
         self._order = shard_order(len(self._files), source.shard_seed)
         self._batch_rows = FETCH_ROWS
         self.trouble = Trouble(self._patience.incidents)
-        # Of the row groups of the shard that is being read, how many rows pass before each.
+        # Of the row groups (in JSON Lines, the places) of the shard that is being read, how many rows pass before each.
         self._starts: tuple[int, dict[int, int]] = (-1, {})
-        # Parquet is read here: only the columns and row groups that are needed. The other formats are read by `datasets`.
+        # Parquet is read here: only the columns and row groups that are needed. So are JSON Lines, of which each line stands
+        # for itself. The other formats are read by `datasets`.
         self._parquet = hasattr(self._builder.config, "fragment_scan_options")
+        self._lines = _are_lines(self._builder.config, self._files)
         self._dataset: Any = None
-        self._patience.call(f"opening {self.shards[0]}", self._check_columns if self._parquet else self._begin)
+        own = self._parquet or self._lines
+        self._patience.call(f"opening {self.shards[0]}", self._check_columns if own else self._begin)
 
     def _check_columns(self) -> None:
-        try:
-            with self._parquet_shard(0) as shard:
-                present = shard.columns
-        except Exception as error:
-            if is_bad_data(error):
-                return  # whoever reads it says so
-            raise
-        if missing := {*self._column_names()} - {*present}:
-            raise SourceError(
-                f"Source {self._source.name!r} has no column {', '.join(sorted(map(repr, missing)))}: there are "
-                f"{', '.join(present)}; set source.columns."
-            )
+        wanted = self._column_names()
+        for shard in range(len(self._files)):
+            try:
+                present = self._present(shard, wanted)
+            except NotLines:
+                self._begin()
+                return
+            except Exception as error:
+                if is_transient(error) or not is_bad_data(error):
+                    raise
+                if self._source.on_bad_shard != "skip":
+                    return  # whoever reads it says so
+                present = []
+            if not present:
+                continue
+            if missing := {*wanted} - {*present} - {*(self._builder.info.features or ())}:
+                raise SourceError(
+                    f"Source {self._source.name!r} has no column {', '.join(sorted(map(repr, missing)))}: there are "
+                    f"{', '.join(present)}; set source.columns."
+                )
+            return
+
+    def _present(self, shard: int, wanted: Sequence[str]) -> list[str]:
+        """Give the names of the columns of a shard, none if it has no rows to tell them."""
+        if self._lines:
+            return self._lines_shard(shard).columns(wanted)
+        with self._parquet_shard(shard) as file:
+            return file.columns
 
     def _begin(self) -> None:
         """Begin to stream, by `datasets`; reads the beginning of the first file for its columns."""
@@ -93,6 +114,9 @@ class OpenedDataset:
 
     def _parquet_shard(self, shard: int) -> ParquetShard:
         return ParquetShard(self.shards[shard], self._source.file_system)
+
+    def _lines_shard(self, shard: int) -> LinesShard:
+        return LinesShard(self.shards[shard], self._source.file_system)
 
     def _column_names(self) -> list[str]:
         source = self._source
@@ -125,7 +149,7 @@ class OpenedDataset:
 
         def find() -> set[str]:
             found: set[str] = set()
-            with closing(self._tables(0, 0, {}, [column], None)) as tables:
+            with closing(self._tables(0, 0, {}, [column], filtered=False)) as tables:
                 for _, table in tables:
                     values = table.column(column)
                     languages = language_of_path(values, source.extensions) if source.extensions is not None else values
@@ -135,13 +159,23 @@ class OpenedDataset:
         return sorted(self._patience.call(f"reading {self.shards[0]}", find))
 
     def _tables(
-        self, shard: int, row: int, starts: dict[int, int], columns: Sequence[str], filters: pc.Expression | None
+        self, shard: int, row: int, starts: dict[int, int], columns: Sequence[str], filtered: bool
     ) -> Generator[tuple[int, pa.Table], None, None]:
         """Read tables of a shard, each with the place of its first row among those that pass the filter."""
+        source = self._source
+        filters = source.filters() if filtered else None
         if self._parquet:
             with self._parquet_shard(shard) as file, closing(file.tables(columns, filters, row, starts)) as tables:
                 yield from tables
             return
+        if self._lines:
+            spelled = source.filters(spelled=True) if filtered else None
+            lines = self._lines_shard(shard).tables(columns, source.columns["text"], spelled, row, starts)
+            with closing(lines), suppress(NotLines):
+                yield from lines
+                return
+        if self._dataset is None:
+            self._begin()
         # One data file is one shard of the streamed dataset, in the same order.
         rows = self._dataset.shard(num_shards=len(self._files), index=self._order[shard])
         first = 0
@@ -190,7 +224,7 @@ class OpenedDataset:
         if self._starts[0] != shard:
             self._starts = (shard, {})
         file = self.shards[shard]
-        tables = self._tables(shard, row, self._starts[1], self._column_names(), self._source.filters())
+        tables = self._tables(shard, row, self._starts[1], self._column_names(), filtered=True)
         pending: list[pa.Table] = []
         rows = size = after = 0
         failed: Exception | None = None
@@ -222,6 +256,8 @@ class OpenedDataset:
         source = self._source
         where = f"Source {source.name!r}"
         columns = select_columns(table, source.columns, where)
+        if NOT_JSON in table.column_names and pc.any(table.column(NOT_JSON)).as_py():
+            columns["not_json"] = one_array(table.column(NOT_JSON))
         if source.language_column:
             languages = select_columns(table, {"language": source.language_column}, where)["language"]
         elif source.extensions is not None:
@@ -231,6 +267,13 @@ class OpenedDataset:
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
         return bounded(document_batch(columns, languages, first_row, source.wanted, source.text_filter), BATCH_BYTES)
+
+
+def _are_lines(config: Any, files: Sequence[str]) -> bool:
+    """Tell whether files are JSON Lines by their names and the options of their builder."""
+    options = [getattr(config, name, "none") for name in ("field", "encoding_errors", "features")]
+    plain = options == [None] * 3 and config.encoding.lower() in ("utf-8", "utf8")
+    return plain and all(file.endswith(ENDINGS) and "::" not in file for file in files)
 
 
 def _brief(error: Exception) -> str:

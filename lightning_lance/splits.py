@@ -54,9 +54,16 @@ def splits_of(documents: pa.Table, val_fraction: float) -> np.ndarray:
     """
     if "split" in documents.column_names:
         return np.asarray(pc.index_in(documents.column("split"), pa.array(SPLITS))).astype(np.int8)
-    # The same texts as for de-duplication: copies that it would find are on one side without it too.
-    groups = pc.utf8_trim_whitespace(one_array(documents.column("text")))
+    codes = np.zeros(len(documents), np.int8)
+    if val_fraction == 0:
+        return codes
+    by_text = np.ones(len(documents), bool)
     if "repo" in documents.column_names:
-        repos = one_array(documents.column("repo")).cast(pa.large_string())
-        groups = pc.if_else(pc.fill_null(pc.not_equal(repos, ""), False), repos, groups)
-    return split_codes(groups, val_fraction)
+        repos = documents.column("repo")
+        by_text = ~np.asarray(pc.fill_null(pc.not_equal(repos, ""), False))
+        codes[~by_text] = split_codes(one_array(repos.filter(pa.array(~by_text))), val_fraction)
+    if by_text.any():
+        # The same texts as for de-duplication: copies that it would find are on one side without it too.
+        texts = one_array(documents.column("text").filter(pa.array(by_text)))
+        codes[by_text] = split_codes(pc.utf8_trim_whitespace(texts), val_fraction)
+    return codes

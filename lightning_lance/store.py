@@ -17,7 +17,6 @@ from lightning_lance.commit import (
     commit_of,
     is_commit,
     notes_of,
-    version_with,
 )
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
@@ -28,6 +27,7 @@ from lightning_lance.mapping import map_tokens
 from lightning_lance.provenance import Provenance
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
+from lightning_lance.versions import version_with
 
 _log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from lightning_lance.access import HUB_FILE
 from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, check_words
 from lightning_lance.errors import ConfigError
+from lightning_lance.json_rows import spellings
 from lightning_lance.languages import check_extensions, check_languages, path_filter
 from lightning_lance.own_split import WithValidation
 from lightning_lance.patience import Patience
@@ -178,9 +179,12 @@ class DatasetSource:
             options["config_kwargs"] = {**times, **options.get("config_kwargs", {})}
         return options
 
-    def filters(self) -> pc.Expression | None:
-        """Give the row filter that the reader applies, None for none."""
-        terms = [pc.field(column).isin(list(values)) for column, values in sorted(self.where.items())]
+    def filters(self, spelled: bool = False) -> pc.Expression | None:
+        """Give the row filter that the reader applies, None for none; `spelled` where it gives all columns as strings."""
+        terms = [
+            pc.field(column).isin(spellings(values) if spelled else list(values))
+            for column, values in sorted(self.where.items())
+        ]
         if self.languages and self.language_column:
             terms.append(pc.field(self.language_column).isin(list(self.wanted)))
         elif self.languages and self.extensions is not None:

@@ -7,6 +7,7 @@ commit makes up for it.
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -15,7 +16,10 @@ from typing import Any, NamedTuple
 import xxhash
 from lance.file import LanceFileSession
 
-from lightning_lance.fragments import lance_options
+from lightning_lance.errors import StoreError
+from lightning_lance.fragments import dataset_at, lance_options
+
+_log = logging.getLogger(__name__)
 
 SUMS = "lightning_lance.sums.json"
 _FOLDERS = ("_versions", "_transactions")
@@ -58,13 +62,31 @@ def write_sums(uri: str, storage_options: Mapping[str, str] | None, only: Collec
         storage_options: Credentials and such for object stores.
         only: Versions to list, before the others are removed; None for all.
     """
-    session = root_session(uri, storage_options)
+    try:
+        _write(uri, storage_options, only)
+    except (ValueError, OSError, StoreError) as error:
+        # The commit is made, and the next one lists what is not listed now.
+        _log.warning("The checksums of %s could not be written: %s", uri, " ".join(str(error).split())[:200])
+
+
+def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection[int] | None) -> None:
+    session, dataset = root_session(uri, storage_options), dataset_at(uri, None, storage_options)
     try:
         known = read_sums(session) or {}
     except ValueError:
         known = {}
-    paths = [path for path in sorted(listed(session)) if only is None or _version_of(path) in only]
-    sums = {path: known.get(path) or sum_of(session, path) for path in paths}
+    sums: dict[str, Sum] = {}
+    there = listed(session)
+    for manifest in sorted(path for path in there if path.startswith("_versions")):
+        version = _version_of(manifest)
+        if only is not None and version not in only:
+            continue
+        mine = {path: entry for path, entry in known.items() if _version_of(path) == version}
+        if manifest not in mine and dataset is not None:
+            # Of transactions, those that made a version: others may be trying at the same time.
+            transaction = f"_transactions/{version - 1}-{dataset.read_transaction(version).uuid}.txn"
+            mine = {path: sum_of(session, path) for path in (manifest, transaction) if path in there}
+        sums |= mine
     text = json.dumps(sums)
     content = json.dumps({"sums": text, "hash": xxhash.xxh3_64_hexdigest(text.encode())})
     with tempfile.TemporaryDirectory() as folder:

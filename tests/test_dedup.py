@@ -77,7 +77,7 @@ def kept(made: list[Document]) -> list[Document]:
     """The definition: a set of stripped texts."""
     seen, result = set[str](), []
     for entry in made:
-        if entry[0] and entry[0].strip() not in seen:
+        if entry[0] and entry[0].strip() and entry[0].strip() not in seen:
             seen.add(entry[0].strip())
             result.append(entry)
     return result
@@ -141,11 +141,14 @@ def test_the_store_is_that_of_a_set_based_one(
         assert streams(store) == expected(left[:count])
         assert store.commit.documents == min(count, len(left))
     texts = [entry[0] for entry in made]
-    assert store.commit.skipped == {
-        "duplicate": sum(map(bool, texts)) - len(left),
+    blank = sum(1 for text in texts if text and not text.strip())
+    counts = {
+        "blank": blank,
+        "duplicate": sum(map(bool, texts)) - blank - len(left),
         "empty": texts.count(""),
         "null": texts.count(None),
     }
+    assert store.commit.skipped == {reason: count for reason, count in counts.items() if count}
     documents = [
         entry for row in lance.dataset(store.uri).to_table(["documents"]).to_pylist() for entry in row["documents"]
     ]

@@ -131,15 +131,16 @@ def test_a_damaged_store_is_refused_at_the_opening_that_asks(store: Path, tmp_pa
 
 def test_a_store_in_a_bucket_is_checked_too(tmp_path: Path):
     with serving() as bucket:
-        uri, options = "s3://bucket/x.lance", bucket.lance_options
+        uri, options = "s3://bucket/integrity/x.lance", bucket.lance_options
         append_commit(uri, rows_of(1, 5000), NOTE_OF_5001, options)
         assert check_store(uri, options) == []
-        key = next(o["Key"] for o in bucket.client.list_objects(Bucket="bucket")["Contents"] if "/data/" in o["Key"])
+        (found,) = bucket.client.list_objects(Bucket="bucket", Prefix="integrity/x.lance/data/")["Contents"]
+        key = found["Key"]
         body = bytearray(bucket.client.get_object(Bucket="bucket", Key=key)["Body"].read())
         body[50] ^= 4
         bucket.client.put_object(Bucket="bucket", Key=key, Body=bytes(body))
         (problem,) = check_store(uri, options)
-        assert problem.place.startswith(key.removeprefix("x.lance/"))
+        assert problem.place.startswith(key.removeprefix("integrity/x.lance/"))
         bucket.client.put_object(Bucket="bucket", Key=key, Body=bytes(body) + b"x")
         assert "more than" in check_store(uri, options)[0].what
         bucket.client.delete_object(Bucket="bucket", Key=key)

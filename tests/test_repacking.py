@@ -13,7 +13,7 @@ from lightning_lance.fragments import fragments_of
 from lightning_lance.repacking import repack
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(commits, st.sets(st.integers(0, 40)), st.sampled_from([1, 2, 1024]))
 def test_documents_are_dropped_with_all_their_tokens(parts: list[list[Made]], gone: set[int], rows: int):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
