@@ -19,6 +19,7 @@ from lightning_lance.dedup import KnownTexts
 from lightning_lance.documents import one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
+from lightning_lance.forgetting import take_out
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import write_whole
 from lightning_lance.merging import finish, left_behind, tidy
@@ -207,9 +208,17 @@ class Build:
         offsets = made.encoded.offsets[: count + 1]
         documents = made.documents.slice(0, count)
         ids = made.encoded.ids[: offsets[-1]]
-        self._packer.add(ids, offsets, splits_of(documents, self._val_fraction), self._described(shard, documents))
+        described, lengths = self._described(shard, documents), np.diff(offsets)
+        gone, noted_commit = take_out(commit, described, lengths + 1)
+        if gone.any():
+            left, ids = pa.array(~gone), ids[np.repeat(~gone, lengths)]
+            if self._dedup:
+                self._packer.forget(np.asarray(described.column("hash").filter(pa.array(gone))))
+            self._pack(ids, np.append(0, np.cumsum(lengths[~gone])), documents.filter(left), described.filter(left))
+        else:
+            self._pack(ids, offsets, documents, described)
         added = replace(
-            commit,
+            noted_commit,
             documents=commit.documents + count,
             tokens=commit.tokens + int(offsets[-1]) + count,
             text_bytes=commit.text_bytes + int(made.sizes[made.wanted[:count]].sum()),
@@ -222,6 +231,10 @@ class Build:
         skipped, noted = _add_counts(commit.skipped, skipped), _add_counts(commit.noted, noted)
         files = dict([*(commit.files | {self._opened.shards[shard]: row}).items()][-_LISTED_FILES:])
         self._commit = replace(added, shard=shard, row=row, skipped=skipped, noted=noted, files=files)
+
+    def _pack(self, ids: np.ndarray, offsets: np.ndarray, documents: pa.Table, described: pa.Table) -> None:
+        if len(documents):
+            self._packer.add(ids, offsets, splits_of(documents, self._val_fraction), described)
 
     def _described(self, shard: int, documents: pa.Table) -> pa.Table:
         """Give each document its id, `shard:row`, which finds it in the source again."""

@@ -27,10 +27,13 @@ from lightning_lance.signals import Interruptible
 
 # A build leaves a store and nothing else: no output folder, no log file.
 _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
+# How options of object stores begin, among the arguments of a command.
+_OPTIONS = ("aws_", "azure_", "google_", "allow_http")
 
 USAGE = """\
 lightning-lance prepare key=value ...   build the token store, without training
 lightning-lance verify URI              hold a token store against its checksums; sample=0.1 reads a tenth of its files
+lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; purge=true removes old versions too
 lightning-lance verify-resume CKPT      show that a run goes on exactly where a checkpoint was saved
 lightning-lance --version
 
@@ -149,7 +152,7 @@ def _prepare(config: DictConfig) -> None:
     store = prepare(data["source"], data["tokenizer"], **{name: data[name] for name in wanted})
     commit = store.commit
     print(
-        f"{store.uri}: {commit.documents:,} documents, {store.num_tokens('train'):,} train and "
+        f"{store.uri}: {commit.stored_documents:,} documents, {store.num_tokens('train'):,} train and "
         f"{store.num_tokens('val'):,} val tokens, version {store.version}"
     )
 
@@ -193,6 +196,46 @@ def _verify(arguments: list[str]) -> None:
     print(f"{uri}: all is as it was written.")
 
 
+def _forget(arguments: list[str]) -> None:
+    from lightning_lance.forgetting import forget
+
+    uri, *rest = arguments or [""]
+    rule = dict(argument.split("=", 1) for argument in rest if "=" in argument)
+    purge = rule.pop("purge", "false")
+    # Words of a store are single; options of object stores have an underscore and a prefix.
+    options = {name: rule.pop(name) for name in [*rule] if name.startswith(_OPTIONS)}
+    if not uri or not rule or any("=" not in argument for argument in rest) or purge not in ("true", "false"):
+        sys.exit(
+            "error: expected forget URI key=value, as in repo=owner/name, and after it purge=true or storage options."
+        )
+    signals = Interruptible()
+    try:
+        with signals:
+            done = forget(
+                uri,
+                rule,
+                options,
+                purge == "true",
+                lambda *found: print("{:,} documents ({:,} tokens) match.".format(*found), flush=True),
+            )
+    except LightningLanceError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: all is forgotten or nothing: run it again, it ends what was begun.", file=sys.stderr)
+        sys.exit(signals.exit_code)
+    what = (
+        f"{done.documents:,} documents ({done.tokens:,} tokens) are forgotten"
+        if done.documents
+        else "nothing was forgotten"
+    )
+    print(f"{uri}: {what}, version {done.version}.")
+    if done.kept:
+        print(
+            f"Older versions still hold what was forgotten, for checkpoints (tags {', '.join(done.kept)}): purge=true removes "
+            "them, and those checkpoints cannot go on."
+        )
+
+
 def main() -> None:
     """Run the command `lightning-lance`."""
     name, *rest = sys.argv[1:] or ["--help"]
@@ -201,6 +244,8 @@ def main() -> None:
         command(_prepare)()
     elif name == "verify-resume":
         _verify_resume(rest)
+    elif name == "forget":
+        _forget(rest)
     elif name == "verify":
         _verify(rest)
     elif name == "--version":
@@ -208,4 +253,4 @@ def main() -> None:
     elif name in ("--help", "-h", "help"):
         print(USAGE, end="")
     else:
-        sys.exit(f"error: there is no command {name!r}: expected prepare, verify or verify-resume.\n\n{USAGE}")
+        sys.exit(f"error: there is no command {name!r}: expected prepare, verify, forget or verify-resume.\n\n{USAGE}")

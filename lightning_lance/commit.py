@@ -5,10 +5,10 @@ A commit is made only on top of the version that its builder has seen, so of two
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from lightning_lance.fragments import (
     take_back,
     write_rows,
 )
-from lightning_lance.layout import FileNote, files_of, properties_of
+from lightning_lance.layout import Extent, FileNote, files_of, properties_of
 from lightning_lance.sums import manifest_of, root_session, write_sums
 
 # Raised when stores of the version before can no longer be read.
@@ -34,13 +34,13 @@ FORMAT_VERSION = 2
 
 _PROPERTY = "lightning_lance"
 
-# At the versions of a store, before it counts as an error that a builder removes them meanwhile.
-_LOOKS = 5
-
 
 @dataclass(frozen=True)
 class Commit:
     """What a commit says beside its tokens. All counts are of the whole store, up to and with this commit.
+
+    They count what was taken from the source, which is what budgets are about; what was forgotten of it, `forgotten` counts,
+    and `stored_documents`, `stored_tokens` and `stored_languages` what is left.
 
     Attributes:
         fingerprint: Hash of the recipe.
@@ -62,6 +62,8 @@ class Commit:
         files: Shard to the rows read of it (of those that the filters let through), of the last 20 shards; all before the
             oldest of them were read whole, in the order of `source.open(pin).shards`.
         bad_shards: Shards that were no good and are left out (`source.on_bad_shard`), each from its `row` on.
+        forgotten: Rules of what is left out for good, in the order in which they were given: each with its `rule` (key to
+            value) and the `documents`, `tokens` and `languages` (to documents) that it took, and no rule before it.
     """
 
     fingerprint: str
@@ -82,6 +84,32 @@ class Commit:
     exhausted: bool = False
     files: dict[str, int] = field(default_factory=dict)
     bad_shards: list[dict[str, Any]] = field(default_factory=list)
+    forgotten: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def extent(self) -> Extent:
+        """What of the source the store holds."""
+        taken = [entry for entry in self.forgotten if entry["documents"]]
+        rules = (" ".join(f"{key}={value}" for key, value in sorted(entry["rule"].items())) for entry in taken)
+        return Extent(self.tokens, tuple(sorted(rules)))
+
+    @property
+    def stored_documents(self) -> int:
+        """Documents that are in the store."""
+        return self.documents - sum(int(entry["documents"]) for entry in self.forgotten)
+
+    @property
+    def stored_tokens(self) -> int:
+        """Tokens that are in the store, EOS included."""
+        return self.tokens - sum(int(entry["tokens"]) for entry in self.forgotten)
+
+    @property
+    def stored_languages(self) -> dict[str, int]:
+        """Documents that are in the store, by language."""
+        left = Counter(self.languages)
+        for entry in self.forgotten:
+            left.subtract(entry["languages"])
+        return {language: count for language, count in left.items() if count}
 
 
 def append_commit(
@@ -251,57 +279,6 @@ def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> 
     """Give the last version and its note; 0 and None if there is no store. StoreError if it is another thing."""
     dataset = dataset_at(uri, None, storage_options)
     return (0, None) if dataset is None else (int(dataset.version), commit_of(dataset, uri))
-
-
-def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:
-    """Find the first version whose commit note passes a test that all later ones pass too. StoreError if none does."""
-    while True:
-        versions = _versions(uri, storage_options)
-        try:
-            place = bisect.bisect_left(
-                versions, True, key=lambda version: holds(_commit_at(uri, version, storage_options))
-            )
-        except StoreError:
-            if versions == _versions(uri, storage_options):
-                raise
-        else:
-            break  # no builder removed one meanwhile
-    if place == len(versions):
-        raise StoreError(f"No version of the token store {uri!r} is complete: run 'lightning-lance prepare' again.")
-    return versions[place]
-
-
-def _versions(uri: str, storage_options: Mapping[str, str] | None) -> list[int]:
-    """List the versions of a store, in their order."""
-    for look in range(_LOOKS):
-        dataset = dataset_at(uri, None, storage_options)
-        try:
-            return [] if dataset is None else sorted(int(entry["version"]) for entry in dataset.versions())
-        except (ValueError, OSError) as error:  # a builder removes old ones meanwhile
-            if look == _LOOKS - 1:
-                raise StoreError(
-                    f"The versions of {uri!r} cannot be listed: {' '.join(str(error).split())[:200]}"
-                ) from error
-    return []
-
-
-def version_with(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> int | None:
-    """Find the newest version of a store that has so many tokens, made by this package if one is; None if there is none."""
-    moved = None
-    for version in reversed(_versions(uri, storage_options)):
-        found = dataset_at(uri, version, storage_options)
-        if found is not None and commit_of(found, uri).tokens == tokens:
-            if is_commit(found):
-                return version
-            moved = moved or version
-    return moved
-
-
-def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None) -> Commit:
-    commit = last_commit(uri, version, storage_options)
-    if commit is None:
-        raise StoreError(f"Version {version} of the token store {uri!r} is gone: it was removed while it was read.")
-    return commit
 
 
 def commit_of(dataset: Any, uri: str) -> Commit:

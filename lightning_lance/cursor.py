@@ -90,16 +90,16 @@ class Cursor:
         if not extend:
             return
         newest = {name: store.newest() for name, store in self.serving.stores.items()}
-        told = told_by_first([store.commit.tokens for store in newest.values()])
-        if told != [store.commit.tokens for store in self.serving.stores.values()]:
-            stores = {name: newest[name].at_tokens(tokens) for name, tokens in zip(newest, told, strict=True)}
+        told = told_by_first([store.commit.extent for store in newest.values()])
+        if told != [store.commit.extent for store in self.serving.stores.values()]:
+            stores = {name: newest[name].at(extent) for name, extent in zip(newest, told, strict=True)}
             # Each component begins an epoch: of what was left of its last one, the borders have moved.
             epochs = -(-self._mixture.consumed(self.value - self._origin) // self._mixture.sizes)
             self.serving = replace(self.serving, stores=stores)
             for store in stores.values():
                 store.keep_for_training()
             self._move(epochs * self.serving.mixture().sizes)
-            _log.info("Epoch %d has %s windows, of stores that have grown.", self.epoch, f"{self.num_windows:,}")
+            _log.info("Epoch %d has %s windows, of stores that have changed.", self.epoch, f"{self.num_windows:,}")
 
     def components(self) -> dict[str, dict[str, float]]:
         """Tell, for each component of the mixture, the windows it has given so far and how often it was gone through."""

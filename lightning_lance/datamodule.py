@@ -19,6 +19,7 @@ from lightning_lance.loader import Remainder, WindowLoader
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
 from lightning_lance.prepare import check_origin, prepare
+from lightning_lance.serving import extent_in
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
 from lightning_lance.store import TokenStore
@@ -199,8 +200,8 @@ class LanceDataModule(LightningDataModule):
             if self._plan is not None:
                 check_same(stores[""].commit, self._plan)
             # A build may go on while the ranks open what it makes.
-            tokens = told_by_first([store.commit.tokens for store in stores.values()])
-            stores = {name: store.at_tokens(count) for (name, store), count in zip(stores.items(), tokens, strict=True)}
+            extents = told_by_first([store.commit.extent for store in stores.values()])
+            stores = {name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)}
         self._stores = stores
         if stage == "fit":
             self._loader = self._state = None
@@ -295,9 +296,10 @@ class LanceDataModule(LightningDataModule):
         self._state = state_dict
         saved = {entry["name"]: entry for entry in state_dict["stores"]}
         for name, store in self.stores.items():
-            # Of another store, only training has to know: the loader will refuse it.
-            if name in saved and saved[name]["fingerprint"] == store.fingerprint:
-                self._stores[name] = store.at_tokens(saved[name]["tokens"])
+            # Of another store, or of documents that are gone, only training has to know: the loader will refuse it.
+            mine = name in saved and saved[name]["fingerprint"] == store.fingerprint
+            if mine and not store.forgot(extent := extent_in(saved[name])):
+                self._stores[name] = store.at(extent)
         if self._loader is not None:
             self._loader.load_state_dict(state_dict)
             self._loader.expected = state_dict

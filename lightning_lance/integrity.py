@@ -171,8 +171,8 @@ def _check_rows(dataset: Any, path: str, fragment: FragmentMetadata, note: FileN
 def _check_counts(dataset: Any, uri: str, notes: Mapping[str, FileNote], commit: Commit) -> list[Problem]:
     paths = [fragment.files[0].path for fragment in fragments_of(dataset)]
     tokens = sum(part.tokens for path in paths for part in notes[path].parts)
-    if tokens != commit.tokens:
-        what = f"version {dataset.version} holds {tokens:,} tokens and says {commit.tokens:,}"
+    if tokens != commit.stored_tokens:
+        what = f"version {dataset.version} holds {tokens:,} tokens and says {commit.stored_tokens:,}"
         return [Problem(uri, what, "remove it, and build it again")]
     return []
 

@@ -41,6 +41,24 @@ class StreamExtent(NamedTuple):
     num_tokens: int
 
 
+class Extent(NamedTuple):
+    """What of its source a store holds; of one recipe, equal extents are equal streams.
+
+    Attributes:
+        tokens: Tokens that were taken from the source, in its order.
+        forgotten: The rules (`key=value`) by which some of their documents were taken out again, sorted.
+    """
+
+    tokens: int
+    forgotten: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What tags are named by: `<tokens>`, and where documents were forgotten, a hash of the rules."""
+        rules = xxhash.xxh3_64_hexdigest(repr(self.forgotten).encode())[:8]
+        return f"{self.tokens}-{rules}" if self.forgotten else f"{self.tokens}"
+
+
 class FileNote(NamedTuple):
     """What is known of a data file, whose content never changes.
 

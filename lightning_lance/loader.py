@@ -208,7 +208,10 @@ class WindowLoader:
         first = self._cursor.locate(np.asarray([self._cursor.value]))
         stores = state.pop("stores")
         return {
-            **{f"{field} of stores": [store[field] for store in stores] for field in ("fingerprint", "tokens")},
+            **{
+                f"{field} of stores": [store[field] for store in stores]
+                for field in ("fingerprint", "tokens", "forgotten")
+            },
             **state,
             "batch_size": self.batch_size,
             "len": len(self),

@@ -24,6 +24,11 @@ LEASE_SECONDS = 10.0
 POLL_SECONDS = 0.5
 
 
+def lock_file(uri: str) -> Path | None:
+    """Give the file of the lease that keeps the builders of a store apart; a bucket has none."""
+    return None if "://" in uri else Path(uri.rstrip("/").removesuffix(".lance") + ".lock")
+
+
 class Lease:
     """A file that says who works, kept fresh by a thread of its holder, so that nobody waits for the dead.
 

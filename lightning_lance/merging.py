@@ -19,7 +19,7 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.commit import Commit, commit_of, newest_at, notes_of, replace_fragments
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import dataset_at, fragments_of, write_rows
+from lightning_lance.fragments import dataset_at, fragments_of, not_written, write_rows
 from lightning_lance.layout import FileNote
 from lightning_lance.repacking import repack
 from lightning_lance.sums import write_sums
@@ -33,6 +33,8 @@ FULL_BYTES = 1 << 30
 # So many fragments of about one size become one. Sizes differ by this factor from level to level, so a token is written
 # anew three times at most on the way from a commit of 2 MB to a full fragment.
 _FAN = 8
+# Begins the name of what a build ended with.
+_BUILD_TAG = "build-"
 
 
 def tidy(
@@ -125,11 +127,44 @@ def finish(
 
 def _tag_build(dataset: Any, uri: str) -> None:
     """Keep what a build ended with: the same budget, asked again of a store that has grown, finds the same tokens."""
-    name = f"build-{commit_of(dataset, uri).tokens}"
+    name = f"{_BUILD_TAG}{commit_of(dataset, uri).tokens}"
     if name in dataset.tags.list():
         dataset.tags.update(name, int(dataset.version))
     else:
         dataset.tags.create(name, int(dataset.version))
+
+
+def retag(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> list[str]:
+    """After documents were forgotten: let the newest version be what the build ended with, and no older one.
+
+    Args:
+        uri: The store.
+        storage_options: Credentials and such for object stores.
+        purge: Whether all other tags of older versions go too.
+
+    Returns:
+        The tags of versions that were made before something was forgotten.
+
+    Raises:
+        StoreError: If the store cannot be written.
+    """
+    dataset = dataset_at(uri, None, storage_options)
+    now, kept = commit_of(dataset, uri), []
+    ended = f"{_BUILD_TAG}{now.tokens}"
+    try:
+        for name, tag in dataset.tags.list().items():
+            before = dataset_at(uri, int(tag["version"]), storage_options)
+            if before is None or commit_of(before, uri).extent.forgotten == now.extent.forgotten:
+                continue
+            if name == ended:
+                dataset.tags.update(name, int(dataset.version))
+            elif purge or name.startswith(_BUILD_TAG):
+                dataset.tags.delete(name)
+            else:
+                kept.append(name)
+    except (ValueError, OSError) as error:
+        raise not_written(uri, error) from error
+    return sorted(kept)
 
 
 def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:

@@ -11,10 +11,12 @@ import pyarrow as pa
 
 from lightning_lance.documents import one_array
 from lightning_lance.errors import ConfigError, StoreError
-from lightning_lance.splits import SPLITS
+from lightning_lance.splits import FORGOTTEN, SPLITS
 
 # Tokens per row. Larger blocks read more than they need from object stores, smaller ones are more rows to find.
 BLOCK = 2048
+# Hashes of forgotten documents in a row: as many bytes as a block of tokens or more, and little to hold of a thousand rows.
+_HASHES = 1024
 
 
 class Stream(NamedTuple):
@@ -43,6 +45,29 @@ def store_schema(dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = F
             ("documents", pa.list_(document)),
         ]
     )
+
+
+def forgotten_rows(hashes: np.ndarray, schema: pa.Schema) -> pa.Table:
+    """Make rows that hold no tokens and no more of documents than the hashes of their texts.
+
+    Args:
+        hashes: (n,) uint64.
+        schema: Of the store; with `hash`.
+    """
+    num_rows = -(-len(hashes) // _HASHES)
+    block, struct = schema.field("tokens").type.list_size, schema.field("documents").type.value_type
+    fields = [pa.nulls(len(hashes), field.type) for field in struct]
+    fields[0], fields[-1] = pa.repeat(pa.scalar(0, pa.int32()), len(hashes)), pa.array(hashes)
+    borders = np.minimum(np.arange(num_rows + 1) * _HASHES, len(hashes)).astype(np.int32)
+    zeros = np.zeros(num_rows * block, schema.field("tokens").type.value_type.to_pandas_dtype())
+    columns = [
+        pa.FixedSizeListArray.from_arrays(pa.array(zeros), block),
+        pa.repeat(pa.scalar(0, pa.int32()), num_rows),
+        pa.repeat(pa.scalar(FORGOTTEN), num_rows),
+        pa.repeat(pa.scalar(""), num_rows),
+        pa.ListArray.from_arrays(pa.array(borders), pa.StructArray.from_arrays(fields, fields=list(struct))),
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.dtype[Any]) -> np.ndarray:
@@ -101,6 +126,7 @@ class Packer:
         self._schema = store_schema(dtype, metadata, hashed)
         self._runs: dict[Stream, list[_Run]] = {}
         self._documents: list[pa.Table] = []
+        self._forgotten: list[np.ndarray] = []
         self._num_documents = 0
         self.num_tokens = 0
 
@@ -128,11 +154,18 @@ class Packer:
         self._num_documents += len(documents)
         self.num_tokens += len(joined)
 
+    def forget(self, hashes: np.ndarray) -> None:
+        """Take the hashes, (n,) uint64, of documents of which nothing else is to be kept."""
+        if len(hashes):
+            self._forgotten.append(hashes)
+
     def take(self) -> pa.Table:
         """Give all rows collected, which empties this. The last block of each stream is padded with zeros."""
         documents = pa.concat_tables(self._documents) if self._documents else None
         tables = [self._rows(stream, self._runs.pop(stream), documents) for stream in sorted(self._runs)]
-        self._documents, self._num_documents, self.num_tokens = [], 0, 0
+        if self._forgotten:
+            tables.append(forgotten_rows(np.concatenate(self._forgotten), self._schema))
+        self._documents, self._forgotten, self._num_documents, self.num_tokens = [], [], 0, 0
         return pa.concat_tables(tables) if tables else self._schema.empty_table()
 
     def _rows(self, stream: Stream, runs: list[_Run], documents: pa.Table) -> pa.Table:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import xxhash
 
-from lightning_lance.commit import FORMAT_VERSION, Commit, first_version, last_commit
+from lightning_lance.commit import FORMAT_VERSION, Commit, last_commit
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.locking import lock_file
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
@@ -21,6 +22,7 @@ from lightning_lance.status import read_status
 from lightning_lance.store import TokenStore
 from lightning_lance.tokenization import Tokenizer, token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice, TokenizerFile
+from lightning_lance.versions import first_version, look_again
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ class Plan:
     @property
     def lock_file(self) -> Path | None:
         """What keeps the builders of a local store apart, while one builds."""
-        return None if "://" in self.uri else Path(self.uri.removesuffix(".lance") + ".lock")
+        return lock_file(self.uri)
 
     @property
     def status_file(self) -> Path | None:
@@ -161,15 +163,15 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
             f"The token store {plan.uri!r} is unfinished ({commit.documents:,} documents, {commit.tokens:,} tokens; asked "
             f"for {budget}){_last_failure(plan)}: run 'lightning-lance prepare' again, it continues."
         )
-    while True:
-        version = first_version(plan.uri, budget.met, storage_options)
-        try:
-            store = TokenStore.open(plan.uri, version, storage_options)
-            break
-        except StoreError:
-            # A builder with a larger budget may have merged this version into another meanwhile.
-            if first_version(plan.uri, budget.met, storage_options) == version:
-                raise
+    # Versions from before something was forgotten are kept for checkpoints only.
+    rules = len(commit.forgotten)
+
+    def first() -> int:
+        return first_version(
+            plan.uri, lambda commit: len(commit.forgotten) >= rules and budget.met(commit), storage_options
+        )
+
+    store = look_again(first, lambda version: TokenStore.open(plan.uri, version, storage_options))
     if budget.max_documents is not None and store.commit.documents > budget.max_documents:
         _log.warning(
             "The token store %s has %s documents where the budget is %s: it was first built with a larger budget.",

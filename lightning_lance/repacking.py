@@ -16,6 +16,8 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.fragments import write_rows
 from lightning_lance.layout import FileNote, StreamPart, parts_of
+from lightning_lance.packing import forgotten_rows
+from lightning_lance.splits import FORGOTTEN
 
 # Rows read at once: 4 MB of uint16 tokens, and the documents in them. They are written four times as many at once, since Lance
 # makes a page of each batch of some size.
@@ -25,17 +27,18 @@ _ROWS_WRITTEN = 4 * _ROWS
 _M_MMAP_THRESHOLD = -3
 _COLUMNS = ["tokens", "num_tokens", "documents"]
 
-#: Tells of documents, an array of structs, which to leave out: an array of as many booleans.
-Drop = Callable[[pa.StructArray], np.ndarray]
+#: Tells of documents, an array of structs, of one language, which to leave out: an array of as many booleans.
+Drop = Callable[[pa.StructArray, str], np.ndarray]
 
 
 @dataclass
 class Dropped:
-    """What a repacking has left out. Tokens count EOS."""
+    """What a repacking has left out. Tokens count EOS; of the documents' texts, hashes stay, where they are kept."""
 
     documents: int = 0
     tokens: int = 0
     languages: dict[str, int] = field(default_factory=dict)
+    hashes: list[np.ndarray] = field(default_factory=list)
 
 
 def repack(
@@ -49,7 +52,8 @@ def repack(
 ) -> tuple[list[FragmentMetadata], dict[str, FileNote], Dropped]:
     """Write the rows of neighbouring fragments anew: each stream as one run of blocks, all full but the last.
 
-    Memory follows neither the fragments nor their documents. Nothing is committed: see `replace_fragments`.
+    Memory follows neither the fragments nor their documents, but for 8 bytes of each that is left out, or was before, where
+    their hashes are kept. Nothing is committed: see `replace_fragments`.
 
     Args:
         uri: The store.
@@ -91,20 +95,44 @@ def _streams(
     for fragment_id, parts in sources:
         for part, end in zip(parts, accumulate(part.rows for part in parts), strict=True):
             runs.setdefault(part[:2], []).append((fragment_id, end - part.rows, part.rows))
+    forgotten = runs.pop((FORGOTTEN, ""), [])
     for (split, language), places in sorted(runs.items()):
         packing = _Repacking(dataset.schema, split, language, drop, dropped)
-        for fragment_id, offset, rows in places:
-            if fragment_id is None and more is not None:
-                for batch in more.slice(offset, rows).to_batches(max_chunksize=_ROWS):
-                    yield from packing.add(batch)
-                continue
-            read = dataset.get_fragment(fragment_id)
-            # A scan of its own for each few rows: one over all reads hundreds of megabytes ahead.
-            for first in range(offset, offset + rows, _ROWS):
-                size = min(_ROWS, offset + rows - first)
-                for batch in read.scanner(columns=_COLUMNS, offset=first, limit=size, batch_size=_ROWS).to_batches():
-                    yield from packing.add(batch)
+        for batch in _batches(dataset, places, more, _COLUMNS):
+            yield from packing.add(batch)
         yield from packing.rest()
+    hashes = [hashes_of(batch.column("documents").flatten()) for batch in _batches(dataset, forgotten, more)]
+    if hashes := [*hashes, *dropped.hashes]:
+        yield from forgotten_rows(np.concatenate(hashes), dataset.schema).to_batches()
+
+
+def hashes_of(documents: pa.StructArray) -> np.ndarray:
+    """Give the hashes of documents, (n,) uint64."""
+    return np.asarray(documents.field("hash"))
+
+
+def _batches(
+    dataset: Any,
+    places: Sequence[tuple[int | None, int, int]],
+    more: pa.Table | None,
+    columns: Sequence[str] = ("documents",),
+) -> Iterator[pa.RecordBatch]:
+    for fragment_id, offset, rows in places:
+        if fragment_id is None and more is not None:
+            yield from more.slice(offset, rows).to_batches(max_chunksize=_ROWS)
+        else:
+            yield from read_part(dataset, fragment_id, offset, rows, columns)
+
+
+def read_part(
+    dataset: Any, fragment_id: int | None, offset: int, rows: int, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Read columns of some rows of a fragment, in bounded memory."""
+    fragment = dataset.get_fragment(fragment_id)
+    # A scan of its own for each few rows: one over all reads hundreds of megabytes ahead.
+    for first in range(offset, offset + rows, _ROWS):
+        size = min(_ROWS, offset + rows - first)
+        yield from fragment.scanner(columns=[*columns], offset=first, limit=size, batch_size=_ROWS).to_batches()
 
 
 class _Repacking:
@@ -155,7 +183,7 @@ class _Repacking:
     def _without_dropped(
         self, drop: Drop, tokens: np.ndarray, starts: np.ndarray, documents: pa.StructArray
     ) -> tuple[np.ndarray, np.ndarray, pa.StructArray]:
-        gone = np.asarray(drop(documents), bool)
+        gone = np.asarray(drop(documents, self._language), bool)
         # What is before the first start belongs to the document that was begun before.
         flags = np.append(self._dropping, gone)
         lengths = np.diff(np.concatenate([[0], starts, [len(tokens)]]))
@@ -167,6 +195,8 @@ class _Repacking:
         if gone.any():
             languages = self._dropped.languages
             languages[self._language] = languages.get(self._language, 0) + int(gone.sum())
+            if "hash" in self._struct.names:
+                self._dropped.hashes.append(hashes_of(documents.filter(pa.array(gone))))
         return tokens[keep], kept_before[1:-1][~gone], documents.filter(pa.array(~gone))
 
     def _rows(self, rows: int) -> Iterator[pa.RecordBatch]:

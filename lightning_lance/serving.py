@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_lance.errors import ConfigError, whole_number
 from lightning_lance.languages import check_languages
-from lightning_lance.layout import StreamExtent
+from lightning_lance.layout import Extent, StreamExtent
 from lightning_lance.mixture import Located, Mixture
 from lightning_lance.store import TokenStore
 from lightning_lance.windows import Order, WindowOrder
@@ -84,7 +84,7 @@ class Serving:
 
     @property
     def _languages(self) -> set[str]:
-        return {language for store in self.stores.values() for language in store.commit.languages}
+        return {language for store in self.stores.values() for language in store.commit.stored_languages}
 
     @property
     def _selected_languages(self) -> set[str]:
@@ -117,7 +117,7 @@ class Serving:
         return sum(stream.num_tokens for _, _, stream in self._selected())
 
     def _order(self, streams: Sequence[StreamExtent], names: list[str]) -> WindowOrder:
-        made = [part for store in self.stores.values() for part in (store.fingerprint, store.commit.tokens)]
+        made = [part for store in self.stores.values() for part in (store.fingerprint, *_key(store.commit.extent))]
         key = (*made, self.seed, *names)
         return WindowOrder(streams, self.context_length, self.order, key, self.shuffle_block)
 
@@ -143,6 +143,7 @@ class Serving:
                     "uri": store.uri,
                     "fingerprint": store.fingerprint,
                     "tokens": store.commit.tokens,
+                    "forgotten": [*store.commit.extent.forgotten],
                     "version": store.version,
                 }
                 for name, store in self.stores.items()
@@ -159,8 +160,8 @@ class Serving:
     def differences(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Compare with a description: field to (its value, mine), for those that make another sequence of windows.
 
-        Not among them: the tokens of the stores, to which one can go back; `context_length` and the weights of `mix`, which
-        may change on the way.
+        Not among them: the tokens of the stores, to which one can go back, unless some were forgotten; `context_length` and
+        the weights of `mix`, which may change on the way.
         """
         mine = self.describe()
         pairs = {name: (state[name], mine[name]) for name in ("split", "order", "seed", "shuffle_block", "where")}
@@ -170,10 +171,25 @@ class Serving:
                 [store[field] for store in state["stores"]],
                 [store[field] for store in mine["stores"]],
             )
+        if pairs["stores.fingerprint"][0] == pairs["stores.fingerprint"][1]:
+            extents = [extent_in(entry) for entry in state["stores"]]
+            forgot = [store.forgot(extent) for store, extent in zip(self.stores.values(), extents, strict=True)]
+            if any(forgot):
+                now = [[*store.commit.extent.forgotten] for store in self.stores.values()]
+                pairs["stores.forgotten"] = ([[*extent.forgotten] for extent in extents], now)
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     def pinned(self, state: Mapping[str, Any]) -> Serving:
         """Go back to the tokens that the stores had when a description was made. StoreError if they never had."""
-        tokens = [store["tokens"] for store in state["stores"]]
-        pairs = zip(self.stores.items(), tokens, strict=True)
-        return replace(self, stores={name: store.at_tokens(count) for (name, store), count in pairs})
+        pairs = zip(self.stores.items(), map(extent_in, state["stores"]), strict=True)
+        return replace(self, stores={name: store.at(extent) for (name, store), extent in pairs})
+
+
+def extent_in(described: Mapping[str, Any]) -> Extent:
+    """Read what a store held from its entry in a description (`Serving.describe`)."""
+    return Extent(described["tokens"], tuple(described["forgotten"]))
+
+
+def _key(extent: Extent) -> tuple[object, ...]:
+    # With nothing forgotten, the tokens alone.
+    return (extent.tokens, *extent.forgotten)

@@ -16,6 +16,8 @@ from lightning_lance.documents import one_array
 from lightning_lance.errors import ConfigError
 
 SPLITS = ("train", "val")
+# Of rows without tokens, that only keep the hashes of documents that were forgotten: de-duplication still knows their texts.
+FORGOTTEN = "forgotten"
 
 
 def check_val_fraction(val_fraction: float) -> None:

@@ -17,17 +17,17 @@ from lightning_lance.commit import (
     commit_of,
     is_commit,
     notes_of,
-    version_with,
 )
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
 from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, stream_columns, take_blocks
 from lightning_lance.integrity import require_whole
-from lightning_lance.layout import StreamExtent, layout_of, layout_of_rows
+from lightning_lance.layout import Extent, StreamExtent, layout_of, layout_of_rows
 from lightning_lance.mapping import map_tokens
 from lightning_lance.provenance import Provenance
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
+from lightning_lance.versions import look_again, version_with
 
 _log = logging.getLogger(__name__)
 
@@ -122,27 +122,33 @@ class TokenStore:
         """Open the same store at another version."""
         return self if version == self.version else TokenStore.open(self.uri, version, *self._opening)
 
-    def at_tokens(self, tokens: int) -> TokenStore:
-        """Open the same store as it was when it had so many tokens, in whichever version. StoreError if it never had."""
-        if tokens == self.commit.tokens and is_commit(self._dataset):
+    def forgot(self, extent: Extent) -> bool:
+        """Tell whether documents of an extent were forgotten since, and no version that holds them is kept."""
+        changed = extent.forgotten != self.commit.extent.forgotten
+        return changed and version_with(self.uri, extent, self._opening[0]) is None
+
+    def at(self, extent: Extent) -> TokenStore:
+        """Open the same store as it was when it held just this, in whichever version. StoreError if it never did."""
+        if extent == self.commit.extent and is_commit(self._dataset):
             return self
-        while True:
-            found = version_with(self.uri, tokens, self._opening[0])
-            if found is None:
+
+        def find() -> int:
+            if (found := version_with(self.uri, extent, self._opening[0])) is None:
                 raise StoreError(
-                    f"The checkpoint was trained on the first {tokens:,} tokens of the store, and no version of {self.uri!r} "
-                    "ends there (any more): prepare it with the budget of that run."
+                    f"The checkpoint was trained on the first {extent.tokens:,} tokens of the store, and no version of "
+                    f"{self.uri!r} ends there (any more): prepare it with the budget of that run."
                 )
-            try:
-                store = self.at_version(found)
-                break
-            except StoreError:
-                # A builder that merges may have put another version in its place meanwhile.
-                if version_with(self.uri, tokens, self._opening[0]) == found:
-                    raise
+            return found
+
+        store = look_again(find, self.at_version)
+        if since := sorted({*self.commit.extent.forgotten} - {*extent.forgotten}):
+            told = "Version %d of %s is read, which holds documents that were forgotten since (%s)."
+            _log.warning(told, store.version, self.uri, since)
         if not is_commit(store._dataset):
             # A compaction, for one, may put rows in another order.
-            _log.warning("The version of %s with %s tokens is gone, and others have moved its rows.", self.uri, tokens)
+            _log.warning(
+                "The version of %s with %s tokens is gone, and others have moved its rows.", self.uri, extent.tokens
+            )
         return store
 
     def newest(self) -> TokenStore:
@@ -171,12 +177,12 @@ class TokenStore:
             ) from error
 
     def keep_for_training(self) -> None:
-        """Tag the version that is read as `checkpoint-<tokens>`, once; a warning where it cannot be."""
+        """Tag the version that is read, once, by its extent, as `checkpoint-...`; a warning where it cannot be."""
         if self._kept:
             return
         self._kept = True
         try:
-            self.keep(f"checkpoint-{self.commit.tokens}")
+            self.keep(f"checkpoint-{self.commit.extent.name}")
         except StoreError as error:
             _log.warning("%s A clean-up of old versions may take it away from the run and its checkpoints.", error)
 
@@ -283,9 +289,9 @@ class TokenStore:
         of_stream = np.asarray([numbers[part.split, part.language] for part in parts], np.int64)
         tokens = np.asarray([part.tokens for part in parts], np.int64)
         rows = np.cumsum([0, *(part.rows for part in parts)])
-        if int(tokens.sum()) > self.commit.tokens:
+        if int(tokens.sum()) > self.commit.stored_tokens:
             raise StoreError(
-                f"The token store {self.uri!r} holds {int(tokens.sum()):,} tokens and says {self.commit.tokens:,}: two "
+                f"The token store {self.uri!r} holds {int(tokens.sum()):,} tokens and says {self.commit.stored_tokens:,}: two "
                 "processes built it at once; remove it, and let one build it."
             )
         if pages is None:

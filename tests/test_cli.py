@@ -81,7 +81,7 @@ def test_help_version_and_other_words(tmp_path: Path):
     assert run(tmp_path, "--version")[1] == "0.1.0\n"
     code, _, err = run(tmp_path, "prepair")
     assert code == 1
-    assert err.startswith("error: there is no command 'prepair': expected prepare, verify or verify-resume.")
+    assert err.startswith("error: there is no command 'prepair': expected prepare, verify, forget or verify-resume.")
     assert "github_code" in run(tmp_path, "prepare", "--help")[1]
 
 

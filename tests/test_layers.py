@@ -12,8 +12,8 @@ ORDER = [
     "errors", "languages", "documents", "dedup", "patience", "parquet", "json_rows", "json_lines", "sources",
     "own_split", "access", "shards", "streaming",
     "locking", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
-    "splits", "packing", "segments", "layout", "fragments", "sums", "commit", "repacking", "merging", "integrity",
-    "provenance", "forked", "mapping", "store",
+    "splits", "packing", "segments", "layout", "fragments", "sums", "commit", "versions", "repacking", "merging", "integrity",
+    "provenance", "forgetting", "forked", "mapping", "store",
     "progress", "read_ahead", "encoding", "status", "plan", "preflight", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
@@ -22,7 +22,7 @@ ORDER = [
 
 ONLY = {
     "lightning": {"datamodule", "termination"},
-    "lance": {"fragments", "sums", "commit", "repacking", "merging", "integrity", "provenance", "mapping"},
+    "lance": {"fragments", "sums", "commit", "versions", "repacking", "merging", "integrity", "provenance", "mapping"},
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "torch": {"batches", "token_windows", "agreement", "loader", "verify"},

@@ -22,7 +22,7 @@ from lightning_lance import TokenStore
 from lightning_lance.commit import Commit, append_commit, last_commit, last_version, notes_of, replace_fragments
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.fragments import fragments_of, write_rows
-from lightning_lance.layout import layout_of
+from lightning_lance.layout import Extent, layout_of
 from lightning_lance.merging import finish, left_behind, merge_groups, remove_unneeded, tidy
 from lightning_lance.packing import BLOCK, Packer
 
@@ -168,11 +168,11 @@ def test_tagged_versions_stay_and_open_maps_too(tmp_path: Path):
     for tokens, store in versions:
         assert store.read(np.zeros(1, np.int64), tokens).shape == (1, tokens)
     newest = TokenStore.open(uri)
-    assert newest.at_tokens(6002).version == 2
-    assert newest.at_tokens(9014).version == 4
-    assert TokenStore.open(uri, version=2).at_tokens(9014).version == 4
+    assert newest.at(Extent(6002)).version == 2
+    assert newest.at(Extent(9014)).version == 4
+    assert TokenStore.open(uri, version=2).at(Extent(9014)).version == 4
     with pytest.raises(StoreError, match=r"no version of .* ends there"):
-        newest.at_tokens(9003)
+        newest.at(Extent(9003))
 
 
 def _merge_and_die(uri: str, killed: str) -> None:

@@ -30,7 +30,7 @@ def test_documents_are_dropped_with_all_their_tokens(parts: list[list[Made]], go
         before = dataset.count_rows()
         fragments, files, dropped = repack(
             uri, dataset, fragments_of(dataset), notes_of(dataset),
-            drop=lambda documents: np.array([int(i) in gone for i in documents.field("id").to_pylist()], bool),
+            drop=lambda documents, _: np.array([int(i) in gone for i in documents.field("id").to_pylist()], bool),
         )  # fmt: skip
         assert lance.dataset(uri).count_rows() == before
         forgotten = [made for i, made in enumerate(m for part in parts for m in part) if i in gone]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, prepare
-from lightning_lance.commit import Commit, append_commit, first_version, last_commit
+from lightning_lance.commit import Commit, append_commit
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.packing import BLOCK, Packer
 from lightning_lance.tokenizer_choice import ByteChoice
@@ -141,15 +141,6 @@ def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
         store.num_tokens("test")
     with pytest.raises(StoreError, match="version 7"):
         TokenStore.open(store.uri, version=7)
-
-
-def test_the_first_version_that_holds(tmp_path: Path):
-    uri = str(tmp_path / "x.lance")
-    assert last_commit(uri) is None
-    write(uri, [[(0, "C", [1])]] * 5)
-    assert [first_version(uri, lambda commit, n=n: commit.documents >= n) for n in range(6)] == [1, 1, 2, 3, 4, 5]
-    with pytest.raises(StoreError, match="No version of the token store"):
-        first_version(uri, lambda commit: commit.documents > 5)
 
 
 def test_a_store_that_two_built_at_once_is_refused(byte_store: MakeStore):

@@ -1,0 +1,218 @@
+"""Documents that are taken out of a store for good: by a rule, without a new tokenization, in one transaction.
+
+The rule stays in the note, so that documents which come by later growth are left out too: to forget and then to grow is to grow
+and then to forget.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lightning_lance.commit import Commit, commit_of, notes_of, replace_fragments
+from lightning_lance.errors import CommitConflict, ConfigError, StoreError
+from lightning_lance.fragments import dataset_at, fragments_of
+from lightning_lance.layout import FileNote, layout_of
+from lightning_lance.locking import lock_file, only_one
+from lightning_lance.merging import left_behind, remove_unneeded, retag
+from lightning_lance.repacking import Dropped, read_part, repack
+from lightning_lance.splits import SPLITS
+
+Rule = Mapping[str, str]
+
+# In a bucket a builder may commit at any time, and then all is done again on top of that.
+_TRIES = 5
+# Where a document begins, and what de-duplication goes by.
+_NOT_KEYS = ("offset", "hash")
+
+
+class Forgotten(NamedTuple):
+    """What was forgotten.
+
+    Attributes:
+        documents: Documents that the rule took out of the store now.
+        tokens: Their tokens, EOS included.
+        version: The version that holds.
+        kept: Tags of older versions, which hold the documents of this rule or of others before.
+    """
+
+    documents: int
+    tokens: int
+    version: int
+    kept: list[str]
+
+
+def forget(
+    uri: str,
+    rule: Rule,
+    storage_options: Mapping[str, str] | None = None,
+    purge: bool = False,
+    tell: Callable[[int, int], None] = lambda documents, tokens: None,
+) -> Forgotten:
+    """Take documents out of a store: no window of its versions from the next one on shows them, nor of its growth.
+
+    Killed at any moment, it leaves the old version or the new one; done again, it ends what was begun.
+
+    Args:
+        uri: The store.
+        rule: Key to value; documents for which all hold are forgotten. Keys are `id`, `language`, and the words of
+            `source.columns`.
+        storage_options: Credentials and such for object stores.
+        purge: Whether tags of older versions are removed, checkpoints' too, so that nothing of the tokens stays.
+        tell: Is told how many documents and tokens there are to forget, before anything is done.
+
+    Raises:
+        ConfigError: If there is no such key, or no rule.
+        StoreError: If there is no store, or it cannot be written.
+        CommitConflict: If other processes committed each time.
+    """
+    uri = uri.removeprefix("file://").rstrip("/")
+    # Before a lease is taken, which would make a folder.
+    _check(_opened(uri, storage_options), rule)
+    file = lock_file(uri)
+    alone: AbstractContextManager[None] = nullcontext() if file is None else only_one(file, f"writing to {uri}")
+    with alone:
+        leftovers = left_behind(uri)
+        for left in reversed(range(_TRIES)):
+            try:
+                done = _forget_once(uri, rule, storage_options, tell)
+                break
+            except CommitConflict:
+                if not left:
+                    raise
+        kept = retag(uri, storage_options, purge)
+        remove_unneeded(uri, storage_options, leftovers)
+    return done._replace(kept=kept)
+
+
+def _forget_once(
+    uri: str, rule: Rule, storage_options: Mapping[str, str] | None, tell: Callable[[int, int], None]
+) -> Forgotten:
+    dataset = _opened(uri, storage_options)
+    commit, files, fragments = commit_of(dataset, uri), notes_of(dataset), fragments_of(dataset)
+    if layout_of(fragments, files) is None:
+        raise StoreError(
+            f"The rows of the token store {uri!r} were moved or deleted by others, so its documents cannot be told apart: "
+            "build it anew."
+        )
+    found = [_count(dataset, fragment, files, rule) for fragment in fragments]
+    tell(sum(documents for documents, _ in found), sum(tokens for _, tokens in found))
+    known = any(entry["rule"] == dict(rule) for entry in commit.forgotten)
+    if not any(documents for documents, _ in found) and (known or commit.exhausted):
+        return Forgotten(0, 0, int(dataset.version), [])
+    whole = Dropped()
+    for place in reversed(range(len(fragments))):
+        if found[place][0]:
+            made, notes, dropped = repack(
+                uri, dataset, [fragments[place]], files, storage_options, lambda *told: _matches_within(rule, *told)
+            )
+            fragments[place : place + 1] = made
+            files |= notes
+            whole.documents += dropped.documents
+            whole.tokens += dropped.tokens
+            whole.languages = dict(Counter(whole.languages) + Counter(dropped.languages))
+    noted = _noted(commit, rule, whole.documents, whole.tokens, whole.languages)
+    version = replace_fragments(uri, dataset, dataset.schema, fragments, files, noted, storage_options)
+    return Forgotten(whole.documents, whole.tokens, version, [])
+
+
+def _noted(commit: Commit, rule: Rule, documents: int, tokens: int, languages: Mapping[str, int]) -> Commit:
+    entries = [dict(entry) for entry in commit.forgotten]
+    mine = next((entry for entry in entries if entry["rule"] == dict(rule)), None)
+    if mine is None:
+        mine = {"rule": dict(rule), "documents": 0, "tokens": 0, "languages": {}}
+        entries.append(mine)
+    mine["documents"] += documents
+    mine["tokens"] += tokens
+    mine["languages"] = dict(sorted((Counter(mine["languages"]) + Counter(languages)).items()))
+    return replace(commit, forgotten=entries)
+
+
+def take_out(commit: Commit, documents: pa.Table, lengths: np.ndarray) -> tuple[np.ndarray, Commit]:
+    """Apply the rules of a store to documents that are new.
+
+    Args:
+        commit: The note; its rules go in their order.
+        documents: With `language`, `id` and the metadata.
+        lengths: (n,) tokens of each, EOS included.
+
+    Returns:
+        (n,) whether each is left out; and the note with those counted.
+    """
+    gone = np.zeros(len(documents), bool)
+    for entry in commit.forgotten:
+        mine = ~gone & _matches(entry["rule"], documents.column, len(documents))
+        if mine.any():
+            languages = documents.column("language").filter(pa.array(mine)).to_pylist()
+            commit = _noted(commit, entry["rule"], int(mine.sum()), int(lengths[mine].sum()), Counter(languages))
+            gone |= mine
+    return gone, commit
+
+
+def _matches(rule: Rule, column: Callable[[str], Any], count: int) -> np.ndarray:
+    """Tell of documents, (n,) bool, for which all conditions hold."""
+    found = np.ones(count, bool)
+    for key, value in rule.items():
+        equal = pc.equal(column(key).cast(pa.large_string()), pa.scalar(value, pa.large_string()))
+        found &= np.asarray(pc.fill_null(equal, False))
+    return found
+
+
+def _matches_within(rule: Rule, documents: pa.StructArray, language: str) -> np.ndarray:
+    """Tell the same of documents of one language."""
+    if rule.get("language", language) != language:
+        return np.zeros(len(documents), bool)
+    others = {key: value for key, value in rule.items() if key != "language"}
+    return _matches(others, documents.field, len(documents))
+
+
+def _count(dataset: Any, fragment: Any, files: Mapping[str, FileNote], rule: Rule) -> tuple[int, int]:
+    """Count the documents and tokens of a fragment that match, from its small columns."""
+    documents = tokens = 0
+    parts = files[fragment.files[0].path].parts
+    for part, end in zip(parts, accumulate(part.rows for part in parts), strict=True):
+        if part.split not in SPLITS or rule.get("language", part.language) != part.language:
+            continue
+        # Whether the document that goes on into a batch matches.
+        open_matches = False
+        for batch in read_part(dataset, fragment.id, end - part.rows, part.rows, ["num_tokens", "documents"]):
+            counts = np.asarray(batch.column("num_tokens")).astype(np.int64)
+            lists = batch.column("documents")
+            described = lists.flatten()
+            starts = np.repeat(np.cumsum(counts) - counts, np.asarray(lists.value_lengths().fill_null(0)))
+            starts = starts + np.asarray(described.field("offset"))
+            matches = _matches_within(rule, described, part.language)
+            flags = np.append(open_matches, matches)
+            tokens += int(np.diff(np.concatenate([[0], starts, [counts.sum()]]))[flags].sum())
+            documents += int(matches.sum())
+            open_matches = bool(flags[-1])
+    return documents, tokens
+
+
+def _opened(uri: str, storage_options: Mapping[str, str] | None) -> Any:
+    dataset = dataset_at(uri, None, storage_options)
+    if dataset is None:
+        raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
+    return dataset
+
+
+def keys_of(dataset: Any) -> Sequence[str]:
+    """Give the keys that rules for a store may have."""
+    struct = dataset.schema.field("documents").type.value_type
+    return sorted(["language", *(field.name for field in struct if field.name not in _NOT_KEYS)])
+
+
+def _check(dataset: Any, rule: Rule) -> None:
+    keys = keys_of(dataset)
+    if not rule:
+        raise ConfigError(f"There is nothing to go by: give key=value, of {', '.join(keys)}.")
+    if unknown := sorted({*rule} - {*keys}):
+        raise ConfigError(f"Documents of this store have no {unknown[0]!r}: they have {', '.join(keys)}.")
