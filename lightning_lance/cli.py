@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -43,6 +44,9 @@ lightning-lance prepare --help          show the groups and their options
 A store that has moved: verify-resume CKPT uri=PLACE, or NAME=PLACE where there are several.
 """
 
+# Keys whose value is a dict that the user fills. Hydra adds keys to a dict only where a + says so.
+_DICTS = re.compile(r"(data\.(where|mix|fim|storage_options)|source\.(columns|where|extensions|storage_options))=\{")
+
 
 def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
     """Make a command of a function: give it the composed configuration, with the overrides of the command line.
@@ -53,6 +57,7 @@ def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
 
     @functools.wraps(task)
     def run() -> None:
+        sys.argv[1:] = [f"+{argument}" if _DICTS.match(argument) else argument for argument in sys.argv[1:]]
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             _hydra_main(task)
             return

@@ -113,3 +113,15 @@ def test_a_build_needs_neither_torch_nor_lightning():
     slow = {"torch", "lightning", "datasets", "transformers"}
     script = f"import sys, lightning_lance.cli; sys.exit(bool({slow} & {{*sys.modules}}))"
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+
+
+def test_dicts_are_filled_as_the_readme_says(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"content": "some text", "lang": "Rust", "license": "mit", "repo_name": "x"}\n')
+    arguments = [
+        "prepare", "source=jsonl", f"source.data_files=[{tmp_path}/a.jsonl]", "tokenizer=bytes", f"data_dir={tmp_path}/data",
+        "source.columns={text: content, repo: repo_name}", "source.language_column=lang", "source.where={license: [mit]}",
+        "data.mix={Rust: 0.7}", "data.where={language: [Rust]}",
+    ]  # fmt: skip
+    code, out, error = run(tmp_path, *arguments)
+    assert code == 0, error
+    assert "1 documents" in out

@@ -14,7 +14,7 @@ OWN = (ConfigError, SourceError, StoreError, CommitConflict, BuildInterrupted)
 # Functions that make one of these.
 MAKERS = {"explain", "conflict", "not_written", "failure_of"}
 # Asked for by Python itself (`__getattr__`, indexing); caught again in their own module or by `Patience`.
-WITHIN = {"AttributeError", "IndexError", "ValueError", "ConnectionError"}
+WITHIN = {"AttributeError", "IndexError", "ValueError", "ConnectionError", "EOFError"}
 
 
 def test_one_base_for_all():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import lance
 import numpy as np
 import pytest
 from bucket import serving
+from builders import until
 from conftest import Document, ListSource, documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,11 +21,12 @@ from test_cli import run
 from test_prepare import expected, provenance, streams
 
 from lightning_lance import TokenStore, WindowLoader, prepare
-from lightning_lance.commit import Commit, last_commit
+from lightning_lance.commit import Commit
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forgetting import forget
 from lightning_lance.integrity import check_store
 from lightning_lance.layout import Extent
+from lightning_lance.locking import only_one
 from lightning_lance.splits import FORGOTTEN
 from lightning_lance.tokenizer_choice import ByteChoice
 
@@ -284,15 +287,33 @@ def test_killed_at_any_moment_it_is_done_or_not(tmp_path: Path):
     assert not (tmp_path / "x.lock").exists()
 
 
-def test_in_a_bucket():
+def test_it_waits_for_a_builder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    store = store_of(tmp_path)
+    with ThreadPoolExecutor(1) as thread:
+        with only_one(tmp_path / "x.lock", "building"):
+            waiting = thread.submit(forget, store.uri, {"repo": "r1"})
+            until(lambda: "Another process is writing to" in caplog.text)
+            assert TokenStore.open(store.uri).version == store.version
+        assert waiting.result(60).documents == 20
+
+
+def test_in_a_bucket_it_begins_again_where_a_builder_commits_first():
     with serving() as bucket:
         source = ListSource(documents(*[f"text {i}" for i in range(40)]))
         uri, options = "s3://bucket/x.lance", bucket.lance_options
-        prepare(source, ByteChoice(), uri, val_fraction=0.0, storage_options=options, max_documents=20)
-        done = forget(uri, {"repo": "repo3"}, options, purge=True)
-        assert (done.documents, done.kept) == (1, [])
-        store = prepare(source, ByteChoice(), uri, val_fraction=0.0, storage_options=options)
-        assert store.commit.stored_documents == 39
-        commit = last_commit(uri, storage_options=options)
-        assert commit is not None
-        assert commit.extent.forgotten == ("repo=repo3",)
+
+        def build(budget: int | None) -> TokenStore:
+            return prepare(source, ByteChoice(), uri, val_fraction=0.0, storage_options=options, max_documents=budget)
+
+        def tell(documents: int, tokens: int) -> None:
+            told.append(documents)
+            build(30)  # commits the first time only
+
+        build(20)
+        told: list[int] = []
+        done = forget(uri, {"repo": "repo3"}, options, purge=True, tell=tell)
+        assert (done.documents, done.kept, told) == (1, [], [1, 1])
+        store = build(None)
+        assert (store.commit.documents, store.commit.stored_documents) == (40, 39)
+        assert store.commit.extent.forgotten == ("repo=repo3",)
+        assert check_store(uri, options) == []

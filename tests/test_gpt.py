@@ -21,6 +21,13 @@ spec.loader.exec_module(gpt)
 # torch 2.13 deprecates what Lightning 2.6.6 calls for every loader
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """First weights that do not depend on which tests ran before."""
+    torch.manual_seed(0)
+
+
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 16}
 
 
