@@ -70,7 +70,7 @@ corpus = st.lists(
     st.tuples(text, st.sampled_from(["Python", "Rust"]), st.sampled_from(["r1", "r2", "r3", ""])),
     min_size=1,
     max_size=25,
-).filter(lambda made: any(text for text, _, _ in made))
+).filter(lambda made: any(text and text.strip() for text, _, _ in made))
 
 
 def kept(made: list[Document]) -> list[Document]:
