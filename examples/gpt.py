@@ -89,6 +89,16 @@ def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int, min_ratio
     return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+def check_heads(n_head: int, n_embd: int) -> None:
+    """Refuses, by ValueError, a width that `n_head` heads cannot share, or that gives them odd ones, without rotary pairs."""
+    if n_embd % (2 * n_head):
+        why = f"heads of odd size {n_embd // n_head}" if n_embd % n_head == 0 else "heads of unequal size"
+        raise ValueError(
+            f"n_embd={n_embd} with n_head={n_head} makes {why}, expected equal and even ones for rotary positions: "
+            f"choose n_embd a multiple of 2 * n_head = {2 * n_head}."
+        )
+
+
 class Attention(nn.Module):
     """Causal self-attention with rotary positions."""
 
@@ -159,12 +169,7 @@ class GPT(nn.Module):
 
     def __init__(self, *, n_layer: int, n_head: int, n_embd: int, context_length: int, vocab_size: int) -> None:
         super().__init__()
-        if n_embd % (2 * n_head):
-            why = f"heads of odd size {n_embd // n_head}" if n_embd % n_head == 0 else "heads of unequal size"
-            raise ValueError(
-                f"n_embd={n_embd} with n_head={n_head} makes {why}, expected equal and even ones for rotary positions: "
-                f"choose n_embd a multiple of 2 * n_head = {2 * n_head}."
-            )
+        check_heads(n_head, n_embd)
         self.n_layer, self.n_head, self.n_embd, self.context_length = n_layer, n_head, n_embd, context_length
         self.embedding = nn.Embedding(vocab_size, n_embd)
         self.blocks = nn.ModuleList(Block(n_head, n_embd) for _ in range(n_layer))
@@ -314,6 +319,7 @@ class GPTModule(lightning.LightningModule):
         peak_flops: float | None = None,
     ) -> None:
         super().__init__()
+        check_heads(n_head, n_embd)
         self.save_hyperparameters()
         self._tokens = 0  # of all ranks, from `_since` on
         self._since = self._paused = math.nan  # seconds; nan: not yet

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import xxhash
 
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
+from lightning_lance.json_lines import ENDINGS
 from lightning_lance.languages import check_languages
 from lightning_lance.patience import causes, is_transient
 from lightning_lance.sources import content_identity
@@ -27,6 +28,11 @@ _REPOSITORY = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
 HUB_FILE = re.compile(
     r"^hf://datasets/(?P<key>(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?)/(?P<rest>.+)$"
 )
+
+# Formats of `datasets`: how they are called, the option of `source` that reads them, and how the names of their files end.
+_FORMATS = {"parquet": "Parquet", "json": "JSON Lines"}
+_OPTIONS = {"parquet": "parquet", "json": "jsonl"}
+_ENDINGS = {"parquet": (".parquet",), "json": ENDINGS}
 
 # Script datasets whose files this package has a config for.
 _CONFIG_FOR = {"codeparrot/github-code": "github_code", "codeparrot/github-code-clean": "github_code_clean"}
@@ -70,12 +76,23 @@ def _checked_patterns(source: DatasetSource, pin: Mapping[str, Any]) -> list[str
         HfApi().auth_check(repo, repo_type="dataset")
     patterns = source.patterns(commits)
     for pattern in patterns:
-        if not _glob(pattern, source.file_system):
+        if found := _glob(pattern, source.file_system):
+            _check_format(source.path, found)
+        else:
             if source.wanted and source.templates:
                 check_languages(source.wanted, _language_folders(source, commits), f"Source {source.name!r}")
             where = "" if "://" in pattern else f" in {str(Path.cwd())!r}"
             raise ConfigError(f"No file matches {pattern!r}{where}: check source.data_files.")
     return patterns
+
+
+def _check_format(path: str, files: Sequence[str]) -> None:
+    """Refuse files that say by their names that they are of another format; what has no such name is tried."""
+    for other, endings in _ENDINGS.items():
+        if path in _ENDINGS and path != other and all(file.endswith(endings) for file in files):
+            raise ConfigError(
+                f"source.data_files finds {files[0]!r}, which is no {_FORMATS[path]} by its name: use source={_OPTIONS[other]}."
+            )
 
 
 @cache

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import one_of
 from lightning_lance.fim import FillInTheMiddle
+from lightning_lance.options import BatchFormat
 
 Batch = dict[str, torch.Tensor]
 _Tokens = npt.NDArray[Any]
 _Ints = npt.NDArray[np.int64]
-BatchFormat = Literal["default", "huggingface"]
 
 # What torch's cross entropy, and with it every model of transformers, leaves out of the loss.
 _IGNORED = -100
@@ -90,8 +90,7 @@ class BatchMaker:
         mask_boundary_targets: bool = False,
         fim: FillInTheMiddle | None = None,
     ) -> None:
-        if batch_format not in get_args(BatchFormat):
-            raise ConfigError(f"batch_format is {batch_format!r}: expected one of {', '.join(get_args(BatchFormat))}.")
+        one_of("batch_format", batch_format, get_args(BatchFormat))
         if fim is not None:
             fim.check(eos_id)
         self._eos_id = eos_id

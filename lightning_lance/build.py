@@ -19,6 +19,7 @@ from lightning_lance.dedup import KnownTexts
 from lightning_lance.documents import one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
+from lightning_lance.figures import counted
 from lightning_lance.forgetting import take_out
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import write_whole
@@ -171,7 +172,10 @@ class Build:
         if incidents := self._opened.trouble.incidents:
             kinds = ", ".join(f"{number} x {kind}" for kind, number in incidents.most_common())
             _log.warning(
-                "Source %r failed %d times and was tried again: %s.", self._source.name, sum(incidents.values()), kinds
+                "Source %r failed %s and was tried again: %s.",
+                self._source.name,
+                counted(sum(incidents.values()), "time"),
+                kinds,
             )
         if not self._budget.met(self._commit):
             self._check_found()

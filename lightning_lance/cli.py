@@ -1,29 +1,17 @@
-"""The command line: `lightning-lance prepare key=value ...` and others. This is the only module that knows Hydra."""
+"""The command line: `lightning-lance prepare key=value ...` and others."""
 
 from __future__ import annotations
 
-import functools
-import os
-import re
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import NoReturn
 
-import hydra
-from hydra.errors import HydraException, InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    InterpolationToMissingValueError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-)
 
-from lightning_lance.errors import BuildInterrupted, LightningLanceError
-from lightning_lance.languages import nearest
+from lightning_lance.command import command, make
+from lightning_lance.errors import LightningLanceError
+from lightning_lance.figures import counted
 from lightning_lance.signals import Interruptible
 
 # A build leaves a store and nothing else: no output folder, no log file.
@@ -44,133 +32,69 @@ lightning-lance prepare --help          show the groups and their options
 A store that has moved: verify-resume CKPT uri=PLACE, or NAME=PLACE where there are several.
 """
 
-# Keys whose value is a dict that the user fills. Hydra adds keys to a dict only where a + says so.
-_DICTS = re.compile(r"(data\.(where|mix|fim|storage_options)|source\.(columns|where|extensions|storage_options))=\{")
+# What each command expects; the first line is said where something else comes.
+_EXPECTED = {
+    "verify": """\
+verify URI, and after it sample=0.1 (a share of the data files) or storage options
 
+Holds every file of a token store against its checksum, and names what is damaged; nothing is changed.
+""",
+    "forget": """\
+forget URI key=value, as in repo=owner/name, and after it purge=true or storage options
 
-def command(task: Callable[[DictConfig], None]) -> Callable[[], None]:
-    """Make a command of a function: give it the composed configuration, with the overrides of the command line.
+Leaves out all documents for which each key=value holds, now and when the store grows. The keys are id, language, and the words
+of source.columns. purge=true also removes the versions from before, which checkpoints may need.
+""",
+    "verify-resume": """\
+verify-resume CKPT, and after it uri=PLACE where the store has moved
 
-    What the user can mend is told in one sentence on standard error, with exit code 1; set HYDRA_FULL_ERROR=1 for the
-    traceback. After Ctrl-C the exit code is 130, after SIGTERM 143.
-    """
-
-    @functools.wraps(task)
-    def run() -> None:
-        sys.argv[1:] = [f"+{argument}" if _DICTS.match(argument) else argument for argument in sys.argv[1:]]
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            _hydra_main(task)
-            return
-        told: list[BaseException] = []
-
-        @functools.wraps(task)
-        def guarded(config: DictConfig) -> None:
-            # Only for Hydra's own part: processes that the task starts shall tell errors in one sentence too.
-            os.environ.pop("HYDRA_FULL_ERROR", None)
-            # Kept from Hydra, which would print a line of its own before it.
-            try:
-                task(config)
-            except (LightningLanceError, HydraException, OmegaConfBaseException) as error:
-                told.append(error)
-
-        signals = Interruptible()
-        try:
-            with signals:
-                # Otherwise Hydra prints errors of the configuration itself, over several lines.
-                os.environ["HYDRA_FULL_ERROR"] = "1"
-                try:
-                    _hydra_main(guarded)
-                finally:
-                    os.environ.pop("HYDRA_FULL_ERROR", None)
-        except (HydraException, OmegaConfBaseException) as error:
-            told.append(error)
-        except (KeyboardInterrupt, SystemExit) as error:
-            # Lightning makes SystemExit of both signals.
-            if signals.received is None:
-                raise
-            # Processes that Lightning has started get the signal too; one of them tells.
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                print(f"interrupted: {_how_to_go_on(error)}", file=sys.stderr, flush=True)
-            sys.exit(signals.exit_code)
-        if told:
-            sys.exit(f"error: {_one_sentence(told[0])}")
-
-    return run
-
-
-def _hydra_main(task: Callable[[DictConfig], None]) -> None:
-    hydra.main(version_base="1.3", config_path="pkg://lightning_lance.conf", config_name="config")(task)()
-
-
-def _how_to_go_on(error: BaseException) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, BuildInterrupted):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return "run it again, it goes on after what was committed (a training with ckpt_path=last)."
-
-
-def _one_sentence(error: BaseException) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, LightningLanceError):
-            return str(cause)
-        if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
-            return _unknown_key(cause)
-        if isinstance(cause, (MissingMandatoryValue, InterpolationToMissingValueError)):
-            key = str(cause.full_key or cause.key).removeprefix("data.")
-            return f"The key {key} has no value: give it one on the command line, as in {key}=..."
-        cause = cause.__cause__ or cause.__context__
-    return " ".join(str(error).split())
-
-
-def _unknown_key(error: OmegaConfBaseException) -> str:
-    parent = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
-    known = [str(key) for key in parent if key not in ("_target_", "_convert_", "hydra")]
-    near = nearest(str(error.key), known)
-    hint = f"did you mean {near!r}? " if near else ""
-    place = str(error.full_key).rpartition(".")[0]
-    return (
-        f"There is no key {error.full_key!r}: {hint}{place or 'the configuration'} has {', '.join(sorted(known))} "
-        f"(to add a key that the constructor takes, write +{error.full_key}=...)."
-    )
-
-
-def make(config: DictConfig, **changes: Any) -> Any:
-    """Instantiate a group of the configuration; a `ConfigError` of a constructor comes through as it is."""
-    try:
-        return instantiate(config, **changes)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, LightningLanceError):
-            raise error.__cause__ from None
-        raise
+Works out all windows of the checkpoint's epoch anew, holds their digest against the one saved in it, and shows the windows that
+come next. Where there are several stores, NAME=PLACE says where each of them is.
+""",
+}
 
 
 def _prepare(config: DictConfig) -> None:
+    from lightning_lance.fim import FillInTheMiddle
+    from lightning_lance.options import check_options
     from lightning_lance.prepare import prepare
 
     # The arguments of the datamodule, without the datamodule: a build needs neither torch nor Lightning.
     data = make(config.data, _target_="builtins.dict")
+    check_options(data)
+    if data["fim"]:
+        tokenizer = data["tokenizer"].load(data["source"], Path(data["data_dir"]) / "tokenizers")
+        FillInTheMiddle.named(tokenizer, **{"seed": 0, **data["fim"]})
     wanted = {"uri", "data_dir", "max_documents", "max_tokens", "val_fraction", "max_document_bytes", "long_documents"}
     wanted |= {"commit_seconds", "rebuild", "storage_options"}
     store = prepare(data["source"], data["tokenizer"], **{name: data[name] for name in wanted})
     commit = store.commit
     print(
-        f"{store.uri}: {commit.stored_documents:,} documents, {store.num_tokens('train'):,} train and "
+        f"{store.uri}: {counted(commit.stored_documents, 'document')}, {store.num_tokens('train'):,} train and "
         f"{store.num_tokens('val'):,} val tokens, version {store.version}"
     )
+
+
+def _place_and_rest(name: str, arguments: list[str]) -> tuple[str, dict[str, str]]:
+    """Take apart the arguments of a command: a place, then key=value ..."""
+    place, *rest = arguments or [""]
+    # A place may have a = in it, as Lightning's checkpoints do.
+    if not place or place.startswith("-") or ("=" in place and "://" not in place and not Path(place).exists()):
+        _expect(name, arguments[0] if arguments else "nothing")
+    pairs = dict(argument.split("=", 1) if "=" in argument else _expect(name, argument) for argument in rest)
+    return place, pairs
+
+
+def _expect(name: str, got: str) -> NoReturn:
+    sys.exit(f"error: got {got}, expected {_EXPECTED[name].splitlines()[0]}.")
 
 
 def _verify_resume(arguments: list[str]) -> None:
     from lightning_lance.verify import verify_resume
 
-    file, *moved = arguments or [""]
-    pairs = [argument.partition("=") for argument in moved]
-    if not file or not all(equals for _, equals, _ in pairs):
-        sys.exit("error: expected verify-resume CKPT, and after it uri=PLACE where the store has moved.")
+    file, moved = _place_and_rest("verify-resume", arguments)
     try:
-        print(verify_resume(file, {"" if name == "uri" else name: place for name, _, place in pairs}))
+        print(verify_resume(file, {"" if name == "uri" else name: place for name, place in moved.items()}))
     except LightningLanceError as error:
         sys.exit(f"error: {error}")
 
@@ -178,15 +102,14 @@ def _verify_resume(arguments: list[str]) -> None:
 def _verify(arguments: list[str]) -> None:
     from lightning_lance.integrity import check_store
 
-    uri, *rest = arguments or [""]
-    pairs = [argument.partition("=") for argument in rest]
-    options = {name: value for name, _, value in pairs}
+    uri, options = _place_and_rest("verify", arguments)
+    asked = options.pop("sample", "1")
     try:
-        sample = float(options.pop("sample", "1"))
+        sample = float(asked)
     except ValueError:
         sample = 0.0
-    if not uri or not all(equals for _, equals, _ in pairs) or not 0 < sample <= 1:
-        sys.exit("error: expected verify URI, and after it sample=0.1 (a share of the data files) or storage options.")
+    if not 0 < sample <= 1:
+        sys.exit(f"error: sample is {asked}: expected a share of the data files, above 0 and up to 1, such as 0.1.")
     try:
         problems = check_store(uri, options, sample)
     except LightningLanceError as error:
@@ -197,22 +120,21 @@ def _verify(arguments: list[str]) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        sys.exit(f"error: {uri}: {len(problems)} problems.")
+        sys.exit(f"error: {uri}: {counted(len(problems), 'problem')}.")
     print(f"{uri}: all is as it was written.")
 
 
 def _forget(arguments: list[str]) -> None:
     from lightning_lance.forgetting import forget
 
-    uri, *rest = arguments or [""]
-    rule = dict(argument.split("=", 1) for argument in rest if "=" in argument)
+    uri, rule = _place_and_rest("forget", arguments)
     purge = rule.pop("purge", "false")
     # Words of a store are single; options of object stores have an underscore and a prefix.
     options = {name: rule.pop(name) for name in [*rule] if name.startswith(_OPTIONS)}
-    if not uri or not rule or any("=" not in argument for argument in rest) or purge not in ("true", "false"):
-        sys.exit(
-            "error: expected forget URI key=value, as in repo=owner/name, and after it purge=true or storage options."
-        )
+    if not rule:
+        _expect("forget", "no key=value")
+    if purge not in ("true", "false"):
+        _expect("forget", f"purge={purge}")
     signals = Interruptible()
     try:
         with signals:
@@ -221,7 +143,7 @@ def _forget(arguments: list[str]) -> None:
                 rule,
                 options,
                 purge == "true",
-                lambda *found: print("{:,} documents ({:,} tokens) match.".format(*found), flush=True),
+                lambda *found: print(f"{_documents(found, 'match', 'matches')}.", flush=True),
             )
     except LightningLanceError as error:
         sys.exit(f"error: {error}")
@@ -229,7 +151,7 @@ def _forget(arguments: list[str]) -> None:
         print("interrupted: all is forgotten or nothing: run it again, it ends what was begun.", file=sys.stderr)
         sys.exit(signals.exit_code)
     what = (
-        f"{done.documents:,} documents ({done.tokens:,} tokens) are forgotten"
+        _documents((done.documents, done.tokens), "are forgotten", "is forgotten")
         if done.documents
         else "nothing was forgotten"
     )
@@ -241,12 +163,19 @@ def _forget(arguments: list[str]) -> None:
         )
 
 
+def _documents(found: tuple[int, int], do: str, does: str) -> str:
+    number, tokens = found
+    return f"{counted(number, 'document')} ({counted(tokens, 'token')}) {does if number == 1 else do}"
+
+
 def main() -> None:
     """Run the command `lightning-lance`."""
     name, *rest = sys.argv[1:] or ["--help"]
     if name == "prepare":
         sys.argv[:] = [f"{sys.argv[0]} prepare", *rest, *_NO_FOLDER]
-        command(_prepare)()
+        command(_prepare, trains=False)()
+    elif name in _EXPECTED and {"-h", "--help"} & {*rest}:
+        print(f"lightning-lance {_EXPECTED[name]}", end="")
     elif name == "verify-resume":
         _verify_resume(rest)
     elif name == "forget":

@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from lightning_lance.agreement import told_by_first
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.errors import StoreError, one_of
 from lightning_lance.mixture import Located
+from lightning_lance.options import OnDataChange
 from lightning_lance.serving import Serving
 from lightning_lance.windows import mix
 
 _log = logging.getLogger(__name__)
-
-OnDataChange = Literal["error", "restart", "continue"]
 
 
 class Cursor:
@@ -35,10 +34,7 @@ class Cursor:
     """
 
     def __init__(self, serving: Serving, on_data_change: OnDataChange = "error") -> None:
-        if on_data_change not in get_args(OnDataChange):
-            raise ConfigError(
-                f"on_data_change is {on_data_change!r}: expected one of {', '.join(get_args(OnDataChange))}."
-            )
+        one_of("on_data_change", on_data_change, get_args(OnDataChange))
         self._on_data_change = on_data_change
         self.serving = serving
         self.restart()

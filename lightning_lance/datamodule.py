@@ -10,13 +10,13 @@ from typing import Any, Literal
 from lightning import LightningDataModule
 
 from lightning_lance.agreement import raise_together, told_by_first
-from lightning_lance.batches import Batch, BatchFormat
-from lightning_lance.cursor import OnDataChange
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.batches import Batch
+from lightning_lance.errors import StoreError
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.integrity import require_whole
-from lightning_lance.loader import Remainder, WindowLoader
+from lightning_lance.loader import WindowLoader
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
+from lightning_lance.options import BatchFormat, Extend, OnDataChange, Remainder, check_options
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
 from lightning_lance.prepare import check_origin, prepare
 from lightning_lance.serving import extent_in
@@ -95,7 +95,7 @@ class LanceDataModule(LightningDataModule):
         where: Mapping[str, Sequence[str]] | None = None,
         mix: Mapping[str, float] | None = None,
         remainder: Remainder = "drop",
-        extend: Literal["never", "next_epoch"] = "never",
+        extend: Extend = "never",
         on_data_change: OnDataChange = "error",
         batch_format: BatchFormat = "default",
         document_ids: bool = False,
@@ -108,8 +108,6 @@ class LanceDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         check_origin(source, tokenizer, uri)
-        if extend not in ("never", "next_epoch"):
-            raise ConfigError(f"extend is {extend!r}: expected never or next_epoch.")
         self.source, self.tokenizer_choice = source, tokenizer
         self.context_length, self.batch_size = context_length, batch_size
         self.data_dir, self.uri = data_dir, uri
@@ -126,17 +124,15 @@ class LanceDataModule(LightningDataModule):
             "shuffle_block": shuffle_block,
             "mix": mix,
             "remainder": remainder,
-            "extend": extend == "next_epoch",
+            "extend": extend,
             "on_data_change": on_data_change,
         }
-        self._serving: dict[str, Any] = {
-            "where": where,
-            "batch_format": batch_format,
-            "document_ids": document_ids,
-            "position_ids": position_ids,
-            "cu_seqlens": cu_seqlens,
-            "mask_boundary_targets": mask_boundary_targets,
-        }
+        self._serving: dict[str, Any] = {"where": where, "batch_format": batch_format, "cu_seqlens": cu_seqlens}
+        self._serving |= {"document_ids": document_ids, "position_ids": position_ids}
+        self._serving |= {"mask_boundary_targets": mask_boundary_targets}
+        given = {"context_length": context_length, "batch_size": batch_size, "fim": fim, "verify": verify}
+        check_options({**given, **self._building, **self._training, **self._serving})
+        self._training["extend"] = extend == "next_epoch"
         self._fim, self.verify = dict(fim or {}), verify
         self.storage_options = dict(storage_options or {})
         # On local disks each node builds, or finds what a node that shares the disk has built; a bucket is everybody's.
@@ -174,6 +170,7 @@ class LanceDataModule(LightningDataModule):
                 for uri in self._uris.values():
                     wait_for(uri, self.min_tokens, self.storage_options)
             elif self.source is not None and self.tokenizer_choice is not None:
+                self._fill_in()  # its tokens may not be the tokenizer's: seen before hours of building
                 options = {**vars(self.budget), **self._stored, **self._building}
                 prepare(self.source, self.tokenizer_choice, self._uri, storage_options=self.storage_options, **options)
             for uri in self._uris.values() if self.verify else ():
@@ -241,13 +238,15 @@ class LanceDataModule(LightningDataModule):
         state = self._loader.state_dict() if self._loader is not None else self._state
         # A run that overfits wants the same batches in every epoch.
         anew = bool(getattr(self.trainer, "overfit_batches", 0))
-        fim = FillInTheMiddle.named(self.tokenizer, **{"seed": self.seed, **self._fim}) if self._fim else None
-        self._loader = self._make_loader("train", resumable=not anew, fim=fim, **self._training)
+        self._loader = self._make_loader("train", resumable=not anew, fim=self._fill_in(), **self._training)
         if state is not None and not anew:
             self._loader.load_state_dict(state)
             self._loader.roll_over()
             self._loader.expected = self._state
         return self._loader
+
+    def _fill_in(self) -> FillInTheMiddle | None:
+        return FillInTheMiddle.named(self.tokenizer, **{"seed": self.seed, **self._fim}) if self._fim else None
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
         """Give the loader of the validation windows; an empty list, and a warning, where there are none."""

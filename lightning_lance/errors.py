@@ -1,5 +1,6 @@
 """What the package raises when the user can do something about it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,3 +41,13 @@ def whole_number(name: str, value: Any) -> int:
     if not isinstance(number, (int, float)) or isinstance(number, bool) or number < 1 or number % 1:
         raise ConfigError(f"{name} is {value!r}: expected a whole number from 1 on.")
     return int(number)
+
+
+def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse what is none of some words.
+
+    Raises:
+        ConfigError: Naming them.
+    """
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}: expected one of {', '.join(choices)}.")

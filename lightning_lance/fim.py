@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,27 @@ _Draws = npt.NDArray[np.float64]
 _GROWTH = 3
 # A document of fewer tokens, EOS not counted, stays as it is: it would be sentinels more than text.
 _SHORTEST = 3
+# What a user names: the tokens in the order of the constructor, and the shares.
+_SENTINELS = ("prefix_token", "middle_token", "suffix_token")
+_RATES = ("fim_rate", "spm_rate")
+
+
+def check_names(named: Mapping[str, Any]) -> None:
+    """Refuse arguments that `FillInTheMiddle.named` cannot take, whatever the tokenizer.
+
+    Raises:
+        ConfigError: If a sentinel is missing, a key unknown, or a rate no share.
+    """
+    if not isinstance(named, Mapping) or not {*_SENTINELS} <= {*named} <= {*_SENTINELS, *_RATES, "seed"}:
+        found = ", ".join(map(str, named)) if isinstance(named, Mapping) else repr(named)
+        raise ConfigError(f"fim has {found}: expected {', '.join(_SENTINELS)}, and perhaps {', '.join(_RATES)}.")
+    _check_rates({name: named[name] for name in _RATES if name in named})
+
+
+def _check_rates(rates: Mapping[str, Any]) -> None:
+    for name, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not 0 <= rate <= 1:
+            raise ConfigError(f"{name} is {rate!r}: expected a share between 0 and 1.")
 
 
 @dataclass(frozen=True)
@@ -65,9 +87,7 @@ class FillInTheMiddle:
                 f"prefix_id, middle_id and suffix_id are {ids}: expected three different ids from 0 on; take those of the "
                 "tokenizer's own fill-in-the-middle tokens."
             )
-        for name, rate in (("fim_rate", self.fim_rate), ("spm_rate", self.spm_rate)):
-            if not 0 <= rate <= 1:
-                raise ConfigError(f"{name} is {rate}: expected a share between 0 and 1.")
+        _check_rates({"fim_rate": self.fim_rate, "spm_rate": self.spm_rate})
 
     @classmethod
     def named(

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from lightning_lance.agreement import agree
 from lightning_lance.batches import Batch, BatchMaker
-from lightning_lance.cursor import Cursor, OnDataChange
-from lightning_lance.errors import ConfigError, StoreError, whole_number
+from lightning_lance.cursor import Cursor
+from lightning_lance.errors import ConfigError, StoreError, one_of, whole_number
 from lightning_lance.mixture import Located
+from lightning_lance.options import OnDataChange, Remainder
 from lightning_lance.serving import Serving
 from lightning_lance.store import TokenStore
 from lightning_lance.windows import Order
 
-Remainder = Literal["drop", "wrap", "short"]
+_log = logging.getLogger(__name__)
 
 # Tokens read at a time in the thread: handing over less costs as much as reading it.
 _CHUNK_TOKENS = 1 << 20
@@ -101,10 +103,15 @@ class WindowLoader:
         batch_size = whole_number("batch_size", batch_size)
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")
-        if remainder not in get_args(Remainder):
-            raise ConfigError(f"remainder is {remainder!r}: expected one of {', '.join(get_args(Remainder))}.")
+        one_of("remainder", remainder, get_args(Remainder))
         stores = {"": store} if isinstance(store, TokenStore) else dict(store)
         serving = Serving(stores, split, context_length, order, seed, shuffle_block, where or {}, mix or {})
+        if left_out := serving.left_out:
+            _log.warning(
+                "mix has no weight for %s, so no window shows it: give it one, or leave it out by %s.",
+                ", ".join(map(repr, left_out)),
+                "uri" if len(stores) > 1 else "where",
+            )
         self.context_length, self.batch_size = serving.context_length, batch_size
         self.remainder, self.resumable, self.extend = remainder, resumable, extend
         self._rank, self._world_size = rank, world_size

@@ -17,6 +17,14 @@ from lightning_lance.windows import WindowOrder
 _LONGEST_PERIOD = 1 << 17
 
 
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Refuse weights that are no positive numbers, by ConfigError."""
+    for name, weight in weights.items():
+        number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
+        if not number or not 0 < weight < math.inf:
+            raise ConfigError(f"mix.{name} is {weight!r}: expected a weight above 0; leave out what is not wanted.")
+
+
 class Schedule:
     """Deals positions out to components so that every prefix holds each of them by its weight, to less than one window.
 
@@ -32,9 +40,7 @@ class Schedule:
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        for name, weight in weights.items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
-                raise ConfigError(f"mix.{name} is {weight!r}: expected a weight above 0; leave out what is not wanted.")
+        check_weights(weights)
         exact = [Fraction(str(weight)) for weight in weights.values()]
         shares = _whole([weight / sum(exact) for weight in exact])
         #: Positions after which the schedule repeats.

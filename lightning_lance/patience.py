@@ -25,6 +25,7 @@ import pyarrow as pa
 import zstandard
 
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, whole_number
+from lightning_lance.figures import counted
 
 _log = logging.getLogger(__name__)
 
@@ -98,8 +99,8 @@ class Patience:
         told = " ".join(told.split())[:200]
         if tries > self.max_retries:
             raise SourceError(
-                f"Source {self._name!r} gave up on {what} after {tries} tries ({told}): all that is committed is safe; run the "
-                "same again later and it goes on from there, or raise source.max_retries."
+                f"Source {self._name!r} gave up on {what} after {counted(tries, 'try', 'tries')} ({told}): all that is "
+                "committed is safe; run the same again later and it goes on from there, or raise source.max_retries."
             ) from (error if isinstance(error, BaseException) else None)
         seconds = min(_FIRST_WAIT * 2.0 ** min(tries - 1, 20), _LONGEST_WAIT) * self._random.uniform(0.5, 1.0)
         seconds = max(seconds, min(asked or 0.0, _LONGEST_ASKED))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lightning_lance.commit import Commit
 from lightning_lance.errors import ConfigError
+from lightning_lance.figures import size_told, tokens_told
 from lightning_lance.plan import Budget, Plan
 from lightning_lance.sources import OpenedSource
 from lightning_lance.tokenization import token_dtype
@@ -76,9 +77,10 @@ class SpaceCheck:
         least = max(tokens - self._before.tokens, 0) * width
         folder = next(place for place in Path(self._plan.uri).absolute().parents if place.is_dir())
         free = shutil.disk_usage(folder).free
+        more = " more than it has" if self._before.tokens else ""
         what = (
-            f"{self._plan.uri!r} needs about {_gb(least * _BESIDES)} ({tokens:,.0f} tokens of {width} bytes), and {_gb(free)} "
-            f"are free in {str(folder)!r}"
+            f"{self._plan.uri!r} needs about {size_told(least * _BESIDES)}{more} ({tokens_told(tokens)} of {width} bytes), "
+            f"and {size_told(free)} are free in {str(folder)!r}"
         )
         cure = "lower max_tokens or max_documents, make room, or give a data_dir (or uri) on a larger disk"
         # A number that was asked for is certain, one that was worked out from a part of the source is not.
@@ -87,7 +89,3 @@ class SpaceCheck:
         _log.log(
             logging.WARNING if least > free else logging.INFO, "The store %s%s.", what, f": {cure}" * (least > free)
         )
-
-
-def _gb(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:,.2f} GB"

@@ -11,6 +11,7 @@ from typing import Literal
 from lightning_lance.build import Build
 from lightning_lance.commit import Commit, last_version
 from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, StoreError
+from lightning_lance.figures import counted, tokens_told
 from lightning_lance.fragments import remove_aside, remove_store
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
@@ -84,8 +85,22 @@ def prepare(
         long_documents=long_documents,
     )
     _check_place(plan)
-    _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds, rebuild)
-    return open_prepared(plan, budget, storage_options)
+    built = _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds, rebuild)
+    store = open_prepared(plan, budget, storage_options)
+    if built and (val_fraction or source.has_validation) and not store.num_tokens("val"):
+        documents = counted(store.commit.documents, "document")
+        why = (
+            "the source gave none"
+            if source.has_validation
+            else f"of {documents} none fell to val_fraction={val_fraction}"
+        )
+        _log.warning(
+            "The token store %s has nothing to validate on, since %s: a larger budget adds to it, and another val_fraction "
+            "makes another store.",
+            plan.uri,
+            why,
+        )
+    return store
 
 
 def _complete(
@@ -96,9 +111,9 @@ def _complete(
     commit_tokens: int,
     commit_seconds: float,
     rebuild: bool,
-) -> None:
-    """Build until the budget is met, or wait while another process does."""
-    commit, turn = None, _turn(plan, commit_seconds)
+) -> bool:
+    """Build until the budget is met, or wait while another process does; tell whether this one built."""
+    commit, turn, built = None, _turn(plan, commit_seconds), False
     try:
         with turn:
             while True:
@@ -112,7 +127,7 @@ def _complete(
                         # What tidies up may remove the version that was found complete.
                         if turn.finishing():
                             continue
-                        return
+                        return built
                 if not turn.mine:
                     turn.wait(commit)
                     # Whoever had it may have committed.
@@ -127,13 +142,17 @@ def _complete(
                     elif rebuild:
                         remove_aside(plan.uri)
                     build.run(turn, commit_tokens, commit_seconds)
+                    built = True
                 except CommitConflict as error:
                     _log.debug("%s", error)
                     turn.conflict()
                 except Exception as error:
-                    cause = _cause(error, plan.uri)
-                    turn.failed(cause)
-                    _log.warning("%s", _how_to_go_on(plan.uri, build.committed if build else commit))
+                    cause, safe = _cause(error, plan.uri), build.committed if build else commit
+                    # What was asked for cannot be. That does not change by itself, and who waits sees it as soon.
+                    if not isinstance(error, ConfigError):
+                        turn.failed(cause)
+                        if safe is not None:
+                            _log.warning("%s", _how_to_go_on(plan.uri, safe))
                     if cause is error:
                         raise
                     raise cause from error
@@ -152,10 +171,10 @@ def _turn(plan: Plan, commit_seconds: float) -> Turn:
 
 def _how_to_go_on(uri: str, commit: Commit | None) -> str:
     if commit is None:
-        return f"Stopped before the first commit of {uri!r}: run it again, it begins anew."
+        return f"Nothing is committed in {uri!r} yet: run it again, it begins anew."
+    documents, are = counted(commit.documents, "document"), "is" if commit.documents == 1 else "are"
     return (
-        f"Stopped; {commit.documents:,} documents ({commit.tokens:,} tokens) are committed in {uri!r}: run it again, it goes "
-        "on after them."
+        f"{documents} ({tokens_told(commit.tokens)}) {are} committed in {uri!r}: run it again, it goes on from there."
     )
 
 

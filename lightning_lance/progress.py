@@ -9,7 +9,13 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from lightning_lance.figures import counted, share_told, tokens_told
+
 _log = logging.getLogger(__name__)
+
+_KNOWN = "{desc}: {percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]"
+# Of a single shard without a budget, nobody knows how much is left.
+_UNKNOWN = "{desc}{postfix} [{elapsed}]"
 
 
 class BuildProgress:
@@ -32,10 +38,10 @@ class BuildProgress:
             desc=name,
             disable=None,
             smoothing=0.1,
-            bar_format="{desc}: {percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]",
+            bar_format=_KNOWN if share else _UNKNOWN,
         )
         if share:
-            _log.info("%s: continuing after %s documents.", name, f"{documents:,}")
+            _log.info("%s: continuing after %s.", name, counted(documents, "document"))
 
     def __enter__(self) -> BuildProgress:
         return self
@@ -48,12 +54,14 @@ class BuildProgress:
     def update(self, share: float, documents: int, tokens: int, text_bytes: int) -> None:
         """Show where the build is: the share done, documents and tokens in all, and bytes of text since the last call."""
         self._bytes += text_bytes
+        self._bar.bar_format = _KNOWN if share else _UNKNOWN
         self._bar.set_postfix_str(self._figures(documents, tokens), refresh=False)
         self._bar.update(min(share, 1.0) - self._bar.n)
 
     def committed(self, share: float, documents: int, tokens: int) -> None:
         """Log that a commit was made."""
-        _log.info("%s: committed %s (%.0f %%).", self._name, self._figures(documents, tokens), 100 * min(share, 1.0))
+        told = share_told(share)
+        _log.info("%s: committed %s%s.", self._name, self._figures(documents, tokens), f" ({told})" if told else "")
 
     def ended(self, skipped: Mapping[str, int], noted: Mapping[str, int]) -> None:
         """Log how many documents the store leaves out, by reason, and what is remarkable about those it has."""
@@ -61,7 +69,7 @@ class BuildProgress:
 
     def _figures(self, documents: int, tokens: int) -> str:
         rate = self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
-        return f"{documents:,} documents, {tokens / 1e6:,.1f} M tokens, {rate:,.1f} MB/s"
+        return f"{counted(documents, 'document')}, {tokens_told(tokens)}, {rate:,.1f} MB/s"
 
 
 def _listed(counts: Mapping[str, int]) -> str:

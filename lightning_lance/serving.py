@@ -20,6 +20,20 @@ _STREAM_COLUMNS = ("language",)
 _EXAMPLES = {"where": "{language: [Python]}", "mix": "{Python: 0.7, Rust: 0.3}"}
 
 
+def check_selection(where: Mapping[str, Sequence[str]], mix: Mapping[str, float]) -> None:
+    """Refuse what selects nothing in any store, by ConfigError; see `Serving`."""
+    for name, value in (("where", where), ("mix", mix)):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} is {value!r}: expected a mapping, such as {_EXAMPLES[name]}.")
+    for column, values in where.items():
+        if column not in _STREAM_COLUMNS:
+            raise ConfigError(
+                f"where has the column {column!r}: streams are told apart by {', '.join(_STREAM_COLUMNS)}."
+            )
+        if isinstance(values, str) or not isinstance(values, Collection):
+            raise ConfigError(f"where.{column} is {values!r}: expected a list, such as [{values}].")
+
+
 @dataclass(frozen=True)
 class Serving:
     """A selection of windows and its order: with a position, all that decides what a run sees.
@@ -50,9 +64,7 @@ class Serving:
     def __post_init__(self) -> None:
         if not self.stores:
             raise ConfigError("There is no store to serve: give one, or name to store for several.")
-        for name, value in (("where", self.where), ("mix", self.mix)):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{name} is {value!r}: expected a mapping, such as {_EXAMPLES[name]}.")
+        check_selection(self.where, self.mix)
         # A float32 is taken for the decimal that it is written as; a checkpoint keeps plain numbers only.
         plain = {
             name: float(str(weight)) if isinstance(weight, np.number) else weight for name, weight in self.mix.items()
@@ -68,19 +80,11 @@ class Serving:
                     f"The stores {next(iter(self.stores))!r} and {name!r} were made with different tokenizers: a model reads "
                     "one of them only; build one of the stores anew."
                 )
-        for column, values in self.where.items():
-            if column not in _STREAM_COLUMNS:
-                raise ConfigError(
-                    f"where has the column {column!r}: streams are told apart by {', '.join(_STREAM_COLUMNS)}."
-                )
-            if isinstance(values, str) or not isinstance(values, Collection):
-                raise ConfigError(f"where.{column} is {values!r}: expected a list, such as [{values}].")
+        for values in self.where.values():
             check_languages(values, sorted(self._languages), "where")
-        if self.mix:
-            known = sorted(self.stores) if len(self.stores) > 1 else sorted(self._selected_languages)
-            if unknown := [name for name in self.mix if name not in known]:
-                what = "store" if len(self.stores) > 1 else "language"
-                raise ConfigError(f"mix has the {what} {unknown[0]!r}: there are {', '.join(known)}.")
+        if self.mix and (unknown := [name for name in self.mix if name not in self._components]):
+            what = "store" if len(self.stores) > 1 else "language"
+            raise ConfigError(f"mix has the {what} {unknown[0]!r}: there are {', '.join(self._components)}.")
 
     @property
     def _languages(self) -> set[str]:
@@ -90,6 +94,16 @@ class Serving:
     def _selected_languages(self) -> set[str]:
         wanted = {*self.where.get("language", ())}
         return self._languages & wanted if wanted else self._languages
+
+    @property
+    def _components(self) -> list[str]:
+        """What a mixture may have: the names of several stores, else languages."""
+        return sorted(self.stores) if len(self.stores) > 1 else sorted(self._selected_languages)
+
+    @property
+    def left_out(self) -> list[str]:
+        """What is there and selected, and has no weight in the mixture: no window shows it."""
+        return [name for name in self._components if name not in self.mix] if self.mix else []
 
     def mixture(self, taken: Sequence[int] | None = None) -> Mixture:
         """Make the order. `taken`: windows that each component has given before."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lightning_lance.errors import LightningLanceError, SourceError, StoreError
+from lightning_lance.figures import counted, share_told, tokens_told
 from lightning_lance.locking import write_whole
 
 # Between two writes: often enough for those who wait, too seldom to be felt.
@@ -45,10 +46,8 @@ class BuildStatus:
     of_source: bool = False
 
     def __str__(self) -> str:
-        return (
-            f"{self.builder}, since {self.since}: {self.documents:,} documents, {self.tokens / 1e6:,.1f} M tokens, "
-            f"{100 * min(self.share, 1.0):.0f} %"
-        )
+        figures = [counted(self.documents, "document"), tokens_told(self.tokens), share_told(self.share)]
+        return f"{self.builder}, since {self.since}: {', '.join(filter(None, figures))}"
 
 
 def read_status(path: Path) -> BuildStatus | None:

@@ -12,12 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 
-from lightning_lance.commit import (
-    FORMAT_VERSION,
-    commit_of,
-    is_commit,
-    notes_of,
-)
+from lightning_lance.commit import FORMAT_VERSION, commit_of, is_commit, notes_of
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
 from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, stream_columns, take_blocks
@@ -189,6 +184,12 @@ class TokenStore:
     def __reduce__(self) -> tuple[Any, ...]:
         # Handles and maps do not travel: another process opens the same version anew.
         return TokenStore.open, (self.uri, self.version, *self._opening)
+
+    def __repr__(self) -> str:
+        what = ", ".join(f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split])
+        return (
+            f"TokenStore({self.uri!r}, version={self.version}, tokens={self.commit.stored_tokens:,}, streams=[{what}])"
+        )
 
     @property
     def fingerprint(self) -> str:

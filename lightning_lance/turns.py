@@ -10,6 +10,7 @@ from typing import Protocol
 
 from lightning_lance.commit import Commit
 from lightning_lance.errors import StoreError
+from lightning_lance.figures import counted, tokens_told
 from lightning_lance.locking import POLL_SECONDS, Lease
 from lightning_lance.status import BuildStatus, StatusFile, failure_of, read_status
 
@@ -199,7 +200,7 @@ class CommitTurn:
             done = (
                 "nothing yet"
                 if commit is None
-                else f"{commit.documents:,} documents, {commit.tokens / 1e6:,.1f} M tokens"
+                else f"{counted(commit.documents, 'document')}, {tokens_told(commit.tokens)}"
             )
             _log.warning("Another process builds %s; waiting for it (committed: %s).", self._uri, done)
         time.sleep(POLL_SECONDS)

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from lightning_lance.errors import ConfigError, whole_number
+from lightning_lance.errors import ConfigError, one_of, whole_number
 from lightning_lance.layout import StreamExtent
 
 Order = Literal["shuffle", "random", "sequential"]
@@ -89,6 +89,22 @@ def windows_of(num_tokens: int, context_length: int, order: Order) -> int:
     return whole if order == "sequential" else max(num_tokens // context_length - 1, min(whole, 1))
 
 
+def check_order(context_length: int, order: Order, shuffle_block: int | None) -> tuple[int, int | None]:
+    """Check what an order is made of, and give both numbers as plain ints.
+
+    Raises:
+        ConfigError: If one cannot be used.
+    """
+    context_length = whole_number("context_length", context_length)
+    one_of("order", order, get_args(Order))
+    if shuffle_block is None:
+        return context_length, None
+    shuffle_block = whole_number("shuffle_block", shuffle_block)
+    if order != "shuffle":
+        raise ConfigError(f"shuffle_block is {shuffle_block} with order {order!r}: expected 'shuffle'.")
+    return context_length, shuffle_block
+
+
 @dataclass(frozen=True)
 class WindowOrder:
     """Which windows follow each other, in every epoch.
@@ -116,15 +132,9 @@ class WindowOrder:
     _ends: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "context_length", whole_number("context_length", self.context_length))
-        if self.order not in get_args(Order):
-            raise ConfigError(f"order is {self.order!r}: expected one of {', '.join(get_args(Order))}.")
-        if self.shuffle_block is not None:
-            object.__setattr__(self, "shuffle_block", whole_number("shuffle_block", self.shuffle_block))
-            if self.order != "shuffle":
-                raise ConfigError(
-                    f"shuffle_block is {self.shuffle_block} with order {self.order!r}: expected 'shuffle'."
-                )
+        context_length, shuffle_block = check_order(self.context_length, self.order, self.shuffle_block)
+        object.__setattr__(self, "context_length", context_length)
+        object.__setattr__(self, "shuffle_block", shuffle_block)
         counts = [windows_of(stream.num_tokens, self.context_length, self.order) for stream in self.streams]
         object.__setattr__(self, "_counts", np.asarray(counts, dtype=np.int64))
         object.__setattr__(self, "_ends", np.cumsum(self._counts))

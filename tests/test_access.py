@@ -1,6 +1,9 @@
+from contextlib import nullcontext
+from pathlib import Path
+
 import pytest
 
-from lightning_lance.access import explain
+from lightning_lance.access import explain, open_builder
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.streaming import DatasetSource
 
@@ -40,3 +43,24 @@ def test_the_cause_counts_too():
     error = RuntimeError("while reading")
     error.__cause__ = ConnectionError("refused")
     assert "cannot be reached" in str(explain(error, SOURCE))
+
+
+@pytest.mark.parametrize(
+    ("path", "files", "told"),
+    [
+        ("parquet", ["a.jsonl", "b.json.gz"], "finds '.*a.jsonl', which is no Parquet by its name: use source=jsonl"),
+        ("json", ["a.parquet"], "finds '.*a.parquet', which is no JSON Lines by its name: use source=parquet"),
+        ("parquet", ["a.jsonl", "b.parquet"], None),
+        ("parquet", ["a", "b.data"], None),
+        ("json", ["a.txt"], None),
+    ],
+)
+def test_files_of_another_format_are_refused_by_their_names(
+    tmp_path: Path, path: str, files: list[str], told: str | None
+):
+    """Where all of them say so: others may be what they have to be, whatever they are called."""
+    for file in files:
+        (tmp_path / file).touch()
+    source = DatasetSource(path, data_files=[f"{tmp_path}/*"])
+    with pytest.raises(ConfigError, match=told) if told else nullcontext():
+        open_builder(source, {})

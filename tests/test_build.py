@@ -69,12 +69,11 @@ def test_an_interruption_says_what_is_safe(tmp_path: Path):
         error = KeyboardInterrupt()
 
     uri, made = str(tmp_path / "x.lance"), documents(*["some text"] * 40)
-    with pytest.raises(
-        BuildInterrupted, match=r"^Stopped before the first commit of '.*': run it again, it begins anew\.$"
-    ):
+    with pytest.raises(BuildInterrupted, match=r"^Nothing is committed in '.*' yet: run it again, it begins anew\.$"):
         prepare(Pressed(made), ByteChoice(), uri)
     with pytest.raises(
-        BuildInterrupted, match=r"^Stopped; (\d+) documents \(.* tokens\) are committed in .* goes on after them"
+        BuildInterrupted,
+        match=r"^\d+ documents \(.* tokens\) are committed in '.*': run it again, it goes on from there\.$",
     ):
         prepare(Pressed(made), ByteChoice(), uri, commit_tokens=1)
     assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
@@ -127,7 +126,7 @@ def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, cap
         _, commit = last_version(options["uri"])
         assert commit is not None
         assert 0 < commit.documents < 60
-        assert any(message.startswith(f"Stopped; {commit.documents} documents") for message in caplog.messages)
+        assert any(message.startswith(f"{commit.documents} documents (") for message in caplog.messages)
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         store = prepare(source, ByteChoice(), **options)
         assert store.commit.documents == 60
@@ -135,3 +134,27 @@ def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, cap
         assert {path.name for path in disk.iterdir()} == {"x.lance", "x.tokenizer.json"}
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_what_running_again_cannot_cure_is_not_advised_and_leaves_no_status(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    class Wrong(Ends):
+        error = ConfigError("there is no such language")
+
+    made = documents(*["some text"] * 40)
+    for source, left in ((Wrong(made), False), (Ends(made), True)):
+        with pytest.raises((ConfigError, SourceError)):
+            prepare(source, ByteChoice(), str(tmp_path / "x.lance"))
+        assert (tmp_path / "x.building.json").exists() == left
+    # Nothing was committed that could be gone on from; the error itself says what to do.
+    assert caplog.messages == []
+
+
+def test_that_nothing_is_to_validate_on_is_told_when_it_is_built(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    source = ListSource(documents("some text"))
+    for options in ({"val_fraction": 1e-9}, {"val_fraction": 0.0}):
+        for _ in range(2):
+            prepare(source, ByteChoice(), data_dir=tmp_path, **options)
+    (line,) = caplog.messages
+    assert "has nothing to validate on, since of 1 document none fell to val_fraction=1e-09: a larger budget" in line

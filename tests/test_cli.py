@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_lance.cli import main
+
 COMMAND = [str(Path(sys.executable).with_name("lightning-lance"))]
 
 
@@ -48,7 +50,10 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
             ["source.shardseed=3"],
             "There is no key 'source.shardseed': did you mean 'shard_seed'? source has dedup, languages, ",
         ),
-        (["source=nope"], "Could not find 'source/nope' Available options in 'source': files fineweb github_code"),
+        (
+            ["source=parket"],
+            "There is no source 'parket': did you mean 'parquet'? there are files, fineweb, github_code, ",
+        ),
         (["source=files"], "The key source.patterns has no value: give it one on the command line"),
         (["source=files", "source.patterns=['no/*.py']"], "No file matches 'no/*.py' in '"),
         (["source=parquet", "source.data_files=['no/*.parquet']"], "No file matches 'no/*.parquet' in '"),
@@ -58,7 +63,18 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (["source=fineweb", "languages=[English]"], "Source 'fineweb' has no languages, got languages=['English']"),
         (["max_tokens=-1"], "max_tokens is -1: expected a positive whole number, or null for no bound."),
         (["tokenizer.vocab_size=9"], "tokenizer.vocab_size is 9: 256 bytes and EOS need 257 at least."),
-        (["data.val_fraction=2"], "val_fraction is 2: expected a share of the documents"),
+        (
+            ["data.val_fraction=2"],
+            "val_fraction is 2: expected a share of the documents, 0 <= val_fraction < 1; on the command line: data.",
+        ),
+        (
+            ["data.batch_format=hf"],
+            "batch_format is 'hf': expected one of default, huggingface; on the command line: data.batch_format.",
+        ),
+        (
+            ["tokenizer=bytes", "data.fim={prefix_token: fim_a, middle_token: b, suffix_token: c}"],
+            "The tokenizer has no token 'fim_a': ",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path, arguments: list[str], sentence: str):
@@ -82,7 +98,47 @@ def test_help_version_and_other_words(tmp_path: Path):
     code, _, err = run(tmp_path, "prepair")
     assert code == 1
     assert err.startswith("error: there is no command 'prepair': expected prepare, verify, forget or verify-resume.")
-    assert "github_code" in run(tmp_path, "prepare", "--help")[1]
+    shown = run(tmp_path, "prepare", "--help")[1]
+    assert "github_code" in shown
+    assert "powered by" not in shown.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("verify", "error: got nothing, expected verify URI, and after it sample=0.1 ("),
+        ("verify sample=2", "error: got sample=2, expected verify URI, and after it sample=0.1 ("),
+        (
+            "verify x.lance sample=2",
+            "error: sample is 2: expected a share of the data files, above 0 and up to 1, such as 0.1.",
+        ),
+        ("verify x.lance sample=few", "error: sample is few: expected a share"),
+        ("verify x.lance all", "error: got all, expected verify URI"),
+        ("verify x.lance", "error: There is no committed token store at 'x.lance'"),
+        ("verify --all", "error: got --all, expected verify URI"),
+        ("forget x.lance", "error: got no key=value, expected forget URI key=value, as in repo=owner/name"),
+        ("forget repo=a/b", "error: got repo=a/b, expected forget URI"),
+        ("forget x.lance repo=a/b purge=1", "error: got purge=1, expected forget URI"),
+        ("verify-resume uri=x", "error: got uri=x, expected verify-resume CKPT"),
+        ("verify-resume x.ckpt y", "error: got y, expected verify-resume CKPT, and after it uri=PLACE"),
+    ],
+)
+def test_the_other_commands_say_what_they_expect(
+    arguments: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-lance", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert str(ended.value.code).startswith(told)
+
+
+@pytest.mark.parametrize("name", ["verify", "forget", "verify-resume"])
+def test_help_of_a_command(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for arguments in (["--help"], ["x.lance", "-h"]):
+        monkeypatch.setattr(sys, "argv", ["lightning-lance", name, *arguments])
+        main()
+        assert capsys.readouterr().out.startswith(f"lightning-lance {name} ")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +156,9 @@ def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, cod
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert re.fullmatch(r"interrupted: Stopped.* run it again, it (goes on after them|begins anew)\.\n", err), err
+    assert re.fullmatch(
+        r"interrupted: .*committed in .*: run it again, it (goes on from there|begins anew)\.\n", err
+    ), err
     if moment == "between":
         assert "documents (" in err
     # A store that is on its way, and nothing else.
@@ -124,4 +182,4 @@ def test_dicts_are_filled_as_the_readme_says(tmp_path: Path):
     ]  # fmt: skip
     code, out, error = run(tmp_path, *arguments)
     assert code == 0, error
-    assert "1 documents" in out
+    assert "1 document," in out

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
+
+from lightning_lance.errors import ConfigError
 
 SCRIPT = Path(__file__).parents[1] / "examples/train_gpt.py"
 SMALL = [
@@ -88,3 +91,31 @@ def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path):
     assert done.returncode == 1
     assert done.stderr.endswith("error: max_documents is 0: expected a positive whole number, or null for no bound.\n")
     assert json.dumps(done.stderr).count("Traceback") == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["data.batch_format=huggingface"], "data.batch_format is 'huggingface', but the sample GPT takes `targets`"),
+        (
+            ["model.n_head=3"],
+            "The keys of model do not go together: n_embd=128 with n_head=3 makes heads of unequal size, expected",
+        ),
+        (["trainer=gpu"], "trainer.accelerator is 'gpu', but torch finds no GPU here: give trainer=cpu, or install"),
+        (["ckpt_path=last"], "There is no checkpoint in '"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_built(
+    overrides: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import train_gpt
+
+    if "trainer=gpu" in overrides and (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        pytest.skip("there is one here")
+    monkeypatch.chdir(tmp_path)
+    with initialize_config_module("lightning_lance.conf", version_base="1.3"):
+        config = compose("config", overrides=overrides)
+    with pytest.raises(ConfigError) as refused:
+        train_gpt.main.__wrapped__(config)
+    assert str(refused.value).startswith(sentence)
+    assert list(tmp_path.iterdir()) == []

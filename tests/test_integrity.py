@@ -122,7 +122,7 @@ def test_a_damaged_store_is_refused_at_the_opening_that_asks(store: Path, tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, len(done.stdout.splitlines())) == (1, 1)
     assert file.name in done.stdout
-    assert "1 problems" in done.stderr
+    assert "1 problem." in done.stderr
     command[-1] = str(store)
     done = subprocess.run([*command, "sample=0.5"], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, f"{store}: all is as it was written.\n")

@@ -81,6 +81,8 @@ def test_waits_grow_vary_and_end(monkeypatch: pytest.MonkeyPatch):
         SourceError, match=r"gave up on reading x after 13 tries \(OSError: cut\): all that is committed"
     ):
         patience.wait(13, "reading x", OSError("cut"))
+    with pytest.raises(SourceError, match=r"after 1 try \(OSError: cut\)"):
+        Patience("mine", 0, 30.0).wait(1, "reading x", OSError("cut"))
     assert patience.incidents == {"OSError": 12, "HTTP 429": 2}
 
 

@@ -1,3 +1,4 @@
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -40,14 +41,19 @@ def build(tmp_path: Path, **budget: Any) -> Any:
     return prepare(ListSource(documents(*["text"] * 40)), ByteChoice(), data_dir=tmp_path / "data", **budget)
 
 
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message for message in caplog.messages if "needs about" in message]
+
+
 def test_a_build_that_cannot_fit_is_refused_before_anything_is_stored(tmp_path: Path):
     """With the real disk: no disk has room for 10^18 tokens."""
     for budget in ({"max_tokens": 10**18}, {"max_documents": 10**18}):
         with pytest.raises(
-            ConfigError, match=r"needs about [\d,.]+ GB \(\S+ tokens of 2 bytes\), and [\d,.]+ GB are free"
+            ConfigError, match=r"needs about [\d,.]+ TB \([\d,]+ T tokens of 2 bytes\), and [\d,.]+ [GT]B are free"
         ):
             build(tmp_path, **budget)
-    assert not list((tmp_path / "data").glob("*.lance"))
+    # Nor is anything left that says why: whoever asked has been told, and will ask for something else.
+    assert not [*(tmp_path / "data").glob("*.lance"), *(tmp_path / "data").glob("*.building.json")]
 
 
 def test_what_is_needed_and_free_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -55,8 +61,13 @@ def test_what_is_needed_and_free_is_told_once(tmp_path: Path, caplog: pytest.Log
         build(tmp_path, max_documents=20)
         (tmp_path / "a.txt").write_text("text")
         prepare(FilesSource(["*.txt"], root=str(tmp_path)), ByteChoice(), data_dir=tmp_path, max_tokens=10**18)
-    told = [message for message in caplog.messages if "needs about 0.00 GB" in message]
-    assert len(told) == 2
+    assert [bool(re.search(r"needs about \d+ bytes \(\d+ tokens of 2 bytes\), and", m)) for m in told(caplog)] == [
+        True
+    ] * 2
+    caplog.clear()
+    with caplog.at_level("INFO", "lightning_lance"):
+        build(tmp_path, max_documents=40)
+    assert ["needs about 220 bytes more than it has (200 tokens of 2 bytes), and " in m for m in told(caplog)] == [True]
 
 
 def test_growing_needs_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -352,7 +352,7 @@ def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenSt
     for result in results:
         if result is not built:
             assert re.match(
-                f"Another process builds {re.escape(str(uri))}; waiting for it \\(process \\d+ on .*, since .*: .* M tokens, ",
+                f"Another process builds {re.escape(str(uri))}; waiting for it \\(process \\d+ on .*, since .*: .* tokens",
                 result["messages"][0],
             )
     assert_same(TokenStore.open(uri), whole)
@@ -393,7 +393,7 @@ def test_those_who_wait_for_a_build_that_fails_tell_its_cause(tmp_path: Path, bu
     time.sleep(1)
     Path(gate).touch()
     assert fails.result()["error"] == "SourceError: the network is gone"
-    assert re.match(r"Stopped; \d+ documents \(.* tokens\) are committed in ", fails.result()["messages"][0])
+    assert re.match(r"\d+ documents \(.* tokens\) are committed in ", fails.result()["messages"][0])
     told = waits.result()
     assert told["reads"] == 0
     assert re.match(

@@ -14,12 +14,12 @@ def test_a_status_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.Mo
     begun = read_status(file)
     assert begun is not None
     assert str(begun).startswith(begun.builder + ", since 20")
-    assert str(begun).endswith(": 0 documents, 0.0 M tokens, 0 %")
+    assert str(begun).endswith(": 0 documents, 0 tokens")
     writer.update(5000, 7_000_000, 0.25)
     assert read_status(file) == begun
     monkeypatch.setattr(status, "_WRITE_SECONDS", 0.0)
     writer.update(5000, 7_000_000, 0.25)
-    assert str(read_status(file)).endswith(": 5,000 documents, 7.0 M tokens, 25 %")
+    assert str(read_status(file)).endswith(": 5,000 documents, 7.00 M tokens, 25 %")
     writer.remove()
     assert list(tmp_path.iterdir()) == []
 

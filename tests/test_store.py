@@ -148,3 +148,10 @@ def test_a_store_that_two_built_at_once_is_refused(byte_store: MakeStore):
     append_commit(store.uri, lance.dataset(store.uri).to_table(), store.commit)
     with pytest.raises(StoreError, match="holds 20 tokens and says 10: two processes built it at once"):
         TokenStore.open(store.uri)
+
+
+def test_a_store_says_what_it_is_in_one_line(byte_store: Callable[..., TokenStore]):
+    source = ListSource((*documents("aa"), *documents("b", language="Rust"), *documents("c", language="")))
+    store = byte_store(source=source)
+    streams = "[train/-, train/Python, train/Rust]"
+    assert repr(store) == f"TokenStore({store.uri!r}, version={store.version}, tokens=7, streams={streams})"

@@ -101,7 +101,7 @@ def test_without_leases_the_loser_waits_while_commits_come(
             turn.wait(Commit("f", {}, {}, "", "<eos>", 0, 1, documents=documents))
             assert not turn.mine
         assert (
-            "Another process builds s3://b/x.lance; waiting for it (committed: 1 documents, 0.0 M tokens)."
+            "Another process builds s3://b/x.lance; waiting for it (committed: 1 document, 0 tokens)."
             in caplog.messages
         )
         now[0] += 91

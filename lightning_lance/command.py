@@ -1,0 +1,177 @@
+"""A function as a command with a configuration: its keys, and whatever goes wrong told in one sentence.
+
+This is the only module that knows Hydra.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from lightning_lance.errors import BuildInterrupted, LightningLanceError
+from lightning_lance.languages import nearest
+from lightning_lance.signals import Interruptible
+
+# Keys whose value is a dict that the user fills. Hydra adds keys to a dict only where a + says so.
+_DICTS = re.compile(r"(data\.(where|mix|fim|storage_options)|source\.(columns|where|extensions|storage_options))=\{")
+# Keys that are no words of a sentence, so that they mean the key wherever they stand.
+_NO_WORDS = ("uri", "fim")
+
+
+def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable[[], None]:
+    """Make a command of a function: give it the composed configuration, with the overrides of the command line.
+
+    What the user can mend is told in one sentence on standard error, with exit code 1; set HYDRA_FULL_ERROR=1 for the
+    traceback. After Ctrl-C the exit code is 130, after SIGTERM 143.
+
+    Args:
+        task: The function.
+        trains: Whether it saves checkpoints, from which it goes on when it was interrupted.
+    """
+
+    @functools.wraps(task)
+    def run() -> None:
+        sys.argv[1:] = [f"+{argument}" if _DICTS.match(argument) else argument for argument in sys.argv[1:]]
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            _hydra_main(task)
+            return
+        told: list[BaseException] = []
+        configs: list[DictConfig] = []
+
+        @functools.wraps(task)
+        def guarded(config: DictConfig) -> None:
+            configs.append(config)
+            # Only for Hydra's own part: processes that the task starts shall tell errors in one sentence too.
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+            # Every request to the Hub would be a line; those that fail are told by who tries again.
+            logging.getLogger("httpx").setLevel(logging.WARNING)
+            # Kept from Hydra, which would print a line of its own before it.
+            try:
+                task(config)
+            except (LightningLanceError, HydraException, OmegaConfBaseException) as error:
+                told.append(error)
+
+        signals, began = Interruptible(), time.time()
+        try:
+            with signals:
+                # Otherwise Hydra prints errors of the configuration itself, over several lines.
+                os.environ["HYDRA_FULL_ERROR"] = "1"
+                try:
+                    _hydra_main(guarded)
+                finally:
+                    os.environ.pop("HYDRA_FULL_ERROR", None)
+        except (HydraException, OmegaConfBaseException) as error:
+            told.append(error)
+        except (KeyboardInterrupt, SystemExit) as error:
+            # Lightning makes SystemExit of both signals.
+            if signals.received is None:
+                raise
+            # Processes that Lightning has started get the signal too; one of them tells.
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                how = _how_to_go_on(error, configs[-1] if configs and trains else None, began)
+                print(f"interrupted: {how}", file=sys.stderr, flush=True)
+            sys.exit(signals.exit_code)
+        if told:
+            sys.exit(f"error: {_one_sentence(told[0], configs[-1] if configs else None)}")
+
+    return run
+
+
+def _hydra_main(task: Callable[[DictConfig], None]) -> None:
+    hydra.main(version_base="1.3", config_path="pkg://lightning_lance.conf", config_name="config")(task)()
+
+
+def last_checkpoints(config: DictConfig) -> list[Path]:
+    """Find the checkpoints of `output_dir` that `ckpt_path=last` means."""
+    return sorted(Path(config.get("output_dir") or ".", "checkpoints").glob("last*.ckpt"))
+
+
+def _how_to_go_on(error: BaseException, trained: DictConfig | None, began: float) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, BuildInterrupted):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    if trained is None:
+        return "run it again, it goes on after what was committed."
+    # One from before this run is no place to go on from, unless this one had begun there.
+    if trained.get("ckpt_path") or any(file.stat().st_mtime > began for file in last_checkpoints(trained)):
+        return "run it again with ckpt_path=last, it goes on from the last checkpoint."
+    return "no checkpoint was saved yet: run it again, it trains from the beginning (what is built is not built again)."
+
+
+def _one_sentence(error: BaseException, config: DictConfig | None) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, LightningLanceError):
+            return _with_places(str(cause), config)
+        if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
+            return _unknown_key(cause)
+        if isinstance(cause, (MissingMandatoryValue, InterpolationToMissingValueError)):
+            key = str(cause.full_key or cause.key).removeprefix("data.")
+            return f"The key {key} has no value: give it one on the command line, as in {key}=..."
+        if isinstance(cause, MissingConfigException) and cause.options and cause.missing_cfg_file:
+            return _unknown_option(cause.missing_cfg_file, cause.options)
+        cause = cause.__cause__ or cause.__context__
+    return " ".join(str(error).split())
+
+
+def _with_places(sentence: str, config: DictConfig | None) -> str:
+    """Add where on the command line the keys of a sentence are: it names arguments, most of which are below `data`."""
+    if config is None or not isinstance(data := config.get("data"), DictConfig):
+        return sentence
+    places = []
+    for key in map(str, data):
+        anywhere = "_" in key or key in _NO_WORDS
+        found = re.search(rf"(?<![\w./'\"]){key}(?![\w/'\"])" if anywhere else rf"^{key}\b|\b{key}=", sentence)
+        if found and key not in config and not key.startswith("_"):
+            places.append(f"data.{key}")
+    return f"{sentence.rstrip('.')}; on the command line: {', '.join(places)}." if places else sentence
+
+
+def _unknown_option(file: str, options: Any) -> str:
+    group, _, name = file.rpartition("/")
+    near = nearest(name, [*options])
+    hint = f"did you mean {near!r}? " if near else ""
+    return f"There is no {group} {name!r}: {hint}there are {', '.join(sorted(options))}."
+
+
+def _unknown_key(error: OmegaConfBaseException) -> str:
+    parent = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
+    known = [str(key) for key in parent if key not in ("_target_", "_convert_", "hydra")]
+    near = nearest(str(error.key), known)
+    hint = f"did you mean {near!r}? " if near else ""
+    place = str(error.full_key).rpartition(".")[0]
+    return (
+        f"There is no key {error.full_key!r}: {hint}{place or 'the configuration'} has {', '.join(sorted(known))} "
+        f"(to add a key that the constructor takes, write +{error.full_key}=...)."
+    )
+
+
+def make(config: DictConfig, **changes: Any) -> Any:
+    """Instantiate a group of the configuration; a `ConfigError` of a constructor comes through as it is."""
+    try:
+        return instantiate(config, **changes)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, LightningLanceError):
+            raise error.__cause__ from None
+        raise

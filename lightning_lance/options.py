@@ -1,0 +1,50 @@
+"""What serving may be asked for, checked by itself: so before hours of building, and with neither a store nor torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from lightning_lance.errors import ConfigError, one_of, whole_number
+from lightning_lance.fim import check_names
+from lightning_lance.mixture import check_weights
+from lightning_lance.serving import check_selection
+from lightning_lance.windows import check_order
+
+BatchFormat = Literal["default", "huggingface"]
+Remainder = Literal["drop", "wrap", "short"]
+OnDataChange = Literal["error", "restart", "continue"]
+Extend = Literal["never", "next_epoch"]
+
+
+_CHOICES = {
+    "remainder": get_args(Remainder),
+    "extend": get_args(Extend),
+    "on_data_change": get_args(OnDataChange),
+    "batch_format": get_args(BatchFormat),
+}
+_FLAGS = ("document_ids", "position_ids", "cu_seqlens", "mask_boundary_targets", "verify", "rebuild")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse values that no store can be served with.
+
+    Whether the languages, stores and tokens that they name are there is seen when it is served.
+
+    Args:
+        options: Arguments of `LanceDataModule`, by name: all that decide what is served, and perhaps others.
+
+    Raises:
+        ConfigError: If a value cannot be used.
+    """
+    whole_number("batch_size", options["batch_size"])
+    check_order(options["context_length"], options["order"], options["shuffle_block"])
+    check_selection(options["where"] or {}, options["mix"] or {})
+    check_weights(options["mix"] or {})
+    for name, choices in _CHOICES.items():
+        one_of(name, options[name], choices)
+    for name in _FLAGS:
+        if not isinstance(options[name], bool):
+            raise ConfigError(f"{name} is {options[name]!r}: expected true or false.")
+    if options["fim"]:
+        check_names(options["fim"])
