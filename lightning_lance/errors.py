@@ -15,7 +15,7 @@ class ConfigError(LightningLanceError, ValueError):
 
 
 class SourceError(LightningLanceError):
-    """The documents cannot be read: nothing there, no access, not the expected columns."""
+    """The documents cannot be read: nothing there, no access, or no answer."""
 
 
 class StoreError(LightningLanceError):

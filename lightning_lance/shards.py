@@ -89,7 +89,7 @@ class OpenedDataset:
             if not present:
                 continue
             if missing := {*wanted} - {*present} - {*(self._builder.info.features or ())}:
-                raise SourceError(
+                raise ConfigError(
                     f"Source {self._source.name!r} has no column {', '.join(sorted(map(repr, missing)))}: there are "
                     f"{', '.join(present)}; set source.columns."
                 )

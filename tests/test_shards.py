@@ -146,7 +146,7 @@ print(json.dumps([fails("none"), fails("corpus", columns={"text": "body"})]))
     (missing, column), told = run(hub, tmp_path, script)
     assert missing[0] == "ConfigError"
     assert "There is no dataset 'own/none' on the Hub" in missing[1]
-    assert column[0] == "SourceError"
+    assert column[0] == "ConfigError"
     assert "has no column 'body': there are text, language, ignored" in column[1]
     assert told == ""
 

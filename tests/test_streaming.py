@@ -11,7 +11,7 @@ import zstandard
 from hub import Hub
 
 from lightning_lance.documents import TextFilter
-from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.errors import ConfigError
 from lightning_lance.languages import code_extensions
 from lightning_lance.streaming import DatasetSource
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(corpus: Path):
         DatasetSource("parquet", extensions=code_extensions())
     with pytest.raises(ConfigError, match=r"No file matches '.*/x-\*.parquet' in '.*': check source.data_files"):
         DatasetSource("parquet", data_files=[str(corpus / "train-*.parquet"), str(corpus / "x-*.parquet")]).open()
-    with pytest.raises(SourceError, match="has no column 'body': there are content, repo_name, path, license, size"):
+    with pytest.raises(ConfigError, match="has no column 'body': there are content, repo_name, path, license, size"):
         DatasetSource("parquet", {"text": "body"}, data_files=[str(corpus / "train-0.parquet")]).open()
 
 
