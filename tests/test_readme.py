@@ -23,6 +23,8 @@ def test_the_python_runs(number: int, tmp_path: Path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
+    # Of transformers, if a model's special ids are beyond its vocabulary.
+    assert "unexpected behavior" not in done.stderr
 
 
 def test_the_first_snippet_is_ten_lines():
