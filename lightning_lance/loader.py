@@ -16,6 +16,7 @@ from lightning_lance.agreement import agree
 from lightning_lance.batches import Batch, BatchMaker
 from lightning_lance.cursor import Cursor
 from lightning_lance.errors import ConfigError, StoreError, one_of, whole_number
+from lightning_lance.figures import counted
 from lightning_lance.mixture import Located
 from lightning_lance.options import OnDataChange, Remainder
 from lightning_lance.serving import Serving
@@ -126,9 +127,10 @@ class WindowLoader:
             serving = self._cursor.serving
             uris = ", ".join(repr(store.uri) for store in serving.stores.values())
             raise ConfigError(
-                f"What is served of split {serving.split!r} of {uris} has {serving.num_tokens:,} tokens, which make "
-                f"{self.num_windows} windows of {self.context_length} + 1: too few for one batch of {self.batch_size} on "
-                f"{self._world_size} rank(s); lower batch_size or context_length, or store more documents."
+                f"What is served of split {serving.split!r} of {uris} has {counted(serving.num_tokens, 'token')}, which "
+                f"make {counted(self.num_windows, 'window')} of {self.context_length} + 1: too few for one batch of "
+                f"{self.batch_size} on {counted(self._world_size, 'rank')}; lower batch_size or context_length, "
+                "or store more documents."
             )
 
     @property

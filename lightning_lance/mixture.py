@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lightning_lance.errors import ConfigError
+from lightning_lance.figures import counted
 from lightning_lance.windows import WindowOrder
 
 # The longest table of a schedule. Weights of four decimals need no more than 10,000.
@@ -128,7 +129,7 @@ class Mixture:
             if not order.num_windows and len(orders) > 1:
                 tokens = sum(stream.num_tokens for stream in order.streams)
                 raise ConfigError(
-                    f"mix.{name} has {tokens:,} tokens, not one window of {order.context_length} + 1: leave it out."
+                    f"mix.{name} has {counted(tokens, 'token')}, not one window of {order.context_length} + 1: leave it out."
                 )
         self._schedule = Schedule(weights)
         #: Windows of an epoch of each component: (components,) int64.

@@ -14,6 +14,7 @@ import xxhash
 
 from lightning_lance.commit import FORMAT_VERSION, Commit, last_commit
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.figures import counted
 from lightning_lance.locking import lock_file
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.sources import Source
@@ -47,6 +48,10 @@ class Budget:
             if value is not None and (not isinstance(value, (int, float)) or value < 1 or value != int(value)):
                 raise ConfigError(f"{name} is {value}: expected a positive whole number, or null for no bound.")
             object.__setattr__(self, name, None if value is None else int(value))
+
+    def __str__(self) -> str:
+        asked = [f"{name}={value:,}" for name, value in vars(self).items() if value is not None]
+        return " and ".join(asked) or "all that the source has"
 
     def met(self, commit: Commit) -> bool:
         """Whether a store with this commit needs no more documents."""
@@ -160,8 +165,9 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
     check_same(commit, plan)
     if not budget.met(commit):
         raise StoreError(
-            f"The token store {plan.uri!r} is unfinished ({commit.documents:,} documents, {commit.tokens:,} tokens; asked "
-            f"for {budget}){_last_failure(plan)}: run 'lightning-lance prepare' again, it continues."
+            f"The token store {plan.uri!r} is unfinished ({counted(commit.documents, 'document')}, "
+            f"{counted(commit.tokens, 'token')}; asked for {budget}){_last_failure(plan)}: "
+            "run 'lightning-lance prepare' again, it continues."
         )
     # Versions from before something was forgotten are kept for checkpoints only.
     rules = len(commit.forgotten)

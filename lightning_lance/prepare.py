@@ -197,7 +197,9 @@ def check_origin(source: Source | None, tokenizer: TokenizerChoice | None, uri: 
     if source is None and not uri:
         raise ConfigError("Without a source, the uri of a token store is needed: got neither.")
     if source is not None and isinstance(uri, Mapping):
-        raise ConfigError(f"uri names {len(uri)} stores, but one is built: give one place, or no source and tokenizer.")
+        raise ConfigError(
+            f"uri is a mapping, of {counted(len(uri), 'store')}, but one is built: give one place, or no source and tokenizer."
+        )
 
 
 def _check_place(plan: Plan) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lightning_lance.cursor import Cursor
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.figures import counted
 from lightning_lance.serving import Serving
 from lightning_lance.store import TokenStore
 from lightning_lance.tokenizer_choice import TokenizerFile
@@ -71,14 +72,15 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
     windows = cursor.value - state["digest_from"]
     if f"{found % 2**64:016x}" != states[0]["digest"]:
         raise StoreError(
-            f"The {windows:,} windows that this version of lightning-lance gives have the digest {found % 2**64:016x}, the "
-            f"checkpoint's is {states[0]['digest']}: a resumed run would not continue it; use the version that saved it."
+            f"The {counted(windows, 'window')} that this version of lightning-lance gives have the digest "
+            f"{found % 2**64:016x}, the checkpoint's is {states[0]['digest']}: a resumed run would not continue it; use "
+            "the version that saved it."
         )
     seconds = time.monotonic() - began
     lines = [
         f"{file}: epoch {cursor.epoch}, {cursor.position:,} of its {cursor.num_windows:,} windows of "
         f"{cursor.serving.context_length} tokens are consumed (cursor {cursor.value:,}).",
-        f"digest OK: {windows:,} windows worked out anew in {seconds:.1f} s, in "
+        f"digest OK: {counted(windows, 'window')} worked out anew in {seconds:.1f} s, in "
         + ", ".join(f"{store.uri} version {store.version}" for store in cursor.serving.stores.values()),
         "next:",
     ]

@@ -365,7 +365,7 @@ def test_fill_in_the_middle_without_its_tokens_is_refused(tmp_path: Path):
 
 
 def test_serving_arguments_that_cannot_be_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="uri names 2 stores, but one is built"):
+    with pytest.raises(ConfigError, match="uri is a mapping, of 2 stores, but one is built"):
         make_data(tmp_path, uri={"a": "x", "b": "y"})
 
 

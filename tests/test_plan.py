@@ -45,6 +45,8 @@ def test_a_budget_of_nothing_is_refused():
     with pytest.raises(ConfigError, match=r"max_documents is 1\.5: expected a positive whole"):
         Budget(max_documents=1.5)  # type: ignore[arg-type]
     assert Budget(max_documents=5e3).max_documents == 5000  # type: ignore[arg-type]
+    assert str(Budget(max_documents=5000, max_tokens=7)) == "max_documents=5,000 and max_tokens=7"
+    assert str(Budget()) == "all that the source has"
     with pytest.raises(ConfigError, match="max_tokens is many"):
         Budget(
             max_tokens="many"  # type: ignore[arg-type]
