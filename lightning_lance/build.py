@@ -191,6 +191,7 @@ class Build:
                 self.committed = commit
                 if not final:
                     self._version = tidy(uri, self._version, options, left=self._left)
+                    self._left = set()
             except (StoreError, ValueError, OSError):
                 # If another has gone on meanwhile, and removed what was being read, it is that.
                 newest_at(uri, self._version, options)

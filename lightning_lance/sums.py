@@ -22,9 +22,7 @@ from lightning_lance.fragments import dataset_at, lance_options
 _log = logging.getLogger(__name__)
 
 SUMS = "lightning_lance.sums.json"
-_FOLDERS = ("_versions", "_transactions")
-# It changes with every commit, whoever makes it.
-_HINT = "latest_version_hint.json"
+_FOLDERS = {"_versions": ".manifest", "_transactions": ".txn"}
 # Lance counts versions down in their names, so that the newest is listed first.
 _LAST = 2**64 - 1
 
@@ -43,8 +41,13 @@ def root_session(uri: str, storage_options: Mapping[str, str] | None) -> LanceFi
 
 def listed(session: Any) -> set[str]:
     """List the manifests and transactions that are there, by path."""
-    found = {f"{folder}/{Path(path).name}" for folder in _FOLDERS for path in session.list(folder)}
-    return {path for path in found if not path.endswith(_HINT)}
+    # Beside them lie the hint of the newest version, and what a killed writer left half-written.
+    return {
+        f"{folder}/{Path(path).name}"
+        for folder, ending in _FOLDERS.items()
+        for path in session.list(folder)
+        if path.endswith(ending)
+    }
 
 
 def sum_of(session: Any, path: str) -> Sum:
