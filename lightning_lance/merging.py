@@ -168,8 +168,8 @@ def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
     """Choose which neighbours to merge.
 
     After the last merge there are at most as many fragments as `full` goes into all their bytes, and one; before, eight of each
-    size more. That depends on the sizes alone, not on how they came to be: a build that was killed, a growth, documents that were
-    forgotten. Nothing is merged to twice `full`, or more.
+    size more. That depends on the sizes alone, not on how they came to be: a build that was killed, a growth, documents that
+    were forgotten. Nothing is merged to twice `full`, or more.
 
     Args:
         sizes: Bytes of the fragments, in their order.

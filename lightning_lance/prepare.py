@@ -10,14 +10,18 @@ from typing import Literal
 
 from lightning_lance.build import Build
 from lightning_lance.commit import Commit, last_version
-from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, StoreError
-from lightning_lance.fragments import remove_aside, remove_store
+from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, LightningLanceError, StoreError
+from lightning_lance.fragments import dataset_at, remove_aside, remove_store
+from lightning_lance.locking import Lease
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
+from lightning_lance.merging import end_build
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.sources import Source
 from lightning_lance.store import TokenStore
+from lightning_lance.tags import lacks_build_tag
 from lightning_lance.tokenizer_choice import TokenizerChoice
 from lightning_lance.turns import COMMIT_MARGIN_SECONDS, CommitTurn, LeaseTurn, Turn
+from lightning_lance.versions import first_version
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +116,7 @@ def _complete(
                         # What tidies up may remove the version that was found complete.
                         if turn.finishing():
                             continue
+                        _end(plan, budget, version, storage_options)
                         return
                 if not turn.mine:
                     turn.wait(commit)
@@ -124,7 +129,7 @@ def _complete(
                     if replaced:
                         _log.warning("The token store %s, which another recipe made, is replaced.", plan.uri)
                         remove_store(plan.uri, storage_options)
-                    elif rebuild:
+                    else:  # a rebuild may have been killed while it removed the old store
                         remove_aside(plan.uri)
                     build.run(turn, commit_tokens, commit_seconds)
                 except CommitConflict as error:
@@ -141,6 +146,32 @@ def _complete(
                     commit = build.committed if build else commit
     except KeyboardInterrupt:
         raise BuildInterrupted(_how_to_go_on(plan.uri, commit)) from None
+
+
+def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str, str] | None) -> None:
+    """Do what a builder has left undone that was killed after its last commit, if `version` is what it ended with.
+
+    Where another process builds by now, that one will do it.
+    """
+    uri = plan.uri
+    try:
+        dataset = dataset_at(uri, version, storage_options)
+        if (
+            dataset is None
+            or not lacks_build_tag(dataset, uri)
+            or first_version(uri, budget.met, storage_options) != version
+        ):
+            return
+        lease = None if plan.lock_file is None else Lease(plan.lock_file)
+        if lease is None or lease.take():
+            try:
+                if last_version(uri, storage_options)[0] == version:
+                    end_build(uri, dataset, storage_options)
+            finally:
+                if lease is not None:
+                    lease.release()
+    except (LightningLanceError, ValueError, OSError) as error:  # a store that can only be read is no reason to fail
+        _log.debug("%s", error)
 
 
 def _turn(plan: Plan, commit_seconds: float) -> Turn:

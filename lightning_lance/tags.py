@@ -69,10 +69,9 @@ def keep_build(dataset: Any, uri: str) -> None:
     _set(dataset, _build_tag(dataset, uri))
 
 
-def is_kept_build(dataset: Any, uri: str) -> bool:
-    """Tell whether the version that is open has the tag of what a build ended with."""
-    tag = dataset.tags.list().get(_build_tag(dataset, uri))
-    return tag is not None and int(tag["version"]) == int(dataset.version)
+def lacks_build_tag(dataset: Any, uri: str) -> bool:
+    """Tell whether no tag keeps what a build ended with, should that be the version that is open; not so of others' versions."""
+    return is_commit(dataset) and _build_tag(dataset, uri) not in dataset.tags.list()
 
 
 def _build_tag(dataset: Any, uri: str) -> str:

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, prepare
-from lightning_lance.commit import last_commit
+from lightning_lance.commit import last_commit, last_version
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.splits import SPLITS, split_codes
 from lightning_lance.tokenization import Tokenizer
@@ -334,6 +334,34 @@ def test_a_killed_build_goes_on_and_nothing_is_lost_or_doubled(tmp_path: Path, w
     assert "version" in builders.start(uri, commit_tokens=50_000).result()
     assert_same(TokenStore.open(uri), whole)
     assert beside(uri) == {"x.tokenizer.json"}
+
+
+DIES = """
+import os, signal, sys
+sys.path[:0] = [sys.argv[1]]
+from conftest import ListSource, documents
+from lightning_lance import merging, prepare
+from lightning_lance.tokenizer_choice import ByteChoice
+merging.keep_build = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+prepare(ListSource(documents(*["some text"] * 40)), ByteChoice(), sys.argv[2], max_documents=10, commit_tokens=30)
+"""
+
+
+def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_is_done(tmp_path: Path):
+    uri, source = str(tmp_path / "x.lance"), ListSource(documents(*["some text"] * 40))
+    done = subprocess.run([sys.executable, "-c", DIES, str(Path(__file__).parent), uri], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    ended = last_version(uri)[0]
+    assert lance.dataset(uri).tags.list() == {}
+    # A smaller budget is no reason to take it for the end of a build.
+    assert prepare(source, ByteChoice(), uri, max_documents=3).version < ended
+    assert lance.dataset(uri).tags.list() == {}
+    assert prepare(source, ByteChoice(), uri, max_documents=10).version == ended
+    assert {name: tag["version"] for name, tag in lance.dataset(uri).tags.list().items()} == {"build-100": ended}
+    assert [entry["version"] for entry in lance.dataset(uri).versions()] == [ended]
+    assert beside(tmp_path / "x.lance") == {"x.tokenizer.json"}
+    assert prepare(source, ByteChoice(), uri).commit.documents == 40
+    assert prepare(source, ByteChoice(), uri, max_documents=10).version == ended
 
 
 def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenStore, builders: Builders):

@@ -49,7 +49,12 @@ def test_what_a_builder_has_removed_is_not_kept(tmp_path: Path):
     # A build's own tag keeps that version too, but may go with the next one forgotten.
     assert tags.keep(lance.dataset(uri), uri, note.extent, None)
     assert tags_of(uri)[f"checkpoint-{note.tokens}"] == 3
-    assert tags.is_kept_build(lance.dataset(uri), uri)
+    assert not tags.lacks_build_tag(lance.dataset(uri), uri)
+    append(uri, [(0, "C", 3000)], 2, note)
+    assert tags.lacks_build_tag(lance.dataset(uri), uri)
+    lance.dataset(uri).delete("split = 'val'")
+    assert lance.dataset(uri).version == 5
+    assert not tags.lacks_build_tag(lance.dataset(uri), uri)
 
 
 def test_of_a_store_that_is_gone_as_a_whole_nothing_can_be_kept(tmp_path: Path):
