@@ -82,10 +82,10 @@ def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection
     sums: dict[str, Sum] = {}
     there = listed(session)
     for manifest in sorted(path for path in there if path.startswith("_versions")):
-        version = _version_of(manifest)
+        version = version_of(manifest)
         if only is not None and version not in only:
             continue
-        mine = {path: entry for path, entry in known.items() if _version_of(path) == version}
+        mine = {path: entry for path, entry in known.items() if version_of(path) == version}
         if manifest not in mine and dataset is not None:
             # Of transactions, those that made a version: others may be trying at the same time.
             transaction = f"_transactions/{version - 1}-{dataset.read_transaction(version).uuid}.txn"
@@ -99,7 +99,8 @@ def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection
         session.upload_file(str(file), SUMS)
 
 
-def _version_of(path: str) -> int:
+def version_of(path: str) -> int:
+    """Give the version that a manifest or a transaction is of."""
     name = path.rpartition("/")[2]
     if name.endswith(".txn"):
         return int(name.partition("-")[0]) + 1

@@ -70,7 +70,7 @@ def keep_build(dataset: Any, uri: str) -> None:
 
 
 def lacks_build_tag(dataset: Any, uri: str) -> bool:
-    """Tell whether no tag keeps what a build ended with, should that be the version that is open; not so of others' versions."""
+    """Tell whether the version that is open lacks the tag of what a build ended with; those of others need none."""
     return is_commit(dataset) and _build_tag(dataset, uri) not in dataset.tags.list()
 
 
