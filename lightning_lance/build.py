@@ -16,7 +16,7 @@ import xxhash
 
 from lightning_lance.commit import Commit, append_commit, newest_at
 from lightning_lance.dedup import KnownTexts
-from lightning_lance.documents import one_array
+from lightning_lance.documents import covered, one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
 from lightning_lance.forgetting import take_out
@@ -229,6 +229,8 @@ class Build:
         seen = int(made.wanted[count - 1]) + 1 if budget.met(added) else len(made.batch)
         skipped, noted = made.counts(count, seen)
         row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
+        if not budget.met(added):
+            row = covered(made.batch) or row
         skipped, noted = _add_counts(commit.skipped, skipped), _add_counts(commit.noted, noted)
         files = dict([*(commit.files | {self._opened.shards[shard]: row}).items()][-_LISTED_FILES:])
         self._commit = replace(added, shard=shard, row=row, skipped=skipped, noted=noted, files=files)

@@ -271,14 +271,24 @@ def last_commit(
     uri: str, version: int | None = None, storage_options: Mapping[str, str] | None = None
 ) -> Commit | None:
     """Read the note of the last commit up to a version; None if there is no store. StoreError if it is another thing."""
+    if version is None:
+        return last_version(uri, storage_options)[1]
     dataset = dataset_at(uri, version, storage_options)
     return None if dataset is None else commit_of(dataset, uri)
 
 
 def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[int, Commit | None]:
     """Give the last version and its note; 0 and None if there is no store. StoreError if it is another thing."""
-    dataset = dataset_at(uri, None, storage_options)
-    return (0, None) if dataset is None else (int(dataset.version), commit_of(dataset, uri))
+    while (dataset := dataset_at(uri, None, storage_options)) is not None:
+        version = int(dataset.version)
+        try:
+            return version, commit_of(dataset, uri)
+        except (StoreError, ValueError, OSError):
+            # A builder may have made another one, and removed this.
+            now = dataset_at(uri, None, storage_options)
+            if now is not None and int(now.version) == version:
+                raise
+    return 0, None
 
 
 def commit_of(dataset: Any, uri: str) -> Commit:

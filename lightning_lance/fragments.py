@@ -98,8 +98,8 @@ def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
     """Remove a token store, so that another can be made in its place. Who has it open and mapped can read on.
 
     Killed at any moment, it leaves the store or none, and never half of one: a local one is taken aside as a whole first. In a
-    bucket tags and checksums go first, which could otherwise be taken for those of the next store; then the versions, the newest,
-    with all that is in it, last; then what no version needs any more.
+    bucket tags and checksums go first, which could otherwise be taken for those of the next store; then the versions, and the
+    newest of them last; then what no version needs any more.
 
     Raises:
         StoreError: If it cannot be removed.

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_lance.access import HUB_FILE, explain, open_builder
-from lightning_lance.documents import bounded, document_batch, one_array, select_columns
+from lightning_lance.documents import bounded, covered, document_batch, one_array, select_columns
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.json_lines import ENDINGS, LinesShard, NotLines
 from lightning_lance.json_rows import NOT_JSON
@@ -191,8 +191,8 @@ class OpenedDataset:
             try:
                 with self._patience.active():
                     for batch in self._read(shard, row):
-                        if len(batch):
-                            row, tries = int(batch.column("row")[-1].as_py()) + 1, 0
+                        end = covered(batch)
+                        row, tries = (int(batch.column("row")[-1].as_py()) + 1 if end is None else end), 0
                         yield batch
                 return
             except LightningLanceError:

@@ -51,6 +51,11 @@ class BuildStatus:
         )
 
 
+def status_file(uri: str) -> Path | None:
+    """Give the file in which the builder of a store tells how it goes; a bucket has none."""
+    return None if "://" in uri else Path(uri.rstrip("/").removesuffix(".lance") + ".building.json")
+
+
 def read_status(path: Path) -> BuildStatus | None:
     """Read a status file; None where there is none, or none that is understood."""
     try:

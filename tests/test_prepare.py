@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from lightning_lance import TokenStore, prepare
 from lightning_lance.commit import last_commit, last_version
 from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.plan import wait_for
 from lightning_lance.splits import SPLITS, split_codes
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import ByteChoice, TrainedBPE
@@ -412,14 +414,21 @@ def test_a_builder_that_dies_or_stands_still_is_replaced(tmp_path: Path, whole: 
     assert beside(uri) == {"x.tokenizer.json"}
 
 
-def test_those_who_wait_for_a_build_that_fails_tell_its_cause(tmp_path: Path, builders: Builders):
+def test_those_who_wait_for_a_build_that_fails_tell_its_cause(
+    tmp_path: Path, builders: Builders, caplog: pytest.LogCaptureFixture
+):
     uri, gate = tmp_path / "store/x.lance", str(tmp_path / "gate")
     fails = builders.start(uri, source={"gate": gate, "at": 9, "fails": True}, commit_tokens=50_000)
     until(Path(gate + ".reached").exists)
     waits = builders.start(uri, source={"gate": gate, "at": 9})
     until(lambda: (uri.parent / "x.building.json").exists())
     time.sleep(1)
-    Path(gate).touch()
+    with ThreadPoolExecutor(1) as thread:
+        trains = thread.submit(wait_for, str(uri), 10**9)
+        until(lambda: "Waiting for the store" in caplog.text)
+        Path(gate).touch()
+        with pytest.raises(SourceError, match=r"The build of .* by process \d+ on .* failed, .*: the network is gone "):
+            trains.result(60)
     assert fails.result()["error"] == "SourceError: the network is gone"
     assert re.match(r"Stopped; \d+ documents \(.* tokens\) are committed in ", fails.result()["messages"][0])
     told = waits.result()
