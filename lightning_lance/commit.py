@@ -18,13 +18,13 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import (
+    Written,
     conflict,
     dataset_at,
     fragments_of,
     lance_options,
     not_written,
     take_back,
-    write_rows,
 )
 from lightning_lance.layout import Extent, FileNote, files_of, properties_of
 from lightning_lance.sums import manifest_of, root_session, write_sums
@@ -112,35 +112,33 @@ class Commit:
         return {language: count for language, count in left.items() if count}
 
 
-def append_commit(
-    uri: str,
-    rows: pa.Table,
-    commit: Commit,
-    storage_options: Mapping[str, str] | None = None,
-    expected_version: int | None = None,
-) -> int:
-    """Add rows and their commit note in one transaction; makes the store if there is none.
+def append_commit(uri: str, written: Written, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
+    """Make a version of what was written and of all before it, with its note; makes the store if there is none.
 
     Args:
         uri: The store.
-        rows: What to add, in the columns of `store_schema`.
+        written: What to add.
         commit: The note.
         storage_options: Credentials and such for object stores.
-        expected_version: The version that the builder goes on from, 0 where it saw no store. None for the newest.
 
     Returns:
         The new version.
 
     Raises:
-        CommitConflict: If there is another version by now. Nothing of `rows` stays.
+        CommitConflict: If there is another version by now. Nothing of what was written stays.
         StoreError: If the store cannot be written.
     """
-    before = newest_at(uri, expected_version, storage_options, commit.fingerprint)
-    written, files = write_rows(uri, before, rows.schema, rows.to_batches(), storage_options)
+    before = written.before
     fragments = [] if before is None else fragments_of(before)
     known = {} if before is None else notes_of(before)
     return replace_fragments(
-        uri, before, rows.schema, [*fragments, *written], {**known, **files}, commit, storage_options
+        uri,
+        before,
+        written.schema,
+        [*fragments, *written.fragments],
+        {**known, **written.files},
+        commit,
+        storage_options,
     )
 
 

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lance
 import numpy as np
@@ -29,6 +29,22 @@ warnings.filterwarnings("ignore", "lance is not fork-safe")
 _ROWS_PER_FILE = 2_000_000_000
 # Of a local store on its way out. No name that anybody would give to a copy: it is removed unasked.
 _ASIDE = ".being-removed"
+
+
+class Written(NamedTuple):
+    """Rows in a data file that no version has yet.
+
+    Attributes:
+        before: The dataset that they are to follow; None where they are the first of a store.
+        schema: Of the rows.
+        fragments: What to commit: one fragment, none if there are no rows.
+        files: The note of its file, by path.
+    """
+
+    before: Any | None
+    schema: pa.Schema
+    fragments: list[FragmentMetadata]
+    files: dict[str, FileNote]
 
 
 def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:

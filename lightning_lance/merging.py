@@ -14,12 +14,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
 from lightning_lance.commit import Commit, commit_of, newest_at, notes_of, replace_fragments
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import dataset_at, fragments_of, write_rows
+from lightning_lance.fragments import Written, dataset_at, fragments_of, take_back
 from lightning_lance.layout import FileNote
 from lightning_lance.repacking import repack
 from lightning_lance.sums import write_sums
@@ -31,6 +30,8 @@ _log = logging.getLogger(__name__)
 _PLACES = ("data/*", "_transactions/*", "_versions/.tmp*", "_versions/*.manifest[#]*", ".tmp*")
 # Fragments of so many bytes are left as they are.
 FULL_BYTES = 1 << 30
+# Runs of blocks of one stream that a fragment may have, where it is not of many streams.
+_MANY_PARTS = 256
 # So many fragments of about one size become one. Sizes differ by this factor from level to level, so a token is written
 # anew three times at most on the way from a commit of 2 MB to a full fragment.
 _FAN = 8
@@ -69,7 +70,9 @@ def tidy(
     while True:
         dataset = newest_at(uri, version, storage_options)
         files = notes_of(dataset)
-        groups = merge_groups([_size(fragment, files) for fragment in fragments_of(dataset)], full, final=False)
+        fragments = fragments_of(dataset)
+        groups = merge_groups([_size(fragment, files) for fragment in fragments], full, final=False)
+        groups = groups or [range(i, i + 1) for i, part in enumerate(fragments) if _is_mixed(part, files)]
         if not groups:
             break
         version, merged = _merge(uri, dataset, groups[0], storage_options), True
@@ -95,15 +98,14 @@ def _merge(uri: str, dataset: Any, group: range, storage_options: Mapping[str, s
 
 def finish(
     uri: str,
-    rows: pa.Table,
+    written: Written,
     commit: Commit,
     storage_options: Mapping[str, str] | None = None,
-    expected_version: int | None = None,
     *,
     full: int = FULL_BYTES,
     left: Collection[str] = (),
 ) -> int:
-    """Make the last commit of a build: its rows are merged with those before them that are not full, in one transaction.
+    """Make the last commit of a build: what was written is merged with those before it that are not full, in one transaction.
 
     So there is no version with all tokens that is not tidy. It gets the tag `build-<tokens>`: asked again for the same
     budget, when the store has grown, it is found. All other versions without a tag are removed.
@@ -116,10 +118,10 @@ def finish(
         The new version.
 
     Raises:
-        CommitConflict: If there is another version by now. Nothing of `rows` stays.
+        CommitConflict: If there is another version by now.
         StoreError: If the store cannot be written.
     """
-    before = newest_at(uri, expected_version, storage_options, commit.fingerprint)
+    before = written.before
     if left and before is not None:
         # Nobody else can commit what was left any more: so it may go before as much is written again.
         fragments, files, now = fragments_of(before), notes_of(before), commit_of(before, uri)
@@ -129,20 +131,19 @@ def finish(
     while True:
         fragments = [] if before is None else fragments_of(before)
         files = {} if before is None else notes_of(before)
-        sizes = [_size(fragment, files) for fragment in fragments] + [rows.nbytes] * bool(len(rows))
+        sizes = [_size(fragment, files) for fragment in fragments] + [note.size for note in written.files.values()]
         groups = merge_groups(sizes, full, final=True)
         if before is None or not groups or groups[0].stop == len(sizes):
             break
         version = _merge(uri, before, groups[0], storage_options)
         before = newest_at(uri, version, storage_options, commit.fingerprint)
     first = groups[0].start if before is not None and groups else len(fragments)
+    made, notes = written.fragments, written.files
     if first < len(fragments):
-        more = rows if len(rows) else None
-        made, notes, _ = repack(uri, before, fragments[first:], files, storage_options, more=more)
-    else:
-        made, notes = write_rows(uri, before, rows.schema, rows.to_batches(), storage_options)
+        made, notes, _ = repack(uri, before, fragments[first:], files, storage_options, more=written)
+        take_back(uri, written.files, [before], storage_options)
     fragments[first:] = made
-    version = replace_fragments(uri, before, rows.schema, fragments, {**files, **notes}, commit, storage_options)
+    version = replace_fragments(uri, before, written.schema, fragments, {**files, **notes}, commit, storage_options)
     end_build(uri, dataset_at(uri, version, storage_options), storage_options, left)
     return version
 
@@ -201,6 +202,13 @@ def _size(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> int:
     """Give the bytes of a fragment; of those that others have written or changed, more than are ever merged."""
     known = len(fragment.files) == 1 and fragment.deletion_file is None and fragment.files[0].path in files
     return files[fragment.files[0].path].size if known else 1 << 62
+
+
+def _is_mixed(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> bool:
+    """Whether the streams of a fragment take turns so often that its note, which every version repeats, is long."""
+    note = files.get(fragment.files[0].path) if fragment.files else None
+    parts = note.parts if note and _size(fragment, files) <= note.size else ()
+    return len(parts) > max(_MANY_PARTS, 4 * len({part[:2] for part in parts}))
 
 
 def left_behind(uri: str, storage_options: Mapping[str, str] | None = None) -> set[str]:

@@ -25,8 +25,6 @@ from lightning_lance.versions import first_version
 
 _log = logging.getLogger(__name__)
 
-# Large commits keep fragments and versions few; slow sources commit by the clock, so that little work can be lost.
-COMMIT_TOKENS = 1 << 25
 COMMIT_SECONDS = 60.0
 
 
@@ -43,7 +41,7 @@ def prepare(
     long_documents: Literal["split", "skip"] = "split",
     rebuild: bool = False,
     storage_options: Mapping[str, str] | None = None,
-    commit_tokens: int = COMMIT_TOKENS,
+    commit_tokens: int | None = None,
     commit_seconds: float = COMMIT_SECONDS,
 ) -> TokenStore:
     """Make sure that a token store is there and complete, and open it.
@@ -64,7 +62,7 @@ def prepare(
         rebuild: Whether a store that another recipe made at `uri` is replaced, when this build begins. One of this recipe is
             not, so an interrupted rebuild goes on.
         storage_options: Credentials and such for an object store.
-        commit_tokens: Tokens per commit.
+        commit_tokens: Tokens per commit; None for a fragment that is never merged.
         commit_seconds: Longest time between two commits, while documents come in.
 
     Returns:
@@ -97,7 +95,7 @@ def _complete(
     plan: Plan,
     budget: Budget,
     storage_options: Mapping[str, str] | None,
-    commit_tokens: int,
+    commit_tokens: int | None,
     commit_seconds: float,
     rebuild: bool,
 ) -> None:

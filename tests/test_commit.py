@@ -13,13 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from bucket import Bucket, serving
+from conftest import append_commit, finish, packed
 
 from lightning_lance import commit
-from lightning_lance.commit import Commit, append_commit, last_commit, last_version, replace_fragments
+from lightning_lance.commit import Commit, last_commit, last_version, replace_fragments
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.fragments import dataset_at, fragments_of, remove_store, write_rows
 from lightning_lance.integrity import check_store
-from lightning_lance.merging import finish
 from lightning_lance.packing import BLOCK, Packer
 
 EOS = 60_000
@@ -31,8 +31,8 @@ def rows_of(number: int, count: int = 1) -> pa.Table:
     """One document of `count` tokens, all of them `number`."""
     packer = Packer(EOS, np.dtype(np.uint16), [])
     documents = pa.table({"language": ["C"], "id": [str(number)]})
-    packer.add(np.full(count, number, np.uint32), np.array([0, count]), np.zeros(1, np.int8), documents)
-    return packer.take()
+    full = packer.add(np.full(count, number, np.uint32), np.array([0, count]), np.zeros(1, np.int8), documents)
+    return packed(packer, full)
 
 
 def race(uri: str, number: int, options: dict[str, str], barrier: Barrier, told: Any) -> None:

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from bucket import serving
+from conftest import append_commit
 from test_commit import NOTE
 from test_commit import rows_of as number_rows
 from test_layout import part_of, rows_of
 
-from lightning_lance.commit import append_commit, last_version
+from lightning_lance.commit import last_version
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import data_session, dataset_at, fragments_of, remove_store, take_blocks, write_rows
 from lightning_lance.integrity import check_store

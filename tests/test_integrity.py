@@ -11,11 +11,11 @@ from pathlib import Path
 import lance
 import pytest
 from bucket import serving
+from conftest import append_commit
 from test_commit import NOTE, rows_of
 from test_merging import append
 
 from lightning_lance import TokenStore
-from lightning_lance.commit import append_commit
 from lightning_lance.errors import StoreError
 from lightning_lance.integrity import check_store
 from lightning_lance.sums import SUMS

@@ -9,10 +9,10 @@ from typing import Any
 import lance
 import pyarrow as pa
 import pytest
-from conftest import ListSource, documents
+from conftest import ListSource, append_commit, documents
 
 from lightning_lance import plan
-from lightning_lance.commit import Commit, append_commit, last_commit
+from lightning_lance.commit import Commit, last_commit
 from lightning_lance.errors import ConfigError, SourceError, StoreError
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, wait_for
 from lightning_lance.prepare import prepare

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import lance
 import pytest
+from conftest import append_commit, finish
 from test_merging import NOTE, append
 
 from lightning_lance import tags
-from lightning_lance.commit import append_commit
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import remove_store
 from lightning_lance.layout import Extent
-from lightning_lance.merging import finish
 
 
 def tags_of(uri: str) -> dict[str, int]:
