@@ -26,7 +26,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# An environment of their own for what benchmarks/check_laws.py compares this package with.
+# An environment of their own for what benchmarks/ compare this package with.
 peers: .venv-peers/installed
 
 .venv-peers/installed: benchmarks/peers/requirements.txt

@@ -19,9 +19,10 @@ import torch
 from bench_windows import BATCH_SIZE, CONTEXT_LENGTH, build_store
 from peers import nanogpt
 from report import bar, environment, publish
+from storing import commit_rows
 
 from lightning_lance import TokenStore, WindowLoader
-from lightning_lance.commit import Commit, append_commit
+from lightning_lance.commit import Commit
 
 OURS, NANOGPT = "lightning-lance WindowLoader", "nanoGPT get_batch"
 # Of the control group in which the store does not fit: what Python and torch take, and some page cache.
@@ -104,7 +105,7 @@ def build_many(folder):
     )
     note = Commit("f" * 32, {"format": 2}, {}, "", "<|endoftext|>", 0, 1 << 16, tokens=ROWS * SMALL_BLOCK)
     for _ in range(FRAGMENTS):
-        append_commit(str(folder / "many.lance"), table, note)
+        commit_rows(str(folder / "many.lance"), table.to_batches(), table.schema, note)
 
 
 def train_steps(folder):

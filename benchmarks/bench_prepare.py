@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from report import bar, environment, publish
+from storing import commit_rows
 
 OURS, BARE, TUTORIAL = "lightning-lance prepare", "gigatoken alone, texts in memory", "Lance tutorial's pipeline"
 OURS_JSON, OURS_ONE, BARE_ONE = f"{OURS}, jsonl.zst", f"{OURS}, one core", f"{BARE}, one core"
@@ -241,7 +242,7 @@ def bare_slow(pattern, tokenizer_file):
 
 def stages(pattern, tokenizer_file):
     """Do each part of a build by itself, one after the other, and tell the processor time of each."""
-    from lightning_lance.commit import Commit, append_commit
+    from lightning_lance.commit import Commit
     from lightning_lance.encoding import encoded_batches
     from lightning_lance.packing import Packer
     from lightning_lance.splits import splits_of
@@ -268,15 +269,15 @@ def stages(pattern, tokenizer_file):
         times["read"], begin = clocks(begin)[1], clocks()
         made = [batch for _, batch in encoded_batches(Held(batches), tokenizer, 0, 0) if batch is not None]
         times["tokenize"], begin = clocks(begin)[1], clocks()
-        packer = Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), source.metadata)
+        packer, rows = Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), source.metadata), []
         for batch in made:
             ids = pa.repeat(pa.scalar("0:0"), len(batch.documents))
             documents = batch.documents.drop_columns(["row"]).append_column("id", ids)
             splits = splits_of(documents, 0.0)
-            packer.add(batch.encoded.ids, batch.encoded.offsets, splits, documents.drop_columns(["text"]))
-        rows = packer.take()
+            rows += packer.add(batch.encoded.ids, batch.encoded.offsets, splits, documents.drop_columns(["text"]))
+        rows += packer.flush()
         times["pack"], begin = clocks(begin)[1], clocks()
-        append_commit(uri, rows, Commit("", {}, {}, "", "", tokenizer.eos_id, tokenizer.vocab_size))
+        commit_rows(uri, rows, packer.schema, Commit("", {}, {}, "", "", tokenizer.eos_id, tokenizer.vocab_size))
         times["write"] = clocks(begin)[1]
         return {"stages": times, "bytes": int(sum(batch.sizes[batch.wanted].sum() for batch in made))}
 

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from report import bar, environment, publish
+from storing import commit_rows
 
 from lightning_lance import TokenStore, WindowLoader
-from lightning_lance.commit import FORMAT_VERSION, Commit, append_commit
+from lightning_lance.commit import FORMAT_VERSION, Commit
 from lightning_lance.packing import Packer
 
 CONTEXT_LENGTH = 1024
@@ -39,18 +40,17 @@ def build_store(uri, num_tokens):
     rng, made = np.random.default_rng(0), 0
     recipe = {"format": FORMAT_VERSION, "seed": 0}
     while made < num_tokens:
-        packer = Packer(EOS, np.dtype(np.uint16), [])
+        packer, rows = Packer(EOS, np.dtype(np.uint16), []), []
         while packer.num_tokens < COMMIT_TOKENS and made + packer.num_tokens < num_tokens:
             lengths = rng.integers(100, 3000, size=1000)
             offsets = np.concatenate([[0], np.cumsum(lengths)])
             ids = rng.integers(1, VOCABULARY, size=offsets[-1], dtype=np.uint32)
             names = pa.array([str(i) for i in range(1000)])
             documents = pa.table({"language": pa.repeat(pa.scalar("Python"), 1000), "id": names})
-            packer.add(ids, offsets, np.zeros(1000, np.int8), documents)
+            rows += packer.add(ids, offsets, np.zeros(1000, np.int8), documents)
         made += packer.num_tokens
-        append_commit(
-            uri, packer.take(), Commit("f" * 32, recipe, {}, "", "<|endoftext|>", EOS, VOCABULARY, tokens=made)
-        )
+        note = Commit("f" * 32, recipe, {}, "", "<|endoftext|>", EOS, VOCABULARY, tokens=made)
+        commit_rows(uri, [*rows, *packer.flush()], packer.schema, note)
     store = TokenStore.open(uri)
     return store, store.read(np.zeros(1, np.int64), made)[0]
 

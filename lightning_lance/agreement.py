@@ -13,6 +13,11 @@ def _connected() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def is_first() -> bool:
+    """Whether this is rank 0, or alone."""
+    return not _connected() or dist.get_rank() == 0
+
+
 def agree(mine: dict[str, Any]) -> None:
     """Compare what all ranks hold; each gets to know the others' values, so all of them raise, and none waits for ever.
 

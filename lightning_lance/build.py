@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 
@@ -16,19 +16,21 @@ import xxhash
 
 from lightning_lance.commit import Commit, append_commit, newest_at
 from lightning_lance.dedup import KnownTexts
-from lightning_lance.documents import one_array
+from lightning_lance.documents import covered, one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
 from lightning_lance.figures import counted
 from lightning_lance.forgetting import take_out
+from lightning_lance.fragments import Written
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import write_whole
-from lightning_lance.merging import finish, left_behind, tidy
+from lightning_lance.merging import FULL_BYTES, finish, left_behind, tidy
 from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan
 from lightning_lance.preflight import SpaceCheck
 from lightning_lance.progress import BuildProgress
 from lightning_lance.provenance import stored_hashes
+from lightning_lance.row_writer import RowWriter, forget_written
 from lightning_lance.sources import OpenedSource, Source
 from lightning_lance.splits import splits_of
 from lightning_lance.tokenization import token_dtype
@@ -88,19 +90,23 @@ class Build:
         self._version, self.committed = version, commit
         self._val_fraction = float(plan.recipe["val_fraction"])
         self._dedup = source.dedup == "exact"
-        self._packer = self._new_packer()
+        self._packer = Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), source.metadata, self._dedup)
+        # The data file of the next commit; None before its first row.
+        self._rows: RowWriter | None = None
         self._left: set[str] = set()
 
-    def _new_packer(self) -> Packer:
-        tokenizer = self._plan.tokenizer
-        return Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), self._source.metadata, self._dedup)
+    def close(self) -> None:
+        """Leave behind nothing that is not committed."""
+        if self._rows is not None:
+            self._rows.abandon()
+            self._rows = None
 
-    def run(self, turn: Turn, commit_tokens: int, commit_seconds: float) -> None:
+    def run(self, turn: Turn, commit_tokens: int | None, commit_seconds: float) -> None:
         """Read until the budget is met or the source ends.
 
         Args:
             turn: Is told the progress, and tells whether another process has taken over.
-            commit_tokens: Tokens per commit.
+            commit_tokens: Tokens per commit; None for a fragment that is never merged.
             commit_seconds: Longest time between two commits, whether documents were kept or not: what is read twice after a
                 kill.
 
@@ -125,12 +131,14 @@ class Build:
         batches = encoded_batches(
             self._opened, plan.tokenizer, first.shard, first.row, documents, tokens, plan.long_documents, known
         )
+        if commit_tokens is None:
+            commit_tokens = FULL_BYTES // token_dtype(plan.tokenizer.vocab_size).itemsize
         space = SpaceCheck(plan, self._budget, first, self._opened)
-        pending: Future[None] | None = None
         asked, last = first, time.monotonic()
         with (
             closing(batches),
-            ThreadPoolExecutor(1, thread_name_prefix="commit") as writer,
+            ThreadPoolExecutor(1, thread_name_prefix="commit") as commits,
+            closing(self),
             BuildProgress(self._source.name, share, first.documents) as progress,
         ):
             for shard, batch in batches:
@@ -154,17 +162,14 @@ class Build:
                 # By the clock also where nothing was kept: the cursor has moved, and that was work.
                 late = now != asked and time.monotonic() - last > commit_seconds
                 if late or self._packer.num_tokens >= commit_tokens:
-                    if pending is not None:
-                        pending.result()
-                    pending, asked, last = self._submit(writer), now, time.monotonic()
+                    self._commit_rows(commits)
+                    asked, last = now, time.monotonic()
                     progress.committed(share, now.documents, now.tokens)
             else:
                 self._check_not_empty()
                 # With a language missing the build stays open: asked again, it says so again.
                 self._commit = replace(self._commit, exhausted=not self._missing())
-            if pending is not None:
-                pending.result()
-            self._submit(writer, final=True).result()
+            self._commit_rows(commits, final=True)
             now = self._commit
             progress.update(1.0, now.documents, now.tokens, 0)
             progress.committed(1.0, now.documents, now.tokens)
@@ -180,27 +185,50 @@ class Build:
         if not self._budget.met(self._commit):
             self._check_found()
 
-    def _submit(self, writer: ThreadPoolExecutor, final: bool = False) -> Future[None]:
-        packer, commit = self._packer, self._commit
-        self._packer = self._new_packer()
+    def _write(self, rows: Sequence[pa.RecordBatch]) -> None:
+        """Give rows to the data file of the next commit."""
+        plan = self._plan
+        try:
+            for batch in rows:
+                if self._rows is None:
+                    self._rows = RowWriter(
+                        plan.uri, self._version, plan.fingerprint, self._packer.schema, self._storage_options
+                    )
+                self._rows.put(batch)
+        except (StoreError, ValueError, OSError):
+            self._check_alone()
+            raise
+
+    def _check_alone(self) -> None:
+        """If another has gone on meanwhile, and removed what was being read, it is that which went wrong."""
+        newest_at(self._plan.uri, self._version, self._storage_options)
+
+    def _commit_rows(self, commits: ThreadPoolExecutor, final: bool = False) -> None:
+        """Commit all rows and the note. Not in this thread, which may be interrupted."""
+        self._write(self._packer.flush())
+        rows, self._rows = self._rows, None
+        uri, options, commit, version = self._plan.uri, self._storage_options, self._commit, self._version
 
         def append() -> None:
-            rows = packer.take()
-            uri, options = self._plan.uri, self._storage_options
+            written: Written | None = None
             try:
+                writer = rows or RowWriter(uri, version, commit.fingerprint, self._packer.schema, options)
+                written = writer.close()
                 if final:
-                    self._version = finish(uri, rows, commit, options, self._version, left=self._left)
+                    self._version = finish(uri, written, commit, options, left=self._left)
                 else:
-                    self._version = append_commit(uri, rows, commit, options, self._version)
+                    self._version = append_commit(uri, written, commit, options)
                 self.committed = commit
                 if not final:
                     self._version = tidy(uri, self._version, options, left=self._left)
+                    self._left = set()
             except (StoreError, ValueError, OSError):
-                # If another has gone on meanwhile, and removed what was being read, it is that.
-                newest_at(uri, self._version, options)
+                if written is not None:
+                    forget_written(uri, written, options)
+                self._check_alone()
                 raise
 
-        return writer.submit(append)
+        commits.submit(append).result()
 
     def _add(self, shard: int, made: EncodedBatch) -> None:
         """Pack a batch, up to the budget, and move the cursor behind it."""
@@ -232,13 +260,15 @@ class Build:
         seen = int(made.wanted[count - 1]) + 1 if budget.met(added) else len(made.batch)
         skipped, noted = made.counts(count, seen)
         row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
+        if not budget.met(added):
+            row = covered(made.batch) or row
         skipped, noted = _add_counts(commit.skipped, skipped), _add_counts(commit.noted, noted)
         files = dict([*(commit.files | {self._opened.shards[shard]: row}).items()][-_LISTED_FILES:])
         self._commit = replace(added, shard=shard, row=row, skipped=skipped, noted=noted, files=files)
 
     def _pack(self, ids: np.ndarray, offsets: np.ndarray, documents: pa.Table, described: pa.Table) -> None:
         if len(documents):
-            self._packer.add(ids, offsets, splits_of(documents, self._val_fraction), described)
+            self._write(self._packer.add(ids, offsets, splits_of(documents, self._val_fraction), described))
 
     def _described(self, shard: int, documents: pa.Table) -> pa.Table:
         """Give each document its id, `shard:row`, which finds it in the source again."""

@@ -18,13 +18,13 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import (
+    Written,
     conflict,
     dataset_at,
     fragments_of,
     lance_options,
     not_written,
     take_back,
-    write_rows,
 )
 from lightning_lance.layout import Extent, FileNote, files_of, properties_of
 from lightning_lance.sums import manifest_of, root_session, write_sums
@@ -112,35 +112,33 @@ class Commit:
         return {language: count for language, count in left.items() if count}
 
 
-def append_commit(
-    uri: str,
-    rows: pa.Table,
-    commit: Commit,
-    storage_options: Mapping[str, str] | None = None,
-    expected_version: int | None = None,
-) -> int:
-    """Add rows and their commit note in one transaction; makes the store if there is none.
+def append_commit(uri: str, written: Written, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
+    """Make a version of what was written and of all before it, with its note; makes the store if there is none.
 
     Args:
         uri: The store.
-        rows: What to add, in the columns of `store_schema`.
+        written: What to add.
         commit: The note.
         storage_options: Credentials and such for object stores.
-        expected_version: The version that the builder goes on from, 0 where it saw no store. None for the newest.
 
     Returns:
         The new version.
 
     Raises:
-        CommitConflict: If there is another version by now. Nothing of `rows` stays.
+        CommitConflict: If there is another version by now. Nothing of what was written stays.
         StoreError: If the store cannot be written.
     """
-    before = newest_at(uri, expected_version, storage_options, commit.fingerprint)
-    written, files = write_rows(uri, before, rows.schema, rows.to_batches(), storage_options)
+    before = written.before
     fragments = [] if before is None else fragments_of(before)
     known = {} if before is None else notes_of(before)
     return replace_fragments(
-        uri, before, rows.schema, [*fragments, *written], {**known, **files}, commit, storage_options
+        uri,
+        before,
+        written.schema,
+        [*fragments, *written.fragments],
+        {**known, **written.files},
+        commit,
+        storage_options,
     )
 
 
@@ -271,14 +269,24 @@ def last_commit(
     uri: str, version: int | None = None, storage_options: Mapping[str, str] | None = None
 ) -> Commit | None:
     """Read the note of the last commit up to a version; None if there is no store. StoreError if it is another thing."""
+    if version is None:
+        return last_version(uri, storage_options)[1]
     dataset = dataset_at(uri, version, storage_options)
     return None if dataset is None else commit_of(dataset, uri)
 
 
 def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[int, Commit | None]:
     """Give the last version and its note; 0 and None if there is no store. StoreError if it is another thing."""
-    dataset = dataset_at(uri, None, storage_options)
-    return (0, None) if dataset is None else (int(dataset.version), commit_of(dataset, uri))
+    while (dataset := dataset_at(uri, None, storage_options)) is not None:
+        version = int(dataset.version)
+        try:
+            return version, commit_of(dataset, uri)
+        except (StoreError, ValueError, OSError):
+            # A builder may have made another one, and removed this.
+            now = dataset_at(uri, None, storage_options)
+            if now is not None and int(now.version) == version:
+                raise
+    return 0, None
 
 
 def commit_of(dataset: Any, uri: str) -> Commit:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from lightning_lance.agreement import told_by_first
+from lightning_lance.agreement import is_first, told_by_first
 from lightning_lance.errors import StoreError, one_of
 from lightning_lance.mixture import Located
 from lightning_lance.options import OnDataChange
@@ -86,6 +86,8 @@ class Cursor:
         if not extend:
             return
         newest = {name: store.newest() for name, store in self.serving.stores.items()}
+        while is_first() and not all(store.keep_for_training() for store in newest.values()):
+            newest = {name: store.newest() for name, store in newest.items()}  # a builder has removed one meanwhile
         told = told_by_first([store.commit.extent for store in newest.values()])
         if told != [store.commit.extent for store in self.serving.stores.values()]:
             stores = {name: newest[name].at(extent) for name, extent in zip(newest, told, strict=True)}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightning import LightningDataModule
 
-from lightning_lance.agreement import raise_together, told_by_first
+from lightning_lance.agreement import is_first, raise_together, told_by_first
 from lightning_lance.batches import Batch
 from lightning_lance.errors import StoreError
 from lightning_lance.fim import FillInTheMiddle
@@ -188,22 +188,23 @@ class LanceDataModule(LightningDataModule):
         """
         failure, self._failure = self._failure, None
         raise_together(failure)
-        if self._plan is not None and self.min_tokens is None:
-            stores = {"": open_prepared(self._plan, self.budget, self.storage_options)}
-        else:
-            stores = {
-                name: TokenStore.open(uri, storage_options=self.storage_options) for name, uri in self._uris.items()
-            }
-            if self._plan is not None:
-                check_same(stores[""].commit, self._plan)
-            # A build may go on while the ranks open what it makes.
-            extents = told_by_first([store.commit.extent for store in stores.values()])
-            stores = {name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)}
-        self._stores = stores
+        stores = self._open()
+        while stage == "fit" and is_first() and not all(store.keep_for_training() for store in stores.values()):
+            stores = self._open()  # a builder that goes on had removed what was open, before it could be kept
+        extents = told_by_first([store.commit.extent for store in stores.values()])
+        self._stores = {name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)}
         if stage == "fit":
             self._loader = self._state = None
-            for store in stores.values():  # or a build that goes on removes them
+            for store in self._stores.values():  # nodes may have stores of their own
                 store.keep_for_training()
+
+    def _open(self) -> dict[str, TokenStore]:
+        if self._plan is not None and self.min_tokens is None:
+            return {"": open_prepared(self._plan, self.budget, self.storage_options)}
+        stores = {name: TokenStore.open(uri, storage_options=self.storage_options) for name, uri in self._uris.items()}
+        if self._plan is not None:
+            check_same(stores[""].commit, self._plan)
+        return stores
 
     @property
     def stores(self) -> dict[str, TokenStore]:

@@ -113,6 +113,8 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
 
 
 _BOM = "\ufeff"
+# In the metadata of a batch's schema.
+_COVERED = b"lightning_lance_covered"
 
 # What the package itself writes beside the words of `columns`.
 _RESERVED = {"row", "id", "offset", "hash", "language", "tokens", "split", "not_utf8", "not_json", "bom"}
@@ -181,6 +183,9 @@ def document_batch(
         first_row: Position of the first row in its shard.
         wanted: Languages to keep; empty keeps all.
         text_filter: Texts to keep.
+
+    Returns:
+        The batch; see `covered` for the rows that it stands for.
     """
     rows = np.arange(first_row, first_row + len(languages), dtype=np.int64)
     texts, bom = columns["text"], pc.fill_null(pc.starts_with(columns["text"], _BOM), False)
@@ -196,12 +201,24 @@ def document_batch(
     if wanted:
         kept = np.asarray(pc.fill_null(pc.is_in(languages, value_set=pa.array(list(wanted))), False))
         keep &= kept | (np.asarray(columns["not_json"]) if "not_json" in columns else False)
-    return table if keep.all() else table.filter(pa.array(keep))
+    table = table if keep.all() else table.filter(pa.array(keep))
+    return table.replace_schema_metadata({_COVERED: str(first_row + len(languages))})
+
+
+def covered(batch: pa.Table) -> int | None:
+    """Tell the row after those that a document batch stands for, with the ones that were not wanted; None if it does not tell.
+
+    A source may go on for hours without a document that is wanted: its cursor moves all the same.
+    """
+    end = (batch.schema.metadata or {}).get(_COVERED)
+    return None if end is None else int(end)
 
 
 def bounded(batch: pa.Table, max_bytes: int) -> list[pa.Table]:
     """Cut a document batch into pieces of about `max_bytes` of text, so that memory does not follow the longest texts."""
     sizes = np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), 0), dtype=np.int64)
     piece = np.cumsum(sizes) // max_bytes
-    borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(batch)] if len(batch) else [0]
-    return [batch.slice(low, high - low) for low, high in pairwise(borders)]
+    borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(batch)]
+    pieces = [batch.slice(low, high - low) for low, high in pairwise(borders)]
+    # Only the last one is behind all rows.
+    return [*(piece.replace_schema_metadata(None) for piece in pieces[:-1]), pieces[-1]]

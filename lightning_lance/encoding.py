@@ -16,20 +16,18 @@ import pyarrow.compute as pc
 
 from lightning_lance.dedup import KnownTexts, text_hashes
 from lightning_lance.documents import one_array
-from lightning_lance.fast_engine import Encoded
+from lightning_lance.fast_engine import ENCODERS, Encoded
 from lightning_lance.inspection import counted, remarks, skip_reasons, spelled
 from lightning_lance.long_texts import LongDocuments, encode_texts
 from lightning_lance.read_ahead import read_ahead
 from lightning_lance.sources import BATCH_BYTES, OpenedSource
 from lightning_lance.tokenization import Tokenizer
 
-# Batches read ahead, and encoded at once: enough to keep the cores busy (with one, a core idles at the end of each
-# batch), few enough for memory.
-_READ_AHEAD = 1
-_ENCODERS = 2
+# Batches read ahead, and those that wait for an encoder or for who packs them, beside those that are being encoded.
+_READ_AHEAD, _WAITING = 2, 2
 
-# Text under way before nothing more is read: what those batches hold, except where single documents are larger.
-_ROOM_BYTES = 4 * BATCH_BYTES
+# Text under way before nothing more is read: more than those batches hold, except where single documents are larger.
+_ROOM_BYTES = 16 * BATCH_BYTES
 
 
 class EncodedBatch(NamedTuple):
@@ -149,7 +147,7 @@ def encoded_batches(
 
     with (
         closing(read_ahead(_batches(opened, shard, row, room), _READ_AHEAD)) as batches,
-        ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode") as encoders,
+        ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode") as encoders,
         closing(room),
     ):
         for place, batch in batches:
@@ -172,7 +170,7 @@ def encoded_batches(
                 ahead.append((place, made))
                 # It may be a gigabyte, and the next one takes its time.
                 del batch, made
-            while ahead and (len(ahead) > _ENCODERS or room.is_tight()):
+            while ahead and (len(ahead) > ENCODERS + _WAITING or room.is_tight()):
                 yield from oldest()
         while ahead:
             yield from oldest()

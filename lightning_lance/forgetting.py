@@ -22,9 +22,10 @@ from lightning_lance.errors import CommitConflict, ConfigError, StoreError
 from lightning_lance.fragments import dataset_at, fragments_of
 from lightning_lance.layout import FileNote, layout_of
 from lightning_lance.locking import lock_file, only_one
-from lightning_lance.merging import left_behind, remove_unneeded, retag
+from lightning_lance.merging import left_behind, remove_unneeded
 from lightning_lance.repacking import Dropped, read_part, repack
 from lightning_lance.splits import SPLITS
+from lightning_lance.tags import retag
 
 Rule = Mapping[str, str]
 

@@ -1,6 +1,6 @@
 """The Lance dataset beneath a token store: how it is opened, its fragments, and how a data file is written.
 
-Only the modules of the storage layer know Lance: this one, `commit`, `merging`, `integrity` and `store`.
+Only the storage layer knows Lance, from this module to `store`; tests/test_layers.py has the list.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lance
 import numpy as np
@@ -27,8 +27,24 @@ warnings.filterwarnings("ignore", "lance is not fork-safe")
 
 # One file for one commit, however large: Lance cuts files at 1,048,576 rows otherwise.
 _ROWS_PER_FILE = 2_000_000_000
-# Of a local store on its way out.
-_ASIDE = ".replaced"
+# Of a local store on its way out. No name that anybody would give to a copy: it is removed unasked.
+_ASIDE = ".being-removed"
+
+
+class Written(NamedTuple):
+    """Rows in a data file that no version has yet.
+
+    Attributes:
+        before: The dataset that they are to follow; None where they are the first of a store.
+        schema: Of the rows.
+        fragments: What to commit: one fragment, none if there are no rows.
+        files: The note of its file, by path.
+    """
+
+    before: Any | None
+    schema: pa.Schema
+    fragments: list[FragmentMetadata]
+    files: dict[str, FileNote]
 
 
 def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
@@ -97,8 +113,9 @@ def data_session(uri: str, storage_options: Mapping[str, str] | None) -> LanceFi
 def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
     """Remove a token store, so that another can be made in its place. Who has it open and mapped can read on.
 
-    Of a local one it is taken aside as a whole first, so that being killed never leaves half a store in its place; in a bucket
-    its versions go first, so that what is left is no store.
+    Killed at any moment, it leaves the store or none, and never half of one: a local one is taken aside as a whole first. In a
+    bucket tags and checksums go first, which could otherwise be taken for those of the next store; then the versions, and the
+    newest of them last; then what no version needs any more.
 
     Raises:
         StoreError: If it cannot be removed.
@@ -111,14 +128,24 @@ def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
             shutil.rmtree(aside)
             return
         session = LanceFileSession(uri, lance_options(storage_options))
-        for file in sorted(session.list(), key=lambda file: "_versions" not in file):
+        for file in sorted(session.list(), key=_going):
             session.delete_file(file)
     except (ValueError, OSError) as error:
         raise StoreError(f"The token store {uri!r} cannot be removed: {' '.join(str(error).split())[:300]}") from error
 
 
+def _going(file: str) -> tuple[int, int]:
+    """Order the files of a store by when they go."""
+    folder, _, name = file.rpartition("/")
+    if not folder.startswith("_versions"):
+        return (2 if folder in ("data", "_transactions") else 0), 0
+    number = name.partition(".")[0]
+    # Lance counts versions down in their names; the hint of the newest is no number.
+    return 1, -int(number) if number.isdigit() else -(2**64)
+
+
 def remove_aside(uri: str) -> None:
-    """Remove what a removal of a local store that was killed has left."""
+    """Remove what a removal of a local store has left that was killed; for who builds there."""
     aside = Path(f"{uri.rstrip('/')}{_ASIDE}")
     if "://" not in uri and aside.exists():
         shutil.rmtree(aside)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from lightning_lance.commit import Commit, commit_of, notes_of
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import data_session, dataset_at, fragments_of
 from lightning_lance.layout import FileNote, hash_file, hash_tokens
-from lightning_lance.sums import SUMS, listed, read_sums, root_session, sum_of
+from lightning_lance.sums import SUMS, Sum, listed, manifest_of, read_sums, root_session, sum_of, version_of
 
 _RESTORE = "bring it back from a copy, or remove the store and build it again"
 # Rows read at once.
@@ -38,7 +38,7 @@ class Problem(NamedTuple):
 def check_store(
     uri: str, storage_options: Mapping[str, str] | None = None, sample: float = 1.0, seed: int = 0
 ) -> list[Problem]:
-    """Check a store, all its versions, local or in a bucket.
+    """Check a store, all its versions, local or in a bucket; also while it is built, when versions come and go.
 
     Args:
         uri: The store.
@@ -47,38 +47,77 @@ def check_store(
         seed: Of the choice.
 
     Returns:
-        What is damaged; nothing if all is well.
+        What is damaged; nothing if all is well. What a builder has removed meanwhile is not.
 
     Raises:
         StoreError: If there is no store.
     """
     session = root_session(uri, storage_options)
-    there = listed(session)
-    if not there and not session.contains(SUMS):
+    if not listed(session) and not session.contains(SUMS):
         raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
     # Lance is not asked to read manifests that are damaged: it may do anything.
-    problems = list(_check_sums(session, there))
+    if problems := _check_sums(session):
+        return problems
+    read, problems = _read_versions(uri, session, storage_options)
     if problems:
         return problems
-    try:
-        newest = dataset_at(uri, None, storage_options)
-        datasets = [dataset_at(uri, int(entry["version"]), storage_options) for entry in newest.versions()]
-        problems += _check_tags(newest, {int(dataset.version) for dataset in datasets})
-        fragments = {f.files[0].path: (dataset, f) for dataset in datasets for f in fragments_of(dataset) if f.files}
-        notes = {path: note for dataset in datasets for path, note in notes_of(dataset).items()}
-        commit = commit_of(newest, uri)
-    except Exception as error:  # of whatever kind: the versions cannot be read
-        return [*problems, Problem(uri, f"its versions cannot be read ({_brief(error)})", _RESTORE)]
+    fragments: dict[str, list[tuple[_Version, FragmentMetadata]]] = {}
+    for version in read:
+        for fragment in version.fragments:
+            fragments.setdefault(fragment.files[0].path, []).append((version, fragment))
+    problems = _check_tags(session, read[-1].dataset)
     files = data_session(uri, storage_options)
     chosen = np.random.default_rng(seed).random(len(fragments)) < sample
-    for (path, (dataset, fragment)), read in tqdm(
+    for (path, places), whole in tqdm(
         zip(sorted(fragments.items()), chosen.tolist(), strict=True), total=len(fragments), desc="verify", disable=None
     ):
-        found = _check_file(files, path, fragment, notes.get(path), read)
-        if not found and read and path in notes:
-            found = _check_rows(dataset, path, fragment, notes[path])
-        problems += found
-    return problems or _check_counts(newest, uri, notes, commit)
+        version, fragment = places[-1]
+        note = version.notes.get(path)
+        found = _check_file(files, path, fragment, note, whole)
+        if not found and whole and note is not None:
+            found = _check_rows(version.dataset, path, fragment, note)
+        if found and any(_stays(session, version.number) for version, _ in places):
+            problems += found
+    return problems or _check_counts(uri, read[-1])
+
+
+class _Version(NamedTuple):
+    """A version of a store, as it was read."""
+
+    number: int
+    dataset: Any
+    fragments: list[FragmentMetadata]
+    notes: Mapping[str, FileNote]
+    commit: Commit
+
+
+def _stays(session: Any, version: int) -> bool:
+    """Tell whether a version is still to be there: a builder takes those off its list that it is about to remove.
+
+    Of the newest, which may not be on the list yet, that is always so.
+    """
+    sums, _ = _read_sums(session)
+    return version in (now := {version_of(path) for path in sums or {}}) or version > max(now, default=0)
+
+
+def _read_versions(
+    uri: str, session: Any, storage_options: Mapping[str, str] | None
+) -> tuple[list[_Version], list[Problem]]:
+    """Read what the versions say, in their order; at least one, or there is a problem."""
+    read: list[_Version] = []
+    while not read:
+        manifests = sorted(path for path in listed(session) if path.startswith("_versions"))
+        for number in sorted(map(version_of, manifests)):
+            try:
+                dataset = dataset_at(uri, number, storage_options)
+                fragments = [fragment for fragment in fragments_of(dataset) if fragment.files]
+                read.append(_Version(number, dataset, fragments, notes_of(dataset), commit_of(dataset, uri)))
+            except Exception as error:  # of whatever kind: the version cannot be read
+                if _stays(session, number):
+                    return read, [Problem(manifest_of(number), f"cannot be read ({_brief(error)})", _RESTORE)]
+        if not manifests:
+            return read, [Problem(uri, "none of its versions is there", _RESTORE)]
+    return read, []
 
 
 def require_whole(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
@@ -92,32 +131,55 @@ def require_whole(uri: str, storage_options: Mapping[str, str] | None = None) ->
         raise StoreError(f"The token store {uri!r} is damaged: {str(problems[0]).rstrip('.')}{more}.")
 
 
-def _check_sums(session: Any, there: set[str]) -> Iterable[Problem]:
-    try:
-        sums = read_sums(session)
-    except Exception as error:  # of whatever kind: it cannot be read
-        yield Problem(SUMS, f"the list of checksums is damaged ({_brief(error)})", "the next commit writes it anew")
-        return
+def _read_sums(session: Any) -> tuple[dict[str, Sum] | None, str]:
+    """Read the checksums, twice where that fails, since they may just be written; None, and why, where they cannot be."""
+    why = ""
+    for _ in range(2):
+        try:
+            if (sums := read_sums(session)) is not None:
+                return sums, ""
+            why = "is missing"
+        except Exception as error:  # of whatever kind: it cannot be read
+            why = f"is damaged ({_brief(error)})"
+    return None, why
+
+
+def _check_sums(session: Any) -> list[Problem]:
+    """Check the manifests and transactions against their list."""
+    sums, why = _read_sums(session)
     if sums is None:
-        yield Problem(SUMS, "the list of checksums is missing", "the next commit writes it anew")
-        return
-    for path, expected in sorted(sums.items()):
-        if path not in there:
-            yield Problem(path, "is missing", _RESTORE)
-        elif (found := sum_of(session, path)) != expected:
-            what = f"has {found.size:,} bytes, expected {expected.size:,}" if found.size != expected.size else "differs"
-            yield Problem(path, f"{what} from what was written" if what == "differs" else what, _RESTORE)
+        return [Problem(SUMS, f"the list of checksums {why}", "the next commit writes it anew")]
+    found = {path: _check_sum(session, path, expected) for path, expected in sorted(sums.items())}
+    damaged = {path: what for path, what in found.items() if what}
+    # Those that are listed still are to be there still.
+    now = (_read_sums(session)[0] or sums) if damaged else {}
+    return [Problem(path, what, _RESTORE) for path, what in damaged.items() if now.get(path) == sums[path]]
 
 
-def _check_tags(dataset: Any, versions: set[int]) -> list[Problem]:
+def _check_sum(session: Any, path: str, expected: Sum) -> str:
     try:
-        tags = dataset.tags.list()
-    except Exception as error:  # of whatever kind: one of them is damaged
-        return [Problem("_refs/tags", f"a tag cannot be read ({_brief(error)})", "remove that file")]
+        if not session.contains(path):
+            return "is missing"
+        found = sum_of(session, path)
+    except Exception as error:  # of whatever kind: it cannot be read
+        return f"cannot be read ({_brief(error)})"
+    if found.size != expected.size:
+        return f"has {found.size:,} bytes, expected {expected.size:,}"
+    return "" if found == expected else "differs from what was written"
+
+
+def _check_tags(session: Any, dataset: Any) -> list[Problem]:
+    dangling: set[tuple[str, int]] | None = None
+    for _ in range(2):  # a tag may have been moved before its version was removed
+        try:
+            tags = {(name, int(tag["version"])) for name, tag in dataset.tags.list().items()}
+        except Exception as error:  # of whatever kind: one of them is damaged
+            return [Problem("_refs/tags", f"a tag cannot be read ({_brief(error)})", "remove that file")]
+        found = {(name, version) for name, version in tags if not session.contains(manifest_of(version))}
+        dangling = found if dangling is None else dangling & found
     return [
-        Problem(f"_refs/tags/{name}.json", f"names version {tag['version']}, which is not there", "remove that file")
-        for name, tag in tags.items()
-        if tag["version"] not in versions
+        Problem(f"_refs/tags/{name}.json", f"names version {version}, which is not there", "remove that file")
+        for name, version in sorted(dangling or ())
     ]
 
 
@@ -135,8 +197,11 @@ def _check_file(
         return [Problem(place, f"has fewer than {note.size:,} bytes", _RESTORE)]
     if _readable(session, path, note.size):
         return [Problem(place, f"has more than {note.size:,} bytes", _RESTORE)]
-    if read and hash_file(session, path, note.size) != note.whole:
-        return [Problem(place, "differs from what was written", _RESTORE)]
+    try:
+        if read and hash_file(session, path, note.size) != note.whole:
+            return [Problem(place, "differs from what was written", _RESTORE)]
+    except Exception as error:  # of whatever kind: it cannot be read
+        return [Problem(place, f"cannot be read ({_brief(error)})", _RESTORE)]
     return []
 
 
@@ -168,11 +233,11 @@ def _check_rows(dataset: Any, path: str, fragment: FragmentMetadata, note: FileN
     return []
 
 
-def _check_counts(dataset: Any, uri: str, notes: Mapping[str, FileNote], commit: Commit) -> list[Problem]:
-    paths = [fragment.files[0].path for fragment in fragments_of(dataset)]
-    tokens = sum(part.tokens for path in paths for part in notes[path].parts)
-    if tokens != commit.stored_tokens:
-        what = f"version {dataset.version} holds {tokens:,} tokens and says {commit.stored_tokens:,}"
+def _check_counts(uri: str, version: _Version) -> list[Problem]:
+    notes = [version.notes.get(fragment.files[0].path) for fragment in version.fragments]
+    tokens = sum(part.tokens for note in notes if note is not None for part in note.parts)
+    if tokens != version.commit.stored_tokens:
+        what = f"version {version.number} holds {tokens:,} tokens and says {version.commit.stored_tokens:,}"
         return [Problem(uri, what, "remove it, and build it again")]
     return []
 

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_lance.json_rows import NOT_JSON, SPACE, LineParser, parsed, rows_of, whole_objects
-from lightning_lance.parquet import FETCH_ROWS
 
 # What is read and parsed at a time: the first blocks are smaller, since the tokenizer waits for them.
 _FIRST_BLOCK, BLOCK_BYTES = 256 << 10, 4 << 20
 # What is fetched at a time of a remote file, the first times less: opening looks at its beginning.
 _FIRST_PIECE, _PIECE_BYTES = 128 << 10, 4 << 20
+# Rows given together.
+_TABLE_ROWS = 1000
 # Arrow counts the bytes of a block in 31 bits; and what has no line ends is no such file.
 _LONGEST_LINE = 1 << 30
 _BOM = b"\xef\xbb\xbf"
@@ -117,20 +118,20 @@ class LinesShard:
         for place, block in self._blocks(start):
             if not self._compressed:
                 starts[place] = first
-            count = whole_objects(block)
-            if (count := len(rows_of(block)) if count is None else count) == 0:
+            objects = whole_objects(block)
+            if (count := len(rows_of(block)) if objects is None else objects) == 0:
                 continue
             if filters is None and first + count <= row:
                 first, begun = first + count, True
                 continue
-            table = parser.table(block, first=not begun)
+            table = parser.table(block, objects, first=not begun)
             if not begun and pc.all(table.column(NOT_JSON)).as_py():
                 self._refuse(block)
             begun = True
             if filters is not None:
                 table = table.filter(filters | pc.field(NOT_JSON))
-            for low in range(0, len(table), FETCH_ROWS):
-                yield first + low, table.slice(low, FETCH_ROWS)
+            for low in range(0, len(table), _TABLE_ROWS):
+                yield first + low, table.slice(low, _TABLE_ROWS)
             first += len(table)
 
     def _refuse(self, block: bytes) -> None:

@@ -36,18 +36,19 @@ class LineParser:
         # spells as it should be.
         self._types: dict[str, pa.DataType | None] = {}
 
-    def table(self, block: bytes, first: bool = False) -> pa.Table:
+    def table(self, block: bytes, count: int | None, first: bool = False) -> pa.Table:
         """Parse a block: at once by Arrow, else line by line, to the same table.
 
         Args:
             block: Whole lines; those of white space are no rows.
+            count: What `whole_objects` says of it.
             first: Whether a file begins with it: if all its texts are of another type, they are given in that, for a message.
 
         Returns:
             The columns, and `NOT_JSON` (bool), of whose lines all else is null.
         """
         lines: list[bytes] | None = None
-        if (count := whole_objects(block)) is None:
+        if count is None:
             lines = rows_of(block)
             block = b"\n".join(lines)
             count = whole_objects(block)

@@ -112,14 +112,6 @@ class LayoutCounter:
         return FileNote(size, whole, self._hash.hexdigest(), tuple(self._parts))
 
 
-def parts_of(rows: pa.Table) -> tuple[StreamPart, ...]:
-    """Tell which rows are of which stream."""
-    counter = LayoutCounter()
-    for batch in rows.to_batches():
-        counter.add(batch)
-    return counter.note(0, "").parts
-
-
 def hash_tokens(digest: Any, tokens: pa.FixedSizeListArray) -> None:
     """Add blocks of tokens to an xxhash digest, as their little-endian bytes."""
     digest.update(np.ascontiguousarray(tokens.flatten()).view(np.uint8))

@@ -14,27 +14,29 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
 from lightning_lance.commit import Commit, commit_of, newest_at, notes_of, replace_fragments
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import dataset_at, fragments_of, not_written, write_rows
+from lightning_lance.fragments import Written, dataset_at, fragments_of, take_back
 from lightning_lance.layout import FileNote
 from lightning_lance.repacking import repack
 from lightning_lance.sums import write_sums
+from lightning_lance.tags import keep_build
 
 _log = logging.getLogger(__name__)
 
-# Where a writer leaves files before its commit.
-_FOLDERS = ("data", "_transactions")
+# Where a writer leaves files before its commit, the last three by half-done writes of Lance's.
+_PLACES = ("data/*", "_transactions/*", "_versions/.tmp*", "_versions/*.manifest[#]*", ".tmp*")
 # Fragments of so many bytes are left as they are.
 FULL_BYTES = 1 << 30
+# Runs of blocks of one stream that a fragment may have, where it is not of many streams.
+_MANY_PARTS = 256
 # So many fragments of about one size become one. Sizes differ by this factor from level to level, so a token is written
 # anew three times at most on the way from a commit of 2 MB to a full fragment.
 _FAN = 8
-# Begins the name of what a build ended with.
-_BUILD_TAG = "build-"
+# A commit without rows makes a version and nothing to merge: of every so many, the old ones are removed all the same.
+_CLEAN_EVERY = 8
 
 
 def tidy(
@@ -45,49 +47,65 @@ def tidy(
     full: int = FULL_BYTES,
     left: Collection[str] = (),
 ) -> int:
-    """Merge what has become due since the last time, and then remove what is no longer needed.
+    """Merge what has become due since the last time, and remove what is no longer needed.
 
     Args:
         uri: The store.
         version: The version that the builder has made last. Only the one builder of a store may call this.
         storage_options: Credentials and such for object stores.
         full: Bytes from which on a fragment is left as it is.
-        left: What `left_behind` gave when the build began.
+        left: What `left_behind` gave when the build began; only once.
 
     Returns:
-        The version that holds now: `version`, or the one after it.
+        The version that holds now: `version`, or a later one.
 
     Raises:
         CommitConflict: If another process has committed.
         StoreError: If the store cannot be written.
     """
-    dataset = newest_at(uri, version, storage_options)
+    if left:
+        # This builder has committed since: so what builders left that were killed, one after the other, does not pile up.
+        remove_unneeded(uri, storage_options, left)
+    merged = False
+    while True:
+        dataset = newest_at(uri, version, storage_options)
+        files = notes_of(dataset)
+        fragments = fragments_of(dataset)
+        groups = merge_groups([_size(fragment, files) for fragment in fragments], full, final=False)
+        groups = groups or [range(i, i + 1) for i, part in enumerate(fragments) if _is_mixed(part, files)]
+        if not groups:
+            break
+        version, merged = _merge(uri, dataset, groups[0], storage_options), True
+    if not merged and version % _CLEAN_EVERY == 0:
+        remove_unneeded(uri, storage_options)
+    return version
+
+
+def _merge(uri: str, dataset: Any, group: range, storage_options: Mapping[str, str] | None) -> int:
+    """Make a version in which neighbours are one fragment, and remove what that one replaces.
+
+    One group at a time: until its version is there, what it is made of is on the disk too.
+    """
     fragments, files = fragments_of(dataset), notes_of(dataset)
-    groups = merge_groups([_size(fragment, files) for fragment in fragments], full, final=False)
-    if not groups:
-        return version
-    for group in reversed(groups):
-        made, notes, _ = repack(uri, dataset, fragments[group.start : group.stop], files, storage_options)
-        fragments[group.start : group.stop] = made
-        files |= notes
-    schema, commit = dataset.schema, commit_of(dataset, uri)
-    version = replace_fragments(uri, dataset, schema, fragments, files, commit, storage_options)
+    made, notes, _ = repack(uri, dataset, fragments[group.start : group.stop], files, storage_options)
+    fragments[group.start : group.stop] = made
+    files, commit = {**files, **notes}, commit_of(dataset, uri)
+    version = replace_fragments(uri, dataset, dataset.schema, fragments, files, commit, storage_options)
     _log.info("%s: merged into %d fragments.", uri, len(fragments))
-    remove_unneeded(uri, storage_options, left)
+    remove_unneeded(uri, storage_options)
     return version
 
 
 def finish(
     uri: str,
-    rows: pa.Table,
+    written: Written,
     commit: Commit,
     storage_options: Mapping[str, str] | None = None,
-    expected_version: int | None = None,
     *,
     full: int = FULL_BYTES,
     left: Collection[str] = (),
 ) -> int:
-    """Make the last commit of a build: its rows are merged with all before them that is not full, in one transaction.
+    """Make the last commit of a build: what was written is merged with those before it that are not full, in one transaction.
 
     So there is no version with all tokens that is not tidy. It gets the tag `build-<tokens>`: asked again for the same
     budget, when the store has grown, it is found. All other versions without a tag are removed.
@@ -100,112 +118,97 @@ def finish(
         The new version.
 
     Raises:
-        CommitConflict: If there is another version by now. Nothing of `rows` stays.
+        CommitConflict: If there is another version by now.
         StoreError: If the store cannot be written.
     """
-    before = newest_at(uri, expected_version, storage_options, commit.fingerprint)
-    fragments = [] if before is None else fragments_of(before)
-    files = {} if before is None else notes_of(before)
-    sizes = [_size(fragment, files) for fragment in fragments] + [rows.nbytes] * bool(len(rows))
-    groups = merge_groups(sizes, full, final=True)
-    # The rows by themselves, where nothing is to be merged with them.
-    if len(rows) and (before is None or not any(group.stop == len(sizes) and len(group) > 1 for group in groups)):
-        made, notes = write_rows(uri, before, rows.schema, rows.to_batches(), storage_options)
-        fragments, files, rows = [*fragments, *made], {**files, **notes}, rows.slice(0, 0)
-    for group in reversed(groups):
-        if before is not None and len(group) > 1:
-            more = rows if group.stop > len(fragments) else None
-            old = fragments[group.start : group.stop]
-            made, notes, _ = repack(uri, before, old, files, storage_options, more=more)
-            fragments[group.start : group.stop] = made
-            files |= notes
-    version = replace_fragments(uri, before, rows.schema, fragments, files, commit, storage_options)
-    _tag_build(dataset_at(uri, version, storage_options), uri)
-    remove_unneeded(uri, storage_options, left)
+    before = written.before
+    if left and before is not None:
+        # Nobody else can commit what was left any more: so it may go before as much is written again.
+        fragments, files, now = fragments_of(before), notes_of(before), commit_of(before, uri)
+        version = replace_fragments(uri, before, before.schema, fragments, files, now, storage_options)
+        remove_unneeded(uri, storage_options, left)
+        before, left = newest_at(uri, version, storage_options, commit.fingerprint), ()
+    while True:
+        fragments = [] if before is None else fragments_of(before)
+        files = {} if before is None else notes_of(before)
+        sizes = [_size(fragment, files) for fragment in fragments] + [note.size for note in written.files.values()]
+        groups = merge_groups(sizes, full, final=True)
+        if before is None or not groups or groups[0].stop == len(sizes):
+            break
+        version = _merge(uri, before, groups[0], storage_options)
+        before = newest_at(uri, version, storage_options, commit.fingerprint)
+    first = groups[0].start if before is not None and groups else len(fragments)
+    made, notes = written.fragments, written.files
+    if first < len(fragments):
+        made, notes, _ = repack(uri, before, fragments[first:], files, storage_options, more=written)
+        take_back(uri, written.files, [before], storage_options)
+    fragments[first:] = made
+    version = replace_fragments(uri, before, written.schema, fragments, {**files, **notes}, commit, storage_options)
+    end_build(uri, dataset_at(uri, version, storage_options), storage_options, left)
     return version
 
 
-def _tag_build(dataset: Any, uri: str) -> None:
-    """Keep what a build ended with: the same budget, asked again of a store that has grown, finds the same tokens."""
-    name = f"{_BUILD_TAG}{commit_of(dataset, uri).tokens}"
-    if name in dataset.tags.list():
-        dataset.tags.update(name, int(dataset.version))
-    else:
-        dataset.tags.create(name, int(dataset.version))
+def end_build(
+    uri: str, dataset: Any, storage_options: Mapping[str, str] | None = None, left: Collection[str] = ()
+) -> None:
+    """Do what remains to be done after the last commit of a build: tag it, and remove all other versions without a tag.
 
-
-def retag(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> list[str]:
-    """After documents were forgotten: let the newest version be what the build ended with, and no older one.
+    A builder that is killed before this leaves it to whoever asks for the same budget next.
 
     Args:
         uri: The store.
+        dataset: Its newest version, which the build ended with.
         storage_options: Credentials and such for object stores.
-        purge: Whether all other tags of older versions go too.
-
-    Returns:
-        The tags of versions that were made before something was forgotten.
-
-    Raises:
-        StoreError: If the store cannot be written.
+        left: See `remove_unneeded`.
     """
-    dataset = dataset_at(uri, None, storage_options)
-    now, kept = commit_of(dataset, uri), []
-    ended = f"{_BUILD_TAG}{now.tokens}"
-    try:
-        for name, tag in dataset.tags.list().items():
-            before = dataset_at(uri, int(tag["version"]), storage_options)
-            if before is None or commit_of(before, uri).extent.forgotten == now.extent.forgotten:
-                continue
-            if name == ended:
-                dataset.tags.update(name, int(dataset.version))
-            elif purge or name.startswith(_BUILD_TAG):
-                dataset.tags.delete(name)
-            else:
-                kept.append(name)
-    except (ValueError, OSError) as error:
-        raise not_written(uri, error) from error
-    return sorted(kept)
+    keep_build(dataset, uri)
+    remove_unneeded(uri, storage_options, left)
 
 
 def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
     """Choose which neighbours to merge.
 
+    After the last merge there are at most as many fragments as `full` goes into all their bytes, and one; before, eight of each
+    size more. That depends on the sizes alone, not on how they came to be: a build that was killed, a growth, documents that
+    were forgotten. Nothing is merged to twice `full`, or more.
+
     Args:
         sizes: Bytes of the fragments, in their order.
-        full: Bytes from which on a fragment is left as it is.
+        full: Bytes from which on a fragment is left as it is, but for small ones right before it.
         final: Whether nothing comes after.
 
     Returns:
-        Groups of places, each of which becomes one fragment.
+        Groups of two places or more, each of which becomes one fragment.
     """
-    begin = next((i + 1 for i in reversed(range(len(sizes))) if sizes[i] >= full), 0)
-    if final:
-        return _full_groups(sizes, begin, full)
-    levels = [max(0, math.ceil(math.log(full / max(size, 1), _FAN))) for size in sizes]
-    # From the left: the larger the merge, the fewer there will be.
-    for first in range(begin, len(sizes)):
-        run = levels[first:]
-        due = sum(sizes[first:]) >= full or sum(level == run[0] for level in run) >= _FAN
-        if len(run) > 1 and min(run) == run[0] and due:
-            return _full_groups(sizes, first, full)
-    return []
-
-
-def _full_groups(sizes: Sequence[int], begin: int, full: int) -> list[range]:
-    """Cut the fragments from `begin` on into groups of `full` bytes or little more, the last of what is left."""
-    groups: list[range] = []
-    first = begin
-    for i in range(begin, len(sizes)):
-        if sum(sizes[first : i + 1]) >= full or i == len(sizes) - 1:
+    groups, first, total = [], 0, 0
+    for i, size in enumerate(sizes):
+        if size >= full and total + size >= 2 * full:
+            # As large as two full ones, they may be two.
+            groups.append(range(first, i))
+            first, total = i, 0
+        total += size
+        if total >= full:
             groups.append(range(first, i + 1))
-            first = i + 1
-    return groups
+            first, total = i + 1, 0
+    # What is left is less than full, all together.
+    if not final:
+        levels = [math.ceil(math.log(full / max(size, 1), _FAN)) for size in sizes[first:]]
+        # From the left: the larger the merge, the fewer there will be.
+        first += next((i for i, level in enumerate(levels) if levels[i:].count(level) >= _FAN), len(levels))
+    return [group for group in [*groups, range(first, len(sizes))] if len(group) > 1]
 
 
 def _size(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> int:
     """Give the bytes of a fragment; of those that others have written or changed, more than are ever merged."""
     known = len(fragment.files) == 1 and fragment.deletion_file is None and fragment.files[0].path in files
     return files[fragment.files[0].path].size if known else 1 << 62
+
+
+def _is_mixed(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> bool:
+    """Whether the streams of a fragment take turns so often that its note, which every version repeats, is long."""
+    note = files.get(fragment.files[0].path) if fragment.files else None
+    parts = note.parts if note and _size(fragment, files) <= note.size else ()
+    return len(parts) > max(_MANY_PARTS, 4 * len({part[:2] for part in parts}))
 
 
 def left_behind(uri: str, storage_options: Mapping[str, str] | None = None) -> set[str]:
@@ -216,7 +219,7 @@ def left_behind(uri: str, storage_options: Mapping[str, str] | None = None) -> s
     if "://" in uri:
         return set()
     root, dataset = Path(uri), dataset_at(uri, None, storage_options)
-    there = {str(path.relative_to(root)) for folder in _FOLDERS for path in root.glob(f"{folder}/*")}
+    there = {str(path.relative_to(root)) for place in _PLACES for path in root.glob(place)}
     try:
         return there - (set() if dataset is None else _needed(uri, dataset, storage_options))
     except (ValueError, OSError, StoreError):  # one who came back removes versions: the next build looks again

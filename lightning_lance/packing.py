@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from lightning_lance.splits import FORGOTTEN, SPLITS
 
 # Tokens per row. Larger blocks read more than they need from object stores, smaller ones are more rows to find.
 BLOCK = 2048
+# Rows of a stream that are given together.
+_TOGETHER = 256
 # Hashes of forgotten documents in a row: as many bytes as a block of tokens or more, and little to hold of a thousand rows.
 _HASHES = 1024
 
@@ -102,36 +104,57 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
     return joined
 
 
-class _Run(NamedTuple):
-    """Documents of one stream that came one after the other: tokens, lengths, and the place of the first in the commit."""
+class _End:
+    """The last blocks of a stream, which are not full: tokens, and the documents that begin among them."""
 
-    tokens: np.ndarray
-    lengths: np.ndarray
-    first: int
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.tokens = np.empty(_TOGETHER * BLOCK, dtype)
+        self.size = 0
+        self.starts: list[np.ndarray] = []
+        self.documents: list[pa.Table] = []
+
+    def fill(self, tokens: np.ndarray) -> np.ndarray:
+        """Take what there is room for, and give the rest."""
+        taken = tokens[: len(self.tokens) - self.size]
+        self.tokens[self.size : self.size + len(taken)] = taken
+        self.size += len(taken)
+        return tokens[len(taken) :]
+
+    def describe(self, starts: np.ndarray, documents: pa.Table) -> None:
+        """Take the documents that begin at `starts`, (n,) offsets in `tokens`."""
+        if len(starts):
+            self.starts.append(starts)
+            self.documents.append(documents)
 
 
 class Packer:
-    """Collects encoded documents and gives them as rows of the store. Holds about 2 bytes per token (4 for uint32).
+    """Turns encoded documents into rows of the store, as soon as these are full.
+
+    Holds up to a megabyte of tokens of each stream (two for uint32).
 
     Args:
         eos_id: The id that ends every document.
         dtype: uint16 or uint32, of the tokens.
         metadata: Names of the string columns kept with each document.
         hashed: Whether the column `hash` is kept too.
+
+    Attributes:
+        schema: Of the rows.
+        num_tokens: Tokens taken since the last `flush`.
     """
 
     def __init__(self, eos_id: int, dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = False) -> None:
         self._eos_id = eos_id
         self._dtype = dtype
-        self._schema = store_schema(dtype, metadata, hashed)
-        self._runs: dict[Stream, list[_Run]] = {}
-        self._documents: list[pa.Table] = []
+        self.schema = store_schema(dtype, metadata, hashed)
+        self._ends: dict[Stream, _End] = {}
         self._forgotten: list[np.ndarray] = []
-        self._num_documents = 0
         self.num_tokens = 0
 
-    def add(self, ids: np.ndarray, offsets: np.ndarray, splits: np.ndarray, documents: pa.Table) -> None:
-        """Take n documents.
+    def add(
+        self, ids: np.ndarray, offsets: np.ndarray, splits: np.ndarray, documents: pa.Table
+    ) -> list[pa.RecordBatch]:
+        """Take n documents, and give the rows that are full, if there are many by now.
 
         Args:
             ids: (total,) token ids, without EOS.
@@ -143,54 +166,72 @@ class Packer:
         streams = splits.astype(np.int64) * len(languages.dictionary) + np.asarray(languages.indices)
         joined = join_documents(ids, offsets, self._eos_id, self._dtype)
         borders = np.append(0, offsets[1:] + np.arange(1, len(offsets)))
-        # Neighbours of one stream stay together, as views: nothing is copied until `take`.
-        cuts = [0, *(np.flatnonzero(np.diff(streams)) + 1).tolist(), len(streams)] if len(streams) else []
-        for low, high in pairwise(cuts):
-            split, language = divmod(int(streams[low]), len(languages.dictionary))
-            runs = self._runs.setdefault(Stream(SPLITS[split], languages.dictionary[language].as_py()), [])
-            lengths = np.diff(borders[low : high + 1])
-            runs.append(_Run(joined[borders[low] : borders[high]], lengths, self._num_documents + low))
-        self._documents.append(documents)
-        self._num_documents += len(documents)
         self.num_tokens += len(joined)
+        full: list[pa.RecordBatch] = []
+        for code in np.unique(streams).tolist():
+            split, language = divmod(code, len(languages.dictionary))
+            mine = np.flatnonzero(streams == code)
+            # Neighbours of one stream go together.
+            cuts = [0, *(np.flatnonzero(np.diff(mine) != 1) + 1).tolist(), len(mine)]
+            runs = [joined[borders[mine[low]] : borders[mine[high - 1] + 1]] for low, high in pairwise(cuts)]
+            described = documents if len(mine) == len(documents) else documents.take(pa.array(mine))
+            lengths = (borders[1:] - borders[:-1])[mine]
+            full += self._append(
+                Stream(SPLITS[split], languages.dictionary[language].as_py()), runs, lengths, described
+            )
+        return full
 
     def forget(self, hashes: np.ndarray) -> None:
         """Take the hashes, (n,) uint64, of documents of which nothing else is to be kept."""
         if len(hashes):
             self._forgotten.append(hashes)
 
-    def take(self) -> pa.Table:
-        """Give all rows collected, which empties this. The last block of each stream is padded with zeros."""
-        documents = pa.concat_tables(self._documents) if self._documents else None
-        tables = [self._rows(stream, self._runs.pop(stream), documents) for stream in sorted(self._runs)]
+    def flush(self) -> list[pa.RecordBatch]:
+        """Give all other rows, which empties this. The last block of each stream is padded with zeros."""
+        rows = [self._rows(stream, end) for stream, end in sorted(self._ends.items()) if end.size]
         if self._forgotten:
-            tables.append(forgotten_rows(np.concatenate(self._forgotten), self._schema))
-        self._documents, self._forgotten, self._num_documents, self.num_tokens = [], [], 0, 0
-        return pa.concat_tables(tables) if tables else self._schema.empty_table()
+            rows += forgotten_rows(np.concatenate(self._forgotten), self.schema).to_batches()
+        self._ends, self._forgotten, self.num_tokens = {}, [], 0
+        return rows
 
-    def _rows(self, stream: Stream, runs: list[_Run], documents: pa.Table) -> pa.Table:
-        num_tokens = sum(len(run.tokens) for run in runs)
-        num_rows = -(-num_tokens // BLOCK)
-        tokens = np.zeros(num_rows * BLOCK, self._dtype)
-        np.concatenate([run.tokens for run in runs], out=tokens[:num_tokens])
+    def _append(
+        self, stream: Stream, runs: Sequence[np.ndarray], lengths: np.ndarray, documents: pa.Table
+    ) -> Iterator[pa.RecordBatch]:
+        end = self._ends.setdefault(stream, _End(self._dtype))
+        starts = end.size + np.cumsum(lengths) - lengths
+        for run in runs:
+            while len(run := end.fill(run)) or end.size == len(end.tokens):
+                here = int(np.searchsorted(starts, end.size))
+                end.describe(starts[:here], documents.slice(0, here))
+                yield self._rows(stream, end)
+                starts, documents = starts[here:] - end.size, documents.slice(here)
+                end = self._ends[stream] = _End(self._dtype)
+        end.describe(starts, documents)
+
+    def _rows(self, stream: Stream, end: _End) -> pa.RecordBatch:
+        num_rows = -(-end.size // BLOCK)
+        end.tokens[end.size : num_rows * BLOCK] = 0
         valid = np.full(num_rows, BLOCK, np.int32)
-        valid[-1] = num_tokens - (num_rows - 1) * BLOCK
-        lengths = np.concatenate([run.lengths for run in runs])
-        mine = np.concatenate([run.first + np.arange(len(run.lengths)) for run in runs])
+        valid[-1] -= num_rows * BLOCK - end.size
         columns = [
-            pa.FixedSizeListArray.from_arrays(pa.array(tokens), BLOCK),
+            pa.FixedSizeListArray.from_arrays(pa.array(end.tokens[: num_rows * BLOCK]), BLOCK),
             pa.array(valid),
             pa.repeat(pa.scalar(stream.split), num_rows),
             pa.repeat(pa.scalar(stream.language), num_rows),
-            self._document_lists(lengths, documents.take(pa.array(mine)), num_rows),
+            self._document_lists(end, num_rows),
         ]
-        return pa.table(columns, schema=self._schema)
+        return pa.record_batch(columns, schema=self.schema)
 
-    def _document_lists(self, lengths: np.ndarray, documents: pa.Table, num_rows: int) -> pa.Array:
+    def _document_lists(self, end: _End, num_rows: int) -> pa.Array:
         """Put each document of a stream into the list of the block in which it begins."""
-        starts = np.cumsum(lengths) - lengths
-        struct = self._schema.field("documents").type.value_type
+        struct = self.schema.field("documents").type.value_type
+        starts = np.concatenate([np.empty(0, np.int64), *end.starts])
+        documents = pa.concat_tables(end.documents) if end.documents else None
         fields = [pa.array((starts % BLOCK).astype(np.int32))]
-        fields += [one_array(documents.column(field.name)) for field in list(struct)[1:]]
+        for field in list(struct)[1:]:
+            # Copied: an empty slice of strings keeps an offset that Lance takes for damage.
+            fields.append(
+                pa.array([], field.type) if documents is None else documents.column(field.name).combine_chunks()
+            )
         borders = np.searchsorted(starts, np.arange(num_rows + 1) * BLOCK).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(borders), pa.StructArray.from_arrays(fields, fields=list(struct)))

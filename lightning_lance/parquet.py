@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-# Rows that are decoded at a time: a hundred texts of 100 KB are 10 MB.
-FETCH_ROWS = 100
+# What is decoded at a time: rows of about so many bytes, and so many at most, since some are much longer than the others.
+_DECODED_BYTES, _DECODED_ROWS = 4 << 20, 256
 # What lies between two columns is fetched too where it is less: a request takes as long as so many bytes.
 _HOLE_BYTES = 64 << 10
 # Larger row groups are fetched piece by piece, so that memory does not follow them.
@@ -159,8 +159,12 @@ class ParquetShard:
         if self._parts is not None:
             ranges = self._ranges(group, columns)
             self._parts.ahead(ranges if sum(high - low for low, high in ranges) <= _AHEAD_BYTES else [])
+        described = self._file.metadata.row_group(group)
+        sizes = (described.column(i) for i in range(described.num_columns))
+        size = sum(part.total_uncompressed_size for part in sizes if part.path_in_schema.split(".")[0] in columns)
+        rows = min(max(_DECODED_BYTES * described.num_rows // max(size, 1), 1), _DECODED_ROWS)
         # Without threads, so that a remote file is read by this one, and by none when it is done with.
-        for batch in self._file.iter_batches(FETCH_ROWS, [group], list(columns), use_threads=False):
+        for batch in self._file.iter_batches(rows, [group], list(columns), use_threads=False):
             table = pa.Table.from_batches([batch])
             yield table if filters is None else table.filter(filters)
 

@@ -19,7 +19,7 @@ from lightning_lance.locking import lock_file
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
-from lightning_lance.status import read_status
+from lightning_lance.status import failure_of, read_status, status_file
 from lightning_lance.store import TokenStore
 from lightning_lance.tokenization import Tokenizer, token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice, TokenizerFile
@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 # Between two looks at a store that another process builds.
 _POLL_SECONDS = 1.0
+# Who starts a builder that failed again and a run that waits for it, may start the run first.
+_BEGIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Plan:
     @property
     def status_file(self) -> Path | None:
         """What the builder of a local store tells those who wait, while it builds, or after it failed."""
-        return None if "://" in self.uri else Path(self.uri.removesuffix(".lance") + ".building.json")
+        return status_file(self.uri)
 
 
 def make_plan(
@@ -194,15 +196,27 @@ def _last_failure(plan: Plan) -> str:
 
 
 def wait_for(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> None:
-    """Wait until a build that runs elsewhere has committed so many tokens, or all that its source has."""
-    told = None
+    """Wait until a build that runs elsewhere has committed so many tokens, or all that its source has.
+
+    Raises:
+        SourceError: If that build fails because of its source; or had failed before, and no other begins within a minute.
+        StoreError: If it fails, or had failed, for another cause.
+    """
+    file, told, began = status_file(uri), None, time.monotonic()
+    before = status = read_status(file) if file else None
     while (commit := last_commit(uri, storage_options=storage_options)) is None or commit.tokens < tokens:
         if commit is not None and commit.exhausted:
             return
+        if status is not None and status.failure:
+            known = before is not None and before.failure is not None and before.run == status.run
+            if not known or time.monotonic() - began > _BEGIN_SECONDS:
+                raise failure_of(status, uri)
         if (now := 0 if commit is None else commit.tokens) != told:
             _log.warning("Waiting for the store %s: %s of %s tokens are committed.", uri, f"{now:,}", f"{tokens:,}")
             told = now
         time.sleep(_POLL_SECONDS)
+        # Before the commits: those of a build that failed are all there then.
+        status = read_status(file) if file else None
 
 
 def tokenizer_beside(store: TokenStore) -> Tokenizer:

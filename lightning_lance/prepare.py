@@ -10,20 +10,23 @@ from typing import Literal
 
 from lightning_lance.build import Build
 from lightning_lance.commit import Commit, last_version
-from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, StoreError
+from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, LightningLanceError, StoreError
 from lightning_lance.figures import counted, tokens_told
-from lightning_lance.fragments import remove_aside, remove_store
+from lightning_lance.fragments import dataset_at, remove_aside, remove_store
+from lightning_lance.locking import Lease
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
+from lightning_lance.merging import end_build
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.sources import Source
+from lightning_lance.status import remove_refused
 from lightning_lance.store import TokenStore
+from lightning_lance.tags import lacks_build_tag
 from lightning_lance.tokenizer_choice import TokenizerChoice
 from lightning_lance.turns import COMMIT_MARGIN_SECONDS, CommitTurn, LeaseTurn, Turn
+from lightning_lance.versions import first_version
 
 _log = logging.getLogger(__name__)
 
-# Large commits keep fragments and versions few; slow sources commit by the clock, so that little work can be lost.
-COMMIT_TOKENS = 1 << 25
 COMMIT_SECONDS = 60.0
 
 
@@ -40,7 +43,7 @@ def prepare(
     long_documents: Literal["split", "skip"] = "split",
     rebuild: bool = False,
     storage_options: Mapping[str, str] | None = None,
-    commit_tokens: int = COMMIT_TOKENS,
+    commit_tokens: int | None = None,
     commit_seconds: float = COMMIT_SECONDS,
 ) -> TokenStore:
     """Make sure that a token store is there and complete, and open it.
@@ -61,7 +64,7 @@ def prepare(
         rebuild: Whether a store that another recipe made at `uri` is replaced, when this build begins. One of this recipe is
             not, so an interrupted rebuild goes on.
         storage_options: Credentials and such for an object store.
-        commit_tokens: Tokens per commit.
+        commit_tokens: Tokens per commit; None for a fragment that is never merged.
         commit_seconds: Longest time between two commits, while documents come in.
 
     Returns:
@@ -87,6 +90,8 @@ def prepare(
     _check_place(plan)
     built = _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds, rebuild)
     store = open_prepared(plan, budget, storage_options)
+    if built and plan.status_file is not None:
+        remove_refused(plan.status_file.parent)
     if built and (val_fraction or source.has_validation) and not store.num_tokens("val"):
         documents = counted(store.commit.documents, "document")
         why = (
@@ -108,7 +113,7 @@ def _complete(
     plan: Plan,
     budget: Budget,
     storage_options: Mapping[str, str] | None,
-    commit_tokens: int,
+    commit_tokens: int | None,
     commit_seconds: float,
     rebuild: bool,
 ) -> bool:
@@ -127,6 +132,7 @@ def _complete(
                         # What tidies up may remove the version that was found complete.
                         if turn.finishing():
                             continue
+                        _end(plan, budget, version, storage_options)
                         return built
                 if not turn.mine:
                     turn.wait(commit)
@@ -139,7 +145,7 @@ def _complete(
                     if replaced:
                         _log.warning("The token store %s, which another recipe made, is replaced.", plan.uri)
                         remove_store(plan.uri, storage_options)
-                    elif rebuild:
+                    else:  # a rebuild may have been killed while it removed the old store
                         remove_aside(plan.uri)
                     build.run(turn, commit_tokens, commit_seconds)
                     built = True
@@ -148,11 +154,10 @@ def _complete(
                     turn.conflict()
                 except Exception as error:
                     cause, safe = _cause(error, plan.uri), build.committed if build else commit
-                    # What was asked for cannot be. That does not change by itself, and who waits sees it as soon.
-                    if not isinstance(error, ConfigError):
-                        turn.failed(cause)
-                        if safe is not None:
-                            _log.warning("%s", _how_to_go_on(plan.uri, safe))
+                    turn.failed(cause)
+                    # Not where the same would end in the same way, or begins anew: the error itself says what to do.
+                    if safe is not None and not isinstance(error, ConfigError):
+                        _log.warning("%s", _how_to_go_on(plan.uri, safe))
                     if cause is error:
                         raise
                     raise cause from error
@@ -160,6 +165,32 @@ def _complete(
                     commit = build.committed if build else commit
     except KeyboardInterrupt:
         raise BuildInterrupted(_how_to_go_on(plan.uri, commit)) from None
+
+
+def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str, str] | None) -> None:
+    """Do what a builder has left undone that was killed after its last commit, if `version` is what it ended with.
+
+    Where another process builds by now, that one will do it.
+    """
+    uri = plan.uri
+    try:
+        dataset = dataset_at(uri, version, storage_options)
+        if (
+            dataset is None
+            or not lacks_build_tag(dataset, uri)
+            or first_version(uri, budget.met, storage_options) != version
+        ):
+            return
+        lease = None if plan.lock_file is None else Lease(plan.lock_file)
+        if lease is None or lease.take():
+            try:
+                if last_version(uri, storage_options)[0] == version:
+                    end_build(uri, dataset, storage_options)
+            finally:
+                if lease is not None:
+                    lease.release()
+    except (LightningLanceError, ValueError, OSError) as error:  # a store that can only be read is no reason to fail
+        _log.debug("%s", error)
 
 
 def _turn(plan: Plan, commit_seconds: float) -> Turn:

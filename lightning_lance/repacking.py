@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata
 
-from lightning_lance.fragments import write_rows
-from lightning_lance.layout import FileNote, StreamPart, parts_of
+from lightning_lance.fragments import Written, lance_options, write_rows
+from lightning_lance.layout import FileNote, StreamPart
 from lightning_lance.packing import forgotten_rows
 from lightning_lance.splits import FORGOTTEN
 
@@ -48,7 +49,7 @@ def repack(
     files: Mapping[str, FileNote],
     storage_options: Mapping[str, str] | None = None,
     drop: Drop | None = None,
-    more: pa.Table | None = None,
+    more: Written | None = None,
 ) -> tuple[list[FragmentMetadata], dict[str, FileNote], Dropped]:
     """Write the rows of neighbouring fragments anew: each stream as one run of blocks, all full but the last.
 
@@ -62,7 +63,7 @@ def repack(
         files: Notes of their files, by path.
         storage_options: Credentials and such for object stores.
         drop: Which documents to leave out, with all their tokens and their EOS; None keeps all.
-        more: Rows that are in no fragment yet, to follow those of the fragments.
+        more: What no version has yet, to follow those fragments.
 
     Returns:
         The new fragment, or none if nothing is left; the note of its file; and what was left out.
@@ -72,38 +73,63 @@ def repack(
     """
     dropped = Dropped()
     schema = dataset.schema
-    batches = _streams(dataset, fragments, files, more, drop, dropped)
+    batches = _streams(_Reader(uri, dataset, more, storage_options), fragments, files, drop, dropped)
     with _large_blocks_given_back():
         written, notes = write_rows(uri, dataset, schema, batches, storage_options)
     return written, notes, dropped
 
 
+class _Reader:
+    """Reads parts of the fragments of a dataset, and of a data file, called None, that it does not have yet."""
+
+    def __init__(self, uri: str, dataset: Any, more: Written | None, storage_options: Mapping[str, str] | None) -> None:
+        self.dataset = dataset
+        self._place, self._storage_options = f"{uri.rstrip('/')}/data", lance_options(storage_options)
+        self._more: tuple[str, FileNote] | None = next(iter(more.files.items()), None) if more else None
+
+    @property
+    def more(self) -> tuple[StreamPart, ...]:
+        """What is in that file."""
+        return () if self._more is None else self._more[1].parts
+
+    def batches(
+        self, places: Sequence[tuple[int | None, int, int]], columns: Sequence[str] = ("documents",)
+    ) -> Iterator[pa.RecordBatch]:
+        """Read columns of (fragment, first row, rows) places, in bounded memory."""
+        for fragment_id, offset, rows in places:
+            if fragment_id is not None:
+                yield from read_part(self.dataset, fragment_id, offset, rows, columns)
+            elif self._more is not None:
+                file = LanceFileReader(f"{self._place}/{self._more[0]}", self._storage_options, [*columns])
+                for first in range(offset, offset + rows, _ROWS):
+                    size = min(_ROWS, offset + rows - first)
+                    yield from file.read_range(first, size, batch_size=_ROWS).to_batches()
+
+
 def _streams(
-    dataset: Any,
+    reader: _Reader,
     fragments: Sequence[FragmentMetadata],
     files: Mapping[str, FileNote],
-    more: pa.Table | None,
     drop: Drop | None,
     dropped: Dropped,
 ) -> Iterator[pa.RecordBatch]:
     sources: list[tuple[int | None, tuple[StreamPart, ...]]] = [
-        (fragment.id, files[fragment.files[0].path].parts) for fragment in fragments
+        *((fragment.id, files[fragment.files[0].path].parts) for fragment in fragments),
+        (None, reader.more),
     ]
-    if more is not None:
-        sources.append((None, parts_of(more)))
     runs: dict[tuple[str, str], list[tuple[int | None, int, int]]] = {}
     for fragment_id, parts in sources:
         for part, end in zip(parts, accumulate(part.rows for part in parts), strict=True):
             runs.setdefault(part[:2], []).append((fragment_id, end - part.rows, part.rows))
-    forgotten = runs.pop((FORGOTTEN, ""), [])
+    forgotten, schema = runs.pop((FORGOTTEN, ""), []), reader.dataset.schema
     for (split, language), places in sorted(runs.items()):
-        packing = _Repacking(dataset.schema, split, language, drop, dropped)
-        for batch in _batches(dataset, places, more, _COLUMNS):
+        packing = _Repacking(schema, split, language, drop, dropped)
+        for batch in reader.batches(places, _COLUMNS):
             yield from packing.add(batch)
         yield from packing.rest()
-    hashes = [hashes_of(batch.column("documents").flatten()) for batch in _batches(dataset, forgotten, more)]
+    hashes = [hashes_of(batch.column("documents").flatten()) for batch in reader.batches(forgotten)]
     if hashes := [*hashes, *dropped.hashes]:
-        yield from forgotten_rows(np.concatenate(hashes), dataset.schema).to_batches()
+        yield from forgotten_rows(np.concatenate(hashes), schema).to_batches()
 
 
 def hashes_of(documents: pa.StructArray) -> np.ndarray:
@@ -111,21 +137,8 @@ def hashes_of(documents: pa.StructArray) -> np.ndarray:
     return np.asarray(documents.field("hash"))
 
 
-def _batches(
-    dataset: Any,
-    places: Sequence[tuple[int | None, int, int]],
-    more: pa.Table | None,
-    columns: Sequence[str] = ("documents",),
-) -> Iterator[pa.RecordBatch]:
-    for fragment_id, offset, rows in places:
-        if fragment_id is None and more is not None:
-            yield from more.slice(offset, rows).to_batches(max_chunksize=_ROWS)
-        else:
-            yield from read_part(dataset, fragment_id, offset, rows, columns)
-
-
 def read_part(
-    dataset: Any, fragment_id: int | None, offset: int, rows: int, columns: Sequence[str]
+    dataset: Any, fragment_id: int, offset: int, rows: int, columns: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
     """Read columns of some rows of a fragment, in bounded memory."""
     fragment = dataset.get_fragment(fragment_id)

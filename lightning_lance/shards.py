@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_lance.access import HUB_FILE, explain, open_builder
-from lightning_lance.documents import bounded, document_batch, one_array, select_columns
+from lightning_lance.documents import bounded, covered, document_batch, one_array, select_columns
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.json_lines import ENDINGS, LinesShard, NotLines
 from lightning_lance.json_rows import NOT_JSON
 from lightning_lance.languages import folder_language, language_of_path
-from lightning_lance.parquet import FETCH_ROWS, ParquetShard
+from lightning_lance.parquet import ParquetShard
 from lightning_lance.patience import is_bad_data, is_transient
 from lightning_lance.sources import BATCH_BYTES, BATCH_ROWS, Trouble, shard_order
 
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from lightning_lance.streaming import DatasetSource
 
 _log = logging.getLogger(__name__)
+
+# Rows that `datasets` gives at a time: a hundred texts of 100 KB are 10 MB.
+_FETCH_ROWS = 100
+# A batch of so many bytes goes on its way: with what comes next, it would have to be copied.
+_ENOUGH_BYTES = BATCH_BYTES // 2
 
 
 def listing(source: DatasetSource, pin: Mapping[str, Any]) -> tuple[Any, list[str]]:
@@ -60,7 +65,6 @@ class OpenedDataset:
         self._source, self._patience = source, source.patience()
         self._builder, self._files = self._patience.call("listing the files", lambda: listing(source, pin))
         self._order = shard_order(len(self._files), source.shard_seed)
-        self._batch_rows = FETCH_ROWS
         self.trouble = Trouble(self._patience.incidents)
         # Of the row groups (in JSON Lines, the places) of the shard that is being read, how many rows pass before each.
         self._starts: tuple[int, dict[int, int]] = (-1, {})
@@ -179,7 +183,7 @@ class OpenedDataset:
         # One data file is one shard of the streamed dataset, in the same order.
         rows = self._dataset.shard(num_shards=len(self._files), index=self._order[shard])
         first = 0
-        with closing(rows.iter(batch_size=FETCH_ROWS)) as batches:
+        with closing(rows.iter(batch_size=_FETCH_ROWS)) as batches:
             for table in batches:
                 passed = table if filters is None else table.filter(filters)
                 yield first, passed
@@ -191,8 +195,8 @@ class OpenedDataset:
             try:
                 with self._patience.active():
                     for batch in self._read(shard, row):
-                        if len(batch):
-                            row, tries = int(batch.column("row")[-1].as_py()) + 1, 0
+                        end = covered(batch)
+                        row, tries = (int(batch.column("row")[-1].as_py()) + 1 if end is None else end), 0
                         yield batch
                 return
             except LightningLanceError:
@@ -242,9 +246,7 @@ class OpenedDataset:
                     pending.append(table.slice(len(table) - fresh))
                     rows, size = rows + fresh, size + pending[-1].nbytes
                 # Few rows at a time where texts are long, a thousand where they are short.
-                if rows >= self._batch_rows or size >= BATCH_BYTES:
-                    # The first batches are smaller: the tokenizer waits for them.
-                    self._batch_rows = min(2 * self._batch_rows, BATCH_ROWS)
+                if rows >= BATCH_ROWS or size >= _ENOUGH_BYTES:
                     yield from self._document_batches(pa.concat_tables(pending), after - rows, file)
                     pending, rows, size = [], 0, 0
         if pending:
@@ -266,7 +268,8 @@ class OpenedDataset:
             language = folder_language(file, source.templates) if source.templates else ""
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
-        return bounded(document_batch(columns, languages, first_row, source.wanted, source.text_filter), BATCH_BYTES)
+        batch = document_batch(columns, languages, first_row, source.wanted, source.text_filter)
+        return bounded(batch, 2 * BATCH_BYTES)
 
 
 def _are_lines(config: Any, files: Sequence[str]) -> bool:

@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from lightning_lance.errors import LightningLanceError, SourceError, StoreError
+from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, StoreError
 from lightning_lance.figures import counted, share_told, tokens_told
 from lightning_lance.locking import write_whole
 
+_ENDING = ".building.json"
 # Between two writes: often enough for those who wait, too seldom to be felt.
 _WRITE_SECONDS = 1.0
 
@@ -33,6 +34,7 @@ class BuildStatus:
         share: Share of the budget, 0 to 1.
         failure: What ended it, None while it goes on.
         of_source: Whether the failure is the source's.
+        refused: Whether what was asked for cannot be; once it is mended, it mostly has another fingerprint, and place.
     """
 
     run: str
@@ -44,10 +46,16 @@ class BuildStatus:
     share: float = 0.0
     failure: str | None = None
     of_source: bool = False
+    refused: bool = False
 
     def __str__(self) -> str:
         figures = [counted(self.documents, "document"), tokens_told(self.tokens), share_told(self.share)]
         return f"{self.builder}, since {self.since}: {', '.join(filter(None, figures))}"
+
+
+def status_file(uri: str) -> Path | None:
+    """Give the file in which the builder of a store tells how it goes; a bucket has none."""
+    return None if "://" in uri else Path(uri.rstrip("/").removesuffix(".lance") + _ENDING)
 
 
 def read_status(path: Path) -> BuildStatus | None:
@@ -56,6 +64,15 @@ def read_status(path: Path) -> BuildStatus | None:
         return BuildStatus(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def remove_refused(folder: Path) -> None:
+    """Remove what refused builds have left in a folder: no later build comes by there, and who waits has seen it."""
+    for path in folder.glob(f"*{_ENDING}"):
+        status = read_status(path)
+        if status is not None and status.refused and not Path(f"{str(path).removesuffix(_ENDING)}.lance").exists():
+            with suppress(OSError):
+                path.unlink()
 
 
 def failure_of(status: BuildStatus, uri: str) -> SourceError | StoreError:
@@ -95,7 +112,8 @@ class StatusFile:
         told = " ".join(str(error).split())
         if not isinstance(error, LightningLanceError):
             told = f"{type(error).__name__}: {told}"
-        self._status = replace(self._status, failure=told, of_source=isinstance(error, SourceError))
+        of_source, refused = isinstance(error, SourceError), isinstance(error, ConfigError)
+        self._status = replace(self._status, failure=told, of_source=of_source, refused=refused)
         self._write()
 
     def remove(self) -> None:

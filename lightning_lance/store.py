@@ -22,6 +22,7 @@ from lightning_lance.mapping import map_tokens
 from lightning_lance.provenance import Provenance
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
+from lightning_lance.tags import keep
 from lightning_lance.versions import look_again, version_with
 
 _log = logging.getLogger(__name__)
@@ -152,34 +153,30 @@ class TokenStore:
         # Not at that version: a builder that merges may remove it before it is open.
         return self if last is None or last.version == self.version else TokenStore.open(self.uri, None, *self._opening)
 
-    def keep(self, name: str) -> None:
-        """Tag the version that is read, so that no clean-up of old versions removes it. Does nothing if the tag is there.
+    def keep(self, name: str | None = None) -> bool:
+        """Tag the version that is read, so that no clean-up of old versions removes it.
+
+        A tag that names a version with the same streams stays as it is; one that names another is moved.
 
         Args:
-            name: Of the tag.
+            name: Of the tag; None for `checkpoint-...`, named by what the store holds.
+
+        Returns:
+            Whether it is kept; False if a builder has removed it already.
 
         Raises:
             StoreError: If the store cannot be written.
         """
-        try:
-            if name not in self._dataset.tags.list():
-                self._dataset.tags.create(name, self.version)
-        except (ValueError, OSError) as error:
-            if name in self._dataset.tags.list():  # another rank was first
-                return
-            raise StoreError(
-                f"Version {self.version} of the token store {self.uri!r} cannot be tagged: {' '.join(str(error).split())[:200]}"
-            ) from error
+        return keep(self._dataset, self.uri, self.commit.extent, self._opening[0], name)
 
-    def keep_for_training(self) -> None:
-        """Tag the version that is read, once, by its extent, as `checkpoint-...`; a warning where it cannot be."""
-        if self._kept:
-            return
-        self._kept = True
+    def keep_for_training(self) -> bool:
+        """Tag the version that is read, once, and tell whether it is there; where it cannot be tagged, that is a warning."""
         try:
-            self.keep(f"checkpoint-{self.commit.extent.name}")
+            self._kept = self._kept or self.keep()
         except StoreError as error:
+            self._kept = True
             _log.warning("%s A clean-up of old versions may take it away from the run and its checkpoints.", error)
+        return self._kept
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Handles and maps do not travel: another process opens the same version anew.

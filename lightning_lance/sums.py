@@ -22,9 +22,7 @@ from lightning_lance.fragments import dataset_at, lance_options
 _log = logging.getLogger(__name__)
 
 SUMS = "lightning_lance.sums.json"
-_FOLDERS = ("_versions", "_transactions")
-# It changes with every commit, whoever makes it.
-_HINT = "latest_version_hint.json"
+_FOLDERS = {"_versions": ".manifest", "_transactions": ".txn"}
 # Lance counts versions down in their names, so that the newest is listed first.
 _LAST = 2**64 - 1
 
@@ -43,8 +41,13 @@ def root_session(uri: str, storage_options: Mapping[str, str] | None) -> LanceFi
 
 def listed(session: Any) -> set[str]:
     """List the manifests and transactions that are there, by path."""
-    found = {f"{folder}/{Path(path).name}" for folder in _FOLDERS for path in session.list(folder)}
-    return {path for path in found if not path.endswith(_HINT)}
+    # Beside them lie the hint of the newest version, and what a killed writer left half-written.
+    return {
+        f"{folder}/{Path(path).name}"
+        for folder, ending in _FOLDERS.items()
+        for path in session.list(folder)
+        if path.endswith(ending)
+    }
 
 
 def sum_of(session: Any, path: str) -> Sum:
@@ -79,10 +82,10 @@ def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection
     sums: dict[str, Sum] = {}
     there = listed(session)
     for manifest in sorted(path for path in there if path.startswith("_versions")):
-        version = _version_of(manifest)
+        version = version_of(manifest)
         if only is not None and version not in only:
             continue
-        mine = {path: entry for path, entry in known.items() if _version_of(path) == version}
+        mine = {path: entry for path, entry in known.items() if version_of(path) == version}
         if manifest not in mine and dataset is not None:
             # Of transactions, those that made a version: others may be trying at the same time.
             transaction = f"_transactions/{version - 1}-{dataset.read_transaction(version).uuid}.txn"
@@ -96,7 +99,8 @@ def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection
         session.upload_file(str(file), SUMS)
 
 
-def _version_of(path: str) -> int:
+def version_of(path: str) -> int:
+    """Give the version that a manifest or a transaction is of."""
     name = path.rpartition("/")[2]
     if name.endswith(".txn"):
         return int(name.partition("-")[0]) + 1

@@ -20,7 +20,7 @@ import xxhash
 from lightning_lance.errors import ConfigError
 from lightning_lance.fast_engine import (
     Encoded,
-    encode_fast,
+    FastEngines,
     gigatoken_knows,
     load_fast,
     newer_characters,
@@ -39,7 +39,9 @@ EOS_SPELLINGS = (
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )
 
-# A document of every batch, or a piece of one that is longer, is encoded twice to compare the engines.
+# Of so much text, one document, or a piece of one that is longer, is encoded twice to compare the engines; of the first
+# batch some.
+_COMPARE_EVERY = 16 << 20
 _COMPARE_BYTES = 4_000
 _COMPARE_FIRST = 16
 
@@ -97,8 +99,9 @@ class Tokenizer:
         self._check_special_tokens(fields, vocabulary)
         canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         self.digest = xxhash.xxh3_128_hexdigest(f"{self.eos_id}\0{canonical}".encode())
-        self._fast: Any = load_fast(fields) if engine == "auto" and gigatoken_knows(fields) else None
-        self._batches = 0
+        self._fast = load_fast(fields) if engine == "auto" and gigatoken_knows(fields) else None
+        # Comparisons so far, and the text since the last one.
+        self._compared, self._since = 0, 0
 
     def _check_special_tokens(self, fields: dict[str, Any], vocabulary: dict[str, int]) -> None:
         """Refuse a tokenizer that would make a special token of plain text, because it is a piece of its model too."""
@@ -126,7 +129,7 @@ class Tokenizer:
     def encode_batch(self, texts: pa.Array) -> Encoded:
         """Encode texts.
 
-        A sample of each batch is encoded by `tokenizers` too; at the first difference gigatoken is not used any more.
+        Now and then a sample is encoded by `tokenizers` too; at the first difference gigatoken is not used any more.
         May be called by several threads at once.
 
         Args:
@@ -136,9 +139,8 @@ class Tokenizer:
         if fast is not None and len(texts):
             if (apart := newer_characters(texts)) is not None:
                 return self._encode_apart(texts, apart)
-            encoded = encode_fast(fast, texts)
+            encoded = fast.encode(texts)
             if encoded is not None and (different := self._first_difference(fast, texts, encoded)) is None:
-                self._batches += 1
                 return encoded
             if self._fast is not None:
                 self._fast = None
@@ -171,20 +173,24 @@ class Tokenizer:
         np.cumsum([len(row) for row in ids], out=offsets[1:])
         return Encoded(np.concatenate(ids or [np.empty(0, np.uint32)]), offsets)
 
-    def _first_difference(self, fast: Any, texts: pa.Array, encoded: Encoded) -> str | None:
+    def _first_difference(self, fast: FastEngines, texts: pa.Array, encoded: Encoded) -> str | None:
         """Give a text that the engines encode differently; None if none of the sample is one."""
         borders, data = string_buffers(texts)
-        # Evenly over the first batch, then another place in each.
-        count = _COMPARE_FIRST if self._batches == 0 else 1
-        picked = (np.arange(count) * len(texts) // count + self._batches * 7919) % len(texts)
+        self._since += int(borders[-1] - borders[0])
+        if self._compared and self._since < _COMPARE_EVERY:
+            return None
+        # Evenly over the first batch, then another place each time.
+        turn, count = self._compared, 1 if self._compared else _COMPARE_FIRST
+        self._compared, self._since = turn + 1, 0
+        picked = (np.arange(count) * len(texts) // count + turn * 7919) % len(texts)
         long = np.diff(borders)[picked] > _COMPARE_BYTES
         places = np.unique(picked[~long]).tolist()
         samples = [str(texts[i]) for i in places]
         found = [encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]] for i in places]
         # A piece of a text is a text too: of the long ones, the engines are compared on a piece, another one in each batch.
-        pieces = [_piece(data[borders[i] : borders[i + 1]], self._batches) for i in np.unique(picked[long])]
+        pieces = [_piece(data[borders[i] : borders[i + 1]], turn) for i in np.unique(picked[long])]
         if pieces:
-            ids = encode_fast(fast, pa.array(pieces, pa.large_string()))
+            ids = fast.encode(pa.array(pieces, pa.large_string()))
             if ids is None:
                 return pieces[0]
             found += [ids.ids[low:high] for low, high in pairwise(ids.offsets)]
@@ -213,9 +219,9 @@ class Tokenizer:
         return self._spec
 
 
-def _piece(text: np.ndarray, batch: int) -> str:
-    """Take about `_COMPARE_BYTES` out of a long text, from a place that the number of the batch decides."""
-    low = batch * 7919 * _COMPARE_BYTES % (len(text) - _COMPARE_BYTES)
+def _piece(text: np.ndarray, turn: int) -> str:
+    """Take about `_COMPARE_BYTES` out of a long text, from a place that the number of the comparison decides."""
+    low = turn * 7919 * _COMPARE_BYTES % (len(text) - _COMPARE_BYTES)
     # The characters that were cut at both ends go.
     return text[low : low + _COMPARE_BYTES].tobytes().decode(errors="ignore")
 

@@ -11,9 +11,12 @@ import pytest
 import xxhash
 from hypothesis import settings
 
-from lightning_lance import TokenStore, prepare
-from lightning_lance.commit import append_commit
+from lightning_lance import TokenStore, merging, prepare
+from lightning_lance import commit as commit_module
+from lightning_lance.commit import Commit, newest_at
 from lightning_lance.documents import TextFilter, document_batch
+from lightning_lance.fragments import Written, write_rows
+from lightning_lance.packing import Packer
 from lightning_lance.sources import Trouble
 from lightning_lance.tokenizer_choice import ByteChoice
 
@@ -95,6 +98,35 @@ def kept(text: str | None) -> str:
     return "" if text.isspace() else text
 
 
+def written(
+    uri: str, rows: pa.Table, version: int | None = None, options: Any = None, fingerprint: Any = None
+) -> Written:
+    """Writes rows that are to follow a version, the newest for None, and commits nothing."""
+    before = newest_at(uri, version, options, fingerprint)
+    return Written(before, rows.schema, *write_rows(uri, before, rows.schema, rows.to_batches(), options))
+
+
+def append_commit(
+    uri: str, rows: pa.Table, note: Commit, options: Any = None, expected_version: int | None = None
+) -> int:
+    """Writes rows and commits them."""
+    made = written(uri, rows, expected_version, options, note.fingerprint)
+    return commit_module.append_commit(uri, made, note, options)
+
+
+def finish(
+    uri: str, rows: pa.Table, note: Commit, options: Any = None, expected_version: int | None = None, **others: Any
+) -> int:
+    """Writes rows and ends a build with them."""
+    made = written(uri, rows, expected_version, options, note.fingerprint)
+    return merging.finish(uri, made, note, options, **others)
+
+
+def packed(packer: Packer, full: Sequence[pa.RecordBatch]) -> pa.Table:
+    """Gives the rows that a packer has given, and the rest of them."""
+    return pa.Table.from_batches([*full, *packer.flush()], packer.schema)
+
+
 def only_append(*arguments: Any, **_: Any) -> int:
     """Commits where `build.finish` would merge and clean up, too: for stores with the commits that the build made."""
-    return append_commit(*arguments)
+    return commit_module.append_commit(*arguments)

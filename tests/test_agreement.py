@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from lightning_lance.agreement import agree, raise_together, told_by_first
+from lightning_lance.agreement import agree, is_first, raise_together, told_by_first
 
 
 def test_a_process_alone_agrees_with_itself():
     agree({"epoch": 1})
     assert told_by_first([5]) == [5]
+    assert is_first()
     raise_together(None)
     with pytest.raises(KeyError, match="x"):
         raise_together(KeyError("x"))
@@ -19,10 +20,11 @@ def test_a_process_alone_agrees_with_itself():
 SCRIPT = """
 import sys
 import torch.distributed as dist
-from lightning_lance.agreement import agree, told_by_first
+from lightning_lance.agreement import agree, is_first, told_by_first
 rank = int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
 assert told_by_first([rank + 7]) == [7]
+assert is_first() == (rank == 0)
 agree({"epoch": 1, "cursor": 2})
 try:
     agree({"epoch": 1, "cursor": 2 + rank, "len": 5 - rank})

@@ -52,6 +52,32 @@ def test_the_clock_makes_commits_also_where_nothing_is_kept(tmp_path: Path, text
     assert version >= 4
 
 
+def test_rows_that_are_not_wanted_are_not_read_again(tmp_path: Path):
+    """A long shard of which nothing is wanted, but the first document and the last."""
+
+    class Gone(ListSource):
+        def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+            read.append(row)
+            yield from super().read(shard, row)
+            if len(read) == 1:
+                raise SourceError("the network is gone")
+
+    read: list[int] = []
+    made = (*documents("first"), *documents(*["other"] * 98, language="Rust"), *documents("last"))
+    source, uri = Gone(made, per_shard=100, languages=("Python",), dedup="exact"), str(tmp_path / "x.lance")
+    with pytest.raises(SourceError, match="the network is gone"):
+        prepare(source, ByteChoice(), uri, commit_seconds=0.0)
+    _, commit = last_version(uri)
+    assert commit is not None
+    assert (commit.documents, commit.shard) == (1, 0)
+    assert commit.row > 80
+    store = prepare(source, ByteChoice(), uri)
+    assert read == [0, commit.row]
+    whole = prepare(ListSource(*vars(source).values()), ByteChoice(), str(tmp_path / "y.lance"))
+    assert store.commit == whole.commit
+    assert store.commit.documents == 2
+
+
 def test_no_commit_comes_before_its_time(tmp_path: Path):
     for seconds in (-1, "often", float("nan")):
         with pytest.raises(ConfigError, match=r"commit_seconds is .*: expected a number of seconds"):
@@ -136,19 +162,22 @@ def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, cap
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_what_running_again_cannot_cure_is_not_advised_and_leaves_no_status(
+def test_what_running_again_cannot_cure_is_not_advised_and_leaves_nothing_for_good(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     class Wrong(Ends):
         error = ConfigError("there is no such language")
 
     made = documents(*["some text"] * 40)
-    for source, left in ((Wrong(made), False), (Ends(made), True)):
+    for source in (Wrong(made), Ends(made)):
         with pytest.raises((ConfigError, SourceError)):
-            prepare(source, ByteChoice(), str(tmp_path / "x.lance"))
-        assert (tmp_path / "x.building.json").exists() == left
-    # Nothing was committed that could be gone on from; the error itself says what to do.
+            prepare(source, ByteChoice(), str(tmp_path / f"{type(source).__name__}.lance"))
+    # Nothing was committed that could be gone on from: the error itself says what to do.
     assert caplog.messages == []
+    # Who waits is told of both. What was refused will be asked for in another way, so elsewhere.
+    assert {path.stem for path in tmp_path.glob("*.building.json")} == {"Wrong.building", "Ends.building"}
+    prepare(ListSource(made), ByteChoice(), str(tmp_path / "x.lance"))
+    assert {path.stem for path in tmp_path.glob("*.building.json")} == {"Ends.building"}
 
 
 def test_that_nothing_is_to_validate_on_is_told_when_it_is_built(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from bucket import Bucket, serving
+from conftest import append_commit, finish, packed
 
-from lightning_lance.commit import Commit, append_commit, last_commit, replace_fragments
+from lightning_lance import commit
+from lightning_lance.commit import Commit, last_commit, last_version, replace_fragments
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.fragments import dataset_at, fragments_of, remove_store, write_rows
 from lightning_lance.integrity import check_store
-from lightning_lance.merging import finish
 from lightning_lance.packing import BLOCK, Packer
 
 EOS = 60_000
@@ -30,8 +31,8 @@ def rows_of(number: int, count: int = 1) -> pa.Table:
     """One document of `count` tokens, all of them `number`."""
     packer = Packer(EOS, np.dtype(np.uint16), [])
     documents = pa.table({"language": ["C"], "id": [str(number)]})
-    packer.add(np.full(count, number, np.uint32), np.array([0, count]), np.zeros(1, np.int8), documents)
-    return packer.take()
+    full = packer.add(np.full(count, number, np.uint32), np.array([0, count]), np.zeros(1, np.int8), documents)
+    return packed(packer, full)
 
 
 def race(uri: str, number: int, options: dict[str, str], barrier: Barrier, told: Any) -> None:
@@ -146,6 +147,25 @@ def test_files_that_the_newest_version_has_are_not_taken_back(tmp_path: Path):
     with pytest.raises(CommitConflict):
         replace_fragments(uri, before, before.schema, fragments_of(now), {}, NOTE, None)
     assert not check_store(uri)
+
+
+def test_the_last_version_is_looked_for_again_where_it_is_removed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A builder commits, and cleans up, between the opening of the newest version and the reading of its note."""
+    uri, opened, done = str(tmp_path / "x.lance"), commit.dataset_at, list[int]()
+    append_commit(uri, rows_of(1), NOTE)
+
+    def open_and_finish(*arguments: Any) -> Any:
+        dataset = opened(*arguments)
+        if not done:
+            done.append(dataset.version)
+            finish(uri, rows_of(2), replace(NOTE, documents=2, tokens=4))
+        return dataset
+
+    monkeypatch.setattr(commit, "dataset_at", open_and_finish)
+    version, note = last_version(uri)
+    assert (version, note.documents, done) == (2, 2, [1])
 
 
 def test_a_store_that_was_built_anew_is_not_gone_on_from(tmp_path: Path):

@@ -129,6 +129,29 @@ def test_a_store_whose_rows_were_deleted_is_continued_as_it_was_or_refused(tmp_p
         cursor(store).load_state_dict(state)
 
 
+def test_what_is_adopted_is_kept_or_what_came_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A builder commits and removes what was opened for the next epoch, before it is tagged."""
+    source = ListSource(documents(*["some text"] * 40))
+    old = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0, max_documents=10)
+    place, keeping, lost = cursor(old), TokenStore.keep_for_training, list[int]()
+    prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0, max_documents=20)
+    lance.dataset(old.uri).tags.delete(f"build-{20 * 10}")
+
+    def keep(store: TokenStore) -> bool:
+        if not lost:
+            lost.append(store.version)
+            prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+        return keeping(store)
+
+    monkeypatch.setattr(TokenStore, "keep_for_training", keep)
+    place.next_epoch(extend=True)
+    (adopted,) = place.serving.stores.values()
+    assert adopted.commit.documents == 40
+    tags = {name: tag["version"] for name, tag in lance.dataset(old.uri).tags.list().items()}
+    assert tags[f"checkpoint-{adopted.commit.tokens}"] == adopted.version
+    assert lost[0] not in tags.values()
+
+
 def test_a_store_that_was_compacted_is_continued_at_the_version_of_the_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -18,7 +18,7 @@ from conftest import ListSource, documents
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_lance import LanceDataModule, WindowLoader
+from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.plan import Budget, open_prepared
 from lightning_lance.status import StatusFile
@@ -324,6 +324,32 @@ def test_training_begins_while_a_build_goes_on_and_adopts_what_it_appends(tmp_pa
         lengths.append(len(WindowLoader(store, 32, 8)))
     assert len(seen) == sum(lengths)
     assert lengths[2] > lengths[0]
+
+
+def test_what_a_builder_removes_before_it_is_kept_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A build in another process commits, and cleans up, between the opening of a store and the tag that keeps it."""
+    uri = str(tmp_path / "x.lance")
+    make_data(tmp_path, uri=uri, max_documents=20).prepare_data()
+    lance.dataset(uri).tags.delete(next(iter(lance.dataset(uri).tags.list())))
+    data, opened, open_stores = make_data(tmp_path, uri=uri, min_tokens=2000), [], LanceDataModule._open
+
+    def opening(self: LanceDataModule) -> dict[str, TokenStore]:
+        stores = open_stores(self)
+        opened.append(stores[""].version)
+        if len(opened) == 1:
+            prepare(SOURCE, ByteChoice(), uri, val_fraction=0.2, max_documents=30)
+        return stores
+
+    monkeypatch.setattr(LanceDataModule, "_open", opening)
+    data.setup("fit")
+    versions = [entry["version"] for entry in lance.dataset(uri).versions()]
+    assert versions == [data.store.version] != opened[:1]
+    assert data.store.commit.documents == 30
+    tag = lance.dataset(uri).tags.list()[f"checkpoint-{data.store.commit.tokens}"]
+    assert tag["version"] == data.store.version
+    assert list(lance.dataset(uri).tags.list()) == sorted(
+        f"{kind}-{data.store.commit.tokens}" for kind in ("build", "checkpoint")
+    )
 
 
 def test_a_mixture_is_counted_in_the_log(tmp_path: Path):

@@ -1,12 +1,21 @@
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
+import pyarrow as pa
 import pytest
+from bucket import serving
+from conftest import append_commit
+from test_commit import NOTE
+from test_commit import rows_of as number_rows
 from test_layout import part_of, rows_of
 
+from lightning_lance.commit import last_version
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import data_session, dataset_at, fragments_of, take_blocks, write_rows
+from lightning_lance.fragments import data_session, dataset_at, fragments_of, remove_store, take_blocks, write_rows
+from lightning_lance.integrity import check_store
 from lightning_lance.layout import files_of, hash_file, layout_of
 from lightning_lance.packing import BLOCK
 
@@ -51,3 +60,42 @@ def test_blocks_are_taken_by_row(tmp_path: Path):
     dataset = dataset_at(uri, None, None)
     assert len(fragments_of(dataset)) == 1
     assert take_blocks(dataset, np.array([2, 0])).sum(axis=1).tolist() == [5000 - 2 * BLOCK, BLOCK]
+
+
+def test_a_removal_that_is_killed_leaves_the_store_or_none():
+    """In a bucket; after any of its deletions. What is left does no harm to the next store."""
+    with serving() as bucket:
+        allowed: list[int] = []
+
+        def around(app: Any) -> Any:
+            def refusing(environ: dict[str, Any], start_response: Any) -> Any:
+                asked = environ["REQUEST_METHOD"], environ["QUERY_STRING"]
+                if allowed and (asked[0] == "DELETE" or (asked[0] == "POST" and asked[1].startswith("delete"))):
+                    if allowed[0] == 0:
+                        start_response("403 Forbidden", [("Content-Length", "0")])
+                        return [b""]
+                    allowed[0] -= 1
+                return app(environ, start_response)
+
+            return refusing
+
+        bucket.wrap(around)
+        options, left = bucket.lance_options, list[int]()
+        # Of eight files: the tag, the checksums, two manifests, two transactions, two data files.
+        for deletions in (1, 2, 3, 4, 6):
+            uri = f"s3://bucket/{deletions}/x.lance"
+            for number in (1, 2):
+                append_commit(uri, number_rows(number), replace(NOTE, tokens=2 * number), options)
+            dataset_at(uri, None, options).tags.create("checkpoint-4", 2)
+            allowed[:] = [deletions]
+            with pytest.raises(StoreError, match="cannot be removed"):
+                remove_store(uri, options)
+            allowed.clear()
+            left.append(last_version(uri, options)[0])
+            if left[-1]:
+                assert dataset_at(uri, None, options).to_table() == pa.concat_tables(map(number_rows, (1, 2)))
+                remove_store(uri, options)
+            append_commit(uri, number_rows(3), replace(NOTE, fingerprint="other", tokens=2), options, 0)
+            assert check_store(uri, options) == []
+            assert dataset_at(uri, None, options).tags.list() == {}
+        assert left == [2, 2, 2, 0, 0]

@@ -11,13 +11,14 @@ from pathlib import Path
 import lance
 import pytest
 from bucket import serving
+from conftest import append_commit
 from test_commit import NOTE, rows_of
 from test_merging import append
 
 from lightning_lance import TokenStore
-from lightning_lance.commit import append_commit
 from lightning_lance.errors import StoreError
 from lightning_lance.integrity import check_store
+from lightning_lance.sums import SUMS
 
 WAYS = 200
 NOTE_OF_5001 = replace(NOTE, tokens=5001)
@@ -103,6 +104,52 @@ def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path:
     assert opened.returncode == 0, f"{told[len(answers)]}: {opened.stderr[-3000:]}"
     assert len(answers) == WAYS
     assert sum(json.loads(answer) != "read" for answer in answers) > WAYS / 10
+
+
+BUILDS = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+from test_merging import NOTE, append, tidy
+from lightning_lance.commit import last_version
+note = NOTE
+for i in range(120):
+    last = i == 119
+    note = append(sys.argv[2], [(0, "C", 3000), (1, "Rust", 500)], 2 * i, note, 60_000 if last else None)
+    if not last:
+        tidy(sys.argv[2], last_version(sys.argv[2])[0], full=60_000)
+    print(i, flush=True)
+"""
+
+
+def test_a_store_that_is_being_built_is_not_taken_for_damaged(tmp_path: Path):
+    """Versions, and files that were merged, go while it is checked."""
+    uri, checked = str(tmp_path / "x.lance"), 0
+    command = [sys.executable, "-c", BUILDS, str(Path(__file__).parent), uri]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while process.poll() is None:
+            assert check_store(uri) == []
+            TokenStore.open(uri, verify=True)
+            checked += 1
+    assert process.returncode == 0
+    assert checked > 3
+    assert check_store(uri) == []
+
+
+def test_damage_of_a_version_that_is_not_on_the_list_yet_is_found(tmp_path: Path):
+    """A builder was killed after its commit."""
+    uri = str(tmp_path / "x.lance")
+    note = append(uri, [(0, "C", 3000)], 0)
+    listed = (tmp_path / "x.lance" / SUMS).read_bytes()
+    old = {*(tmp_path / "x.lance" / "data").iterdir()}
+    append(uri, [(0, "C", 3000)], 1, note)
+    (tmp_path / "x.lance" / SUMS).write_bytes(listed)
+    assert check_store(uri) == []
+    (file,) = {*(tmp_path / "x.lance" / "data").iterdir()} - old
+    file.write_bytes(file.read_bytes()[:-1])
+    (problem,) = check_store(uri)
+    assert file.name in problem.place
 
 
 def test_a_damaged_store_is_refused_at_the_opening_that_asks(store: Path, tmp_path: Path):

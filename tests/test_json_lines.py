@@ -293,12 +293,12 @@ def test_a_failure_of_the_file_comes_through_as_it_is(kind: str, error: Exceptio
 
 
 def test_only_what_is_asked_for_is_kept_and_batches_are_small(tmp_path: Path):
-    data = b"".join(b'{"text": "%d", "x": %d, "other": {"a": [1]}}\n' % (i, i) for i in range(1000))
+    data = b"".join(b'{"text": "%d", "x": %d, "other": {"a": [1]}}\n' % (i, i) for i in range(2500))
     shard = LinesShard(write(tmp_path, data), {})
     tables = [table for _, table in shard.tables(["x", "text"], "text", None, 0, {})]
     assert {tuple(table.column_names) for table in tables} == {("x", "text", NOT_JSON)}
-    assert max(map(len, tables)) == 100
-    assert pa.concat_tables(tables).column("x").to_pylist() == [str(i) for i in range(1000)]
+    assert max(map(len, tables)) == 1000
+    assert pa.concat_tables(tables).column("x").to_pylist() == [str(i) for i in range(2500)]
 
 
 PEAK = """

@@ -21,7 +21,7 @@ def test_a_value_is_spelled_the_same_whatever_is_beside_it(neighbours: tuple[str
     for value, expected in VALUES:
         for pair in ([value], [value, neighbours[0]], [neighbours[0], value]):
             block = "".join(f'{{"text": "t", "x": {one}}}\n' for one in pair).encode()
-            table = LineParser(["text", "x"], "text").table(block)
+            table = LineParser(["text", "x"], "text").table(block, whole_objects(block))
             assert table.column("x").to_pylist() == [{**dict(VALUES)}[one] for one in pair]
             assert table.column_names == ["text", "x", NOT_JSON]
             assert (table.column("text")[0].as_py(), expected) == (b"t", {**dict(VALUES)}[value])
@@ -40,7 +40,8 @@ def test_lines_that_are_whole_objects_are_counted(block: bytes, count: int | Non
 
 
 def test_what_crashes_arrow_does_not_reach_it():
-    table = LineParser(["text"], "text").table(b'null\n{"text":"a"}\nnull\n[1]\n')
+    block = b'null\n{"text":"a"}\nnull\n[1]\n'
+    table = LineParser(["text"], "text").table(block, whole_objects(block))
     assert table.to_pylist() == [{"text": text, NOT_JSON: text is None} for text in (None, b"a", None, None)]
 
 

@@ -1,8 +1,10 @@
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import packed
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,7 +28,7 @@ def test_ids_that_cannot_be_stored_are_refused():
         join_documents(np.array([EOS], np.uint32), np.array([0, 1]), EOS, np.dtype(np.uint16))
 
 
-def pack(packer: Packer, documents: Documents, first: int) -> None:
+def pack(packer: Packer, documents: Documents, first: int) -> list[pa.RecordBatch]:
     ids = np.array([i for _, _, part in documents for i in part], np.uint32)
     offsets = np.cumsum([0, *(len(part) for _, _, part in documents)])
     table = pa.table(
@@ -36,7 +38,15 @@ def pack(packer: Packer, documents: Documents, first: int) -> None:
             "path": pa.array([f"p{first + i}" for i in range(len(documents))], pa.string()),
         }
     )
-    packer.add(ids, offsets, np.array([split for split, _, _ in documents], np.int8), table)
+    return packer.add(ids, offsets, np.array([split for split, _, _ in documents], np.int8), table)
+
+
+@pytest.fixture(scope="module", params=[1, 2, 256], autouse=True)
+def _rows_together(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Rows are given as soon as a few of a stream are full, or only in the end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_lance.packing._TOGETHER", request.param)
+        yield
 
 
 def unpack(rows: pa.Table) -> dict[tuple[str, str], list[int]]:
@@ -62,10 +72,10 @@ documents = st.lists(document, max_size=12)
 def test_a_stream_is_its_documents_joined_by_eos_whatever_the_batches(documents: Documents, cuts: list[int]):
     packer = Packer(EOS, np.dtype(np.uint16), ["path"])
     borders = [0, *sorted(min(cut, len(documents)) for cut in cuts), len(documents)]
-    for low, high in pairwise(borders):
-        pack(packer, documents[low:high], low)
+    full = [rows for low, high in pairwise(borders) for rows in pack(packer, documents[low:high], low)]
+    assert all((np.asarray(rows.column("num_tokens")) == BLOCK).all() for rows in full)
     assert packer.num_tokens == sum(len(ids) + 1 for _, _, ids in documents)
-    rows = packer.take()
+    rows = packed(packer, full)
     assert packer.num_tokens == 0
     expected: dict[tuple[str, str], list[int]] = {}
     for split, language, ids in documents:
@@ -76,9 +86,9 @@ def test_a_stream_is_its_documents_joined_by_eos_whatever_the_batches(documents:
 @given(documents, st.integers(0, 12))
 def test_every_document_is_described_where_it_begins(documents: Documents, cut: int):
     packer = Packer(EOS, np.dtype(np.uint32), ["path"])
-    pack(packer, documents[:cut], 0)
-    pack(packer, documents[cut:], min(cut, len(documents)))
-    described = [entry for row in packer.take().to_pylist() for entry in row["documents"]]
+    full = pack(packer, documents[:cut], 0)
+    full += pack(packer, documents[cut:], min(cut, len(documents)))
+    described = [entry for row in packed(packer, full).to_pylist() for entry in row["documents"]]
     assert sorted(int(entry["id"]) for entry in described) == list(range(len(documents)))
     assert all(entry["path"] == f"p{entry['id']}" and 0 <= entry["offset"] < BLOCK for entry in described)
 
@@ -86,11 +96,9 @@ def test_every_document_is_described_where_it_begins(documents: Documents, cut: 
 @given(documents)
 def test_only_the_last_block_of_a_stream_is_not_full(documents: Documents):
     packer = Packer(EOS, np.dtype(np.uint16), ["path"])
-    pack(packer, documents, 0)
-    rows = packer.take().to_pylist()
+    rows = packed(packer, pack(packer, documents, 0)).to_pylist()
     keys = [(row["split"], row["language"]) for row in rows]
-    assert keys == sorted(keys)
-    for row, key, following in zip(rows, keys, [*keys[1:], None], strict=False):
+    for place, (row, key) in enumerate(zip(rows, keys, strict=True)):
         assert 0 < row["num_tokens"] <= BLOCK
-        assert row["num_tokens"] == BLOCK or following != key
+        assert row["num_tokens"] == BLOCK or key not in keys[place + 1 :]
         assert not any(row["tokens"][row["num_tokens"] :])

@@ -1,5 +1,7 @@
 import subprocess
 import sys
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,14 @@ from typing import Any
 import lance
 import pyarrow as pa
 import pytest
-from conftest import ListSource, documents
+from conftest import ListSource, append_commit, documents
 
-from lightning_lance.commit import Commit
+from lightning_lance import plan
+from lightning_lance.commit import Commit, last_commit
 from lightning_lance.errors import ConfigError, SourceError, StoreError
-from lightning_lance.plan import Budget, Plan, check_same, make_plan
+from lightning_lance.plan import Budget, Plan, check_same, make_plan, wait_for
 from lightning_lance.prepare import prepare
+from lightning_lance.status import StatusFile
 from lightning_lance.tokenization import byte_tokenizer
 from lightning_lance.tokenizer_choice import ByteChoice, TrainedBPE
 
@@ -96,10 +100,45 @@ def test_another_recipe_at_the_same_place_is_refused_with_what_differs(tmp_path:
 
 
 def test_same_recipe_is_the_same(tmp_path: Path):
-    plan = Plan({"a": 1}, "f", "x.lance", byte_tokenizer())
-    check_same(Commit("f", {"a": 1}, {}, "", "<eos>", 0, 1), plan)
-    assert plan.tokenizer_file == Path("x.tokenizer.json")
+    mine = Plan({"a": 1}, "f", "x.lance", byte_tokenizer())
+    check_same(Commit("f", {"a": 1}, {}, "", "<eos>", 0, 1), mine)
+    assert mine.tokenizer_file == Path("x.tokenizer.json")
     assert Plan({}, "f", "s3://bucket/x.lance", byte_tokenizer()).tokenizer_file is None
+
+
+def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(plan, "_POLL_SECONDS", 0.01)
+    uri, file = str(tmp_path / "x.lance"), tmp_path / "x.building.json"
+
+    def left_waiting(waits: Future[None]) -> bool:
+        return not futures.wait([waits], timeout=0.3).done
+
+    with ThreadPoolExecutor(1) as thread:
+        # The failure of the last build, which is begun again soon.
+        StatusFile(file, "f").failed(SourceError("the network is gone"))
+        waits = thread.submit(wait_for, uri, 15)
+        assert left_waiting(waits)
+        lives = StatusFile(file, "f")
+        prepare(SOURCE, ByteChoice(), str(tmp_path / "y.lance"))
+        (tmp_path / "y.lance").rename(uri)
+        waits.result(60)
+        waits = thread.submit(wait_for, uri, 10**9)
+        waits.result(60)  # the source has no more
+        append_commit(uri, lance.dataset(uri).to_table().slice(0, 0), replace(last_commit(uri), exhausted=False))
+        waits = thread.submit(wait_for, uri, 10**9)
+        assert left_waiting(waits)
+        lives.failed(StoreError("the disk is full"))
+        with pytest.raises(
+            StoreError, match=rf"The build of '{uri}' by process \d+ on .* failed, .*: the disk is full"
+        ):
+            waits.result(60)
+        # What is there is no failure, whatever became of the builder.
+        wait_for(uri, 15)
+        monkeypatch.setattr(plan, "_BEGIN_SECONDS", 0.1)
+        with pytest.raises(StoreError, match="the disk is full"):
+            wait_for(uri, 10**9)
 
 
 def test_a_store_of_another_recipe_is_replaced_if_that_is_asked_for(tmp_path: Path):
@@ -135,10 +174,11 @@ def test_a_rebuild_that_was_stopped_goes_on(tmp_path: Path):
         with pytest.raises(SourceError):
             prepare(other, ByteChoice(), uri, rebuild=True, commit_tokens=1)
     read.clear()
-    (tmp_path / "x.lance.replaced").mkdir()  # as if it had been killed while it removed the old one
-    assert prepare(other, ByteChoice(), uri, rebuild=True, commit_tokens=1).commit.documents == 16
+    # As if it had been killed while it removed the old one; whoever goes on need not ask for a rebuild.
+    (tmp_path / "x.lance.being-removed").mkdir()
+    assert prepare(other, ByteChoice(), uri, commit_tokens=1).commit.documents == 16
     assert min(read) > (0, 0)
-    assert not (tmp_path / "x.lance.replaced").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.lance", "x.tokenizer.json"]
 
 
 def test_a_rebuild_touches_nothing_before_it_can_begin_and_no_folder_that_is_no_store(tmp_path: Path):

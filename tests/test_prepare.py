@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, prepare
-from lightning_lance.commit import last_commit
+from lightning_lance.commit import last_commit, last_version
 from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.plan import wait_for
 from lightning_lance.splits import SPLITS, split_codes
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import ByteChoice, TrainedBPE
@@ -336,6 +338,34 @@ def test_a_killed_build_goes_on_and_nothing_is_lost_or_doubled(tmp_path: Path, w
     assert beside(uri) == {"x.tokenizer.json"}
 
 
+DIES = """
+import os, signal, sys
+sys.path[:0] = [sys.argv[1]]
+from conftest import ListSource, documents
+from lightning_lance import merging, prepare
+from lightning_lance.tokenizer_choice import ByteChoice
+merging.keep_build = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+prepare(ListSource(documents(*["some text"] * 40)), ByteChoice(), sys.argv[2], max_documents=10, commit_tokens=30)
+"""
+
+
+def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_is_done(tmp_path: Path):
+    uri, source = str(tmp_path / "x.lance"), ListSource(documents(*["some text"] * 40))
+    done = subprocess.run([sys.executable, "-c", DIES, str(Path(__file__).parent), uri], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    ended = last_version(uri)[0]
+    assert lance.dataset(uri).tags.list() == {}
+    # A smaller budget is no reason to take it for the end of a build.
+    assert prepare(source, ByteChoice(), uri, max_documents=3).version < ended
+    assert lance.dataset(uri).tags.list() == {}
+    assert prepare(source, ByteChoice(), uri, max_documents=10).version == ended
+    assert {name: tag["version"] for name, tag in lance.dataset(uri).tags.list().items()} == {"build-100": ended}
+    assert [entry["version"] for entry in lance.dataset(uri).versions()] == [ended]
+    assert beside(tmp_path / "x.lance") == {"x.tokenizer.json"}
+    assert prepare(source, ByteChoice(), uri).commit.documents == 40
+    assert prepare(source, ByteChoice(), uri, max_documents=10).version == ended
+
+
 def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenStore, builders: Builders):
     uri, gate = tmp_path / "store/x.lance", str(tmp_path / "gate")
     started = [builders.start(uri, source={"gate": gate, "at": 20}, commit_tokens=50_000) for _ in range(4)]
@@ -384,14 +414,21 @@ def test_a_builder_that_dies_or_stands_still_is_replaced(tmp_path: Path, whole: 
     assert beside(uri) == {"x.tokenizer.json"}
 
 
-def test_those_who_wait_for_a_build_that_fails_tell_its_cause(tmp_path: Path, builders: Builders):
+def test_those_who_wait_for_a_build_that_fails_tell_its_cause(
+    tmp_path: Path, builders: Builders, caplog: pytest.LogCaptureFixture
+):
     uri, gate = tmp_path / "store/x.lance", str(tmp_path / "gate")
     fails = builders.start(uri, source={"gate": gate, "at": 9, "fails": True}, commit_tokens=50_000)
     until(Path(gate + ".reached").exists)
     waits = builders.start(uri, source={"gate": gate, "at": 9})
     until(lambda: (uri.parent / "x.building.json").exists())
     time.sleep(1)
-    Path(gate).touch()
+    with ThreadPoolExecutor(1) as thread:
+        trains = thread.submit(wait_for, str(uri), 10**9)
+        until(lambda: "Waiting for the store" in caplog.text)
+        Path(gate).touch()
+        with pytest.raises(SourceError, match=r"The build of .* by process \d+ on .* failed, .*: the network is gone "):
+            trains.result(60)
     assert fails.result()["error"] == "SourceError: the network is gone"
     assert re.match(r"\d+ documents \(.* tokens\) are committed in ", fails.result()["messages"][0])
     told = waits.result()

@@ -8,12 +8,12 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import ListSource, documents, only_append
+from conftest import ListSource, append_commit, documents, only_append, packed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, prepare
-from lightning_lance.commit import Commit, append_commit
+from lightning_lance.commit import Commit
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.packing import BLOCK, Packer
 from lightning_lance.tokenizer_choice import ByteChoice
@@ -32,9 +32,9 @@ def write(uri: str, commits: list[list[tuple[int, str, list[int]]]], dtype: type
         offsets = np.cumsum([0, *(len(ids) for _, _, ids in part)])
         names = [language for _, language, _ in part]
         described = pa.table({"language": pa.array(names, pa.string()), "id": pa.array(names, pa.string())})
-        packer.add(ids, offsets, np.array([split for split, _, _ in part], np.int8), described)
+        full = packer.add(ids, offsets, np.array([split for split, _, _ in part], np.int8), described)
         note = replace(note, documents=note.documents + len(part), tokens=note.tokens + packer.num_tokens)
-        append_commit(uri, packer.take(), note)
+        append_commit(uri, packed(packer, full), note)
 
 
 document = st.tuples(
@@ -132,7 +132,9 @@ def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
         TokenStore.open(foreign)
     write(str(tmp_path / "new.lance"), [[(0, "C", [1])]])
     append_commit(
-        str(tmp_path / "new.lance"), Packer(EOS, np.dtype(np.uint16), []).take(), replace(NOTE, recipe={"format": 3})
+        str(tmp_path / "new.lance"),
+        packed(Packer(EOS, np.dtype(np.uint16), []), []),
+        replace(NOTE, recipe={"format": 3}),
     )
     with pytest.raises(StoreError, match="has format 3, this version of lightning-lance reads format 2"):
         TokenStore.open(tmp_path / "new.lance")

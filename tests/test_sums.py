@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from test_merging import NOTE, append
 
+from lightning_lance.merging import left_behind
 from lightning_lance.sums import SUMS, listed, read_sums, root_session, write_sums
 
 
@@ -16,6 +17,22 @@ def test_every_version_is_listed_from_its_commit_on_until_it_is_removed(tmp_path
     append(uri, [(0, "C", 10)], 3, note, 1 << 30)
     assert read_sums(session).keys() == listed(session)
     assert len(listed(session)) == 2
+
+
+def test_what_a_killed_writer_left_half_written_is_no_version_and_goes(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    note = append(uri, [(0, "C", 10)], 0)
+    session, place = root_session(uri, None), tmp_path / "x.lance"
+    halves = ["_versions/.tmpPc5kcK", "_versions/18446744073709551613.manifest#1", "_transactions/.tmpab", ".tmpcd"]
+    for half in halves:
+        (place / half).write_bytes(b"half")
+    left = left_behind(uri)
+    assert left == {*halves}
+    assert read_sums(session).keys() == listed(session)
+    append(uri, [(0, "C", 10)], 1, note, 1 << 30, left)
+    assert read_sums(session).keys() == listed(session)
+    assert len(listed(session)) == 2
+    assert not any((place / half).exists() for half in halves)
 
 
 def test_a_sum_is_of_the_file_as_it_was_written(tmp_path: Path):

@@ -2,7 +2,6 @@ import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from lightning_lance import tokenization
 from lightning_lance.errors import ConfigError
-from lightning_lance.fast_engine import Encoded
+from lightning_lance.fast_engine import Encoded, FastEngines
 from lightning_lance.tokenization import EOS_SPELLINGS, Tokenizer, byte_tokenizer, token_dtype, train_bpe
 
 TEXTS = [
@@ -153,20 +152,25 @@ def test_a_tokenizer_that_gigatoken_does_not_know_falls_back():
 
 @pytest.mark.parametrize("wrong", ["ids", "error"])
 def test_an_engine_that_differs_is_left_with_a_warning(bpe: Tokenizer, wrong: str, monkeypatch: pytest.MonkeyPatch):
-    """What a bug of gigatoken would look like: one id of one short document is another one, in the third batch."""
+    """What a bug of gigatoken would look like: one id of one short document is another one, from the third batch on."""
+    size = sum(map(len, map(str.encode, TEXTS)))
+    monkeypatch.setattr(tokenization, "_COMPARE_EVERY", 2 * size)
     tokenizer = Tokenizer(bpe.to_json())
-    assert encode(tokenizer, *TEXTS) == encode(tokenizer, *TEXTS) == encode(bpe, *TEXTS)
-    honest = tokenization.encode_fast
+    expected = encode(bpe, *TEXTS)
+    assert encode(tokenizer, *TEXTS) == encode(tokenizer, *TEXTS) == expected
+    honest = FastEngines.encode
 
-    def broken(fast: Any, texts: pa.Array) -> Encoded | None:
-        ids, offsets = honest(fast, texts)
+    def broken(fast: FastEngines, texts: pa.Array) -> Encoded | None:
+        encoded = honest(fast, texts)
+        assert encoded is not None
+        ids, offsets = encoded
         ids = ids.copy()
         ids[offsets[:-1]] += 1
         return Encoded(ids, offsets) if wrong == "ids" else None
 
-    monkeypatch.setattr(tokenization, "encode_fast", broken)
+    monkeypatch.setattr(FastEngines, "encode", broken)
     with pytest.warns(UserWarning, match="the tokenizers library encodes from here on"):
-        assert encode(tokenizer, *TEXTS) == encode(bpe, *TEXTS)
+        assert encode(tokenizer, *TEXTS) == expected
     assert tokenizer.engine == "tokenizers"
 
 
@@ -207,16 +211,19 @@ def test_a_tokenizer_travels(bpe: Tokenizer):
 
 def test_a_difference_in_long_texts_is_seen_too(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch):
     """Of a text that is longer than what is compared, a piece is."""
+    monkeypatch.setattr(tokenization, "_COMPARE_EVERY", 1)
     tokenizer = Tokenizer(bpe.to_json())
     long = "def main(): return 17\n" * 1000
-    honest = tokenization.encode_fast
+    honest = FastEngines.encode
     assert encode(tokenizer, long, long) == encode(bpe, long, long)
 
-    def broken(fast: Any, texts: pa.Array) -> Encoded | None:
-        ids, offsets = honest(fast, texts)
+    def broken(fast: FastEngines, texts: pa.Array) -> Encoded | None:
+        encoded = honest(fast, texts)
+        assert encoded is not None
+        ids, offsets = encoded
         return Encoded(np.where(ids == ids[-1], 5, ids), offsets)
 
-    monkeypatch.setattr(tokenization, "encode_fast", broken)
+    monkeypatch.setattr(FastEngines, "encode", broken)
     with pytest.warns(UserWarning, match="gave other ids for the text"):
         assert encode(tokenizer, long) == encode(Tokenizer(bpe.to_json(), engine="tokenizers"), long)
 

@@ -1,0 +1,12 @@
+"""Stores of made rows, for the benchmarks that read."""
+
+from lightning_lance.commit import append_commit, last_version
+from lightning_lance.row_writer import RowWriter
+
+
+def commit_rows(uri, batches, schema, note):
+    """Commit record batches to a store, which is made if there is none."""
+    writer = RowWriter(uri, last_version(uri)[0], note.fingerprint, schema, None)
+    for batch in batches:
+        writer.put(batch)
+    append_commit(uri, writer.close(), note)

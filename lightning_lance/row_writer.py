@@ -1,0 +1,87 @@
+"""Rows on their way into a data file while more of them are made."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+
+import pyarrow as pa
+
+from lightning_lance.commit import newest_at
+from lightning_lance.errors import LightningLanceError
+from lightning_lance.fragments import Written, dataset_at, take_back, write_rows
+
+# Batches of rows that wait to be written: some megabytes.
+_WAITING = 4
+
+
+class RowWriter:
+    """Writes rows as they come into one data file, in a thread. Nothing is committed: see `append_commit`.
+
+    Args:
+        uri: The store.
+        version: The version that the builder has seen last, 0 if there was none.
+        fingerprint: Of the store.
+        schema: Of the rows.
+        storage_options: Credentials and such for object stores.
+
+    Raises:
+        CommitConflict: If there is another version by now.
+    """
+
+    def __init__(
+        self, uri: str, version: int, fingerprint: str, schema: pa.Schema, storage_options: Mapping[str, str] | None
+    ) -> None:
+        self._uri, self._schema, self._storage_options = uri, schema, storage_options
+        self._before = newest_at(uri, version, storage_options, fingerprint)
+        self._rows: queue.Queue[pa.RecordBatch | None] = queue.Queue(_WAITING)
+        self._result: Future[Written] = Future()
+        # It ends with the process, should nobody close this.
+        threading.Thread(target=self._write, name="write", daemon=True).start()
+
+    def _write(self) -> None:
+        try:
+            made = write_rows(self._uri, self._before, self._schema, self._coming(), self._storage_options)
+            self._result.set_result(Written(self._before, self._schema, *made))
+        except BaseException as error:  # it belongs to who gave the rows
+            self._result.set_exception(error)
+
+    def _coming(self) -> Iterator[pa.RecordBatch]:
+        while (rows := self._rows.get()) is not None:
+            yield rows
+
+    def put(self, rows: pa.RecordBatch | None) -> None:
+        """Take rows; None after the last. Waits where the disk is slower. Raises what went wrong in writing."""
+        while not self._result.done():
+            with suppress(queue.Full):
+                self._rows.put(rows, timeout=0.1)
+                return
+        self._result.result()
+
+    def close(self) -> Written:
+        """Wait until all is written.
+
+        Raises:
+            CommitConflict: If that fails since there is another version by now.
+            StoreError: If it cannot be written.
+        """
+        self.put(None)
+        return self._result.result()
+
+    def abandon(self) -> None:
+        """Leave nothing of it behind."""
+        with suppress(LightningLanceError, ValueError, OSError):
+            forget_written(self._uri, self.close(), self._storage_options)
+
+
+def forget_written(uri: str, written: Written, storage_options: Mapping[str, str] | None) -> None:
+    """Remove what was written, but for what has become part of the newest version."""
+    take_back(uri, written.files, [written.before, dataset_at(uri, None, storage_options)], storage_options)
+    if "://" not in uri:
+        for folder in (Path(uri, "data"), Path(uri)):
+            with suppress(OSError):  # where it isn't empty, there is a store
+                folder.rmdir()
