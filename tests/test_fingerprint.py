@@ -25,6 +25,7 @@ from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import ByteChoice, TokenizerFile, TrainedBPE
 
 CODE = {"text": "content", "repo": "repo_name", "path": "path", "license": "license"}
+FIM = {"prefix_token": "a", "middle_token": "b", "suffix_token": "c", "fim_rate": 0.5}
 # What a source may be told, spelled in several ways; the first of each is the usual one. Pairs of tables where one option
 # alone makes no sense.
 SOURCE: dict[str, list[dict[str, Any]]] = {
@@ -71,7 +72,7 @@ DATA: dict[str, list[dict[str, Any]]] = {
         {"max_documents": 5, "seed": 3, "order": "random"},
         {"max_tokens": 10**9, "shuffle_block": 4, "remainder": "wrap"},
         {"document_ids": True, "batch_format": "huggingface", "where": {"language": ["Python"]}},
-        {"min_tokens": 5, "mix": {"Python": 1.0}, "fim": {"fim_rate": 0.5}, "storage_options": {"a": "b"}},
+        {"min_tokens": 5, "mix": {"Python": 1.0}, "fim": FIM, "storage_options": {"a": "b"}},
     ],
     "sizes": [{"context_length": 8, "batch_size": 2}, {"context_length": 9, "batch_size": 1}],
 }
