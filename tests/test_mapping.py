@@ -1,9 +1,11 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import lance
 import numpy as np
 import pytest
 from conftest import only_append
+from lance.file import LanceFileReader
 
 from lightning_lance import TokenStore
 from lightning_lance.errors import StoreError
@@ -19,6 +21,19 @@ def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore, monkeypatch: pyt
     assert store.reader == "mapped"
     assert store.version == 3
     assert len(store._table("train").places) == 3
+
+
+def test_windows_go_over_the_borders_of_pages(byte_store: MakeStore):
+    """One commit, of more than Lance puts into a page."""
+    store = byte_store(*[chr(ord("a") + i) * (700_001 + i) for i in range(14)])
+    (file,) = (path for path in (Path(store.uri) / "data").iterdir())
+    pages = LanceFileReader(str(file)).metadata().columns[0].pages
+    assert len(pages) > 1
+    borders = np.cumsum([page.buffers[0].size // 2 for page in pages])[:-1]
+    starts = np.concatenate([borders - 50, borders, np.random.default_rng(0).integers(0, store.num_tokens() - 99, 50)])
+    expected = TokenStore.open(store.uri, reader="take").read(starts, 99)
+    assert store.reader == "mapped"
+    assert np.array_equal(store.read(starts, 99), expected)
 
 
 def test_deleted_blocks_are_read_by_take(byte_store: MakeStore):
