@@ -33,7 +33,7 @@ SHARDS = 4
 OTHERS = 5
 OTHER_ENDINGS = (".h", ".hpp", ".pyi", ".cpp", ".js", ".html", ".md", ".txt", ".json", ".c")
 # What the tutorial's pipeline, which is slow, and the `tokenizers` library get of it.
-SAMPLES = {"sample": 2_500_000, "few": 5_000_000}
+SAMPLES = {"sample": 2_500_000, "few": 20_000_000}
 # Rounds of contenders that take long, or that only explain.
 FEW_ROUNDS = 2
 

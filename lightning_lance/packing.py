@@ -15,8 +15,8 @@ from lightning_lance.splits import FORGOTTEN, SPLITS
 
 # Tokens per row. Larger blocks read more than they need from object stores, smaller ones are more rows to find.
 BLOCK = 2048
-# Rows of a stream that are given together.
-_TOGETHER = 256
+# Rows of a stream that are given together: a megabyte of uint16; less where there are many streams, for memory.
+_TOGETHER, _TOGETHER_OF_MANY, _MANY = 256, 64, 16
 # Hashes of forgotten documents in a row: as many bytes as a block of tokens or more, and little to hold of a thousand rows.
 _HASHES = 1024
 
@@ -107,8 +107,8 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
 class _End:
     """The last blocks of a stream, which are not full: tokens, and the documents that begin among them."""
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
-        self.tokens = np.empty(_TOGETHER * BLOCK, dtype)
+    def __init__(self, rows: int, dtype: np.dtype[Any]) -> None:
+        self.tokens = np.empty(rows * BLOCK, dtype)
         self.size = 0
         self.starts: list[np.ndarray] = []
         self.documents: list[pa.Table] = []
@@ -130,7 +130,7 @@ class _End:
 class Packer:
     """Turns encoded documents into rows of the store, as soon as these are full.
 
-    Holds up to a megabyte of tokens of each stream (two for uint32).
+    Holds up to a megabyte of tokens of each stream (two for uint32), a quarter of it where there are many.
 
     Args:
         eos_id: The id that ends every document.
@@ -197,7 +197,7 @@ class Packer:
     def _append(
         self, stream: Stream, runs: Sequence[np.ndarray], lengths: np.ndarray, documents: pa.Table
     ) -> Iterator[pa.RecordBatch]:
-        end = self._ends.setdefault(stream, _End(self._dtype))
+        end = self._ends.get(stream) or self._new_end(stream)
         starts = end.size + np.cumsum(lengths) - lengths
         for run in runs:
             while len(run := end.fill(run)) or end.size == len(end.tokens):
@@ -205,8 +205,13 @@ class Packer:
                 end.describe(starts[:here], documents.slice(0, here))
                 yield self._rows(stream, end)
                 starts, documents = starts[here:] - end.size, documents.slice(here)
-                end = self._ends[stream] = _End(self._dtype)
+                end = self._new_end(stream)
         end.describe(starts, documents)
+
+    def _new_end(self, stream: Stream) -> _End:
+        end = _End(_TOGETHER if len(self._ends) < _MANY else min(_TOGETHER, _TOGETHER_OF_MANY), self._dtype)
+        self._ends[stream] = end
+        return end
 
     def _rows(self, stream: Stream, end: _End) -> pa.RecordBatch:
         num_rows = -(-end.size // BLOCK)
