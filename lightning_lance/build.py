@@ -14,17 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.commit import Commit, append_commit, newest_at
+from lightning_lance.commit import Commit, append_commit, last_version
 from lightning_lance.dedup import KnownTexts
 from lightning_lance.documents import covered, one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
 from lightning_lance.figures import counted
 from lightning_lance.forgetting import take_out
-from lightning_lance.fragments import Written
+from lightning_lance.fragments import Written, conflict
 from lightning_lance.languages import check_languages, nearest
 from lightning_lance.locking import write_whole
-from lightning_lance.merging import FULL_BYTES, finish, left_behind, tidy
+from lightning_lance.merging import FULL_BYTES, finish, left_behind, remove_unneeded, take_over, tidy
 from lightning_lance.packing import Packer
 from lightning_lance.plan import Budget, Plan
 from lightning_lance.preflight import SpaceCheck
@@ -116,6 +116,9 @@ class Build:
         """
         # Before anything is written here; not in `__init__`, after which a store may be replaced.
         self._left = left_behind(self._plan.uri, self._storage_options)
+        if self._left and self._version:
+            self._version = take_over(self._plan.uri, self._version, self._left, self._storage_options)
+            self._left = set()
         if (file := self._plan.tokenizer_file) is not None:
             write_whole(file, self._plan.tokenizer.to_json())
         first, num_shards = self._commit, len(self._opened.shards)
@@ -201,7 +204,10 @@ class Build:
 
     def _check_alone(self) -> None:
         """If another has gone on meanwhile, and removed what was being read, it is that which went wrong."""
-        newest_at(self._plan.uri, self._version, self._storage_options)
+        version, now = last_version(self._plan.uri, self._storage_options)
+        # By the note: what this builder has merged has the same.
+        if now != self.committed:
+            raise conflict(self._plan.uri, self._version, version)
 
     def _commit_rows(self, commits: ThreadPoolExecutor, final: bool = False) -> None:
         """Commit all rows and the note. Not in this thread, which may be interrupted."""
@@ -212,15 +218,16 @@ class Build:
         def append() -> None:
             written: Written | None = None
             try:
-                writer = rows or RowWriter(uri, version, commit.fingerprint, self._packer.schema, options)
-                written = writer.close()
+                written = (rows or RowWriter(uri, version, commit.fingerprint, self._packer.schema, options)).close()
                 if final:
-                    self._version = finish(uri, written, commit, options, left=self._left)
+                    self._version = finish(uri, written, commit, options)
                 else:
                     self._version = append_commit(uri, written, commit, options)
-                self.committed = commit
+                self.committed, written = commit, None
                 if not final:
-                    self._version = tidy(uri, self._version, options, left=self._left)
+                    self._version = tidy(uri, self._version, options)
+                if self._left:
+                    remove_unneeded(uri, options, self._left)
                     self._left = set()
             except (StoreError, ValueError, OSError):
                 if written is not None:

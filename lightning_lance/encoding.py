@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +25,9 @@ from lightning_lance.tokenization import Tokenizer
 
 # Batches read ahead, and those that wait for an encoder or for who packs them, beside those that are being encoded.
 _READ_AHEAD, _WAITING = 2, 2
+
+# Threads for the `tokenizers` library, which uses all cores for each batch, but waits for the last at its end.
+_OF_TOKENIZERS = 2
 
 # Text under way before nothing more is read: more than those batches hold, except where single documents are larger.
 _ROOM_BYTES = 16 * BATCH_BYTES
@@ -147,7 +150,7 @@ def encoded_batches(
 
     with (
         closing(read_ahead(_batches(opened, shard, row, room), _READ_AHEAD)) as batches,
-        ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode") as encoders,
+        _encoders(ENCODERS if tokenizer.engine == "gigatoken" else _OF_TOKENIZERS) as encoders,
         closing(room),
     ):
         for place, batch in batches:
@@ -174,6 +177,16 @@ def encoded_batches(
                 yield from oldest()
         while ahead:
             yield from oldest()
+
+
+@contextmanager
+def _encoders(threads: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+    try:
+        yield pool
+    finally:
+        # Who stops in the middle waits for what is being encoded, and not for what waits itself.
+        pool.shutdown(cancel_futures=True)
 
 
 def _encode(

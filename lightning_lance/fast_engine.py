@@ -49,7 +49,8 @@ _NOT_ASCII = np.uint64(0x8080808080808080)
 
 # Threads that encode, each with an engine of its own, of 30 MB and more: an engine does one call at a time. One thread that
 # reads is as fast as four.
-ENCODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+ENCODERS = min(4, _CORES)
 # Larger batches are shared out among all cores, as are all where there are more cores than threads that encode.
 _SHARED_BYTES = 8 << 20
 
@@ -128,7 +129,7 @@ class FastEngines:
             ak.contents.NumpyArray(data, parameters={"__array__": "char"}),
             parameters={"__array__": "string"},
         )
-        shared = offsets[-1] - offsets[0] > _SHARED_BYTES or (os.cpu_count() or 1) > ENCODERS > 1
+        shared = offsets[-1] - offsets[0] > _SHARED_BYTES or _CORES > ENCODERS
         try:
             with self._one() as engine:
                 layout = engine.encode_batch(ak.Array(strings), parallel=None if shared else False).layout

@@ -179,11 +179,12 @@ def _count(dataset: Any, fragment: Any, files: Mapping[str, FileNote], rule: Rul
     """Count the documents and tokens of a fragment that match, from its small columns."""
     documents = tokens = 0
     parts = files[fragment.files[0].path].parts
+    # Whether the document that goes on into the next batch of a stream matches: streams take turns.
+    open_matches: dict[str, bool] = {}
     for part, end in zip(parts, accumulate(part.rows for part in parts), strict=True):
         if part.split not in SPLITS or rule.get("language", part.language) != part.language:
             continue
-        # Whether the document that goes on into a batch matches.
-        open_matches = False
+        stream = f"{part.split}/{part.language}"
         for batch in read_part(dataset, fragment.id, end - part.rows, part.rows, ["num_tokens", "documents"]):
             counts = np.asarray(batch.column("num_tokens")).astype(np.int64)
             lists = batch.column("documents")
@@ -191,10 +192,10 @@ def _count(dataset: Any, fragment: Any, files: Mapping[str, FileNote], rule: Rul
             starts = np.repeat(np.cumsum(counts) - counts, np.asarray(lists.value_lengths().fill_null(0)))
             starts = starts + np.asarray(described.field("offset"))
             matches = _matches_within(rule, described, part.language)
-            flags = np.append(open_matches, matches)
+            flags = np.append(open_matches.get(stream, False), matches)
             tokens += int(np.diff(np.concatenate([[0], starts, [counts.sum()]]))[flags].sum())
             documents += int(matches.sum())
-            open_matches = bool(flags[-1])
+            open_matches[stream] = bool(flags[-1])
     return documents, tokens
 
 

@@ -45,7 +45,6 @@ def tidy(
     storage_options: Mapping[str, str] | None = None,
     *,
     full: int = FULL_BYTES,
-    left: Collection[str] = (),
 ) -> int:
     """Merge what has become due since the last time, and remove what is no longer needed.
 
@@ -54,7 +53,6 @@ def tidy(
         version: The version that the builder has made last. Only the one builder of a store may call this.
         storage_options: Credentials and such for object stores.
         full: Bytes from which on a fragment is left as it is.
-        left: What `left_behind` gave when the build began; only once.
 
     Returns:
         The version that holds now: `version`, or a later one.
@@ -63,9 +61,6 @@ def tidy(
         CommitConflict: If another process has committed.
         StoreError: If the store cannot be written.
     """
-    if left:
-        # This builder has committed since: so what builders left that were killed, one after the other, does not pile up.
-        remove_unneeded(uri, storage_options, left)
     merged = False
     while True:
         dataset = newest_at(uri, version, storage_options)
@@ -103,7 +98,6 @@ def finish(
     storage_options: Mapping[str, str] | None = None,
     *,
     full: int = FULL_BYTES,
-    left: Collection[str] = (),
 ) -> int:
     """Make the last commit of a build: what was written is merged with those before it that are not full, in one transaction.
 
@@ -112,7 +106,6 @@ def finish(
 
     Args: as for `append_commit`, and
         full: Bytes from which on a fragment is left as it is.
-        left: What `left_behind` gave when the build began.
 
     Returns:
         The new version.
@@ -122,12 +115,6 @@ def finish(
         StoreError: If the store cannot be written.
     """
     before = written.before
-    if left and before is not None:
-        # Nobody else can commit what was left any more: so it may go before as much is written again.
-        fragments, files, now = fragments_of(before), notes_of(before), commit_of(before, uri)
-        version = replace_fragments(uri, before, before.schema, fragments, files, now, storage_options)
-        remove_unneeded(uri, storage_options, left)
-        before, left = newest_at(uri, version, storage_options, commit.fingerprint), ()
     while True:
         fragments = [] if before is None else fragments_of(before)
         files = {} if before is None else notes_of(before)
@@ -144,13 +131,11 @@ def finish(
         take_back(uri, written.files, [before], storage_options)
     fragments[first:] = made
     version = replace_fragments(uri, before, written.schema, fragments, {**files, **notes}, commit, storage_options)
-    end_build(uri, dataset_at(uri, version, storage_options), storage_options, left)
+    end_build(uri, dataset_at(uri, version, storage_options), storage_options)
     return version
 
 
-def end_build(
-    uri: str, dataset: Any, storage_options: Mapping[str, str] | None = None, left: Collection[str] = ()
-) -> None:
+def end_build(uri: str, dataset: Any, storage_options: Mapping[str, str] | None = None) -> None:
     """Do what remains to be done after the last commit of a build: tag it, and remove all other versions without a tag.
 
     A builder that is killed before this leaves it to whoever asks for the same budget next.
@@ -159,10 +144,34 @@ def end_build(
         uri: The store.
         dataset: Its newest version, which the build ended with.
         storage_options: Credentials and such for object stores.
-        left: See `remove_unneeded`.
     """
     keep_build(dataset, uri)
+    remove_unneeded(uri, storage_options)
+
+
+def take_over(uri: str, version: int, left: Collection[str], storage_options: Mapping[str, str] | None = None) -> int:
+    """Begin in the place of builders that were killed: what they left goes, before as much is written again.
+
+    The version is made once more, with its note: so none of them, should it only have stood still, can commit what goes.
+
+    Args:
+        uri: The store.
+        version: The version that the builder has seen.
+        left: What `left_behind` gave.
+        storage_options: Credentials and such for object stores.
+
+    Returns:
+        The version that holds now.
+
+    Raises:
+        CommitConflict: If another process has committed.
+        StoreError: If the store cannot be written.
+    """
+    before = newest_at(uri, version, storage_options)
+    fragments, files, now = fragments_of(before), notes_of(before), commit_of(before, uri)
+    version = replace_fragments(uri, before, before.schema, fragments, files, now, storage_options)
     remove_unneeded(uri, storage_options, left)
+    return version
 
 
 def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:

@@ -96,11 +96,13 @@ class _Reader:
         self, places: Sequence[tuple[int | None, int, int]], columns: Sequence[str] = ("documents",)
     ) -> Iterator[pa.RecordBatch]:
         """Read columns of (fragment, first row, rows) places, in bounded memory."""
+        file: LanceFileReader | None = None
         for fragment_id, offset, rows in places:
             if fragment_id is not None:
                 yield from read_part(self.dataset, fragment_id, offset, rows, columns)
             elif self._more is not None:
-                file = LanceFileReader(f"{self._place}/{self._more[0]}", self._storage_options, [*columns])
+                place = f"{self._place}/{self._more[0]}"
+                file = file or LanceFileReader(place, self._storage_options, [*columns])
                 for first in range(offset, offset + rows, _ROWS):
                     size = min(_ROWS, offset + rows - first)
                     yield from file.read_range(first, size, batch_size=_ROWS).to_batches()

@@ -40,6 +40,7 @@ class RowWriter:
         self._before = newest_at(uri, version, storage_options, fingerprint)
         self._rows: queue.Queue[pa.RecordBatch | None] = queue.Queue(_WAITING)
         self._result: Future[Written] = Future()
+        self._given_up = threading.Event()
         # It ends with the process, should nobody close this.
         threading.Thread(target=self._write, name="write", daemon=True).start()
 
@@ -52,10 +53,17 @@ class RowWriter:
 
     def _coming(self) -> Iterator[pa.RecordBatch]:
         while (rows := self._rows.get()) is not None:
+            if self._given_up.is_set():
+                raise ValueError("given up")
             yield rows
 
     def put(self, rows: pa.RecordBatch | None) -> None:
-        """Take rows; None after the last. Waits where the disk is slower. Raises what went wrong in writing."""
+        """Take rows; None after the last. Waits where the disk is slower.
+
+        Raises:
+            CommitConflict: If writing failed since there is another version by now.
+            StoreError: If it cannot be written.
+        """
         while not self._result.done():
             with suppress(queue.Full):
                 self._rows.put(rows, timeout=0.1)
@@ -74,13 +82,21 @@ class RowWriter:
 
     def abandon(self) -> None:
         """Leave nothing of it behind."""
+        self._given_up.set()
+        # Lance removes a file whose rows end with an error.
         with suppress(LightningLanceError, ValueError, OSError):
-            forget_written(self._uri, self.close(), self._storage_options)
+            self.put(pa.RecordBatch.from_pylist([], schema=self._schema))
+            self._result.result()
+        _remove_empty(self._uri)
 
 
 def forget_written(uri: str, written: Written, storage_options: Mapping[str, str] | None) -> None:
     """Remove what was written, but for what has become part of the newest version."""
     take_back(uri, written.files, [written.before, dataset_at(uri, None, storage_options)], storage_options)
+    _remove_empty(uri)
+
+
+def _remove_empty(uri: str) -> None:
     if "://" not in uri:
         for folder in (Path(uri, "data"), Path(uri)):
             with suppress(OSError):  # where it isn't empty, there is a store

@@ -1,7 +1,7 @@
 """From offsets of a stream to places on disk: one table of segments, and the gather that reads through it.
 
-A segment is a run of tokens that are next to each other both in the stream and where they are kept. There are as many as
-there are (stream, commit) pairs, so the table stays small however large the store.
+A segment is a run of tokens that are next to each other both in the stream and where they are kept. There is
+one for each turn that a stream has in a commit, so the table stays small however large the store.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import warnings
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -102,6 +103,7 @@ class Tokenizer:
         self._fast = load_fast(fields) if engine == "auto" and gigatoken_knows(fields) else None
         # Comparisons so far, and the text since the last one.
         self._compared, self._since = 0, 0
+        self._comparing = threading.Lock()
 
     def _check_special_tokens(self, fields: dict[str, Any], vocabulary: dict[str, int]) -> None:
         """Refuse a tokenizer that would make a special token of plain text, because it is a piece of its model too."""
@@ -139,10 +141,12 @@ class Tokenizer:
         if fast is not None and len(texts):
             if (apart := newer_characters(texts)) is not None:
                 return self._encode_apart(texts, apart)
-            encoded = fast.encode(texts)
-            if encoded is not None and (different := self._first_difference(fast, texts, encoded)) is None:
-                return encoded
-            if self._fast is not None:
+            encoded, different = fast.encode(texts), None
+            with self._comparing:  # nobody goes on before the first comparison is through
+                if self._fast is None:
+                    return self._encode_reference(texts)
+                if encoded is not None and (different := self._first_difference(fast, texts, encoded)) is None:
+                    return encoded
                 self._fast = None
                 reason = "failed" if encoded is None else f"gave other ids for the text {(different or '')[:60]!r}"
                 warnings.warn(

@@ -18,6 +18,7 @@ from lightning_lance.build import Build
 from lightning_lance.commit import last_version, notes_of, replace_fragments
 from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, SourceError, StoreError
 from lightning_lance.fragments import dataset_at, fragments_of, write_rows
+from lightning_lance.merging import left_behind
 from lightning_lance.plan import Budget, make_plan
 from lightning_lance.tokenizer_choice import ByteChoice
 from lightning_lance.turns import CommitTurn
@@ -118,7 +119,7 @@ def test_who_finds_another_commit_stops(tmp_path: Path):
     assert prepare(source, ByteChoice(), uri).commit.documents == 40
 
 
-def test_a_builder_that_begins_removes_nothing_that_another_may_still_commit(tmp_path: Path):
+def test_what_a_builder_that_begins_removes_nobody_can_commit(tmp_path: Path):
     """A builder was stopped between its data file and its commit, and comes back before the new one has committed."""
     made, uri = documents(*["some text"] * 40), str(tmp_path / "x.lance")
     stored = prepare(Ends(made), ByteChoice(), uri, val_fraction=0.0, max_documents=8)
@@ -130,9 +131,12 @@ def test_a_builder_that_begins_removes_nothing_that_another_may_still_commit(tmp
         prepare(Ends(made), ByteChoice(), uri, val_fraction=0.0)
     note = replace(stored.commit, documents=16, tokens=2 * stored.commit.tokens)
     fragments = [*fragments_of(dataset), *written]
-    replace_fragments(uri, dataset, rows.schema, fragments, {**notes_of(dataset), **files}, note, None)
-    store = TokenStore.open(uri)
-    assert store.read(np.array([0]), store.num_tokens())[0].tolist() == stream * 2
+    assert left_behind(uri) == set()
+    with pytest.raises(CommitConflict):
+        replace_fragments(uri, dataset, rows.schema, fragments, {**notes_of(dataset), **files}, note, None)
+    store = TokenStore.open(uri, verify=True)
+    assert store.commit == stored.commit
+    assert store.read(np.array([0]), store.num_tokens())[0].tolist() == stream
 
 
 def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -347,7 +347,7 @@ def test_what_a_builder_removes_before_it_is_kept_is_not_trained_on(tmp_path: Pa
     assert data.store.commit.documents == 30
     tag = lance.dataset(uri).tags.list()[f"checkpoint-{data.store.commit.tokens}"]
     assert tag["version"] == data.store.version
-    assert list(lance.dataset(uri).tags.list()) == sorted(
+    assert sorted(lance.dataset(uri).tags.list()) == sorted(
         f"{kind}-{data.store.commit.tokens}" for kind in ("build", "checkpoint")
     )
 

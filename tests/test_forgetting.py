@@ -159,6 +159,17 @@ def store_of(tmp_path: Path, **options: Any) -> TokenStore:
     return prepare(source, ByteChoice(), str(tmp_path / "x.lance"), val_fraction=0.0, commit_tokens=9000, **options)
 
 
+def test_documents_that_go_on_where_streams_take_turns_are_counted_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lightning_lance.packing._TOGETHER", 1)
+    made = tuple((f"{i}" * 5000, ("C", "Rust")[i % 2], f"r{i % 4}") for i in range(8))
+    store = prepare(ListSource(made, per_batch=1), ByteChoice(), str(tmp_path / "x.lance"), val_fraction=0.0)
+    told: list[tuple[int, int]] = []
+    done = forget(store.uri, {"repo": "r1"}, tell=lambda *found: told.append(found))
+    assert told == [(2, 10_002)] == [done[:2]]
+
+
 def test_all_forgotten_is_an_empty_store(tmp_path: Path):
     store = store_of(tmp_path)
     assert forget(store.uri, {"language": "Python"})[:2] == (60, store.commit.tokens)

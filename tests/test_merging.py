@@ -6,7 +6,7 @@ import resource
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from lightning_lance.commit import Commit, last_commit, last_version, notes_of, 
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.fragments import fragments_of, write_rows
 from lightning_lance.layout import Extent, layout_of
-from lightning_lance.merging import left_behind, merge_groups, remove_unneeded, tidy
+from lightning_lance.merging import left_behind, merge_groups, remove_unneeded, take_over, tidy
 from lightning_lance.packing import BLOCK, Packer
 from lightning_lance.sums import listed, read_sums, root_session
 
@@ -44,7 +44,6 @@ def append(
     first: int,
     note: Commit = NOTE,
     full: int | None = None,
-    left: Collection[str] = (),
 ) -> Commit:
     """Commit documents, each with its number as id; their tokens tell them apart too. With `full`, as a build's last ones."""
     packer = Packer(EOS, np.dtype(np.uint16), ["repo"])
@@ -59,7 +58,7 @@ def append(
     if full is None:
         append_commit(uri, packed(packer, full_rows), note)
     else:
-        finish(uri, packed(packer, full_rows), note, full=full, left=left)
+        finish(uri, packed(packer, full_rows), note, full=full)
     return note
 
 
@@ -243,19 +242,18 @@ def test_a_build_takes_no_more_disk_than_its_store_and_two_full_fragments(
     note = append(uri, [(0, "C", 6 * BLOCK - 1)], 0, note)
     commit = folder.size()
     for i in range(1, 90):
-        left = set()
         if killed and i % 10 == 9:
             # A merge of the largest size, killed before its commit; one after the other.
             dataset = lance.dataset(uri)
             for _ in range(full // commit):
                 write_rows(uri, dataset, dataset.schema, dataset.to_table().slice(0, 6).to_batches(), None)
-            left = left_behind(uri)
+            take_over(uri, int(dataset.version), left_behind(uri))
         if i == 89:
-            append(uri, [(0, "C", 6 * BLOCK - 1)], i, note, full, left)
+            append(uri, [(0, "C", 6 * BLOCK - 1)], i, note, full)
             break
         note = append(uri, [(0, "C", 6 * BLOCK - 1)], i, note)
         folder.look()
-        tidy(uri, last_version(uri)[0], full=full, left=left)
+        tidy(uri, last_version(uri)[0], full=full)
     assert folder.size() > 6 * full
     assert folder.most < folder.size() + (2 * full if killed else full + 2 * commit)
     # Eight versions, each with its manifest and its transaction, and some more while they are merged.

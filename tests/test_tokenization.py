@@ -174,6 +174,21 @@ def test_an_engine_that_differs_is_left_with_a_warning(bpe: Tokenizer, wrong: st
     assert tokenizer.engine == "tokenizers"
 
 
+def test_no_thread_goes_on_before_the_engines_were_compared(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    expected, honest = encode(bpe, *TEXTS), FastEngines.encode
+
+    def broken(fast: FastEngines, texts: pa.Array) -> Encoded | None:
+        encoded = honest(fast, texts)
+        assert encoded is not None
+        return Encoded(encoded.ids + 1, encoded.offsets)
+
+    monkeypatch.setattr(FastEngines, "encode", broken)
+    tokenizer = Tokenizer(bpe.to_json())
+    with ThreadPoolExecutor(4) as threads, pytest.warns(UserWarning, match="gave other ids"):
+        found = list(threads.map(lambda _: encode(tokenizer, *TEXTS), range(12)))
+    assert found == [expected] * 12
+
+
 def test_threads_may_encode_at_once_and_slices_are_encoded_as_they_are(bpe: Tokenizer):
     texts = pa.array([f"{text} {i}" for i in range(400) for text in TEXTS], pa.large_string())
     whole = bpe.encode_batch(texts)
