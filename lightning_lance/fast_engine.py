@@ -9,6 +9,7 @@ import queue
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,6 +52,9 @@ _NOT_ASCII = np.uint64(0x8080808080808080)
 # reads is as fast as four.
 _CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 ENCODERS = min(4, _CORES)
+# By how much a process may grow before engines are given up, and the text that each has encoded by then at least: to make one
+# takes as long as to encode ten megabytes. Where the system does not tell the memory, they are given up after so much text.
+_ROOM_BYTES, _LEAST_BYTES, _MOST_BYTES = 400 << 20, 32 << 20, 512 << 20
 # Larger batches are shared out among all cores, as are all where there are more cores than threads that encode.
 _SHARED_BYTES = 8 << 20
 
@@ -84,8 +88,18 @@ def newer_characters(texts: pa.Array) -> np.ndarray | None:
     return apart
 
 
+class _Engine:
+    """An engine, and the bytes of text that it has encoded."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.size = tokenizer, 0
+
+
 class FastEngines:
     """The engines of a tokenizer: made when they are needed, one for each thread that encodes at a time.
+
+    An engine keeps the ids of all words that it has seen, without a bound. So it is given up when memory has grown by some
+    hundreds of megabytes, and another one is made.
 
     Args:
         spec: What gigatoken loads.
@@ -94,30 +108,29 @@ class FastEngines:
 
     def __init__(self, spec: str, first: Any) -> None:
         self._spec = spec
-        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._free.put(first)
-        # Tokens, so to say, for those that may still be made.
-        self._more: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(ENCODERS - 1):
-            self._more.put(None)
+        # The last that was put here is taken first: an engine that knows words, before None, which is one to be made.
+        self._free: queue.LifoQueue[_Engine | None] = queue.LifoQueue()
+        for engine in [*[None] * (ENCODERS - 1), _Engine(first)]:
+            self._free.put(engine)
+        self._before = _resident()
 
     @contextmanager
-    def _one(self) -> Iterator[Any]:
+    def _one(self) -> Iterator[_Engine]:
+        engine = self._free.get()
         try:
-            engine = self._free.get_nowait()
-        except queue.Empty:
-            try:
-                self._more.get_nowait()
-            except queue.Empty:
-                engine = self._free.get()
-            else:
+            if engine is None:
                 import gigatoken
 
-                engine = gigatoken.Tokenizer.from_json(self._spec)
-        try:
+                engine = _Engine(gigatoken.Tokenizer.from_json(self._spec))
             yield engine
         finally:
-            self._free.put(engine)
+            self._free.put(None if engine is None or self._is_large(engine) else engine)
+
+    def _is_large(self, engine: _Engine) -> bool:
+        resident = _resident()
+        if resident is None or self._before is None:
+            return engine.size > _MOST_BYTES
+        return engine.size > _LEAST_BYTES and resident - self._before > _ROOM_BYTES
 
     def encode(self, texts: pa.Array) -> Encoded | None:
         """Encode large_string texts without a copy of them; None if gigatoken raises. May be called by several threads."""
@@ -132,12 +145,22 @@ class FastEngines:
         shared = offsets[-1] - offsets[0] > _SHARED_BYTES or _CORES > ENCODERS
         try:
             with self._one() as engine:
-                layout = engine.encode_batch(ak.Array(strings), parallel=None if shared else False).layout
+                layout = engine.tokenizer.encode_batch(ak.Array(strings), parallel=None if shared else False).layout
+                engine.size += int(offsets[-1] - offsets[0])
         except Exception as error:
             _log.warning("gigatoken raised: %s", error)
             return None
         lows, ids = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
         return Encoded(ids[lows[0] : lows[-1]], lows - lows[0])
+
+
+def _resident() -> int | None:
+    """Tell how much memory this process has, in bytes; None where the system does not say so."""
+    try:
+        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def load_fast(fields: dict[str, Any]) -> FastEngines | None:
