@@ -56,6 +56,7 @@ come next. Where there are several stores, NAME=PLACE says where each of them is
 
 def _prepare(config: DictConfig) -> None:
     from lightning_lance.fim import FillInTheMiddle
+    from lightning_lance.integrity import require_whole
     from lightning_lance.options import check_options
     from lightning_lance.prepare import prepare
 
@@ -68,6 +69,8 @@ def _prepare(config: DictConfig) -> None:
     wanted = {"uri", "data_dir", "max_documents", "max_tokens", "val_fraction", "max_document_bytes", "long_documents"}
     wanted |= {"commit_seconds", "rebuild", "storage_options"}
     store = prepare(data["source"], data["tokenizer"], **{name: data[name] for name in wanted})
+    if data["verify"]:
+        require_whole(store.uri, data["storage_options"])
     commit = store.commit
     print(
         f"{store.uri}: {counted(commit.stored_documents, 'document')}, {store.num_tokens('train'):,} train and "
@@ -104,6 +107,8 @@ def _verify(arguments: list[str]) -> None:
 
     uri, options = _place_and_rest("verify", arguments)
     asked = options.pop("sample", "1")
+    if options and "://" not in uri:
+        _expect("verify", "=".join(next(iter(options.items()))))
     try:
         sample = float(asked)
     except ValueError:
@@ -156,6 +161,8 @@ def _forget(arguments: list[str]) -> None:
         else "nothing was forgotten"
     )
     print(f"{uri}: {what}, version {done.version}.")
+    if done.purged:
+        print(f"Older versions, which held what was forgotten, are gone with their tags: {', '.join(done.purged)}.")
     if done.kept:
         print(
             f"Older versions still hold what was forgotten, for checkpoints (tags {', '.join(done.kept)}): purge=true removes "

@@ -43,12 +43,14 @@ class Forgotten(NamedTuple):
         tokens: Their tokens, EOS included.
         version: The version that holds.
         kept: Tags of older versions, which hold the documents of this rule or of others before.
+        purged: Tags of such versions that were removed.
     """
 
     documents: int
     tokens: int
     version: int
     kept: list[str]
+    purged: list[str]
 
 
 def forget(
@@ -89,9 +91,11 @@ def forget(
             except CommitConflict:
                 if not left:
                     raise
+        tags = {*_opened(uri, storage_options).tags.list()}
         kept = retag(uri, storage_options, purge)
+        purged = sorted(tags - {*_opened(uri, storage_options).tags.list()}) if purge else []
         remove_unneeded(uri, storage_options, leftovers)
-    return done._replace(kept=kept)
+    return done._replace(kept=kept, purged=purged)
 
 
 def _forget_once(
@@ -108,7 +112,7 @@ def _forget_once(
     tell(sum(documents for documents, _ in found), sum(tokens for _, tokens in found))
     known = any(entry["rule"] == dict(rule) for entry in commit.forgotten)
     if not any(documents for documents, _ in found) and (known or commit.exhausted):
-        return Forgotten(0, 0, int(dataset.version), [])
+        return Forgotten(0, 0, int(dataset.version), [], [])
     whole = Dropped()
     for place in reversed(range(len(fragments))):
         if found[place][0]:
@@ -122,7 +126,7 @@ def _forget_once(
             whole.languages = dict(Counter(whole.languages) + Counter(dropped.languages))
     noted = _noted(commit, rule, whole.documents, whole.tokens, whole.languages)
     version = replace_fragments(uri, dataset, dataset.schema, fragments, files, noted, storage_options)
-    return Forgotten(whole.documents, whole.tokens, version, [])
+    return Forgotten(whole.documents, whole.tokens, version, [], [])
 
 
 def _noted(commit: Commit, rule: Rule, documents: int, tokens: int, languages: Mapping[str, int]) -> Commit:

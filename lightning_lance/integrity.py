@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +53,8 @@ def check_store(
     Raises:
         StoreError: If there is no store.
     """
+    if "://" not in uri and not Path(uri).is_dir():
+        raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
     session = root_session(uri, storage_options)
     if not listed(session) and not session.contains(SUMS):
         raise StoreError(f"There is no committed token store at {uri!r}: check the address.")

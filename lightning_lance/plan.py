@@ -182,7 +182,7 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
     store = look_again(first, lambda version: TokenStore.open(plan.uri, version, storage_options))
     if budget.max_documents is not None and store.commit.documents > budget.max_documents:
         _log.warning(
-            "The token store %s has %s documents where the budget is %s: it was first built with a larger budget.",
+            "The token store %s has %s documents where the budget is %s: it was built with a larger budget.",
             plan.uri,
             f"{store.commit.documents:,}",
             f"{budget.max_documents:,}",

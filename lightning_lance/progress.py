@@ -40,7 +40,7 @@ class BuildProgress:
             smoothing=0.1,
             bar_format=_KNOWN if share else _UNKNOWN,
         )
-        if share:
+        if documents:
             _log.info("%s: continuing after %s.", name, counted(documents, "document"))
 
     def __enter__(self) -> BuildProgress:

@@ -113,6 +113,7 @@ def test_help_version_and_other_words(tmp_path: Path):
             "error: sample is 2: expected a share of the data files, above 0 and up to 1, such as 0.1.",
         ),
         ("verify x.lance sample=few", "error: sample is few: expected a share"),
+        ("verify x.lance smple=0.1", "error: got smple=0.1, expected verify URI"),
         ("verify x.lance all", "error: got all, expected verify URI"),
         ("verify x.lance", "error: There is no committed token store at 'x.lance'"),
         ("verify --all", "error: got --all, expected verify URI"),

@@ -256,6 +256,7 @@ def test_the_command(tmp_path: Path):
     assert f"(tags checkpoint-{store.commit.tokens}): purge=true removes" in third
     code, out, _ = run(tmp_path, "forget", "x.lance", "repo=r1", "purge=true")
     assert (code, out.splitlines()[1]) == (0, f"x.lance: nothing was forgotten, version {store.version + 1}.")
+    assert out.splitlines()[2].endswith(f"are gone with their tags: checkpoint-{store.commit.tokens}.")
     code, _, err = run(tmp_path, "forget", "x.lance", "licence=gpl")
     assert (code, err.count("\n")) == (1, 1)
     assert run(tmp_path, "forget", "x.lance")[0] == 1
