@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from test_merging import NOTE, append
 
-from lightning_lance.merging import left_behind
+from lightning_lance.merging import left_behind, take_over
 from lightning_lance.sums import SUMS, listed, read_sums, root_session, write_sums
 
 
@@ -29,7 +29,8 @@ def test_what_a_killed_writer_left_half_written_is_no_version_and_goes(tmp_path:
     left = left_behind(uri)
     assert left == {*halves}
     assert read_sums(session).keys() == listed(session)
-    append(uri, [(0, "C", 10)], 1, note, 1 << 30, left)
+    take_over(uri, 1, left)
+    append(uri, [(0, "C", 10)], 1, note, 1 << 30)
     assert read_sums(session).keys() == listed(session)
     assert len(listed(session)) == 2
     assert not any((place / half).exists() for half in halves)
