@@ -13,9 +13,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 from bench_prepare import collect, peak_memory, train
 from report import bar, environment, publish
+
+from lightning_lance.fast_engine import newer_characters
 
 PEERS_PYTHON = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
 OURS, PEERS = "ours", ("megatron", "trove", "lit_data")
@@ -30,6 +33,13 @@ def write_corpus(rows, folder, tokenizer):
     special = [token["content"] for token in fields["added_tokens"] if token["special"]]
     texts = [row["content"] for row in rows if row["path"].endswith(".py") and row["content"]]
     texts = [text for text in texts if not any(spelling in text for spelling in special)]
+    # Nor do they see characters of newer versions of Unicode alike: ours leaves such texts to `tokenizers`.
+    newer = newer_characters(pa.array(texts, pa.large_string()))
+    texts = [
+        text
+        for text, apart in zip(texts, newer if newer is not None else [False] * len(texts), strict=True)
+        if not apart
+    ]
     files = [folder / f"train-{i}.jsonl" for i in range(FILES)]
     for i, file in enumerate(files):
         with file.open("w", encoding="utf-8") as lines:
