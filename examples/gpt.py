@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning
@@ -89,11 +89,45 @@ def cosine_with_warmup(step: int, warmup_steps: int, total_steps: int, min_ratio
     return min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
+class ModelError(ValueError):
+    """A model cannot be as it is asked for: the message says what, got, expected, and the cure."""
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Refuses, by ModelError, what is no whole number from 1 on."""
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ModelError(f"got {name}={value!r}, expected a whole number from 1 on.")
+
+
+def check_number(name: str, value: Any, what: str, fits: Callable[[float], bool]) -> None:
+    """Refuses, by ModelError, what is no number or does not fit; `what` says in words what does."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not fits(value):
+        raise ModelError(f"got {name}={value!r}, expected {what}.")
+
+
+def check_same_model(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Refuses, by ModelError, hyperparameters of a checkpoint whose weights are no weights of this model.
+
+    Args:
+        saved: The hyperparameters that the checkpoint holds; what it lacks is not compared.
+        mine: Those of this model; None where they are not known yet.
+    """
+    # Not the context length: rotary positions have no weights.
+    shape = [
+        name for name in ("n_layer", "n_head", "n_embd", "vocab_size") if None not in (saved.get(name), mine[name])
+    ]
+    if changes := [f"{name}: {saved[name]} -> {mine[name]}" for name in shape if saved[name] != mine[name]]:
+        cure = "choose the model and the tokenizer of that run, or begin without the checkpoint"
+        raise ModelError(f"the checkpoint is of another model ({', '.join(changes)}): {cure}.")
+
+
 def check_heads(n_head: int, n_embd: int) -> None:
-    """Refuses, by ValueError, a width that `n_head` heads cannot share, or that gives them odd ones, without rotary pairs."""
+    """Refuses, by ModelError, a width that `n_head` heads cannot share, or that gives them odd ones, without rotary pairs."""
+    check_sizes(n_head=n_head, n_embd=n_embd)
     if n_embd % (2 * n_head):
         why = f"heads of odd size {n_embd // n_head}" if n_embd % n_head == 0 else "heads of unequal size"
-        raise ValueError(
+        raise ModelError(
             f"n_embd={n_embd} with n_head={n_head} makes {why}, expected equal and even ones for rotary positions: "
             f"choose n_embd a multiple of 2 * n_head = {2 * n_head}."
         )
@@ -164,12 +198,14 @@ class GPT(nn.Module):
         vocab_size: Rows of the embedding; above the largest id. Multiples of 64 are faster (50,304 for GPT-2's 50,257).
 
     Raises:
-        ValueError: If `n_head` does not divide `n_embd`, or into heads of odd size, which have no rotary pairs.
+        ModelError: If a size is below 1, or `n_head` does not divide `n_embd`, or into heads of odd size, which have no
+            rotary pairs.
     """
 
     def __init__(self, *, n_layer: int, n_head: int, n_embd: int, context_length: int, vocab_size: int) -> None:
         super().__init__()
         check_heads(n_head, n_embd)
+        check_sizes(n_layer=n_layer, context_length=context_length, vocab_size=vocab_size)
         self.n_layer, self.n_head, self.n_embd, self.context_length = n_layer, n_head, n_embd, context_length
         self.embedding = nn.Embedding(vocab_size, n_embd)
         self.blocks = nn.ModuleList(Block(n_head, n_embd) for _ in range(n_layer))
@@ -299,6 +335,9 @@ class GPTModule(lightning.LightningModule):
         warmup_steps: Optimizer steps until `learning_rate` is reached.
         compile: Whether to torch.compile the network. The keys of checkpoints are the same.
         peak_flops: FLOP/s of one device, for `mfu`. None takes the bfloat16 figure of a known GPU; on others no `mfu`.
+
+    Raises:
+        ModelError: If a value cannot be.
     """
 
     model: GPT
@@ -320,6 +359,11 @@ class GPTModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         check_heads(n_head, n_embd)
+        check_sizes(n_layer=n_layer, context_length=context_length)
+        check_number("learning_rate", learning_rate, "a number above 0, such as 6e-4", lambda rate: rate > 0)
+        check_number("min_learning_rate_ratio", min_learning_rate_ratio, "a share, 0 to 1", lambda part: 0 <= part <= 1)
+        check_number("weight_decay", weight_decay, "a number from 0 on", lambda decay: decay >= 0)
+        check_number("warmup_steps", warmup_steps, "a number of steps from 0 on", lambda steps: steps >= 0)
         self.save_hyperparameters()
         self._tokens = 0  # of all ranks, from `_since` on
         self._since = self._paused = math.nan  # seconds; nan: not yet
@@ -328,7 +372,7 @@ class GPTModule(lightning.LightningModule):
         """Makes the network, once: after the datamodule's setup, or in `load_from_checkpoint` from hyperparameters.
 
         Raises:
-            ValueError: If `vocab_size` is unknown, or smaller than the datamodule's.
+            ModelError: If `vocab_size` is unknown, or smaller than the datamodule's.
         """
         try:
             datamodule = getattr(self.trainer, "datamodule", None)
@@ -337,12 +381,12 @@ class GPTModule(lightning.LightningModule):
         given, needed = self.hparams["vocab_size"], getattr(datamodule, "vocab_size", None)
         if given is None:
             if needed is None:
-                raise ValueError(
+                raise ModelError(
                     "got vocab_size=None and no datamodule that knows it: give the tokenizer's vocab_size."
                 )
             self.save_hyperparameters({"vocab_size": int(needed)})
         elif needed is not None and given < needed:
-            raise ValueError(
+            raise ModelError(
                 f"got vocab_size={given}, expected at least the datamodule's {needed}: give None or {needed}, "
                 "or the tokenizer that this model was trained with."
             )
@@ -352,6 +396,14 @@ class GPTModule(lightning.LightningModule):
             self._flops_per_token = self.model.flops_per_token  # before FSDP leaves a part of the parameters here
             if self.hparams["compile"]:
                 self.model.compile()  # in place; torch.compile(...) would put `_orig_mod.` into the keys
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses the weights of another model, before torch names every matrix that does not fit.
+
+        Raises:
+            ModelError: Naming each hyperparameter that differs.
+        """
+        check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
 
     def _predict(self, batch: dict[str, Tensor], targets: Tensor | None) -> tuple[Tensor, Any]:
         logits, loss = self.model(batch["input_ids"], targets, batch.get("document_ids"), batch.get("position_ids"))
@@ -384,11 +436,11 @@ class GPTModule(lightning.LightningModule):
         """AdamW (arXiv:1711.05101), its learning rate by `cosine_with_warmup` over the Trainer's optimizer steps.
 
         Raises:
-            ValueError: If the Trainer has no last step.
+            ModelError: If the Trainer has no last step.
         """
         hp, total_steps = self.hparams, self.trainer.estimated_stepping_batches
         if not 0 <= total_steps < math.inf:  # -1: of a loader without length
-            raise ValueError(
+            raise ModelError(
                 f"got max_steps={self.trainer.max_steps} and max_epochs={self.trainer.max_epochs}, expected a last "
                 "step for the learning rate to fall to: set the Trainer's max_steps."
             )

@@ -61,7 +61,7 @@ def _prepare(config: DictConfig) -> None:
     from lightning_lance.prepare import prepare
 
     # The arguments of the datamodule, without the datamodule: a build needs neither torch nor Lightning.
-    data = make(config.data, _target_="builtins.dict")
+    data = make(config, "data", _target_="builtins.dict")
     check_options(data)
     if data["fim"]:
         tokenizer = data["tokenizer"].load(data["source"], Path(data["data_dir"]) / "tokenizers")

@@ -11,14 +11,20 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
-from hydra.utils import instantiate
-from omegaconf import DictConfig
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -27,7 +33,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from lightning_lance.errors import BuildInterrupted, LightningLanceError
+from lightning_lance.arguments import expected_instead
+from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError
 from lightning_lance.languages import nearest
 from lightning_lance.signals import Interruptible
 
@@ -56,10 +63,12 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
             return
         told: list[BaseException] = []
         configs: list[DictConfig] = []
+        given: list[str] = []
 
         @functools.wraps(task)
         def guarded(config: DictConfig) -> None:
             configs.append(config)
+            given.extend(HydraConfig.get().overrides.task)
             # Only for Hydra's own part: processes that the task starts shall tell errors in one sentence too.
             os.environ.pop("HYDRA_FULL_ERROR", None)
             # Every request to the Hub would be a line; those that fail are told by who tries again.
@@ -91,7 +100,7 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
                 print(f"interrupted: {how}", file=sys.stderr, flush=True)
             sys.exit(signals.exit_code)
         if told:
-            sys.exit(f"error: {_one_sentence(told[0], configs[-1] if configs else None)}")
+            sys.exit(f"error: {_one_sentence(told[0], configs[-1] if configs else None, given)}")
 
     return run
 
@@ -119,7 +128,7 @@ def _how_to_go_on(error: BaseException, trained: DictConfig | None, began: float
     return "no checkpoint was saved yet: run it again, it trains from the beginning (what is built is not built again)."
 
 
-def _one_sentence(error: BaseException, config: DictConfig | None) -> str:
+def _one_sentence(error: BaseException, config: DictConfig | None, given: Sequence[str] = ()) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, LightningLanceError):
@@ -131,7 +140,11 @@ def _one_sentence(error: BaseException, config: DictConfig | None) -> str:
             return f"The key {key} has no value: give it one on the command line, as in {key}=..."
         if isinstance(cause, MissingConfigException) and cause.options and cause.missing_cfg_file:
             return _unknown_option(cause.missing_cfg_file, cause.options)
+        if isinstance(cause, OverrideParseException):
+            return _not_understood(cause.override)
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, InstantiationException) and config is not None:
+        return _cannot_be_made(error, config, given)
     return " ".join(str(error).split())
 
 
@@ -146,6 +159,51 @@ def _with_places(sentence: str, config: DictConfig | None) -> str:
         if found and key not in config and not key.startswith("_"):
             places.append(f"data.{key}")
     return f"{sentence.rstrip('.')}; on the command line: {', '.join(places)}." if places else sentence
+
+
+def _not_understood(override: str) -> str:
+    examples = "context_length=512, 'languages=[Python,Rust]' or 'data.mix={Python: 0.7, Rust: 0.3}'"
+    if "=" not in override:
+        return f"Got {override!r}, which is no key=value: expected such as {examples}."
+    return (
+        f"The value of {override!r} cannot be read: expected such as {examples}; close what it opens, and quote text that has "
+        f"signs like , : = ( [ {{ once more, as in 'key=\"a, b\"'."
+    )
+
+
+def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Sequence[str]) -> str:
+    """Say which value a constructor has stumbled over: by what it says that it takes, else by what was given for it."""
+    place = match[1] if (match := re.search(r"full_key: (\S+)", str(error))) else ""
+    # Source and tokenizer are set at the root, and passed on by data.
+    group, node = place.removeprefix("data."), OmegaConf.select(config, place) if place else None
+    if isinstance(node, DictConfig):
+        for told in _misfits(node, group):
+            return told
+    cause = error.__cause__
+    told = " ".join(str(cause or error).split()).rstrip(".")
+    if cause is not None and type(cause) is not ValueError:
+        told = f"{type(cause).__name__}: {told}"
+    mine = [text for text in given if re.match(rf"\+*{re.escape(group)}[.=]", text)]
+    return f"{group or 'The configuration'} cannot be made ({told}): check {', '.join(mine) or 'its keys'}."
+
+
+def _misfits(node: DictConfig, place: str, target: str | None = None) -> Iterator[str]:
+    """Find values that a constructor cannot take by what it says: in a sentence each, with the key as it is set."""
+    target = target or node.get("_target_")
+    takes = get_object(target) if target else None
+    for name, spelled in OmegaConf.to_container(node, resolve=False).items():  # type: ignore[union-attr] # of a dict
+        if spelled == "???":
+            continue
+        # What is the same in two places is set in one of them, and passed on by the other.
+        passed_on = re.fullmatch(r"\$\{([\w.]+)\}", str(spelled))
+        key = passed_on[1] if passed_on else f"{place}.{name!s}"
+        value = node[name]
+        if isinstance(value, DictConfig) and "_target_" in value:
+            yield from _misfits(value, key)
+            continue
+        plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        if takes is not None and (expected := expected_instead(takes, str(name), plain)):
+            yield f"{key} is {plain!r}: expected {expected}."
 
 
 def _unknown_option(file: str, options: Any) -> str:
@@ -167,11 +225,25 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     )
 
 
-def make(config: DictConfig, **changes: Any) -> Any:
-    """Instantiate a group of the configuration; a `ConfigError` of a constructor comes through as it is."""
+def make(config: DictConfig, group: str, **changes: Any) -> Any:
+    """Instantiate a group of the configuration.
+
+    Args:
+        config: The whole configuration.
+        group: Such as `data`.
+        **changes: Values that replace those of the configuration.
+
+    Raises:
+        ConfigError: If a constructor refuses a value, or says that it takes others.
+        InstantiationException: If a constructor fails otherwise.
+    """
     try:
-        return instantiate(config, **changes)
+        made = instantiate(config[group], **changes)
     except InstantiationException as error:
         if isinstance(error.__cause__, LightningLanceError):
             raise error.__cause__ from None
         raise
+    # Some only keep what they are given, and would stumble over it after hours of building.
+    for told in _misfits(config[group], group, changes.get("_target_")):
+        raise ConfigError(told)
+    return made

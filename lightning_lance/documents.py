@@ -124,8 +124,13 @@ def check_words(columns: Mapping[str, str], where: str) -> None:
     """Refuse words for columns that cannot be.
 
     Raises:
-        ConfigError: If `text` is missing, or a word is one that the store has already.
+        ConfigError: If it is no mapping, `text` is missing, or a word is one that the store has already.
     """
+    if not isinstance(columns, Mapping):
+        raise ConfigError(
+            f"source.columns of {where} is {columns!r}: expected a mapping of our words to its columns, such as "
+            f"{{text: {columns}}}."
+        )
     if "text" not in columns:
         raise ConfigError(
             f"source.columns of {where} gives no column for 'text': got {dict(columns)}, expected {{'text': NAME, ...}}."

@@ -96,6 +96,10 @@ class DatasetSource:
         if self.on_bad_shard not in _ON_BAD_SHARD:
             raise ConfigError(f"source.on_bad_shard is {self.on_bad_shard!r}: expected {' or '.join(_ON_BAD_SHARD)}.")
         self.patience()  # checks its numbers
+        if not isinstance(self.where, Mapping):
+            raise ConfigError(
+                f"source.where is {self.where!r}: expected a mapping of columns to values to keep, such as {{license: [mit]}}."
+            )
         for column, values in self.where.items():
             if isinstance(values, str):
                 raise ConfigError(f"source.where.{column} is the string {values!r}: write a list, [{values}].")

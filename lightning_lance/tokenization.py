@@ -246,6 +246,16 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(model.to_str())
 
 
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a trained vocabulary that has no room for what every one holds.
+
+    Raises:
+        ConfigError: If `vocab_size` is below 257.
+    """
+    if not isinstance(vocab_size, int) or vocab_size < 257:
+        raise ConfigError(f"tokenizer.vocab_size is {vocab_size!r}: 256 bytes and EOS need 257 at least.")
+
+
 def train_bpe(texts: Iterable[str] | Iterable[Sequence[str]], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE tokenizer (Sennrich et al. 2016, over bytes as in GPT-2) with `<|endoftext|>` as EOS.
 
@@ -259,8 +269,7 @@ def train_bpe(texts: Iterable[str] | Iterable[Sequence[str]], vocab_size: int) -
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    if not isinstance(vocab_size, int) or vocab_size < 257:
-        raise ConfigError(f"tokenizer.vocab_size is {vocab_size}: 256 bytes and EOS need 257 at least.")
+    check_vocab_size(vocab_size)
     model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()

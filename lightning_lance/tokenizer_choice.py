@@ -13,10 +13,10 @@ from urllib.parse import quote
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, whole_number
 from lightning_lance.locking import only_one, write_whole
 from lightning_lance.sources import Source
-from lightning_lance.tokenization import Tokenizer, byte_tokenizer, train_bpe
+from lightning_lance.tokenization import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
 
 _log = logging.getLogger(__name__)
 
@@ -152,6 +152,10 @@ class TrainedBPE:
 
     vocab_size: int = 8192
     train_bytes: int = 64_000_000
+
+    def __post_init__(self) -> None:
+        check_vocab_size(self.vocab_size)
+        whole_number("tokenizer.train_bytes", self.train_bytes)
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerChoice.load`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,31 @@ def data_states(checkpoint: Any) -> Iterator[dict[str, Any]]:
             yield from data_states(part)
 
 
+def load_checkpoint(file: str) -> Any:
+    """Read a checkpoint, of which no tensor comes into memory before it is used.
+
+    Raises:
+        ConfigError: If there is none, or it is no checkpoint of plain data and tensors.
+    """
+    import torch
+
+    if not Path(file).is_file():
+        raise ConfigError(f"There is no checkpoint {file!r}.")
+    try:
+        # Checkpoints of old cannot be mapped.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except Exception as error:  # pickle, zip and torch have their own
+        if objects := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+            raise ConfigError(
+                f"The checkpoint {file!r} holds objects of {objects[1]}, expected plain data and tensors only, as "
+                "weights_only=True loads them: save it without them."
+            ) from error
+        raise ConfigError(
+            f"{file!r} is no checkpoint that loads with weights_only=True: give a file that Lightning or torch.save wrote, "
+            "such as outputs/checkpoints/last.ckpt."
+        ) from error
+
+
 def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[str, str] | None = None) -> str:
     """Work out anew all windows of the checkpoint's epoch, hold their digest against the saved one, and show what is next.
 
@@ -48,14 +75,7 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
         ConfigError: If `file` is no checkpoint, or has no place in the data.
         StoreError: If the checkpoint contradicts itself, its stores, or this order.
     """
-    import torch
-
-    if not Path(file).is_file():
-        raise ConfigError(f"There is no checkpoint {file!r}.")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch have their own
-        raise ConfigError(f"{file!r} is no checkpoint that loads with weights_only=True: {str(error)[:200]}") from error
+    checkpoint = load_checkpoint(file)
     states = list(data_states(checkpoint))
     if not states:
         raise ConfigError(f"The checkpoint {file!r} has no place in the data: it was saved without a LanceDataModule.")

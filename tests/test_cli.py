@@ -61,6 +61,17 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (["languages=[Pyton]"], "has no language 'Pyton': did you mean 'Python'? there are Assembly, Batchfile, C"),
         (["languages=[Rust]"], "Source 'python_stdlib' has no language 'Rust': there are Python."),
         (["source=fineweb", "languages=[English]"], "Source 'fineweb' has no languages, got languages=['English']"),
+        (["foo"], "Got 'foo', which is no key=value: expected such as context_length=512, "),
+        (["languages=[Python"], "The value of 'languages=[Python' cannot be read: expected such as context_length=512"),
+        (
+            ["source=parquet", "source.data_files=[c.parquet]", "source.columns=content"],
+            "source.columns of 'parquet' is 'content': expected a mapping of our words to its columns, such as {text: cont",
+        ),
+        (
+            ["source=jsonl", "source.data_files=[c.jsonl]", "source.where=mit"],
+            "source.where is 'mit': expected a mapping of columns to values to keep, such as {license: [mit]}.",
+        ),
+        (["source.text_filter.min_bytes=a"], "source.text_filter.min_bytes is 'a': expected a whole number."),
         (["max_tokens=-1"], "max_tokens is -1: expected a positive whole number, or null for no bound."),
         (["tokenizer.vocab_size=9"], "tokenizer.vocab_size is 9: 256 bytes and EOS need 257 at least."),
         (
@@ -78,11 +89,14 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
     ],
 )
 def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path, arguments: list[str], sentence: str):
-    code, _, err = run(tmp_path, "prepare", *arguments)
+    code, out, err = run(tmp_path, "prepare", *arguments)
     assert code == 1
     assert err.startswith("error: ")
     assert sentence in err
     assert err.count("\n") == 1
+    # Told before anything is read, and before a tokenizer is trained.
+    assert "Training" not in out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_traceback_for_those_who_ask(tmp_path: Path):

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
-from hydra.errors import MissingConfigException
-from omegaconf import DictConfig
+from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
 
-from lightning_lance.command import _how_to_go_on, _one_sentence, command
+from lightning_lance.command import _how_to_go_on, _one_sentence, command, make
 from lightning_lance.errors import BuildInterrupted, ConfigError
 
 
@@ -47,6 +47,49 @@ def test_keys_are_told_with_their_place_on_the_command_line(config: DictConfig, 
 def test_an_option_that_is_not_there(config: DictConfig):
     error = MissingConfigException("many lines", "tokenizer/gtp2", ["bpe", "gpt2"])
     assert _one_sentence(error, None) == "There is no tokenizer 'gtp2': did you mean 'gpt2'? there are bpe, gpt2."
+
+
+def test_an_argument_that_cannot_be_read():
+    told = _one_sentence(OverrideParseException("foo", "no viable alternative"), None)
+    assert told.startswith(
+        "Got 'foo', which is no key=value: expected such as context_length=512, 'languages=[Python,Rust]'"
+    )
+    told = _one_sentence(OverrideParseException("languages=[Python", "no viable alternative"), None)
+    assert told.startswith("The value of 'languages=[Python' cannot be read: expected such as context_length=512, ")
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "sentence"),
+    [
+        ("trainer", "trainer.max_steps", "abc", "trainer.max_steps is 'abc': expected a whole number."),
+        (
+            "trainer",
+            "context_length",
+            "abc",
+            "trainer cannot be made (no): check +trainer.x=1, trainer.y=2.",
+        ),
+        ("data", "source.text_filter.min_bytes", "a", "source.text_filter.min_bytes is 'a': expected a whole number."),
+        ("data", "seed", "a", "seed is 'a': expected a whole number."),
+    ],
+)
+def test_what_a_constructor_stumbles_over_is_named(config: DictConfig, group: str, key: str, value: str, sentence: str):
+    OmegaConf.update(config, key, value)
+    place = "data.source.text_filter" if "filter" in key else group
+    error = InstantiationException(f"Error in call to target 'x':\nValueError('no')\nfull_key: {place}")
+    error.__cause__ = ValueError("no")
+    given = ["data.seed=3", "+trainer.x=1", "trainer.y=2", "trainers=2"]
+    assert _one_sentence(error, config, given) == sentence
+
+
+def test_what_a_constructor_only_keeps_is_refused_too(config: DictConfig):
+    """Else it would be stumbled over after hours of building."""
+    for key, value in {"source.shard_seed": "x", "data.seed": "y"}.items():
+        changed = config.copy()
+        OmegaConf.update(changed, key, value)
+        with pytest.raises(ConfigError) as refused:
+            make(changed, "data")
+        assert str(refused.value).startswith(f"{key} is {value!r}: expected a whole number")
+    assert make(config, "data").seed == 0
 
 
 def test_how_an_interrupted_training_goes_on(config: DictConfig, tmp_path: Path):

@@ -231,6 +231,37 @@ def test_a_width_without_even_heads_is_refused(options, message):
         make(**options)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *[(name, 0, "a whole number from 1 on") for name in ("n_layer", "n_head", "n_embd", "context_length")],
+        ("n_layer", "abc", "a whole number from 1 on"),
+        ("n_layer", 1.5, "a whole number from 1 on"),
+        ("learning_rate", "x", "a number above 0, such as 6e-4"),
+        ("learning_rate", -1e-3, "a number above 0, such as 6e-4"),
+        ("min_learning_rate_ratio", 2, "a share, 0 to 1"),
+        ("weight_decay", -0.1, "a number from 0 on"),
+        ("warmup_steps", None, "a number of steps from 0 on"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(name, value, expected):
+    with pytest.raises(gpt.ModelError) as refused:
+        gpt.GPTModule(**{**SHAPE, name: value})
+    assert str(refused.value) == f"got {name}={value!r}, expected {expected}."
+
+
+def test_the_weights_of_another_model_are_refused_before_torch_names_each(tmp_path):
+    data, trainer = Data(windows(1)), quiet_trainer(max_steps=1)
+    trainer.fit(gpt.GPTModule(**SHAPE), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    wide = gpt.GPTModule(**{**SHAPE, "n_embd": 2 * SHAPE["n_embd"]})
+    with pytest.raises(gpt.ModelError, match=r"another model \(n_embd: 32 -> 64\)"):
+        quiet_trainer(max_steps=2).fit(wide, datamodule=data, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    # Rotary positions have no weights.
+    longer = gpt.GPTModule(**{**SHAPE, "context_length": 2 * SHAPE["context_length"]})
+    quiet_trainer(max_steps=2).fit(longer, datamodule=data, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+
+
 def test_an_input_longer_than_context_length_is_refused():
     with pytest.raises(ValueError, match="input_ids of 17 tokens, expected at most context_length=16"):
         make()(ids(1, 17))

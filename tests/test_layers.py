@@ -19,7 +19,7 @@ ORDER = [
     "progress", "read_ahead", "encoding", "status", "plan", "preflight", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "options", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
-    "signals", "command", "cli", "__init__",
+    "signals", "arguments", "command", "cli", "__init__",
 ]  # fmt: skip
 
 ONLY = {

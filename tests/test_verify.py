@@ -1,9 +1,12 @@
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from test_datamodule import Recorder, make_data, make_trainer
@@ -69,9 +72,20 @@ def test_another_sequence_is_told(folder: Path, tmp_path: Path, change: dict[str
 def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="There is no checkpoint 'nowhere'"):
         verify_resume("nowhere", {})
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "c.parquet")
     (tmp_path / "a.ckpt").write_text("text")
-    with pytest.raises(ConfigError, match="is no checkpoint that loads with weights_only=True"):
-        verify_resume(str(tmp_path / "a.ckpt"), {})
+    with zipfile.ZipFile(tmp_path / "z.ckpt", "w") as archive:
+        archive.writestr("text", "text")
+    for file in ("c.parquet", "a.ckpt", "z.ckpt"):
+        with pytest.raises(ConfigError) as refused:
+            verify_resume(str(tmp_path / file), {})
+        assert str(refused.value) == (
+            f"{str(tmp_path / file)!r} is no checkpoint that loads with weights_only=True: give a file that Lightning or "
+            "torch.save wrote, such as outputs/checkpoints/last.ckpt."
+        )
+    torch.save({"place": tmp_path}, tmp_path / "o.ckpt")
+    with pytest.raises(ConfigError, match=r"holds objects of pathlib\.PosixPath, expected plain data and tensors only"):
+        verify_resume(str(tmp_path / "o.ckpt"), {})
     torch.save({"state_dict": {}}, tmp_path / "b.ckpt")
     with pytest.raises(ConfigError, match="has no place in the data"):
         verify_resume(str(tmp_path / "b.ckpt"), {})
