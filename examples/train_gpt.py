@@ -115,8 +115,8 @@ def check_checkpoint(file: Path, model: GPTModule, trainer: lightning.Trainer) -
         return True
     if trainer.is_global_zero:
         print(
-            f"Nothing is left to do: {str(file)!r} has {counted(done, 'step')}, and trainer.max_steps is {trainer.max_steps}. To train "
-            f"on, ask for more, as in trainer.max_steps={2 * done} (the learning rate goes by the new number)."
+            f"Nothing is left to do: {str(file)!r} has {counted(done, 'step')}, and trainer.max_steps is {trainer.max_steps}. "
+            f"To train on, ask for more, as in trainer.max_steps={2 * done} (the learning rate goes by the new number)."
         )
     return False
 

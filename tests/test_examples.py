@@ -50,7 +50,9 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("train")
-    return folder, train(folder, "trainer.log_every_n_steps=1", "trainer.callbacks.0.every_n_train_steps=12")
+    printed = train(folder, "trainer.log_every_n_steps=1", "trainer.callbacks.0.every_n_train_steps=12")
+    shutil.copy(folder / "outputs/checkpoints/last.ckpt", folder / "step12.ckpt")
+    return folder, printed
 
 
 def test_a_store_is_built_and_a_model_trained_and_a_sample_written(trained: tuple[Path, str]):
@@ -89,22 +91,18 @@ def run_in(folder: Path, *overrides: str) -> None:
     import train_gpt
 
     with initialize_config_module("lightning_lance.conf", version_base="1.3"):
-        config = compose(
-            "config", overrides=[*SMALL, f"output_dir={folder}/outputs", f"data_dir={folder}/no", *overrides]
-        )
+        config = compose("config", overrides=[*SMALL, f"output_dir={folder}/none", f"data_dir={folder}/no", *overrides])
     train_gpt.main.__wrapped__(config)
 
 
 def test_a_run_that_is_done_says_so_and_how_to_train_on(trained: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
     folder, _ = trained
-    run_in(folder, "ckpt_path=last")
+    run_in(folder, f"ckpt_path={folder}/step12.ckpt", "trainer.max_steps=12")
     printed = capsys.readouterr().out
-    assert printed.startswith("Nothing is left to do: '")
-    assert (
-        "outputs/checkpoints/last.ckpt' has 20 steps, and trainer.max_steps is 20. To train on, ask for more, as in"
-        in printed
+    assert printed.startswith(
+        f"Nothing is left to do: '{folder}/step12.ckpt' has 12 steps, and trainer.max_steps is 12. "
     )
-    assert "as in trainer.max_steps=40" in printed
+    assert "To train on, ask for more, as in trainer.max_steps=24 (" in printed
     assert printed.count("\n") == 1
 
 
@@ -117,9 +115,10 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_built(
 ):
     folder, _ = trained
     with pytest.raises(ConfigError) as refused:
-        run_in(folder, "ckpt_path=last", override)
-    assert f"last.ckpt', but the checkpoint is of another model ({differs}): choose the model and the tokenizer" in str(
-        refused.value
+        run_in(folder, f"ckpt_path={folder}/step12.ckpt", override)
+    assert (
+        f"step12.ckpt', but the checkpoint is of another model ({differs}): choose the model and the tokenizer"
+        in str(refused.value)
     )
     assert not (folder / "no").exists()
 
