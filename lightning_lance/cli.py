@@ -155,12 +155,16 @@ def _forget(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         print("interrupted: all is forgotten or nothing: run it again, it ends what was begun.", file=sys.stderr)
         sys.exit(signals.exit_code)
-    what = (
-        _documents((done.documents, done.tokens), "are forgotten", "is forgotten")
-        if done.documents
-        else "nothing was forgotten"
-    )
-    print(f"{uri}: {what}, version {done.version}.")
+    if done.documents:
+        what = _documents((done.documents, done.tokens), "are forgotten", "is forgotten")
+        print(f"{uri}: {what}, version {done.version}.")
+    else:
+        then = (
+            "the rule is kept for documents that will be added" if done.rule_kept else "its source has no more to add"
+        )
+        print(f"{uri}: nothing was forgotten, version {done.version}; {then}.")
+    for key, meant in done.near.items():
+        print(f"No document has {key}={rule[key]}: did you mean {key}={meant}?")
     if done.purged:
         print(f"Older versions, which held what was forgotten, are gone with their tags: {', '.join(done.purged)}.")
     if done.kept:

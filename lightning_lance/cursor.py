@@ -136,8 +136,14 @@ class Cursor:
         if differences := self.serving.differences(state):
             changes = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differences.items())
             if self._on_data_change == "error":
+                cure = "set it as it was"
+                if "stores.forgotten" in differences:
+                    cure = (
+                        "documents were forgotten since, and the version that holds them was removed, as purge=true does; it "
+                        "cannot come back"
+                    )
                 raise StoreError(
-                    f"The checkpoint continues other data ({changes}): set it as it was, start without the checkpoint, or say "
+                    f"The checkpoint continues other data ({changes}): {cure}, start without the checkpoint, or say "
                     "on_data_change=restart or on_data_change=continue."
                 )
             _log.warning("The data differs from the checkpoint's (%s): %s.", changes, self._on_data_change)

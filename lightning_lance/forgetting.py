@@ -7,7 +7,7 @@ and then to forget.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import accumulate
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from lightning_lance.commit import Commit, commit_of, notes_of, replace_fragments
 from lightning_lance.errors import CommitConflict, ConfigError, StoreError
 from lightning_lance.fragments import dataset_at, fragments_of
+from lightning_lance.languages import nearest
 from lightning_lance.layout import FileNote, layout_of
 from lightning_lance.locking import lock_file, only_one
 from lightning_lance.merging import left_behind, remove_unneeded
@@ -31,6 +32,8 @@ Rule = Mapping[str, str]
 
 # In a bucket a builder may commit at any time, and then all is done again on top of that.
 _TRIES = 5
+# Different values of a key among which those are looked for that somebody may have meant.
+_MOST_VALUES = 10_000
 # Where a document begins, and what de-duplication goes by.
 _NOT_KEYS = ("offset", "hash")
 
@@ -44,6 +47,8 @@ class Forgotten(NamedTuple):
         version: The version that holds.
         kept: Tags of older versions, which hold the documents of this rule or of others before.
         purged: Tags of such versions that were removed.
+        rule_kept: Whether the rule stays for documents that will be added; not if all of the source is there.
+        near: If no document matches, key to a value that the store has and that may have been meant.
     """
 
     documents: int
@@ -51,6 +56,8 @@ class Forgotten(NamedTuple):
     version: int
     kept: list[str]
     purged: list[str]
+    rule_kept: bool
+    near: Mapping[str, str]
 
 
 def forget(
@@ -111,8 +118,11 @@ def _forget_once(
     found = [_count(dataset, fragment, files, rule) for fragment in fragments]
     tell(sum(documents for documents, _ in found), sum(tokens for _, tokens in found))
     known = any(entry["rule"] == dict(rule) for entry in commit.forgotten)
-    if not any(documents for documents, _ in found) and (known or commit.exhausted):
-        return Forgotten(0, 0, int(dataset.version), [], [])
+    near, rule_kept = {}, not commit.exhausted
+    if not any(documents for documents, _ in found):
+        near = _near(rule, commit, lambda key: _values(dataset, fragments, files, key))
+        if known or commit.exhausted:
+            return Forgotten(0, 0, int(dataset.version), [], [], rule_kept, near)
     whole = Dropped()
     for place in reversed(range(len(fragments))):
         if found[place][0]:
@@ -126,7 +136,7 @@ def _forget_once(
             whole.languages = dict(Counter(whole.languages) + Counter(dropped.languages))
     noted = _noted(commit, rule, whole.documents, whole.tokens, whole.languages)
     version = replace_fragments(uri, dataset, dataset.schema, fragments, files, noted, storage_options)
-    return Forgotten(whole.documents, whole.tokens, version, [], [])
+    return Forgotten(whole.documents, whole.tokens, version, [], [], rule_kept, near)
 
 
 def _noted(commit: Commit, rule: Rule, documents: int, tokens: int, languages: Mapping[str, int]) -> Commit:
@@ -182,25 +192,54 @@ def _matches_within(rule: Rule, documents: pa.StructArray, language: str) -> np.
 def _count(dataset: Any, fragment: Any, files: Mapping[str, FileNote], rule: Rule) -> tuple[int, int]:
     """Count the documents and tokens of a fragment that match, from its small columns."""
     documents = tokens = 0
-    parts = files[fragment.files[0].path].parts
     # Whether the document that goes on into the next batch of a stream matches: streams take turns.
     open_matches: dict[str, bool] = {}
-    for part, end in zip(parts, accumulate(part.rows for part in parts), strict=True):
-        if part.split not in SPLITS or rule.get("language", part.language) != part.language:
-            continue
-        stream = f"{part.split}/{part.language}"
-        for batch in read_part(dataset, fragment.id, end - part.rows, part.rows, ["num_tokens", "documents"]):
-            counts = np.asarray(batch.column("num_tokens")).astype(np.int64)
-            lists = batch.column("documents")
-            described = lists.flatten()
-            starts = np.repeat(np.cumsum(counts) - counts, np.asarray(lists.value_lengths().fill_null(0)))
-            starts = starts + np.asarray(described.field("offset"))
-            matches = _matches_within(rule, described, part.language)
-            flags = np.append(open_matches.get(stream, False), matches)
-            tokens += int(np.diff(np.concatenate([[0], starts, [counts.sum()]]))[flags].sum())
-            documents += int(matches.sum())
-            open_matches[stream] = bool(flags[-1])
+    for split, language, batch in _batches(dataset, fragment, files, rule.get("language")):
+        stream = f"{split}/{language}"
+        counts = np.asarray(batch.column("num_tokens")).astype(np.int64)
+        lists = batch.column("documents")
+        described = lists.flatten()
+        starts = np.repeat(np.cumsum(counts) - counts, np.asarray(lists.value_lengths().fill_null(0)))
+        starts = starts + np.asarray(described.field("offset"))
+        matches = _matches_within(rule, described, language)
+        flags = np.append(open_matches.get(stream, False), matches)
+        tokens += int(np.diff(np.concatenate([[0], starts, [counts.sum()]]))[flags].sum())
+        documents += int(matches.sum())
+        open_matches[stream] = bool(flags[-1])
     return documents, tokens
+
+
+def _batches(
+    dataset: Any, fragment: Any, files: Mapping[str, FileNote], language: str | None
+) -> Iterator[tuple[str, str, pa.RecordBatch]]:
+    """Read the small columns of a fragment, of one language or all: split, language, rows."""
+    parts = files[fragment.files[0].path].parts
+    for part, end in zip(parts, accumulate(part.rows for part in parts), strict=True):
+        if part.split in SPLITS and language in (None, part.language):
+            for batch in read_part(dataset, fragment.id, end - part.rows, part.rows, ["num_tokens", "documents"]):
+                yield part.split, part.language, batch
+
+
+def _values(dataset: Any, fragments: Sequence[Any], files: Mapping[str, FileNote], key: str) -> set[str]:
+    """Collect the different values of a key, empty if there are too many to look through."""
+    found: set[str] = set()
+    for fragment in fragments:
+        for _, _, batch in _batches(dataset, fragment, files, None):
+            column = batch.column("documents").flatten().field(key)
+            found.update(value for value in pc.unique(column).to_pylist() if value is not None)
+            if len(found) > _MOST_VALUES:
+                return set()
+    return found
+
+
+def _near(rule: Rule, commit: Commit, values: Callable[[str], set[str]]) -> dict[str, str]:
+    """Find, for values of a rule that the store has not, those that somebody may have meant."""
+    near: dict[str, str] = {}
+    for key, value in rule.items():
+        known = {*commit.stored_languages} if key == "language" else values(key)
+        if value not in known and (meant := nearest(value, sorted(known))):
+            near[key] = meant
+    return near
 
 
 def _opened(uri: str, storage_options: Mapping[str, str] | None) -> Any:

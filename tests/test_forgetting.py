@@ -225,7 +225,12 @@ def test_a_checkpoint_keeps_its_version_until_it_is_purged(tmp_path: Path):
     for path in (tmp_path / "x.lance").rglob("*"):
         assert not path.is_file() or pattern not in path.read_bytes()
     resumed = WindowLoader(TokenStore.open(old.uri), 64, 2)
-    with pytest.raises(StoreError, match=r"continues other data \(stores.forgotten: \[\[\]\] -> \[\['repo=r1'\]\]\)"):
+    said = (
+        r"continues other data \(stores.forgotten: \[\[\]\] -> \[\['repo=r1'\]\]\): documents were forgotten since, and"
+    )
+    with pytest.raises(
+        StoreError, match=rf"{said} the version .* was removed, as purge=true does; it cannot come back, start without"
+    ):
         resumed.load_state_dict(state)
     resumed = WindowLoader(TokenStore.open(old.uri), 64, 2, on_data_change="continue")
     resumed.load_state_dict(state)
@@ -255,7 +260,11 @@ def test_the_command(tmp_path: Path):
     assert second == f"x.lance: 20 documents ({forgotten:,} tokens) are forgotten, version {store.version + 1}."
     assert f"(tags checkpoint-{store.commit.tokens}): purge=true removes" in third
     code, out, _ = run(tmp_path, "forget", "x.lance", "repo=r1", "purge=true")
-    assert (code, out.splitlines()[1]) == (0, f"x.lance: nothing was forgotten, version {store.version + 1}.")
+    assert code == 0
+    assert (
+        out.splitlines()[1]
+        == f"x.lance: nothing was forgotten, version {store.version + 1}; its source has no more to add."
+    )
     assert out.splitlines()[2].endswith(f"are gone with their tags: checkpoint-{store.commit.tokens}.")
     code, _, err = run(tmp_path, "forget", "x.lance", "licence=gpl")
     assert (code, err.count("\n")) == (1, 1)
@@ -269,6 +278,32 @@ from lightning_lance.forgetting import forget
 print(flush=True)
 forget(sys.argv[1], {"repo": "r1"})
 """
+
+
+def test_a_rule_that_nothing_matches_says_that_it_is_kept_and_what_may_be_meant(tmp_path: Path):
+    store = store_of(tmp_path, max_documents=30)
+    done = forget(store.uri, {"language": "Pyhton"})
+    assert (done.documents, done.rule_kept, done.near) == (0, True, {"language": "Python"})
+    # What is there is no mistake, though no document has both.
+    assert forget(store.uri, {"language": "python", "repo": "r1", "id": "0:1"}).near == {"language": "Python"}
+    assert forget(store.uri, {"repo": "R2"}).near == {"repo": "r2"}
+    assert forget(store.uri, {"repo": "somebody/else"}).near == {}
+    assert forget(store.uri, {"repo": "r1"}).near == {}
+    code, out, _ = run(tmp_path, "forget", "x.lance", "repo=rr2")
+    assert code == 0
+    assert out.splitlines() == [
+        "0 documents (0 tokens) match.",
+        f"x.lance: nothing was forgotten, version {TokenStore.open(store.uri).version}; the rule is kept for documents "
+        "that will be added.",
+        "No document has repo=rr2: did you mean repo=r2?",
+    ]
+    assert [entry["rule"] for entry in TokenStore.open(store.uri).commit.forgotten if not entry["documents"]] == [
+        {"language": "Pyhton"},
+        {"language": "python", "repo": "r1", "id": "0:1"},
+        {"repo": "R2"},
+        {"repo": "somebody/else"},
+        {"repo": "rr2"},
+    ]
 
 
 def test_killed_at_any_moment_it_is_done_or_not(tmp_path: Path):
