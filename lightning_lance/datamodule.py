@@ -111,6 +111,7 @@ class LanceDataModule(LightningDataModule):
         self.source, self.tokenizer_choice = source, tokenizer
         self.context_length, self.batch_size = context_length, batch_size
         self.data_dir, self.uri = data_dir, uri
+        self._uri = uri if isinstance(uri, str) else None
         self.budget = Budget(max_documents, max_tokens)
         check_val_fraction(val_fraction)
         LongDocuments(max_document_bytes, long_documents)
@@ -141,16 +142,13 @@ class LanceDataModule(LightningDataModule):
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
         self._failure: Exception | None = None
+        self._tagged: list[TokenStore] = []  # for no checkpoint yet
 
     @cached_property
     def _plan(self) -> Plan | None:
         if self.source is None or self.tokenizer_choice is None:
             return None
         return make_plan(self.source, self.tokenizer_choice, self._uri, **self._stored)
-
-    @property
-    def _uri(self) -> str | None:
-        return self.uri if isinstance(self.uri, str) else None
 
     @property
     def _uris(self) -> dict[str, str]:
@@ -197,6 +195,13 @@ class LanceDataModule(LightningDataModule):
             self._loader = self._state = None
             for store in self._stores.values():  # nodes may have stores of their own
                 store.keep_for_training()
+            self._tagged = list(self._stores.values())
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Take tags away again, where a run ends before it has saved a checkpoint: one that is refused leaves none."""
+        for store in self._tagged:
+            store.let_go()
+        self._tagged = []
 
     def _open(self) -> dict[str, TokenStore]:
         if self._plan is not None and self.min_tokens is None:
@@ -214,9 +219,7 @@ class LanceDataModule(LightningDataModule):
             StoreError: Before `setup`.
         """
         if not self._stores:
-            raise StoreError(
-                "The token store is not open yet: call prepare_data() and setup('fit'), or let a Trainer do so."
-            )
+            raise StoreError("The token store is not open yet: call prepare_data() and setup('fit'), or let a Trainer.")
         return self._stores
 
     @property
@@ -284,6 +287,7 @@ class LanceDataModule(LightningDataModule):
         """Give the place in the data, in plain types, and tag the versions of the stores that are read."""
         if self._loader is None:
             return self._state or {}
+        self._tagged = []
         if self.trainer is not None and self.trainer.is_global_zero:
             for store in self._loader.stores.values():
                 store.keep_for_training()

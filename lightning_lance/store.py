@@ -22,7 +22,7 @@ from lightning_lance.mapping import map_tokens
 from lightning_lance.provenance import Provenance
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
-from lightning_lance.tags import keep
+from lightning_lance.tags import is_trained_on, keep, let_go
 from lightning_lance.versions import look_again, version_with
 
 _log = logging.getLogger(__name__)
@@ -48,10 +48,8 @@ class TokenStore:
         storage_options: Mapping[str, str] | None,
         reader: Literal["auto", "mapped", "take"],
     ) -> None:
-        self.uri = uri
-        self._opening = (storage_options, reader)
-        self.version = int(dataset.version)
-        self.commit = commit_of(dataset, uri)
+        self.uri, self._opening = uri, (storage_options, reader)
+        self.version, self.commit = int(dataset.version), commit_of(dataset, uri)
         if self.commit.recipe.get("format") != FORMAT_VERSION:
             raise StoreError(
                 f"The token store {uri!r} has format {self.commit.recipe.get('format')}, this version of lightning-lance "
@@ -59,7 +57,7 @@ class TokenStore:
             )
         self._dataset, self._process = dataset, os.getpid()
         self._forked: tuple[int, ForkedReader] | None = None
-        self._kept = False
+        self._kept = self._tagged = False
         self._provenance = Provenance(uri, dataset, storage_options)
         tokens = dataset.schema.field("tokens").type
         self._block = int(tokens.list_size)
@@ -172,11 +170,19 @@ class TokenStore:
     def keep_for_training(self) -> bool:
         """Tag the version that is read, once, and tell whether it is there; where it cannot be tagged, that is a warning."""
         try:
-            self._kept = self._kept or self.keep()
+            if not self._kept:
+                self._tagged = not is_trained_on(self._dataset, self.commit.extent)
+                self._kept = self.keep()
         except StoreError as error:
             self._kept = True
             _log.warning("%s A clean-up of old versions may take it away from the run and its checkpoints.", error)
         return self._kept
+
+    def let_go(self) -> None:
+        """Take the tag of `keep_for_training` away again, if it was not there before: for a run that leaves no checkpoint."""
+        if self._tagged:
+            let_go(self._dataset, self.commit.extent)
+            self._kept = self._tagged = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Handles and maps do not travel: another process opens the same version anew.
@@ -292,8 +298,7 @@ class TokenStore:
                 f"The token store {self.uri!r} holds {int(tokens.sum()):,} tokens and says {self.commit.stored_tokens:,}: two "
                 "processes built it at once; remove it, and let one build it."
             )
-        if pages is None:
-            pages = np.asarray([[0, rows[-1]]])
+        pages = np.asarray([[0, rows[-1]]]) if pages is None else pages
         # Parts are cut where pages end.
         first_rows = np.append(0, np.cumsum(pages[:, 1]))
         begins = np.union1d(rows[:-1], first_rows[:-1]) if parts else np.empty(0, np.int64)

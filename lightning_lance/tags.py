@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from lightning_lance.commit import commit_of, is_commit
@@ -62,6 +63,17 @@ def keep(
         return True
     dataset.tags.delete(name)
     return False
+
+
+def is_trained_on(dataset: Any, extent: Extent) -> bool:
+    """Tell whether there is a tag for runs that train on an extent."""
+    return f"{_CHECKPOINT}{extent.name}" in dataset.tags.list()
+
+
+def let_go(dataset: Any, extent: Extent) -> None:
+    """Remove the tag for runs that train on an extent; that it cannot be is no error."""
+    with suppress(ValueError, OSError):
+        dataset.tags.delete(f"{_CHECKPOINT}{extent.name}")
 
 
 def keep_build(dataset: Any, uri: str) -> None:

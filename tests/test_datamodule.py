@@ -294,6 +294,40 @@ def test_a_checkpoint_tags_its_version_so_that_no_clean_up_removes_it(tmp_path: 
     assert resumed.seen["train"] == whole.seen["train"][3:]
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_run_that_ends_before_its_first_checkpoint_leaves_no_tag(tmp_path: Path):
+    def tags() -> list[str]:
+        return sorted(lance.dataset(data.store.uri).tags.list())
+
+    class Stops(lightning.Callback):
+        def __init__(self, saves: bool) -> None:
+            self.saves = saves
+
+        def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+            if self.saves:
+                trainer.save_checkpoint(tmp_path / "y.ckpt")
+            raise ValueError("a bug")
+
+    first = make_trainer(tmp_path, max_steps=3, limit_val_batches=0)
+    first.fit(Recorder(), datamodule=make_data(tmp_path, max_documents=30))
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    # On more documents, with another seed, the loader refuses the checkpoint.
+    data = make_data(tmp_path, seed=3)
+    data.prepare_data()
+    data.setup("validate")
+    before = tags()
+    for _ in range(2):
+        with pytest.raises(StoreError, match="continues other data \\(seed: 0 -> 3\\)"):
+            make_trainer(tmp_path, max_steps=6).fit(Recorder(), datamodule=data, ckpt_path=tmp_path / "x.ckpt")
+        assert tags() == before
+    for saves in (False, True):
+        data = make_data(tmp_path)
+        with pytest.raises(ValueError, match="a bug"):
+            make_trainer(tmp_path, max_steps=6, callbacks=[Stops(saves)]).fit(Recorder(), datamodule=data)
+        kept = [f"checkpoint-{data.store.commit.tokens}"] if saves else []
+        assert tags() == sorted(before + kept)
+
+
 def test_training_begins_while_a_build_goes_on_and_adopts_what_it_appends(tmp_path: Path):
     """A build in another process that commits now and then; training waits for its first tokens, and sees it grow."""
     uri = str(tmp_path / "x.lance")

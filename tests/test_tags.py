@@ -7,7 +7,7 @@ import pytest
 from conftest import append_commit, finish
 from test_merging import NOTE, append
 
-from lightning_lance import tags
+from lightning_lance import TokenStore, tags
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import remove_store
 from lightning_lance.layout import Extent
@@ -63,3 +63,21 @@ def test_of_a_store_that_is_gone_as_a_whole_nothing_can_be_kept(tmp_path: Path):
     remove_store(uri, None)
     with pytest.raises(StoreError, match="cannot be tagged"):
         tags.keep(opened, uri, Extent(3001), None)
+
+
+def test_a_tag_for_training_goes_only_with_the_run_that_made_it(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append(uri, [(0, "C", 3000)], 0)
+    first, second = TokenStore.open(uri), TokenStore.open(uri)
+    first.keep_for_training()
+    second.keep_for_training()
+    second.let_go()
+    assert tags_of(uri) == {"checkpoint-3001": 1}
+    first.let_go()
+    assert tags_of(uri) == {}
+    first.let_go()
+    assert first.keep_for_training()
+    assert tags_of(uri) == {"checkpoint-3001": 1}
+    # Where somebody else was first, nothing is left to do.
+    lance.dataset(uri).tags.delete("checkpoint-3001")
+    first.let_go()
