@@ -136,7 +136,7 @@ class Build:
         )
         if commit_tokens is None:
             commit_tokens = FULL_BYTES // token_dtype(plan.tokenizer.vocab_size).itemsize
-        space = SpaceCheck(plan, self._budget, first, self._opened)
+        space = SpaceCheck(plan, self._budget, self._opened)
         asked, last = first, time.monotonic()
         with (
             closing(batches),
@@ -154,7 +154,7 @@ class Build:
                 else:
                     self._add(shard, batch)
                     del batch  # it may be large, and the next one takes its time
-                space.look(self._commit)
+                space.look(self._commit, self.committed)
                 now, share = self._commit, self._budget.share(self._commit, num_shards)
                 progress.update(share, now.documents, now.tokens, now.text_bytes - before)
                 turn.progress(now.documents, now.tokens, share)

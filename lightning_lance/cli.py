@@ -9,13 +9,16 @@ from typing import NoReturn
 
 from omegaconf import DictConfig
 
-from lightning_lance.command import command, make
+from lightning_lance.command import command, help_of, make
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.figures import counted
 from lightning_lance.signals import Interruptible
 
 # A build leaves a store and nothing else: no output folder, no log file.
 _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
+# What `prepare` reads: of the root of the configuration, and below `data`.
+_ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir")
+_BUILT = ("uri", "val_fraction", "max_document_bytes", "long_documents", "commit_seconds", "rebuild", "storage_options")
 # How options of object stores begin, among the arguments of a command.
 _OPTIONS = ("aws_", "azure_", "google_", "allow_http")
 
@@ -28,7 +31,7 @@ lightning-lance --version
 
 Keys are those of the configuration: source=github_code 'languages=[Python]' tokenizer=gpt_neox max_documents=5_000_000
 lightning-lance prepare --cfg job       show the configuration
-lightning-lance prepare --help          show the groups and their options
+lightning-lance prepare --help          show the keys that it reads, and the options of the groups
 A store that has moved: verify-resume CKPT uri=PLACE, or NAME=PLACE where there are several.
 """
 
@@ -66,9 +69,8 @@ def _prepare(config: DictConfig) -> None:
     if data["fim"]:
         tokenizer = data["tokenizer"].load(data["source"], Path(data["data_dir"]) / "tokenizers")
         FillInTheMiddle.named(tokenizer, **{"seed": 0, **data["fim"]})
-    wanted = {"uri", "data_dir", "max_documents", "max_tokens", "val_fraction", "max_document_bytes", "long_documents"}
-    wanted |= {"commit_seconds", "rebuild", "storage_options"}
-    store = prepare(data["source"], data["tokenizer"], **{name: data[name] for name in wanted})
+    wanted = {name: data[name] for name in ("max_documents", "max_tokens", "data_dir", *_BUILT)}
+    store = prepare(data["source"], data["tokenizer"], **wanted)
     if data["verify"]:
         require_whole(store.uri, data["storage_options"])
     commit = store.commit
@@ -182,7 +184,14 @@ def _documents(found: tuple[int, int], do: str, does: str) -> str:
 def main() -> None:
     """Run the command `lightning-lance`."""
     name, *rest = sys.argv[1:] or ["--help"]
-    if name == "prepare":
+    if name == "prepare" and (asked := {"-h", "--help"} & {*rest}):
+        arguments = [argument for argument in rest if argument not in asked]
+        print(
+            help_of(
+                "lightning-lance prepare", arguments, ("source", "tokenizer", "experiment"), _ROOT, (*_BUILT, "verify")
+            )
+        )
+    elif name == "prepare":
         sys.argv[:] = [f"{sys.argv[0]} prepare", *rest, *_NO_FOLDER]
         command(_prepare, trains=False)()
     elif name in _EXPECTED and {"-h", "--help"} & {*rest}:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
     HydraException,
@@ -38,6 +40,7 @@ from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLance
 from lightning_lance.languages import nearest
 from lightning_lance.signals import Interruptible
 
+_CONF = "lightning_lance.conf"
 # Keys whose value is a dict that the user fills. Hydra adds keys to a dict only where a + says so.
 _DICTS = re.compile(r"(data\.(where|mix|fim|storage_options)|source\.(columns|where|extensions|storage_options))=\{")
 # Keys that are no words of a sentence, so that they mean the key wherever they stand.
@@ -57,7 +60,7 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
 
     @functools.wraps(task)
     def run() -> None:
-        sys.argv[1:] = [f"+{argument}" if _DICTS.match(argument) else argument for argument in sys.argv[1:]]
+        sys.argv[1:] = _filled(sys.argv[1:])
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             _hydra_main(task)
             return
@@ -105,8 +108,48 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
     return run
 
 
+def help_of(
+    name: str, arguments: Sequence[str], groups: Sequence[str], keys: Sequence[str], data: Sequence[str]
+) -> str:
+    """Tell what a command reads of the configuration, where that is not all of it.
+
+    Args:
+        name: Of the command.
+        arguments: Of the command line; what they choose is shown.
+        groups: Groups of options that it reads.
+        keys: Keys at the root, and groups, of which it reads all.
+        data: Keys below `data`.
+    """
+    try:
+        with initialize_config_module(_CONF, version_base="1.3"):
+            config: Any = OmegaConf.to_container(compose("config", overrides=_filled(arguments)), resolve=False)
+            options = {group: GlobalHydra.instance().config_loader().get_group_options(group) for group in groups}
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {_one_sentence(error, None)}")
+    shown = {key: config[key] for key in keys} | {"data": {key: config["data"][key] for key in data}}
+    lines = [
+        f"{name} reads these keys of the configuration, as key=value: source=github_code max_documents=1000",
+        "\n== Groups: group=option ==\n",
+        *(f"{group}: {', '.join(names)}" for group, names in options.items()),
+        "\n== Keys: key=value, below a group as group.key=value ==\n",
+        OmegaConf.to_yaml(OmegaConf.create(_set_by_users(shown))),
+        "The keys of training may be given too. The README says what each key means.",
+    ]
+    return "\n".join(lines)
+
+
+def _set_by_users(config: Any) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {key: _set_by_users(value) for key, value in config.items() if not key.startswith("_")}
+
+
+def _filled(arguments: Sequence[str]) -> list[str]:
+    return [f"+{argument}" if _DICTS.match(argument) else argument for argument in arguments]
+
+
 def _hydra_main(task: Callable[[DictConfig], None]) -> None:
-    hydra.main(version_base="1.3", config_path="pkg://lightning_lance.conf", config_name="config")(task)()
+    hydra.main(version_base="1.3", config_path=f"pkg://{_CONF}", config_name="config")(task)()
 
 
 def last_checkpoints(config: DictConfig) -> list[Path]:

@@ -49,20 +49,20 @@ class SpaceCheck:
     Args:
         plan: What is built.
         budget: How much of it.
-        before: The last commit of the store, or an empty one.
         opened: The source.
     """
 
-    def __init__(self, plan: Plan, budget: Budget, before: Commit, opened: OpenedSource) -> None:
-        self._plan, self._budget, self._before = plan, budget, before
+    def __init__(self, plan: Plan, budget: Budget, opened: OpenedSource) -> None:
+        self._plan, self._budget = plan, budget
         self._num_bytes, self._num_shards = opened.num_bytes, len(opened.shards)
-        self._told = "://" in plan.uri  # a bucket has no end
+        self._told = self._asked_to_wait = "://" in plan.uri  # a bucket has no end
 
-    def look(self, seen: Commit) -> None:
-        """Tell what the build needs and what is free, the first time that it can be told.
+    def look(self, seen: Commit, stored: Commit | None) -> None:
+        """Tell what the build needs and what is free, the first time that it can be told; until then, when it can be.
 
         Args:
             seen: What is read, stored or not.
+            stored: The last commit, of this build or of one before, if there is one.
 
         Raises:
             ConfigError: If it cannot fit.
@@ -70,17 +70,25 @@ class SpaceCheck:
         if self._told:
             return
         tokens = expected_tokens(self._budget, seen, self._num_bytes, self._num_shards)
+        if tokens is None and self._asked_to_wait:
+            return
+        folder = next(place for place in Path(self._plan.uri).absolute().parents if place.is_dir())
+        free = shutil.disk_usage(folder).free
+        room = f"{size_told(free)} are free in {str(folder)!r}"
         if tokens is None:
+            self._asked_to_wait = True
+            when = "when all is read" if self._num_shards == 1 else f"after the first of {self._num_shards:,} shards"
+            _log.info("What the store %r needs is known %s, and %s.", self._plan.uri, when, room)
             return
         self._told = True
         width = token_dtype(self._plan.tokenizer.vocab_size).itemsize
-        least = max(tokens - self._before.tokens, 0) * width
-        folder = next(place for place in Path(self._plan.uri).absolute().parents if place.is_dir())
-        free = shutil.disk_usage(folder).free
-        more = " more than it has" if self._before.tokens else ""
+        # What is free now is what is left after the commits up to now.
+        has = stored.tokens if stored is not None else 0
+        least = max(tokens - has, 0) * width
+        more, all_of_it = (" more than it has by now", " in all") if has else ("", "")
         what = (
-            f"{self._plan.uri!r} needs about {size_told(least * _BESIDES)}{more} ({tokens_told(tokens)} of {width} bytes), "
-            f"and {size_told(free)} are free in {str(folder)!r}"
+            f"{self._plan.uri!r} needs about {size_told(least * _BESIDES)}{more} ({tokens_told(tokens)} of {width} bytes"
+            f"{all_of_it}), and {room}"
         )
         cure = "lower max_tokens or max_documents, make room, or give a data_dir (or uri) on a larger disk"
         # A number that was asked for is certain, one that was worked out from a part of the source is not.

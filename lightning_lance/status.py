@@ -90,13 +90,15 @@ class StatusFile:
     Args:
         path: The file.
         fingerprint: Of what is built.
+        documents: Documents that the store has already.
+        tokens: Their tokens.
     """
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
+    def __init__(self, path: Path, fingerprint: str, documents: int = 0, tokens: int = 0) -> None:
         self._path = path
         builder = f"process {os.getpid()} on {socket.gethostname()}"
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        self._status = BuildStatus(secrets.token_hex(8), fingerprint, builder, since)
+        self._status = BuildStatus(secrets.token_hex(8), fingerprint, builder, since, documents, tokens)
         self._written = -_WRITE_SECONDS
         self._write()
 

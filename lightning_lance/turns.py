@@ -97,7 +97,9 @@ class LeaseTurn:
                 self._lease.release()
             raise failure_of(status, self._uri)
         if taken:
-            self.mine, self._status = True, StatusFile(self._status_file, self._fingerprint)
+            # Before it has packed anything, it tells those who wait what is there.
+            done = (0, 0) if commit is None else (commit.documents, commit.tokens)
+            self.mine, self._status = True, StatusFile(self._status_file, self._fingerprint, *done)
             return
         now = time.monotonic()
         # A builder that has just begun has not yet written who it is.

@@ -115,6 +115,16 @@ def test_help_version_and_other_words(tmp_path: Path):
     shown = run(tmp_path, "prepare", "--help")[1]
     assert "github_code" in shown
     assert "powered by" not in shown.lower()
+    # Its own keys, and none of training.
+    assert {"languages", "max_tokens", "shard_seed", "vocab_size", "commit_seconds", "uri", "verify"} <= {
+        *re.findall(r"\w+", shown)
+    }
+    for key in ("trainer", "n_layer", "context_length", "ckpt_path", "batch_size", "order", "output_dir", "_target_"):
+        assert key not in shown
+    assert "data_files: ???" in run(tmp_path, "prepare", "source=parquet", "-h")[1]
+    code, _, err = run(tmp_path, "prepare", "-h", "source=parket")
+    assert (code, err.startswith("error: There is no source 'parket': did you mean 'parquet'?")) == (1, True)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

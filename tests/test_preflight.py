@@ -66,7 +66,25 @@ def test_what_is_needed_and_free_is_told_once(tmp_path: Path, caplog: pytest.Log
     caplog.clear()
     with caplog.at_level("INFO", "lightning_lance"):
         build(tmp_path, max_documents=40)
-    assert ["needs about 220 bytes more than it has (200 tokens of 2 bytes), and " in m for m in told(caplog)] == [True]
+    assert [
+        "needs about 220 bytes more than it has by now (200 tokens of 2 bytes in all), and " in m for m in told(caplog)
+    ] == [True]
+
+
+def test_without_a_budget_it_is_told_when_it_will_be_known_and_then_what_is_missing_by_then(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Ten shards of 20 tokens: after the first, 180 are missing, of 2 bytes."""
+    with caplog.at_level("INFO", "lightning_lance"):
+        build(tmp_path, commit_seconds=0)
+    lines = [m for m in caplog.messages if " free in " in m]
+    assert len(lines) == 2
+    assert " is known after the first of 10 shards, and " in lines[0]
+    assert "needs about 396 bytes more than it has by now (200 tokens of 2 bytes in all), and " in lines[1]
+    caplog.clear()
+    with caplog.at_level("INFO", "lightning_lance"):
+        prepare(ListSource(documents("text"), per_shard=40), ByteChoice(), data_dir=tmp_path)
+    assert " is known when all is read, and " in next(m for m in caplog.messages if " free in " in m)
 
 
 def test_growing_needs_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,10 +2,14 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import ListSource, documents
 
-from lightning_lance import status
+from lightning_lance import prepare, status
+from lightning_lance.commit import last_commit
 from lightning_lance.errors import SourceError, StoreError
 from lightning_lance.status import BuildStatus, StatusFile, failure_of, read_status
+from lightning_lance.tokenizer_choice import ByteChoice
+from lightning_lance.turns import LeaseTurn
 
 
 def test_a_status_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -22,6 +26,20 @@ def test_a_status_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.Mo
     assert str(read_status(file)).endswith(": 5,000 documents, 7.00 M tokens, 25 %")
     writer.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_waits_is_told_what_the_store_has_before_anything_is_packed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    uri, lock, file = str(tmp_path / "x.lance"), tmp_path / "x.lock", tmp_path / "x.building.json"
+    prepare(ListSource(documents(*["text"] * 30)), ByteChoice(), uri, max_documents=20)
+    with LeaseTurn(uri, "f", lock, file) as builder, LeaseTurn(uri, "f", lock, file) as waiting:
+        builder.wait(last_commit(uri))
+        assert builder.mine
+        waiting.wait(last_commit(uri))
+        assert not waiting.mine
+    (told,) = [message for message in caplog.messages if "Another process builds" in message]
+    assert told.endswith(": 20 documents, 100 tokens).")
 
 
 @pytest.mark.parametrize(
