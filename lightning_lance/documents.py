@@ -88,9 +88,10 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
     picked: dict[str, pa.Array] = {}
     for word, name in columns.items():
         if name not in table.column_names:
+            # No word of the user's: it is taken.
+            key = "source.language_column names" if word == "language" else f"source.columns gives for {word!r}"
             raise SourceError(
-                f"{where} has no column {name!r}, which source.columns gives for {word!r}: "
-                f"there are {', '.join(table.column_names)}."
+                f"{where} has no column {name!r}, which {key}: there are {', '.join(table.column_names)}."
             )
         column = table.column(name)
         if word == "text" and not _is_text(column.type):
@@ -136,10 +137,10 @@ def check_words(columns: Mapping[str, str], where: str) -> None:
             f"source.columns of {where} gives no column for 'text': got {dict(columns)}, expected {{'text': NAME, ...}}."
         )
     if taken := sorted(_RESERVED & {*columns}):
-        raise ConfigError(
-            f"source.columns of {where} uses the word {taken[0]!r}, which the store has already: choose another, such as "
-            f"'source_{taken[0]}' (the language comes from source.language_column)."
-        )
+        cure = f"choose another, such as 'source_{taken[0]}'"
+        if taken[0] == "language":
+            cure = f"give source.language_column={columns['language']}, from which the language comes, or {cure}"
+        raise ConfigError(f"source.columns of {where} uses the word {taken[0]!r}, which the store has already: {cure}.")
 
 
 def decoded(raw: pa.Array) -> tuple[pa.Array, np.ndarray | None]:

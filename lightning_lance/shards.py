@@ -95,7 +95,7 @@ class OpenedDataset:
             if missing := {*wanted} - {*present} - {*(self._builder.info.features or ())}:
                 raise ConfigError(
                     f"Source {self._source.name!r} has no column {', '.join(sorted(map(repr, missing)))}: there are "
-                    f"{', '.join(present)}; set source.columns."
+                    f"{', '.join(present)}; set {self._source.naming(missing)}."
                 )
             return
 

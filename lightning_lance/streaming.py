@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_
@@ -123,6 +123,15 @@ class DatasetSource:
     @property
     def metadata(self) -> Sequence[str]:
         return tuple(sorted(word for word in self.columns if word != "text"))
+
+    def naming(self, columns: Collection[str]) -> str:
+        """Tell which keys name some columns of the source."""
+        keys: dict[str, Collection[str | None]] = {
+            "source.columns": self.columns.values(),
+            "source.language_column": [self.language_column],
+            "source.where": self.where,
+        }
+        return " and ".join(key for key, named in keys.items() if any(column in named for column in columns))
 
     @property
     def has_validation(self) -> bool:

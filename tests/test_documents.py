@@ -20,6 +20,10 @@ def test_a_missing_column_is_told_with_those_there_are():
         SourceError, match=r"It has no column 'text', which source\.columns gives for 'text': there are content"
     ):
         select_columns(pa.table({"content": ["a"]}), {"text": "text"}, "It")
+    with pytest.raises(
+        SourceError, match=r"no column 'lang', which source\.language_column names: there are content\."
+    ):
+        select_columns(pa.table({"content": ["a"]}), {"language": "lang"}, "It")
     with pytest.raises(SourceError, match="it holds int64, expected strings"):
         select_columns(pa.table({"text": [1]}), {"text": "text"}, "It")
 

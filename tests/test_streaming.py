@@ -158,6 +158,19 @@ def test_what_cannot_be_is_refused_before_anything_is_read(corpus: Path):
         DatasetSource("parquet", data_files=[str(corpus / "train-*.parquet"), str(corpus / "x-*.parquet")]).open()
     with pytest.raises(ConfigError, match="has no column 'body': there are content, repo_name, path, license, size"):
         DatasetSource("parquet", {"text": "body"}, data_files=[str(corpus / "train-0.parquet")]).open()
+    # The key that cures is the one that names the column.
+    options: dict[str, Any]
+    for options, keys in [
+        ({"columns": {"text": "body"}}, "source.columns"),
+        ({"language_column": "lang"}, "source.language_column"),
+        ({"where": {"licence": ["mit"]}}, "source.where"),
+        ({"language_column": "lang", "where": {"lang": ["C"]}}, "source.language_column and source.where"),
+        ({"columns": {"text": "body"}, "language_column": "lang"}, "source.columns and source.language_column"),
+    ]:
+        files = [str(corpus / "train-0.parquet")]
+        with pytest.raises(ConfigError) as refused:
+            DatasetSource("parquet", **{"columns": {"text": "content"}, **options}, data_files=files).open()
+        assert str(refused.value).endswith(f"there are content, repo_name, path, license, size; set {keys}.")
 
 
 # From here on, a Hub on loopback, and the command line in a process of its own, since HF_ENDPOINT is read at import.

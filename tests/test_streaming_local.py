@@ -41,6 +41,10 @@ def test_an_extension_belongs_to_one_language():
 def test_words_of_the_store_are_refused(word: str):
     with pytest.raises(ConfigError, match=f"uses the word '{word}', which the store has already"):
         DatasetSource("parquet", {"text": "text", word: "x"})
+    with pytest.raises(
+        ConfigError, match=r"has already: give source\.language_column=lang, from which the language comes, or"
+    ):
+        DatasetSource("parquet", {"text": "text", "language": "lang"})
 
 
 def test_texts_that_are_not_utf8_are_null(tmp_path: Path):
