@@ -217,6 +217,8 @@ def _not_understood(override: str) -> str:
 def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Sequence[str]) -> str:
     """Say which value a constructor has stumbled over: by what it says that it takes, else by what was given for it."""
     place = match[1] if (match := re.search(r"full_key: (\S+)", str(error))) else ""
+    # Hydra writes `callbacks0` for what is set as `callbacks.0`.
+    place = re.sub(r"(?<=[a-z_])(\d+)(?=\.|$)", r".\1", place)
     # Source and tokenizer are set at the root, and passed on by data.
     group, node = place.removeprefix("data."), OmegaConf.select(config, place) if place else None
     if isinstance(node, DictConfig):

@@ -70,6 +70,12 @@ def test_an_argument_that_cannot_be_read():
         ),
         ("data", "source.text_filter.min_bytes", "a", "source.text_filter.min_bytes is 'a': expected a whole number."),
         ("data", "seed", "a", "seed is 'a': expected a whole number."),
+        (
+            "trainer.callbacks0",
+            "trainer.callbacks.0.every_n_train_steps",
+            "a",
+            "trainer.callbacks.0.every_n_train_steps is 'a': expected a whole number or null.",
+        ),
     ],
 )
 def test_what_a_constructor_stumbles_over_is_named(config: DictConfig, group: str, key: str, value: str, sentence: str):
