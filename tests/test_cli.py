@@ -112,19 +112,6 @@ def test_help_version_and_other_words(tmp_path: Path):
     code, _, err = run(tmp_path, "prepair")
     assert code == 1
     assert err.startswith("error: there is no command 'prepair': expected prepare, verify, forget or verify-resume.")
-    shown = run(tmp_path, "prepare", "--help")[1]
-    assert "github_code" in shown
-    assert "powered by" not in shown.lower()
-    # Its own keys, and none of training.
-    assert {"languages", "max_tokens", "shard_seed", "vocab_size", "commit_seconds", "uri", "verify"} <= {
-        *re.findall(r"\w+", shown)
-    }
-    for key in ("trainer", "n_layer", "context_length", "ckpt_path", "batch_size", "order", "output_dir", "_target_"):
-        assert key not in shown
-    assert "data_files: ???" in run(tmp_path, "prepare", "source=parquet", "-h")[1]
-    code, _, err = run(tmp_path, "prepare", "-h", "source=parket")
-    assert (code, err.startswith("error: There is no source 'parket': did you mean 'parquet'?")) == (1, True)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -164,6 +151,47 @@ def test_help_of_a_command(name: str, monkeypatch: pytest.MonkeyPatch, capsys: p
         monkeypatch.setattr(sys, "argv", ["lightning-lance", name, *arguments])
         main()
         assert capsys.readouterr().out.startswith(f"lightning-lance {name} ")
+
+
+def test_help_of_prepare_shows_its_own_keys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+
+    def shown(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["lightning-lance", "prepare", *arguments])
+        main()
+        return capsys.readouterr().out
+
+    words = {*re.findall(r"\w+", shown("--help"))}
+    assert {
+        "github_code",
+        "languages",
+        "max_tokens",
+        "shard_seed",
+        "vocab_size",
+        "commit_seconds",
+        "uri",
+        "verify",
+    } <= words
+    # And none of training, nor of Hydra.
+    others = {
+        "trainer",
+        "n_layer",
+        "context_length",
+        "ckpt_path",
+        "batch_size",
+        "order",
+        "output_dir",
+        "_target_",
+        "Powered",
+    }
+    assert not others & words
+    assert "data_files: ???" in shown("source=parquet", "-h")
+    with pytest.raises(SystemExit) as ended:
+        shown("-h", "source=parket")
+    assert str(ended.value.code).startswith("error: There is no source 'parket': did you mean 'parquet'?")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
