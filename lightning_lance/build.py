@@ -19,7 +19,6 @@ from lightning_lance.dedup import KnownTexts
 from lightning_lance.documents import covered, one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
-from lightning_lance.figures import counted
 from lightning_lance.forgetting import take_out
 from lightning_lance.fragments import Written, conflict
 from lightning_lance.languages import check_languages, nearest
@@ -177,14 +176,8 @@ class Build:
             progress.update(1.0, now.documents, now.tokens, 0)
             progress.committed(1.0, now.documents, now.tokens)
             progress.ended(now.skipped, now.noted)
-        if incidents := self._opened.trouble.incidents:
-            kinds = ", ".join(f"{number} x {kind}" for kind, number in incidents.most_common())
-            _log.warning(
-                "Source %r failed %s and was tried again: %s.",
-                self._source.name,
-                counted(sum(incidents.values()), "time"),
-                kinds,
-            )
+        if self._opened.trouble.incidents:
+            _log.warning("Source %r failed %s.", self._source.name, self._opened.trouble)
         if not self._budget.met(self._commit):
             self._check_found()
 
@@ -212,7 +205,7 @@ class Build:
     def _commit_rows(self, commits: ThreadPoolExecutor, final: bool = False) -> None:
         """Commit all rows and the note. Not in this thread, which may be interrupted."""
         self._write(self._packer.flush())
-        rows, self._rows = self._rows, None
+        rows = self._rows
         uri, options, commit, version = self._plan.uri, self._storage_options, self._commit, self._version
 
         def append() -> None:
@@ -229,13 +222,15 @@ class Build:
                 if self._left:
                     remove_unneeded(uri, options, self._left)
                     self._left = set()
-            except (StoreError, ValueError, OSError):
+            except BaseException as error:
                 if written is not None:
                     forget_written(uri, written, options)
-                self._check_alone()
+                if isinstance(error, (StoreError, ValueError, OSError)):
+                    self._check_alone()
                 raise
 
         commits.submit(append).result()
+        self._rows = None
 
     def _add(self, shard: int, made: EncodedBatch) -> None:
         """Pack a batch, up to the budget, and move the cursor behind it."""

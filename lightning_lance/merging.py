@@ -81,11 +81,10 @@ def _merge(uri: str, dataset: Any, group: range, storage_options: Mapping[str, s
 
     One group at a time: until its version is there, what it is made of is on the disk too.
     """
-    fragments, files = fragments_of(dataset), notes_of(dataset)
+    fragments, files, commit = fragments_of(dataset), notes_of(dataset), commit_of(dataset, uri)
     made, notes, _ = repack(uri, dataset, fragments[group.start : group.stop], files, storage_options)
     fragments[group.start : group.stop] = made
-    files, commit = {**files, **notes}, commit_of(dataset, uri)
-    version = replace_fragments(uri, dataset, dataset.schema, fragments, files, commit, storage_options)
+    version = replace_fragments(uri, dataset, dataset.schema, fragments, {**files, **notes}, commit, storage_options)
     _log.info("%s: merged into %d fragments.", uri, len(fragments))
     remove_unneeded(uri, storage_options)
     return version

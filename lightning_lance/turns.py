@@ -11,8 +11,9 @@ from typing import Protocol
 from lightning_lance.commit import Commit
 from lightning_lance.errors import StoreError
 from lightning_lance.figures import counted, tokens_told
-from lightning_lance.locking import POLL_SECONDS, Lease
+from lightning_lance.locking import POLL_SECONDS, Lease, remove_whole
 from lightning_lance.status import BuildStatus, StatusFile, failure_of, read_status
+from lightning_lance.unfinished import at_the_end, no_longer
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class LeaseTurn:
             raise failure_of(status, self._uri)
         if taken:
             self.mine, self._status = True, StatusFile(self._status_file, self._fingerprint)
+            at_the_end(self._status.remove)
             return
         now = time.monotonic()
         # A builder that has just begun has not yet written who it is.
@@ -143,6 +145,7 @@ class LeaseTurn:
     def _leave(self) -> None:
         if self._status is not None:
             self._status.remove()
+            no_longer(self._status.remove)
         if self._lease is not None:
             self._lease.release()
         self.mine, self._status = False, None
@@ -161,8 +164,8 @@ class LeaseTurn:
     def _tidy(self) -> None:
         try:
             lease = Lease(self._lock_file)
-            if lease.take():
-                self._status_file.unlink(missing_ok=True)
+            if lease.take_from_the_dead():
+                remove_whole(self._status_file)
                 lease.release()
         except Exception as error:  # a store that can only be read is no reason to fail
             _log.debug("%s", error)

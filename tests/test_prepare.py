@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from lightning_lance import TokenStore, prepare
 from lightning_lance.commit import last_commit, last_version
 from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.merging import left_behind
 from lightning_lance.plan import wait_for
 from lightning_lance.splits import SPLITS, split_codes
 from lightning_lance.tokenization import Tokenizer
@@ -364,6 +365,33 @@ def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_is_don
     assert beside(tmp_path / "x.lance") == {"x.tokenizer.json"}
     assert prepare(source, ByteChoice(), uri).commit.documents == 40
     assert prepare(source, ByteChoice(), uri, max_documents=10).version == ended
+
+
+def test_what_a_killed_growth_left_goes_though_nothing_is_left_to_build(
+    tmp_path: Path, whole: TokenStore, builders: Builders
+):
+    uri, gate, small = tmp_path / "store/x.lance", str(tmp_path / "gate"), {"max_documents": 100}
+
+    def ask() -> TokenStore:
+        return prepare(Watched(STDLIB, 20, 4), ByteChoice(), str(uri), val_fraction=0.3, **small)
+
+    first = ask()
+    grows = builders.start(uri, source={"gate": gate, "at": 30})
+    until(lambda: Path(gate + ".reached").exists() and left_behind(str(uri)))
+    # Not while it lives: it may commit that at any time. And nobody waits for it who needs nothing of it.
+    left, begin = left_behind(str(uri)), time.monotonic()
+    assert ask().version == first.version
+    assert time.monotonic() - begin < 5
+    assert left_behind(str(uri)) == left
+    assert beside(uri) == {"x.tokenizer.json", "x.lock", "x.building.json"}
+    assert grows.kill()
+    (uri.parent / "x.building.json.0123.part").touch()
+    assert ask().commit == first.commit
+    assert left_behind(str(uri)) == set()
+    assert beside(uri) == {"x.tokenizer.json"}
+    assert "version" in builders.start(uri).result()
+    assert_same(TokenStore.open(uri), whole)
+    assert streams(ask()) == streams(first)
 
 
 def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenStore, builders: Builders):
