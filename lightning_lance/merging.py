@@ -206,6 +206,18 @@ def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
     return [group for group in [*groups, range(first, len(sizes))] if len(group) > 1]
 
 
+def loose_bytes(uri: str, storage_options: Mapping[str, str] | None = None, *, full: int = FULL_BYTES) -> int:
+    """Give the bytes of the last fragments of a store that a build which goes on writes anew: those that make no full one."""
+    if (dataset := dataset_at(uri, None, storage_options)) is None:
+        return 0
+    files, loose = notes_of(dataset), 0
+    for fragment in reversed(fragments_of(dataset)):
+        if (size := _size(fragment, files)) >= full or loose + size >= full:
+            break
+        loose += size
+    return loose
+
+
 def _size(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> int:
     """Give the bytes of a fragment; of those that others have written or changed, more than are ever merged."""
     known = len(fragment.files) == 1 and fragment.deletion_file is None and fragment.files[0].path in files
