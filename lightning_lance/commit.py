@@ -20,6 +20,7 @@ from lightning_lance.errors import StoreError
 from lightning_lance.fragments import (
     Written,
     conflict,
+    data_session,
     dataset_at,
     fragments_of,
     lance_options,
@@ -221,16 +222,30 @@ def replace_fragments(
             raise not_written(uri, error) from error
         raise
     now = dataset_at(uri, None, storage_options)
-    if now is not None and int(now.version) > version + 1:
-        # This builder stood still while another went on, and removed old versions: so the place of this one was free again,
-        # but what it is made of may be gone.
+    late = now is not None and int(now.version) > version + 1
+    if late or not _is_founded(uri, before, paths, storage_options):
+        # This builder stood still while another went on and removed old versions, or built the store anew: so the place of
+        # this one was free again, but what it is made of may be gone.
         if _uuid_of(uri, version + 1, storage_options) == transaction.uuid:
             with contextlib.suppress(ValueError, OSError):
                 root_session(uri, storage_options).delete_file(manifest_of(version + 1))
+        now = dataset_at(uri, None, storage_options)
         take_back(uri, paths, [before, now], storage_options)
-        raise conflict(uri, version, int(now.version))
+        raise conflict(uri, version, 0 if now is None else int(now.version))
     write_sums(uri, storage_options)
     return version + 1
+
+
+def _is_founded(uri: str, before: Any | None, paths: Sequence[str], storage_options: Mapping[str, str] | None) -> bool:
+    """Tell whether the version that another was made of is still there, or at least all of these files are."""
+    if before is None:
+        return True
+    version = int(before.version)
+    with contextlib.suppress(ValueError, OSError):
+        if _uuid_of(uri, version, storage_options) == str(before.read_transaction(version).uuid):
+            return True
+    session = data_session(uri, storage_options)
+    return all(session.contains(path) for path in paths)
 
 
 def _uuid_of(uri: str, version: int, storage_options: Mapping[str, str] | None) -> str | None:
