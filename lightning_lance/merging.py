@@ -26,8 +26,8 @@ from lightning_lance.tags import keep_build
 
 _log = logging.getLogger(__name__)
 
-# Where a writer leaves files before its commit, the last three by half-done writes of Lance's.
-_PLACES = ("data/*", "_transactions/*", "_versions/.tmp*", "_versions/*.manifest[#]*", ".tmp*")
+# Where a writer leaves files before its commit, the last four by half-done writes of Lance's, and of ours.
+_PLACES = ("data/*", "_transactions/*", "_versions/.tmp*", "_versions/*.manifest[#]*", ".tmp*", "*.part")
 # Fragments of so many bytes are left as they are.
 FULL_BYTES = 1 << 30
 # Runs of blocks of one stream that a fragment may have, where it is not of many streams.
@@ -257,6 +257,18 @@ def _needed(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -
     return needed
 
 
+def _kept(dataset: Any) -> set[int]:
+    return {int(dataset.version), *(int(tag["version"]) for tag in dataset.tags.list().values())}
+
+
+def has_unneeded(uri: str, version: int, storage_options: Mapping[str, str] | None = None) -> bool:
+    """Tell whether there are versions that `remove_unneeded` would remove, and a certain one is not among them."""
+    if (dataset := dataset_at(uri, None, storage_options)) is None:
+        return False
+    kept = _kept(dataset)
+    return version in kept and not {int(entry["version"]) for entry in dataset.versions()} <= kept
+
+
 def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, left: Collection[str] = ()) -> None:
     """Remove all versions but the newest and those with a tag; and what was left behind, unless a version has it now.
 
@@ -272,11 +284,12 @@ def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, 
     if dataset is None:
         return
     try:
-        kept = {int(dataset.version), *(int(tag["version"]) for tag in dataset.tags.list().values())}
-        write_sums(uri, storage_options, kept)
-        dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
+        # First what is needed for nothing: the disk may be full.
         for path in {*left} - _needed(uri, dataset, storage_options) if left else ():
             Path(uri, path).unlink(missing_ok=True)
+        # What is still listed would be missed by a verification.
+        if write_sums(uri, storage_options, _kept(dataset)):
+            dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
     except (ValueError, OSError, StoreError) as error:
         # The store is whole, only larger than need be.
         _log.warning("Old versions of %s could not be removed: %s", uri, " ".join(str(error).split())[:200])

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import os
 import random
 import re
@@ -21,12 +22,15 @@ from conftest import Document, ListSource, documents, kept
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import TokenStore, prepare
+from lightning_lance import TokenStore, merging, prepare
 from lightning_lance.commit import last_commit, last_version
 from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.integrity import check_store
 from lightning_lance.merging import left_behind
 from lightning_lance.plan import wait_for
 from lightning_lance.splits import SPLITS, split_codes
+from lightning_lance.sums import Root
+from lightning_lance.tags import keep_build
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import ByteChoice, TrainedBPE
 
@@ -392,6 +396,33 @@ def test_what_a_killed_growth_left_goes_though_nothing_is_left_to_build(
     assert "version" in builders.start(uri).result()
     assert_same(TokenStore.open(uri), whole)
     assert streams(ask()) == streams(first)
+
+
+def test_where_checksums_cannot_be_written_nothing_goes_that_they_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As on a disk that is full exactly in the clean-up: the store is not taken for damaged, and asked again it is tidy."""
+    uri, source = str(tmp_path / "x.lance"), ListSource(documents(*["some text"] * 40))
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(dataset: Any, uri: str) -> None:
+        keep_build(dataset, uri)
+        monkeypatch.setattr(Root, "put", fails)
+
+    monkeypatch.setattr(merging, "keep_build", full)
+    version = prepare(source, ByteChoice(), uri, max_documents=10, commit_tokens=30).version
+    assert "The checksums of " in caplog.text
+    assert len(lance.dataset(uri).versions()) > 1
+    assert not check_store(uri)
+    monkeypatch.undo()
+    # A smaller budget needs one of those that would go.
+    assert prepare(source, ByteChoice(), uri, max_documents=3).version < version
+    assert prepare(source, ByteChoice(), uri, max_documents=10).version == version
+    assert [entry["version"] for entry in lance.dataset(uri).versions()] == [version]
+    assert not check_store(uri)
+    assert beside(tmp_path / "x.lance") == {"x.tokenizer.json"}
 
 
 def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenStore, builders: Builders):
