@@ -21,7 +21,7 @@ from lightning_lance.errors import StoreError
 from lightning_lance.fragments import Written, dataset_at, fragments_of, take_back
 from lightning_lance.layout import FileNote
 from lightning_lance.repacking import repack
-from lightning_lance.sums import write_sums
+from lightning_lance.sums import root_session, write_sums
 from lightning_lance.tags import keep_build
 
 _log = logging.getLogger(__name__)
@@ -246,15 +246,34 @@ def left_behind(uri: str, storage_options: Mapping[str, str] | None = None) -> s
         return set()
 
 
-def _needed(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> set[str]:
+def _needed(uri: str, dataset: Any, storage_options: Mapping[str, str] | None, but: Collection[int] = ()) -> set[str]:
+    """List the files of all versions but some."""
     needed = set()
-    for number in [int(entry["version"]) for entry in dataset.versions()]:
+    for number in sorted(_versions(dataset) - {*but}):
         version = dataset_at(uri, number, storage_options)
         if version is None:
             raise StoreError(f"Version {number} of {uri!r} was removed meanwhile.")
         needed |= {f"data/{file.path}" for fragment in fragments_of(version) for file in fragment.files}
         needed.add(f"_transactions/{number - 1}-{version.read_transaction(number).uuid}.txn")
     return needed
+
+
+def _versions(dataset: Any) -> set[int]:
+    return {int(entry["version"]) for entry in dataset.versions()}
+
+
+def _remove_files(uri: str, files: Collection[str], storage_options: Mapping[str, str] | None) -> None:
+    """Remove what versions had that are gone, unless another version has it.
+
+    Lance leaves a file that by this machine's clock comes from the future, as on a shared disk whose clock is ahead.
+    """
+    root, dataset = root_session(uri, storage_options), dataset_at(uri, None, storage_options)
+    places = {file.partition("/")[0] for file in files}
+    there = {f"{place}/{Path(path).name}" for place in places for path in root.list(place)} & {*files}
+    # Nearly always none is there that the newest has not, and no other needs to be read.
+    if there - _needed(uri, dataset, storage_options, but=_versions(dataset) - {int(dataset.version)}):
+        for file in there - _needed(uri, dataset, storage_options):
+            root.delete_file(file)
 
 
 def _kept(dataset: Any) -> set[int]:
@@ -266,7 +285,7 @@ def has_unneeded(uri: str, version: int, storage_options: Mapping[str, str] | No
     if (dataset := dataset_at(uri, None, storage_options)) is None:
         return False
     kept = _kept(dataset)
-    return version in kept and not {int(entry["version"]) for entry in dataset.versions()} <= kept
+    return version in kept and not _versions(dataset) <= kept
 
 
 def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, left: Collection[str] = ()) -> None:
@@ -287,9 +306,12 @@ def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, 
         # First what is needed for nothing: the disk may be full.
         for path in {*left} - _needed(uri, dataset, storage_options) if left else ():
             Path(uri, path).unlink(missing_ok=True)
+        kept = _kept(dataset)
+        going = _needed(uri, dataset, storage_options, but=kept)
         # What is still listed would be missed by a verification.
-        if write_sums(uri, storage_options, _kept(dataset)):
+        if write_sums(uri, storage_options, kept):
             dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
+            _remove_files(uri, going, storage_options)
     except (ValueError, OSError, StoreError) as error:
         # The store is whole, only larger than need be.
         _log.warning("Old versions of %s could not be removed: %s", uri, " ".join(str(error).split())[:200])
