@@ -92,7 +92,6 @@ class Build:
         self._packer = Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), source.metadata, self._dedup)
         # The data file of the next commit; None before its first row.
         self._rows: RowWriter | None = None
-        self._left: set[str] = set()
 
     def close(self) -> None:
         """Leave behind nothing that is not committed."""
@@ -114,10 +113,7 @@ class Build:
             SourceError: If the source cannot be read, or has no documents.
         """
         # Before anything is written here; not in `__init__`, after which a store may be replaced.
-        self._left = left_behind(self._plan.uri, self._storage_options)
-        if self._left and self._version:
-            self._version = take_over(self._plan.uri, self._version, self._left, self._storage_options)
-            self._left = set()
+        self._take_over()
         if (file := self._plan.tokenizer_file) is not None:
             write_whole(file, self._plan.tokenizer.to_json())
         first, num_shards = self._commit, len(self._opened.shards)
@@ -181,6 +177,18 @@ class Build:
         if not self._budget.met(self._commit):
             self._check_found()
 
+    def _take_over(self) -> None:
+        """Begin without what killed builders left, before as much is written again."""
+        uri, options = self._plan.uri, self._storage_options
+        left = left_behind(uri, options)
+        if left and self._version:
+            self._version = take_over(uri, self._version, left, options)
+        elif left:
+            # A version without rows: so nobody can make the first one any more out of what goes.
+            nothing = Written(None, self._packer.schema, [], {})
+            self._version, self.committed = append_commit(uri, nothing, self._commit, options), self._commit
+            remove_unneeded(uri, options, left)
+
     def _write(self, rows: Sequence[pa.RecordBatch]) -> None:
         """Give rows to the data file of the next commit."""
         plan = self._plan
@@ -219,9 +227,6 @@ class Build:
                 self.committed, written = commit, None
                 if not final:
                     self._version = tidy(uri, self._version, options)
-                if self._left:
-                    remove_unneeded(uri, options, self._left)
-                    self._left = set()
             except BaseException as error:
                 if written is not None:
                     forget_written(uri, written, options)

@@ -19,6 +19,7 @@ from lightning_lance.build import Build
 from lightning_lance.commit import last_version, notes_of, replace_fragments
 from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, SourceError, StoreError
 from lightning_lance.fragments import dataset_at, fragments_of, write_rows
+from lightning_lance.integrity import check_store
 from lightning_lance.merging import left_behind
 from lightning_lance.plan import Budget, make_plan
 from lightning_lance.tokenizer_choice import ByteChoice
@@ -182,6 +183,27 @@ def test_an_error_of_whatever_kind_leaves_no_file(
             break
     assert calls > 0
     assert prepare(source, ByteChoice(), **options).commit == whole
+
+
+def test_what_builders_left_that_were_killed_before_their_first_commit_does_not_pile_up(tmp_path: Path):
+
+    class Mended(Ends):
+        at = -1
+
+    made, uri = documents(*["some text"] * 40), tmp_path / "x.lance"
+    rows = prepare(ListSource(made), ByteChoice(), str(tmp_path / "y.lance"), val_fraction=0.0)._dataset.to_table()
+    written, files = write_rows(str(uri), None, rows.schema, rows.to_batches(), None)
+    assert len(left_behind(str(uri))) == 1
+    with pytest.raises(SourceError):
+        prepare(Ends(made), ByteChoice(), str(uri), val_fraction=0.0)
+    assert left_behind(str(uri)) == set()
+    # One of them has only stood still, and comes back to its commit.
+    note = replace(last_version(str(tmp_path / "y.lance"))[1], tokens=1)
+    with pytest.raises(CommitConflict):
+        replace_fragments(str(uri), None, rows.schema, written, files, note, None)
+    store = prepare(Mended(made), ByteChoice(), str(uri), val_fraction=0.0)
+    assert store.read(np.array([0]), store.num_tokens())[0].tolist() == [*b"some text", 256] * 40
+    assert not check_store(str(uri))
 
 
 def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, caplog: pytest.LogCaptureFixture):
