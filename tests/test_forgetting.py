@@ -311,6 +311,7 @@ def hash_local(path):
         print("hashes", flush=True)
         while signals.received is None:
             time.sleep(0.01)
+        time.sleep(0.5)  # the main thread says that it is over, in no time
     return real(path)
 fragments.hash_local = hash_local
 with Interruptible() as signals:
@@ -319,12 +320,12 @@ with Interruptible() as signals:
 
 
 def test_interrupted_it_leaves_no_file(tmp_path: Path):
-    """While the second of two fragments is written anew."""
+    """While the second of three fragments is written anew."""
     uri = tmp_path / "x.lance"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_lance.build.finish", only_append)
-        build(ListSource(tuple(("x" * 5000, "Python", f"r{i % 2}") for i in range(6)), 1, 1), uri, commit_tokens=15_000)
-    assert len(lance.dataset(str(uri)).get_fragments()) == 2
+        build(ListSource(tuple(("x" * 5000, "Python", f"r{i % 2}") for i in range(9)), 1, 1), uri, commit_tokens=15_000)
+    assert len(lance.dataset(str(uri)).get_fragments()) == 3
     command = [sys.executable, "-c", INTERRUPTED, str(uri)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
