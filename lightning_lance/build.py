@@ -19,7 +19,6 @@ from lightning_lance.dedup import KnownTexts
 from lightning_lance.documents import covered, one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
-from lightning_lance.figures import counted
 from lightning_lance.forgetting import take_out
 from lightning_lance.fragments import Written, conflict
 from lightning_lance.languages import check_languages, nearest
@@ -93,7 +92,6 @@ class Build:
         self._packer = Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), source.metadata, self._dedup)
         # The data file of the next commit; None before its first row.
         self._rows: RowWriter | None = None
-        self._left: set[str] = set()
 
     def close(self) -> None:
         """Leave behind nothing that is not committed."""
@@ -115,10 +113,7 @@ class Build:
             SourceError: If the source cannot be read, or has no documents.
         """
         # Before anything is written here; not in `__init__`, after which a store may be replaced.
-        self._left = left_behind(self._plan.uri, self._storage_options)
-        if self._left and self._version:
-            self._version = take_over(self._plan.uri, self._version, self._left, self._storage_options)
-            self._left = set()
+        self._take_over()
         if (file := self._plan.tokenizer_file) is not None:
             write_whole(file, self._plan.tokenizer.to_json())
         first, num_shards = self._commit, len(self._opened.shards)
@@ -177,16 +172,22 @@ class Build:
             progress.update(1.0, now.documents, now.tokens, 0)
             progress.committed(1.0, now.documents, now.tokens)
             progress.ended(now.skipped, now.noted)
-        if incidents := self._opened.trouble.incidents:
-            kinds = ", ".join(f"{number} x {kind}" for kind, number in incidents.most_common())
-            _log.warning(
-                "Source %r failed %s and was tried again: %s.",
-                self._source.name,
-                counted(sum(incidents.values()), "time"),
-                kinds,
-            )
+        if self._opened.trouble.incidents:
+            _log.warning("Source %r failed %s.", self._source.name, self._opened.trouble)
         if not self._budget.met(self._commit):
             self._check_found()
+
+    def _take_over(self) -> None:
+        """Begin without what killed builders left, before as much is written again."""
+        uri, options = self._plan.uri, self._storage_options
+        left = left_behind(uri, options)
+        if left and self._version:
+            self._version = take_over(uri, self._version, left, options)
+        elif left:
+            # A version without rows: so nobody can make the first one any more out of what goes.
+            nothing = Written(None, self._packer.schema, [], {})
+            self._version, self.committed = append_commit(uri, nothing, self._commit, options), self._commit
+            remove_unneeded(uri, options, left)
 
     def _write(self, rows: Sequence[pa.RecordBatch]) -> None:
         """Give rows to the data file of the next commit."""
@@ -212,7 +213,7 @@ class Build:
     def _commit_rows(self, commits: ThreadPoolExecutor, final: bool = False) -> None:
         """Commit all rows and the note. Not in this thread, which may be interrupted."""
         self._write(self._packer.flush())
-        rows, self._rows = self._rows, None
+        rows = self._rows
         uri, options, commit, version = self._plan.uri, self._storage_options, self._commit, self._version
 
         def append() -> None:
@@ -226,16 +227,15 @@ class Build:
                 self.committed, written = commit, None
                 if not final:
                     self._version = tidy(uri, self._version, options)
-                if self._left:
-                    remove_unneeded(uri, options, self._left)
-                    self._left = set()
-            except (StoreError, ValueError, OSError):
+            except BaseException as error:
                 if written is not None:
                     forget_written(uri, written, options)
-                self._check_alone()
+                if isinstance(error, (StoreError, ValueError, OSError)):
+                    self._check_alone()
                 raise
 
         commits.submit(append).result()
+        self._rows = None
 
     def _add(self, shard: int, made: EncodedBatch) -> None:
         """Pack a batch, up to the budget, and move the cursor behind it."""

@@ -20,14 +20,17 @@ from lightning_lance.errors import StoreError
 from lightning_lance.fragments import (
     Written,
     conflict,
+    data_session,
     dataset_at,
     fragments_of,
     lance_options,
+    local_files,
     not_written,
     take_back,
 )
 from lightning_lance.layout import Extent, FileNote, files_of, properties_of
 from lightning_lance.sums import manifest_of, root_session, write_sums
+from lightning_lance.unfinished import settled
 
 # Raised when stores of the version before can no longer be read.
 FORMAT_VERSION = 2
@@ -183,7 +186,7 @@ def replace_fragments(
 
     Raises:
         CommitConflict: If another version came first.
-        StoreError: If the store cannot be written.
+        StoreError: If the store cannot be written. After any other error too, files stay only if the version was made.
     """
     paths = [file.path for fragment in fragments for file in fragment.files]
     version = 0 if before is None else int(before.version)
@@ -195,6 +198,7 @@ def replace_fragments(
             **properties_of({path: files[path] for path in paths if path in files}),
         },
     )
+    settled(local_files(uri, paths))
     try:
         # An append would be put on top of whatever was committed meanwhile. An overwrite without a retry is not: it makes the
         # manifest of this very version, or fails.
@@ -204,27 +208,44 @@ def replace_fragments(
             max_retries=0,
             storage_options=lance_options(storage_options),
         )
-    except (ValueError, OSError) as error:
+    except BaseException as error:
         # A bucket may have made it though the answer was lost, and then says of the second try that it is there already.
-        if _uuid_of(uri, version + 1, storage_options) == transaction.uuid:
+        made = _uuid_of(uri, version + 1, storage_options) == transaction.uuid
+        if made and isinstance(error, Exception):
             write_sums(uri, storage_options)
             return version + 1
         now = dataset_at(uri, None, storage_options)
         take_back(uri, paths, [before, now], storage_options)
-        if now is not None and int(now.version) != version:
+        if now is not None and int(now.version) != version and not made:
             raise conflict(uri, version, int(now.version)) from error
-        raise not_written(uri, error) from error
+        if isinstance(error, (ValueError, OSError)):
+            raise not_written(uri, error) from error
+        raise
     now = dataset_at(uri, None, storage_options)
-    if now is not None and int(now.version) > version + 1:
-        # This builder stood still while another went on, and removed old versions: so the place of this one was free again,
-        # but what it is made of may be gone.
+    late = now is not None and int(now.version) > version + 1
+    if late or not _is_founded(uri, before, paths, storage_options):
+        # This builder stood still while another went on and removed old versions, or built the store anew: so the place of
+        # this one was free again, but what it is made of may be gone.
         if _uuid_of(uri, version + 1, storage_options) == transaction.uuid:
             with contextlib.suppress(ValueError, OSError):
                 root_session(uri, storage_options).delete_file(manifest_of(version + 1))
+        now = dataset_at(uri, None, storage_options)
         take_back(uri, paths, [before, now], storage_options)
-        raise conflict(uri, version, int(now.version))
+        raise conflict(uri, version, 0 if now is None else int(now.version))
     write_sums(uri, storage_options)
     return version + 1
+
+
+def _is_founded(uri: str, before: Any | None, paths: Sequence[str], storage_options: Mapping[str, str] | None) -> bool:
+    """Tell whether the version that another was made of is still there, or at least all of these files are."""
+    if before is None:
+        return True
+    version = int(before.version)
+    with contextlib.suppress(ValueError, OSError):
+        if _uuid_of(uri, version, storage_options) == str(before.read_transaction(version).uuid):
+            return True
+    session = data_session(uri, storage_options)
+    return all(session.contains(path) for path in paths)
 
 
 def _uuid_of(uri: str, version: int, storage_options: Mapping[str, str] | None) -> str | None:

@@ -6,8 +6,10 @@ and then to forget.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import accumulate
@@ -19,12 +21,12 @@ import pyarrow.compute as pc
 
 from lightning_lance.commit import Commit, commit_of, notes_of, replace_fragments
 from lightning_lance.errors import CommitConflict, ConfigError, StoreError
-from lightning_lance.fragments import dataset_at, fragments_of
+from lightning_lance.fragments import dataset_at, fragments_of, take_back
 from lightning_lance.languages import nearest
 from lightning_lance.layout import FileNote, layout_of
 from lightning_lance.locking import lock_file, only_one
-from lightning_lance.merging import left_behind, remove_unneeded
-from lightning_lance.repacking import Dropped, read_part, repack
+from lightning_lance.merging import left_behind, remove_unneeded, take_over
+from lightning_lance.repacking import Drop, Dropped, read_part, repack
 from lightning_lance.splits import SPLITS
 from lightning_lance.tags import retag
 
@@ -89,24 +91,51 @@ def forget(
     _check(_opened(uri, storage_options), rule)
     file = lock_file(uri)
     alone: AbstractContextManager[None] = nullcontext() if file is None else only_one(file, f"writing to {uri}")
-    with alone:
-        leftovers = left_behind(uri)
-        for left in reversed(range(_TRIES)):
-            try:
-                done = _forget_once(uri, rule, storage_options, tell)
-                break
-            except CommitConflict:
-                if not left:
-                    raise
-        tags = {*_opened(uri, storage_options).tags.list()}
-        kept = retag(uri, storage_options, purge)
-        purged = sorted(tags - {*_opened(uri, storage_options).tags.list()}) if purge else []
-        remove_unneeded(uri, storage_options, leftovers)
+    stopped = threading.Event()
+
+    def matches(documents: pa.StructArray, language: str) -> np.ndarray:
+        if stopped.is_set():
+            raise StoreError(f"Nothing of {uri!r} was forgotten: it was interrupted.")
+        return _matches_within(rule, documents, language)
+
+    # Not in this thread, which may be interrupted: within Lance, that would leave files, or a commit that nobody knows of.
+    with alone, ThreadPoolExecutor(1, thread_name_prefix="forget") as thread:
+        try:
+            return thread.submit(_forget, uri, rule, matches, storage_options, purge, tell).result()
+        finally:
+            stopped.set()
+
+
+def _forget(
+    uri: str,
+    rule: Rule,
+    matches: Drop,
+    storage_options: Mapping[str, str] | None,
+    purge: bool,
+    tell: Callable[[int, int], None],
+) -> Forgotten:
+    if leftovers := left_behind(uri):
+        take_over(uri, int(_opened(uri, storage_options).version), leftovers, storage_options)
+    for left in reversed(range(_TRIES)):
+        try:
+            done = _forget_once(uri, rule, matches, storage_options, tell)
+            break
+        except CommitConflict:
+            if not left:
+                raise
+    tags = {*_opened(uri, storage_options).tags.list()}
+    kept = retag(uri, storage_options, purge)
+    purged = sorted(tags - {*_opened(uri, storage_options).tags.list()}) if purge else []
+    remove_unneeded(uri, storage_options)
     return done._replace(kept=kept, purged=purged)
 
 
 def _forget_once(
-    uri: str, rule: Rule, storage_options: Mapping[str, str] | None, tell: Callable[[int, int], None]
+    uri: str,
+    rule: Rule,
+    matches: Drop,
+    storage_options: Mapping[str, str] | None,
+    tell: Callable[[int, int], None],
 ) -> Forgotten:
     dataset = _opened(uri, storage_options)
     commit, files, fragments = commit_of(dataset, uri), notes_of(dataset), fragments_of(dataset)
@@ -115,7 +144,7 @@ def _forget_once(
             f"The rows of the token store {uri!r} were moved or deleted by others, so its documents cannot be told apart: "
             "build it anew."
         )
-    found = [_count(dataset, fragment, files, rule) for fragment in fragments]
+    found = [_count(dataset, fragment, files, rule, matches) for fragment in fragments]
     tell(sum(documents for documents, _ in found), sum(tokens for _, tokens in found))
     known = any(entry["rule"] == dict(rule) for entry in commit.forgotten)
     near, rule_kept = {}, not commit.exhausted
@@ -123,17 +152,20 @@ def _forget_once(
         near = _near(rule, commit, lambda key: _values(dataset, fragments, files, key))
         if known or commit.exhausted:
             return Forgotten(0, 0, int(dataset.version), [], [], rule_kept, near)
-    whole = Dropped()
-    for place in reversed(range(len(fragments))):
-        if found[place][0]:
-            made, notes, dropped = repack(
-                uri, dataset, [fragments[place]], files, storage_options, lambda *told: _matches_within(rule, *told)
-            )
-            fragments[place : place + 1] = made
-            files |= notes
-            whole.documents += dropped.documents
-            whole.tokens += dropped.tokens
-            whole.languages = dict(Counter(whole.languages) + Counter(dropped.languages))
+    whole, written = Dropped(), list[str]()
+    try:
+        for place in reversed(range(len(fragments))):
+            if found[place][0]:
+                made, notes, dropped = repack(uri, dataset, [fragments[place]], files, storage_options, matches)
+                written += notes
+                fragments[place : place + 1] = made
+                files |= notes
+                whole.documents += dropped.documents
+                whole.tokens += dropped.tokens
+                whole.languages = dict(Counter(whole.languages) + Counter(dropped.languages))
+    except BaseException:
+        take_back(uri, written, [dataset], storage_options)
+        raise
     noted = _noted(commit, rule, whole.documents, whole.tokens, whole.languages)
     version = replace_fragments(uri, dataset, dataset.schema, fragments, files, noted, storage_options)
     return Forgotten(whole.documents, whole.tokens, version, [], [], rule_kept, near)
@@ -189,7 +221,7 @@ def _matches_within(rule: Rule, documents: pa.StructArray, language: str) -> np.
     return _matches(others, documents.field, len(documents))
 
 
-def _count(dataset: Any, fragment: Any, files: Mapping[str, FileNote], rule: Rule) -> tuple[int, int]:
+def _count(dataset: Any, fragment: Any, files: Mapping[str, FileNote], rule: Rule, matching: Drop) -> tuple[int, int]:
     """Count the documents and tokens of a fragment that match, from its small columns."""
     documents = tokens = 0
     # Whether the document that goes on into the next batch of a stream matches: streams take turns.
@@ -201,7 +233,7 @@ def _count(dataset: Any, fragment: Any, files: Mapping[str, FileNote], rule: Rul
         described = lists.flatten()
         starts = np.repeat(np.cumsum(counts) - counts, np.asarray(lists.value_lengths().fill_null(0)))
         starts = starts + np.asarray(described.field("offset"))
-        matches = _matches_within(rule, described, language)
+        matches = matching(described, language)
         flags = np.append(open_matches.get(stream, False), matches)
         tokens += int(np.diff(np.concatenate([[0], starts, [counts.sum()]]))[flags].sum())
         documents += int(matches.sum())

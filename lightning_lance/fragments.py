@@ -21,6 +21,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 from lightning_lance.documents import one_array
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.layout import FileNote, LayoutCounter, hash_file, hash_local
+from lightning_lance.unfinished import begun, settled, writing_in
 
 # It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
 warnings.filterwarnings("ignore", "lance is not fork-safe")
@@ -160,6 +161,8 @@ def write_rows(
 ) -> tuple[list[FragmentMetadata], dict[str, FileNote]]:
     """Write rows into a data file that no version has yet, and give it as a fragment, with its note; no rows, no file.
 
+    Nothing of it stays if it fails, however. Not for the main thread: Ctrl-C within Lance would leave files there.
+
     Args:
         uri: The store.
         before: Its dataset; None if there is no version of it.
@@ -173,14 +176,18 @@ def write_rows(
     """
     counter = LayoutCounter()
     reader = pa.RecordBatchReader.from_batches(schema, counter.passing(batches))
+    paths: list[str] = []
     try:
-        written = write_fragments(
-            reader,
-            uri if before is None else before,
-            mode="create" if before is None else "append",
-            max_rows_per_file=_ROWS_PER_FILE,
-            storage_options=lance_options(storage_options),
-        )
+        with writing_in(None if "://" in uri else Path(uri, "data")):
+            written = write_fragments(
+                reader,
+                uri if before is None else before,
+                mode="create" if before is None else "append",
+                max_rows_per_file=_ROWS_PER_FILE,
+                storage_options=lance_options(storage_options),
+            )
+            paths = [file.path for fragment in written for file in fragment.files]
+            begun(local_files(uri, paths))
         written = [fragment for fragment in written if fragment.physical_rows]
         files = {}
         for fragment in written:
@@ -190,7 +197,10 @@ def write_rows(
             else:
                 whole = hash_local(Path(uri, "data", file.path))
             files[file.path] = counter.note(file.file_size_bytes, whole)
-    except (ValueError, OSError) as error:
+    except BaseException as error:
+        take_back(uri, paths, [], storage_options)
+        if not isinstance(error, (ValueError, OSError)):
+            raise
         # Another may have made a version, and removed what this one was to be made of.
         newest = dataset_at(uri, None, storage_options)
         versions = [0 if dataset is None else int(dataset.version) for dataset in (before, newest)]
@@ -206,10 +216,18 @@ def take_back(
     """Remove those data files that none of the datasets (None: no dataset) has."""
     there = [dataset for dataset in datasets if dataset is not None]
     needed = {file.path for dataset in there for part in fragments_of(dataset) for file in part.files}
+    if not (gone := {*paths} - needed):
+        return
     session = data_session(uri, storage_options)
-    for path in {*paths} - needed:
+    for path in gone:
         with suppress(ValueError, OSError):
             session.delete_file(path)
+    settled(local_files(uri, gone))
+
+
+def local_files(uri: str, paths: Iterable[str]) -> list[Path]:
+    """Give the places of data files on this machine; none in a bucket."""
+    return [] if "://" in uri else [Path(uri, "data", path) for path in paths]
 
 
 def conflict(uri: str, expected: int, version: int) -> CommitConflict:

@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import SoftFileLease, Timeout
 
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.unfinished import at_the_end, no_longer
 
 _log = logging.getLogger(__name__)
 
@@ -82,10 +83,31 @@ class Lease:
             raise StoreError(
                 f"The file {str(self._path)!r} cannot be written ({error.strerror}): make room, or let this process write."
             ) from error
+        at_the_end(self._release)
+        return True
+
+    def take_from_the_dead(self) -> bool:
+        """Try to become the holder, and wait only where none has shown life for long: of another machine, nothing else tells.
+
+        Raises:
+            StoreError: If the file cannot be written.
+        """
+        first = None
+        while not self.take():
+            with suppress(FileNotFoundError):
+                sign = self._path.stat().st_mtime
+                first = sign if first is None else first
+                if sign != first or time.time() - sign < 2 * LEASE_SECONDS:
+                    return False
+            time.sleep(POLL_SECONDS)
         return True
 
     def release(self) -> None:
         """Let others have it; nothing happens if it was lost, or is not held."""
+        self._release()
+        no_longer(self._release)
+
+    def _release(self) -> None:
         self._lease.release(force=True)
 
     def _remove_blank(self) -> None:
@@ -125,8 +147,7 @@ def write_whole(path: Path, text: str) -> None:
 
     What writers that were killed left behind is removed.
     """
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        left.unlink(missing_ok=True)
+    _remove_parts(path)
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
         part.write_text(text, encoding="utf-8")
@@ -134,3 +155,14 @@ def write_whole(path: Path, text: str) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def remove_whole(path: Path) -> None:
+    """Remove a file, if it is there, and what killed writers of it left behind."""
+    _remove_parts(path)
+    path.unlink(missing_ok=True)
+
+
+def _remove_parts(path: Path) -> None:
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        left.unlink(missing_ok=True)

@@ -21,13 +21,13 @@ from lightning_lance.errors import StoreError
 from lightning_lance.fragments import Written, dataset_at, fragments_of, take_back
 from lightning_lance.layout import FileNote
 from lightning_lance.repacking import repack
-from lightning_lance.sums import write_sums
+from lightning_lance.sums import root_session, write_sums
 from lightning_lance.tags import keep_build
 
 _log = logging.getLogger(__name__)
 
-# Where a writer leaves files before its commit, the last three by half-done writes of Lance's.
-_PLACES = ("data/*", "_transactions/*", "_versions/.tmp*", "_versions/*.manifest[#]*", ".tmp*")
+# Where a writer leaves files before its commit, the last four by half-done writes of Lance's, and of ours.
+_PLACES = ("data/*", "_transactions/*", "_versions/.tmp*", "_versions/*.manifest[#]*", ".tmp*", "*.part")
 # Fragments of so many bytes are left as they are.
 FULL_BYTES = 1 << 30
 # Runs of blocks of one stream that a fragment may have, where it is not of many streams.
@@ -81,11 +81,10 @@ def _merge(uri: str, dataset: Any, group: range, storage_options: Mapping[str, s
 
     One group at a time: until its version is there, what it is made of is on the disk too.
     """
-    fragments, files = fragments_of(dataset), notes_of(dataset)
+    fragments, files, commit = fragments_of(dataset), notes_of(dataset), commit_of(dataset, uri)
     made, notes, _ = repack(uri, dataset, fragments[group.start : group.stop], files, storage_options)
     fragments[group.start : group.stop] = made
-    files, commit = {**files, **notes}, commit_of(dataset, uri)
-    version = replace_fragments(uri, dataset, dataset.schema, fragments, files, commit, storage_options)
+    version = replace_fragments(uri, dataset, dataset.schema, fragments, {**files, **notes}, commit, storage_options)
     _log.info("%s: merged into %d fragments.", uri, len(fragments))
     remove_unneeded(uri, storage_options)
     return version
@@ -207,6 +206,18 @@ def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
     return [group for group in [*groups, range(first, len(sizes))] if len(group) > 1]
 
 
+def loose_bytes(uri: str, storage_options: Mapping[str, str] | None = None, *, full: int = FULL_BYTES) -> int:
+    """Give the bytes of the last fragments of a store that a build which goes on writes anew: those that make no full one."""
+    if (dataset := dataset_at(uri, None, storage_options)) is None:
+        return 0
+    files, loose = notes_of(dataset), 0
+    for fragment in reversed(fragments_of(dataset)):
+        if (size := _size(fragment, files)) >= full or loose + size >= full:
+            break
+        loose += size
+    return loose
+
+
 def _size(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> int:
     """Give the bytes of a fragment; of those that others have written or changed, more than are ever merged."""
     known = len(fragment.files) == 1 and fragment.deletion_file is None and fragment.files[0].path in files
@@ -235,15 +246,46 @@ def left_behind(uri: str, storage_options: Mapping[str, str] | None = None) -> s
         return set()
 
 
-def _needed(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> set[str]:
+def _needed(uri: str, dataset: Any, storage_options: Mapping[str, str] | None, but: Collection[int] = ()) -> set[str]:
+    """List the files of all versions but some."""
     needed = set()
-    for number in [int(entry["version"]) for entry in dataset.versions()]:
+    for number in sorted(_versions(dataset) - {*but}):
         version = dataset_at(uri, number, storage_options)
         if version is None:
             raise StoreError(f"Version {number} of {uri!r} was removed meanwhile.")
         needed |= {f"data/{file.path}" for fragment in fragments_of(version) for file in fragment.files}
         needed.add(f"_transactions/{number - 1}-{version.read_transaction(number).uuid}.txn")
     return needed
+
+
+def _versions(dataset: Any) -> set[int]:
+    return {int(entry["version"]) for entry in dataset.versions()}
+
+
+def _remove_files(uri: str, files: Collection[str], storage_options: Mapping[str, str] | None) -> None:
+    """Remove what versions had that are gone, unless another version has it.
+
+    Lance leaves a file that by this machine's clock comes from the future, as on a shared disk whose clock is ahead.
+    """
+    root, dataset = root_session(uri, storage_options), dataset_at(uri, None, storage_options)
+    places = {file.partition("/")[0] for file in files}
+    there = {f"{place}/{Path(path).name}" for place in places for path in root.list(place)} & {*files}
+    # Nearly always none is there that the newest has not, and no other needs to be read.
+    if there - _needed(uri, dataset, storage_options, but=_versions(dataset) - {int(dataset.version)}):
+        for file in there - _needed(uri, dataset, storage_options):
+            root.delete_file(file)
+
+
+def _kept(dataset: Any) -> set[int]:
+    return {int(dataset.version), *(int(tag["version"]) for tag in dataset.tags.list().values())}
+
+
+def has_unneeded(uri: str, version: int, storage_options: Mapping[str, str] | None = None) -> bool:
+    """Tell whether there are versions that `remove_unneeded` would remove, and a certain one is not among them."""
+    if (dataset := dataset_at(uri, None, storage_options)) is None:
+        return False
+    kept = _kept(dataset)
+    return version in kept and not _versions(dataset) <= kept
 
 
 def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, left: Collection[str] = ()) -> None:
@@ -261,11 +303,15 @@ def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, 
     if dataset is None:
         return
     try:
-        kept = {int(dataset.version), *(int(tag["version"]) for tag in dataset.tags.list().values())}
-        write_sums(uri, storage_options, kept)
-        dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
+        # First what is needed for nothing: the disk may be full.
         for path in {*left} - _needed(uri, dataset, storage_options) if left else ():
             Path(uri, path).unlink(missing_ok=True)
+        kept = _kept(dataset)
+        going = _needed(uri, dataset, storage_options, but=kept)
+        # What is still listed would be missed by a verification.
+        if write_sums(uri, storage_options, kept):
+            dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
+            _remove_files(uri, going, storage_options)
     except (ValueError, OSError, StoreError) as error:
         # The store is whole, only larger than need be.
         _log.warning("Old versions of %s could not be removed: %s", uri, " ".join(str(error).split())[:200])

@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_lance.commit import Commit
 from lightning_lance.errors import ConfigError
 from lightning_lance.figures import size_told, tokens_told
+from lightning_lance.merging import FULL_BYTES, loose_bytes
 from lightning_lance.plan import Budget, Plan
 from lightning_lance.sources import OpenedSource
 from lightning_lance.tokenization import token_dtype
@@ -43,8 +44,19 @@ def expected_tokens(budget: Budget, seen: Commit, num_bytes: int | None, num_sha
     return min(bounds, default=None)
 
 
+def merging_bytes(new: float, loose: float) -> float:
+    """Give the room that merging needs for a while: what is merged is there twice until it is committed.
+
+    Args:
+        new: Bytes that the build adds.
+        loose: Bytes of fragments before them that are merged with them.
+    """
+    # Never as much as two full fragments; in a build that nothing disturbs, one and the commit that fills it.
+    return min(new + loose, 2 * FULL_BYTES)
+
+
 class SpaceCheck:
-    """Looks once, as soon as it can be told, whether a build fits; reads nothing for it.
+    """Looks once, as soon as it can be told, whether a build fits; reads nothing of the source for it.
 
     Args:
         plan: What is built.
@@ -86,14 +98,16 @@ class SpaceCheck:
         has = stored.tokens if stored is not None else 0
         least = max(tokens - has, 0) * width
         more, all_of_it = (" more than it has by now", " in all") if has else ("", "")
+        needed = least * _BESIDES
+        merging = merging_bytes(needed, loose_bytes(self._plan.uri))
         what = (
-            f"{self._plan.uri!r} needs about {size_told(least * _BESIDES)}{more} ({tokens_told(tokens)} of {width} bytes"
-            f"{all_of_it}), and {room}"
+            f"{self._plan.uri!r} needs about {size_told(needed)}{more} ({tokens_told(tokens)} of {width} bytes"
+            f"{all_of_it}), and {room}; while it is merged, up to {size_told(merging)} more are needed"
         )
         cure = "lower max_tokens or max_documents, make room, or give a data_dir (or uri) on a larger disk"
-        # A number that was asked for is certain, one that was worked out from a part of the source is not.
+        # A number that was asked for is certain, one that was worked out from a part of the source is not, and how much is
+        # merged depends on the commits: a build of a minute is one, and has nothing to merge.
         if least > (free if tokens == self._budget.max_tokens else 2 * free):
             raise ConfigError(f"The store {what}: {cure}.")
-        _log.log(
-            logging.WARNING if least > free else logging.INFO, "The store %s%s.", what, f": {cure}" * (least > free)
-        )
+        tight = needed + merging > free
+        _log.log(logging.WARNING if tight else logging.INFO, "The store %s%s.", what, f": {cure}" * tight)

@@ -15,7 +15,7 @@ from lightning_lance.figures import counted, tokens_told
 from lightning_lance.fragments import dataset_at, remove_aside, remove_store
 from lightning_lance.locking import Lease
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
-from lightning_lance.merging import end_build
+from lightning_lance.merging import end_build, has_unneeded, left_behind, remove_unneeded, take_over
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.sources import Source
 from lightning_lance.status import remove_refused
@@ -168,24 +168,29 @@ def _complete(
 
 
 def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str, str] | None) -> None:
-    """Do what a builder has left undone that was killed after its last commit, if `version` is what it ended with.
+    """Do what killed builders have left undone of a store that needs no more building, as far as this budget knows.
 
-    Where another process builds by now, that one will do it.
+    One of them may have come to its last commit, `version`, and not to its tag; others have left files of a growth. Where
+    another process builds by now, that one will do it.
     """
     uri = plan.uri
     try:
-        dataset = dataset_at(uri, version, storage_options)
-        if (
-            dataset is None
-            or not lacks_build_tag(dataset, uri)
-            or first_version(uri, budget.met, storage_options) != version
-        ):
+        dataset, first = dataset_at(uri, version, storage_options), first_version(uri, budget.met, storage_options)
+        unended = dataset is not None and lacks_build_tag(dataset, uri) and first == version
+        # In a bucket another may build at any time: there, such things go with the next build.
+        littered = plan.lock_file is not None and (left_behind(uri) or has_unneeded(uri, first))
+        if not unended and not littered:
             return
         lease = None if plan.lock_file is None else Lease(plan.lock_file)
-        if lease is None or lease.take():
+        if lease is None or lease.take_from_the_dead():
             try:
                 if last_version(uri, storage_options)[0] == version:
-                    end_build(uri, dataset, storage_options)
+                    if left := left_behind(uri, storage_options):
+                        version = take_over(uri, version, left, storage_options)
+                    if unended:
+                        end_build(uri, dataset_at(uri, version, storage_options), storage_options)
+                    elif has_unneeded(uri, first, storage_options):
+                        remove_unneeded(uri, storage_options)
             finally:
                 if lease is not None:
                     lease.release()

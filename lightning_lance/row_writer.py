@@ -5,18 +5,20 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 
 from lightning_lance.commit import newest_at
-from lightning_lance.errors import LightningLanceError
 from lightning_lance.fragments import Written, dataset_at, take_back, write_rows
 
 # Batches of rows that wait to be written: some megabytes.
 _WAITING = 4
+# Between two looks at whether there is still anybody who gives rows.
+_LOOK_SECONDS = 0.1
+_GIVEN_UP = "what was written was given up"
 
 
 class RowWriter:
@@ -41,8 +43,10 @@ class RowWriter:
         self._rows: queue.Queue[pa.RecordBatch | None] = queue.Queue(_WAITING)
         self._result: Future[Written] = Future()
         self._given_up = threading.Event()
-        # It ends with the process, should nobody close this.
-        threading.Thread(target=self._write, name="write", daemon=True).start()
+        # Held by whichever of `close` and `abandon` came first.
+        self._ended = threading.Lock()
+        # No daemon: at the end of the process it removes its file, should nobody have closed this.
+        threading.Thread(target=self._write, name="write").start()
 
     def _write(self) -> None:
         try:
@@ -52,10 +56,14 @@ class RowWriter:
             self._result.set_exception(error)
 
     def _coming(self) -> Iterator[pa.RecordBatch]:
-        while (rows := self._rows.get()) is not None:
-            if self._given_up.is_set():
-                raise ValueError("given up")
-            yield rows
+        # Lance removes a file whose rows end with an error.
+        while not self._given_up.is_set() and threading.main_thread().is_alive():
+            with suppress(queue.Empty):
+                rows = self._rows.get(timeout=_LOOK_SECONDS)
+                if rows is None:
+                    return
+                yield rows
+        raise ValueError(_GIVEN_UP)
 
     def put(self, rows: pa.RecordBatch | None) -> None:
         """Take rows; None after the last. Waits where the disk is slower.
@@ -71,23 +79,29 @@ class RowWriter:
         self._result.result()
 
     def close(self) -> Written:
-        """Wait until all is written.
+        """Wait until all is written. What becomes of the file then is the caller's affair.
 
         Raises:
             CommitConflict: If that fails since there is another version by now.
             StoreError: If it cannot be written.
+            ValueError: If it was abandoned.
         """
-        self.put(None)
-        return self._result.result()
+        if not self._ended.acquire(blocking=False):
+            raise ValueError(_GIVEN_UP)
+        try:
+            self.put(None)
+            return self._result.result()
+        except BaseException:
+            _remove_empty(self._uri)
+            raise
 
     def abandon(self) -> None:
-        """Leave nothing of it behind."""
-        self._given_up.set()
-        # Lance removes a file whose rows end with an error.
-        with suppress(LightningLanceError, ValueError, OSError):
-            self.put(pa.RecordBatch.from_pylist([], schema=self._schema))
-            self._result.result()
-        _remove_empty(self._uri)
+        """Leave nothing of it behind, if it is not closed."""
+        if self._ended.acquire(blocking=False):
+            # From here on that is done, whether or not it is waited for.
+            self._given_up.set()
+            wait([self._result])
+            _remove_empty(self._uri)
 
 
 def forget_written(uri: str, written: Written, storage_options: Mapping[str, str] | None) -> None:

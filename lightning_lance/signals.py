@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a command: it cleans up and says how to go on; the second time it just ends."""
+"""What Ctrl-C and SIGTERM do to a command: it cleans up and says how to go on; the second time it ends at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+from lightning_lance.unfinished import take_back_all
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What a second signal leaves for removing what nobody can use; a disk may hang.
+_LAST_SECONDS = 2.0
 
 
 class Interruptible:
@@ -53,10 +57,11 @@ class Interruptible:
             raise KeyboardInterrupt
 
     def _again(self, number: int, frame: FrameType | None) -> None:
-        # No clean-up, which may be what hangs; the next run does without, as after a kill.
+        # No clean-up as usual, which may be what hangs; the next run does without, as after a kill.
         with contextlib.suppress(OSError):
             os.write(
                 sys.__stderr__.fileno() if sys.__stderr__ else 2,
                 b"interrupted again: stopped at once; what was committed is safe.\n",
             )
+        take_back_all(_LAST_SECONDS)
         os._exit(128 + number)

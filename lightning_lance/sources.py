@@ -22,6 +22,7 @@ import xxhash
 from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, decoded, document_batch
 from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.figures import counted
 from lightning_lance.languages import CODE_EXTENSIONS, check_extensions, check_languages, language_of_path
 
 # Rows per Arrow batch at most.
@@ -45,6 +46,10 @@ class Trouble:
 
     incidents: Counter[str] = field(default_factory=Counter)
     bad_shards: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{number} x {kind}" for kind, number in self.incidents.most_common())
+        return f"{counted(sum(self.incidents.values()), 'time')} and was tried again: {kinds}"
 
 
 class OpenedSource(Protocol):

@@ -11,13 +11,14 @@ import logging
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import xxhash
 from lance.file import LanceFileSession
 
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import dataset_at, lance_options
+from lightning_lance.locking import write_whole
 
 _log = logging.getLogger(__name__)
 
@@ -34,12 +35,55 @@ class Sum(NamedTuple):
     hash: str
 
 
-def root_session(uri: str, storage_options: Mapping[str, str] | None) -> LanceFileSession:
+class Root:
+    """The folder of a store, local or in a bucket.
+
+    Args:
+        uri: The store.
+        storage_options: Credentials and such for object stores.
+    """
+
+    def __init__(self, uri: str, storage_options: Mapping[str, str] | None) -> None:
+        self._folder = None if "://" in uri else Path(uri)
+        self._session = LanceFileSession(uri, lance_options(storage_options))
+
+    def list(self, folder: str) -> list[str]:
+        """List the files of a folder, by path."""
+        return list(self._session.list(folder))
+
+    def contains(self, path: str) -> bool:
+        """Tell whether there is such a file."""
+        return bool(self._session.contains(path))
+
+    def delete_file(self, path: str) -> None:
+        """Remove a file."""
+        self._session.delete_file(path)
+
+    def content(self, path: str) -> bytes:
+        """Read a small file."""
+        if self._folder is not None:  # nothing for the folder of temporary files, where a kill would leave it
+            return (self._folder / path).read_bytes()
+        with tempfile.TemporaryDirectory() as folder:
+            self._session.download_file(path, str(Path(folder, "file")))
+            return Path(folder, "file").read_bytes()
+
+    def put(self, path: str, text: str) -> None:
+        """Write a small file, as a whole or not at all."""
+        if self._folder is not None:
+            write_whole(self._folder / path, text)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "file")
+            file.write_text(text, encoding="utf-8")
+            self._session.upload_file(str(file), path)
+
+
+def root_session(uri: str, storage_options: Mapping[str, str] | None) -> Root:
     """Open the folder of a store, local or in a bucket."""
-    return LanceFileSession(uri, lance_options(storage_options))
+    return Root(uri, storage_options)
 
 
-def listed(session: Any) -> set[str]:
+def listed(session: Root) -> set[str]:
     """List the manifests and transactions that are there, by path."""
     # Beside them lie the hint of the newest version, and what a killed writer left half-written.
     return {
@@ -50,27 +94,30 @@ def listed(session: Any) -> set[str]:
     }
 
 
-def sum_of(session: Any, path: str) -> Sum:
+def sum_of(session: Root, path: str) -> Sum:
     """Hash a small file."""
-    with tempfile.TemporaryDirectory() as folder:
-        session.download_file(path, str(Path(folder, "file")))
-        content = Path(folder, "file").read_bytes()
+    content = session.content(path)
     return Sum(len(content), xxhash.xxh3_64_hexdigest(content))
 
 
-def write_sums(uri: str, storage_options: Mapping[str, str] | None, only: Collection[int] | None = None) -> None:
+def write_sums(uri: str, storage_options: Mapping[str, str] | None, only: Collection[int] | None = None) -> bool:
     """Bring the checksums up to date. Those that are known are kept: they tell of files as they were written.
 
     Args:
         uri: The store.
         storage_options: Credentials and such for object stores.
         only: Versions to list, before the others are removed; None for all.
+
+    Returns:
+        Whether they could be written. If not, what they list must stay.
     """
     try:
         _write(uri, storage_options, only)
+        return True
     except (ValueError, OSError, StoreError) as error:
         # The commit is made, and the next one lists what is not listed now.
         _log.warning("The checksums of %s could not be written: %s", uri, " ".join(str(error).split())[:200])
+        return False
 
 
 def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection[int] | None) -> None:
@@ -92,11 +139,7 @@ def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection
             mine = {path: sum_of(session, path) for path in (manifest, transaction) if path in there}
         sums |= mine
     text = json.dumps(sums)
-    content = json.dumps({"sums": text, "hash": xxhash.xxh3_64_hexdigest(text.encode())})
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, SUMS)
-        file.write_text(content, encoding="utf-8")
-        session.upload_file(str(file), SUMS)
+    session.put(SUMS, json.dumps({"sums": text, "hash": xxhash.xxh3_64_hexdigest(text.encode())}))
 
 
 def version_of(path: str) -> int:
@@ -112,7 +155,7 @@ def manifest_of(version: int) -> str:
     return f"_versions/{_LAST - version:020d}.manifest"
 
 
-def read_sums(session: Any) -> dict[str, Sum] | None:
+def read_sums(session: Root) -> dict[str, Sum] | None:
     """Read the checksums; None if there are none.
 
     Raises:
@@ -120,10 +163,7 @@ def read_sums(session: Any) -> dict[str, Sum] | None:
     """
     if not session.contains(SUMS):
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        session.download_file(SUMS, str(Path(folder, SUMS)))
-        content = Path(folder, SUMS).read_bytes()
-    told = json.loads(content)
+    told = json.loads(session.content(SUMS))
     if not isinstance(told, dict) or told.keys() != {"sums", "hash"}:
         raise ValueError("not what was written")
     if xxhash.xxh3_64_hexdigest(told["sums"].encode()) != told["hash"]:

@@ -11,8 +11,9 @@ from typing import Protocol
 from lightning_lance.commit import Commit
 from lightning_lance.errors import StoreError
 from lightning_lance.figures import counted, tokens_told
-from lightning_lance.locking import POLL_SECONDS, Lease
+from lightning_lance.locking import POLL_SECONDS, Lease, remove_whole
 from lightning_lance.status import BuildStatus, StatusFile, failure_of, read_status
+from lightning_lance.unfinished import at_the_end, no_longer
 
 _log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class LeaseTurn:
             # Before it has packed anything, it tells those who wait what is there.
             done = (0, 0) if commit is None else (commit.documents, commit.tokens)
             self.mine, self._status = True, StatusFile(self._status_file, self._fingerprint, *done)
+            at_the_end(self._status.remove)
             return
         now = time.monotonic()
         # A builder that has just begun has not yet written who it is.
@@ -145,6 +147,7 @@ class LeaseTurn:
     def _leave(self) -> None:
         if self._status is not None:
             self._status.remove()
+            no_longer(self._status.remove)
         if self._lease is not None:
             self._lease.release()
         self.mine, self._status = False, None
@@ -163,8 +166,8 @@ class LeaseTurn:
     def _tidy(self) -> None:
         try:
             lease = Lease(self._lock_file)
-            if lease.take():
-                self._status_file.unlink(missing_ok=True)
+            if lease.take_from_the_dead():
+                remove_whole(self._status_file)
                 lease.release()
         except Exception as error:  # a store that can only be read is no reason to fail
             _log.debug("%s", error)

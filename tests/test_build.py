@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pkgutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from lightning_lance.build import Build
 from lightning_lance.commit import last_version, notes_of, replace_fragments
 from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, SourceError, StoreError
 from lightning_lance.fragments import dataset_at, fragments_of, write_rows
+from lightning_lance.integrity import check_store
 from lightning_lance.merging import left_behind
 from lightning_lance.plan import Budget, make_plan
 from lightning_lance.tokenizer_choice import ByteChoice
@@ -137,6 +139,71 @@ def test_what_a_builder_that_begins_removes_nobody_can_commit(tmp_path: Path):
     store = TokenStore.open(uri, verify=True)
     assert store.commit == stored.commit
     assert store.read(np.array([0]), store.num_tokens())[0].tolist() == stream
+
+
+class Panic(BaseException):
+    """As Lance raises them: no Exception."""
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [
+        ("fragments.hash_local", Panic),
+        ("commit.lance.LanceDataset.commit", Panic),
+        ("commit.lance.LanceDataset.commit", RuntimeError),
+        ("merging.end_build", RuntimeError),
+    ],
+)
+def test_an_error_of_whatever_kind_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, kind: type[BaseException]
+):
+    """In the first commit, in a later one, in the last, which merges, and after it."""
+    uri, source = tmp_path / "x.lance", ListSource(documents(*["0123456789" * 10_000] * 24))
+    options: dict[str, Any] = {"uri": str(uri), "val_fraction": 0.0, "commit_tokens": 1_000_000}
+
+    def fails(*arguments: Any, **options: Any) -> Any:
+        count[0] -= 1
+        if count[0] < 0:
+            raise kind("unforeseen")
+        return real(*arguments, **options)
+
+    whole = prepare(source, ByteChoice(), str(tmp_path / "y.lance"), val_fraction=0.0).commit
+    target = f"lightning_lance.{place}"
+    real = pkgutil.resolve_name(target)
+    for calls in range(5):
+        count = [calls]
+        with monkeypatch.context() as patch:
+            patch.setattr(target, fails)
+            try:
+                prepare(source, ByteChoice(), **options)
+            except kind:
+                assert left_behind(str(uri)) == set()
+                assert uri.exists() == (calls > 0 or place == "merging.end_build")
+        if count[0] >= 0:
+            break
+    assert calls > 0
+    assert prepare(source, ByteChoice(), **options).commit == whole
+
+
+def test_what_builders_left_that_were_killed_before_their_first_commit_does_not_pile_up(tmp_path: Path):
+
+    class Mended(Ends):
+        at = -1
+
+    made, uri = documents(*["some text"] * 40), tmp_path / "x.lance"
+    rows = prepare(ListSource(made), ByteChoice(), str(tmp_path / "y.lance"), val_fraction=0.0)._dataset.to_table()
+    written, files = write_rows(str(uri), None, rows.schema, rows.to_batches(), None)
+    assert len(left_behind(str(uri))) == 1
+    with pytest.raises(SourceError):
+        prepare(Ends(made), ByteChoice(), str(uri), val_fraction=0.0)
+    assert left_behind(str(uri)) == set()
+    # One of them has only stood still, and comes back to its commit.
+    note = replace(last_version(str(tmp_path / "y.lance"))[1], tokens=1)
+    with pytest.raises(CommitConflict):
+        replace_fragments(str(uri), None, rows.schema, written, files, note, None)
+    store = prepare(Mended(made), ByteChoice(), str(uri), val_fraction=0.0)
+    assert store.read(np.array([0]), store.num_tokens())[0].tolist() == [*b"some text", 256] * 40
+    assert not check_store(str(uri))
 
 
 def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -136,6 +136,26 @@ def test_a_builder_that_stood_still_commits_nothing_also_where_its_version_is_fr
     assert not check_store(uri)
 
 
+def test_a_builder_that_stood_still_commits_nothing_to_a_store_that_was_built_anew(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    for number in range(1, 4):
+        append_commit(uri, rows_of(number), NOTE)
+    before = dataset_at(uri, None, None)
+    made, notes = write_rows(uri, before, before.schema, rows_of(99).to_batches(), None)
+    remove_store(uri, None)
+    anew = replace(NOTE, fingerprint="other", tokens=0)
+    # As many versions as it had seen, and fewer.
+    for versions in (1, 3):
+        while last_version(uri)[0] < versions:
+            anew = replace(anew, tokens=anew.tokens + 2)
+            append_commit(uri, rows_of(7), anew)
+        with pytest.raises(CommitConflict, match=f"it has version {versions}, expected 3"):
+            replace_fragments(uri, before, before.schema, [*fragments_of(before), *made], notes, NOTE, None)
+        assert last_version(uri) == (versions, anew)
+        assert len(list(Path(uri, "data").iterdir())) == versions
+    assert not check_store(uri)
+
+
 def test_files_that_the_newest_version_has_are_not_taken_back(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     append_commit(uri, rows_of(1), NOTE)

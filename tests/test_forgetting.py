@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 from bucket import serving
 from builders import until
-from conftest import Document, ListSource, documents
+from conftest import Document, ListSource, documents, only_append
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import run
 from test_prepare import expected, provenance, streams
 
 from lightning_lance import TokenStore, WindowLoader, prepare
-from lightning_lance.commit import Commit
+from lightning_lance.commit import Commit, last_version
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forgetting import forget
 from lightning_lance.integrity import check_store
 from lightning_lance.layout import Extent
 from lightning_lance.locking import only_one
+from lightning_lance.merging import left_behind
 from lightning_lance.splits import FORGOTTEN
 from lightning_lance.tokenizer_choice import ByteChoice
 
@@ -332,6 +333,53 @@ def test_killed_at_any_moment_it_is_done_or_not(tmp_path: Path):
     files = {fragment.metadata.files[0].path for fragment in lance.dataset(store.uri).get_fragments()}
     assert set(os.listdir(data / "data")) == files  # noqa: PTH208
     assert not (tmp_path / "x.lock").exists()
+
+
+INTERRUPTED = """
+import sys, time
+from lightning_lance import fragments
+from lightning_lance.forgetting import forget
+from lightning_lance.signals import Interruptible
+real, left = fragments.hash_local, [1, 0]
+def hash_local(path):
+    if not left.pop(0):
+        print("hashes", flush=True)
+        while signals.received is None:
+            time.sleep(0.01)
+        time.sleep(0.5)  # the main thread says that it is over, in no time
+    return real(path)
+fragments.hash_local = hash_local
+with Interruptible() as signals:
+    forget(sys.argv[1], {"repo": "r1"})
+"""
+
+
+def test_interrupted_it_leaves_no_file(tmp_path: Path):
+    """While the second of three fragments is written anew."""
+    uri = tmp_path / "x.lance"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_lance.build.finish", only_append)
+        build(ListSource(tuple(("x" * 5000, "Python", f"r{i % 2}") for i in range(9)), 1, 1), uri, commit_tokens=15_000)
+    assert len(lance.dataset(str(uri)).get_fragments()) == 3
+    command = [sys.executable, "-c", INTERRUPTED, str(uri)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "hashes\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].endswith("KeyboardInterrupt\n")
+    assert left_behind(str(uri)) == set()
+    assert not check_store(str(uri))
+    assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
+
+
+def test_what_it_removes_nobody_can_commit(tmp_path: Path):
+    """Also where there is nothing to forget: it was left by a builder that may only stand still."""
+    uri = tmp_path / "x.lance"
+    version = build(ListSource(documents("some text")), uri).version
+    (uri / "data/left.lance").touch()
+    assert forget(str(uri), {"repo": "nobody"}).documents == 0
+    assert left_behind(str(uri)) == set()
+    assert last_version(str(uri))[0] == version + 1
 
 
 def test_it_waits_for_a_builder(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -110,6 +110,26 @@ def test_a_silent_holder_is_replaced_and_learns_it(
     assert list((tmp_path / "folder").iterdir()) == []
 
 
+def test_the_lease_of_one_that_was_killed_elsewhere_is_waited_for_and_no_other(
+    tmp_path: Path, hold: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(locking, "LEASE_SECONDS", 1.5)
+    holder, lock = hold("elsewhere", 1.5), tmp_path / "folder/x.lock"
+    lease = Lease(lock)
+    assert not lease.take_from_the_dead()
+    # It looks old by a clock that is wrong, until its next sign of life.
+    os.utime(lock, (0, 0))
+    assert not lease.take_from_the_dead()
+    holder.kill()
+    holder.wait()
+    os.utime(lock, (0, 0))
+    begin = time.monotonic()
+    assert lease.take_from_the_dead()
+    assert time.monotonic() - begin > 1
+    lease.release()
+    assert list(lock.parent.iterdir()) == []
+
+
 def test_an_empty_file_blocks_nobody_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Its maker was killed, or the machine lost power, between making and writing it."""
     monkeypatch.setattr(locking, "LEASE_SECONDS", 0.3)

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from lightning_lance import TokenStore, merging, repacking
 from lightning_lance.commit import Commit, last_commit, last_version, notes_of, replace_fragments
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.fragments import fragments_of, write_rows
+from lightning_lance.integrity import check_store
 from lightning_lance.layout import Extent, layout_of
 from lightning_lance.merging import left_behind, merge_groups, remove_unneeded, take_over, tidy
 from lightning_lance.packing import BLOCK, Packer
@@ -341,6 +343,24 @@ def test_a_killed_merge_leaves_a_store_that_is_whole(tmp_path: Path, killed: str
         append(uri, [(0, "C", 5)], 8, note, 1 << 30)
     assert contents(uri) == contents(other)
     assert len(list(Path(uri, "data").iterdir())) == 1
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_files_from_the_future_go_too(tmp_path: Path, tagged: bool):
+    """The clock of a shared disk is ahead, or this machine's was set back; a bucket's clock is another's anyway."""
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    for i in range(4):
+        note = append(uri, [(0, "C", 3000)], i, note)
+        if i == 1 and tagged:
+            TokenStore.open(uri).keep("checkpoint-6002")
+    for path in (tmp_path / "x.lance").rglob("*"):
+        os.utime(path, (time.time() + 3600,) * 2)
+    append(uri, [(0, "C", 10)], 4, note, 1 << 30)
+    versions = [entry["version"] for entry in lance.dataset(uri).versions()]
+    assert versions == ([2, 5] if tagged else [5])
+    assert len(list(Path(uri, "data").iterdir())) == (3 if tagged else 1)
+    assert len(list(Path(uri, "_transactions").iterdir())) == len(versions)
+    assert not check_store(uri)
 
 
 def test_files_of_no_version_go(tmp_path: Path):

@@ -11,8 +11,9 @@ from conftest import ListSource, documents
 from lightning_lance import prepare
 from lightning_lance.commit import Commit
 from lightning_lance.errors import ConfigError
+from lightning_lance.merging import FULL_BYTES, loose_bytes
 from lightning_lance.plan import Budget
-from lightning_lance.preflight import expected_tokens
+from lightning_lance.preflight import expected_tokens, merging_bytes
 from lightning_lance.sources import FilesSource
 from lightning_lance.tokenizer_choice import ByteChoice
 
@@ -105,3 +106,36 @@ def test_what_was_worked_out_from_a_part_is_a_warning_until_it_is_far_off(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=190))
     with pytest.raises(ConfigError, match="make room"):
         prepare(ListSource(documents(*["text"] * 40)), ByteChoice(), str(tmp_path / "x"), max_documents=40)
+
+
+@pytest.mark.parametrize(
+    ("new", "loose", "most"),
+    [
+        (100, 0, 100),  # all of it, should it be cut into commits
+        (100, 50, 150),
+        (FULL_BYTES, FULL_BYTES // 2, 3 * FULL_BYTES // 2),
+        (1000 * FULL_BYTES, 0, 2 * FULL_BYTES),
+    ],
+)
+def test_what_is_merged_is_there_twice_but_never_more_than_two_full_fragments(new: int, loose: int, most: int):
+    assert merging_bytes(new, loose) == most
+
+
+def test_where_there_is_no_room_to_merge_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The store itself would fit; a growth writes anew what is there of a fragment that is not full, too."""
+    store = build(tmp_path, max_documents=20)
+    loose = loose_bytes(store.uri)
+    assert loose == sum(path.stat().st_size for path in Path(store.uri, "data").iterdir())
+    assert loose_bytes(store.uri, full=loose) == 0
+    for free, levels in ((220 + 220 + loose - 1, ["WARNING"]), (220 + 220 + loose + 1, [])):
+        caplog.clear()
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        place = tmp_path / str(free) / "x.lance"
+        shutil.copytree(store.uri, place)
+        made = ListSource(documents(*["text"] * 40))
+        prepare(made, ByteChoice(), str(place), max_documents=40)
+        assert [
+            record.levelname for record in caplog.records if "while it is merged, up to" in record.message
+        ] == levels

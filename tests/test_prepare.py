@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import os
 import random
 import re
@@ -21,11 +22,15 @@ from conftest import Document, ListSource, documents, kept
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import TokenStore, prepare
+from lightning_lance import TokenStore, merging, prepare
 from lightning_lance.commit import last_commit, last_version
 from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.integrity import check_store
+from lightning_lance.merging import left_behind
 from lightning_lance.plan import wait_for
 from lightning_lance.splits import SPLITS, split_codes
+from lightning_lance.sums import Root
+from lightning_lance.tags import keep_build
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import ByteChoice, TrainedBPE
 
@@ -364,6 +369,60 @@ def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_is_don
     assert beside(tmp_path / "x.lance") == {"x.tokenizer.json"}
     assert prepare(source, ByteChoice(), uri).commit.documents == 40
     assert prepare(source, ByteChoice(), uri, max_documents=10).version == ended
+
+
+def test_what_a_killed_growth_left_goes_though_nothing_is_left_to_build(
+    tmp_path: Path, whole: TokenStore, builders: Builders
+):
+    uri, gate, small = tmp_path / "store/x.lance", str(tmp_path / "gate"), {"max_documents": 100}
+
+    def ask() -> TokenStore:
+        return prepare(Watched(STDLIB, 20, 4), ByteChoice(), str(uri), val_fraction=0.3, **small)
+
+    first = ask()
+    grows = builders.start(uri, source={"gate": gate, "at": 30})
+    until(lambda: Path(gate + ".reached").exists() and left_behind(str(uri)))
+    # Not while it lives: it may commit that at any time. And nobody waits for it who needs nothing of it.
+    left, begin = left_behind(str(uri)), time.monotonic()
+    assert ask().version == first.version
+    assert time.monotonic() - begin < 5
+    assert left_behind(str(uri)) == left
+    assert beside(uri) == {"x.tokenizer.json", "x.lock", "x.building.json"}
+    assert grows.kill()
+    (uri.parent / "x.building.json.0123.part").touch()
+    assert ask().commit == first.commit
+    assert left_behind(str(uri)) == set()
+    assert beside(uri) == {"x.tokenizer.json"}
+    assert "version" in builders.start(uri).result()
+    assert_same(TokenStore.open(uri), whole)
+    assert streams(ask()) == streams(first)
+
+
+def test_where_checksums_cannot_be_written_nothing_goes_that_they_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As on a disk that is full exactly in the clean-up: the store is not taken for damaged, and asked again it is tidy."""
+    uri, source = str(tmp_path / "x.lance"), ListSource(documents(*["some text"] * 40))
+
+    def fails(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(dataset: Any, uri: str) -> None:
+        keep_build(dataset, uri)
+        monkeypatch.setattr(Root, "put", fails)
+
+    monkeypatch.setattr(merging, "keep_build", full)
+    version = prepare(source, ByteChoice(), uri, max_documents=10, commit_tokens=30).version
+    assert "The checksums of " in caplog.text
+    assert len(lance.dataset(uri).versions()) > 1
+    assert not check_store(uri)
+    monkeypatch.undo()
+    # A smaller budget needs one of those that would go.
+    assert prepare(source, ByteChoice(), uri, max_documents=3).version < version
+    assert prepare(source, ByteChoice(), uri, max_documents=10).version == version
+    assert [entry["version"] for entry in lance.dataset(uri).versions()] == [version]
+    assert not check_store(uri)
+    assert beside(tmp_path / "x.lance") == {"x.tokenizer.json"}
 
 
 def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenStore, builders: Builders):

@@ -1,0 +1,132 @@
+"""A process that must end at once takes back what nobody can use, and nothing that is anybody's."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import until
+
+from lightning_lance import unfinished
+from lightning_lance.commit import last_version
+from lightning_lance.merging import left_behind
+
+BUILD = """
+import sys, time
+sys.path[:0] = [sys.argv[1]]
+from conftest import ListSource, documents
+from lightning_lance import fragments, prepare, repacking
+from lightning_lance.build import Build
+from lightning_lance.signals import Interruptible
+from lightning_lance.tokenizer_choice import ByteChoice
+
+def hang(*arguments):
+    print("hangs", flush=True)
+    time.sleep(100)
+
+class Stops(ListSource):
+    def read(self, shard, row):
+        if shard == {stops}:
+            hang()
+        yield from super().read(shard, row)
+
+made = documents(*["0123456789" * 100_000] * 6)
+close = Build.close
+Build.close = lambda build: (print("closes", flush=True), {closes}(build))
+{hangs}
+with Interruptible():
+    prepare(Stops(made, 1), ByteChoice(), sys.argv[2], val_fraction=0.0, commit_tokens={commit_tokens})
+"""
+
+
+@pytest.mark.parametrize(
+    ("hangs", "closes", "stops", "commit_tokens", "half"),
+    [
+        ("", "hang", 3, 10_000_000, True),  # half of a data file is written, and the clean-up comes to no end
+        ("fragments.hash_local = hang", "close", 9, 1, False),  # a data file is there, and its commit takes its time
+        (
+            "repacking._ROWS_WRITTEN = 1; repacking._Repacking.rest = hang",
+            "close",
+            9,
+            2_000_000,
+            True,
+        ),  # so does a merge
+    ],
+)
+def test_a_second_interruption_leaves_neither_data_files_nor_a_lease(
+    tmp_path: Path, hangs: str, closes: str, stops: int, commit_tokens: int, half: bool
+):
+    uri = tmp_path / "x.lance"
+    script = BUILD.format(hangs=hangs, closes=closes, stops=stops, commit_tokens=commit_tokens)
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(uri)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "hangs\n"
+    until(lambda: left_behind(str(uri)))
+    assert bool(list(uri.glob("data/.tmp*"))) == half
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "closes\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1].endswith(
+        "interrupted again: stopped at once; what was committed is safe.\n"
+    )
+    assert process.returncode == 130
+    assert left_behind(str(uri)) == set()
+    assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
+
+
+WRITE = """
+import os, signal, sys, time
+sys.path[:0] = [sys.argv[1]]
+from pathlib import Path
+from lightning_lance import row_writer
+from test_row_writer import rows_of, writer_of
+writer = writer_of(sys.argv[2])
+for _ in range(8):
+    writer.put(rows_of(1, 100 * 2048).to_batches()[0])
+while not list(Path(sys.argv[2]).glob("data/.tmp*")):
+    time.sleep(0.01)
+{ends}
+"""
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        "",  # nobody closes it
+        "row_writer.wait = lambda _: os.kill(os.getpid(), signal.SIGINT)\nwriter.abandon()",  # Ctrl-C in the clean-up
+    ],
+)
+def test_a_process_that_ends_leaves_no_half_of_a_data_file(tmp_path: Path, ends: str):
+    command = [sys.executable, "-c", WRITE.format(ends=ends), str(Path(__file__).parent), str(tmp_path / "x.lance")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "" or done.stderr.endswith("\nKeyboardInterrupt\n")
+    assert (done.returncode == 0) == (not ends)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert last_version(str(tmp_path / "x.lance")) == (0, None)
+
+
+def test_what_is_settled_stays(tmp_path: Path):
+    script = """
+import os, sys
+from pathlib import Path
+from lightning_lance import unfinished
+a, b, half, other = (Path(sys.argv[1], name) for name in ("a", "b", ".tmp1", ".tmp2"))
+for file in (a, b, half, other):
+    file.touch()
+unfinished.begun([a, b])
+unfinished.settled([b])
+unfinished.at_the_end(print)
+unfinished.no_longer(print)
+unfinished.at_the_end(lambda: print("undone"))
+unfinished.at_the_end(lambda: 1 / 0)
+with unfinished.writing_in(Path(sys.argv[1])), half.open("w"):
+    unfinished.take_back_all(10)
+    print(sorted(file.name for file in Path(sys.argv[1]).iterdir()), flush=True)
+    os._exit(0)  # whoever would commit now waits for ever
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "undone\n['.tmp2', 'b']\n"
+    assert unfinished._files == set()
