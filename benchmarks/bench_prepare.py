@@ -21,6 +21,10 @@ from storing import commit_rows
 
 OURS, BARE, TUTORIAL = "lightning-lance prepare", "gigatoken alone, texts in memory", "Lance tutorial's pipeline"
 OURS_JSON, OURS_ONE, BARE_ONE = f"{OURS}, jsonl.zst", f"{OURS}, one core", f"{BARE}, one core"
+BARE_FILES, BARE_JSON = (
+    "gigatoken alone, from the wanted rows in Parquet",
+    "gigatoken alone, from the wanted rows in jsonl.zst",
+)
 OURS_SLOW, BARE_SLOW = f"{OURS}, by tokenizers", "tokenizers alone, texts in memory"
 SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("content", "repo_name", "path", "license")] + [("size", pa.int64())]
@@ -82,25 +86,33 @@ def _row(path, file):
 
 
 def write_corpus(rows, folder):
-    """Write the corpus, the same three times under other names, as JSON Lines, and samples. Returns the globs."""
-    for name in ("once", "thrice", "json", *SAMPLES):
+    """Write the corpus, also thrice under other names, as JSON Lines, without unwanted rows, and samples. Returns the globs."""
+    for name in ("once", "thrice", "json", "wanted", "wanted_json", *SAMPLES):
         (folder / name).mkdir()
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     per_shard = -(-len(table) // SHARDS)
     for i in range(SHARDS):
-        shard = folder / "once" / f"train-{i:05}.parquet"
-        pq.write_table(table.slice(i * per_shard, per_shard), shard, row_group_size=ROWS)
+        some = rows[i * per_shard : (i + 1) * per_shard]
+        shard = _write_shard(some, folder / "once", folder / "json", i)
         for copy in "abc":
             (folder / "thrice" / f"train-{copy}-{i:05}.parquet").hardlink_to(shard)
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows[i * per_shard : (i + 1) * per_shard])
-        with pa.output_stream(str(folder / "json" / f"train-{i:05}.jsonl.zst"), compression="zstd") as file:
-            file.write(lines.encode())
+        wanted = [row for row in some if row["path"].endswith(".py") and row["content"]]
+        _write_shard(wanted, folder / "wanted", folder / "wanted_json", i)
     sizes = np.cumsum(np.asarray(table.column("size")))
     for name, num_bytes in SAMPLES.items():
         sample = table.slice(0, int(np.searchsorted(sizes, num_bytes)))
         pq.write_table(sample, folder / name / "train.parquet", row_group_size=ROWS)
-    parquet = {name: str(folder / name / "*.parquet") for name in ("once", "thrice", *SAMPLES)}
-    return {**parquet, "json": str(folder / "json" / "*.jsonl.zst")}
+    parquet = {name: str(folder / name / "*.parquet") for name in ("once", "thrice", "wanted", *SAMPLES)}
+    return {**parquet, **{name: str(folder / name / "*.jsonl.zst") for name in ("json", "wanted_json")}}
+
+
+def _write_shard(rows, parquet, lines, i):
+    file = parquet / f"train-{i:05}.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), file, row_group_size=ROWS)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with pa.output_stream(str(lines / f"train-{i:05}.jsonl.zst"), compression="zstd") as stream:
+        stream.write(text.encode())
+    return file
 
 
 def texts_of(pattern):
@@ -182,11 +194,7 @@ def bare(pattern, tokenizer_file):
     import awkward as ak
     import gigatoken
 
-    fields = json.loads(Path(tokenizer_file).read_text(encoding="utf-8"))
-    # As in ours, a text that spells a special token is text, and nothing is added.
-    plain = [token for token in fields["added_tokens"] if not token["special"]]
-    fields.update(added_tokens=plain, post_processor=None, truncation=None, padding=None)
-    spec, texts = json.dumps(fields), texts_of(pattern)
+    spec, texts = plain_spec(tokenizer_file), texts_of(pattern)
     batches = [ak.from_arrow(batch) for batch in texts]
 
     def once(file):
@@ -204,9 +212,56 @@ def bare(pattern, tokenizer_file):
             "tokens": len(ids) + len(lengths),
             "bytes": sum(map(bytes_of, texts)),
             "documents": len(lengths),
+            "digest": digest(lengths, ids),
         }
 
     return once
+
+
+def bare_files(pattern, tokenizer_file):
+    """Get ready to let gigatoken read files itself, whole: it knows no filter, so of files without other rows."""
+    import awkward as ak
+    import gigatoken
+
+    spec, files = plain_spec(tokenizer_file), sorted(map(str, Path(pattern).parent.glob(Path(pattern).name)))
+    is_parquet = pattern.endswith(".parquet")
+    source = (
+        gigatoken.ParquetFileSource(files, column="content")
+        if is_parquet
+        else gigatoken.JsonlFileSource(files, field="content")
+    )
+    size = sum(map(bytes_of, texts_of(str(Path(pattern).parents[1] / "wanted" / "*.parquet"))))
+
+    def once(file):
+        tokenizer = gigatoken.Tokenizer.from_json(spec)
+        begin = clocks()
+        encoded = tokenizer.encode_files(source)
+        seconds, cpu_seconds = clocks(begin)
+        lengths, ids = np.diff(encoded.layout.offsets.data), np.asarray(ak.flatten(encoded))
+        return {
+            "seconds": seconds,
+            "cpu_seconds": cpu_seconds,
+            "tokens": len(ids) + len(lengths),
+            "bytes": size,
+            "documents": len(lengths),
+            "digest": digest(lengths, ids),
+        }
+
+    return once
+
+
+def plain_spec(tokenizer_file):
+    """Give the tokenizer as gigatoken loads it: as in ours, a text that spells a special token is text, nothing is added."""
+    fields = json.loads(Path(tokenizer_file).read_text(encoding="utf-8"))
+    plain = [token for token in fields["added_tokens"] if not token["special"]]
+    fields.update(added_tokens=plain, post_processor=None, truncation=None, padding=None)
+    return json.dumps(fields)
+
+
+def digest(lengths, ids):
+    import xxhash
+
+    return xxhash.xxh3_64_hexdigest(lengths.astype(np.int64).tobytes() + ids.astype(np.uint32).tobytes())
 
 
 def slow(pattern, tokenizer_file):
@@ -318,6 +373,8 @@ CONTENDERS = {
     OURS: ours,
     OURS_JSON: ours,
     BARE: bare,
+    BARE_FILES: bare_files,
+    BARE_JSON: bare_files,
     OURS_ONE: ours,
     BARE_ONE: bare,
     OURS_SLOW: slow,
@@ -326,9 +383,16 @@ CONTENDERS = {
     STAGES: stages,
 }
 # What each gets of the corpus.
-PARTS = dict.fromkeys(CONTENDERS, "once") | {OURS_JSON: "json", OURS_SLOW: "few", BARE_SLOW: "few", TUTORIAL: "sample"}
+PARTS = dict.fromkeys(CONTENDERS, "once") | {
+    OURS_JSON: "json",
+    BARE_FILES: "wanted",
+    BARE_JSON: "wanted_json",
+    OURS_SLOW: "few",
+    BARE_SLOW: "few",
+    TUTORIAL: "sample",
+}
 ONE_CORE = (OURS_ONE, BARE_ONE)
-ALL_ROUNDS = (OURS, OURS_JSON, BARE)
+ALL_ROUNDS = (OURS, OURS_JSON, BARE, BARE_FILES, BARE_JSON)
 
 
 def bytes_of(texts):
@@ -424,7 +488,7 @@ def check(uri, json_uri, ids_file, tutorial_uri, pattern):
 
 
 def _comparable(texts):
-    from lightning_lance.fast_engine import newer_characters
+    from lightning_lance.newer import newer_characters
 
     apart = newer_characters(texts)
     return np.ones(len(texts), bool) if apart is None else ~apart
@@ -479,6 +543,8 @@ def run(folder, options):
     process.communicate()
     uris = [str(folder / f"{name}-0") for name in (OURS, OURS_JSON, BARE, TUTORIAL)]
     check(*uris, corpus["once"])
+    if len({told["digest"] for name in (BARE, BARE_FILES, BARE_JSON) for told in measured[name]}) > 1:
+        raise AssertionError("gigatoken gave other ids for the files than for the texts in memory.")
     tell(measured, thrice, num_rows, options, time.perf_counter() - began)
 
 
@@ -507,6 +573,12 @@ def tell(measured, thrice, num_rows, options, seconds):
         bar("ours / the Lance tutorial's pipeline, at least 60", speed(ours) / speed(best[TUTORIAL]), 60),
         bar("ours from Parquet / the bare tokenizer, at least 0.8", speed(ours) / speed(best[BARE]), 0.8),
         bar("ours from jsonl.zst / the bare tokenizer, at least 0.8", speed(best[OURS_JSON]) / speed(best[BARE]), 0.8),
+        bar("ours / gigatoken alone, both from Parquet, at least 0.8", speed(ours) / speed(best[BARE_FILES]), 0.8),
+        bar(
+            "ours / gigatoken alone, both from jsonl.zst, at least 0.8",
+            speed(best[OURS_JSON]) / speed(best[BARE_JSON]),
+            0.8,
+        ),
         bar("ours / the bare tokenizers library, at least 0.9", speed(best[OURS_SLOW]) / speed(best[BARE_SLOW]), 0.9),
         bar("1.5 GB / peak of ours, at least 1", 1.5e9 / thrice["peak"], 1),
         bar("peak of ours once / thrice the corpus, at least 0.8", 1 / growth, 0.8),
@@ -528,6 +600,8 @@ def tell(measured, thrice, num_rows, options, seconds):
         "of all cores per GB of text; cores: how many of them it had on average.",
         "The stored tokens are those of the bare tokenizer with EOS after each document, in the same order; the tutorial's are "
         "the same, without EOS.",
+        "gigatoken alone, from files: its encode_files, over all files at once, without unwanted rows, as it has no filter; "
+        "all texts and ids are in memory, and nothing is written.",
         f"Peak: the largest resident set of the process (VmHWM), {before / 1e9:.2f} GB of ours before the build.",
         f"The whole run took {seconds:.0f} s.",
     ]

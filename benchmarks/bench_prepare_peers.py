@@ -18,7 +18,7 @@ import xxhash
 from bench_prepare import collect, peak_memory, train
 from report import bar, environment, publish
 
-from lightning_lance.fast_engine import newer_characters
+from lightning_lance.newer import newer_characters
 
 PEERS_PYTHON = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
 OURS, PEERS = "ours", ("megatron", "trove", "lit_data")

@@ -70,6 +70,50 @@ def one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
+def string_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Lay numpy over the memory of a large_string array: (n + 1,) int64 offsets and the uint8 bytes."""
+    _, offsets, data = texts.buffers()
+    ends = (
+        np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        if offsets
+        else np.zeros(1, np.int64)
+    )
+    return ends, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
+
+
+def passing(table: pa.Table, filters: pc.Expression, named: Sequence[str]) -> pa.Table:
+    """Give the rows that a filter lets through; copies nothing where all do.
+
+    Args:
+        table: Rows.
+        filters: The filter.
+        named: The columns that it names.
+    """
+    # Arrow's own way hands all columns on to other threads, and copies all.
+    places = table.select(list(named)).append_column("", pa.array(np.arange(len(table))))
+    kept = np.asarray(places.filter(filters).column(""))
+    if len(kept) == len(table):
+        return table
+    mask = np.zeros(len(table), bool)
+    mask[kept] = True
+    return table.filter(pa.array(mask))
+
+
+def named_by(filters: pc.Expression, schema: pa.Schema) -> list[str]:
+    """Give the columns that a filter names."""
+    return [name for name in schema.names if _names(filters, name, schema)]
+
+
+def _names(filters: pc.Expression, column: str, schema: pa.Schema) -> bool:
+    """Tell whether a filter needs a column: without it, it cannot be bound."""
+    without = pa.table({field.name: pa.array([], field.type) for field in schema if field.name != column})
+    try:
+        without.filter(filters)
+    except (pa.ArrowInvalid, KeyError):
+        return True
+    return False
+
+
 def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> dict[str, pa.Array]:
     """Pick the columns of a source by our words for them.
 

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_lance.dedup import KnownTexts, text_hashes
-from lightning_lance.documents import one_array
+from lightning_lance.documents import one_array, string_buffers
 from lightning_lance.fast_engine import ENCODERS, Encoded
 from lightning_lance.inspection import counted, remarks, skip_reasons, spelled
 from lightning_lance.long_texts import LongDocuments, encode_texts
 from lightning_lance.read_ahead import read_ahead
-from lightning_lance.sources import BATCH_BYTES, OpenedSource
+from lightning_lance.sources import OpenedSource
 from lightning_lance.tokenization import Tokenizer
 
 # Batches read ahead, and those that wait for an encoder or for who packs them, beside those that are being encoded.
@@ -30,7 +30,11 @@ _READ_AHEAD, _WAITING = 2, 2
 _OF_TOKENIZERS = 2
 
 # Text under way before nothing more is read: more than those batches hold, except where single documents are larger.
-_ROOM_BYTES = 16 * BATCH_BYTES
+_ROOM_BYTES = 64 << 20
+
+# Text after which Arrow gives back what it has freed: it keeps ever more of it, some 100 MB over gigabytes of text. Ten
+# milliseconds each time.
+_RELEASE_BYTES = 64 << 20
 
 
 class EncodedBatch(NamedTuple):
@@ -198,13 +202,27 @@ def _encode(
     wanted: np.ndarray,
     skipped: dict[str, np.ndarray],
 ) -> EncodedBatch:
-    documents = batch if len(wanted) == len(batch) else batch.take(pa.array(wanted))
+    documents = _rows(batch, wanted)
     noted = remarks(documents, special, long)
     documents = documents.select(
         [name for name in documents.column_names if name not in ("not_utf8", "not_json", "bom")]
     )
     encoded = encode_texts(tokenizer, one_array(documents.column("text")), long.max_bytes)
     return EncodedBatch(batch, sizes, wanted, documents, encoded, skipped, noted)
+
+
+def _rows(batch: pa.Table, wanted: np.ndarray) -> pa.Table:
+    """Take rows, the texts without a copy where only empty ones are left out."""
+    if len(wanted) == len(batch):
+        return batch
+    texts = one_array(batch.column("text"))
+    borders, _ = string_buffers(texts)
+    low, high = borders[wanted], borders[wanted + 1]
+    if not len(wanted) or (low[1:] != high[:-1]).any():
+        return batch.take(pa.array(wanted))
+    others = batch.drop_columns(["text"]).take(pa.array(wanted))
+    edges = pa.py_buffer(np.append(low, high[-1]))
+    return others.append_column("text", pa.LargeStringArray.from_buffers(len(wanted), edges, texts.buffers()[2]))
 
 
 def _sizes(batch: pa.Table) -> np.ndarray:
@@ -220,12 +238,18 @@ def _amount(sizes: np.ndarray) -> tuple[int, int]:
 def _batches(
     opened: OpenedSource, shard: int, row: int, room: _Room
 ) -> Generator[tuple[int, pa.Table | None], None, None]:
+    size = 0
     for place in range(shard, len(opened.shards)):
         batches = iter(opened.read(place, row if place == shard else 0))
         while room.wait() and (batch := next(batches, None)) is not None:
-            room.add(_sizes(batch))
+            sizes = _sizes(batch)
+            room.add(sizes)
             yield place, batch
             del batch
+            size += _amount(sizes)[1]
+            if size > _RELEASE_BYTES:
+                size = 0
+                pa.default_memory_pool().release_unused()
         if not room.wait():
             if isinstance(batches, Generator):
                 batches.close()

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lightning_lance.documents import named_by, passing
 from lightning_lance.json_rows import NOT_JSON, SPACE, LineParser, parsed, rows_of, whole_objects
 
 # What is read and parsed at a time: the first blocks are smaller, since the tokenizer waits for them.
@@ -115,6 +116,7 @@ class LinesShard:
         """
         start = max((place for place, before in starts.items() if before <= row), default=0)
         first, begun, parser = starts.get(start, 0), start > 0, LineParser(columns, text)
+        named: list[str] = []
         for place, block in self._blocks(start):
             if not self._compressed:
                 starts[place] = first
@@ -129,7 +131,8 @@ class LinesShard:
                 self._refuse(block)
             begun = True
             if filters is not None:
-                table = table.filter(filters | pc.field(NOT_JSON))
+                named = named or named_by(filters, table.schema)
+                table = passing(table, filters | pc.field(NOT_JSON), [*named, NOT_JSON])
             for low in range(0, len(table), _TABLE_ROWS):
                 yield first + low, table.slice(low, _TABLE_ROWS)
             first += len(table)
@@ -139,7 +142,7 @@ class LinesShard:
 
     def _blocks(self, start: int) -> Generator[tuple[int, bytes], None, None]:
         """Read whole lines, some MB at a time, each with its place in the text."""
-        held: list[bytes] = []
+        held: list[bytes | memoryview] = []
         size, place = min(_FIRST_BLOCK, self._block_bytes), start
         raw, stream = self._open(start)
         try:
@@ -150,7 +153,7 @@ class LinesShard:
                 if place == 0 and not held:
                     _check_lines(data)
                 end = data.rfind(b"\n") + 1
-                held.append(data[:end] if end else data)
+                held.append(memoryview(data)[:end] if end else data)
                 if end:
                     block = b"".join(held)
                     held = [data[end:]]

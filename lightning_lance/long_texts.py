@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
+from lightning_lance.documents import string_buffers
 from lightning_lance.errors import ConfigError
-from lightning_lance.fast_engine import Encoded, string_buffers
-from lightning_lance.tokenization import Tokenizer, token_dtype
+from lightning_lance.fast_engine import Encoded
+from lightning_lance.tokenization import Tokenizer
 
 # Longest text that is encoded at once: 1 MiB is more than nearly any source file or book chapter, takes the slowest engine
 # about a second, and some 150 MB of its memory.
@@ -96,7 +97,7 @@ def encode_texts(tokenizer: Tokenizer, texts: pa.Array, max_bytes: int) -> Encod
         max_bytes: Longest text that is encoded at once.
 
     Returns:
-        One row of ids per text, however many pieces it had; the ids have the stored dtype if there was a long text.
+        One row of ids per text, however many pieces it had.
     """
     borders, data = string_buffers(texts)
     long = np.flatnonzero(np.diff(borders) > max_bytes)
@@ -108,7 +109,7 @@ def encode_texts(tokenizer: Tokenizer, texts: pa.Array, max_bytes: int) -> Encod
     # Empty texts share their border with the next, so the cuts go in by position, not as a set.
     inserted = np.concatenate(cuts[1:])
     pieces = np.insert(borders, np.searchsorted(borders, inserted), inserted)
-    encoded = [_narrow(part, tokenizer.vocab_size) for part in _encode_pieces(tokenizer, pieces, texts.buffers()[2])]
+    encoded = [*_encode_pieces(tokenizer, pieces, texts.buffers()[2])]
     ends = np.cumsum(np.concatenate([[0], *[np.diff(part.offsets) for part in encoded]]))
     firsts = np.arange(len(borders)) + np.searchsorted(np.sort(inserted), borders, side="left")
     return Encoded(np.concatenate([part.ids for part in encoded]), ends[firsts])
@@ -121,10 +122,3 @@ def _encode_pieces(tokenizer: Tokenizer, borders: np.ndarray, data: pa.Buffer) -
     starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(array)]
     for low, high in pairwise(starts):
         yield tokenizer.encode_batch(array.slice(low, high - low))
-
-
-def _narrow(encoded: Encoded, vocab_size: int) -> Encoded:
-    # 200 MB of text may be 200 M ids: at 2 bytes each, not 4.
-    dtype: np.dtype[Any] = token_dtype(vocab_size)
-    fits = not len(encoded.ids) or int(encoded.ids.max()) < vocab_size
-    return encoded._replace(ids=encoded.ids.astype(dtype)) if fits else encoded

@@ -87,7 +87,7 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
     Raises:
         StoreError: If an id does not fit `dtype`, or a document already holds EOS.
     """
-    if len(ids) and int(ids.max()) > np.iinfo(dtype).max:
+    if ids.itemsize > dtype.itemsize and len(ids) and int(ids.max()) > np.iinfo(dtype).max:
         raise StoreError(
             f"Token id {int(ids.max())} does not fit {dtype}: the tokenizer gave an id beyond its vocabulary."
         )
@@ -96,7 +96,7 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
             f"A text was encoded to the EOS id {eos_id}, which would cut its document in two: choose a tokenizer.eos_token "
             "that is a special token."
         )
-    # Straight into place, narrowed on the way: a copy more of all tokens costs as much as the rest of the packing.
+    # Straight into place: a copy more of all tokens costs as much as the rest of the packing.
     joined = np.empty(len(ids) + len(offsets) - 1, dtype)
     joined[offsets[1:] + np.arange(len(offsets) - 1)] = eos_id
     for i, (low, high) in enumerate(pairwise(offsets.tolist())):

@@ -12,12 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from lightning_lance.documents import named_by, passing
+
 # What is decoded at a time: rows of about so many bytes, and so many at most, since some are much longer than the others.
-_DECODED_BYTES, _DECODED_ROWS = 4 << 20, 256
+_DECODED_BYTES, _DECODED_ROWS = 8 << 20, 512
 # What lies between two columns is fetched too where it is less: a request takes as long as so many bytes.
 _HOLE_BYTES = 64 << 10
 # Larger row groups are fetched piece by piece, so that memory does not follow them.
 _AHEAD_BYTES, _PIECE_BYTES = 64 << 20, 8 << 20
+# The same of a local file, of each column.
+_LOCAL_PIECE_BYTES = 1 << 20
 # The footer is at the end, and mostly no larger.
 _FOOTER_BYTES = 64 << 10
 
@@ -94,7 +98,10 @@ class ParquetShard:
         # Reading ahead inside Arrow goes on after a reader is closed: a build that stops in the middle of a shard because its
         # budget is met would abort or hang at exit.
         self._source: Any = self._parts if self._parts is not None else pa.OSFile(path)
-        self._file = pq.ParquetFile(self._source, buffer_size=_PIECE_BYTES, pre_buffer=False)
+        piece = _LOCAL_PIECE_BYTES if self._parts is None else _PIECE_BYTES
+        self._file = pq.ParquetFile(self._source, buffer_size=piece, pre_buffer=False)
+        # Columns that the filter names, once they are known.
+        self._filtered: list[str] | None = None
 
     def __enter__(self) -> ParquetShard:
         return self
@@ -150,8 +157,12 @@ class ParquetShard:
     def _count(self, group: int, filters: pc.Expression | None) -> int:
         if filters is None:
             return int(self._file.metadata.row_group(group).num_rows)
-        named = [name for name in self.columns if _names(filters, name, self._file.schema_arrow)]
-        return sum(len(table) for table in self._decoded(group, named, filters))
+        return sum(len(table) for table in self._decoded(group, self._named(filters), filters))
+
+    def _named(self, filters: pc.Expression) -> list[str]:
+        if self._filtered is None:
+            self._filtered = named_by(filters, self._file.schema_arrow)
+        return self._filtered
 
     def _decoded(
         self, group: int, columns: Sequence[str], filters: pc.Expression | None
@@ -166,7 +177,7 @@ class ParquetShard:
         # Without threads, so that a remote file is read by this one, and by none when it is done with.
         for batch in self._file.iter_batches(rows, [group], list(columns), use_threads=False):
             table = pa.Table.from_batches([batch])
-            yield table if filters is None else table.filter(filters)
+            yield table if filters is None else passing(table, filters, self._named(filters))
 
     def _ranges(self, group: int, columns: Sequence[str]) -> list[tuple[int, int]]:
         """Give the places of a row group's columns in the file, neighbours joined."""
@@ -181,13 +192,3 @@ class ParquetShard:
         joints = [i for i, (before, after) in enumerate(pairwise(ranges)) if after[0] - before[1] > _HOLE_BYTES]
         borders = [-1, *joints, len(ranges) - 1]
         return [(ranges[low + 1][0], ranges[high][1]) for low, high in pairwise(borders) if ranges]
-
-
-def _names(filters: pc.Expression, column: str, schema: pa.Schema) -> bool:
-    """Tell whether a filter needs a column: without it, it cannot be bound."""
-    without = pa.table({field.name: pa.array([], field.type) for field in schema if field.name != column})
-    try:
-        without.filter(filters)
-    except (pa.ArrowInvalid, KeyError):
-        return True
-    return False

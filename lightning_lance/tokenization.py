@@ -18,15 +18,10 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from lightning_lance.documents import string_buffers
 from lightning_lance.errors import ConfigError
-from lightning_lance.fast_engine import (
-    Encoded,
-    FastEngines,
-    gigatoken_knows,
-    load_fast,
-    newer_characters,
-    string_buffers,
-)
+from lightning_lance.fast_engine import Encoded, FastEngine, cuts_at_spaces, gigatoken_knows, load_fast
+from lightning_lance.newer import Parted, parted
 
 # What ends a document in the tokenizers that people pre-train with, most common spelling first.
 EOS_SPELLINGS = (
@@ -78,7 +73,9 @@ class Tokenizer:
             fields.update(post_processor=None, truncation=None, padding=None)
             if fields["model"].get("dropout"):
                 fields["model"]["dropout"] = None  # ids must not depend on chance
-            self._reference = tokenizers.Tokenizer.from_str(json.dumps(fields))
+            # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.
+            self._spec, self._engine = json.dumps(fields, ensure_ascii=False), engine
+            self._reference = tokenizers.Tokenizer.from_str(self._spec)
         except Exception as error:  # the Rust library raises bare Exception
             raise ConfigError(f"This is no tokenizer.json of the tokenizers library: {error}.") from error
         self._reference.encode_special_tokens = True
@@ -95,12 +92,14 @@ class Tokenizer:
         self.eos_id: int = vocabulary[eos]
         self.vocab_size: int = max(vocabulary.values()) + 1
         self.special_tokens = [token["content"] for token in fields.get("added_tokens") or [] if token["special"]]
-        # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.
-        self._spec, self._engine = json.dumps(fields, ensure_ascii=False), engine
         self._check_special_tokens(fields, vocabulary)
         canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         self.digest = xxhash.xxh3_128_hexdigest(f"{self.eos_id}\0{canonical}".encode())
-        self._fast = load_fast(fields) if engine == "auto" and gigatoken_knows(fields) else None
+        self._dtype = token_dtype(self.vocab_size)
+        fast = engine == "auto" and gigatoken_knows(fields)
+        self._fast = load_fast(self._spec, fields, self._dtype) if fast else None
+        # Whether a text may be cut at spaces.
+        self._at_spaces = cuts_at_spaces(fields)
         # Comparisons so far, and the text since the last one.
         self._compared, self._since = 0, 0
         self._comparing = threading.Lock()
@@ -139,8 +138,8 @@ class Tokenizer:
         """
         fast = self._fast
         if fast is not None and len(texts):
-            if (apart := newer_characters(texts)) is not None:
-                return self._encode_apart(texts, apart)
+            if (parts := parted(texts, self._at_spaces)) is not None:
+                return self._encode_apart(parts)
             encoded, different = fast.encode(texts), None
             with self._comparing:  # nobody goes on before the first comparison is through
                 if self._fast is None:
@@ -154,16 +153,17 @@ class Tokenizer:
                 )
         return self._encode_reference(texts)
 
-    def _encode_apart(self, texts: pa.Array, apart: np.ndarray) -> Encoded:
-        """Encode some texts, which are few, by `tokenizers`, and the others as ever."""
-        parts = [
-            self.encode_batch(texts.filter(pa.array(~apart))),
-            self._encode_reference(texts.filter(pa.array(apart))),
+    def _encode_apart(self, parts: Parted) -> Encoded:
+        """Encode what has newer characters, which is little, by `tokenizers`, and the rest as ever."""
+        newer = parts.newer
+        encoded = [
+            self.encode_batch(parts.pieces.filter(pa.array(~newer))),
+            self._encode_reference(parts.pieces.filter(pa.array(newer))),
         ]
-        rows = [[ids[low:high] for low, high in pairwise(offsets)] for ids, offsets in parts]
-        both = [iter(row) for row in rows]
-        merged = [next(both[int(other)]) for other in apart]
-        return Encoded(np.concatenate(merged), np.cumsum([0, *map(len, merged)], dtype=np.int64))
+        rows = [iter([ids[low:high] for low, high in pairwise(offsets)]) for ids, offsets in encoded]
+        merged = [next(rows[int(other)]) for other in newer]
+        ends = np.cumsum([0, *map(len, merged)], dtype=np.int64)
+        return Encoded(np.concatenate(merged), ends[parts.firsts])
 
     def _encode_reference(self, texts: pa.Array) -> Encoded:
         ids: list[np.ndarray] = []
@@ -172,12 +172,12 @@ class Tokenizer:
         for low, high in pairwise(cuts):
             some = texts.slice(low, high - low).to_pylist()
             rows = self._reference.encode_batch_fast(some, add_special_tokens=False)
-            ids += [np.asarray(row.ids, np.uint32) for row in rows]
+            ids += [np.asarray(row.ids, self._dtype) for row in rows]
         offsets = np.zeros(len(ids) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in ids], out=offsets[1:])
-        return Encoded(np.concatenate(ids or [np.empty(0, np.uint32)]), offsets)
+        return Encoded(np.concatenate(ids or [np.empty(0, self._dtype)]), offsets)
 
-    def _first_difference(self, fast: FastEngines, texts: pa.Array, encoded: Encoded) -> str | None:
+    def _first_difference(self, fast: FastEngine, texts: pa.Array, encoded: Encoded) -> str | None:
         """Give a text that the engines encode differently; None if none of the sample is one."""
         borders, data = string_buffers(texts)
         self._since += int(borders[-1] - borders[0])

@@ -1,39 +1,17 @@
 import json
-import re
 import subprocess
 import sys
 
 import gigatoken
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import fast_engine
-from lightning_lance.fast_engine import NEWER, gigatoken_knows, newer_characters
+from lightning_lance.fast_engine import cuts_at_spaces, gigatoken_knows
 from lightning_lance.tokenization import byte_tokenizer
-
-RANGES = [tuple(int(end, 16) for end in (part.split("-") * 2)[:2]) for part in NEWER.split()]
-edges = [point + step for ends in RANGES for point in ends for step in (-1, 0, 1)]
-
-
-few = st.one_of(st.sampled_from(edges).map(chr), st.characters(exclude_categories=["Cs"]))
-# Most texts have long stretches of ASCII.
-some = st.lists(st.one_of(few, st.text("ab ", min_size=5, max_size=30)), max_size=12).map("".join)
-
-
-@given(st.lists(some, max_size=5), st.text(max_size=9))
-def test_texts_with_newer_characters_are_found(texts: list[str], before: str):
-    expected = [any(low <= ord(c) <= high for c in text for low, high in RANGES) for text in texts]
-    found = newer_characters(pa.array([before, *texts], pa.large_string()).slice(1))
-    assert (found is None) == (not any(expected))
-    assert found is None or found.tolist() == expected
-
-
-def test_the_table_is_in_order():
-    points = [point for ends in RANGES for point in ends]
-    assert points == sorted(points)
-    assert re.fullmatch(r"[0-9A-F -]+", NEWER)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +30,51 @@ def test_normalizers_that_were_not_compared_go_to_the_other_engine(normalizer: o
     assert gigatoken_knows({**fields, "normalizer": normalizer}) == known
 
 
+def added(content: str, **flags: bool) -> dict[str, object]:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+    return {"id": 300, "content": content, **plain, **flags}
+
+
+@pytest.mark.parametrize(
+    ("changes", "cut"),
+    [
+        ({}, True),
+        ({"normalizer": {"type": "NFC"}}, True),
+        ({"normalizer": {"type": "Prepend", "prepend": "_"}}, False),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, False),
+        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True}}, False),
+        ({"added_tokens": [added("   ")]}, True),
+        ({"added_tokens": [added("two words")]}, False),
+        ({"added_tokens": [added("word ")]}, False),
+        ({"added_tokens": [added("word", rstrip=True)]}, False),
+        ({"added_tokens": [added("two words", special=True)]}, True),
+    ],
+)
+def test_where_texts_may_be_cut_at_spaces(changes: dict[str, object], cut: bool):
+    assert cuts_at_spaces({**json.loads(byte_tokenizer().to_json()), **changes}) == cut
+
+
+@given(st.lists(st.integers(0, 9), max_size=30), st.integers(0, 5))
+def test_calls_take_all_texts_once_and_no_more_than_a_worker(sizes: list[int], before: int):
+    borders = before + np.append(0, np.cumsum(sizes, dtype=np.int64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_engine, "_ALONE_BYTES", 10)
+        calls = [*fast_engine._calls(borders)]
+    assert [i for low, high in calls for i in range(low, high)] == [*range(len(sizes))]
+    assert all(sum(sizes[low:high]) < 10 for low, high in calls)
+    # None could take the first text of the next one too.
+    assert all(sum(sizes[low : high + 1]) >= 10 for low, high in calls[:-1])
+
+
+def test_no_more_threads_encode_than_there_are_workers(monkeypatch: pytest.MonkeyPatch):
+    cores = fast_engine._cores()
+    for told, expected in (("1", 1), ("0", cores), ("", cores), ("many", cores), ("100000", cores)):
+        monkeypatch.setenv("RAYON_NUM_THREADS", told)
+        assert fast_engine._cores() == expected
+
+
 def test_engines_that_have_grown_are_made_anew(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fast_engine, "_LOOK_BYTES", 1)
     tokenizer, made = byte_tokenizer(), []
     load = gigatoken.Tokenizer.from_json
     monkeypatch.setattr(gigatoken.Tokenizer, "from_json", lambda spec: made.append(spec) or load(spec))
@@ -73,7 +95,7 @@ import sys
 import numpy as np, pyarrow as pa
 from lightning_lance import fast_engine
 from lightning_lance.tokenization import train_bpe
-fast_engine._ROOM_BYTES, fast_engine._LEAST_BYTES = int(sys.argv[1]) << 20, 2 << 20
+fast_engine._ROOM_BYTES, fast_engine._LEAST_BYTES, fast_engine._LOOK_BYTES = int(sys.argv[1]) << 20, 2 << 20, 1 << 20
 tokenizer = train_bpe(["some words"], 300)
 chance, most = np.random.default_rng(0), 0
 for _ in range(20):

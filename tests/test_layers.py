@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 ORDER = [
     "errors", "figures", "languages", "documents", "dedup", "patience", "parquet", "json_rows", "json_lines", "sources",
     "own_split", "access", "shards", "streaming",
-    "unfinished", "locking", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
+    "unfinished", "locking", "newer", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
     "splits", "packing", "segments", "layout", "fragments", "sums", "commit",
     "row_writer", "versions", "tags", "repacking", "merging",
     "integrity",

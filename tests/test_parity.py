@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from lightning_lance.fast_engine import NEWER
+from lightning_lance.newer import NEWER
 from lightning_lance.tokenization import Tokenizer, byte_tokenizer, train_bpe
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>"]
@@ -166,7 +166,7 @@ PIECES = [
     ],
 ]
 # Characters of all ages: the engines come with tables of different versions of Unicode.
-PIECES += [
+NEWEST = [
     "\u1acf",
     "\u0334",
     "\u0897",
@@ -177,6 +177,26 @@ PIECES += [
     "\U00011db0",
     "\U000113c2",
     "\U000323b0",
+]
+PIECES += NEWEST
+WORDS = [
+    "ab",
+    " ab",
+    " ",
+    "  ",
+    "\n",
+    "'s",
+    " 's",
+    "1",
+    " 12",
+    ".",
+    " .",
+    "\u0301",
+    " \u0301",
+    "\u00a0",
+    "\u00e9",
+    "\t",
+    "  x",
 ]
 mixed = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_size=14).map("".join)
 
@@ -209,6 +229,13 @@ def test_the_ids_are_those_of_tokenizers(engines: tuple[Tokenizer, Tokenizer], t
     assert fast.engine == engine
     specials = {fast.id_of(token) for token in fast.special_tokens if token != "[UNK]"}  # what a model does not know
     assert not specials & {i for row in ids for i in row}
+
+
+@settings(max_examples=60)
+@given(st.lists(st.lists(st.sampled_from([*NEWEST, *WORDS]), max_size=25).map("".join), min_size=1, max_size=4))
+def test_words_near_newer_characters_have_the_ids_of_tokenizers(engines: tuple[Tokenizer, Tokenizer], texts: list[str]):
+    fast, reference = engines
+    assert encode(fast, texts) == encode(reference, texts)
 
 
 def test_a_long_text_is_the_same_in_both_engines(engines: tuple[Tokenizer, Tokenizer]):

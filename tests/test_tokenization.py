@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from lightning_lance import tokenization
 from lightning_lance.errors import ConfigError
-from lightning_lance.fast_engine import Encoded, FastEngines
+from lightning_lance.fast_engine import Encoded, FastEngine
 from lightning_lance.tokenization import EOS_SPELLINGS, Tokenizer, byte_tokenizer, token_dtype, train_bpe
 
 TEXTS = [
@@ -85,7 +85,7 @@ def test_slices_of_arrow_arrays_are_encoded_as_they_are(bpe: Tokenizer):
     ids, offsets = bpe.encode_batch(texts)
     whole, borders = bpe.encode_batch(pa.array(TEXTS[:3], pa.large_string()))
     assert (ids.tolist(), offsets.tolist()) == (whole.tolist(), borders.tolist())
-    assert (ids.dtype, offsets.dtype) == (np.uint32, np.int64)
+    assert (ids.dtype, offsets.dtype) == (np.uint16, np.int64)
 
 
 def test_nothing_is_added_and_nothing_cut(bpe: Tokenizer):
@@ -158,9 +158,9 @@ def test_an_engine_that_differs_is_left_with_a_warning(bpe: Tokenizer, wrong: st
     tokenizer = Tokenizer(bpe.to_json())
     expected = encode(bpe, *TEXTS)
     assert encode(tokenizer, *TEXTS) == encode(tokenizer, *TEXTS) == expected
-    honest = FastEngines.encode
+    honest = FastEngine.encode
 
-    def broken(fast: FastEngines, texts: pa.Array) -> Encoded | None:
+    def broken(fast: FastEngine, texts: pa.Array) -> Encoded | None:
         encoded = honest(fast, texts)
         assert encoded is not None
         ids, offsets = encoded
@@ -168,21 +168,21 @@ def test_an_engine_that_differs_is_left_with_a_warning(bpe: Tokenizer, wrong: st
         ids[offsets[:-1]] += 1
         return Encoded(ids, offsets) if wrong == "ids" else None
 
-    monkeypatch.setattr(FastEngines, "encode", broken)
+    monkeypatch.setattr(FastEngine, "encode", broken)
     with pytest.warns(UserWarning, match="the tokenizers library encodes from here on"):
         assert encode(tokenizer, *TEXTS) == expected
     assert tokenizer.engine == "tokenizers"
 
 
 def test_no_thread_goes_on_before_the_engines_were_compared(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch):
-    expected, honest = encode(bpe, *TEXTS), FastEngines.encode
+    expected, honest = encode(bpe, *TEXTS), FastEngine.encode
 
-    def broken(fast: FastEngines, texts: pa.Array) -> Encoded | None:
+    def broken(fast: FastEngine, texts: pa.Array) -> Encoded | None:
         encoded = honest(fast, texts)
         assert encoded is not None
         return Encoded(encoded.ids + 1, encoded.offsets)
 
-    monkeypatch.setattr(FastEngines, "encode", broken)
+    monkeypatch.setattr(FastEngine, "encode", broken)
     tokenizer = Tokenizer(bpe.to_json())
     with ThreadPoolExecutor(4) as threads, pytest.warns(UserWarning, match="gave other ids"):
         found = list(threads.map(lambda _: encode(tokenizer, *TEXTS), range(12)))
@@ -229,16 +229,16 @@ def test_a_difference_in_long_texts_is_seen_too(bpe: Tokenizer, monkeypatch: pyt
     monkeypatch.setattr(tokenization, "_COMPARE_EVERY", 1)
     tokenizer = Tokenizer(bpe.to_json())
     long = "def main(): return 17\n" * 1000
-    honest = FastEngines.encode
+    honest = FastEngine.encode
     assert encode(tokenizer, long, long) == encode(bpe, long, long)
 
-    def broken(fast: FastEngines, texts: pa.Array) -> Encoded | None:
+    def broken(fast: FastEngine, texts: pa.Array) -> Encoded | None:
         encoded = honest(fast, texts)
         assert encoded is not None
         ids, offsets = encoded
         return Encoded(np.where(ids == ids[-1], 5, ids), offsets)
 
-    monkeypatch.setattr(FastEngines, "encode", broken)
+    monkeypatch.setattr(FastEngine, "encode", broken)
     with pytest.warns(UserWarning, match="gave other ids for the text"):
         assert encode(tokenizer, long) == encode(Tokenizer(bpe.to_json(), engine="tokenizers"), long)
 
