@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.acero as acero
 import pyarrow.compute as pc
 
 from lightning_lance.errors import ConfigError, SourceError
@@ -89,14 +90,11 @@ def passing(table: pa.Table, filters: pc.Expression, named: Sequence[str]) -> pa
         filters: The filter.
         named: The columns that it names.
     """
-    # Arrow's own way hands all columns on to other threads, and copies all.
-    places = table.select(list(named)).append_column("", pa.array(np.arange(len(table))))
-    kept = np.asarray(places.filter(filters).column(""))
-    if len(kept) == len(table):
-        return table
-    mask = np.zeros(len(table), bool)
-    mask[kept] = True
-    return table.filter(pa.array(mask))
+    # Arrow's own way hands all columns on to other threads, and copies all. Those may still hold them when Python ends.
+    few = acero.Declaration("table_source", acero.TableSourceNodeOptions(table.select(list(named))))
+    plan = [few, acero.Declaration("project", acero.ProjectNodeOptions([filters], ["passes"]))]
+    passes = acero.Declaration.from_sequence(plan).to_table(use_threads=False).column("passes")
+    return table if passes.null_count == 0 and pc.all(passes).as_py() else table.filter(passes)
 
 
 def named_by(filters: pc.Expression, schema: pa.Schema) -> list[str]:

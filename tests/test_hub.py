@@ -151,7 +151,7 @@ from huggingface_hub import HfFileSystem
 url, paths = "hf://datasets/wide/code/data/", []
 for name, cache in [("mapped", "readahead"), ("opened", "none")]:
     with HfFileSystem().open(url + name + ".parquet", cache_type=cache) as file:
-        batches = pq.ParquetFile(file).iter_batches(columns=["path"])
+        batches = pq.ParquetFile(file).iter_batches(columns=["path"], use_threads=False)
         paths.append([path for batch in batches for path in batch["path"].to_pylist()])
 report(paths)
 """
