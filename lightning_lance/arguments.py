@@ -34,7 +34,11 @@ def expected_instead(target: Callable[..., Any], name: str, value: Any) -> str |
     """
     try:
         annotation = get_type_hints(target.__init__ if inspect.isclass(target) else target)[name]
-    except (KeyError, NameError, TypeError):  # no such name, or one that only type checkers know
+        default = inspect.signature(target).parameters[name].default
+    # No such name; or an annotation that is for type checkers only, or for readers.
+    except (KeyError, NameError, TypeError, AttributeError, SyntaxError, ValueError):
+        return None
+    if value is None and default is None:  # many leave it out of the annotation
         return None
     union = get_origin(annotation) in (Union, types.UnionType)
     kinds = [get_origin(kind) or kind for kind in (get_args(annotation) if union else (annotation,))]

@@ -93,6 +93,10 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
                     os.environ.pop("HYDRA_FULL_ERROR", None)
         except (HydraException, OmegaConfBaseException) as error:
             told.append(error)
+        except ValueError as error:
+            if configs:
+                raise
+            told.append(_no_option(error, sys.argv[1:]))
         except (KeyboardInterrupt, SystemExit) as error:
             # Lightning makes SystemExit of both signals.
             if signals.received is None:
@@ -126,6 +130,8 @@ def help_of(
             options = {group: GlobalHydra.instance().config_loader().get_group_options(group) for group in groups}
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {_one_sentence(error, None)}")
+    except ValueError as error:
+        sys.exit(f"error: {_no_option(error, arguments)}")
     shown = {key: config[key] for key in keys} | {"data": {key: config["data"][key] for key in data}}
     lines = [
         f"{name} reads these keys of the configuration, as key=value: source=github_code max_documents=1000",
@@ -212,6 +218,14 @@ def _not_understood(override: str) -> str:
         f"The value of {override!r} cannot be read: expected such as {examples}; close what it opens, and quote text that has "
         f"signs like , : = ( [ {{ once more, as in 'key=\"a, b\"'."
     )
+
+
+def _no_option(error: ValueError, arguments: Sequence[str]) -> ConfigError:
+    """Say what Hydra raises where a group is given what is no name, such as null or a number."""
+    told = " ".join(str(error).split()).rstrip(".")
+    # Groups have no dots in their names; what the command adds itself has some, or is Hydra's.
+    given = [argument for argument in arguments if not re.match(r"[^=]*[./]", argument)]
+    return ConfigError(f"The configuration cannot be composed ({told}): check {', '.join(given) or 'its groups'}.")
 
 
 def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Sequence[str]) -> str:

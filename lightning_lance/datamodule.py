@@ -194,7 +194,7 @@ class LanceDataModule(LightningDataModule):
         if stage == "fit":
             self._loader = self._state = None
             for store in self._stores.values():  # nodes may have stores of their own
-                store.keep_for_training()
+                store.keep_for_training(share=self.trainer is None or self.trainer.is_global_zero)
             self._tagged = list(self._stores.values())
 
     def on_exception(self, exception: BaseException) -> None:

@@ -129,6 +129,10 @@ def make_plan(
     """
     check_val_fraction(val_fraction)
     long = LongDocuments(max_document_bytes, long_documents)
+    if not isinstance(data_dir, (str, Path)):
+        raise ConfigError(f"data_dir is {data_dir!r}: expected the path of a folder, such as data.")
+    if not isinstance(uri, (str, type(None))):
+        raise ConfigError(f"uri is {uri!r}: expected the place of a store, such as data/mine.lance, or null.")
     if "://" in str(data_dir):
         raise ConfigError(
             f"data_dir is {str(data_dir)!r}: expected a local folder; give a store in a bucket by its uri."

@@ -167,11 +167,11 @@ class TokenStore:
         """
         return keep(self._dataset, self.uri, self.commit.extent, self._opening[0], name)
 
-    def keep_for_training(self) -> bool:
-        """Tag the version that is read, once, and tell whether it is there; where it cannot be tagged, that is a warning."""
+    def keep_for_training(self, share: bool = True) -> bool:
+        """Tag what is read, once, and tell whether it is there; a warning where that fails. `share`: see `is_trained_on`."""
         try:
             if not self._kept:
-                self._tagged = not is_trained_on(self._dataset, self.commit.extent)
+                self._tagged = not is_trained_on(self._dataset, self.commit.extent, share)
                 self._kept = self.keep()
         except StoreError as error:
             self._kept = True

@@ -65,15 +65,24 @@ def keep(
     return False
 
 
-def is_trained_on(dataset: Any, extent: Extent) -> bool:
-    """Tell whether there is a tag for runs that train on an extent."""
-    return f"{_CHECKPOINT}{extent.name}" in dataset.tags.list()
+def is_trained_on(dataset: Any, extent: Extent, share: bool) -> bool:
+    """Tell whether there is a tag for runs that train on an extent; `share` has the run that made it let it be from now on."""
+    name = f"{_CHECKPOINT}{extent.name}"
+    tag = dataset.tags.list().get(name)
+    if tag is not None and share:
+        with suppress(ValueError, OSError):
+            # Written again, it has another time than when it was made.
+            dataset.tags.update(name, int(tag["version"]))
+    return tag is not None
 
 
 def let_go(dataset: Any, extent: Extent) -> None:
-    """Remove the tag for runs that train on an extent; that it cannot be is no error."""
+    """Remove the tag for runs that train on an extent, unless another run shares it; that it cannot be is no error."""
+    name = f"{_CHECKPOINT}{extent.name}"
     with suppress(ValueError, OSError):
-        dataset.tags.delete(f"{_CHECKPOINT}{extent.name}")
+        tag = dataset.tags.list().get(name)
+        if tag is not None and tag["created_at"] == tag["updated_at"]:
+            dataset.tags.delete(name)
 
 
 def keep_build(dataset: Any, uri: str) -> None:

@@ -167,8 +167,10 @@ class LeaseTurn:
         try:
             lease = Lease(self._lock_file)
             if lease.take_from_the_dead():
-                remove_whole(self._status_file)
-                lease.release()
+                try:
+                    remove_whole(self._status_file)
+                finally:
+                    lease.release()
         except Exception as error:  # a store that can only be read is no reason to fail
             _log.debug("%s", error)
 

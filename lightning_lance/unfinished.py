@@ -33,7 +33,7 @@ def writing_in(folder: Path | None) -> Iterator[None]:
     try:
         yield
     finally:
-        with _lock:
+        with _lock, suppress(ValueError):  # in a forked process it is its parent's
             _folders.remove(folder)
 
 
@@ -82,6 +82,19 @@ def _take_back_all() -> None:
     for undo in reversed(_others):
         with suppress(Exception):
             undo()
+
+
+def _forget_all() -> None:
+    """Begin a forked process: what was begun is its parent's, and the lock may be held by a thread that is not here."""
+    global _lock
+    _lock = threading.Lock()
+    _folders.clear()
+    _files.clear()
+    _others.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 def _half_written() -> list[Path]:

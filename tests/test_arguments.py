@@ -1,3 +1,4 @@
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Optional
@@ -25,6 +26,15 @@ class Target:
 
 
 def only_checked(number: int, since: "timedelta") -> None: ...
+
+
+def no_such_name(number: int, since: "os.no_such_name") -> None: ...  # type: ignore[name-defined] # as a stub may have it
+
+
+def only_read(number: int, since: "some time") -> None: ...  # type: ignore[valid-type] # noqa: F722
+
+
+def without_null(number: int = None, share: float = 1.0) -> None: ...  # type: ignore[assignment] # noqa: RUF013
 
 
 @pytest.mark.parametrize(
@@ -63,4 +73,12 @@ def test_of_libraries_too_and_where_names_are_known_to_type_checkers_only():
     for name, value in {"precision": "foo", "devices": "auto", "max_time": "0:1", "callbacks": []}.items():
         assert expected_instead(lightning.Trainer, name, value) is None
     assert expected_instead(only_checked, "number", "abc") is None
+    assert expected_instead(no_such_name, "number", "abc") is None
+    assert expected_instead(only_read, "number", "abc") is None
     assert expected_instead(dict, "number", "abc") is None
+
+
+def test_null_is_right_where_it_is_the_default():
+    assert expected_instead(without_null, "number", None) is None
+    assert expected_instead(without_null, "number", "abc") == "a whole number"
+    assert expected_instead(without_null, "share", None) == "a number"

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_lance.command import _how_to_go_on, _one_sentence, command, make
+from lightning_lance.command import _how_to_go_on, _one_sentence, command, help_of, make
 from lightning_lance.errors import BuildInterrupted, ConfigError
 
 
@@ -117,6 +117,15 @@ def test_how_an_interrupted_training_goes_on(config: DictConfig, tmp_path: Path)
     ended = SystemExit(1)
     ended.__context__ = BuildInterrupted("nothing is lost.")  # Lightning's, of a build that was interrupted
     assert _how_to_go_on(ended, config, now) == "nothing is lost."
+
+
+@pytest.mark.parametrize("argument", ["source=null", "tokenizer=1"])
+def test_what_is_no_name_of_an_option_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, argument: str):
+    monkeypatch.setattr(sys, "argv", ["x", argument, "hydra.run.dir=."])
+    with pytest.raises(SystemExit, match=f"^error: The configuration cannot be composed .*: check {argument}\\.$"):
+        command(lambda config: None)()
+    with pytest.raises(SystemExit, match=f": check {argument}\\.$"):
+        help_of("x", [argument], [], [], [])
 
 
 def test_requests_are_no_lines_of_the_log(

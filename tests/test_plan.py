@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from concurrent import futures
@@ -200,3 +201,16 @@ def test_a_rebuild_touches_nothing_before_it_can_begin_and_no_folder_that_is_no_
         prepare(SOURCE, ByteChoice(), str(tmp_path / "foreign.lance"), rebuild=True)
     assert lance.dataset(tmp_path / "foreign.lance").count_rows() == 1
     assert (tmp_path / "folder/thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data_dir": None}, "data_dir is None: expected the path of a folder"),
+        ({"data_dir": ["a"]}, "data_dir is ['a']: expected the path of a folder"),
+        ({"uri": ["a"]}, "uri is ['a']: expected the place of a store"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(tmp_path: Path, changes: dict[str, Any], sentence: str):
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        make_plan(SOURCE, ByteChoice(), **{"data_dir": tmp_path, **changes})

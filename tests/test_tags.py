@@ -65,13 +65,23 @@ def test_of_a_store_that_is_gone_as_a_whole_nothing_can_be_kept(tmp_path: Path):
         tags.keep(opened, uri, Extent(3001), None)
 
 
-def test_a_tag_for_training_goes_only_with_the_run_that_made_it(tmp_path: Path):
+def test_a_tag_that_another_run_found_stays_for_its_checkpoints(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     append(uri, [(0, "C", 3000)], 0)
     first, second = TokenStore.open(uri), TokenStore.open(uri)
     first.keep_for_training()
     second.keep_for_training()
-    second.let_go()
+    first.let_go()
+    assert tags_of(uri) == {"checkpoint-3001": 1}
+
+
+def test_a_tag_for_training_goes_only_with_the_run_that_made_it(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append(uri, [(0, "C", 3000)], 0)
+    first, other_rank = TokenStore.open(uri), TokenStore.open(uri)
+    first.keep_for_training()
+    other_rank.keep_for_training(share=False)
+    other_rank.let_go()
     assert tags_of(uri) == {"checkpoint-3001": 1}
     first.let_go()
     assert tags_of(uri) == {}

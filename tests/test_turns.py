@@ -74,6 +74,15 @@ def test_what_a_killed_builder_of_a_complete_store_left_is_removed(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_cannot_be_removed_is_no_reason_to_keep_others_waiting(tmp_path: Path):
+    turn = lease_turn(tmp_path)
+    status = turn._status_file
+    status.mkdir()  # as one of somebody else's, in a folder where only its owner may remove it
+    with turn:
+        pass
+    assert [*tmp_path.iterdir()] == [status]
+
+
 def test_a_complete_store_is_opened_when_its_builder_has_tidied_up(tmp_path: Path):
     with lease_turn(tmp_path) as builds, lease_turn(tmp_path) as asks:
         assert not asks.finishing()

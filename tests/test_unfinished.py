@@ -128,3 +128,28 @@ with unfinished.writing_in(Path(sys.argv[1])), half.open("w"):
     command = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "undone\n['.tmp2', 'b']\n"
+
+
+def test_a_forked_process_takes_nothing_back_of_its_parents(tmp_path: Path):
+    script = """
+import os, sys
+from pathlib import Path
+from lightning_lance import unfinished
+file, half = (Path(sys.argv[1], name) for name in ("a", ".tmp1"))
+file.touch()
+unfinished.begun([file])
+unfinished.at_the_end(lambda: print("undone", flush=True))
+with unfinished.writing_in(Path(sys.argv[1])), half.open("w"):
+    unfinished._lock.acquire()  # as another thread may
+    if not (child := os.fork()):
+        with unfinished.writing_in(Path(sys.argv[1])):
+            pass
+        unfinished.take_back_all(10)
+        os._exit(0)
+    unfinished._lock.release()
+    assert os.waitpid(child, 0)[1] == 0
+    print(sorted(file.name for file in Path(sys.argv[1]).iterdir()), flush=True)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "['.tmp1', 'a']\n"
