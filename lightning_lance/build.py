@@ -305,11 +305,10 @@ class Build:
     def _check_not_empty(self) -> None:
         if not self._commit.documents:
             self._check_found()
-            skipped = ", ".join(f"{count} {reason}" for reason, count in self._commit.skipped.items()) or "none"
-            raise SourceError(
-                f"Source {self._source.name!r} gave no documents (skipped: {skipped}; blank is nothing but white space): check "
-                "what it reads and what it filters."
-            )
+            named = {"blank": "blank (nothing but white space)"}
+            skipped = [f"{count} {named.get(why, why)}" for why, count in self._commit.skipped.items()] or ["none"]
+            what = f"Source {self._source.name!r} gave no documents (skipped: {', '.join(skipped)})"
+            raise SourceError(f"{what}: check what it reads and what it filters.")
 
 
 def _counts(languages: pa.ChunkedArray) -> dict[str, int]:

@@ -86,7 +86,16 @@ def _place_and_rest(name: str, arguments: list[str]) -> tuple[str, dict[str, str
     # A place may have a = in it, as Lightning's checkpoints do.
     if not place or place.startswith("-") or ("=" in place and "://" not in place and not Path(place).exists()):
         _expect(name, arguments[0] if arguments else "nothing")
-    pairs = dict(argument.split("=", 1) if "=" in argument else _expect(name, argument) for argument in rest)
+    pairs: dict[str, str] = {}
+    for argument in rest:
+        key, is_pair, value = argument.partition("=")
+        if not is_pair:
+            _expect(name, argument)
+        if key in pairs:
+            sys.exit(
+                f"error: {key} is given twice, as {pairs[key]} and {value}: give it once, and the other to another run."
+            )
+        pairs[key] = value
     return place, pairs
 
 
@@ -128,7 +137,7 @@ def _verify(arguments: list[str]) -> None:
         print(problem)
     if problems:
         sys.exit(f"error: {uri}: {counted(len(problems), 'problem')}.")
-    print(f"{uri}: all is as it was written.")
+    print(f"{uri}: {'all' if sample == 1 else f'the sample of {sample:.3g}'} is as it was written.")
 
 
 def _forget(arguments: list[str]) -> None:

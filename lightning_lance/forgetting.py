@@ -149,7 +149,8 @@ def _forget_once(
     known = any(entry["rule"] == dict(rule) for entry in commit.forgotten)
     near, rule_kept = {}, not commit.exhausted
     if not any(documents for documents, _ in found):
-        near = _near(rule, commit, lambda key: _values(dataset, fragments, files, key))
+        # What was forgotten before is there no more, and was meant.
+        near = {} if known else _near(rule, commit, lambda key: _values(dataset, fragments, files, key))
         if known or commit.exhausted:
             return Forgotten(0, 0, int(dataset.version), [], [], rule_kept, near)
     whole, written = Dropped(), list[str]()

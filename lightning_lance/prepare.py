@@ -78,6 +78,12 @@ def prepare(
     budget = Budget(max_documents, max_tokens)
     if not isinstance(commit_seconds, (int, float)) or not commit_seconds >= 0:
         raise ConfigError(f"commit_seconds is {commit_seconds!r}: expected a number of seconds, such as 60.")
+    for what, given, does, such in (
+        ("source", source, "open", "DatasetSource(...)"),
+        ("tokenizer", tokenizer, "load", "ByteChoice()"),
+    ):
+        if not hasattr(given, does):
+            raise ConfigError(f"{what} is {given!r}: expected an object such as {such}.")
     plan = make_plan(
         source,
         tokenizer,
@@ -100,10 +106,10 @@ def prepare(
             else f"of {documents} none fell to val_fraction={val_fraction}"
         )
         _log.warning(
-            "The token store %s has nothing to validate on, since %s: a larger budget adds to it, and another val_fraction "
-            "makes another store.",
+            "The token store %s has nothing to validate on, since %s: %sanother val_fraction makes another store.",
             plan.uri,
             why,
+            "" if store.commit.exhausted else "a larger budget adds to it, and ",
         )
     return store
 

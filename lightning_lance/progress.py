@@ -65,7 +65,9 @@ class BuildProgress:
 
     def ended(self, skipped: Mapping[str, int], noted: Mapping[str, int]) -> None:
         """Log how many documents the store leaves out, by reason, and what is remarkable about those it has."""
-        _log.info("%s: left out: %s; of those kept: %s.", self._name, _listed(skipped), _listed(noted))
+        told = {"left out": _listed(skipped), "of those kept": _listed(noted)}
+        if any(told.values()):
+            _log.info("%s: %s.", self._name, "; ".join(f"{what}: {count}" for what, count in told.items() if count))
 
     def _figures(self, documents: int, tokens: int) -> str:
         rate = self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
@@ -73,4 +75,4 @@ class BuildProgress:
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count) or "none"
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)

@@ -130,6 +130,7 @@ def test_help_version_and_other_words(tmp_path: Path):
         ("verify --all", "error: got --all, expected verify URI"),
         ("forget x.lance", "error: got no key=value, expected forget URI key=value, as in repo=owner/name"),
         ("forget repo=a/b", "error: got repo=a/b, expected forget URI"),
+        ("forget x.lance repo=a/b repo=c", "error: repo is given twice, as a/b and c: give it once, and the other to"),
         ("forget x.lance repo=a/b purge=1", "error: got purge=1, expected forget URI"),
         ("verify-resume uri=x", "error: got uri=x, expected verify-resume CKPT"),
         ("verify-resume x.ckpt y", "error: got y, expected verify-resume CKPT, and after it uri=PLACE"),

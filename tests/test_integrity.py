@@ -172,7 +172,7 @@ def test_a_damaged_store_is_refused_at_the_opening_that_asks(store: Path, tmp_pa
     assert "1 problem." in done.stderr
     command[-1] = str(store)
     done = subprocess.run([*command, "sample=0.5"], capture_output=True, text=True, timeout=100)
-    assert (done.returncode, done.stdout) == (0, f"{store}: all is as it was written.\n")
+    assert (done.returncode, done.stdout) == (0, f"{store}: the sample of 0.5 is as it was written.\n")
     assert done.stderr == ""
 
 

@@ -243,10 +243,15 @@ def test_a_smaller_budget_finds_its_version_again(tmp_path: Path):
     assert versions == [1, 2, 3, 2, 1]
 
 
+def test_names_are_no_sources_and_no_tokenizers(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"source is 'c\.jsonl': expected an object such as DatasetSource"):
+        prepare("c.jsonl", ByteChoice(), data_dir=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"tokenizer is 'gpt2': expected an object such as ByteChoice"):
+        prepare(ListSource(documents("a")), "gpt2", data_dir=tmp_path)  # type: ignore[arg-type]
+
+
 def test_a_source_without_documents_is_told(tmp_path: Path):
-    with pytest.raises(
-        SourceError, match=r"gave no documents \(skipped: 2 empty, 1 null; blank is nothing but white space\)"
-    ):
+    with pytest.raises(SourceError, match=r"gave no documents \(skipped: 2 empty, 1 null\)"):
         prepare(ListSource(documents("", None, "")), ByteChoice(), data_dir=tmp_path)
     assert not list(tmp_path.glob("*.lance"))
 
