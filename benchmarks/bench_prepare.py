@@ -81,6 +81,8 @@ def _row(path, file):
         content = file.read_bytes().decode()
     except (OSError, UnicodeDecodeError):
         return None
+    if content.startswith("\ufeff"):
+        return None  # ours takes a byte order mark off, others encode it
     names = [content, Path(path).parts[0], path, "mit", len(content.encode())]
     return dict(zip(SCHEMA.names, names, strict=True))
 
