@@ -24,7 +24,7 @@ def expected_tokens(budget: Budget, seen: Commit, num_bytes: int | None, num_sha
     """Estimate the tokens of the whole store; None if nothing tells yet.
 
     Whatever ends the reading first counts: the budget in tokens; that in documents, at the mean length so far; the size of
-    the source, at the tokens per byte so far; or, once shards are done, all shards at the tokens of those.
+    the source, at the tokens per byte so far; or, between two shards, all shards at the tokens of those that are done.
 
     Args:
         budget: What is asked for.
@@ -39,7 +39,7 @@ def expected_tokens(budget: Budget, seen: Commit, num_bytes: int | None, num_sha
         bounds.append(budget.max_documents * seen.tokens / seen.documents)
     if num_bytes is not None and seen.text_bytes:
         bounds.append(num_bytes * seen.tokens / seen.text_bytes)
-    elif seen.shard:
+    elif seen.shard and not seen.row:
         bounds.append(seen.tokens * num_shards / seen.shard)
     return min(bounds, default=None)
 
@@ -89,7 +89,8 @@ class SpaceCheck:
         room = f"{size_told(free)} are free in {str(folder)!r}"
         if tokens is None:
             self._asked_to_wait = True
-            when = "when all is read" if self._num_shards == 1 else f"after the first of {self._num_shards:,} shards"
+            first = f"after the first of {self._num_shards:,} shards" if not seen.shard else "at the end of a shard"
+            when = "when all is read" if self._num_shards == 1 else first
             _log.info("What the store %r needs is known %s, and %s.", self._plan.uri, when, room)
             return
         self._told = True

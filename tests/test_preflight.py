@@ -32,6 +32,7 @@ SEEN = replace(NONE, documents=10, tokens=1000, text_bytes=4000, shard=2)
         (Budget(), SEEN, 400_000, 100_000),
         (Budget(max_tokens=10**12), SEEN, 400_000, 100_000),
         (Budget(), SEEN, None, 4000),  # two of eight shards
+        (Budget(), replace(SEEN, row=5), None, None),  # how much of the third is read, nobody knows
     ],
 )
 def test_what_ends_the_reading_first_counts(budget: Budget, seen: Commit, num_bytes: int | None, tokens: float | None):
