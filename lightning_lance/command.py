@@ -250,7 +250,8 @@ def _misfits(node: DictConfig, place: str, target: str | None = None) -> Iterato
     """Find values that a constructor cannot take by what it says: in a sentence each, with the key as it is set."""
     target = target or node.get("_target_")
     takes = get_object(target) if target else None
-    for name, spelled in OmegaConf.to_container(node, resolve=False).items():  # type: ignore[union-attr] # of a dict
+    written: Any = OmegaConf.to_container(node, resolve=False)
+    for name, spelled in written.items():
         if spelled == "???":
             continue
         # What is the same in two places is set in one of them, and passed on by the other.

@@ -100,8 +100,6 @@ class ParquetShard:
         self._source: Any = self._parts if self._parts is not None else pa.OSFile(path)
         piece = _LOCAL_PIECE_BYTES if self._parts is None else _PIECE_BYTES
         self._file = pq.ParquetFile(self._source, buffer_size=piece, pre_buffer=False)
-        # Columns that the filter names, once they are known.
-        self._filtered: list[str] | None = None
 
     def __enter__(self) -> ParquetShard:
         return self
@@ -123,7 +121,7 @@ class ParquetShard:
         """Read the rows that a filter lets through.
 
         Args:
-            columns: Columns to read.
+            columns: Columns to read, those of the filter among them.
             filters: The filter; row groups that cannot hold such rows, by their statistics, are not read.
             row: How many of the rows to pass over. Of the row groups before it, only the filter's columns are read, if any.
             starts: Row group to the rows that pass before it, as far as known; filled here, for when a reading is taken up
@@ -133,6 +131,8 @@ class ParquetShard:
             The place of a table's first row among the rows that pass, and the table; its first rows may lie before `row`.
         """
         groups = self._groups(filters)
+        read = pa.schema([field for field in self._file.schema_arrow if field.name in columns])
+        named = [] if filters is None else named_by(filters, read)
         first = 0
         for place, group in enumerate(groups):
             first = starts.setdefault(group, first)
@@ -140,11 +140,11 @@ class ParquetShard:
             if row > first:
                 after = starts.get(following) if following is not None else None
                 if after is None:
-                    after = first + self._count(group, filters)
+                    after = first + self._count(group, filters, named)
                 if after <= row:
                     first = after
                     continue
-            for table in self._decoded(group, columns, filters):
+            for table in self._decoded(group, columns, filters, named):
                 yield first, table
                 first += len(table)
 
@@ -154,18 +154,13 @@ class ParquetShard:
         fragment = ds.ParquetFileFormat().make_fragment(self._source)
         return [group.id for group in fragment.subset(filter=filters).row_groups]
 
-    def _count(self, group: int, filters: pc.Expression | None) -> int:
+    def _count(self, group: int, filters: pc.Expression | None, named: Sequence[str]) -> int:
         if filters is None:
             return int(self._file.metadata.row_group(group).num_rows)
-        return sum(len(table) for table in self._decoded(group, self._named(filters), filters))
-
-    def _named(self, filters: pc.Expression) -> list[str]:
-        if self._filtered is None:
-            self._filtered = named_by(filters, self._file.schema_arrow)
-        return self._filtered
+        return sum(len(table) for table in self._decoded(group, named, filters, named))
 
     def _decoded(
-        self, group: int, columns: Sequence[str], filters: pc.Expression | None
+        self, group: int, columns: Sequence[str], filters: pc.Expression | None, named: Sequence[str]
     ) -> Generator[pa.Table, None, None]:
         if self._parts is not None:
             ranges = self._ranges(group, columns)
@@ -177,7 +172,7 @@ class ParquetShard:
         # Without threads, so that a remote file is read by this one, and by none when it is done with.
         for batch in self._file.iter_batches(rows, [group], list(columns), use_threads=False):
             table = pa.Table.from_batches([batch])
-            yield table if filters is None else passing(table, filters, self._named(filters))
+            yield table if filters is None else passing(table, filters, named)
 
     def _ranges(self, group: int, columns: Sequence[str]) -> list[tuple[int, int]]:
         """Give the places of a row group's columns in the file, neighbours joined."""

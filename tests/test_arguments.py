@@ -31,10 +31,10 @@ def only_checked(number: int, since: "timedelta") -> None: ...
 def no_such_name(number: int, since: "os.no_such_name") -> None: ...  # type: ignore[name-defined] # as a stub may have it
 
 
-def only_read(number: int, since: "some time") -> None: ...  # type: ignore[valid-type] # noqa: F722
+def only_read(number: int, since: "some time") -> None: ...  # type: ignore[valid-type] # noqa: F722 # words for readers
 
 
-def without_null(number: int = None, share: float = 1.0) -> None: ...  # type: ignore[assignment] # noqa: RUF013
+def without_null(number: int = None, share: float = 1.0) -> None: ...  # type: ignore[assignment] # noqa: RUF013 # as many write it
 
 
 @pytest.mark.parametrize(
