@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.documents import string_buffers
+from lightning_lance.memory import resident
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +43,10 @@ ENCODERS = min(4, _CORES)
 # Larger batches are shared out among all cores, as are all where there are more cores than threads that encode. Then what the
 # workers made is copied together, so where there are not, a thread asks for less at a time than two workers would take.
 _SHARED_BYTES, _ALONE_BYTES = 12 << 20, 2 << 20
-# By how much a process may grow before an engine is given up, and the text that it has encoded by then at least: to make one
-# takes as long as to encode ten megabytes. Where the system does not tell the memory, it is given up after so much text.
-_ROOM_BYTES, _LEAST_BYTES, _MOST_BYTES = 400 << 20, 32 << 20, 512 << 20
-# Text between two looks at the memory.
+# By how much a process may grow before an engine is given up: to make one takes as long as to encode ten megabytes. Where the
+# system does not tell the memory, it is given up after so much text.
+_ROOM_BYTES, _MOST_BYTES = 400 << 20, 512 << 20
+# Text between two looks at the memory; after as much of it an engine is still small.
 _LOOK_BYTES = 8 << 20
 
 
@@ -65,7 +66,7 @@ class FastEngine:
     """gigatoken, for one tokenizer; several threads may ask at a time.
 
     Of byte-level tokenizers it has a worker for each core, which keeps the ids of all words that it has seen, without a bound.
-    So the engine is given up when memory has grown by some hundreds of megabytes, and another one is made.
+    So the engine is given up when memory has grown by some hundreds of megabytes since it was small, and another one is made.
 
     Args:
         spec: What gigatoken loads.
@@ -77,12 +78,14 @@ class FastEngine:
 
     def __init__(self, spec: str, dtype: np.dtype[Any]) -> None:
         self._spec, self._making = spec, threading.Lock()
-        self._engine, self._before = self._made(), _resident()
+        self._engine = self._made()
         self._dtype = dtype if self._engine.vocab_size - 1 <= np.iinfo(dtype).max else np.dtype(np.uint32)
         # SentencePiece has no workers: each call has its own words, so it is a large one.
         self._workers = type(self._engine.backend).__name__ == "BPETokenizer"
-        # Bytes of text that the engine has encoded, and when to look at the memory again.
-        self._size = self._next = 0
+        # Bytes of text that the engine has encoded, when to look at the memory again, and what it was at the first look: most
+        # of it is not the engine's, and another engine would not make it less.
+        self._size, self._next = 0, _LOOK_BYTES
+        self._before: int | None = None
 
     def _made(self) -> Any:
         import gigatoken
@@ -93,16 +96,14 @@ class FastEngine:
         """Count text that was encoded, and make another engine if this one has grown; others go on with it meanwhile."""
         with self._making:
             self._size += size
-            if self._size >= self._next:
-                self._next = self._size + _LOOK_BYTES
-                if self._is_large():
-                    self._engine, self._size, self._next = self._made(), 0, _LOOK_BYTES
-
-    def _is_large(self) -> bool:
-        resident = _resident()
-        if resident is None or self._before is None:
-            return self._size > _MOST_BYTES
-        return self._size > _LEAST_BYTES and resident - self._before > _ROOM_BYTES
+            if self._size < self._next:
+                return
+            now, before = resident(), self._before
+            if self._size > _MOST_BYTES if now is None else before is not None and now - before > _ROOM_BYTES:
+                self._engine, self._size, self._before = self._made(), 0, None
+            elif before is None:
+                self._before = now
+            self._next = self._size + _LOOK_BYTES
 
     def encode(self, texts: pa.Array) -> Encoded | None:
         """Encode large_string texts without a copy of them; None if gigatoken raises. May be called by several threads."""
@@ -142,15 +143,6 @@ def _calls(borders: np.ndarray) -> Iterator[tuple[int, int]]:
         high = max(low + 1, int(np.searchsorted(borders, borders[low] + _ALONE_BYTES)) - 1)
         yield low, min(high, last)
         low = high
-
-
-def _resident() -> int | None:
-    """Tell how much memory this process has, in bytes; None where the system does not say so."""
-    try:
-        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def load_fast(spec: str, fields: dict[str, Any], dtype: np.dtype[Any]) -> FastEngine | None:

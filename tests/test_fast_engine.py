@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 
 import gigatoken
 import numpy as np
@@ -73,29 +74,44 @@ def test_no_more_threads_encode_than_there_are_workers(monkeypatch: pytest.Monke
         assert fast_engine._cores() == expected
 
 
-def test_engines_that_have_grown_are_made_anew(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("told", "anew"),
+    [
+        # Megabytes at each look, and at which of them another engine is made.
+        ([900, 900, 900, 900], []),
+        ([100, 499, 500, 501, 499, 900, 900], [3, 5]),
+        # What does not go with an engine is no reason to make yet another.
+        ([100, 600, 600, 600, 600, 1000, 1001], [1, 6]),
+        ([None, None, None, None, None, None], [2, 5]),
+    ],
+)
+def test_engines_that_have_grown_are_made_anew(
+    monkeypatch: pytest.MonkeyPatch, told: list[int | None], anew: list[int]
+):
+    made, looks = [], iter(told)
+    texts = pa.array(["some text"] * 10, pa.large_string())
+    expected = byte_tokenizer().encode_batch(texts).ids.tolist()
+    # A look at each batch of 90 bytes.
     monkeypatch.setattr(fast_engine, "_LOOK_BYTES", 1)
-    tokenizer, made = byte_tokenizer(), []
+    monkeypatch.setattr(fast_engine, "_MOST_BYTES", 200)
+    tokenizer = byte_tokenizer()
     load = gigatoken.Tokenizer.from_json
     monkeypatch.setattr(gigatoken.Tokenizer, "from_json", lambda spec: made.append(spec) or load(spec))
-    texts = pa.array(["some text"] * 10, pa.large_string())
-    expected = tokenizer.encode_batch(texts).ids.tolist()
-    for resident, anew in ((0, 0), (1 << 40, 5), (None, 5), (0, 0)):
-        monkeypatch.setattr(fast_engine, "_resident", lambda resident=resident: resident)
-        monkeypatch.setattr(fast_engine, "_LEAST_BYTES", 50)
-        monkeypatch.setattr(fast_engine, "_MOST_BYTES", 50)
-        made.clear()
-        for _ in range(6):
-            assert tokenizer.encode_batch(texts).ids.tolist() == expected
-        assert len(made) in (anew, anew + 1)
+    monkeypatch.setattr(fast_engine, "resident", lambda: (size := next(looks)) and (size << 20))
+    counts = []
+    for _ in told:
+        assert tokenizer.encode_batch(texts).ids.tolist() == expected
+        counts.append(len(made))
+    assert [look for look, (before, after) in enumerate(pairwise([0, *counts])) if after > before] == anew
 
 
 WORDS = """
 import sys
+from itertools import pairwise
 import numpy as np, pyarrow as pa
 from lightning_lance import fast_engine
 from lightning_lance.tokenization import train_bpe
-fast_engine._ROOM_BYTES, fast_engine._LEAST_BYTES, fast_engine._LOOK_BYTES = int(sys.argv[1]) << 20, 2 << 20, 1 << 20
+fast_engine._ROOM_BYTES, fast_engine._LOOK_BYTES = int(sys.argv[1]) << 20, 1 << 20
 tokenizer = train_bpe(["some words"], 300)
 chance, most = np.random.default_rng(0), 0
 for _ in range(20):
@@ -103,12 +119,12 @@ for _ in range(20):
     letters[:, 8] = 32
     texts = pa.array([bytes(part).decode() for part in np.array_split(letters.reshape(-1), 40)], pa.large_string())
     tokenizer.encode_batch(texts)
-    most = max(most, fast_engine._resident())
+    most = max(most, fast_engine.resident())
 print(most >> 20)
 """
 
 
-@pytest.mark.skipif(fast_engine._resident() is None, reason="the system does not tell the memory of a process")
+@pytest.mark.skipif(fast_engine.resident() is None, reason="the system does not tell the memory of a process")
 def test_memory_does_not_follow_the_words_of_a_corpus():
     """Words that never come twice: an engine remembers all of them."""
     bounded, unbounded = (
