@@ -34,7 +34,7 @@ _ROOM_BYTES = 64 << 20
 
 # Text after which Arrow gives back what it has freed: it keeps ever more of it, some 100 MB over gigabytes of text. Ten
 # milliseconds each time.
-_RELEASE_BYTES = 64 << 20
+_RELEASE_BYTES = 32 << 20
 
 
 class EncodedBatch(NamedTuple):

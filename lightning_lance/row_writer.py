@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from lightning_lance.commit import newest_at
 from lightning_lance.fragments import Written, dataset_at, take_back, write_rows
+from lightning_lance.memory import give_back
 
-# Batches of rows that wait to be written: some megabytes.
-_WAITING = 4
+# Batches of rows that wait to be written: some megabytes each.
+_WAITING = 1
 # Between two looks at whether there is still anybody who gives rows.
 _LOOK_SECONDS = 0.1
 _GIVEN_UP = "what was written was given up"
@@ -54,6 +55,7 @@ class RowWriter:
             self._result.set_result(Written(self._before, self._schema, *made))
         except BaseException as error:  # it belongs to who gave the rows
             self._result.set_exception(error)
+        give_back()
 
     def _coming(self) -> Iterator[pa.RecordBatch]:
         # Lance removes a file whose rows end with an error.
