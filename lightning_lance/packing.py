@@ -15,8 +15,9 @@ from lightning_lance.splits import FORGOTTEN, SPLITS
 
 # Tokens per row. Larger blocks read more than they need from object stores, smaller ones are more rows to find.
 BLOCK = 2048
-# Rows of a stream that are given together: a megabyte of uint16; less where there are many streams, for memory.
-_TOGETHER, _TOGETHER_OF_MANY, _MANY = 256, 64, 16
+# Tokens of a stream that are given together, in bytes: a little more than a page of Lance's, which then is made of them without
+# a copy. Less where there are several streams, which share what is held, but not less than is worth its trouble.
+_TOGETHER_BYTES, _HELD_BYTES, _LEAST_BYTES = 9 << 20, 24 << 20, 256 << 10
 # Hashes of forgotten documents in a row: as many bytes as a block of tokens or more, and little to hold of a thousand rows.
 _HASHES = 1024
 
@@ -130,7 +131,7 @@ class _End:
 class Packer:
     """Turns encoded documents into rows of the store, as soon as these are full.
 
-    Holds up to a megabyte of tokens of each stream (two for uint32), a quarter of it where there are many.
+    Holds some megabytes of tokens: a quarter of one of each stream, and more where there are few.
 
     Args:
         eos_id: The id that ends every document.
@@ -209,7 +210,10 @@ class Packer:
         end.describe(starts, documents)
 
     def _new_end(self, stream: Stream) -> _End:
-        end = _End(_TOGETHER if len(self._ends) < _MANY else min(_TOGETHER, _TOGETHER_OF_MANY), self._dtype)
+        # Little of a stream that is new: how many there will be, the first documents do not tell.
+        share = _HELD_BYTES // len(self._ends) if stream in self._ends else 0
+        size = max(min(share, _TOGETHER_BYTES), _LEAST_BYTES)
+        end = _End(max(size // (BLOCK * self._dtype.itemsize), 1), self._dtype)
         self._ends[stream] = end
         return end
 

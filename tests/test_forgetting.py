@@ -163,7 +163,8 @@ def store_of(tmp_path: Path, **options: Any) -> TokenStore:
 def test_documents_that_go_on_where_streams_take_turns_are_counted_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("lightning_lance.packing._TOGETHER", 1)
+    monkeypatch.setattr("lightning_lance.packing._HELD_BYTES", 1)
+    monkeypatch.setattr("lightning_lance.packing._LEAST_BYTES", 1)
     made = tuple((f"{i}" * 5000, ("C", "Rust")[i % 2], f"r{i % 4}") for i in range(8))
     store = prepare(ListSource(made, per_batch=1), ByteChoice(), str(tmp_path / "x.lance"), val_fraction=0.0)
     told: list[tuple[int, int]] = []

@@ -127,7 +127,8 @@ def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_eac
 
 def test_a_fragment_of_streams_that_take_turns_is_put_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A full one too: its note is in every later version."""
-    monkeypatch.setattr("lightning_lance.packing._TOGETHER", 1)
+    monkeypatch.setattr("lightning_lance.packing._HELD_BYTES", 1)
+    monkeypatch.setattr("lightning_lance.packing._LEAST_BYTES", 1)
     uri, other, names = str(tmp_path / "x.lance"), str(tmp_path / "y.lance"), ["C", "Rust"]
     packer, rows, offsets = Packer(EOS, np.dtype(np.uint16), ["repo"]), [], np.array([0, BLOCK])
     for i in range(12):

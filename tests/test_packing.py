@@ -45,7 +45,8 @@ def pack(packer: Packer, documents: Documents, first: int) -> list[pa.RecordBatc
 def _rows_together(request: pytest.FixtureRequest) -> Iterator[None]:
     """Rows are given as soon as a few of a stream are full, or only in the end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_lance.packing._TOGETHER", request.param)
+        for name in ("_TOGETHER_BYTES", "_LEAST_BYTES"):
+            patch.setattr(f"lightning_lance.packing.{name}", 2 * BLOCK * request.param)
         yield
 
 
@@ -102,3 +103,18 @@ def test_only_the_last_block_of_a_stream_is_not_full(documents: Documents):
         assert 0 < row["num_tokens"] <= BLOCK
         assert row["num_tokens"] == BLOCK or key not in keys[place + 1 :]
         assert not any(row["tokens"][row["num_tokens"] :])
+
+
+@pytest.mark.parametrize("streams", [1, 2, 5, 40])
+def test_what_is_held_does_not_follow_the_number_of_streams(monkeypatch: pytest.MonkeyPatch, streams: int):
+    row = 2 * BLOCK
+    for name, rows in (("_TOGETHER_BYTES", 9), ("_HELD_BYTES", 24), ("_LEAST_BYTES", 1)):
+        monkeypatch.setattr(f"lightning_lance.packing.{name}", rows * row)
+    packer, most = Packer(EOS, np.dtype(np.uint16), ["path"]), 0
+    sizes: list[int] = []
+    for i in range(100 * streams):
+        rows = pack(packer, [(0, f"L{i % streams}", [1] * (BLOCK // 3))], i)
+        sizes += [len(batch) for batch in rows]
+        most = max(most, sum(end.tokens.nbytes for end in packer._ends.values()))
+    assert most <= max(24, streams) * row
+    assert max(sizes) == max(1, min(9, 24 // streams))
