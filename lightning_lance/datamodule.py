@@ -132,7 +132,7 @@ class LanceDataModule(LightningDataModule):
         self._serving |= {"document_ids": document_ids, "position_ids": position_ids}
         self._serving |= {"mask_boundary_targets": mask_boundary_targets}
         given = {"context_length": context_length, "batch_size": batch_size, "fim": fim, "verify": verify}
-        check_options({**given, **self._building, **self._training, **self._serving})
+        check_options({**given, "source": source, **self._building, **self._training, **self._serving})
         self._training["extend"] = extend == "next_epoch"
         self._fim, self.verify = dict(fim or {}), verify
         self.storage_options = dict(storage_options or {})

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from lightning_lance.errors import ConfigError, one_of, whole_number
 from lightning_lance.fim import check_names
+from lightning_lance.languages import check_languages
 from lightning_lance.mixture import check_weights
 from lightning_lance.serving import check_selection
 from lightning_lance.windows import check_order
@@ -29,10 +30,12 @@ _FLAGS = ("document_ids", "position_ids", "cu_seqlens", "mask_boundary_targets",
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse values that no store can be served with.
 
-    Whether the languages, stores and tokens that they name are there is seen when it is served.
+    Whether the languages, stores and tokens that they name are there is seen when it is served; but what a source will not give
+    is seen here.
 
     Args:
-        options: Arguments of `LanceDataModule`, by name: all that decide what is served, and perhaps others.
+        options: Arguments of `LanceDataModule`, by name: all that decide what is served, `source`, if there is one, and perhaps
+            others.
 
     Raises:
         ConfigError: If a value cannot be used.
@@ -41,6 +44,9 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_order(options["context_length"], options["order"], options["shuffle_block"])
     check_selection(options["where"] or {}, options["mix"] or {})
     check_weights(options["mix"] or {})
+    if (source := options.get("source")) is not None and source.wanted:
+        check_languages([*(options["mix"] or {})], source.wanted, "mix")
+        check_languages([*(options["where"] or {}).get("language", ())], source.wanted, "where")
     for name, choices in _CHOICES.items():
         one_of(name, options[name], choices)
     for name in _FLAGS:

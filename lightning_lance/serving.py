@@ -82,9 +82,10 @@ class Serving:
                 )
         for values in self.where.values():
             check_languages(values, sorted(self._languages), "where")
-        if self.mix and (unknown := [name for name in self.mix if name not in self._components]):
-            what = "store" if len(self.stores) > 1 else "language"
-            raise ConfigError(f"mix has the {what} {unknown[0]!r}: there are {', '.join(self._components)}.")
+        if len(self.stores) == 1:
+            check_languages([*self.mix], self._components, "mix")
+        elif unknown := [name for name in self.mix if name not in self._components]:
+            raise ConfigError(f"mix has the store {unknown[0]!r}: there are {', '.join(self._components)}.")
 
     @property
     def _languages(self) -> set[str]:

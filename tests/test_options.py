@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError
 from lightning_lance.options import check_options
+from lightning_lance.sources import FilesSource
 from lightning_lance.tokenizer_choice import ByteChoice
 
 # Option, wrong value, what is said. `WindowLoader` says the same, of those that are its own.
@@ -82,6 +83,25 @@ def test_the_loader_says_the_same(store: TokenStore, name: str, value: Any, sent
     with pytest.raises(ConfigError) as refused:
         WindowLoader(store, **{"context_length": 8, "batch_size": 2, name: value})
     assert str(refused.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ("chosen", "sentence"),
+    [
+        ({"mix": {"python": 1}}, "mix has no language 'python': did you mean 'Python'? there are Python, Rust."),
+        ({"where": {"language": ["C"]}}, "where has no language 'C': there are Python, Rust."),
+    ],
+)
+def test_languages_that_the_source_will_not_give_are_refused_before_anything_is_built(
+    tmp_path: Path, chosen: dict[str, Any], sentence: str
+):
+    source = FilesSource(["*"], root=tmp_path, languages=["Python", "Rust"])
+    with pytest.raises(ConfigError) as refused:
+        LanceDataModule(source, ByteChoice(), 8, 2, **chosen)
+    assert str(refused.value) == sentence
+    LanceDataModule(source, ByteChoice(), 8, 2, mix={"Rust": 1, "Python": 2}, where={"language": ["Rust"]})
+    # Of all that a source may have, only its documents tell.
+    LanceDataModule(FilesSource(["*"], root=tmp_path), ByteChoice(), 8, 2, **chosen)
 
 
 def test_tokens_that_the_tokenizer_has_not_are_refused_before_anything_is_built(tmp_path: Path):
