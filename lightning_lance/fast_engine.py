@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.documents import string_buffers
-from lightning_lance.memory import resident
+from lightning_lance.memory import give_back, resident
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ _SHARED_BYTES, _ALONE_BYTES = 12 << 20, 2 << 20
 # By how much a process may grow before an engine is given up: to make one takes as long as to encode ten megabytes. Where the
 # system does not tell the memory, it is given up after so much text.
 _ROOM_BYTES, _MOST_BYTES = 400 << 20, 512 << 20
-# Text between two looks at the memory; after as much of it an engine is still small.
+# Text between two looks at the memory; at the first one an engine is still small.
 _LOOK_BYTES = 8 << 20
 
 
@@ -82,8 +82,8 @@ class FastEngine:
         self._dtype = dtype if self._engine.vocab_size - 1 <= np.iinfo(dtype).max else np.dtype(np.uint32)
         # SentencePiece has no workers: each call has its own words, so it is a large one.
         self._workers = type(self._engine.backend).__name__ == "BPETokenizer"
-        # Bytes of text that the engine has encoded, when to look at the memory again, and what it was at the first look: most
-        # of it is not the engine's, and another engine would not make it less.
+        # Bytes of text that the engine has encoded, when to look at the memory again, and the least that it was since the first
+        # look: most of that is not the engine's, and another engine would not make it less.
         self._size, self._next = 0, _LOOK_BYTES
         self._before: int | None = None
 
@@ -98,11 +98,13 @@ class FastEngine:
             self._size += size
             if self._size < self._next:
                 return
+            if self._before is None:
+                give_back()  # the engine before this one is freed, and may still be held
             now, before = resident(), self._before
             if self._size > _MOST_BYTES if now is None else before is not None and now - before > _ROOM_BYTES:
                 self._engine, self._size, self._before = self._made(), 0, None
-            elif before is None:
-                self._before = now
+            elif now is not None:
+                self._before = now if before is None else min(now, before)
             self._next = self._size + _LOOK_BYTES
 
     def encode(self, texts: pa.Array) -> Encoded | None:

@@ -59,12 +59,12 @@ _TAIL = r"(?P<tail>\.[^./\\]+|[^./\\]+)$"
 
 
 def check_languages(wanted: Sequence[str], known: Sequence[str], where: str) -> None:
-    """Refuse languages that a source does not have.
+    """Refuse languages that a source or a store does not have.
 
     Args:
         wanted: Languages that the user asked for; empty means all of them.
-        known: Languages that the source has.
-        where: The source, in words, for the message.
+        known: Languages that are there.
+        where: Where they are, in words, for the message.
 
     Raises:
         ConfigError: If one of `wanted` is not `known`; names the nearest ones and all there are.
@@ -73,7 +73,7 @@ def check_languages(wanted: Sequence[str], known: Sequence[str], where: str) -> 
         raise ConfigError(f"languages is the string {wanted!r}: write a list, [{wanted}].")
     for language in wanted:
         if language not in known:
-            near = nearest(language, known)
+            near = nearest(language, known) if isinstance(language, str) else None
             hint = f"did you mean {near!r}? " if near else ""
             raise ConfigError(
                 f"{where} has no language {language!r}: {hint}there are {', '.join(sorted(known)) or 'none'}."

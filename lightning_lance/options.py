@@ -45,8 +45,8 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_selection(options["where"] or {}, options["mix"] or {})
     check_weights(options["mix"] or {})
     if (source := options.get("source")) is not None and source.wanted:
-        check_languages([*(options["mix"] or {})], source.wanted, "mix")
-        check_languages([*(options["where"] or {}).get("language", ())], source.wanted, "where")
+        check_languages([*(options["mix"] or {})], source.wanted, "The source, for mix,")
+        check_languages([*(options["where"] or {}).get("language", ())], source.wanted, "The source, for where,")
     for name, choices in _CHOICES.items():
         one_of(name, options[name], choices)
     for name in _FLAGS:

@@ -17,7 +17,7 @@ from lightning_lance.splits import FORGOTTEN, SPLITS
 BLOCK = 2048
 # Tokens of a stream that are given together, in bytes: a little more than a page of Lance's, which then is made of them without
 # a copy. Less where there are several streams, which share what is held, but not less than is worth its trouble.
-_TOGETHER_BYTES, _HELD_BYTES, _LEAST_BYTES = 9 << 20, 24 << 20, 256 << 10
+_TOGETHER_BYTES, _HELD_BYTES, _LEAST_BYTES = 9 << 20, 27 << 20, 256 << 10
 # Hashes of forgotten documents in a row: as many bytes as a block of tokens or more, and little to hold of a thousand rows.
 _HASHES = 1024
 
@@ -131,7 +131,7 @@ class _End:
 class Packer:
     """Turns encoded documents into rows of the store, as soon as these are full.
 
-    Holds some megabytes of tokens: a quarter of one of each stream, and more where there are few.
+    Holds some megabytes of tokens: a quarter of one of each stream, and up to 27 besides.
 
     Args:
         eos_id: The id that ends every document.
@@ -212,7 +212,8 @@ class Packer:
     def _new_end(self, stream: Stream) -> _End:
         # Little of a stream that is new: how many there will be, the first documents do not tell.
         share = _HELD_BYTES // len(self._ends) if stream in self._ends else 0
-        size = max(min(share, _TOGETHER_BYTES), _LEAST_BYTES)
+        others = sum(end.tokens.nbytes for other, end in self._ends.items() if other != stream)
+        size = max(min(share, _TOGETHER_BYTES, _HELD_BYTES - others), _LEAST_BYTES)
         end = _End(max(size // (BLOCK * self._dtype.itemsize), 1), self._dtype)
         self._ends[stream] = end
         return end

@@ -81,9 +81,9 @@ class Serving:
                     "one of them only; build one of the stores anew."
                 )
         for values in self.where.values():
-            check_languages(values, sorted(self._languages), "where")
+            check_languages(values, sorted(self._languages), "The data, for where,")
         if len(self.stores) == 1:
-            check_languages([*self.mix], self._components, "mix")
+            check_languages([*self.mix], self._components, "The data, for mix,")
         elif unknown := [name for name in self.mix if name not in self._components]:
             raise ConfigError(f"mix has the store {unknown[0]!r}: there are {', '.join(self._components)}.")
 

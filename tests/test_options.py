@@ -88,8 +88,12 @@ def test_the_loader_says_the_same(store: TokenStore, name: str, value: Any, sent
 @pytest.mark.parametrize(
     ("chosen", "sentence"),
     [
-        ({"mix": {"python": 1}}, "mix has no language 'python': did you mean 'Python'? there are Python, Rust."),
-        ({"where": {"language": ["C"]}}, "where has no language 'C': there are Python, Rust."),
+        (
+            {"mix": {"python": 1}},
+            "The source, for mix, has no language 'python': did you mean 'Python'? there are Python, Rust.",
+        ),
+        ({"mix": {1: 1}}, "The source, for mix, has no language 1: there are Python, Rust."),
+        ({"where": {"language": ["C"]}}, "The source, for where, has no language 'C': there are Python, Rust."),
     ],
 )
 def test_languages_that_the_source_will_not_give_are_refused_before_anything_is_built(

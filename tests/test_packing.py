@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.errors import ConfigError, StoreError
-from lightning_lance.packing import BLOCK, Packer, join_documents
+from lightning_lance.packing import BLOCK, Packer, Stream, join_documents
 
 EOS = 9
 Documents = list[tuple[int, str, list[int]]]  # split, language, ids
@@ -110,11 +110,15 @@ def test_what_is_held_does_not_follow_the_number_of_streams(monkeypatch: pytest.
     row = 2 * BLOCK
     for name, rows in (("_TOGETHER_BYTES", 9), ("_HELD_BYTES", 24), ("_LEAST_BYTES", 1)):
         monkeypatch.setattr(f"lightning_lance.packing.{name}", rows * row)
-    packer, most = Packer(EOS, np.dtype(np.uint16), ["path"]), 0
-    sizes: list[int] = []
+    packer = Packer(EOS, np.dtype(np.uint16), ["path"])
+    sizes = []
     for i in range(100 * streams):
-        rows = pack(packer, [(0, f"L{i % streams}", [1] * (BLOCK // 3))], i)
-        sizes += [len(batch) for batch in rows]
-        most = max(most, sum(end.tokens.nbytes for end in packer._ends.values()))
-    assert most <= max(24, streams) * row
+        sizes += [len(batch) for batch in pack(packer, [(0, f"L{i % streams}", [1] * (BLOCK // 3))], i)]
+        assert sum(end.tokens.nbytes for end in packer._ends.values()) <= max(24, streams) * row
     assert max(sizes) == max(1, min(9, 24 // streams))
+    # One after the other, each until it holds as much as it can.
+    packer = Packer(EOS, np.dtype(np.uint16), ["path"])
+    for i in range(streams):
+        while not (end := packer._ends.get(Stream("train", f"L{i}"))) or end.size < len(end.tokens) - BLOCK // 2:
+            pack(packer, [(0, f"L{i}", [1] * (BLOCK // 3))], i)
+        assert sum(end.tokens.nbytes for end in packer._ends.values()) <= (24 + streams) * row
