@@ -151,7 +151,8 @@ from huggingface_hub import HfFileSystem
 url, paths = "hf://datasets/wide/code/data/", []
 for name, cache in [("mapped", "readahead"), ("opened", "none")]:
     with HfFileSystem().open(url + name + ".parquet", cache_type=cache) as file:
-        batches = pq.ParquetFile(file).iter_batches(columns=["path"], use_threads=False)
+        # Without threads of Arrow's, which may still read when Python ends, and abort it.
+        batches = pq.ParquetFile(file, pre_buffer=False).iter_batches(columns=["path"], use_threads=False)
         paths.append([path for batch in batches for path in batch["path"].to_pylist()])
 report(paths)
 """
