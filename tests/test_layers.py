@@ -78,13 +78,3 @@ def test_libraries_are_known_where_they_belong(module: str):
     roots = {name.split(".")[0] for name in imports(tree, top_level=False)}
     assert {library for library, places in ONLY.items() if library in roots and module not in places} == set()
     assert HEAVY & {name.split(".")[0] for name in imports(tree, top_level=True)} == set()
-
-
-@pytest.mark.parametrize("module", ORDER)
-def test_a_module_is_one_read(module: str):
-    assert len((PACKAGE / f"{module}.py").read_text(encoding="utf-8").splitlines()) <= 320
-
-
-def test_every_module_has_its_tests():
-    tests = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
-    assert set(ORDER) - {"__init__"} - tests == set()
