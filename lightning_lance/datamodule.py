@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from lightning import LightningDataModule
 from lightning_lance.agreement import is_first, raise_together, told_by_first
 from lightning_lance.batches import Batch
 from lightning_lance.errors import StoreError
+from lightning_lance.figures import tokens_told
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.integrity import require_whole
 from lightning_lance.loader import WindowLoader
@@ -28,6 +30,9 @@ from lightning_lance.tokenizer_choice import TokenizerChoice
 from lightning_lance.windows import Order
 
 _log = logging.getLogger(__name__)
+
+# Of the order of validation windows: not the run's own, so that runs with other seeds validate on the same sample.
+_VALIDATION_SEED = 0
 
 
 class LanceDataModule(LightningDataModule):
@@ -52,12 +57,13 @@ class LanceDataModule(LightningDataModule):
         rebuild: Whether a store of another recipe at `uri` is replaced; see `prepare`.
         min_tokens: Builds nothing, but waits until a build that runs elsewhere has committed so many tokens, and trains on
             those; see `extend`.
-        order: `shuffle`, `random` or `sequential`, for training. Validation, test and prediction go through all `val`
-            windows as stored, the same ones in every round.
+        order: `shuffle`, `random`, `sequential` or `fixed`, for training. Validation, test and prediction go through all
+            `val` windows in one `fixed` order, whatever the seed: the same in every round and for any number of ranks.
         seed: Of the order.
         shuffle_block: Windows that stay together in `shuffle`, for disks and buckets that want longer reads.
         where: Streams to serve, such as `{"language": ["Python"]}`; rebuilds nothing.
-        mix: Weights of languages, such as `{"Python": 0.7, "Rust": 0.3}`, or of the names in `uri`, for training.
+        mix: Weights of languages, such as `{"Python": 0.7, "Rust": 0.3}`, or of the names in `uri`, for training. What has no
+            weight is not validated either; what has one is, each window once.
         remainder: `drop`, `wrap` or `short`: the windows at an epoch's end that fill no batch; see `WindowLoader`.
         extend: `never`, or `next_epoch` to adopt what was appended to the store when an epoch begins.
         on_data_change: `error`, `restart` or `continue`: a checkpoint of other data; see `WindowLoader`.
@@ -143,6 +149,8 @@ class LanceDataModule(LightningDataModule):
         self._state: dict[str, Any] | None = None
         self._failure: Exception | None = None
         self._tagged: list[TokenStore] = []  # for no checkpoint yet
+        self._fitted_by: weakref.ref[Any] | None = None  # the Trainer of this fit
+        self._begins_again = False  # what another Trainer has trained on is trained on again
 
     @cached_property
     def _plan(self) -> Plan | None:
@@ -192,10 +200,22 @@ class LanceDataModule(LightningDataModule):
         extents = told_by_first([store.commit.extent for store in stores.values()])
         self._stores = {name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)}
         if stage == "fit":
-            self._loader = self._state = None
+            self._begin_fit()
             for store in self._stores.values():  # nodes may have stores of their own
                 store.keep_for_training(share=self.trainer is None or self.trainer.is_global_zero)
             self._tagged = list(self._stores.values())
+
+    def _begin_fit(self) -> None:
+        """Go on where the last fit of the same Trainer stopped; with another Trainer, begin at the first window."""
+        last, trainer_before = self._loader, self._fitted_by
+        self._loader = self._state = None
+        self._fitted_by = weakref.ref(self.trainer) if self.trainer is not None else None
+        if last is None or trainer_before is None:
+            return
+        if trainer_before() is self.trainer:
+            self._continue(last.state_dict())
+        else:
+            self._begins_again = last.state_dict()["cursor"] > 0
 
     def on_exception(self, exception: BaseException) -> None:
         """Take tags away again, where a run ends before it has saved a checkpoint: one that is refused leaves none."""
@@ -229,32 +249,61 @@ class LanceDataModule(LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """Largest id of the tokenizer plus one: what the model's embedding needs."""
-        return self.store.commit.vocab_size
+        """Largest id of the tokenizer plus one: what the model's embedding needs. Known before `setup` too.
+
+        Raises:
+            StoreError: Without a source, if there is no store yet.
+        """
+        if self._plan is not None:
+            return self._plan.tokenizer.vocab_size
+        return self._any_store().commit.vocab_size
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the store."""
-        return self._plan.tokenizer if self._plan is not None else tokenizer_beside(self.store)
+        """The tokenizer that made the store. Known before `setup` too."""
+        return self._plan.tokenizer if self._plan is not None else tokenizer_beside(self._any_store())
+
+    def _any_store(self) -> TokenStore:
+        """Open the first store, if none is open yet: all were made with one tokenizer."""
+        if self._stores:
+            return self.store
+        return TokenStore.open(next(iter(self._uris.values())), storage_options=self.storage_options)
 
     def train_dataloader(self) -> WindowLoader:
         """Give the loader of the training windows, at the place where the last one, or the checkpoint, was."""
         state = self._loader.state_dict() if self._loader is not None else self._state
         # A run that overfits wants the same batches in every epoch.
         anew = bool(getattr(self.trainer, "overfit_batches", 0))
-        self._loader = self._make_loader("train", resumable=not anew, fim=self._fill_in(), **self._training)
+        if state is None and self._begins_again:
+            _log.warning("This fit has another Trainer than the one before, so it begins at the first window again.")
+        self._begins_again = False
+        self._loader = self._train_loader(resumable=not anew)
         if state is not None and not anew:
             self._loader.load_state_dict(state)
             self._loader.roll_over()
             self._loader.expected = self._state
         return self._loader
 
+    def _train_loader(self, resumable: bool = True) -> WindowLoader:
+        return self._make_loader("train", resumable=resumable, fim=self._fill_in(), **self._training)
+
     def _fill_in(self) -> FillInTheMiddle | None:
         return FillInTheMiddle.named(self.tokenizer, **{"seed": self.seed, **self._fim}) if self._fim else None
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
-        """Give the loader of the validation windows; an empty list, and a warning, where there are none."""
-        loader = self._make_loader("val", order="sequential", remainder="short", resumable=False)
+        """Return the loader of the validation windows; an empty list, with a warning, where there are none.
+
+        The windows come in one random order over all streams, so the first batches are a sample of all that is validated.
+        """
+        loader = self._make_loader(
+            "val",
+            stores=self._mixed_stores,
+            where=self._mixed_languages,
+            seed=_VALIDATION_SEED,
+            order="fixed",
+            remainder="short",
+            resumable=False,
+        )
         if len(loader):
             return loader
         _log.warning(
@@ -266,27 +315,49 @@ class LanceDataModule(LightningDataModule):
     test_dataloader = val_dataloader
     predict_dataloader = val_dataloader
 
+    @property
+    def _mixed_stores(self) -> dict[str, TokenStore]:
+        """The stores that the mixture has a weight for; all of them without a mixture of stores."""
+        mix = self._training["mix"]
+        if not mix or len(self.stores) == 1:
+            return self.stores
+        return {name: store for name, store in self.stores.items() if name in mix}
+
+    @property
+    def _mixed_languages(self) -> Mapping[str, Sequence[str]] | None:
+        """The languages of `where` that the mixture has a weight for; all of `where` without a mixture of languages."""
+        where, mix = self._serving["where"], self._training["mix"]
+        if not mix or len(self.stores) > 1:
+            return where  # type: ignore[no-any-return] # an option, checked by `check_options`
+        selected = (where or {}).get("language") or [*mix]
+        return {"language": [language for language in selected if language in mix]}
+
     def _make_loader(self, split: str, **options: Any) -> WindowLoader:
         group = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
+        given = {"seed": self.seed, "stores": self.stores, **self._serving, **options}
+        stores = given.pop("stores")
         return WindowLoader(
-            self.stores if len(self.stores) > 1 else self.store,
+            stores if len(stores) > 1 else next(iter(stores.values())),
             self.context_length,
             self.batch_size,
             split=split,
             rank=group["rank"],
             world_size=group["num_replicas"],
-            seed=self.seed,
-            **self._serving,
-            **options,
+            **given,
         )
 
     # Lightning keeps the state of the train loader by itself, and loses it when a scheduler asks for the number of steps
     # before the loops are restored. So the cursor is kept here too, and given to a loader that may be there already.
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the place in the data, in plain types, and tag the versions of the stores that are read."""
+        """Return the place in the data, in plain types, and tag the versions of the stores that are read.
+
+        Before the loader is made, that is where it will begin: the tuners save it before their trials and go back to it.
+        """
         if self._loader is None:
-            return self._state or {}
+            if self._state is not None or self._fitted_by is None:
+                return self._state or {}
+            return self._train_loader().state_dict()
         self._tagged = []
         if self.trainer is not None and self.trainer.is_global_zero:
             for store in self._loader.stores.values():
@@ -294,19 +365,45 @@ class LanceDataModule(LightningDataModule):
         return self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint, on the tokens that the stores had then."""
+        """Continue from a checkpoint, on the tokens that the stores had then. An empty state means the first window."""
         if not state_dict:
+            self._state = None
+            if self._loader is not None:
+                self._loader.restart()
             return
-        self._state = state_dict
-        saved = {entry["name"]: entry for entry in state_dict["stores"]}
+        self._continue(state_dict)
+        if self._loader is not None:
+            self._loader.load_state_dict(state_dict)
+            self._loader.expected = state_dict
+
+    def _continue(self, state: dict[str, Any]) -> None:
+        """Let the next loader go on from a state, and read the stores as they were then."""
+        self._state = state
+        saved = {entry["name"]: entry for entry in state["stores"]}
         for name, store in self.stores.items():
             # Of another store, or of documents that are gone, only training has to know: the loader will refuse it.
             mine = name in saved and saved[name]["fingerprint"] == store.fingerprint
             if mine and not store.forgot(extent := extent_in(saved[name])):
                 self._stores[name] = store.at(extent)
-        if self._loader is not None:
-            self._loader.load_state_dict(state_dict)
-            self._loader.expected = state_dict
+                self._tell_growth(store, self._stores[name])
+
+    def _tell_growth(self, opened: TokenStore, continued: TokenStore) -> None:
+        """Log that a run goes on with fewer tokens than there are by now, and how to adopt the others."""
+        there, used = opened.commit.stored_tokens, continued.commit.stored_tokens
+        if there <= used or not is_first():
+            return
+        adopted = (
+            "the next epoch adopts the others"
+            if self._training["extend"]
+            else "data.extend=next_epoch adopts the others"
+        )
+        _log.warning(
+            "The run goes on with the %s of its checkpoint; %s are in %s by now: %s.",
+            tokens_told(used),
+            tokens_told(there),
+            opened.uri,
+            adopted,
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Log, for a mixture, how many windows each component has given and how often it was gone through."""

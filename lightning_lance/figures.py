@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 # What a unit is called, the largest first.
 _TOKENS = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
 _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
@@ -10,6 +12,12 @@ _BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
 def counted(number: int, noun: str, nouns: str | None = None) -> str:
     """Count things: `1 document`, `2 documents`; `nouns` where more than one of them are no `noun + "s"`."""
     return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """List names: `Python, Rust`; of many the first ones, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
 
 
 def tokens_told(number: float) -> str:

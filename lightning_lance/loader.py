@@ -16,10 +16,10 @@ from lightning_lance.agreement import agree
 from lightning_lance.batches import Batch, BatchMaker
 from lightning_lance.cursor import Cursor
 from lightning_lance.errors import ConfigError, StoreError, one_of, whole_number
-from lightning_lance.figures import counted
+from lightning_lance.figures import counted, listed
 from lightning_lance.mixture import Located
 from lightning_lance.options import OnDataChange, Remainder
-from lightning_lance.serving import Serving
+from lightning_lance.serving import Serving, TooShort
 from lightning_lance.store import TokenStore
 from lightning_lance.windows import Order
 
@@ -46,6 +46,32 @@ class _Chunk(NamedTuple):
     digests: Sequence[int]
 
 
+def _warn_of_unserved_text(serving: Serving) -> None:
+    """Log which of the selected text no window shows, and what would help."""
+    if not serving.num_tokens:
+        return
+    if languages := serving.languages_without_text():
+        cure = "store more documents"
+        if serving.split == "val":
+            cure += ", or raise val_fraction (which builds another store)"
+        _log.warning("Split %r has no text of %s: %s.", serving.split, listed(languages), cure)
+    short = serving.too_short()
+    if short is not None:
+        _log.warning("%s", _short_streams_sentence(short, serving))
+
+
+def _short_streams_sentence(short: TooShort, serving: Serving) -> str:
+    are = "is" if short.streams == 1 else "are"
+    lost = f"{counted(short.tokens, 'token')} of {counted(short.documents, 'document')}"
+    named = [language for language in short.languages if language]
+    whose = f" ({listed(named)})" if named else ""
+    return (
+        f"{short.streams:,} of {counted(short.of_streams, 'stream')} of split {serving.split!r} {are} shorter than a window of "
+        f"{serving.context_length:,} + 1 tokens and {are} never served: {lost}{whose}; lower context_length, or store more "
+        "documents."
+    )
+
+
 class WindowLoader:
     """An endless-epoch, resumable iterable of batches of windows. No worker processes: nothing to fork or to pickle.
 
@@ -61,7 +87,7 @@ class WindowLoader:
         context_length: Tokens that the model sees.
         batch_size: Windows per batch and rank.
         split: `train` or `val`.
-        order: `shuffle`, `random` or `sequential`; see `WindowOrder`.
+        order: `shuffle`, `random`, `sequential` or `fixed`; see `WindowOrder`.
         seed: Of the random orders.
         shuffle_block: Windows that stay together in `shuffle`; see `WindowOrder`.
         where: Streams to serve, such as `{"language": ["Python"]}`; see `Serving`.
@@ -110,7 +136,7 @@ class WindowLoader:
         if left_out := serving.left_out:
             _log.warning(
                 "mix has no weight for %s, so no window shows it: give it one, or leave it out by %s.",
-                ", ".join(map(repr, left_out)),
+                listed([repr(name) for name in left_out]),
                 "uri" if len(stores) > 1 else "where",
             )
         self.context_length, self.batch_size = serving.context_length, batch_size
@@ -121,6 +147,7 @@ class WindowLoader:
         #: Any other state is refused: Lightning keeps the loader's apart from the datamodule's, which is given first.
         self.expected: Mapping[str, Any] | None = None
         self._check_size()
+        _warn_of_unserved_text(serving)
 
     def _check_size(self) -> None:
         if self.resumable and not len(self):
@@ -183,6 +210,10 @@ class WindowLoader:
             )
         self._cursor.load_state_dict(state)
         self._check_size()
+
+    def restart(self) -> None:
+        """Go to the first window of all; read at the next `iter`."""
+        self._cursor.restart()
 
     def roll_over(self) -> None:
         """Begin the next epoch where the last one has ended; with `extend`, adopt what was appended to the stores."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,27 @@ from lightning_lance.windows import Order, WindowOrder
 
 # The columns of a stream by which `where` selects.
 _STREAM_COLUMNS = ("language",)
+# Tokens that are read at a time to count documents.
+_COUNTED_AT_ONCE = 1 << 20
 _EXAMPLES = {"where": "{language: [Python]}", "mix": "{Python: 0.7, Rust: 0.3}"}
+
+
+class TooShort(NamedTuple):
+    """Streams that are shorter than a window.
+
+    Attributes:
+        streams: How many there are.
+        of_streams: Streams that are served or would be.
+        tokens: Tokens in them, EOS included.
+        documents: Documents in them.
+        languages: Their languages, sorted.
+    """
+
+    streams: int
+    of_streams: int
+    tokens: int
+    documents: int
+    languages: list[str]
 
 
 def check_selection(where: Mapping[str, Sequence[str]], mix: Mapping[str, float]) -> None:
@@ -42,7 +62,7 @@ class Serving:
         stores: Name to store. All must have been made with one tokenizer.
         split: `train` or `val`.
         context_length: Tokens that the model sees; a window has one more.
-        order: `shuffle`, `random` or `sequential`; see `WindowOrder`.
+        order: `shuffle`, `random`, `sequential` or `fixed`; see `WindowOrder`.
         seed: Of the random orders.
         shuffle_block: See `WindowOrder`.
         where: Column of the streams to the values to serve, such as `{"language": ["Python"]}`; empty serves all.
@@ -131,6 +151,31 @@ class Serving:
         """Tokens of the streams that are served."""
         return sum(stream.num_tokens for _, _, stream in self._selected())
 
+    def languages_without_text(self) -> list[str]:
+        """Return the languages that are selected and have no stream in the split."""
+        languages = self._selected_languages
+        if self.mix and len(self.stores) == 1:
+            languages = languages & {*self.mix}
+        return sorted(languages - {stream.language for _, _, stream in self._selected()})
+
+    def too_short(self) -> TooShort | None:
+        """Count the streams that have not one window, so that no epoch shows them; None if there are none."""
+        stores = list(self.stores.values())
+        selected = list(self._selected())
+        short = [(stores[place], stream) for _, place, stream in selected if stream.num_tokens <= self.context_length]
+        if not short:
+            return None
+        documents = 0
+        for store in stores:
+            documents += _count_documents(store, self.split, [stream for owner, stream in short if owner is store])
+        return TooShort(
+            streams=len(short),
+            of_streams=len(selected),
+            tokens=sum(stream.num_tokens for _, stream in short),
+            documents=documents,
+            languages=sorted({stream.language for _, stream in short}),
+        )
+
     def _order(self, streams: Sequence[StreamExtent], names: list[str]) -> WindowOrder:
         made = [part for store in self.stores.values() for part in (store.fingerprint, *_key(store.commit.extent))]
         key = (*made, self.seed, *names)
@@ -198,6 +243,21 @@ class Serving:
         """Go back to the tokens that the stores had when a description was made. StoreError if they never had."""
         pairs = zip(self.stores.items(), map(extent_in, state["stores"]), strict=True)
         return replace(self, stores={name: store.at(extent) for (name, store), extent in pairs})
+
+
+def _count_documents(store: TokenStore, split: str, streams: Sequence[StreamExtent]) -> int:
+    """Count the documents of some streams: each ends with EOS."""
+    documents = 0
+    waiting: list[np.ndarray] = []
+    tokens = 0
+    for number, stream in enumerate(streams, start=1):
+        waiting.append(np.arange(stream.start, stream.start + stream.num_tokens))
+        tokens += stream.num_tokens
+        if tokens >= _COUNTED_AT_ONCE or number == len(streams):
+            found = store.read(np.concatenate(waiting), 1, split)
+            documents += int(np.count_nonzero(found == store.commit.eos_id))
+            waiting, tokens = [], 0
+    return documents
 
 
 def extent_in(described: Mapping[str, Any]) -> Extent:

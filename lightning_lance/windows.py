@@ -17,7 +17,10 @@ import numpy.typing as npt
 from lightning_lance.errors import ConfigError, one_of, whole_number
 from lightning_lance.layout import StreamExtent
 
-Order = Literal["shuffle", "random", "sequential"]
+Order = Literal["shuffle", "random", "sequential", "fixed"]
+
+# Orders whose windows are the same in every epoch: each stream is cut from its first token on.
+_SAME_WINDOWS = ("sequential", "fixed")
 
 # Eight rounds, twice what a Feistel network needs to look random to a test that sees few of its pairs.
 _ROUNDS = 8
@@ -81,12 +84,15 @@ def permute(positions: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.ui
 def windows_of(num_tokens: int, context_length: int, order: Order) -> int:
     """Count the windows of one stream in an epoch.
 
-    In `sequential` order the first begins at the first token. In the other orders the borders move from epoch to epoch, by
-    up to the tokens that are left over; one window less leaves room for a whole `context_length` of shift, so that every
-    epoch has the same number of windows, and every token has its turn.
+    In `sequential` and `fixed` order the first begins at the first token. In the other orders the borders move from epoch to
+    epoch, by up to the tokens that are left over; one window less leaves room for a whole `context_length` of shift, so that
+    every epoch has the same number of windows, and every token has its turn. A stream of `context_length` tokens or fewer has
+    no window in any order.
     """
     whole = (num_tokens - 1) // context_length if num_tokens else 0
-    return whole if order == "sequential" else max(num_tokens // context_length - 1, min(whole, 1))
+    if order in _SAME_WINDOWS:
+        return whole
+    return max(num_tokens // context_length - 1, min(whole, 1))
 
 
 def check_order(context_length: int, order: Order, shuffle_block: int | None) -> tuple[int, int | None]:
@@ -113,7 +119,8 @@ class WindowOrder:
         streams: The streams of the split.
         context_length: Tokens that the model sees; a window has one more.
         order: `shuffle` (each window once per epoch, in random order), `random` (drawn independently, at any offset, with
-            replacement), `sequential` (as stored).
+            replacement), `sequential` (as stored), `fixed` (each window once per epoch, in one random order over all streams
+            that is the same in every epoch: the first ones are a sample of all, as validation wants it).
         key: What the random orders depend on besides the epoch: fingerprint of the store, its tokens, and the seed. Not
             its version, which says how many commits a build happened to make.
         shuffle_block: In `shuffle`, windows that stay together: the epoch goes through blocks of so many neighbours, each
@@ -164,6 +171,8 @@ class WindowOrder:
             return self._random(epoch, positions)
         if self.order == "shuffle":
             positions = self._shuffled(epoch, positions)
+        elif self.order == "fixed" and self.num_windows:
+            positions = permute(positions, self.num_windows, key_words(*self.key, "fixed", count=_ROUNDS))
         stream = np.searchsorted(self._ends, positions, side="right")
         within = positions - (self._ends - self._counts)[stream]
         return stream, self._bases(epoch)[stream] + within * self.context_length
@@ -186,7 +195,7 @@ class WindowOrder:
     def _bases(self, epoch: int) -> npt.NDArray[np.int64]:
         """Give the start of the first window of each stream: that of the stream, and in `shuffle` a random phase."""
         bases = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
-        if self.order == "sequential":
+        if self.order in _SAME_WINDOWS:
             return bases
         room = np.asarray([stream.num_tokens for stream in self.streams]) - self._counts * self.context_length
         draws = key_words(*self.key, "phase", epoch, count=len(bases))

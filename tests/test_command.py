@@ -26,7 +26,7 @@ def config(tmp_path: Path) -> Iterator[DictConfig]:
     ("sentence", "places"),
     [
         ("batch_size is 0: expected a whole number from 1 on.", "data.batch_size"),
-        ("order is 'x': expected one of shuffle, random, sequential.", "data.order"),
+        ("order is 'x': expected one of shuffle, random, sequential, fixed.", "data.order"),
         ("mix.Rust is 0: expected a weight above 0; leave out what is not wanted.", "data.mix"),
         ("where has the column 'x': streams are told apart by language.", "data.where"),
         ("x was made by another recipe: give another uri, or set rebuild=true.", "data.rebuild, data.uri"),

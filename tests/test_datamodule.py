@@ -502,7 +502,7 @@ def test_if_the_build_fails_every_rank_names_the_cause(tmp_path: Path):
 
 def test_val_batches_are_the_same_for_every_world_size(byte_store: Callable[..., Any]):
     store = byte_store(source=SOURCE, val_fraction=0.5)
-    options: dict[str, Any] = {"split": "val", "order": "sequential", "remainder": "short", "resumable": False}
+    options: dict[str, Any] = {"split": "val", "order": "fixed", "remainder": "short", "resumable": False}
 
     def windows(world_size: int) -> set[tuple[int, ...]]:
         loaders = [
@@ -512,3 +512,61 @@ def test_val_batches_are_the_same_for_every_world_size(byte_store: Callable[...,
 
     assert len(windows(1)) - len(windows(3)) <= 2
     assert windows(3) <= windows(1)
+
+
+def in_three_languages() -> ListSource:
+    entries = []
+    for letters, language in (("abc", "Go"), ("def", "Python"), ("ghi", "Rust")):
+        texts = ["".join(random.Random(i).choices(letters, k=600)) for i in range(20)]
+        entries += documents(*texts, language=language)
+    return ListSource(tuple(entries))
+
+
+def validated(folder: Path, batches: int, **options: Any) -> list[Any]:
+    data = LanceDataModule(in_three_languages(), ByteChoice(), 32, 4, data_dir=str(folder), val_fraction=0.3, **options)
+    data.prepare_data()
+    data.setup("validate")
+    loader = data.val_dataloader()
+    assert isinstance(loader, WindowLoader)
+    assert len(loader) >= batches
+    return [next(served)["input_ids"].tolist() for served in [iter(loader)] for _ in range(batches)]
+
+
+def letters_of(batches: list[Any]) -> set[str]:
+    return {chr(token) for batch in batches for window in batch for token in window if token < 256}
+
+
+def test_the_first_validation_batches_are_a_sample_of_all_that_is_validated(tmp_path: Path):
+    first = validated(tmp_path, 8)
+    assert letters_of(first) == {*"abcdefghi"}
+    # The run's seed and order are of no matter, nor is the size of its batches.
+    assert validated(tmp_path, 8, seed=3, order="random") == first
+    assert letters_of(validated(tmp_path, 8, where={"language": ["Go", "Rust"]})) == {*"abcghi"}
+    mixed = {"mix": {"Go": 1, "Rust": 5}}
+    assert letters_of(validated(tmp_path, 8, **mixed)) == {*"abcghi"}
+    assert letters_of(validated(tmp_path, 4, where={"language": ["Go", "Python"]}, mix={"Go": 1})) == {*"abc"}
+
+
+def test_a_mixture_of_stores_validates_those_that_have_a_weight(tmp_path: Path):
+    uris = {}
+    for name, letters in {"one": "abc", "two": "def", "three": "ghi"}.items():
+        texts = ["".join(random.Random(i).choices(letters, k=600)) for i in range(20)]
+        made = prepare(ListSource(documents(*texts)), ByteChoice(), str(tmp_path / f"{name}.lance"), val_fraction=0.3)
+        uris[name] = made.uri
+    for mix, expected in [({}, "abcdefghi"), ({"one": 1, "two": 1}, "abcdef"), ({"three": 1}, "ghi")]:
+        data = LanceDataModule(None, None, 32, 4, uri=uris, mix=mix)
+        data.setup("validate")
+        assert letters_of([batch["input_ids"].tolist() for batch in data.val_dataloader()]) == {*expected}
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_resume_on_a_store_that_has_grown_says_what_it_trains_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    first = make_trainer(tmp_path, max_steps=3, limit_val_batches=0)
+    first.fit(Recorder(), datamodule=make_data(tmp_path, max_documents=30))
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    assert "The run goes on" not in caplog.text
+    make_trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(
+        Recorder(), datamodule=make_data(tmp_path), ckpt_path=tmp_path / "x.ckpt"
+    )
+    assert "The run goes on with the 6,030 tokens of its checkpoint; 8,040 tokens are in " in caplog.text
+    assert "by now: data.extend=next_epoch adopts the others." in caplog.text

@@ -53,12 +53,16 @@ def test_a_literal_epoch(byte_store: MakeStore):
 
 
 contexts, batch_sizes, world_sizes = st.integers(1, 40), st.integers(1, 5), st.integers(1, 4)
-orders = st.sampled_from(["shuffle", "random", "sequential"])
+orders = st.sampled_from(["shuffle", "random", "sequential", "fixed"])
 
 
 @settings(max_examples=60)
 @given(
-    contexts, batch_sizes, world_sizes, st.sampled_from(["shuffle", "sequential"]), st.sampled_from(["drop", "short"])
+    contexts,
+    batch_sizes,
+    world_sizes,
+    st.sampled_from(["shuffle", "sequential", "fixed"]),
+    st.sampled_from(["drop", "short"]),
 )
 def test_ranks_are_disjoint_and_complete(
     store: TokenStore, context_length: int, batch_size: int, world_size: int, order: Order, remainder: Remainder

@@ -16,7 +16,7 @@ from lightning_lance.tokenizer_choice import ByteChoice
 WRONG = [
     ("batch_size", 0, "batch_size is 0: expected a whole number from 1 on."),
     ("context_length", 1.5, "context_length is 1.5: expected a whole number from 1 on."),
-    ("order", "shufle", "order is 'shufle': expected one of shuffle, random, sequential."),
+    ("order", "shufle", "order is 'shufle': expected one of shuffle, random, sequential, fixed."),
     ("shuffle_block", 0, "shuffle_block is 0: expected a whole number from 1 on."),
     ("where", {"repo": ["x"]}, "where has the column 'repo': streams are told apart by language."),
     ("where", {"language": "Python"}, "where.language is 'Python': expected a list, such as [Python]."),

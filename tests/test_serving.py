@@ -1,16 +1,30 @@
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import ListSource, documents
 
-from lightning_lance import TokenStore, prepare
+from lightning_lance import TokenStore, WindowLoader, prepare
+from lightning_lance import serving as serving_module
 from lightning_lance.errors import ConfigError
 from lightning_lance.serving import Serving
 from lightning_lance.tokenization import train_bpe
 from lightning_lance.tokenizer_choice import ByteChoice, TokenizerFile
+
+
+class HeldOut(ListSource):
+    """Documents of the repository `held out` are for validation."""
+
+    has_validation = True
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        for batch in super().read(shard, row):
+            splits = ["val" if repo == "held out" else "train" for repo in batch.column("repo").to_pylist()]
+            yield batch.append_column("split", pa.array(splits))
 
 
 def text(letters: str, seed: int) -> str:
@@ -117,3 +131,53 @@ def test_weights_of_numpy_are_the_decimals_that_they_show(stores: dict[str, Toke
     numpy = serving(one, mix={name: np.float32(weight) for name, weight in weights.items()})
     assert numpy.describe() == plain.describe()
     assert [type(weight) for weight in numpy.mix.values()] == [float, float]
+
+
+def test_streams_without_a_window_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    texts = {"Go": ["a" * 50] * 4, "Python": ["b" * 9] * 2, "Rust": ["c" * 30], "Zig": ["d" * 31]}
+    source = ListSource(tuple(entry for name, some in texts.items() for entry in documents(*some, language=name)))
+    store = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    # 20 and 31 tokens are too few for a window of 31 + 1; 32 are enough.
+    short = serving({"": store}, context_length=31).too_short()
+    assert short is not None
+    assert short._asdict() == {
+        "streams": 2, "of_streams": 4, "tokens": 51, "documents": 3, "languages": ["Python", "Rust"]
+    }  # fmt: skip
+    assert serving({"": store}, context_length=31, where={"language": ["Go", "Zig"]}).too_short() is None
+    assert serving({"": store}, context_length=8).too_short() is None
+    everything = serving({"": store}, context_length=1000).too_short()
+    assert everything is not None
+    assert (everything.streams, everything.tokens, everything.documents) == (4, store.num_tokens(), 8)
+    WindowLoader(store, 31, 1)
+    assert (
+        "2 of 4 streams of split 'train' are shorter than a window of 31 + 1 tokens and are never served: 51 tokens of 3 "
+        "documents (Python, Rust); lower context_length, or store more documents."
+    ) in caplog.text
+    caplog.clear()
+    WindowLoader(store, 31, 1, mix={"Go": 1, "Zig": 2})
+    assert "never served" not in caplog.text
+
+
+def test_many_short_streams_are_counted_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serving_module, "_COUNTED_AT_ONCE", 50)
+    texts = [entry for i in range(40) for entry in documents("x" * (i % 7 + 1), "y", language=f"L{i:02d}")]
+    store = prepare(ListSource(tuple(texts)), ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    short = serving({"": store}, context_length=16).too_short()
+    assert short is not None
+    assert (short.streams, short.tokens, short.documents) == (40, store.num_tokens(), 80)
+
+
+def test_languages_without_text_in_a_split_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    entries = [("train " * 20, name, name) for name in ("Go", "Python", "Rust")] + [("val " * 20, "Go", "held out")]
+    source = HeldOut(tuple(entries))
+    store = prepare(source, ByteChoice(), data_dir=tmp_path)
+    options = {"split": "val", "resumable": False}
+    WindowLoader(store, 8, 1, **options)
+    assert "Split 'val' has no text of Python, Rust: store more documents, or raise val_fraction" in caplog.text
+    caplog.clear()
+    WindowLoader(store, 8, 1, where={"language": ["Go", "Rust"]}, **options)
+    assert "Split 'val' has no text of Rust: " in caplog.text
+    caplog.clear()
+    WindowLoader(store, 8, 1, mix={"Go": 1}, **options)
+    WindowLoader(store, 8, 1)
+    assert "has no text" not in caplog.text

@@ -62,6 +62,9 @@ def test_literal_orders():
         12,
         7,
     ]
+    assert all_starts(WindowOrder(extents(41, 22), 4, "fixed", KEY)).tolist() == [
+        53, 24, 20, 57, 32, 12, 0, 41, 49, 4, 45, 28, 16, 36, 8,
+    ]  # fmt: skip
     assert all_starts(WindowOrder(extents(41, 22), 4, "sequential", KEY)).tolist() == [
         *range(0, 40, 4),
         *range(41, 61, 4),
@@ -87,7 +90,7 @@ def test_the_order_has_nothing_to_do_with_the_storage():
 
 sizes = st.lists(st.integers(0, 60), min_size=1, max_size=4)
 context_lengths = st.integers(1, 9)
-orders = st.sampled_from(["shuffle", "random", "sequential"])
+orders = st.sampled_from(["shuffle", "random", "sequential", "fixed"])
 
 
 @given(sizes, context_lengths, orders, st.integers(0, 5))
@@ -100,7 +103,7 @@ def test_every_window_lies_in_one_stream(lengths: list[int], context_length: int
         assert any(s.start <= start and start + context_length + 1 <= s.start + s.num_tokens for s in streams)
 
 
-@given(sizes, context_lengths, st.sampled_from(["shuffle", "sequential"]), st.integers(0, 5))
+@given(sizes, context_lengths, st.sampled_from(["shuffle", "sequential", "fixed"]), st.integers(0, 5))
 def test_no_token_is_a_target_twice(lengths: list[int], context_length: int, order: Order, epoch: int):
     starts = np.sort(all_starts(WindowOrder(extents(*lengths), context_length, order, KEY), epoch))
     assert all(high - low >= context_length for low, high in pairwise(starts.tolist()))
@@ -130,13 +133,30 @@ def test_sequential_windows_tile_the_streams(lengths: list[int], context_length:
     assert all_starts(WindowOrder(streams, context_length, "sequential", KEY)).tolist() == expected
 
 
+@given(sizes, context_lengths, st.integers(0, 5))
+def test_fixed_windows_are_those_of_the_sequential_order_in_one_order(
+    lengths: list[int], context_length: int, epoch: int
+):
+    streams = extents(*lengths)
+    fixed = WindowOrder(streams, context_length, "fixed", KEY)
+    starts = all_starts(fixed, epoch)
+    assert sorted(starts.tolist()) == all_starts(WindowOrder(streams, context_length, "sequential", KEY)).tolist()
+    assert np.array_equal(starts, all_starts(fixed, 0))
+
+
+def test_the_first_fixed_windows_are_a_sample_of_all_streams():
+    streams = extents(*[400] * 10)
+    stream, _ = WindowOrder(streams, 4, "fixed", KEY).locate(0, np.arange(100))
+    assert len(set(stream.tolist())) == 10
+
+
 @pytest.mark.parametrize(
     ("num_tokens", "shuffle", "sequential"),
     [(0, 0, 0), (1, 0, 0), (4, 0, 0), (5, 1, 1), (8, 1, 1), (9, 1, 2), (12, 2, 2), (13, 2, 3), (1000, 249, 249)],
 )
 def test_how_many_windows(num_tokens: int, shuffle: int, sequential: int):
     assert windows_of(num_tokens, 4, "shuffle") == windows_of(num_tokens, 4, "random") == shuffle
-    assert windows_of(num_tokens, 4, "sequential") == sequential
+    assert windows_of(num_tokens, 4, "sequential") == windows_of(num_tokens, 4, "fixed") == sequential
 
 
 def test_epochs_and_seeds_and_versions_differ():
