@@ -19,7 +19,7 @@ from lightning_lance.errors import ConfigError, StoreError, one_of, whole_number
 from lightning_lance.figures import counted, listed
 from lightning_lance.mixture import Located
 from lightning_lance.options import OnDataChange, Remainder
-from lightning_lance.serving import Serving, TooShort
+from lightning_lance.serving import Serving, warn_of_unserved_text
 from lightning_lance.store import TokenStore
 from lightning_lance.windows import Order
 
@@ -44,32 +44,6 @@ class _Chunk(NamedTuple):
     size: int
     everyone: int
     digests: Sequence[int]
-
-
-def _warn_of_unserved_text(serving: Serving) -> None:
-    """Log which of the selected text no window shows, and what would help."""
-    if not serving.num_tokens:
-        return
-    if languages := serving.languages_without_text():
-        cure = "store more documents"
-        if serving.split == "val":
-            cure += ", or raise val_fraction (which builds another store)"
-        _log.warning("Split %r has no text of %s: %s.", serving.split, listed(languages), cure)
-    short = serving.too_short()
-    if short is not None:
-        _log.warning("%s", _short_streams_sentence(short, serving))
-
-
-def _short_streams_sentence(short: TooShort, serving: Serving) -> str:
-    are = "is" if short.streams == 1 else "are"
-    lost = f"{counted(short.tokens, 'token')} of {counted(short.documents, 'document')}"
-    named = [language for language in short.languages if language]
-    whose = f" ({listed(named)})" if named else ""
-    return (
-        f"{short.streams:,} of {counted(short.of_streams, 'stream')} of split {serving.split!r} {are} shorter than a window of "
-        f"{serving.context_length:,} + 1 tokens and {are} never served: {lost}{whose}; lower context_length, or store more "
-        "documents."
-    )
 
 
 class WindowLoader:
@@ -147,7 +121,7 @@ class WindowLoader:
         #: Any other state is refused: Lightning keeps the loader's apart from the datamodule's, which is given first.
         self.expected: Mapping[str, Any] | None = None
         self._check_size()
-        _warn_of_unserved_text(serving)
+        warn_of_unserved_text(serving)
 
     def _check_size(self) -> None:
         if self.resumable and not len(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -9,11 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lightning_lance.errors import ConfigError, whole_number
+from lightning_lance.figures import counted, listed
 from lightning_lance.languages import check_languages
 from lightning_lance.layout import Extent, StreamExtent
 from lightning_lance.mixture import Located, Mixture
 from lightning_lance.store import TokenStore
 from lightning_lance.windows import Order, WindowOrder
+
+_log = logging.getLogger(__name__)
 
 # The columns of a stream by which `where` selects.
 _STREAM_COLUMNS = ("language",)
@@ -258,6 +262,32 @@ def _count_documents(store: TokenStore, split: str, streams: Sequence[StreamExte
             documents += int(np.count_nonzero(found == store.commit.eos_id))
             waiting, tokens = [], 0
     return documents
+
+
+def warn_of_unserved_text(serving: Serving) -> None:
+    """Log which of the selected text no window shows, and what would help."""
+    if not serving.num_tokens:
+        return
+    if languages := serving.languages_without_text():
+        cure = "store more documents"
+        if serving.split == "val":
+            cure += ", or raise val_fraction (which builds another store)"
+        _log.warning("Split %r has no text of %s: %s.", serving.split, listed(languages), cure)
+    short = serving.too_short()
+    if short is not None:
+        _log.warning("%s", _short_streams_sentence(short, serving))
+
+
+def _short_streams_sentence(short: TooShort, serving: Serving) -> str:
+    are = "is" if short.streams == 1 else "are"
+    lost = f"{counted(short.tokens, 'token')} of {counted(short.documents, 'document')}"
+    named = [language for language in short.languages if language]
+    whose = f" ({listed(named)})" if named else ""
+    return (
+        f"{short.streams:,} of {counted(short.of_streams, 'stream')} of split {serving.split!r} {are} shorter than a window of "
+        f"{serving.context_length:,} + 1 tokens and {are} never served: {lost}{whose}; lower context_length, or store more "
+        "documents."
+    )
 
 
 def extent_in(described: Mapping[str, Any]) -> Extent:

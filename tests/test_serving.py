@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from conftest import ListSource, documents
 
-from lightning_lance import TokenStore, WindowLoader, prepare
+from lightning_lance import TokenStore, TokenWindows, WindowLoader, prepare
 from lightning_lance import serving as serving_module
 from lightning_lance.errors import ConfigError
 from lightning_lance.serving import Serving
@@ -156,6 +156,8 @@ def test_streams_without_a_window_are_counted(tmp_path: Path, caplog: pytest.Log
     caplog.clear()
     WindowLoader(store, 31, 1, mix={"Go": 1, "Zig": 2})
     assert "never served" not in caplog.text
+    TokenWindows(store, 31)
+    assert "2 of 4 streams of split 'train'" in caplog.text
 
 
 def test_many_short_streams_are_counted_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
