@@ -5,9 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from lightning_lance.redaction import redacted
+
 
 class LightningLanceError(Exception):
-    """Base of all errors of this package; its message is one sentence: what, got, expected, and the cure."""
+    """Base of all errors of this package; its message is one sentence: what, got, expected, and the cure.
+
+    Secrets in the message are hidden, wherever they came from.
+    """
+
+    def __init__(self, *told: object) -> None:
+        super().__init__(*(redacted(part) if isinstance(part, str) else part for part in told))
 
 
 class ConfigError(LightningLanceError, ValueError):

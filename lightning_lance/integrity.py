@@ -18,6 +18,7 @@ from lightning_lance.commit import Commit, commit_of, notes_of
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import data_session, dataset_at, fragments_of
 from lightning_lance.layout import FileNote, hash_file, hash_tokens
+from lightning_lance.redaction import in_one_line
 from lightning_lance.sums import SUMS, Sum, listed, manifest_of, read_sums, root_session, sum_of, version_of
 
 _RESTORE = "bring it back from a copy, or remove the store and build it again"
@@ -246,4 +247,4 @@ def _check_counts(uri: str, version: _Version) -> list[Problem]:
 
 
 def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:150]
+    return in_one_line(error, 150)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from operator import and_
 from pathlib import Path
@@ -20,12 +20,13 @@ from lightning_lance.json_rows import spellings
 from lightning_lance.languages import check_extensions, check_languages, path_filter
 from lightning_lance.own_split import WithValidation
 from lightning_lance.patience import Patience
+from lightning_lance.redaction import hidden_values, public_url, redacted, remember_options, remember_url
 from lightning_lance.sources import OpenedSource
 
 _ON_BAD_SHARD = ("error", "skip")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DatasetSource:
     """Documents that `datasets` streams as Arrow batches: nothing is downloaded whole, and no Python rows are made.
 
@@ -80,6 +81,7 @@ class DatasetSource:
     name: str = "dataset"
 
     def __post_init__(self) -> None:
+        self._keep_secrets()
         check_words(self.columns, repr(self.name))
         check_dedup(self.dedup)
         if isinstance(self.data_files, str):
@@ -115,6 +117,24 @@ class DatasetSource:
                 f"Source {self.name!r} has no languages, got languages={list(self.languages)}: leave languages empty, or "
                 "give source.language_column or source.extensions."
             )
+
+    def _keep_secrets(self) -> None:
+        """Let no message show the options of the file system, nor what URLs hold of passwords and signatures."""
+        if not isinstance(self.storage_options, Mapping):
+            raise ConfigError(
+                f"source.storage_options is of type {type(self.storage_options).__name__}: expected a mapping, such as "
+                "{anon: true}."
+            )
+        remember_options(self.storage_options)
+        for files in (self.data_files, self.val_files, [self.path]):
+            for url in files if isinstance(files, Sequence) else ():
+                if isinstance(url, str):
+                    remember_url(url)
+
+    def __repr__(self) -> str:
+        shown = {part.name: getattr(self, part.name) for part in fields(self)}
+        shown["storage_options"] = hidden_values(self.storage_options)
+        return f"DatasetSource({', '.join(f'{name}={redacted(repr(value))}' for name, value in shown.items())})"
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -217,7 +237,7 @@ class DatasetSource:
             "config": None if self.data_files else self.config,
             "split": None if self.data_files else self.split,
             "revision": None if local else self.revision,
-            "data_files": list(self.data_files),
+            "data_files": [public_url(pattern) for pattern in self.data_files],
             "columns": dict(self.columns),
             "languages": self.wanted,
             "language_column": self.language_column,
@@ -228,11 +248,10 @@ class DatasetSource:
             "dedup": self.dedup,
         }
         if local:
-            from lightning_lance.access import files_identity
-            from lightning_lance.shards import listing
+            from lightning_lance.shards import identity_of_files
 
             decides.pop("data_files")
-            decides["files"] = files_identity(listing(self, {})[1], self.file_system)
+            decides["files"] = identity_of_files(self)
         return decides
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:

@@ -15,6 +15,8 @@ import xxhash
 
 from lightning_lance.errors import ConfigError, whole_number
 from lightning_lance.locking import only_one, write_whole
+from lightning_lance.redaction import in_one_line
+from lightning_lance.request_logs import quiet_requests
 from lightning_lance.sources import Source
 from lightning_lance.tokenization import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
 
@@ -108,9 +110,10 @@ class PretrainedTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(
-                self.model, revision=self.revision or "main", trust_remote_code=self.trust_remote_code
-            )
+            with quiet_requests():
+                tokenizer: Any = AutoTokenizer.from_pretrained(
+                    self.model, revision=self.revision or "main", trust_remote_code=self.trust_remote_code
+                )
         except (OSError, ValueError) as error:
             raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {_cure(error, self.model)}.") from error
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -130,7 +133,7 @@ class PretrainedTokenizer:
 
 
 def _cure(error: Exception, model: str) -> str:
-    text = " ".join(str(error).split())
+    text = in_one_line(error, 2000)
     if "gated" in text.lower() or "401" in text or "403" in text:
         return (
             f"its repository is gated; accept the terms at https://huggingface.co/{model}, then run 'hf auth login' or set "
