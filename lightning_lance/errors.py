@@ -38,6 +38,10 @@ class BuildInterrupted(KeyboardInterrupt):
     """Ctrl-C, or a signal that ends the process, came during a build; its message says what is safe and how to go on."""
 
 
+#: Larger numbers do not fit where they are needed, in 64 bits.
+LARGEST = 2**62
+
+
 def whole_number(name: str, value: Any) -> int:
     """Give a count that a user set as a plain int.
 
@@ -46,9 +50,13 @@ def whole_number(name: str, value: Any) -> int:
     """
     # numpy's numbers too, of which a checkpoint that is loaded with `weights_only` would know nothing.
     number = value.item() if isinstance(value, np.number) else value
-    if not isinstance(number, (int, float)) or isinstance(number, bool) or number < 1 or number % 1:
-        raise ConfigError(f"{name} is {value!r}: expected a whole number from 1 on.")
+    if not isinstance(number, (int, float)) or isinstance(number, bool) or number < 1 or number % 1 or number > LARGEST:
+        raise ConfigError(f"{name} is {value!r}: expected a whole number from 1 on{_up_to(number)}.")
     return int(number)
+
+
+def _up_to(number: Any) -> str:
+    return f", up to {LARGEST:,}" if isinstance(number, (int, float)) and number > LARGEST else ""
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from email.utils import parsedate_to_datetime
 from random import Random
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import zstandard
 
@@ -35,6 +36,8 @@ _log = logging.getLogger(__name__)
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 60.0
 # A server that asks for more is asked again all the same: the Hub counts requests by windows of five minutes.
 _LONGEST_ASKED = 300.0
+# A day: sockets take no number of seconds.
+_LONGEST_TIMEOUT = 86_400
 
 # Too early, too late, too many, and all that says that the server is at fault.
 _STATUSES = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
@@ -87,9 +90,12 @@ class Patience:
 
     def __init__(self, name: str, max_retries: int, timeout_seconds: float) -> None:
         self._name = name
-        self.max_retries = whole_number("source.max_retries", max_retries) if max_retries else 0
-        if isinstance(timeout_seconds, bool) or not isinstance(timeout_seconds, (int, float)) or timeout_seconds <= 0:
-            raise ConfigError(f"source.timeout_seconds is {timeout_seconds!r}: expected a number above 0.")
+        self.max_retries = 0 if _is_zero(max_retries) else whole_number("source.max_retries", max_retries)
+        number = isinstance(timeout_seconds, (int, float, np.number)) and not isinstance(timeout_seconds, bool)
+        if not number or not 0 < timeout_seconds <= _LONGEST_TIMEOUT:
+            raise ConfigError(
+                f"source.timeout_seconds is {timeout_seconds!r}: expected a number above 0, up to {_LONGEST_TIMEOUT:,}."
+            )
         self.timeout_seconds = float(timeout_seconds)
         #: Failures that were waited for, by what happened.
         self.incidents: Counter[str] = Counter()
@@ -172,6 +178,10 @@ class Patience:
             self.wait(tries, what, f"HTTP {response.status_code}", _asked(response.headers))
 
 
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(value == 0)
+
+
 def _patient(plain: Callable[..., Any]) -> Callable[..., Any]:
     from huggingface_hub import constants
 
@@ -212,7 +222,10 @@ def causes(error: BaseException) -> list[BaseException]:
 
 def is_transient(error: BaseException) -> bool:
     """Tell whether the same may work later: the network, a server, or a disk that answers badly."""
-    for cause in causes(error):
+    found = causes(error)
+    if any(kind.__name__ in _NEVER for cause in found for kind in type(cause).__mro__):
+        return False
+    for cause in found:
         response = getattr(cause, "response", None)
         if isinstance(response, dict):  # of botocore
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -221,8 +234,6 @@ def is_transient(error: BaseException) -> bool:
         if status in _STATUSES:
             return True
         names = {kind.__name__ for kind in type(cause).__mro__}
-        if names & _NEVER:
-            return False
         if names & _NETWORK or isinstance(cause, (ConnectionError, TimeoutError)):
             return True
         if isinstance(cause, OSError) and cause.errno in _ERRNOS:

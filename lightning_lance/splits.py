@@ -26,7 +26,7 @@ def check_val_fraction(val_fraction: float) -> None:
     Raises:
         ConfigError: If it is not in [0, 1).
     """
-    if not isinstance(val_fraction, (int, float)) or not 0 <= val_fraction < 1:
+    if not isinstance(val_fraction, (int, float, np.number)) or not 0 <= val_fraction < 1:
         raise ConfigError(f"val_fraction is {val_fraction}: expected a share of the documents, 0 <= val_fraction < 1.")
 
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 
 # The way of the data. A module imports only from those before it.
 ORDER = [
-    "redaction", "errors", "places",
+    "redaction", "errors", "places", "arguments",
     "figures", "memory", "languages", "documents", "dedup", "request_logs", "patience", "parquet", "json_rows", "json_lines",
     "sources",
     "own_split", "access", "shards", "streaming",
@@ -21,7 +21,7 @@ ORDER = [
     "progress", "read_ahead", "encoding", "status", "plan", "preflight", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "options", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
-    "signals", "arguments", "composed", "command", "cli", "__init__",
+    "signals", "composed", "command", "cli", "__init__",
 ]  # fmt: skip
 
 ONLY = {
