@@ -17,8 +17,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from lightning_lance.errors import LARGEST, ConfigError
-from lightning_lance.places import described
+from lightning_lance.errors import LARGEST, ConfigError, described
 from lightning_lance.redaction import is_secret_name
 
 # Kind of an annotation: what it takes, and in words. A bool is a number in Python, and a number may be meant as text: the

@@ -20,8 +20,7 @@ import pyarrow.acero as acero
 import pyarrow.compute as pc
 
 from lightning_lance.arguments import check_arguments
-from lightning_lance.errors import ConfigError, SourceError
-from lightning_lance.places import described
+from lightning_lance.errors import ConfigError, SourceError, described
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 from lightning_lance.documents import one_array
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.layout import FileNote, LayoutCounter, hash_file, hash_local
-from lightning_lance.places import check_options, check_place
+from lightning_lance.places import check_place, checked_storage_options
 from lightning_lance.redaction import in_one_line, shown_cause
 from lightning_lance.unfinished import begun, settled, writing_in
 
@@ -66,6 +66,17 @@ def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str]
 def fragments_of(dataset: Any) -> list[FragmentMetadata]:
     """List the fragments of an open dataset."""
     return [fragment.metadata for fragment in dataset.get_fragments()]
+
+
+@contextmanager
+def opening(uri: str) -> Iterator[None]:
+    """Turn what Lance says of a place that it cannot reach into a StoreError."""
+    try:
+        yield
+    except LightningLanceError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:
+        raise StoreError(f"The token store {uri!r} cannot be opened: {lance_said(error)}.") from shown_cause(error)
 
 
 @contextmanager
@@ -252,7 +263,7 @@ def not_written(uri: str, error: Exception) -> StoreError:
 
 def lance_options(storage_options: Mapping[str, str] | None) -> dict[str, str] | None:
     """Give the options as Lance takes them: strings, None for none."""
-    return check_options("storage_options", storage_options) or None
+    return checked_storage_options("storage_options", storage_options) or None
 
 
 # What Lance says of a bucket, and what to do about it. The first that is found counts.

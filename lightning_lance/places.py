@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, described
 from lightning_lance.redaction import has_secret, public_url, remember_options, remember_url
 
 # Of a file's or a folder's name, on nearly all file systems; and of a whole path on Linux.
@@ -51,7 +51,7 @@ def check_place(name: str, place: Any, such: str = "data/mine.lance") -> str:
     return text
 
 
-def check_options(name: str, options: Any) -> dict[str, str]:
+def checked_storage_options(name: str, options: Any) -> dict[str, str]:
     """Give the options of a file system as Lance takes them, all of them strings; their values are never shown.
 
     Raises:
@@ -77,15 +77,3 @@ def check_options(name: str, options: Any) -> dict[str, str]:
             )
     remember_options(checked)
     return checked
-
-
-def described(value: Any) -> str:
-    """Describe what was given in place of something else, in a few words: an object by its type, a plain value as it is."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    if callable(value) and hasattr(value, "__name__"):
-        return f"the function {value.__name__}"
-    if value is None or isinstance(value, (str, bytes, bool, int, float, list, tuple, set, dict, Path)):
-        told = repr(value)
-        return told if len(told) <= 100 else f"{told[:100]}..."
-    return f"of type {type(value).__module__.partition('.')[0]}.{type(value).__name__}"

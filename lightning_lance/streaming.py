@@ -17,12 +17,11 @@ from lightning_lance.access import HUB_FILE
 from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, check_words
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, described
 from lightning_lance.json_rows import spellings
 from lightning_lance.languages import check_extensions, check_languages, path_filter
 from lightning_lance.own_split import WithValidation
 from lightning_lance.patience import Patience
-from lightning_lance.places import described
 from lightning_lance.redaction import hidden_values, public_url, redacted, remember_options, remember_url
 from lightning_lance.sources import OpenedSource
 

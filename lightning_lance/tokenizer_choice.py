@@ -13,8 +13,10 @@ from urllib.parse import quote
 import pyarrow.compute as pc
 import xxhash
 
+from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.errors import ConfigError, whole_number
 from lightning_lance.locking import only_one, write_whole
+from lightning_lance.places import check_place
 from lightning_lance.redaction import in_one_line
 from lightning_lance.request_logs import quiet_requests
 from lightning_lance.sources import Source
@@ -61,6 +63,10 @@ class TokenizerFile:
     path: str
     eos_token: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", check_place("tokenizer.path", self.path, "my/tokenizer.json"))
+        check_arguments(TokenizerFile, vars(self), "tokenizer.")
+
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerChoice.load`."""
         file = Path(self.path).expanduser()
@@ -101,6 +107,11 @@ class PretrainedTokenizer:
     eos_token: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", check_place("tokenizer.model", self.model, "gpt2"))
+        object.__setattr__(self, "revision", as_text(self.revision))
+        check_arguments(PretrainedTokenizer, vars(self), "tokenizer.")
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerChoice.load`."""
@@ -158,7 +169,8 @@ class TrainedBPE:
 
     def __post_init__(self) -> None:
         check_vocab_size(self.vocab_size)
-        whole_number("tokenizer.train_bytes", self.train_bytes)
+        object.__setattr__(self, "vocab_size", int(self.vocab_size))
+        object.__setattr__(self, "train_bytes", whole_number("tokenizer.train_bytes", self.train_bytes))
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerChoice.load`."""
