@@ -17,6 +17,7 @@ from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.json_lines import ENDINGS
 from lightning_lance.languages import check_languages
 from lightning_lance.patience import causes, is_transient
+from lightning_lance.redaction import in_one_line, public_url, shown_cause
 from lightning_lance.sources import content_identity
 
 if TYPE_CHECKING:
@@ -62,18 +63,19 @@ def open_builder(source: DatasetSource, pin: Mapping[str, Any]) -> Any:
     except Exception as error:  # there are a dozen classes, from four libraries
         if isinstance(error, LightningLanceError) or is_transient(error):
             raise
-        raise explain(error, source) from error
+        raise explain(error, source) from shown_cause(error)
 
 
 def _checked_patterns(source: DatasetSource, pin: Mapping[str, Any]) -> list[str]:
     """Give the globs, at a fixed commit where they are on the Hub; `datasets` passes over those that match nothing."""
     from huggingface_hub import HfApi
 
+    api = HfApi(token=source.storage_options.get("token"), endpoint=source.storage_options.get("endpoint"))
     commits: dict[str, str] = {}
     for key, (repo, revision) in source.repositories().items():
         pinned = pin.get("revision") or pin.get("revisions", {}).get(repo)
-        commits[key] = str(HfApi().dataset_info(repo, revision=pinned or (revision and unquote(revision))).sha)
-        HfApi().auth_check(repo, repo_type="dataset")
+        commits[key] = str(api.dataset_info(repo, revision=pinned or (revision and unquote(revision))).sha)
+        _check_terms(api, repo)
     patterns = source.patterns(commits)
     for pattern in patterns:
         if found := _glob(pattern, source.file_system):
@@ -84,6 +86,20 @@ def _checked_patterns(source: DatasetSource, pin: Mapping[str, Any]) -> list[str
             where = "" if "://" in pattern else f" in {str(Path.cwd())!r}"
             raise ConfigError(f"No file matches {pattern!r}{where}: check source.data_files.")
     return patterns
+
+
+def _check_terms(api: Any, repo: str) -> None:
+    """Refuse a gated dataset, whose files could be listed and not read; a mirror of the Hub may not know that request."""
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    try:
+        api.auth_check(repo, repo_type="dataset")
+    except GatedRepoError:
+        raise
+    except HfHubHTTPError as error:
+        # The dataset itself was there.
+        if getattr(error.response, "status_code", None) not in (404, 405, 501):
+            raise
 
 
 def _check_format(path: str, files: Sequence[str]) -> None:
@@ -124,7 +140,8 @@ def files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> 
         fs, path = fsspec.core.url_to_fs(file, **storage_options)
         info = fs.info(path)
         etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
-        digest.update(f"{file}\0{info['size']}\0{etag}\0".encode())
+        # Not the signature: a URL that is signed anew is the same file.
+        digest.update(f"{public_url(file)}\0{info['size']}\0{etag}\0".encode())
     return digest.hexdigest()
 
 
@@ -134,7 +151,7 @@ def _common_folder(files: Sequence[str]) -> str:
 
 def explain(error: Exception, source: DatasetSource) -> LightningLanceError:
     """Turn an error of `datasets` or of the Hub client into one that says what to do."""
-    text = " ".join(str(error).split())
+    text = in_one_line(error, 2000)
     kinds = {type(cause).__name__ for cause in causes(error)}
     match = _REPOSITORY.match(source.data_files[0]) if source.data_files else None
     repo = match[1] if match else source.path
@@ -152,11 +169,61 @@ def explain(error: Exception, source: DatasetSource) -> LightningLanceError:
         )
     if "BuilderConfig" in text or "Config name is missing" in text:
         return ConfigError(f"Choose source.config of {repo!r}: {text[:400]}")
+    if told := _of_file_system(error, text, kinds, source):
+        return told
     if kinds & {"ConnectionError", "ConnectError", "ConnectTimeout", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
         return SourceError(
             f"Source {source.name!r} cannot be reached ({text[:200]}): check the network, then run again."
         )
     return SourceError(f"Source {source.name!r} cannot be read: {type(error).__name__}: {text[:400]}")
+
+
+_KEYS = "give them by environment variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by source.storage_options"
+# What an object store answers about keys that it does not know, or that are no longer good.
+_BAD_KEYS = re.compile(
+    r"InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|TokenRefreshRequired|Access Key Id you provided|"
+    r"security token|signature we calculated|provided token"
+)
+_REGION = re.compile(
+    r"AuthorizationHeaderMalformed|PermanentRedirect|the region '.*' is wrong|IllegalLocationConstraint"
+)
+
+
+def _of_file_system(
+    error: Exception, text: str, kinds: set[str], source: DatasetSource
+) -> ConfigError | SourceError | None:
+    """Explain an error of a file system (s3fs, HTTP, FTP, ...); None if it is none, or an unknown one."""
+    name = source.name
+    statuses = {getattr(cause, "status", None) for cause in causes(error)}
+    if match := re.search(r"Protocol not known: ?(\S*)", text):
+        return ConfigError(
+            f"Source {name!r} has files of {match[1] + '://'!r}, which is no protocol that is known here: check "
+            "source.data_files; local paths, hf://, s3://, https:// and others that fsspec knows can be read."
+        )
+    if "ImportError" in kinds or "ModuleNotFoundError" in kinds:
+        return ConfigError(f"Source {name!r} needs another package: {text.rstrip('.')}; install it, and run again.")
+    if kinds & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError"}:
+        return SourceError(
+            f"Source {name!r} needs credentials, and there are none: {_KEYS} (a public bucket is read with "
+            "source.storage_options={anon: true})."
+        )
+    if _BAD_KEYS.search(text):
+        return SourceError(f"Source {name!r} cannot be read, since its keys are not accepted ({text[:200]}): {_KEYS}.")
+    if _REGION.search(text):
+        return SourceError(
+            f"Source {name!r} is in another region ({text[:200]}): give it, as in "
+            "source.storage_options={client_kwargs: {region_name: eu-central-1}}."
+        )
+    if kinds & {"PermissionError", "Forbidden"} or statuses & {401, 403}:
+        return SourceError(
+            f"Source {name!r} gives no access ({text[:200] or type(error).__name__}): check the place, and what you are "
+            "allowed to read there."
+        )
+    if kinds & {"NoSuchBucket"} or "bucket does not exist" in text:
+        return ConfigError(f"Source {name!r} is in a bucket that is not there ({text[:200]}): check source.data_files.")
+    if "FileNotFoundError" in kinds:
+        return ConfigError(f"Source {name!r} has a file that is not there ({text[:200]}): check source.data_files.")
+    return None
 
 
 def _glob(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch.distributed as dist
 
 from lightning_lance.errors import StoreError
+from lightning_lance.redaction import in_one_line
 
 
 def _connected() -> bool:
@@ -56,7 +57,7 @@ def raise_together(mine: Exception | None) -> None:
     Raises:
         StoreError: If another rank failed.
     """
-    told: list[Any] = [None if mine is None else " ".join(str(mine).split()) or type(mine).__name__]
+    told: list[Any] = [None if mine is None else in_one_line(mine, 2000) or type(mine).__name__]
     if _connected():
         told *= dist.get_world_size()
         dist.all_gather_object(told, told[0])

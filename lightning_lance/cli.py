@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -10,8 +11,10 @@ from typing import NoReturn
 from omegaconf import DictConfig
 
 from lightning_lance.command import command, help_of, make
+from lightning_lance.composed import is_secret_key, shown_override
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.figures import counted
+from lightning_lance.redaction import redacted, remember_options
 from lightning_lance.signals import Interruptible
 
 # A build leaves a store and nothing else: no output folder, no log file.
@@ -92,15 +95,15 @@ def _place_and_rest(name: str, arguments: list[str]) -> tuple[str, dict[str, str
         if not is_pair:
             _expect(name, argument)
         if key in pairs:
-            sys.exit(
-                f"error: {key} is given twice, as {pairs[key]} and {value}: give it once, and the other to another run."
-            )
+            both = "" if is_secret_key(key) or key.startswith(_OPTIONS) else f", as {pairs[key]} and {value}"
+            sys.exit(f"error: {key} is given twice{both}: give it once, and the other to another run.")
         pairs[key] = value
+    remember_options({key: value for key, value in pairs.items() if key.startswith(_OPTIONS)})
     return place, pairs
 
 
 def _expect(name: str, got: str) -> NoReturn:
-    sys.exit(f"error: got {got}, expected {_EXPECTED[name].splitlines()[0]}.")
+    sys.exit(f"error: got {shown_override(got)}, expected {_EXPECTED[name].splitlines()[0]}.")
 
 
 def _verify_resume(arguments: list[str]) -> None:
@@ -192,6 +195,14 @@ def _documents(found: tuple[int, int], do: str, does: str) -> str:
 
 def main() -> None:
     """Run the command `lightning-lance`."""
+    try:
+        _main()
+    except Exception:  # a bug; an error of ours is a sentence by now
+        sys.stderr.write(redacted(traceback.format_exc()))
+        sys.exit(1)
+
+
+def _main() -> None:
     name, *rest = sys.argv[1:] or ["--help"]
     if name == "prepare" and (asked := {"-h", "--help"} & {*rest}):
         arguments = [argument for argument in rest if argument not in asked]

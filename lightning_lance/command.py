@@ -6,11 +6,11 @@ This is the only module that knows Hydra.
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,11 @@ from omegaconf.errors import (
 )
 
 from lightning_lance.arguments import expected_instead
+from lightning_lance.composed import HiddenValues, is_secret_key, shown_override, without_secrets
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError
 from lightning_lance.languages import nearest
+from lightning_lance.redaction import redacted
+from lightning_lance.request_logs import quiet_requests
 from lightning_lance.signals import Interruptible
 
 _CONF = "lightning_lance.conf"
@@ -61,8 +64,21 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
     @functools.wraps(task)
     def run() -> None:
         sys.argv[1:] = _filled(sys.argv[1:])
+        with without_secrets(sys.argv[1:]) as hidden, quiet_requests():
+            try:
+                run_with(hidden)
+            except Exception:  # a bug, or HYDRA_FULL_ERROR=1
+                sys.stderr.write(redacted(traceback.format_exc()))
+                sys.exit(1)
+
+    def run_with(hidden: HiddenValues) -> None:
+        @functools.wraps(task)
+        def with_secrets(config: DictConfig) -> None:
+            hidden.give_back(config)
+            task(config)
+
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            _hydra_main(task)
+            _hydra_main(with_secrets)
             return
         told: list[BaseException] = []
         configs: list[DictConfig] = []
@@ -74,11 +90,9 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
             given.extend(HydraConfig.get().overrides.task)
             # Only for Hydra's own part: processes that the task starts shall tell errors in one sentence too.
             os.environ.pop("HYDRA_FULL_ERROR", None)
-            # Every request to the Hub would be a line; those that fail are told by who tries again.
-            logging.getLogger("httpx").setLevel(logging.WARNING)
             # Kept from Hydra, which would print a line of its own before it.
             try:
-                task(config)
+                with_secrets(config)
             except (LightningLanceError, HydraException, OmegaConfBaseException) as error:
                 told.append(error)
 
@@ -107,7 +121,7 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
                 print(f"interrupted: {how}", file=sys.stderr, flush=True)
             sys.exit(signals.exit_code)
         if told:
-            sys.exit(f"error: {_one_sentence(told[0], configs[-1] if configs else None, given)}")
+            sys.exit(f"error: {redacted(_one_sentence(told[0], configs[-1] if configs else None, given))}")
 
     return run
 
@@ -125,11 +139,11 @@ def help_of(
         data: Keys below `data`.
     """
     try:
-        with initialize_config_module(_CONF, version_base="1.3"):
+        with initialize_config_module(_CONF, version_base="1.3"), without_secrets(arguments):
             config: Any = OmegaConf.to_container(compose("config", overrides=_filled(arguments)), resolve=False)
             options = {group: GlobalHydra.instance().config_loader().get_group_options(group) for group in groups}
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {_one_sentence(error, None)}")
+        sys.exit(f"error: {redacted(_one_sentence(error, None))}")
     except ValueError as error:
         sys.exit(f"error: {_no_option(error, arguments)}")
     shown = {key: config[key] for key in keys} | {"data": {key: config["data"][key] for key in data}}
@@ -212,6 +226,7 @@ def _with_places(sentence: str, config: DictConfig | None) -> str:
 
 def _not_understood(override: str) -> str:
     examples = "context_length=512, 'languages=[Python,Rust]' or 'data.mix={Python: 0.7, Rust: 0.3}'"
+    override = shown_override(override)
     if "=" not in override:
         return f"Got {override!r}, which is no key=value: expected such as {examples}."
     return (
@@ -224,7 +239,7 @@ def _no_option(error: ValueError, arguments: Sequence[str]) -> ConfigError:
     """Say what Hydra raises where a group is given what is no name, such as null or a number."""
     told = " ".join(str(error).split()).rstrip(".")
     # Groups have no dots in their names; what the command adds itself has some, or is Hydra's.
-    given = [argument for argument in arguments if not re.match(r"[^=]*[./]", argument)]
+    given = [shown_override(argument) for argument in arguments if not re.match(r"[^=]*[./]", argument)]
     return ConfigError(f"The configuration cannot be composed ({told}): check {', '.join(given) or 'its groups'}.")
 
 
@@ -242,7 +257,7 @@ def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Se
     told = " ".join(str(cause or error).split()).rstrip(".")
     if cause is not None and type(cause) is not ValueError:
         told = f"{type(cause).__name__}: {told}"
-    mine = [text for text in given if re.match(rf"\+*{re.escape(group)}[.=]", text)]
+    mine = [shown_override(text) for text in given if re.match(rf"\+*{re.escape(group)}[.=]", text)]
     return f"{group or 'The configuration'} cannot be made ({told}): check {', '.join(mine) or 'its keys'}."
 
 
@@ -263,7 +278,8 @@ def _misfits(node: DictConfig, place: str, target: str | None = None) -> Iterato
             continue
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         if takes is not None and (expected := expected_instead(takes, str(name), plain)):
-            yield f"{key} is {plain!r}: expected {expected}."
+            shown = f"of type {type(plain).__name__}" if is_secret_key(key) else repr(plain)
+            yield f"{key} is {shown}: expected {expected}."
 
 
 def _unknown_option(file: str, options: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lightning import LightningDataModule
 
 from lightning_lance.agreement import is_first, raise_together, told_by_first
+from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.batches import Batch
 from lightning_lance.errors import StoreError
 from lightning_lance.figures import tokens_told
@@ -19,6 +20,7 @@ from lightning_lance.integrity import require_whole
 from lightning_lance.loader import WindowLoader
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.options import BatchFormat, Extend, OnDataChange, Remainder, check_options
+from lightning_lance.places import check_place, checked_storage_options
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
 from lightning_lance.prepare import check_origin, prepare
 from lightning_lance.serving import extent_in
@@ -113,7 +115,14 @@ class LanceDataModule(LightningDataModule):
         storage_options: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        uri, data_dir = as_text(uri), as_text(data_dir)
         check_origin(source, tokenizer, uri)
+        data_dir = check_place("data_dir", data_dir, "the folder data")
+        check_arguments(
+            LanceDataModule,
+            {"seed": seed, "extend": extend, "order": order, "verify": verify, "long_documents": long_documents},
+        )
+        storage_options = checked_storage_options("storage_options", storage_options)
         self.source, self.tokenizer_choice = source, tokenizer
         self.context_length, self.batch_size = context_length, batch_size
         self.data_dir, self.uri = data_dir, uri
@@ -141,7 +150,7 @@ class LanceDataModule(LightningDataModule):
         check_options({**given, "source": source, **self._building, **self._training, **self._serving})
         self._training["extend"] = extend == "next_epoch"
         self._fim, self.verify = dict(fim or {}), verify
-        self.storage_options = dict(storage_options or {})
+        self.storage_options = storage_options
         # On local disks each node builds, or finds what a node that shares the disk has built; a bucket is everybody's.
         self.prepare_data_per_node = "://" not in str(uri or data_dir)
         self._stores: dict[str, TokenStore] = {}

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.acero as acero
 import pyarrow.compute as pc
 
-from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.arguments import check_arguments
+from lightning_lance.errors import ConfigError, SourceError, described
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class TextFilter:
     exclude: str | None = None
 
     def __post_init__(self) -> None:
+        check_arguments(TextFilter, vars(self), "text_filter.")
         if self.max_bytes is not None and self.max_bytes < self.min_bytes:
             raise ConfigError(
                 f"text_filter.max_bytes is {self.max_bytes}, below text_filter.min_bytes {self.min_bytes}: nothing passes."
@@ -171,8 +173,8 @@ def check_words(columns: Mapping[str, str], where: str) -> None:
     """
     if not isinstance(columns, Mapping):
         raise ConfigError(
-            f"source.columns of {where} is {columns!r}: expected a mapping of our words to its columns, such as "
-            f"{{text: {columns}}}."
+            f"source.columns of {where} is {described(columns)}: expected a mapping of our words to its columns, such as "
+            "{text: content}."
         )
     if "text" not in columns:
         raise ConfigError(

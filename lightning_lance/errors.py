@@ -1,13 +1,22 @@
 """What the package raises when the user can do something about it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lightning_lance.redaction import redacted
+
 
 class LightningLanceError(Exception):
-    """Base of all errors of this package; its message is one sentence: what, got, expected, and the cure."""
+    """Base of all errors of this package; its message is one sentence: what, got, expected, and the cure.
+
+    Secrets in the message are hidden, wherever they came from.
+    """
+
+    def __init__(self, *told: object) -> None:
+        super().__init__(*(redacted(part) if isinstance(part, str) else part for part in told))
 
 
 class ConfigError(LightningLanceError, ValueError):
@@ -30,6 +39,29 @@ class BuildInterrupted(KeyboardInterrupt):
     """Ctrl-C, or a signal that ends the process, came during a build; its message says what is safe and how to go on."""
 
 
+def described(value: Any) -> str:
+    """Describe what was given in place of something else, in a few words: an object by its type, a plain value as it is."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function {value.__name__}"
+    if value is None or isinstance(value, (str, bytes, bool, int, float, list, tuple, set, dict, Path)):
+        told = repr(value)
+        return told if len(told) <= 100 else f"{told[:100]}..."
+    return f"of type {type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+
+
+#: Larger numbers do not fit where they are needed, in 64 bits.
+LARGEST = 2**62
+
+
+def is_count(value: Any) -> bool:
+    """Tell whether a value is a whole number from 1 on, of Python or numpy, and not too large."""
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        return False
+    return bool(1 <= value <= LARGEST and value % 1 == 0)
+
+
 def whole_number(name: str, value: Any) -> int:
     """Give a count that a user set as a plain int.
 
@@ -38,9 +70,13 @@ def whole_number(name: str, value: Any) -> int:
     """
     # numpy's numbers too, of which a checkpoint that is loaded with `weights_only` would know nothing.
     number = value.item() if isinstance(value, np.number) else value
-    if not isinstance(number, (int, float)) or isinstance(number, bool) or number < 1 or number % 1:
-        raise ConfigError(f"{name} is {value!r}: expected a whole number from 1 on.")
+    if not is_count(number):
+        raise ConfigError(f"{name} is {described(value)}: expected a whole number from 1 on{_up_to(number)}.")
     return int(number)
+
+
+def _up_to(number: Any) -> str:
+    return f", up to {LARGEST:,}" if isinstance(number, (int, float)) and number > LARGEST else ""
 
 
 def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
@@ -49,5 +85,5 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
     Raises:
         ConfigError: Naming them.
     """
-    if value not in choices:
-        raise ConfigError(f"{name} is {value!r}: expected one of {', '.join(choices)}.")
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"{name} is {described(value)}: expected one of {', '.join(choices)}.")

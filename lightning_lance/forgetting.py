@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import Commit, commit_of, notes_of, replace_fragments
 from lightning_lance.errors import CommitConflict, ConfigError, StoreError
 from lightning_lance.fragments import dataset_at, fragments_of, take_back
@@ -26,6 +27,7 @@ from lightning_lance.languages import nearest
 from lightning_lance.layout import FileNote, layout_of
 from lightning_lance.locking import lock_file, only_one
 from lightning_lance.merging import left_behind, remove_unneeded, take_over
+from lightning_lance.places import check_place
 from lightning_lance.repacking import Drop, Dropped, read_part, repack
 from lightning_lance.splits import SPLITS
 from lightning_lance.tags import retag
@@ -86,7 +88,8 @@ def forget(
         StoreError: If there is no store, or it cannot be written.
         CommitConflict: If other processes committed each time.
     """
-    uri = uri.removeprefix("file://").rstrip("/")
+    uri = check_place("uri", uri).removeprefix("file://").rstrip("/")
+    check_arguments(forget, {"rule": rule, "purge": purge})
     # Before a lease is taken, which would make a folder.
     _check(_opened(uri, storage_options), rule)
     file = lock_file(uri)

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, Pipe
 import numpy as np
 
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import dataset_at, take_blocks
+from lightning_lance.fragments import dataset_at, lance_said, take_blocks
 
 
 class ForkedReader:
@@ -79,4 +79,4 @@ def serve(descriptor: int) -> None:
                     dataset = dataset_at(uri, version, storage_options)
                 pipe.send(take_blocks(dataset, rows))
             except Exception as error:  # of whatever kind: who asked raises it
-                pipe.send(StoreError(f"The token store {uri!r} cannot be read: {' '.join(str(error).split())[:300]}"))
+                pipe.send(StoreError(f"The token store {uri!r} cannot be read: {lance_said(error)}"))

@@ -5,6 +5,7 @@ Only the storage layer knows Lance, from this module to `store`; tests/test_laye
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from lance.fragment import FragmentMetadata, write_fragments
 from lightning_lance.documents import one_array
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.layout import FileNote, LayoutCounter, hash_file, hash_local
+from lightning_lance.places import check_place, checked_storage_options
+from lightning_lance.redaction import in_one_line, shown_cause
 from lightning_lance.unfinished import begun, settled, writing_in
 
 # It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
@@ -50,17 +53,30 @@ class Written(NamedTuple):
 
 def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
     """Open a Lance dataset at a version, or as it is now; None if there is none. StoreError if it cannot be opened."""
+    check_place("uri", uri)
+    options = lance_options(storage_options)
     try:
-        return lance.dataset(uri, version=version, storage_options=lance_options(storage_options))
-    except (ValueError, OSError) as error:
-        if "not found" in str(error).lower():
+        return lance.dataset(uri, version=version, storage_options=options)
+    except (ValueError, OSError, RuntimeError) as error:
+        if "not found" in str(error).lower() and not _no_bucket(error):
             return None
-        raise StoreError(f"The token store {uri!r} cannot be opened: {' '.join(str(error).split())[:300]}") from error
+        raise StoreError(f"The token store {uri!r} cannot be opened: {lance_said(error)}.") from shown_cause(error)
 
 
 def fragments_of(dataset: Any) -> list[FragmentMetadata]:
     """List the fragments of an open dataset."""
     return [fragment.metadata for fragment in dataset.get_fragments()]
+
+
+@contextmanager
+def opening(uri: str) -> Iterator[None]:
+    """Turn what Lance says of a place that it cannot reach into a StoreError."""
+    try:
+        yield
+    except LightningLanceError:
+        raise
+    except (ValueError, OSError, RuntimeError) as error:
+        raise StoreError(f"The token store {uri!r} cannot be opened: {lance_said(error)}.") from shown_cause(error)
 
 
 @contextmanager
@@ -72,9 +88,8 @@ def reading(uri: str) -> Iterator[None]:
         raise
     except BaseException as error:  # a panic is no Exception
         raise StoreError(
-            f"The token store {uri!r} cannot be read ({' '.join(str(error).split())[:300]}): 'lightning-lance verify' tells "
-            "what is damaged."
-        ) from error
+            f"The token store {uri!r} cannot be read ({lance_said(error)}): 'lightning-lance verify' tells what is damaged."
+        ) from shown_cause(error)
 
 
 def check_sizes(uri: str, fragments: Iterable[FragmentMetadata]) -> None:
@@ -132,7 +147,7 @@ def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
         for file in sorted(session.list(), key=_going):
             session.delete_file(file)
     except (ValueError, OSError) as error:
-        raise StoreError(f"The token store {uri!r} cannot be removed: {' '.join(str(error).split())[:300]}") from error
+        raise StoreError(f"The token store {uri!r} cannot be removed: {lance_said(error)}.") from shown_cause(error)
 
 
 def _going(file: str) -> tuple[int, int]:
@@ -206,7 +221,7 @@ def write_rows(
         versions = [0 if dataset is None else int(dataset.version) for dataset in (before, newest)]
         if versions[0] != versions[1]:
             raise conflict(uri, *versions) from error
-        raise not_written(uri, error) from error
+        raise not_written(uri, error) from shown_cause(error)
     return written, files
 
 
@@ -241,11 +256,63 @@ def conflict(uri: str, expected: int, version: int) -> CommitConflict:
 def not_written(uri: str, error: Exception) -> StoreError:
     """Say that a store could not be written, and why."""
     return StoreError(
-        f"The token store {uri!r} cannot be written ({' '.join(str(error).split())[:300]}): make room or give access, and run "
-        "again; it goes on after the last commit."
+        f"The token store {uri!r} cannot be written ({lance_said(error)}): make room or give access, and run again; it goes on "
+        "after the last commit."
     )
 
 
 def lance_options(storage_options: Mapping[str, str] | None) -> dict[str, str] | None:
-    """Give the options as Lance takes them."""
-    return dict(storage_options or {}) or None
+    """Give the options as Lance takes them: strings, None for none."""
+    return checked_storage_options("storage_options", storage_options) or None
+
+
+# What Lance says of a bucket, and what to do about it. The first that is found counts.
+_SAID = (
+    (
+        r"NoSuchBucket|ContainerNotFound|bucket does not exist",
+        "there is no such bucket: check its name, and the endpoint",
+    ),
+    (
+        r"Failed to get \w+ credentials|NoCredentials|CredentialsNotLoaded|Error performing token request|InvalidAccessKeyId|"
+        r"SignatureDoesNotMatch|ExpiredToken|InvalidToken|AuthenticationFailed|Unauthenticated|no Azure account name",
+        "the credentials are missing, or not accepted: give them by environment variables, such as AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or by storage_options",
+    ),
+    (
+        r"AccessDenied|AllAccessDisabled|AuthorizationFailure|403 Forbidden|401 Unauthorized|[Pp]ermission ?[Dd]enied.*https?://",
+        "access is denied: check the bucket, and what the credentials are allowed to do",
+    ),
+    (
+        r"AuthorizationHeaderMalformed|PermanentRedirect|301 Moved|IncorrectEndpoint|IllegalLocationConstraint",
+        "the bucket is in another region: give it by storage_options, as in {aws_region: eu-central-1}",
+    ),
+    (
+        r"GET http://.*builder error|PUT http://.*builder error",
+        "the endpoint has no https: allow that by storage_options, as in {allow_http: true}",
+    ),
+    (r"builder error|RelativeUrlWithoutBase", "the endpoint is no URL: expected such as https://s3.example.com"),
+    (
+        r"error sending request|dns error|Connect(ion)? ?(refused|reset|timed out|error)|operation timed out|TimedOut",
+        "there is no answer: check the endpoint, the proxy and the network",
+    ),
+    (
+        r"No object store provider found",
+        "there is no such kind of place: expected a local folder, or a URL that begins with s3://, gs:// or az://",
+    ),
+)
+# Where in its own code Lance met an error.
+_ORIGIN = re.compile(r",? ?/\S+\.rs:\d+:\d+")
+
+
+def lance_said(error: BaseException) -> str:
+    """Give what Lance says of an error, in one line and without secrets; in plain words where they are known."""
+    text = " ".join(str(error).split())
+    for pattern, plain in _SAID:
+        if re.search(pattern, text):
+            return plain
+    return in_one_line(_ORIGIN.sub("", text)).rstrip(".")
+
+
+def _no_bucket(error: BaseException) -> bool:
+    """Tell whether it is the bucket that was not found, and not a store in it."""
+    return re.search(_SAID[0][0], str(error)) is not None

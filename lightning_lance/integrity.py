@@ -14,10 +14,13 @@ import xxhash
 from lance.fragment import FragmentMetadata
 from tqdm import tqdm
 
+from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import Commit, commit_of, notes_of
-from lightning_lance.errors import StoreError
-from lightning_lance.fragments import data_session, dataset_at, fragments_of
+from lightning_lance.errors import ConfigError, StoreError, described
+from lightning_lance.fragments import data_session, dataset_at, fragments_of, opening
 from lightning_lance.layout import FileNote, hash_file, hash_tokens
+from lightning_lance.places import check_place
+from lightning_lance.redaction import in_one_line
 from lightning_lance.sums import SUMS, Sum, listed, manifest_of, read_sums, root_session, sum_of, version_of
 
 _RESTORE = "bring it back from a copy, or remove the store and build it again"
@@ -53,10 +56,18 @@ def check_store(
     Raises:
         StoreError: If there is no store.
     """
+    uri = check_place("uri", uri)
+    check_arguments(check_store, {"seed": seed})
+    if not is_share(sample):
+        raise ConfigError(
+            f"sample is {described(sample)}: expected a share of the data files, above 0 and up to 1, such as 0.1."
+        )
     if "://" not in uri and not Path(uri).is_dir():
         raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
-    session = root_session(uri, storage_options)
-    if not listed(session) and not session.contains(SUMS):
+    with opening(uri):
+        session = root_session(uri, storage_options)
+        is_there = bool(listed(session)) or session.contains(SUMS)
+    if not is_there:
         raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
     # Lance is not asked to read manifests that are damaged: it may do anything.
     if problems := _check_sums(session):
@@ -82,6 +93,11 @@ def check_store(
         if found and any(_stays(session, version.number) for version, _ in places):
             problems += found
     return problems or _check_counts(uri, read[-1])
+
+
+def is_share(sample: Any) -> bool:
+    """Tell whether a value is a share of the data files to read, above 0 and up to 1."""
+    return isinstance(sample, (int, float, np.number)) and not isinstance(sample, bool) and bool(0 < sample <= 1)
 
 
 class _Version(NamedTuple):
@@ -246,4 +262,4 @@ def _check_counts(uri: str, version: _Version) -> list[Problem]:
 
 
 def _brief(error: BaseException) -> str:
-    return " ".join(str(error).split())[:150]
+    return in_one_line(error, 150)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from lightning_lance.agreement import agree
+from lightning_lance.arguments import check_arguments
 from lightning_lance.batches import Batch, BatchMaker
 from lightning_lance.cursor import Cursor
 from lightning_lance.errors import ConfigError, StoreError, one_of, whole_number
@@ -102,6 +103,10 @@ class WindowLoader:
         **batch: Any,
     ) -> None:
         batch_size = whole_number("batch_size", batch_size)
+        check_arguments(
+            WindowLoader, {"store": store, "seed": seed, "rank": rank, "world_size": world_size, "resumable": resumable}
+        )
+        check_arguments(WindowLoader, {"extend": extend, "on_data_change": on_data_change})
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")
         one_of("remainder", remainder, get_args(Remainder))

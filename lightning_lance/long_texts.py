@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.documents import string_buffers
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, described, is_count
 from lightning_lance.fast_engine import Encoded
 from lightning_lance.tokenization import Tokenizer
 
@@ -42,12 +42,13 @@ class LongDocuments:
     how: Literal["split", "skip"] = "split"
 
     def __post_init__(self) -> None:
-        if isinstance(self.max_bytes, bool) or not isinstance(self.max_bytes, int) or self.max_bytes < 16:
+        if not is_count(self.max_bytes) or self.max_bytes < 16:
             raise ConfigError(
-                f"max_document_bytes is {self.max_bytes!r}: expected a whole number of bytes, 16 at least."
+                f"max_document_bytes is {described(self.max_bytes)}: expected a whole number of bytes, 16 at least."
             )
-        if self.how not in ("split", "skip"):
-            raise ConfigError(f"long_documents is {self.how!r}: expected split or skip.")
+        object.__setattr__(self, "max_bytes", int(self.max_bytes))
+        if not isinstance(self.how, str) or self.how not in ("split", "skip"):
+            raise ConfigError(f"long_documents is {described(self.how)}: expected split or skip.")
 
 
 def cut_points(text: np.ndarray, max_bytes: int) -> list[int]:

@@ -18,7 +18,7 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.commit import Commit, commit_of, newest_at, notes_of, replace_fragments
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import Written, dataset_at, fragments_of, take_back
+from lightning_lance.fragments import Written, dataset_at, fragments_of, lance_said, take_back
 from lightning_lance.layout import FileNote
 from lightning_lance.repacking import repack
 from lightning_lance.sums import root_session, write_sums
@@ -314,4 +314,4 @@ def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, 
             _remove_files(uri, going, storage_options)
     except (ValueError, OSError, StoreError) as error:
         # The store is whole, only larger than need be.
-        _log.warning("Old versions of %s could not be removed: %s", uri, " ".join(str(error).split())[:200])
+        _log.warning("Old versions of %s could not be removed: %s", uri, lance_said(error))

@@ -19,13 +19,16 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import zstandard
 
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, whole_number
 from lightning_lance.figures import counted
+from lightning_lance.redaction import in_one_line, redacted, shown_cause
+from lightning_lance.request_logs import quiet_requests
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +36,8 @@ _log = logging.getLogger(__name__)
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 60.0
 # A server that asks for more is asked again all the same: the Hub counts requests by windows of five minutes.
 _LONGEST_ASKED = 300.0
+# A day: sockets take no number of seconds.
+_LONGEST_TIMEOUT = 86_400
 
 # Too early, too late, too many, and all that says that the server is at fault.
 _STATUSES = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
@@ -57,6 +62,17 @@ _BAD_DATA = (
 # None remaining, and the seconds until there are more.
 _RATE_LIMIT = re.compile(r"\br=0;\s*t=(\d+)")
 
+# Errors of the network by their class, which no time cures: what was asked for cannot be.
+_NEVER = {
+    "OfflineModeIsEnabled",
+    "UnsupportedProtocol",
+    "LocalProtocolError",
+    "ClientConnectorCertificateError",
+    "InvalidURL",
+}
+
+_Result = TypeVar("_Result")
+
 _active = threading.local()
 
 
@@ -74,9 +90,12 @@ class Patience:
 
     def __init__(self, name: str, max_retries: int, timeout_seconds: float) -> None:
         self._name = name
-        self.max_retries = whole_number("source.max_retries", max_retries) if max_retries else 0
-        if isinstance(timeout_seconds, bool) or not isinstance(timeout_seconds, (int, float)) or timeout_seconds <= 0:
-            raise ConfigError(f"source.timeout_seconds is {timeout_seconds!r}: expected a number above 0.")
+        self.max_retries = 0 if _is_zero(max_retries) else whole_number("source.max_retries", max_retries)
+        number = isinstance(timeout_seconds, (int, float, np.number)) and not isinstance(timeout_seconds, bool)
+        if not number or not 0 < timeout_seconds <= _LONGEST_TIMEOUT:
+            raise ConfigError(
+                f"source.timeout_seconds is {timeout_seconds!r}: expected a number above 0, up to {_LONGEST_TIMEOUT:,}."
+            )
         self.timeout_seconds = float(timeout_seconds)
         #: Failures that were waited for, by what happened.
         self.incidents: Counter[str] = Counter()
@@ -96,19 +115,19 @@ class Patience:
             SourceError: If it has failed too often.
         """
         told = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
-        told = " ".join(told.split())[:200]
+        what, told = redacted(what), in_one_line(told, 200)
         if tries > self.max_retries:
             raise SourceError(
                 f"Source {self._name!r} gave up on {what} after {counted(tries, 'try', 'tries')} ({told}): all that is "
                 "committed is safe; run the same again later and it goes on from there, or raise source.max_retries."
-            ) from (error if isinstance(error, BaseException) else None)
+            ) from (shown_cause(error) if isinstance(error, BaseException) else None)
         seconds = min(_FIRST_WAIT * 2.0 ** min(tries - 1, 20), _LONGEST_WAIT) * self._random.uniform(0.5, 1.0)
         seconds = max(seconds, min(asked or 0.0, _LONGEST_ASKED))
         self.incidents[told.split(":")[0]] += 1
         _log.warning("%s: %s; try %d of %d in %.1f s.", what, told, tries, self.max_retries, seconds)
         time.sleep(seconds)
 
-    def call(self, what: str, function: Callable[[], Any]) -> Any:
+    def call(self, what: str, function: Callable[[], _Result]) -> _Result:
         """Do something, again and again while it fails in a way that time may cure."""
         tries = 0
         while True:
@@ -123,7 +142,7 @@ class Patience:
 
     @contextmanager
     def active(self) -> Generator[None, None, None]:
-        """Within it, requests of this thread to the Hub are tried again one by one."""
+        """Within it, requests of this thread to the Hub are tried again one by one, and are no lines of the log."""
         from huggingface_hub import get_session
 
         client: Any = get_session()
@@ -133,7 +152,8 @@ class Patience:
         before = getattr(_active, "patience", None)
         _active.patience = self
         try:
-            yield
+            with quiet_requests():
+                yield
         finally:
             _active.patience = before
 
@@ -156,6 +176,10 @@ class Patience:
                 return response
             response.close()
             self.wait(tries, what, f"HTTP {response.status_code}", _asked(response.headers))
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(value == 0)
 
 
 def _patient(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,7 +222,10 @@ def causes(error: BaseException) -> list[BaseException]:
 
 def is_transient(error: BaseException) -> bool:
     """Tell whether the same may work later: the network, a server, or a disk that answers badly."""
-    for cause in causes(error):
+    found = causes(error)
+    if any(kind.__name__ in _NEVER for cause in found for kind in type(cause).__mro__):
+        return False
+    for cause in found:
         response = getattr(cause, "response", None)
         if isinstance(response, dict):  # of botocore
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -207,8 +234,6 @@ def is_transient(error: BaseException) -> bool:
         if status in _STATUSES:
             return True
         names = {kind.__name__ for kind in type(cause).__mro__}
-        if "OfflineModeIsEnabled" in names:
-            return False
         if names & _NETWORK or isinstance(cause, (ConnectionError, TimeoutError)):
             return True
         if isinstance(cause, OSError) and cause.errno in _ERRNOS:
@@ -221,11 +246,12 @@ def is_bad_data(error: BaseException) -> bool:
     return any(
         isinstance(cause, _BAD_DATA)
         # Arrow and gzip tell of garbled bytes by an OSError that knows no errno; of JSON, `ValueError`.
-        or (isinstance(cause, OSError) and cause.errno is None and not _is_hub(cause))
+        or (isinstance(cause, OSError) and cause.errno is None and not _is_refusal(cause))
         or type(cause) is ValueError
         for cause in causes(error)
     )
 
 
-def _is_hub(error: BaseException) -> bool:
-    return getattr(error, "response", None) is not None
+def _is_refusal(error: BaseException) -> bool:
+    """Tell whether a server has answered, or access is denied; s3fs says that without an errno."""
+    return getattr(error, "response", None) is not None or isinstance(error, PermissionError)

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import xxhash
 
 from lightning_lance.commit import FORMAT_VERSION, Commit, last_commit
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.errors import ConfigError, StoreError, described, is_count
 from lightning_lance.figures import counted
 from lightning_lance.locking import lock_file
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
+from lightning_lance.places import check_place
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
 from lightning_lance.status import failure_of, read_status, status_file
@@ -47,8 +48,10 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and (not isinstance(value, (int, float)) or value < 1 or value != int(value)):
-                raise ConfigError(f"{name} is {value}: expected a positive whole number, or null for no bound.")
+            if value is not None and not is_count(value):
+                raise ConfigError(
+                    f"{name} is {described(value)}: expected a positive whole number, or null for no bound."
+                )
             object.__setattr__(self, name, None if value is None else int(value))
 
     def __str__(self) -> str:
@@ -129,10 +132,8 @@ def make_plan(
     """
     check_val_fraction(val_fraction)
     long = LongDocuments(max_document_bytes, long_documents)
-    if not isinstance(data_dir, (str, Path)):
-        raise ConfigError(f"data_dir is {data_dir!r}: expected the path of a folder, such as data.")
-    if not isinstance(uri, (str, type(None))):
-        raise ConfigError(f"uri is {uri!r}: expected the place of a store, such as data/mine.lance, or null.")
+    data_dir = check_place("data_dir", data_dir, "the folder data")
+    uri = None if uri is None else check_place("uri", uri)
     if "://" in str(data_dir):
         raise ConfigError(
             f"data_dir is {str(data_dir)!r}: expected a local folder; give a store in a bucket by its uri."

@@ -6,16 +6,28 @@ import errno
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+
+from lightning_lance.arguments import check_arguments, check_object
 from lightning_lance.build import Build
 from lightning_lance.commit import Commit, last_version
-from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, LightningLanceError, StoreError
+from lightning_lance.errors import (
+    BuildInterrupted,
+    CommitConflict,
+    ConfigError,
+    LightningLanceError,
+    StoreError,
+    described,
+    whole_number,
+)
 from lightning_lance.figures import counted, tokens_told
 from lightning_lance.fragments import dataset_at, remove_aside, remove_store
 from lightning_lance.locking import Lease
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
 from lightning_lance.merging import end_build, has_unneeded, left_behind, remove_unneeded, take_over
+from lightning_lance.places import check_place, checked_storage_options
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.sources import Source
 from lightning_lance.status import remove_refused
@@ -76,14 +88,14 @@ def prepare(
         StoreError: If `uri` holds another store, and `rebuild` does not allow to replace it.
     """
     budget = Budget(max_documents, max_tokens)
-    if not isinstance(commit_seconds, (int, float)) or not commit_seconds >= 0:
-        raise ConfigError(f"commit_seconds is {commit_seconds!r}: expected a number of seconds, such as 60.")
-    for what, given, does, such in (
-        ("source", source, "open", "DatasetSource(...)"),
-        ("tokenizer", tokenizer, "load", "ByteChoice()"),
-    ):
-        if not hasattr(given, does):
-            raise ConfigError(f"{what} is {given!r}: expected an object such as {such}.")
+    number = isinstance(commit_seconds, (int, float, np.number)) and not isinstance(commit_seconds, bool)
+    if not number or not commit_seconds >= 0:
+        raise ConfigError(f"commit_seconds is {described(commit_seconds)}: expected a number of seconds, such as 60.")
+    if commit_tokens is not None:
+        commit_tokens = whole_number("commit_tokens", commit_tokens)
+    check_arguments(prepare, {"rebuild": rebuild})
+    check_build(source, tokenizer)
+    storage_options = checked_storage_options("storage_options", storage_options)
     plan = make_plan(
         source,
         tokenizer,
@@ -228,6 +240,16 @@ def _cause(error: Exception, uri: str) -> Exception:
     return error
 
 
+def check_build(source: Any, tokenizer: Any) -> None:
+    """Refuse what is no source or no tokenizer: a class, a function, a path, an object of another library.
+
+    Raises:
+        ConfigError: Saying what it is.
+    """
+    check_object("source", source, ("open", "identity", "wanted", "has_validation"), "DatasetSource(...)")
+    check_object("tokenizer", tokenizer, ("load",), "ByteChoice()")
+
+
 def check_origin(source: Source | None, tokenizer: TokenizerChoice | None, uri: str | Mapping[str, str] | None) -> None:
     """Refuse to serve what is neither built nor at a known place.
 
@@ -236,6 +258,13 @@ def check_origin(source: Source | None, tokenizer: TokenizerChoice | None, uri: 
     """
     if (source is None) != (tokenizer is None):
         raise ConfigError("source and tokenizer belong together: give both, or neither and the uri of a store.")
+    if source is not None:
+        check_build(source, tokenizer)
+    if isinstance(uri, Mapping):
+        for name, place in uri.items():
+            check_place(f"uri.{name}", place)
+    elif uri is not None:
+        check_place("uri", uri)
     if source is None and not uri:
         raise ConfigError("Without a source, the uri of a token store is needed: got neither.")
     if source is not None and isinstance(uri, Mapping):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_lance.access import HUB_FILE, explain, open_builder
+from lightning_lance.access import HUB_FILE, explain, files_identity, open_builder
 from lightning_lance.documents import bounded, covered, document_batch, one_array, select_columns
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.json_lines import ENDINGS, LinesShard, NotLines
@@ -18,6 +18,7 @@ from lightning_lance.json_rows import NOT_JSON
 from lightning_lance.languages import folder_language, language_of_path
 from lightning_lance.parquet import ParquetShard
 from lightning_lance.patience import is_bad_data, is_transient
+from lightning_lance.redaction import in_one_line, public_url, shown_cause
 from lightning_lance.sources import BATCH_BYTES, BATCH_ROWS, Trouble, shard_order
 
 if TYPE_CHECKING:
@@ -40,11 +41,39 @@ def listing(source: DatasetSource, pin: Mapping[str, Any]) -> tuple[Any, list[st
             f"Source {source.name!r} has no split {source.split!r}: there are {', '.join(map(str, splits)) or 'none'}."
         )
     files = [str(file) for file in splits[source.split]]
-    if twice := sorted({file for file in files if files.count(file) > 1}) if len({*files}) < len(files) else []:
+    names = [public_url(file) for file in files]
+    if twice := sorted({name for name in names if names.count(name) > 1}) if len({*names}) < len(names) else []:
         raise ConfigError(
             f"Source {source.name!r} finds {twice[0]!r} by several of source.data_files: let one of them find it."
         )
     return builder, files
+
+
+def identity_of_files(source: DatasetSource) -> str:
+    """Hash the files of a source, see `files_identity`; asks for them again while that fails in a way that time may cure.
+
+    Raises:
+        ConfigError: If there are none, or they cannot be.
+        SourceError: If they cannot be reached, or there is no access.
+    """
+
+    def ask() -> str:
+        files = listing(source, {})[1]
+        with explained(source):
+            return files_identity(files, source.file_system)
+
+    return source.patience().call("listing the files", ask)
+
+
+@contextmanager
+def explained(source: DatasetSource) -> Iterator[None]:
+    """Turn errors of other libraries into sentences; those that time may cure are left to who tries again."""
+    try:
+        yield
+    except Exception as error:  # there are a dozen classes, from four libraries
+        if isinstance(error, LightningLanceError) or is_transient(error):
+            raise
+        raise explain(error, source) from shown_cause(error)
 
 
 class OpenedDataset:
@@ -73,8 +102,9 @@ class OpenedDataset:
         self._parquet = hasattr(self._builder.config, "fragment_scan_options")
         self._lines = _are_lines(self._builder.config, self._files)
         self._dataset: Any = None
-        own = self._parquet or self._lines
-        self._patience.call(f"opening {self.shards[0]}", self._check_columns if own else self._begin)
+        begin = self._check_columns if self._parquet or self._lines else self._begin
+        with explained(source):
+            self._patience.call(f"opening {self.shards[0]}", begin)
 
     def _check_columns(self) -> None:
         wanted = self._column_names()
@@ -109,18 +139,14 @@ class OpenedDataset:
     def _begin(self) -> None:
         """Begin to stream, by `datasets`; reads the beginning of the first file for its columns."""
         source, builder = self._source, self._builder
-        try:
+        with explained(source):
             self._dataset = builder.as_streaming_dataset(split=source.split).with_format("arrow")
-        except Exception as error:  # there are a dozen classes, from four libraries
-            if isinstance(error, LightningLanceError) or is_transient(error):
-                raise
-            raise explain(error, source) from error
 
     def _parquet_shard(self, shard: int) -> ParquetShard:
-        return ParquetShard(self.shards[shard], self._source.file_system)
+        return ParquetShard(self._place(shard), self._source.file_system)
 
     def _lines_shard(self, shard: int) -> LinesShard:
-        return LinesShard(self.shards[shard], self._source.file_system)
+        return LinesShard(self._place(shard), self._source.file_system)
 
     def _column_names(self) -> list[str]:
         source = self._source
@@ -129,7 +155,11 @@ class OpenedDataset:
 
     @property
     def shards(self) -> Sequence[str]:
-        return [self._files[i] for i in self._order]
+        return [public_url(self._files[i]) for i in self._order]
+
+    def _place(self, shard: int) -> str:
+        """Give where a shard is read from; unlike its name, this may hold a password or a signature."""
+        return self._files[self._order[shard]]
 
     @property
     def pin(self) -> dict[str, Any]:
@@ -160,7 +190,8 @@ class OpenedDataset:
                     found.update(str(value) for value in pc.unique(languages).to_pylist())
             return found
 
-        return sorted(self._patience.call(f"reading {self.shards[0]}", find))
+        with explained(source):
+            return sorted(self._patience.call(f"reading {self.shards[0]}", find))
 
     def _tables(
         self, shard: int, row: int, starts: dict[int, int], columns: Sequence[str], filtered: bool
@@ -222,12 +253,12 @@ class OpenedDataset:
                     raise SourceError(
                         f"Shard {name!r} of source {source.name!r} cannot be read: {_brief(error)}; what is committed stays, "
                         f"mend the shard{skip}, and run again."
-                    ) from error
+                    ) from shown_cause(error)
 
     def _read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
         if self._starts[0] != shard:
             self._starts = (shard, {})
-        file = self.shards[shard]
+        file = self._place(shard)
         tables = self._tables(shard, row, self._starts[1], self._column_names(), filtered=True)
         pending: list[pa.Table] = []
         rows = size = after = 0
@@ -280,4 +311,4 @@ def _are_lines(config: Any, files: Sequence[str]) -> bool:
 
 
 def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {in_one_line(error)}"

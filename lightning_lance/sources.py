@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, decoded, document_batch
 from lightning_lance.errors import ConfigError, SourceError
@@ -189,8 +190,10 @@ class FilesSource:
     name: str = "files"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "root", as_text(self.root))
         if isinstance(self.patterns, str):
             raise ConfigError(f"source.patterns is the string {self.patterns!r}: write a list, ['{self.patterns}'].")
+        check_arguments(FilesSource, vars(self), "source.")
         check_extensions(self.extensions)
         check_languages(self.languages, [*self.extensions], f"Source {self.name!r}")
         check_dedup(self.dedup)

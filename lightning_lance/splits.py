@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.documents import one_array
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, described
 
 SPLITS = ("train", "val")
 # Of rows without tokens, that only keep the hashes of documents that were forgotten: de-duplication still knows their texts.
@@ -26,8 +26,11 @@ def check_val_fraction(val_fraction: float) -> None:
     Raises:
         ConfigError: If it is not in [0, 1).
     """
-    if not isinstance(val_fraction, (int, float)) or not 0 <= val_fraction < 1:
-        raise ConfigError(f"val_fraction is {val_fraction}: expected a share of the documents, 0 <= val_fraction < 1.")
+    number = isinstance(val_fraction, (int, float)) and not isinstance(val_fraction, bool)
+    if not number or not 0 <= val_fraction < 1:
+        raise ConfigError(
+            f"val_fraction is {described(val_fraction)}: expected a share of the documents, 0 <= val_fraction < 1."
+        )
 
 
 def split_codes(groups: pa.Array, val_fraction: float) -> np.ndarray:

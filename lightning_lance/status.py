@@ -14,6 +14,7 @@ from pathlib import Path
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, StoreError
 from lightning_lance.figures import counted, share_told, tokens_told
 from lightning_lance.locking import write_whole
+from lightning_lance.redaction import in_one_line
 
 _ENDING = ".building.json"
 # Between two writes: often enough for those who wait, too seldom to be felt.
@@ -111,11 +112,11 @@ class StatusFile:
 
     def failed(self, error: BaseException) -> None:
         """Leave the cause for those who wait. It stays until the next build."""
-        told = " ".join(str(error).split())
+        said = in_one_line(error, 2000)
         if not isinstance(error, LightningLanceError):
-            told = f"{type(error).__name__}: {told}"
+            said = f"{type(error).__name__}: {said}"
         of_source, refused = isinstance(error, SourceError), isinstance(error, ConfigError)
-        self._status = replace(self._status, failure=told, of_source=of_source, refused=refused)
+        self._status = replace(self._status, failure=said, of_source=of_source, refused=refused)
         self._write()
 
     def remove(self) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 
+from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import FORMAT_VERSION, commit_of, is_commit, notes_of
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
@@ -19,6 +20,7 @@ from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, rea
 from lightning_lance.integrity import require_whole
 from lightning_lance.layout import Extent, StreamExtent, layout_of, layout_of_rows
 from lightning_lance.mapping import map_tokens
+from lightning_lance.places import check_place, checked_storage_options
 from lightning_lance.provenance import Provenance
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
@@ -95,6 +97,9 @@ class TokenStore:
         Raises:
             StoreError: If there is no committed store, or it is damaged.
         """
+        uri = check_place("uri", uri)
+        check_arguments(TokenStore.open, {"version": version, "reader": reader, "verify": verify})
+        storage_options = checked_storage_options("storage_options", storage_options)
         if verify:
             require_whole(str(uri), storage_options)
         while True:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from operator import and_
 from pathlib import Path
@@ -13,19 +14,25 @@ from typing import Any
 import pyarrow.compute as pc
 
 from lightning_lance.access import HUB_FILE
+from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, check_words
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, described
 from lightning_lance.json_rows import spellings
 from lightning_lance.languages import check_extensions, check_languages, path_filter
 from lightning_lance.own_split import WithValidation
 from lightning_lance.patience import Patience
+from lightning_lance.redaction import hidden_values, public_url, redacted, remember_options, remember_url
 from lightning_lance.sources import OpenedSource
 
 _ON_BAD_SHARD = ("error", "skip")
 
 
-@dataclass(frozen=True)
+# By sentences of their own.
+_CHECKED_ELSEWHERE = ("columns", "on_bad_shard", "dedup", "max_retries", "timeout_seconds")
+
+
+@dataclass(frozen=True, repr=False)
 class DatasetSource:
     """Documents that `datasets` streams as Arrow batches: nothing is downloaded whole, and no Python rows are made.
 
@@ -80,29 +87,18 @@ class DatasetSource:
     name: str = "dataset"
 
     def __post_init__(self) -> None:
+        self._keep_secrets()
+        self._check_kinds()
         check_words(self.columns, repr(self.name))
         check_dedup(self.dedup)
-        if isinstance(self.data_files, str):
-            raise ConfigError(
-                f"source.data_files is the string {self.data_files!r}: write a list, [{self.data_files}]."
-            )
         if bool(self.data_files) < bool(self.val_files) or (self.data_files and self.val_split):
             raise ConfigError(
                 f"Source {self.name!r} has {'' if self.data_files else 'no '}data_files: give its validation documents by "
                 f"source.{'val_files' if self.data_files else 'val_split'}."
             )
-        if isinstance(self.languages, str):
-            raise ConfigError(f"languages is the string {self.languages!r}: write a list, [{self.languages}].")
         if self.on_bad_shard not in _ON_BAD_SHARD:
             raise ConfigError(f"source.on_bad_shard is {self.on_bad_shard!r}: expected {' or '.join(_ON_BAD_SHARD)}.")
         self.patience()  # checks its numbers
-        if not isinstance(self.where, Mapping):
-            raise ConfigError(
-                f"source.where is {self.where!r}: expected a mapping of columns to values to keep, such as {{license: [mit]}}."
-            )
-        for column, values in self.where.items():
-            if isinstance(values, str):
-                raise ConfigError(f"source.where.{column} is the string {values!r}: write a list, [{values}].")
         if self.extensions is not None:
             if "path" not in self.columns:
                 raise ConfigError(
@@ -115,6 +111,43 @@ class DatasetSource:
                 f"Source {self.name!r} has no languages, got languages={list(self.languages)}: leave languages empty, or "
                 "give source.language_column or source.extensions."
             )
+
+    def _check_kinds(self) -> None:
+        """Refuse values of another kind; paths, and names of digits only, become text."""
+        for name in ("path", "config", "revision"):
+            object.__setattr__(self, name, as_text(getattr(self, name)))
+        for name in ("data_files", "val_files"):
+            files = getattr(self, name)
+            if isinstance(files, Sequence) and any(isinstance(file, Path) for file in files):
+                object.__setattr__(self, name, [os.fspath(file) if isinstance(file, Path) else file for file in files])
+        if not isinstance(self.where, Mapping):
+            raise ConfigError(
+                f"source.where is {described(self.where)}: expected a mapping of columns to values to keep, such as "
+                "{license: [mit]}."
+            )
+        for column, values in self.where.items():
+            if isinstance(values, str):
+                raise ConfigError(f"source.where.{column} is the string {values!r}: write a list, [{values}].")
+        given = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in _CHECKED_ELSEWHERE}
+        check_arguments(DatasetSource, given, "source.")
+
+    def _keep_secrets(self) -> None:
+        """Let no message show the options of the file system, nor what URLs hold of passwords and signatures."""
+        if not isinstance(self.storage_options, Mapping):
+            raise ConfigError(
+                f"source.storage_options is of type {type(self.storage_options).__name__}: expected a mapping, such as "
+                "{anon: true}."
+            )
+        remember_options(self.storage_options)
+        for files in (self.data_files, self.val_files, [self.path]):
+            for url in files if isinstance(files, Sequence) else ():
+                if isinstance(url, str):
+                    remember_url(url)
+
+    def __repr__(self) -> str:
+        shown = {part.name: getattr(self, part.name) for part in fields(self)}
+        shown["storage_options"] = hidden_values(self.storage_options)
+        return f"DatasetSource({', '.join(f'{name}={redacted(repr(value))}' for name, value in shown.items())})"
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -217,7 +250,7 @@ class DatasetSource:
             "config": None if self.data_files else self.config,
             "split": None if self.data_files else self.split,
             "revision": None if local else self.revision,
-            "data_files": list(self.data_files),
+            "data_files": [public_url(pattern) for pattern in self.data_files],
             "columns": dict(self.columns),
             "languages": self.wanted,
             "language_column": self.language_column,
@@ -228,11 +261,10 @@ class DatasetSource:
             "dedup": self.dedup,
         }
         if local:
-            from lightning_lance.access import files_identity
-            from lightning_lance.shards import listing
+            from lightning_lance.shards import identity_of_files
 
             decides.pop("data_files")
-            decides["files"] = files_identity(listing(self, {})[1], self.file_system)
+            decides["files"] = identity_of_files(self)
         return decides
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:

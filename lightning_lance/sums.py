@@ -17,7 +17,7 @@ import xxhash
 from lance.file import LanceFileSession
 
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import dataset_at, lance_options
+from lightning_lance.fragments import dataset_at, lance_options, lance_said
 from lightning_lance.locking import write_whole
 
 _log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def write_sums(uri: str, storage_options: Mapping[str, str] | None, only: Collec
         return True
     except (ValueError, OSError, StoreError) as error:
         # The commit is made, and the next one lists what is not listed now.
-        _log.warning("The checksums of %s could not be written: %s", uri, " ".join(str(error).split())[:200])
+        _log.warning("The checksums of %s could not be written: %s", uri, lance_said(error))
         return False
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_lance.commit import commit_of, is_commit
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import dataset_at, not_written
+from lightning_lance.fragments import dataset_at, lance_said, not_written
 from lightning_lance.layout import Extent
 
 # Begins the name of what a build ended with, and of what a run trains on.
@@ -56,7 +56,7 @@ def keep(
         if gone and dataset_at(uri, None, storage_options) is not None:
             return False
         raise StoreError(
-            f"Version {dataset.version} of the token store {uri!r} cannot be tagged: {' '.join(str(error).split())[:200]}"
+            f"Version {dataset.version} of the token store {uri!r} cannot be tagged: {lance_said(error)}"
         ) from error
     # A clean-up that had begun knows nothing of a new tag.
     if is_kept():

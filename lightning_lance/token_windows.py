@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_lance.arguments import check_arguments
 from lightning_lance.batches import Batch, BatchMaker
 from lightning_lance.errors import ConfigError
 from lightning_lance.serving import Serving, warn_of_unserved_text
@@ -32,6 +33,7 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
     """
 
     def __init__(self, store: TokenStore, context_length: int, split: str = "train", **batch: Any) -> None:
+        check_arguments(TokenWindows, {"store": store})
         if batch.get("cu_seqlens"):
             raise ConfigError("cu_seqlens go over a batch, and TokenWindows gives single windows: use a WindowLoader.")
         self._windows = WindowOrder(store.streams(split), context_length, "sequential", ())

@@ -19,7 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from lightning_lance.documents import string_buffers
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, described, is_count
 from lightning_lance.fast_engine import Encoded, FastEngine, cuts_at_spaces, gigatoken_knows, load_fast
 from lightning_lance.newer import Parted, parted
 
@@ -252,8 +252,8 @@ def check_vocab_size(vocab_size: int) -> None:
     Raises:
         ConfigError: If `vocab_size` is below 257.
     """
-    if not isinstance(vocab_size, int) or vocab_size < 257:
-        raise ConfigError(f"tokenizer.vocab_size is {vocab_size!r}: 256 bytes and EOS need 257 at least.")
+    if not is_count(vocab_size) or not 257 <= vocab_size < 2**32:
+        raise ConfigError(f"tokenizer.vocab_size is {described(vocab_size)}: 256 bytes and EOS need 257 at least.")
 
 
 def train_bpe(texts: Iterable[str] | Iterable[Sequence[str]], vocab_size: int) -> Tokenizer:

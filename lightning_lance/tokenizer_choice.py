@@ -13,8 +13,12 @@ from urllib.parse import quote
 import pyarrow.compute as pc
 import xxhash
 
+from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.errors import ConfigError, whole_number
 from lightning_lance.locking import only_one, write_whole
+from lightning_lance.places import check_place
+from lightning_lance.redaction import in_one_line
+from lightning_lance.request_logs import quiet_requests
 from lightning_lance.sources import Source
 from lightning_lance.tokenization import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
 
@@ -59,6 +63,10 @@ class TokenizerFile:
     path: str
     eos_token: str | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", check_place("tokenizer.path", self.path, "my/tokenizer.json"))
+        check_arguments(TokenizerFile, vars(self), "tokenizer.")
+
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerChoice.load`."""
         file = Path(self.path).expanduser()
@@ -100,6 +108,11 @@ class PretrainedTokenizer:
     revision: str | None = None
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "model", check_place("tokenizer.model", self.model, "gpt2"))
+        object.__setattr__(self, "revision", as_text(self.revision))
+        check_arguments(PretrainedTokenizer, vars(self), "tokenizer.")
+
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerChoice.load`."""
         kept = folder / quote(f"{self.model}@{self.revision or 'main'}", safe="@")
@@ -108,9 +121,10 @@ class PretrainedTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(
-                self.model, revision=self.revision or "main", trust_remote_code=self.trust_remote_code
-            )
+            with quiet_requests():
+                tokenizer: Any = AutoTokenizer.from_pretrained(
+                    self.model, revision=self.revision or "main", trust_remote_code=self.trust_remote_code
+                )
         except (OSError, ValueError) as error:
             raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {_cure(error, self.model)}.") from error
         backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -130,7 +144,7 @@ class PretrainedTokenizer:
 
 
 def _cure(error: Exception, model: str) -> str:
-    text = " ".join(str(error).split())
+    text = in_one_line(error, 2000)
     if "gated" in text.lower() or "401" in text or "403" in text:
         return (
             f"its repository is gated; accept the terms at https://huggingface.co/{model}, then run 'hf auth login' or set "
@@ -155,7 +169,8 @@ class TrainedBPE:
 
     def __post_init__(self) -> None:
         check_vocab_size(self.vocab_size)
-        whole_number("tokenizer.train_bytes", self.train_bytes)
+        object.__setattr__(self, "vocab_size", int(self.vocab_size))
+        object.__setattr__(self, "train_bytes", whole_number("tokenizer.train_bytes", self.train_bytes))
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerChoice.load`."""

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from lightning_lance.arguments import check_arguments
 from lightning_lance.cursor import Cursor
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.figures import counted
+from lightning_lance.places import check_place
 from lightning_lance.serving import Serving
 from lightning_lance.store import TokenStore
 from lightning_lance.tokenizer_choice import TokenizerFile
@@ -75,7 +77,8 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
         ConfigError: If `file` is no checkpoint, or has no place in the data.
         StoreError: If the checkpoint contradicts itself, its stores, or this order.
     """
-    checkpoint = load_checkpoint(file)
+    check_arguments(verify_resume, {"uris": uris})
+    checkpoint = load_checkpoint(check_place("file", file, "outputs/checkpoints/last.ckpt"))
     states = list(data_states(checkpoint))
     if not states:
         raise ConfigError(f"The checkpoint {file!r} has no place in the data: it was saved without a LanceDataModule.")

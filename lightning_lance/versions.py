@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from lightning_lance.commit import Commit, commit_of, is_commit, last_commit
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import dataset_at
+from lightning_lance.fragments import dataset_at, lance_said
 from lightning_lance.layout import Extent
 
 # At the versions of a store, before it counts as an error that a builder removes them meanwhile.
@@ -43,9 +43,7 @@ def _versions(uri: str, storage_options: Mapping[str, str] | None) -> list[int]:
             return [] if dataset is None else sorted(int(entry["version"]) for entry in dataset.versions())
         except (ValueError, OSError) as error:  # a builder removes old ones meanwhile
             if look == _LOOKS - 1:
-                raise StoreError(
-                    f"The versions of {uri!r} cannot be listed: {' '.join(str(error).split())[:200]}"
-                ) from error
+                raise StoreError(f"The versions of {uri!r} cannot be listed: {lance_said(error)}") from error
     return []
 
 

@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 
 # The way of the data. A module imports only from those before it.
 ORDER = [
-    "errors", "figures", "memory", "languages", "documents", "dedup", "patience", "parquet", "json_rows", "json_lines",
+    "redaction", "errors", "places", "arguments",
+    "figures", "memory", "languages", "documents", "dedup", "request_logs", "patience", "parquet", "json_rows", "json_lines",
     "sources",
     "own_split", "access", "shards", "streaming",
     "unfinished", "locking", "newer", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
@@ -20,7 +21,7 @@ ORDER = [
     "progress", "read_ahead", "encoding", "status", "plan", "preflight", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "options", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
-    "signals", "arguments", "command", "cli", "__init__",
+    "signals", "composed", "command", "cli", "__init__",
 ]  # fmt: skip
 
 ONLY = {
@@ -37,8 +38,8 @@ ONLY = {
         "provenance",
         "mapping",
     },
-    "hydra": {"command"},
-    "omegaconf": {"command", "cli"},
+    "hydra": {"command", "composed"},
+    "omegaconf": {"command", "composed", "cli"},
     "torch": {"batches", "token_windows", "agreement", "loader", "verify"},
 }
 # Seconds to import: inside functions only, so that a command that does not need them is fast.

@@ -1,0 +1,202 @@
+"""What Hydra composes, shows and writes, without the secrets in it: those only the task gets.
+
+Hydra writes the configuration of a run beside its results, prints it when asked, and repeats it in its errors. So a secret
+is taken out as soon as a configuration is composed, and put back into the copy that the task gets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from lightning_lance.errors import ConfigError
+from lightning_lance.redaction import (
+    has_secret,
+    is_harmless_option,
+    is_secret_name,
+    redacted,
+    remember,
+    remember_url,
+)
+
+# What stands for a value that is not there: Hydra itself asks for it.
+_MISSING = "???"
+# Mappings of which no value is shown.
+_SECRET_MAPPINGS = ("storage_options", "env_set")
+# A word of what is given for a mapping, perhaps after its key.
+_WORD = re.compile(r"(?:([\w.-]+)\s*[:=]\s*)?(\"[^\"]*\"|'[^']*'|[^\s,{}\[\]]+)")
+
+_Path = tuple[str | int, ...]
+
+
+class HiddenValues:
+    """The secrets of a configuration, by their place in it.
+
+    Args:
+        resolved: Whether the configuration will be shown with its interpolations resolved, which may name the environment.
+    """
+
+    def __init__(self, resolved: bool = False) -> None:
+        self._values: dict[_Path, Any] = {}
+        self._resolved = resolved
+
+    def hide(self, config: DictConfig) -> None:
+        """Take the secrets out of a composed configuration, and out of the overrides in it."""
+        for path, value, secret in list(_leaves(_plain(config), ())):
+            if path[:2] == ("hydra", "overrides") or not self._is_hidden(config, path, value, secret):
+                continue
+            if not _is_interpolation(value):
+                self._values[path] = value
+                _remember(value, secret)
+            _set(config, path, _MISSING)
+        if "hydra" in config:
+            _hide_overrides(config)
+
+    def _is_hidden(self, config: DictConfig, path: _Path, value: Any, secret: bool) -> bool:
+        if value in (None, _MISSING) or isinstance(value, bool):
+            return False
+        if _is_interpolation(value):
+            if not self._resolved:
+                return False
+            value = OmegaConf.select(config, ".".join(map(str, path)), throw_on_resolution_failure=False)
+        if isinstance(value, str) and has_secret(value):
+            return True
+        return secret and not is_harmless_option(str(path[-1]))
+
+    def give_back(self, config: DictConfig) -> None:
+        """Put the secrets back into the configuration that a task gets.
+
+        Raises:
+            ConfigError: If one is missing, since the configuration is one that was written without its secrets.
+        """
+        for path, value in self._values.items():
+            if path[0] != "hydra":
+                _set(config, path, value)
+        for path, value, secret in _leaves(_plain(config), ()):
+            if value == _MISSING and (secret or isinstance(path[-1], int)):
+                place = ".".join(str(key) for key in path if isinstance(key, str))
+                raise ConfigError(
+                    f"The key {place} has no value: secrets are not written with the configuration of a run; give it on the "
+                    f"command line, as in {place}=..., or name a variable of the environment, as in {place}=${{oc.env:NAME}}."
+                )
+
+
+def _plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=False, throw_on_missing=False)
+
+
+def _leaves(value: Any, path: _Path, secret: bool = False) -> Iterator[tuple[_Path, Any, bool]]:
+    """Give all values with their places, and whether they are secret by their place."""
+    keys: Any = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        named = isinstance(key, str) and (key in _SECRET_MAPPINGS or is_secret_name(key))
+        yield from _leaves(value[key], (*path, key), secret or named)
+    if not isinstance(value, (dict, list)):
+        yield path, value, secret
+
+
+def _is_interpolation(value: Any) -> bool:
+    return isinstance(value, str) and "${" in value
+
+
+def _set(config: DictConfig, path: _Path, value: Any) -> None:
+    # Of Hydra's own part nothing may be changed otherwise, and of the rest no key be added.
+    node: Any = config
+    for key in path[:-1]:
+        if OmegaConf.is_missing(node, key):
+            with flag_override(node, ["readonly", "struct"], [False, False]):
+                node[key] = {}
+        node = node[key]
+    with flag_override(node, ["readonly", "struct"], [False, False]):
+        node[path[-1]] = value
+
+
+def _hide_overrides(config: DictConfig) -> None:
+    """Take the secrets out of what Hydra keeps of the command line."""
+    given = []
+    for part, texts in _plain(config.hydra.overrides).items():
+        given += texts
+        for place, text in enumerate(texts):
+            _set(config, ("hydra", "overrides", part, place), shown_override(text))
+    name = OmegaConf.select(config, "hydra.job.override_dirname", throw_on_missing=False)
+    if isinstance(name, str):
+        for text in given:
+            name = name.replace(text.lstrip("+~"), shown_override(text).lstrip("+~"))
+        _set(config, ("hydra", "job", "override_dirname"), name)
+
+
+def _remember(value: Any, secret: bool) -> None:
+    text = str(value)
+    remember_url(text)
+    if secret and not has_secret(text):
+        remember(text)
+
+
+def shown_override(text: str) -> str:
+    """Give an override of the command line as it may be shown: without its value, if that holds a secret."""
+    key, is_pair, value = text.partition("=")
+    if not is_pair or value in ("", "null", "{}", _MISSING):
+        return redacted(text)
+    return f"{key}={_MISSING}" if _is_secret_override(key, value) else text
+
+
+def is_secret_key(key: str) -> bool:
+    """Tell whether a key, as the command line has it, is of a secret, or of a mapping that holds some."""
+    parts = re.split(r"[.@/]", key.lstrip("+~"))
+    return any(part in _SECRET_MAPPINGS for part in parts) or is_secret_name(parts[-1])
+
+
+def _is_secret_override(key: str, value: str) -> bool:
+    inside = any(f"{name}:" in re.sub(r"\s", "", value) for name in _SECRET_MAPPINGS)
+    named = is_secret_key(key)
+    if named and (is_harmless_option(re.split(r"[.@/]", key)[-1]) or value.startswith("${")):
+        return has_secret(value)
+    keys = re.findall(r"([\w-]+)['\"]?\s*:", value)
+    return named or inside or any(map(is_secret_name, keys)) or redacted(value) != value
+
+
+def remember_arguments(arguments: Sequence[str]) -> None:
+    """Remember the secrets of a command line, which an error may repeat before there is a configuration."""
+    secret = False
+    for argument in arguments:
+        pair = re.fullmatch(r"[+~]*([\w.@/-]+)=(.*)", argument, re.DOTALL)
+        # A shell splits what is not quoted: words without a key belong to the value before them.
+        if pair:
+            secret = _is_secret_override(pair[1], pair[2])
+        value = pair[2] if pair else argument
+        remember_url(value)
+        for word in _WORD.finditer(value) if secret else ():
+            spelled = word[2].strip("'\"")
+            if word[1] and is_harmless_option(word[1]):
+                continue
+            if not spelled.endswith(":") and "://" not in spelled and not spelled.startswith("$"):
+                remember(spelled)
+
+
+@contextmanager
+def without_secrets(arguments: Sequence[str] = ()) -> Iterator[HiddenValues]:
+    """Within it, what Hydra composes has no secrets; what it had is given back by what this gives.
+
+    Args:
+        arguments: Of the command line.
+    """
+    remember_arguments(arguments)
+    hidden = HiddenValues(resolved="--resolve" in arguments)
+    # Hydra has no other place that all of its ways to a configuration go through: runs, sweeps, --cfg, --info and --help.
+    load: Callable[..., DictConfig] = ConfigLoaderImpl.load_configuration
+
+    def loading(*given: Any, **named: Any) -> DictConfig:
+        config = load(*given, **named)
+        hidden.hide(config)
+        return config
+
+    ConfigLoaderImpl.load_configuration = loading  # type: ignore[method-assign] # see above
+    try:
+        yield hidden
+    finally:
+        ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign] # see above

@@ -1,0 +1,232 @@
+"""Secrets stay out of messages, stores and configurations: what counts as one, and what is shown in its place.
+
+A secret has four ways in: the options of a file system, a URL with a password or a signature, the command line, and the
+environment. Options are hidden whole, since nobody knows all their names. Of a URL, user, password and signature are left out,
+so that it stays the same URL when it is signed anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
+
+#: What stands in the place of a secret.
+HIDDEN = "***"
+
+_URL = re.compile(r"(?<![\w+.-])[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
+# What follows a URL in a sentence.
+_PUNCTUATION = ".,;:)]}"
+
+# Names of options, of keys of the configuration, and of variables of the environment. Words such as eos_token, prefix_token and
+# max_tokens are none.
+_NAMES = re.compile(
+    r"(^|.*_)(password|passwd|passphrase|pwd|secret|secret_key|access_key|access_key_id|account_key|api_key|apikey|private_key|"
+    r"(session|security|access|auth|bearer|sas|refresh|id|hub|hf|user|api|client)_token|client_secret|connection_string|"
+    r"conn_string|credentials?|authorization|cookies?)$"
+    r"|^(key|token|pass|auth|sas|sig|signature|secrets)$"
+)
+# Names in the query of a URL.
+_PARAMETERS = re.compile(
+    r"token(?!iz|s$)|secret|passw|passphrase|pwd|signature|credential|api_?key|access_?key|auth(?!or)|jwt|session|hmac|bearer|"
+    r"^(sig|sas|key|pass|ticket|policy|hdnts|hdnea|q_ak)$|_key$|_sig$|^(x_amz|x_goog|x_oss|x_cos|q_sign|q_key)_"
+)
+# What belongs to a signature and changes with it, where there is one.
+_OF_SIGNATURES = {
+    "expires", "expiry", "exp", "algorithm", "key_pair_id", "awsaccesskeyid", "googleaccessid", "ossaccesskeyid",
+    "q_header_list", "q_url_param_list", "sv", "ss", "srt", "sp", "se", "st",
+    "spr", "skoid", "sktid", "skt", "ske", "sks", "skv", "sr", "sip",
+    "si", "sdd", "saoid", "suoid", "scid",
+}  # fmt: skip
+# Tokens that are known by their beginning, whatever they are called.
+_SHAPES = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|"
+    r"xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"
+)
+# Of what a server answers, or a client was about to send.
+_HEADERS = re.compile(r"(?i)\b(bearer|basic|AWS4-HMAC-SHA256)\s+[^\s'\",]{6,}(?:,\s*\w+=[^\s'\",]+)*")
+_ELEMENTS = re.compile(
+    r"<(AWSAccessKeyId|SignatureProvided|StringToSign\w*|CanonicalRequest\w*)>.*?(</\1>|$)", re.DOTALL
+)
+
+# Options whose values are no secrets, and needed in messages; without the prefix of their cloud.
+_HARMLESS = {
+    "region", "region_name", "default_region", "endpoint", "endpoint_url", "allow_http", "anon", "use_ssl", "verify",
+    "skip_signature", "connect_timeout", "read_timeout", "timeout", "virtual_hosted_style_request", "account_name", "project",
+    "signature_version", "addressing_style",
+}  # fmt: skip
+_CLOUD = re.compile(r"^(aws|azure|azure_storage|google|s3)_")
+# Shorter values would be found in the middle of words.
+_SHORTEST = 4
+
+_known: set[str] = set()
+
+
+def is_secret_name(name: str) -> bool:
+    """Tell whether an option, a key of the configuration or a variable of the environment holds a secret, by its name."""
+    return _NAMES.match(_plain(name)) is not None
+
+
+def is_harmless_option(name: str) -> bool:
+    """Tell whether an option of a file system is known to be no secret."""
+    return _CLOUD.sub("", _plain(name)) in _HARMLESS
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def public_url(url: str) -> str:
+    """Give a URL without user, password and signature; what is no URL, or has none of them, as it is.
+
+    URLs in each other, as fsspec chains them by `::`, are taken one by one.
+    """
+    if "://" not in url:
+        return url
+    return "::".join(_public_part(part) if "://" in part else part for part in url.split("::"))
+
+
+def _public_part(url: str) -> str:
+    rest, hash_sign, fragment = _USER.sub(r"\1", url).partition("#")
+    place, question_mark, query = rest.partition("?")
+    kept_query, kept_fragment = _public_query(query), _public_query(fragment)
+    # What had no query at all may end in the sign for one character.
+    if kept_query != query:
+        question_mark = "?" if kept_query else ""
+    if kept_fragment != fragment:
+        hash_sign = "#" if kept_fragment else ""
+    return f"{place}{question_mark}{kept_query}{hash_sign}{kept_fragment}"
+
+
+def _public_query(query: str) -> str:
+    pairs = re.split(r"(?<=[&;])", query)
+    secret = [_is_secret_pair(pair) for pair in pairs]
+    if not any(secret):
+        return query
+    kept = [pair for pair, hidden in zip(pairs, secret, strict=True) if not hidden and not _of_signature(pair)]
+    return "".join(kept).rstrip("&;")
+
+
+def _is_secret_pair(pair: str) -> bool:
+    name, is_pair, value = pair.rstrip("&;").partition("=")
+    if not is_pair:
+        return _SHAPES.match(pair) is not None
+    # `key` is also what buckets call the place of a file.
+    if name.lower() == "key" and re.search(r"/|\.\w{2,8}$", unquote(value)):
+        return False
+    return _PARAMETERS.search(_plain(unquote(name))) is not None or _SHAPES.match(unquote(value)) is not None
+
+
+def _of_signature(pair: str) -> bool:
+    return _plain(unquote(pair.partition("=")[0])) in _OF_SIGNATURES
+
+
+def has_secret(url: str) -> bool:
+    """Tell whether a URL holds a user, a password or a signature."""
+    return public_url(url) != url
+
+
+def hidden_values(value: Any) -> Any:
+    """Give a mapping with its keys, and `***` for each of its values, however deep."""
+    if isinstance(value, Mapping):
+        return {key: hidden_values(part) for key, part in value.items()}
+    return HIDDEN
+
+
+def remember_options(options: Mapping[Any, Any]) -> None:
+    """Remember the values of options of a file system, so that they are hidden wherever they turn up in a message."""
+    for name, value in _leaves(options):
+        if is_harmless_option(name):
+            remember_url(value)
+        else:
+            remember(value)
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _leaves(part, str(key))
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        for part in value:
+            yield from _leaves(part, name)
+    elif isinstance(value, bytes):
+        yield name, value.decode(errors="replace")
+    elif isinstance(value, str):
+        yield name, value
+
+
+def remember_url(url: str) -> None:
+    """Remember what a URL has of secrets: libraries show a URL in spellings of their own."""
+    if not has_secret(url):
+        return
+    for part in url.split("::"):
+        user = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)@", part)
+        if user:
+            name, _, password = user[1].partition(":")
+            remember(user[1])
+            remember(password or name)
+        for pair in re.split(r"[?&;#]", part)[1:]:
+            if _is_secret_pair(pair):
+                remember(pair.partition("=")[2] or pair)
+
+
+def remember(value: str) -> None:
+    """Remember a secret, in the spellings that URLs have for it."""
+    for spelled in (value, quote(value, safe=""), quote(value), quote_plus(value), unquote(value), unquote_plus(value)):
+        if len(spelled) >= _SHORTEST and spelled.lower() not in ("true", "false", "none", "null", "auto"):
+            _known.add(spelled)
+
+
+def redacted(text: str) -> str:
+    """Give a text without the secrets in it: those that are remembered, of the environment, in URLs, and of known shape."""
+    text = _ELEMENTS.sub("", text)
+    for value in sorted(_known.union(_of_environment()), key=len, reverse=True):
+        if value in text:
+            text = _without(text, value)
+    text = _URL.sub(_public_match, text)
+    return _HEADERS.sub(rf"\1 {HIDDEN}", _SHAPES.sub(HIDDEN, text))
+
+
+def _without(text: str, value: str) -> str:
+    """Hide a value where it stands for itself; a short one may be part of a word."""
+    if len(value) >= 8 or not value.isalnum():
+        return text.replace(value, HIDDEN)
+    return re.sub(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])", HIDDEN, text)
+
+
+def _public_match(match: re.Match[str]) -> str:
+    url = match[0].rstrip(_PUNCTUATION)
+    return public_url(url) + match[0][len(url) :]
+
+
+def _of_environment() -> list[str]:
+    found = []
+    for name, value in os.environ.items():
+        # The place of a file with secrets is none.
+        is_place = value.startswith(("/", "~"))
+        if len(value) >= 8 and not is_place and (is_secret_name(name) or _plain(name).endswith(("_token", "_secret"))):
+            found.append(value.strip())
+    return found
+
+
+def in_one_line(error: object, limit: int = 300) -> str:
+    """Give what an error says in one line, without secrets, and cut after that."""
+    return redacted(" ".join(str(error).split()))[:limit]
+
+
+def shown_cause(error: BaseException) -> BaseException | None:
+    """Give an error to be named as the cause of another one; None if it, or what it came from, would show a secret.
+
+    Python prints the causes of an error with it, and these are in the words of other libraries.
+    """
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        seen.append(current)
+        if redacted(str(current)) != str(current) or redacted(repr(current)) != repr(current):
+            return None
+        current = current.__cause__ or current.__context__
+    return error
