@@ -9,11 +9,12 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 
 # The way of the data. A module imports only from those before it.
 ORDER = [
-    "errors", "figures", "memory", "languages", "documents", "dedup", "patience", "parquet", "json_rows", "json_lines",
+    "errors", "places",
+    "figures", "memory", "languages", "documents", "dedup", "patience", "parquet", "json_rows", "json_lines",
     "sources",
     "own_split", "access", "shards", "streaming",
     "unfinished", "locking", "newer", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
-    "splits", "packing", "segments", "layout", "fragments", "sums", "commit",
+    "splits", "packing", "segments", "layout", "own_files", "fragments", "others", "sums", "commit",
     "row_writer", "versions", "tags", "repacking", "merging",
     "integrity",
     "provenance", "forgetting", "forked", "mapping", "store",
@@ -26,6 +27,7 @@ ORDER = [
 ONLY = {
     "lightning": {"datamodule", "termination"},
     "lance": {
+        "own_files",
         "fragments",
         "sums",
         "commit",
