@@ -22,10 +22,10 @@ from lightning_lance.errors import CommitConflict, SourceError, StoreError
 from lightning_lance.forgetting import take_out
 from lightning_lance.fragments import Written, conflict
 from lightning_lance.languages import check_languages, nearest
-from lightning_lance.locking import write_whole
 from lightning_lance.merging import FULL_BYTES, finish, left_behind, remove_unneeded, take_over, tidy
+from lightning_lance.own_files import check_no_links
 from lightning_lance.packing import Packer
-from lightning_lance.plan import Budget, Plan
+from lightning_lance.plan import Budget, Plan, keep_tokenizer
 from lightning_lance.preflight import SpaceCheck
 from lightning_lance.progress import BuildProgress
 from lightning_lance.provenance import stored_hashes
@@ -116,8 +116,7 @@ class Build:
         """
         # Before anything is written here; not in `__init__`, after which a store may be replaced.
         self._take_over()
-        if (file := self._plan.tokenizer_file) is not None:
-            write_whole(file, self._plan.tokenizer.to_json())
+        keep_tokenizer(self._plan)
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
         limits = (self._budget.max_documents, self._budget.max_tokens)
@@ -182,6 +181,7 @@ class Build:
     def _take_over(self) -> None:
         """Begin without what killed builders left, before as much is written again."""
         uri, options = self._plan.uri, self._storage_options
+        check_no_links(uri)
         left = left_behind(uri, options)
         if left and self._version:
             self._version = take_over(uri, self._version, left, options)

@@ -9,14 +9,14 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import lance
 import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
-from lightning_lance.errors import StoreError
+from lightning_lance.errors import FormatError, StoreError
 from lightning_lance.fragments import (
     Written,
     conflict,
@@ -29,13 +29,12 @@ from lightning_lance.fragments import (
     take_back,
 )
 from lightning_lance.layout import Extent, FileNote, files_of, properties_of
+from lightning_lance.others import METADATA, check_unchanged, lineage_of, properties_at
 from lightning_lance.sums import manifest_of, root_session, write_sums
 from lightning_lance.unfinished import settled
 
 # Raised when stores of the version before can no longer be read.
 FORMAT_VERSION = 2
-
-_PROPERTY = "lightning_lance"
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,7 @@ class Commit:
         bad_shards: Shards that were no good and are left out (`source.on_bad_shard`), each from its `row` on.
         forgotten: Rules of what is left out for good, in the order in which they were given: each with its `rule` (key to
             value) and the `documents`, `tokens` and `languages` (to documents) that it took, and no rule before it.
+        unknown: What a later version of this package has noted besides, as it was read; it is written again as it is.
     """
 
     fingerprint: str
@@ -88,6 +88,7 @@ class Commit:
     files: dict[str, int] = field(default_factory=dict)
     bad_shards: list[dict[str, Any]] = field(default_factory=list)
     forgotten: list[dict[str, Any]] = field(default_factory=list)
+    unknown: dict[str, Any] = field(default_factory=dict)
 
     @property
     def extent(self) -> Extent:
@@ -148,9 +149,12 @@ def append_commit(uri: str, written: Written, commit: Commit, storage_options: M
 def newest_at(
     uri: str, version: int | None, storage_options: Mapping[str, str] | None, fingerprint: str | None = None
 ) -> Any:
-    """Open a store as it is now, None if there is none. CommitConflict if it isn't at the version that a builder saw last.
+    """Open a store as it is now, to write to it; None if there is none.
 
-    Nor may it be of another fingerprint: it was built anew, and its versions count from 1 again.
+    Raises:
+        CommitConflict: If it isn't at the version that a builder saw last; or of another fingerprint, since it was built anew
+            and its versions count from 1 again.
+        StoreError: If others have changed its rows.
     """
     dataset = dataset_at(uri, None, storage_options)
     now = 0 if dataset is None else int(dataset.version)
@@ -158,6 +162,8 @@ def newest_at(
         raise conflict(uri, version, now)
     if version and fingerprint is not None and commit_of(dataset, uri).fingerprint != fingerprint:
         raise conflict(uri, version, now)
+    if dataset is not None:
+        check_unchanged(dataset, uri, storage_options)
     return dataset
 
 
@@ -194,7 +200,7 @@ def replace_fragments(
         read_version=version,
         operation=lance.LanceOperation.Overwrite(schema if before is None else before.lance_schema, fragments),
         transaction_properties={
-            _PROPERTY: json.dumps(asdict(commit)),
+            METADATA: json.dumps(_metadata(commit)),
             **properties_of({path: files[path] for path in paths if path in files}),
         },
     )
@@ -263,27 +269,18 @@ def _noted(dataset: Any) -> Mapping[str, str] | None:
 
     Other writes (a deletion, a compaction) make versions that carry no note: what the one before them says still holds.
     """
-    if is_commit(dataset):
-        return _properties(dataset, int(dataset.version))
-    versions = sorted((int(entry["version"]) for entry in dataset.versions()), reverse=True)
-    for version in versions:
-        found = _properties(dataset, version) if version < dataset.version else None
-        if found is not None and _PROPERTY in found:
-            return found
-    return None
+    committed = committed_version(dataset)
+    return None if committed is None else properties_at(dataset, committed)
 
 
-def _properties(dataset: Any, version: int) -> Mapping[str, str] | None:
-    """Read what a version's transaction says; None where it is gone."""
-    try:
-        return dataset.read_transaction(version).transaction_properties or {}
-    except (ValueError, OSError):
-        return None
+def committed_version(dataset: Any) -> int | None:
+    """Give the version of the last commit that the open version is made of; None if there is none."""
+    return lineage_of(dataset).committed
 
 
 def is_commit(dataset: Any) -> bool:
     """Tell whether the version that is open was committed by this package, and not made by others out of one that was."""
-    return _PROPERTY in (_properties(dataset, int(dataset.version)) or {})
+    return METADATA in (properties_at(dataset, int(dataset.version)) or {})
 
 
 def last_commit(
@@ -311,10 +308,57 @@ def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> 
 
 
 def commit_of(dataset: Any, uri: str) -> Commit:
-    """Read the note of the last commit of an open dataset. StoreError if it has none."""
+    """Read the note of the last commit of an open dataset.
+
+    Raises:
+        FormatError: If another version of this package wrote it, in another format.
+        StoreError: If it has none, or one that cannot be read.
+    """
     noted = _noted(dataset)
-    if noted is not None:
-        return Commit(**json.loads(noted[_PROPERTY]))
-    raise StoreError(
-        f"The Lance dataset {uri!r} is no token store: none of its versions was committed by this package."
+    if noted is None:
+        raise StoreError(
+            f"The Lance dataset {uri!r} is no token store: none of its versions was committed by this package."
+        )
+    try:
+        told = json.loads(noted[METADATA])
+        check_format(told["recipe"].get("format"), uri)
+        return _commit_of(told)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise StoreError(
+            f"The metadata of the token store {uri!r} cannot be read ({type(error).__name__}: {error}): 'lightning-lance "
+            "verify' tells what is damaged."
+        ) from error
+
+
+def check_format(found: Any, uri: str) -> None:
+    """Refuse a store of another format; where it says none, that is for others to tell.
+
+    Raises:
+        FormatError: If it is older or newer than this version of the package.
+    """
+    if found is None or found == FORMAT_VERSION:
+        return
+    if isinstance(found, int) and found < FORMAT_VERSION:
+        raise FormatError(
+            f"The token store {uri!r} was written by an older version (format {found!r}), and this one reads format "
+            f"{FORMAT_VERSION}: build it again at another uri, or with rebuild=true, or install the version that wrote it.",
+            newer=False,
+        )
+    raise FormatError(
+        f"The token store {uri!r} was written by a newer version (format {found!r}): upgrade lightning-lance.",
+        newer=True,
     )
+
+
+def _metadata(commit: Commit) -> dict[str, Any]:
+    """Give the note as it is stored."""
+    told = asdict(commit)
+    return {**told.pop("unknown"), **told}
+
+
+def _commit_of(told: Mapping[str, Any]) -> Commit:
+    """Read a note as it is stored."""
+    names = {entry.name for entry in fields(Commit)} - {"unknown"}
+    unknown = {name: value for name, value in told.items() if name not in names}
+    unknown |= unknown.pop("unknown", {})
+    return Commit(**{name: value for name, value in told.items() if name in names}, unknown=unknown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,7 +21,7 @@ from lightning_lance.integrity import require_whole
 from lightning_lance.loader import WindowLoader
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.options import BatchFormat, Extend, OnDataChange, Remainder, check_options
-from lightning_lance.places import check_place, checked_storage_options
+from lightning_lance.places import check_place, checked_storage_options, given_place, is_local, local_folder
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
 from lightning_lance.prepare import check_origin, prepare
 from lightning_lance.serving import extent_in
@@ -35,6 +36,13 @@ _log = logging.getLogger(__name__)
 
 # Of the order of validation windows: not the run's own, so that runs with other seeds validate on the same sample.
 _VALIDATION_SEED = 0
+
+
+def _given(uri: str | os.PathLike[str] | Mapping[str, str] | None) -> str | dict[str, str] | None:
+    """Return places of stores as they are now, whatever folder the process changes to later."""
+    if isinstance(uri, Mapping):
+        return {name: given_place(place, f"uri.{name}") for name, place in uri.items()}
+    return given_place(uri) if uri else None
 
 
 class LanceDataModule(LightningDataModule):
@@ -88,7 +96,7 @@ class LanceDataModule(LightningDataModule):
         batch_size: int,
         *,
         data_dir: str = "data",
-        uri: str | Mapping[str, str] | None = None,
+        uri: str | os.PathLike[str] | Mapping[str, str] | None = None,
         max_documents: int | None = None,
         max_tokens: int | None = None,
         val_fraction: float = 0.01,
@@ -125,12 +133,12 @@ class LanceDataModule(LightningDataModule):
         storage_options = checked_storage_options("storage_options", storage_options)
         self.source, self.tokenizer_choice = source, tokenizer
         self.context_length, self.batch_size = context_length, batch_size
-        self.data_dir, self.uri = data_dir, uri
-        self._uri = uri if isinstance(uri, str) else None
+        self.data_dir, self.uri = local_folder(data_dir, "data_dir"), _given(uri)
+        self._uri = self.uri if isinstance(self.uri, str) else None
         self.budget = Budget(max_documents, max_tokens)
         check_val_fraction(val_fraction)
         LongDocuments(max_document_bytes, long_documents)
-        self._stored: dict[str, Any] = {"data_dir": data_dir, "val_fraction": val_fraction}
+        self._stored: dict[str, Any] = {"data_dir": self.data_dir, "val_fraction": val_fraction}
         self._stored |= {"max_document_bytes": max_document_bytes, "long_documents": long_documents}
         self._building: dict[str, Any] = {"rebuild": rebuild, "commit_seconds": commit_seconds}
         self.min_tokens = Budget(None, min_tokens).max_tokens
@@ -152,7 +160,8 @@ class LanceDataModule(LightningDataModule):
         self._fim, self.verify = dict(fim or {}), verify
         self.storage_options = storage_options
         # On local disks each node builds, or finds what a node that shares the disk has built; a bucket is everybody's.
-        self.prepare_data_per_node = "://" not in str(uri or data_dir)
+        places = self.uri.values() if isinstance(self.uri, Mapping) else [self.uri or self.data_dir]
+        self.prepare_data_per_node = all(map(is_local, places))
         self._stores: dict[str, TokenStore] = {}
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None

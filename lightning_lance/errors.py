@@ -31,6 +31,17 @@ class StoreError(LightningLanceError):
     """The token store is missing, unfinished, or not the one that was asked for."""
 
 
+class FormatError(StoreError):
+    """The token store is of another version of this package, older or newer, and is whole as far as this one can tell."""
+
+    def __init__(self, message: str, newer: bool) -> None:
+        super().__init__(message)
+        self.newer = newer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.newer)
+
+
 class CommitConflict(StoreError):  # noqa: N818 # not always an error: a builder may go on after what the other stored
     """Another process committed to the token store first; nothing of this commit was stored."""
 

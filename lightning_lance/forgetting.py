@@ -27,7 +27,9 @@ from lightning_lance.languages import nearest
 from lightning_lance.layout import FileNote, layout_of
 from lightning_lance.locking import lock_file, only_one
 from lightning_lance.merging import left_behind, remove_unneeded, take_over
-from lightning_lance.places import check_place
+from lightning_lance.others import check_unchanged
+from lightning_lance.own_files import check_no_links
+from lightning_lance.places import store_place
 from lightning_lance.repacking import Drop, Dropped, read_part, repack
 from lightning_lance.splits import SPLITS
 from lightning_lance.tags import retag
@@ -88,10 +90,14 @@ def forget(
         StoreError: If there is no store, or it cannot be written.
         CommitConflict: If other processes committed each time.
     """
-    uri = check_place("uri", uri).removeprefix("file://").rstrip("/")
+    uri = store_place(uri)
     check_arguments(forget, {"rule": rule, "purge": purge})
     # Before a lease is taken, which would make a folder.
-    _check(_opened(uri, storage_options), rule)
+    dataset = _opened(uri, storage_options)
+    commit_of(dataset, uri)
+    check_no_links(uri)
+    check_unchanged(dataset, uri, storage_options)
+    _check(dataset, rule)
     file = lock_file(uri)
     alone: AbstractContextManager[None] = nullcontext() if file is None else only_one(file, f"writing to {uri}")
     stopped = threading.Event()
@@ -142,6 +148,7 @@ def _forget_once(
 ) -> Forgotten:
     dataset = _opened(uri, storage_options)
     commit, files, fragments = commit_of(dataset, uri), notes_of(dataset), fragments_of(dataset)
+    check_unchanged(dataset, uri, storage_options)
     if layout_of(fragments, files) is None:
         raise StoreError(
             f"The rows of the token store {uri!r} were moved or deleted by others, so its documents cannot be told apart: "

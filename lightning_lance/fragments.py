@@ -5,6 +5,7 @@ Only the storage layer knows Lance, from this module to `store`; tests/test_laye
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import warnings
@@ -22,7 +23,8 @@ from lance.fragment import FragmentMetadata, write_fragments
 from lightning_lance.documents import one_array
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.layout import FileNote, LayoutCounter, hash_file, hash_local
-from lightning_lance.places import check_place, checked_storage_options
+from lightning_lance.own_files import check_no_links, foreign_files, is_plain_name, told
+from lightning_lance.places import check_place, checked_storage_options, is_local
 from lightning_lance.redaction import in_one_line, shown_cause
 from lightning_lance.unfinished import begun, settled, writing_in
 
@@ -64,8 +66,29 @@ def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str]
 
 
 def fragments_of(dataset: Any) -> list[FragmentMetadata]:
-    """List the fragments of an open dataset."""
-    return [fragment.metadata for fragment in dataset.get_fragments()]
+    """List the fragments of an open dataset.
+
+    Raises:
+        StoreError: If one has a file outside the folder of the store, which is then neither read nor removed.
+    """
+    fragments = [fragment.metadata for fragment in dataset.get_fragments()]
+    for fragment in fragments:
+        for file in fragment.files:
+            _check_inside(dataset.uri, file)
+    return fragments
+
+
+def _check_inside(uri: str, file: Any) -> None:
+    if file.base_id is not None:
+        raise StoreError(
+            f"The Lance dataset {uri!r} has data files in the folder of another one, since it is a shallow clone: copy the "
+            "folder of the token store itself."
+        )
+    if not is_plain_name(file.path):
+        raise StoreError(
+            f"The Lance dataset {uri!r} names the data file {file.path!r}, which is outside its folder, so it is damaged or "
+            "made to do harm: use another copy of it."
+        )
 
 
 @contextmanager
@@ -134,14 +157,11 @@ def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
     newest of them last; then what no version needs any more.
 
     Raises:
-        StoreError: If it cannot be removed.
+        StoreError: If it cannot be removed, or the folder of a local one holds other things than a token store.
     """
     try:
-        if "://" not in uri:
-            aside = Path(f"{uri.rstrip('/')}{_ASIDE}")
-            remove_aside(uri)
-            Path(uri).rename(aside)
-            shutil.rmtree(aside)
+        if is_local(uri):
+            _remove_folder(uri)
             return
         session = LanceFileSession(uri, lance_options(storage_options))
         for file in sorted(session.list(), key=_going):
@@ -160,11 +180,44 @@ def _going(file: str) -> tuple[int, int]:
     return 1, -int(number) if number.isdigit() else -(2**64)
 
 
+def _remove_folder(uri: str) -> None:
+    check_no_links(uri)
+    if foreign := foreign_files(uri, _listed_files(uri)):
+        raise StoreError(
+            f"The folder {uri!r} holds what is not of its token store ({told(foreign)}), so the store is not removed: move "
+            "that elsewhere, or give another uri."
+        )
+    remove_aside(uri)
+    aside = Path(f"{uri}{_ASIDE}")
+    if os.path.lexists(aside):
+        raise StoreError(
+            f"The store {uri!r} is not removed, since {str(aside)!r} is in the way and is not of a token store: move that "
+            "elsewhere."
+        )
+    Path(uri).rename(aside)
+    shutil.rmtree(aside)
+
+
 def remove_aside(uri: str) -> None:
-    """Remove what a removal of a local store has left that was killed; for who builds there."""
-    aside = Path(f"{uri.rstrip('/')}{_ASIDE}")
-    if "://" not in uri and aside.exists():
+    """Remove what a removal of a local store has left that was killed, and nothing else; for who builds there."""
+    aside = Path(f"{uri}{_ASIDE}")
+    if not is_local(uri) or aside.is_symlink() or not aside.is_dir():
+        return
+    # Of a removal that was killed, the versions may be gone, and what they named with them.
+    if not foreign_files(str(aside), _listed_files(str(aside))):
         shutil.rmtree(aside)
+
+
+def _listed_files(uri: str) -> set[str]:
+    """List the data files that the versions of a local store name, as far as they can be read, by path."""
+    listed: set[str] = set()
+    with suppress(ValueError, OSError, StoreError):
+        dataset = dataset_at(uri, None, None)
+        for entry in [] if dataset is None else dataset.versions():
+            with suppress(ValueError, OSError, StoreError):
+                version = dataset_at(uri, int(entry["version"]), None)
+                listed |= {f"data/{file.path}" for fragment in fragments_of(version) for file in fragment.files}
+    return listed
 
 
 def write_rows(

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import Commit, commit_of, notes_of
-from lightning_lance.errors import ConfigError, StoreError, described
-from lightning_lance.fragments import data_session, dataset_at, fragments_of, opening
+from lightning_lance.errors import ConfigError, FormatError, StoreError, described
+from lightning_lance.fragments import data_session, dataset_at, fragments_of, opening, reading
 from lightning_lance.layout import FileNote, hash_file, hash_tokens
-from lightning_lance.places import check_place
+from lightning_lance.others import Change, change_of, cure
+from lightning_lance.places import is_local, store_place
 from lightning_lance.redaction import in_one_line
 from lightning_lance.sums import SUMS, Sum, listed, manifest_of, read_sums, root_session, sum_of, version_of
 
@@ -54,15 +55,15 @@ def check_store(
         What is damaged; nothing if all is well. What a builder has removed meanwhile is not.
 
     Raises:
-        StoreError: If there is no store.
+        StoreError: If there is no store, or one of a newer version of this package.
     """
-    uri = check_place("uri", uri)
+    uri = store_place(uri)
     check_arguments(check_store, {"seed": seed})
     if not is_share(sample):
         raise ConfigError(
             f"sample is {described(sample)}: expected a share of the data files, above 0 and up to 1, such as 0.1."
         )
-    if "://" not in uri and not Path(uri).is_dir():
+    if is_local(uri) and not Path(uri).is_dir():
         raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
     with opening(uri):
         session = root_session(uri, storage_options)
@@ -71,6 +72,7 @@ def check_store(
         raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
     # Lance is not asked to read manifests that are damaged: it may do anything.
     if problems := _check_sums(session):
+        _check_version(uri, storage_options)
         return problems
     read, problems = _read_versions(uri, session, storage_options)
     if problems:
@@ -92,7 +94,7 @@ def check_store(
             found = _check_rows(version.dataset, path, fragment, note)
         if found and any(_stays(session, version.number) for version, _ in places):
             problems += found
-    return problems or _check_counts(uri, read[-1])
+    return problems or _check_others(uri, read[-1]) or _check_counts(uri, read[-1])
 
 
 def is_share(sample: Any) -> bool:
@@ -107,7 +109,22 @@ class _Version(NamedTuple):
     dataset: Any
     fragments: list[FragmentMetadata]
     notes: Mapping[str, FileNote]
+    change: Change | None
     commit: Commit
+
+
+def _check_version(uri: str, storage_options: Mapping[str, str] | None) -> None:
+    """Refuse a store of a newer version of this package, which may have other checksums, or none."""
+    try:
+        with reading(uri):
+            dataset = dataset_at(uri, None, storage_options)
+            if dataset is not None:
+                commit_of(dataset, uri)
+    except FormatError as error:
+        if error.newer:
+            raise
+    except StoreError:  # it is damaged
+        pass
 
 
 def _stays(session: Any, version: int) -> bool:
@@ -129,8 +146,13 @@ def _read_versions(
         for number in sorted(map(version_of, manifests)):
             try:
                 dataset = dataset_at(uri, number, storage_options)
+                commit_of(dataset, uri)  # of a newer version of the package, nothing else is looked at
                 fragments = [fragment for fragment in fragments_of(dataset) if fragment.files]
-                read.append(_Version(number, dataset, fragments, notes_of(dataset), commit_of(dataset, uri)))
+                notes, change = notes_of(dataset), change_of(dataset, uri, storage_options)
+                # Last, since a version that is removed meanwhile has none.
+                read.append(_Version(number, dataset, fragments, notes, change, commit_of(dataset, uri)))
+            except FormatError:  # no damage
+                raise
             except Exception as error:  # of whatever kind: the version cannot be read
                 if _stays(session, number):
                     return read, [Problem(manifest_of(number), f"cannot be read ({_brief(error)})", _RESTORE)]
@@ -250,6 +272,15 @@ def _check_rows(dataset: Any, path: str, fragment: FragmentMetadata, note: FileN
     if (rows, tokens) != (sum(part.rows for part in note.parts), sum(part.tokens for part in note.parts)):
         return [Problem(place, f"has {rows:,} rows and {tokens:,} tokens, not as its note says", _RESTORE)]
     return []
+
+
+def _check_others(uri: str, version: _Version) -> list[Problem]:
+    """Find what others have done to the rows of a version."""
+    change = version.change
+    if change is None or not change.of_rows:
+        return []
+    what = f"version {version.number} was changed by others since version {change.committed} ({change.what})"
+    return [Problem(uri, what, cure(uri, change))]
 
 
 def _check_counts(uri: str, version: _Version) -> list[Problem]:

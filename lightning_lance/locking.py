@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import logging
+import re
 import secrets
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import SoftFileLease, Timeout
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.places import beside
 from lightning_lance.unfinished import at_the_end, no_longer
 
 _log = logging.getLogger(__name__)
@@ -21,13 +25,17 @@ _log = logging.getLogger(__name__)
 # After so long without a sign of life, a holder on another machine (or one that is stopped) is replaced; one of this machine
 # that has died is replaced at once. Long enough for a shared disk that hesitates: a wrong guess costs work, nothing else.
 LEASE_SECONDS = 10.0
+# How the file of a lease begins.
+_LEASE = b"filelock/2\n"
+# How the name of a file goes on until it is whole.
+_PART = re.compile(r"\.[0-9a-f]{4,32}\.part")
 # Between two looks at a lease that another process holds.
 POLL_SECONDS = 0.5
 
 
 def lock_file(uri: str) -> Path | None:
     """Give the file of the lease that keeps the builders of a store apart; a bucket has none."""
-    return None if "://" in uri else Path(uri.rstrip("/").removesuffix(".lance") + ".lock")
+    return beside(uri, "lock")
 
 
 class Lease:
@@ -74,11 +82,14 @@ class Lease:
             StoreError: If the file cannot be written.
         """
         self._lost.clear()
+        self._check_own()
         try:
             self._lease.acquire(blocking=False)
         except Timeout:
             self._remove_blank()
             return False
+        except LeaseSettingsMismatch as error:
+            raise self._not_own() from error
         except OSError as error:
             raise StoreError(
                 f"The file {str(self._path)!r} cannot be written ({error.strerror}): make room, or let this process write."
@@ -110,6 +121,26 @@ class Lease:
     def _release(self) -> None:
         self._lease.release(force=True)
 
+    def _check_own(self) -> None:
+        """Refuse a file that is no lease: `poetry.lock` would be taken for that of a store `poetry.lance`, and removed."""
+        try:
+            mode = self._path.lstat().st_mode
+            if stat.S_ISDIR(mode):  # it is told when it cannot be written
+                return
+            mine = stat.S_ISREG(mode) and _begins_as_lease(self._path)
+        except FileNotFoundError:
+            return
+        except OSError:  # it is told when it cannot be written
+            return
+        if not mine:
+            raise self._not_own()
+
+    def _not_own(self) -> StoreError:
+        return StoreError(
+            f"The file {str(self._path)!r} is not the lease of a process at work here, and stands where one is needed: move it "
+            "elsewhere, or give another place."
+        )
+
     def _remove_blank(self) -> None:
         """Remove a file that stays empty: its maker was killed before it wrote a name, and filelock would wait for ever."""
         with suppress(FileNotFoundError):
@@ -120,6 +151,12 @@ class Lease:
                 self._blank = (found.st_ino, found.st_ctime_ns), time.monotonic()
             elif time.monotonic() - self._blank[1] > LEASE_SECONDS:
                 self._path.unlink()
+
+
+def _begins_as_lease(path: Path) -> bool:
+    """Tell whether a file is a lease, or an empty one, which may become one."""
+    with path.open("rb") as file:
+        return _LEASE.startswith(file.read(len(_LEASE)))
 
 
 @contextmanager
@@ -146,8 +183,13 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file so that readers find all of it or what was there before; for one writer at a time.
 
     What writers that were killed left behind is removed.
+
+    Raises:
+        OSError: If it cannot be written; also if it is a link, which would be lost.
     """
-    _remove_parts(path)
+    if path.is_symlink():
+        raise FileExistsError(errno.EEXIST, "It is a link", str(path))
+    remove_parts(path)
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
         part.write_text(text, encoding="utf-8")
@@ -157,12 +199,8 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def remove_whole(path: Path) -> None:
-    """Remove a file, if it is there, and what killed writers of it left behind."""
-    _remove_parts(path)
-    path.unlink(missing_ok=True)
-
-
-def _remove_parts(path: Path) -> None:
+def remove_parts(path: Path) -> None:
+    """Remove what killed writers of a file left behind."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        left.unlink(missing_ok=True)
+        if _PART.fullmatch(left.name, len(path.name)) and left.is_file() and not left.is_symlink():
+            left.unlink(missing_ok=True)

@@ -16,18 +16,18 @@ from typing import Any
 
 from lance.fragment import FragmentMetadata
 
-from lightning_lance.commit import Commit, commit_of, newest_at, notes_of, replace_fragments
+from lightning_lance.commit import Commit, commit_of, committed_version, newest_at, notes_of, replace_fragments
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import Written, dataset_at, fragments_of, lance_said, take_back
+from lightning_lance.fragments import Written, dataset_at, fragments_of, lance_options, lance_said, take_back
 from lightning_lance.layout import FileNote
+from lightning_lance.own_files import check_no_links, is_builders, is_data_file, is_data_name, left_files
+from lightning_lance.places import is_local
 from lightning_lance.repacking import repack
-from lightning_lance.sums import root_session, write_sums
+from lightning_lance.sums import manifest_of, root_session, write_sums
 from lightning_lance.tags import keep_build
 
 _log = logging.getLogger(__name__)
 
-# Where a writer leaves files before its commit, the last four by half-done writes of Lance's, and of ours.
-_PLACES = ("data/*", "_transactions/*", "_versions/.tmp*", "_versions/*.manifest[#]*", ".tmp*", "*.part")
 # Fragments of so many bytes are left as they are.
 FULL_BYTES = 1 << 30
 # Runs of blocks of one stream that a fragment may have, where it is not of many streams.
@@ -234,14 +234,15 @@ def _is_mixed(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> bool
 def left_behind(uri: str, storage_options: Mapping[str, str] | None = None) -> set[str]:
     """List the files that are of no version, such as a killed builder leaves; for one that begins, in its turn.
 
-    In a bucket there may be several builders at any time: there, what is of no version is left until it is a week old.
+    Those only whose names and contents are a builder's: whatever else somebody has put there stays. In a bucket there may be
+    several builders at any time: there, what is of no version is left until it is a week old.
     """
-    if "://" in uri:
+    if not is_local(uri):
         return set()
-    root, dataset = Path(uri), dataset_at(uri, None, storage_options)
-    there = {str(path.relative_to(root)) for place in _PLACES for path in root.glob(place)}
+    dataset = dataset_at(uri, None, storage_options)
     try:
-        return there - (set() if dataset is None else _needed(uri, dataset, storage_options))
+        needed = set() if dataset is None else _needed(uri, dataset, storage_options)
+        return {path for path in left_files(uri) - needed if is_builders(uri, path)}
     except (ValueError, OSError, StoreError):  # one who came back removes versions: the next build looks again
         return set()
 
@@ -253,9 +254,19 @@ def _needed(uri: str, dataset: Any, storage_options: Mapping[str, str] | None, b
         version = dataset_at(uri, number, storage_options)
         if version is None:
             raise StoreError(f"Version {number} of {uri!r} was removed meanwhile.")
-        needed |= {f"data/{file.path}" for fragment in fragments_of(version) for file in fragment.files}
+        needed |= _files_of(version)
         needed.add(f"_transactions/{number - 1}-{version.read_transaction(number).uuid}.txn")
     return needed
+
+
+def _files_of(dataset: Any) -> set[str]:
+    """List the files with the rows of a version."""
+    files = set()
+    for fragment in fragments_of(dataset):
+        files |= {f"data/{file.path}" for file in fragment.files}
+        if fragment.deletion_file is not None:
+            files.add(fragment.deletion_file.path(fragment.id))
+    return files
 
 
 def _versions(dataset: Any) -> set[int]:
@@ -277,7 +288,12 @@ def _remove_files(uri: str, files: Collection[str], storage_options: Mapping[str
 
 
 def _kept(dataset: Any) -> set[int]:
-    return {int(dataset.version), *(int(tag["version"]) for tag in dataset.tags.list().values())}
+    """List the versions that stay: the newest, what others have made that of, those with a tag, and those with a branch."""
+    kept = {int(dataset.version)}
+    if (committed := committed_version(dataset)) is not None:
+        kept.add(committed)
+    kept |= {int(tag["version"]) for tag in dataset.tags.list().values()}
+    return kept | {int(branch["parent_version"]) for branch in dataset.branches.list().values()}
 
 
 def has_unneeded(uri: str, version: int, storage_options: Mapping[str, str] | None = None) -> bool:
@@ -291,8 +307,9 @@ def has_unneeded(uri: str, version: int, storage_options: Mapping[str, str] | No
 def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, left: Collection[str] = ()) -> None:
     """Remove all versions but the newest and those with a tag; and what was left behind, unless a version has it now.
 
-    Readers that map an older version's files keep them as long as they are open. Files of no version that came later are not
-    touched: this process may have stood still after its last commit, and they are another's, who is about to commit them.
+    Nothing goes but the files that these versions name, and nothing at all where there are links in the store. Readers that
+    map an older version's files keep them as long as they are open. Files of no version that came later are not touched: this
+    process may have stood still after its last commit, and they are another's, who is about to commit them.
 
     Args:
         uri: The store.
@@ -303,6 +320,7 @@ def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, 
     if dataset is None:
         return
     try:
+        check_no_links(uri)
         # First what is needed for nothing: the disk may be full.
         for path in {*left} - _needed(uri, dataset, storage_options) if left else ():
             Path(uri, path).unlink(missing_ok=True)
@@ -310,8 +328,35 @@ def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, 
         going = _needed(uri, dataset, storage_options, but=kept)
         # What is still listed would be missed by a verification.
         if write_sums(uri, storage_options, kept):
-            dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
+            _remove_versions(uri, dataset, kept, storage_options)
             _remove_files(uri, going, storage_options)
+            if not is_local(uri):
+                _remove_left(uri, storage_options)
     except (ValueError, OSError, StoreError) as error:
         # The store is whole, only larger than need be.
         _log.warning("Old versions of %s could not be removed: %s", uri, lance_said(error))
+
+
+def _remove_versions(uri: str, dataset: Any, kept: Collection[int], storage_options: Mapping[str, str] | None) -> None:
+    """Remove the manifests of all versions but some. Their files go after them: no version names what is not there.
+
+    Lance's own clean-up also removes what it finds in the folders of a store and no version names, whosever it is.
+    """
+    root = root_session(uri, storage_options)
+    for version in sorted(_versions(dataset) - {*kept}):
+        root.delete_file(manifest_of(version))
+
+
+def _remove_left(uri: str, storage_options: Mapping[str, str] | None) -> None:
+    """Let Lance remove what builders that were killed left in a bucket a week ago or more, unless there is also others'."""
+    dataset = dataset_at(uri, None, storage_options)
+    needed = _needed(uri, dataset, storage_options)
+    root = root_session(uri, storage_options)
+    left = {path for folder in ("data", "_deletions", "_indices") for path in root.list(folder)} - needed
+    if all(_is_data_file(uri, path, storage_options) for path in left):
+        dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
+
+
+def _is_data_file(uri: str, path: str, storage_options: Mapping[str, str] | None) -> bool:
+    folder, _, name = path.partition("/")
+    return folder == "data" and is_data_name(name) and is_data_file(f"{uri}/{path}", lance_options(storage_options))

@@ -1,17 +1,24 @@
-"""Places that a user gives: of a store, of a folder, and the options of the file system that they are in."""
+"""Where stores and folders are: checked, in one spelling; the files beside a store; and the options of its file system."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import unquote
 
 from lightning_lance.errors import ConfigError, described
 from lightning_lance.redaction import has_secret, public_url, remember_options, remember_url
 
 # Of a file's or a folder's name, on nearly all file systems; and of a whole path on Linux.
 _LONGEST_NAME, _LONGEST_PATH = 255, 4096
+# `file:///data/x`, `file://localhost/data/x`, `file:/data/x`; with two slashes also a relative path.
+_FILE_URI = re.compile(r"file:(?://(?:localhost(?=/))?|(?=/))(?P<path>.*)", re.IGNORECASE | re.DOTALL)
+_LANCE = ".lance"
+
+Neighbour = Literal["lock", "building.json", "tokenizer.json"]
 
 
 def check_place(name: str, place: Any, such: str = "data/mine.lance") -> str:
@@ -77,3 +84,130 @@ def checked_storage_options(name: str, options: Any) -> dict[str, str]:
             )
     remember_options(checked)
     return checked
+
+
+def is_local(uri: str) -> bool:
+    """Whether a place is on a disk of this machine, and not in an object store."""
+    return "://" not in uri
+
+
+def store_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
+    """Return the place of a store in one spelling, which neither a change of folder nor a moved link changes.
+
+    A local place becomes absolute, without `~`, `..`, `file://`, trailing slashes or links: so two spellings of one place
+    share its lease, and two places share nothing. That of an object store only loses its trailing slashes.
+
+    Args:
+        uri: As a user gave it.
+        name: Of the argument, for the error.
+
+    Raises:
+        ConfigError: If it is no place, or a link that leads nowhere.
+    """
+    given = given_place(uri, name)
+    if not is_local(given):
+        return given
+    _check_links(given)
+    return os.path.realpath(given)
+
+
+def given_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
+    """Return the place of a store as `store_place`, but with its links.
+
+    Raises:
+        ConfigError: If it is no place.
+    """
+    uri = check_place(name, uri)
+    file = _FILE_URI.fullmatch(uri)
+    path = _decoded(file["path"]) if file else uri
+    if not is_local(path):
+        return path.rstrip("/")
+    # Not normalised: behind a link, `..` is another folder than in the text.
+    return str(_absolute(path))
+
+
+def local_folder(path: str | os.PathLike[str], name: str) -> str:
+    """Return the path of a folder of stores in one spelling; see `store_place`.
+
+    Raises:
+        ConfigError: If it is no local path.
+    """
+    place = store_place(check_place(name, path, "the folder data"), name)
+    if not is_local(place):
+        raise ConfigError(f"{name} is {str(path)!r}: expected a local folder; give a store in a bucket by its uri.")
+    return place
+
+
+def beside(uri: str, what: Neighbour) -> Path | None:
+    """Return the place of a file that lies beside a local store, however its place is spelled; None for an object store.
+
+    `x.lance` has `x.lock`, and `x` has `x.store-lock`: no two stores share a file.
+    """
+    place = store_place(uri)
+    return beside_place(place, what) if is_local(place) else None
+
+
+def beside_place(place: str, what: Neighbour) -> Path:
+    """Return the place of a file that lies beside a local store, whose place `store_place` gave."""
+    folder, name = Path(place).parent, Path(place).name
+    if name.endswith(_LANCE):
+        return folder / f"{name.removesuffix(_LANCE)}.{what}"
+    return folder / f"{name}.store-{what}"
+
+
+def store_beside(file: Path, what: Neighbour) -> Path | None:
+    """Return the store that a file beside it is of: the inverse of `beside`. None if the file has another name."""
+    for ending, store_ending in ((f".store-{what}", ""), (f".{what}", _LANCE)):
+        if file.name.endswith(ending):
+            return file.with_name(file.name.removesuffix(ending) + store_ending)
+    return None
+
+
+def tokenizer_files(given: str) -> list[Path]:
+    """Return where the tokenizer of a local store may be kept, the likeliest first.
+
+    The first is where it is written. Earlier versions wrote it beside a link to the store, and for stores at `x` and at
+    `x.lance` to the same place: so whoever reads one has to compare its digest.
+
+    Args:
+        given: The store, as `given_place` returns it.
+    """
+    if not is_local(given):
+        return []
+    place = store_place(given)
+    earlier = [Path(f"{spelled.removesuffix(_LANCE)}.tokenizer.json") for spelled in (place, given)]
+    return list(dict.fromkeys([beside_place(place, "tokenizer.json"), *earlier]))
+
+
+def _absolute(path: str) -> Path:
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{path!r} begins with the home of somebody who is unknown here: give the whole path."
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path!r} is relative to a folder that is gone: give the whole path, or change to another folder."
+        ) from error
+
+
+def _decoded(path: str) -> str:
+    """Return what the path of a URI means; a file that has its very spelling is meant too."""
+    return path if Path(path).exists() else unquote(path)
+
+
+def _check_links(given: str) -> None:
+    """Refuse a link, on the way or at the end, that leads back to itself or into a folder that is not there."""
+    path = Path(given)
+    for place in (*reversed(path.parents), path):
+        if not place.is_symlink() or place.exists():
+            continue
+        target = Path(os.path.realpath(place))
+        if target.is_symlink():
+            raise ConfigError(f"{str(place)!r} is a link that leads back to itself: remove it, or give another place.")
+        if not target.parent.is_dir():
+            raise ConfigError(
+                f"{str(place)!r} is a link to {str(target)!r}, where nothing is: mount that disk, make its folder, or "
+                "remove the link."
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,14 +16,14 @@ import xxhash
 from lightning_lance.commit import FORMAT_VERSION, Commit, last_commit
 from lightning_lance.errors import ConfigError, StoreError, described, is_count
 from lightning_lance.figures import counted
-from lightning_lance.locking import lock_file
+from lightning_lance.locking import lock_file, write_whole
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
-from lightning_lance.places import check_place
+from lightning_lance.places import beside_place, is_local, local_folder, store_place
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
 from lightning_lance.status import failure_of, read_status, status_file
 from lightning_lance.store import TokenStore
-from lightning_lance.tokenization import Tokenizer, token_dtype
+from lightning_lance.tokenization import Tokenizer, is_kept_tokenizer, token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice, TokenizerFile
 from lightning_lance.versions import first_version, look_again
 
@@ -100,7 +101,7 @@ class Plan:
     @property
     def tokenizer_file(self) -> Path | None:
         """Where the tokenizer is kept beside a local store."""
-        return None if "://" in self.uri else Path(self.uri.removesuffix(".lance") + ".tokenizer.json")
+        return beside_place(self.uri, "tokenizer.json") if is_local(self.uri) else None
 
     @property
     def lock_file(self) -> Path | None:
@@ -116,7 +117,7 @@ class Plan:
 def make_plan(
     source: Source,
     tokenizer: TokenizerChoice,
-    uri: str | None = None,
+    uri: str | os.PathLike[str] | None = None,
     *,
     data_dir: str | Path = "data",
     val_fraction: float = 0.01,
@@ -132,13 +133,9 @@ def make_plan(
     """
     check_val_fraction(val_fraction)
     long = LongDocuments(max_document_bytes, long_documents)
-    data_dir = check_place("data_dir", data_dir, "the folder data")
-    uri = None if uri is None else check_place("uri", uri)
-    if "://" in str(data_dir):
-        raise ConfigError(
-            f"data_dir is {str(data_dir)!r}: expected a local folder; give a store in a bucket by its uri."
-        )
-    loaded = tokenizer.load(source, Path(data_dir) / "tokenizers")
+    folder = Path(local_folder(data_dir, "data_dir"))
+    given = None if uri is None or uri == "" else store_place(uri)
+    loaded = tokenizer.load(source, folder / "tokenizers")
     own = source.has_validation
     recipe = {
         "format": FORMAT_VERSION,
@@ -154,8 +151,8 @@ def make_plan(
     }
     recipe = json.loads(json.dumps(recipe))
     fingerprint = xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())
-    uri = uri and uri.removeprefix("file://")
-    return Plan(recipe, fingerprint, uri or str(Path(data_dir) / f"{source.name}-{fingerprint[:12]}.lance"), loaded)
+    place = given or store_place(folder / f"{source.name}-{fingerprint[:12]}.lance")
+    return Plan(recipe, fingerprint, place, loaded)
 
 
 def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str] | None = None) -> TokenStore:
@@ -203,10 +200,16 @@ def _last_failure(plan: Plan) -> str:
 def wait_for(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> None:
     """Wait until a build that runs elsewhere has committed so many tokens, or all that its source has.
 
+    Args:
+        uri: The store, as `store_place` gives it.
+        tokens: How many.
+        storage_options: Credentials and such for an object store.
+
     Raises:
         SourceError: If that build fails because of its source; or had failed before, and no other begins within a minute.
         StoreError: If it fails, or had failed, for another cause.
     """
+    uri = store_place(uri)
     file, told, began = status_file(uri), None, time.monotonic()
     before = status = read_status(file) if file else None
     while (commit := last_commit(uri, storage_options=storage_options)) is None or commit.tokens < tokens:
@@ -224,6 +227,45 @@ def wait_for(uri: str, tokens: int, storage_options: Mapping[str, str] | None = 
         status = read_status(file) if file else None
 
 
+def keep_tokenizer(plan: Plan) -> None:
+    """Write the tokenizer beside a local store, over none but another that a build has written there.
+
+    Raises:
+        ConfigError: If a file of others is there.
+        OSError: If it cannot be written.
+    """
+    file, text = plan.tokenizer_file, plan.tokenizer.to_json()
+    if file is None:
+        return
+    if os.path.lexists(file):
+        found = _text_of(file)
+        if found == text:
+            return
+        if found is None or not is_kept_tokenizer(found):
+            raise ConfigError(
+                f"The file {str(file)!r}, where the tokenizer of the store goes, is there already, and no build has written "
+                "it: move it elsewhere, or give another uri."
+            )
+        _keep_for_other_store(plan, file, found)
+    write_whole(file, text)
+
+
+def _text_of(file: Path) -> str | None:
+    """Read a file; None if it is a link, or no text."""
+    try:
+        return None if file.is_symlink() else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _keep_for_other_store(plan: Plan, file: Path, text: str) -> None:
+    """Copy a tokenizer to where its store looks for it first: earlier versions wrote that of `x` to the place of `x.lance`."""
+    other = Path(plan.uri.removesuffix(".lance"))
+    mine = beside_place(str(other), "tokenizer.json")
+    if mine != file and (other / "_versions").is_dir() and not os.path.lexists(mine):
+        write_whole(mine, text)
+
+
 def tokenizer_beside(store: TokenStore) -> Tokenizer:
     """Load the tokenizer that is kept beside a local store.
 
@@ -231,11 +273,17 @@ def tokenizer_beside(store: TokenStore) -> Tokenizer:
         ConfigError: If it is not there.
         StoreError: If it is another one.
     """
-    beside = store.uri.removesuffix(".lance") + ".tokenizer.json"
-    tokenizer = TokenizerFile(beside, store.commit.eos_token).load(None, Path())
-    if tokenizer.digest != store.commit.recipe["tokenizer"]:
-        raise StoreError(f"The tokenizer {beside!r} is not the one that made {store.uri!r}: bring that one back.")
-    return tokenizer
+    files = store.tokenizer_files
+    for file in files:
+        if file.is_file():
+            tokenizer = TokenizerFile(str(file), store.commit.eos_token).load(None, Path())
+            if tokenizer.digest == store.commit.recipe["tokenizer"]:
+                return tokenizer
+    found = [str(file) for file in files if file.is_file()]
+    if found:
+        raise StoreError(f"The tokenizer {found[0]!r} is not the one that made {store.uri!r}: bring that one back.")
+    where = str(files[0]) if files else store.uri
+    raise ConfigError(f"There is no tokenizer.json at {where!r}: bring back the one that made {store.uri!r}.")
 
 
 def check_same(commit: Commit, plan: Plan) -> None:

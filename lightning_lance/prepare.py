@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from lightning_lance.errors import (
     BuildInterrupted,
     CommitConflict,
     ConfigError,
+    FormatError,
     LightningLanceError,
     StoreError,
     described,
@@ -27,7 +29,9 @@ from lightning_lance.fragments import dataset_at, remove_aside, remove_store
 from lightning_lance.locking import Lease
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
 from lightning_lance.merging import end_build, has_unneeded, left_behind, remove_unneeded, take_over
-from lightning_lance.places import check_place, checked_storage_options
+from lightning_lance.others import check_unchanged
+from lightning_lance.own_files import check_no_links, foreign_files
+from lightning_lance.places import check_place, checked_storage_options, is_local
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.sources import Source
 from lightning_lance.status import remove_refused
@@ -45,7 +49,7 @@ COMMIT_SECONDS = 60.0
 def prepare(
     source: Source,
     tokenizer: TokenizerChoice,
-    uri: str | None = None,
+    uri: str | os.PathLike[str] | None = None,
     *,
     data_dir: str | Path = "data",
     max_documents: int | None = None,
@@ -140,10 +144,7 @@ def _complete(
     try:
         with turn:
             while True:
-                version, commit = last_version(plan.uri, storage_options)
-                replaced = rebuild and commit is not None and commit.fingerprint != plan.fingerprint
-                if replaced:
-                    version, commit = 0, None
+                version, commit, replaced = _found(plan, rebuild, storage_options)
                 if commit is not None:
                     check_same(commit, plan)
                     if budget.met(commit):
@@ -152,6 +153,7 @@ def _complete(
                             continue
                         _end(plan, budget, version, storage_options)
                         return built
+                    _check_goes_on(plan, version, commit, storage_options)
                 if not turn.mine:
                     turn.wait(commit)
                     # Whoever had it may have committed.
@@ -185,6 +187,45 @@ def _complete(
         raise BuildInterrupted(_how_to_go_on(plan.uri, commit)) from None
 
 
+def _found(plan: Plan, rebuild: bool, storage_options: Mapping[str, str] | None) -> tuple[int, Commit | None, bool]:
+    """Look at what is at the place of the store.
+
+    Returns:
+        The version to go on from, 0 for none; its note; and whether another store is there that is to be replaced. One that a
+        newer version of this package wrote never is, since this one cannot tell what is in it.
+
+    Raises:
+        StoreError: If it is no token store, or one of another format that is not to be replaced.
+    """
+    try:
+        version, commit = last_version(plan.uri, storage_options)
+    except FormatError as error:
+        if error.newer or not rebuild:
+            raise
+        return 0, None, True
+    if rebuild and commit is not None and commit.fingerprint != plan.fingerprint:
+        return 0, None, True
+    return version, commit, False
+
+
+def _check_goes_on(plan: Plan, version: int, commit: Commit, storage_options: Mapping[str, str] | None) -> None:
+    """Refuse, before hours of work, to go on from a store that others have changed, or that is not all in its folder.
+
+    Raises:
+        StoreError: Naming what they have done.
+    """
+    check_no_links(plan.uri)
+    dataset = dataset_at(plan.uri, version, storage_options)
+    if dataset is not None:  # else another builder has gone on
+        check_unchanged(dataset, plan.uri, storage_options)
+    if commit.unknown:
+        _log.warning(
+            "The token store %s was written by a newer version of lightning-lance, which noted %s: that is kept as it is.",
+            plan.uri,
+            ", ".join(sorted(commit.unknown)),
+        )
+
+
 def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str, str] | None) -> None:
     """Do what killed builders have left undone of a store that needs no more building, as far as this budget knows.
 
@@ -192,6 +233,13 @@ def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str,
     another process builds by now, that one will do it.
     """
     uri = plan.uri
+    try:
+        check_no_links(uri)
+        if (now := dataset_at(uri, version, storage_options)) is not None:
+            check_unchanged(now, uri, storage_options)
+    except StoreError as error:  # what is there can be read
+        _log.warning("%s", error)
+        return
     try:
         dataset, first = dataset_at(uri, version, storage_options), first_version(uri, budget.met, storage_options)
         unended = dataset is not None and lacks_build_tag(dataset, uri) and first == version
@@ -250,7 +298,9 @@ def check_build(source: Any, tokenizer: Any) -> None:
     check_object("tokenizer", tokenizer, ("load",), "ByteChoice()")
 
 
-def check_origin(source: Source | None, tokenizer: TokenizerChoice | None, uri: str | Mapping[str, str] | None) -> None:
+def check_origin(
+    source: Source | None, tokenizer: TokenizerChoice | None, uri: str | os.PathLike[str] | Mapping[str, str] | None
+) -> None:
     """Refuse to serve what is neither built nor at a known place.
 
     Raises:
@@ -274,11 +324,9 @@ def check_origin(source: Source | None, tokenizer: TokenizerChoice | None, uri: 
 
 
 def _check_place(plan: Plan) -> None:
-    """Refuse to build among files that are no store."""
+    """Refuse to build among files that are no store: only what a builder left that was killed may be there."""
     place = Path(plan.uri)
-    if "://" not in plan.uri and place.exists() and not (place / "_versions").exists():
-        leftovers = (
-            {path.name for path in place.iterdir()} - {"data", "_transactions"} if place.is_dir() else {place.name}
-        )
-        if leftovers:
-            raise ConfigError(f"{plan.uri!r} is there already and is no token store: give a uri where nothing is yet.")
+    if not is_local(plan.uri) or not place.exists() or (place / "_versions").exists():
+        return
+    if not place.is_dir() or foreign_files(plan.uri):
+        raise ConfigError(f"{plan.uri!r} is there already and is no token store: give a uri where nothing is yet.")

@@ -8,15 +8,15 @@ import secrets
 import socket
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, StoreError
 from lightning_lance.figures import counted, share_told, tokens_told
-from lightning_lance.locking import write_whole
+from lightning_lance.locking import remove_parts, write_whole
+from lightning_lance.places import beside, store_beside
 from lightning_lance.redaction import in_one_line
 
-_ENDING = ".building.json"
 # Between two writes: often enough for those who wait, too seldom to be felt.
 _WRITE_SECONDS = 1.0
 
@@ -56,24 +56,33 @@ class BuildStatus:
 
 def status_file(uri: str) -> Path | None:
     """Give the file in which the builder of a store tells how it goes; a bucket has none."""
-    return None if "://" in uri else Path(uri.rstrip("/").removesuffix(".lance") + _ENDING)
+    return beside(uri, "building.json")
 
 
 def read_status(path: Path) -> BuildStatus | None:
     """Read a status file; None where there is none, or none that is understood."""
     try:
-        return BuildStatus(**json.loads(path.read_text(encoding="utf-8")))
+        told = json.loads(path.read_text(encoding="utf-8"))
+        # A later version may tell more.
+        return BuildStatus(**{entry.name: told[entry.name] for entry in fields(BuildStatus) if entry.name in told})
     except (OSError, ValueError, TypeError):
         return None
 
 
+def remove_status(path: Path) -> None:
+    """Remove a status file, and what killed writers of it left behind; no file of others at its place."""
+    remove_parts(path)
+    if read_status(path) is not None and not path.is_symlink():
+        path.unlink(missing_ok=True)
+
+
 def remove_refused(folder: Path) -> None:
     """Remove what refused builds have left in a folder: no later build comes by there, and who waits has seen it."""
-    for path in folder.glob(f"*{_ENDING}"):
-        status = read_status(path)
-        if status is not None and status.refused and not Path(f"{str(path).removesuffix(_ENDING)}.lance").exists():
+    for path in folder.glob("*building.json"):
+        status, store = read_status(path), store_beside(path, "building.json")
+        if status is not None and status.refused and store is not None and not store.exists():
             with suppress(OSError):
-                path.unlink()
+                remove_status(path)
 
 
 def failure_of(status: BuildStatus, uri: str) -> SourceError | StoreError:
@@ -122,11 +131,13 @@ class StatusFile:
     def remove(self) -> None:
         """Remove the file, unless another build has written it since, or it tells of a failure."""
         found = read_status(self._path)
-        if self._status.failure is None and (found is None or found.run == self._status.run):
+        if self._status.failure is None and found is not None and found.run == self._status.run:
             with suppress(OSError):
-                self._path.unlink(missing_ok=True)
+                remove_status(self._path)
 
     def _write(self) -> None:
         self._written = time.monotonic()
+        if os.path.lexists(self._path) and read_status(self._path) is None:
+            return  # it is others'
         with suppress(OSError):
             write_whole(self._path, json.dumps(asdict(self._status)))

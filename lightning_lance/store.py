@@ -13,14 +13,22 @@ import pyarrow as pa
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.arguments import check_arguments
-from lightning_lance.commit import FORMAT_VERSION, commit_of, is_commit, notes_of
+from lightning_lance.commit import commit_of, is_commit, notes_of
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forked import ForkedReader
 from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, stream_columns, take_blocks
 from lightning_lance.integrity import require_whole
 from lightning_lance.layout import Extent, StreamExtent, layout_of, layout_of_rows
 from lightning_lance.mapping import map_tokens
-from lightning_lance.places import check_place, checked_storage_options
+from lightning_lance.others import change_of, check_columns, cure
+from lightning_lance.own_files import check_no_links
+from lightning_lance.places import (
+    checked_storage_options,
+    given_place,
+    is_local,
+    store_place,
+    tokenizer_files,
+)
 from lightning_lance.provenance import Provenance
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
@@ -36,7 +44,7 @@ class TokenStore:
     Make it with `TokenStore.open`.
 
     Attributes:
-        uri: Where it is.
+        uri: Where it is, as an absolute path without links, or as a URL.
         version: The Lance version that is read.
         commit: The note of the last commit.
         dtype: uint16 or uint32, of the tokens.
@@ -51,19 +59,20 @@ class TokenStore:
         reader: Literal["auto", "mapped", "take"],
     ) -> None:
         self.uri, self._opening = uri, (storage_options, reader)
+        self._given = uri
         self.version, self.commit = int(dataset.version), commit_of(dataset, uri)
-        if self.commit.recipe.get("format") != FORMAT_VERSION:
-            raise StoreError(
-                f"The token store {uri!r} has format {self.commit.recipe.get('format')}, this version of lightning-lance "
-                f"reads format {FORMAT_VERSION}: build it again, or install the version that wrote it."
-            )
+        if "format" not in self.commit.recipe:
+            raise StoreError(f"The token store {uri!r} does not say of which format it is: bring it back from a copy.")
+        self._change = change_of(dataset, uri, storage_options)
+        self._tell_of_others()
+        check_columns(dataset, uri)
         self._dataset, self._process = dataset, os.getpid()
         self._forked: tuple[int, ForkedReader] | None = None
         self._kept = self._tagged = False
         self._provenance = Provenance(uri, dataset, storage_options)
         tokens = dataset.schema.field("tokens").type
         self._block = int(tokens.list_size)
-        if "://" not in uri:
+        if is_local(uri):
             check_sizes(uri, fragments_of(dataset))
         self.dtype: np.dtype[Any] = np.dtype(tokens.value_type.to_pandas_dtype())
         mapped = None if reader == "take" else map_tokens(uri, dataset, self._block, self.dtype)
@@ -97,29 +106,36 @@ class TokenStore:
         Raises:
             StoreError: If there is no committed store, or it is damaged.
         """
-        uri = check_place("uri", uri)
         check_arguments(TokenStore.open, {"version": version, "reader": reader, "verify": verify})
         storage_options = checked_storage_options("storage_options", storage_options)
+        given, place = given_place(uri), store_place(uri)
         if verify:
-            require_whole(str(uri), storage_options)
+            require_whole(place, storage_options)
         while True:
-            with reading(str(uri)):
-                dataset = dataset_at(str(uri), version, storage_options)
+            with reading(place):
+                dataset = dataset_at(place, version, storage_options)
             if dataset is None:
                 what = f"version {version} of a token store" if version is not None else "token store"
-                raise StoreError(f"There is no committed {what} at {str(uri)!r}: run 'lightning-lance prepare' first.")
+                raise StoreError(f"There is no committed {what} at {place!r}: run 'lightning-lance prepare' first.")
             try:
-                with reading(str(uri)):
-                    return cls(str(uri), dataset, storage_options, reader)
+                with reading(place):
+                    store = cls(place, dataset, storage_options, reader)
+                store._given = given
+                return store
             except StoreError:
                 # A builder may have merged its files away meanwhile: then there is a newer version.
-                newest = dataset_at(str(uri), None, storage_options) if version is None else None
+                newest = dataset_at(place, None, storage_options) if version is None else None
                 if newest is None or newest.version == dataset.version:
                     raise
 
     def at_version(self, version: int) -> TokenStore:
         """Open the same store at another version."""
-        return self if version == self.version else TokenStore.open(self.uri, version, *self._opening)
+        return self if version == self.version else self._open_again(version)
+
+    def _open_again(self, version: int | None) -> TokenStore:
+        store = TokenStore.open(self.uri, version, *self._opening)
+        store._given = self._given
+        return store
 
     def forgot(self, extent: Extent) -> bool:
         """Tell whether documents of an extent were forgotten since, and no version that holds them is kept."""
@@ -154,7 +170,7 @@ class TokenStore:
         """Open the same store as it is now."""
         last = dataset_at(self.uri, None, self._opening[0])
         # Not at that version: a builder that merges may remove it before it is open.
-        return self if last is None or last.version == self.version else TokenStore.open(self.uri, None, *self._opening)
+        return self if last is None or last.version == self.version else self._open_again(None)
 
     def keep(self, name: str | None = None) -> bool:
         """Tag the version that is read, so that no clean-up of old versions removes it.
@@ -170,12 +186,14 @@ class TokenStore:
         Raises:
             StoreError: If the store cannot be written.
         """
+        check_no_links(self.uri)
         return keep(self._dataset, self.uri, self.commit.extent, self._opening[0], name)
 
     def keep_for_training(self, share: bool = True) -> bool:
         """Tag what is read, once, and tell whether it is there; a warning where that fails. `share`: see `is_trained_on`."""
         try:
             if not self._kept:
+                check_no_links(self.uri)
                 self._tagged = not is_trained_on(self._dataset, self.commit.extent, share)
                 self._kept = self.keep()
         except StoreError as error:
@@ -198,6 +216,11 @@ class TokenStore:
         return (
             f"TokenStore({self.uri!r}, version={self.version}, tokens={self.commit.stored_tokens:,}, streams=[{what}])"
         )
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """Where the tokenizer of a local store may be kept, the likeliest first."""
+        return tokenizer_files(self._given)
 
     @property
     def fingerprint(self) -> str:
@@ -251,9 +274,13 @@ class TokenStore:
             `source.columns`, and `language`.
 
         Raises:
-            StoreError: If a window does not lie whole in the split, or in a forked process.
+            StoreError: If a window does not lie whole in the split, in a forked process, or where others dropped the documents.
         """
         self._table(split).check(starts := np.asarray(starts, dtype=np.int64), length)
+        if "documents" not in self._dataset.schema.names:
+            raise StoreError(
+                f"The token store {self.uri!r} has no documents any more: others have dropped that column."
+            )
         return self._provenance.documents(starts, length, split)
 
     def _take(self, table: SegmentTable, starts: np.ndarray, length: int) -> np.ndarray:
@@ -283,6 +310,19 @@ class TokenStore:
             self._forked = os.getpid(), ForkedReader(self.uri, self.version, self._opening[0])
         return self._forked[1].take(rows)
 
+    def _tell_of_others(self) -> None:
+        """Warn where others have changed the rows: what is there is served, as far as it goes."""
+        change = self._change
+        if change is None or not change.of_rows:
+            return
+        what = (
+            f"Version {self.version} of the token store {self.uri!r} was changed by others since version {change.committed} "
+            f"({change.what})"
+        )
+        if change.overwritten:
+            raise StoreError(f"{what}, so it is another dataset by now: {cure(self.uri, change)}.")
+        _log.warning("%s, and is served as it is now: or %s.", what, cure(self.uri, change))
+
     def _table(self, split: str) -> SegmentTable:
         if split not in self._segments:
             raise ConfigError(f"There is no split {split!r}: a token store has {' and '.join(SPLITS)}.")
@@ -298,7 +338,7 @@ class TokenStore:
         of_stream = np.asarray([numbers[part.split, part.language] for part in parts], np.int64)
         tokens = np.asarray([part.tokens for part in parts], np.int64)
         rows = np.cumsum([0, *(part.rows for part in parts)])
-        if int(tokens.sum()) > self.commit.stored_tokens:
+        if self._change is None and int(tokens.sum()) > self.commit.stored_tokens:
             raise StoreError(
                 f"The token store {self.uri!r} holds {int(tokens.sum()):,} tokens and says {self.commit.stored_tokens:,}: two "
                 "processes built it at once; remove it, and let one build it."

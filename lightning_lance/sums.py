@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 SUMS = "lightning_lance.sums.json"
 _FOLDERS = {"_versions": ".manifest", "_transactions": ".txn"}
+# What it lists.
+_PATH = re.compile(r"_versions/\d+\.manifest|_transactions/\d+-[0-9a-f-]+\.txn")
 # Lance counts versions down in their names, so that the newest is listed first.
 _LAST = 2**64 - 1
 
@@ -166,6 +169,12 @@ def read_sums(session: Root) -> dict[str, Sum] | None:
     told = json.loads(session.content(SUMS))
     if not isinstance(told, dict) or told.keys() != {"sums", "hash"}:
         raise ValueError("not what was written")
-    if xxhash.xxh3_64_hexdigest(told["sums"].encode()) != told["hash"]:
+    if xxhash.xxh3_64_hexdigest(str(told["sums"]).encode()) != told["hash"]:
         raise ValueError("not what was written")
-    return {path: Sum(*entry) for path, entry in json.loads(told["sums"]).items()}
+    try:
+        sums = {path: Sum(*entry) for path, entry in json.loads(told["sums"]).items()}
+    except (TypeError, AttributeError) as error:
+        raise ValueError("not what was written") from error
+    if not all(_PATH.fullmatch(path) for path in sums):  # it may name files outside the store
+        raise ValueError("not what was written")
+    return sums

@@ -223,6 +223,20 @@ class Tokenizer:
         return self._spec
 
 
+def is_kept_tokenizer(text: str) -> bool:
+    """Tell whether a text is of the form that `Tokenizer.to_json` gives, which no other program writes."""
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return False
+    if not isinstance(fields, dict) or "model" not in fields:
+        return False
+    taken_out = ("post_processor", "truncation", "padding")
+    if any(fields.get(name, ...) is not None for name in taken_out):
+        return False
+    return json.dumps(fields, ensure_ascii=False) == text
+
+
 def _piece(text: np.ndarray, turn: int) -> str:
     """Take about `_COMPARE_BYTES` out of a long text, from a place that the number of the comparison decides."""
     low = turn * 7919 * _COMPARE_BYTES % (len(text) - _COMPARE_BYTES)

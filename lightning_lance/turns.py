@@ -11,8 +11,8 @@ from typing import Protocol
 from lightning_lance.commit import Commit
 from lightning_lance.errors import StoreError
 from lightning_lance.figures import counted, tokens_told
-from lightning_lance.locking import POLL_SECONDS, Lease, remove_whole
-from lightning_lance.status import BuildStatus, StatusFile, failure_of, read_status
+from lightning_lance.locking import POLL_SECONDS, Lease
+from lightning_lance.status import BuildStatus, StatusFile, failure_of, read_status, remove_status
 from lightning_lance.unfinished import at_the_end, no_longer
 
 _log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class LeaseTurn:
             lease = Lease(self._lock_file)
             if lease.take_from_the_dead():
                 try:
-                    remove_whole(self._status_file)
+                    remove_status(self._status_file)
                 finally:
                     lease.release()
         except Exception as error:  # a store that can only be read is no reason to fail

@@ -6,6 +6,7 @@ import re
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import numpy as np
 
 from lightning_lance.arguments import check_arguments
 from lightning_lance.cursor import Cursor
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.figures import counted
 from lightning_lance.places import check_place
+from lightning_lance.plan import tokenizer_beside
 from lightning_lance.serving import Serving
 from lightning_lance.store import TokenStore
-from lightning_lance.tokenizer_choice import TokenizerFile
 
 # Windows worked out at a time.
 _AT_ONCE = 1 << 16
@@ -129,8 +130,9 @@ def _next_windows(cursor: Cursor) -> Iterator[str]:
     found = cursor.locate(positions)
     tokens = cursor.serving.read(found)
     store = next(iter(cursor.serving.stores.values()))
-    beside = Path(store.uri.removesuffix(".lance") + ".tokenizer.json")
-    tokenizer = TokenizerFile(str(beside), store.commit.eos_token).load(None, Path()) if beside.is_file() else None
+    tokenizer = None
+    with suppress(LightningLanceError):  # without it, the ids are shown
+        tokenizer = tokenizer_beside(store)
     for position, start, window in zip(positions.tolist(), found.start.tolist(), tokens[:, :24].tolist(), strict=True):
         shown = repr(tokenizer.decode(window))[:70] if tokenizer else " ".join(map(str, window[:12]))
         yield f"  window {position:,} at token {start:,}: {shown}"

@@ -24,6 +24,7 @@ from lightning_lance import TokenStore, WindowLoader, prepare
 from lightning_lance.commit import Commit, last_version
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forgetting import forget
+from lightning_lance.fragments import write_rows
 from lightning_lance.integrity import check_store
 from lightning_lance.layout import Extent
 from lightning_lance.locking import only_one
@@ -380,7 +381,8 @@ def test_what_it_removes_nobody_can_commit(tmp_path: Path):
     """Also where there is nothing to forget: it was left by a builder that may only stand still."""
     uri = tmp_path / "x.lance"
     version = build(ListSource(documents("some text")), uri).version
-    (uri / "data/left.lance").touch()
+    before = lance.dataset(uri)
+    write_rows(str(uri), before, before.schema, before.to_table().to_batches(), None)
     assert forget(str(uri), {"repo": "nobody"}).documents == 0
     assert left_behind(str(uri)) == set()
     assert last_version(str(uri))[0] == version + 1

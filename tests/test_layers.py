@@ -14,7 +14,7 @@ ORDER = [
     "sources",
     "own_split", "access", "shards", "streaming",
     "unfinished", "locking", "newer", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
-    "splits", "packing", "segments", "layout", "fragments", "sums", "commit",
+    "splits", "packing", "segments", "layout", "own_files", "fragments", "others", "sums", "commit",
     "row_writer", "versions", "tags", "repacking", "merging",
     "integrity",
     "provenance", "forgetting", "forked", "mapping", "store",
@@ -27,6 +27,7 @@ ORDER = [
 ONLY = {
     "lightning": {"datamodule", "termination"},
     "lance": {
+        "own_files",
         "fragments",
         "sums",
         "commit",

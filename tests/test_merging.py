@@ -367,13 +367,15 @@ def test_files_from_the_future_go_too(tmp_path: Path, tagged: bool):
 def test_files_of_no_version_go(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     append(uri, [(0, "C", 10)], 0)
-    left = tmp_path / "x.lance" / "data" / "0123.lance"
-    left.write_bytes(b"killed before its second commit")
-    (tmp_path / "y.lance" / "data").mkdir(parents=True)
-    (tmp_path / "y.lance" / "data" / "4567.lance").write_bytes(b"killed before its first commit")
-    assert left_behind(str(tmp_path / "y.lance")) == {"data/4567.lance"}
+    # Killed before its second commit, and before its first.
+    before = lance.dataset(uri)
+    made, _ = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
+    left = Path(uri, "data", made[0].files[0].path)
+    other = str(tmp_path / "y.lance")
+    first, _ = write_rows(other, None, before.schema, before.to_table().to_batches(), None)
+    assert left_behind(other) == {f"data/{first[0].files[0].path}"}
     found = left_behind(uri)
-    assert found == {"data/0123.lance"}
+    assert found == {f"data/{left.name}"}
     append(uri, [(0, "C", 10)], 1)
     remove_unneeded(uri, left=found)
     assert not left.exists()
@@ -405,13 +407,16 @@ def test_a_merge_on_top_of_anothers_commit_is_refused(tmp_path: Path):
     assert lance.dataset(uri).version == 2
 
 
-def test_what_others_have_changed_is_left_as_it_is(tmp_path: Path):
+def test_what_others_have_changed_is_not_gone_on_from(tmp_path: Path):
     uri, note = str(tmp_path / "x.lance"), NOTE
     for i in range(3):
         note = append(uri, [(0, "C", 3 * BLOCK)], i, note)
     lance.write_dataset(lance.dataset(uri).to_table().slice(0, 1), uri, mode="append")
-    rows = lance.dataset(uri).to_table()
-    before, theirs = contents(uri), fragments_of(lance.dataset(uri))[-1].files[0].path
-    finish(uri, rows.slice(0, 0), note)
-    assert [fragment.files[0].path for fragment in fragments_of(lance.dataset(uri))][1:] == [theirs]
-    assert contents(uri) == before
+    with pytest.raises(StoreError, match=r"changed by others since its version 3 \(rows were appended\)"):
+        finish(uri, lance.dataset(uri).to_table().slice(0, 0), note)
+    assert lance.dataset(uri).version == 4
+    # The version from before stays, though nothing else keeps it.
+    remove_unneeded(uri)
+    lance.dataset(uri, version=3).restore()
+    finish(uri, lance.dataset(uri).to_table().slice(0, 0), note)
+    assert TokenStore.open(uri).num_tokens() == 3 * (3 * BLOCK + 1)

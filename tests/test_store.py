@@ -136,7 +136,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
         packed(Packer(EOS, np.dtype(np.uint16), []), []),
         replace(NOTE, recipe={"format": 3}),
     )
-    with pytest.raises(StoreError, match="has format 3, this version of lightning-lance reads format 2"):
+    with pytest.raises(StoreError, match=r"was written by a newer version \(format 3\): upgrade lightning-lance"):
         TokenStore.open(tmp_path / "new.lance")
     store = byte_store("some text")
     with pytest.raises(ConfigError, match="There is no split 'test': a token store has train and val"):
