@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from lightning import LightningDataModule
 from lightning_lance.agreement import is_first, raise_together, told_by_first
 from lightning_lance.batches import Batch
 from lightning_lance.errors import StoreError
+from lightning_lance.escaping import logger
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.integrity import require_whole
 from lightning_lance.loader import WindowLoader
@@ -27,7 +27,7 @@ from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import TokenizerChoice
 from lightning_lance.windows import Order
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class LanceDataModule(LightningDataModule):

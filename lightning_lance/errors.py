@@ -5,9 +5,18 @@ from typing import Any
 
 import numpy as np
 
+from lightning_lance.escaping import shown
+
 
 class LightningLanceError(Exception):
-    """Base of all errors of this package; its message is one sentence: what, got, expected, and the cure."""
+    """Base of all errors of this package; its message is one sentence: what, got, expected, and the cure.
+
+    Control characters in it are shown as escapes, since much of what it names comes from others. Further arguments are lines
+    below it.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(shown(str(line)) for line in self.args)
 
 
 class ConfigError(LightningLanceError, ValueError):
@@ -28,6 +37,9 @@ class CommitConflict(StoreError):  # noqa: N818 # not always an error: a builder
 
 class BuildInterrupted(KeyboardInterrupt):
     """Ctrl-C, or a signal that ends the process, came during a build; its message says what is safe and how to go on."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 def whole_number(name: str, value: Any) -> int:

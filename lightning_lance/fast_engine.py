@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -15,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.documents import string_buffers
+from lightning_lance.escaping import logger
 from lightning_lance.memory import give_back, resident
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Normalizers in which the engines were compared over all characters.
 _NORMALIZERS = {"Sequence", "NFC", "Prepend", "Replace"}

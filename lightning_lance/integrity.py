@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from lightning_lance.commit import Commit, commit_of, notes_of
 from lightning_lance.errors import StoreError
+from lightning_lance.escaping import shown
 from lightning_lance.fragments import data_session, dataset_at, fragments_of
 from lightning_lance.layout import FileNote, hash_file, hash_tokens
 from lightning_lance.sums import SUMS, Sum, listed, manifest_of, read_sums, root_session, sum_of, version_of
@@ -33,7 +34,7 @@ class Problem(NamedTuple):
     cure: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.what}; {self.cure}."
+        return shown(f"{self.place}: {self.what}; {self.cure}.")
 
 
 def check_store(

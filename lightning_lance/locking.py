@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import logging
 import secrets
 import threading
 import time
@@ -14,9 +13,10 @@ from pathlib import Path
 from filelock import SoftFileLease, Timeout
 
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.escaping import logger
 from lightning_lance.unfinished import at_the_end, no_longer
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # After so long without a sign of life, a holder on another machine (or one that is stopped) is replaced; one of this machine
 # that has died is replaced at once. Long enough for a shared disk that hesitates: a wrong guess costs work, nothing else.

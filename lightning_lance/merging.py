@@ -7,7 +7,6 @@ together: every token is written a few times in all, however long the build. The
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
@@ -18,13 +17,14 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.commit import Commit, commit_of, newest_at, notes_of, replace_fragments
 from lightning_lance.errors import StoreError
+from lightning_lance.escaping import logger
 from lightning_lance.fragments import Written, dataset_at, fragments_of, take_back
 from lightning_lance.layout import FileNote
 from lightning_lance.repacking import repack
 from lightning_lance.sums import root_session, write_sums
 from lightning_lance.tags import keep_build
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Where a writer leaves files before its commit, the last four by half-done writes of Lance's, and of ours.
 _PLACES = ("data/*", "_transactions/*", "_versions/.tmp*", "_versions/*.manifest[#]*", ".tmp*", "*.part")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import xxhash
 
 from lightning_lance.commit import FORMAT_VERSION, Commit, last_commit
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.escaping import logger
 from lightning_lance.figures import counted
 from lightning_lance.locking import lock_file
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
@@ -25,7 +25,7 @@ from lightning_lance.tokenization import Tokenizer, token_dtype
 from lightning_lance.tokenizer_choice import TokenizerChoice, TokenizerFile
 from lightning_lance.versions import first_version, look_again
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Between two looks at a store that another process builds.
 _POLL_SECONDS = 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.commit import FORMAT_VERSION, commit_of, is_commit, notes_of
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.escaping import logger, shown
 from lightning_lance.forked import ForkedReader
 from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, stream_columns, take_blocks
 from lightning_lance.integrity import require_whole
@@ -25,7 +25,7 @@ from lightning_lance.splits import SPLITS
 from lightning_lance.tags import is_trained_on, keep, let_go
 from lightning_lance.versions import look_again, version_with
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class TokenStore:
@@ -190,9 +190,8 @@ class TokenStore:
 
     def __repr__(self) -> str:
         what = ", ".join(f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split])
-        return (
-            f"TokenStore({self.uri!r}, version={self.version}, tokens={self.commit.stored_tokens:,}, streams=[{what}])"
-        )
+        tokens = f"{self.commit.stored_tokens:,}"
+        return f"TokenStore({self.uri!r}, version={self.version}, tokens={tokens}, streams=[{shown(what)}])"
 
     @property
     def fingerprint(self) -> str:
@@ -233,8 +232,8 @@ class TokenStore:
         windows = np.empty((len(starts), length), self.dtype)
         windows[whole] = self._mapped.gather(places[whole], length)
         cut = np.flatnonzero(~whole)
-        for row, column, place, count in zip(*table.runs(starts[cut], length), strict=True):
-            windows[cut[row], column : column + count] = self._mapped.gather(place[None], int(count))[0]
+        runs = table.runs(starts[cut], length)
+        self._mapped.fill(windows, runs._replace(row=cut[runs.row]))
         return windows
 
     def documents(self, starts: np.ndarray, length: int, split: str = "train") -> pa.Table:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.errors import ConfigError, whole_number
+from lightning_lance.escaping import logger
 from lightning_lance.locking import only_one, write_whole
 from lightning_lance.sources import Source
 from lightning_lance.tokenization import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class TokenizerChoice(Protocol):

@@ -13,6 +13,7 @@ import numpy as np
 
 from lightning_lance.cursor import Cursor
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.escaping import shown
 from lightning_lance.figures import counted
 from lightning_lance.serving import Serving
 from lightning_lance.store import TokenStore
@@ -104,7 +105,7 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
         + ", ".join(f"{store.uri} version {store.version}" for store in cursor.serving.stores.values()),
         "next:",
     ]
-    return "\n".join([*lines, *_next_windows(cursor)])
+    return "\n".join(shown(line) for line in [*lines, *_next_windows(cursor)])
 
 
 def _cursor(state: Mapping[str, Any], uris: Mapping[str, str], storage_options: Mapping[str, str] | None) -> Cursor:
