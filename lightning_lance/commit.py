@@ -8,14 +8,27 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 import lance
 import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
+from lightning_lance.checked import (
+    count_of,
+    counts_of,
+    field_of,
+    flag_of,
+    json_of,
+    list_of,
+    metadata_of,
+    object_of,
+    plain_of,
+    text_of,
+    texts_of,
+)
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import (
     Written,
@@ -36,6 +49,8 @@ from lightning_lance.unfinished import settled
 FORMAT_VERSION = 2
 
 _PROPERTY = "lightning_lance"
+# More rules than anybody has given one by one: each is looked at for every document.
+_MOST_RULES = 100_000
 
 
 @dataclass(frozen=True)
@@ -113,6 +128,68 @@ class Commit:
         for entry in self.forgotten:
             left.subtract(entry["languages"])
         return {language: count for language, count in left.items() if count}
+
+
+def commit_from(text: str) -> Commit:
+    """Return the commit that some metadata describes, checked field by field. Fields that are not known are left out.
+
+    Raises:
+        ValueError: If it is no JSON object, or a field is missing, of another type, or beyond what it can be.
+    """
+    told = object_of(json_of(text, "it"), "it")
+    checked = {}
+    for known in fields(Commit):
+        if known.name in told or known.default is known.default_factory is MISSING:
+            checked[known.name] = _CHECKS[known.name](field_of(told, known.name), known.name)
+    commit = Commit(**checked)
+    count_of(commit.eos_id, "eos_id", most=commit.vocab_size - 1)
+    count_of(commit.stored_documents, "documents without the forgotten ones")
+    count_of(commit.stored_tokens, "tokens without the forgotten ones")
+    return commit
+
+
+def _bad_shards_of(value: Any, name: str) -> list[dict[str, Any]]:
+    return [plain_of(entry, f"an entry of {name}") for entry in list_of(value, name)]
+
+
+def _forgotten_of(value: Any, name: str) -> list[dict[str, Any]]:
+    if len(list_of(value, name)) > _MOST_RULES:
+        raise ValueError(f"{name} has {len(value):,} rules: expected {_MOST_RULES:,} at most")
+    for entry in value:
+        rule = object_of(entry, f"an entry of {name}")
+        texts_of(field_of(rule, "rule"), "rule")
+        for count in ("documents", "tokens"):
+            count_of(field_of(rule, count), f"{count} of a rule")
+        counts_of(field_of(rule, "languages"), "languages of a rule")
+    return list(value)
+
+
+def _vocab_size_of(value: Any, name: str) -> int:
+    return count_of(value, name, least=1, most=1 << 32)
+
+
+# What each field of the metadata must be.
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "fingerprint": text_of,
+    "recipe": plain_of,
+    "pin": plain_of,
+    "shards": text_of,
+    "eos_token": text_of,
+    "eos_id": count_of,
+    "vocab_size": _vocab_size_of,
+    "shard": count_of,
+    "row": count_of,
+    "documents": count_of,
+    "tokens": count_of,
+    "text_bytes": count_of,
+    "skipped": counts_of,
+    "noted": counts_of,
+    "languages": counts_of,
+    "exhausted": flag_of,
+    "files": counts_of,
+    "bad_shards": _bad_shards_of,
+    "forgotten": _forgotten_of,
+}
 
 
 def append_commit(uri: str, written: Written, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
@@ -254,8 +331,13 @@ def _uuid_of(uri: str, version: int, storage_options: Mapping[str, str] | None) 
 
 
 def notes_of(dataset: Any) -> dict[str, FileNote]:
-    """Read the notes of the data files of an open dataset, by path; of what others wrote there are none."""
-    return files_of(_noted(dataset) or {})
+    """Read the notes of the data files of an open dataset, by path; of what others wrote there are none.
+
+    Raises:
+        StoreError: If they cannot be.
+    """
+    with metadata_of(dataset.uri):
+        return files_of(_noted(dataset) or {})
 
 
 def _noted(dataset: Any) -> Mapping[str, str] | None:
@@ -263,8 +345,9 @@ def _noted(dataset: Any) -> Mapping[str, str] | None:
 
     Other writes (a deletion, a compaction) make versions that carry no note: what the one before them says still holds.
     """
-    if is_commit(dataset):
-        return _properties(dataset, int(dataset.version))
+    mine = _properties(dataset, int(dataset.version))
+    if mine is not None and _PROPERTY in mine:
+        return mine
     versions = sorted((int(entry["version"]) for entry in dataset.versions()), reverse=True)
     for version in versions:
         found = _properties(dataset, version) if version < dataset.version else None
@@ -311,10 +394,11 @@ def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> 
 
 
 def commit_of(dataset: Any, uri: str) -> Commit:
-    """Read the note of the last commit of an open dataset. StoreError if it has none."""
+    """Read the note of the last commit of an open dataset. StoreError if it has none, or one that cannot be."""
     noted = _noted(dataset)
     if noted is not None:
-        return Commit(**json.loads(noted[_PROPERTY]))
+        with metadata_of(uri):
+            return commit_from(noted[_PROPERTY])
     raise StoreError(
         f"The Lance dataset {uri!r} is no token store: none of its versions was committed by this package."
     )

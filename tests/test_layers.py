@@ -9,11 +9,11 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 
 # The way of the data. A module imports only from those before it.
 ORDER = [
-    "escaping", "errors", "figures", "memory", "languages", "documents", "dedup", "patience", "parquet", "json_rows",
-    "json_lines", "sources",
+    "escaping", "errors", "checked", "figures", "memory", "languages", "documents", "dedup", "patience", "parquet",
+    "json_rows", "json_lines", "sources",
     "own_split", "access", "shards", "streaming",
     "unfinished", "locking", "newer", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
-    "splits", "packing", "segments", "layout", "fragments", "sums", "commit",
+    "splits", "packing", "segments", "schema", "layout", "fragments", "sums", "commit",
     "row_writer", "versions", "tags", "repacking", "merging",
     "integrity",
     "provenance", "forgetting", "forked", "mapping", "store",
