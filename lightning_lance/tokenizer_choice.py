@@ -17,6 +17,7 @@ from lightning_lance.escaping import logger
 from lightning_lance.locking import only_one, write_whole
 from lightning_lance.sources import Source
 from lightning_lance.tokenization import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
+from lightning_lance.tokenizer_checks import eos_beside
 
 _log = logger(__name__)
 
@@ -73,8 +74,7 @@ class TokenizerFile:
         eos = self.eos_token
         beside = file.with_name("tokenizer_config.json")
         if eos is None and beside.is_file():
-            eos = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
-            eos = eos["content"] if isinstance(eos, dict) else eos
+            eos = eos_beside(beside)
         try:
             return Tokenizer(spec, eos)
         except ConfigError as error:
