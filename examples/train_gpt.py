@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from lightning_lance import LanceDataModule
 from lightning_lance.command import command, last_checkpoints, make
 from lightning_lance.errors import ConfigError
+from lightning_lance.escaping import shown_lines
 from lightning_lance.figures import counted
 from lightning_lance.verify import load_checkpoint
 
@@ -64,7 +65,7 @@ def main(config: DictConfig) -> None:
         print(f"step {trainer.global_step}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
         # A model that is sharded over several devices cannot write on one of them.
         if not isinstance(trainer.strategy, FSDPStrategy):
-            print(f"--- a sample ---\n{sample(model, data)}\n----------------")
+            print(f"--- a sample ---\n{shown_lines(sample(model, data))}\n----------------")
 
 
 class ProgressLines(lightning.Callback):

@@ -35,10 +35,10 @@ def agree(mine: dict[str, Any]) -> None:
             f"rank {rank}: " + ", ".join(f"{name} {told.get(name)!r}" for name in fields)
             for rank, told in enumerate(everyone)
         ]
-        table = "\n".join(lines)
         raise StoreError(
             f"The ranks disagree about the data in {', '.join(fields)}: start all of them with one configuration, on the same "
-            f"store.\n{table}"
+            "store.",
+            *lines,
         )
 
 

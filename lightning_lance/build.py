@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from lightning_lance.dedup import KnownTexts
 from lightning_lance.documents import covered, one_array
 from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
+from lightning_lance.escaping import logger
 from lightning_lance.forgetting import take_out
 from lightning_lance.fragments import Written, conflict
 from lightning_lance.languages import check_languages, nearest
@@ -35,7 +35,7 @@ from lightning_lance.splits import splits_of
 from lightning_lance.tokenization import token_dtype
 from lightning_lance.turns import Turn
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Files that a commit note names: enough for small budgets, few enough that many commits of a terabyte stay small.
 _LISTED_FILES = 20

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from lightning_lance.command import command, help_of, make
 from lightning_lance.composed import is_secret_key, shown_override
 from lightning_lance.errors import LightningLanceError
+from lightning_lance.escaping import fail, say
 from lightning_lance.figures import counted
 from lightning_lance.redaction import redacted, remember_options
 from lightning_lance.signals import Interruptible
@@ -80,7 +81,7 @@ def _prepare(config: DictConfig) -> None:
     if data["verify"]:
         require_whole(store.uri, data["storage_options"])
     commit = store.commit
-    print(
+    say(
         f"{store.uri}: {counted(commit.stored_documents, 'document')}, {store.num_tokens('train'):,} train and "
         f"{store.num_tokens('val'):,} val tokens, version {store.version}"
     )
@@ -99,14 +100,14 @@ def _place_and_rest(name: str, arguments: list[str]) -> tuple[str, dict[str, str
             _expect(name, argument)
         if key in pairs:
             both = "" if is_secret_key(key) or key.startswith(_OPTIONS) else f", as {pairs[key]} and {value}"
-            sys.exit(f"error: {key} is given twice{both}: give it once, and the other to another run.")
+            fail(f"{key} is given twice{both}: give it once, and the other to another run.")
         pairs[key] = value
     remember_options({key: value for key, value in pairs.items() if key.startswith(_OPTIONS)})
     return place, pairs
 
 
 def _expect(name: str, got: str) -> NoReturn:
-    sys.exit(f"error: got {shown_override(got)}, expected {_EXPECTED[name].splitlines()[0]}.")
+    fail(f"got {shown_override(got)}, expected {_EXPECTED[name].splitlines()[0]}.")
 
 
 def _verify_resume(arguments: list[str]) -> None:
@@ -114,9 +115,9 @@ def _verify_resume(arguments: list[str]) -> None:
 
     file, moved = _place_and_rest("verify-resume", arguments)
     try:
-        print(verify_resume(file, {"" if name == "uri" else name: place for name, place in moved.items()}))
+        say(*verify_resume(file, {"" if name == "uri" else name: place for name, place in moved.items()}).splitlines())
     except LightningLanceError as error:
-        sys.exit(f"error: {error}")
+        fail(str(error))
 
 
 def _verify(arguments: list[str]) -> None:
@@ -131,19 +132,19 @@ def _verify(arguments: list[str]) -> None:
     except ValueError:
         sample = 0.0
     if not 0 < sample <= 1:
-        sys.exit(f"error: sample is {asked}: expected a share of the data files, above 0 and up to 1, such as 0.1.")
+        fail(f"sample is {asked}: expected a share of the data files, above 0 and up to 1, such as 0.1.")
     try:
         problems = check_store(uri, options, sample)
     except LightningLanceError as error:
-        sys.exit(f"error: {error}")
+        fail(str(error))
     except KeyboardInterrupt:
         print("interrupted: nothing was changed.", file=sys.stderr)
         sys.exit(130)
     for problem in problems:
-        print(problem)
+        say(str(problem))
     if problems:
-        sys.exit(f"error: {uri}: {counted(len(problems), 'problem')}.")
-    print(f"{uri}: {'all' if sample == 1 else f'the sample of {sample:.3g}'} is as it was written.")
+        fail(f"{uri}: {counted(len(problems), 'problem')}.")
+    say(f"{uri}: {'all' if sample == 1 else f'the sample of {sample:.3g}'} is as it was written.")
 
 
 def _forget(arguments: list[str]) -> None:
@@ -165,27 +166,27 @@ def _forget(arguments: list[str]) -> None:
                 rule,
                 options,
                 purge == "true",
-                lambda *found: print(f"{_documents(found, 'match', 'matches')}.", flush=True),
+                lambda *found: say(f"{_documents(found, 'match', 'matches')}."),
             )
     except LightningLanceError as error:
-        sys.exit(f"error: {error}")
+        fail(str(error))
     except KeyboardInterrupt:
         print("interrupted: all is forgotten or nothing: run it again, it ends what was begun.", file=sys.stderr)
         sys.exit(signals.exit_code)
     if done.documents:
         what = _documents((done.documents, done.tokens), "are forgotten", "is forgotten")
-        print(f"{uri}: {what}, version {done.version}.")
+        say(f"{uri}: {what}, version {done.version}.")
     else:
         then = (
             "the rule is kept for documents that will be added" if done.rule_kept else "its source has no more to add"
         )
-        print(f"{uri}: nothing was forgotten, version {done.version}; {then}.")
+        say(f"{uri}: nothing was forgotten, version {done.version}; {then}.")
     for key, meant in done.near.items():
-        print(f"No document has {key}={rule[key]}: did you mean {key}={meant}?")
+        say(f"No document has {key}={rule[key]}: did you mean {key}={meant}?")
     if done.purged:
-        print(f"Older versions, which held what was forgotten, are gone with their tags: {', '.join(done.purged)}.")
+        say(f"Older versions, which held what was forgotten, are gone with their tags: {', '.join(done.purged)}.")
     if done.kept:
-        print(
+        say(
             f"Older versions still hold what was forgotten, for checkpoints (tags {', '.join(done.kept)}): purge=true removes "
             "them, and those checkpoints cannot go on."
         )

@@ -38,6 +38,7 @@ from omegaconf.errors import (
 from lightning_lance.arguments import expected_instead
 from lightning_lance.composed import HiddenValues, is_secret_key, shown_override, without_secrets
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError
+from lightning_lance.escaping import fail, say
 from lightning_lance.languages import nearest
 from lightning_lance.redaction import redacted
 from lightning_lance.request_logs import quiet_requests
@@ -118,10 +119,10 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
             # Processes that Lightning has started get the signal too; one of them tells.
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 how = _how_to_go_on(error, configs[-1] if configs and trains else None, began)
-                print(f"interrupted: {how}", file=sys.stderr, flush=True)
+                say(f"interrupted: {how}", file=sys.stderr)
             sys.exit(signals.exit_code)
         if told:
-            sys.exit(f"error: {redacted(_one_sentence(told[0], configs[-1] if configs else None, given))}")
+            fail(redacted(_one_sentence(told[0], configs[-1] if configs else None, given)))
 
     return run
 
@@ -143,9 +144,9 @@ def help_of(
             config: Any = OmegaConf.to_container(compose("config", overrides=_filled(arguments)), resolve=False)
             options = {group: GlobalHydra.instance().config_loader().get_group_options(group) for group in groups}
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {redacted(_one_sentence(error, None))}")
+        fail(redacted(_one_sentence(error, None)))
     except ValueError as error:
-        sys.exit(f"error: {_no_option(error, arguments)}")
+        fail(str(_no_option(error, arguments)))
     shown = {key: config[key] for key in keys} | {"data": {key: config["data"][key] for key in data}}
     lines = [
         f"{name} reads these keys of the configuration, as key=value: source=github_code max_documents=1000",

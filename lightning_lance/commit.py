@@ -8,14 +8,27 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 import lance
 import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
+from lightning_lance.checked import (
+    count_of,
+    counts_of,
+    field_of,
+    flag_of,
+    json_of,
+    list_of,
+    metadata_of,
+    object_of,
+    plain_of,
+    text_of,
+    texts_of,
+)
 from lightning_lance.errors import FormatError, StoreError
 from lightning_lance.fragments import (
     Written,
@@ -35,6 +48,9 @@ from lightning_lance.unfinished import settled
 
 # Raised when stores of the version before can no longer be read.
 FORMAT_VERSION = 2
+
+# More rules than anybody has given one by one: each is looked at for every document.
+_MOST_RULES = 100_000
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,70 @@ class Commit:
         for entry in self.forgotten:
             left.subtract(entry["languages"])
         return {language: count for language, count in left.items() if count}
+
+
+def commit_from(told: Mapping[str, Any]) -> Commit:
+    """Return the commit that some metadata describes, checked field by field. Fields that are not known are kept as they are.
+
+    Raises:
+        ValueError: If a field is missing, of another type, or beyond what it can be.
+    """
+    known = [entry for entry in fields(Commit) if entry.name != "unknown"]
+    unknown = {name: value for name, value in told.items() if name not in {entry.name for entry in known}}
+    unknown |= object_of(unknown.pop("unknown", {}), "unknown")
+    checked = {}
+    for entry in known:
+        if entry.name in told or entry.default is entry.default_factory is MISSING:
+            checked[entry.name] = _CHECKS[entry.name](field_of(told, entry.name), entry.name)
+    commit = Commit(**checked, unknown=plain_of(unknown, "unknown"))
+    count_of(commit.eos_id, "eos_id", most=commit.vocab_size - 1)
+    count_of(commit.stored_documents, "documents without the forgotten ones")
+    count_of(commit.stored_tokens, "tokens without the forgotten ones")
+    return commit
+
+
+def _bad_shards_of(value: Any, name: str) -> list[dict[str, Any]]:
+    return [plain_of(entry, f"an entry of {name}") for entry in list_of(value, name)]
+
+
+def _forgotten_of(value: Any, name: str) -> list[dict[str, Any]]:
+    if len(list_of(value, name)) > _MOST_RULES:
+        raise ValueError(f"{name} has {len(value):,} rules: expected {_MOST_RULES:,} at most")
+    for entry in value:
+        rule = object_of(entry, f"an entry of {name}")
+        texts_of(field_of(rule, "rule"), "rule")
+        for count in ("documents", "tokens"):
+            count_of(field_of(rule, count), f"{count} of a rule")
+        counts_of(field_of(rule, "languages"), "languages of a rule")
+    return list(value)
+
+
+def _vocab_size_of(value: Any, name: str) -> int:
+    return count_of(value, name, least=1, most=1 << 32)
+
+
+# What each field of the metadata must be.
+_CHECKS: dict[str, Callable[[Any, str], Any]] = {
+    "fingerprint": text_of,
+    "recipe": plain_of,
+    "pin": plain_of,
+    "shards": text_of,
+    "eos_token": text_of,
+    "eos_id": count_of,
+    "vocab_size": _vocab_size_of,
+    "shard": count_of,
+    "row": count_of,
+    "documents": count_of,
+    "tokens": count_of,
+    "text_bytes": count_of,
+    "skipped": counts_of,
+    "noted": counts_of,
+    "languages": counts_of,
+    "exhausted": flag_of,
+    "files": counts_of,
+    "bad_shards": _bad_shards_of,
+    "forgotten": _forgotten_of,
+}
 
 
 def append_commit(uri: str, written: Written, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
@@ -260,8 +340,13 @@ def _uuid_of(uri: str, version: int, storage_options: Mapping[str, str] | None) 
 
 
 def notes_of(dataset: Any) -> dict[str, FileNote]:
-    """Read the notes of the data files of an open dataset, by path; of what others wrote there are none."""
-    return files_of(_noted(dataset) or {})
+    """Read the notes of the data files of an open dataset, by path; of what others wrote there are none.
+
+    Raises:
+        StoreError: If they cannot be.
+    """
+    with metadata_of(dataset.uri):
+        return files_of(_noted(dataset) or {})
 
 
 def _noted(dataset: Any) -> Mapping[str, str] | None:
@@ -319,15 +404,10 @@ def commit_of(dataset: Any, uri: str) -> Commit:
         raise StoreError(
             f"The Lance dataset {uri!r} is no token store: none of its versions was committed by this package."
         )
-    try:
-        told = json.loads(noted[METADATA])
-        check_format(told["recipe"].get("format"), uri)
-        return _commit_of(told)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StoreError(
-            f"The metadata of the token store {uri!r} cannot be read ({type(error).__name__}: {error}): 'lightning-lance "
-            "verify' tells what is damaged."
-        ) from error
+    with metadata_of(uri):
+        told = object_of(json_of(noted[METADATA], "it"), "it")
+        check_format(object_of(field_of(told, "recipe"), "recipe").get("format"), uri)
+        return commit_from(told)
 
 
 def check_format(found: Any, uri: str) -> None:
@@ -354,11 +434,3 @@ def _metadata(commit: Commit) -> dict[str, Any]:
     """Give the note as it is stored."""
     told = asdict(commit)
     return {**told.pop("unknown"), **told}
-
-
-def _commit_of(told: Mapping[str, Any]) -> Commit:
-    """Read a note as it is stored."""
-    names = {entry.name for entry in fields(Commit)} - {"unknown"}
-    unknown = {name: value for name, value in told.items() if name not in names}
-    unknown |= unknown.pop("unknown", {})
-    return Commit(**{name: value for name, value in told.items() if name in names}, unknown=unknown)

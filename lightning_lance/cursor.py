@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
@@ -11,12 +10,13 @@ import numpy as np
 
 from lightning_lance.agreement import is_first, told_by_first
 from lightning_lance.errors import StoreError, one_of
+from lightning_lance.escaping import logger
 from lightning_lance.mixture import Located
 from lightning_lance.options import OnDataChange
 from lightning_lance.serving import Serving
 from lightning_lance.windows import mix
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class Cursor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from lightning_lance.agreement import is_first, raise_together, told_by_first
 from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.batches import Batch
 from lightning_lance.errors import StoreError
+from lightning_lance.escaping import logger
 from lightning_lance.figures import tokens_told
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.integrity import require_whole
@@ -32,7 +32,7 @@ from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import TokenizerChoice
 from lightning_lance.windows import Order
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Of the order of validation windows: not the run's own, so that runs with other seeds validate on the same sample.
 _VALIDATION_SEED = 0

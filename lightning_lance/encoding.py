@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from lightning_lance.dedup import KnownTexts, text_hashes
 from lightning_lance.documents import one_array, string_buffers
+from lightning_lance.errors import ConfigError
 from lightning_lance.fast_engine import ENCODERS, Encoded
 from lightning_lance.inspection import counted, remarks, skip_reasons, spelled
 from lightning_lance.long_texts import LongDocuments, encode_texts
@@ -208,6 +209,12 @@ def _encode(
         [name for name in documents.column_names if name not in ("not_utf8", "not_json", "bom")]
     )
     encoded = encode_texts(tokenizer, one_array(documents.column("text")), long.max_bytes)
+    largest = int(encoded.ids.max(initial=0))
+    if largest >= tokenizer.vocab_size:
+        raise ConfigError(
+            f"The engine {tokenizer.engine} gave the id {largest:,}, and the tokenizer has {tokenizer.vocab_size:,}: give a "
+            "tokenizer.json that is whole."
+        )
     return EncodedBatch(batch, sizes, wanted, documents, encoded, skipped, noted)
 
 

@@ -6,17 +6,22 @@ from typing import Any
 
 import numpy as np
 
+from lightning_lance.escaping import shown
 from lightning_lance.redaction import redacted
 
 
 class LightningLanceError(Exception):
     """Base of all errors of this package; its message is one sentence: what, got, expected, and the cure.
 
-    Secrets in the message are hidden, wherever they came from.
+    Secrets in the message are hidden, wherever they came from. Control characters in it are shown as escapes, since much of
+    what it names comes from others. Further arguments are lines below it.
     """
 
     def __init__(self, *told: object) -> None:
         super().__init__(*(redacted(part) if isinstance(part, str) else part for part in told))
+
+    def __str__(self) -> str:
+        return "\n".join(shown(str(line)) for line in self.args)
 
 
 class ConfigError(LightningLanceError, ValueError):
@@ -48,6 +53,9 @@ class CommitConflict(StoreError):  # noqa: N818 # not always an error: a builder
 
 class BuildInterrupted(KeyboardInterrupt):
     """Ctrl-C, or a signal that ends the process, came during a build; its message says what is safe and how to go on."""
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 def described(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -15,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.documents import string_buffers
+from lightning_lance.escaping import logger
 from lightning_lance.memory import give_back, resident
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Normalizers in which the engines were compared over all characters.
 _NORMALIZERS = {"Sequence", "NFC", "Prepend", "Replace"}
@@ -117,7 +117,9 @@ class FastEngine:
         try:
             parts = [self._call(borders[low : high + 1], data, parallel) for low, high in calls]
             self._count(size)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # its panics are no Exceptions
             _log.warning("gigatoken raised: %s", error)
             return None
         counts = np.concatenate([counts for _, counts in parts])
@@ -134,8 +136,11 @@ class FastEngine:
         )
         layout = self._engine.encode_batch(ak.Array(strings), parallel=parallel).layout
         lows, ids = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
+        ids = ids[lows[0] : lows[-1]]
+        if len(ids) and int(ids.max()) > np.iinfo(self._dtype).max:
+            raise ValueError(f"it gave the id {int(ids.max())}, which no {self._dtype} holds")
         # Narrowed while they are in the caches.
-        return ids[lows[0] : lows[-1]].astype(self._dtype), np.diff(lows)
+        return ids.astype(self._dtype), np.diff(lows)
 
 
 def _calls(borders: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -163,7 +168,9 @@ def load_fast(spec: str, fields: dict[str, Any], dtype: np.dtype[Any]) -> FastEn
     spec = spec.replace(before, after, 1)
     try:
         return FastEngine(spec, dtype)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # its panics are no Exceptions
         _log.info("gigatoken cannot load this tokenizer (%s); the tokenizers library encodes instead.", error)
         return None
 

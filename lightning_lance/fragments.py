@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +20,12 @@ import pyarrow as pa
 from lance.file import LanceFileSession
 from lance.fragment import FragmentMetadata, write_fragments
 
-from lightning_lance.documents import one_array
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.layout import FileNote, LayoutCounter, hash_file, hash_local
 from lightning_lance.own_files import check_no_links, foreign_files, is_plain_name, told
 from lightning_lance.places import check_place, checked_storage_options, is_local
 from lightning_lance.redaction import in_one_line, shown_cause
+from lightning_lance.schema import block_of, check_keys, tokens_of
 from lightning_lance.unfinished import begun, settled, writing_in
 
 # It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
@@ -103,6 +103,17 @@ def opening(uri: str) -> Iterator[None]:
 
 
 @contextmanager
+def no_panic() -> Iterator[None]:
+    """Turn a panic of Lance, which is no Exception, into a StoreError; all else passes."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise StoreError(f"Lance has panicked: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextmanager
 def reading(uri: str) -> Iterator[None]:
     """Turn whatever Lance makes of a damaged store, its panics included, into a StoreError."""
     try:
@@ -113,6 +124,23 @@ def reading(uri: str) -> Iterator[None]:
         raise StoreError(
             f"The token store {uri!r} cannot be read ({lance_said(error)}): 'lightning-lance verify' tells what is damaged."
         ) from shown_cause(error)
+
+
+def check_fragments(uri: str, fragments: Sequence[FragmentMetadata]) -> None:
+    """Refuse a store whose data files are not each one file in its own folder, of one fragment.
+
+    Raises:
+        StoreError: Naming the file.
+    """
+    seen: set[str] = set()
+    for file in (file for fragment in fragments for file in fragment.files):
+        if file.path in seen or Path(file.path).name != file.path:
+            what = "is in it twice" if file.path in seen else "is not a plain name"
+            raise StoreError(
+                f"The data file {file.path!r} of the token store {uri!r} {what}: get the store anew from where it came, or "
+                "build it again elsewhere."
+            )
+        seen.add(file.path)
 
 
 def check_sizes(uri: str, fragments: Iterable[FragmentMetadata]) -> None:
@@ -134,14 +162,23 @@ def check_sizes(uri: str, fragments: Iterable[FragmentMetadata]) -> None:
 
 
 def stream_columns(dataset: Any) -> pa.Table:
-    """Read what tells of which streams the rows are: `num_tokens`, `split`, `language`."""
-    return dataset.to_table(columns=["num_tokens", "split", "language"])
+    """Read what tells of which streams the rows are: `num_tokens`, `split`, `language`. StoreError if it does not tell."""
+    rows = dataset.to_table(columns=["num_tokens", "split", "language"])
+    block, _ = block_of(dataset.uri, dataset.schema)
+    check_keys(dataset.uri, rows, block)
+    return rows
 
 
 def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
-    """Read the tokens of rows, as (n, block)."""
-    tokens = one_array(dataset.take(rows.tolist(), columns=["tokens"]).column("tokens"))
-    return np.asarray(tokens.flatten()).reshape(len(rows), -1)
+    """Read the tokens of rows, as (n, block). StoreError if there are fewer rows, or some of their tokens are null."""
+    block, _ = block_of(dataset.uri, dataset.schema)
+    tokens = tokens_of(dataset.uri, dataset.take(rows.tolist(), columns=["tokens"]).column("tokens"), block)
+    if len(tokens) != len(rows):
+        raise StoreError(
+            f"The token store {dataset.uri!r} gave {len(tokens):,} of {len(rows):,} rows: 'lightning-lance verify' tells what "
+            "is damaged."
+        )
+    return tokens
 
 
 def data_session(uri: str, storage_options: Mapping[str, str] | None) -> LanceFileSession:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import xxhash
 from lance.fragment import FragmentMetadata
 from tqdm import tqdm
@@ -17,11 +18,21 @@ from tqdm import tqdm
 from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import Commit, commit_of, notes_of
 from lightning_lance.errors import ConfigError, FormatError, StoreError, described
-from lightning_lance.fragments import data_session, dataset_at, fragments_of, opening, reading
-from lightning_lance.layout import FileNote, hash_file, hash_tokens
+from lightning_lance.escaping import shown
+from lightning_lance.fragments import (
+    check_fragments,
+    data_session,
+    dataset_at,
+    fragments_of,
+    no_panic,
+    opening,
+    reading,
+)
+from lightning_lance.layout import FileNote, check_parts, hash_file, hash_tokens
 from lightning_lance.others import Change, change_of, cure
 from lightning_lance.places import is_local, store_place
 from lightning_lance.redaction import in_one_line
+from lightning_lance.schema import begins_of, block_of, check_dtype, check_keys, tokens_of
 from lightning_lance.sums import SUMS, Sum, listed, manifest_of, read_sums, root_session, sum_of, version_of
 
 _RESTORE = "bring it back from a copy, or remove the store and build it again"
@@ -37,7 +48,7 @@ class Problem(NamedTuple):
     cure: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.what}; {self.cure}."
+        return shown(f"{self.place}: {self.what}; {self.cure}.")
 
 
 def check_store(
@@ -75,6 +86,7 @@ def check_store(
         _check_version(uri, storage_options)
         return problems
     read, problems = _read_versions(uri, session, storage_options)
+    problems = problems or _check_notes(uri, read)
     if problems:
         return problems
     fragments: dict[str, list[tuple[_Version, FragmentMetadata]]] = {}
@@ -91,7 +103,7 @@ def check_store(
         note = version.notes.get(path)
         found = _check_file(files, path, fragment, note, whole)
         if not found and whole and note is not None:
-            found = _check_rows(version.dataset, path, fragment, note)
+            found = _check_rows(version.dataset, path, fragment, note, version.commit)
         if found and any(_stays(session, version.number) for version, _ in places):
             problems += found
     return problems or _check_others(uri, read[-1]) or _check_counts(uri, read[-1])
@@ -145,12 +157,8 @@ def _read_versions(
         manifests = sorted(path for path in listed(session) if path.startswith("_versions"))
         for number in sorted(map(version_of, manifests)):
             try:
-                dataset = dataset_at(uri, number, storage_options)
-                commit_of(dataset, uri)  # of a newer version of the package, nothing else is looked at
-                fragments = [fragment for fragment in fragments_of(dataset) if fragment.files]
-                notes, change = notes_of(dataset), change_of(dataset, uri, storage_options)
-                # Last, since a version that is removed meanwhile has none.
-                read.append(_Version(number, dataset, fragments, notes, change, commit_of(dataset, uri)))
+                with no_panic():
+                    read.append(_read_version(uri, number, storage_options))
             except FormatError:  # no damage
                 raise
             except Exception as error:  # of whatever kind: the version cannot be read
@@ -159,6 +167,18 @@ def _read_versions(
         if not manifests:
             return read, [Problem(uri, "none of its versions is there", _RESTORE)]
     return read, []
+
+
+def _read_version(uri: str, number: int, storage_options: Mapping[str, str] | None) -> _Version:
+    dataset = dataset_at(uri, number, storage_options)
+    # Of a newer version of the package, nothing else is looked at.
+    commit_of(dataset, uri)
+    fragments = [fragment for fragment in fragments_of(dataset) if fragment.files]
+    check_fragments(uri, fragments)
+    notes = notes_of(dataset)
+    change = change_of(dataset, uri, storage_options)
+    # Last, since a version that is removed meanwhile has none.
+    return _Version(number, dataset, fragments, notes, change, commit_of(dataset, uri))
 
 
 def require_whole(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
@@ -253,24 +273,97 @@ def _readable(session: Any, path: str, offset: int) -> bool:
         return False
 
 
-def _check_rows(dataset: Any, path: str, fragment: FragmentMetadata, note: FileNote) -> list[Problem]:
-    """Check what Lance makes of the file: it may have been damaged before it was written."""
+def _check_rows(dataset: Any, path: str, fragment: FragmentMetadata, note: FileNote, commit: Commit) -> list[Problem]:
+    """Check what Lance makes of the file: it may have been damaged before it was written, or its note may lie."""
     place = f"data/{path} (fragment {fragment.id})"
-    digest, rows, tokens = xxhash.xxh3_64(), 0, 0
+    digest, rows = xxhash.xxh3_64(), _Rows(dataset, note, commit)
     try:
-        scanner = dataset.get_fragment(fragment.id).scanner(
-            batch_size=_ROWS, batch_readahead=2, io_buffer_size=64 << 20
-        )
-        for batch in scanner.to_batches():
-            hash_tokens(digest, batch.column("tokens"))
-            rows += len(batch)
-            tokens += int(np.asarray(batch.column("num_tokens")).sum())
+        with no_panic():
+            scanner = dataset.get_fragment(fragment.id).scanner(
+                batch_size=_ROWS, batch_readahead=2, io_buffer_size=64 << 20
+            )
+            for batch in scanner.to_batches():
+                hash_tokens(digest, batch.column("tokens"))
+                rows.add(batch)
     except Exception as error:  # of whatever kind: it cannot be decoded
         return [Problem(place, f"cannot be decoded ({_brief(error)})", _RESTORE)]
     if digest.hexdigest() != note.tokens:
         return [Problem(place, "its tokens are not those that were encoded", _RESTORE)]
-    if (rows, tokens) != (sum(part.rows for part in note.parts), sum(part.tokens for part in note.parts)):
-        return [Problem(place, f"has {rows:,} rows and {tokens:,} tokens, not as its note says", _RESTORE)]
+    counted = sum(part.rows for part in note.parts), sum(part.tokens for part in note.parts)
+    if (rows.rows, rows.tokens) != counted:
+        return [Problem(place, f"has {rows.rows:,} rows and {rows.tokens:,} tokens, not as its note says", _RESTORE)]
+    return [Problem(place, rows.misfit, _RESTORE)] if rows.misfit else []
+
+
+class _Rows:
+    """The rows of a data file as they go by, held against its note.
+
+    Attributes:
+        rows: Rows so far.
+        tokens: Their tokens.
+        misfit: What is not as the note says, the first of it; empty if all is.
+    """
+
+    def __init__(self, dataset: Any, note: FileNote, commit: Commit) -> None:
+        self._uri, self._vocab_size = str(dataset.uri), commit.vocab_size
+        self._block, _ = block_of(self._uri, dataset.schema)
+        self._parts = note.parts
+        self._ends = np.cumsum([part.rows for part in note.parts], dtype=np.int64)
+        self.rows = self.tokens = 0
+        self.misfit = ""
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Look at some rows. StoreError if they are no rows of a store."""
+        check_keys(self._uri, batch, self._block)
+        rows = np.arange(self.rows, self.rows + len(batch))
+        counts = np.asarray(batch.column("num_tokens")).astype(np.int64)
+        self.rows += len(batch)
+        self.tokens += int(counts.sum())
+        if not self.misfit and self.rows <= int(self._ends.max(initial=0)):
+            self.misfit = self._misfit(batch, rows, counts)
+
+    def _misfit(self, batch: pa.RecordBatch, rows: np.ndarray, counts: np.ndarray) -> str:
+        of_row = np.searchsorted(self._ends, rows, side="right")
+        for key in ("split", "language"):
+            told = pa.array([getattr(part, key) for part in self._parts], pa.string())
+            if not batch.column(key).equals(told.take(pa.array(of_row))):
+                return f"the {key} of its rows is not as its note says"
+        tokens = np.asarray([part.tokens for part in self._parts], np.int64)[of_row]
+        before = (rows - np.append(0, self._ends)[of_row]) * self._block
+        if not np.array_equal(counts, np.clip(tokens - before, 0, self._block)):
+            return "the tokens of each of its rows are not as its note says"
+        ids = tokens_of(self._uri, batch.column("tokens"), self._block)
+        if int(ids.max(initial=0)) >= self._vocab_size:
+            largest = int(ids[np.arange(self._block) < counts[:, None]].max(initial=0))
+            if largest >= self._vocab_size:
+                return f"has the id {largest:,} in a vocabulary of {self._vocab_size:,}"
+        with_tokens = counts > 0
+        begins_of(self._uri, batch.column("documents").filter(pa.array(with_tokens)), counts[with_tokens])
+        return ""
+
+
+def _check_notes(uri: str, versions: Sequence[_Version]) -> list[Problem]:
+    """Check what the versions say of their files, without reading these."""
+    last: dict[str, FileNote] = {}
+    for version in reversed(versions):
+        try:
+            block, dtype = block_of(uri, version.dataset.schema)
+            check_dtype(uri, dtype, version.commit.recipe, version.commit.vocab_size)
+            for fragment in version.fragments:
+                path = fragment.files[0].path
+                note = version.notes.get(path)
+                if note is None:
+                    continue
+                check_parts(note.parts, block, uri)
+                what = ""
+                if last.setdefault(path, note) != note:
+                    what = "is not told of alike by all versions"
+                elif sum(part.rows for part in note.parts) != fragment.physical_rows:
+                    what = f"has {fragment.physical_rows:,} rows, not as its note says"
+                if what:
+                    return [Problem(f"data/{path} (fragment {fragment.id})", what, _RESTORE)]
+        except StoreError as error:
+            return [Problem(manifest_of(version.number), str(error).rstrip("."), _RESTORE)]
     return []
 
 

@@ -7,7 +7,7 @@ however many versions were removed since.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,14 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from lightning_lance.checked import count_of, field_of, json_of, list_of, object_of, text_of
 from lightning_lance.documents import one_array
+from lightning_lance.errors import StoreError
+from lightning_lance.splits import FORGOTTEN, SPLITS
 
 _FILES = "lightning_lance_files"
+# Rows of a part, of which not even all parts together have as many: an int64 can count their tokens.
+_MOST_ROWS = 1 << 40
 # Bytes read at once to hash a file: from a bucket much, since each read is a request; from a disk what stays in the processor's
 # cache, and in one buffer, since new memory for each read costs more than the hashing.
 _CHUNK, _LOCAL_CHUNK = 16 << 20, 1 << 20
@@ -147,15 +152,74 @@ def properties_of(files: Mapping[str, FileNote]) -> dict[str, str]:
 
 
 def files_of(properties: Mapping[str, str]) -> dict[str, FileNote]:
-    """Read the notes out of the properties of a transaction; those of other writers have none."""
+    """Read the notes out of the properties of a transaction; those of other writers have none.
+
+    Raises:
+        ValueError: If they are of another form, or a part has no rows or is of no known split.
+    """
     if _FILES not in properties:
         return {}
-    told = json.loads(properties[_FILES])
-    streams = [tuple(stream) for stream in told["streams"]]
-    return {
-        path: FileNote(size, whole, tokens, tuple(StreamPart(*streams[number], *counts) for number, *counts in parts))
-        for path, (size, whole, tokens, parts) in told["files"].items()
-    }
+    told = object_of(json_of(properties[_FILES], "the list of files"), "the list of files")
+    streams = [_stream_of(stream) for stream in list_of(field_of(told, "streams"), "streams")]
+    files = object_of(field_of(told, "files"), "files")
+    return {text_of(path, "a path of files"): _file_note_of(note, streams) for path, note in files.items()}
+
+
+def _stream_of(value: Any) -> tuple[str, str]:
+    if len(list_of(value, "a stream")) != 2:
+        raise ValueError(f"a stream has {len(value)} names: expected a split and a language")
+    split, language = text_of(value[0], "the split of a stream"), text_of(value[1], "the language of a stream")
+    if split not in (*SPLITS, FORGOTTEN):
+        raise ValueError(f"the split of a stream is {split!r}: expected one of {', '.join((*SPLITS, FORGOTTEN))}")
+    return split, language
+
+
+def _file_note_of(value: Any, streams: Sequence[tuple[str, str]]) -> FileNote:
+    if len(list_of(value, "a file")) != 4:
+        raise ValueError(f"a file has {len(value)} values: expected size, two hashes and parts")
+    size, whole, tokens, parts = value
+    return FileNote(
+        count_of(size, "the size of a file"),
+        text_of(whole, "the hash of a file"),
+        text_of(tokens, "the hash of the tokens of a file"),
+        tuple(_part_of(part, streams) for part in list_of(parts, "the parts of a file")),
+    )
+
+
+def _part_of(value: Any, streams: Sequence[tuple[str, str]]) -> StreamPart:
+    if len(list_of(value, "a part")) != 3:
+        raise ValueError(f"a part has {len(value)} values: expected stream, tokens and rows")
+    number = count_of(value[0], "the stream of a part", most=len(streams) - 1)
+    tokens = count_of(value[1], "the tokens of a part")
+    return StreamPart(*streams[number], tokens, count_of(value[2], "the rows of a part", least=1, most=_MOST_ROWS))
+
+
+def check_parts(parts: Iterable[StreamPart], block: int, uri: str) -> None:
+    """Check that all blocks of each part are full but the last, which is not empty. Forgotten rows have no tokens.
+
+    Args:
+        parts: Those of the rows of a store.
+        block: Tokens of a full row.
+        uri: The store.
+
+    Raises:
+        StoreError: Naming the first part that cannot be.
+    """
+    for part in parts:
+        if part.split not in (*SPLITS, FORGOTTEN):
+            raise StoreError(
+                f"The token store {uri!r} has rows of the split {part.split!r}: expected {' or '.join(SPLITS)}; take them out "
+                "again, or get the store anew from where it came."
+            )
+        fits = (part.rows - 1) * block < part.tokens <= part.rows * block
+        if part.split == FORGOTTEN:
+            fits = part.tokens == 0
+        if not fits:
+            raise StoreError(
+                f"The token store {uri!r} says that {part.rows:,} rows of {block:,} tokens hold {part.tokens:,} tokens of "
+                f"{part.split}/{part.language}, which cannot be: get the store anew from where it came, or build it again "
+                "elsewhere."
+            )
 
 
 def layout_of(fragments: Iterable[Any], files: Mapping[str, FileNote]) -> list[StreamPart] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from lightning_lance.arguments import check_arguments
 from lightning_lance.batches import Batch, BatchMaker
 from lightning_lance.cursor import Cursor
 from lightning_lance.errors import ConfigError, StoreError, one_of, whole_number
+from lightning_lance.escaping import logger
 from lightning_lance.figures import counted, listed
 from lightning_lance.mixture import Located
 from lightning_lance.options import OnDataChange, Remainder
@@ -24,7 +24,7 @@ from lightning_lance.serving import Serving, warn_of_unserved_text
 from lightning_lance.store import TokenStore
 from lightning_lance.windows import Order
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Tokens read at a time in the thread: handing over less costs as much as reading it.
 _CHUNK_TOKENS = 1 << 20

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import glob
-import logging
 import re
 import secrets
 import stat
@@ -17,10 +16,11 @@ from pathlib import Path
 from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.escaping import logger
 from lightning_lance.places import beside
 from lightning_lance.unfinished import at_the_end, no_longer
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # After so long without a sign of life, a holder on another machine (or one that is stopped) is replaced; one of this machine
 # that has died is replaced at once. Long enough for a shared disk that hesitates: a wrong guess costs work, nothing else.

@@ -7,7 +7,6 @@ together: every token is written a few times in all, however long the build. The
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
@@ -18,6 +17,7 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.commit import Commit, commit_of, committed_version, newest_at, notes_of, replace_fragments
 from lightning_lance.errors import StoreError
+from lightning_lance.escaping import logger
 from lightning_lance.fragments import Written, dataset_at, fragments_of, lance_options, lance_said, take_back
 from lightning_lance.layout import FileNote
 from lightning_lance.own_files import check_no_links, is_builders, is_data_file, is_data_name, left_files
@@ -26,7 +26,7 @@ from lightning_lance.repacking import repack
 from lightning_lance.sums import manifest_of, root_session, write_sums
 from lightning_lance.tags import keep_build
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Fragments of so many bytes are left as they are.
 FULL_BYTES = 1 << 30

@@ -8,7 +8,6 @@ failure; what comes from elsewhere (a bucket, a disk) is tried again by who read
 from __future__ import annotations
 
 import errno
-import logging
 import re
 import threading
 import time
@@ -26,11 +25,12 @@ import pyarrow as pa
 import zstandard
 
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, whole_number
+from lightning_lance.escaping import logger
 from lightning_lance.figures import counted
 from lightning_lance.redaction import in_one_line, redacted, shown_cause
 from lightning_lance.request_logs import quiet_requests
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # The first wait is short, since most failures are one bad server of many; twice as long each time, up to a minute.
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 60.0

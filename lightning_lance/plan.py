@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ import xxhash
 
 from lightning_lance.commit import FORMAT_VERSION, Commit, last_commit
 from lightning_lance.errors import ConfigError, StoreError, described, is_count
+from lightning_lance.escaping import logger
 from lightning_lance.figures import counted
 from lightning_lance.locking import lock_file, write_whole
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
@@ -27,7 +27,7 @@ from lightning_lance.tokenization import Tokenizer, is_kept_tokenizer, token_dty
 from lightning_lance.tokenizer_choice import TokenizerChoice, TokenizerFile
 from lightning_lance.versions import first_version, look_again
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Between two looks at a store that another process builds.
 _POLL_SECONDS = 1.0

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from lightning_lance.commit import Commit
 from lightning_lance.errors import ConfigError
+from lightning_lance.escaping import logger
 from lightning_lance.figures import size_told, tokens_told
 from lightning_lance.merging import FULL_BYTES, loose_bytes
 from lightning_lance.plan import Budget, Plan
 from lightning_lance.sources import OpenedSource
 from lightning_lance.tokenization import token_dtype
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # What a store needs besides its tokens: where documents begin and what is known of them, manifests, padding.
 _BESIDES = 1.1

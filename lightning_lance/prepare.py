@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from lightning_lance.errors import (
     described,
     whole_number,
 )
+from lightning_lance.escaping import logger
 from lightning_lance.figures import counted, tokens_told
 from lightning_lance.fragments import dataset_at, remove_aside, remove_store
 from lightning_lance.locking import Lease
@@ -41,7 +41,7 @@ from lightning_lance.tokenizer_choice import TokenizerChoice
 from lightning_lance.turns import COMMIT_MARGIN_SECONDS, CommitTurn, LeaseTurn, Turn
 from lightning_lance.versions import first_version
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 COMMIT_SECONDS = 60.0
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from types import TracebackType
 
 from tqdm import tqdm
 
+from lightning_lance.escaping import logger, shown
 from lightning_lance.figures import counted, share_told, tokens_told
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 _KNOWN = "{desc}: {percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]"
 # Of a single shard without a budget, nobody knows how much is left.
@@ -35,7 +35,7 @@ class BuildProgress:
         self._bar = tqdm(
             total=1.0,
             initial=share,
-            desc=name,
+            desc=shown(name),
             disable=None,
             smoothing=0.1,
             bar_format=_KNOWN if share else _UNKNOWN,

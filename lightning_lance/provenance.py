@@ -14,6 +14,7 @@ from lance.file import LanceFileReader
 from lightning_lance.documents import one_array
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import dataset_at, stream_columns
+from lightning_lance.schema import begins_of
 from lightning_lance.splits import SPLITS
 
 # Rows whose lists of documents are held at a time.
@@ -75,7 +76,9 @@ class Provenance:
             column = one_array(rows.column(key).dictionary_encode())
             names[key], codes[key] = column.dictionary.to_pylist(), np.asarray(column.indices)
         lists = document_lists(self._uri, self._dataset, "offset", self._storage_options)
-        counts = np.concatenate([np.empty(0, np.int32), *(np.asarray(part.value_lengths()) for part in lists)])
+        counts = np.concatenate([np.empty(0, np.int32), *(_lengths(part) for part in lists)])
+        if len(counts) != len(rows):
+            raise ValueError(f"{len(counts):,} of {len(rows):,} rows tell of their documents")
         blocks = {}
         for split in SPLITS:
             # As in `read`: the streams of a split by language, each in the order of its rows.
@@ -103,10 +106,13 @@ class Provenance:
         block = np.unique(np.concatenate(needed))
         taken = self._dataset.take(blocks.row[block].tolist(), columns=["language", "documents"])
         lists = one_array(taken.column("documents"))
+        offsets = begins_of(self._uri, lists, np.diff(blocks.starts)[block])
         of_block = np.repeat(np.arange(len(block)), np.asarray(lists.value_lengths()))
         described = lists.flatten()
-        begins = blocks.starts[block[of_block]] + np.asarray(described.field("offset"))
+        begins = blocks.starts[block[of_block]] + offsets
         low = np.searchsorted(begins, starts, side="right") - 1
+        if len(low) and int(low.min()) < 0:
+            raise ValueError("no document begins before a window")
         count = np.searchsorted(begins, starts + length, side="left") - low
         window = np.repeat(np.arange(len(starts)), count)
         document = np.arange(len(window)) + np.repeat(low - (np.cumsum(count) - count), count)
@@ -121,6 +127,12 @@ class Provenance:
         names = [name.name for name in found.type if name.name not in _NOT_METADATA]
         languages = one_array(taken.column("language")).take(pa.array(of_block[document]))
         return pa.table({**columns, **{name: found.field(name) for name in names}, "language": languages})
+
+
+def _lengths(lists: pa.ListArray) -> np.ndarray:
+    if lists.null_count:
+        raise ValueError("a row tells of no documents")
+    return np.asarray(lists.value_lengths())
 
 
 class _Blocks(NamedTuple):

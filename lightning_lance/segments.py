@@ -106,66 +106,110 @@ class MappedFiles:
 
     The files lie where the operating system put them. A view with a stride of one token over the whole range of addresses
     turns any place into a row index, so windows of many files are still one vectorised gather. What lies between the files
-    is never touched: places come from the segment table only, which `SegmentTable.check` guards.
+    is other memory of this process. So every gather first holds its places against the extents of the files, and refuses
+    one that leaves them, whoever has worked out the places.
 
     What is not in the page cache would be fetched one window after the other. So when a gather had to wait for the disk, the
     ones after it announce all their windows to the operating system first, which then reads many at once.
 
     Args:
-        files: Local files.
+        files: Local files, none of them empty.
         dtype: Of the tokens.
     """
 
     def __init__(self, files: Sequence[str | Path], dtype: np.dtype[Any]) -> None:
-        self._handles = []
+        self._files = [str(file) for file in files]
+        handles = []
         for file in files:
             with Path(file).open("rb") as stream:
-                self._handles.append(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-        self._maps = [np.frombuffer(handle, np.uint8) for handle in self._handles]
-        self._announcements = 0
-        addresses = np.asarray([mapped.ctypes.data for mapped in self._maps], dtype=np.int64)
-        lowest = int(addresses.argmin())
+                handles.append(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        maps = [np.frombuffer(handle, np.uint8) for handle in handles]
+        addresses = np.asarray([mapped.ctypes.data for mapped in maps], dtype=np.int64)
+        sizes = np.asarray([len(mapped) for mapped in maps], dtype=np.int64)
         self._item = dtype.itemsize
-        self._bytes_before = addresses - addresses[lowest]
-        span = max(int(before) + len(mapped) for before, mapped in zip(self._bytes_before, self._maps, strict=True))
-        self._span = span // self._item
-        usable = len(self._maps[lowest]) // self._item * self._item
-        self._base = self._maps[lowest][:usable].view(dtype)
+        self._handles, self._sizes = handles, sizes
+        self._bytes_before = addresses - addresses.min()
+        # The files by address, and where each begins and ends, in whole tokens; the first one begins at 0.
+        self._order = np.argsort(self._bytes_before)
+        self._begins = self._bytes_before[self._order] // self._item
+        self._ends = self._begins + sizes[self._order] // self._item
+        first = maps[int(self._order[0])]
+        self._base = first[: len(first) // self._item * self._item].view(dtype)
+        self._views: tuple[int, np.ndarray] = 1, self._view(1)
+        self._announcements = 0
 
-    def place(self, file: int, offset: int) -> int:
-        """Give the place, in tokens, of a byte offset of a file.
+    def place(self, file: int, offset: int, tokens: int) -> int:
+        """Give the place, in tokens, of some tokens at a byte offset of a file.
 
         Raises:
-            StoreError: If the offset is not a multiple of the token size.
+            StoreError: If the offset is not a multiple of the token size, or the tokens do not lie in the file.
         """
-        place, rest = divmod(int(self._bytes_before[file]) + offset, self._item)
-        if rest:
+        if offset % self._item:
             raise StoreError(
                 f"Tokens at byte {offset} are not aligned to {self._item} bytes, so they cannot be mapped."
             )
-        return place
+        size = int(self._sizes[file])
+        if offset < 0 or tokens < 0 or offset + tokens * self._item > size:
+            raise StoreError(
+                f"The data file {self._files[file]!r} says that {tokens:,} tokens lie at byte {offset:,}, but it ends at byte "
+                f"{size:,}: it is damaged; bring it back, or remove the store and build it again."
+            )
+        return (int(self._bytes_before[file]) + offset) // self._item
 
     def gather(self, places: np.ndarray, length: int) -> np.ndarray:
-        """Copy `length` tokens from each place: (n, length), of the dtype of the tokens."""
-        shape = (self._span - length + 1, length)
+        """Copy `length` tokens from each place: (n, length), of the dtype of the tokens.
+
+        Raises:
+            StoreError: If a window does not lie in one file whole. Nothing was read then.
+        """
+        files = self._files_of(places, np.int64(length))
         announced = self._announcements > 0
         if announced:
             self._announcements -= 1
-            self._announce(places, length)
+            self._announce(files, places, length)
+        known, view = self._views
+        if known != length:
+            view = self._view(length)
+            self._views = length, view
         before = _disk_faults()
-        windows: np.ndarray = as_strided(self._base, shape, (self._item, self._item), writeable=False)[places]
+        windows: np.ndarray = view[places]
         if not announced and (_disk_faults() - before) * _WINDOWS_PER_FAULT > len(places):
             self._announcements = _ANNOUNCED
         return windows
 
-    def _announce(self, places: np.ndarray, length: int) -> None:
-        order = np.argsort(self._bytes_before)
-        at = places * self._item
-        files = order[np.searchsorted(self._bytes_before[order], at, side="right") - 1]
-        begins = at - self._bytes_before[files]
+    def fill(self, windows: np.ndarray, runs: Runs) -> None:
+        """Copy pieces of windows to where they belong in `windows`.
+
+        Raises:
+            StoreError: If a piece does not lie in one file whole. Nothing was read then.
+        """
+        self._files_of(runs.place, runs.length)
+        tokens = self._view(1)[:, 0]
+        for row, column, place, count in zip(*(part.tolist() for part in runs), strict=True):
+            windows[row, column : column + count] = tokens[place : place + count]
+
+    def _view(self, length: int) -> np.ndarray:
+        """Give the windows at all places; what they show outside the files must not be read."""
+        shape = (max(int(self._ends[-1]) - length + 1, 0), length)
+        return as_strided(self._base, shape, (self._item, self._item), writeable=False)
+
+    def _files_of(self, places: np.ndarray, lengths: np.ndarray | np.int64) -> np.ndarray:
+        """Give the file of each place, (n,) by address; StoreError if its tokens do not lie in that file whole."""
+        files = np.searchsorted(self._begins[1:], places, side="right")
+        # Not `places + lengths`, which may be more than an int64 holds.
+        if len(places) and (places.min() < 0 or np.min(lengths) < 1 or (places > self._ends[files] - lengths).any()):
+            raise StoreError(
+                "Windows of the store do not lie in its data files: what the store says of its rows does not fit them; "
+                "'lightning-lance verify' tells what is damaged."
+            )
+        return files
+
+    def _announce(self, files: np.ndarray, places: np.ndarray, length: int) -> None:
+        order = self._order[files]
+        begins = places * self._item - self._bytes_before[order]
         pages = begins // mmap.PAGESIZE * mmap.PAGESIZE
         for file, page, size in zip(
-            files.tolist(), pages.tolist(), (begins - pages + length * self._item).tolist(), strict=True
+            order.tolist(), pages.tolist(), (begins - pages + length * self._item).tolist(), strict=True
         ):
             self._handles[file].madvise(mmap.MADV_WILLNEED, page, size)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lightning_lance.errors import ConfigError, whole_number
+from lightning_lance.escaping import logger
 from lightning_lance.figures import counted, listed
 from lightning_lance.languages import check_languages
 from lightning_lance.layout import Extent, StreamExtent
@@ -17,7 +17,7 @@ from lightning_lance.mixture import Located, Mixture
 from lightning_lance.store import TokenStore
 from lightning_lance.windows import Order, WindowOrder
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # The columns of a stream by which `where` selects.
 _STREAM_COLUMNS = ("language",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 from lightning_lance.access import HUB_FILE, explain, files_identity, open_builder
 from lightning_lance.documents import bounded, covered, document_batch, one_array, select_columns
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
+from lightning_lance.escaping import logger
 from lightning_lance.json_lines import ENDINGS, LinesShard, NotLines
 from lightning_lance.json_rows import NOT_JSON
 from lightning_lance.languages import folder_language, language_of_path
@@ -24,7 +24,7 @@ from lightning_lance.sources import BATCH_BYTES, BATCH_ROWS, Trouble, shard_orde
 if TYPE_CHECKING:
     from lightning_lance.streaming import DatasetSource
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Rows that `datasets` gives at a time: a hundred texts of 100 KB are 10 MB.
 _FETCH_ROWS = 100

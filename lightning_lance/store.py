@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,19 @@ from numpy.lib.stride_tricks import sliding_window_view
 from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import commit_of, is_commit, notes_of
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.escaping import logger, shown
 from lightning_lance.forked import ForkedReader
-from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, stream_columns, take_blocks
+from lightning_lance.fragments import (
+    check_fragments,
+    check_sizes,
+    dataset_at,
+    fragments_of,
+    reading,
+    stream_columns,
+    take_blocks,
+)
 from lightning_lance.integrity import require_whole
-from lightning_lance.layout import Extent, StreamExtent, layout_of, layout_of_rows
+from lightning_lance.layout import Extent, StreamExtent, check_parts, layout_of, layout_of_rows
 from lightning_lance.mapping import map_tokens
 from lightning_lance.others import change_of, check_columns, cure
 from lightning_lance.own_files import check_no_links
@@ -30,12 +38,13 @@ from lightning_lance.places import (
     tokenizer_files,
 )
 from lightning_lance.provenance import Provenance
+from lightning_lance.schema import block_of, check_dtype
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
 from lightning_lance.tags import is_trained_on, keep, let_go
 from lightning_lance.versions import look_again, version_with
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class TokenStore:
@@ -70,11 +79,13 @@ class TokenStore:
         self._forked: tuple[int, ForkedReader] | None = None
         self._kept = self._tagged = False
         self._provenance = Provenance(uri, dataset, storage_options)
-        tokens = dataset.schema.field("tokens").type
-        self._block = int(tokens.list_size)
+        self.dtype: np.dtype[Any]
+        self._block, self.dtype = block_of(uri, dataset.schema)
+        check_dtype(uri, self.dtype, self.commit.recipe, self.commit.vocab_size)
+        fragments = fragments_of(dataset)
+        check_fragments(uri, fragments)
         if is_local(uri):
-            check_sizes(uri, fragments_of(dataset))
-        self.dtype: np.dtype[Any] = np.dtype(tokens.value_type.to_pandas_dtype())
+            check_sizes(uri, fragments)
         mapped = None if reader == "take" else map_tokens(uri, dataset, self._block, self.dtype)
         if mapped is None and reader == "mapped":
             raise StoreError(f"The token store {uri!r} cannot be mapped into memory here: use reader='auto'.")
@@ -213,9 +224,8 @@ class TokenStore:
 
     def __repr__(self) -> str:
         what = ", ".join(f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split])
-        return (
-            f"TokenStore({self.uri!r}, version={self.version}, tokens={self.commit.stored_tokens:,}, streams=[{what}])"
-        )
+        tokens = f"{self.commit.stored_tokens:,}"
+        return f"TokenStore({self.uri!r}, version={self.version}, tokens={tokens}, streams=[{shown(what)}])"
 
     @property
     def tokenizer_files(self) -> list[Path]:
@@ -261,8 +271,8 @@ class TokenStore:
         windows = np.empty((len(starts), length), self.dtype)
         windows[whole] = self._mapped.gather(places[whole], length)
         cut = np.flatnonzero(~whole)
-        for row, column, place, count in zip(*table.runs(starts[cut], length), strict=True):
-            windows[cut[row], column : column + count] = self._mapped.gather(place[None], int(count))[0]
+        runs = table.runs(starts[cut], length)
+        self._mapped.fill(windows, runs._replace(row=cut[runs.row]))
         return windows
 
     def documents(self, starts: np.ndarray, length: int, split: str = "train") -> pa.Table:
@@ -281,7 +291,8 @@ class TokenStore:
             raise StoreError(
                 f"The token store {self.uri!r} has no documents any more: others have dropped that column."
             )
-        return self._provenance.documents(starts, length, split)
+        with reading(self.uri):
+            return self._provenance.documents(starts, length, split)
 
     def _take(self, table: SegmentTable, starts: np.ndarray, length: int) -> np.ndarray:
         windows = np.empty((len(starts), length), self.dtype)
@@ -331,19 +342,34 @@ class TokenStore:
     def _index(self, pages: np.ndarray | None) -> None:
         """Make the segment tables. `pages`: (n, 2), as `map_tokens` gives them; None counts places in rows of `take`."""
         parts = layout_of(fragments_of(self._dataset), notes_of(self._dataset))
+        is_told = parts is not None and is_commit(self._dataset)
         if parts is None:
             parts = layout_of_rows(stream_columns(self._dataset), self._block)
+        check_parts(parts, self._block, self.uri)
         streams = sorted({(part.split, part.language) for part in parts})
         numbers = {stream: i for i, stream in enumerate(streams)}
         of_stream = np.asarray([numbers[part.split, part.language] for part in parts], np.int64)
         tokens = np.asarray([part.tokens for part in parts], np.int64)
         rows = np.cumsum([0, *(part.rows for part in parts)])
-        if self._change is None and int(tokens.sum()) > self.commit.stored_tokens:
+        # Not the sum of the array, which might go round.
+        held = sum(part.tokens for part in parts)
+        if self._change is None and held > self.commit.stored_tokens:
             raise StoreError(
-                f"The token store {self.uri!r} holds {int(tokens.sum()):,} tokens and says {self.commit.stored_tokens:,}: two "
-                "processes built it at once; remove it, and let one build it."
+                f"The token store {self.uri!r} holds {held:,} tokens and says {self.commit.stored_tokens:,}: two processes "
+                "built it at once; remove it, and let one build it."
+            )
+        # Rows that others have deleted since are no longer there; of a commit, all are.
+        if is_told and held != self.commit.stored_tokens:
+            raise StoreError(
+                f"The token store {self.uri!r} holds {held:,} tokens and says {self.commit.stored_tokens:,}: get it anew from "
+                "where it came, or build it again elsewhere."
             )
         pages = np.asarray([[0, rows[-1]]]) if pages is None else pages
+        if int(pages[:, 1].sum()) != rows[-1]:
+            raise StoreError(
+                f"The data files of the token store {self.uri!r} have {int(pages[:, 1].sum()):,} rows, and its metadata tells "
+                f"of {int(rows[-1]):,}: get it anew from where it came, or build it again elsewhere."
+            )
         # Parts are cut where pages end.
         first_rows = np.append(0, np.cumsum(pages[:, 1]))
         begins = np.union1d(rows[:-1], first_rows[:-1]) if parts else np.empty(0, np.int64)

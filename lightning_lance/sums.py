@@ -7,7 +7,6 @@ commit makes up for it.
 from __future__ import annotations
 
 import json
-import logging
 import re
 import tempfile
 from collections.abc import Collection, Mapping
@@ -18,10 +17,11 @@ import xxhash
 from lance.file import LanceFileSession
 
 from lightning_lance.errors import StoreError
+from lightning_lance.escaping import logger
 from lightning_lance.fragments import dataset_at, lance_options, lance_said
 from lightning_lance.locking import write_whole
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 SUMS = "lightning_lance.sums.json"
 _FOLDERS = {"_versions": ".manifest", "_transactions": ".txn"}

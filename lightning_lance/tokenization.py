@@ -10,7 +10,8 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +23,7 @@ from lightning_lance.documents import string_buffers
 from lightning_lance.errors import ConfigError, described, is_count
 from lightning_lance.fast_engine import Encoded, FastEngine, cuts_at_spaces, gigatoken_knows, load_fast
 from lightning_lance.newer import Parted, parted
+from lightning_lance.tokenizer_checks import check_form, check_ids
 
 # What ends a document in the tokenizers that people pre-train with, most common spelling first.
 EOS_SPELLINGS = (
@@ -69,6 +71,7 @@ class Tokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         try:
             fields = json.loads(spec)
+            check_form(fields)
             # A file may come with a template that adds BOS, or with the truncation of a fine-tuning run.
             fields.update(post_processor=None, truncation=None, padding=None)
             if fields["model"].get("dropout"):
@@ -76,10 +79,15 @@ class Tokenizer:
             # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.
             self._spec, self._engine = json.dumps(fields, ensure_ascii=False), engine
             self._reference = tokenizers.Tokenizer.from_str(self._spec)
-        except Exception as error:  # the Rust library raises bare Exception
-            raise ConfigError(f"This is no tokenizer.json of the tokenizers library: {error}.") from error
+            vocabulary = self._reference.get_vocab(with_added_tokens=True)
+            check_ids(fields.get("added_tokens") or [], vocabulary)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the Rust library raises bare Exception, and its panics are none
+            raise ConfigError(
+                f"This is no tokenizer.json of the tokenizers library: {error}; give one as the library writes it."
+            ) from error
         self._reference.encode_special_tokens = True
-        vocabulary = self._reference.get_vocab(with_added_tokens=True)
         spellings = [eos_token] if eos_token is not None else EOS_SPELLINGS
         eos = next((token for token in spellings if token in vocabulary), None)
         if eos is None:
@@ -109,10 +117,16 @@ class Tokenizer:
         model = fields["model"]
         # Unigram models know it by its place.
         place = model.get("unk_id") if model["type"] == "Unigram" else None
-        unknown = model.get("unk_token") if place is None else model["vocab"][place][0]
+        pieces = model.get("vocab") or []
+        if place is not None and not 0 <= place < len(pieces):
+            raise ConfigError(
+                f"The tokenizer has {len(pieces)} pieces, and an unk_id of {place}: give one that is whole."
+            )
+        unknown = model.get("unk_token") if place is None else pieces[place][0]
         for token in fields.get("added_tokens") or []:
             if token["special"] and token["content"] != unknown:
-                ids = self._reference.encode(token["content"], add_special_tokens=False).ids
+                with _encoding():
+                    ids = self._reference.encode(token["content"], add_special_tokens=False).ids
                 if vocabulary[token["content"]] in ids:
                     raise ConfigError(
                         f"The tokenizer makes its special token {token['content']!r} of a text that spells it, since it is a "
@@ -171,7 +185,8 @@ class Tokenizer:
         cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(texts)]
         for low, high in pairwise(cuts):
             some = texts.slice(low, high - low).to_pylist()
-            rows = self._reference.encode_batch_fast(some, add_special_tokens=False)
+            with _encoding():
+                rows = self._reference.encode_batch_fast(some, add_special_tokens=False)
             ids += [np.asarray(row.ids, self._dtype) for row in rows]
         offsets = np.zeros(len(ids) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in ids], out=offsets[1:])
@@ -235,6 +250,17 @@ def is_kept_tokenizer(text: str) -> bool:
     if any(fields.get(name, ...) is not None for name in taken_out):
         return False
     return json.dumps(fields, ensure_ascii=False) == text
+
+
+@contextmanager
+def _encoding() -> Iterator[None]:
+    """Turn what the `tokenizers` library raises where a tokenizer has nothing for a text into a ConfigError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # it raises bare Exception, and its panics are none
+        raise ConfigError(f"The tokenizer cannot encode a text ({error}): give one that has tokens for all.") from error
 
 
 def _piece(text: np.ndarray, turn: int) -> str:

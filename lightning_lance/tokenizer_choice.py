@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,16 @@ import xxhash
 
 from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.errors import ConfigError, whole_number
+from lightning_lance.escaping import logger
 from lightning_lance.locking import only_one, write_whole
 from lightning_lance.places import check_place
 from lightning_lance.redaction import in_one_line
 from lightning_lance.request_logs import quiet_requests
 from lightning_lance.sources import Source
 from lightning_lance.tokenization import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
+from lightning_lance.tokenizer_checks import eos_beside
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 
 class TokenizerChoice(Protocol):
@@ -81,8 +82,7 @@ class TokenizerFile:
         eos = self.eos_token
         beside = file.with_name("tokenizer_config.json")
         if eos is None and beside.is_file():
-            eos = json.loads(beside.read_text(encoding="utf-8")).get("eos_token")
-            eos = eos["content"] if isinstance(eos, dict) else eos
+            eos = eos_beside(beside)
         try:
             return Tokenizer(spec, eos)
         except ConfigError as error:

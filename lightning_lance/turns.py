@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from pathlib import Path
 from types import TracebackType
@@ -10,12 +9,13 @@ from typing import Protocol
 
 from lightning_lance.commit import Commit
 from lightning_lance.errors import StoreError
+from lightning_lance.escaping import logger
 from lightning_lance.figures import counted, tokens_told
 from lightning_lance.locking import POLL_SECONDS, Lease
 from lightning_lance.status import BuildStatus, StatusFile, failure_of, read_status, remove_status
 from lightning_lance.unfinished import at_the_end, no_longer
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Between two lines of a process that waits.
 _TELL_SECONDS = 10.0

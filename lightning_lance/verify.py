@@ -15,6 +15,7 @@ import numpy as np
 from lightning_lance.arguments import check_arguments
 from lightning_lance.cursor import Cursor
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
+from lightning_lance.escaping import shown
 from lightning_lance.figures import counted
 from lightning_lance.places import check_place
 from lightning_lance.plan import tokenizer_beside
@@ -108,7 +109,7 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
         + ", ".join(f"{store.uri} version {store.version}" for store in cursor.serving.stores.values()),
         "next:",
     ]
-    return "\n".join([*lines, *_next_windows(cursor)])
+    return "\n".join(shown(line) for line in [*lines, *_next_windows(cursor)])
 
 
 def _cursor(state: Mapping[str, Any], uris: Mapping[str, str], storage_options: Mapping[str, str] | None) -> Cursor:

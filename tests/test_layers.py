@@ -9,12 +9,12 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 
 # The way of the data. A module imports only from those before it.
 ORDER = [
-    "redaction", "errors", "places", "arguments",
+    "escaping", "redaction", "errors", "places", "arguments", "checked",
     "figures", "memory", "languages", "documents", "dedup", "request_logs", "patience", "parquet", "json_rows", "json_lines",
     "sources",
     "own_split", "access", "shards", "streaming",
-    "unfinished", "locking", "newer", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
-    "splits", "packing", "segments", "layout", "own_files", "fragments", "others", "sums", "commit",
+    "unfinished", "locking", "newer", "fast_engine", "tokenizer_checks", "tokenization", "tokenizer_choice", "long_texts",
+    "inspection", "splits", "packing", "segments", "schema", "layout", "own_files", "fragments", "others", "sums", "commit",
     "row_writer", "versions", "tags", "repacking", "merging",
     "integrity",
     "provenance", "forgetting", "forked", "mapping", "store",

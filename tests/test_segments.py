@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.errors import StoreError
-from lightning_lance.segments import MappedFiles, SegmentTable
+from lightning_lance.segments import MappedFiles, Runs, SegmentTable
 
 BLOCK = 4
 
@@ -68,11 +68,61 @@ def test_windows_of_many_files_are_one_gather(tmp_path: Path, dtype: type):
         files.append(tmp_path / str(i))
         files[-1].write_bytes(bytes(8 * i) + tokens[-1].tobytes() + b"x")
     mapped = MappedFiles(files, np.dtype(dtype))
-    places = np.array([mapped.place(i, 8 * i) for i in (3, 0, 2, 1)])
+    places = np.array([mapped.place(i, 8 * i, 7) for i in (3, 0, 2, 1)])
     expected = [tokens[i][:7] for i in (3, 0, 2, 1)]
     assert mapped.gather(places, 7).tolist() == [part.tolist() for part in expected]
     assert mapped.gather(places, 7).dtype == dtype
-    last = np.array([mapped.place(2, 16) + 123_449])
+    last = np.array([mapped.place(2, 16, 123_456) + 123_449])
     assert mapped.gather(last, 7).tolist() == [tokens[2][-7:].tolist()]
     with pytest.raises(StoreError, match="not aligned"):
-        mapped.place(0, 1)
+        mapped.place(0, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory: pytest.TempPathFactory) -> tuple[MappedFiles, dict[int, int]]:
+    """Files of odd sizes, and the token at each place in them."""
+    folder, files, tokens = tmp_path_factory.mktemp("files"), [], []
+    for i, size in enumerate((5000, 3, 9_000)):
+        tokens.append((np.arange(size) * (i + 3) % 60_000).astype(np.uint16))
+        files.append(folder / str(i))
+        files[-1].write_bytes(tokens[-1].tobytes() + b"x")
+    made = MappedFiles(files, np.dtype(np.uint16))
+    firsts = [made.place(i, 0, len(part)) for i, part in enumerate(tokens)]
+    return made, {
+        first + i: int(token) for first, part in zip(firsts, tokens, strict=True) for i, token in enumerate(part)
+    }
+
+
+INT64 = np.iinfo(np.int64)
+
+
+@given(st.data())
+def test_no_gather_leaves_its_file(mapped: tuple[MappedFiles, dict[int, int]], data: st.DataObject):
+    """Whatever place is asked for: the tokens of the file, or an error before anything is read."""
+    files, known = mapped
+    near = st.builds(lambda place, by: place + by, st.sampled_from([*known][::100]), st.integers(-150, 150))
+    places = data.draw(st.lists(near | st.integers(INT64.min, INT64.max), min_size=1, max_size=3))
+    length = data.draw(st.integers(-3, 300) | st.sampled_from([9_000, 9_001, 10**6, INT64.max]))
+    inside = 0 < length <= 9_000 and all(place in known and place + length - 1 in known for place in places)
+    # Files may be neighbours in memory, but a window of two files is none.
+    expected = [[known.get(place + i) for i in range(length)] for place in places] if inside else None
+    inside = expected is not None and not any(None in row for row in expected)
+    runs = Runs(*(np.asarray(part) for part in (range(len(places)), [0] * len(places), places, [length] * len(places))))
+    if not inside:
+        for read in (
+            lambda: files.gather(np.asarray(places), length),
+            lambda: files.fill(np.zeros((3, 9), np.uint16), runs),
+        ):
+            with pytest.raises(StoreError, match="do not lie in its data files"):
+                read()
+        return
+    assert files.gather(np.asarray(places), length).tolist() == expected
+    windows = np.zeros((len(places), length), np.uint16)
+    files.fill(windows, runs)
+    assert windows.tolist() == expected
+
+
+@pytest.mark.parametrize(("offset", "tokens"), [(-2, 1), (0, 5001), (9_998, 2), (2**63, 1), (0, 2**63), (0, -1)])
+def test_a_page_outside_its_file_has_no_place(mapped: tuple[MappedFiles, dict[int, int]], offset: int, tokens: int):
+    with pytest.raises(StoreError, match="but it ends at byte 10,001: it is damaged"):
+        mapped[0].place(0, offset, tokens)

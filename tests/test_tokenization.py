@@ -124,9 +124,8 @@ def test_the_digest_is_of_the_content(bpe: Tokenizer):
     encode(again, *TEXTS)
     assert again.digest == bpe.digest
     assert train_bpe([TEXTS], 280).digest != bpe.digest
-    other_eos = changed(
-        bpe, added_tokens=[{**json.loads(bpe.to_json())["added_tokens"][0], "content": "</s>", "id": 0}]
-    )
+    added = {**json.loads(bpe.to_json())["added_tokens"][0], "content": "</s>", "id": bpe.vocab_size}
+    other_eos = changed(bpe, added_tokens=[added])
     assert Tokenizer(other_eos, "</s>").digest != bpe.digest
 
 
