@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import FORMAT_VERSION, commit_of, is_commit, notes_of
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.errors import ConfigError, StoreError, described
 from lightning_lance.forked import ForkedReader
 from lightning_lance.fragments import check_sizes, dataset_at, fragments_of, reading, stream_columns, take_blocks
 from lightning_lance.integrity import require_whole
@@ -284,8 +284,8 @@ class TokenStore:
         return self._forked[1].take(rows)
 
     def _table(self, split: str) -> SegmentTable:
-        if split not in self._segments:
-            raise ConfigError(f"There is no split {split!r}: a token store has {' and '.join(SPLITS)}.")
+        if not isinstance(split, str) or split not in self._segments:
+            raise ConfigError(f"There is no split {described(split)}: a token store has {' and '.join(SPLITS)}.")
         return self._segments[split]
 
     def _index(self, pages: np.ndarray | None) -> None:
