@@ -83,6 +83,7 @@ def _checked_patterns(source: DatasetSource, pin: Mapping[str, Any]) -> list[str
         else:
             if source.wanted and source.templates:
                 check_languages(source.wanted, _language_folders(source, commits), f"Source {source.name!r}")
+            _raise_cause(pattern, source.file_system)
             where = "" if "://" in pattern else f" in {str(Path.cwd())!r}"
             raise ConfigError(f"No file matches {pattern!r}{where}: check source.data_files.")
     return patterns
@@ -175,7 +176,10 @@ def explain(error: Exception, source: DatasetSource) -> LightningLanceError:
         return SourceError(
             f"Source {source.name!r} cannot be reached ({text[:200]}): check the network, then run again."
         )
-    return SourceError(f"Source {source.name!r} cannot be read: {type(error).__name__}: {text[:400]}")
+    check = "; check source.storage_options" if source.storage_options else ""
+    return SourceError(
+        f"Source {source.name!r} cannot be read: {type(error).__name__}: {text[:400].rstrip('.')}{check}."
+    )
 
 
 _KEYS = "give them by environment variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by source.storage_options"
@@ -231,6 +235,20 @@ def _glob(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
 
     fs, path = url_to_fs(pattern, **storage_options)
     return [str(found) for found in fs.glob(path)]
+
+
+def _raise_cause(pattern: str, storage_options: Mapping[str, Any]) -> None:
+    """Raise why a file that is named is not found: of a server that is down, a glob says no more than that there is none."""
+    from fsspec.core import url_to_fs
+
+    if "://" not in pattern or pattern.startswith("hf://") or any(sign in pattern for sign in "*["):
+        return
+    fs, path = url_to_fs(pattern, **storage_options)
+    try:
+        fs.info(path)
+    except FileNotFoundError as error:
+        if len(causes(error)) > 1:
+            raise
 
 
 def _language_folders(source: DatasetSource, commits: Mapping[str, str]) -> list[str]:

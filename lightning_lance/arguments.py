@@ -101,6 +101,8 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 def _fits(value: Any, kind: Any) -> bool:
     origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in inner)
     if origin is Literal:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lightning_lance.arguments import check_arguments
 from lightning_lance.errors import one_of
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.options import BatchFormat
@@ -91,6 +92,10 @@ class BatchMaker:
         fim: FillInTheMiddle | None = None,
     ) -> None:
         one_of("batch_format", batch_format, get_args(BatchFormat))
+        check_arguments(
+            BatchMaker, {"document_ids": document_ids, "position_ids": position_ids, "cu_seqlens": cu_seqlens}
+        )
+        check_arguments(BatchMaker, {"mask_boundary_targets": mask_boundary_targets, "fim": fim})
         if fim is not None:
             fim.check(eos_id)
         self._eos_id = eos_id

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.documents import one_array
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, described
 
 Dedup = Literal["none", "exact"]
 
@@ -25,8 +25,8 @@ def check_dedup(dedup: str) -> None:
     Raises:
         ConfigError: If it is neither `none` nor `exact`.
     """
-    if dedup not in get_args(Dedup):
-        raise ConfigError(f"source.dedup is {dedup!r}: expected {' or '.join(get_args(Dedup))}.")
+    if not isinstance(dedup, str) or dedup not in get_args(Dedup):
+        raise ConfigError(f"source.dedup is {described(dedup)}: expected {' or '.join(get_args(Dedup))}.")
 
 
 def text_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -183,7 +183,9 @@ def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
 
 def data_session(uri: str, storage_options: Mapping[str, str] | None) -> LanceFileSession:
     """Open the folder of the data files, local or in a bucket."""
-    return LanceFileSession(f"{uri}/data", lance_options(storage_options))
+    options = lance_options(storage_options)
+    with opening(uri):
+        return LanceFileSession(f"{uri}/data", options)
 
 
 def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:

@@ -106,7 +106,8 @@ class WindowLoader:
         check_arguments(
             WindowLoader, {"store": store, "seed": seed, "rank": rank, "world_size": world_size, "resumable": resumable}
         )
-        check_arguments(WindowLoader, {"extend": extend, "on_data_change": on_data_change})
+        check_arguments(WindowLoader, {"extend": extend, "on_data_change": on_data_change, "split": split})
+        check_arguments(WindowLoader, {"where": where, "mix": mix})
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")
         one_of("remainder", remainder, get_args(Remainder))

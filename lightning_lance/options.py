@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from lightning_lance.errors import ConfigError, one_of, whole_number
+from lightning_lance.errors import ConfigError, described, one_of, whole_number
 from lightning_lance.fim import check_names
 from lightning_lance.languages import check_languages
 from lightning_lance.mixture import check_weights
@@ -24,6 +24,11 @@ _CHOICES = {
     "on_data_change": get_args(OnDataChange),
     "batch_format": get_args(BatchFormat),
 }
+_SUCH = {
+    "where": "{language: [Python]}",
+    "mix": "{Python: 0.7, Rust: 0.3}",
+    "fim": "{prefix_token: <|fim_prefix|>, middle_token: <|fim_middle|>, suffix_token: <|fim_suffix|>}",
+}
 _FLAGS = ("document_ids", "position_ids", "cu_seqlens", "mask_boundary_targets", "verify", "rebuild")
 
 
@@ -40,6 +45,9 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: If a value cannot be used.
     """
+    for name in ("where", "mix", "fim"):
+        if options[name] is not None and not isinstance(options[name], Mapping):
+            raise ConfigError(f"{name} is {described(options[name])}: expected a mapping, such as {_SUCH[name]}.")
     whole_number("batch_size", options["batch_size"])
     check_order(options["context_length"], options["order"], options["shuffle_block"])
     check_selection(options["where"] or {}, options["mix"] or {})
@@ -51,6 +59,6 @@ def check_options(options: Mapping[str, Any]) -> None:
         one_of(name, options[name], choices)
     for name in _FLAGS:
         if not isinstance(options[name], bool):
-            raise ConfigError(f"{name} is {options[name]!r}: expected true or false.")
+            raise ConfigError(f"{name} is {described(options[name])}: expected true or false.")
     if options["fim"]:
         check_names(options["fim"])

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import zstandard
 
-from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, whole_number
+from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, described, whole_number
 from lightning_lance.escaping import logger
 from lightning_lance.figures import counted
 from lightning_lance.redaction import in_one_line, redacted, shown_cause
@@ -94,7 +94,8 @@ class Patience:
         number = isinstance(timeout_seconds, (int, float, np.number)) and not isinstance(timeout_seconds, bool)
         if not number or not 0 < timeout_seconds <= _LONGEST_TIMEOUT:
             raise ConfigError(
-                f"source.timeout_seconds is {timeout_seconds!r}: expected a number above 0, up to {_LONGEST_TIMEOUT:,}."
+                f"source.timeout_seconds is {described(timeout_seconds)}: expected a number above 0, up to "
+                f"{_LONGEST_TIMEOUT:,}."
             )
         self.timeout_seconds = float(timeout_seconds)
         #: Failures that were waited for, by what happened.
@@ -114,7 +115,10 @@ class Patience:
         Raises:
             SourceError: If it has failed too often.
         """
-        told = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
+        told = str(error)
+        if isinstance(error, BaseException):
+            cause = _of_network(error)
+            told = f"{type(cause).__name__}: {cause}"
         what, told = redacted(what), in_one_line(told, 200)
         if tries > self.max_retries:
             raise SourceError(
@@ -225,6 +229,9 @@ def is_transient(error: BaseException) -> bool:
     found = causes(error)
     if any(kind.__name__ in _NEVER for cause in found for kind in type(cause).__mro__):
         return False
+    # `datasets` keeps no more than the name of that error.
+    if any("OfflineModeIsEnabled" in str(cause) for cause in found):
+        return False
     for cause in found:
         response = getattr(cause, "response", None)
         if isinstance(response, dict):  # of botocore
@@ -239,6 +246,14 @@ def is_transient(error: BaseException) -> bool:
         if isinstance(cause, OSError) and cause.errno in _ERRNOS:
             return True
     return False
+
+
+def _of_network(error: BaseException) -> BaseException:
+    """Give the cause that is the network's: some libraries say that a file is not found where its server is not."""
+    for cause in causes(error):
+        if {kind.__name__ for kind in type(cause).__mro__} & _NETWORK:
+            return cause
+    return error
 
 
 def is_bad_data(error: BaseException) -> bool:

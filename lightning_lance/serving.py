@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_lance.errors import ConfigError, whole_number
+from lightning_lance.errors import ConfigError, described, whole_number
 from lightning_lance.escaping import logger
 from lightning_lance.figures import counted, listed
 from lightning_lance.languages import check_languages
@@ -48,7 +48,7 @@ def check_selection(where: Mapping[str, Sequence[str]], mix: Mapping[str, float]
     """Refuse what selects nothing in any store, by ConfigError; see `Serving`."""
     for name, value in (("where", where), ("mix", mix)):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{name} is {value!r}: expected a mapping, such as {_EXAMPLES[name]}.")
+            raise ConfigError(f"{name} is {described(value)}: expected a mapping, such as {_EXAMPLES[name]}.")
     for column, values in where.items():
         if column not in _STREAM_COLUMNS:
             raise ConfigError(

@@ -191,9 +191,9 @@ class FilesSource:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", as_text(self.root))
-        if isinstance(self.patterns, str):
-            raise ConfigError(f"source.patterns is the string {self.patterns!r}: write a list, ['{self.patterns}'].")
         check_arguments(FilesSource, vars(self), "source.")
+        if not self.patterns:
+            raise ConfigError("source.patterns is empty: expected globs of files, such as ['**/*.py'].")
         check_extensions(self.extensions)
         check_languages(self.languages, [*self.extensions], f"Source {self.name!r}")
         check_dedup(self.dedup)

@@ -13,7 +13,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import commit_of, is_commit, notes_of
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.errors import ConfigError, StoreError, described
 from lightning_lance.escaping import logger, shown
 from lightning_lance.forked import ForkedReader
 from lightning_lance.fragments import (
@@ -335,8 +335,8 @@ class TokenStore:
         _log.warning("%s, and is served as it is now: or %s.", what, cure(self.uri, change))
 
     def _table(self, split: str) -> SegmentTable:
-        if split not in self._segments:
-            raise ConfigError(f"There is no split {split!r}: a token store has {' and '.join(SPLITS)}.")
+        if not isinstance(split, str) or split not in self._segments:
+            raise ConfigError(f"There is no split {described(split)}: a token store has {' and '.join(SPLITS)}.")
         return self._segments[split]
 
     def _index(self, pages: np.ndarray | None) -> None:

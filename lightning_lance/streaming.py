@@ -96,8 +96,10 @@ class DatasetSource:
                 f"Source {self.name!r} has {'' if self.data_files else 'no '}data_files: give its validation documents by "
                 f"source.{'val_files' if self.data_files else 'val_split'}."
             )
-        if self.on_bad_shard not in _ON_BAD_SHARD:
-            raise ConfigError(f"source.on_bad_shard is {self.on_bad_shard!r}: expected {' or '.join(_ON_BAD_SHARD)}.")
+        if not isinstance(self.on_bad_shard, str) or self.on_bad_shard not in _ON_BAD_SHARD:
+            raise ConfigError(
+                f"source.on_bad_shard is {described(self.on_bad_shard)}: expected {' or '.join(_ON_BAD_SHARD)}."
+            )
         self.patience()  # checks its numbers
         if self.extensions is not None:
             if "path" not in self.columns:

@@ -18,7 +18,7 @@ from lance.file import LanceFileSession
 
 from lightning_lance.errors import StoreError
 from lightning_lance.escaping import logger
-from lightning_lance.fragments import dataset_at, lance_options, lance_said
+from lightning_lance.fragments import dataset_at, lance_options, lance_said, opening
 from lightning_lance.locking import write_whole
 
 _log = logger(__name__)
@@ -48,7 +48,9 @@ class Root:
 
     def __init__(self, uri: str, storage_options: Mapping[str, str] | None) -> None:
         self._folder = None if "://" in uri else Path(uri)
-        self._session = LanceFileSession(uri, lance_options(storage_options))
+        options = lance_options(storage_options)
+        with opening(uri):
+            self._session = LanceFileSession(uri, options)
 
     def list(self, folder: str) -> list[str]:
         """List the files of a folder, by path."""

@@ -33,7 +33,7 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
     """
 
     def __init__(self, store: TokenStore, context_length: int, split: str = "train", **batch: Any) -> None:
-        check_arguments(TokenWindows, {"store": store})
+        check_arguments(TokenWindows, {"store": store, "split": split})
         if batch.get("cu_seqlens"):
             raise ConfigError("cu_seqlens go over a batch, and TokenWindows gives single windows: use a WindowLoader.")
         self._windows = WindowOrder(store.streams(split), context_length, "sequential", ())

@@ -23,6 +23,9 @@ from lightning_lance.sources import Source
 from lightning_lance.tokenization import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
 from lightning_lance.tokenizer_checks import eos_beside
 
+# Of a folder, on nearly all file systems.
+_LONGEST_NAME = 255
+
 _log = logger(__name__)
 
 
@@ -112,10 +115,19 @@ class PretrainedTokenizer:
         object.__setattr__(self, "model", check_place("tokenizer.model", self.model, "gpt2"))
         object.__setattr__(self, "revision", as_text(self.revision))
         check_arguments(PretrainedTokenizer, vars(self), "tokenizer.")
+        if len(self._kept_name) > _LONGEST_NAME:
+            raise ConfigError(
+                f"tokenizer.model and tokenizer.revision have {len(self._kept_name):,} characters: expected the name of a "
+                f"model, such as gpt2, and {_LONGEST_NAME} at most."
+            )
+
+    @property
+    def _kept_name(self) -> str:
+        return quote(f"{self.model}@{self.revision or 'main'}", safe="@")
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerChoice.load`."""
-        kept = folder / quote(f"{self.model}@{self.revision or 'main'}", safe="@")
+        kept = folder / self._kept_name
         if (kept / "tokenizer.json").is_file():
             return TokenizerFile(str(kept), self.eos_token).load(source, folder)
         from transformers import AutoTokenizer
