@@ -99,10 +99,11 @@ def check_store(
     for (path, places), whole in tqdm(
         zip(sorted(fragments.items()), chosen.tolist(), strict=True), total=len(fragments), desc="verify", disable=None
     ):
-        version, fragment = places[-1]
+        # What others have changed is told as such, and the file is as it was before.
+        version, fragment = next((place for place in reversed(places) if not _is_changed(place[0])), places[-1])
         note = version.notes.get(path)
         found = _check_file(files, path, fragment, note, whole)
-        if not found and whole and note is not None:
+        if not found and whole and note is not None and not _is_changed(version):
             found = _check_rows(version.dataset, path, fragment, note, version.commit)
         if found and any(_stays(session, version.number) for version, _ in places):
             problems += found
@@ -367,10 +368,14 @@ def _check_notes(uri: str, versions: Sequence[_Version]) -> list[Problem]:
     return []
 
 
+def _is_changed(version: _Version) -> bool:
+    return version.change is not None and version.change.of_rows
+
+
 def _check_others(uri: str, version: _Version) -> list[Problem]:
     """Find what others have done to the rows of a version."""
     change = version.change
-    if change is None or not change.of_rows:
+    if change is None or not _is_changed(version):
         return []
     what = f"version {version.number} was changed by others since version {change.committed} ({change.what})"
     return [Problem(uri, what, cure(uri, change))]

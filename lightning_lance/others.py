@@ -25,7 +25,7 @@ _TOLD = {
     "Overwrite": "it was overwritten",
     "Rewrite": "rows were moved by a compaction",
 }
-_MOVES = "Rewrite"
+_MOVES, _ADDED = "Rewrite", "Merge"
 # Of operations that are not known, and of versions that are gone, the rows themselves tell.
 _UNKNOWN = "Unknown"
 
@@ -48,14 +48,16 @@ class Change(NamedTuple):
     Attributes:
         committed: The version of that commit.
         what: What they have done, for a message.
-        of_rows: Whether other rows are there now; else they are elsewhere only.
+        of_rows: Whether other rows or columns are there now; else rows are elsewhere only.
         overwritten: Whether nothing of the store is left.
+        readable: Whether all that was there still is, so that others' columns came at most.
     """
 
     committed: int
     what: str
     of_rows: bool
     overwritten: bool
+    readable: bool
 
 
 def lineage_of(dataset: Any) -> Lineage:
@@ -123,7 +125,8 @@ def change_of(dataset: Any, uri: str, storage_options: Mapping[str, str] | None 
     changes = [name for name in operations if name in _TOLD and name != _MOVES]
     of_rows = bool(changes) or _totals(before) != _totals(dataset)
     told = list(dict.fromkeys(_TOLD[name] for name in operations if name in _TOLD))
-    return Change(committed, ", then ".join(told) or "its rows are others now", of_rows, overwritten)
+    readable = not of_rows or {*changes} == {_ADDED}
+    return Change(committed, ", then ".join(told) or "its rows are others now", of_rows, overwritten, readable)
 
 
 def check_unchanged(dataset: Any, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
@@ -136,13 +139,13 @@ def check_unchanged(dataset: Any, uri: str, storage_options: Mapping[str, str] |
     if change is not None and change.of_rows:
         raise StoreError(
             f"The token store {uri!r} was changed by others since its version {change.committed} ({change.what}), so nothing "
-            f"is added to it, or taken out, since tokens would be lost or doubled: {cure(uri, change)}, or build another store."
+            f"is added to it or taken out, or tokens would be lost or doubled: {cure(uri, change)}; or build another store."
         )
 
 
 def cure(uri: str, change: Change) -> str:
     """Say how to undo a change."""
-    return f"bring that version back by lance.dataset({uri!r}, version={change.committed}).restore()"
+    return f"lance.dataset({uri!r}, version={change.committed}).restore() brings that version back"
 
 
 def check_columns(dataset: Any, uri: str) -> None:
@@ -156,7 +159,7 @@ def check_columns(dataset: Any, uri: str) -> None:
         committed, _ = lineage_of(dataset)
         raise StoreError(
             f"Version {dataset.version} of the token store {uri!r} has no column {', '.join(missing)}, which others have "
-            f"dropped or renamed: bring back version {committed} by lance.dataset({uri!r}, version={committed}).restore()."
+            f"dropped or renamed: lance.dataset({uri!r}, version={committed}).restore() brings them back."
         )
 
 

@@ -227,6 +227,23 @@ def wait_for(uri: str, tokens: int, storage_options: Mapping[str, str] | None = 
         status = read_status(file) if file else None
 
 
+def check_tokenizer_file(plan: Plan) -> None:
+    """Refuse to write the tokenizer of a store over a file of others; before anything else is written or removed.
+
+    Raises:
+        ConfigError: If such a file is there.
+    """
+    file = plan.tokenizer_file
+    if file is None or not os.path.lexists(file):
+        return
+    found = _text_of(file)
+    if found is None or (found != plan.tokenizer.to_json() and not is_kept_tokenizer(found)):
+        raise ConfigError(
+            f"The file {str(file)!r}, where the tokenizer of the store goes, is there already, and no build has written it: "
+            "move it elsewhere, or give another uri."
+        )
+
+
 def keep_tokenizer(plan: Plan) -> None:
     """Write the tokenizer beside a local store, over none but another that a build has written there.
 
@@ -234,24 +251,20 @@ def keep_tokenizer(plan: Plan) -> None:
         ConfigError: If a file of others is there.
         OSError: If it cannot be written.
     """
+    check_tokenizer_file(plan)
     file, text = plan.tokenizer_file, plan.tokenizer.to_json()
     if file is None:
         return
-    if os.path.lexists(file):
-        found = _text_of(file)
-        if found == text:
-            return
-        if found is None or not is_kept_tokenizer(found):
-            raise ConfigError(
-                f"The file {str(file)!r}, where the tokenizer of the store goes, is there already, and no build has written "
-                "it: move it elsewhere, or give another uri."
-            )
+    found = _text_of(file)
+    if found == text:
+        return
+    if found is not None:
         _keep_for_other_store(plan, file, found)
     write_whole(file, text)
 
 
 def _text_of(file: Path) -> str | None:
-    """Read a file; None if it is a link, or no text."""
+    """Read a file; None if there is none, or a link, or no text."""
     try:
         return None if file.is_symlink() else file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

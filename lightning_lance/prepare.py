@@ -32,7 +32,7 @@ from lightning_lance.merging import end_build, has_unneeded, left_behind, remove
 from lightning_lance.others import check_unchanged
 from lightning_lance.own_files import check_no_links, foreign_files
 from lightning_lance.places import check_place, checked_storage_options, is_local
-from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared
+from lightning_lance.plan import Budget, Plan, check_same, check_tokenizer_file, make_plan, open_prepared
 from lightning_lance.sources import Source
 from lightning_lance.status import remove_refused
 from lightning_lance.store import TokenStore
@@ -162,9 +162,10 @@ def _complete(
                 try:
                     build = Build(source, plan, budget, version, commit, storage_options)
                     # The source could be opened.
+                    check_tokenizer_file(plan)
                     if replaced:
-                        _log.warning("The token store %s, which another recipe made, is replaced.", plan.uri)
                         remove_store(plan.uri, storage_options)
+                        _log.warning("The token store %s, which another recipe made, is replaced.", plan.uri)
                     else:  # a rebuild may have been killed while it removed the old store
                         remove_aside(plan.uri)
                     build.run(turn, commit_tokens, commit_seconds)

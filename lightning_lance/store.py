@@ -284,12 +284,13 @@ class TokenStore:
             `source.columns`, and `language`.
 
         Raises:
-            StoreError: If a window does not lie whole in the split, in a forked process, or where others dropped the documents.
+            StoreError: If a window does not lie whole in the split, in a forked process, or where others have changed rows.
         """
         self._table(split).check(starts := np.asarray(starts, dtype=np.int64), length)
-        if "documents" not in self._dataset.schema.names:
+        if self._change is not None and not self._change.readable:
             raise StoreError(
-                f"The token store {self.uri!r} has no documents any more: others have dropped that column."
+                f"The token store {self.uri!r} was changed by others ({self._change.what}), so its documents cannot be told "
+                f"apart: {cure(self.uri, self._change)}."
             )
         with reading(self.uri):
             return self._provenance.documents(starts, length, split)
@@ -324,7 +325,7 @@ class TokenStore:
     def _tell_of_others(self) -> None:
         """Warn where others have changed the rows: what is there is served, as far as it goes."""
         change = self._change
-        if change is None or not change.of_rows:
+        if change is None or change.readable:
             return
         what = (
             f"Version {self.version} of the token store {self.uri!r} was changed by others since version {change.committed} "
@@ -332,7 +333,7 @@ class TokenStore:
         )
         if change.overwritten:
             raise StoreError(f"{what}, so it is another dataset by now: {cure(self.uri, change)}.")
-        _log.warning("%s, and is served as it is now: or %s.", what, cure(self.uri, change))
+        _log.warning("%s, and is served as it is now; %s.", what, cure(self.uri, change))
 
     def _table(self, split: str) -> SegmentTable:
         if not isinstance(split, str) or split not in self._segments:
