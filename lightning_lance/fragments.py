@@ -18,7 +18,7 @@ import pyarrow as pa
 from lance.file import LanceFileSession
 from lance.fragment import FragmentMetadata, write_fragments
 
-from lightning_lance.documents import one_array
+from lightning_lance.columns import one_array
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.layout import FileNote, LayoutCounter, hash_file, hash_local
 from lightning_lance.unfinished import begun, settled, writing_in

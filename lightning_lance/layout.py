@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from lightning_lance.documents import one_array
+from lightning_lance.columns import one_array
 
 _FILES = "lightning_lance_files"
 # Bytes read at once to hash a file: from a bucket much, since each read is a request; from a disk what stays in the processor's

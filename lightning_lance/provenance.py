@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from lance.file import LanceFileReader
 
-from lightning_lance.documents import one_array
+from lightning_lance.columns import one_array
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import dataset_at, stream_columns
 from lightning_lance.splits import SPLITS

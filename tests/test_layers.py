@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 
 # The way of the data. A module imports only from those before it.
 ORDER = [
-    "errors", "figures", "memory", "languages", "documents", "dedup", "patience", "parquet", "json_rows", "json_lines",
-    "sources",
+    "errors", "figures", "memory", "languages", "columns", "row_filter", "documents", "dedup", "patience",
+    "parquet", "json_rows", "json_lines", "sources",
     "own_split", "access", "shards", "streaming",
     "unfinished", "locking", "newer", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
     "splits", "packing", "segments", "layout", "fragments", "sums", "commit",
