@@ -329,7 +329,7 @@ def spellings_of(value: Any) -> list[str]:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1:
         found.append(str(int(value)))
         found += [str(float(value))] if _is_exact(int(value)) else []
-        found += ["-0.0"] if value == 0 else []
+        found += ["0.0", "-0.0"] if value == 0 else []
     if isinstance(value, datetime.datetime):
         found.append(value.isoformat())
     if isinstance(value, decimal.Decimal) and value.is_finite() and decimal.Decimal(float(value)) == value:
