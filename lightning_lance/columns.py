@@ -85,6 +85,16 @@ def _fields_of(kind: pa.DataType) -> list[pa.Field]:
     return list(kind) if pa.types.is_struct(kind) else []
 
 
+def check_unique(schema: pa.Schema, names: Collection[str], where: str) -> None:
+    """Refuse a column that there are several of; `where` names the shard. UnfitShard if so."""
+    for name in names:
+        count = schema.names.count(name)
+        if count > 1:
+            raise UnfitShard(
+                f"{begin(where)} has {count} columns {name!r}, of which none is meant: give them different names"
+            )
+
+
 def type_at(schema: pa.Schema, steps: Steps) -> pa.DataType:
     """Return the type at the end of a way, without the lists on it."""
     kind = schema.field(steps[0]).type
@@ -279,6 +289,20 @@ def text_bytes(values: pa.Array) -> pa.Array:
     return plain(values).cast(pa.large_binary())
 
 
+def without_rest(values: pa.Array) -> pa.Array:
+    """Return strings or bytes of which nothing is left where they are null. Copies only where there is.
+
+    Arrow's functions for strings, and Lance, also look at the bytes beneath nulls, and fail if those are not UTF-8.
+    """
+    if not values.null_count:
+        return values
+    large = pa.types.is_large_string(values.type) or pa.types.is_large_binary(values.type)
+    borders = np.frombuffer(values.buffers()[1], np.int64 if large else np.int32)
+    sizes = np.diff(borders[values.offset : values.offset + len(values) + 1])
+    null = np.asarray(values.is_null())
+    return values.take(pa.array(np.arange(len(values)), mask=null)) if sizes[null].any() else values
+
+
 def in_words(values: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
     """Spell values: strings as they are, all else as Arrow writes it, and lists and structs as Python does.
 
@@ -309,7 +333,7 @@ def valid_strings(strings: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
         mended = pa.array(made, strings.type)
         same = pc.equal(mended.cast(pa.large_binary()), pa.array(raw, pa.large_binary()))
         return mended, ~np.asarray(pc.fill_null(same, True))
-    return strings, None
+    return without_rest(strings), None
 
 
 def _in_python(values: pa.Array) -> tuple[pa.Array, np.ndarray | None]:

@@ -33,6 +33,7 @@ from lightning_lance.columns import (
     steps_to,
     text_bytes,
     valid_strings,
+    without_rest,
 )
 from lightning_lance.errors import ConfigError
 
@@ -193,11 +194,12 @@ def decoded(raw: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
     Returns:
         The texts as large_string, null for those that are not UTF-8, and (n,) bool, which those are; None if all are.
     """
+    raw = without_rest(raw)
     try:
         return raw.cast(pa.large_string()), None
     except pa.ArrowInvalid:
         valid = np.fromiter((_is_utf8(raw.slice(i, 1)) for i in range(len(raw))), bool, len(raw))
-        return pc.if_else(pa.array(valid), raw, None).cast(pa.large_string()), ~valid
+        return raw.take(pa.array(np.arange(len(raw)), mask=~valid)).cast(pa.large_string()), ~valid
 
 
 def _is_utf8(one: pa.Array) -> bool:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from lightning_lance.access import HUB_FILE, explain, open_builder
 from lightning_lance.columns import (
     UnfitShard,
+    check_unique,
     column_at,
     in_words,
     listed,
@@ -149,6 +150,7 @@ class OpenedDataset:
         with self._parquet_shard(shard) as file:
             if not file.num_rows:
                 return []
+            check_unique(file.schema, self._column_names(), file.name)
             if steps_to(file.schema, text) is not None:
                 check_text(file.schema, text, file.name)
             filters = source.filters()
@@ -248,10 +250,14 @@ class OpenedDataset:
                 first += len(passed)
 
     def _check_schema(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
-        """Refuse a shard whose text cannot be read; say what else it does not have, which is null there."""
+        """Refuse a shard of which a column cannot be read as it is to be; say what it does not have, which is null there."""
+        check_unique(schema, columns, name)
         text = self._source.columns["text"]
         if text in columns:
             check_text(schema, text, name)
+        filters = self._source.filters()
+        if filters is not None:
+            filters.check(schema, name)
         missing = [column for column in columns if steps_to(schema, column) is None]
         if missing and name not in self._warned:
             self._warned.add(name)
@@ -272,9 +278,6 @@ class OpenedDataset:
             raise self._no_column(missing, names_in(schema))
         try:
             self._check_schema(schema, columns, name)
-            filters = self._source.filters()
-            if filters is not None:
-                filters.check(schema, name)
         except UnfitShard as error:
             if self._lines:
                 raise
@@ -390,7 +393,8 @@ def _check_lengths(languages: pa.Array, column: str, file: str) -> None:
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:
     """Put tables together; some may have a column that tells what was replaced in them."""
-    return pa.concat_tables(tables, promote_options="default")
+    alike = all(table.schema.equals(tables[0].schema) for table in tables)
+    return pa.concat_tables(tables, promote_options="none" if alike else "default")
 
 
 def _are_lines(config: Any, files: Sequence[str]) -> bool:
