@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing, suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -144,18 +145,14 @@ class OpenedDataset:
         Raises:
             UnfitShard: If one cannot be read as it is to be.
         """
-        source, text = self._source, self._source.columns["text"]
+        text = self._source.columns["text"]
         if self._lines:
             return self._lines_shard(shard).columns(self._column_names(), text)
         with self._parquet_shard(shard) as file:
             if not file.num_rows:
                 return []
-            check_unique(file.schema, self._column_names(), file.name)
-            if steps_to(file.schema, text) is not None:
-                check_text(file.schema, text, file.name)
-            filters = source.filters()
-            if filters is not None:
-                filters.check(file.schema, file.name)
+            columns = [name for name in self._column_names() if name != text or steps_to(file.schema, text) is not None]
+            self._check_types(file.schema, columns, file.name)
             found = [name for name in self._column_names() if steps_to(file.schema, name) is not None]
             return list(dict.fromkeys([*names_in(file.schema), *found]))
 
@@ -244,20 +241,14 @@ class OpenedDataset:
             for batch in batches:
                 table = simple_table(batch)
                 if first == 0:
-                    self._check_whole(table.schema, columns, name)
+                    self._check_whole(shard, table.schema, columns, name)
                 passed = table if filters is None else filters.passing(table, name)
                 yield first, passed
                 first += len(passed)
 
     def _check_schema(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
         """Refuse a shard of which a column cannot be read as it is to be; say what it does not have, which is null there."""
-        check_unique(schema, columns, name)
-        text = self._source.columns["text"]
-        if text in columns:
-            check_text(schema, text, name)
-        filters = self._source.filters()
-        if filters is not None:
-            filters.check(schema, name)
+        self._check_types(schema, columns, name)
         missing = [column for column in columns if steps_to(schema, column) is None]
         if missing and name not in self._warned:
             self._warned.add(name)
@@ -271,17 +262,47 @@ class OpenedDataset:
                 listed(schema, missing),
             )
 
-    def _check_whole(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
-        """Check what `datasets` reads, of whose shards each has the same columns."""
+    def _check_types(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
+        check_unique(schema, columns, name)
+        text, filters = self._source.columns["text"], self._source.filters()
+        if text in columns:
+            check_text(schema, text, name)
+        if filters is not None:
+            filters.check(schema, name)
+
+    def _check_whole(self, shard: int, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
+        """Check what `datasets` reads: what all shards lack is no matter of this one."""
+        if self._lines:  # the others were looked at
+            self._check_schema(schema, columns, name)
+            return
         missing = {column for column in columns if steps_to(schema, column) is None}
-        if missing and not self._lines:
+        if missing:
+            others = self._other_schemas(shard)
+            missing = {column for column in missing if all(steps_to(other, column) is None for other in others)}
+        if missing:
             raise self._no_column(missing, names_in(schema))
         try:
             self._check_schema(schema, columns, name)
         except UnfitShard as error:
-            if self._lines:
+            if any(self._fits(other, columns) for other in self._other_schemas(shard)):
                 raise
             raise self._unfit(error) from error
+
+    def _other_schemas(self, shard: int) -> list[pa.Schema]:
+        """Read the columns of some other shards by `datasets`."""
+        found = []
+        for other in [place for place in range(len(self._files)) if place != shard][:_LOOKED_AT]:
+            rows = self._dataset.shard(num_shards=len(self._files), index=self._order[other])
+            with closing(rows.iter(batch_size=1)) as batches:
+                found += [simple_table(batch).schema for batch in islice(batches, 1)]
+        return found
+
+    def _fits(self, schema: pa.Schema, columns: Sequence[str]) -> bool:
+        try:
+            self._check_types(schema, columns, "")
+        except UnfitShard:
+            return False
+        return True
 
     def read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
         source, name, tries, doubted = self._source, self.shards[shard], 0, -1
