@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from lightning_lance.columns import one_array
 from lightning_lance.commit import Commit, append_commit, last_version
 from lightning_lance.dedup import KnownTexts
-from lightning_lance.documents import covered, one_array
+from lightning_lance.documents import covered
 from lightning_lance.encoding import EncodedBatch, encoded_batches
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
 from lightning_lance.escaping import logger

@@ -74,7 +74,8 @@ class Commit:
         tokens: Tokens, EOS included.
         text_bytes: Bytes of text.
         skipped: Documents left out, by reason (`null`, `not_utf8`, `not_json`, `empty`, `blank`, `long`, `duplicate`).
-        noted: Documents that are in the store, by what is remarkable (`special`, `nul`, `crlf`, `bom`, `split`).
+        noted: Documents that are in the store, by what is remarkable (`special`, `nul`, `crlf`, `bom`, `split`,
+            `metadata_not_utf8`).
         languages: Documents by language.
         exhausted: Whether the source has no more documents.
         files: Shard to the rows read of it (of those that the filters let through), of the last 20 shards; all before the

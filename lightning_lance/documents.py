@@ -2,9 +2,10 @@
 
 A document batch is an Arrow table with `row` (int64, position among the rows that the source lets through in its shard),
 `text` (large_string, null where there is none), `language` (string), and one string column for each further word of
-`columns` (`repo`, `path`, `license`, ...). Four columns are there only where they are needed: `split` (string, `train` or
-`val`) if the source has its own validation documents, and, bool, `not_utf8` (the text is null since it was not UTF-8),
-`not_json` (all is null since the line was no JSON object) and `bom` (a byte order mark was taken off its text).
+`columns` (`repo`, `path`, `license`, ...). All strings are UTF-8. Five columns are there only where they are needed: `split`
+(string, `train` or `val`) if the source has its own validation documents, and, bool, `not_utf8` (the text is null since it was
+not UTF-8), `not_json` (all is null since the line was no JSON object), `bom` (a byte order mark was taken off its text) and
+`REPLACED` (something of the other strings was not UTF-8).
 """
 
 from __future__ import annotations
@@ -16,11 +17,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.acero as acero
 import pyarrow.compute as pc
 
 from lightning_lance.arguments import check_arguments
-from lightning_lance.errors import ConfigError, SourceError, described
+from lightning_lance.columns import (
+    REPLACED,
+    UnfitShard,
+    begin,
+    column_at,
+    column_type,
+    in_words,
+    is_text,
+    listed,
+    meant,
+    names_in,
+    steps_to,
+    text_bytes,
+    valid_strings,
+    without_rest,
+)
+from lightning_lance.errors import ConfigError, described
 
 
 @dataclass(frozen=True)
@@ -68,11 +84,6 @@ class TextFilter:
         return np.asarray(pc.fill_null(kept, True))
 
 
-def one_array(column: pa.ChunkedArray) -> pa.Array:
-    """Give a column as one array. Copies only where it is in pieces; Arrow's own `combine_chunks` always does."""
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
 def string_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Lay numpy over the memory of a large_string array: (n + 1,) int64 offsets and the uint8 bytes."""
     _, offsets, data = texts.buffers()
@@ -84,77 +95,66 @@ def string_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return ends, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
 
 
-def passing(table: pa.Table, filters: pc.Expression, named: Sequence[str]) -> pa.Table:
-    """Give the rows that a filter lets through; copies nothing where all do.
-
-    Args:
-        table: Rows.
-        filters: The filter.
-        named: The columns that it names.
-    """
-    # Arrow's own way hands all columns on to other threads, and copies all. Those may still hold them when Python ends.
-    few = acero.Declaration("table_source", acero.TableSourceNodeOptions(table.select(list(named))))
-    plan = [few, acero.Declaration("project", acero.ProjectNodeOptions([filters], ["passes"]))]
-    passes = acero.Declaration.from_sequence(plan).to_table(use_threads=False).column("passes")
-    return table if passes.null_count == 0 and pc.all(passes).as_py() else table.filter(passes)
-
-
-def named_by(filters: pc.Expression, schema: pa.Schema) -> list[str]:
-    """Give the columns that a filter names."""
-    return [name for name in schema.names if _names(filters, name, schema)]
-
-
-def _names(filters: pc.Expression, column: str, schema: pa.Schema) -> bool:
-    """Tell whether a filter needs a column: without it, it cannot be bound."""
-    without = pa.table({field.name: pa.array([], field.type) for field in schema if field.name != column})
-    try:
-        without.filter(filters)
-    except (pa.ArrowInvalid, KeyError):
-        return True
-    return False
-
-
 def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> dict[str, pa.Array]:
     """Pick the columns of a source by our words for them.
 
     Args:
         table: Rows as the source has them.
-        columns: Our word to the name of the source's column; must have `text`.
-        where: The source, in words, for the message.
+        columns: Our word to the name of the source's column, or of a field of it (see columns.py); must have `text`.
+        where: The shard, in words, for the message.
 
     Returns:
-        Our word to its column; texts as large_string (one batch may hold more than 2 GiB), the others as string; and
-        `not_utf8` (bool) if some texts are null since they are not UTF-8.
+        Our word to its column; texts as large_string (one batch may hold more than 2 GiB), the others as string, null where
+        there is no such column; `not_utf8` (bool) if some texts are null since they are not UTF-8; and `REPLACED` (bool) if
+        in others of their values something was replaced for that.
 
     Raises:
-        SourceError: If a column is missing, or the texts are no strings.
+        UnfitShard: If there is no text, or it is no text.
     """
     picked: dict[str, pa.Array] = {}
+    replaced = np.zeros(len(table), bool)
     for word, name in columns.items():
-        if name not in table.column_names:
-            # No word of the user's: it is taken.
-            key = "source.language_column names" if word == "language" else f"source.columns gives for {word!r}"
-            raise SourceError(
-                f"{where} has no column {name!r}, which {key}: there are {', '.join(table.column_names)}."
-            )
-        column = table.column(name)
-        if word == "text" and not _is_text(column.type):
-            raise SourceError(
-                f"Column {name!r} of {where} cannot be read as 'text': it holds {column.type}, expected strings."
-            )
-        if pa.types.is_nested(column.type):
-            # Some corpora keep a list of licences per file: its spelling is provenance enough.
-            picked[word] = pa.array(
-                [None if value is None else str(value) for value in column.to_pylist()], pa.string()
-            )
+        if word == "text":
+            check_text(table.schema, name, where)
+        column = column_at(table, name)
+        if column is None:
+            # Shards of one corpus differ: what one of them does not know is null there.
+            picked[word] = pa.nulls(len(table), pa.string())
         elif word == "text":
             # Some corpora hold strings that are not UTF-8: as bytes, they are looked at again.
-            picked[word], invalid = decoded(one_array(column.cast(pa.large_binary())))
+            picked[word], invalid = decoded(text_bytes(column))
             if invalid is not None:
                 picked["not_utf8"] = pa.array(invalid)
         else:
-            picked[word] = one_array(column.cast(pa.string()))
-    return picked
+            picked[word], odd = in_words(column)
+            replaced |= False if odd is None else odd
+    if REPLACED in table.column_names:
+        replaced |= np.asarray(pc.fill_null(table.column(REPLACED), False))
+    return {**picked, REPLACED: pa.array(replaced)} if replaced.any() else picked
+
+
+def check_text(schema: pa.Schema, name: str, where: str) -> None:
+    """Refuse columns of which none is the text.
+
+    Args:
+        schema: Of the shard.
+        name: Of the column that is meant to be the text.
+        where: The shard, in words, for the message.
+
+    Raises:
+        UnfitShard: If there is none, or it holds another type.
+    """
+    steps = steps_to(schema, name)
+    if steps is None:
+        raise UnfitShard(
+            f"{begin(where)} has no column {name!r}, which source.columns gives for 'text': {meant(name, names_in(schema))}"
+            f"there are {listed(schema, [name])}"
+        )
+    kind = column_type(schema, steps)
+    if not is_text(kind):
+        raise UnfitShard(
+            f"Column {name!r} of {where} cannot be read as 'text': it holds {kind}, expected strings or bytes"
+        )
 
 
 _BOM = "\ufeff"
@@ -196,11 +196,12 @@ def decoded(raw: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
     Returns:
         The texts as large_string, null for those that are not UTF-8, and (n,) bool, which those are; None if all are.
     """
+    raw = without_rest(raw)
     try:
         return raw.cast(pa.large_string()), None
     except pa.ArrowInvalid:
         valid = np.fromiter((_is_utf8(raw.slice(i, 1)) for i in range(len(raw))), bool, len(raw))
-        return pc.if_else(pa.array(valid), raw, None).cast(pa.large_string()), ~valid
+        return raw.take(pa.array(np.arange(len(raw)), mask=~valid)).cast(pa.large_string()), ~valid
 
 
 def _is_utf8(one: pa.Array) -> bool:
@@ -209,17 +210,6 @@ def _is_utf8(one: pa.Array) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def _is_text(arrow_type: pa.DataType) -> bool:
-    kinds = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_null,
-    )
-    return any(kind(arrow_type) for kind in kinds)
 
 
 def document_batch(
@@ -243,16 +233,33 @@ def document_batch(
         # It says how a file was written and is no part of the text: the model would learn to write it, the hashes would differ.
         columns = {**columns, "bom": bom}
         texts = pc.if_else(bom, pc.utf8_slice_codeunits(texts, 1), texts)
-    table = pa.table({"row": rows, "text": texts, "language": languages.cast(pa.string())})
-    for word, column in columns.items():
-        if word not in table.column_names:
-            table = table.append_column(word, column)
+    strings, replaced = _valid({"language": languages.cast(pa.string()), **columns})
+    table = pa.table({"row": rows, "text": texts, **strings})
+    if replaced is not None:
+        table = table.append_column(REPLACED, pa.array(replaced))
     keep = text_filter.keep(texts)
     if wanted:
-        kept = np.asarray(pc.fill_null(pc.is_in(languages, value_set=pa.array(list(wanted))), False))
+        kept = np.asarray(pc.is_in(strings["language"], value_set=pa.array(list(wanted), pa.string())))
         keep &= kept | (np.asarray(columns["not_json"]) if "not_json" in columns else False)
     table = table if keep.all() else table.filter(pa.array(keep))
     return table.replace_schema_metadata({_COVERED: str(first_row + len(languages))})
+
+
+def _valid(columns: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], np.ndarray | None]:
+    """Return the columns but for the text, all their strings UTF-8, and (n,) bool, where something was replaced for that.
+
+    A string that is not UTF-8 would make Lance write pages that it cannot read.
+    """
+    made: dict[str, pa.Array] = {}
+    marks = [np.asarray(columns[REPLACED])] if REPLACED in columns else []
+    for word, column in columns.items():
+        if word in ("text", REPLACED):
+            continue
+        made[word] = column
+        if pa.types.is_string(column.type):
+            made[word], odd = valid_strings(column)
+            marks += [] if odd is None else [odd]
+    return made, np.logical_or.reduce(marks) if marks else None
 
 
 def covered(batch: pa.Table) -> int | None:

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lightning_lance.columns import REPLACED, one_array
 from lightning_lance.dedup import KnownTexts, text_hashes
-from lightning_lance.documents import one_array, string_buffers
+from lightning_lance.documents import string_buffers
 from lightning_lance.errors import ConfigError
 from lightning_lance.fast_engine import ENCODERS, Encoded
 from lightning_lance.inspection import counted, remarks, skip_reasons, spelled
@@ -206,7 +207,7 @@ def _encode(
     documents = _rows(batch, wanted)
     noted = remarks(documents, special, long)
     documents = documents.select(
-        [name for name in documents.column_names if name not in ("not_utf8", "not_json", "bom")]
+        [name for name in documents.column_names if name not in ("not_utf8", "not_json", "bom", REPLACED)]
     )
     encoded = encode_texts(tokenizer, one_array(documents.column("text")), long.max_bytes)
     largest = int(encoded.ids.max(initial=0))

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import Commit, commit_of, notes_of, replace_fragments
 from lightning_lance.errors import CommitConflict, ConfigError, StoreError
-from lightning_lance.fragments import dataset_at, fragments_of, take_back
+from lightning_lance.fragments import dataset_at, fragments_of, reading_documents, take_back
 from lightning_lance.languages import nearest
 from lightning_lance.layout import FileNote, layout_of
 from lightning_lance.locking import lock_file, only_one
@@ -110,7 +110,8 @@ def forget(
     # Not in this thread, which may be interrupted: within Lance, that would leave files, or a commit that nobody knows of.
     with alone, ThreadPoolExecutor(1, thread_name_prefix="forget") as thread:
         try:
-            return thread.submit(_forget, uri, rule, matches, storage_options, purge, tell).result()
+            with reading_documents(uri):
+                return thread.submit(_forget, uri, rule, matches, storage_options, purge, tell).result()
         finally:
             stopped.set()
 

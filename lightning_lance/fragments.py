@@ -143,6 +143,30 @@ def check_fragments(uri: str, fragments: Sequence[FragmentMetadata]) -> None:
         seen.add(file.path)
 
 
+@contextmanager
+def reading_documents(uri: str) -> Iterator[None]:
+    """Say of metadata that is not UTF-8 what it means; other errors pass."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if not _is_not_utf8(error):
+            raise
+        raise undecodable(uri) from error
+
+
+def _is_not_utf8(error: Exception) -> bool:
+    return "invalid utf-8 sequence" in str(error)
+
+
+def undecodable(uri: str) -> StoreError:
+    """Say that a store holds metadata that is not UTF-8: older versions passed it on to Lance, which does not check it."""
+    return StoreError(
+        f"The token store {uri!r} holds metadata of documents that is not UTF-8, which an older version of lightning-lance "
+        "wrote and Lance cannot decode: its tokens can be read, but its documents can be neither shown, forgotten nor merged; "
+        "remove the store and build it again."
+    )
+
+
 def check_sizes(uri: str, fragments: Iterable[FragmentMetadata]) -> None:
     """Refuse a local store of which a data file is missing or has another size: a map of it would reach beyond its end.
 
@@ -313,7 +337,7 @@ def write_rows(
         versions = [0 if dataset is None else int(dataset.version) for dataset in (before, newest)]
         if versions[0] != versions[1]:
             raise conflict(uri, *versions) from error
-        raise not_written(uri, error) from shown_cause(error)
+        raise (undecodable(uri) if _is_not_utf8(error) else not_written(uri, error)) from shown_cause(error)
     return written, files
 
 

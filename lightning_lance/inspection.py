@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lightning_lance.columns import REPLACED
 from lightning_lance.long_texts import LongDocuments
 
 
@@ -49,7 +50,8 @@ def remarks(documents: pa.Table, special: Sequence[str], long: LongDocuments) ->
 
     Returns:
         Remark to (n,) bool: `special` (spells a special token: encoded as text), `nul` (holds a NUL byte), `crlf` (has Windows
-        line ends), `bom` (began with a byte order mark, which was taken off), `split` (encoded in pieces).
+        line ends), `bom` (began with a byte order mark, which was taken off), `split` (encoded in pieces), and, if any was,
+        `metadata_not_utf8` (something of its path, language or such was replaced).
     """
     texts = documents.column("text")
     bom = documents.column("bom") if "bom" in documents.column_names else pa.array(np.zeros(len(documents), bool))
@@ -60,6 +62,7 @@ def remarks(documents: pa.Table, special: Sequence[str], long: LongDocuments) ->
         "crlf": _finds(texts, "\r\n"),
         "bom": np.asarray(bom),
         "split": np.asarray(pc.greater(pc.binary_length(texts), long.max_bytes)),
+        **({"metadata_not_utf8": np.asarray(documents.column(REPLACED))} if REPLACED in documents.column_names else {}),
     }
 
 

@@ -10,8 +10,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_lance.documents import named_by, passing
-from lightning_lance.json_rows import NOT_JSON, SPACE, LineParser, parsed, rows_of, whole_objects
+from lightning_lance.columns import UnfitShard, meant
+from lightning_lance.json_rows import (
+    NOT_JSON,
+    PASSES,
+    SPACE,
+    LineParser,
+    is_there,
+    parsed,
+    rows_of,
+    type_of,
+    value_of,
+    whole_objects,
+)
+from lightning_lance.row_filter import RowFilter
 
 # What is read and parsed at a time: the first blocks are smaller, since the tokenizer waits for them.
 _FIRST_BLOCK, BLOCK_BYTES = 256 << 10, 4 << 20
@@ -77,32 +89,51 @@ class LinesShard:
         self._path, self._options, self._block_bytes = path, storage_options, block_bytes
         self._compressed = path.endswith((".gz", ".zst"))
 
-    def columns(self, wanted: Sequence[str]) -> list[str]:
-        """Give the names of its columns, as far as needed to see those that are wanted, in some MB at most."""
+    def columns(self, wanted: Sequence[str], text: str | None = None) -> list[str]:
+        """Give the names of its columns, as far as needed to see those that are wanted, in some MB at most.
+
+        Args:
+            wanted: Columns, or fields of objects in them.
+            text: Which of them has to hold text; None for none.
+
+        Raises:
+            UnfitShard: If the text is there, and never one.
+        """
         found: dict[str, None] = {}
+        others: list[Any] = []
+        is_text = text is None
         for start, block in self._blocks(0):
             lines, bad = rows_of(block), 0
             for line in lines:
                 row = parsed(line)
                 bad += row is None
                 found.update(dict.fromkeys(row or ()))
-                if found.keys() >= {*wanted}:
+                found.update({name: None for name in wanted if row is not None and is_there(row, name)})
+                value = None if text is None else value_of(row, text)
+                is_text = is_text or isinstance(value, str)
+                others += [] if is_text or value is None else [value]
+                if is_text and found.keys() >= {*wanted}:
                     return list(found)
             if lines and bad == len(lines):
                 self._refuse(block)
             if start + len(block) >= self._block_bytes:
                 break
+        if not is_text and others:
+            raise UnfitShard(
+                f"Column {text!r} of shard {self._path!r} cannot be read as 'text': it holds {type_of(others)}, expected "
+                "strings"
+            )
         return list(found)
 
     def tables(
-        self, columns: Sequence[str], text: str, filters: pc.Expression | None, row: int, starts: dict[int, int]
+        self, columns: Sequence[str], text: str, filters: RowFilter | None, row: int, starts: dict[int, int]
     ) -> Generator[tuple[int, pa.Table], None, None]:
         """Read the rows that a filter lets through; a line that is no JSON object passes any.
 
         Args:
             columns: Columns to read. All but the text are spelled as strings; the text is bytes, as some are not UTF-8.
             text: The column of the text.
-            filters: The filter, of strings.
+            filters: The filter, of some of the columns.
             row: How many of the rows to pass over; without a filter, they are not parsed.
             starts: Place in the file to the rows that pass before it, as far as known; filled here where the file is not
                 compressed, for when a reading is taken up again.
@@ -113,10 +144,10 @@ class LinesShard:
 
         Raises:
             NotLines: If the file is of another kind, before anything is given.
+            UnfitShard: If it begins with some MB of lines that have no text, before anything is given.
         """
         start = max((place for place, before in starts.items() if before <= row), default=0)
-        first, begun, parser = starts.get(start, 0), start > 0, LineParser(columns, text)
-        named: list[str] = []
+        first, begun, parser = starts.get(start, 0), start > 0, LineParser(columns, text, filters)
         for place, block in self._blocks(start):
             if not self._compressed:
                 starts[place] = first
@@ -126,16 +157,28 @@ class LinesShard:
             if filters is None and first + count <= row:
                 first, begun = first + count, True
                 continue
-            table = parser.table(block, objects, first=not begun)
+            table = parser.table(block, objects)
             if not begun and pc.all(table.column(NOT_JSON)).as_py():
                 self._refuse(block)
+            if not begun and text in columns and table.column(text).null_count == len(table):
+                self._check_text(text)
             begun = True
             if filters is not None:
-                named = named or named_by(filters, table.schema)
-                table = passing(table, filters | pc.field(NOT_JSON), [*named, NOT_JSON])
+                passes = table.column(PASSES)
+                table = table.drop_columns([PASSES])
+                table = table if pc.all(passes).as_py() else table.filter(passes)
             for low in range(0, len(table), _TABLE_ROWS):
                 yield first + low, table.slice(low, _TABLE_ROWS)
             first += len(table)
+
+    def _check_text(self, text: str) -> None:
+        """Refuse a file whose first lines, as many as are looked at, have no such key, or no text there but other values."""
+        found = self.columns([text], text)
+        if text not in found:
+            raise UnfitShard(
+                f"Shard {self._path!r} has no column {text!r}, which source.columns gives for 'text': "
+                f"{meant(text, [*found])}there are {', '.join(found) or 'none'}"
+            )
 
     def _refuse(self, block: bytes) -> None:
         raise ValueError(f"no line of its first {len(block)} bytes is a JSON object")

@@ -120,16 +120,12 @@ def language_of_path(paths: pa.ChunkedArray | pa.Array, extensions: Mapping[str,
     return pc.fill_null(pa.array([language for _, language in pairs], pa.string()).take(index), OTHER)
 
 
-def path_filter(column: str, languages: Sequence[str], extensions: Mapping[str, Sequence[str]]) -> pc.Expression:
-    """Make the row filter, to push down into the reader, that keeps the paths of some languages.
+def path_tails(languages: Sequence[str], extensions: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return how the paths of some languages may end, for the row filter that is pushed down into the reader.
 
-    The filter may keep a few paths more (`GNUMakefile` ends with `Makefile`); `language_of_path` is exact.
+    A few paths of others end so too (`GNUMakefile` ends with `Makefile`); `language_of_path` is exact.
     """
-    tails = sorted({tail for language in languages for tail in extensions[language]})
-    expression = pc.ends_with(pc.field(column), tails[0])
-    for tail in tails[1:]:
-        expression = expression | pc.ends_with(pc.field(column), tail)
-    return expression
+    return sorted({tail for language in languages for tail in extensions[language]})
 
 
 def folder_language(shard: str, templates: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import xxhash
 
 from lightning_lance.checked import count_of, field_of, json_of, list_of, object_of, text_of
-from lightning_lance.documents import one_array
+from lightning_lance.columns import one_array
 from lightning_lance.errors import StoreError
 from lightning_lance.splits import FORGOTTEN, SPLITS
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents import one_array
+from lightning_lance.columns import one_array
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.splits import FORGOTTEN, SPLITS
 

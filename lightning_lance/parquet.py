@@ -8,11 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from lightning_lance.documents import named_by, passing
+from lightning_lance.columns import leaves, simple_table, steps_to, type_at
+from lightning_lance.row_filter import Condition, RowFilter
 
 # What is decoded at a time: rows of about so many bytes, and so many at most, since some are much longer than the others.
 _DECODED_BYTES, _DECODED_ROWS = 8 << 20, 512
@@ -86,6 +85,8 @@ class ParquetShard:
     """
 
     def __init__(self, path: str, storage_options: Mapping[str, Any]) -> None:
+        #: In words, for messages.
+        self.name = f"shard {path!r}"
         self._parts: _Parts | None = None
         self._remote: Any = None
         if "://" in path:
@@ -100,6 +101,8 @@ class ParquetShard:
         self._source: Any = self._parts if self._parts is not None else pa.OSFile(path)
         piece = _LOCAL_PIECE_BYTES if self._parts is None else _PIECE_BYTES
         self._file = pq.ParquetFile(self._source, buffer_size=piece, pre_buffer=False)
+        #: The names and types of its columns.
+        self.schema: pa.Schema = self._file.schema_arrow
 
     def __enter__(self) -> ParquetShard:
         return self
@@ -113,15 +116,21 @@ class ParquetShard:
     @property
     def columns(self) -> list[str]:
         """The names of its columns."""
-        return list(self._file.schema_arrow.names)
+        return list(self.schema.names)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows it has, wanted or not."""
+        return int(self._file.metadata.num_rows)
 
     def tables(
-        self, columns: Sequence[str], filters: pc.Expression | None, row: int, starts: dict[int, int]
+        self, columns: Sequence[str], filters: RowFilter | None, row: int, starts: dict[int, int]
     ) -> Generator[tuple[int, pa.Table], None, None]:
         """Read the rows that a filter lets through.
 
         Args:
-            columns: Columns to read, those of the filter among them.
+            columns: Columns, or fields of them (see columns.py), to read, those of the filter among them; those that are not
+                there are passed over.
             filters: The filter; row groups that cannot hold such rows, by their statistics, are not read.
             row: How many of the rows to pass over. Of the row groups before it, only the filter's columns are read, if any.
             starts: Row group to the rows that pass before it, as far as known; filled here, for when a reading is taken up
@@ -131,8 +140,6 @@ class ParquetShard:
             The place of a table's first row among the rows that pass, and the table; its first rows may lie before `row`.
         """
         groups = self._groups(filters)
-        read = pa.schema([field for field in self._file.schema_arrow if field.name in columns])
-        named = [] if filters is None else named_by(filters, read)
         first = 0
         for place, group in enumerate(groups):
             first = starts.setdefault(group, first)
@@ -140,49 +147,71 @@ class ParquetShard:
             if row > first:
                 after = starts.get(following) if following is not None else None
                 if after is None:
-                    after = first + self._count(group, filters, named)
+                    after = first + self._count(group, filters)
                 if after <= row:
                     first = after
                     continue
-            for table in self._decoded(group, columns, filters, named):
+            for table in self._decoded(group, columns, filters):
                 yield first, table
                 first += len(table)
 
-    def _groups(self, filters: pc.Expression | None) -> list[int]:
-        if filters is None:
-            return list(range(self._file.num_row_groups))
-        fragment = ds.ParquetFileFormat().make_fragment(self._source)
-        return [group.id for group in fragment.subset(filter=filters).row_groups]
+    def _groups(self, filters: RowFilter | None) -> list[int]:
+        """Give the row groups in which the filter may let a row through, by their statistics."""
+        groups = range(self._file.num_row_groups)
+        conditions = () if filters is None else filters.conditions
+        return [group for group in groups if all(self._possible(group, condition) for condition in conditions)]
 
-    def _count(self, group: int, filters: pc.Expression | None, named: Sequence[str]) -> int:
+    def _possible(self, group: int, condition: Condition) -> bool:
+        steps = steps_to(self.schema, condition.column)
+        if steps is None:
+            return condition.keeps(None)
+        found = leaves(self.schema, steps)
+        if len(found) != 1:
+            return True
+        kind = type_at(self.schema, steps)
+        column = self._file.metadata.row_group(group).column(found[0])
+        # In structs and lists, nulls are counted in other ways.
+        rows = column.num_values if len(steps) == 1 and not pa.types.is_nested(kind) else None
+        return condition.possible(kind, column.statistics, rows)
+
+    def _leaves(self, columns: Sequence[str]) -> list[int]:
+        """Give the places of the leaves of some columns among those of the file, without those that are not there."""
+        ways = [steps for steps in (steps_to(self.schema, name) for name in columns) if steps is not None]
+        return sorted({leaf for steps in ways for leaf in leaves(self.schema, steps)})
+
+    def _count(self, group: int, filters: RowFilter | None) -> int:
         if filters is None:
             return int(self._file.metadata.row_group(group).num_rows)
-        return sum(len(table) for table in self._decoded(group, named, filters, named))
+        return sum(len(table) for table in self._decoded(group, filters.columns, filters))
 
     def _decoded(
-        self, group: int, columns: Sequence[str], filters: pc.Expression | None, named: Sequence[str]
+        self, group: int, columns: Sequence[str], filters: RowFilter | None
     ) -> Generator[pa.Table, None, None]:
-        if self._parts is not None:
-            ranges = self._ranges(group, columns)
-            self._parts.ahead(ranges if sum(high - low for low, high in ranges) <= _AHEAD_BYTES else [])
+        found = self._leaves(columns)
         described = self._file.metadata.row_group(group)
-        sizes = (described.column(i) for i in range(described.num_columns))
-        size = sum(part.total_uncompressed_size for part in sizes if part.path_in_schema.split(".")[0] in columns)
+        if not found:  # all that is asked of is missing, so each row is as the others
+            rows = pa.table({"": pa.nulls(described.num_rows)})
+            yield rows if filters is None else filters.passing(rows, self.name)
+            return
+        if self._parts is not None:
+            ranges = self._ranges(group, found)
+            self._parts.ahead(ranges if sum(high - low for low, high in ranges) <= _AHEAD_BYTES else [])
+        size = sum(described.column(i).total_uncompressed_size for i in found)
         rows = min(max(_DECODED_BYTES * described.num_rows // max(size, 1), 1), _DECODED_ROWS)
+        paths = [self._file.schema.column(i).path for i in found]
         # Without threads, so that a remote file is read by this one, and by none when it is done with.
-        for batch in self._file.iter_batches(rows, [group], list(columns), use_threads=False):
-            table = pa.Table.from_batches([batch])
-            yield table if filters is None else passing(table, filters, named)
+        for batch in self._file.iter_batches(rows, [group], paths, use_threads=False):
+            table = simple_table(pa.Table.from_batches([batch]))
+            yield table if filters is None else filters.passing(table, self.name)
 
-    def _ranges(self, group: int, columns: Sequence[str]) -> list[tuple[int, int]]:
+    def _ranges(self, group: int, found: Sequence[int]) -> list[tuple[int, int]]:
         """Give the places of a row group's columns in the file, neighbours joined."""
         described = self._file.metadata.row_group(group)
         ranges = []
-        for i in range(described.num_columns):
+        for i in found:
             column = described.column(i)
-            if column.path_in_schema.split(".")[0] in columns:
-                low = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
-                ranges.append((low, low + column.total_compressed_size))
+            low = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+            ranges.append((low, low + column.total_compressed_size))
         ranges.sort()
         joints = [i for i, (before, after) in enumerate(pairwise(ranges)) if after[0] - before[1] > _HOLE_BYTES]
         borders = [-1, *joints, len(ranges) - 1]

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from lance.file import LanceFileReader
 
-from lightning_lance.documents import one_array
+from lightning_lance.columns import one_array
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import dataset_at, stream_columns
+from lightning_lance.fragments import dataset_at, reading_documents, stream_columns
 from lightning_lance.schema import begins_of
 from lightning_lance.splits import SPLITS
 
@@ -104,7 +104,8 @@ class Provenance:
         before = blocks.begun[np.maximum(first - 1, 0)]
         needed = [before, *(first[first + i <= last] + i for i in range(int((last - first).max(initial=-1)) + 1))]
         block = np.unique(np.concatenate(needed))
-        taken = self._dataset.take(blocks.row[block].tolist(), columns=["language", "documents"])
+        with reading_documents(self._uri):
+            taken = self._dataset.take(blocks.row[block].tolist(), columns=["language", "documents"])
         lists = one_array(taken.column("documents"))
         offsets = begins_of(self._uri, lists, np.diff(blocks.starts)[block])
         of_block = np.repeat(np.arange(len(block)), np.asarray(lists.value_lengths()))

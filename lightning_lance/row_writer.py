@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from lightning_lance.commit import newest_at
+from lightning_lance.errors import StoreError
 from lightning_lance.fragments import Written, dataset_at, take_back, write_rows
 from lightning_lance.memory import give_back
 
@@ -72,8 +73,10 @@ class RowWriter:
 
         Raises:
             CommitConflict: If writing failed since there is another version by now.
-            StoreError: If it cannot be written.
+            StoreError: If it cannot be written, or could not be read again.
         """
+        if rows is not None:
+            _check_readable(rows, self._uri)
         while not self._result.done():
             with suppress(queue.Full):
                 self._rows.put(rows, timeout=0.1)
@@ -104,6 +107,20 @@ class RowWriter:
             self._given_up.set()
             wait([self._result])
             _remove_empty(self._uri)
+
+
+def _check_readable(rows: pa.RecordBatch, uri: str) -> None:
+    """Refuse rows that Lance would write and never decode again, such as strings that are not UTF-8.
+
+    No source should give any; it costs a microsecond for each document to be sure.
+    """
+    try:
+        rows.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise StoreError(
+            f"Rows for the token store {uri!r} are not valid ({' '.join(str(error).split())[:200]}), so none of them was "
+            "stored: a source must give documents whose strings are all UTF-8."
+        ) from error
 
 
 def forget_written(uri: str, written: Written, storage_options: Mapping[str, str] | None) -> None:

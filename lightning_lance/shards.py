@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_lance.access import HUB_FILE, explain, files_identity, open_builder
-from lightning_lance.documents import bounded, covered, document_batch, one_array, select_columns
+from lightning_lance.columns import (
+    UnfitShard,
+    check_unique,
+    column_at,
+    in_words,
+    listed,
+    meant,
+    names_in,
+    one_array,
+    simple_table,
+    steps_to,
+)
+from lightning_lance.documents import bounded, check_text, covered, document_batch, select_columns
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.escaping import logger
 from lightning_lance.json_lines import ENDINGS, LinesShard, NotLines
@@ -28,6 +41,10 @@ _log = logger(__name__)
 
 # Rows that `datasets` gives at a time: a hundred texts of 100 KB are 10 MB.
 _FETCH_ROWS = 100
+# Shards that are looked at until each column was seen: mostly one.
+_LOOKED_AT = 32
+# Of a language, in bytes; those that there are have some ten.
+_LONGEST_LANGUAGE = 64 << 10
 # A batch of so many bytes goes on its way: with what comes next, it would have to be copied.
 _ENOUGH_BYTES = BATCH_BYTES // 2
 
@@ -102,39 +119,72 @@ class OpenedDataset:
         self._parquet = hasattr(self._builder.config, "fragment_scan_options")
         self._lines = _are_lines(self._builder.config, self._files)
         self._dataset: Any = None
+        # Shards of which it was said that they lack a column.
+        self._warned: set[str] = set()
         begin = self._check_columns if self._parquet or self._lines else self._begin
         with explained(source):
             self._patience.call(f"opening {self.shards[0]}", begin)
 
     def _check_columns(self) -> None:
-        wanted = self._column_names()
-        for shard in range(len(self._files)):
+        """Refuse columns that no shard has, of some that are looked at: mostly the first has all of them."""
+        source = self._source
+        missing = {*self._column_names()} - {*(self._builder.info.features or ())}
+        there: list[str] = []
+        unfit: UnfitShard | None = None
+        for shard in range(min(len(self._files), _LOOKED_AT)):
             try:
-                present = self._present(shard, wanted)
+                present = self._present(shard)
             except NotLines:
                 self._begin()
                 return
+            except UnfitShard as error:
+                unfit = unfit or error
+                continue
             except Exception as error:
                 if is_transient(error) or not is_bad_data(error):
                     raise
-                if self._source.on_bad_shard != "skip":
+                if source.on_bad_shard != "skip":
                     return  # whoever reads it says so
-                present = []
-            if not present:
                 continue
-            if missing := {*wanted} - {*present} - {*(self._builder.info.features or ())}:
-                raise ConfigError(
-                    f"Source {self._source.name!r} has no column {', '.join(sorted(map(repr, missing)))}: there are "
-                    f"{', '.join(present)}; set {self._source.naming(missing)}."
-                )
-            return
+            there = there or present
+            missing -= {*present}
+            if present and not missing:
+                return
+        if unfit is not None:
+            raise self._unfit(unfit)
+        if there:
+            raise self._no_column(missing, there)
 
-    def _present(self, shard: int, wanted: Sequence[str]) -> list[str]:
-        """Give the names of the columns of a shard, none if it has no rows to tell them."""
+    def _no_column(self, missing: Collection[str], there: Sequence[str]) -> ConfigError:
+        named = ", ".join(sorted(map(repr, missing)))
+        hints = "".join(meant(name, there) for name in sorted(missing))
+        inner = [name for name in there if any(name.startswith(f"{column.partition('.')[0]}.") for column in missing)]
+        columns = [name for name in there if name in inner or "." not in name]
+        return ConfigError(
+            f"Source {self._source.name!r} has no column {named}: {hints}there are {', '.join(columns) or 'none'}; set "
+            f"{self._source.naming(missing)}."
+        )
+
+    def _unfit(self, error: UnfitShard) -> LightningLanceError:
+        """Say of what is no matter of one shard that it is to be mended where it was asked for."""
+        return SourceError(f"{error}; set source.columns.") if error.of_text else ConfigError(f"{error}.")
+
+    def _present(self, shard: int) -> list[str]:
+        """Give the names of the columns of a shard, none if it has no rows to tell them.
+
+        Raises:
+            UnfitShard: If one cannot be read as it is to be.
+        """
+        text = self._source.columns["text"]
         if self._lines:
-            return self._lines_shard(shard).columns(wanted)
+            return self._lines_shard(shard).columns(self._column_names(), text)
         with self._parquet_shard(shard) as file:
-            return file.columns
+            if not file.num_rows:
+                return []
+            columns = [name for name in self._column_names() if name != text or steps_to(file.schema, text) is not None]
+            self._check_types(file.schema, columns, file.name)
+            found = [name for name in self._column_names() if steps_to(file.schema, name) is not None]
+            return list(dict.fromkeys([*names_in(file.schema), *found]))
 
     def _begin(self) -> None:
         """Begin to stream, by `datasets`; reads the beginning of the first file for its columns."""
@@ -185,8 +235,11 @@ class OpenedDataset:
             found: set[str] = set()
             with closing(self._tables(0, 0, {}, [column], filtered=False)) as tables:
                 for _, table in tables:
-                    values = table.column(column)
-                    languages = language_of_path(values, source.extensions) if source.extensions is not None else values
+                    values = column_at(table, column)
+                    if values is None:
+                        continue
+                    words = in_words(values)[0]
+                    languages = language_of_path(words, source.extensions) if source.extensions is not None else words
                     found.update(str(value) for value in pc.unique(languages).to_pylist())
             return found
 
@@ -201,11 +254,12 @@ class OpenedDataset:
         filters = source.filters() if filtered else None
         if self._parquet:
             with self._parquet_shard(shard) as file, closing(file.tables(columns, filters, row, starts)) as tables:
+                if file.num_rows:
+                    self._check_schema(file.schema, columns, file.name)
                 yield from tables
             return
         if self._lines:
-            spelled = source.filters(spelled=True) if filtered else None
-            lines = self._lines_shard(shard).tables(columns, source.columns["text"], spelled, row, starts)
+            lines = self._lines_shard(shard).tables(columns, source.columns["text"], filters, row, starts)
             with closing(lines), suppress(NotLines):
                 yield from lines
                 return
@@ -213,12 +267,73 @@ class OpenedDataset:
             self._begin()
         # One data file is one shard of the streamed dataset, in the same order.
         rows = self._dataset.shard(num_shards=len(self._files), index=self._order[shard])
-        first = 0
+        first, name = 0, f"shard {self.shards[shard]!r}"
         with closing(rows.iter(batch_size=_FETCH_ROWS)) as batches:
-            for table in batches:
-                passed = table if filters is None else table.filter(filters)
+            for batch in batches:
+                table = simple_table(batch)
+                if first == 0:
+                    self._check_whole(shard, table.schema, columns, name)
+                passed = table if filters is None else filters.passing(table, name)
                 yield first, passed
                 first += len(passed)
+
+    def _check_schema(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
+        """Refuse a shard of which a column cannot be read as it is to be; say what it does not have, which is null there."""
+        self._check_types(schema, columns, name)
+        missing = [column for column in columns if steps_to(schema, column) is None]
+        if missing and name not in self._warned:
+            self._warned.add(name)
+            hints = "".join(meant(column, names_in(schema)) for column in missing)
+            _log.warning(
+                "The %s of source %r has no column %s, which is null there: %sthere are %s.",
+                name,
+                self._source.name,
+                ", ".join(map(repr, missing)),
+                hints,
+                listed(schema, missing),
+            )
+
+    def _check_types(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
+        check_unique(schema, columns, name)
+        text, filters = self._source.columns["text"], self._source.filters()
+        if text in columns:
+            check_text(schema, text, name)
+        if filters is not None:
+            filters.check(schema, name)
+
+    def _check_whole(self, shard: int, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
+        """Check what `datasets` reads: what all shards lack is no matter of this one."""
+        if self._lines:  # the others were looked at
+            self._check_schema(schema, columns, name)
+            return
+        missing = {column for column in columns if steps_to(schema, column) is None}
+        if missing:
+            others = self._other_schemas(shard)
+            missing = {column for column in missing if all(steps_to(other, column) is None for other in others)}
+        if missing:
+            raise self._no_column(missing, names_in(schema))
+        try:
+            self._check_schema(schema, columns, name)
+        except UnfitShard as error:
+            if any(self._fits(other, columns) for other in self._other_schemas(shard)):
+                raise
+            raise self._unfit(error) from error
+
+    def _other_schemas(self, shard: int) -> list[pa.Schema]:
+        """Read the columns of some other shards by `datasets`."""
+        found = []
+        for other in [place for place in range(len(self._files)) if place != shard][:_LOOKED_AT]:
+            rows = self._dataset.shard(num_shards=len(self._files), index=self._order[other])
+            with closing(rows.iter(batch_size=1)) as batches:
+                found += [simple_table(batch).schema for batch in islice(batches, 1)]
+        return found
+
+    def _fits(self, schema: pa.Schema, columns: Sequence[str]) -> bool:
+        try:
+            self._check_types(schema, columns, "")
+        except UnfitShard:
+            return False
+        return True
 
     def read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
         source, name, tries, doubted = self._source, self.shards[shard], 0, -1
@@ -230,6 +345,14 @@ class OpenedDataset:
                         row, tries = (int(batch.column("row")[-1].as_py()) + 1 if end is None else end), 0
                         yield batch
                 return
+            except UnfitShard as error:
+                if source.on_bad_shard != "skip":
+                    raise SourceError(
+                        f"{error}; what is committed stays: mend the shard, or leave it out by source.on_bad_shard=skip, and "
+                        "run again."
+                    ) from error
+                self._leave_out(shard, row, error)
+                return
             except LightningLanceError:
                 raise
             except Exception as error:  # of the format, the network, the file system
@@ -239,14 +362,7 @@ class OpenedDataset:
                 elif is_bad_data(error) and doubted != row:
                     doubted = row  # it may have been garbled on its way: it is read again before that is believed
                 elif is_bad_data(error) and source.on_bad_shard == "skip":
-                    self.trouble.bad_shards[shard] = {"shard": name, "row": row, "error": _brief(error)}
-                    _log.warning(
-                        "Shard %r of source %r is no good from row %d on, and is left out from there: %s",
-                        name,
-                        source.name,
-                        row,
-                        _brief(error),
-                    )
+                    self._leave_out(shard, row, error)
                     return
                 else:
                     skip = ", or leave out the rest of it by source.on_bad_shard=skip" if is_bad_data(error) else ""
@@ -254,6 +370,17 @@ class OpenedDataset:
                         f"Shard {name!r} of source {source.name!r} cannot be read: {_brief(error)}; what is committed stays, "
                         f"mend the shard{skip}, and run again."
                     ) from shown_cause(error)
+
+    def _leave_out(self, shard: int, row: int, error: Exception) -> None:
+        name = self.shards[shard]
+        self.trouble.bad_shards[shard] = {"shard": name, "row": row, "error": _brief(error)}
+        _log.warning(
+            "Shard %r of source %r is no good from row %d on, and is left out from there: %s",
+            name,
+            self._source.name,
+            row,
+            _brief(error),
+        )
 
     def _read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
         if self._starts[0] != shard:
@@ -278,21 +405,24 @@ class OpenedDataset:
                     rows, size = rows + fresh, size + pending[-1].nbytes
                 # Few rows at a time where texts are long, a thousand where they are short.
                 if rows >= BATCH_ROWS or size >= _ENOUGH_BYTES:
-                    yield from self._document_batches(pa.concat_tables(pending), after - rows, file)
+                    yield from self._document_batches(_joined(pending), after - rows, file)
                     pending, rows, size = [], 0, 0
         if pending:
-            yield from self._document_batches(pa.concat_tables(pending), after - rows, file)
+            yield from self._document_batches(_joined(pending), after - rows, file)
         if failed is not None:
             raise failed
 
     def _document_batches(self, table: pa.Table, first_row: int, file: str) -> list[pa.Table]:
         source = self._source
-        where = f"Source {source.name!r}"
-        columns = select_columns(table, source.columns, where)
+        words = dict(source.columns)
+        if source.language_column:
+            words["language"] = source.language_column
+        columns = select_columns(table, words, f"shard {file!r}")
         if NOT_JSON in table.column_names and pc.any(table.column(NOT_JSON)).as_py():
             columns["not_json"] = one_array(table.column(NOT_JSON))
         if source.language_column:
-            languages = select_columns(table, {"language": source.language_column}, where)["language"]
+            languages = columns.pop("language")
+            _check_lengths(languages, source.language_column, file)
         elif source.extensions is not None:
             languages = language_of_path(columns["path"], source.extensions)
         else:
@@ -301,6 +431,22 @@ class OpenedDataset:
         languages = pc.fill_null(languages, "")
         batch = document_batch(columns, languages, first_row, source.wanted, source.text_filter)
         return bounded(batch, 2 * BATCH_BYTES)
+
+
+def _check_lengths(languages: pa.Array, column: str, file: str) -> None:
+    """Refuse what cannot be a language, since each block of a stream names its own."""
+    longest = pc.max(pc.binary_length(languages)).as_py() or 0
+    if longest > _LONGEST_LANGUAGE:
+        raise SourceError(
+            f"Column {column!r} of shard {file!r} holds a language of {longest:,} bytes, expected {_LONGEST_LANGUAGE:,} at "
+            "most: set source.language_column to the column of the language, or name the languages to keep by languages=[...]."
+        )
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Put tables together; some may have a column that tells what was replaced in them."""
+    alike = all(table.schema.equals(tables[0].schema) for table in tables)
+    return pa.concat_tables(tables, promote_options="none" if alike else "default")
 
 
 def _are_lines(config: Any, files: Sequence[str]) -> bool:

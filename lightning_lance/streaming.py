@@ -6,23 +6,19 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import reduce
-from operator import and_
 from pathlib import Path
 from typing import Any
-
-import pyarrow.compute as pc
 
 from lightning_lance.access import HUB_FILE
 from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, check_words
 from lightning_lance.errors import ConfigError, described
-from lightning_lance.json_rows import spellings
-from lightning_lance.languages import check_extensions, check_languages, path_filter
+from lightning_lance.languages import check_extensions, check_languages, path_tails
 from lightning_lance.own_split import WithValidation
 from lightning_lance.patience import Patience
 from lightning_lance.redaction import hidden_values, public_url, redacted, remember_options, remember_url
+from lightning_lance.row_filter import Condition, EndsWith, OneOf, RowFilter, SpelledAs, checked_where, told
 from lightning_lance.sources import OpenedSource
 
 _ON_BAD_SHARD = ("error", "skip")
@@ -101,6 +97,7 @@ class DatasetSource:
                 f"source.on_bad_shard is {described(self.on_bad_shard)}: expected {' or '.join(_ON_BAD_SHARD)}."
             )
         self.patience()  # checks its numbers
+        object.__setattr__(self, "where", checked_where(self.where))
         if self.extensions is not None:
             if "path" not in self.columns:
                 raise ConfigError(
@@ -227,17 +224,14 @@ class DatasetSource:
             options["config_kwargs"] = {**times, **options.get("config_kwargs", {})}
         return options
 
-    def filters(self, spelled: bool = False) -> pc.Expression | None:
-        """Give the row filter that the reader applies, None for none; `spelled` where it gives all columns as strings."""
-        terms = [
-            pc.field(column).isin(spellings(values) if spelled else list(values))
-            for column, values in sorted(self.where.items())
-        ]
+    def filters(self) -> RowFilter | None:
+        """Give the row filter that the reader applies, None for none."""
+        conditions: list[Condition] = [OneOf(column, tuple(values)) for column, values in sorted(self.where.items())]
         if self.languages and self.language_column:
-            terms.append(pc.field(self.language_column).isin(list(self.wanted)))
+            conditions.append(SpelledAs(self.language_column, tuple(self.wanted)))
         elif self.languages and self.extensions is not None:
-            terms.append(path_filter(self.columns["path"], self.wanted, self.extensions))
-        return reduce(and_, terms) if terms else None
+            conditions.append(EndsWith(self.columns["path"], tuple(path_tails(self.wanted, self.extensions))))
+        return RowFilter(tuple(conditions)) if conditions else None
 
     def identity(self) -> dict[str, Any]:
         if self.has_validation:
@@ -257,7 +251,9 @@ class DatasetSource:
             "languages": self.wanted,
             "language_column": self.language_column,
             "extensions": extensions and {name: sorted({*tails}) for name, tails in extensions.items()},
-            "where": {column: sorted({json.dumps(value) for value in values}) for column, values in self.where.items()},
+            "where": {
+                column: sorted({json.dumps(told(value)) for value in values}) for column, values in self.where.items()
+            },
             "text_filter": self.text_filter.identity(),
             "shard_seed": self.shard_seed,
             "dedup": self.dedup,

@@ -15,17 +15,16 @@ def test_columns_get_our_names_and_types():
     assert picked["stars"].to_pylist() == ["3"]
 
 
-def test_a_missing_column_is_told_with_those_there_are():
+def test_a_missing_text_is_told_with_what_there_is_and_what_else_is_missing_is_null():
     with pytest.raises(
         SourceError, match=r"It has no column 'text', which source\.columns gives for 'text': there are content"
     ):
-        select_columns(pa.table({"content": ["a"]}), {"text": "text"}, "It")
-    with pytest.raises(
-        SourceError, match=r"no column 'lang', which source\.language_column names: there are content\."
-    ):
-        select_columns(pa.table({"content": ["a"]}), {"language": "lang"}, "It")
+        select_columns(pa.table({"content": ["a"]}), {"text": "text"}, "it")
+    with pytest.raises(SourceError, match=r"gives for 'text': did you mean 'Text'\? there are Text, stars"):
+        select_columns(pa.table({"Text": ["a"], "stars": [1]}), {"text": "text"}, "it")
     with pytest.raises(SourceError, match="it holds int64, expected strings"):
-        select_columns(pa.table({"text": [1]}), {"text": "text"}, "It")
+        select_columns(pa.table({"text": [1]}), {"text": "text"}, "it")
+    assert select_columns(pa.table({"content": ["a"]}), {"language": "lang"}, "it")["language"].to_pylist() == [None]
 
 
 def test_rows_keep_their_place_when_others_are_left_out():

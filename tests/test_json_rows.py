@@ -3,7 +3,9 @@ from typing import Any
 
 import pytest
 
-from lightning_lance.json_rows import NOT_JSON, LineParser, parsed, rows_of, spellings, whole_objects
+from lightning_lance.columns import REPLACED
+from lightning_lance.json_rows import NOT_JSON, LineParser, parsed, rows_of, whole_objects
+from lightning_lance.row_filter import spellings_of
 
 # What the other column of a line holds, and how it is spelled.
 VALUES: list[tuple[str, str | None]] = [
@@ -23,7 +25,9 @@ def test_a_value_is_spelled_the_same_whatever_is_beside_it(neighbours: tuple[str
             block = "".join(f'{{"text": "t", "x": {one}}}\n' for one in pair).encode()
             table = LineParser(["text", "x"], "text").table(block, whole_objects(block))
             assert table.column("x").to_pylist() == [{**dict(VALUES)}[one] for one in pair]
-            assert table.column_names == ["text", "x", NOT_JSON]
+            odd = [one == '"\\ud800"' for one in pair]
+            assert table.column_names == ["text", "x", NOT_JSON, *([REPLACED] if any(odd) else [])]
+            assert not any(odd) or table.column(REPLACED).to_pylist() == odd
             assert (table.column("text")[0].as_py(), expected) == (b"t", {**dict(VALUES)}[value])
 
 
@@ -54,6 +58,9 @@ def test_only_objects_are_parsed():
 
 
 def test_numbers_are_looked_for_as_they_may_be_spelled():
-    values: list[Any] = ["mit", 1, 2.0, 2.5, True, None]
-    assert spellings(values).to_pylist() == ["mit", "1", "2.0", "2.5", "true", None, "1.0", "2"]
-    assert spellings([json.loads("1e400")]).to_pylist() == ["inf"]
+    values: list[Any] = ["mit", 1, 2.0, 2.5, True, None, 0, json.loads("1e400")]
+    expected = [["mit"], ["1", "1.0"], ["2.0", "2"], ["2.5"], ["true"], [], ["0", "0.0", "-0.0"], ["inf"]]
+    assert [spellings_of(value) for value in values] == expected
+    # A fraction holds no such number, or none so large.
+    assert spellings_of(2**53 + 1) == [str(2**53 + 1)]
+    assert spellings_of(10**400) == [str(10**400)]

@@ -11,8 +11,9 @@ from lightning_lance.languages import (
     folder_language,
     language_of_path,
     nearest,
-    path_filter,
+    path_tails,
 )
+from lightning_lance.row_filter import EndsWith, RowFilter
 
 PATHS = {
     "a/b.py": "Python",
@@ -42,7 +43,8 @@ def test_no_two_languages_share_an_extension():
 @given(st.lists(st.sampled_from(sorted(CODE_EXTENSIONS)), min_size=1, max_size=4, unique=True))
 def test_the_pushed_down_filter_keeps_every_path_of_the_languages(languages: list[str]):
     table = pa.table({"at": [f"dir/name{tail}" for tails in CODE_EXTENSIONS.values() for tail in tails] + [*PATHS]})
-    kept = set(table.filter(path_filter("at", languages, CODE_EXTENSIONS)).column("at").to_pylist())
+    ends = EndsWith("at", tuple(path_tails(languages, CODE_EXTENSIONS)))
+    kept = set(RowFilter((ends,)).passing(table, "it").column("at").to_pylist())
     exact = language_of_path(table.column("at"), CODE_EXTENSIONS).to_pylist()
     wanted = {
         path for path, language in zip(table.column("at").to_pylist(), exact, strict=True) if language in languages

@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "lightning_lance"
 # The way of the data. A module imports only from those before it.
 ORDER = [
     "escaping", "redaction", "errors", "places", "arguments", "checked",
-    "figures", "memory", "languages", "documents", "dedup", "request_logs", "patience", "parquet", "json_rows", "json_lines",
-    "sources",
+    "figures", "memory", "languages", "columns", "row_filter", "documents", "dedup", "request_logs", "patience", "parquet",
+    "json_rows", "json_lines", "sources",
     "own_split", "access", "shards", "streaming",
     "unfinished", "locking", "newer", "fast_engine", "tokenizer_checks", "tokenization", "tokenizer_choice", "long_texts",
     "inspection", "splits", "packing", "segments", "schema", "layout", "own_files", "fragments", "others", "sums", "commit",
