@@ -71,7 +71,9 @@ class Build:
         self._source, self._plan, self._budget, self._storage_options = source, plan, budget, storage_options
         self._opened: OpenedSource = source.open(commit.pin if commit else None)
         shards = xxhash.xxh3_64_hexdigest("\0".join(self._opened.shards).encode())
-        if commit is not None and commit.shards != shards:
+        # Where the fingerprint is of the content of all files, they may have moved.
+        moved = getattr(self._opened, "identified_by_content", False)
+        if commit is not None and commit.shards != shards and not moved:
             raise SourceError(
                 f"The files of source {source.name!r} are not those that the store {plan.uri!r} was begun with: bring them "
                 "back, or remove the store to build it anew."
@@ -112,6 +114,8 @@ class Build:
             CommitConflict: If another process has committed meanwhile, or has taken over.
             SourceError: If the source cannot be read, or has no documents.
         """
+        for level, remark in self._opened.trouble.remarks:
+            _log.log(level, "%s", remark)
         # Before anything is written here; not in `__init__`, after which a store may be replaced.
         self._take_over()
         if (file := self._plan.tokenizer_file) is not None:

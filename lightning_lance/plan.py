@@ -15,6 +15,7 @@ import xxhash
 from lightning_lance.commit import FORMAT_VERSION, Commit, last_commit
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.figures import counted
+from lightning_lance.local_paths import data_folder
 from lightning_lance.locking import lock_file
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.sources import Source
@@ -129,14 +130,9 @@ def make_plan(
     """
     check_val_fraction(val_fraction)
     long = LongDocuments(max_document_bytes, long_documents)
-    if not isinstance(data_dir, (str, Path)):
-        raise ConfigError(f"data_dir is {data_dir!r}: expected the path of a folder, such as data.")
+    data_dir = data_folder(data_dir)
     if not isinstance(uri, (str, type(None))):
         raise ConfigError(f"uri is {uri!r}: expected the place of a store, such as data/mine.lance, or null.")
-    if "://" in str(data_dir):
-        raise ConfigError(
-            f"data_dir is {str(data_dir)!r}: expected a local folder; give a store in a bucket by its uri."
-        )
     loaded = tokenizer.load(source, Path(data_dir) / "tokenizers")
     own = source.has_validation
     recipe = {

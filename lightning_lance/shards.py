@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,6 +17,8 @@ from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.json_lines import ENDINGS, LinesShard, NotLines
 from lightning_lance.json_rows import NOT_JSON
 from lightning_lance.languages import folder_language, language_of_path
+from lightning_lance.local_paths import is_local, readable
+from lightning_lance.local_shards import local_shards, read_here, real_once
 from lightning_lance.parquet import ParquetShard
 from lightning_lance.patience import is_bad_data, is_transient
 from lightning_lance.sources import BATCH_BYTES, BATCH_ROWS, Trouble, shard_order
@@ -31,9 +34,45 @@ _FETCH_ROWS = 100
 _ENOUGH_BYTES = BATCH_BYTES // 2
 
 
-def listing(source: DatasetSource, pin: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """Make the builder of a source, and list the files of its split; reads none of them."""
-    builder = open_builder(source, pin)
+@dataclass
+class Listing:
+    """The files of a source.
+
+    Attributes:
+        files: Local paths and URLs, in the order of the patterns and of their names.
+        languages: The language of each, by the place of `{language}`; empty where no pattern has it.
+        builder: The `datasets` builder that finds and may read them; None where neither is needed.
+        places: The place of each among the files of the builder.
+        real: Path of each local file to the path without links.
+        remarks: What the log has to say, each with its level.
+    """
+
+    files: list[str]
+    languages: list[str]
+    builder: Any
+    places: list[int]
+    real: dict[str, str]
+    remarks: list[tuple[int, str]]
+
+
+def listing(source: DatasetSource, pin: Mapping[str, Any], counting: bool = False) -> Listing:
+    """List the files of a source; reads none of them.
+
+    Args:
+        source: The source.
+        pin: `OpenedSource.pin` of the first build, else empty.
+        counting: Whether to count, for the remarks, what is left out.
+
+    Raises:
+        ConfigError: If the source cannot be.
+        SourceError: If there is no access.
+    """
+    local = local_shards(source, counting)
+    if read_here(source, local.files):
+        files = [file for paths in local.files.values() for file in paths]
+        languages = [local.languages[file] for file in files] if source.templates else []
+        return Listing(files, languages, None, list(range(len(files))), local.real, local.remarks)
+    builder = open_builder(source, pin, local.files)
     splits = builder.config.data_files or {}
     if source.split not in splits:
         raise ConfigError(
@@ -44,7 +83,17 @@ def listing(source: DatasetSource, pin: Mapping[str, Any]) -> tuple[Any, list[st
         raise ConfigError(
             f"Source {source.name!r} finds {twice[0]!r} by several of source.data_files: let one of them find it."
         )
-    return builder, files
+    if not source.data_files and not source.on_hub:
+        return _of_folder(source, builder, files)
+    templates = source.templates
+    languages = [local.languages.get(file) or folder_language(file, templates) for file in files] if templates else []
+    return Listing(files, languages, builder, list(range(len(files))), local.real, local.remarks)
+
+
+def _of_folder(source: DatasetSource, builder: Any, files: Sequence[str]) -> Listing:
+    """List the files that `datasets` finds in a local folder, each real one once."""
+    places, real, remarks = real_once(source, files)
+    return Listing([files[place] for place in places], [], builder, places, real, remarks)
 
 
 class OpenedDataset:
@@ -63,15 +112,19 @@ class OpenedDataset:
 
     def __init__(self, source: DatasetSource, pin: Mapping[str, Any]) -> None:
         self._source, self._patience = source, source.patience()
-        self._builder, self._files = self._patience.call("listing the files", lambda: listing(source, pin))
+        self._listing: Listing = self._patience.call("listing the files", lambda: listing(source, pin, counting=True))
+        self._builder, self._files = self._listing.builder, self._listing.files
         self._order = shard_order(len(self._files), source.shard_seed)
-        self.trouble = Trouble(self._patience.incidents)
+        self.trouble = Trouble(self._patience.incidents, remarks=self._listing.remarks)
         # Of the row groups (in JSON Lines, the places) of the shard that is being read, how many rows pass before each.
         self._starts: tuple[int, dict[int, int]] = (-1, {})
         # Parquet is read here: only the columns and row groups that are needed. So are JSON Lines, of which each line stands
         # for itself. The other formats are read by `datasets`.
-        self._parquet = hasattr(self._builder.config, "fragment_scan_options")
-        self._lines = _are_lines(self._builder.config, self._files)
+        if self._builder is None:
+            self._parquet, self._lines = source.path == "parquet", source.path == "json"
+        else:
+            self._parquet = hasattr(self._builder.config, "fragment_scan_options")
+            self._lines = _are_lines(self._builder.config, self._files)
         self._dataset: Any = None
         own = self._parquet or self._lines
         self._patience.call(f"opening {self.shards[0]}", self._check_columns if own else self._begin)
@@ -92,7 +145,8 @@ class OpenedDataset:
                 present = []
             if not present:
                 continue
-            if missing := {*wanted} - {*present} - {*(self._builder.info.features or ())}:
+            known = () if self._builder is None else self._builder.info.features or ()
+            if missing := {*wanted} - {*present} - {*known}:
                 raise ConfigError(
                     f"Source {self._source.name!r} has no column {', '.join(sorted(map(repr, missing)))}: there are "
                     f"{', '.join(present)}; set {self._source.naming(missing)}."
@@ -108,19 +162,21 @@ class OpenedDataset:
 
     def _begin(self) -> None:
         """Begin to stream, by `datasets`; reads the beginning of the first file for its columns."""
-        source, builder = self._source, self._builder
+        source = self._source
+        if self._builder is None:
+            self._builder = open_builder(source, {})
         try:
-            self._dataset = builder.as_streaming_dataset(split=source.split).with_format("arrow")
+            self._dataset = self._builder.as_streaming_dataset(split=source.split).with_format("arrow")
         except Exception as error:  # there are a dozen classes, from four libraries
             if isinstance(error, LightningLanceError) or is_transient(error):
                 raise
             raise explain(error, source) from error
 
     def _parquet_shard(self, shard: int) -> ParquetShard:
-        return ParquetShard(self.shards[shard], self._source.file_system)
+        return ParquetShard(self._files[self._order[shard]], self._source.file_system)
 
     def _lines_shard(self, shard: int) -> LinesShard:
-        return LinesShard(self.shards[shard], self._source.file_system)
+        return LinesShard(self._files[self._order[shard]], self._source.file_system)
 
     def _column_names(self) -> list[str]:
         source = self._source
@@ -129,7 +185,17 @@ class OpenedDataset:
 
     @property
     def shards(self) -> Sequence[str]:
-        return [self._files[i] for i in self._order]
+        return [readable(self._files[i]) for i in self._order]
+
+    @property
+    def real(self) -> Mapping[str, str]:
+        """Path of each local file to the path without links."""
+        return self._listing.real
+
+    @property
+    def identified_by_content(self) -> bool:
+        """Whether the fingerprint is of the content of all files, so that it does not matter where they are."""
+        return all(map(is_local, self._files))
 
     @property
     def pin(self) -> dict[str, Any]:
@@ -148,7 +214,7 @@ class OpenedDataset:
     def present_languages(self) -> list[str]:
         source = self._source
         if source.templates:
-            return sorted({folder_language(file, source.templates) for file in self._files})
+            return sorted({*self._listing.languages})
         column = source.language_column or source.columns["path"]
 
         def find() -> set[str]:
@@ -181,7 +247,8 @@ class OpenedDataset:
         if self._dataset is None:
             self._begin()
         # One data file is one shard of the streamed dataset, in the same order.
-        rows = self._dataset.shard(num_shards=len(self._files), index=self._order[shard])
+        num_shards = len(self._builder.config.data_files[source.split])
+        rows = self._dataset.shard(num_shards=num_shards, index=self._listing.places[self._order[shard]])
         first = 0
         with closing(rows.iter(batch_size=_FETCH_ROWS)) as batches:
             for table in batches:
@@ -227,7 +294,6 @@ class OpenedDataset:
     def _read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
         if self._starts[0] != shard:
             self._starts = (shard, {})
-        file = self.shards[shard]
         tables = self._tables(shard, row, self._starts[1], self._column_names(), filtered=True)
         pending: list[pa.Table] = []
         rows = size = after = 0
@@ -247,14 +313,14 @@ class OpenedDataset:
                     rows, size = rows + fresh, size + pending[-1].nbytes
                 # Few rows at a time where texts are long, a thousand where they are short.
                 if rows >= BATCH_ROWS or size >= _ENOUGH_BYTES:
-                    yield from self._document_batches(pa.concat_tables(pending), after - rows, file)
+                    yield from self._document_batches(pa.concat_tables(pending), after - rows, shard)
                     pending, rows, size = [], 0, 0
         if pending:
-            yield from self._document_batches(pa.concat_tables(pending), after - rows, file)
+            yield from self._document_batches(pa.concat_tables(pending), after - rows, shard)
         if failed is not None:
             raise failed
 
-    def _document_batches(self, table: pa.Table, first_row: int, file: str) -> list[pa.Table]:
+    def _document_batches(self, table: pa.Table, first_row: int, shard: int) -> list[pa.Table]:
         source = self._source
         where = f"Source {source.name!r}"
         columns = select_columns(table, source.columns, where)
@@ -265,7 +331,7 @@ class OpenedDataset:
         elif source.extensions is not None:
             languages = language_of_path(columns["path"], source.extensions)
         else:
-            language = folder_language(file, source.templates) if source.templates else ""
+            language = self._listing.languages[self._order[shard]] if source.templates else ""
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
         batch = document_batch(columns, languages, first_row, source.wanted, source.text_filter)
@@ -276,7 +342,7 @@ def _are_lines(config: Any, files: Sequence[str]) -> bool:
     """Tell whether files are JSON Lines by their names and the options of their builder."""
     options = [getattr(config, name, "none") for name in ("field", "encoding_errors", "features")]
     plain = options == [None] * 3 and config.encoding.lower() in ("utf-8", "utf8")
-    return plain and all(file.endswith(ENDINGS) and "::" not in file for file in files)
+    return plain and all(file.endswith(ENDINGS) and (is_local(file) or "::" not in file) for file in files)
 
 
 def _brief(error: Exception) -> str:
