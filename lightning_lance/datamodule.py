@@ -15,6 +15,7 @@ from lightning_lance.errors import StoreError
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.integrity import require_whole
 from lightning_lance.loader import WindowLoader
+from lightning_lance.local_paths import is_local
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.options import BatchFormat, Extend, OnDataChange, Remainder, check_options
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
@@ -137,7 +138,7 @@ class LanceDataModule(LightningDataModule):
         self._fim, self.verify = dict(fim or {}), verify
         self.storage_options = dict(storage_options or {})
         # On local disks each node builds, or finds what a node that shares the disk has built; a bucket is everybody's.
-        self.prepare_data_per_node = "://" not in str(uri or data_dir)
+        self.prepare_data_per_node = is_local(str(uri or data_dir))
         self._stores: dict[str, TokenStore] = {}
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None

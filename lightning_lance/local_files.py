@@ -31,6 +31,7 @@ IGNORED = "called as what describes a dataset"
 OTHER_FORMAT = "of another format by name"
 BROKEN = "a link that leads nowhere"
 SPECIAL = "no regular file"
+FOLDER = "a folder with the name of a file (named without wildcards, a folder means the files in it)"
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class LocalFile:
     tail: str
 
     @property
-    def rank(self) -> tuple[bool, str]:
-        """Of several names of a file, that of the lowest rank is taken."""
-        return (self.linked, self.key)
+    def rank(self) -> tuple[bool, bool, str]:
+        """Of several names of a file, that of the lowest rank is taken: without links, and plainly spelled."""
+        return (self.linked, self.key != self.name, self.key)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ class Account:
         if left_out:
             listed = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
             total = counted(sum(left_out.values()), "file that matches", "files that match")
-            told.append((logging.INFO, f"Source {source!r} leaves out {total}: {listed}."))
+            level = logging.WARNING if FOLDER in left_out else logging.INFO
+            told.append((level, f"Source {source!r} leaves out {total}: {listed}."))
         twice = {real: names for real, names in self.names.items() if real in read}
         if twice:
             further = sum(len(names) - 1 for names in twice.values())
@@ -402,8 +404,12 @@ class _Walk:
                     yield from self._judged(folder, part, part.text, os.path.islink(place), endings)
                 continue
             for entry in self._entries(folder):
-                if part.matches(entry.name) and not _is_folder(entry):
+                if not part.matches(entry.name):
+                    continue
+                if not _is_folder(entry):
                     yield from self._judged(folder, part, entry.name, entry.is_symlink(), endings)
+                elif part is not _ANY and self._rules.endings and entry.name.endswith(self._rules.endings):
+                    self._account.left_out[os.path.join(folder.real, entry.name)] = FOLDER
 
     def _judged(
         self, folder: _Folder, part: _Part, name: str, is_link: bool, endings: tuple[str, ...] | None

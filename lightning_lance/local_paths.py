@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import unicodedata
@@ -12,6 +13,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from lightning_lance.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 _LOCAL_URLS = ("file://", "local://")
 _VARIABLE = re.compile(r"\$\{?(\w+)")
@@ -96,6 +99,13 @@ def data_folder(data_dir: object) -> str:
     if not is_local(given):
         raise ConfigError(f"data_dir is {given!r}: expected a local folder; give a store in a bucket by its uri.")
     folder = local_path(given)
+    if folder != given and os.path.isdir(given):
+        _log.warning(
+            "data_dir is %r, which is %r; there is also a folder that is called %r, which is not it.",
+            given,
+            folder,
+            given,
+        )
     if not os.path.lexists(folder):
         if folder.startswith("~"):
             raise ConfigError(f"data_dir is {given!r}: there is no such home folder; write the whole path.")
@@ -147,11 +157,11 @@ def _hint_of_part(part: str, folder: str) -> str:
     except OSError:
         return ""
     near = _nearest(part, names)
-    return f"did you mean {near!r}?" if near else ""
+    return f"the nearest name that is there is {near!r}" if near else ""
 
 
 def _nearest(name: str, names: Sequence[str]) -> str | None:
     """Find the name that was probably meant: the same in another Unicode form or in other letters, or nearly the same."""
     folded = {unicodedata.normalize("NFC", each).casefold(): each for each in names}
-    near = get_close_matches(unicodedata.normalize("NFC", name).casefold(), folded, n=1, cutoff=0.75)
+    near = get_close_matches(unicodedata.normalize("NFC", name).casefold(), folded, n=1, cutoff=0.6)
     return folded[near[0]] if near else None

@@ -92,8 +92,8 @@ def check_format(path: str, files: Sequence[str]) -> None:
 def read_here(source: DatasetSource, files: Mapping[str, Sequence[str]]) -> bool:
     """Tell whether all of a source's files are local ones whose format this package reads without `datasets`."""
     if source.path == "json":
-        return _all_local(source) and all(file.endswith(ENDINGS) for paths in files.values() for file in paths)
-    return source.path == "parquet" and _all_local(source)
+        return all_local(source) and all(file.endswith(ENDINGS) for paths in files.values() for file in paths)
+    return source.path == "parquet" and all_local(source)
 
 
 def real_once(source: DatasetSource, files: Sequence[str]) -> tuple[list[int], dict[str, str], list[tuple[int, str]]]:
@@ -126,7 +126,8 @@ def real_once(source: DatasetSource, files: Sequence[str]) -> tuple[list[int], d
     return places, {files[place]: real for real, place in best.items()}, remarks
 
 
-def _all_local(source: DatasetSource) -> bool:
+def all_local(source: DatasetSource) -> bool:
+    """Tell whether all of `data_files` are local."""
     return bool(source.data_files) and all(is_local(str(pattern)) for pattern in source.data_files)
 
 
@@ -184,7 +185,11 @@ def _no_match(source: DatasetSource, template: str | None, pattern: str) -> Conf
     reason = search.account.reason() or hint(pattern, here)
     if Path(local_path(pattern)).is_dir():
         given = ", ".join(f"*{ending}" for ending in _ENDINGS.get(source.path, ())[:3])
-        reason = f"of a folder, files that are called {given} are read" if given else "of a folder, give a pattern"
+        reason = (
+            f"of a folder, files called {given} are read"
+            if given
+            else f"of a folder, give a pattern such as {pattern}/*"
+        )
     reason = f"{reason}; " if reason else ""
     return ConfigError(f"No file matches {pattern!r} in {here!r}: {reason}check source.data_files.")
 

@@ -18,7 +18,7 @@ from lightning_lance.json_lines import ENDINGS, LinesShard, NotLines
 from lightning_lance.json_rows import NOT_JSON
 from lightning_lance.languages import folder_language, language_of_path
 from lightning_lance.local_paths import is_local, readable
-from lightning_lance.local_shards import local_shards, read_here, real_once
+from lightning_lance.local_shards import all_local, local_shards, read_here, real_once
 from lightning_lance.parquet import ParquetShard
 from lightning_lance.patience import is_bad_data, is_transient
 from lightning_lance.sources import BATCH_BYTES, BATCH_ROWS, Trouble, shard_order
@@ -55,20 +55,20 @@ class Listing:
     remarks: list[tuple[int, str]]
 
 
-def listing(source: DatasetSource, pin: Mapping[str, Any], counting: bool = False) -> Listing:
+def listing(source: DatasetSource, pin: Mapping[str, Any], reading: bool = False) -> Listing:
     """List the files of a source; reads none of them.
 
     Args:
         source: The source.
         pin: `OpenedSource.pin` of the first build, else empty.
-        counting: Whether to count, for the remarks, what is left out.
+        reading: Whether they will be read. Otherwise local files need no builder, and what is left out is not counted.
 
     Raises:
         ConfigError: If the source cannot be.
         SourceError: If there is no access.
     """
-    local = local_shards(source, counting)
-    if read_here(source, local.files):
+    local = local_shards(source, counting=reading)
+    if read_here(source, local.files) or (all_local(source) and not reading):
         files = [file for paths in local.files.values() for file in paths]
         languages = [local.languages[file] for file in files] if source.templates else []
         return Listing(files, languages, None, list(range(len(files))), local.real, local.remarks)
@@ -112,7 +112,7 @@ class OpenedDataset:
 
     def __init__(self, source: DatasetSource, pin: Mapping[str, Any]) -> None:
         self._source, self._patience = source, source.patience()
-        self._listing: Listing = self._patience.call("listing the files", lambda: listing(source, pin, counting=True))
+        self._listing: Listing = self._patience.call("listing the files", lambda: listing(source, pin, reading=True))
         self._builder, self._files = self._listing.builder, self._listing.files
         self._order = shard_order(len(self._files), source.shard_seed)
         self.trouble = Trouble(self._patience.incidents, remarks=self._listing.remarks)
