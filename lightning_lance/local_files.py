@@ -186,10 +186,11 @@ class Search:
 
     def from_root(self, match: LocalFile) -> str:
         """Return the name of a file relative to the root, also where its pattern is absolute."""
-        if not match.name.startswith("/"):
+        if not match.name.startswith(("/", "../")):
             return match.name
-        root = self.real_root if inside(match.name, self.real_root) else os.path.abspath(self.root)
-        return os.path.relpath(match.name, root)
+        if inside(match.real, self.real_root) and not match.linked:
+            return os.path.relpath(match.real, self.real_root)
+        return os.path.relpath(os.path.join(self.root, match.name), self.root)
 
     def keep(self, found: dict[str, LocalFile], match: LocalFile) -> None:
         """Add a file to those that are found, by real path, under the better of its names."""

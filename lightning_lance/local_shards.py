@@ -183,7 +183,7 @@ def _no_match(source: DatasetSource, template: str | None, pattern: str) -> Conf
     search.find(pattern)
     here = search.root
     reason = search.account.reason() or hint(pattern, here)
-    if Path(local_path(pattern)).is_dir():
+    if os.path.isdir(local_path(pattern)):  # noqa: PTH112 - Path raises an error for names that are too long
         given = ", ".join(f"*{ending}" for ending in _ENDINGS.get(source.path, ())[:3])
         reason = (
             f"of a folder, files called {given} are read"
