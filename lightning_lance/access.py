@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import os.path
 import re
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +18,9 @@ from urllib.parse import unquote
 import xxhash
 
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
-from lightning_lance.json_lines import ENDINGS
 from lightning_lance.languages import check_languages
+from lightning_lance.local_paths import is_local
+from lightning_lance.local_shards import check_format, local_shards
 from lightning_lance.patience import causes, is_transient
 from lightning_lance.redaction import in_one_line, public_url, shown_cause
 from lightning_lance.sources import content_identity
@@ -30,62 +35,87 @@ HUB_FILE = re.compile(
     r"^hf://datasets/(?P<key>(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?)/(?P<rest>.+)$"
 )
 
-# Formats of `datasets`: how they are called, the option of `source` that reads them, and how the names of their files end.
-_FORMATS = {"parquet": "Parquet", "json": "JSON Lines"}
-_OPTIONS = {"parquet": "parquet", "json": "jsonl"}
-_ENDINGS = {"parquet": (".parquet",), "json": ENDINGS}
-
 # Script datasets whose files this package has a config for.
 _CONFIG_FOR = {"codeparrot/github-code": "github_code", "codeparrot/github-code-clean": "github_code_clean"}
 
 
-def open_builder(source: DatasetSource, pin: Mapping[str, Any]) -> Any:
-    """Make the `datasets` builder of a source: finds its files, and reads none.
+def open_builder(
+    source: DatasetSource, pin: Mapping[str, Any], local: Mapping[str, Sequence[str]] | None = None
+) -> Any:
+    """Make the `datasets` builder of a source: finds its files, reads none, and leaves nothing in a cache.
 
     Args:
         source: The source.
         pin: `OpenedSource.pin` of the first build, else empty.
+        local: Each local pattern to the files that it finds, if that is known.
 
     Raises:
         ConfigError: If the dataset, a file, a language folder or a script makes it impossible.
         SourceError: If access is denied, or the Hub cannot be reached.
     """
-    import datasets
-    from datasets import load_dataset_builder
-
-    # It would count this as a download of a format, by a request to a server that is not the Hub.
-    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    if local is None:
+        local = local_shards(source).files
     try:
-        if source.data_files:
-            files = {source.split: _checked_patterns(source, pin)}
-            return load_dataset_builder(source.path, data_files=files, storage_options=source.file_system or None)
-        return load_dataset_builder(source.path, source.config, revision=pin.get("revision") or source.revision)
+        import datasets
+        from datasets import load_dataset_builder
+
+        # It would count this as a download of a format, by a request to a server that is not the Hub.
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+        # It takes a lock in its cache, even for files that it only streams.
+        with _scratch_folder() as cache:
+            if source.data_files:
+                files = {source.split: _checked_patterns(source, pin, local)}
+                options = source.file_system or None
+                return load_dataset_builder(source.path, data_files=files, storage_options=options, cache_dir=cache)
+            revision = pin.get("revision") or source.revision
+            return load_dataset_builder(source.path, source.config, revision=revision, cache_dir=cache)
     except Exception as error:  # there are a dozen classes, from four libraries
         if isinstance(error, LightningLanceError) or is_transient(error):
             raise
         raise explain(error, source) from shown_cause(error)
 
 
-def _checked_patterns(source: DatasetSource, pin: Mapping[str, Any]) -> list[str]:
-    """Give the globs, at a fixed commit where they are on the Hub; `datasets` passes over those that match nothing."""
-    from huggingface_hub import HfApi
+@contextmanager
+def _scratch_folder() -> Iterator[str]:
+    """Make a folder for files that are of no use afterwards, and remove it."""
+    try:
+        folder = tempfile.mkdtemp(prefix="lightning-lance-")
+    except OSError as error:
+        raise ConfigError(
+            f"No folder for temporary files can be made ({error.strerror}), which 'datasets' needs for this source: set TMPDIR."
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
-    api = HfApi(token=source.storage_options.get("token"), endpoint=source.storage_options.get("endpoint"))
+
+def _checked_patterns(source: DatasetSource, pin: Mapping[str, Any], local: Mapping[str, Sequence[str]]) -> list[str]:
+    """Give the local files, each as a pattern that means itself, and the globs, at a fixed commit where they are on the Hub.
+
+    `datasets` passes over globs that match nothing.
+    """
     commits: dict[str, str] = {}
     for key, (repo, revision) in source.repositories().items():
+        from huggingface_hub import HfApi
+
         pinned = pin.get("revision") or pin.get("revisions", {}).get(repo)
+        api = HfApi(token=source.storage_options.get("token"), endpoint=source.storage_options.get("endpoint"))
         commits[key] = str(api.dataset_info(repo, revision=pinned or (revision and unquote(revision))).sha)
         _check_terms(api, repo)
-    patterns = source.patterns(commits)
-    for pattern in patterns:
+    patterns: list[str] = []
+    for pattern in source.patterns(commits):
+        if pattern in local:
+            patterns += map(glob.escape, local[pattern])
+            continue
         if found := _glob(pattern, source.file_system):
-            _check_format(source.path, found)
+            check_format(source.path, found)
         else:
             if source.wanted and source.templates:
                 check_languages(source.wanted, _language_folders(source, commits), f"Source {source.name!r}")
             _raise_cause(pattern, source.file_system)
-            where = "" if "://" in pattern else f" in {str(Path.cwd())!r}"
-            raise ConfigError(f"No file matches {pattern!r}{where}: check source.data_files.")
+            raise ConfigError(f"No file matches {pattern!r}: check source.data_files.")
+        patterns.append(pattern)
     return patterns
 
 
@@ -101,15 +131,6 @@ def _check_terms(api: Any, repo: str) -> None:
         # The dataset itself was there.
         if getattr(error.response, "status_code", None) not in (404, 405, 501):
             raise
-
-
-def _check_format(path: str, files: Sequence[str]) -> None:
-    """Refuse files that say by their names that they are of another format; what has no such name is tried."""
-    for other, endings in _ENDINGS.items():
-        if path in _ENDINGS and path != other and all(file.endswith(endings) for file in files):
-            raise ConfigError(
-                f"source.data_files finds {files[0]!r}, which is no {_FORMATS[path]} by its name: use source={_OPTIONS[other]}."
-            )
 
 
 @cache
@@ -131,18 +152,23 @@ def s3_session() -> Any:
 
 def files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> str:
     """Hash the files of a source: by content where they are local, else by name, size and what the bucket knows of them."""
-    if not any("://" in file for file in files):
-        root = Path(files[0]).parent if len(files) == 1 else Path(_common_folder(files))
+    local = [file for file in files if is_local(file)]
+    root = Path(local[0]).parent if len(local) == 1 else Path(_common_folder(local)) if local else Path()
+    if len(local) == len(files):
         return content_identity(files, root)
     import fsspec
 
     digest = xxhash.xxh3_128()
     for file in files:
+        if is_local(file):
+            digest.update(f"{content_identity([file], root)}\0".encode())
+            continue
         fs, path = fsspec.core.url_to_fs(file, **storage_options)
         info = fs.info(path)
-        etag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
+        # Of a file in an archive, its checksum.
+        known = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("CRC") or ""
         # Not the signature: a URL that is signed anew is the same file.
-        digest.update(f"{public_url(file)}\0{info['size']}\0{etag}\0".encode())
+        digest.update(f"{public_url(file)}\0{info['size']}\0{known}\0".encode())
     return digest.hexdigest()
 
 
@@ -154,7 +180,7 @@ def explain(error: Exception, source: DatasetSource) -> LightningLanceError:
     """Turn an error of `datasets` or of the Hub client into one that says what to do."""
     text = in_one_line(error, 2000)
     kinds = {type(cause).__name__ for cause in causes(error)}
-    match = _REPOSITORY.match(source.data_files[0]) if source.data_files else None
+    match = _REPOSITORY.match(str(source.data_files[0])) if source.data_files else None
     repo = match[1] if match else source.path
     login = "run 'hf auth login' or set HF_TOKEN"
     if "Dataset scripts are no longer supported" in text:
@@ -252,7 +278,9 @@ def _raise_cause(pattern: str, storage_options: Mapping[str, Any]) -> None:
 
 
 def _language_folders(source: DatasetSource, commits: Mapping[str, str]) -> list[str]:
-    templates = [pattern for pattern in source.patterns(commits, fill=False) if "{language}" in pattern]
+    templates = [
+        pattern for pattern in source.patterns(commits, fill=False) if "{language}" in pattern and not is_local(pattern)
+    ]
     befores = sorted({template.split("{language}")[0] for template in templates})
     found = [path for before in befores for path in _glob(f"{before}*", source.file_system)]
     return sorted({path.rstrip("/").rsplit("/", 1)[-1] for path in found})

@@ -115,6 +115,8 @@ class Build:
             CommitConflict: If another process has committed meanwhile, or has taken over.
             SourceError: If the source cannot be read, or has no documents.
         """
+        for level, remark in self._opened.trouble.remarks:
+            _log.log(level, "%s", remark)
         # Before anything is written here; not in `__init__`, after which a store may be replaced.
         self._take_over()
         keep_tokenizer(self._plan)

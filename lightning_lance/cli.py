@@ -64,17 +64,15 @@ come next. Where there are several stores, NAME=PLACE says where each of them is
 def _prepare(config: DictConfig) -> None:
     from lightning_lance.fim import FillInTheMiddle
     from lightning_lance.integrity import require_whole
+    from lightning_lance.local_paths import data_folder
     from lightning_lance.options import check_options
-    from lightning_lance.places import local_folder
     from lightning_lance.prepare import prepare
 
     # The arguments of the datamodule, without the datamodule: a build needs neither torch nor Lightning.
     data = make(config, "data", _target_="builtins.dict")
     check_options(data)
     if data["fim"]:
-        tokenizer = data["tokenizer"].load(
-            data["source"], Path(local_folder(data["data_dir"], "data_dir")) / "tokenizers"
-        )
+        tokenizer = data["tokenizer"].load(data["source"], Path(data_folder(data["data_dir"])) / "tokenizers")
         FillInTheMiddle.named(tokenizer, **{"seed": 0, **data["fim"]})
     wanted = {name: data[name] for name in ("max_documents", "max_tokens", "data_dir", *_BUILT)}
     store = prepare(data["source"], data["tokenizer"], **wanted)

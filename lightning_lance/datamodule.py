@@ -19,9 +19,10 @@ from lightning_lance.figures import tokens_told
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.integrity import require_whole
 from lightning_lance.loader import WindowLoader
+from lightning_lance.local_paths import data_folder
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.options import BatchFormat, Extend, OnDataChange, Remainder, check_options
-from lightning_lance.places import check_place, checked_storage_options, given_place, is_local, local_folder
+from lightning_lance.places import checked_storage_options, given_place, is_local
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
 from lightning_lance.prepare import check_origin, prepare
 from lightning_lance.serving import extent_in
@@ -125,7 +126,6 @@ class LanceDataModule(LightningDataModule):
         super().__init__()
         uri, data_dir = as_text(uri), as_text(data_dir)
         check_origin(source, tokenizer, uri)
-        data_dir = check_place("data_dir", data_dir, "the folder data")
         check_arguments(
             LanceDataModule,
             {"seed": seed, "extend": extend, "order": order, "verify": verify, "long_documents": long_documents},
@@ -133,7 +133,7 @@ class LanceDataModule(LightningDataModule):
         storage_options = checked_storage_options("storage_options", storage_options)
         self.source, self.tokenizer_choice = source, tokenizer
         self.context_length, self.batch_size = context_length, batch_size
-        self.data_dir, self.uri = local_folder(data_dir, "data_dir"), _given(uri)
+        self.data_dir, self.uri = data_folder(data_dir), _given(uri)
         self._uri = self.uri if isinstance(self.uri, str) else None
         self.budget = Budget(max_documents, max_tokens)
         check_val_fraction(val_fraction)

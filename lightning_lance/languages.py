@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from glob import has_magic
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -128,26 +129,67 @@ def path_tails(languages: Sequence[str], extensions: Mapping[str, Sequence[str]]
     return sorted({tail for language in languages for tail in extensions[language]})
 
 
+# What a part of a template is made of: the placeholder, wildcards, sets of characters, and characters that mean themselves.
+_TOKEN = re.compile(r"\{language\}|\*+|\?|\[(?P<not>!?)(?P<set>\]?[^\]]*)\]|.", re.DOTALL)
+
+
+def language_pattern(parts: Sequence[str]) -> re.Pattern[str]:
+    """Make the regular expression of a template, from its parts between slashes; its group `language` is the placeholder."""
+    made = []
+    for place, part in enumerate(parts):
+        last = place == len(parts) - 1
+        if part == "**":
+            made.append(".+" if last else "(?:.+/)?")
+        else:
+            made.append(_part_pattern(part, "(?P<language>" not in "".join(made)) + ("" if last else "/"))
+    return re.compile("".join(made), re.DOTALL)
+
+
+def _part_pattern(part: str, first: bool) -> str:
+    made = ""
+    for token in _TOKEN.finditer(part):
+        text = token[0]
+        if text == "{language}":
+            made += "(?P<language>[^/]+)" if first else "(?P=language)"
+            first = False
+        elif text.startswith("*"):
+            made += "[^/]*"
+        elif text == "?":
+            made += "[^/]"
+        elif token["set"]:
+            # As a set, or as it is written.
+            inside = token["set"].replace("\\", r"\\").replace("[", r"\[").replace("]", r"\]").replace("^", r"\^")
+            made += f"(?:[{'^' if token['not'] else ''}{inside}]|{re.escape(text)})"
+        else:
+            made += re.escape(text)
+    return made
+
+
 def folder_language(shard: str, templates: Sequence[str]) -> str:
-    """Tell the language of a shard from the place of `{language}` in the template that its path matches.
+    """Tell the language of a shard from the place of `{language}` in the template that its URL matches.
 
     Args:
-        shard: Path or URL of a shard, such as `hf://datasets/a/b@1f/data/python/train-0.parquet`.
+        shard: URL of a shard, such as `hf://datasets/a/b@1f/data/python/train-0.parquet`.
         templates: What found it, such as `hf://datasets/a/b/data/{language}/*.parquet`.
 
     Raises:
-        ConfigError: If the path matches none of them.
+        ConfigError: If the URL matches none of them.
     """
     for template in templates:
-        # Of what stands before the placeholder only the folder next to it is compared: a resolved path also has an
-        # absolute folder, or a revision.
-        before, after = template.split("{language}", 1)
-        folder = re.escape(before.rstrip("/").rpartition("/")[2])
-        tail = re.escape(after)
-        for escaped, pattern in ((r"\*\*", ".*"), (r"\*", "[^/]*"), (r"\?", "[^/]")):
-            folder, tail = folder.replace(escaped, pattern), tail.replace(escaped, pattern)
-        if match := re.search(rf"(?:^|/){folder}(?:@[^/]+)?/?(?P<language>[^/]+){tail}$", shard):
+        parts = template.split("/")
+        begin = next(i for i, part in enumerate(parts) if "{language}" in part or has_magic(part))
+        # Of what stands before the wildcards only the folder next to them is compared: a resolved path also has an absolute
+        # folder, or a revision.
+        folder = parts[begin - 1].split("@")[0] if begin else ""
+        rest = language_pattern(parts[begin:]).pattern
+        before = rf"{re.escape(folder)}(?:@[^/]+)?/" if folder else ""
+        if match := re.search(rf"(?:^|/){before}{rest}$", shard, re.DOTALL):
             return match["language"]
-    raise ConfigError(
+    raise no_language(shard, templates)
+
+
+def no_language(shard: str, templates: Sequence[str]) -> ConfigError:
+    """Return the error about a shard whose language no template tells."""
+    return ConfigError(
         f"Shard {shard!r} does not match {', '.join(templates)}: put {{language}} in place of one whole folder."
     )

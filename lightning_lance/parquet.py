@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Generator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -98,7 +99,8 @@ class ParquetShard:
             self._parts = _Parts(self._remote)
         # Reading ahead inside Arrow goes on after a reader is closed: a build that stops in the middle of a shard because its
         # budget is met would abort or hang at exit.
-        self._source: Any = self._parts if self._parts is not None else pa.OSFile(path)
+        # As bytes, since some names are not UTF-8.
+        self._source: Any = self._parts if self._parts is not None else pa.OSFile(os.fsencode(path))
         piece = _LOCAL_PIECE_BYTES if self._parts is None else _PIECE_BYTES
         self._file = pq.ParquetFile(self._source, buffer_size=piece, pre_buffer=False)
         #: The names and types of its columns.

@@ -16,9 +16,10 @@ from lightning_lance.commit import FORMAT_VERSION, Commit, last_commit
 from lightning_lance.errors import ConfigError, StoreError, described, is_count
 from lightning_lance.escaping import logger
 from lightning_lance.figures import counted
+from lightning_lance.local_paths import data_folder
 from lightning_lance.locking import lock_file, write_whole
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
-from lightning_lance.places import beside_place, is_local, local_folder, store_place
+from lightning_lance.places import beside_place, is_local, store_place
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
 from lightning_lance.status import failure_of, read_status, status_file
@@ -133,7 +134,7 @@ def make_plan(
     """
     check_val_fraction(val_fraction)
     long = LongDocuments(max_document_bytes, long_documents)
-    folder = Path(local_folder(data_dir, "data_dir"))
+    folder = Path(data_folder(data_dir))
     given = None if uri is None or uri == "" else store_place(uri)
     loaded = tokenizer.load(source, folder / "tokenizers")
     own = source.has_validation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ from lightning_lance.escaping import logger
 from lightning_lance.json_lines import ENDINGS, LinesShard, NotLines
 from lightning_lance.json_rows import NOT_JSON
 from lightning_lance.languages import folder_language, language_of_path
+from lightning_lance.local_paths import is_local, readable
+from lightning_lance.local_shards import all_local, local_shards, read_here, real_once
 from lightning_lance.parquet import ParquetShard
 from lightning_lance.patience import is_bad_data, is_transient
 from lightning_lance.redaction import in_one_line, public_url, shown_cause
@@ -49,9 +52,45 @@ _LONGEST_LANGUAGE = 64 << 10
 _ENOUGH_BYTES = BATCH_BYTES // 2
 
 
-def listing(source: DatasetSource, pin: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """Make the builder of a source, and list the files of its split; reads none of them."""
-    builder = open_builder(source, pin)
+@dataclass
+class Listing:
+    """The files of a source.
+
+    Attributes:
+        files: Local paths and URLs, in the order of the patterns and of their names.
+        languages: The language of each, by the place of `{language}`; empty where no pattern has it.
+        builder: The `datasets` builder that finds and may read them; None where neither is needed.
+        places: The place of each among the files of the builder.
+        real: Path of each local file to the path without links.
+        remarks: What the log has to say, each with its level.
+    """
+
+    files: list[str]
+    languages: list[str]
+    builder: Any
+    places: list[int]
+    real: dict[str, str]
+    remarks: list[tuple[int, str]]
+
+
+def listing(source: DatasetSource, pin: Mapping[str, Any], reading: bool = False) -> Listing:
+    """List the files of a source; reads none of them.
+
+    Args:
+        source: The source.
+        pin: `OpenedSource.pin` of the first build, else empty.
+        reading: Whether they will be read. Otherwise local files need no builder, and what is left out is not counted.
+
+    Raises:
+        ConfigError: If the source cannot be.
+        SourceError: If there is no access.
+    """
+    local = local_shards(source, counting=reading)
+    if read_here(source, local.files) or (all_local(source) and not reading):
+        files = [file for paths in local.files.values() for file in paths]
+        languages = [local.languages[file] for file in files] if source.templates else []
+        return Listing(files, languages, None, list(range(len(files))), local.real, local.remarks)
+    builder = open_builder(source, pin, local.files)
     splits = builder.config.data_files or {}
     if source.split not in splits:
         raise ConfigError(
@@ -63,23 +102,34 @@ def listing(source: DatasetSource, pin: Mapping[str, Any]) -> tuple[Any, list[st
         raise ConfigError(
             f"Source {source.name!r} finds {twice[0]!r} by several of source.data_files: let one of them find it."
         )
-    return builder, files
+    if not source.data_files and not source.on_hub:
+        return _of_folder(source, builder, files)
+    templates = source.templates
+    languages = [local.languages.get(file) or folder_language(file, templates) for file in files] if templates else []
+    return Listing(files, languages, builder, list(range(len(files))), local.real, local.remarks)
 
 
-def identity_of_files(source: DatasetSource) -> str:
-    """Hash the files of a source, see `files_identity`; asks for them again while that fails in a way that time may cure.
+def _of_folder(source: DatasetSource, builder: Any, files: Sequence[str]) -> Listing:
+    """List the files that `datasets` finds in a local folder, each real one once."""
+    places, real, remarks = real_once(source, files)
+    return Listing([files[place] for place in places], [], builder, places, real, remarks)
+
+
+def identified_listing(source: DatasetSource) -> tuple[Listing, str]:
+    """List the files of a source and hash them, see `files_identity`; again while that fails in a way that time may cure.
 
     Raises:
         ConfigError: If there are none, or they cannot be.
         SourceError: If they cannot be reached, or there is no access.
     """
 
-    def ask() -> str:
-        files = listing(source, {})[1]
+    def ask() -> tuple[Listing, str]:
+        listed = listing(source, {})
         with explained(source):
-            return files_identity(files, source.file_system)
+            return listed, files_identity(listed.files, source.file_system)
 
-    return source.patience().call("listing the files", ask)
+    found: tuple[Listing, str] = source.patience().call("listing the files", ask)
+    return found
 
 
 @contextmanager
@@ -109,15 +159,19 @@ class OpenedDataset:
 
     def __init__(self, source: DatasetSource, pin: Mapping[str, Any]) -> None:
         self._source, self._patience = source, source.patience()
-        self._builder, self._files = self._patience.call("listing the files", lambda: listing(source, pin))
+        self._listing: Listing = self._patience.call("listing the files", lambda: listing(source, pin, reading=True))
+        self._builder, self._files = self._listing.builder, self._listing.files
         self._order = shard_order(len(self._files), source.shard_seed)
-        self.trouble = Trouble(self._patience.incidents)
+        self.trouble = Trouble(self._patience.incidents, remarks=self._listing.remarks)
         # Of the row groups (in JSON Lines, the places) of the shard that is being read, how many rows pass before each.
         self._starts: tuple[int, dict[int, int]] = (-1, {})
         # Parquet is read here: only the columns and row groups that are needed. So are JSON Lines, of which each line stands
         # for itself. The other formats are read by `datasets`.
-        self._parquet = hasattr(self._builder.config, "fragment_scan_options")
-        self._lines = _are_lines(self._builder.config, self._files)
+        if self._builder is None:
+            self._parquet, self._lines = source.path == "parquet", source.path == "json"
+        else:
+            self._parquet = hasattr(self._builder.config, "fragment_scan_options")
+            self._lines = _are_lines(self._builder.config, self._files)
         self._dataset: Any = None
         # Shards of which it was said that they lack a column.
         self._warned: set[str] = set()
@@ -188,9 +242,11 @@ class OpenedDataset:
 
     def _begin(self) -> None:
         """Begin to stream, by `datasets`; reads the beginning of the first file for its columns."""
-        source, builder = self._source, self._builder
+        source = self._source
+        if self._builder is None:
+            self._builder = open_builder(source, {})
         with explained(source):
-            self._dataset = builder.as_streaming_dataset(split=source.split).with_format("arrow")
+            self._dataset = self._builder.as_streaming_dataset(split=source.split).with_format("arrow")
 
     def _parquet_shard(self, shard: int) -> ParquetShard:
         return ParquetShard(self._place(shard), self._source.file_system)
@@ -205,11 +261,16 @@ class OpenedDataset:
 
     @property
     def shards(self) -> Sequence[str]:
-        return [public_url(self._files[i]) for i in self._order]
+        return [readable(public_url(self._files[i])) for i in self._order]
 
     def _place(self, shard: int) -> str:
-        """Give where a shard is read from; unlike its name, this may hold a password or a signature."""
+        """Return where a shard is read from; unlike its name, this may hold a password or a signature."""
         return self._files[self._order[shard]]
+
+    @property
+    def real(self) -> Mapping[str, str]:
+        """Path of each local file to the path without links."""
+        return self._listing.real
 
     @property
     def pin(self) -> dict[str, Any]:
@@ -228,7 +289,7 @@ class OpenedDataset:
     def present_languages(self) -> list[str]:
         source = self._source
         if source.templates:
-            return sorted({folder_language(file, source.templates) for file in self._files})
+            return sorted({*self._listing.languages})
         column = source.language_column or source.columns["path"]
 
         def find() -> set[str]:
@@ -266,7 +327,8 @@ class OpenedDataset:
         if self._dataset is None:
             self._begin()
         # One data file is one shard of the streamed dataset, in the same order.
-        rows = self._dataset.shard(num_shards=len(self._files), index=self._order[shard])
+        num_shards = len(self._builder.config.data_files[source.split])
+        rows = self._dataset.shard(num_shards=num_shards, index=self._listing.places[self._order[shard]])
         first, name = 0, f"shard {self.shards[shard]!r}"
         with closing(rows.iter(batch_size=_FETCH_ROWS)) as batches:
             for batch in batches:
@@ -385,7 +447,6 @@ class OpenedDataset:
     def _read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
         if self._starts[0] != shard:
             self._starts = (shard, {})
-        file = self._place(shard)
         tables = self._tables(shard, row, self._starts[1], self._column_names(), filtered=True)
         pending: list[pa.Table] = []
         rows = size = after = 0
@@ -405,15 +466,15 @@ class OpenedDataset:
                     rows, size = rows + fresh, size + pending[-1].nbytes
                 # Few rows at a time where texts are long, a thousand where they are short.
                 if rows >= BATCH_ROWS or size >= _ENOUGH_BYTES:
-                    yield from self._document_batches(_joined(pending), after - rows, file)
+                    yield from self._document_batches(_joined(pending), after - rows, shard)
                     pending, rows, size = [], 0, 0
         if pending:
-            yield from self._document_batches(_joined(pending), after - rows, file)
+            yield from self._document_batches(_joined(pending), after - rows, shard)
         if failed is not None:
             raise failed
 
-    def _document_batches(self, table: pa.Table, first_row: int, file: str) -> list[pa.Table]:
-        source = self._source
+    def _document_batches(self, table: pa.Table, first_row: int, shard: int) -> list[pa.Table]:
+        source, file = self._source, self.shards[shard]
         words = dict(source.columns)
         if source.language_column:
             words["language"] = source.language_column
@@ -426,7 +487,7 @@ class OpenedDataset:
         elif source.extensions is not None:
             languages = language_of_path(columns["path"], source.extensions)
         else:
-            language = folder_language(file, source.templates) if source.templates else ""
+            language = self._listing.languages[self._order[shard]] if source.templates else ""
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
         batch = document_batch(columns, languages, first_row, source.wanted, source.text_filter)
@@ -453,7 +514,7 @@ def _are_lines(config: Any, files: Sequence[str]) -> bool:
     """Tell whether files are JSON Lines by their names and the options of their builder."""
     options = [getattr(config, name, "none") for name in ("field", "encoding_errors", "features")]
     plain = options == [None] * 3 and config.encoding.lower() in ("utf-8", "utf8")
-    return plain and all(file.endswith(ENDINGS) and "::" not in file for file in files)
+    return plain and all(file.endswith(ENDINGS) and (is_local(file) or "::" not in file) for file in files)
 
 
 def _brief(error: Exception) -> str:

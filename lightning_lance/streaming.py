@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import os.path
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, check_words
 from lightning_lance.errors import ConfigError, described
 from lightning_lance.languages import check_extensions, check_languages, path_tails
-from lightning_lance.own_split import WithValidation
+from lightning_lance.local_paths import local_path, path_list
+from lightning_lance.own_split import WithValidation, check_apart
 from lightning_lance.patience import Patience
 from lightning_lance.redaction import hidden_values, public_url, redacted, remember_options, remember_url
 from lightning_lance.row_filter import Condition, EndsWith, OneOf, RowFilter, SpelledAs, checked_where, told
@@ -41,7 +43,9 @@ class DatasetSource:
         columns: Our word to the source's column: `text` is needed; `repo` (the group key of the split), `path`,
             `license` and any other word are kept with each document.
         config: Configuration ("subset") of a Hub dataset.
-        data_files: Globs of files, local or with a protocol (`hf://datasets/...`, `s3://...`); `.gz` and `.zst` are read.
+        data_files: Files, folders and globs, local or with a protocol (`hf://datasets/...`, `s3://...`); `.gz` and `.zst` are
+            read. A local folder means the files of the format in it and below. A local name that exists means itself, also
+            if it has `*`, `?` or brackets in it. Each real file is read once, however many links lead to it.
         split: The source's own split to read.
         val_split: Another split of it, whose documents are for validation; then `val_fraction` draws none.
         val_files: The same for `data_files`: globs of the files whose documents are for validation.
@@ -59,15 +63,17 @@ class DatasetSource:
         on_bad_shard: What to do about a shard that is no good: `error`, or `skip` the rest of it. What was read of it stays,
             and the store's commit note names it.
         name: Short name, for folders and messages.
+        follow_links: Whether links of local files are followed out of the folder that a pattern names before its first
+            wildcard.
     """
 
     path: str
     columns: Mapping[str, str] = field(default_factory=lambda: {"text": "text"})
     config: str | None = None
-    data_files: Sequence[str] = ()
+    data_files: Sequence[str | Path] = ()
     split: str = "train"
     val_split: str | None = None
-    val_files: Sequence[str] = ()
+    val_files: Sequence[str | Path] = ()
     revision: str | None = None
     languages: Sequence[str] = ()
     language_column: str | None = None
@@ -81,12 +87,18 @@ class DatasetSource:
     max_retries: int = 20
     on_bad_shard: str = "error"
     name: str = "dataset"
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         self._keep_secrets()
         self._check_kinds()
         check_words(self.columns, repr(self.name))
         check_dedup(self.dedup)
+        # Strings from here on: they are keys, and go into the fingerprint.
+        for key in ("data_files", "val_files"):
+            object.__setattr__(self, key, path_list(f"source.{key}", getattr(self, key), "corpus/*.parquet"))
+        if isinstance(self.path, Path) or str(self.path).startswith("~"):
+            object.__setattr__(self, "path", local_path(str(self.path)))
         if bool(self.data_files) < bool(self.val_files) or (self.data_files and self.val_split):
             raise ConfigError(
                 f"Source {self.name!r} has {'' if self.data_files else 'no '}data_files: give its validation documents by "
@@ -177,14 +189,23 @@ class DatasetSource:
     @property
     def templates(self) -> list[str]:
         """The patterns that have `{language}` in place of a folder."""
-        return [pattern for pattern in self.data_files if "{language}" in pattern]
+        return [pattern for pattern in self._data_files if "{language}" in pattern]
+
+    @property
+    def _data_files(self) -> Sequence[str]:
+        return [str(pattern) for pattern in self.data_files]
 
     @property
     def on_hub(self) -> bool:
         """Whether the documents come from the Hugging Face Hub."""
         if self.data_files:
-            return all(pattern.startswith("hf://") for pattern in self.data_files)
-        return not Path(self.path).exists()
+            return all(pattern.startswith("hf://") for pattern in self._data_files)
+        return not os.path.exists(self.path)  # noqa: PTH110 - Path raises an error for names that are too long
+
+    @property
+    def tells_language_by_folder(self) -> bool:
+        """Whether the place of `{language}` in `data_files` tells the language of the documents."""
+        return bool(self.templates) and not self.language_column and self.extensions is None
 
     def patience(self) -> Patience:
         """Make the patience with which this source is read."""
@@ -192,7 +213,7 @@ class DatasetSource:
 
     def repositories(self) -> dict[str, tuple[str, str | None]]:
         """Give the Hub repositories of `data_files` as they are spelled there, each with its name and its revision."""
-        matches = [match for match in map(HUB_FILE.match, self.data_files) if match]
+        matches = [match for match in map(HUB_FILE.match, self._data_files) if match]
         return {match["key"]: (match["repo"], match["revision"] or self.revision) for match in matches}
 
     def patterns(self, commits: Mapping[str, str], fill: bool = True) -> list[str]:
@@ -203,20 +224,30 @@ class DatasetSource:
             fill: Whether to put the wanted languages (or `*` for all) in place of `{language}`.
         """
         patterns = []
-        for pattern in self.data_files:
-            for language in (self.wanted or ["*"]) if fill and "{language}" in pattern else ["{language}"]:
-                filled = pattern.replace("{language}", language)
-                match = HUB_FILE.match(filled)
-                if match and match["key"] in commits:
-                    filled = f"hf://datasets/{match['repo']}@{commits[match['key']]}/{match['rest']}"
-                patterns.append(filled)
+        for filled in [pattern for _, pattern, _ in self.filled()] if fill else self._data_files:
+            match = HUB_FILE.match(filled)
+            if match and match["key"] in commits:
+                filled = f"hf://datasets/{match['repo']}@{commits[match['key']]}/{match['rest']}"
+            patterns.append(filled)
         return patterns
+
+    def filled(self) -> list[tuple[str | None, str, str | None]]:
+        """Give the globs, each with the template that it comes from and the language that fills it, if there are any."""
+        made: list[tuple[str | None, str, str | None]] = []
+        for pattern in self._data_files:
+            if "{language}" not in pattern:
+                made.append((None, pattern, None))
+            elif self.wanted:
+                made += [(pattern, pattern.replace("{language}", language), language) for language in self.wanted]
+            else:
+                made.append((pattern, pattern.replace("{language}", "*"), None))
+        return made
 
     @property
     def file_system(self) -> dict[str, Any]:
         """Options for the file system of `data_files`: `storage_options`, and what a bucket needs besides."""
         options = dict(self.storage_options)
-        if any(pattern.startswith("s3://") for pattern in self.data_files):
+        if any(pattern.startswith("s3://") for pattern in self._data_files):
             from lightning_lance.access import s3_session
 
             options.setdefault("session", s3_session())
@@ -236,7 +267,8 @@ class DatasetSource:
     def identity(self) -> dict[str, Any]:
         if self.has_validation:
             train, val = self._part(val=False).identity(), self._part(val=True).identity()
-            return {**train, "validation": {key: value for key, value in val.items() if value != train[key]}}
+            others = {key: val.get(key) for key in val.keys() | train.keys() if val.get(key) != train.get(key)}
+            return {**train, "validation": others}
         # Each only where it decides something: otherwise stores would be built again that are the same.
         local = not self.on_hub
         extensions = None if self.language_column else self.extensions
@@ -246,7 +278,7 @@ class DatasetSource:
             "config": None if self.data_files else self.config,
             "split": None if self.data_files else self.split,
             "revision": None if local else self.revision,
-            "data_files": [public_url(pattern) for pattern in self.data_files],
+            "data_files": [public_url(pattern) for pattern in self._data_files],
             "columns": dict(self.columns),
             "languages": self.wanted,
             "language_column": self.language_column,
@@ -259,17 +291,24 @@ class DatasetSource:
             "dedup": self.dedup,
         }
         if local:
-            from lightning_lance.shards import identity_of_files
+            from lightning_lance.shards import identified_listing
 
+            listed, files = identified_listing(self)
             decides.pop("data_files")
-            decides["files"] = identity_of_files(self)
+            decides["files"] = files
+            if self.tells_language_by_folder:
+                # The names of the files begin below their common folder, and do not tell what `{language}` stands for.
+                decides["folder_languages"] = listed.languages
         return decides
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
         from lightning_lance.shards import OpenedDataset
 
         if self.has_validation:
-            val, train = (self._part(val=name == "val").open((pin or {}).get(name)) for name in ("val", "train"))
-            return WithValidation(val, train)
+            val, train = (
+                OpenedDataset(self._part(val=name == "val"), (pin or {}).get(name) or {}) for name in ("val", "train")
+            )
+            remarks = check_apart(self.name, val.real, train.real, self.dedup)
+            return WithValidation(val, train, remarks)
 
         return OpenedDataset(self, pin or {})
