@@ -22,6 +22,10 @@ class StoreError(LightningLanceError):
     """The token store is missing, unfinished, or not the one that was asked for."""
 
 
+class StoreReplaced(StoreError):  # noqa: N818 # says what has happened
+    """Another store was built at the place of the one that is read."""
+
+
 class CommitConflict(StoreError):  # noqa: N818 # not always an error: a builder may go on after what the other stored
     """Another process committed to the token store first; nothing of this commit was stored."""
 

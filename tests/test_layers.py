@@ -14,7 +14,7 @@ ORDER = [
     "own_split", "access", "shards", "streaming",
     "unfinished", "locking", "newer", "fast_engine", "tokenization", "tokenizer_choice", "long_texts", "inspection",
     "splits", "packing", "segments", "layout", "fragments", "sums", "commit",
-    "row_writer", "versions", "tags", "repacking", "merging",
+    "row_writer", "refs", "versions", "tags", "repacking", "merging",
     "integrity",
     "provenance", "forgetting", "forked", "mapping", "store",
     "progress", "read_ahead", "encoding", "status", "plan", "preflight", "turns", "build", "prepare",
