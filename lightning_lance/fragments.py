@@ -128,7 +128,7 @@ def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
     """
     try:
         if "://" not in uri:
-            aside = Path(f"{uri.rstrip('/')}{_ASIDE}")
+            aside = aside_of(uri)
             remove_aside(uri)
             Path(uri).rename(aside)
             shutil.rmtree(aside)
@@ -150,9 +150,14 @@ def _going(file: str) -> tuple[int, int]:
     return 1, -int(number) if number.isdigit() else -(2**64)
 
 
+def aside_of(uri: str) -> Path:
+    """Give the place of a local store that is being removed."""
+    return Path(f"{uri.rstrip('/')}{_ASIDE}")
+
+
 def remove_aside(uri: str) -> None:
     """Remove what a removal of a local store has left that was killed; for who builds there."""
-    aside = Path(f"{uri.rstrip('/')}{_ASIDE}")
+    aside = aside_of(uri)
     if "://" not in uri and aside.exists():
         shutil.rmtree(aside)
 

@@ -22,7 +22,7 @@ from lightning_lance.fragments import Written, dataset_at, fragments_of, take_ba
 from lightning_lance.layout import FileNote
 from lightning_lance.refs import read_refs, shown, tag_file
 from lightning_lance.repacking import repack
-from lightning_lance.sums import manifest_of, root_session, write_sums
+from lightning_lance.sums import manifest_of, root_session, stays, versions_on_list, write_sums
 from lightning_lance.tags import build_tag_is_older, is_ours, keep_build, means
 
 _log = logging.getLogger(__name__)
@@ -309,6 +309,16 @@ def _kept(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> 
         if version is not None and any(means(name, commit_of(version, uri)) for name in refs.damaged):
             kept.add(number)
     return kept
+
+
+def half_removed(uri: str, storage_options: Mapping[str, str] | None = None) -> set[int]:
+    """List the versions that a clean-up has taken off its list, and was killed before it removed them."""
+    dataset = dataset_at(uri, None, storage_options)
+    if dataset is None:
+        return set()
+    on_list = versions_on_list(uri, storage_options)
+    going = {version for version in _versions(dataset) if not stays(on_list, version)}
+    return going - _kept(uri, dataset, storage_options)
 
 
 def has_unneeded(uri: str, version: int, storage_options: Mapping[str, str] | None = None) -> bool:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lightning_lance.sums import Root, root_session
 
 TAGS, _BRANCHES = "_refs/tags", "_refs/branches"
 _ENDING = ".json"
+
+
+class Damage(NamedTuple):
+    """What is wrong with a file.
+
+    Attributes:
+        why: In words, after its name.
+        loss: What would be lost with it: `nothing` (it is empty), `content`, or `unknown` (it cannot be looked at).
+    """
+
+    why: str
+    loss: Literal["nothing", "content", "unknown"]
 
 
 class Refs(NamedTuple):
@@ -19,13 +31,13 @@ class Refs(NamedTuple):
         tags: Name of a tag to its version. Tags of a branch's versions are not among them.
         branches: Name of a branch to the version of the store that it was made of; Lance keeps that one.
         damaged: Name of a tag that cannot be read to the reason.
-        unreadable: File of a branch that cannot be read to the reason.
+        unreadable: Path of the file of a branch that cannot be read to the reason.
     """
 
     tags: dict[str, int]
     branches: dict[str, int]
-    damaged: dict[str, str]
-    unreadable: dict[str, str]
+    damaged: dict[str, Damage]
+    unreadable: dict[str, Damage]
 
 
 def read_refs(uri: str, storage_options: Mapping[str, str] | None) -> Refs:
@@ -35,18 +47,18 @@ def read_refs(uri: str, storage_options: Mapping[str, str] | None) -> Refs:
         OSError: If the store cannot be read.
     """
     session = root_session(uri, storage_options)
-    found = Refs({}, {}, {}, {})
+    refs = Refs({}, {}, {}, {})
     for name, told in _files(session, TAGS):
-        if isinstance(told, str):
-            found.damaged[name] = told
+        if isinstance(told, Damage):
+            refs.damaged[name] = told
         elif told.get("branch") in (None, "main"):
-            found.tags[name] = told["version"]
+            refs.tags[name] = told["version"]
     for name, told in _files(session, _BRANCHES):
-        if isinstance(told, str):
-            found.unreadable[f"{_BRANCHES}/{name}{_ENDING}"] = told
+        if isinstance(told, Damage):
+            refs.unreadable[f"{_BRANCHES}/{name}{_ENDING}"] = told
         elif told.get("parentBranch") in (None, "main"):
-            found.branches[name] = told["parentVersion"]
-    return found
+            refs.branches[name] = told["parentVersion"]
+    return refs
 
 
 def tag_file(name: str) -> str:
@@ -59,39 +71,42 @@ def shown(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def _files(session: Root, folder: str) -> list[tuple[str, dict[str, Any] | str]]:
-    """Read the files of a folder: name to what it says, or to why it cannot be read."""
-    found: list[tuple[str, dict[str, Any] | str]] = []
+def _files(session: Root, folder: str) -> list[tuple[str, dict[str, Any] | Damage]]:
+    """Read the files of a folder: name to what it says, or to what is wrong with it."""
+    found: list[tuple[str, dict[str, Any] | Damage]] = []
     number = "version" if folder == TAGS else "parentVersion"
     for name in session.names(folder):
         if not name.endswith(_ENDING):
             continue
-        path = f"{folder}/{name}"
+        told: dict[str, Any] | Damage
         try:
-            told = _read(session.content(path), number)
+            told = _read(session.content(f"{folder}/{name}"), number)
+        except IsADirectoryError:
+            told = Damage("is a folder", "unknown")
         except (ValueError, OSError) as error:
             if name not in session.names(folder):
-                continue
-            told = f"cannot be read ({' '.join(str(error).split())[:150]})"
+                continue  # it has just been removed
+            told = Damage(f"cannot be read ({' '.join(str(error).split())[:150]})", "unknown")
         found.append((name.removesuffix(_ENDING), told))
     return found
 
 
-def _read(content: bytes, number: str) -> dict[str, Any] | str:
-    """Read the file of a tag or a branch; if Lance could not, say why."""
+def _read(content: bytes, number: str) -> dict[str, Any] | Damage:
+    """Read the file of a tag or a branch; or say what keeps Lance from it."""
     if not content.strip(b"\0"):
-        return f"holds {len(content)} bytes, none of them written" if content else "is empty"
+        why = f"holds {len(content)} bytes, none of which was written" if content else "is empty"
+        return Damage(why, "nothing")
     try:
         told = json.loads(content)
     except (ValueError, RecursionError):
-        return "is not JSON"
+        return Damage("is not JSON", "content")
     if not isinstance(told, dict):
-        return "is no JSON object"
+        return Damage("is no JSON object", "content")
     for field in (number, "manifestSize"):
         value = told.get(field)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
-            return f"has {'no' if value is None else 'a wrong'} {field}"
+            return Damage(f"has {'no' if value is None else 'a wrong'} {field}", "content")
     for field, kind in (("branch", str), ("parentBranch", str), ("metadata", dict)):
         if not isinstance(told.get(field), (kind, type(None))):
-            return f"has a wrong {field}"
+            return Damage(f"has a wrong {field}", "content")
     return told

@@ -91,7 +91,7 @@ def keep(
     if not keep_for_run(dataset, uri, extent, storage_options, run, fingerprint):
         return False
     try:
-        _set(dataset, name)
+        set_tag(dataset, name)
     except _LANCE_ERRORS as error:
         if opened.kept_by(name) is None:  # another rank may have been first
             raise opened.not_tagged(error) from error
@@ -130,7 +130,7 @@ def keep_for_run(
     if not opened.is_there():
         return False
     try:
-        _set(dataset, name)
+        set_tag(dataset, name)
     except _LANCE_ERRORS as error:
         tagged = opened.kept_by(name)
         if tagged is not None:
@@ -236,7 +236,7 @@ def keep_build(dataset: Any, uri: str) -> None:
         StoreError: If the store cannot be written.
     """
     try:
-        _set(dataset, _build_tag(dataset, uri))
+        set_tag(dataset, _build_tag(dataset, uri))
     except _LANCE_ERRORS as error:
         raise not_written(uri, error) from error
 
@@ -269,7 +269,7 @@ def _build_tag(dataset: Any, uri: str) -> str:
     return f"{_BUILD}{commit_of(dataset, uri).tokens}"
 
 
-def _set(dataset: Any, name: str) -> None:
+def set_tag(dataset: Any, name: str) -> None:
     """Make a tag, or move it; one whose file is damaged is made anew."""
     version = int(dataset.version)
     try:

@@ -17,7 +17,7 @@ ORDER = [
     "row_writer", "refs", "versions", "tags", "repacking", "merging",
     "integrity",
     "provenance", "forgetting", "forked", "mapping", "store",
-    "progress", "read_ahead", "encoding", "status", "plan", "preflight", "turns", "build", "prepare",
+    "progress", "read_ahead", "encoding", "status", "cleaning", "plan", "preflight", "turns", "build", "prepare",
     "windows", "mixture", "serving", "fim", "options", "batches", "token_windows",
     "agreement", "cursor", "loader", "datamodule", "termination", "verify",
     "signals", "arguments", "command", "cli", "__init__",
