@@ -134,7 +134,9 @@ def _remove_leftovers(uri: str, storage_options: Mapping[str, str] | None, clean
         return
     try:
         _remove_files(uri, storage_options, cleaned)
-        half = half_removed(uri, storage_options)
+        refs = read_refs(uri, storage_options)
+        # What a tag keeps that cannot be read is not known, so no version goes.
+        half = set() if refs.damaged or refs.unreadable else half_removed(uri, storage_options)
         if half:
             remove_unneeded(uri, storage_options)
             cleaned.done.append(f"{counted(len(half), 'version')} that a killed clean-up had begun to remove: removed")

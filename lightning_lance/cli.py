@@ -165,7 +165,7 @@ def _clean(arguments: list[str]) -> None:
     for line in [*cleaned.done, *cleaned.left]:
         print(f"{line}.")
     if cleaned.left:
-        sys.exit(f"error: {uri}: {counted(len(cleaned.left), 'thing')} left as they are.")
+        sys.exit(f"error: {uri}: {counted(len(cleaned.left), 'problem')} left.")
     if not cleaned.done:
         print(f"{uri}: nothing to clean.")
 

@@ -297,10 +297,10 @@ def _kept(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> 
         StoreError: If that cannot be known, since the file of a tag or a branch is damaged.
     """
     refs = read_refs(uri, storage_options)
-    unknown = {tag_file(name): why for name, why in refs.damaged.items() if not is_ours(name)} | refs.unreadable
-    for file, why in unknown.items():
+    unknown = {tag_file(name): damage for name, damage in refs.damaged.items() if not is_ours(name)} | refs.unreadable
+    for file, damage in unknown.items():
         raise StoreError(
-            f"{shown(file)} {why}, and may keep any of them: 'lightning-lance clean {uri}' says what helps."
+            f"{shown(file)} {damage.why}, and may keep any of them: 'lightning-lance clean {uri}' says what helps."
         )
     kept = {int(dataset.version), *refs.tags.values(), *refs.branches.values()}
     # Of ours, the names alone tell enough.
