@@ -30,6 +30,7 @@ USAGE = """\
 lightning-lance prepare key=value ...   build the token store, without training
 lightning-lance verify URI              hold a token store against its checksums; sample=0.1 reads a tenth of its files
 lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; purge=true removes old versions too
+lightning-lance clean URI               mend damaged tags, remove what killed builders left, and say what was done
 lightning-lance verify-resume CKPT      show that a run goes on exactly where a checkpoint was saved
 lightning-lance --version
 
@@ -51,6 +52,12 @@ forget URI key=value, as in repo=owner/name, and after it purge=true or storage 
 
 Leaves out all documents for which each key=value holds, now and when the store grows. The keys are id, language, and the words
 of source.columns. purge=true also removes the versions from before, which checkpoints may need.
+""",
+    "clean": """\
+clean URI, and after it storage options
+
+Mends what is provably damaged and removes what is left over of killed builders, and says so line by line. Nothing else changes:
+what it cannot tell is left, and named. Stop builds first, or let them end: what is theirs is left to them.
 """,
     "verify-resume": """\
 verify-resume CKPT, and after it uri=PLACE where the store has moved
@@ -145,6 +152,29 @@ def _verify(arguments: list[str]) -> None:
     say(f"{uri}: {'all' if sample == 1 else f'the sample of {sample:.3g}'} is as it was written.")
 
 
+def _clean(arguments: list[str]) -> None:
+    from lightning_lance.cleaning import clean
+
+    uri, options = _place_and_rest("clean", arguments)
+    if options and "://" not in uri:
+        _expect("clean", "=".join(next(iter(options.items()))))
+    signals = Interruptible()
+    try:
+        with signals:
+            cleaned = clean(uri, options)
+    except LightningLanceError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted: run it again, it ends what was begun.", file=sys.stderr)
+        sys.exit(signals.exit_code)
+    for line in [*cleaned.done, *cleaned.left]:
+        print(f"{line}.")
+    if cleaned.left:
+        sys.exit(f"error: {uri}: {counted(len(cleaned.left), 'problem')} left.")
+    if not cleaned.done:
+        print(f"{uri}: nothing to clean.")
+
+
 def _forget(arguments: list[str]) -> None:
     from lightning_lance.forgetting import forget
 
@@ -224,9 +254,13 @@ def _main() -> None:
         _forget(rest)
     elif name == "verify":
         _verify(rest)
+    elif name == "clean":
+        _clean(rest)
     elif name == "--version":
         print(version("lightning-lance"))
     elif name in ("--help", "-h", "help"):
         print(USAGE, end="")
     else:
-        sys.exit(f"error: there is no command {name!r}: expected prepare, verify, forget or verify-resume.\n\n{USAGE}")
+        sys.exit(
+            f"error: there is no command {name!r}: expected prepare, verify, forget, clean or verify-resume.\n\n{USAGE}"
+        )

@@ -8,12 +8,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from lightning_lance.agreement import is_first, told_by_first
+from lightning_lance.agreement import is_first, raise_together, told_by_first
 from lightning_lance.errors import StoreError, one_of
 from lightning_lance.escaping import logger
 from lightning_lance.mixture import Located
 from lightning_lance.options import OnDataChange
 from lightning_lance.serving import Serving
+from lightning_lance.store import KEEP_TRIES, TokenStore, not_kept
 from lightning_lance.windows import mix
 
 _log = logger(__name__)
@@ -79,15 +80,18 @@ class Cursor:
         self._digest = (self._digest + digest) % 2**64
 
     def next_epoch(self, extend: bool) -> None:
-        """Go to the first window of the next epoch; with `extend`, of the stores as they are now."""
+        """Go to the first window of the next epoch; with `extend`, of the stores as they are now.
+
+        Raises:
+            StoreReplaced: With `extend`, if another store was built at the place of one; then nothing has changed here.
+            StoreError: If a store cannot be opened as it is now, on this rank or another.
+        """
+        newest = self._newest_together() if extend else {}
         self.epoch, self.epoch_start = self.epoch + 1, self.epoch_end
         self.value = self._digest_from = self.epoch_start
         self._digest, self.ended = 0, False
         if not extend:
             return
-        newest = {name: store.newest() for name, store in self.serving.stores.items()}
-        while is_first() and not all(store.keep_for_training() for store in newest.values()):
-            newest = {name: store.newest() for name, store in newest.items()}  # a builder has removed one meanwhile
         told = told_by_first([store.commit.extent for store in newest.values()])
         if told != [store.commit.extent for store in self.serving.stores.values()]:
             stores = {name: newest[name].at(extent) for name, extent in zip(newest, told, strict=True)}
@@ -98,6 +102,37 @@ class Cursor:
                 store.keep_for_training()
             self._move(epochs * self.serving.mixture().sizes)
             _log.info("Epoch %d has %s windows, of stores that have changed.", self.epoch, f"{self.num_windows:,}")
+
+    def _newest_together(self) -> dict[str, TokenStore]:
+        """Open the stores as they are now, or fail on all ranks."""
+        newest: dict[str, TokenStore] = {}
+        failure: StoreError | None = None
+        try:
+            newest = self._newest()
+        except StoreError as error:
+            failure = error
+        raise_together(failure)
+        return newest
+
+    def _newest(self) -> dict[str, TokenStore]:
+        """Open the stores as they are now, those that hold what they held at the versions that are read; tag the others.
+
+        Raises:
+            StoreReplaced: If another store was built at the place of one.
+            StoreError: If builders remove each version before it is tagged.
+        """
+        for _ in range(KEEP_TRIES):
+            found = {name: (store, store.newest()) for name, store in self.serving.stores.items()}
+            newest = {
+                name: now if now.commit.extent != store.commit.extent else store for name, (store, now) in found.items()
+            }
+            if not is_first() or all(store.keep_for_training() for store in newest.values()):
+                return newest
+            # A builder has removed one meanwhile.
+            for name, store in newest.items():
+                if store is not self.serving.stores[name]:
+                    store.let_go()
+        raise not_kept(self.serving.stores.values())
 
     def components(self) -> dict[str, dict[str, float]]:
         """Tell, for each component of the mixture, the windows it has given so far and how often it was gone through."""

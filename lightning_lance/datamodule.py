@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -28,7 +29,7 @@ from lightning_lance.prepare import check_origin, prepare
 from lightning_lance.serving import extent_in
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
-from lightning_lance.store import TokenStore
+from lightning_lance.store import KEEP_TRIES, TokenStore, not_kept
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import TokenizerChoice
 from lightning_lance.windows import Order
@@ -166,7 +167,9 @@ class LanceDataModule(LightningDataModule):
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
         self._failure: Exception | None = None
-        self._tagged: list[TokenStore] = []  # for no checkpoint yet
+        # By the run of this name, for no checkpoint yet.
+        self._run = secrets.token_hex(8)
+        self._tagged: list[TokenStore] = []
         self._fitted_by: weakref.ref[Any] | None = None  # the Trainer of this fit
         self._begins_again = False  # what another Trainer has trained on is trained on again
 
@@ -212,16 +215,51 @@ class LanceDataModule(LightningDataModule):
         """
         failure, self._failure = self._failure, None
         raise_together(failure)
-        stores = self._open()
-        while stage == "fit" and is_first() and not all(store.keep_for_training() for store in stores.values()):
-            stores = self._open()  # a builder that goes on had removed what was open, before it could be kept
-        extents = told_by_first([store.commit.extent for store in stores.values()])
+        try:
+            self._open_for(stage)
+        except Exception:
+            self._let_go()
+            raise
+
+    def _open_for(self, stage: str) -> None:
+        fit = stage == "fit"
+        stores = self._open_kept() if fit and is_first() else self._open()
+        extents = [store.commit.extent for store in stores.values()]
+        # A run's tags have one name on all of its ranks.
+        self._run, extents = told_by_first((self._run, extents))
         self._stores = {name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)}
-        if stage == "fit":
+        if fit:
             self._begin_fit()
-            for store in self._stores.values():  # nodes may have stores of their own
-                store.keep_for_training(share=self.trainer is None or self.trainer.is_global_zero)
-            self._tagged = list(self._stores.values())
+            for name in self._stores:  # nodes may have stores of their own
+                self._keep(name)
+
+    def _open_kept(self) -> dict[str, TokenStore]:
+        """Open the stores and tag them for this run, before another rank hears of them."""
+        for _ in range(KEEP_TRIES):
+            stores = self._open()
+            self._tagged = list(stores.values())
+            if all(store.keep_for_training(self._run) for store in self._tagged):
+                return stores
+            self._let_go()  # a builder that goes on had removed what was open, before it could be kept
+        raise not_kept(stores.values())
+
+    def _keep(self, name: str) -> None:
+        """Tag the store of this name for this run, and no other version of it."""
+        store = self._stores[name]
+        for other in [other for other in self._tagged if other.uri == store.uri]:
+            self._tagged.remove(other)
+            if other.commit.extent != store.commit.extent:
+                other.let_go()
+        self._tagged.append(store)
+        if not store.keep_for_training(self._run):
+            # It goes, unless the tag of an earlier run's checkpoints names it.
+            store.keep_for_checkpoints()
+
+    def _let_go(self) -> None:
+        """Take this run's tags away, which nothing needs that was saved."""
+        for store in self._tagged:
+            store.let_go()
+        self._tagged = []
 
     def _begin_fit(self) -> None:
         """Go on where the last fit of the same Trainer stopped; with another Trainer, begin at the first window."""
@@ -237,8 +275,12 @@ class LanceDataModule(LightningDataModule):
 
     def on_exception(self, exception: BaseException) -> None:
         """Take tags away again, where a run ends before it has saved a checkpoint: one that is refused leaves none."""
+        self._let_go()
+
+    def teardown(self, stage: str) -> None:
+        """Keep what a run has trained on that ended well: its model may be saved yet."""
         for store in self._tagged:
-            store.let_go()
+            store.keep_for_checkpoints()
         self._tagged = []
 
     def _open(self) -> dict[str, TokenStore]:
@@ -379,7 +421,7 @@ class LanceDataModule(LightningDataModule):
         self._tagged = []
         if self.trainer is not None and self.trainer.is_global_zero:
             for store in self._loader.stores.values():
-                store.keep_for_training()
+                store.keep_for_checkpoints()
         return self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -404,6 +446,8 @@ class LanceDataModule(LightningDataModule):
             if mine and not store.forgot(extent := extent_in(saved[name])):
                 self._stores[name] = store.at(extent)
                 self._tell_growth(store, self._stores[name])
+                if self._tagged:
+                    self._keep(name)
 
     def _tell_growth(self, opened: TokenStore, continued: TokenStore) -> None:
         """Log that a run goes on with fewer tokens than there are by now, and how to adopt the others."""

@@ -47,6 +47,10 @@ class FormatError(StoreError):
         return type(self), (str(self), self.newer)
 
 
+class StoreReplaced(StoreError):  # noqa: N818 # says what has happened
+    """Another store was built at the place of the one that is read."""
+
+
 class CommitConflict(StoreError):  # noqa: N818 # not always an error: a builder may go on after what the other stored
     """Another process committed to the token store first; nothing of this commit was stored."""
 

@@ -22,14 +22,16 @@ import pyarrow.compute as pc
 from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import Commit, commit_of, notes_of, replace_fragments
 from lightning_lance.errors import CommitConflict, ConfigError, StoreError
+from lightning_lance.escaping import shown
 from lightning_lance.fragments import dataset_at, fragments_of, reading_documents, take_back
 from lightning_lance.languages import nearest
 from lightning_lance.layout import FileNote, layout_of
 from lightning_lance.locking import lock_file, only_one
-from lightning_lance.merging import left_behind, remove_unneeded, take_over
+from lightning_lance.merging import announce_purge, left_behind, remove_unneeded, take_over, versions_from_before
 from lightning_lance.others import check_unchanged
 from lightning_lance.own_files import check_no_links
 from lightning_lance.places import store_place
+from lightning_lance.refs import read_refs
 from lightning_lance.repacking import Drop, Dropped, read_part, repack
 from lightning_lance.splits import SPLITS
 from lightning_lance.tags import retag
@@ -51,7 +53,8 @@ class Forgotten(NamedTuple):
         documents: Documents that the rule took out of the store now.
         tokens: Their tokens, EOS included.
         version: The version that holds.
-        kept: Tags of older versions, which hold the documents of this rule or of others before.
+        kept: What keeps older versions, which hold the documents of this rule or of others before: names of tags, also of a run
+            that has just started, and `branch NAME`.
         purged: Tags of such versions that were removed.
         rule_kept: Whether the rule stays for documents that will be added; not if all of the source is there.
         near: If no document matches, key to a value that the store has and that may have been meant.
@@ -133,11 +136,39 @@ def _forget(
         except CommitConflict:
             if not left:
                 raise
-    tags = {*_opened(uri, storage_options).tags.list()}
-    kept = retag(uri, storage_options, purge)
-    purged = sorted(tags - {*_opened(uri, storage_options).tags.list()}) if purge else []
-    remove_unneeded(uri, storage_options)
-    return done._replace(kept=kept, purged=purged)
+    purged = _remove_older(uri, storage_options, purge)
+    return done._replace(kept=_still_kept(uri, storage_options), purged=purged)
+
+
+def _remove_older(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> list[str]:
+    """Remove the versions that hold what was forgotten, unless they are kept; give the tags that went with them."""
+    if not purge:
+        retag(uri, storage_options, purge)
+        remove_unneeded(uri, storage_options)
+        return []
+    # A run that starts sees either this, or its tag is seen and goes like those of older runs.
+    announce_purge(uri, storage_options)
+    purged = retag(uri, storage_options, purge)
+    for _ in range(_TRIES):
+        remove_unneeded(uri, storage_options)
+        before = versions_from_before(uri, _opened(uri, storage_options), storage_options)
+        # A run that was told that its version goes takes its tag away, which may have kept it until now.
+        if not before or _still_kept(uri, storage_options):
+            return purged
+    raise StoreError(
+        f"The documents are forgotten, and older versions of {uri!r} that hold them could not be removed (the log says why): "
+        "run it again with purge=true, it ends what was begun."
+    )
+
+
+def _still_kept(uri: str, storage_options: Mapping[str, str] | None) -> list[str]:
+    """List what keeps versions that hold what was forgotten: tags, also of a run that has just started, and branches."""
+    dataset = _opened(uri, storage_options)
+    before = {*versions_from_before(uri, dataset, storage_options)}
+    refs = read_refs(uri, storage_options)
+    tags = [name for name, version in refs.tags.items() if version in before]
+    branches = [f"branch {name}" for name, version in refs.branches.items() if version in before]
+    return [shown(name) for name in sorted(tags) + sorted(branches)]
 
 
 def _forget_once(

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection, Pipe
 
 import numpy as np
 
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import dataset_at, lance_said, take_blocks
+from lightning_lance.fragments import data_files, dataset_at, lance_said, take_blocks
 
 
 class ForkedReader:
@@ -25,9 +25,16 @@ class ForkedReader:
         uri: The store.
         version: Its version.
         storage_options: As for `TokenStore.open`.
+        files: Data files of that version, since another store may have been built there; None if it can be no other.
     """
 
-    def __init__(self, uri: str, version: int, storage_options: Mapping[str, str] | None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        version: int,
+        storage_options: Mapping[str, str] | None,
+        files: Sequence[str] | None = None,
+    ) -> None:
         self._pipe, theirs = Pipe()
         command = f"from lightning_lance.forked import serve; serve({theirs.fileno()})"
         with theirs:
@@ -41,7 +48,7 @@ class ForkedReader:
         self._lock = threading.Lock()
         self._uri = uri
         self._end = weakref.finalize(self, _end, self._pipe, process)
-        self._pipe.send((uri, version, dict(storage_options or {})))
+        self._pipe.send((uri, version, files, dict(storage_options or {})))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Give the tokens of rows, as (n, block). StoreError if they cannot be read."""
@@ -67,7 +74,7 @@ def _end(pipe: Connection, process: subprocess.Popen[bytes]) -> None:
 def serve(descriptor: int) -> None:
     """Answer one `ForkedReader` until it is gone."""
     with Connection(descriptor) as pipe:
-        uri, version, storage_options = pipe.recv()
+        uri, version, files, storage_options = pipe.recv()
         dataset = None
         while True:
             try:
@@ -77,6 +84,14 @@ def serve(descriptor: int) -> None:
             try:
                 if dataset is None:
                     dataset = dataset_at(uri, version, storage_options)
+                    if dataset is None or files not in (None, data_files(dataset)):
+                        dataset = None
+                        raise StoreError(
+                            f"Version {version} of the token store {uri!r} cannot be read in a forked process any more: it "
+                            "was removed meanwhile; start the workers again."
+                        )
                 pipe.send(take_blocks(dataset, rows))
+            except StoreError as error:
+                pipe.send(error)
             except Exception as error:  # of whatever kind: who asked raises it
                 pipe.send(StoreError(f"The token store {uri!r} cannot be read: {lance_said(error)}"))

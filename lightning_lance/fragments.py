@@ -113,6 +113,11 @@ def no_panic() -> Iterator[None]:
         raise StoreError(f"Lance has panicked: {' '.join(str(error).split())[:300]}") from error
 
 
+def data_files(dataset: Any) -> list[str]:
+    """List the data files of an open dataset, by name. No two files ever have one, so they tell a version from any other."""
+    return [file.path for fragment in fragments_of(dataset) for file in fragment.files]
+
+
 @contextmanager
 def reading(uri: str) -> Iterator[None]:
     """Turn whatever Lance makes of a damaged store, its panics included, into a StoreError."""
@@ -251,7 +256,7 @@ def _remove_folder(uri: str) -> None:
             "that elsewhere, or give another uri."
         )
     remove_aside(uri)
-    aside = Path(f"{uri}{_ASIDE}")
+    aside = aside_of(uri)
     if os.path.lexists(aside):
         raise StoreError(
             f"The store {uri!r} is not removed, since {str(aside)!r} is in the way and is not of a token store: move that "
@@ -261,9 +266,14 @@ def _remove_folder(uri: str) -> None:
     shutil.rmtree(aside)
 
 
+def aside_of(uri: str) -> Path:
+    """Return the place of a local store that is being removed."""
+    return Path(f"{uri.rstrip('/')}{_ASIDE}")
+
+
 def remove_aside(uri: str) -> None:
     """Remove what a removal of a local store has left that was killed, and nothing else; for who builds there."""
-    aside = Path(f"{uri}{_ASIDE}")
+    aside = aside_of(uri)
     if not is_local(uri) or aside.is_symlink() or not aside.is_dir():
         return
     # Of a removal that was killed, the versions may be gone, and what they named with them.

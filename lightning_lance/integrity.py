@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ from tqdm import tqdm
 
 from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import Commit, commit_of, notes_of
-from lightning_lance.errors import ConfigError, FormatError, StoreError, described
+from lightning_lance.errors import ConfigError, FormatError, LightningLanceError, StoreError, described
 from lightning_lance.escaping import shown
 from lightning_lance.fragments import (
     check_fragments,
@@ -32,12 +34,27 @@ from lightning_lance.layout import FileNote, check_parts, hash_file, hash_tokens
 from lightning_lance.others import Change, change_of, cure
 from lightning_lance.places import is_local, store_place
 from lightning_lance.redaction import in_one_line
+from lightning_lance.refs import TAGS, read_refs, tag_file
 from lightning_lance.schema import begins_of, block_of, check_dtype, check_keys, tokens_of
-from lightning_lance.sums import SUMS, Sum, listed, manifest_of, read_sums, root_session, sum_of, version_of
+from lightning_lance.sums import (
+    SUMS,
+    Root,
+    Sum,
+    listed,
+    listed_versions,
+    manifest_of,
+    read_sums,
+    root_session,
+    stays,
+    sum_of,
+    version_of,
+)
 
 _RESTORE = "bring it back from a copy, or remove the store and build it again"
 # Rows read at once.
 _ROWS = 2048
+# Looks at a store that changes meanwhile, and the time between two.
+_LOOKS, _PAUSE_SECONDS = 30, 0.5
 
 
 class Problem(NamedTuple):
@@ -74,6 +91,43 @@ def check_store(
         raise ConfigError(
             f"sample is {described(sample)}: expected a share of the data files, above 0 and up to 1, such as 0.1."
         )
+    before: list[Problem] = []
+    for look in range(_LOOKS):
+        if look:
+            time.sleep(_PAUSE_SECONDS)
+        state = _state(uri, storage_options)
+        try:
+            found = _check_once(uri, storage_options, sample, seed)
+        except (ValueError, OSError, RuntimeError) as error:  # the store goes while it is read
+            if isinstance(error, LightningLanceError):
+                raise
+            found = [Problem(uri, f"cannot be read ({_brief(error)})", _RESTORE)]
+        if not found or _state(uri, storage_options) == state:
+            return found
+        # The store was written to, or built anew, meanwhile. What is damaged stays so; what a builder was about to write or to
+        # remove does not.
+        lasting = [problem for problem in found if problem in before and problem.place not in (SUMS, uri)]
+        if lasting:
+            return lasting
+        before = found
+    return before
+
+
+def _state(uri: str, storage_options: Mapping[str, str] | None) -> tuple[object, ...]:
+    """Tell what changes with every commit, clean-up and rebuild."""
+    folder = None
+    if is_local(uri):
+        with suppress(OSError):
+            folder = Path(uri).stat().st_ino
+    try:
+        session = root_session(uri, storage_options)
+        sums = session.content(SUMS) if session.contains(SUMS) else None
+        return folder, sums, frozenset(listed(session)), tuple(session.names(TAGS))
+    except (ValueError, OSError):
+        return folder, object()  # like no other
+
+
+def _check_once(uri: str, storage_options: Mapping[str, str] | None, sample: float, seed: int) -> list[Problem]:
     if is_local(uri) and not Path(uri).is_dir():
         raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
     with opening(uri):
@@ -93,7 +147,7 @@ def check_store(
     for version in read:
         for fragment in version.fragments:
             fragments.setdefault(fragment.files[0].path, []).append((version, fragment))
-    problems = _check_tags(session, read[-1].dataset)
+    problems = _check_tags(uri, session, storage_options)
     files = data_session(uri, storage_options)
     chosen = np.random.default_rng(seed).random(len(fragments)) < sample
     for (path, places), whole in tqdm(
@@ -146,7 +200,7 @@ def _stays(session: Any, version: int) -> bool:
     Of the newest, which may not be on the list yet, that is always so.
     """
     sums, _ = _read_sums(session)
-    return version in (now := {version_of(path) for path in sums or {}}) or version > max(now, default=0)
+    return stays(listed_versions(sums or {}), version)
 
 
 def _read_versions(
@@ -230,19 +284,22 @@ def _check_sum(session: Any, path: str, expected: Sum) -> str:
     return "" if found == expected else "differs from what was written"
 
 
-def _check_tags(session: Any, dataset: Any) -> list[Problem]:
-    dangling: set[tuple[str, int]] | None = None
-    for _ in range(2):  # a tag may have been moved before its version was removed
-        try:
-            tags = {(name, int(tag["version"])) for name, tag in dataset.tags.list().items()}
-        except Exception as error:  # of whatever kind: one of them is damaged
-            return [Problem("_refs/tags", f"a tag cannot be read ({_brief(error)})", "remove that file")]
-        found = {(name, version) for name, version in tags if not session.contains(manifest_of(version))}
-        dangling = found if dangling is None else dangling & found
-    return [
-        Problem(f"_refs/tags/{name}.json", f"names version {version}, which is not there", "remove that file")
-        for name, version in sorted(dangling or ())
-    ]
+def _check_tags(uri: str, session: Root, storage_options: Mapping[str, str] | None) -> list[Problem]:
+    """Check that every tag and branch can be read, and names a version that is there."""
+    first = _wrong_refs(uri, session, storage_options)
+    # A tag may have been written, or moved, just before its version was removed.
+    return [problem for problem in _wrong_refs(uri, session, storage_options) if problem in first] if first else []
+
+
+def _wrong_refs(uri: str, session: Root, storage_options: Mapping[str, str] | None) -> list[Problem]:
+    refs = read_refs(uri, storage_options)
+    cure = f"'lightning-lance clean {uri}' mends it, or says what does"
+    damaged = {tag_file(name): damage for name, damage in refs.damaged.items()} | refs.unreadable
+    problems = [Problem(shown(file), damage.why, cure) for file, damage in sorted(damaged.items())]
+    for name, version in sorted(refs.tags.items()):
+        if not session.contains(manifest_of(version)):
+            problems.append(Problem(shown(tag_file(name)), f"names version {version}, which is not there", cure))
+    return problems
 
 
 def _check_file(

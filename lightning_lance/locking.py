@@ -159,6 +159,36 @@ def _begins_as_lease(path: Path) -> bool:
         return _LEASE.startswith(file.read(len(_LEASE)))
 
 
+class LeaseWatch:
+    """Looks at a lease from outside: takes nothing, and writes nothing.
+
+    Args:
+        path: The file of the lease.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int] | None = None
+        self._since = 0.0
+
+    @property
+    def patience(self) -> float:
+        """Seconds of silence after which a holder is taken for dead; anybody who waits to build has taken over by then."""
+        return 2 * LEASE_SECONDS
+
+    def silence(self) -> float | None:
+        """Tell for how many seconds the holder has shown no life, as far as this has looked; None if nobody holds it."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            self._seen = None
+            return None
+        seen = (found.st_ino, found.st_mtime_ns)
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+        return time.monotonic() - self._since
+
+
 @contextmanager
 def only_one(path: str | Path, what: str) -> Iterator[None]:
     """Hold a lease while the block runs; other processes that come here wait, however long it takes.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from datetime import timedelta
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.commit import Commit, commit_of, committed_version, newest_at, notes_of, replace_fragments
 from lightning_lance.errors import StoreError
-from lightning_lance.escaping import logger
+from lightning_lance.escaping import logger, shown
 from lightning_lance.fragments import Written, dataset_at, fragments_of, lance_options, lance_said, take_back
 from lightning_lance.layout import FileNote
 from lightning_lance.own_files import check_no_links, is_builders, is_data_file, is_data_name, left_files
 from lightning_lance.places import is_local
+from lightning_lance.refs import read_refs, tag_file
 from lightning_lance.repacking import repack
-from lightning_lance.sums import manifest_of, root_session, write_sums
-from lightning_lance.tags import keep_build
+from lightning_lance.sums import manifest_of, root_session, stays, versions_on_list, write_sums
+from lightning_lance.tags import build_tag_is_older, is_ours, keep_build, means
 
 _log = logger(__name__)
 
@@ -169,8 +170,16 @@ def take_over(uri: str, version: int, left: Collection[str], storage_options: Ma
     before = newest_at(uri, version, storage_options)
     fragments, files, now = fragments_of(before), notes_of(before), commit_of(before, uri)
     version = replace_fragments(uri, before, before.schema, fragments, files, now, storage_options)
+    move_build_tag(uri, version, storage_options)
     remove_unneeded(uri, storage_options, left)
     return version
+
+
+def move_build_tag(uri: str, version: int, storage_options: Mapping[str, str] | None = None) -> None:
+    """Let the tag of what a build ended with name a version that was made once more of the same files: the older one can go."""
+    dataset = dataset_at(uri, version, storage_options)
+    if dataset is not None and build_tag_is_older(dataset, uri, storage_options):
+        keep_build(dataset, uri)
 
 
 def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
@@ -251,18 +260,17 @@ def _needed(uri: str, dataset: Any, storage_options: Mapping[str, str] | None, b
     """List the files of all versions but some."""
     needed = set()
     for number in sorted(_versions(dataset) - {*but}):
-        version = dataset_at(uri, number, storage_options)
-        if version is None:
-            raise StoreError(f"Version {number} of {uri!r} was removed meanwhile.")
-        needed |= _files_of(version)
-        needed.add(f"_transactions/{number - 1}-{version.read_transaction(number).uuid}.txn")
+        needed |= _files_of(uri, number, storage_options)
     return needed
 
 
-def _files_of(dataset: Any) -> set[str]:
-    """List the files with the rows of a version."""
-    files = set()
-    for fragment in fragments_of(dataset):
+def _files_of(uri: str, number: int, storage_options: Mapping[str, str] | None) -> set[str]:
+    """List the files with the rows of a version, and its transaction. StoreError if the version is gone."""
+    version = dataset_at(uri, number, storage_options)
+    if version is None:
+        raise StoreError(f"Version {number} of {uri!r} was removed meanwhile.")
+    files = {f"_transactions/{number - 1}-{version.read_transaction(number).uuid}.txn"}
+    for fragment in fragments_of(version):
         files |= {f"data/{file.path}" for file in fragment.files}
         if fragment.deletion_file is not None:
             files.add(fragment.deletion_file.path(fragment.id))
@@ -287,20 +295,44 @@ def _remove_files(uri: str, files: Collection[str], storage_options: Mapping[str
             root.delete_file(file)
 
 
-def _kept(dataset: Any) -> set[int]:
-    """List the versions that stay: the newest, what others have made that of, those with a tag, and those with a branch."""
-    kept = {int(dataset.version)}
+def _kept(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> set[int]:
+    """List the versions that stay: the newest, what others have made that of, those with a tag, and those with a branch.
+
+    Raises:
+        StoreError: If that cannot be known, since the file of a tag or a branch is damaged.
+    """
+    refs = read_refs(uri, storage_options)
+    unknown = {tag_file(name): damage for name, damage in refs.damaged.items() if not is_ours(name)} | refs.unreadable
+    for file, damage in unknown.items():
+        raise StoreError(
+            f"{shown(file)} {damage.why}, and may keep any of them: 'lightning-lance clean {uri}' says what helps."
+        )
+    kept = {int(dataset.version), *refs.tags.values(), *refs.branches.values()}
     if (committed := committed_version(dataset)) is not None:
         kept.add(committed)
-    kept |= {int(tag["version"]) for tag in dataset.tags.list().values()}
-    return kept | {int(branch["parent_version"]) for branch in dataset.branches.list().values()}
+    # Of ours, the names alone tell enough.
+    for number in _versions(dataset) - kept if refs.damaged else ():
+        version = dataset_at(uri, number, storage_options)
+        if version is not None and any(means(name, commit_of(version, uri)) for name in refs.damaged):
+            kept.add(number)
+    return kept
+
+
+def half_removed(uri: str, storage_options: Mapping[str, str] | None = None) -> set[int]:
+    """List the versions that a clean-up has taken off its list, and was killed before it removed them."""
+    dataset = dataset_at(uri, None, storage_options)
+    if dataset is None:
+        return set()
+    on_list = versions_on_list(uri, storage_options)
+    going = {version for version in _versions(dataset) if not stays(on_list, version)}
+    return going - _kept(uri, dataset, storage_options)
 
 
 def has_unneeded(uri: str, version: int, storage_options: Mapping[str, str] | None = None) -> bool:
     """Tell whether there are versions that `remove_unneeded` would remove, and a certain one is not among them."""
     if (dataset := dataset_at(uri, None, storage_options)) is None:
         return False
-    kept = _kept(dataset)
+    kept = _kept(uri, dataset, storage_options)
     return version in kept and not _versions(dataset) <= kept
 
 
@@ -324,27 +356,74 @@ def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, 
         # First what is needed for nothing: the disk may be full.
         for path in {*left} - _needed(uri, dataset, storage_options) if left else ():
             Path(uri, path).unlink(missing_ok=True)
-        kept = _kept(dataset)
-        going = _needed(uri, dataset, storage_options, but=kept)
-        # What is still listed would be missed by a verification.
-        if write_sums(uri, storage_options, kept):
-            _remove_versions(uri, dataset, kept, storage_options)
-            _remove_files(uri, going, storage_options)
-            if not is_local(uri):
-                _remove_left(uri, storage_options)
-    except (ValueError, OSError, StoreError) as error:
+        kept = _announce(uri, dataset, storage_options)
+        if kept is not None:
+            _remove_versions(uri, dataset, _versions(dataset) - kept, storage_options)
+    except (ValueError, OSError, RuntimeError, StoreError) as error:
         # The store is whole, only larger than need be.
         _log.warning("Old versions of %s could not be removed: %s", uri, lance_said(error))
 
 
-def _remove_versions(uri: str, dataset: Any, kept: Collection[int], storage_options: Mapping[str, str] | None) -> None:
-    """Remove the manifests of all versions but some. Their files go after them: no version names what is not there.
+def _announce(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> set[int] | None:
+    """Take the versions that go off the list of checksums, and give those that stay; None if the list cannot be written.
+
+    A run makes its tag first, and looks at the list after that (`tags.keep`). Here it is the other way round, so that one of
+    the two sees the other: a tag that came before the list was written is found now, and who came later has seen the list.
+    """
+    stay = _kept(uri, dataset, storage_options)
+    while True:
+        # What is still listed would be missed by a verification.
+        if not write_sums(uri, storage_options, stay):
+            return None
+        tagged = _kept(uri, dataset, storage_options) - stay
+        if not tagged & _versions(dataset):
+            return stay
+        stay |= tagged
+
+
+def announce_purge(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
+    """Say, before their tags go, that all versions go of which something was forgotten since: no run begins with one any more.
+
+    Raises:
+        StoreError: If the store cannot be written.
+    """
+    dataset = dataset_at(uri, None, storage_options)
+    stay = _versions(dataset) - set(versions_from_before(uri, dataset, storage_options))
+    if not write_sums(uri, storage_options, stay):
+        raise StoreError(
+            f"The documents are forgotten, and older versions of {uri!r} that hold them are still there, since the list of "
+            "checksums cannot be written: make room or give access, and run it again."
+        )
+
+
+def versions_from_before(uri: str, dataset: Any, storage_options: Mapping[str, str] | None = None) -> list[int]:
+    """List the versions of which something was forgotten since; `dataset` is the newest."""
+    rules = commit_of(dataset, uri).extent.forgotten
+    found = []
+    for number in sorted(_versions(dataset)):
+        version = dataset_at(uri, number, storage_options)
+        if version is not None and commit_of(version, uri).extent.forgotten != rules:
+            found.append(number)
+    return found
+
+
+def _remove_versions(uri: str, dataset: Any, going: Collection[int], storage_options: Mapping[str, str] | None) -> None:
+    """Remove versions, and the files that no other has. The files go after the manifests that name them.
 
     Lance's own clean-up also removes what it finds in the folders of a store and no version names, whosever it is.
     """
+    files = set()
+    for number in sorted(going):
+        # Of one that a killed clean-up has half removed, the rest is found as files of no version.
+        with suppress(ValueError, OSError, StoreError):
+            files |= _files_of(uri, number, storage_options)
     root = root_session(uri, storage_options)
-    for version in sorted(_versions(dataset) - {*kept}):
-        root.delete_file(manifest_of(version))
+    for number in sorted(going):
+        root.delete_file(manifest_of(number))
+    if going:
+        _remove_files(uri, files, storage_options)
+    if not is_local(uri):
+        _remove_left(uri, storage_options)
 
 
 def _remove_left(uri: str, storage_options: Mapping[str, str] | None) -> None:
@@ -354,7 +433,8 @@ def _remove_left(uri: str, storage_options: Mapping[str, str] | None) -> None:
     root = root_session(uri, storage_options)
     left = {path for folder in ("data", "_deletions", "_indices") for path in root.list(folder)} - needed
     if all(_is_data_file(uri, path, storage_options) for path in left):
-        dataset.cleanup_old_versions(older_than=timedelta(0), error_if_tagged_old_versions=False)
+        # It removes no version: it is told the newest one alone, which it never removes.
+        dataset.cleanup_old_versions(versions=[int(dataset.version)], error_if_tagged_old_versions=False)
 
 
 def _is_data_file(uri: str, path: str, storage_options: Mapping[str, str] | None) -> bool:

@@ -36,7 +36,7 @@ from lightning_lance.plan import Budget, Plan, check_same, check_tokenizer_file,
 from lightning_lance.sources import Source
 from lightning_lance.status import remove_refused
 from lightning_lance.store import TokenStore
-from lightning_lance.tags import lacks_build_tag
+from lightning_lance.tags import build_tag_is_older, lacks_build_tag
 from lightning_lance.tokenizer_choice import TokenizerChoice
 from lightning_lance.turns import COMMIT_MARGIN_SECONDS, CommitTurn, LeaseTurn, Turn
 from lightning_lance.versions import first_version
@@ -230,8 +230,8 @@ def _check_goes_on(plan: Plan, version: int, commit: Commit, storage_options: Ma
 def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str, str] | None) -> None:
     """Do what killed builders have left undone of a store that needs no more building, as far as this budget knows.
 
-    One of them may have come to its last commit, `version`, and not to its tag; others have left files of a growth. Where
-    another process builds by now, that one will do it.
+    One of them may have come to its last commit, `version`, and not to its tag, which may name an older version of the same
+    files; others have left files of a growth. Where another process builds by now, that one will do it.
     """
     uri = plan.uri
     try:
@@ -243,10 +243,13 @@ def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str,
         return
     try:
         dataset, first = dataset_at(uri, version, storage_options), first_version(uri, budget.met, storage_options)
-        unended = dataset is not None and lacks_build_tag(dataset, uri) and first == version
+        if dataset is None:
+            return
+        unended = lacks_build_tag(dataset, uri, storage_options) and first == version
+        twice = build_tag_is_older(dataset, uri, storage_options)
         # In a bucket another may build at any time: there, such things go with the next build.
         littered = plan.lock_file is not None and (left_behind(uri) or has_unneeded(uri, first))
-        if not unended and not littered:
+        if not unended and not twice and not littered:
             return
         lease = None if plan.lock_file is None else Lease(plan.lock_file)
         if lease is None or lease.take_from_the_dead():
@@ -254,14 +257,15 @@ def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str,
                 if last_version(uri, storage_options)[0] == version:
                     if left := left_behind(uri, storage_options):
                         version = take_over(uri, version, left, storage_options)
-                    if unended:
+                    if unended or twice:
                         end_build(uri, dataset_at(uri, version, storage_options), storage_options)
                     elif has_unneeded(uri, first, storage_options):
                         remove_unneeded(uri, storage_options)
             finally:
                 if lease is not None:
                     lease.release()
-    except (LightningLanceError, ValueError, OSError) as error:  # a store that can only be read is no reason to fail
+    except (LightningLanceError, ValueError, OSError, RuntimeError) as error:
+        # A store that can only be read is no reason to fail.
         _log.debug("%s", error)
 
 

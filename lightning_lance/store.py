@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import commit_of, is_commit, notes_of
-from lightning_lance.errors import ConfigError, StoreError, described
+from lightning_lance.errors import ConfigError, StoreError, StoreReplaced, described
 from lightning_lance.escaping import logger, shown
 from lightning_lance.forked import ForkedReader
 from lightning_lance.fragments import (
     check_fragments,
     check_sizes,
+    data_files,
     dataset_at,
     fragments_of,
     reading,
@@ -41,10 +43,16 @@ from lightning_lance.provenance import Provenance
 from lightning_lance.schema import block_of, check_dtype
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
-from lightning_lance.tags import is_trained_on, keep, let_go
-from lightning_lance.versions import look_again, version_with
+from lightning_lance.tags import check_not_replaced, keep, keep_for_run, let_go, replaced
+from lightning_lance.versions import gone, look_again, version_with
 
 _log = logger(__name__)
+
+
+# Of a version to train on, before it counts as an error that builders remove each one before it is tagged.
+KEEP_TRIES = 20
+
+Read = TypeVar("Read")
 
 
 class TokenStore:
@@ -76,8 +84,14 @@ class TokenStore:
         self._tell_of_others()
         check_columns(dataset, uri)
         self._dataset, self._process = dataset, os.getpid()
+        # Of the versions that others make, equal extents need not be equal rows.
+        self._is_ours = is_commit(dataset)
         self._forked: tuple[int, ForkedReader] | None = None
-        self._kept = self._tagged = False
+        # Names the tag of the run that trains on this; and whether that is there, and one that stays for its checkpoints.
+        self._run = secrets.token_hex(8)
+        self._kept = self._kept_for_good = False
+        # The same content at a version that is there still, once the one that is open is gone.
+        self._elsewhere: TokenStore | None = None
         self._provenance = Provenance(uri, dataset, storage_options)
         self.dtype: np.dtype[Any]
         self._block, self.dtype = block_of(uri, dataset.schema)
@@ -134,32 +148,50 @@ class TokenStore:
                 store._given = given
                 return store
             except StoreError:
-                # A builder may have merged its files away meanwhile: then there is a newer version.
-                newest = dataset_at(place, None, storage_options) if version is None else None
-                if newest is None or newest.version == dataset.version:
+                # A builder may have merged its files away meanwhile: then there is a newer version, or none of this number.
+                with reading(place):
+                    now = dataset_at(place, version, storage_options)
+                if now is not None and data_files(now) == data_files(dataset):
                     raise
 
     def at_version(self, version: int) -> TokenStore:
-        """Open the same store at another version."""
-        return self if version == self.version else self._open_again(version)
+        """Open the same store at another version.
 
-    def _open_again(self, version: int | None) -> TokenStore:
-        store = TokenStore.open(self.uri, version, *self._opening)
-        store._given = self._given
+        Raises:
+            StoreReplaced: If there is another store by now.
+            StoreError: If there is no such version.
+        """
+        return self if version == self.version else self._opened_again(version)
+
+    def _opened_again(self, version: int | None) -> TokenStore:
+        """Open the same store at another version, or as it is now; for the same run."""
+        try:
+            store = TokenStore.open(self.uri, version, *self._opening)
+        except StoreError:
+            check_not_replaced(self.uri, self.fingerprint, self._opening[0])
+            raise
+        if store.fingerprint != self.fingerprint:
+            raise replaced(self.uri, self.fingerprint, store.fingerprint)
+        store._run, store._given = self._run, self._given
         return store
+
+    def _version_with(self, extent: Extent) -> int | None:
+        return version_with(self.uri, extent, self._opening[0], self.fingerprint)
 
     def forgot(self, extent: Extent) -> bool:
         """Tell whether documents of an extent were forgotten since, and no version that holds them is kept."""
         changed = extent.forgotten != self.commit.extent.forgotten
-        return changed and version_with(self.uri, extent, self._opening[0]) is None
+        return changed and self._version_with(extent) is None
 
     def at(self, extent: Extent) -> TokenStore:
         """Open the same store as it was when it held just this, in whichever version. StoreError if it never did."""
-        if extent == self.commit.extent and is_commit(self._dataset):
+        if extent == self.commit.extent and self._is_ours:
             return self
 
         def find() -> int:
-            if (found := version_with(self.uri, extent, self._opening[0])) is None:
+            found = self._version_with(extent)
+            if found is None:
+                check_not_replaced(self.uri, self.fingerprint, self._opening[0])
                 raise StoreError(
                     f"The checkpoint was trained on the first {extent.tokens:,} tokens of the store, and no version of "
                     f"{self.uri!r} ends there (any more): prepare it with the budget of that run."
@@ -170,7 +202,7 @@ class TokenStore:
         if since := sorted({*self.commit.extent.forgotten} - {*extent.forgotten}):
             told = "Version %d of %s is read, which holds documents that were forgotten since (%s)."
             _log.warning(told, store.version, self.uri, since)
-        if not is_commit(store._dataset):
+        if not store._is_ours:
             # A compaction, for one, may put rows in another order.
             _log.warning(
                 "The version of %s with %s tokens is gone, and others have moved its rows.", self.uri, extent.tokens
@@ -178,10 +210,15 @@ class TokenStore:
         return store
 
     def newest(self) -> TokenStore:
-        """Open the same store as it is now."""
-        last = dataset_at(self.uri, None, self._opening[0])
-        # Not at that version: a builder that merges may remove it before it is open.
-        return self if last is None or last.version == self.version else self._open_again(None)
+        """Open the same store as it is now.
+
+        Raises:
+            StoreReplaced: If there is another store by now.
+            StoreError: If there is none.
+        """
+        # Not at the version that is the last: a builder that merges may remove it before it is open.
+        newest = self._opened_again(None)
+        return self if newest.version == self.version and newest.commit == self.commit else newest
 
     def keep(self, name: str | None = None) -> bool:
         """Tag the version that is read, so that no clean-up of old versions removes it.
@@ -192,35 +229,74 @@ class TokenStore:
             name: Of the tag; None for `checkpoint-...`, named by what the store holds.
 
         Returns:
-            Whether it is kept; False if a builder has removed it already.
+            Whether it is kept; False if a builder has removed it already, or is about to.
 
         Raises:
+            ConfigError: If a tag cannot have this name.
+            StoreReplaced: If there is another store by now.
             StoreError: If the store cannot be written.
         """
         check_no_links(self.uri)
-        return keep(self._dataset, self.uri, self.commit.extent, self._opening[0], name)
+        return keep(self._dataset, self.uri, self.commit.extent, self._opening[0], name, self.fingerprint)
 
-    def keep_for_training(self, share: bool = True) -> bool:
-        """Tag what is read, once, and tell whether it is there; a warning where that fails. `share`: see `is_trained_on`."""
+    def keep_for_training(self, run: str | None = None) -> bool:
+        """Tag what is read for a run, once, and tell whether it is kept; a warning where no tag can be written.
+
+        The tag is the run's own, and goes by `let_go`. Once the run has saved a checkpoint, `keep_for_checkpoints` puts
+        one in its place that stays.
+
+        Args:
+            run: Tells the run from others, in hexadecimal; the same on all of its ranks. None for one that is drawn.
+
+        Returns:
+            Whether it is kept; False if a builder has removed it already, or is about to: then open the store again.
+
+        Raises:
+            StoreReplaced: If there is another store by now.
+        """
+        self._run = run or self._run
         try:
             if not self._kept:
                 check_no_links(self.uri)
-                self._tagged = not is_trained_on(self._dataset, self.commit.extent, share)
-                self._kept = self.keep()
+                self._kept = keep_for_run(
+                    self._dataset, self.uri, self.commit.extent, self._opening[0], self._run, self.fingerprint
+                )
+        except StoreReplaced:
+            raise
         except StoreError as error:
             self._kept = True
-            _log.warning("%s A clean-up of old versions may take it away from the run and its checkpoints.", error)
+            self._warn_not_kept(str(error))
         return self._kept
 
+    def keep_for_checkpoints(self) -> None:
+        """Tag what is read for good, in place of the run's own tag, for its checkpoints; a warning where that fails."""
+        if self._kept_for_good:
+            return
+        self._kept_for_good = True
+        try:
+            if not self.keep():
+                self._warn_not_kept(f"Version {self.version} of the token store {self.uri!r} is gone.")
+        except StoreError as error:
+            self._warn_not_kept(str(error))
+        else:
+            let_go(self._dataset, self.commit.extent, self._run)
+
+    def _warn_not_kept(self, why: str) -> None:
+        _log.warning("%s A clean-up of old versions may take it away from the run and its checkpoints.", why)
+
     def let_go(self) -> None:
-        """Take the tag of `keep_for_training` away again, if it was not there before: for a run that leaves no checkpoint."""
-        if self._tagged:
-            let_go(self._dataset, self.commit.extent)
-            self._kept = self._tagged = False
+        """Take the tag of `keep_for_training` away again: for a run that leaves no checkpoint."""
+        if self._kept:
+            let_go(self._dataset, self.commit.extent, self._run)
+            self._kept = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Handles and maps do not travel: another process opens the same version anew.
-        return TokenStore.open, (self.uri, self.version, *self._opening)
+        # Handles and maps do not travel: another process opens the same content anew.
+        return _reopened, (self.uri, self.version, self._opening, self._content)
+
+    @property
+    def _content(self) -> _Content:
+        return _Content(self.fingerprint, self.commit.extent, self._streams, self._is_ours)
 
     def __repr__(self) -> str:
         what = ", ".join(f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split])
@@ -264,7 +340,9 @@ class TokenStore:
         starts = np.asarray(starts, dtype=np.int64)
         table.check(starts, length)
         if self._mapped is None:
-            return self._take(table, starts, length)
+            return self._lazily(
+                lambda: self._take(table, starts, length), lambda store: store.read(starts, length, split)
+            )
         places, whole = table.whole(starts, length)
         if whole.all():
             return self._mapped.gather(places, length)
@@ -286,14 +364,64 @@ class TokenStore:
         Raises:
             StoreError: If a window does not lie whole in the split, in a forked process, or where others have changed rows.
         """
-        self._table(split).check(starts := np.asarray(starts, dtype=np.int64), length)
+        starts = np.asarray(starts, dtype=np.int64)
+        self._table(split).check(starts, length)
         if self._change is not None and not self._change.readable:
             raise StoreError(
                 f"The token store {self.uri!r} was changed by others ({self._change.what}), so its documents cannot be told "
                 f"apart: {cure(self.uri, self._change)}."
             )
+        return self._lazily(
+            lambda: self._provenance.documents(starts, length, split),
+            lambda store: store.documents(starts, length, split),
+        )
+
+    def _lazily(self, here: Callable[[], Read], elsewhere: Callable[[TokenStore], Read]) -> Read:
+        """Read what is not in memory: of the version that is open, or, once that is removed, of one that holds the same.
+
+        Args:
+            here: Reads it of this store.
+            elsewhere: Reads it of another one, which holds the same.
+
+        Raises:
+            StoreReplaced: If there is another store by now.
+            StoreError: If the version is gone, and none holds the same; or if it is there and cannot be read.
+        """
+        if self._elsewhere is None:
+            try:
+                with reading(self.uri):
+                    return here()
+            except StoreError as error:
+                if self._process != os.getpid() or self._is_there():
+                    raise
+                self._elsewhere = self._found_again(error)
+        return elsewhere(self._elsewhere)
+
+    def _is_there(self) -> bool:
+        """Tell whether the version that is open is still there."""
         with reading(self.uri):
-            return self._provenance.documents(starts, length, split)
+            now = dataset_at(self.uri, self.version, self._opening[0])
+            return now is not None and data_files(now) == data_files(self._dataset)
+
+    def _found_again(self, error: StoreError) -> TokenStore:
+        """Open a version that holds the same as the one that is gone."""
+        while self._is_ours:
+            found = self._version_with(self.commit.extent)
+            if found is None:
+                break
+            try:
+                store = self._opened_again(found)
+            except StoreReplaced:
+                raise
+            except StoreError:
+                if self._version_with(self.commit.extent) == found:
+                    raise
+                continue
+            if store._streams == self._streams and store._is_ours:
+                return store
+            break
+        check_not_replaced(self.uri, self.fingerprint, self._opening[0])
+        raise gone(self.uri, self.version) from error
 
     def _take(self, table: SegmentTable, starts: np.ndarray, length: int) -> np.ndarray:
         windows = np.empty((len(starts), length), self.dtype)
@@ -319,7 +447,8 @@ class TokenStore:
             with reading(self.uri):
                 return take_blocks(self._dataset, rows)
         if self._forked is None or self._forked[0] != os.getpid():
-            self._forked = os.getpid(), ForkedReader(self.uri, self.version, self._opening[0])
+            files = data_files(self._dataset)
+            self._forked = os.getpid(), ForkedReader(self.uri, self.version, self._opening[0], files)
         return self._forked[1].take(rows)
 
     def _tell_of_others(self) -> None:
@@ -390,3 +519,61 @@ class TokenStore:
                     count = int(tokens[of_stream == numbers[key]].sum())
                     self._streams[split].append(StreamExtent(key[1], start, count))
                     start += count
+
+
+def not_kept(stores: Iterable[TokenStore]) -> StoreError:
+    """Say that no version could be tagged before it was removed."""
+    uris = ", ".join(repr(store.uri) for store in stores)
+    return StoreError(
+        f"No version of {uris} could be tagged for training, in {KEEP_TRIES} tries: each was removed by a builder that goes "
+        "on; start again when it commits less often."
+    )
+
+
+class _Content(NamedTuple):
+    """What a store that travels to another process is to hold there.
+
+    Attributes:
+        fingerprint: Hash of all that decided its tokens.
+        extent: What of its source it holds.
+        streams: Of each split.
+        is_ours: Whether equal extents are equal rows.
+    """
+
+    fingerprint: str
+    extent: Extent
+    streams: Mapping[str, list[StreamExtent]]
+    is_ours: bool
+
+
+def _reopened(
+    uri: str,
+    version: int,
+    opening: tuple[Mapping[str, str] | None, Literal["auto", "mapped", "take"]],
+    content: _Content,
+) -> TokenStore:
+    """Open what another process had open: at its version, or, if that is removed, at one that holds the same.
+
+    Raises:
+        StoreReplaced: If there is another store by now.
+        StoreError: If no version holds the same any more.
+    """
+    try:
+        store = TokenStore.open(uri, version, *opening)
+        if store._content == content:
+            return store
+    except StoreError:
+        if dataset_at(uri, version, opening[0]) is not None:
+            raise
+    check_not_replaced(uri, content.fingerprint, opening[0])
+
+    def find() -> int:
+        found = version_with(uri, content.extent, opening[0], content.fingerprint) if content.is_ours else None
+        if found is None:
+            raise gone(uri, version)
+        return found
+
+    store = look_again(find, lambda found: TokenStore.open(uri, found, *opening))
+    if store._content != content:
+        raise gone(uri, version)
+    return store

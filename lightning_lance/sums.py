@@ -7,9 +7,10 @@ commit makes up for it.
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,8 +61,21 @@ class Root:
         """Tell whether there is such a file."""
         return bool(self._session.contains(path))
 
+    def names(self, folder: str) -> Sequence[str]:
+        """List the names in a folder, also those that Lance's own listing stumbles over; nothing of folders below it."""
+        if self._folder is not None:
+            try:
+                return sorted(os.listdir(self._folder / folder))  # noqa: PTH208 - names, also of folders and broken links
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        paths = (path.removeprefix(f"{folder}/") for path in self.list(folder))
+        return sorted(path for path in paths if "/" not in path)
+
     def delete_file(self, path: str) -> None:
         """Remove a file."""
+        if self._folder is not None:  # Lance spells some names in another way
+            (self._folder / path).unlink(missing_ok=True)
+            return
         self._session.delete_file(path)
 
     def content(self, path: str) -> bytes:
@@ -108,10 +122,14 @@ def sum_of(session: Root, path: str) -> Sum:
 def write_sums(uri: str, storage_options: Mapping[str, str] | None, only: Collection[int] | None = None) -> bool:
     """Bring the checksums up to date. Those that are known are kept: they tell of files as they were written.
 
+    The list is also how a clean-up and a run that tags a version see each other (`stays`): the clean-up takes versions off
+    the list before it looks at the tags once more, and the run looks at the list after it has made its tag. So a version
+    that is off the list comes back only by `only`.
+
     Args:
         uri: The store.
         storage_options: Credentials and such for object stores.
-        only: Versions to list, before the others are removed; None for all.
+        only: Versions to list, before the others are removed; None for those that are listed, and newer ones.
 
     Returns:
         Whether they could be written. If not, what they list must stay.
@@ -129,13 +147,14 @@ def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection
     session, dataset = root_session(uri, storage_options), dataset_at(uri, None, storage_options)
     try:
         known = read_sums(session) or {}
+        on_list = listed_versions(known)
     except ValueError:
-        known = {}
+        known, on_list = {}, set()
     sums: dict[str, Sum] = {}
     there = listed(session)
     for manifest in sorted(path for path in there if path.startswith("_versions")):
         version = version_of(manifest)
-        if only is not None and version not in only:
+        if not (stays(on_list, version) if only is None else version in only):
             continue
         mine = {path: entry for path, entry in known.items() if version_of(path) == version}
         if manifest not in mine and dataset is not None:
@@ -145,6 +164,29 @@ def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection
         sums |= mine
     text = json.dumps(sums)
     session.put(SUMS, json.dumps({"sums": text, "hash": xxhash.xxh3_64_hexdigest(text.encode())}))
+
+
+def listed_versions(sums: Mapping[str, Sum]) -> set[int]:
+    """Give the versions whose manifests are on a list of checksums."""
+    return {version_of(path) for path in sums if path.startswith("_versions")}
+
+
+def versions_on_list(uri: str, storage_options: Mapping[str, str] | None) -> set[int]:
+    """Read which versions are on the list of checksums; none where there is no list, or it is damaged."""
+    try:
+        return listed_versions(read_sums(root_session(uri, storage_options)) or {})
+    except (ValueError, OSError):
+        return set()
+
+
+def stays(on_list: Collection[int], version: int) -> bool:
+    """Tell whether a version is to stay: one that is off the list is about to be removed.
+
+    Args:
+        on_list: Versions on the list.
+        version: The version. One that is newer than all on the list was committed since it was written.
+    """
+    return version in on_list or version > max(on_list, default=0)
 
 
 def version_of(path: str) -> int:

@@ -379,11 +379,13 @@ def test_what_a_builder_removes_before_it_is_kept_is_not_trained_on(tmp_path: Pa
     versions = [entry["version"] for entry in lance.dataset(uri).versions()]
     assert versions == [data.store.version] != opened[:1]
     assert data.store.commit.documents == 30
-    tag = lance.dataset(uri).tags.list()[f"checkpoint-{data.store.commit.tokens}"]
-    assert tag["version"] == data.store.version
-    assert sorted(lance.dataset(uri).tags.list()) == sorted(
-        f"{kind}-{data.store.commit.tokens}" for kind in ("build", "checkpoint")
-    )
+    tags = lance.dataset(uri).tags.list()
+    assert {tag["version"] for tag in tags.values()} == {data.store.version}
+    build, mine = sorted(tags)
+    assert build == f"build-{data.store.commit.tokens}"
+    assert mine.startswith(f"checkpoint-{data.store.commit.tokens}-run-")
+    data.teardown("fit")
+    assert sorted(lance.dataset(uri).tags.list()) == [build, f"checkpoint-{data.store.commit.tokens}"]
 
 
 def test_a_mixture_is_counted_in_the_log(tmp_path: Path):

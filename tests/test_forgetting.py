@@ -206,6 +206,7 @@ def test_other_budgets_never_go_back_to_what_was_forgotten(tmp_path: Path):
 def test_a_checkpoint_keeps_its_version_until_it_is_purged(tmp_path: Path):
     old = store_of(tmp_path)
     old.keep_for_training()
+    old.keep_for_checkpoints()
     loader = WindowLoader(old, 64, 2)
     batches = iter(loader)
     next(batches)
@@ -254,7 +255,7 @@ def test_what_cannot_be_is_told(tmp_path: Path):
 
 def test_the_command(tmp_path: Path):
     store = store_of(tmp_path)
-    store.keep_for_training()
+    store.keep()
     code, out, err = run(tmp_path, "forget", "x.lance", "repo=r1")
     assert (code, err) == (0, "")
     first, second, third = out.splitlines()

@@ -1,16 +1,22 @@
 """What tags keep; by way of a store, `keep` is in test_store.py, and what is forgotten in test_forgetting.py."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lance
 import pytest
 from conftest import append_commit, finish
 from test_merging import NOTE, append
 
-from lightning_lance import TokenStore, tags
-from lightning_lance.errors import StoreError
+from lightning_lance import TokenStore, merging, tags
+from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.fragments import remove_store
+from lightning_lance.integrity import check_store
 from lightning_lance.layout import Extent
+from lightning_lance.sums import SUMS, manifest_of, write_sums
+from lightning_lance.versions import first_version
 
 
 def tags_of(uri: str) -> dict[str, int]:
@@ -65,29 +71,120 @@ def test_of_a_store_that_is_gone_as_a_whole_nothing_can_be_kept(tmp_path: Path):
         tags.keep(opened, uri, Extent(3001), None)
 
 
-def test_a_tag_that_another_run_found_stays_for_its_checkpoints(tmp_path: Path):
+def test_each_run_has_a_tag_of_its_own(tmp_path: Path):
+    """However close together they start: who fails takes its own away, and who trains on is kept."""
     uri = str(tmp_path / "x.lance")
     append(uri, [(0, "C", 3000)], 0)
     first, second = TokenStore.open(uri), TokenStore.open(uri)
-    first.keep_for_training()
-    second.keep_for_training()
+    assert first.keep_for_training()
+    assert second.keep_for_training()
+    mine, _ = tags_of(uri)
+    assert mine.startswith("checkpoint-3001-run-")
+    first.let_go()
+    assert len(tags_of(uri)) == 1
+    first.let_go()
+    second.keep_for_checkpoints()
+    assert tags_of(uri) == {"checkpoint-3001": 1}
+    # Once checkpoints need it, no run takes it away, whoever made it.
+    second.let_go()
+    assert first.keep_for_training()
+    first.keep_for_checkpoints()
     first.let_go()
     assert tags_of(uri) == {"checkpoint-3001": 1}
 
 
-def test_a_tag_for_training_goes_only_with_the_run_that_made_it(tmp_path: Path):
+def test_the_ranks_of_a_run_share_its_tag(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     append(uri, [(0, "C", 3000)], 0)
-    first, other_rank = TokenStore.open(uri), TokenStore.open(uri)
-    first.keep_for_training()
-    other_rank.keep_for_training(share=False)
-    other_rank.let_go()
-    assert tags_of(uri) == {"checkpoint-3001": 1}
-    first.let_go()
+    ranks = [TokenStore.open(uri) for _ in range(3)]
+    assert all(rank.keep_for_training("ab12") for rank in ranks)
+    assert tags_of(uri) == {"checkpoint-3001-run-ab12": 1}
+    for rank in ranks:
+        rank.let_go()
     assert tags_of(uri) == {}
-    first.let_go()
-    assert first.keep_for_training()
-    assert tags_of(uri) == {"checkpoint-3001": 1}
-    # Where somebody else was first, nothing is left to do.
-    lance.dataset(uri).tags.delete("checkpoint-3001")
-    first.let_go()
+    assert ranks[0].keep_for_training("ab12")
+
+
+def test_a_run_sees_a_clean_up_that_has_begun_and_a_clean_up_sees_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    for i in range(3):
+        note = append(uri, [(0, "C", 3000)], i, note)
+    early, late = TokenStore.open(uri, 1), TokenStore.open(uri, 2)
+    kept: list[bool] = []
+    announce, remove = merging.write_sums, merging._remove_versions
+
+    def before_the_list_is_written(*args: Any) -> bool:
+        kept.append(early.keep_for_training("aa"))
+        return announce(*args)
+
+    def after_it(*args: Any) -> None:
+        kept.append(late.keep_for_training("bb"))
+        kept.append(late.keep("mine"))
+        remove(*args)
+
+    monkeypatch.setattr(merging, "write_sums", before_the_list_is_written)
+    monkeypatch.setattr(merging, "_remove_versions", after_it)
+    merging.remove_unneeded(uri)
+    assert kept[0] is kept[1] is True
+    assert kept[-2:] == [False, False]
+    assert [entry["version"] for entry in lance.dataset(uri).versions()] == [1, 3]
+    assert tags_of(uri) == {"checkpoint-3001-run-aa": 1}
+    assert check_store(uri) == []
+
+
+def test_what_a_killed_clean_up_was_about_to_remove_is_kept_no_more(tmp_path: Path):
+    """It is on no list and still there; the newest version is kept whatever the list says."""
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    for i in range(3):
+        note = append(uri, [(0, "C", 3000)], i, note)
+    assert write_sums(uri, None, {3})
+    note = append(uri, [(0, "C", 3000)], 3, note)
+    assert not TokenStore.open(uri, 2).keep()
+    assert first_version(uri, lambda commit: commit.tokens >= 3001) == 3
+    assert TokenStore.open(uri, 3).keep("a.b")
+    sums = tmp_path / "x.lance" / SUMS
+    sums.write_text(sums.read_text().replace("x", "y"))
+    assert TokenStore.open(uri, 2).keep()
+    shutil.rmtree(tmp_path / "x.lance" / "_refs")
+    assert write_sums(uri, None)
+    lance.dataset(uri, version=3).restore()
+    for version in (4, 5):
+        Path(tmp_path, "x.lance", manifest_of(version)).unlink()
+    assert TokenStore.open(uri).version == 3
+    assert TokenStore.open(uri).keep()
+
+
+@pytest.mark.parametrize("name", ["my tag", "\u00fc", "a/b", "a..b", ".a", "a.lock", "a\n"])
+def test_a_name_that_lance_cannot_list_is_refused(tmp_path: Path, name: str):
+    uri = str(tmp_path / "x.lance")
+    append(uri, [(0, "C", 3000)], 0)
+    with pytest.raises(ConfigError, match="expected letters, digits"):
+        TokenStore.open(uri).keep(name)
+    assert tags_of(uri) == {}
+
+
+def test_a_store_that_was_built_anew_is_not_tagged(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append(uri, [(0, "C", 3000)], 0)
+    store = TokenStore.open(uri)
+    remove_store(uri, None)
+    append(uri, [(0, "C", 3000)], 0, replace(NOTE, fingerprint="another"))
+    for keeps in (store.keep_for_training, store.keep):
+        with pytest.raises(StoreReplaced, match=r"was built anew by another recipe .*fingerprint -> another"):
+            keeps()
+    assert tags_of(uri) == {}
+    remove_store(uri, None)
+    append(uri, [(0, "C", 10)], 0)
+    # Of the same recipe, another version has this number.
+    assert not store.keep()
+
+
+def test_what_a_build_ended_with_is_one_version_though_it_was_made_twice(tmp_path: Path):
+    """As one that begins makes it once more, to be sure that no killed builder commits."""
+    uri = str(tmp_path / "x.lance")
+    append(uri, [(0, "C", 3000)], 0, full=1 << 30)
+    merging.take_over(uri, 1, set())
+    assert tags_of(uri) == {"build-3001": 2}
+    assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2]
