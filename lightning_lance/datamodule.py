@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 
 from lightning_lance.agreement import is_first, raise_together, told_by_first
 from lightning_lance.batches import Batch
+from lightning_lance.cursor import Cursor
 from lightning_lance.errors import StoreError
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.integrity import require_whole
@@ -19,9 +20,10 @@ from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.options import BatchFormat, Extend, OnDataChange, Remainder, check_options
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
 from lightning_lance.prepare import check_origin, prepare
-from lightning_lance.serving import extent_in
+from lightning_lance.serving import Serving, extent_in
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
+from lightning_lance.states import checked_state
 from lightning_lance.store import TokenStore
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import TokenizerChoice
@@ -132,6 +134,7 @@ class LanceDataModule(LightningDataModule):
         self._serving |= {"document_ids": document_ids, "position_ids": position_ids}
         self._serving |= {"mask_boundary_targets": mask_boundary_targets}
         given = {"context_length": context_length, "batch_size": batch_size, "fim": fim, "verify": verify}
+        given["seed"] = seed
         check_options({**given, "source": source, **self._building, **self._training, **self._serving})
         self._training["extend"] = extend == "next_epoch"
         self._fim, self.verify = dict(fim or {}), verify
@@ -142,6 +145,7 @@ class LanceDataModule(LightningDataModule):
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
         self._failure: Exception | None = None
+        self._fits = False  # whether it was set up for training
         self._tagged: list[TokenStore] = []  # for no checkpoint yet
 
     @cached_property
@@ -191,6 +195,7 @@ class LanceDataModule(LightningDataModule):
             stores = self._open()  # a builder that goes on had removed what was open, before it could be kept
         extents = told_by_first([store.commit.extent for store in stores.values()])
         self._stores = {name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)}
+        self._fits = stage == "fit"
         if stage == "fit":
             self._loader = self._state = None
             for store in self._stores.values():  # nodes may have stores of their own
@@ -240,14 +245,18 @@ class LanceDataModule(LightningDataModule):
     def train_dataloader(self) -> WindowLoader:
         """Give the loader of the training windows, at the place where the last one, or the checkpoint, was."""
         state = self._loader.state_dict() if self._loader is not None else self._state
-        # A run that overfits wants the same batches in every epoch.
-        anew = bool(getattr(self.trainer, "overfit_batches", 0))
-        self._loader = self._make_loader("train", resumable=not anew, fim=self._fill_in(), **self._training)
-        if state is not None and not anew:
-            self._loader.load_state_dict(state)
-            self._loader.roll_over()
-            self._loader.expected = self._state
-        return self._loader
+        loader = self._make_loader("train", resumable=not self._anew, fim=self._fill_in(), **self._training)
+        if state is not None and not self._anew:
+            loader.load_state_dict(state)
+            loader.roll_over()
+            loader.expected = self._state
+        self._loader = loader
+        return loader
+
+    @property
+    def _anew(self) -> bool:
+        """Whether each epoch begins with the first window: a run that overfits wants the same batches in all of them."""
+        return bool(getattr(self.trainer, "overfit_batches", 0))
 
     def _fill_in(self) -> FillInTheMiddle | None:
         return FillInTheMiddle.named(self.tokenizer, **{"seed": self.seed, **self._fim}) if self._fim else None
@@ -294,19 +303,36 @@ class LanceDataModule(LightningDataModule):
         return self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint, on the tokens that the stores had then."""
+        """Continue from a checkpoint, on the tokens that the stores had then; one that is refused changes nothing.
+
+        Raises:
+            StoreError: If its state cannot be, or, where it is trained on, is of other data; see `WindowLoader`.
+        """
         if not state_dict:
             return
-        self._state = state_dict
-        saved = {entry["name"]: entry for entry in state_dict["stores"]}
-        for name, store in self.stores.items():
+        state = checked_state(state_dict)
+        stores = dict(self.stores)
+        saved = {entry["name"]: entry for entry in state["stores"]}
+        for name, store in stores.items():
             # Of another store, or of documents that are gone, only training has to know: the loader will refuse it.
             mine = name in saved and saved[name]["fingerprint"] == store.fingerprint
             if mine and not store.forgot(extent := extent_in(saved[name])):
-                self._stores[name] = store.at(extent)
+                stores[name] = store.at(extent)
         if self._loader is not None:
-            self._loader.load_state_dict(state_dict)
-            self._loader.expected = state_dict
+            self._loader.load_state_dict(state)
+            self._loader.expected = state
+        elif self._fits and not self._anew:
+            self._try(state, stores)
+        # Nothing has changed up to here, so a state that is refused changes nothing.
+        self._stores, self._state = stores, state
+
+    def _try(self, state: Mapping[str, Any], stores: Mapping[str, TokenStore]) -> None:
+        """Refuse a state that the train loader, which is made later, would refuse."""
+        training = self._training
+        served: dict[str, Any] = {"where": self._serving["where"] or {}, "mix": training["mix"] or {}}
+        served |= {"order": training["order"], "shuffle_block": training["shuffle_block"]}
+        serving = Serving(stores, "train", self.context_length, seed=self.seed, **served)
+        Cursor(serving, self._training["on_data_change"]).load_state_dict(state)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Log, for a mixture, how many windows each component has given and how often it was gone through."""

@@ -18,8 +18,8 @@ ORDER = [
     "integrity",
     "provenance", "forgetting", "forked", "mapping", "store",
     "progress", "read_ahead", "encoding", "status", "plan", "preflight", "turns", "build", "prepare",
-    "windows", "mixture", "serving", "fim", "options", "batches", "token_windows",
-    "agreement", "cursor", "loader", "datamodule", "termination", "verify",
+    "windows", "mixture", "serving", "states", "fim", "options", "batches", "token_windows",
+    "agreement", "continuing", "cursor", "loader", "datamodule", "termination", "verify",
     "signals", "arguments", "command", "cli", "__init__",
 ]  # fmt: skip
 
