@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from lightning_lance.batches import Batch, BatchMaker
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, one_of
+from lightning_lance.splits import SPLITS
 from lightning_lance.store import TokenStore
 from lightning_lance.windows import WindowOrder
 
@@ -33,6 +34,7 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
     def __init__(self, store: TokenStore, context_length: int, split: str = "train", **batch: Any) -> None:
         if batch.get("cu_seqlens"):
             raise ConfigError("cu_seqlens go over a batch, and TokenWindows gives single windows: use a WindowLoader.")
+        split = one_of("split", split, SPLITS)
         self._windows = WindowOrder(store.streams(split), context_length, "sequential", ())
         self.store, self.context_length, self.split = store, self._windows.context_length, split
         self._make = BatchMaker(store.commit.eos_id, **batch)
