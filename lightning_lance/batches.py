@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from lightning_lance.arguments import check_arguments
-from lightning_lance.errors import one_of
+from lightning_lance.errors import flag, one_of
 from lightning_lance.fim import FillInTheMiddle
 from lightning_lance.options import BatchFormat
 
@@ -91,19 +91,17 @@ class BatchMaker:
         mask_boundary_targets: bool = False,
         fim: FillInTheMiddle | None = None,
     ) -> None:
-        one_of("batch_format", batch_format, get_args(BatchFormat))
-        check_arguments(
-            BatchMaker, {"document_ids": document_ids, "position_ids": position_ids, "cu_seqlens": cu_seqlens}
-        )
-        check_arguments(BatchMaker, {"mask_boundary_targets": mask_boundary_targets, "fim": fim})
+        self._batch_format = cast(BatchFormat, one_of("batch_format", batch_format, get_args(BatchFormat)))
+        check_arguments(BatchMaker, {"fim": fim})
         if fim is not None:
             fim.check(eos_id)
         self._eos_id = eos_id
-        self._batch_format: BatchFormat = batch_format
-        self._document_ids, self._position_ids, self._cu_seqlens = document_ids, position_ids, cu_seqlens
-        self._mask = mask_boundary_targets
+        self._document_ids = flag("document_ids", document_ids)
+        self._position_ids = flag("position_ids", position_ids)
+        self._cu_seqlens = flag("cu_seqlens", cu_seqlens)
+        self._mask = flag("mask_boundary_targets", mask_boundary_targets)
         self._fim = fim
-        self._needs_borders = document_ids or position_ids or cu_seqlens or mask_boundary_targets
+        self._needs_borders = self._document_ids or self._position_ids or self._cu_seqlens or self._mask
 
     def __call__(self, tokens: _Tokens, starts: _Ints, epochs: _Ints) -> Batch:
         """Make one batch of all of some windows; the arguments are those of `rearrange`."""

@@ -159,7 +159,8 @@ def _remove_files(uri: str, storage_options: Mapping[str, str] | None, cleaned: 
     aside = aside_of(uri)
     if aside.exists():
         remove_aside(uri)
-        cleaned.done.append(f"{aside}, the rest of a store that was replaced: removed")
+        if not aside.exists():
+            cleaned.done.append(f"{aside}, the rest of a store that was replaced: removed")
     left = left_behind(uri, storage_options)
     if left:
         version = last_version(uri, storage_options)[0]

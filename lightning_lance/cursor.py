@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
 
 from lightning_lance.agreement import is_first, raise_together, told_by_first
-from lightning_lance.errors import StoreError, one_of
+from lightning_lance.continuing import Continued, continued, unchanged
+from lightning_lance.errors import ConfigError, StoreError, one_of
 from lightning_lance.escaping import logger
-from lightning_lance.mixture import Located
+from lightning_lance.mixture import Located, Mixture, Schedule
 from lightning_lance.options import OnDataChange
 from lightning_lance.serving import Serving
+from lightning_lance.states import MOST, check_epoch, checked_state
 from lightning_lance.store import KEEP_TRIES, TokenStore, not_kept
-from lightning_lance.windows import mix
+from lightning_lance.windows import WindowOrder, mix
 
 _log = logger(__name__)
 
@@ -35,8 +38,7 @@ class Cursor:
     """
 
     def __init__(self, serving: Serving, on_data_change: OnDataChange = "error") -> None:
-        one_of("on_data_change", on_data_change, get_args(OnDataChange))
-        self._on_data_change = on_data_change
+        self._on_data_change = one_of("on_data_change", on_data_change, get_args(OnDataChange))
         self.serving = serving
         self.restart()
 
@@ -100,7 +102,7 @@ class Cursor:
             self.serving = replace(self.serving, stores=stores)
             for store in stores.values():
                 store.keep_for_training()
-            self._move(epochs * self.serving.mixture().sizes)
+            self._move([int(windows) for windows in epochs * self.serving.mixture().sizes])
             _log.info("Epoch %d has %s windows, of stores that have changed.", self.epoch, f"{self.num_windows:,}")
 
     def _newest_together(self) -> dict[str, TokenStore]:
@@ -158,16 +160,20 @@ class Cursor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state, with the tokens that the stores had when it was taken.
+        """Continue from a state, with the tokens that the stores had when it was taken; one that is refused changes nothing.
 
         Raises:
-            StoreError: If it is of other data or another order and `on_data_change` is `error`, naming each field that
-                differs; or if the stores never had its tokens.
+            StoreError: If it is no state; if it is of other data or another order and `on_data_change` is `error`, naming
+                each field that differs; or if the stores never had its tokens.
         """
-        if missing := sorted(self.state_dict().keys() - state.keys()):
-            raise StoreError(
-                f"The state lacks {', '.join(missing)}: expected what a WindowLoader of this version of lightning-lance gave."
-            )
+        tried = copy(self)
+        try:
+            tried._continue_from(checked_state(state))
+        except ConfigError as error:
+            raise StoreError(f"The checkpoint cannot be of this data: {error}") from error
+        vars(self).update(vars(tried))
+
+    def _continue_from(self, state: Mapping[str, Any]) -> None:
         if differences := self.serving.differences(state):
             changes = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differences.items())
             if self._on_data_change == "error":
@@ -181,52 +187,103 @@ class Cursor:
                     f"The checkpoint continues other data ({changes}): {cure}, start without the checkpoint, or say "
                     "on_data_change=restart or on_data_change=continue."
                 )
-            _log.warning("The data differs from the checkpoint's (%s): %s.", changes, self._on_data_change)
+            check_epoch(state)
             if self._on_data_change == "restart":
                 self.restart()
             else:
-                self._continue_elsewhere(state)
+                self._go_on(state, continued(self.serving, state))
+            _log.warning("The data differs from the checkpoint's (%s): %s.", changes, self._on_data_change)
             return
         self.serving = self.serving.pinned(state)
-        before = replace(self.serving, context_length=state["context_length"], mix=state["mix"])
-        if (windows := before.mixture(state["taken"]).num_windows) != state["num_windows"]:
-            raise StoreError(
-                f"The checkpoint's epoch had {state['num_windows']:,} windows, of this store it has {windows:,}: rows were "
-                "deleted or added by others; bring them back, or start without the checkpoint."
-            )
+        before = self._as_it_was(state)
+        check_epoch(state)
+        # Components are counted in the order of `mix`, which equal dicts need not share.
+        if [*before.mix] != [*self.serving.mix] or before.describe() != self.serving.describe():
+            self._go_on(state, unchanged(self.serving, before))
+            return
         self._mixture = self.serving.mixture(state["taken"])
         self.value, self.epoch, self.epoch_start = state["cursor"], state["epoch"], state["epoch_start"]
         self._origin, self.ended = state["origin"], state["ended"]
         self._digest, self._digest_from = int(state["digest"], 16), state["digest_from"]
-        # Components are counted in the order of `mix`, which equal dicts need not share.
-        if [*before.mix] != [*self.serving.mix] or before.describe() != self.serving.describe():
-            self._convert(before, state["taken"])
 
-    def _continue_elsewhere(self, state: Mapping[str, Any]) -> None:
-        self.value, self.epoch, self.ended = state["cursor"], state["epoch"], state["ended"]
-        position = min(self.value - state["epoch_start"], self.num_windows)
-        self.epoch_start = self.value - position
-        # Which components were in the other data is not known: of several, each begins an epoch.
-        self._move(self.epoch * self._mixture.sizes + (position if len(self._mixture.names) == 1 else 0))
+    def _as_it_was(self, state: Mapping[str, Any]) -> Serving:
+        """Return what was served when a state was taken, of the very same stores. StoreError if it cannot have been."""
+        before = replace(self.serving, context_length=state["context_length"], mix=state["mix"])
+        windows = before.mixture().num_windows
+        if windows != state["num_windows"]:
+            raise StoreError(
+                f"The checkpoint's epoch had {state['num_windows']:,} windows, of this store it has {windows:,}: rows were "
+                "deleted or added by others; bring them back, or start without the checkpoint."
+            )
+        return before
 
-    def _convert(self, before: Serving, taken: list[int]) -> None:
-        """Say a place of another context length or of other weights: as many tokens on, each component where it was."""
-        old, length = before.mixture(taken), before.context_length
-        consumed = old.consumed(self.value - self._origin)
-        position = min(self._as_many(self.position, length), self.num_windows)
-        self.value = self._as_many(self.value, length)
-        self.epoch_start = self.value - position
-        order = [old.names.index(name) for name in self._mixture.names]
-        epochs, within = np.divmod(consumed[order], old.sizes[order])
-        sizes = self._mixture.sizes
-        self._move(epochs * sizes + np.minimum(self._as_many(within, length), sizes))
+    def _go_on(self, state: Mapping[str, Any], found: Continued) -> None:
+        """Say a place in other units (another context length, other weights, other data): each component where it was."""
+        self.serving = found.serving
+        mixture = self.serving.mixture()
+        orders = dict(zip(mixture.names, mixture.orders, strict=True))
+        if state["ended"]:
+            # What the epoch had left over is passed over, as when the next one begins.
+            state = {**state, "cursor": state["epoch_start"] + state["num_windows"]}
+        position = self._position(state, found, mixture)
+        self.epoch, self.ended = state["epoch"], state["ended"]
+        self.epoch_start = self._as_many(state["epoch_start"], state)
+        self.value = self.epoch_start + position
+        consumed = _consumed(state)
+        taken = dict.fromkeys(orders, 0)
+        for name, order in orders.items():
+            if name in found.known:
+                known = found.known[name]
+                taken[name] = self._moved(state, consumed[known.name], known.order, order)
+            elif name == "":
+                taken[name] = self.epoch * order.num_windows + position
+            elif name in found.parts:
+                taken[name] = self.epoch * order.num_windows
+        self._move([*taken.values()])
 
-    def _as_many(self, windows: Any, length: int) -> Any:
-        """Say how many windows have as many tokens as `windows` of another length, rounded up."""
+    def _moved(self, state: Mapping[str, Any], windows: int, before: WindowOrder | None, now: WindowOrder) -> int:
+        """Count the windows of one component that stand for those that it had given, over all epochs."""
+        if before is not None:
+            epochs, within = divmod(windows, before.num_windows)
+            return epochs * now.num_windows + now.after(within, before)
+        if state["mix"]:
+            return self._as_many(windows, state)
+        # Of a single component the state itself tells how long it was.
+        size: int = state["num_windows"]
+        epochs, within = divmod(windows, size)
+        return epochs * now.num_windows + min(self._as_many(within, state), now.num_windows)
+
+    def _position(self, state: Mapping[str, Any], found: Continued, now: Mixture) -> int:
+        """Return how far the epoch is, in windows as they are now; its end stays its end."""
+        consumed = state["cursor"] - state["epoch_start"]
+        if consumed == state["num_windows"]:
+            return now.num_windows
+        if len(now.names) == len(state["taken"]) == 1 and now.names[0] in found.known:
+            # With a single component, its epochs are those of the run.
+            before = found.known[now.names[0]].order
+            if before is not None:
+                return now.orders[0].after(consumed, before)
+        return min(self._as_many(consumed, state), now.num_windows)
+
+    def _as_many(self, windows: int, state: Mapping[str, Any]) -> int:
+        """Say how many windows have as many tokens as `windows` of a state's context length, rounded up."""
+        length: int = state["context_length"]
         return -(-windows * length // self.serving.context_length)
 
-    def _move(self, taken: np.ndarray) -> None:
+    def _move(self, taken: Sequence[int]) -> None:
         """Begin a mixture here, of whose components so many windows were taken before."""
-        self._mixture = self.serving.mixture([int(count) for count in taken])
+        if max(self.value, *taken) > MOST:
+            raise StoreError(
+                f"The place in the data is {max(self.value, *taken):,} windows in: expected 2**60 at most; take a checkpoint "
+                "as it was saved, or start without it."
+            )
+        self._mixture = self.serving.mixture(taken)
         self._origin = self._digest_from = self.value
         self._digest = 0
+
+
+def _consumed(state: Mapping[str, Any]) -> dict[str, int]:
+    """Count the windows that each component of a state has given, ever: name to number."""
+    counts = Schedule(state["mix"] or {"": 1}).counts(state["cursor"] - state["origin"])
+    names = [*state["mix"]] or [""]
+    return {name: taken + int(count) for name, taken, count in zip(names, state["taken"], counts, strict=True)}

@@ -14,6 +14,7 @@ from lightning import LightningDataModule
 from lightning_lance.agreement import is_first, raise_together, told_by_first
 from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.batches import Batch
+from lightning_lance.cursor import Cursor
 from lightning_lance.errors import StoreError
 from lightning_lance.escaping import logger
 from lightning_lance.figures import tokens_told
@@ -26,9 +27,10 @@ from lightning_lance.options import BatchFormat, Extend, OnDataChange, Remainder
 from lightning_lance.places import checked_storage_options, given_place, is_local
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
 from lightning_lance.prepare import check_origin, prepare
-from lightning_lance.serving import extent_in
+from lightning_lance.serving import Serving, extent_in
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
+from lightning_lance.states import checked_state
 from lightning_lance.store import KEEP_TRIES, TokenStore, not_kept
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import TokenizerChoice
@@ -156,6 +158,7 @@ class LanceDataModule(LightningDataModule):
         self._serving |= {"document_ids": document_ids, "position_ids": position_ids}
         self._serving |= {"mask_boundary_targets": mask_boundary_targets}
         given = {"context_length": context_length, "batch_size": batch_size, "fim": fim, "verify": verify}
+        given["seed"] = seed
         check_options({**given, "source": source, **self._building, **self._training, **self._serving})
         self._training["extend"] = extend == "next_epoch"
         self._fim, self.verify = dict(fim or {}), verify
@@ -167,6 +170,7 @@ class LanceDataModule(LightningDataModule):
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
         self._failure: Exception | None = None
+        self._fits = False  # whether it was set up for training
         # By the run of this name, for no checkpoint yet.
         self._run = secrets.token_hex(8)
         self._tagged: list[TokenStore] = []
@@ -228,6 +232,7 @@ class LanceDataModule(LightningDataModule):
         # A run's tags have one name on all of its ranks.
         self._run, extents = told_by_first((self._run, extents))
         self._stores = {name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)}
+        self._fits = fit
         if fit:
             self._begin_fit()
             for name in self._stores:  # nodes may have stores of their own
@@ -269,7 +274,8 @@ class LanceDataModule(LightningDataModule):
         if last is None or trainer_before is None:
             return
         if trainer_before() is self.trainer:
-            self._continue(last.state_dict())
+            state = last.state_dict()
+            self._adopt(state, self._stores_then(state))
         else:
             self._begins_again = last.state_dict()["cursor"] > 0
 
@@ -332,17 +338,21 @@ class LanceDataModule(LightningDataModule):
     def train_dataloader(self) -> WindowLoader:
         """Give the loader of the training windows, at the place where the last one, or the checkpoint, was."""
         state = self._loader.state_dict() if self._loader is not None else self._state
-        # A run that overfits wants the same batches in every epoch.
-        anew = bool(getattr(self.trainer, "overfit_batches", 0))
         if state is None and self._begins_again:
             _log.warning("This fit has another Trainer than the one before, so it begins at the first window again.")
         self._begins_again = False
-        self._loader = self._train_loader(resumable=not anew)
-        if state is not None and not anew:
-            self._loader.load_state_dict(state)
-            self._loader.roll_over()
-            self._loader.expected = self._state
-        return self._loader
+        loader = self._train_loader(resumable=not self._anew)
+        if state is not None and not self._anew:
+            loader.load_state_dict(state)
+            loader.roll_over()
+            loader.expected = self._state
+        self._loader = loader
+        return loader
+
+    @property
+    def _anew(self) -> bool:
+        """Whether each epoch begins with the first window: a run that overfits wants the same batches in all of them."""
+        return bool(getattr(self.trainer, "overfit_batches", 0))
 
     def _train_loader(self, resumable: bool = True) -> WindowLoader:
         return self._make_loader("train", resumable=resumable, fim=self._fill_in(), **self._training)
@@ -425,29 +435,55 @@ class LanceDataModule(LightningDataModule):
         return self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint, on the tokens that the stores had then. An empty state means the first window."""
+        """Continue from a checkpoint, on the tokens that the stores had then; one that is refused changes nothing.
+
+        An empty state means the first window.
+
+        Raises:
+            StoreError: If its state cannot be, or, where it is trained on, is of other data; see `WindowLoader`.
+        """
         if not state_dict:
             self._state = None
             if self._loader is not None:
                 self._loader.restart()
             return
-        self._continue(state_dict)
+        state = checked_state(state_dict)
+        stores = self._stores_then(state)
         if self._loader is not None:
-            self._loader.load_state_dict(state_dict)
-            self._loader.expected = state_dict
+            self._loader.load_state_dict(state)
+            self._loader.expected = state
+        elif self._fits and not self._anew:
+            self._try(state, stores)
+        # Nothing has changed up to here, so a state that is refused changes nothing.
+        self._adopt(state, stores)
 
-    def _continue(self, state: dict[str, Any]) -> None:
-        """Let the next loader go on from a state, and read the stores as they were then."""
-        self._state = state
+    def _stores_then(self, state: Mapping[str, Any]) -> dict[str, TokenStore]:
+        """Return the stores as they were when a state was saved."""
+        stores = dict(self.stores)
         saved = {entry["name"]: entry for entry in state["stores"]}
-        for name, store in self.stores.items():
+        for name, store in stores.items():
             # Of another store, or of documents that are gone, only training has to know: the loader will refuse it.
             mine = name in saved and saved[name]["fingerprint"] == store.fingerprint
             if mine and not store.forgot(extent := extent_in(saved[name])):
-                self._stores[name] = store.at(extent)
-                self._tell_growth(store, self._stores[name])
-                if self._tagged:
-                    self._keep(name)
+                stores[name] = store.at(extent)
+        return stores
+
+    def _adopt(self, state: dict[str, Any], stores: Mapping[str, TokenStore]) -> None:
+        """Let the next loader go on from a state, and read the stores as they were then."""
+        self._state = state
+        for name, store in stores.items():
+            self._tell_growth(self._stores[name], store)
+            self._stores[name] = store
+            if self._tagged:
+                self._keep(name)
+
+    def _try(self, state: Mapping[str, Any], stores: Mapping[str, TokenStore]) -> None:
+        """Refuse a state that the train loader, which is made later, would refuse."""
+        training = self._training
+        served: dict[str, Any] = {"where": self._serving["where"] or {}, "mix": training["mix"] or {}}
+        served |= {"order": training["order"], "shuffle_block": training["shuffle_block"]}
+        serving = Serving(stores, "train", self.context_length, seed=self.seed, **served)
+        Cursor(serving, training["on_data_change"]).load_state_dict(state)
 
     def _tell_growth(self, opened: TokenStore, continued: TokenStore) -> None:
         """Log that a run goes on with fewer tokens than there are by now, and how to adopt the others."""

@@ -9,6 +9,9 @@ import numpy as np
 from lightning_lance.escaping import shown
 from lightning_lance.redaction import redacted
 
+# Bits of a number that is hashed as text; Python writes no number of many thousands of digits.
+_LONGEST = 1024
+
 
 class LightningLanceError(Exception):
     """Base of all errors of this package; its message is one sentence: what, got, expected, and the cure.
@@ -86,7 +89,7 @@ def is_count(value: Any) -> bool:
 
 
 def whole_number(name: str, value: Any) -> int:
-    """Give a count that a user set as a plain int.
+    """Return a count that a user set as a plain int.
 
     Raises:
         ConfigError: If it is no whole number from 1 on.
@@ -102,11 +105,43 @@ def _up_to(number: Any) -> str:
     return f", up to {LARGEST:,}" if isinstance(number, (int, float)) and number > LARGEST else ""
 
 
-def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Refuse what is none of some words.
+def integer(name: str, value: Any) -> int:
+    """Return a number that is hashed or compared, such as a seed, as a plain int.
+
+    No float passes, not even a whole one: `0.0` and `0` are spelled differently, and a hash goes by the spelling.
 
     Raises:
-        ConfigError: Naming them.
+        ConfigError: If it is no integer.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ConfigError(f"{name} is {described(value)}: expected a whole number, such as 0.")
+    if int(value).bit_length() > _LONGEST:
+        raise ConfigError(f"{name} has {int(value).bit_length():,} bits: expected {_LONGEST} at most.")
+    return int(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return a switch as a plain bool. A word is refused: `"never"` would count as true.
+
+    Raises:
+        ConfigError: If it is neither true nor false.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ConfigError(f"{name} is {described(value)}: expected true or false.")
+    return bool(value)
+
+
+def word(value: str) -> str:
+    """Return a string of a subclass (numpy's, or a member of a string enumeration) as a plain str of the same letters."""
+    return str.__str__(value)
+
+
+def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Return the word that a user chose, as a plain str.
+
+    Raises:
+        ConfigError: If it is none of the choices, naming them.
     """
     if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{name} is {described(value)}: expected one of {', '.join(choices)}.")
+    return word(value)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, integer
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.windows import key_words, mix
 
@@ -36,6 +36,7 @@ def check_names(named: Mapping[str, Any]) -> None:
         found = ", ".join(map(str, named)) if isinstance(named, Mapping) else repr(named)
         raise ConfigError(f"fim has {found}: expected {', '.join(_SENTINELS)}, and perhaps {', '.join(_RATES)}.")
     _check_rates({name: named[name] for name in _RATES if name in named})
+    integer("fim.seed", named.get("seed", 0))
 
 
 def _check_rates(rates: Mapping[str, Any]) -> None:
@@ -88,6 +89,8 @@ class FillInTheMiddle:
                 "tokenizer's own fill-in-the-middle tokens."
             )
         _check_rates({"fim_rate": self.fim_rate, "spm_rate": self.spm_rate})
+        # The draws go by how it is spelled.
+        object.__setattr__(self, "seed", integer("fim.seed", self.seed))
 
     @classmethod
     def named(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,12 +19,27 @@ from lightning_lance.windows import WindowOrder
 _LONGEST_PERIOD = 1 << 17
 
 
-def check_weights(weights: Mapping[str, float]) -> None:
-    """Refuse weights that are no positive numbers, by ConfigError."""
-    for name, weight in weights.items():
-        number = isinstance(weight, (int, float, np.number)) and not isinstance(weight, bool)
-        if not number or not 0 < weight < math.inf:
-            raise ConfigError(f"mix.{name} is {weight!r}: expected a weight above 0; leave out what is not wanted.")
+def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return weights as plain numbers; a float32 is taken for the decimal that it is written as.
+
+    Raises:
+        ConfigError: If one is no positive number.
+    """
+    return {name: _weight(name, weight) for name, weight in weights.items()}
+
+
+def _weight(name: str, weight: Any) -> float:
+    plain: int | float | None = None
+    if isinstance(weight, np.integer):
+        plain = int(weight)
+    elif isinstance(weight, np.floating):
+        plain = float(str(weight))
+    elif isinstance(weight, (int, float)) and not isinstance(weight, bool):
+        plain = int(weight) if isinstance(weight, int) else float(weight)
+    # A whole number may be too large for the float that a checkpoint keeps.
+    if plain is None or not 0 < plain <= sys.float_info.max:
+        raise ConfigError(f"mix.{name} is {weight!r}: expected a weight above 0; leave out what is not wanted.")
+    return plain
 
 
 class Schedule:
@@ -123,7 +139,8 @@ class Mixture:
         taken: Sequence[int] | None = None,
     ) -> None:
         self.names = list(orders)
-        self._orders = list(orders.values())
+        #: The order of each component.
+        self.orders = list(orders.values())
         self._stores = [np.asarray(places, np.int64) for places in stores]
         for name, order in orders.items():
             if not order.num_windows and len(orders) > 1:
@@ -133,7 +150,7 @@ class Mixture:
                 )
         self._schedule = Schedule(weights)
         #: Windows of an epoch of each component: (components,) int64.
-        self.sizes = np.asarray([order.num_windows for order in self._orders], np.int64)
+        self.sizes = np.asarray([order.num_windows for order in self.orders], np.int64)
         #: Windows of all components together.
         self.num_windows = int(self.sizes.sum())
         self.taken = np.asarray(taken if taken is not None else [0] * len(orders), np.int64)
@@ -153,14 +170,14 @@ class Mixture:
         Args:
             positions: (n,) int64, from 0 on, without end.
         """
-        if len(self._orders) == 1:
+        if len(self.orders) == 1:
             component, index = np.zeros(len(positions), np.int64), positions + self.taken[0]
         else:
             component, index = self._schedule.deal(positions)
             index += self.taken[component]
         store, start, epoch = (np.empty(len(positions), np.int64) for _ in range(3))
-        for i, order in enumerate(self._orders):
-            mine = np.flatnonzero(component == i) if len(self._orders) > 1 else np.arange(len(positions))
+        for i, order in enumerate(self.orders):
+            mine = np.flatnonzero(component == i) if len(self.orders) > 1 else np.arange(len(positions))
             epochs, places = np.divmod(index[mine], order.num_windows)
             # Positions mostly ascend within one epoch.
             for now in np.unique(epochs) if len(epochs) and (epochs != epochs[0]).any() else epochs[:1]:

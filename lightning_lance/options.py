@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from lightning_lance.errors import ConfigError, described, one_of, whole_number
+from lightning_lance.errors import ConfigError, described, flag, integer, one_of, whole_number
 from lightning_lance.fim import check_names
 from lightning_lance.languages import check_languages
-from lightning_lance.mixture import check_weights
 from lightning_lance.serving import check_selection
 from lightning_lance.windows import check_order
 
@@ -49,16 +48,15 @@ def check_options(options: Mapping[str, Any]) -> None:
         if options[name] is not None and not isinstance(options[name], Mapping):
             raise ConfigError(f"{name} is {described(options[name])}: expected a mapping, such as {_SUCH[name]}.")
     whole_number("batch_size", options["batch_size"])
+    integer("seed", options.get("seed", 0))
     check_order(options["context_length"], options["order"], options["shuffle_block"])
     check_selection(options["where"] or {}, options["mix"] or {})
-    check_weights(options["mix"] or {})
     if (source := options.get("source")) is not None and source.wanted:
         check_languages([*(options["mix"] or {})], source.wanted, "The source, for mix,")
         check_languages([*(options["where"] or {}).get("language", ())], source.wanted, "The source, for where,")
     for name, choices in _CHOICES.items():
         one_of(name, options[name], choices)
     for name in _FLAGS:
-        if not isinstance(options[name], bool):
-            raise ConfigError(f"{name} is {described(options[name])}: expected true or false.")
+        flag(name, options[name])
     if options["fim"]:
         check_names(options["fim"])

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_lance.errors import ConfigError, described, whole_number
+from lightning_lance.errors import ConfigError, described, integer, one_of, word
 from lightning_lance.escaping import logger
 from lightning_lance.figures import counted, listed
 from lightning_lance.languages import check_languages
 from lightning_lance.layout import Extent, StreamExtent
-from lightning_lance.mixture import Located, Mixture
+from lightning_lance.mixture import Located, Mixture, check_weights
+from lightning_lance.splits import SPLITS
 from lightning_lance.store import TokenStore
-from lightning_lance.windows import Order, WindowOrder
+from lightning_lance.windows import Order, WindowOrder, check_order
 
 _log = logger(__name__)
 
@@ -44,18 +45,36 @@ class TooShort(NamedTuple):
     languages: list[str]
 
 
-def check_selection(where: Mapping[str, Sequence[str]], mix: Mapping[str, float]) -> None:
-    """Refuse what selects nothing in any store, by ConfigError; see `Serving`."""
+def check_selection(
+    where: Mapping[str, Sequence[str]], mix: Mapping[str, float]
+) -> tuple[dict[str, list[str]], dict[str, float]]:
+    """Return `where` and `mix` of plain values; see `Serving`.
+
+    Raises:
+        ConfigError: If one of them selects nothing in any store.
+    """
     for name, value in (("where", where), ("mix", mix)):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name} is {described(value)}: expected a mapping, such as {_EXAMPLES[name]}.")
-    for column, values in where.items():
-        if column not in _STREAM_COLUMNS:
-            raise ConfigError(
-                f"where has the column {column!r}: streams are told apart by {', '.join(_STREAM_COLUMNS)}."
-            )
-        if isinstance(values, str) or not isinstance(values, Collection):
-            raise ConfigError(f"where.{column} is {values!r}: expected a list, such as [{values}].")
+    selected = {column: _values(column, values) for column, values in where.items()}
+    return {word(column): values for column, values in selected.items()}, _named(check_weights(mix))
+
+
+def _values(column: Any, values: Any) -> list[str]:
+    """Return the values of a column that are wanted, sorted, each once."""
+    if column not in _STREAM_COLUMNS:
+        raise ConfigError(f"where has the column {column!r}: streams are told apart by {', '.join(_STREAM_COLUMNS)}.")
+    if isinstance(values, str) or not isinstance(values, Collection):
+        raise ConfigError(f"where.{column} is {values!r}: expected a list, such as [{values}].")
+    for value in values:
+        if not isinstance(value, str):
+            raise ConfigError(f"where.{column} has {value!r}: expected words, such as [Python].")
+    return sorted({word(value) for value in values})
+
+
+def _named(weights: Mapping[str, float]) -> dict[str, float]:
+    # A name of another type is refused with the names that there are, once these are known.
+    return {word(name) if isinstance(name, str) else name: weight for name, weight in weights.items()}
 
 
 @dataclass(frozen=True)
@@ -88,15 +107,20 @@ class Serving:
     def __post_init__(self) -> None:
         if not self.stores:
             raise ConfigError("There is no store to serve: give one, or name to store for several.")
-        check_selection(self.where, self.mix)
-        # A float32 is taken for the decimal that it is written as; a checkpoint keeps plain numbers only.
+        where, mix = check_selection(self.where, self.mix)
+        context_length, order, shuffle_block = check_order(self.context_length, self.order, self.shuffle_block)
+        # A checkpoint keeps plain values only, and the order goes by how they are spelled.
         plain = {
-            name: float(str(weight)) if isinstance(weight, np.number) else weight for name, weight in self.mix.items()
+            "split": one_of("split", self.split, SPLITS),
+            "context_length": context_length,
+            "order": order,
+            "seed": integer("seed", self.seed),
+            "shuffle_block": shuffle_block,
+            "where": where,
+            "mix": mix,
         }
-        object.__setattr__(self, "mix", plain)
-        object.__setattr__(self, "context_length", whole_number("context_length", self.context_length))
-        if self.shuffle_block is not None:
-            object.__setattr__(self, "shuffle_block", whole_number("shuffle_block", self.shuffle_block))
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         first = next(iter(self.stores.values()))
         for name, store in self.stores.items():
             if store.commit.recipe.get("tokenizer") != first.commit.recipe.get("tokenizer"):

@@ -10,8 +10,9 @@ import torch
 
 from lightning_lance.arguments import check_arguments
 from lightning_lance.batches import Batch, BatchMaker
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, one_of
 from lightning_lance.serving import Serving, warn_of_unserved_text
+from lightning_lance.splits import SPLITS
 from lightning_lance.store import TokenStore
 from lightning_lance.windows import WindowOrder
 
@@ -36,6 +37,7 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
         check_arguments(TokenWindows, {"store": store, "split": split})
         if batch.get("cu_seqlens"):
             raise ConfigError("cu_seqlens go over a batch, and TokenWindows gives single windows: use a WindowLoader.")
+        split = one_of("split", split, SPLITS)
         self._windows = WindowOrder(store.streams(split), context_length, "sequential", ())
         warn_of_unserved_text(Serving({"": store}, split, context_length, "sequential", 0, None, {}, {}))
         self.store, self.context_length, self.split = store, self._windows.context_length, split

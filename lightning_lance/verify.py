@@ -20,6 +20,7 @@ from lightning_lance.figures import counted
 from lightning_lance.places import check_place
 from lightning_lance.plan import tokenizer_beside
 from lightning_lance.serving import Serving
+from lightning_lance.states import FIELDS, checked_state
 from lightning_lance.store import TokenStore
 
 # Windows worked out at a time.
@@ -30,7 +31,8 @@ _NEXT = 4
 def data_states(checkpoint: Any) -> Iterator[dict[str, Any]]:
     """Find the places in the data that a checkpoint of Lightning holds: that of the datamodule, and that of the loop."""
     if isinstance(checkpoint, Mapping):
-        if {"cursor", "digest", "stores"} <= {*checkpoint}:
+        # Also one that lacks some of its fields, or has others besides: that is for its check to say.
+        if len(FIELDS & {*checkpoint}) > len(FIELDS) // 2:
             yield dict(checkpoint)
             return
         checkpoint = list(checkpoint.values())
@@ -81,12 +83,13 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
     """
     check_arguments(verify_resume, {"uris": uris})
     checkpoint = load_checkpoint(check_place("file", file, "outputs/checkpoints/last.ckpt"))
-    states = list(data_states(checkpoint))
+    states = [checked_state(state) for state in data_states(checkpoint)]
     if not states:
         raise ConfigError(f"The checkpoint {file!r} has no place in the data: it was saved without a LanceDataModule.")
-    if any(state[name] != value for state in states for name, value in states[0].items() if name in state):
+    if any(state != states[0] for state in states):
         raise StoreError(
-            f"The checkpoint {file!r} says two things of the place in the data: {states[0]} and {states[1]}."
+            f"The checkpoint {file!r} says two things of the place in the data: {states[0]} and "
+            f"{next(state for state in states if state != states[0])}."
         )
     cursor = _cursor(states[0], uris, storage_options)
     began, state = time.monotonic(), cursor.state_dict()
@@ -119,7 +122,10 @@ def _cursor(state: Mapping[str, Any], uris: Mapping[str, str], storage_options: 
     places = {entry["name"]: uris.get(entry["name"], entry["uri"]) for entry in state["stores"]}
     stores = {name: TokenStore.open(uri, storage_options=storage_options) for name, uri in places.items()}
     fields = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
-    cursor = Cursor(Serving(stores, **{name: state[name] for name in fields}))
+    try:
+        cursor = Cursor(Serving(stores, **{name: state[name] for name in fields}))
+    except ConfigError as error:
+        raise StoreError(f"The checkpoint cannot be of these stores: {error}") from error
     cursor.load_state_dict(state)
     return cursor
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -95,20 +95,20 @@ def windows_of(num_tokens: int, context_length: int, order: Order) -> int:
     return max(num_tokens // context_length - 1, min(whole, 1))
 
 
-def check_order(context_length: int, order: Order, shuffle_block: int | None) -> tuple[int, int | None]:
-    """Check what an order is made of, and give both numbers as plain ints.
+def check_order(context_length: int, order: str, shuffle_block: int | None) -> tuple[int, Order, int | None]:
+    """Check what an order is made of, and return all three as plain values.
 
     Raises:
         ConfigError: If one cannot be used.
     """
     context_length = whole_number("context_length", context_length)
-    one_of("order", order, get_args(Order))
+    chosen = cast(Order, one_of("order", order, get_args(Order)))
     if shuffle_block is None:
-        return context_length, None
+        return context_length, chosen, None
     shuffle_block = whole_number("shuffle_block", shuffle_block)
-    if order != "shuffle":
-        raise ConfigError(f"shuffle_block is {shuffle_block} with order {order!r}: expected 'shuffle'.")
-    return context_length, shuffle_block
+    if chosen != "shuffle":
+        raise ConfigError(f"shuffle_block is {shuffle_block} with order {chosen!r}: expected 'shuffle'.")
+    return context_length, chosen, shuffle_block
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,9 @@ class WindowOrder:
     _ends: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        context_length, shuffle_block = check_order(self.context_length, self.order, self.shuffle_block)
+        context_length, order, shuffle_block = check_order(self.context_length, self.order, self.shuffle_block)
         object.__setattr__(self, "context_length", context_length)
+        object.__setattr__(self, "order", order)
         object.__setattr__(self, "shuffle_block", shuffle_block)
         counts = [windows_of(stream.num_tokens, self.context_length, self.order) for stream in self.streams]
         object.__setattr__(self, "_counts", np.asarray(counts, dtype=np.int64))
@@ -150,6 +151,24 @@ class WindowOrder:
     def num_windows(self) -> int:
         """Windows per epoch, the same in every epoch."""
         return int(self._ends[-1]) if len(self._ends) else 0
+
+    def after(self, windows: int, before: WindowOrder) -> int:
+        """Return the position in an epoch after as many tokens as the first `windows` of another order have.
+
+        In `sequential` order of the same streams, the tokens are counted in the very stream that those windows end in,
+        rounded down to a window of this order: no token that follows is passed over, and less than one window comes again.
+        In all other orders a position says nothing of a stream: the tokens of all windows are counted, rounded up to a
+        window. The end of an epoch is the end of this one.
+        """
+        if not 0 < windows < before.num_windows:
+            return 0 if windows <= 0 else self.num_windows
+        if self.order == before.order == "sequential" and [*self.streams] == [*before.streams]:
+            # The stream of the last window, not of the next one: what is left of it may make a window here.
+            stream = int(np.searchsorted(before._ends, windows, side="left"))
+            within = windows - int(before._ends[stream] - before._counts[stream])
+            here = min(within * before.context_length // self.context_length, int(self._counts[stream]))
+            return int(self._ends[stream] - self._counts[stream]) + here
+        return min(-(-windows * before.context_length // self.context_length), self.num_windows)
 
     def starts(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Give the starts of the windows at some positions of an epoch.

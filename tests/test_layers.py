@@ -20,8 +20,8 @@ ORDER = [
     "integrity",
     "provenance", "forgetting", "forked", "mapping", "store",
     "progress", "read_ahead", "encoding", "status", "cleaning", "plan", "preflight", "turns", "build", "prepare",
-    "windows", "mixture", "serving", "fim", "options", "batches", "token_windows",
-    "agreement", "cursor", "loader", "datamodule", "termination", "verify",
+    "windows", "mixture", "serving", "states", "fim", "options", "batches", "token_windows",
+    "agreement", "continuing", "cursor", "loader", "datamodule", "termination", "verify",
     "signals", "composed", "command", "cli", "__init__",
 ]  # fmt: skip
 
