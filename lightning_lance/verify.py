@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -29,16 +29,25 @@ _NEXT = 4
 
 
 def data_states(checkpoint: Any) -> Iterator[dict[str, Any]]:
-    """Find the places in the data that a checkpoint of Lightning holds: that of the datamodule, and that of the loop."""
-    if isinstance(checkpoint, Mapping):
+    """Find the places in the data that a checkpoint of Lightning holds: that of the datamodule, and that of the loop.
+
+    However deep it is nested, and also where it contains itself.
+    """
+    seen: set[int] = set()
+    ahead = [iter([checkpoint])]
+    while ahead:
+        part = next(ahead[-1], None)
+        if part is None:
+            ahead.pop()
+        if not isinstance(part, (Mapping, list, tuple)) or id(part) in seen:
+            continue
+        seen.add(id(part))
         # Also one that lacks some of its fields, or has others besides: that is for its check to say.
-        if len(FIELDS & {*checkpoint}) > len(FIELDS) // 2:
-            yield dict(checkpoint)
-            return
-        checkpoint = list(checkpoint.values())
-    if isinstance(checkpoint, (list, tuple)):
-        for part in checkpoint:
-            yield from data_states(part)
+        if isinstance(part, Mapping) and len(FIELDS & {*part}) > len(FIELDS) // 2:
+            yield dict(part)
+            continue
+        inner = part.values() if isinstance(part, Mapping) else part
+        ahead.append(iter([value for value in inner if value is not None]))
 
 
 def load_checkpoint(file: str) -> Any:
@@ -82,37 +91,77 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
         StoreError: If the checkpoint contradicts itself, its stores, or this order.
     """
     check_arguments(verify_resume, {"uris": uris})
-    checkpoint = load_checkpoint(check_place("file", file, "outputs/checkpoints/last.ckpt"))
-    states = [checked_state(state) for state in data_states(checkpoint)]
-    if not states:
-        raise ConfigError(f"The checkpoint {file!r} has no place in the data: it was saved without a LanceDataModule.")
-    if any(state != states[0] for state in states):
-        raise StoreError(
-            f"The checkpoint {file!r} says two things of the place in the data: {states[0]} and "
-            f"{next(state for state in states if state != states[0])}."
-        )
-    cursor = _cursor(states[0], uris, storage_options)
+    file = check_place("file", file, "outputs/checkpoints/last.ckpt")
+    checkpoint = load_checkpoint(file)
+    first = _state_in(checkpoint, file)
+    try:
+        return "\n".join(shown(line) for line in _worked_out(file, first, uris, storage_options))
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, LightningLanceError):
+            raise
+        _refuse(file, f"{type(error).__name__}: {error}", error)
+
+
+def _worked_out(
+    file: str, first: dict[str, Any], uris: Mapping[str, str], storage_options: Mapping[str, str] | None
+) -> Iterator[str]:
+    cursor = _cursor(first, uris, storage_options)
     began, state = time.monotonic(), cursor.state_dict()
+    if not cursor.epoch_start <= state["digest_from"] <= cursor.value <= cursor.epoch_end:
+        _refuse(
+            file,
+            f"windows {state['digest_from']:,} to {cursor.value:,} of an epoch from {cursor.epoch_start:,} to "
+            f"{cursor.epoch_end:,}",
+        )
     found = 0
     for low in range(state["digest_from"], cursor.value, _AT_ONCE):
         positions = np.arange(low, min(low + _AT_ONCE, cursor.value))
         found += int(cursor.digests(positions, cursor.locate(positions)).sum(dtype=np.uint64))
     windows = cursor.value - state["digest_from"]
-    if f"{found % 2**64:016x}" != states[0]["digest"]:
+    if f"{found % 2**64:016x}" != first["digest"]:
         raise StoreError(
             f"The {counted(windows, 'window')} that this version of lightning-lance gives have the digest "
-            f"{found % 2**64:016x}, the checkpoint's is {states[0]['digest']}: a resumed run would not continue it; use "
+            f"{found % 2**64:016x}, the checkpoint's is {first['digest']}: a resumed run would not continue it; use "
             "the version that saved it."
         )
     seconds = time.monotonic() - began
-    lines = [
+    yield (
         f"{file}: epoch {cursor.epoch}, {cursor.position:,} of its {cursor.num_windows:,} windows of "
-        f"{cursor.serving.context_length} tokens are consumed (cursor {cursor.value:,}).",
+        f"{cursor.serving.context_length} tokens are consumed (cursor {cursor.value:,})."
+    )
+    yield (
         f"digest OK: {counted(windows, 'window')} worked out anew in {seconds:.1f} s, in "
-        + ", ".join(f"{store.uri} version {store.version}" for store in cursor.serving.stores.values()),
-        "next:",
-    ]
-    return "\n".join(shown(line) for line in [*lines, *_next_windows(cursor)])
+        + ", ".join(f"{store.uri} version {store.version}" for store in cursor.serving.stores.values())
+    )
+    yield "next:"
+    yield from _next_windows(cursor)
+
+
+def _state_in(checkpoint: Any, file: str) -> dict[str, Any]:
+    """Return the place in the data that a checkpoint holds, of plain types.
+
+    Raises:
+        ConfigError: If it holds none.
+        StoreError: If it holds two that differ, or one that cannot be.
+    """
+    states = [checked_state(state) for state in data_states(checkpoint)]
+    if not states:
+        raise ConfigError(f"The checkpoint {file!r} has no place in the data: it was saved without a LanceDataModule.")
+    first = states[0]
+    for other in states[1:]:
+        for name, value in first.items():
+            if other[name] != value:
+                raise StoreError(
+                    f"The checkpoint {file!r} says two things of the place in the data: its {name} is {str(value)[:100]}, and "
+                    f"{str(other[name])[:100]}."
+                )
+    return first
+
+
+def _refuse(file: str, what: str, cause: Exception | None = None) -> NoReturn:
+    raise ConfigError(
+        f"The checkpoint {file!r} has a place in the data that cannot be ({what[:300]}): give one as a WindowLoader saved it."
+    ) from cause
 
 
 def _cursor(state: Mapping[str, Any], uris: Mapping[str, str], storage_options: Mapping[str, str] | None) -> Cursor:

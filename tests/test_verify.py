@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_datamodule import Recorder, make_data, make_trainer
 
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.verify import data_states, verify_resume
 
 
@@ -94,3 +94,67 @@ def test_what_is_no_checkpoint_is_refused(folder: Path, tmp_path: Path):
     torch.save(checkpoint, tmp_path / "c.ckpt")
     with pytest.raises(StoreError, match="says two things of the place in the data"):
         verify_resume(str(tmp_path / "c.ckpt"), {})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cursor": "4"}, "cursor is '4': expected a whole number from 0 on"),
+        ({"cursor": True}, "cursor is True"),
+        ({"cursor": 10**12}, r"windows \d+ to 1,000,000,000,000 of an epoch"),
+        ({"cursor": 10**30}, "cursor is 10+: expected"),
+        ({"cursor": -5}, "cursor is -5"),
+        ({"cursor": torch.ones(3)}, "cursor is tensor"),
+        ({"digest_from": 0}, "windows 0 to "),
+        ({"num_windows": None}, "num_windows is None"),
+        ({"taken": {}}, "taken is an object: expected a list"),
+        ({"digest": "\x1b[2J"}, "digest is .*: expected 16 hexadecimal digits"),
+        ({"stores": []}, "stores is empty"),
+        ({"stores": ["x.lance"]}, "an entry of stores is 'x.lance': expected an object"),
+        ({"stores": [{"name": ""}]}, "uri is missing"),
+        ({"split": ["train"]}, "split is a list: expected text"),
+        ({"context_length": 0}, "context_length is 0"),
+        ({"shuffle_block": "4"}, "shuffle_block is '4'"),
+        ({"where": []}, "where is a list: expected an object"),
+        ({"mix": {"C": float("nan")}}, "a weight of mix is nan"),
+        ({"ended": 1}, "ended is 1: expected true or false"),
+    ],
+)
+def test_an_odd_place_is_refused_at_once_in_one_sentence(
+    folder: Path, tmp_path: Path, change: dict[str, Any], said: str
+):
+    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    torch.save([{"state": {**state, **change}}], tmp_path / "y.ckpt")
+    with pytest.raises(ConfigError, match=f"has a place in the data that cannot be .*{said}") as refused:
+        verify_resume(str(tmp_path / "y.ckpt"), {})
+    assert not any(character in str(refused.value) for character in "\n\x1b")
+
+
+@pytest.mark.parametrize(
+    "change", [{"taken": []}, {"taken": [2**60, 3]}, {"num_windows": 10**15}, {"origin": 2**62}, {"seed": -(2**63)}]
+)
+def test_a_place_that_no_run_was_at_is_refused_at_once(folder: Path, tmp_path: Path, change: dict[str, Any]):
+    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    torch.save({**state, **change}, tmp_path / "y.ckpt")
+    with pytest.raises(LightningLanceError) as refused:
+        verify_resume(str(tmp_path / "y.ckpt"), {})
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_field_is_named(folder: Path, tmp_path: Path):
+    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    del state["seed"]
+    torch.save(state, tmp_path / "y.ckpt")
+    with pytest.raises(ConfigError, match="seed is missing"):
+        verify_resume(str(tmp_path / "y.ckpt"), {})
+
+
+def test_a_place_is_found_however_deep_it_lies():
+    place = {"cursor": 0, "digest": "", "stores": []}
+    deep: Any = place
+    for i in range(100_000):
+        deep = [None, deep] if i % 2 else {"a": 1, 2: deep}
+    around: list[Any] = [deep]
+    around.append(around)
+    assert list(data_states({"x": around, "y": deep})) == [place]
+    assert list(data_states([place, {"z": dict(place)}])) == [place, place]
