@@ -54,7 +54,7 @@ _RESTORE = "bring it back from a copy, or remove the store and build it again"
 # Rows read at once.
 _ROWS = 2048
 # Looks at a store that changes meanwhile, and the time between two.
-_LOOKS, _PAUSE_SECONDS = 30, 0.5
+_LOOKS, _LOOKS_FOR_SUMS, _PAUSE_SECONDS = 30, 3, 0.5
 
 
 class Problem(NamedTuple):
@@ -102,7 +102,9 @@ def check_store(
             if isinstance(error, LightningLanceError):
                 raise
             found = [Problem(uri, f"cannot be read ({_brief(error)})", _RESTORE)]
-        if not found or _state(uri, storage_options) == state:
+        # The list comes right after the first commit of all.
+        early = look < _LOOKS_FOR_SUMS and all(problem.place == SUMS for problem in found)
+        if not found or (_state(uri, storage_options) == state and not early):
             return found
         # The store was written to, or built anew, meanwhile. What is damaged stays so; what a builder was about to write or to
         # remove does not.

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import lance
+import numpy as np
 import pytest
 from bucket import serving
 from conftest import append_commit
@@ -218,3 +219,40 @@ def test_a_tag_of_a_version_that_is_gone_is_found(store: Path, tmp_path: Path):
 def test_what_is_no_store_is_refused(tmp_path: Path):
     with pytest.raises(StoreError, match="There is no committed token store"):
         check_store(str(tmp_path / "none.lance"))
+
+
+REBUILDS = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+from conftest import ListSource, documents
+from lightning_lance import prepare
+from lightning_lance.tokenizer_choice import ByteChoice
+source = ListSource(documents(*["some text " * 50] * 12))
+for i in range(8):
+    prepare(source, ByteChoice(), sys.argv[2], val_fraction=i % 2 / 10, rebuild=True, commit_tokens=1, commit_seconds=0)
+    print(i, flush=True)
+"""
+
+
+def test_a_store_that_is_rebuilt_meanwhile_is_not_taken_for_damaged(tmp_path: Path):
+    """It is whole, or not there, or another one; whoever reads it gets no error of Lance's own."""
+    uri, checked, said = str(tmp_path / "x.lance"), 0, list[str]()
+    command = [sys.executable, "-c", REBUILDS, str(Path(__file__).parent), uri]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while process.poll() is None:
+            try:
+                store = TokenStore.open(uri)
+                assert check_store(uri) == []
+                checked += 1
+                store.keep_for_training()
+                store.documents(np.zeros(1, np.int64), 5)
+                assert store.newest().fingerprint == store.fingerprint
+            except StoreError as error:
+                said.append(str(error))
+    assert process.returncode == 0
+    assert checked
+    known = ("no committed", "built anew by another recipe", "cannot be read any more", "the store is gone")
+    assert [what for what in said if not any(part in what for part in known)] == []
+    assert check_store(uri) == []
