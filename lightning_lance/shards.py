@@ -29,9 +29,9 @@ from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.escaping import logger
 from lightning_lance.json_lines import ENDINGS, LinesShard, NotLines
 from lightning_lance.json_rows import NOT_JSON
-from lightning_lance.languages import folder_language, language_of_path
+from lightning_lance.languages import folder_language, language_of_path, no_language
 from lightning_lance.local_paths import is_local, readable
-from lightning_lance.local_shards import all_local, local_shards, read_here, real_once
+from lightning_lance.local_shards import LocalShards, all_local, local_shards, read_here, real_once
 from lightning_lance.parquet import ParquetShard
 from lightning_lance.patience import is_bad_data, is_transient
 from lightning_lance.redaction import in_one_line, public_url, shown_cause
@@ -88,7 +88,7 @@ def listing(source: DatasetSource, pin: Mapping[str, Any], reading: bool = False
     local = local_shards(source, counting=reading)
     if read_here(source, local.files) or (all_local(source) and not reading):
         files = [file for paths in local.files.values() for file in paths]
-        languages = [local.languages[file] for file in files] if source.templates else []
+        languages = [_language(source, local, file) for file in files] if source.templates else []
         return Listing(files, languages, None, list(range(len(files))), local.real, local.remarks)
     builder = open_builder(source, pin, local.files)
     splits = builder.config.data_files or {}
@@ -104,9 +104,17 @@ def listing(source: DatasetSource, pin: Mapping[str, Any], reading: bool = False
         )
     if not source.data_files and not source.on_hub:
         return _of_folder(source, builder, files)
-    templates = source.templates
-    languages = [local.languages.get(file) or folder_language(file, templates) for file in files] if templates else []
+    languages = [_language(source, local, file) for file in files] if source.templates else []
     return Listing(files, languages, builder, list(range(len(files))), local.real, local.remarks)
+
+
+def _language(source: DatasetSource, local: LocalShards, file: str) -> str:
+    """Tell the language of a file by the place of `{language}`, which all patterns have to have then."""
+    if file in local.languages:
+        return local.languages[file]
+    if is_local(file):
+        raise no_language(readable(file), source.templates)
+    return folder_language(file, source.templates)
 
 
 def _of_folder(source: DatasetSource, builder: Any, files: Sequence[str]) -> Listing:

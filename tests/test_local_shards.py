@@ -152,6 +152,8 @@ def test_the_language_is_where_the_template_says():
     assert languages("l/rs/{language}.parquet") == ["l/rs/0 0"]
     assert languages("l/{language}/*.parquet", languages=["rs"]) == ["l/rs/0 rs"]
     assert languages("l/{language}/*.parquet", languages=["python"]) == ["l/py/0 python"]
+    with pytest.raises(ConfigError, match=r"Shard '.*/d/a.parquet' does not match l/\{language\}/0.parquet: put"):
+        languages("l/{language}/0.parquet", "d/a.parquet")
     with pytest.raises(ConfigError, match="has no language 'Py': did you mean 'py'"):
         languages("l/{language}/*.parquet", languages=["Py"])
 
