@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from lightning_lance.streaming import DatasetSource
 UTC = dt.timezone.utc
 DAY, MORNING = dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 1, 6, 30)
 TEXTS, BYTES, WHOLE = ["a", "mit", "", "é", "x" * 100], [b"ab", b"cd"], [0, 1, 2, 100]
-FRACTIONS = [0.0, -0.0, 1.5, -1.0, math.nan, math.inf]
+FRACTIONS = [0.0, math.nan, -0.0, 1.5, -1.0, math.inf]
 KINDS: list[tuple[pa.DataType, list[Any]]] = [
     (pa.string(), TEXTS), (pa.large_string(), TEXTS), (pa.string_view(), TEXTS),
     (pa.dictionary(pa.int8(), pa.string()), TEXTS), (pa.dictionary(pa.uint16(), pa.large_string()), TEXTS),
@@ -108,6 +109,26 @@ def test_parquet_keeps_what_python_keeps(
         for first, some in shard.tables(["text", name], RowFilter((OneOf(name, tuple(wanted)),)), row, {}):
             read += some.column("text").to_pylist()[max(row - first, 0) :]
     assert read == expected[row:]
+
+
+@pytest.mark.parametrize("shape", ["flat", "struct", "structs in a list"])
+def test_no_row_group_is_passed_over_that_holds_a_row(tmp_path: Path, shape: str):
+    """Of each type, for each one or two of its values: row groups of all pairs of them, with their statistics."""
+    name, around, made_of, found = SHAPES[shape]
+    for kind, pool in KINDS:
+        some = [*pool[:3], None]
+        schema = pa.schema([("x", around(kind))])
+        with pq.ParquetWriter(tmp_path / "x.parquet", schema) as writer:
+            for pair in product(some, some):
+                column = pa.array([made_of([value]) for value in pair], schema.field("x").type)
+                writer.write_table(pa.table([column], schema))
+        rows = [found(row["x"]) for row in pq.read_table(tmp_path / "x.parquet").to_pylist()]
+        texts = [one.decode("latin-1") if isinstance(one, bytes) else one for one in some]
+        with ParquetShard(str(tmp_path / "x.parquet"), {}) as shard:
+            for wanted in [[one] for one in texts] + [[one, None] for one in texts]:
+                tables = shard.tables([name], RowFilter((OneOf(name, tuple(wanted)),)), 0, {})
+                expected = sum(kept(row, wanted) for row in rows)
+                assert sum(len(table) for _, table in tables) == expected, (kind, wanted)
 
 
 def _leaves(kind: pa.DataType) -> list[pa.DataType]:
