@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +89,16 @@ class Plan:
     uri: str
     tokenizer: Tokenizer
 
+    def older_recipes(self) -> list[dict[str, Any]]:
+        """Return the recipes of earlier versions for the same store: they spelled the tokenizer otherwise."""
+        return [{**self.recipe, "tokenizer": digest} for digest in self.tokenizer.other_digests]
+
+    def made(self, commit: Commit) -> bool:
+        """Tell whether a store with this commit is of the same recipe."""
+        if commit.fingerprint == self.fingerprint:
+            return True
+        return commit.fingerprint in map(_fingerprint, self.older_recipes())
+
     @property
     def long_documents(self) -> LongDocuments:
         """What becomes of documents with much text."""
@@ -152,9 +162,24 @@ def make_plan(
         "long_documents": long.how,
     }
     recipe = json.loads(json.dumps(recipe))
-    fingerprint = xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())
-    uri = uri and uri.removeprefix("file://")
-    return Plan(recipe, fingerprint, uri or str(Path(data_dir) / f"{source.name}-{fingerprint[:12]}.lance"), loaded)
+    fingerprint = _fingerprint(recipe)
+    if uri:
+        return Plan(recipe, fingerprint, uri.removeprefix("file://"), loaded)
+
+    def place(fingerprint: str) -> Path:
+        return Path(data_dir) / f"{source.name}-{fingerprint[:12]}.lance"
+
+    plan = Plan(recipe, fingerprint, str(place(fingerprint)), loaded)
+    if not place(fingerprint).exists():
+        # A store that an earlier version made of the same goes on under its own name.
+        for older in plan.older_recipes():
+            if place(_fingerprint(older)).exists():
+                return replace(plan, recipe=older, fingerprint=_fingerprint(older), uri=str(place(_fingerprint(older))))
+    return plan
+
+
+def _fingerprint(recipe: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())
 
 
 def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str] | None = None) -> TokenStore:
@@ -232,7 +257,8 @@ def tokenizer_beside(store: TokenStore) -> Tokenizer:
     """
     beside = store.uri.removesuffix(".lance") + ".tokenizer.json"
     tokenizer = TokenizerFile(beside, store.commit.eos_token).load(None, Path())
-    if tokenizer.digest != store.commit.recipe["tokenizer"]:
+    made_by = store.commit.recipe["tokenizer"]
+    if made_by != tokenizer.digest and made_by not in tokenizer.other_digests:
         raise StoreError(f"The tokenizer {beside!r} is not the one that made {store.uri!r}: bring that one back.")
     return tokenizer
 
@@ -243,7 +269,7 @@ def check_same(commit: Commit, plan: Plan) -> None:
     Raises:
         StoreError: Naming each field that differs, stored -> asked.
     """
-    if commit.fingerprint != plan.fingerprint:
+    if not plan.made(commit):
         stored, asked = _flat(commit.recipe), _flat(plan.recipe)
         fields = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
         changes = "; ".join(f"{key}: {stored.get(key)!r} -> {asked.get(key)!r}" for key in fields)

@@ -129,7 +129,7 @@ def _complete(
         with turn:
             while True:
                 version, commit = last_version(plan.uri, storage_options)
-                replaced = rebuild and commit is not None and commit.fingerprint != plan.fingerprint
+                replaced = rebuild and commit is not None and not plan.made(commit)
                 if replaced:
                     version, commit = 0, None
                 if commit is not None:
