@@ -119,7 +119,7 @@ class Build:
             _log.log(level, "%s", remark)
         # Before anything is written here; not in `__init__`, after which a store may be replaced.
         self._take_over()
-        keep_tokenizer(self._plan)
+        self._keep_tokenizer()
         first, num_shards = self._commit, len(self._opened.shards)
         share = self._budget.share(first, num_shards)
         limits = (self._budget.max_documents, self._budget.max_tokens)
@@ -194,14 +194,22 @@ class Build:
             self._version, self.committed = append_commit(uri, nothing, self._commit, options), self._commit
             remove_unneeded(uri, options, left)
 
+    def _keep_tokenizer(self) -> None:
+        """Write the tokenizer beside a local store; one that an earlier version spelled otherwise stays as it is."""
+        file = self._plan.tokenizer_file
+        spelled_so = self._commit.recipe["tokenizer"] == self._plan.tokenizer.digest
+        if file is not None and (spelled_so or not file.exists()):
+            keep_tokenizer(self._plan)
+
     def _write(self, rows: Sequence[pa.RecordBatch]) -> None:
         """Give rows to the data file of the next commit."""
         plan = self._plan
         try:
             for batch in rows:
                 if self._rows is None:
+                    fingerprint = self._commit.fingerprint
                     self._rows = RowWriter(
-                        plan.uri, self._version, plan.fingerprint, self._packer.schema, self._storage_options
+                        plan.uri, self._version, fingerprint, self._packer.schema, self._storage_options
                     )
                 self._rows.put(batch)
         except (StoreError, ValueError, OSError):

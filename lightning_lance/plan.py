@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,6 +97,16 @@ class Plan:
     uri: str
     tokenizer: Tokenizer
 
+    def older_recipes(self) -> list[dict[str, Any]]:
+        """Return the recipes of earlier versions for the same store: they spelled the tokenizer otherwise."""
+        return [{**self.recipe, "tokenizer": digest} for digest in self.tokenizer.other_digests]
+
+    def made(self, commit: Commit) -> bool:
+        """Tell whether a store with this commit is of the same recipe."""
+        if commit.fingerprint == self.fingerprint:
+            return True
+        return commit.fingerprint in map(_fingerprint, self.older_recipes())
+
     @property
     def long_documents(self) -> LongDocuments:
         """What becomes of documents with much text."""
@@ -154,9 +164,25 @@ def make_plan(
         "long_documents": long.how,
     }
     recipe = json.loads(json.dumps(recipe))
-    fingerprint = xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())
-    place = given or store_place(folder / f"{source.name}-{fingerprint[:12]}.lance")
-    return Plan(recipe, fingerprint, place, loaded)
+    fingerprint = _fingerprint(recipe)
+    if given:
+        return Plan(recipe, fingerprint, given, loaded)
+
+    def place(fingerprint: str) -> str:
+        return store_place(folder / f"{source.name}-{fingerprint[:12]}.lance")
+
+    plan = Plan(recipe, fingerprint, place(fingerprint), loaded)
+    if not Path(plan.uri).exists():
+        # A store that an earlier version made of the same goes on under its own name.
+        for older in plan.older_recipes():
+            found = place(_fingerprint(older))
+            if Path(found).exists():
+                return replace(plan, recipe=older, fingerprint=_fingerprint(older), uri=found)
+    return plan
+
+
+def _fingerprint(recipe: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())
 
 
 def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str] | None = None) -> TokenStore:
@@ -342,11 +368,11 @@ def tokenizer_beside(store: TokenStore) -> Tokenizer:
         ConfigError: If it is not there.
         StoreError: If it is another one.
     """
-    files = store.tokenizer_files
+    files, made_by = store.tokenizer_files, store.commit.recipe["tokenizer"]
     for file in files:
         if file.is_file():
             tokenizer = TokenizerFile(str(file), store.commit.eos_token).load(None, Path())
-            if tokenizer.digest == store.commit.recipe["tokenizer"]:
+            if made_by == tokenizer.digest or made_by in tokenizer.other_digests:
                 return tokenizer
     found = [str(file) for file in files if file.is_file()]
     if found:
@@ -361,7 +387,7 @@ def check_same(commit: Commit, plan: Plan) -> None:
     Raises:
         StoreError: Naming each field that differs, stored -> asked.
     """
-    if commit.fingerprint != plan.fingerprint:
+    if not plan.made(commit):
         stored, asked = _flat(commit.recipe), _flat(plan.recipe)
         fields = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
         changes = "; ".join(f"{key}: {stored.get(key)!r} -> {asked.get(key)!r}" for key in fields)

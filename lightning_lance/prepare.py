@@ -204,7 +204,7 @@ def _found(plan: Plan, rebuild: bool, storage_options: Mapping[str, str] | None)
         if error.newer or not rebuild:
             raise
         return 0, None, True
-    if rebuild and commit is not None and commit.fingerprint != plan.fingerprint:
+    if rebuild and commit is not None and not plan.made(commit):
         return 0, None, True
     return version, commit, False
 

@@ -17,25 +17,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from lightning_lance.documents import string_buffers
 from lightning_lance.errors import ConfigError, described, is_count
 from lightning_lance.fast_engine import Encoded, FastEngine, cuts_at_spaces, gigatoken_knows, load_fast
 from lightning_lance.newer import Parted, parted
+from lightning_lance.special_tokens import EOS_SPELLINGS, check_special_tokens, find_eos
 from lightning_lance.tokenizer_checks import check_form, check_ids
-
-# What ends a document in the tokenizers that people pre-train with, most common spelling first.
-EOS_SPELLINGS = (
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "</s>",
-    "<eos>",
-    "<|eos|>",
-    "[EOS]",
-    "<EOS>",
-    "<\uff5cend\u2581of\u2581sentence\uff5c>",
-)
+from lightning_lance.tokenizer_json import UNUSED, canonical, digest_of, other_digests, typed
 
 # Of so much text, one document, or a piece of one that is longer, is encoded twice to compare the engines; of the first
 # batch some.
@@ -73,11 +62,12 @@ class Tokenizer:
             fields = json.loads(spec)
             check_form(fields)
             # A file may come with a template that adds BOS, or with the truncation of a fine-tuning run.
-            fields.update(post_processor=None, truncation=None, padding=None)
+            fields = {**typed(fields), **UNUSED}
             if fields["model"].get("dropout"):
                 fields["model"]["dropout"] = None  # ids must not depend on chance
             # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.
             self._spec, self._engine = json.dumps(fields, ensure_ascii=False), engine
+            self._also: tuple[str, ...] = ()
             self._reference = tokenizers.Tokenizer.from_str(self._spec)
             vocabulary = self._reference.get_vocab(with_added_tokens=True)
             check_ids(fields.get("added_tokens") or [], vocabulary)
@@ -88,21 +78,13 @@ class Tokenizer:
                 f"This is no tokenizer.json of the tokenizers library: {error}; give one as the library writes it."
             ) from error
         self._reference.encode_special_tokens = True
-        spellings = [eos_token] if eos_token is not None else EOS_SPELLINGS
-        eos = next((token for token in spellings if token in vocabulary), None)
-        if eos is None:
-            special = [token["content"] for token in fields.get("added_tokens", []) if token["special"]]
-            raise ConfigError(
-                f"The tokenizer has no EOS token {eos_token or ' or '.join(EOS_SPELLINGS)!r}: set tokenizer.eos_token to "
-                f"one of its special tokens, {', '.join(special[:20]) or 'of which it has none'}."
-            )
-        self.eos_token = eos
-        self.eos_id: int = vocabulary[eos]
-        self.vocab_size: int = max(vocabulary.values()) + 1
         self.special_tokens = [token["content"] for token in fields.get("added_tokens") or [] if token["special"]]
-        self._check_special_tokens(fields, vocabulary)
-        canonical = json.dumps(fields, sort_keys=True, ensure_ascii=False)
-        self.digest = xxhash.xxh3_128_hexdigest(f"{self.eos_id}\0{canonical}".encode())
+        self.eos_token = find_eos(eos_token, vocabulary, self.special_tokens)
+        self.eos_id: int = vocabulary[self.eos_token]
+        self.vocab_size: int = max(vocabulary.values()) + 1
+        with _encoding():
+            check_special_tokens(self._reference, fields, vocabulary, self.eos_token)
+        self.digest = digest_of(canonical(fields), self.eos_id)
         self._dtype = token_dtype(self.vocab_size)
         fast = engine == "auto" and gigatoken_knows(fields)
         self._fast = load_fast(self._spec, fields, self._dtype) if fast else None
@@ -112,29 +94,19 @@ class Tokenizer:
         self._compared, self._since = 0, 0
         self._comparing = threading.Lock()
 
-    def _check_special_tokens(self, fields: dict[str, Any], vocabulary: dict[str, int]) -> None:
-        """Refuse a tokenizer that would make a special token of plain text, because it is a piece of its model too."""
-        model = fields["model"]
-        # Unigram models know it by its place.
-        place = model.get("unk_id") if model["type"] == "Unigram" else None
-        pieces = model.get("vocab") or []
-        if place is not None and not 0 <= place < len(pieces):
-            raise ConfigError(
-                f"The tokenizer has {len(pieces)} pieces, and an unk_id of {place}: give one that is whole."
-            )
-        unknown = model.get("unk_token") if place is None else pieces[place][0]
-        for token in fields.get("added_tokens") or []:
-            if token["special"] and token["content"] != unknown:
-                with _encoding():
-                    ids = self._reference.encode(token["content"], add_special_tokens=False).ids
-                if vocabulary[token["content"]] in ids:
-                    raise ConfigError(
-                        f"The tokenizer makes its special token {token['content']!r} of a text that spells it, since it is a "
-                        "piece of its model too: choose a tokenizer without such a piece."
-                    )
-
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self._spec, self.eos_token, self._engine)
+
+    @property
+    def other_digests(self) -> tuple[str, ...]:
+        """Digests that earlier versions gave this tokenizer, by the spelling of its file: stores may be named by them."""
+        found = other_digests(json.loads(self._spec), self._reference.to_str(), self.eos_id)
+        return tuple(dict.fromkeys([*found, *self._also]))
+
+    def known_as(self, digests: Iterable[str]) -> Tokenizer:
+        """Return this tokenizer, which stores may also know by some other digests."""
+        self._also = (*self._also, *digests)
+        return self
 
     @property
     def engine(self) -> str:
@@ -257,7 +229,7 @@ def _encoding() -> Iterator[None]:
     """Turn what the `tokenizers` library raises where a tokenizer has nothing for a text into a ConfigError."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (ConfigError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # it raises bare Exception, and its panics are none
         raise ConfigError(f"The tokenizer cannot encode a text ({error}): give one that has tokens for all.") from error

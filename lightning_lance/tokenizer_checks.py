@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
-
-from lightning_lance.checked import json_of
-from lightning_lance.errors import ConfigError
 
 # Ids for each token, and besides: models and engines have a row for every id, so one of a billion would need gigabytes. Real
 # tokenizers leave out some hundreds.
@@ -57,22 +53,3 @@ def check_ids(added: Iterable[Mapping[str, Any]], vocabulary: Mapping[str, int])
             if number in seen:
                 raise ValueError(f"its tokens {seen[number]!r} and {spelling!r} share the id {number}")
             seen[number] = spelling
-
-
-def eos_beside(file: Path) -> str | None:
-    """Read the EOS token from a `tokenizer_config.json`; None if it names none.
-
-    Raises:
-        ConfigError: If it cannot be read, or is of another form.
-    """
-    try:
-        fields = json_of(file.read_text(encoding="utf-8"), "it")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{str(file)!r} is no tokenizer_config.json ({error}): mend it, or give eos_token."
-        ) from error
-    eos = fields.get("eos_token") if isinstance(fields, dict) else fields
-    content = eos.get("content") if isinstance(eos, dict) else eos
-    if content is not None and not isinstance(content, str):
-        raise ConfigError(f"{str(file)!r} has no text as its eos_token: mend it, or give eos_token.")
-    return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,12 +17,27 @@ from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.errors import ConfigError, whole_number
 from lightning_lance.escaping import logger
 from lightning_lance.locking import only_one, write_whole
+from lightning_lance.patience import causes
 from lightning_lance.places import check_place
+from lightning_lance.pretrained import (
+    BESIDE,
+    CONFIG,
+    ORIGIN,
+    TOKENIZER,
+    Beside,
+    compared,
+    fetched,
+    in_cache,
+    named_eos,
+    read_beside,
+    read_object,
+    with_eos,
+)
 from lightning_lance.redaction import in_one_line
 from lightning_lance.request_logs import quiet_requests
 from lightning_lance.sources import Source
 from lightning_lance.tokenization import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
-from lightning_lance.tokenizer_checks import eos_beside
+from lightning_lance.tokenizer_json import differences, typed
 
 # Of a folder, on nearly all file systems.
 _LONGEST_NAME = 255
@@ -60,8 +76,8 @@ class TokenizerFile:
 
     Attributes:
         path: The file or folder.
-        eos_token: The token that ends a document; None finds it (in `tokenizer_config.json` beside the file, else by
-            its usual spellings).
+        eos_token: The token that ends a document; None finds it (in `tokenizer_config.json` or `special_tokens_map.json` beside
+            the file, else by its usual spellings).
     """
 
     path: str
@@ -75,26 +91,36 @@ class TokenizerFile:
         """See `TokenizerChoice.load`."""
         file = Path(self.path).expanduser()
         if file.is_dir():
-            file = file / "tokenizer.json"
+            file = file / TOKENIZER
         if not file.is_file():
             raise ConfigError(f"There is no tokenizer.json at {self.path!r}: give the file, or the folder that has it.")
-        try:
-            spec = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{str(file)!r} is no tokenizer.json: it cannot be read as text ({error}).") from error
-        eos = self.eos_token
-        beside = file.with_name("tokenizer_config.json")
-        if eos is None and beside.is_file():
-            eos = eos_beside(beside)
-        try:
-            return Tokenizer(spec, eos)
-        except ConfigError as error:
-            raise ConfigError(f"{str(file)!r}: {error}") from error
+        return _from_file(file, self.eos_token)[0]
+
+
+def _from_file(file: Path, eos_token: str | None) -> tuple[Tokenizer, Beside]:
+    """Load a tokenizer.json with the EOS token that was asked for, or is named beside it; return what lies beside it too."""
+    try:
+        spec = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(file)!r} is no tokenizer.json: it cannot be read as text ({error}).") from error
+    beside = read_beside(file.parent)
+    try:
+        return _from_text(spec, eos_token, beside), beside
+    except ConfigError as error:
+        raise ConfigError(f"{str(file)!r}: {error}") from error
+
+
+def _from_text(spec: str, eos_token: str | None, beside: Beside) -> Tokenizer:
+    eos = named_eos(beside) if eos_token is None else eos_token
+    return Tokenizer(with_eos(spec, eos, beside), eos)
 
 
 @dataclass(frozen=True)
 class PretrainedTokenizer:
-    """The tokenizer of a model on the Hugging Face Hub, or in a local folder that transformers can read.
+    """The tokenizer of a model on the Hugging Face Hub, or in a local folder: its tokenizer.json, as its authors shipped it.
+
+    So it is the one that `TokenizerFile` gives. Where a class of `transformers` would read it otherwise, a warning says so.
+    Only where a repository has no tokenizer.json, `transformers` makes one of its other files.
 
     What comes from the Hub is kept beside the trained tokenizers: later builds use that, whatever the Hub has by then, and
     ask nobody.
@@ -103,7 +129,7 @@ class PretrainedTokenizer:
         model: Such as `gpt2`.
         eos_token: The token that ends a document; None takes the model's own.
         revision: Branch, tag or commit.
-        trust_remote_code: Whether code of the model's repository may run here.
+        trust_remote_code: Whether code of the model's repository may run here, where it has no tokenizer.json.
     """
 
     model: str
@@ -127,41 +153,136 @@ class PretrainedTokenizer:
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerChoice.load`."""
+        given = Path(self.model).expanduser()
+        if given.exists():
+            file = given / TOKENIZER if given.is_dir() else given
+            return self._shipped(file, folder) if file.is_file() else self._converted()[0]
         kept = folder / self._kept_name
-        if (kept / "tokenizer.json").is_file():
-            return TokenizerFile(str(kept), self.eos_token).load(source, folder)
+        if not (kept / TOKENIZER).is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            with only_one(folder / f"{kept.name}.lock", "fetching the tokenizer"):
+                if not (kept / TOKENIZER).is_file():
+                    self._keep(kept)
+        if self._is_shipped(kept):
+            return self._shipped(kept / TOKENIZER, folder)
+        return _from_file(kept / TOKENIZER, self.eos_token)[0]
+
+    def _shipped(self, file: Path, folder: Path) -> Tokenizer:
+        """Load a repository's tokenizer.json; a warning says where transformers would give other ids."""
+        loaded, beside = _from_file(file, self.eos_token)
+        reading = compared(loaded, beside, folder)
+        if reading.differs:
+            _warn_once(
+                f"The tokenizer {self.model!r} is used as its tokenizer.json says; transformers reads it otherwise, because of "
+                f"{reading.by} (other {' and '.join(reading.differs)}), and gives other ids for some texts: to have the "
+                "stored ids there, load the file by PreTrainedTokenizerFast(tokenizer_file=...)."
+            )
+        return loaded.known_as([reading.digest] if reading.digest else [])
+
+    def _is_shipped(self, kept: Path) -> bool:
+        """Tell whether what is kept is the repository's tokenizer.json; a warning says where it is known to be another one.
+
+        Earlier versions kept what transformers made of it. That stays in use, since stores were made with it.
+        """
+        if (kept / ORIGIN).is_file():
+            origin = read_object(kept / ORIGIN)
+        else:
+            shipped = in_cache(self.model, self.revision or "main")
+            if shipped is None:
+                return False  # nobody here knows
+            found = differences(*(typed(read_object(file)) for file in (shipped, kept / TOKENIZER)))
+            origin = {"taken_from": "transformers", "differs": [part for part in found if part != "special tokens"]}
+            with suppress(OSError):
+                write_whole(kept / ORIGIN, json.dumps(origin))
+        if origin.get("differs"):
+            _warn_once(
+                f"The tokenizer {self.model!r} was kept at {str(kept)!r} by an earlier version as transformers reads it, which "
+                f"gives other ids than its tokenizer.json (other {' and '.join(origin['differs'])}); it stays in use, since "
+                "stores were made with it: remove that folder to take tokenizer.json, and build new stores."
+            )
+        return bool(origin.get("taken_from") == TOKENIZER)
+
+    def _keep(self, kept: Path) -> None:
+        """Keep the files of a repository on the Hub, or what transformers makes of them where there is no tokenizer.json."""
+        try:
+            with quiet_requests():
+                files = fetched(self.model, self.revision or "main")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {_cure(error, self.model)}.") from error
+        origin = TOKENIZER
+        if not files:
+            loaded, eos = self._converted()
+            if files is None:
+                _warn_once(
+                    f"The tokenizer {self.model!r} was made by transformers of the files in the cache of huggingface_hub: "
+                    "whether its repository has a tokenizer.json, which may give other ids, could not be asked; if it has, "
+                    f"remove {str(kept)!r}."
+                )
+            files = {CONFIG: json.dumps({"eos_token": eos}), TOKENIZER: loaded.to_json()}
+            origin = "transformers"
+        kept.mkdir(parents=True, exist_ok=True)
+        # The one that is looked for comes last, and only if it can be used.
+        for name in (*BESIDE, ORIGIN):
+            (kept / name).unlink(missing_ok=True)
+        for name in files.keys() & {*BESIDE}:
+            write_whole(kept / name, files[name])
+        write_whole(kept / ORIGIN, json.dumps({"taken_from": origin}))
+        try:
+            _from_text(files[TOKENIZER], self.eos_token, read_beside(kept))
+        except ConfigError as error:
+            raise ConfigError(f"The tokenizer {self.model!r} cannot be used: {error}") from error
+        write_whole(kept / TOKENIZER, files[TOKENIZER])
+
+    def _converted(self) -> tuple[Tokenizer, str | None]:
+        """Return what transformers makes of a repository without a tokenizer.json, and the EOS token that it names."""
         from transformers import AutoTokenizer
 
         try:
             with quiet_requests():
-                tokenizer: Any = AutoTokenizer.from_pretrained(
+                made: Any = AutoTokenizer.from_pretrained(
                     self.model, revision=self.revision or "main", trust_remote_code=self.trust_remote_code
                 )
-        except (OSError, ValueError) as error:
+        except (
+            Exception
+        ) as error:  # of many kinds, from several libraries: what a conversion needs may not be installed
             raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {_cure(error, self.model)}.") from error
-        backend = getattr(tokenizer, "backend_tokenizer", None)
+        backend = getattr(made, "backend_tokenizer", None)
         if backend is None:
             raise ConfigError(
                 f"The tokenizer {self.model!r} has no tokenizer.json, which fast encoding needs: choose another, or convert "
                 "it and use tokenizer=file."
             )
-        loaded = Tokenizer(backend.to_str(), self.eos_token or tokenizer.eos_token)
-        if not Path(self.model).exists():
-            kept.mkdir(parents=True, exist_ok=True)
-            config = json.dumps({"eos_token": tokenizer.eos_token})
-            # The one that is looked for comes last.
-            for name, text in {"tokenizer_config.json": config, "tokenizer.json": backend.to_str()}.items():
-                write_whole(kept / name, text)
-        return loaded
+        eos = None if made.eos_token is None else str(made.eos_token)
+        return Tokenizer(backend.to_str(), self.eos_token or eos), eos
+
+
+# What a warning has said, so that it is said once.
+_said: set[str] = set()
+
+
+def _warn_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        _log.warning("%s", message)
 
 
 def _cure(error: Exception, model: str) -> str:
     text = in_one_line(error, 2000)
-    if "gated" in text.lower() or "401" in text or "403" in text:
+    kinds = {type(cause).__name__ for cause in causes(error)}
+    if "GatedRepoError" in kinds:
         return (
             f"its repository is gated; accept the terms at https://huggingface.co/{model}, then run 'hf auth login' or set "
             "HF_TOKEN"
         )
+    if "RevisionNotFoundError" in kinds:
+        return "there is no such revision of it on the Hub; check tokenizer.revision"
+    if "RepositoryNotFoundError" in kinds:
+        return (
+            "there is no such model on the Hub, or it is private; check the name; for a private one run 'hf auth login' or set "
+            "HF_TOKEN"
+        )
+    if "401" in text or "403" in text:
+        return "the Hub denies access; run 'hf auth login' or set HF_TOKEN"
     if "trust_remote_code" in text:
         return "it needs code of its repository; read that code, then set tokenizer.trust_remote_code=true"
     return f"{text[:300].rstrip('.')}; check the name, and that the Hub can be reached, or use tokenizer=file"
