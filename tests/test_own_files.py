@@ -11,9 +11,10 @@ from typing import Any
 import lance
 import pyarrow as pa
 import pytest
-from bucket import Bucket, serving
-from conftest import ListSource, documents
+from bucket import serving
+from conftest import ListSource, append_commit, documents, written
 from lance.fragment import DataFile
+from test_commit import NOTE, rows_of
 
 from lightning_lance import TokenStore, prepare
 from lightning_lance.commit import notes_of
@@ -290,19 +291,29 @@ def test_versions_that_a_branch_is_made_of_stay(uri: Path):
     assert lance.dataset(uri).checkout_version(("mine", None)).count_rows() > 0
 
 
-def test_in_a_bucket_what_others_put_into_a_store_stays_too():
+def test_in_a_bucket_lance_cleans_up_only_where_nothing_is_of_others(monkeypatch: pytest.MonkeyPatch):
+    cleaned, clean = list[str](), lance.LanceDataset.cleanup_old_versions
+
+    def watched(dataset: Any, *arguments: Any, **options: Any) -> Any:
+        cleaned.append(dataset.uri)
+        return clean(dataset, *arguments, **options)
+
+    monkeypatch.setattr(lance.LanceDataset, "cleanup_old_versions", watched)
+    uri = "s3://bucket/x.lance"
     with serving() as bucket:
-        _grow_in_bucket(bucket)
-
-
-def _grow_in_bucket(bucket: Bucket) -> None:
-    uri, options = "s3://bucket/x.lance", bucket.lance_options
-    for budget in (5, 10, 15, None):
-        build(uri, max_documents=budget, storage_options=options)  # type: ignore[arg-type] # a URL is a place too
-        dataset = lance.dataset(uri, storage_options=options)
-        for tag in list(dataset.tags.list())[:-1]:
-            dataset.tags.delete(tag)
-    remove_unneeded(uri, options)
-    dataset = lance.dataset(uri, storage_options=options)
-    assert len(dataset.versions()) <= 2
-    assert check_store(uri, options) == []
+        options = bucket.lance_options
+        for number in (1, 2):
+            append_commit(uri, rows_of(number), NOTE, options)
+        # What a builder left, and what somebody else did.
+        written(uri, rows_of(3), options=options)
+        remove_unneeded(uri, options)
+        assert cleaned == [uri]
+        assert [entry["version"] for entry in lance.dataset(uri, storage_options=options).versions()] == [2]
+        for key in (f"data/{UUID}.lance", "data/thesis.lance", "_deletions/thesis.arrow"):
+            append_commit(uri, rows_of(4), NOTE, options)
+            bucket.client.put_object(Bucket="bucket", Key=f"x.lance/{key}", Body=b"years of work")
+            remove_unneeded(uri, options)
+            assert cleaned == [uri]
+            assert len(lance.dataset(uri, storage_options=options).versions()) == 1
+            bucket.client.delete_object(Bucket="bucket", Key=f"x.lance/{key}")
+        assert lance.dataset(uri, storage_options=options).count_rows() == 5
