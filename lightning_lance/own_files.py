@@ -100,7 +100,7 @@ def is_data_name(name: str) -> bool:
 def is_plain_name(name: str) -> bool:
     """Tell whether what names a data file stays in its folder."""
     path = PurePosixPath(name)
-    return "\\" not in name and "\0" not in name and not path.is_absolute() and ".." not in path.parts
+    return name != "" and "\\" not in name and "\0" not in name and not path.is_absolute() and ".." not in path.parts
 
 
 def foreign_files(uri: str, listed: Collection[str] = ()) -> list[str]:

@@ -25,7 +25,7 @@ from lightning_lance.errors import (
 )
 from lightning_lance.escaping import logger
 from lightning_lance.figures import counted, tokens_told
-from lightning_lance.fragments import dataset_at, remove_aside, remove_store
+from lightning_lance.fragments import dataset_at, fragments_of, remove_aside, remove_store
 from lightning_lance.locking import Lease
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
 from lightning_lance.merging import end_build, has_unneeded, left_behind, remove_unneeded, take_over
@@ -218,6 +218,7 @@ def _check_goes_on(plan: Plan, version: int, commit: Commit, storage_options: Ma
     check_no_links(plan.uri)
     dataset = dataset_at(plan.uri, version, storage_options)
     if dataset is not None:  # else another builder has gone on
+        fragments_of(dataset)  # all of them in its folder
         check_unchanged(dataset, plan.uri, storage_options)
     if commit.unknown:
         _log.warning(
