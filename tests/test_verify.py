@@ -152,7 +152,7 @@ def test_a_missing_field_is_named(folder: Path, tmp_path: Path):
 def test_a_place_is_found_however_deep_it_lies():
     place = {"cursor": 0, "digest": "", "stores": []}
     deep: Any = place
-    for i in range(100_000):
+    for i in range(20_000):
         deep = [None, deep] if i % 2 else {"a": 1, 2: deep}
     around: list[Any] = [deep]
     around.append(around)
