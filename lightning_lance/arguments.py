@@ -87,7 +87,8 @@ def check_arguments(target: Callable[..., Any], given: Mapping[str, Any], prefix
         )
         if isinstance(value, str) and _takes_list(hints[name]):
             raise ConfigError(f"{prefix}{name} is the string {shown}: write a list, [{value[:100]}].")
-        raise ConfigError(f"{prefix}{name} is {shown}: expected {_in_words(hints[name])}{_hint(value)}.")
+        bound = f", up to {LARGEST:,}" if _is_number(value) and abs(value) > LARGEST else ""
+        raise ConfigError(f"{prefix}{name} is {shown}: expected {_in_words(hints[name])}{bound}{_hint(value)}.")
 
 
 def _takes_list(kind: Any) -> bool:
@@ -151,7 +152,7 @@ def _in_words(kind: Any) -> str:
     if origin is Mapping:
         return f"a mapping of names, each to {_in_words(inner[1])}"
     words = {
-        int: f"a whole number, up to {LARGEST:,}",
+        int: "a whole number",
         float: "a number",
         bool: "true or false",
         str: "text",

@@ -36,7 +36,7 @@ from omegaconf.errors import (
 )
 
 from lightning_lance.arguments import expected_instead
-from lightning_lance.composed import HiddenValues, is_secret_key, shown_override, without_secrets
+from lightning_lance.composed import HiddenValues, check_command_line, is_secret_key, shown_override, without_secrets
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError
 from lightning_lance.escaping import fail, say
 from lightning_lance.languages import nearest
@@ -67,6 +67,7 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
         sys.argv[1:] = _filled(sys.argv[1:])
         with without_secrets(sys.argv[1:]) as hidden, quiet_requests():
             try:
+                check_command_line(sys.argv[1:])
                 run_with(hidden)
             except Exception:  # a bug, or HYDRA_FULL_ERROR=1
                 sys.stderr.write(redacted(traceback.format_exc()))
@@ -96,6 +97,9 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
                 with_secrets(config)
             except (LightningLanceError, HydraException, OmegaConfBaseException) as error:
                 told.append(error)
+            except Exception:  # a bug, of which Hydra would print all that it says
+                sys.stderr.write(redacted(traceback.format_exc()))
+                sys.exit(1)
 
         signals, began = Interruptible(), time.time()
         try:

@@ -6,12 +6,15 @@ is taken out as soon as a configuration is composed, and put back into the copy 
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from lightning_lance.errors import ConfigError
@@ -28,6 +31,7 @@ from lightning_lance.redaction import (
 _MISSING = "???"
 # Mappings of which no value is shown.
 _SECRET_MAPPINGS = ("storage_options", "env_set")
+_ENVIRONMENT = ("hydra", "job", "env_set")
 # A word of what is given for a mapping, perhaps after its key.
 _WORD = re.compile(r"(?:([\w.-]+)\s*[:=]\s*)?(\"[^\"]*\"|'[^']*'|[^\s,{}\[\]]+)")
 
@@ -53,7 +57,12 @@ class HiddenValues:
             if not _is_interpolation(value):
                 self._values[path] = value
                 _remember(value, secret)
-            _set(config, path, _MISSING)
+            shown = _MISSING
+            if path[:-1] == _ENVIRONMENT and not self._resolved:
+                # Hydra itself needs these, which are for the environment.
+                os.environ[str(path[-1])] = str(value)
+                shown = f"${{oc.env:{path[-1]}}}"
+            _set(config, path, shown)
         if "hydra" in config:
             _hide_overrides(config)
 
@@ -104,11 +113,15 @@ def _is_interpolation(value: Any) -> bool:
     return isinstance(value, str) and "${" in value
 
 
+def _keys(node: Any) -> Any:
+    return range(len(node)) if OmegaConf.is_list(node) else node.keys()
+
+
 def _set(config: DictConfig, path: _Path, value: Any) -> None:
     # Of Hydra's own part nothing may be changed otherwise, and of the rest no key be added.
     node: Any = config
     for key in path[:-1]:
-        if OmegaConf.is_missing(node, key):
+        if key not in _keys(node) or OmegaConf.is_missing(node, key):
             with flag_override(node, ["readonly", "struct"], [False, False]):
                 node[key] = {}
         node = node[key]
@@ -118,16 +131,17 @@ def _set(config: DictConfig, path: _Path, value: Any) -> None:
 
 def _hide_overrides(config: DictConfig) -> None:
     """Take the secrets out of what Hydra keeps of the command line."""
-    given = []
-    for part, texts in _plain(config.hydra.overrides).items():
-        given += texts
+    overrides = _plain(config.hydra.overrides)
+    for part, texts in overrides.items():
         for place, text in enumerate(texts):
             _set(config, ("hydra", "overrides", part, place), shown_override(text))
-    name = OmegaConf.select(config, "hydra.job.override_dirname", throw_on_missing=False)
-    if isinstance(name, str):
-        for text in given:
-            name = name.replace(text.lstrip("+~"), shown_override(text).lstrip("+~"))
-        _set(config, ("hydra", "job", "override_dirname"), name)
+    if all(shown_override(text) == text for text in overrides["task"]):
+        return
+    # The name that a folder may have by them.
+    style = config.hydra.job.config.override_dirname
+    pairs = [shown_override(text).lstrip("+~").partition("=") for text in overrides["task"]]
+    items = sorted(f"{key}{style.kv_sep}{value}" for key, _, value in pairs if key not in style.exclude_keys)
+    _set(config, ("hydra", "job", "override_dirname"), style.item_sep.join(items))
 
 
 def _remember(value: Any, secret: bool) -> None:
@@ -142,7 +156,12 @@ def shown_override(text: str) -> str:
     key, is_pair, value = text.partition("=")
     if not is_pair or value in ("", "null", "{}", _MISSING):
         return redacted(text)
-    return f"{key}={_MISSING}" if _is_secret_override(key, value) else text
+    if not _is_secret_override(key, value):
+        return text
+    if variable := re.search(r"hydra\.job\.env_set\.(\w+)$", key):
+        return f"{key}=${{oc.env:{variable[1]}}}"
+    # A mapping is filled by one +, and only set by two.
+    return f"{'++' if key.startswith('+') else ''}{key.lstrip('+')}={_MISSING}"
 
 
 def is_secret_key(key: str) -> bool:
@@ -176,6 +195,23 @@ def remember_arguments(arguments: Sequence[str]) -> None:
                 continue
             if not spelled.endswith(":") and "://" not in spelled and not spelled.startswith("$"):
                 remember(spelled)
+
+
+def check_command_line(arguments: Sequence[str]) -> None:
+    """Refuse options and arguments in an order that Hydra does not understand; itself, it would repeat all of them.
+
+    Raises:
+        SystemExit: With a sentence.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        for argument in arguments:
+            message = message.replace(argument, shown_override(argument))
+        sys.exit(f"error: {redacted(message)}: give options such as --cfg first, and after them all key=value.")
+
+    parser.error = refuse  # type: ignore[method-assign] # the parser's own way to be told what to do
+    parser.parse_args(list(arguments))
 
 
 @contextmanager

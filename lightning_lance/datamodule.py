@@ -177,6 +177,17 @@ class LanceDataModule(LightningDataModule):
         self._fitted_by: weakref.ref[Any] | None = None  # the Trainer of this fit
         self._begins_again = False  # what another Trainer has trained on is trained on again
 
+    def __repr__(self) -> str:
+        what = self.uri if self.source is None else self.source
+        return (
+            f"{type(self).__name__}({what!r}, {self.tokenizer_choice!r}, context_length={self.context_length}, "
+            f"batch_size={self.batch_size})"
+        )
+
+    def __str__(self) -> str:
+        # Lightning's own asks for all loaders, which would begin them anew, and takes them for torch's.
+        return repr(self)
+
     @cached_property
     def _plan(self) -> Plan | None:
         if self.source is None or self.tokenizer_choice is None:

@@ -94,7 +94,7 @@ def test_what_a_constructor_only_keeps_is_refused_too(config: DictConfig):
         OmegaConf.update(changed, key, value)
         with pytest.raises(ConfigError) as refused:
             make(changed, "data")
-        assert str(refused.value).startswith(f"{key} is {value!r}: expected a whole number")
+        assert str(refused.value).startswith(f"{key.removeprefix('data.')} is {value!r}: expected a whole number")
     assert make(config, "data").seed == 0
 
 
