@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
 from lightning import LightningDataModule
 
-from lightning_lance.agreement import is_first, raise_together, told_by_first
+from lightning_lance.agreement import SETTING_UP, is_first, raise_together, told_by_first
 from lightning_lance.batches import Batch
 from lightning_lance.cursor import Cursor
 from lightning_lance.errors import StoreError
@@ -30,6 +31,17 @@ from lightning_lance.tokenizer_choice import TokenizerChoice
 from lightning_lance.windows import Order
 
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _failing_together() -> Iterator[None]:
+    """Raise on all ranks what fails on one of them."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    raise_together(failure, SETTING_UP)
 
 
 class LanceDataModule(LightningDataModule):
@@ -189,12 +201,17 @@ class LanceDataModule(LightningDataModule):
             StoreError: If one is not committed, or not complete; on all ranks, with the cause, if one could not prepare it.
         """
         failure, self._failure = self._failure, None
-        raise_together(failure)
-        stores = self._open()
-        while stage == "fit" and is_first() and not all(store.keep_for_training() for store in stores.values()):
-            stores = self._open()  # a builder that goes on had removed what was open, before it could be kept
-        extents = told_by_first([store.commit.extent for store in stores.values()])
-        self._stores = {name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)}
+        raise_together(failure, SETTING_UP)
+        opened: dict[str, TokenStore] = {}
+        with _failing_together():
+            opened = self._open()
+            while stage == "fit" and is_first() and not all(store.keep_for_training() for store in opened.values()):
+                opened = self._open()  # a builder that goes on had removed what was open, before it could be kept
+        extents = told_by_first([store.commit.extent for store in opened.values()], SETTING_UP)
+        with _failing_together():
+            self._stores = {
+                name: store.at(extent) for (name, store), extent in zip(opened.items(), extents, strict=True)
+            }
         self._fits = stage == "fit"
         if stage == "fit":
             self._loader = self._state = None
