@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
 from lightning import LightningDataModule
 
-from lightning_lance.agreement import is_first, raise_together, told_by_first
+from lightning_lance.agreement import SETTING_UP, is_first, raise_together, told_by_first
 from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.batches import Batch
 from lightning_lance.cursor import Cursor
@@ -47,6 +48,17 @@ def _given(uri: str | os.PathLike[str] | Mapping[str, str] | None) -> str | dict
     if isinstance(uri, Mapping):
         return {name: given_place(place, f"uri.{name}") for name, place in uri.items()}
     return given_place(uri) if uri else None
+
+
+@contextmanager
+def _failing_together() -> Iterator[None]:
+    """Raise on all ranks what fails on one of them."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    raise_together(failure, SETTING_UP)
 
 
 class LanceDataModule(LightningDataModule):
@@ -229,7 +241,7 @@ class LanceDataModule(LightningDataModule):
             StoreError: If one is not committed, or not complete; on all ranks, with the cause, if one could not prepare it.
         """
         failure, self._failure = self._failure, None
-        raise_together(failure)
+        raise_together(failure, SETTING_UP)
         try:
             self._open_for(stage)
         except Exception:
@@ -238,11 +250,16 @@ class LanceDataModule(LightningDataModule):
 
     def _open_for(self, stage: str) -> None:
         fit = stage == "fit"
-        stores = self._open_kept() if fit and is_first() else self._open()
+        stores: dict[str, TokenStore] = {}
+        with _failing_together():
+            stores = self._open_kept() if fit and is_first() else self._open()
         extents = [store.commit.extent for store in stores.values()]
         # A run's tags have one name on all of its ranks.
-        self._run, extents = told_by_first((self._run, extents))
-        self._stores = {name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)}
+        self._run, extents = told_by_first((self._run, extents), SETTING_UP)
+        with _failing_together():
+            self._stores = {
+                name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)
+            }
         self._fits = fit
         if fit:
             self._begin_fit()
