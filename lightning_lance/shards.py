@@ -190,7 +190,8 @@ class OpenedDataset:
     def _check_columns(self) -> None:
         """Refuse columns that no shard has, of some that are looked at: mostly the first has all of them."""
         source = self._source
-        missing = {*self._column_names()} - {*(self._builder.info.features or ())}
+        known = () if self._builder is None else self._builder.info.features or ()
+        missing = {*self._column_names()} - {*known}
         there: list[str] = []
         unfit: UnfitShard | None = None
         for shard in range(min(len(self._files), _LOOKED_AT)):
