@@ -163,11 +163,23 @@ def store_beside(file: Path, what: Neighbour) -> Path | None:
     return None
 
 
+def tokenizer_file(place: str) -> Path:
+    """Return where the tokenizer of a local store, whose place `store_place` gave, is written.
+
+    That of `x` goes to the same place as that of `x.lance`, as it always did, as long as there is no `x.lance`.
+    """
+    other = f"{place}{_LANCE}"
+    taken = os.path.lexists(other) or os.path.lexists(beside_place(other, "lock"))
+    if place.endswith(_LANCE) or taken:
+        return beside_place(place, "tokenizer.json")
+    return beside_place(other, "tokenizer.json")
+
+
 def tokenizer_files(given: str) -> list[Path]:
     """Return where the tokenizer of a local store may be kept, the likeliest first.
 
-    The first is where it is written. Earlier versions wrote it beside a link to the store, and for stores at `x` and at
-    `x.lance` to the same place: so whoever reads one has to compare its digest.
+    It may be that of another store: of `x` or `x.lance`. Earlier versions wrote it beside a link to the store. So whoever reads
+    one has to compare its digest.
 
     Args:
         given: The store, as `given_place` returns it.

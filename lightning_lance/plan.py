@@ -20,7 +20,7 @@ from lightning_lance.figures import counted
 from lightning_lance.local_paths import data_folder
 from lightning_lance.locking import LeaseWatch, lock_file, write_whole
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
-from lightning_lance.places import beside_place, is_local, store_place
+from lightning_lance.places import beside_place, is_local, store_place, tokenizer_file
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
 from lightning_lance.status import BuildStatus, failure_of, read_status, status_file
@@ -115,7 +115,7 @@ class Plan:
     @property
     def tokenizer_file(self) -> Path | None:
         """Where the tokenizer is kept beside a local store."""
-        return beside_place(self.uri, "tokenizer.json") if is_local(self.uri) else None
+        return tokenizer_file(self.uri) if is_local(self.uri) else None
 
     @property
     def lock_file(self) -> Path | None:
@@ -303,10 +303,11 @@ def _text_of(file: Path) -> str | None:
 
 
 def _keep_for_other_store(plan: Plan, file: Path, text: str) -> None:
-    """Copy a tokenizer to where its store looks for it first: earlier versions wrote that of `x` to the place of `x.lance`."""
-    other = Path(plan.uri.removesuffix(".lance"))
-    mine = beside_place(str(other), "tokenizer.json")
-    if mine != file and (other / "_versions").is_dir() and not os.path.lexists(mine):
+    """Copy the tokenizer of a store `x`, which may be built at this time, before that of `x.lance` takes its place."""
+    other = plan.uri.removesuffix(".lance")
+    mine = beside_place(other, "tokenizer.json")
+    there = Path(other).is_dir() or os.path.lexists(beside_place(other, "lock"))
+    if mine != file and there and not os.path.lexists(mine):
         write_whole(mine, text)
 
 

@@ -171,8 +171,7 @@ def test_stores_with_and_without_the_ending_keep_their_tokenizers(folder: Path):
 
 def test_the_tokenizer_of_a_store_that_exists_is_found_where_it_was(folder: Path):
     prepare(SOURCE, TrainedBPE(270), "data/x", val_fraction=0.0)
-    # As earlier versions left it; then its neighbour comes.
-    (folder / "data/x.store-tokenizer.json").rename(folder / "data/x.tokenizer.json")
+    assert (folder / "data/x.tokenizer.json").exists()
     data = LanceDataModule(None, None, 16, 4, uri="data/x")
     data.setup("fit")
     assert data.tokenizer.vocab_size == 270
@@ -180,6 +179,9 @@ def test_the_tokenizer_of_a_store_that_exists_is_found_where_it_was(folder: Path
     again = LanceDataModule(None, None, 16, 4, uri="data/x")
     again.setup("fit")
     assert again.tokenizer.vocab_size == 270
+    # As it stays when it grows, or is built again.
+    prepare(SOURCE, TrainedBPE(270), "data/x", val_fraction=0.5, rebuild=True)
+    assert (folder / "data/x.tokenizer.json").read_text() == ByteChoice().load(None, folder).to_json()
     # Beside a link to the store, too.
     (folder / "data/x.store-tokenizer.json").rename(folder / "other/linked.tokenizer.json")
     (folder / "data/x.tokenizer.json").unlink()
