@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.arguments import check_arguments
@@ -296,7 +297,8 @@ class TokenStore:
 
     @property
     def _content(self) -> _Content:
-        return _Content(self.fingerprint, self.commit.extent, self._streams, self._is_ours)
+        streams = xxhash.xxh3_64_hexdigest(repr(sorted(self._streams.items())).encode())
+        return _Content(self.fingerprint, self.commit.extent, streams, self._is_ours)
 
     def __repr__(self) -> str:
         what = ", ".join(f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split])
@@ -536,13 +538,13 @@ class _Content(NamedTuple):
     Attributes:
         fingerprint: Hash of all that decided its tokens.
         extent: What of its source it holds.
-        streams: Of each split.
+        streams: Hash of the streams of each split; there may be hundreds.
         is_ours: Whether equal extents are equal rows.
     """
 
     fingerprint: str
     extent: Extent
-    streams: Mapping[str, list[StreamExtent]]
+    streams: str
     is_ours: bool
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, prepare
 from lightning_lance.cursor import Cursor
-from lightning_lance.errors import StoreError
+from lightning_lance.errors import StoreError, StoreReplaced
 from lightning_lance.serving import Serving
 from lightning_lance.tokenizer_choice import ByteChoice
 
@@ -213,3 +213,29 @@ def test_the_next_epoch_adopts_what_was_appended(tmp_path: Path):
     assert walk(resumed, 9) == walk(growing, 9)
     fixed.next_epoch(extend=False)
     assert fixed.serving.stores[""].version == small.version
+
+
+def test_another_store_is_not_adopted_in_the_middle_of_a_run(tmp_path: Path):
+    """Somebody has built another one at the same uri; the run ends with one sentence, and its place is what it was."""
+    uri = str(tmp_path / "x.lance")
+    place = cursor(prepare(SOURCE, ByteChoice(), uri, val_fraction=0.0))
+    walk(place, place.num_windows)
+    before = place.state_dict()
+    prepare(SOURCE, ByteChoice(), uri, val_fraction=0.4, rebuild=True)
+    with pytest.raises(StoreReplaced, match="built anew by another recipe while it was read"):
+        place.next_epoch(extend=True)
+    assert place.state_dict() == before
+    place.next_epoch(extend=False)  # what is mapped stays
+
+
+def test_what_has_not_changed_is_not_tagged_again(tmp_path: Path):
+    store = prepare(SOURCE, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    store.keep_for_training("ab")
+    store.keep_for_checkpoints()
+    place = cursor(store)
+    place.next_epoch(extend=True)
+    place.next_epoch(extend=True)
+    assert place.serving.stores[""] is store
+    assert sorted(lance.dataset(store.uri).tags.list()) == [
+        f"{what}-{store.commit.tokens}" for what in ("build", "checkpoint")
+    ]

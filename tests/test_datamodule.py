@@ -328,6 +328,42 @@ def test_a_run_that_ends_before_its_first_checkpoint_leaves_no_tag(tmp_path: Pat
         assert tags() == sorted(before + kept)
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_a_resume_tags_what_it_trains_on_and_not_the_newest(tmp_path: Path):
+    def tags() -> list[str]:
+        return sorted(name for name in lance.dataset(data.store.uri).tags.list() if name.startswith("checkpoint"))
+
+    class Looks(lightning.Callback):
+        def on_train_start(self, *_: Any) -> None:
+            self.tags = tags()
+
+    first = make_trainer(tmp_path, max_steps=3, limit_val_batches=0)
+    data = make_data(tmp_path, max_documents=30)
+    first.fit(Recorder(), datamodule=data)
+    first.save_checkpoint(tmp_path / "x.ckpt")
+    trained_on = [f"checkpoint-{data.store.commit.tokens}"]
+    assert tags() == trained_on
+    data, looks = make_data(tmp_path), Looks()
+    make_trainer(tmp_path, max_steps=5, limit_val_batches=0, callbacks=[looks]).fit(
+        Recorder(), datamodule=data, ckpt_path=tmp_path / "x.ckpt"
+    )
+    assert [name.partition("-run-")[0] for name in looks.tags] == trained_on * 2
+    assert tags() == trained_on
+
+
+def test_a_set_up_that_fails_leaves_no_tag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = make_data(tmp_path)
+    data.prepare_data()
+
+    def fails(*_: Any) -> None:
+        raise StoreError("no version ends there")
+
+    monkeypatch.setattr(TokenStore, "at", fails)
+    with pytest.raises(StoreError, match="no version ends there"):
+        data.setup("fit")
+    assert [name for name in lance.dataset(data._uris[""]).tags.list() if name.startswith("checkpoint")] == []
+
+
 def test_training_begins_while_a_build_goes_on_and_adopts_what_it_appends(tmp_path: Path):
     """A build in another process that commits now and then; training waits for its first tokens, and sees it grow."""
     uri = str(tmp_path / "x.lance")

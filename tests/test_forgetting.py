@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from test_cli import run
 from test_prepare import expected, provenance, streams
 
-from lightning_lance import TokenStore, WindowLoader, prepare
+from lightning_lance import TokenStore, WindowLoader, forgetting, prepare
 from lightning_lance.commit import Commit, last_version
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.forgetting import forget
@@ -419,3 +420,42 @@ def test_in_a_bucket_it_begins_again_where_a_builder_commits_first():
         assert (store.commit.documents, store.commit.stored_documents) == (40, 39)
         assert store.commit.extent.forgotten == ("repo=repo3",)
         assert check_store(uri, options) == []
+
+
+@pytest.mark.parametrize("purge", [False, True])
+def test_a_run_that_starts_meanwhile_is_told_or_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, purge: bool):
+    """It has opened the store before, and tags what it has opened at each moment of the end of `forget`."""
+    moments = {"announce_purge", "retag", "remove_unneeded"} - ({"announce_purge"} if not purge else set())
+    for moment in sorted(moments):
+        store = store_of(tmp_path / moment)
+        run, kept, real = TokenStore.open(store.uri), list[bool](), getattr(forgetting, moment)
+
+        def starts(
+            *arguments: Any, run: TokenStore = run, kept: list[bool] = kept, real: Callable[..., Any] = real
+        ) -> Any:
+            kept.append(run.keep_for_training("ab"))
+            return real(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(forgetting, moment, starts)
+            done = forget(store.uri, {"repo": "r1"}, purge=purge)
+        there = {entry["version"] for entry in lance.dataset(store.uri).versions()}
+        tag = f"checkpoint-{store.commit.tokens}-run-ab"
+        assert (store.version in there) == (not purge and kept[0])
+        if purge:
+            # Who was there before it began to purge goes as older runs do.
+            assert kept[0] == (tag in done.purged) == (moment == "announce_purge")
+            assert done.kept == []
+        else:
+            assert kept[0]
+            assert done.kept == [tag]
+
+
+def test_what_cannot_be_purged_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = store_of(tmp_path)
+    (tmp_path / "x.lance" / "_refs" / "tags" / "other.json").write_text("garbage")
+    with pytest.raises(StoreError, match=r"older versions of .* could not be removed .* run it again with purge=true"):
+        forget(store.uri, {"repo": "r1"}, purge=True)
+    (tmp_path / "x.lance" / "_refs" / "tags" / "other.json").unlink()
+    assert forget(store.uri, {"repo": "r1"}, purge=True).kept == []
+    assert len(lance.dataset(store.uri).versions()) == 1

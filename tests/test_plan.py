@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from conftest import ListSource, append_commit, documents
 
-from lightning_lance import plan
+from lightning_lance import locking, plan
 from lightning_lance.commit import Commit, last_commit
 from lightning_lance.errors import ConfigError, SourceError, StoreError
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, wait_for
@@ -140,6 +140,38 @@ def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_
         monkeypatch.setattr(plan, "_BEGIN_SECONDS", 0.1)
         with pytest.raises(StoreError, match="the disk is full"):
             wait_for(uri, 10**9)
+
+
+def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A lease that nobody keeps fresh, as a builder leaves that was killed, here or on another machine."""
+    monkeypatch.setattr(plan, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(plan, "_TELL_SECONDS", 0.2)
+    monkeypatch.setattr(locking, "LEASE_SECONDS", 0.3)
+    uri, lock = str(tmp_path / "x.lance"), tmp_path / "x.lock"
+    prepare(SOURCE, ByteChoice(), uri, max_documents=1)
+    with ThreadPoolExecutor(1) as thread:
+        waits = thread.submit(wait_for, uri, 15)
+        assert not futures.wait([waits], timeout=0.7).done
+        begun = [record.getMessage() for record in caplog.records]
+        assert len(begun) > 2
+        said = f"Waiting for the store {uri}: 10 of 15 tokens are committed, and no process builds it"
+        assert all(message.startswith(said) for message in begun)
+        for _ in range(10):  # one that lives
+            lock.write_text("somebody")
+            assert not futures.wait([waits], timeout=0.1).done
+        assert caplog.records[-1].getMessage() == f"Waiting for the store {uri}: 10 of 15 tokens are committed."
+        StatusFile(tmp_path / "x.building.json", "f")
+        with pytest.raises(
+            StoreError, match=r"has 10 of the 15 .*its builder \(process \d+ on .*\) has shown no sign of life"
+        ):
+            waits.result(60)
+        assert "shows no sign of life" in caplog.records[-1].getMessage()
+    # Another one takes over, and what is asked for is there.
+    lock.unlink()
+    prepare(SOURCE, ByteChoice(), uri)
+    wait_for(uri, 15)
 
 
 def test_a_store_of_another_recipe_is_replaced_if_that_is_asked_for(tmp_path: Path):

@@ -13,8 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, prepare
-from lightning_lance.commit import Commit
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.commit import Commit, replace_fragments
+from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
+from lightning_lance.forgetting import forget
+from lightning_lance.fragments import data_files, write_rows
+from lightning_lance.layout import Extent
+from lightning_lance.merging import remove_unneeded
 from lightning_lance.packing import BLOCK, Packer
 from lightning_lance.tokenizer_choice import ByteChoice
 
@@ -157,3 +161,85 @@ def test_a_store_says_what_it_is_in_one_line(byte_store: Callable[..., TokenStor
     store = byte_store(source=source)
     streams = "[train/-, train/Python, train/Rust]"
     assert repr(store) == f"TokenStore({store.uri!r}, version={store.version}, tokens=7, streams={streams})"
+
+
+GROWING = ListSource(documents(*[f"text {i} " * 300 for i in range(24)]), per_shard=1)
+
+
+STARTS = np.array([0, 3001])
+
+
+@pytest.mark.parametrize("reader", ["mapped", "take"])
+def test_what_is_read_late_of_a_version_that_is_gone_is_read_of_one_that_holds_the_same(tmp_path: Path, reader: str):
+    uri = str(tmp_path / "x.lance")
+    prepare(GROWING, ByteChoice(), uri, val_fraction=0.0)
+    stores = [TokenStore.open(uri, reader=reader) for _ in range(3)]
+    documents_, tokens = stores[0].documents(STARTS, 5000), stores[0].read(STARTS, 5000)
+    traveller = pickle.dumps(stores[2])
+    # The version is made once more of other files, as a merge does, and goes.
+    before = lance.dataset(uri)
+    made, notes = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
+    replace_fragments(uri, before, before.schema, made, notes, stores[0].commit, None)
+    lance.dataset(uri).tags.delete(f"build-{stores[0].commit.tokens}")
+    remove_unneeded(uri)
+    assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2]
+    assert not (tmp_path / "x.lance" / "data" / data_files(before)[0]).exists()
+    for store in (*stores, pickle.loads(traveller), pickle.loads(pickle.dumps(stores[1]))):
+        assert store.documents(STARTS, 5000).equals(documents_)
+        assert np.array_equal(store.read(STARTS, 5000), tokens)
+
+
+@pytest.mark.parametrize("reader", ["mapped", "take"])
+def test_what_no_version_holds_any_more_is_said(tmp_path: Path, reader: str):
+    uri = str(tmp_path / "x.lance")
+    prepare(GROWING, ByteChoice(), uri, val_fraction=0.0)
+    asked, never = [TokenStore.open(uri, reader=reader) for _ in range(2)]
+    asked.documents(STARTS, 5)
+    traveller = pickle.dumps(asked)
+    forget(uri, {"repo": "repo3"}, purge=True)
+    reads: list[Callable[[], object]] = [
+        lambda: asked.documents(STARTS, 5),
+        lambda: never.documents(STARTS, 5),
+        lambda: pickle.loads(traveller),
+        lambda: pickle.loads(pickle.dumps(never)),
+    ]
+    if reader == "take":
+        reads.append(lambda: never.read(STARTS, 5))
+    for read in reads:
+        with pytest.raises(
+            StoreError, match=r"Version 1 of the token store .* cannot be read any more: it was removed"
+        ):
+            read()
+    with pytest.raises(StoreError, match=r"no version of .* ends there"):
+        asked.at(Extent(5))
+    with pytest.raises(StoreError, match="no committed version 1"):
+        asked.newest().at_version(1)
+    if reader == "mapped":
+        assert never.read(STARTS, 5).shape == (2, 5)
+
+
+def test_a_store_that_was_built_anew_by_another_recipe_is_never_taken_for_the_same(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    prepare(GROWING, ByteChoice(), uri, val_fraction=0.0)
+    stores = [TokenStore.open(uri, reader=reader) for reader in ("mapped", "take")]
+    traveller = pickle.dumps(stores[0])
+    prepare(
+        ListSource(documents(*["other"] * 4000)), ByteChoice(), uri, val_fraction=0.0, rebuild=True, commit_tokens=999
+    )
+    for store in stores:
+        reads: list[Callable[[], object]] = [
+            store.newest,
+            lambda store=store: store.at_version(2),
+            lambda store=store: store.at(Extent(5)),
+            lambda store=store: store.keep_for_training(),
+            lambda store=store: store.documents(STARTS, 5),
+            lambda: pickle.loads(traveller),
+        ]
+        for read in reads if store.reader == "mapped" else [*reads, lambda: stores[1].read(STARTS, 5)]:
+            with pytest.raises(StoreReplaced, match="built anew by another recipe while it was read"):
+                read()
+    assert [name for name in lance.dataset(uri).tags.list() if name.startswith("checkpoint")] == []
+    # Of the same recipe, it is the same.
+    prepare(GROWING, ByteChoice(), uri, val_fraction=0.0, rebuild=True)
+    assert stores[0].documents(STARTS, 5).num_rows == 2
+    assert pickle.loads(traveller).fingerprint == stores[0].fingerprint
