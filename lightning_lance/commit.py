@@ -267,11 +267,14 @@ def replace_fragments(
     """
     paths = [file.path for fragment in fragments for file in fragment.files]
     version = 0 if before is None else int(before.version)
+    told = json.dumps(asdict(commit))
+    with metadata_of(uri):
+        commit_from(told)  # nothing is written that could not be read again
     transaction = lance.Transaction(
         read_version=version,
         operation=lance.LanceOperation.Overwrite(schema if before is None else before.lance_schema, fragments),
         transaction_properties={
-            _PROPERTY: json.dumps(asdict(commit)),
+            _PROPERTY: told,
             **properties_of({path: files[path] for path in paths if path in files}),
         },
     )

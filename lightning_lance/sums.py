@@ -7,14 +7,16 @@ commit makes up for it.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 from lance.file import LanceFileSession
 
+from lightning_lance.checked import count_of, json_of, list_of, object_of, text_of
 from lightning_lance.errors import StoreError
 from lightning_lance.escaping import logger
 from lightning_lance.fragments import dataset_at, lance_options
@@ -24,6 +26,8 @@ _log = logger(__name__)
 
 SUMS = "lightning_lance.sums.json"
 _FOLDERS = {"_versions": ".manifest", "_transactions": ".txn"}
+# What may be on the list.
+_LISTED = re.compile(r"_versions/[0-9]{20}\.manifest|_transactions/[0-9]{1,19}-[0-9A-Za-z-]+\.txn")
 # Lance counts versions down in their names, so that the newest is listed first.
 _LAST = 2**64 - 1
 
@@ -163,9 +167,19 @@ def read_sums(session: Root) -> dict[str, Sum] | None:
     """
     if not session.contains(SUMS):
         return None
-    told = json.loads(session.content(SUMS))
-    if not isinstance(told, dict) or told.keys() != {"sums", "hash"}:
+    told = object_of(json_of(session.content(SUMS).decode(), "the list of checksums"), "the list of checksums")
+    if told.keys() != {"sums", "hash"}:
         raise ValueError("not what was written")
-    if xxhash.xxh3_64_hexdigest(told["sums"].encode()) != told["hash"]:
+    text = text_of(told["sums"], "sums")
+    if xxhash.xxh3_64_hexdigest(text.encode()) != told["hash"]:
         raise ValueError("not what was written")
-    return {path: Sum(*entry) for path, entry in json.loads(told["sums"]).items()}
+    return {path: _sum_from(path, entry) for path, entry in object_of(json_of(text, "sums"), "sums").items()}
+
+
+def _sum_from(path: str, entry: Any) -> Sum:
+    # Nothing else is read, wherever a list that somebody else has written may point to.
+    if not _LISTED.fullmatch(path):
+        raise ValueError(f"{path!r} is neither a manifest nor a transaction")
+    if len(list_of(entry, "a checksum")) != 2:
+        raise ValueError(f"a checksum has {len(entry)} values: expected size and hash")
+    return Sum(count_of(entry[0], "a size"), text_of(entry[1], "a hash"))
