@@ -277,11 +277,15 @@ def replace_fragments(
     """
     paths = [file.path for fragment in fragments for file in fragment.files]
     version = 0 if before is None else int(before.version)
+    told = json.dumps(_metadata(commit))
+    with metadata_of(uri):
+        # Nothing is written that could not be read again.
+        commit_from(object_of(json_of(told, "it"), "it"))
     transaction = lance.Transaction(
         read_version=version,
         operation=lance.LanceOperation.Overwrite(schema if before is None else before.lance_schema, fragments),
         transaction_properties={
-            METADATA: json.dumps(_metadata(commit)),
+            METADATA: told,
             **properties_of({path: files[path] for path in paths if path in files}),
         },
     )

@@ -13,7 +13,7 @@ from lance.file import LanceFileReader
 
 from lightning_lance.columns import one_array
 from lightning_lance.errors import StoreError
-from lightning_lance.fragments import dataset_at, reading_documents, stream_columns
+from lightning_lance.fragments import dataset_at, reading, reading_documents, stream_columns
 from lightning_lance.schema import begins_of
 from lightning_lance.splits import SPLITS
 
@@ -51,8 +51,12 @@ def stored_hashes(uri: str, storage_options: Mapping[str, str] | None = None) ->
     """Read the hashes of all documents of a store, in pieces; none where it has none, or there is no store."""
     dataset = dataset_at(uri, None, storage_options)
     if dataset is not None:
-        for lists in document_lists(uri, dataset, "hash", storage_options):
-            yield np.asarray(lists.flatten().field("hash"))
+        with reading(uri):
+            for lists in document_lists(uri, dataset, "hash", storage_options):
+                hashes = lists.flatten().field("hash")
+                if hashes.null_count or hashes.type != pa.uint64():
+                    raise ValueError("documents without a hash of their text")
+                yield np.asarray(hashes)
 
 
 class Provenance:

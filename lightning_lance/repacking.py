@@ -15,6 +15,7 @@ import pyarrow as pa
 from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata
 
+from lightning_lance.errors import StoreError
 from lightning_lance.fragments import Written, lance_options, write_rows
 from lightning_lance.layout import FileNote, StreamPart
 from lightning_lance.packing import forgotten_rows
@@ -69,8 +70,15 @@ def repack(
         The new fragment, or none if nothing is left; the note of its file; and what was left out.
 
     Raises:
-        StoreError: If it cannot be written.
+        StoreError: If it cannot be written, or a note does not tell of all rows of its file.
     """
+    for fragment in fragments:
+        note = files[fragment.files[0].path]
+        if sum(part.rows for part in note.parts) != fragment.physical_rows:
+            raise StoreError(
+                f"The data file {fragment.files[0].path!r} of the token store {uri!r} has {fragment.physical_rows:,} rows, not "
+                "as its metadata says: 'lightning-lance verify' tells what is damaged."
+            )
     dropped = Dropped()
     schema = dataset.schema
     batches = _streams(_Reader(uri, dataset, more, storage_options), fragments, files, drop, dropped)

@@ -12,11 +12,12 @@ import re
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import xxhash
 from lance.file import LanceFileSession
 
+from lightning_lance.checked import count_of, json_of, list_of, object_of, text_of
 from lightning_lance.errors import StoreError
 from lightning_lance.escaping import logger
 from lightning_lance.fragments import dataset_at, lance_options, lance_said, opening
@@ -26,8 +27,8 @@ _log = logger(__name__)
 
 SUMS = "lightning_lance.sums.json"
 _FOLDERS = {"_versions": ".manifest", "_transactions": ".txn"}
-# What it lists.
-_PATH = re.compile(r"_versions/\d+\.manifest|_transactions/\d+-[0-9a-f-]+\.txn")
+# What may be on the list.
+_LISTED = re.compile(r"_versions/[0-9]{20}\.manifest|_transactions/[0-9]{1,19}-[0-9A-Za-z-]+\.txn")
 # Lance counts versions down in their names, so that the newest is listed first.
 _LAST = 2**64 - 1
 
@@ -210,15 +211,19 @@ def read_sums(session: Root) -> dict[str, Sum] | None:
     """
     if not session.contains(SUMS):
         return None
-    told = json.loads(session.content(SUMS))
-    if not isinstance(told, dict) or told.keys() != {"sums", "hash"}:
+    told = object_of(json_of(session.content(SUMS).decode(), "the list of checksums"), "the list of checksums")
+    if told.keys() != {"sums", "hash"}:
         raise ValueError("not what was written")
-    if xxhash.xxh3_64_hexdigest(str(told["sums"]).encode()) != told["hash"]:
+    text = text_of(told["sums"], "sums")
+    if xxhash.xxh3_64_hexdigest(text.encode()) != told["hash"]:
         raise ValueError("not what was written")
-    try:
-        sums = {path: Sum(*entry) for path, entry in json.loads(told["sums"]).items()}
-    except (TypeError, AttributeError) as error:
-        raise ValueError("not what was written") from error
-    if not all(_PATH.fullmatch(path) for path in sums):  # it may name files outside the store
-        raise ValueError("not what was written")
-    return sums
+    return {path: _sum_from(path, entry) for path, entry in object_of(json_of(text, "sums"), "sums").items()}
+
+
+def _sum_from(path: str, entry: Any) -> Sum:
+    # Nothing else is read, wherever a list that somebody else has written may point to.
+    if not _LISTED.fullmatch(path):
+        raise ValueError(f"{path!r} is neither a manifest nor a transaction")
+    if len(list_of(entry, "a checksum")) != 2:
+        raise ValueError(f"a checksum has {len(entry)} values: expected size and hash")
+    return Sum(count_of(entry[0], "a size"), text_of(entry[1], "a hash"))

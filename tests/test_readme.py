@@ -31,8 +31,10 @@ def test_the_first_snippet_is_ten_lines():
     assert len([line for line in SNIPPETS[0].splitlines() if line]) <= 10
 
 
-def test_the_tests_that_guarantee_something_are_there():
-    named = re.findall(r"\[(test_\w+\.py)\]\(tests/test_\w+\.py\)((?: `\w+`,?)*)", README)
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md"])
+def test_the_tests_that_guarantee_something_are_there(page: str):
+    claims = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"\[(test_\w+\.py)\]\(tests/test_\w+\.py\)((?: `\w+`,?)*)", claims)
     assert len(named) > 12
     for file, names in named:
         text = (ROOT / "tests" / file).read_text(encoding="utf-8")

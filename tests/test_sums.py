@@ -1,8 +1,12 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import xxhash
 from test_merging import NOTE, append
 
+from lightning_lance.integrity import check_store
 from lightning_lance.merging import left_behind, take_over
 from lightning_lance.sums import SUMS, listed, read_sums, root_session, write_sums
 
@@ -55,3 +59,30 @@ def test_a_damaged_list_is_not_believed(tmp_path: Path):
     (tmp_path / "x.lance" / SUMS).write_text((tmp_path / "x.lance" / SUMS).read_text().replace("1", "2"))
     with pytest.raises(ValueError, match="not what was written"):
         read_sums(session)
+
+
+@pytest.mark.parametrize(
+    "listed_sums",
+    [
+        [],
+        {"_versions/../../other": [3, "ab"]},
+        {"/dev/zero": [3, "ab"]},
+        {"_versions/x.manifest": [3, "ab"]},
+        {f"_versions/{2**64 - 2:020d}.manifest": [-1, "ab"]},
+        {f"_versions/{2**64 - 2:020d}.manifest": [3]},
+        {f"_versions/{2**64 - 2:020d}.manifest": {"size": 3}},
+    ],
+)
+def test_a_list_of_another_form_is_not_believed_and_written_anew(tmp_path: Path, listed_sums: Any):
+    """Its own hash is right: somebody else has made it."""
+    uri = str(tmp_path / "x.lance")
+    append(uri, [(0, "C", 10)], 0)
+    text = json.dumps(listed_sums)
+    content = json.dumps({"sums": text, "hash": xxhash.xxh3_64_hexdigest(text.encode())})
+    (tmp_path / "x.lance" / SUMS).write_text(content)
+    with pytest.raises(ValueError):
+        read_sums(root_session(uri, None))
+    (problem,) = check_store(uri)
+    assert "the list of checksums is damaged" in problem.what
+    assert write_sums(uri, None)
+    assert check_store(uri) == []
