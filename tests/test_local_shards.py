@@ -119,6 +119,13 @@ def test_what_cannot_be_is_one_sentence(files: list[Any], told: str):
         source(*files).open()
 
 
+def test_a_format_without_files_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"source.data_files is empty: expected the files, such as \['corpus/\*.parquet'\]"
+    ):
+        DatasetSource("parquet").open()
+
+
 def test_a_folder_of_another_format_is_refused():
     with pytest.raises(ConfigError, match=r"of a folder, files called \*.jsonl, .* are read"):
         source("d", path="json").open()
