@@ -56,6 +56,12 @@ def local_shards(source: DatasetSource, counting: bool = False) -> LocalShards:
         ConfigError: If a pattern finds nothing, or what another one has found; or files of another format.
         SourceError: If a folder cannot be listed.
     """
+    if not source.data_files and source.path in _ENDINGS:
+        # `datasets` would take whatever is in the working folder.
+        raise ConfigError(
+            f"source.data_files is empty: expected the files, such as ['corpus/*{_ENDINGS[source.path][0]}']; a folder of that "
+            f"name is written './{source.path}'."
+        )
     search, found = _search(source, counting), LocalShards()
     names: dict[str, str] = {}
     for template, pattern, language in source.filled():

@@ -96,7 +96,7 @@ class DatasetSource:
         check_dedup(self.dedup)
         # Strings from here on: they are keys, and go into the fingerprint.
         for key in ("data_files", "val_files"):
-            object.__setattr__(self, key, path_list(f"source.{key}", getattr(self, key), "corpus/*.parquet"))
+            object.__setattr__(self, key, [*path_list(f"source.{key}", getattr(self, key), "corpus/*.parquet")])
         if isinstance(self.path, Path) or str(self.path).startswith("~"):
             object.__setattr__(self, "path", local_path(str(self.path)))
         if bool(self.data_files) < bool(self.val_files) or (self.data_files and self.val_split):

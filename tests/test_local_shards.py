@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,13 @@ def test_what_cannot_be_is_one_sentence(files: list[Any], told: str):
         source(*files).open()
 
 
+def test_a_format_without_files_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"source.data_files is empty: expected the files, such as \['corpus/\*.parquet'\]"
+    ):
+        DatasetSource("parquet").open()
+
+
 def test_a_folder_of_another_format_is_refused():
     with pytest.raises(ConfigError, match=r"of a folder, files called \*.jsonl, .* are read"):
         source("d", path="json").open()
@@ -203,8 +211,32 @@ def test_files_have_their_path_below_the_root():
     assert stored("**/*.py", root=f"{Path.cwd()}/tree") == everything
     assert stored("*.py", "./a.py", "b//../a.py") == ["a.py", r"caf\xe9.py"]
     assert stored("../a.py", "../b/*.py", root="tree/b") == ["../a.py", "c.py"]
-    store = prepare(FilesSource(["tree"]), ByteChoice(), data_dir="data", val_fraction=0.0)
-    assert store.commit.documents == 3
+
+
+def test_the_log_of_a_build_says_what_is_left_out(caplog: pytest.LogCaptureFixture):
+    for name in ("tree/a.py", "tree/b/c.py", "tree/.d/e.py", "tree/.f.py", "tree/.git/g.py", "out/secret.py"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(name)
+    Path("tree/up").symlink_to("..")
+    Path("tree/b/again").symlink_to("../b")
+    Path("tree/out").symlink_to("../out")
+    caplog.set_level("INFO")
+
+    def build(**options: Any) -> int:
+        caplog.clear()
+        source = FilesSource(["**/*.py"], root="tree", **options)
+        return prepare(source, ByteChoice(), data_dir="data", val_fraction=0.0).commit.documents
+
+    assert build() == 2
+    assert (
+        "leaves out 3 files that match: 2 hidden or in a hidden folder, 1 in a folder of source.exclude." in caplog.text
+    )
+    assert "does not follow 2 links out of its folder, such as 'out' -> " in caplog.text
+    # The store is there: nothing is to be said.
+    assert build() == 2
+    assert caplog.messages == []
+    assert build(follow_links=True) == 3
+    assert re.search(r"follows \d+ links out of its folder", caplog.text)
 
 
 def test_a_root_that_is_no_folder_is_one_sentence():
