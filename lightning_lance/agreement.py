@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from lightning_lance.errors import StoreError
 
-#: Seconds that ranks wait for each other while a run is set up: they come out of one barrier, so they are there or never will be.
+#: Seconds that ranks wait for each other while a run is set up: they come out of one barrier, and are there or never will be.
 SETTING_UP = 300.0
 
 # Between two looks at which ranks have come, in seconds.
