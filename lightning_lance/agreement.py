@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning_lance.errors import StoreError
 from lightning_lance.redaction import in_one_line
 
-#: Seconds that ranks wait for each other while a run is set up: out of one barrier, so all are there, or never will be.
+#: Seconds that ranks wait for each other while a run is set up: they come out of one barrier, and are there or never will be.
 SETTING_UP = 300.0
 
 # Between two looks at which ranks have come, in seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -47,7 +48,7 @@ class ForkedReader:
             )
         self._lock = threading.Lock()
         self._uri = uri
-        self._end = weakref.finalize(self, _end, self._pipe, process)
+        self._end = weakref.finalize(self, _end, self._pipe, process, os.getpid())
         self._pipe.send((uri, version, files, dict(storage_options or {})))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
@@ -66,7 +67,13 @@ class ForkedReader:
         return np.asarray(answer)
 
 
-def _end(pipe: Connection, process: subprocess.Popen[bytes]) -> None:
+def _end(pipe: Connection, process: subprocess.Popen[bytes], owner: int) -> None:
+    if os.getpid() != owner:
+        pipe.close()  # a fork of the process that asks: the reader goes on for that one
+        return
+    # A fork may hold its end of the pipe open, so that closing this one would end nothing.
+    with contextlib.suppress(OSError):
+        pipe.send(None)
     pipe.close()
     process.wait()
 
@@ -80,6 +87,8 @@ def serve(descriptor: int) -> None:
             try:
                 rows = pipe.recv()
             except EOFError:
+                return
+            if rows is None:
                 return
             try:
                 if dataset is None:

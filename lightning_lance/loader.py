@@ -151,8 +151,8 @@ class WindowLoader:
             smaller batch, equal on all ranks, and leaves out `world_size - 1` windows at most.
         resumable: False starts each `iter` at the first window of epoch 0, as validation wants it, and may have no batch.
         extend: Adopt what was appended to the stores, at the beginning of each epoch.
-        on_data_change: What to do about a state of other data: `error`; `restart` at the first window; `continue` at the
-            same place of the other data.
+        on_data_change: What to do about a state of other data: `error`; `restart` at the first window; `continue`, each
+            component that is still there where it was, and each new one at its first window.
         **batch: What a batch has besides its tokens; see `BatchMaker`.
 
     Raises:

@@ -67,3 +67,23 @@ def test_a_killed_reader_is_told_of(store: TokenStore):
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(StoreError, match="start workers by 'forkserver' or 'spawn'"):
         reader.take(np.asarray([0]))
+
+
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe", "ignore:This process .* is multi-threaded")
+def test_a_reader_ends_although_a_fork_has_its_pipe_open_and_not_with_the_fork(store: TokenStore):
+    reader = ForkedReader(store.uri, store.version, None)
+    process: subprocess.Popen[bytes] = reader._end.peek()[2][1]  # type: ignore[index]
+    in_a_fork(lambda: reader._end())
+    assert reader.take(np.asarray([0])).shape == (1, 2048)
+    held, holding = os.pipe()
+    if (child := os.fork()) == 0:
+        os.close(holding)
+        os.read(held, 1)  # until the parent is done
+        os._exit(0)
+    try:
+        reader._end()
+        assert process.returncode == 0
+    finally:
+        os.close(holding)
+        os.waitpid(child, 0)
+        os.close(held)
