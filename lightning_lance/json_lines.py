@@ -102,6 +102,8 @@ class LinesShard:
         found: dict[str, None] = {}
         others: list[Any] = []
         is_text = text is None
+        # Of objects that are asked for a field, the fields are told.
+        outer = {name.split(".")[0] for name in wanted if "." in name}
         for start, block in self._blocks(0):
             lines, bad = rows_of(block), 0
             for line in lines:
@@ -109,6 +111,9 @@ class LinesShard:
                 bad += row is None
                 found.update(dict.fromkeys(row or ()))
                 found.update({name: None for name in wanted if row is not None and is_there(row, name)})
+                for key in outer:
+                    inner = None if row is None else row.get(key)
+                    found.update({f"{key}.{name}": None for name in inner} if isinstance(inner, dict) else {})
                 value = None if text is None else value_of(row, text)
                 is_text = is_text or isinstance(value, str)
                 others += [] if is_text or value is None else [value]

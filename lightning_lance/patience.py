@@ -263,6 +263,8 @@ def is_bad_data(error: BaseException) -> bool:
         # Arrow and gzip tell of garbled bytes by an OSError that knows no errno; of JSON, `ValueError`.
         or (isinstance(cause, OSError) and cause.errno is None and not _is_refusal(cause))
         or type(cause) is ValueError
+        # Of `datasets`: a file has other columns than the first one.
+        or type(cause).__name__ == "CastError"
         for cause in causes(error)
     )
 

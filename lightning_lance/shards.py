@@ -391,12 +391,16 @@ class OpenedDataset:
             raise self._unfit(error) from error
 
     def _other_schemas(self, shard: int) -> list[pa.Schema]:
-        """Read the columns of some other shards by `datasets`."""
-        found = []
+        """Read the columns of some other shards by `datasets`; those that cannot be read tell nothing."""
+        found: list[pa.Schema] = []
         for other in [place for place in range(len(self._files)) if place != shard][:_LOOKED_AT]:
             rows = self._dataset.shard(num_shards=len(self._files), index=self._order[other])
-            with closing(rows.iter(batch_size=1)) as batches:
-                found += [simple_table(batch).schema for batch in islice(batches, 1)]
+            try:
+                with closing(rows.iter(batch_size=1)) as batches:
+                    found += [simple_table(batch).schema for batch in islice(batches, 1)]
+            except Exception as error:
+                if not is_bad_data(error):
+                    raise
         return found
 
     def _fits(self, schema: pa.Schema, columns: Sequence[str]) -> bool:

@@ -41,7 +41,7 @@ class DatasetSource:
     Attributes:
         path: Name of a Hub dataset (`HuggingFaceFW/fineweb`), or of a file format of `datasets` (`parquet`, `json`).
         columns: Our word to the source's column: `text` is needed; `repo` (the group key of the split), `path`,
-            `license` and any other word are kept with each document.
+            `license` and any other word are kept with each document. `meta.set` is the field `set` of the column `meta`.
         config: Configuration ("subset") of a Hub dataset.
         data_files: Files, folders and globs, local or with a protocol (`hf://datasets/...`, `s3://...`); `.gz` and `.zst` are
             read. A local folder means the files of the format in it and below. A local name that exists means itself, also
@@ -53,7 +53,8 @@ class DatasetSource:
         languages: Languages to keep; empty keeps all.
         language_column: Column that holds the language.
         extensions: Language to its extensions; needs the word `path` in `columns`.
-        where: Column to the values to keep, such as `{"license": ["mit", "apache-2.0"]}`; pushed down into the reader.
+        where: Column to the values to keep, such as `{"license": ["mit", None]}`, of lists to those of which one is to be in
+            them (see row_filter.py); pushed down into the reader.
         text_filter: Texts to keep.
         shard_seed: Seed of the order in which shards are read; None keeps the order of the listing.
         dedup: `exact` leaves out documents whose text came before, `none` keeps them.

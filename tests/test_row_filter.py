@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lightning_lance.errors import ConfigError
@@ -84,7 +84,7 @@ def columns(draw: Any) -> tuple[pa.Array, str, Callable[[Any], Any], list[Any]]:
     return values, name, found, draw(st.lists(st.sampled_from(wanted), min_size=1, max_size=3))
 
 
-@settings(max_examples=120)
+@settings(max_examples=80)
 @given(columns(), st.booleans(), st.booleans(), st.integers(1, 5), st.integers(0, 12), st.integers(0, 3))
 def test_parquet_keeps_what_python_keeps(
     tmp_path_factory: pytest.TempPathFactory,
@@ -97,8 +97,9 @@ def test_parquet_keeps_what_python_keeps(
 ):
     """With and without statistics, from any row on, of a column that is a slice of another."""
     values, name, found, wanted = column
-    if not any(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind) for kind in _leaves(values.type)):
-        values = values.slice(cut)  # which Arrow cannot write of views
+    views = any(_is_view(kind) for kind in _leaves(values.type))
+    assume(not views or values.type.num_fields == 0)  # in lists, and cut, Arrow cannot write them
+    values = values if views else values.slice(cut)
     file = tmp_path_factory.getbasetemp() / "law.parquet"
     table = pa.table({"text": [str(i) for i in range(len(values))], "x": values})
     pq.write_table(table, file, group, write_statistics=statistics, use_dictionary=dictionary)
@@ -115,7 +116,9 @@ def test_parquet_keeps_what_python_keeps(
 def test_no_row_group_is_passed_over_that_holds_a_row(tmp_path: Path, shape: str):
     """Of each type, for each one or two of its values: row groups of all pairs of them, with their statistics."""
     name, around, made_of, found = SHAPES[shape]
-    for kind, pool in KINDS:
+    for kind, pool in KINDS if shape == "flat" else KINDS[::4]:
+        if "list" in shape and _is_view(kind):
+            continue  # which Arrow cannot write
         some = [*pool[:3], None]
         schema = pa.schema([("x", around(kind))])
         with pq.ParquetWriter(tmp_path / "x.parquet", schema) as writer:
@@ -129,6 +132,10 @@ def test_no_row_group_is_passed_over_that_holds_a_row(tmp_path: Path, shape: str
                 tables = shard.tables([name], RowFilter((OneOf(name, tuple(wanted)),)), 0, {})
                 expected = sum(kept(row, wanted) for row in rows)
                 assert sum(len(table) for _, table in tables) == expected, (kind, wanted)
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
 
 
 def _leaves(kind: pa.DataType) -> list[pa.DataType]:
