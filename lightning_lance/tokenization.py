@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lightning_lance.compare_engines import differing_characters
 from lightning_lance.documents import string_buffers
 from lightning_lance.errors import ConfigError, described, is_count
 from lightning_lance.fast_engine import Encoded, FastEngine, cuts_at_spaces, gigatoken_knows, load_fast
-from lightning_lance.newer import Parted, parted
+from lightning_lance.newer import KNOWN, Parted, parted
 from lightning_lance.special_tokens import EOS_SPELLINGS, check_special_tokens, find_eos
 from lightning_lance.tokenizer_checks import check_form, check_ids
-from lightning_lance.tokenizer_json import UNUSED, canonical, digest_of, other_digests, typed
+from lightning_lance.tokenizer_json import UNUSED, byte_characters, canonical, digest_of, other_digests, typed
 
 # Of so much text, one document, or a piece of one that is longer, is encoded twice to compare the engines; of the first
 # batch some.
@@ -88,6 +89,10 @@ class Tokenizer:
         self._dtype = token_dtype(self.vocab_size)
         fast = engine == "auto" and gigatoken_knows(fields)
         self._fast = load_fast(self._spec, fields, self._dtype) if fast else None
+        differing = differing_characters(fields) if self._fast is not None else None
+        if differing is None:
+            self._fast = None
+        self._differing = differing or KNOWN
         # Whether a text may be cut at spaces.
         self._at_spaces = cuts_at_spaces(fields)
         # Comparisons so far, and the text since the last one.
@@ -124,7 +129,7 @@ class Tokenizer:
         """
         fast = self._fast
         if fast is not None and len(texts):
-            if (parts := parted(texts, self._at_spaces)) is not None:
+            if (parts := parted(texts, self._at_spaces, self._differing)) is not None:
                 return self._encode_apart(parts)
             encoded, different = fast.encode(texts), None
             with self._comparing:  # nobody goes on before the first comparison is through
@@ -247,11 +252,8 @@ def byte_tokenizer() -> Tokenizer:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    # ByteLevel writes printable bytes as themselves and the others, in order, as the characters from U+0100 on.
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    characters = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + i) for i, byte in enumerate(others)}
-    model = tokenizers.Tokenizer(models.BPE({characters[byte]: byte for byte in range(256)}, []))
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
+    model = tokenizers.Tokenizer(models.BPE(vocabulary, []))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     model.add_special_tokens([EOS_SPELLINGS[0]])

@@ -31,6 +31,17 @@ _BYTES_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets":
 Fields = dict[str, Any]
 
 
+def byte_characters() -> list[str]:
+    """Return the characters as which byte-level tokenizers write the bytes 0 to 255.
+
+    Printable bytes are written as themselves, and the others, in order, as the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    written = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + place) for place, byte in enumerate(others)}
+    return [written[byte] for byte in range(256)]
+
+
 def typed(fields: Mapping[str, Any]) -> Fields:
     """Return a tokenizer whose model names its type, which early files leave out, as that of GPT-2 does."""
     model = fields["model"]

@@ -1,12 +1,15 @@
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_lance import newer
 from lightning_lance.documents import string_buffers
-from lightning_lance.newer import NEWER, newer_characters, parted
+from lightning_lance.newer import BLOCK, NEWER, Differing, newer_characters, parted
 
 RANGES = [tuple(int(end, 16) for end in (part.split("-") * 2)[:2]) for part in NEWER.split()]
 edges = [point + step for ends in RANGES for point in ends for step in (-1, 0, 1)]
@@ -55,11 +58,71 @@ def test_newer_characters_stand_apart(texts: list[str], before: str, at_spaces: 
         # No more pieces than needed, and none without a reason.
         assert all(holds[i] != holds[i + 1] for i in range(low, high - 1))
         for piece, following in pairwise(pieces[low:high]):
-            assert re.fullmatch("[!-~] [!-~]", piece[-1:] + following[:2])
+            assert is_cut(piece + following, len(piece))
         if at_spaces:
             for i in range(low, high):
                 # What stands apart is a stretch of words each of which holds one.
-                assert not holds[i] or all(map(has_newer, re.split("(?<=[!-~])(?= [!-~])", pieces[i])))
+                assert not holds[i] or all(map(has_newer, words_of(pieces[i])))
+
+
+def is_cut(text: str, place: int) -> bool:
+    """Tell whether a text may be cut at a place: before a single space, between two characters that are surely visible."""
+    around = text[place - 1 : place + 2]
+    return (
+        len(around) == 3
+        and around[1] == " "
+        and not re.search(r"[\x00-\x20\x7f]", around[0] + around[2])
+        and not any(character.encode()[0] in (0xC2, 0xE1, 0xE2, 0xE3) for character in around)
+    )
+
+
+def words_of(text: str) -> list[str]:
+    cuts = [0, *(place for place in range(1, len(text)) if is_cut(text, place)), len(text)]
+    return [text[low:high] for low, high in pairwise(cuts)]
+
+
+def test_all_white_space_of_unicode_may_be_a_border():
+    """No text is cut beside white space of any kind, as an engine may know it."""
+    for point in range(0x80, 0x110000):
+        if chr(point).isspace():
+            assert not is_cut(f"a {chr(point)}", 1)
+            assert newer._cuts(np.frombuffer(f"a {chr(point)}b {chr(point)}".encode(), np.uint8)).tolist() == []
+
+
+@given(st.lists(st.text(), max_size=4), st.sets(st.sampled_from([0xE9, 0x3B1, 0x4E00, 0x1F600, 0x10FFFF, 0x301])))
+def test_what_is_not_known_is_asked_for_once(texts: list[str], differ: set[int]):
+    asked: list[int] = []
+
+    def compare(blocks: Sequence[int]) -> np.ndarray:
+        asked.extend(blocks)
+        return np.asarray([point for point in differ if point // BLOCK in blocks], np.int64)
+
+    differing = Differing(np.empty(0, np.int64), compare)
+    array = pa.array(texts, pa.large_string())
+    for _ in range(3):
+        found = differing.find(array)
+        expected = [any(ord(c) in differ for c in text) for text in texts]
+        assert (found is None) == (not any(expected))
+        assert found is None or found.tolist() == expected
+    assert sorted(asked) == sorted({ord(c) // BLOCK for text in texts for c in text if ord(c) >= 0x80})
+
+
+def test_no_more_is_asked_at_once_than_takes_a_moment():
+    asked: list[int] = []
+
+    def compare(blocks: Sequence[int]) -> np.ndarray:
+        asked.append(len(blocks))
+        return np.empty(0, np.int64)
+
+    differing = Differing(np.empty(0, np.int64), compare)
+    texts = pa.array([chr(point) for point in range(0x4E00, 0x9F00)], pa.large_string())
+    first = differing.find(texts)
+    assert first is not None
+    assert first.sum() == len(texts) - max(asked) * BLOCK
+    while differing.find(texts) is not None:
+        pass
+    assert sum(asked) == len(texts) // BLOCK
+    assert max(asked) <= newer._AT_ONCE
 
 
 def has_newer(text: str) -> bool:
