@@ -8,7 +8,6 @@ normalizer knows in one engine only.
 from __future__ import annotations
 
 import json
-import logging
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
@@ -19,10 +18,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from lightning_lance.escaping import logger
 from lightning_lance.newer import BLOCK, COMPARED, COMPARED_WITH, KNOWN, POINTS, Differing
 from lightning_lance.tokenizer_json import UNUSED, byte_characters
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 # Parts that know the characters that they are given, and no others.
 _BLIND = {"Sequence", "Prepend", "Replace", "Split", "Metaspace"}
