@@ -8,6 +8,7 @@ no text is replaced by U+FFFD, and told.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,8 @@ class UnfitShard(SourceError):  # noqa: N818 # what is wrong is the shard, which
 
 
 Steps = tuple[int, ...]
+# Types of which it is remembered what they are: a corpus has a few.
+_TYPES = 256
 
 
 def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -61,6 +64,9 @@ def is_list(kind: pa.DataType) -> bool:
 
 def steps_to(schema: pa.Schema, name: str) -> Steps | None:
     """Return the way to a column or a field: its place in the schema, then in each struct. None where there is none."""
+    names = schema.names
+    if name in names or "." not in name:
+        return (names.index(name),) if name in names else None
     return _steps(list(schema), name)
 
 
@@ -201,6 +207,7 @@ def simple_table(table: pa.Table) -> pa.Table:
     return table
 
 
+@lru_cache(_TYPES)
 def _is_simple(kind: pa.DataType) -> bool:
     unlike = (
         pa.types.is_dictionary,
@@ -263,6 +270,7 @@ def plain(values: pa.Array) -> pa.Array:
     return values
 
 
+@lru_cache(_TYPES)
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """Return the type of `plain` values of a type."""
     return plain(pa.nulls(0, kind)).type

@@ -154,6 +154,15 @@ class OneOf:
         return None in self.values
 
     def check(self, kind: pa.DataType, where: str) -> None:
+        if kind not in self._fitting:  # `mask` asks for every table
+            self._check(kind, where)
+            self._fitting.add(kind)
+
+    @cached_property
+    def _fitting(self) -> set[pa.DataType]:
+        return set()
+
+    def _check(self, kind: pa.DataType, where: str) -> None:
         while is_list(kind):
             kind = kind.value_type
         if pa.types.is_null(kind):
