@@ -14,16 +14,20 @@ import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.arguments import as_text, check_arguments
-from lightning_lance.errors import ConfigError, whole_number
+from lightning_lance.errors import ConfigError, SourceError, whole_number
 from lightning_lance.locking import only_one, write_whole
+from lightning_lance.patience import Patience
 from lightning_lance.places import check_place
-from lightning_lance.redaction import in_one_line
+from lightning_lance.redaction import in_one_line, shown_cause
 from lightning_lance.request_logs import quiet_requests
 from lightning_lance.sources import Source
 from lightning_lance.tokenization import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
 
 # Of a folder, on nearly all file systems.
 _LONGEST_NAME = 255
+
+# The requests of a tokenizer are few, and somebody waits for the first of them.
+_TRIES, _TIMEOUT_SECONDS = 5, 30.0
 
 _log = logging.getLogger(__name__)
 
@@ -132,13 +136,24 @@ class PretrainedTokenizer:
             return TokenizerFile(str(kept), self.eos_token).load(source, folder)
         from transformers import AutoTokenizer
 
+        silence = None if Path(self.model).exists() else _hub_silence(self.model)
         try:
             with quiet_requests():
                 tokenizer: Any = AutoTokenizer.from_pretrained(
-                    self.model, revision=self.revision or "main", trust_remote_code=self.trust_remote_code
+                    self.model,
+                    revision=self.revision or "main",
+                    trust_remote_code=self.trust_remote_code,
+                    # What it has of an earlier time may do.
+                    local_files_only=silence is not None,
                 )
         except (OSError, ValueError) as error:
-            raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {_cure(error, self.model)}.") from error
+            if silence is not None:
+                raise SourceError(
+                    f"The tokenizer {self.model!r} cannot be loaded, since there is no answer from the Hub ({silence}): check "
+                    "the network and HF_ENDPOINT, then run again, or use tokenizer=file."
+                ) from None
+            cure = _cure(error, self.model)
+            raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {cure}.") from shown_cause(error)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ConfigError(
@@ -153,6 +168,25 @@ class PretrainedTokenizer:
             for name, text in {"tokenizer_config.json": config, "tokenizer.json": backend.to_str()}.items():
                 write_whole(kept / name, text)
         return loaded
+
+
+def _hub_silence(model: str) -> str | None:
+    """Ask the Hub for a file of a model, and give why there is no answer; None if there is one, or none is wanted.
+
+    Its client would try each of several files for half a minute.
+    """
+    from huggingface_hub import constants, get_session, hf_hub_url
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        with Patience(model, _TRIES, _TIMEOUT_SECONDS).active():
+            get_session().head(hf_hub_url(model, "tokenizer.json"))
+    except SourceError as error:
+        return str(error).partition(" gave up on ")[2].partition(": all that")[0]
+    except Exception as error:  # of its name, of the address, ...: the library says it better
+        _log.debug("%s", error)
+    return None
 
 
 def _cure(error: Exception, model: str) -> str:
