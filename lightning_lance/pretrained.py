@@ -116,10 +116,15 @@ def _added_by_config(beside: Beside) -> dict[int, Fields]:
     return tokens
 
 
-def fetched(model: str, revision: str) -> dict[str, str] | None:
+def fetched(model: str, revision: str, local_only: bool = False) -> dict[str, str] | None:
     """Download tokenizer.json from the Hub, and what lies beside it, from one commit.
 
     Without a network, the files in the cache of `huggingface_hub` are taken.
+
+    Args:
+        model: Name of the repository.
+        revision: Branch, tag or commit.
+        local_only: Whether the cache alone is looked at.
 
     Returns:
         Name to text; empty if the repository has no tokenizer.json; None if that cannot be asked, nor is known.
@@ -133,7 +138,7 @@ def fetched(model: str, revision: str) -> dict[str, str] | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        file = Path(hf_hub_download(model, TOKENIZER, revision=revision))
+        file = Path(hf_hub_download(model, TOKENIZER, revision=revision, local_files_only=local_only))
     except LocalEntryNotFoundError:
         return {} if try_to_load_from_cache(model, TOKENIZER, revision=revision) is NOT_THERE else None
     except EntryNotFoundError:
@@ -141,7 +146,8 @@ def fetched(model: str, revision: str) -> dict[str, str] | None:
     files = {TOKENIZER: file.read_text(encoding="utf-8")}
     for name in BESIDE:
         with suppress(EntryNotFoundError):
-            files[name] = Path(hf_hub_download(model, name, revision=file.parent.name)).read_text(encoding="utf-8")
+            beside = hf_hub_download(model, name, revision=file.parent.name, local_files_only=local_only)
+            files[name] = Path(beside).read_text(encoding="utf-8")
     return files
 
 

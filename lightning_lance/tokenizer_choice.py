@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.arguments import as_text, check_arguments
-from lightning_lance.errors import ConfigError, whole_number
+from lightning_lance.errors import ConfigError, SourceError, whole_number
 from lightning_lance.escaping import logger
 from lightning_lance.locking import only_one, write_whole
-from lightning_lance.patience import causes
+from lightning_lance.patience import Patience, causes
 from lightning_lance.places import check_place
 from lightning_lance.pretrained import (
     BESIDE,
@@ -33,7 +33,7 @@ from lightning_lance.pretrained import (
     read_object,
     with_eos,
 )
-from lightning_lance.redaction import in_one_line
+from lightning_lance.redaction import in_one_line, shown_cause
 from lightning_lance.request_logs import quiet_requests
 from lightning_lance.sources import Source
 from lightning_lance.tokenization import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
@@ -41,6 +41,9 @@ from lightning_lance.tokenizer_json import differences, typed
 
 # Of a folder, on nearly all file systems.
 _LONGEST_NAME = 255
+
+# The requests of a tokenizer are few, and somebody waits for the first of them.
+_TRIES, _TIMEOUT_SECONDS = 5, 30.0
 
 _log = logger(__name__)
 
@@ -204,14 +207,16 @@ class PretrainedTokenizer:
 
     def _keep(self, kept: Path) -> None:
         """Keep the files of a repository on the Hub, or what transformers makes of them where there is no tokenizer.json."""
+        silence = _hub_silence(self.model)
         try:
             with quiet_requests():
-                files = fetched(self.model, self.revision or "main")
+                files = fetched(self.model, self.revision or "main", local_only=silence is not None)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {_cure(error, self.model)}.") from error
+            cure = _cure(error, self.model)
+            raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {cure}.") from shown_cause(error)
         origin = TOKENIZER
         if not files:
-            loaded, eos = self._converted()
+            loaded, eos = self._converted(silence)
             if files is None:
                 _warn_once(
                     f"The tokenizer {self.model!r} was made by transformers of the files in the cache of huggingface_hub: "
@@ -233,19 +238,32 @@ class PretrainedTokenizer:
             raise ConfigError(f"The tokenizer {self.model!r} cannot be used: {error}") from error
         write_whole(kept / TOKENIZER, files[TOKENIZER])
 
-    def _converted(self) -> tuple[Tokenizer, str | None]:
-        """Return what transformers makes of a repository without a tokenizer.json, and the EOS token that it names."""
+    def _converted(self, silence: str | None = None) -> tuple[Tokenizer, str | None]:
+        """Return what transformers makes of a repository without a tokenizer.json, and the EOS token that it names.
+
+        Args:
+            silence: Why the Hub gives no answer; None where it does, or is not asked.
+        """
         from transformers import AutoTokenizer
 
         try:
             with quiet_requests():
                 made: Any = AutoTokenizer.from_pretrained(
-                    self.model, revision=self.revision or "main", trust_remote_code=self.trust_remote_code
+                    self.model,
+                    revision=self.revision or "main",
+                    trust_remote_code=self.trust_remote_code,
+                    # What it has of an earlier time may do.
+                    local_files_only=silence is not None,
                 )
-        except (
-            Exception
-        ) as error:  # of many kinds, from several libraries: what a conversion needs may not be installed
-            raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {_cure(error, self.model)}.") from error
+        # Of many kinds, from several libraries: what a conversion needs may not be installed.
+        except Exception as error:
+            if silence is not None:
+                raise SourceError(
+                    f"The tokenizer {self.model!r} cannot be loaded, since there is no answer from the Hub ({silence}): check "
+                    "the network and HF_ENDPOINT, then run again, or use tokenizer=file."
+                ) from None
+            cure = _cure(error, self.model)
+            raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {cure}.") from shown_cause(error)
         backend = getattr(made, "backend_tokenizer", None)
         if backend is None:
             raise ConfigError(
@@ -264,6 +282,25 @@ def _warn_once(message: str) -> None:
     if message not in _said:
         _said.add(message)
         _log.warning("%s", message)
+
+
+def _hub_silence(model: str) -> str | None:
+    """Ask the Hub for a file of a model, and give why there is no answer; None if there is one, or none is wanted.
+
+    Its client would try each of several files for half a minute.
+    """
+    from huggingface_hub import constants, get_session, hf_hub_url
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        with Patience(model, _TRIES, _TIMEOUT_SECONDS).active():
+            get_session().head(hf_hub_url(model, "tokenizer.json"))
+    except SourceError as error:
+        return str(error).partition(" gave up on ")[2].partition(": all that")[0]
+    except Exception as error:  # of its name, of the address, ...: the library says it better
+        _log.debug("%s", error)
+    return None
 
 
 def _cure(error: Exception, model: str) -> str:

@@ -96,6 +96,7 @@ class Hub:
         folder: Where the repositories are. Read on each request: files may be added while the hub runs.
         endpoint: The hub's URL, without a slash at the end.
         gated: Names ("owner/name") of repositories whose files nobody may read; as on the real Hub, all may list them.
+        lacks: Actions that it does not know, such as "auth-check", as mirrors of the Hub do not.
         page_size: Entries per page of a tree listing.
         requests: What was asked for so far; `requests.clear()` starts over.
         faults: What goes wrong.
@@ -105,6 +106,7 @@ class Hub:
         """Binds a free port. The hub answers once entered as a context."""
         self.folder = folder
         self.gated: set[str] = set()
+        self.lacks: set[str] = set()
         self.page_size = 1000
         self.requests: list[Request] = []
         self.faults = Faults()
@@ -286,6 +288,8 @@ class _Handler(BaseHTTPRequestHandler):
         if name in hub.gated and action in ("resolve", "auth-check"):
             message = f"Access to {kind[:-1] or 'model'} {name} is restricted. You must have access to it and be"
             raise _HubError(401, f"{message} authenticated to access it. Please log in.", "GatedRepo")
+        if action in hub.lacks:
+            raise _HubError(404, "Not found")
         sha, entries = hub.sha(repo), hub.entries(repo, revision)
         if revision in hub.revisions(repo) - {"", "main"}:
             sha = revision

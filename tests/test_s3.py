@@ -17,7 +17,9 @@ from bucket import Bucket, serving
 from conftest import ListSource, documents
 
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader, loader, prepare
-from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.errors import ConfigError, SourceError, StoreError
+from lightning_lance.forgetting import forget
+from lightning_lance.integrity import check_store
 from lightning_lance.streaming import DatasetSource
 from lightning_lance.tokenizer_choice import ByteChoice
 from lightning_lance.turns import CommitTurn
@@ -167,3 +169,99 @@ def test_reads_wait_for_the_bucket_together(
     assert [batch["input_ids"].tolist() for batch in WindowLoader(store, 100, 8)] == expected
     assert watch.reads == 1 + -(-(len(expected) - 1) // 2)
     assert watch.most >= loader._READS_AT_ONCE > 1
+
+
+@pytest.mark.parametrize(
+    ("pattern", "options", "told"),
+    [
+        (
+            "s3://bucket/x.parquet",
+            {"endpoint_url": "http://127.0.0.1:9"},
+            r"gave up on listing the files after 1 try \(Endp",
+        ),
+        (
+            "s3://bucket/*.parquet",
+            {"endpoint_url": "http://127.0.0.1:9"},
+            r"gave up on listing the files after 1 try \(Endp",
+        ),
+        (
+            "s3://bucket/x.parquet",
+            {"endpoint_url": "nowhere"},
+            "Invalid endpoint: nowhere; check source.storage_options",
+        ),
+        ("s3://nowhere/x.parquet", {}, "No file matches|is in a bucket that is not there"),
+        ("s3://nowhere/*.parquet", {}, "No file matches|is in a bucket that is not there"),
+        ("s3://bucket/x.parquet", {"client_kwargs": {"foo": 1}}, "check source.storage_options"),
+    ],
+)
+def test_a_source_that_cannot_be_reached(
+    endpoint: str, tmp_path: Path, pattern: str, options: dict[str, Any], told: str
+):
+    """Where its identity is asked for, before a place for the store is known."""
+    options = {"endpoint_url": endpoint, "key": "HUSHID", "secret": "HUSHKEY", **options}
+    corpus = DatasetSource("parquet", data_files=[pattern], storage_options=options, max_retries=0)
+    with pytest.raises((ConfigError, SourceError), match=told) as refused:
+        prepare(corpus, ByteChoice(), data_dir=tmp_path)
+    assert "HUSH" not in str(refused.value)
+
+
+def test_a_source_without_credentials(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    corpus = DatasetSource("parquet", data_files=["s3://b/x.parquet"], storage_options={"endpoint_url": endpoint})
+    with pytest.raises(SourceError, match="needs credentials, and there are none: give them by environment variables"):
+        prepare(corpus, ByteChoice(), data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("uri", "options", "told"),
+    [
+        (
+            "s3://bucket/x.lance",
+            {"aws_endpoint": "http://127.0.0.1:9", "client_max_retries": 0},
+            "there is no answer: check",
+        ),
+        ("s3://bucket/x.lance", {"allow_http": False}, "the endpoint has no https: allow that by storage_options"),
+        ("s3://nowhere/x.lance", {}, "there is no such bucket: check its name"),
+        (
+            "foo://bucket/x.lance",
+            {},
+            "there is no such kind of place: expected a local folder, or a URL that begins with s3://",
+        ),
+        ("s3://bucket/x.lance", {"aws_region": ["x"]}, "storage_options.aws_region is of type list: expected text"),
+    ],
+)
+def test_a_store_that_cannot_be_reached(bucket: Bucket, tmp_path: Path, uri: str, options: dict[str, Any], told: str):
+    options = {**bucket.lance_options, "aws_secret_access_key": "HUSHKEY", **options}
+    for ask in (
+        lambda: prepare(ListSource(documents("text")), ByteChoice(), uri, storage_options=options, data_dir=tmp_path),
+        lambda: TokenStore.open(uri, storage_options=options),
+        lambda: forget(uri, {"repo": "x"}, options),
+        lambda: check_store(uri, options),
+    ):
+        with pytest.raises((ConfigError, StoreError), match=told) as refused:
+            ask()  # type: ignore[no-untyped-call]
+        assert "HUSH" not in str(refused.value)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        (
+            "https://127.0.0.1:9/x.parquet?sig=HUSHSIG",
+            r"gave up on listing the files after 1 try \(ClientConnectorError",
+        ),
+        ("ftp://u:HUSHPW@127.0.0.1:9/x.parquet", r"gave up on listing the files after 1 try \(ConnectionRefusedError"),
+        ("gs://bucket/x.parquet", "needs another package: Please install gcsfs"),
+        ("az://bucket/x.parquet", "needs another package: Install adlfs"),
+        ("foo://HUSHID@bucket/x.parquet", "has files of 'foo://', which is no protocol that is known here"),
+    ],
+)
+def test_other_places_that_cannot_be_reached(tmp_path: Path, pattern: str, told: str):
+    corpus = DatasetSource("parquet", data_files=[pattern], max_retries=0, timeout_seconds=3)
+    with pytest.raises((ConfigError, SourceError), match=told) as refused:
+        prepare(corpus, ByteChoice(), data_dir=tmp_path)
+    assert "HUSH" not in str(refused.value)

@@ -277,3 +277,50 @@ def test_a_dataset_by_name(hub: Hub, tmp_path: Path):
     (store,) = (tmp_path / "data").glob("*.lance")
     script = f"from lightning_lance.commit import last_commit; print(last_commit({str(store)!r}).pin['revision'])"
     assert hub.run(script, tmp_path).stdout.strip() == hub.sha("datasets/own/plain")
+
+
+def test_a_mirror_without_a_check_of_terms(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "lacks", {"auth-check"})
+    arguments = ["source=parquet", "source.data_files=['hf://datasets/own/plain/data/*/*.parquet']"]
+    code, out, err = prepare(hub, tmp_path, *arguments)
+    assert (code, err) == (0, "")
+    assert "40 documents" in out.splitlines()[-1]
+
+
+def test_requests_are_no_lines_of_the_log_in_python_either(hub: Hub, tmp_path: Path):
+    """Whatever the Hub's client is called; and the logging of the user's own requests stays as it is."""
+    script = """
+import logging
+logging.basicConfig(level="INFO", format="%(name)s %(levelname)s %(message)s")
+from huggingface_hub import get_session
+from lightning_lance import prepare
+from lightning_lance.streaming import DatasetSource
+from lightning_lance.tokenizer_choice import ByteChoice
+client = type(get_session()).__module__.partition(".")[0]
+print(client)
+prepare(DatasetSource("parquet", data_files=["hf://datasets/own/plain/data/*/*.parquet"]), ByteChoice())
+logging.getLogger(client).info("of the user")
+print(logging.getLogger(client).level, logging.getLogger(client).filters, logging.getLogger().level)
+"""
+    process = hub.run(script, tmp_path)
+    assert process.returncode == 0, process.stderr
+    client, after = process.stdout.splitlines()
+    assert after == "0 [] 20"
+    lines = [line for line in process.stderr.splitlines() if not line.startswith("lightning_lance")]
+    assert lines == [f"{client} INFO of the user"]
+
+
+def test_an_endpoint_that_is_down_is_one_sentence(hub: Hub, tmp_path: Path):
+    """Also where the tokenizer is what is asked for first."""
+    files = "source.data_files=['hf://datasets/a/b/x.parquet']"
+    for tokenizer, told in {
+        "bytes": "Source 'parquet' gave up on GET http://127.0.0.1:9/api/datasets/a/b after 1 try (ConnectError",
+        "gpt2": "The tokenizer 'openai-community/gpt2' cannot be loaded, since there is no answer from the Hub (HEAD http",
+    }.items():
+        arguments = ["prepare", "source=parquet", files, "source.max_retries=0", f"tokenizer={tokenizer}"]
+        before = "import os; os.environ['HF_ENDPOINT'] = 'http://127.0.0.1:9'; "
+        fewer = "import lightning_lance.tokenizer_choice as choice; choice._TRIES = 1; "
+        process = hub.run(before + fewer + MAIN.format(arguments), tmp_path)
+        assert process.returncode == 1
+        assert process.stderr.startswith(f"error: {told}") or f"\nerror: {told}" in process.stderr, process.stderr
+        assert "Traceback" not in process.stderr
