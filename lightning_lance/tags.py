@@ -280,9 +280,19 @@ def set_tag(dataset: Any, name: str) -> None:
             raise
     try:
         dataset.tags.update(name, version)
-    except RuntimeError:  # its file cannot be read
+    except _LANCE_ERRORS:
+        if _is_readable(dataset, name):
+            raise
         dataset.tags.delete(name)
         dataset.tags.create(name, version)
+
+
+def _is_readable(dataset: Any, name: str) -> bool:
+    try:
+        dataset.tags.get_version(name)
+    except _LANCE_ERRORS:
+        return False
+    return True
 
 
 def retag(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> list[str]:

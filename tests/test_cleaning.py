@@ -4,11 +4,15 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lance
 import pytest
-from conftest import ListSource, documents
+from bucket import serving
+from conftest import ListSource, append_commit, documents
+from test_commit import NOTE as COMMIT
+from test_commit import rows_of
 from test_merging import NOTE, append
 
 from lightning_lance import TokenStore, WindowLoader, merging, prepare
@@ -206,3 +210,29 @@ def test_the_command(copied: Path):
     (copied / "_refs" / "tags" / "other.json").unlink()
     assert run("x.lance") == (0, "x.lance: nothing to clean.\n", "")
     assert run("x.lance", "now=true")[0] == 1
+
+
+def test_a_tag_in_a_bucket_is_mended_too():
+    with serving() as bucket:
+        uri, options, note = "s3://bucket/cleaning/x.lance", bucket.lance_options, replace(COMMIT, tokens=5001)
+        append_commit(uri, rows_of(1, 5000), note, options)
+        append_commit(uri, rows_of(1, 50), replace(note, tokens=5052), options)
+        first, second = (TokenStore.open(uri, version, options) for version in (1, 2))
+        assert first.keep_for_training("ab")
+        first.keep_for_checkpoints()
+        append_commit(uri, rows_of(1, 50), replace(note, tokens=5103), options)
+        merging.remove_unneeded(uri, options)
+        assert read_refs(uri, options).tags == {"checkpoint-5001": 1}
+        assert not second.keep()
+        tags = "cleaning/x.lance/_refs/tags"
+        for name in ("checkpoint-5001", "my tag"):
+            bucket.client.put_object(Bucket="bucket", Key=f"{tags}/{name}.json", Body=b"")
+        assert len(check_store(uri, options)) == 2
+        assert clean(uri, options) == (
+            [
+                "_refs/tags/checkpoint-5001.json is empty: names version 1 again",
+                "_refs/tags/my tag.json is empty: removed",
+            ],
+            [],
+        )
+        assert check_store(uri, options) == []
