@@ -100,7 +100,7 @@ class OpenedDataset:
         # Parquet is read here: only the columns and row groups that are needed. So are JSON Lines, of which each line stands
         # for itself. The other formats are read by `datasets`.
         self._parquet = hasattr(self._builder.config, "fragment_scan_options")
-        self._lines = _are_lines(self._builder.config, self._files)
+        self._lines = _are_lines(self._builder.config, [public_url(file) for file in self._files])
         self._dataset: Any = None
         begin = self._check_columns if self._parquet or self._lines else self._begin
         with explained(source):
