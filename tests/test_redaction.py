@@ -81,7 +81,7 @@ def test_a_new_signature_is_the_same_url(host: str, path: str, user: str, passwo
     assert public_url(f"https://{user}:{password}@{host}/{path}?part=1&X-Amz-Signature={signature}") == plain
 
 
-@given(value=st.text(min_size=9, max_size=40), name=_WORD)
+@given(value=st.text(min_size=9, max_size=40).map(lambda text: f"{text}7"), name=_WORD)
 def test_no_option_is_shown_whatever_its_name(value: str, name: str):
     options = {name: value, "client_kwargs": {name: {"deep": value}}}
     assert hidden_values(options) == {name: "***", "client_kwargs": {name: {"deep": "***"}}}
