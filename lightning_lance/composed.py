@@ -24,6 +24,7 @@ from lightning_lance.redaction import (
     is_secret_name,
     redacted,
     remember,
+    remember_option,
     remember_url,
 )
 
@@ -56,7 +57,7 @@ class HiddenValues:
                 continue
             if not _is_interpolation(value):
                 self._values[path] = value
-                _remember(value, secret)
+                remember_option(str(path[-1]), str(value))
             shown = _MISSING
             if path[:-1] == _ENVIRONMENT and not self._resolved:
                 # Hydra itself needs these, which are for the environment.
@@ -144,13 +145,6 @@ def _hide_overrides(config: DictConfig) -> None:
     _set(config, ("hydra", "job", "override_dirname"), style.item_sep.join(items))
 
 
-def _remember(value: Any, secret: bool) -> None:
-    text = str(value)
-    remember_url(text)
-    if secret and not has_secret(text):
-        remember(text)
-
-
 def shown_override(text: str) -> str:
     """Give an override of the command line as it may be shown: without its value, if that holds a secret."""
     key, is_pair, value = text.partition("=")
@@ -191,9 +185,11 @@ def remember_arguments(arguments: Sequence[str]) -> None:
         remember_url(value)
         for word in _WORD.finditer(value) if secret else ():
             spelled = word[2].strip("'\"")
-            if word[1] and is_harmless_option(word[1]):
+            if spelled.endswith(":") or "://" in spelled or spelled.startswith("$"):
                 continue
-            if not spelled.endswith(":") and "://" not in spelled and not spelled.startswith("$"):
+            if word[1]:
+                remember_option(word[1], spelled)
+            else:
                 remember(spelled)
 
 

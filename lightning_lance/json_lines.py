@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+<<<<<<< HEAD
 from lightning_lance.columns import UnfitShard, meant
 from lightning_lance.json_rows import (
     NOT_JSON,
@@ -24,6 +25,11 @@ from lightning_lance.json_rows import (
     whole_objects,
 )
 from lightning_lance.row_filter import RowFilter
+=======
+from lightning_lance.documents import named_by, passing
+from lightning_lance.json_rows import NOT_JSON, SPACE, LineParser, parsed, rows_of, whole_objects
+from lightning_lance.redaction import public_url
+>>>>>>> h-secrets
 
 # What is read and parsed at a time: the first blocks are smaller, since the tokenizer waits for them.
 _FIRST_BLOCK, BLOCK_BYTES = 256 << 10, 4 << 20
@@ -87,7 +93,9 @@ class LinesShard:
 
     def __init__(self, path: str, storage_options: Mapping[str, Any], block_bytes: int = BLOCK_BYTES) -> None:
         self._path, self._options, self._block_bytes = path, storage_options, block_bytes
-        self._compressed = path.endswith((".gz", ".zst"))
+        # A signature may stand behind the name.
+        self._name = public_url(path)
+        self._compressed = self._name.endswith((".gz", ".zst"))
 
     def columns(self, wanted: Sequence[str], text: str | None = None) -> list[str]:
         """Give the names of its columns, as far as needed to see those that are wanted, in some MB at most.
@@ -232,9 +240,9 @@ class LinesShard:
         else:
             raw = Path(self._path).open("rb")  # noqa: SIM115 - closed by who asked
             raw.seek(start)
-        if self._path.endswith(".gz"):
+        if self._name.endswith(".gz"):
             return raw, gzip.GzipFile(fileobj=raw)
-        if self._path.endswith(".zst"):
+        if self._name.endswith(".zst"):
             # Unlike others, it tells of a file that ends within a frame.
             return raw, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
         return raw, raw

@@ -139,10 +139,15 @@ def hidden_values(value: Any) -> Any:
 def remember_options(options: Mapping[Any, Any]) -> None:
     """Remember the values of options of a file system, so that they are hidden wherever they turn up in a message."""
     for name, value in _leaves(options):
-        if is_harmless_option(name):
-            remember_url(value)
-        else:
-            remember(value)
+        remember_option(name, value)
+
+
+def remember_option(name: str, value: str) -> None:
+    """Remember the value of one option; not a plain word such as `bytes`, unless the name says that it is a secret."""
+    remember_url(value)
+    is_word = value.isalpha() and value.islower()
+    if not is_harmless_option(name) and not has_secret(value) and (is_secret_name(name) or not is_word):
+        remember(value)
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Nothing that a run leaves or says has a secret in it: stores, configurations on disk, logs, errors and tracebacks."""
 
+import gzip
 import logging
 import pickle
 import re
@@ -117,6 +118,16 @@ def test_a_url_that_is_signed_anew_is_the_same_source(server: Server, tmp_path: 
     assert left_in(tmp_path) == {}
     assert not SECRETS.search(repr(sources))
     assert pickle.loads(pickle.dumps(sources[3])) == sources[3]
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_signed_json_lines_are_read_line_by_line(server: Server, tmp_path: Path, packed: str):
+    lines = b'{"text": "one"}\nno JSON\n{"text": "two"}\n'
+    server.content = gzip.compress(lines) if packed else lines
+    url = f"http://127.0.0.1:{server.server_port}/c.jsonl{packed}?X-Amz-Signature=HUSH1"
+    store = prepare(DatasetSource("json", data_files=[url]), ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    assert (store.commit.documents, store.commit.skipped) == (2, {"not_json": 1})
+    assert left_in(tmp_path) == {}
 
 
 def test_a_server_that_fails_is_told_without_the_signature(
