@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-<<<<<<< HEAD
 from lightning_lance.columns import UnfitShard, meant
 from lightning_lance.json_rows import (
     NOT_JSON,
@@ -24,12 +23,8 @@ from lightning_lance.json_rows import (
     value_of,
     whole_objects,
 )
-from lightning_lance.row_filter import RowFilter
-=======
-from lightning_lance.documents import named_by, passing
-from lightning_lance.json_rows import NOT_JSON, SPACE, LineParser, parsed, rows_of, whole_objects
 from lightning_lance.redaction import public_url
->>>>>>> h-secrets
+from lightning_lance.row_filter import RowFilter
 
 # What is read and parsed at a time: the first blocks are smaller, since the tokenizer waits for them.
 _FIRST_BLOCK, BLOCK_BYTES = 256 << 10, 4 << 20

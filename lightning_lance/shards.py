@@ -175,16 +175,11 @@ class OpenedDataset:
         self._starts: tuple[int, dict[int, int]] = (-1, {})
         # Parquet is read here: only the columns and row groups that are needed. So are JSON Lines, of which each line stands
         # for itself. The other formats are read by `datasets`.
-<<<<<<< HEAD
         if self._builder is None:
             self._parquet, self._lines = source.path == "parquet", source.path == "json"
         else:
             self._parquet = hasattr(self._builder.config, "fragment_scan_options")
-            self._lines = _are_lines(self._builder.config, self._files)
-=======
-        self._parquet = hasattr(self._builder.config, "fragment_scan_options")
-        self._lines = _are_lines(self._builder.config, [public_url(file) for file in self._files])
->>>>>>> h-secrets
+            self._lines = _are_lines(self._builder.config, [public_url(file) for file in self._files])
         self._dataset: Any = None
         # Shards of which it was said that they lack a column.
         self._warned: set[str] = set()
