@@ -151,9 +151,10 @@ def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
     monkeypatch.setattr(locking, "LEASE_SECONDS", 0.3)
     uri, lock = str(tmp_path / "x.lance"), tmp_path / "x.lock"
     prepare(SOURCE, ByteChoice(), uri, max_documents=1)
-    with ThreadPoolExecutor(1) as thread:
+    thread = ThreadPoolExecutor(1)
+    try:
         waits = thread.submit(wait_for, uri, 15)
-        assert not futures.wait([waits], timeout=0.7).done
+        assert not futures.wait([waits], timeout=1.5).done
         begun = [record.getMessage() for record in caplog.records]
         assert len(begun) > 2
         said = f"Waiting for the store {uri}: 10 of 15 tokens are committed, and no process builds it"
@@ -168,9 +169,11 @@ def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
         ):
             waits.result(60)
         assert "shows no sign of life" in caplog.records[-1].getMessage()
-    # Another one takes over, and what is asked for is there.
-    lock.unlink()
-    prepare(SOURCE, ByteChoice(), uri)
+    finally:
+        # Another one takes over, and what is asked for is there: nobody waits any longer, whatever has failed here.
+        lock.unlink(missing_ok=True)
+        prepare(SOURCE, ByteChoice(), uri)
+        thread.shutdown()
     wait_for(uri, 15)
 
 
