@@ -54,7 +54,7 @@ class TextFilter:
     exclude: str | None = None
 
     def __post_init__(self) -> None:
-        check_arguments(TextFilter, vars(self), "text_filter.")
+        check_arguments(TextFilter, vars(self), "source.text_filter.")
         if self.max_bytes is not None and self.max_bytes < self.min_bytes:
             raise ConfigError(
                 f"text_filter.max_bytes is {self.max_bytes}, below text_filter.min_bytes {self.min_bytes}: nothing passes."
