@@ -153,7 +153,7 @@ def _remove_files(uri: str, storage_options: Mapping[str, str] | None, cleaned: 
     if status is not None and status.exists():
         told = read_status(status)
         # Why a build failed stays for those who wait for it.
-        if told is None or told.failure is None:
+        if told is not None and told.failure is None:
             remove_status(status)
             cleaned.done.append(f"{status} of a builder that is gone: removed")
     aside = aside_of(uri)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from lightning_lance.agreement import agree
-from lightning_lance.arguments import check_arguments
 from lightning_lance.batches import Batch, BatchMaker
 from lightning_lance.cursor import Cursor
 from lightning_lance.errors import ConfigError, StoreError, flag, integer, one_of, whole_number, word
@@ -180,7 +179,6 @@ class WindowLoader:
         **batch: Any,
     ) -> None:
         batch_size = whole_number("batch_size", batch_size)
-        check_arguments(WindowLoader, {"store": store, "split": split, "where": where, "mix": mix})
         rank, world_size = integer("rank", rank), integer("world_size", world_size)
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")

@@ -148,7 +148,7 @@ def make_plan(
     check_val_fraction(val_fraction)
     long = LongDocuments(max_document_bytes, long_documents)
     folder = Path(data_folder(data_dir))
-    given = None if uri is None or uri == "" else store_place(uri)
+    given = None if uri is None or (isinstance(uri, str) and not uri) else store_place(uri)
     loaded = tokenizer.load(source, folder / "tokenizers")
     own = source.has_validation
     recipe = {

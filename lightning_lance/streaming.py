@@ -27,7 +27,16 @@ _ON_BAD_SHARD = ("error", "skip")
 
 
 # By sentences of their own.
-_CHECKED_ELSEWHERE = ("columns", "on_bad_shard", "dedup", "max_retries", "timeout_seconds")
+_CHECKED_ELSEWHERE = (
+    "columns",
+    "data_files",
+    "val_files",
+    "where",
+    "on_bad_shard",
+    "dedup",
+    "max_retries",
+    "timeout_seconds",
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,12 +101,12 @@ class DatasetSource:
 
     def __post_init__(self) -> None:
         self._keep_secrets()
-        self._check_kinds()
-        check_words(self.columns, repr(self.name))
-        check_dedup(self.dedup)
         # Strings from here on: they are keys, and go into the fingerprint.
         for key in ("data_files", "val_files"):
             object.__setattr__(self, key, [*path_list(f"source.{key}", getattr(self, key), "corpus/*.parquet")])
+        self._check_kinds()
+        check_words(self.columns, repr(self.name))
+        check_dedup(self.dedup)
         if isinstance(self.path, Path) or str(self.path).startswith("~"):
             object.__setattr__(self, "path", local_path(str(self.path)))
         if bool(self.data_files) < bool(self.val_files) or (self.data_files and self.val_split):
@@ -128,18 +137,11 @@ class DatasetSource:
         """Refuse values of another kind; paths, and names of digits only, become text."""
         for name in ("path", "config", "revision"):
             object.__setattr__(self, name, as_text(getattr(self, name)))
-        for name in ("data_files", "val_files"):
-            files = getattr(self, name)
-            if isinstance(files, Sequence) and any(isinstance(file, Path) for file in files):
-                object.__setattr__(self, name, [os.fspath(file) if isinstance(file, Path) else file for file in files])
         if not isinstance(self.where, Mapping):
             raise ConfigError(
                 f"source.where is {described(self.where)}: expected a mapping of columns to values to keep, such as "
                 "{license: [mit]}."
             )
-        for column, values in self.where.items():
-            if isinstance(values, str):
-                raise ConfigError(f"source.where.{column} is the string {values!r}: write a list, [{values}].")
         given = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in _CHECKED_ELSEWHERE}
         check_arguments(DatasetSource, given, "source.")
 

@@ -61,9 +61,9 @@ class Tokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         try:
             fields = json.loads(spec)
-            check_form(fields)
             # A file may come with a template that adds BOS, or with the truncation of a fine-tuning run.
             fields = {**typed(fields), **UNUSED}
+            check_form(fields)
             if fields["model"].get("dropout"):
                 fields["model"]["dropout"] = None  # ids must not depend on chance
             # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.

@@ -43,7 +43,7 @@ def data_states(checkpoint: Any) -> Iterator[dict[str, Any]]:
             continue
         seen.add(id(part))
         # Also one that lacks some of its fields, or has others besides: that is for its check to say.
-        if isinstance(part, Mapping) and len(FIELDS & {*part}) > len(FIELDS) // 2:
+        if isinstance(part, Mapping) and _is_place(part):
             yield dict(part)
             continue
         inner = part.values() if isinstance(part, Mapping) else part
@@ -100,6 +100,10 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
         if isinstance(error, LightningLanceError):
             raise
         _refuse(file, f"{type(error).__name__}: {error}", error)
+
+
+def _is_place(part: Mapping[Any, Any]) -> bool:
+    return {"cursor", "digest", "stores"} <= {*part} or len(FIELDS & {*part}) > len(FIELDS) // 2
 
 
 def _worked_out(

@@ -129,13 +129,14 @@ def test_what_a_builder_that_begins_removes_nobody_can_commit(tmp_path: Path):
     dataset = dataset_at(uri, None, None)
     rows = dataset.to_table()
     written, files = write_rows(uri, dataset, rows.schema, rows.to_batches(), None)
+    notes = notes_of(dataset)
     with pytest.raises(SourceError):
         prepare(Ends(made), ByteChoice(), uri, val_fraction=0.0)
     note = replace(stored.commit, documents=16, tokens=2 * stored.commit.tokens)
     fragments = [*fragments_of(dataset), *written]
     assert left_behind(uri) == set()
     with pytest.raises(CommitConflict):
-        replace_fragments(uri, dataset, rows.schema, fragments, {**notes_of(dataset), **files}, note, None)
+        replace_fragments(uri, dataset, rows.schema, fragments, {**notes, **files}, note, None)
     store = TokenStore.open(uri, verify=True)
     assert store.commit == stored.commit
     assert store.read(np.array([0]), store.num_tokens())[0].tolist() == stream

@@ -21,6 +21,7 @@ from lightning_lance.errors import StoreError
 from lightning_lance.forgetting import forget
 from lightning_lance.integrity import check_store
 from lightning_lance.refs import read_refs
+from lightning_lance.status import StatusFile
 from lightning_lance.sums import SUMS, write_sums
 from lightning_lance.tokenizer_choice import ByteChoice
 
@@ -153,13 +154,15 @@ def test_versions_of_branches_stay_and_their_tags_are_theirs(tmp_path: Path):
 
 def test_what_killed_builders_and_clean_ups_left_goes(copied: Path):
     uri, beside = str(copied), copied.parent
-    (copied / "data" / "0123.lance").write_bytes(b"of no version")
-    (beside / "x.building.json").write_text("{}")
+    stored = next((copied / "data").glob("*.lance"))
+    left = "data/" + "01" * 12 + "ab" * 13 + ".lance"
+    shutil.copy(stored, copied / left)
+    StatusFile(beside / "x.building.json", "f")
     (beside / "x.lance.being-removed").mkdir()
     (beside / "thesis.tex").touch()
     (copied / SUMS).unlink()
     done = "\n".join(clean(uri).done)
-    for what in ("data/0123.lance, which is of no version", "x.building.json of", "being-removed, the rest", SUMS):
+    for what in (f"{left}, which is of no version", "x.building.json of", "being-removed, the rest", SUMS):
         assert what in done
     assert {path.name for path in beside.iterdir()} == {"x.lance", "thesis.tex"}
     assert check_store(uri) == []

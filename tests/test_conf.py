@@ -119,10 +119,16 @@ def test_an_experiment_can_be_changed_on_the_command_line():
     assert (list(data.source.wanted), data.budget.max_documents) == (["C", "Rust"], 7)
 
 
-def test_root_keys_reach_the_datamodule():
+def test_root_keys_reach_the_datamodule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     overrides = ["context_length=99", "languages=[Python]", "max_documents=5", "max_tokens=600", "seed=4", "data_dir=d"]
     _, data = make(*overrides)
-    assert (data.context_length, list(data.source.languages), data.seed, data.data_dir) == (99, ["Python"], 4, "d")
+    assert (data.context_length, list(data.source.languages), data.seed, data.data_dir) == (
+        99,
+        ["Python"],
+        4,
+        str(tmp_path / "d"),
+    )
     assert (data.budget.max_documents, data.budget.max_tokens) == (5, 600)
 
 

@@ -190,7 +190,7 @@ def test_without_it_copies_stay_and_no_hash_is_stored(tmp_path: Path):
 
 
 def test_a_way_that_there_is_not_is_refused():
-    with pytest.raises(ConfigError, match=r"source\.dedup is 'near': expected none or exact"):
+    with pytest.raises(ConfigError, match=r"source\.dedup is 'near': expected one of none, exact"):
         FilesSource(["*.py"], dedup="near")  # type: ignore[arg-type]
     check_dedup("exact")
 

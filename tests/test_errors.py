@@ -12,7 +12,17 @@ from lightning_lance.errors import (
 
 OWN = (ConfigError, SourceError, StoreError, CommitConflict, BuildInterrupted)
 # Functions that make one of these.
-MAKERS = {"explain", "conflict", "not_written", "failure_of"}
+MAKERS = {
+    "explain",
+    "conflict",
+    "not_written",
+    "failure_of",
+    "gone",
+    "no_language",
+    "not_kept",
+    "replaced",
+    "undecodable",
+}
 # Asked for by Python itself (`__getattr__`, indexing); caught again in their own module or by `Patience`.
 WITHIN = {"AttributeError", "IndexError", "ValueError", "ConnectionError", "EOFError"}
 

@@ -151,7 +151,7 @@ def test_the_metadata_on_disk_has_no_field_more_than_before(uri: str):
 def test_metadata_that_cannot_be_read_is_told_in_a_sentence(uri: str, text: str):
     rewritten(uri, text)
     for call in (lambda: TokenStore.open(uri), lambda: build(uri), lambda: forget(uri, {"repo": "repo1"})):
-        with pytest.raises(StoreError, match=r"The metadata of the token store .* cannot be read"):
+        with pytest.raises(StoreError, match=r"The commit metadata of the token store .* cannot be used"):
             call()
     (problem,) = check_store(uri)
     assert "cannot be read" in problem.what

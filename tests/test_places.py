@@ -83,9 +83,9 @@ def test_a_file_that_has_the_very_spelling_of_a_uri_is_meant(folder: Path):
         ("loop/x.lance", "is a link that leads back to itself"),
         ("unmounted", "where nothing is: mount that disk"),
         ("unmounted/x.lance", "where nothing is: mount that disk"),
-        ("", "expected the place of a store"),
-        (7, "expected the place of a store"),
-        ("a\0b", "expected the place of a store"),
+        ("", "is empty: expected a place"),
+        (7, "is 7: expected a place"),
+        ("a\0b", "a path has no NUL characters"),
         ("~nobody-of-this-name/x", "somebody who is unknown here"),
     ],
 )

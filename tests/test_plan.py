@@ -243,7 +243,7 @@ def test_a_rebuild_touches_nothing_before_it_can_begin_and_no_folder_that_is_no_
     [
         ({"data_dir": None}, "data_dir is None: expected the path of a folder"),
         ({"data_dir": ["a"]}, "data_dir is ['a']: expected the path of a folder"),
-        ({"uri": ["a"]}, "uri is ['a']: expected the place of a store"),
+        ({"uri": ["a"]}, "uri is ['a']: expected a place"),
     ],
 )
 def test_a_place_that_is_none_is_refused(tmp_path: Path, changes: dict[str, Any], sentence: str):

