@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_datamodule import Recorder, make_data, make_trainer
 
-from lightning_lance.errors import ConfigError, LightningLanceError
+from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.verify import data_states, verify_resume
 
 
