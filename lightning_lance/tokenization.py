@@ -21,6 +21,7 @@ from lightning_lance.compare_engines import differing_characters
 from lightning_lance.documents import string_buffers
 from lightning_lance.errors import ConfigError
 from lightning_lance.fast_engine import Encoded, FastEngine, cuts_at_spaces, gigatoken_knows, load_fast
+from lightning_lance.losses import Losses
 from lightning_lance.newer import KNOWN, Parted, parted
 from lightning_lance.special_tokens import EOS_SPELLINGS, check_special_tokens, find_eos
 from lightning_lance.tokenizer_json import UNUSED, byte_characters, canonical, digest_of, other_digests, typed
@@ -84,6 +85,7 @@ class Tokenizer:
         if differing is None:
             self._fast = None
         self._differing = differing or KNOWN
+        self.losses = Losses(fields, self._reference)
         # Whether a text may be cut at spaces.
         self._at_spaces = cuts_at_spaces(fields)
         # Comparisons so far, and the text since the last one.
@@ -153,7 +155,13 @@ class Tokenizer:
         cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(texts)]
         for low, high in pairwise(cuts):
             some = texts.slice(low, high - low).to_pylist()
-            rows = self._reference.encode_batch_fast(some, add_special_tokens=False)
+            try:
+                rows = self._reference.encode_batch_fast(some, add_special_tokens=False)
+            except Exception as error:  # the Rust library raises bare Exception
+                raise ConfigError(
+                    f"The tokenizer cannot encode a document ({error}): it has no token for text that it does not know; choose "
+                    "one that has, or one that falls back on bytes."
+                ) from error
             ids += [np.asarray(row.ids, self._dtype) for row in rows]
         offsets = np.zeros(len(ids) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in ids], out=offsets[1:])

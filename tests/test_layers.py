@@ -12,7 +12,7 @@ ORDER = [
     "errors", "figures", "memory", "languages", "documents", "dedup", "patience", "parquet", "json_rows", "json_lines",
     "sources",
     "own_split", "access", "shards", "streaming",
-    "unfinished", "locking", "newer", "fast_engine", "tokenizer_json", "compare_engines", "special_tokens",
+    "unfinished", "locking", "newer", "fast_engine", "tokenizer_json", "compare_engines", "special_tokens", "losses",
     "tokenization", "pretrained", "tokenizer_choice", "long_texts", "inspection",
     "splits", "packing", "segments", "layout", "fragments", "sums", "commit",
     "row_writer", "versions", "tags", "repacking", "merging",
