@@ -20,7 +20,7 @@ from lightning_lance.documents import string_buffers
 from lightning_lance.errors import ConfigError
 from lightning_lance.fast_engine import ENCODERS, Encoded
 from lightning_lance.inspection import counted, remarks, skip_reasons, spelled
-from lightning_lance.long_texts import LongDocuments, encode_texts
+from lightning_lance.long_texts import LongDocuments, encode_texts, in_pieces
 from lightning_lance.read_ahead import read_ahead
 from lightning_lance.sources import OpenedSource
 from lightning_lance.tokenization import Tokenizer
@@ -209,13 +209,16 @@ def _encode(
     documents = documents.select(
         [name for name in documents.column_names if name not in ("not_utf8", "not_json", "bom", REPLACED)]
     )
-    encoded = encode_texts(tokenizer, one_array(documents.column("text")), long.max_bytes)
+    texts = one_array(documents.column("text"))
+    encoded = encode_texts(tokenizer, texts, long.max_bytes)
     largest = int(encoded.ids.max(initial=0))
     if largest >= tokenizer.vocab_size:
         raise ConfigError(
             f"The engine {tokenizer.engine} gave the id {largest:,}, and the tokenizer has {tokenizer.vocab_size:,}: give a "
             "tokenizer.json that is whole."
         )
+    if tokenizer.losses.possible:
+        noted |= tokenizer.losses.find(texts, encoded, in_pieces(texts, long.max_bytes))
     return EncodedBatch(batch, sizes, wanted, documents, encoded, skipped, noted)
 
 

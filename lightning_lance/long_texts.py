@@ -116,6 +116,19 @@ def encode_texts(tokenizer: Tokenizer, texts: pa.Array, max_bytes: int) -> Encod
     return Encoded(np.concatenate([part.ids for part in encoded]), ends[firsts])
 
 
+def in_pieces(texts: pa.Array, max_bytes: int) -> Iterator[tuple[int, str]]:
+    """Give the texts as they are encoded, as (place, piece) pairs: each alone, and the longer ones in pieces.
+
+    Args: as for `encode_texts`.
+    """
+    borders, data = string_buffers(texts)
+    for place in range(len(texts)):
+        low, high = int(borders[place]), int(borders[place + 1])
+        cuts = [0, *cut_points(data[low:high], max_bytes), high - low]
+        for start, end in pairwise(cuts):
+            yield place, data[low + start : low + end].tobytes().decode()
+
+
 def _encode_pieces(tokenizer: Tokenizer, borders: np.ndarray, data: pa.Buffer) -> Iterator[Encoded]:
     # The pieces lie over the memory of the texts: none is copied.
     array = pa.LargeStringArray.from_buffers(len(borders) - 1, pa.py_buffer(np.ascontiguousarray(borders)), data)

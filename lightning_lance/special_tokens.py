@@ -57,7 +57,7 @@ def check_special_tokens(reference: Any, fields: Mapping[str, Any], vocabulary: 
     added = fields.get("added_tokens") or []
     for token in added:
         if token["special"] and token["content"] != unknown:
-            ids = reference.encode(token["content"], add_special_tokens=False).ids
+            ids = _ids(reference, token["content"])
             if vocabulary[token["content"]] in ids:
                 raise ConfigError(
                     f"The tokenizer makes its special token {token['content']!r} of a text that spells it, since it is a "

@@ -22,6 +22,7 @@ from lightning_lance.compare_engines import differing_characters
 from lightning_lance.documents import string_buffers
 from lightning_lance.errors import ConfigError, described, is_count
 from lightning_lance.fast_engine import Encoded, FastEngine, cuts_at_spaces, gigatoken_knows, load_fast
+from lightning_lance.losses import Losses
 from lightning_lance.newer import KNOWN, Parted, parted
 from lightning_lance.special_tokens import EOS_SPELLINGS, check_special_tokens, find_eos
 from lightning_lance.tokenizer_checks import check_form, check_ids
@@ -93,6 +94,7 @@ class Tokenizer:
         if differing is None:
             self._fast = None
         self._differing = differing or KNOWN
+        self.losses = Losses(fields, self._reference)
         # Whether a text may be cut at spaces.
         self._at_spaces = cuts_at_spaces(fields)
         # Comparisons so far, and the text since the last one.
