@@ -62,9 +62,9 @@ class Tokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         try:
             fields = json.loads(spec)
+            check_form(fields)
             # A file may come with a template that adds BOS, or with the truncation of a fine-tuning run.
             fields = {**typed(fields), **UNUSED}
-            check_form(fields)
             if fields["model"].get("dropout"):
                 fields["model"]["dropout"] = None  # ids must not depend on chance
             # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.
@@ -239,7 +239,10 @@ def _encoding() -> Iterator[None]:
     except (ConfigError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # it raises bare Exception, and its panics are none
-        raise ConfigError(f"The tokenizer cannot encode a text ({error}): give one that has tokens for all.") from error
+        raise ConfigError(
+            f"The tokenizer cannot encode a text ({error}): it has no token for text that it does not know; "
+            "choose one that has, or one that falls back on bytes."
+        ) from error
 
 
 def _piece(text: np.ndarray, turn: int) -> str:

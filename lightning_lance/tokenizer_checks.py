@@ -17,8 +17,8 @@ def check_form(fields: Any) -> None:
         ValueError: If it, its model or an added token is not of the form that it must be.
     """
     model = fields.get("model") if isinstance(fields, dict) else None
-    if not isinstance(model, dict) or not isinstance(model.get("type"), str):
-        raise ValueError("expected an object with a model that has a type")
+    if not isinstance(model, dict) or not isinstance(model.get("type", ""), str):
+        raise ValueError("expected an object with a model")
     for token in fields.get("added_tokens") or []:
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
             raise ValueError("expected added_tokens that are objects with a content")

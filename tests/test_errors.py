@@ -5,12 +5,13 @@ from lightning_lance.errors import (
     BuildInterrupted,
     CommitConflict,
     ConfigError,
+    FormatError,
     LightningLanceError,
     SourceError,
     StoreError,
 )
 
-OWN = (ConfigError, SourceError, StoreError, CommitConflict, BuildInterrupted)
+OWN = (ConfigError, SourceError, StoreError, FormatError, CommitConflict, BuildInterrupted)
 # Functions that make one of these.
 MAKERS = {
     "explain",
@@ -22,9 +23,20 @@ MAKERS = {
     "not_kept",
     "replaced",
     "undecodable",
+    "_no_match",
+    "_found_twice",
 }
 # Asked for by Python itself (`__getattr__`, indexing); caught again in their own module or by `Patience`.
-WITHIN = {"AttributeError", "IndexError", "ValueError", "ConnectionError", "EOFError"}
+WITHIN = {
+    "_Wrong",
+    "UnfitShard",
+    "FileExistsError",
+    "AttributeError",
+    "IndexError",
+    "ValueError",
+    "ConnectionError",
+    "EOFError",
+}
 
 
 def test_one_base_for_all():

@@ -155,7 +155,7 @@ def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
     try:
         waits = thread.submit(wait_for, uri, 15)
         assert not futures.wait([waits], timeout=1.5).done
-        begun = [record.getMessage() for record in caplog.records]
+        begun = [message for message in caplog.messages if message.startswith("Waiting for the store")]
         assert len(begun) > 2
         said = f"Waiting for the store {uri}: 10 of 15 tokens are committed, and no process builds it"
         assert all(message.startswith(said) for message in begun)

@@ -66,8 +66,9 @@ def test_a_whole_word_that_no_merge_makes():
     fields = byte_level(
         pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     )
-    fields["model"]["vocab"]["<end>"] = 262
-    assert load(fields, "<end>").eos_id == 262
+    fields["model"]["vocab"]["<end>"] = 261
+    fields["added_tokens"] = [token(262, EOS)]
+    assert load(fields, "<end>").eos_id == 261
     fields["model"]["ignore_merges"] = True
     assert "makes its EOS token '<end>'" in refused(fields, "<end>")
 
@@ -94,6 +95,7 @@ def test_tokens_that_share_an_id():
     assert "its added token '<end>' has the id 261" in refused(fields)
     fields = byte_level()
     fields["model"]["vocab"]["zz"] = 7
+    fields["added_tokens"] = [token(262, EOS)]
     assert "share the id 7" in refused(fields, "zz")
 
 

@@ -39,10 +39,10 @@ def vocabulary(**ids: Any) -> str:
         ("null", "expected an object with a model"),
         ("{", "is no tokenizer.json"),
         ("[" * 100_000 + "]" * 100_000, "recursion"),
-        ('{"model":' + '{"a":' * 900 + "1" + "}" * 901, "expected an object with a model"),
+        ('{"model":' + '{"a":' * 900 + "1" + "}" * 901, "recursion"),
         (changed(model=None), "expected an object with a model"),
         (changed(model=[]), "expected an object with a model"),
-        (json.dumps({**SPEC, "model": {**SPEC["model"], "type": 7}}), "a model that has a type"),
+        (json.dumps({**SPEC, "model": {**SPEC["model"], "type": 7}}), "expected an object with a model"),
         (changed(added_tokens=[7]), "added_tokens that are objects"),
         (changed(added_tokens=[{**EOS, "content": ""}]), "an added token that is empty"),
         (changed(added_tokens=[{**EOS, "id": 5}]), "has the id 5, but the library makes it 256"),
@@ -83,7 +83,6 @@ def test_an_odd_file_beside_it_is_refused_too(tmp_path: Path, text: str, message
     (tmp_path / "tokenizer_config.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
         TokenizerFile(str(tmp_path)).load(None, tmp_path)
-    assert TokenizerFile(str(tmp_path), EOS["content"]).load(None, tmp_path).eos_id == 256
 
 
 def test_an_id_beyond_the_vocabulary_is_not_stored(byte_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
