@@ -19,8 +19,6 @@ from lightning_lance.tokenizer_json import byte_characters
 
 # Parts of a normalizer that write the same characters in another way, and those after which the text can be had back.
 _SAME, _REVERSIBLE = {"NFC", "NFD"}, {"Prepend", "ByteLevel"}
-# Pre-tokenizers that keep words, and not what stood between them.
-_WORDS_ONLY = {"Whitespace", "WhitespaceSplit", "BertPreTokenizer"}
 # What SentencePiece writes for a space: the two cannot be told apart.
 _SPACE = "\u2581"
 _BYTES = byte_characters()
@@ -50,7 +48,6 @@ class Losses:
                 json.dumps({"version": "1.0", "added_tokens": [], "normalizer": sequence, "model": model})
             ).normalizer
         self._space = any(map(_writes_spaces, [*steps, *splits]))
-        self._spacing = any(split["type"] in _WORDS_ONLY for split in splits)
         # A BPE without a token for the unknown leaves out what it does not know, without a word.
         silent = fields["model"]["type"] == "BPE" and unknown is None and not complete
         self._letters = _letters(fields) if silent else None
@@ -62,10 +59,10 @@ class Losses:
     def possible(self) -> bool:
         """Whether any text may be lost."""
         asked = self._normalizer is not None or self._letters is not None or self._unknown is not None
-        return asked or self._removes or self._space or self._spacing
+        return asked or self._removes or self._space
 
     def find(self, texts: pa.Array, encoded: Encoded, pieces: Iterable[tuple[int, str]]) -> dict[str, np.ndarray]:
-        """Tell which documents have lost what.
+        """Tell which documents have lost what. White space does not count: many tokenizers know words only.
 
         Args:
             texts: (n,) large_string without nulls.
@@ -75,22 +72,19 @@ class Losses:
         Returns:
             Remark to (n,) bool: `unk` (some text became the token for the unknown), `dropped` (some visible characters have no
             token), `changed` (the normalizer changed or took away some text, or it holds what is written for a space),
-            `spacing` (some white space has no token), `no_tokens` (nothing is stored of it but EOS).
+            `no_tokens` (nothing is stored of it but EOS).
         """
-        found = {name: np.zeros(len(texts), bool) for name in ("unk", "dropped", "changed", "spacing")}
+        found = {name: np.zeros(len(texts), bool) for name in ("unk", "dropped", "changed")}
         if self._unknown is not None:
             places = np.flatnonzero(encoded.ids == self._unknown)
             found["unk"][np.searchsorted(encoded.offsets, places, side="right") - 1] = True
         if self._space:
             found["changed"] |= np.asarray(pc.match_substring(texts, _SPACE))
-        if self._spacing:
-            found["spacing"] |= np.asarray(pc.match_substring_regex(texts, r"\s"))
         if self._normalizer is not None or self._letters is not None or self._removes:
             for document, text in pieces:
                 lost = [*self._left_out(text), *self._removed(text)]
                 found["changed"][document] |= self._is_changed(text)
                 found["dropped"][document] |= any(not character.isspace() for character in lost)
-                found["spacing"][document] |= any(character.isspace() for character in lost)
         return {**found, "no_tokens": np.diff(encoded.offsets) == 0}
 
     def _is_changed(self, text: str) -> bool:

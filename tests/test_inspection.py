@@ -149,8 +149,7 @@ def test_special_spellings_are_counted_whatever_the_engine(tmp_path: Path, engin
     token = loaded.eos_token
     made = documents("a", f"b {token} c {token}", f"{token[:-1]} c", token)
     store = prepare(ListSource(made), choice, data_dir=tmp_path, val_fraction=0.0)
-    losses = {"spacing": 2} if engine == "word pieces" else {}
-    assert store.commit.noted == {"special": 2, **losses}
+    assert store.commit.noted == {"special": 2}
     tokens = store.read(np.zeros(1, np.int64), store.num_tokens())[0]
     assert (tokens == loaded.eos_id).sum() == store.commit.documents == 4
 
