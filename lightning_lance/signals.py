@@ -27,6 +27,7 @@ class Interruptible:
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
+        self._ending = threading.Lock()
 
     @property
     def exit_code(self) -> int:
@@ -54,9 +55,27 @@ class Interruptible:
             self._again(number, frame)
         else:
             self.received = number
+            self._watch()
             raise KeyboardInterrupt
 
+    def _watch(self) -> None:
+        """Let a thread see the second signal too: the main thread may be in a call that does not return to Python."""
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        threading.Thread(target=self._wait_for_another, args=(read,), daemon=True).start()
+
+    def _wait_for_another(self, read: int) -> None:
+        while came := os.read(read, 1):
+            # Of a handler that somebody else has put in place, the main thread knows.
+            if came[0] in _SIGNALS and signal.getsignal(came[0]) in (self._first, self._again):
+                self._again(came[0], None)
+
     def _again(self, number: int, frame: FrameType | None) -> None:
+        if not self._ending.acquire(blocking=False):
+            # The other thread ends the process; or this one, that a third signal has interrupted in it.
+            threading.Event().wait(_LAST_SECONDS)
+            os._exit(128 + number)
         # No clean-up as usual, which may be what hangs; the next run does without, as after a kill.
         with contextlib.suppress(OSError):
             os.write(
@@ -65,3 +84,13 @@ class Interruptible:
             )
         take_back_all(_LAST_SECONDS)
         os._exit(128 + number)
+
+
+def _forget_wakeup() -> None:
+    """Begin a forked process: a signal to it is none to its parent, whose pipe it has."""
+    with contextlib.suppress(ValueError):
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_wakeup)

@@ -2,11 +2,20 @@ import signal
 import subprocess
 import sys
 
+import pytest
 
-def test_a_second_interruption_ends_it_at_once():
-    """Even where the first one waits for something that does not come to its end."""
+DEADLOCK = """
+mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+        for _ in range(2):
+            libc.pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.parametrize("waits", ["time.sleep(60)", DEADLOCK.strip()], ids=["sleep", "deadlock"])
+def test_a_second_interruption_ends_it_at_once(waits: str):
+    """Even where the first one waits for something that does not come to its end, in Python or below it."""
     script = """
-import signal, threading, time
+import ctypes, signal, threading, time
 from lightning_lance.signals import Interruptible
 with Interruptible() as signals:
     threading.Thread(target=time.sleep, args=(60,)).start()
@@ -15,10 +24,10 @@ with Interruptible() as signals:
         time.sleep(60)
     except KeyboardInterrupt:
         print("cleaning", flush=True)
-        time.sleep(60)
+        {waits}
 """
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script.format(waits=waits)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     for line in ("ready\n", "cleaning\n"):
