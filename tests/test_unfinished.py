@@ -81,6 +81,7 @@ sys.path[:0] = [sys.argv[1]]
 from pathlib import Path
 from lightning_lance import row_writer
 from test_row_writer import rows_of, writer_of
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background does not have
 writer = writer_of(sys.argv[2])
 for _ in range(8):
     writer.put(rows_of(1, 100 * 2048).to_batches()[0])
