@@ -110,7 +110,7 @@ def no_panic() -> Iterator[None]:
     except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise StoreError(f"Lance has panicked: {' '.join(str(error).split())[:300]}") from error
+        raise StoreError(f"Lance has panicked: {in_one_line(error)}") from error
 
 
 def data_files(dataset: Any) -> list[str]:

@@ -225,7 +225,7 @@ def content_of(path: Path) -> bytes:
 
     with open(path, "rb", opener=opened) as file:  # a path's own way to open has no flags
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(errno.EINVAL, "It is no file", str(path))
+            raise FileExistsError(errno.EEXIST, "It is no file", str(path))
         return file.read()
 
 

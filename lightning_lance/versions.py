@@ -10,6 +10,7 @@ from lightning_lance.commit import Commit, commit_of, is_commit, last_commit
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import dataset_at, lance_said
 from lightning_lance.layout import Extent
+from lightning_lance.redaction import in_one_line
 from lightning_lance.refs import read_refs
 from lightning_lance.sums import stays, versions_on_list
 
@@ -100,7 +101,7 @@ def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None
         commit = last_commit(uri, version, storage_options)
     except (ValueError, OSError) as error:
         raise StoreError(
-            f"Version {version} of the token store {uri!r} cannot be read: {' '.join(str(error).split())[:200]}"
+            f"Version {version} of the token store {uri!r} cannot be read: {in_one_line(error, 200)}"
         ) from error
     if commit is None:
         raise StoreError(f"Version {version} of the token store {uri!r} is gone: it was removed while it was read.")
