@@ -353,7 +353,7 @@ def write_rows(
         newest = dataset_at(uri, None, storage_options)
         versions = [0 if dataset is None else int(dataset.version) for dataset in (before, newest)]
         if versions[0] != versions[1]:
-            raise conflict(uri, *versions) from error
+            raise conflict(uri, *versions) from shown_cause(error)
         raise (undecodable(uri) if _is_not_utf8(error) else not_written(uri, error)) from shown_cause(error)
     return written, files
 
