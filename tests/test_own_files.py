@@ -322,25 +322,25 @@ def test_in_a_bucket_lance_cleans_up_only_where_nothing_is_of_others(monkeypatch
 
 
 def test_in_a_bucket_a_store_with_what_is_of_others_is_not_replaced():
-    uri = "s3://bucket/x.lance"
+    uri = "s3://bucket/r.lance"
     with serving() as bucket:
         options = {"storage_options": bucket.lance_options}
         prepare(SOURCE, ByteChoice(), uri, val_fraction=0.0, max_documents=5, **options)
         beside = bucket.client.list_objects_v2(Bucket="bucket")["KeyCount"]
         for key in ("thesis.tex", "data/thesis.lance", f"data/{UUID}.lance", "sub/y.lance/_versions/1.manifest"):
-            bucket.client.put_object(Bucket="bucket", Key=f"x.lance/{key}", Body=b"years of work")
+            bucket.client.put_object(Bucket="bucket", Key=f"r.lance/{key}", Body=b"years of work")
             with pytest.raises(StoreError, match=f"holds what is not of its token store \\('{key}'\\)"):
                 prepare(SOURCE, ByteChoice(), uri, val_fraction=0.5, rebuild=True, **options)
             assert bucket.client.list_objects_v2(Bucket="bucket")["KeyCount"] == beside + 1
-            bucket.client.delete_object(Bucket="bucket", Key=f"x.lance/{key}")
+            bucket.client.delete_object(Bucket="bucket", Key=f"r.lance/{key}")
         # What a builder left that was killed, a folder as some tools make it, and a store whose name begins alike.
         written(uri, rows_of(3), options=bucket.lance_options)
-        bucket.client.put_object(Bucket="bucket", Key="x.lance/data/", Body=b"")
-        bucket.client.put_object(Bucket="bucket", Key="x.lance2/thesis.tex", Body=b"years of work")
+        bucket.client.put_object(Bucket="bucket", Key="r.lance/data/", Body=b"")
+        bucket.client.put_object(Bucket="bucket", Key="r.lance2/thesis.tex", Body=b"years of work")
         store = prepare(SOURCE, ByteChoice(), uri, val_fraction=0.5, rebuild=True, **options)
         assert (store.version, store.num_tokens("val") > 0) == (1, True)
         keys = [entry["Key"] for entry in bucket.client.list_objects_v2(Bucket="bucket")["Contents"]]
-        assert "x.lance2/thesis.tex" in keys
+        assert "r.lance2/thesis.tex" in keys
         assert len([key for key in keys if key.endswith(".lance")]) == 1
 
 
