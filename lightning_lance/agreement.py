@@ -67,7 +67,7 @@ def _meet(seconds: float | None) -> None:
         missing = _missing(store, count)
         cause = ""
     except RuntimeError as error:
-        missing, cause = _missing_or_none(store, count), " ".join(str(error).split())[:200]
+        missing, cause = _missing_or_none(store, count), in_one_line(error, 200)
     if missing or cause:
         raise StoreError(_absent(missing, time.monotonic() - began, cause))
 

@@ -197,7 +197,7 @@ class Build:
     def _keep_tokenizer(self) -> None:
         """Write the tokenizer beside a local store; one that an earlier version spelled otherwise stays as it is."""
         file = self._plan.tokenizer_file
-        spelled_so = self._commit.recipe["tokenizer"] == self._plan.tokenizer.digest
+        spelled_so = self._commit.recipe.get("tokenizer") == self._plan.tokenizer.digest
         if file is not None and (spelled_so or not file.exists()):
             keep_tokenizer(self._plan)
 

@@ -14,6 +14,7 @@ from lightning_lance.locking import Lease, lock_file
 from lightning_lance.merging import half_removed, left_behind, move_build_tag, remove_unneeded, take_over
 from lightning_lance.own_files import check_no_links
 from lightning_lance.places import is_local, store_place
+from lightning_lance.redaction import shown_cause
 from lightning_lance.refs import Damage, read_refs, tag_file
 from lightning_lance.status import read_status, remove_status, status_file
 from lightning_lance.sums import SUMS, manifest_of, read_sums, root_session, write_sums
@@ -62,7 +63,7 @@ def clean(uri: str, storage_options: Mapping[str, str] | None = None) -> Cleaned
             raise
         raise StoreError(
             f"The token store {uri!r} cannot be cleaned ({lance_said(error)}): give access, and run it again."
-        ) from error
+        ) from shown_cause(error)
     return cleaned
 
 

@@ -163,16 +163,16 @@ def _clean(arguments: list[str]) -> None:
         with signals:
             cleaned = clean(uri, options)
     except LightningLanceError as error:
-        sys.exit(f"error: {error}")
+        fail(str(error))
     except KeyboardInterrupt:
         print("interrupted: run it again, it ends what was begun.", file=sys.stderr)
         sys.exit(signals.exit_code)
     for line in [*cleaned.done, *cleaned.left]:
-        print(f"{line}.")
+        say(f"{line}.")
     if cleaned.left:
-        sys.exit(f"error: {uri}: {counted(len(cleaned.left), 'problem')} left.")
+        fail(f"{uri}: {counted(len(cleaned.left), 'problem')} left.")
     if not cleaned.done:
-        print(f"{uri}: nothing to clean.")
+        say(f"{uri}: nothing to clean.")
 
 
 def _forget(arguments: list[str]) -> None:

@@ -43,6 +43,7 @@ from lightning_lance.fragments import (
 )
 from lightning_lance.layout import Extent, FileNote, files_of, properties_of
 from lightning_lance.others import METADATA, check_unchanged, lineage_of, properties_at
+from lightning_lance.redaction import shown_cause
 from lightning_lance.sums import manifest_of, root_session, write_sums
 from lightning_lance.unfinished import settled
 
@@ -308,9 +309,9 @@ def replace_fragments(
         now = dataset_at(uri, None, storage_options)
         take_back(uri, paths, [before, now], storage_options)
         if now is not None and int(now.version) != version and not made:
-            raise conflict(uri, version, int(now.version)) from error
+            raise conflict(uri, version, int(now.version)) from shown_cause(error)
         if isinstance(error, (ValueError, OSError)):
-            raise not_written(uri, error) from error
+            raise not_written(uri, error) from shown_cause(error)
         raise
     now = dataset_at(uri, None, storage_options)
     late = now is not None and int(now.version) > version + 1

@@ -72,7 +72,8 @@ def described(value: Any) -> str:
     if callable(value) and hasattr(value, "__name__"):
         return f"the function {value.__name__}"
     if value is None or isinstance(value, (str, bytes, bool, int, float, list, tuple, set, dict, Path)):
-        told = repr(value)
+        # Before it is cut: half a secret is not known as one.
+        told = redacted(repr(value))
         return told if len(told) <= 100 else f"{told[:100]}..."
     return f"of type {type(value).__module__.partition('.')[0]}.{type(value).__name__}"
 

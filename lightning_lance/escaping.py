@@ -27,9 +27,11 @@ def shown_lines(text: str) -> str:
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:
-    """Print lines, each without control characters, at once."""
+    """Print lines, each without control characters, at once; what the terminal has no letters for is shown as escapes."""
+    stream = file or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     for line in lines:
-        print(shown(line), file=file or sys.stdout, flush=True)
+        print(shown(line).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def fail(sentence: str) -> NoReturn:

@@ -22,7 +22,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.layout import FileNote, LayoutCounter, hash_file, hash_local
-from lightning_lance.own_files import check_no_links, foreign_files, is_plain_name, told
+from lightning_lance.own_files import check_no_links, foreign_files, foreign_objects, is_plain_name, told
 from lightning_lance.places import check_place, checked_storage_options, is_local
 from lightning_lance.redaction import in_one_line, shown_cause
 from lightning_lance.schema import block_of, check_keys, tokens_of
@@ -110,7 +110,7 @@ def no_panic() -> Iterator[None]:
     except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
-        raise StoreError(f"Lance has panicked: {' '.join(str(error).split())[:300]}") from error
+        raise StoreError(f"Lance has panicked: {in_one_line(error)}") from error
 
 
 def data_files(dataset: Any) -> list[str]:
@@ -160,7 +160,7 @@ def reading_documents(uri: str) -> Iterator[None]:
 
 
 def _is_not_utf8(error: Exception) -> bool:
-    return "invalid utf-8 sequence" in str(error)
+    return "invalid utf-8 sequence" in str(error) and "invalid path" not in str(error)
 
 
 def undecodable(uri: str) -> StoreError:
@@ -225,14 +225,17 @@ def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
     newest of them last; then what no version needs any more.
 
     Raises:
-        StoreError: If it cannot be removed, or the folder of a local one holds other things than a token store.
+        StoreError: If it cannot be removed, or its folder holds other things than a token store.
     """
     try:
         if is_local(uri):
             _remove_folder(uri)
             return
-        session = LanceFileSession(uri, lance_options(storage_options))
-        for file in sorted(session.list(), key=_going):
+        options = lance_options(storage_options)
+        session = LanceFileSession(uri, options)
+        files = [str(file) for file in session.list()]
+        _check_foreign(uri, foreign_objects(uri, files, options, _listed_files(uri, storage_options)))
+        for file in sorted(files, key=_going):
             session.delete_file(file)
     except (ValueError, OSError) as error:
         raise StoreError(f"The token store {uri!r} cannot be removed: {lance_said(error)}.") from shown_cause(error)
@@ -250,11 +253,7 @@ def _going(file: str) -> tuple[int, int]:
 
 def _remove_folder(uri: str) -> None:
     check_no_links(uri)
-    if foreign := foreign_files(uri, _listed_files(uri)):
-        raise StoreError(
-            f"The folder {uri!r} holds what is not of its token store ({told(foreign)}), so the store is not removed: move "
-            "that elsewhere, or give another uri."
-        )
+    _check_foreign(uri, foreign_files(uri, _listed_files(uri)))
     remove_aside(uri)
     aside = aside_of(uri)
     if os.path.lexists(aside):
@@ -264,6 +263,14 @@ def _remove_folder(uri: str) -> None:
         )
     Path(uri).rename(aside)
     shutil.rmtree(aside)
+
+
+def _check_foreign(uri: str, foreign: Sequence[str]) -> None:
+    if foreign:
+        raise StoreError(
+            f"The folder {uri!r} holds what is not of its token store ({told(foreign)}), so the store is not removed: move "
+            "that elsewhere, or give another uri."
+        )
 
 
 def aside_of(uri: str) -> Path:
@@ -281,14 +288,14 @@ def remove_aside(uri: str) -> None:
         shutil.rmtree(aside)
 
 
-def _listed_files(uri: str) -> set[str]:
-    """List the data files that the versions of a local store name, as far as they can be read, by path."""
+def _listed_files(uri: str, storage_options: Mapping[str, str] | None = None) -> set[str]:
+    """List the data files that the versions of a store name, as far as they can be read, by path."""
     listed: set[str] = set()
     with suppress(ValueError, OSError, StoreError):
-        dataset = dataset_at(uri, None, None)
+        dataset = dataset_at(uri, None, storage_options)
         for entry in [] if dataset is None else dataset.versions():
             with suppress(ValueError, OSError, StoreError):
-                version = dataset_at(uri, int(entry["version"]), None)
+                version = dataset_at(uri, int(entry["version"]), storage_options)
                 listed |= {f"data/{file.path}" for fragment in fragments_of(version) for file in fragment.files}
     return listed
 
@@ -346,7 +353,7 @@ def write_rows(
         newest = dataset_at(uri, None, storage_options)
         versions = [0 if dataset is None else int(dataset.version) for dataset in (before, newest)]
         if versions[0] != versions[1]:
-            raise conflict(uri, *versions) from error
+            raise conflict(uri, *versions) from shown_cause(error)
         raise (undecodable(uri) if _is_not_utf8(error) else not_written(uri, error)) from shown_cause(error)
     return written, files
 

@@ -158,7 +158,10 @@ def _check_once(uri: str, storage_options: Mapping[str, str] | None, sample: flo
         # What others have changed is told as such, and the file is as it was before.
         version, fragment = next((place for place in reversed(places) if not _is_changed(place[0])), places[-1])
         note = version.notes.get(path)
-        found = _check_file(files, path, fragment, note, whole)
+        if is_local(uri) and not Path(uri, "data", path).is_file():
+            found = [Problem(f"data/{path} (fragment {fragment.id})", "is missing", _RESTORE)]
+        else:
+            found = _check_file(files, path, fragment, note, whole)
         if not found and whole and note is not None and not _is_changed(version):
             found = _check_rows(version.dataset, path, fragment, note, version.commit)
         if found and any(_stays(session, version.number) for version, _ in places):
@@ -367,6 +370,9 @@ class _Rows:
     def __init__(self, dataset: Any, note: FileNote, commit: Commit) -> None:
         self._uri, self._vocab_size = str(dataset.uri), commit.vocab_size
         self._block, _ = block_of(self._uri, dataset.schema)
+        self._eos_id = commit.eos_id
+        # The part that the last row was of, and whether a document ended with it.
+        self._before = (-1, False)
         self._parts = note.parts
         self._ends = np.cumsum([part.rows for part in note.parts], dtype=np.int64)
         self.rows = self.tokens = 0
@@ -398,8 +404,35 @@ class _Rows:
             if largest >= self._vocab_size:
                 return f"has the id {largest:,} in a vocabulary of {self._vocab_size:,}"
         with_tokens = counts > 0
-        begins_of(self._uri, batch.column("documents").filter(pa.array(with_tokens)), counts[with_tokens])
+        lists = batch.column("documents").filter(pa.array(with_tokens))
+        begins = begins_of(self._uri, lists, counts[with_tokens])
+        begun = np.repeat(np.flatnonzero(with_tokens), np.asarray(lists.value_lengths()))
+        if not self._ends_fit(ids, counts, of_row, begun * self._block + begins):
+            return f"its documents do not end with the id {self._eos_id:,} and nowhere else, as its commit says"
         return ""
+
+    def _ends_fit(self, ids: np.ndarray, counts: np.ndarray, of_row: np.ndarray, begins: np.ndarray) -> bool:
+        """Tell whether documents begin right behind each EOS, and nowhere else.
+
+        Args:
+            ids: (n, block) tokens of some rows.
+            counts: (n,) how many of them count.
+            of_row: (n,) the part that each row is of.
+            begins: (documents,) where documents begin, among all the tokens.
+        """
+        found = np.flatnonzero(ids == self._eos_id)
+        row, place = np.divmod(found, self._block)
+        last = place == counts[row] - 1
+        if not np.array_equal(found[place < counts[row] - 1] + 1, begins[begins % self._block > 0]):
+            return False
+        # Of the first row of a part, what came before it is elsewhere.
+        ended, begun = np.zeros(len(ids) + 1, bool), np.zeros(len(ids), bool)
+        begun[begins[begins % self._block == 0] // self._block] = True
+        ended[row[last] + 1] = True
+        part, ended[0] = self._before
+        self._before = (int(of_row[-1]), bool(ended[-1])) if len(ids) else self._before
+        same = np.append(part, of_row[:-1]) == of_row
+        return bool(np.array_equal((ended[:-1] & same)[counts > 0], (begun & same)[counts > 0]))
 
 
 def _check_notes(uri: str, versions: Sequence[_Version]) -> list[Problem]:

@@ -73,7 +73,7 @@ def path_list(key: str, given: Any, such: str) -> tuple[str, ...]:
             raise ConfigError(f"{key} has {each!r}: expected a path, such as {such!r}.")
         if not text:
             raise ConfigError(f"{key} has an empty string: expected a path, such as {such!r}.")
-        if "\0" in text:
+        if "\0" in local_path(text):
             raise ConfigError(f"{key} has {text!r}: a path cannot have a null character in it.")
         made.append(text)
     return tuple(made)

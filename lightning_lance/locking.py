@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import os
 import re
 import secrets
 import stat
@@ -27,6 +28,8 @@ _log = logger(__name__)
 LEASE_SECONDS = 10.0
 # How the file of a lease begins.
 _LEASE = b"filelock/2\n"
+# No lease has as many bytes.
+_LONGEST = 1 << 16
 # How the name of a file goes on until it is whole.
 _PART = re.compile(r"\.[0-9a-f]{4,32}\.part")
 # Between two looks at a lease that another process holds.
@@ -154,9 +157,10 @@ class Lease:
 
 
 def _begins_as_lease(path: Path) -> bool:
-    """Tell whether a file is a lease, or an empty one, which may become one."""
+    """Tell whether a file is a lease, or an empty one, which may become one; or one that a power cut has left so."""
     with path.open("rb") as file:
-        return _LEASE.startswith(file.read(len(_LEASE)))
+        content = file.read(_LONGEST)
+    return _LEASE.startswith(content[: len(_LEASE)]) or (len(content) < _LONGEST and not content.strip(b"\0"))
 
 
 class LeaseWatch:
@@ -207,6 +211,22 @@ def only_one(path: str | Path, what: str) -> Iterator[None]:
         yield
     finally:
         lease.release()
+
+
+def content_of(path: Path) -> bytes:
+    """Read a file; of a pipe, a socket or a device, which may have nothing to give for ever, nothing is read.
+
+    Raises:
+        OSError: If it cannot be read, or is no file.
+    """
+
+    def opened(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, "rb", opener=opened) as file:  # a path's own way to open has no flags
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise FileExistsError(errno.EEXIST, "It is no file", str(path))
+        return file.read()
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -51,7 +51,7 @@ def check_no_links(uri: str) -> None:
     The store itself may be at the end of a link.
 
     Raises:
-        StoreError: Naming the first link.
+        StoreError: Naming the first link; or a file among the versions whose name keeps Lance from listing them.
     """
     if not is_local(uri):
         return
@@ -62,6 +62,19 @@ def check_no_links(uri: str) -> None:
                 "to it or removed from it, since that would reach files elsewhere: put the files themselves in its place, or "
                 "move the whole store and link to it."
             )
+        if entry.parent.name == "_versions" and not _is_utf8(entry.name):
+            raise StoreError(
+                f"The token store {uri!r} has a file in _versions whose name is not UTF-8 ({entry.name!r}), where Lance lists "
+                "no version then: move it elsewhere."
+            )
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def left_files(uri: str) -> set[str]:
@@ -121,6 +134,29 @@ def foreign_files(uri: str, listed: Collection[str] = ()) -> list[str]:
         elif not _is_own(uri, path, listed):
             foreign.append(path)
     return foreign
+
+
+def foreign_objects(
+    uri: str, paths: Collection[str], storage_options: dict[str, str] | None, listed: Collection[str] = ()
+) -> list[str]:
+    """List what lies at the place of a store in a bucket and is not its own, by path.
+
+    Args:
+        uri: The store.
+        paths: All objects that are there, by path.
+        storage_options: Credentials and such, as Lance takes them.
+        listed: The data files that its versions name, by path.
+    """
+
+    def is_own(path: str) -> bool:
+        # Some tools make objects that stand for folders.
+        if path in listed or path in _FOLDERS or _has_name(path, _KEPT):
+            return True
+        if not _has_name(path, _LEFT):
+            return False
+        return not path.endswith(".lance") or is_data_file(f"{uri}/{path}", storage_options)
+
+    return sorted(path for path in paths if not is_own(path))
 
 
 def told(paths: Collection[str]) -> str:

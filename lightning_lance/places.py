@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -37,8 +38,6 @@ def check_place(name: str, place: Any, such: str = "data/mine.lance") -> str:
     text = os.fspath(place)
     if not text.strip():
         raise ConfigError(f"{name} is empty: expected a place, such as {such}.")
-    if "\0" in text:
-        raise ConfigError(f"{name} is {text!r}: a path has no NUL characters; expected such as {such}.")
     if has_secret(text):
         remember_url(text)
         raise ConfigError(
@@ -46,8 +45,19 @@ def check_place(name: str, place: Any, such: str = "data/mine.lance") -> str:
             "and logs: give those by environment variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by "
             "storage_options."
         )
+    _check_text(name, text, such)
+    return text
+
+
+def _check_text(name: str, text: str, such: str) -> None:
+    """Refuse what no path can be. ConfigError says why."""
+    if "\0" in text:
+        raise ConfigError(f"{name} is {text!r}: a path has no NUL characters; expected such as {such}.")
     if "://" not in text:
-        encoded = os.fsencode(text)
+        try:
+            encoded = os.fsencode(text)
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{name} is {text[:100]!r}: a path has no halves of surrogate pairs.") from error
         if len(encoded) >= _LONGEST_PATH or any(
             len(part) > _LONGEST_NAME for part in encoded.split(os.fsencode(os.sep))
         ):
@@ -55,7 +65,6 @@ def check_place(name: str, place: Any, such: str = "data/mine.lance") -> str:
                 f"{name} is {len(encoded):,} bytes long ({text[:60]!r}...): a path has up to {_LONGEST_PATH - 1:,} bytes, and "
                 f"each name in it up to {_LONGEST_NAME}; give a shorter one."
             )
-    return text
 
 
 def checked_storage_options(name: str, options: Any) -> dict[str, str]:
@@ -120,6 +129,8 @@ def given_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
     uri = check_place(name, uri)
     file = _FILE_URI.fullmatch(uri)
     path = _decoded(file["path"]) if file else uri
+    if file:
+        _check_text(name, path, "data/mine.lance")
     if not is_local(path):
         return path.rstrip("/")
     # Not normalised: behind a link, `..` is another folder than in the text.
@@ -206,7 +217,11 @@ def _absolute(path: str) -> Path:
 
 def _decoded(path: str) -> str:
     """Return what the path of a URI means; a file that has its very spelling is meant too."""
-    return path if Path(path).exists() else unquote(path)
+    with suppress(OSError, ValueError):  # it is too long, or has what no path has
+        if Path(path).exists():
+            return path
+    # What is not UTF-8, as paths have it.
+    return unquote(path, errors="surrogateescape")
 
 
 def _check_links(given: str) -> None:

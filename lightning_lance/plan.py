@@ -18,7 +18,7 @@ from lightning_lance.errors import ConfigError, StoreError, described, is_count
 from lightning_lance.escaping import logger
 from lightning_lance.figures import counted
 from lightning_lance.local_paths import data_folder
-from lightning_lance.locking import LeaseWatch, lock_file, write_whole
+from lightning_lance.locking import LeaseWatch, content_of, lock_file, write_whole
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.places import beside_place, is_local, store_place, tokenizer_file
 from lightning_lance.sources import Source
@@ -297,7 +297,7 @@ def keep_tokenizer(plan: Plan) -> None:
 def _text_of(file: Path) -> str | None:
     """Read a file; None if there is none, or a link, or no text."""
     try:
-        return None if file.is_symlink() else file.read_text(encoding="utf-8")
+        return None if file.is_symlink() else content_of(file).decode()
     except (OSError, UnicodeDecodeError):
         return None
 
@@ -369,7 +369,7 @@ def tokenizer_beside(store: TokenStore) -> Tokenizer:
         ConfigError: If it is not there.
         StoreError: If it is another one.
     """
-    files, made_by = store.tokenizer_files, store.commit.recipe["tokenizer"]
+    files, made_by = store.tokenizer_files, store.commit.recipe.get("tokenizer")
     for file in files:
         if file.is_file():
             tokenizer = TokenizerFile(str(file), store.commit.eos_token).load(None, Path())

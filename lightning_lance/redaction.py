@@ -7,6 +7,7 @@ so that it stays the same URL when it is signed anew.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,6 +62,8 @@ _HARMLESS = {
 _CLOUD = re.compile(r"^(aws|azure|azure_storage|google|s3)_")
 # Shorter values would be found in the middle of words.
 _SHORTEST = 4
+# Of a secret of several lines; a shorter one, such as a brace, is none by itself.
+_LONG_LINE = 12
 
 _known: set[str] = set()
 
@@ -179,10 +182,18 @@ def remember_url(url: str) -> None:
 
 
 def remember(value: str) -> None:
-    """Remember a secret, in the spellings that URLs have for it."""
-    for spelled in (value, quote(value, safe=""), quote(value), quote_plus(value), unquote(value), unquote_plus(value)):
+    """Remember a secret, in the spellings that URLs and libraries have for it."""
+    in_urls = (quote(value, safe=""), quote(value), quote_plus(value), unquote(value), unquote_plus(value))
+    for spelled in (*in_urls, *_spellings(value)):
         if len(spelled) >= _SHORTEST and spelled.lower() not in ("true", "false", "none", "null", "auto"):
             _known.add(spelled)
+
+
+def _spellings(value: str) -> set[str]:
+    """Give a secret as it is, as Python and JSON write it, and in one line; of several lines each long one too."""
+    lines = {line.strip() for line in value.splitlines() if len(line.strip()) >= _LONG_LINE}
+    written = {repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    return {value, " ".join(value.split()), *written, *(lines if "\n" in value else ())}
 
 
 def redacted(text: str) -> str:
@@ -208,12 +219,12 @@ def _public_match(match: re.Match[str]) -> str:
 
 
 def _of_environment() -> list[str]:
-    found = []
+    found: list[str] = []
     for name, value in os.environ.items():
         # The place of a file with secrets is none.
         is_place = value.startswith(("/", "~"))
         if len(value) >= 8 and not is_place and (is_secret_name(name) or _plain(name).endswith(("_token", "_secret"))):
-            found.append(value.strip())
+            found += _spellings(value.strip())
     return found
 
 

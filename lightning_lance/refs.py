@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+from lightning_lance.redaction import in_one_line
 from lightning_lance.sums import Root, root_session
 
 TAGS, _BRANCHES = "_refs/tags", "_refs/branches"
@@ -81,7 +82,7 @@ def _files(session: Root, folder: str) -> list[tuple[str, dict[str, Any] | Damag
         except (ValueError, OSError) as error:
             if name not in session.names(folder):
                 continue  # it has just been removed
-            told = Damage(f"cannot be read ({' '.join(str(error).split())[:150]})", "unknown")
+            told = Damage(f"cannot be read ({in_one_line(error, 150)})", "unknown")
         found.append((name.removesuffix(_ENDING), told))
     return found
 

@@ -15,6 +15,7 @@ from lightning_lance.commit import newest_at
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import Written, dataset_at, take_back, write_rows
 from lightning_lance.memory import give_back
+from lightning_lance.redaction import in_one_line
 
 # Batches of rows that wait to be written: some megabytes each.
 _WAITING = 1
@@ -118,7 +119,7 @@ def _check_readable(rows: pa.RecordBatch, uri: str) -> None:
         rows.validate(full=True)
     except pa.ArrowInvalid as error:
         raise StoreError(
-            f"Rows for the token store {uri!r} are not valid ({' '.join(str(error).split())[:200]}), so none of them was "
+            f"Rows for the token store {uri!r} are not valid ({in_one_line(error, 200)}), so none of them was "
             "stored: a source must give documents whose strings are all UTF-8."
         ) from error
 

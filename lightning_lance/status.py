@@ -7,18 +7,23 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
+from lightning_lance.checked import count_of, flag_of, json_of, object_of, text_of
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, StoreError
 from lightning_lance.figures import counted, share_told, tokens_told
-from lightning_lance.locking import remove_parts, write_whole
+from lightning_lance.locking import content_of, remove_parts, write_whole
 from lightning_lance.places import beside, store_beside
 from lightning_lance.redaction import in_one_line
 
 # Between two writes: often enough for those who wait, too seldom to be felt.
 _WRITE_SECONDS = 1.0
+# A share of the budget may be above 1, where the last documents were long.
+_MOST = 1e9
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,31 @@ class BuildStatus:
         return f"{self.builder}, since {self.since}: {', '.join(filter(None, figures))}"
 
 
+def _share_of(value: Any, name: str) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= _MOST:
+        raise ValueError(f"{name} is no share")
+    return float(value)
+
+
+def _failure_of(value: Any, name: str) -> str | None:
+    return None if value is None else text_of(value, name)
+
+
+# What each field must be, whoever has written it.
+_FIELDS: dict[str, Callable[[Any, str], Any]] = {
+    "run": text_of,
+    "fingerprint": text_of,
+    "builder": text_of,
+    "since": text_of,
+    "documents": count_of,
+    "tokens": count_of,
+    "share": _share_of,
+    "failure": _failure_of,
+    "of_source": flag_of,
+    "refused": flag_of,
+}
+
+
 def status_file(uri: str) -> Path | None:
     """Give the file in which the builder of a store tells how it goes; a bucket has none."""
     return beside(uri, "building.json")
@@ -62,10 +92,11 @@ def status_file(uri: str) -> Path | None:
 def read_status(path: Path) -> BuildStatus | None:
     """Read a status file; None where there is none, or none that is understood."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = object_of(json_of(content_of(path).decode(), "it"), "it")
         # A later version may tell more.
-        return BuildStatus(**{entry.name: told[entry.name] for entry in fields(BuildStatus) if entry.name in told})
-    except (OSError, ValueError, TypeError):
+        known = {entry.name: entry.default for entry in fields(BuildStatus)} | told
+        return BuildStatus(**{name: read(known[name], name) for name, read in _FIELDS.items()})
+    except (OSError, ValueError):
         return None
 
 
@@ -83,6 +114,13 @@ def remove_refused(folder: Path) -> None:
         if status is not None and status.refused and store is not None and not store.exists():
             with suppress(OSError):
                 remove_status(path)
+
+
+def _is_blank(path: Path) -> bool:
+    """Tell whether a file holds nothing: a power cut may leave one of ours so."""
+    with suppress(OSError):
+        return not content_of(path).strip(b"\0")
+    return False
 
 
 def failure_of(status: BuildStatus, uri: str) -> SourceError | StoreError:
@@ -137,7 +175,7 @@ class StatusFile:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        if os.path.lexists(self._path) and read_status(self._path) is None:
+        if os.path.lexists(self._path) and read_status(self._path) is None and not _is_blank(self._path):
             return  # it is others'
         with suppress(OSError):
             write_whole(self._path, json.dumps(asdict(self._status)))

@@ -21,12 +21,12 @@ from lightning_lance.checked import count_of, json_of, list_of, object_of, text_
 from lightning_lance.errors import StoreError
 from lightning_lance.escaping import logger
 from lightning_lance.fragments import dataset_at, lance_options, lance_said, opening
-from lightning_lance.locking import write_whole
+from lightning_lance.locking import content_of, write_whole
 
 _log = logger(__name__)
 
 SUMS = "lightning_lance.sums.json"
-_FOLDERS = {"_versions": ".manifest", "_transactions": ".txn"}
+_FOLDERS = ("_versions", "_transactions")
 # What may be on the list.
 _LISTED = re.compile(r"_versions/[0-9]{20}\.manifest|_transactions/[0-9]{1,19}-[0-9A-Za-z-]+\.txn")
 # Lance counts versions down in their names, so that the newest is listed first.
@@ -56,10 +56,14 @@ class Root:
 
     def list(self, folder: str) -> list[str]:
         """List the files of a folder, by path."""
-        return list(self._session.list(folder))
+        if self._folder is not None:  # Lance lists nothing where one name is not UTF-8
+            return [path for name in self.names(folder) if (self._folder / (path := f"{folder}/{name}")).is_file()]
+        return [str(path) for path in self._session.list(folder)]
 
     def contains(self, path: str) -> bool:
         """Tell whether there is such a file."""
+        if self._folder is not None:  # Lance would wait for what comes out of a pipe
+            return (self._folder / path).is_file()
         return bool(self._session.contains(path))
 
     def names(self, folder: str) -> Sequence[str]:
@@ -82,7 +86,7 @@ class Root:
     def content(self, path: str) -> bytes:
         """Read a small file."""
         if self._folder is not None:  # nothing for the folder of temporary files, where a kill would leave it
-            return (self._folder / path).read_bytes()
+            return content_of(self._folder / path)
         with tempfile.TemporaryDirectory() as folder:
             self._session.download_file(path, str(Path(folder, "file")))
             return Path(folder, "file").read_bytes()
@@ -105,13 +109,9 @@ def root_session(uri: str, storage_options: Mapping[str, str] | None) -> Root:
 
 def listed(session: Root) -> set[str]:
     """List the manifests and transactions that are there, by path."""
-    # Beside them lie the hint of the newest version, and what a killed writer left half-written.
-    return {
-        f"{folder}/{Path(path).name}"
-        for folder, ending in _FOLDERS.items()
-        for path in session.list(folder)
-        if path.endswith(ending)
-    }
+    # Beside them lie the hint of the newest version, what a killed writer left half-written, and what others put there.
+    paths = {f"{folder}/{Path(path).name}" for folder in _FOLDERS for path in session.list(folder)}
+    return {path for path in paths if _LISTED.fullmatch(path)}
 
 
 def sum_of(session: Root, path: str) -> Sum:
@@ -138,7 +138,7 @@ def write_sums(uri: str, storage_options: Mapping[str, str] | None, only: Collec
     try:
         _write(uri, storage_options, only)
         return True
-    except (ValueError, OSError, StoreError) as error:
+    except (ValueError, OSError, RuntimeError, StoreError) as error:
         # The commit is made, and the next one lists what is not listed now.
         _log.warning("The checksums of %s could not be written: %s", uri, lance_said(error))
         return False

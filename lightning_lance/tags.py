@@ -16,6 +16,7 @@ from lightning_lance.commit import Commit, commit_of, is_commit
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.fragments import data_files, dataset_at, not_written
 from lightning_lance.layout import Extent
+from lightning_lance.redaction import in_one_line, shown_cause
 from lightning_lance.refs import read_refs, tag_file
 from lightning_lance.sums import root_session, stays, versions_on_list
 
@@ -94,7 +95,7 @@ def keep(
         set_tag(dataset, name)
     except _LANCE_ERRORS as error:
         if opened.kept_by(name) is None:  # another rank may have been first
-            raise opened.not_tagged(error) from error
+            raise opened.not_tagged(error) from shown_cause(error)
     finally:
         let_go(dataset, extent, run)
     return True
@@ -137,7 +138,7 @@ def keep_for_run(
             return opened.stays(tagged)
         if not opened.is_there():
             return False
-        raise opened.not_tagged(error) from error
+        raise opened.not_tagged(error) from shown_cause(error)
     if opened.stays(opened.version) and opened.is_there():
         return True
     _remove(dataset, name)
@@ -197,7 +198,7 @@ class _Opened(NamedTuple):
     def not_tagged(self, error: object) -> StoreError:
         """Say that the version cannot be tagged."""
         return StoreError(
-            f"Version {self.version} of the token store {self.uri!r} cannot be tagged: {' '.join(str(error).split())[:200]}"
+            f"Version {self.version} of the token store {self.uri!r} cannot be tagged: {in_one_line(error, 200)}"
         )
 
 
@@ -238,7 +239,7 @@ def keep_build(dataset: Any, uri: str) -> None:
     try:
         set_tag(dataset, _build_tag(dataset, uri))
     except _LANCE_ERRORS as error:
-        raise not_written(uri, error) from error
+        raise not_written(uri, error) from shown_cause(error)
 
 
 def lacks_build_tag(dataset: Any, uri: str, storage_options: Mapping[str, str] | None = None) -> bool:
@@ -327,7 +328,7 @@ def retag(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> l
                 session.delete_file(tag_file(name))
                 removed.append(name)
     except _LANCE_ERRORS as error:
-        raise not_written(uri, error) from error
+        raise not_written(uri, error) from shown_cause(error)
     return sorted(removed)
 
 

@@ -10,6 +10,7 @@ from lightning_lance.commit import Commit, commit_of, is_commit, last_commit
 from lightning_lance.errors import StoreError
 from lightning_lance.fragments import dataset_at, lance_said
 from lightning_lance.layout import Extent
+from lightning_lance.redaction import in_one_line, shown_cause
 from lightning_lance.refs import read_refs
 from lightning_lance.sums import stays, versions_on_list
 
@@ -48,7 +49,9 @@ def _versions(uri: str, storage_options: Mapping[str, str] | None) -> list[int]:
             return [] if dataset is None else sorted(int(entry["version"]) for entry in dataset.versions())
         except (ValueError, OSError) as error:  # a builder removes old ones meanwhile
             if look == _LOOKS - 1:
-                raise StoreError(f"The versions of {uri!r} cannot be listed: {lance_said(error)}") from error
+                raise StoreError(f"The versions of {uri!r} cannot be listed: {lance_said(error)}") from shown_cause(
+                    error
+                )
     return []
 
 
@@ -100,8 +103,8 @@ def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None
         commit = last_commit(uri, version, storage_options)
     except (ValueError, OSError) as error:
         raise StoreError(
-            f"Version {version} of the token store {uri!r} cannot be read: {' '.join(str(error).split())[:200]}"
-        ) from error
+            f"Version {version} of the token store {uri!r} cannot be read: {in_one_line(error, 200)}"
+        ) from shown_cause(error)
     if commit is None:
         raise StoreError(f"Version {version} of the token store {uri!r} is gone: it was removed while it was read.")
     return commit

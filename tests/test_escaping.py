@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -109,3 +110,16 @@ def test_the_commands_show_escapes(tmp_path: Path):
     assert done.returncode == 0
     assert "did you mean repo=owner/name\\x1b[2J\\u202e?" in done.stdout
     assert not any(character in done.stdout + done.stderr for character in "\x1b\u202e")
+
+
+def test_clean_shows_escapes_and_says_all_on_any_terminal(tmp_path: Path):
+    """Of a place and a tag with odd names, on a terminal that has no letters but ASCII."""
+    uri = tmp_path / "d\xe9j\xe0\u202e.lance"
+    prepare(ListSource(documents("a text")), ByteChoice(), str(uri), val_fraction=0.0)
+    (uri / "_refs/tags/n\u2028o.json").touch()
+    command = [sys.executable, "-c", "from lightning_lance.cli import main; main()", "clean", str(uri)]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    for said in ("n\\u2028o.json is empty: removed.\n", "d\\xe9j\\xe0\\u202e.lance: nothing to clean.\n"):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.endswith(said)

@@ -250,7 +250,10 @@ def test_lies_that_fit_are_found_by_verify(
     first[1], second[1] = first[1] - 9, second[1] + 9
     vocabulary = metadata_of(store)
     vocabulary[COMMIT].update(eos_id=7, vocab_size=100)
+    ends = metadata_of(store)
+    ends[COMMIT]["eos_id"] = ord("7")
     for made, said in (
+        (ends, "its documents do not end with the id 55 and nowhere else, as its commit says"),
         (names, "of its rows is not as its note says"),
         (sizes, "not as its note says"),
         (vocabulary, "in a vocabulary of 100"),

@@ -158,3 +158,12 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path):
         write_whole(file, "two \ud800")
     assert file.read_text() == "one"
     assert sorted(tmp_path.iterdir()) == [file, other]
+
+
+def test_a_lease_that_a_power_cut_has_emptied_is_taken(tmp_path: Path):
+    lease = Lease(tmp_path / "x.lock")
+    (tmp_path / "x.lock").write_bytes(b"\0" * 200)
+    os.utime(tmp_path / "x.lock", (0, 0))
+    assert lease.take_from_the_dead()
+    lease.release()
+    assert list(tmp_path.iterdir()) == []

@@ -319,3 +319,66 @@ def test_in_a_bucket_lance_cleans_up_only_where_nothing_is_of_others(monkeypatch
             assert len(lance.dataset(uri, storage_options=options).versions()) == 1
             bucket.client.delete_object(Bucket="bucket", Key=f"x.lance/{key}")
         assert lance.dataset(uri, storage_options=options).count_rows() == 5
+
+
+def test_in_a_bucket_a_store_with_what_is_of_others_is_not_replaced():
+    uri = "s3://bucket/r.lance"
+    with serving() as bucket:
+        options = {"storage_options": bucket.lance_options}
+        prepare(SOURCE, ByteChoice(), uri, val_fraction=0.0, max_documents=5, **options)
+        beside = bucket.client.list_objects_v2(Bucket="bucket", Prefix="r.lance")["KeyCount"]
+        for key in ("thesis.tex", "data/thesis.lance", f"data/{UUID}.lance", "sub/y.lance/_versions/1.manifest"):
+            bucket.client.put_object(Bucket="bucket", Key=f"r.lance/{key}", Body=b"years of work")
+            with pytest.raises(StoreError, match=f"holds what is not of its token store \\('{key}'\\)"):
+                prepare(SOURCE, ByteChoice(), uri, val_fraction=0.5, rebuild=True, **options)
+            assert bucket.client.list_objects_v2(Bucket="bucket", Prefix="r.lance")["KeyCount"] == beside + 1
+            bucket.client.delete_object(Bucket="bucket", Key=f"r.lance/{key}")
+        # What a builder left that was killed, a folder as some tools make it, and a store whose name begins alike.
+        written(uri, rows_of(3), options=bucket.lance_options)
+        bucket.client.put_object(Bucket="bucket", Key="r.lance/data/", Body=b"")
+        bucket.client.put_object(Bucket="bucket", Key="r.lance2/thesis.tex", Body=b"years of work")
+        store = prepare(SOURCE, ByteChoice(), uri, val_fraction=0.5, rebuild=True, **options)
+        assert (store.version, store.num_tokens("val") > 0) == (1, True)
+        keys = [entry["Key"] for entry in bucket.client.list_objects_v2(Bucket="bucket", Prefix="r.lance")["Contents"]]
+        assert "r.lance2/thesis.tex" in keys
+        assert len([key for key in keys if key.startswith("r.lance/data/") and key.endswith(".lance")]) == 1
+
+
+@pytest.mark.parametrize("name", [b"\xff.txn", b"thesis.manifest", b"5-.txn"])
+@pytest.mark.parametrize("folder", ["_versions", "_transactions", "_refs/tags"])
+def test_names_of_others_hinder_nothing(uri: Path, folder: str, name: bytes):
+    """Lance lists no folder in which a name is not UTF-8, and a manifest of no number counted as damage."""
+    file = put(uri / folder / os.fsdecode(name))
+    assert check_store(str(uri)) == []
+    said = call_all(uri)
+    assert file.read_text() == "years of work"
+    if folder == "_versions" and not name.isascii():
+        assert (said["open"], said["verify"]) == ("", "")
+        for call in ("grow", "forget", "purge", "rebuild"):
+            assert r"in _versions whose name is not UTF-8 ('\udcff.txn')" in said[call]
+        file.unlink()
+        assert check_store(str(uri)) == []
+        return
+    assert "holds what is not of its token store" in said.pop("rebuild")
+    assert said == dict.fromkeys(said, "")
+    assert len(lance.dataset(uri).versions()) == 1
+
+
+@pytest.mark.parametrize("pipe", [SUMS, "_refs/tags/mine.json"])
+def test_pipes_are_not_waited_for(uri: Path, pipe: str):
+    (uri / pipe).unlink(missing_ok=True)
+    os.mkfifo(uri / pipe)
+    said = [str(problem) for problem in check_store(str(uri))]
+    assert len(said) == 1
+    assert said[0].startswith(f"{pipe}: ")
+    assert TokenStore.open(uri).keep_for_training()
+
+
+def test_a_data_file_that_is_a_pipe_is_missing(uri: Path):
+    (file,) = (uri / "data").iterdir()
+    file.unlink()
+    os.mkfifo(file)
+    (problem,) = check_store(str(uri))
+    assert problem.what == "is missing"
+    with pytest.raises(StoreError, match="is missing, expected"):
+        TokenStore.open(uri)

@@ -74,6 +74,9 @@ def test_a_file_that_has_the_very_spelling_of_a_uri_is_meant(folder: Path):
     (folder / "a%20b").mkdir()
     assert store_place(f"file://{folder}/a%20b") == str(folder / "a%20b")
     assert store_place(f"file://{folder}/c%20d") == str(folder / "c d")
+    # A name that is not UTF-8, and one whose escapes alone are too long for a name.
+    assert store_place(f"file://{folder}/caf%e9") == os.fsdecode(os.fsencode(folder) + b"/caf\xe9")
+    assert store_place(f"file://{folder}/{'%20' * 100}x") == f"{folder}/{' ' * 100}x"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,10 @@ def test_a_file_that_has_the_very_spelling_of_a_uri_is_meant(folder: Path):
         ("", "is empty: expected a place"),
         (7, "is 7: expected a place"),
         ("a\0b", "a path has no NUL characters"),
+        ("file:///data/a%00b", "a path has no NUL characters"),
+        (f"file:///data/{'a' * 300}", "each name in it up to 255"),
+        (f"file:///{'a/' * 2500}", "a path has up to 4,095 bytes"),
+        ("a\ud800b", "a path has no halves of surrogate pairs"),
         ("~nobody-of-this-name/x", "somebody who is unknown here"),
     ],
 )

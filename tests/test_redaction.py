@@ -1,13 +1,14 @@
 """What counts as a secret, and what is shown in its place."""
 
+import json
 import string
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance import redaction
-from lightning_lance.errors import SourceError
+from lightning_lance import fragments, redaction
+from lightning_lance.errors import SourceError, StoreError, described
 from lightning_lance.redaction import (
     has_secret,
     hidden_values,
@@ -150,3 +151,33 @@ def test_all_errors_are_without_secrets():
     outer = ValueError("plain")
     outer.__cause__ = ValueError("https://u:p@host")
     assert shown_cause(outer) is None
+
+
+PEM = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQEFAASC\n-----END PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    "secret", [PEM, json.dumps({"private_key": PEM}), json.dumps({"k": PEM}, indent=1), "p\"a's\\s w\xf6rd"]
+)
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_a_secret_of_odd_signs_is_hidden_however_it_is_spelled(secret: str, way: str, monkeypatch: pytest.MonkeyPatch):
+    if way == "option":
+        redaction.remember_options({"google_service_account_key": secret})
+    else:
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", secret)
+    spelled = [secret, repr(secret), repr({"key": secret}), json.dumps([secret]), " ".join(secret.split())]
+    for text in [*spelled, *secret.splitlines()]:
+        for told in (str(StoreError(f"Not understood: {text}")), redaction.in_one_line(text, 5000)):
+            assert not any(part in told for part in ("MIIEvQ", "hkiG9w", 'p"a', "a's", "\xf6rd", "u00f6rd"))
+
+
+def test_half_a_secret_is_not_told():
+    """What a message shows is cut after its secrets are hidden."""
+    secret = "S3cr3t" * 5
+    redaction.remember_options({"password": secret})
+    for length in range(60, 100):
+        assert "S3cr" not in described("x" * length + secret)
+    for length in range(80, 150, 5):
+        with pytest.raises(StoreError) as raised, fragments.no_panic():
+            raise BaseException("x" * (length + 140) + " " + secret)  # as Lance panics
+        assert "S3cr" not in str(raised.value)

@@ -3,6 +3,7 @@
 import importlib
 import json
 import threading
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -265,3 +266,34 @@ def test_other_places_that_cannot_be_reached(tmp_path: Path, pattern: str, told:
     with pytest.raises((ConfigError, SourceError), match=told) as refused:
         prepare(corpus, ByteChoice(), data_dir=tmp_path)
     assert "HUSH" not in str(refused.value)
+
+
+def test_causes_of_errors_do_not_repeat_keys_either():
+    """Python prints the causes of an error with it, and a server repeats the key that it does not know."""
+    key, uri, refused = "AKexampleKEY99", "s3://bucket/keys.lance", ["nothing"]
+    source = ListSource(documents(*["a text"] * 20))
+
+    def around(app: Any) -> Any:
+        def refusing(environ: dict[str, Any], start_response: Any) -> Any:
+            if environ["REQUEST_METHOD"] != "PUT" or f"keys.lance/{refused[0]}" not in environ["PATH_INFO"]:
+                return app(environ, start_response)
+            body = f"<Error><Code>InvalidAccessKeyId</Code><Message>no {key}</Message></Error>".encode()
+            start_response("403 Forbidden", [("Content-Length", str(len(body)))])
+            return [body]
+
+        return refusing
+
+    with serving() as bucket:
+        options = {**bucket.lance_options, "aws_access_key_id": key}
+        store = prepare(source, ByteChoice(), uri, max_documents=5, storage_options=options)
+        bucket.wrap(around)
+
+        def grow() -> None:
+            prepare(source, ByteChoice(), uri, storage_options=options)
+
+        for refused[0], call in (("_versions", grow), ("_transactions", grow), ("data", grow), ("_refs", store.keep)):
+            with pytest.raises(StoreError) as raised:
+                call()
+            told = "".join(traceback.format_exception(raised.value))
+            assert "StoreError" in told
+            assert key not in told

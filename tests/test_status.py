@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,57 @@ def test_what_cannot_be_read_or_written_is_no_error(tmp_path: Path):
     writer.update(1, 1, 1.0)
     writer.remove()
     assert BuildStatus("r", "f", "b", "s").failure is None
+
+
+STATUS = {"run": "r", "fingerprint": "f", "builder": "b", "since": "s"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "7",
+        json.dumps({"run": "r"}),
+        json.dumps({**STATUS, "documents": "many"}),
+        json.dumps({**STATUS, "tokens": 10**30}),
+        json.dumps({**STATUS, "share": float("nan")}),
+        json.dumps({**STATUS, "share": "half"}),
+        json.dumps({**STATUS, "failure": 7}),
+        json.dumps({**STATUS, "builder": "\ud800"}),
+    ],
+)
+def test_a_file_of_another_form_is_no_status(tmp_path: Path, content: str):
+    assert str(read_status(put(tmp_path, json.dumps({**STATUS, "share": 1, "later": []})))) == (
+        "b, since s: 0 documents, 0 tokens, 100 %"
+    )
+    file = put(tmp_path, content)
+    assert read_status(file) is None
+    # It is others', and hinders no build.
+    prepare(ListSource(documents("text")), ByteChoice(), str(tmp_path / "x.lance"), val_fraction=0.0)
+    assert file.read_text() == content
+
+
+@pytest.mark.parametrize("content", ["", "\0" * 200])
+def test_a_status_that_a_power_cut_has_emptied_is_written_again(tmp_path: Path, content: str):
+    writer = StatusFile(put(tmp_path, content), "f")
+    assert read_status(tmp_path / "x.building.json") is not None
+    writer.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_is_no_status_and_nobody_waits_for_it(tmp_path: Path):
+    file = tmp_path / "x.building.json"
+    os.mkfifo(file)
+    # With somebody to write, a read that should not be ends.
+    writer = os.open(file, os.O_RDWR)
+    os.write(writer, json.dumps(STATUS).encode())
+    assert read_status(file) is None
+    StatusFile(file, "f").remove()
+    assert file.is_fifo()
+    os.close(writer)
+
+
+def put(folder: Path, content: str) -> Path:
+    file = folder / "x.building.json"
+    file.write_text(content)
+    return file
