@@ -148,7 +148,11 @@ class StatusFile:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         self._status = BuildStatus(secrets.token_hex(8), fingerprint, builder, since, documents, tokens)
         self._written = -_WRITE_SECONDS
+
+    def begin(self) -> StatusFile:
+        """Write the file. Whoever is interrupted meanwhile has it to remove."""
         self._write()
+        return self
 
     def update(self, documents: int, tokens: int, share: float) -> None:
         """Tell how far the build is; most calls write nothing, but that all is there is told at once."""

@@ -100,8 +100,10 @@ class LeaseTurn:
         if taken:
             # Before it has packed anything, it tells those who wait what is there.
             done = (0, 0) if commit is None else (commit.documents, commit.tokens)
-            self.mine, self._status = True, StatusFile(self._status_file, self._fingerprint, *done)
+            self._status = StatusFile(self._status_file, self._fingerprint, *done)
             at_the_end(self._status.remove)
+            self._status.begin()
+            self.mine = True
             return
         now = time.monotonic()
         # A builder that has just begun has not yet written who it is.

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.request import Request, urlopen
 
 import boto3
 from moto.server import ThreadedMotoServer
@@ -60,6 +61,8 @@ def serving() -> Iterator[Bucket]:
     server.start()
     try:
         bucket = Bucket(server)
+        # What it holds is held for the process, by whatever server.
+        urlopen(Request(f"{bucket.endpoint}/moto-api/reset", method="POST")).close()
         bucket.client.create_bucket(Bucket="bucket")
         yield bucket
     finally:

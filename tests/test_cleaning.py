@@ -157,7 +157,7 @@ def test_what_killed_builders_and_clean_ups_left_goes(copied: Path):
     stored = next((copied / "data").glob("*.lance"))
     left = "data/" + "01" * 12 + "ab" * 13 + ".lance"
     shutil.copy(stored, copied / left)
-    StatusFile(beside / "x.building.json", "f")
+    StatusFile(beside / "x.building.json", "f").begin()
     (beside / "x.lance.being-removed").mkdir()
     (beside / "thesis.tex").touch()
     (copied / SUMS).unlink()

@@ -198,7 +198,7 @@ def test_a_status_file_of_others_is_neither_written_nor_removed(tmp_path: Path):
     file = status_file(str(tmp_path / "x.lance"))
     assert file is not None
     put(file, json.dumps({"my": "notes"}))
-    status = StatusFile(file, "f")
+    status = StatusFile(file, "f").begin()
     status.update(1, 1, 1.0)
     status.failed(StoreError("no"))
     status.remove()

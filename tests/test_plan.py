@@ -122,7 +122,7 @@ def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_
         StatusFile(file, "f").failed(SourceError("the network is gone"))
         waits = thread.submit(wait_for, uri, 15)
         assert left_waiting(waits)
-        lives = StatusFile(file, "f")
+        lives = StatusFile(file, "f").begin()
         prepare(SOURCE, ByteChoice(), str(tmp_path / "y.lance"))
         (tmp_path / "y.lance").rename(uri)
         waits.result(60)
@@ -171,7 +171,7 @@ def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
             caplog.clear()
             until_told(nobody)  # once more, though nothing has changed
             until_told(".", live=True)
-            StatusFile(tmp_path / "x.building.json", "f")
+            StatusFile(tmp_path / "x.building.json", "f").begin()
             with pytest.raises(
                 StoreError, match=r"has 10 of the 15 .*its builder \(process \d+ on .* has shown no sign of life"
             ):

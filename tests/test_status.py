@@ -15,7 +15,7 @@ from lightning_lance.turns import LeaseTurn
 
 def test_a_status_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "x.building.json"
-    writer = StatusFile(file, "f")
+    writer = StatusFile(file, "f").begin()
     begun = read_status(file)
     assert begun is not None
     assert str(begun).startswith(begun.builder + ", since 20")
@@ -53,7 +53,7 @@ def test_who_waits_is_told_what_the_store_has_before_anything_is_packed(
 )
 def test_a_failure_stays_and_becomes_the_error_of_others(tmp_path: Path, error: Exception, told: str, kind: type):
     file = tmp_path / "x.building.json"
-    writer = StatusFile(file, "f")
+    writer = StatusFile(file, "f").begin()
     writer.failed(error)
     writer.remove()
     found = read_status(file)
@@ -67,7 +67,7 @@ def test_a_failure_stays_and_becomes_the_error_of_others(tmp_path: Path, error: 
 
 def test_the_file_of_another_build_is_left_alone(tmp_path: Path):
     file = tmp_path / "x.building.json"
-    first, second = StatusFile(file, "f"), StatusFile(file, "f")
+    first, second = StatusFile(file, "f").begin(), StatusFile(file, "f").begin()
     first.remove()
     assert file.exists()
     second.remove()
@@ -80,7 +80,7 @@ def test_what_cannot_be_read_or_written_is_no_error(tmp_path: Path):
     for text in ("", "{", "[1]", json.dumps({"of": "another version"})):
         file.write_text(text)
         assert read_status(file) is None
-    writer = StatusFile(tmp_path / "nowhere" / "x.json", "f")
+    writer = StatusFile(tmp_path / "nowhere" / "x.json", "f").begin()
     writer.update(1, 1, 1.0)
     writer.remove()
     assert BuildStatus("r", "f", "b", "s").failure is None
@@ -116,7 +116,7 @@ def test_a_file_of_another_form_is_no_status(tmp_path: Path, content: str):
 
 @pytest.mark.parametrize("content", ["", "\0" * 200])
 def test_a_status_that_a_power_cut_has_emptied_is_written_again(tmp_path: Path, content: str):
-    writer = StatusFile(put(tmp_path, content), "f")
+    writer = StatusFile(put(tmp_path, content), "f").begin()
     assert read_status(tmp_path / "x.building.json") is not None
     writer.remove()
     assert list(tmp_path.iterdir()) == []
