@@ -16,7 +16,7 @@ from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, check_words
 from lightning_lance.errors import ConfigError, described
 from lightning_lance.languages import check_extensions, check_languages, path_tails
-from lightning_lance.local_paths import local_path, path_list
+from lightning_lance.local_paths import local_path, path_list, readable
 from lightning_lance.own_split import WithValidation, check_apart
 from lightning_lance.patience import Patience
 from lightning_lance.redaction import hidden_values, public_url, redacted, remember_options, remember_url
@@ -165,7 +165,8 @@ class DatasetSource:
 
     @property
     def wanted(self) -> Sequence[str]:
-        return sorted({*self.languages})
+        # A language may be the name of a folder, and that need not be UTF-8.
+        return sorted({readable(language) for language in self.languages})
 
     @property
     def metadata(self) -> Sequence[str]:
@@ -240,8 +241,9 @@ class DatasetSource:
         for pattern in self._data_files:
             if "{language}" not in pattern:
                 made.append((None, pattern, None))
-            elif self.wanted:
-                made += [(pattern, pattern.replace("{language}", language), language) for language in self.wanted]
+            elif self.languages:
+                names = sorted({*self.languages})
+                made += [(pattern, pattern.replace("{language}", name), readable(name)) for name in names]
             else:
                 made.append((pattern, pattern.replace("{language}", "*"), None))
         return made
