@@ -16,7 +16,7 @@ from lightning_lance.agreement import SETTING_UP, is_first, raise_together, told
 from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.batches import Batch
 from lightning_lance.cursor import Cursor
-from lightning_lance.errors import StoreError
+from lightning_lance.errors import StoreError, whole_number
 from lightning_lance.escaping import logger
 from lightning_lance.figures import tokens_told
 from lightning_lance.fim import FillInTheMiddle
@@ -156,7 +156,7 @@ class LanceDataModule(LightningDataModule):
         self._stored: dict[str, Any] = {"data_dir": self.data_dir, "val_fraction": val_fraction}
         self._stored |= {"max_document_bytes": max_document_bytes, "long_documents": long_documents}
         self._building: dict[str, Any] = {"rebuild": rebuild, "commit_seconds": commit_seconds}
-        self.min_tokens = Budget(None, min_tokens).max_tokens
+        self.min_tokens = None if min_tokens is None else whole_number("min_tokens", min_tokens)
         self.seed = seed
         self._training: dict[str, Any] = {
             "order": order,

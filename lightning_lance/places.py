@@ -17,6 +17,10 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 4096
 # `file:///data/x`, `file://localhost/data/x`, `file:/data/x`; with two slashes also a relative path.
 _FILE_URI = re.compile(r"file:(?://(?:localhost(?=/))?|(?=/))(?P<path>.*)", re.IGNORECASE | re.DOTALL)
 _LANCE = ".lance"
+# Of places that are on no disk of this machine.
+_URL = re.compile(
+    r"(?P<scheme>s3a?|gc?s|az|azure|abfss?|hf|https?|oss|memory):(?P<slashes>/+)(?P<rest>.*)", re.IGNORECASE | re.DOTALL
+)
 
 Neighbour = Literal["lock", "building.json", "tokenizer.json"]
 
@@ -39,6 +43,7 @@ def check_place(name: str, place: Any, such: str = "data/mine.lance") -> str:
         raise ConfigError(f"{name} is empty: expected a place, such as {such}.")
     if "\0" in text:
         raise ConfigError(f"{name} is {text!r}: a path has no NUL characters; expected such as {such}.")
+    _check_url(name, text)
     if has_secret(text):
         remember_url(text)
         raise ConfigError(
@@ -56,6 +61,22 @@ def check_place(name: str, place: Any, such: str = "data/mine.lance") -> str:
                 f"each name in it up to {_LONGEST_NAME}; give a shorter one."
             )
     return text
+
+
+def _check_url(name: str, text: str) -> None:
+    """Refuse what was meant as a URL and would be taken for a folder here."""
+    url = _URL.fullmatch(text)
+    if url is None or os.path.lexists(text):
+        return
+    if not url["rest"]:
+        raise ConfigError(
+            f"{name} is {text!r}, which names nothing: expected such as {url['scheme']}://bucket/x.lance."
+        )
+    if len(url["slashes"]) == 1:
+        raise ConfigError(
+            f"{name} is {public_url(text)!r}, with one slash where a URL has two, as pathlib writes it: give a string, "
+            f"{url['scheme']}://..."
+        )
 
 
 def checked_storage_options(name: str, options: Any) -> dict[str, str]:

@@ -105,6 +105,9 @@ class DatasetSource:
         for key in ("data_files", "val_files"):
             object.__setattr__(self, key, [*path_list(f"source.{key}", getattr(self, key), "corpus/*.parquet")])
         self._check_kinds()
+        if isinstance(self.columns, Mapping):
+            # Names of digits only.
+            object.__setattr__(self, "columns", {as_text(word): as_text(name) for word, name in self.columns.items()})
         check_words(self.columns, repr(self.name))
         check_dedup(self.dedup)
         if isinstance(self.path, Path) or str(self.path).startswith("~"):
