@@ -110,7 +110,7 @@ def test_languages_that_the_source_will_not_give_are_refused_before_anything_is_
 
 @pytest.mark.parametrize("number", [0, "x", True, 1.5])
 def test_tokens_to_wait_for_are_a_whole_number(number: Any):
-    with pytest.raises(ConfigError, match="min_tokens is .*: expected a whole number from 1 on"):
+    with pytest.raises(ConfigError, match=r"min_tokens is .*: expected a whole number from 1 on"):
         LanceDataModule(None, None, 8, 2, uri="x.lance", min_tokens=number)
 
 
