@@ -307,8 +307,12 @@ class Build:
         present = self._opened.present_languages()
         if not self._commit.documents and all(nearest(language, present) for language in missing):
             self._check_found()
-        what = f"The first of {shards} shards has no document of {', '.join(missing)}; it has {', '.join(present)}."
-        _log.warning(what)
+        # Where folders are languages, those of other shards are known.
+        missing = [language for language in missing if language not in present]
+        if missing:
+            named = ", ".join(language for language in present if language)
+            there = f"it has {named}" if named else "its documents name no language"
+            _log.warning("The first of %d shards has no document of %s; %s.", shards, ", ".join(missing), there)
 
     def _check_found(self) -> None:
         if missing := self._missing():

@@ -331,6 +331,15 @@ def in_words(values: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
         return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string()), None
 
 
+def is_unicode(text: str) -> bool:
+    """Return whether a text is one that UTF-8 can hold: without half a surrogate pair, or a byte that Python kept as one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def valid_strings(strings: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
     """Return strings with U+FFFD for what is not UTF-8, and (n,) bool, which those are, None if all are UTF-8."""
     try:

@@ -40,6 +40,8 @@ class Cursor:
     def __init__(self, serving: Serving, on_data_change: OnDataChange = "error") -> None:
         self._on_data_change = one_of("on_data_change", on_data_change, get_args(OnDataChange))
         self.serving = serving
+        # Stores as they were adopted on the way: their tags go when the run has gone on from them.
+        self._adopted: list[TokenStore] = []
         self.restart()
 
     def restart(self) -> None:
@@ -99,9 +101,15 @@ class Cursor:
             stores = {name: newest[name].at(extent) for name, extent in zip(newest, told, strict=True)}
             # Each component begins an epoch: of what was left of its last one, the borders have moved.
             epochs = -(-self._mixture.consumed(self.value - self._origin) // self._mixture.sizes)
+            before = [*self.serving.stores.values()]
             self.serving = replace(self.serving, stores=stores)
             for store in stores.values():
                 store.keep_for_training()
+            for store in self._adopted:
+                if store not in stores.values():
+                    store.let_go()
+            # Not those that were here from the beginning: others may serve them too.
+            self._adopted = [store for store in stores.values() if store in self._adopted or store not in before]
             self._move([int(windows) for windows in epochs * self.serving.mixture().sizes])
             _log.info("Epoch %d has %s windows, of stores that have changed.", self.epoch, f"{self.num_windows:,}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from lightning_lance.agreement import SETTING_UP, is_first, raise_together, told
 from lightning_lance.arguments import as_text, check_arguments
 from lightning_lance.batches import Batch
 from lightning_lance.cursor import Cursor
-from lightning_lance.errors import StoreError
+from lightning_lance.errors import StoreError, whole_number
 from lightning_lance.escaping import logger
 from lightning_lance.figures import tokens_told
 from lightning_lance.fim import FillInTheMiddle
@@ -156,7 +156,7 @@ class LanceDataModule(LightningDataModule):
         self._stored: dict[str, Any] = {"data_dir": self.data_dir, "val_fraction": val_fraction}
         self._stored |= {"max_document_bytes": max_document_bytes, "long_documents": long_documents}
         self._building: dict[str, Any] = {"rebuild": rebuild, "commit_seconds": commit_seconds}
-        self.min_tokens = Budget(None, min_tokens).max_tokens
+        self.min_tokens = None if min_tokens is None else whole_number("min_tokens", min_tokens)
         self.seed = seed
         self._training: dict[str, Any] = {
             "order": order,
@@ -293,6 +293,14 @@ class LanceDataModule(LightningDataModule):
         for store in self._tagged:
             store.let_go()
         self._tagged = []
+        self._let_go_of_others([])
+
+    def _let_go_of_others(self, stores: Iterable[TokenStore]) -> None:
+        """Take this run's tags away from the versions that it has adopted, but for those of some stores."""
+        if self._training["extend"]:
+            extents = [store.commit.extent for store in stores]
+            for store in self._stores.values():
+                store.let_go_of_others(extents)
 
     def _begin_fit(self) -> None:
         """Go on where the last fit of the same Trainer stopped; with another Trainer, begin at the first window."""
@@ -313,9 +321,10 @@ class LanceDataModule(LightningDataModule):
 
     def teardown(self, stage: str) -> None:
         """Keep what a run has trained on that ended well: its model may be saved yet."""
-        for store in self._tagged:
+        for store in self._tagged if self._loader is None else self._loader.stores.values():
             store.keep_for_checkpoints()
         self._tagged = []
+        self._let_go_of_others([])
 
     def _open(self) -> dict[str, TokenStore]:
         if self._plan is not None and self.min_tokens is None:
@@ -375,6 +384,7 @@ class LanceDataModule(LightningDataModule):
             loader.roll_over()
             loader.expected = self._state
         self._loader = loader
+        self._let_go_of_others([*self._stores.values(), *loader.stores.values()])
         return loader
 
     @property

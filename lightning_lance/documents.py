@@ -28,6 +28,7 @@ from lightning_lance.columns import (
     column_type,
     in_words,
     is_text,
+    is_unicode,
     listed,
     meant,
     names_in,
@@ -180,6 +181,14 @@ def check_words(columns: Mapping[str, str], where: str) -> None:
         raise ConfigError(
             f"source.columns of {where} gives no column for 'text': got {dict(columns)}, expected {{'text': NAME, ...}}."
         )
+    for word, column in columns.items():
+        if not isinstance(word, str) or not word or "\0" in word or not is_unicode(word):
+            raise ConfigError(f"source.columns of {where} has the word {word!r}: expected text, such as license.")
+        if not isinstance(column, str) or not column:
+            raise ConfigError(
+                f"source.columns of {where} gives {described(column)} for {word!r}: expected the name of a column, or leave "
+                "the word out."
+            )
     if taken := sorted(_RESERVED & {*columns}):
         cure = f"choose another, such as 'source_{taken[0]}'"
         if taken[0] == "language":

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from string import ascii_letters
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,12 @@ _log = logger(__name__)
 
 # Normalizers in which the engines were compared over all characters.
 _NORMALIZERS = {"Sequence", "NFC", "Prepend", "Replace"}
+
+# Characters of ASCII that NFC makes of others, and those that it makes others of where a mark follows.
+_MADE_BY_NFC = frozenset("`;K")
+_CHANGED_BY_NFC = frozenset("<=>" + ascii_letters)
+# What only `tokenizers` takes notice of.
+_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
 
 def _cores() -> int:
@@ -178,10 +185,55 @@ def load_fast(spec: str, fields: dict[str, Any], dtype: np.dtype[Any]) -> FastEn
 def gigatoken_knows(fields: dict[str, Any]) -> bool:
     """Tell whether a tokenizer is free of what gigatoken (0.10) takes no notice of, or was not compared in."""
     pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
-    whole_words = any(token["single_word"] for token in fields.get("added_tokens") or [])
     if not {*_types(fields.get("normalizer"))} <= _NORMALIZERS:
         return False
-    return not whole_words and '"use_regex": false' not in _without_split(pre_tokenizer)
+    if any(fields["model"].get(affix) for affix in _AFFIXES) or not _finds_added_tokens(fields):
+        return False
+    return '"use_regex": false' not in _without_split(pre_tokenizer)
+
+
+def _finds_added_tokens(fields: dict[str, Any]) -> bool:
+    """Tell whether gigatoken finds the added tokens of a tokenizer in all texts where `tokenizers` does.
+
+    gigatoken looks for all of them at once. `tokenizers` looks first for those that are not normalized, in the text as it is,
+    and then for the others, in what is left of it, normalized; and a special token that is plain text hides what overlaps it.
+    """
+    added = fields.get("added_tokens") or []
+    plain = [token for token in added if not token["special"]]
+    special = [token["content"] for token in added if token["special"]]
+    first = [token["content"] for token in plain if not token["normalized"]]
+    then = [token["content"] for token in plain if token["normalized"]]
+    if any(token["single_word"] for token in added):
+        return False
+    spaced = any(character.isspace() for content in (*first, *then) for character in content)
+    if spaced and any(token["lstrip"] or token["rstrip"] for token in plain):
+        return False
+    steps = {*_types(fields.get("normalizer"))} - {"Sequence"}
+    if steps and not (steps == {"NFC"} and all(map(_is_left_by_nfc, then))):
+        return not then and not _overlap(special, first)
+    return not _overlap(first, then) and not _overlap(special, [*first, *then])
+
+
+def _is_left_by_nfc(content: str) -> bool:
+    """Tell whether normalized text has this wherever the text has it, and nowhere else."""
+    return content.isascii() and _MADE_BY_NFC.isdisjoint(content) and content[-1:] not in _CHANGED_BY_NFC
+
+
+def _overlap(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Tell whether one of some and one of others may be in a text at places that overlap."""
+    begins = {other[:end] for other in others for end in range(1, len(other) + 1)}
+    ends = {other[begin:] for other in others for begin in range(len(other))}
+    for text in some:
+        places = range(len(text))
+        if any(text[place:] in begins or text[: place + 1] in ends for place in places):
+            return True
+    # Within each other, without an end in common.
+    return _within(some, others) or _within(others, some)
+
+
+def _within(some: Sequence[str], others: Sequence[str]) -> bool:
+    joined = "\0".join(others)
+    return any(text in joined for text in some if text)
 
 
 def cuts_at_spaces(fields: dict[str, Any]) -> bool:

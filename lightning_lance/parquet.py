@@ -103,6 +103,16 @@ class ParquetShard:
         self._source: Any = self._parts if self._parts is not None else pa.OSFile(os.fsencode(path))
         piece = _LOCAL_PIECE_BYTES if self._parts is None else _PIECE_BYTES
         self._file = pq.ParquetFile(self._source, buffer_size=piece, pre_buffer=False)
+        coded = [field.name for field in self._file.schema_arrow if _is_coded_text(field.type)]
+        if coded:
+            # Read as such they may hold what is not UTF-8. Otherwise Arrow makes them of strings, and checks those.
+            self._file = pq.ParquetFile(
+                self._source,
+                metadata=self._file.metadata,
+                buffer_size=piece,
+                pre_buffer=False,
+                read_dictionary=coded,
+            )
         #: The names and types of its columns.
         self.schema: pa.Schema = self._file.schema_arrow
 
@@ -218,3 +228,10 @@ class ParquetShard:
         joints = [i for i, (before, after) in enumerate(pairwise(ranges)) if after[0] - before[1] > _HOLE_BYTES]
         borders = [-1, *joints, len(ranges) - 1]
         return [(ranges[low + 1][0], ranges[high][1]) for low, high in pairwise(borders) if ranges]
+
+
+def _is_coded_text(kind: pa.DataType) -> bool:
+    """Tell whether a column is of strings that are kept as numbers, as pandas and Polars write categories."""
+    if not pa.types.is_dictionary(kind):
+        return False
+    return bool(pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))

@@ -18,6 +18,10 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 4096
 # `file:///data/x`, `file://localhost/data/x`, `file:/data/x`; with two slashes also a relative path.
 _FILE_URI = re.compile(r"file:(?://(?:localhost(?=/))?|(?=/))(?P<path>.*)", re.IGNORECASE | re.DOTALL)
 _LANCE = ".lance"
+# Of places that are on no disk of this machine.
+_URL = re.compile(
+    r"(?P<scheme>s3a?|gc?s|az|azure|abfss?|hf|https?|oss|memory):(?P<slashes>/+)(?P<rest>.*)", re.IGNORECASE | re.DOTALL
+)
 
 Neighbour = Literal["lock", "building.json", "tokenizer.json"]
 
@@ -38,6 +42,7 @@ def check_place(name: str, place: Any, such: str = "data/mine.lance") -> str:
     text = os.fspath(place)
     if not text.strip():
         raise ConfigError(f"{name} is empty: expected a place, such as {such}.")
+    _check_url(name, text)
     if has_secret(text):
         remember_url(text)
         raise ConfigError(
@@ -65,6 +70,22 @@ def _check_text(name: str, text: str, such: str) -> None:
                 f"{name} is {len(encoded):,} bytes long ({text[:60]!r}...): a path has up to {_LONGEST_PATH - 1:,} bytes, and "
                 f"each name in it up to {_LONGEST_NAME}; give a shorter one."
             )
+
+
+def _check_url(name: str, text: str) -> None:
+    """Refuse what was meant as a URL and would be taken for a folder here."""
+    url = _URL.fullmatch(text)
+    if url is None or os.path.lexists(text):
+        return
+    if not url["rest"]:
+        raise ConfigError(
+            f"{name} is {text!r}, which names nothing: expected such as {url['scheme']}://bucket/x.lance."
+        )
+    if len(url["slashes"]) == 1:
+        raise ConfigError(
+            f"{name} is {public_url(text)!r}, with one slash where a URL has two, as pathlib writes it: give a string, "
+            f"{url['scheme']}://..."
+        )
 
 
 def checked_storage_options(name: str, options: Any) -> dict[str, str]:

@@ -25,6 +25,7 @@ from lightning_lance.columns import (
     in_words,
     is_list,
     is_text,
+    is_unicode,
     plain,
     plain_type,
     steps_to,
@@ -91,17 +92,9 @@ def _checked_value(key: str, value: Any) -> Any:
         value = value.item()
     if value is not None and not isinstance(value, _PLAIN):
         raise ConfigError(f"{key} has the value {value!r}: expected text, numbers, true, false, dates or null.")
-    if isinstance(value, str) and not _is_unicode(value):
+    if isinstance(value, str) and not is_unicode(value):
         raise ConfigError(f"{key} has the value {value!r}: expected text of whole Unicode characters.")
     return value
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def told(value: Any) -> str | int | float | bool | None:

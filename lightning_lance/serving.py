@@ -184,6 +184,8 @@ class Serving:
         languages = self._selected_languages
         if self.mix and len(self.stores) == 1:
             languages = languages & {*self.mix}
+        elif self.mix:
+            languages = languages & {word for name in self.mix for word in self.stores[name].commit.stored_languages}
         return sorted(languages - {stream.language for _, _, stream in self._selected()})
 
     def too_short(self) -> TooShort | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -44,7 +44,7 @@ from lightning_lance.provenance import Provenance
 from lightning_lance.schema import block_of, check_dtype
 from lightning_lance.segments import MappedFiles, SegmentTable
 from lightning_lance.splits import SPLITS
-from lightning_lance.tags import check_not_replaced, keep, keep_for_run, let_go, replaced
+from lightning_lance.tags import check_not_replaced, keep, keep_for_run, let_go, let_go_of_others, replaced
 from lightning_lance.versions import gone, look_again, version_with
 
 _log = logger(__name__)
@@ -283,13 +283,19 @@ class TokenStore:
             let_go(self._dataset, self.commit.extent, self._run)
 
     def _warn_not_kept(self, why: str) -> None:
-        _log.warning("%s A clean-up of old versions may take it away from the run and its checkpoints.", why)
+        _log.warning(
+            "%s. A clean-up of old versions may take it away from the run and its checkpoints.", why.removesuffix(".")
+        )
 
     def let_go(self) -> None:
         """Take the tag of `keep_for_training` away again: for a run that leaves no checkpoint."""
         if self._kept:
             let_go(self._dataset, self.commit.extent, self._run)
             self._kept = False
+
+    def let_go_of_others(self, extents: Collection[Extent]) -> None:
+        """Take the tags of this run away from all versions but those that hold some extents."""
+        let_go_of_others(self._dataset, self.uri, self._opening[0], self._run, extents)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Handles and maps do not travel: another process opens the same content anew.

@@ -16,7 +16,7 @@ from lightning_lance.dedup import Dedup, check_dedup
 from lightning_lance.documents import TextFilter, check_words
 from lightning_lance.errors import ConfigError, described
 from lightning_lance.languages import check_extensions, check_languages, path_tails
-from lightning_lance.local_paths import local_path, path_list
+from lightning_lance.local_paths import local_path, path_list, readable
 from lightning_lance.own_split import WithValidation, check_apart
 from lightning_lance.patience import Patience
 from lightning_lance.redaction import hidden_values, public_url, redacted, remember_options, remember_url
@@ -105,6 +105,9 @@ class DatasetSource:
         for key in ("data_files", "val_files"):
             object.__setattr__(self, key, [*path_list(f"source.{key}", getattr(self, key), "corpus/*.parquet")])
         self._check_kinds()
+        if isinstance(self.columns, Mapping):
+            # Names of digits only.
+            object.__setattr__(self, "columns", {as_text(word): as_text(name) for word, name in self.columns.items()})
         check_words(self.columns, repr(self.name))
         check_dedup(self.dedup)
         if isinstance(self.path, Path) or str(self.path).startswith("~"):
@@ -165,7 +168,8 @@ class DatasetSource:
 
     @property
     def wanted(self) -> Sequence[str]:
-        return sorted({*self.languages})
+        # A language may be the name of a folder, and that need not be UTF-8.
+        return sorted({readable(language) for language in self.languages})
 
     @property
     def metadata(self) -> Sequence[str]:
@@ -240,8 +244,9 @@ class DatasetSource:
         for pattern in self._data_files:
             if "{language}" not in pattern:
                 made.append((None, pattern, None))
-            elif self.wanted:
-                made += [(pattern, pattern.replace("{language}", language), language) for language in self.wanted]
+            elif self.languages:
+                names = sorted({*self.languages})
+                made += [(pattern, pattern.replace("{language}", name), readable(name)) for name in names]
             else:
                 made.append((pattern, pattern.replace("{language}", "*"), None))
         return made

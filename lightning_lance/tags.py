@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from lightning_lance.redaction import in_one_line, shown_cause
 from lightning_lance.refs import read_refs, tag_file
 from lightning_lance.sums import root_session, stays, versions_on_list
 
-_BUILD, _CHECKPOINT = "build-", "checkpoint-"
+_BUILD, _CHECKPOINT, _RUN = "build-", "checkpoint-", "-run-"
 # Of the names that Lance takes, those that it can list again.
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _OURS = re.compile(r"build-(?P<tokens>\d+)|checkpoint-(?P<extent>\d+(-[0-9a-f]{8})?)(-run-[0-9a-f]+)?")
@@ -35,7 +35,7 @@ def checkpoint_tag(extent: Extent) -> str:
 
 def run_tag(extent: Extent, run: str) -> str:
     """Name the tag of a run that has saved no checkpoint yet."""
-    return f"{checkpoint_tag(extent)}-run-{run}"
+    return f"{checkpoint_tag(extent)}{_RUN}{run}"
 
 
 def is_ours(name: str) -> bool:
@@ -148,6 +148,17 @@ def keep_for_run(
 def let_go(dataset: Any, extent: Extent, run: str) -> None:
     """Remove the tag of a run, which is no other's; that it cannot be, or is not there, is no error."""
     _remove(dataset, run_tag(extent, run))
+
+
+def let_go_of_others(
+    dataset: Any, uri: str, storage_options: Mapping[str, str] | None, run: str, extents: Collection[Extent]
+) -> None:
+    """Remove the tags of a run from all versions but those that hold some extents: it has gone on from them."""
+    kept = {run_tag(extent, run) for extent in extents}
+    with suppress(*_LANCE_ERRORS):
+        for name in read_refs(uri, storage_options).tags:
+            if name.endswith(f"{_RUN}{run}") and name not in kept:
+                _remove(dataset, name)
 
 
 class _Opened(NamedTuple):

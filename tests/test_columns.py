@@ -55,13 +55,18 @@ def described(store: TokenStore, word: str) -> list[Any]:
     return found.column(word).take(pa.array(order)).to_pylist()
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view(), "list", "struct"], ids=str)
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), "categories", "list", "struct"], ids=str
+)
 def test_metadata_that_is_not_utf8_is_replaced_and_counted(tmp_path: Path, kind: Any):
     column = strings(BAD) if isinstance(kind, str) else strings(BAD, kind)
     name, mended = "p", MENDED
     if kind == "list":
         column = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3, 4], pa.int32()), column)
         mended = [str([value]) for value in MENDED]
+    elif kind == "categories":
+        values = strings([value for value in BAD if value is not None])
+        column = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2], pa.int8()), values)
     elif kind == "struct":
         column, name = pa.StructArray.from_arrays([column], ["q"]), "p.q"
     for part in range(2):  # so that the second is merged with the first

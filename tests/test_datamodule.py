@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -394,6 +395,37 @@ def test_training_begins_while_a_build_goes_on_and_adopts_what_it_appends(tmp_pa
         lengths.append(len(WindowLoader(store, 32, 8)))
     assert len(seen) == sum(lengths)
     assert lengths[2] > lengths[0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("reload", [0, 1])
+def test_a_run_leaves_no_tag_of_a_version_that_it_has_gone_on_from(tmp_path: Path, reload: int, fails: bool):
+    uri = str(tmp_path / "x.lance")
+    make_data(tmp_path, uri=uri, max_documents=20).prepare_data()
+
+    def tags() -> list[str]:
+        return sorted(name for name in lance.dataset(uri).tags.list() if name.startswith("checkpoint"))
+
+    class Grows(lightning.Callback):
+        most = 0
+
+        def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+            self.most = max(self.most, len(tags()))
+            if fails and trainer.current_epoch == 3:
+                raise RuntimeError("that was all")
+            make_data(tmp_path, uri=uri, max_documents=25 + 5 * trainer.current_epoch).prepare_data()
+
+    data, grows = LanceDataModule(None, None, 32, 8, uri=uri, extend="next_epoch"), Grows()
+    trainer = make_trainer(
+        tmp_path, max_epochs=4, limit_val_batches=0, callbacks=[grows], reload_dataloaders_every_n_epochs=reload
+    )
+    with pytest.raises(RuntimeError, match="that was all") if fails else nullcontext():
+        trainer.fit(Recorder(), datamodule=data)
+    # What it began with, which it validates on, and what it has come to.
+    assert grows.most <= 3
+    assert data._loader is not None
+    trained_on = [f"checkpoint-{store.commit.tokens}" for store in data._loader.stores.values()]
+    assert tags() == ([] if fails else trained_on)
 
 
 def test_what_a_builder_removes_before_it_is_kept_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import unicodedata
 from itertools import pairwise
 
 import gigatoken
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from lightning_lance import fast_engine
 from lightning_lance.fast_engine import cuts_at_spaces, gigatoken_knows
-from lightning_lance.tokenization import byte_tokenizer
+from lightning_lance.tokenization import Tokenizer, byte_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,75 @@ def test_normalizers_that_were_not_compared_go_to_the_other_engine(normalizer: o
 def added(content: str, **flags: bool) -> dict[str, object]:
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
     return {"id": 300, "content": content, **plain, **flags}
+
+
+def with_added(*tokens: dict[str, object], normalizer: str | None = None) -> str:
+    fields = json.loads(byte_tokenizer().to_json())
+    fields["normalizer"] = normalizer and {"type": normalizer}
+    fields["added_tokens"] += [{**token, "id": 257 + place} for place, token in enumerate(tokens)]
+    return json.dumps(fields)
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        # What NFC makes of the text, or of what follows: the Greek question mark, and a stroke through a character.
+        (with_added(added("end;"), normalizer="NFC"), "end\u037e"),
+        (with_added(added("<end>"), normalizer="NFC"), "<end>\u0338"),
+        (with_added(added("e\u0301nd"), normalizer="NFC"), "\u00e9nd"),
+        # A token that is not normalized comes first.
+        (with_added(added("<t>x", normalized=False), added("y<t>")), "y<t>x"),
+        (with_added(added("y<t>x"), added("<t>", normalized=False)), "y<t>x"),
+        (with_added(added("  "), added(" a", normalized=False)), "   a"),
+        # A special token is plain text, and still hides what it overlaps.
+        (with_added(added("<t>x", special=True), added("<t>")), "<t>x"),
+        (with_added(added("x<t>y", special=True), added("<t>")), "x<t>y"),
+        # White space that a token takes along, or another has.
+        (with_added(added("  "), added("<t>", lstrip=True, normalized=False)), "a  <t>"),
+    ],
+)
+def test_added_tokens_are_found_as_the_tokenizers_library_finds_them(spec: str, text: str):
+    tokenizer, reference = Tokenizer(spec), Tokenizer(spec, engine="tokenizers")
+    # The texts of the first comparison tell no difference.
+    tokenizer.encode_batch(pa.array(["plain text"] * 100, pa.large_string()))
+    texts = pa.array(["plain text"] * 10 + [text], pa.large_string())
+    assert tokenizer.encode_batch(texts).ids.tolist() == reference.encode_batch(texts).ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "normalizer"),
+    [
+        ([added(" " * count) for count in range(2, 25)], "NFC"),
+        ([added("|||EMAIL_ADDRESS|||"), added("<|end|>", special=True)], "NFC"),
+        ([added("<think>", normalized=False), added("</think>", normalized=False)], "NFC"),
+        ([added("\uff5cUser\uff5c")], None),
+        ([added("</s>", rstrip=True, normalized=False)], None),
+        ([added("ab"), added("abc"), added("bcd")], None),
+    ],
+)
+def test_usual_added_tokens_are_left_to_the_fast_engine(tokens: list[dict[str, object]], normalizer: str | None):
+    spec = with_added(*tokens, normalizer=normalizer)
+    tokenizer, reference = Tokenizer(spec), Tokenizer(spec, engine="tokenizers")
+    assert tokenizer.engine == "gigatoken"
+    contents = [str(token["content"]) for token in tokens]
+    found = [first + between + last for first in contents for between in ("", " ", "\n", "x") for last in contents]
+    texts = pa.array(["plain text"] * 100 + found, pa.large_string())
+    assert tokenizer.encode_batch(texts).ids.tolist() == reference.encode_batch(texts).ids.tolist()
+
+
+def test_which_characters_of_ascii_nfc_makes_or_changes():
+    points = [chr(point) for point in range(0x110000)]
+    made = {unicodedata.normalize("NFC", point) for point in points if not point.isascii()}
+    assert frozenset(one for one in made if len(one) == 1 and one.isascii()) == fast_engine._MADE_BY_NFC
+    parts = [unicodedata.decomposition(point).split() for point in points]
+    first = {chr(int(part[0], 16)) for part in parts if len(part) == 2 and not part[0].startswith("<")}
+    assert frozenset(one for one in first if one.isascii()) <= fast_engine._CHANGED_BY_NFC
+
+
+@pytest.mark.parametrize("affix", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_affixes_of_words_are_not_for_the_fast_engine(affix: str):
+    fields = json.loads(byte_tokenizer().to_json())
+    assert not gigatoken_knows({**fields, "model": {**fields["model"], affix: "##"}})
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,20 @@ def test_the_language_is_where_the_template_says():
         languages("l/{language}/*.parquet", languages=["Py"])
 
 
+def test_a_language_is_chosen_by_the_name_of_its_folder_also_where_that_is_not_utf8():
+    odd = os.fsdecode(b"l/caf\xe9")
+    write(f"{odd}/0.parquet", "l/py/0.parquet")
+    names = sorted(path.name for path in Path("l").iterdir())
+    assert [row.split()[1] for row in languages("l/{language}/0.parquet", languages=names[:1])] == [r"caf\xe9"]
+    assert len(languages("l/{language}/0.parquet", languages=names)) == 2
+
+
+def test_languages_that_have_folders_of_their_own_are_not_missed_in_the_first(caplog: pytest.LogCaptureFixture):
+    write("l/de/0.parquet", "l/en/0.parquet")
+    prepare(source("l/{language}/*.parquet", languages=["de", "en"]), ByteChoice(), val_fraction=0.0)
+    assert "has no document" not in caplog.text
+
+
 def test_validation_files_are_no_training_files(caplog: pytest.LogCaptureFixture):
     for val in (
         "d/a.parquet",

@@ -108,6 +108,12 @@ def test_languages_that_the_source_will_not_give_are_refused_before_anything_is_
     LanceDataModule(FilesSource(["*"], root=tmp_path), ByteChoice(), 8, 2, **chosen)
 
 
+@pytest.mark.parametrize("number", [0, "x", True, 1.5])
+def test_tokens_to_wait_for_are_a_whole_number(number: Any):
+    with pytest.raises(ConfigError, match=r"min_tokens is .*: expected a whole number from 1 on"):
+        LanceDataModule(None, None, 8, 2, uri="x.lance", min_tokens=number)
+
+
 def test_tokens_that_the_tokenizer_has_not_are_refused_before_anything_is_built(tmp_path: Path):
     tokens = {"prefix_token": "<p>", "middle_token": "<m>", "suffix_token": "<s>"}
     data = LanceDataModule(ListSource(documents("x")), ByteChoice(), 8, 2, data_dir=str(tmp_path), fim=tokens)

@@ -94,6 +94,8 @@ def test_a_file_that_has_the_very_spelling_of_a_uri_is_meant(folder: Path):
         (f"file:///{'a/' * 2500}", "a path has up to 4,095 bytes"),
         ("a\ud800b", "a path has no halves of surrogate pairs"),
         ("~nobody-of-this-name/x", "somebody who is unknown here"),
+        ("s3://", "which names nothing: expected such as s3://bucket/x.lance"),
+        (str(Path("s3://bucket/x.lance")), "with one slash where a URL has two, as pathlib writes it"),
     ],
 )
 def test_what_is_no_place_is_refused_in_a_sentence(folder: Path, place: str, sentence: str):

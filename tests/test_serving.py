@@ -182,4 +182,8 @@ def test_languages_without_text_in_a_split_are_told(tmp_path: Path, caplog: pyte
     caplog.clear()
     WindowLoader(store, 8, 1, mix={"Go": 1}, **options)
     WindowLoader(store, 8, 1)
+    go = HeldOut((("train " * 20, "Go", "x"), ("val " * 20, "Go", "held out")))
+    stores = {"all": store, "go": prepare(go, ByteChoice(), data_dir=tmp_path / "go")}
+    # Languages of a store without a weight are none of what is served.
+    WindowLoader(stores, 8, 1, mix={"go": 1}, **options)
     assert "has no text" not in caplog.text

@@ -47,6 +47,28 @@ def test_words_of_the_store_are_refused(word: str):
         DatasetSource("parquet", {"text": "text", "language": "lang"})
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"text": None}, "gives None for 'text': expected the name of a column, or leave the word out"),
+        ({"text": "text", "license": ["x"]}, "gives \\['x'\\] for 'license': expected the name of a column"),
+        ({"text": "text", "": "x"}, "has the word '': expected text"),
+        ({"text": "text", None: "x"}, "has the word None: expected text"),
+        ({"text": "text", "caf\udce9": "x"}, r"has the word 'caf\\udce9': expected text"),
+    ],
+)
+def test_words_and_columns_are_text(columns: dict[str, str], told: str):
+    with pytest.raises(ConfigError, match=told):
+        DatasetSource("parquet", columns)
+
+
+def test_names_of_columns_may_have_digits_only(tmp_path: Path):
+    write(tmp_path, "x.parquet", **{"0": ["a"], "1": ["mit"]})
+    source = DatasetSource("parquet", {"text": 0, 7: 1}, data_files=[str(tmp_path / "x.parquet")])  # type: ignore[dict-item]
+    assert texts(source) == ["a"]
+    assert source.metadata == ("7",)
+
+
 def test_texts_that_are_not_utf8_are_null(tmp_path: Path):
     raw = pa.array([b"fine", b"caf\xe9", None], pa.binary())
     broken = pa.Array.from_buffers(pa.string(), 3, raw.buffers())
