@@ -22,7 +22,8 @@ from report import bar, environment, publish
 from storing import commit_rows
 
 from lightning_lance import TokenStore, WindowLoader
-from lightning_lance.commit import Commit
+from lightning_lance.format.commit import Commit
+from tests.support.paths import ROOT
 
 OURS, NANOGPT = "lightning-lance WindowLoader", "nanoGPT get_batch"
 # Of the control group in which the store does not fit: what Python and torch take, and some page cache.
@@ -110,7 +111,7 @@ def build_many(folder):
 
 def train_steps(folder):
     """Time steps of the sample GPT on batches of the loader, and on one batch again and again, in turns."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+    sys.path.insert(0, str(ROOT / "examples"))
     from gpt import GPT
 
     loader = WindowLoader(TokenStore.open(str(folder / "ours.lance")), 256, 16)

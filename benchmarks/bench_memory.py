@@ -59,9 +59,9 @@ def write_lines(folder, rows, num_bytes):
 def build(place, uri, tokenizer, engine):
     """Build one store, in a process of its own, and tell what it took."""
     from lightning_lance import prepare
-    from lightning_lance.sources import FilesSource
-    from lightning_lance.streaming import DatasetSource
-    from lightning_lance.tokenization import Tokenizer
+    from lightning_lance.sources.datasets import DatasetSource
+    from lightning_lance.sources.source import FilesSource
+    from lightning_lance.tokenization.tokenizer import Tokenizer
 
     class Loaded:
         def load(self, source, folder):

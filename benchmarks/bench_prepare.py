@@ -141,8 +141,8 @@ class Loaded:
 
 def source_of(files):
     """Describe the corpus as a source."""
-    from lightning_lance.languages import code_extensions
-    from lightning_lance.streaming import DatasetSource
+    from lightning_lance.documents.languages import code_extensions
+    from lightning_lance.sources.datasets import DatasetSource
 
     return DatasetSource(
         "parquet" if files.endswith(".parquet") else "json",
@@ -158,8 +158,8 @@ def source_of(files):
 def ours(pattern, tokenizer_file, engine="auto"):
     """Get ready to prepare stores."""
     from lightning_lance import prepare
-    from lightning_lance.tokenization import Tokenizer
-    from lightning_lance.tokenizer_choice import ByteChoice
+    from lightning_lance.tokenization.configs import ByteChoice
+    from lightning_lance.tokenization.tokenizer import Tokenizer
 
     spec = Path(tokenizer_file).read_text(encoding="utf-8")
     # Warm-up: what libraries import and set up at the first use.
@@ -299,11 +299,11 @@ def bare_slow(pattern, tokenizer_file):
 
 def stages(pattern, tokenizer_file):
     """Do each part of a build by itself, one after the other, and tell the processor time of each."""
-    from lightning_lance.commit import Commit
-    from lightning_lance.encoding import encoded_batches
-    from lightning_lance.packing import Packer
-    from lightning_lance.splits import splits_of
-    from lightning_lance.tokenization import Tokenizer, token_dtype
+    from lightning_lance.build.packing import Packer
+    from lightning_lance.build.pipeline import encoded_batches
+    from lightning_lance.documents.splits import splits_of
+    from lightning_lance.format.commit import Commit
+    from lightning_lance.tokenization.tokenizer import Tokenizer, token_dtype
 
     spec = Path(tokenizer_file).read_text(encoding="utf-8")
 
@@ -490,7 +490,7 @@ def check(uri, json_uri, ids_file, tutorial_uri, pattern):
 
 
 def _comparable(texts):
-    from lightning_lance.newer import newer_characters
+    from lightning_lance.tokenization.unicode_tables import newer_characters
 
     apart = newer_characters(texts)
     return np.ones(len(texts), bool) if apart is None else ~apart
@@ -498,7 +498,7 @@ def _comparable(texts):
 
 def train(rows, file):
     """Train a tokenizer on part of the corpus, for those who give none."""
-    from lightning_lance.tokenization import train_bpe
+    from lightning_lance.tokenization.tokenizer import train_bpe
 
     texts = [row["content"] for row in rows[:600] if row["path"].endswith(".py")]
     file.write_text(train_bpe(texts, 8192).to_json(), encoding="utf-8")

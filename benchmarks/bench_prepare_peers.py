@@ -18,9 +18,10 @@ import xxhash
 from bench_prepare import collect, peak_memory, train
 from report import bar, environment, publish
 
-from lightning_lance.newer import newer_characters
+from lightning_lance.tokenization.unicode_tables import newer_characters
+from tests.support.paths import ROOT
 
-PEERS_PYTHON = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
+PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 OURS, PEERS = "ours", ("megatron", "trove", "lit_data")
 EOS = "<|endoftext|>"
 FILES = 4

@@ -1,4 +1,4 @@
-"""Ask both engines about all 1.1 million code points, and write into lightning_lance/newer.py which they see differently.
+"""Ask both engines about all 1.1 million code points, and write into lightning_lance/unicode_tables.py which they see differently.
 
 To be run after an upgrade of either engine; takes some minutes for each regular expression. Until then, builds with versions
 that were not compared find out by themselves, for the characters that their texts hold.
@@ -13,8 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lightning_lance import newer
-from lightning_lance.compare_engines import EngineComparison, telling_apart
+from lightning_lance.tokenization import unicode_tables
+from lightning_lance.tokenization.engine_comparison import EngineComparison, telling_apart
 
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 _LINES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -66,7 +66,12 @@ def differing(name: str) -> list[int]:
     comparison = EngineComparison(pipelines()[name])
     if not comparison.agrees():
         raise SystemExit(f"With {name}, the engines differ in ASCII already.")
-    return [int(point) for point in comparison.differing(range(0x80 // newer.BLOCK, newer.POINTS // newer.BLOCK))]
+    return [
+        int(point)
+        for point in comparison.differing(
+            range(0x80 // unicode_tables.BLOCK, unicode_tables.POINTS // unicode_tables.BLOCK)
+        )
+    ]
 
 
 def ranges(points: Iterable[int]) -> Iterator[str]:
@@ -82,7 +87,7 @@ def ranges(points: Iterable[int]) -> Iterator[str]:
 
 
 def written(points: Iterable[int], parts: Iterable[str]) -> str:
-    """Return the lines of newer.py that say what was found."""
+    """Return the lines of unicode_tables.py that say what was found."""
     versions = {name: version(name) for name in ("gigatoken", "tokenizers")}
     rows = [f'    "{row} "' for row in textwrap.wrap(" ".join(ranges(points)), 118)]
     names = textwrap.wrap(", ".join(f'"{part}"' for part in sorted(parts)), 118)
@@ -97,9 +102,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     with ProcessPoolExecutor(options.processes) as processes:
-        found = {*newer.points_of("")}.union(*processes.map(differing, pipelines()))
+        found = {*unicode_tables.points_of("")}.union(*processes.map(differing, pipelines()))
     parts = {part for fields in pipelines().values() for part in telling_apart(fields)}
-    file = Path(newer.__file__)
+    file = Path(unicode_tables.__file__)
     made = written(sorted(found), parts)
     text = re.sub(
         r"COMPARED_WITH = .*?(?=# End of what is made)", lambda _: made, file.read_text(), count=1, flags=re.DOTALL

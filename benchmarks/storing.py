@@ -1,7 +1,7 @@
 """Stores of made rows, for the benchmarks that read."""
 
-from lightning_lance.commit import append_commit, last_version
-from lightning_lance.row_writer import RowWriter
+from lightning_lance.build.row_writer import RowWriter
+from lightning_lance.format.commit import append_commit, last_version
 
 
 def commit_rows(uri, batches, schema, note):

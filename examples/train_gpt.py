@@ -22,11 +22,11 @@ from lightning.pytorch.strategies import FSDPStrategy
 from omegaconf import DictConfig
 
 from lightning_lance import LanceDataModule
-from lightning_lance.command import command, last_checkpoints, make
+from lightning_lance.cli.hydra_app import command, last_checkpoints, make
 from lightning_lance.errors import ConfigError
-from lightning_lance.escaping import shown_lines
-from lightning_lance.figures import counted
-from lightning_lance.verify import load_checkpoint
+from lightning_lance.inspection.resume import load_checkpoint
+from lightning_lance.messages.escaping import shown_lines
+from lightning_lance.messages.formatting import counted
 
 _log = logging.getLogger("train_gpt")
 

@@ -1,20 +1,42 @@
-"""A slice of a huge corpus, tokenized once into Lance, and random windows of it for PyTorch Lightning."""
+"""A slice of a huge corpus, tokenized once into Lance, and random windows of it for PyTorch Lightning.
+
+The rooms of the house, in the order in which they may import: each knows itself and those above it.
+
+    errors, messages, json_checks, type_hints, location     words, and checks of what is given
+    documents       the batch that flows through a build, and all that is decided about one document
+    process         this process and its neighbours: locks, status files, memory, prefetch, ranks
+    readers         from bytes to tables of documents
+    sources         which files, in which order, with which access
+    tokenization    from texts to token ids
+    format          what is on disk: rows, metadata, files, versions, and one commit
+    maintenance     compaction, clean-up, forgetting, integrity
+    store           a version of a token store, opened for reading
+    build           from a source to a token store
+    serving         from windows to batches; does not know `build`
+    inspection      looking at stores, batches and runs
+    datamodule, callbacks
+    cli             the commands
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Not lazy: as a submodule it has the name of its function, and whichever is bound last stays.
-from lightning_lance.prepare import prepare
-from lightning_lance.store import TokenStore
-
 if TYPE_CHECKING:
+    from lightning_lance.build.runner import prepare
     from lightning_lance.datamodule import LanceDataModule
-    from lightning_lance.loader import WindowLoader
-    from lightning_lance.token_windows import TokenWindows
+    from lightning_lance.serving.dataset import TokenWindows
+    from lightning_lance.serving.loader import WindowLoader
+    from lightning_lance.store.token_store import TokenStore
 
 __all__ = ["LanceDataModule", "TokenStore", "TokenWindows", "WindowLoader", "prepare"]
 
-_HOME = {"LanceDataModule": "datamodule", "TokenWindows": "token_windows", "WindowLoader": "loader"}
+_HOME = {
+    "LanceDataModule": "datamodule",
+    "TokenStore": "store.token_store",
+    "TokenWindows": "serving.dataset",
+    "WindowLoader": "serving.loader",
+    "prepare": "build.runner",
+}
 
 
 def __dir__() -> list[str]:
@@ -22,7 +44,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first asked for: a build needs neither torch nor Lightning, which take seconds to import.
+    # Imported when first asked for: Lance takes a second to import, torch and Lightning take several.
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -12,30 +12,30 @@ from typing import Any, Literal
 
 from lightning import LightningDataModule
 
-from lightning_lance.agreement import SETTING_UP, is_first, raise_together, told_by_first
-from lightning_lance.arguments import as_text, check_arguments
-from lightning_lance.batches import Batch
-from lightning_lance.cursor import Cursor
+from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
+from lightning_lance.build.runner import check_origin, prepare
+from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import StoreError, whole_number
-from lightning_lance.escaping import logger
-from lightning_lance.figures import tokens_told
-from lightning_lance.fim import FillInTheMiddle
-from lightning_lance.integrity import require_whole
-from lightning_lance.loader import WindowLoader
-from lightning_lance.local_paths import data_folder
-from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
-from lightning_lance.options import BatchFormat, Extend, OnDataChange, Remainder, check_options
-from lightning_lance.places import checked_storage_options, given_place, is_local
-from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
-from lightning_lance.prepare import check_origin, prepare
-from lightning_lance.serving import Serving, extent_in
-from lightning_lance.sources import Source
-from lightning_lance.splits import check_val_fraction
-from lightning_lance.states import checked_state
-from lightning_lance.store import KEEP_TRIES, TokenStore, not_kept
-from lightning_lance.tokenization import Tokenizer
-from lightning_lance.tokenizer_choice import TokenizerChoice
-from lightning_lance.windows import Order
+from lightning_lance.location import checked_storage_options, given_place, is_local
+from lightning_lance.maintenance.integrity import require_whole
+from lightning_lance.messages.escaping import logger
+from lightning_lance.messages.formatting import tokens_told
+from lightning_lance.process.ranks import SETTING_UP, is_first, raise_together, told_by_first
+from lightning_lance.serving.batches import Batch
+from lightning_lance.serving.cursor import Cursor
+from lightning_lance.serving.fim import FillInTheMiddle
+from lightning_lance.serving.loader import WindowLoader
+from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder, check_options
+from lightning_lance.serving.order import Order
+from lightning_lance.serving.selection import Serving, extent_in
+from lightning_lance.serving.states import checked_state
+from lightning_lance.sources.local_paths import data_folder
+from lightning_lance.sources.source import Source
+from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
+from lightning_lance.tokenization.configs import TokenizerChoice
+from lightning_lance.tokenization.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
+from lightning_lance.tokenization.tokenizer import Tokenizer
+from lightning_lance.type_hints import as_text, check_arguments
 
 _log = logger(__name__)
 

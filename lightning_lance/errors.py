@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_lance.escaping import shown
-from lightning_lance.redaction import redacted
+from lightning_lance.messages.escaping import shown
+from lightning_lance.messages.redaction import redacted
 
 # Bits of a number that is hashed as text; Python writes no number of many thousands of digits.
 _LONGEST = 1024

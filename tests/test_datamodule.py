@@ -15,16 +15,17 @@ import lightning
 import pytest
 import tokenizers
 import torch
-from conftest import ListSource, documents
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
+from lightning_lance.build.plan import Budget, open_prepared
+from lightning_lance.build.status import StatusFile
 from lightning_lance.errors import ConfigError, StoreError
-from lightning_lance.plan import Budget, open_prepared
-from lightning_lance.status import StatusFile
-from lightning_lance.tokenization import train_bpe
-from lightning_lance.tokenizer_choice import ByteChoice, TokenizerFile
+from lightning_lance.tokenization.configs import ByteChoice, TokenizerFile
+from lightning_lance.tokenization.tokenizer import train_bpe
+from tests.support.paths import ROOT
+from tests.support.stores import ListSource, documents
 
 SOURCE = ListSource(documents(*["".join(random.Random(i).choices("abcdefghij \n", k=200)) for i in range(40)]))
 
@@ -504,7 +505,7 @@ import json, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 sys.path[:0] = [sys.argv[1]]
-from test_datamodule import Recorder, make_data, make_trainer
+from tests.test_datamodule import Recorder, make_data, make_trainer
 folder, steps, checkpoint = Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] or None
 model, data = Recorder(counts_steps=True), make_data(folder)
 trainer = make_trainer(folder, devices=2, strategy="ddp", max_steps=steps, limit_val_batches=2, num_sanity_val_steps=0)
@@ -517,7 +518,7 @@ trainer.save_checkpoint(folder / f"{steps}.ckpt")
 def run_ddp(folder: Path, steps: int, checkpoint: Path | str = "") -> list[dict[str, Any]]:
     script = folder / "ddp.py"
     script.write_text(DDP)
-    command = [sys.executable, str(script), str(Path(__file__).parent), str(folder), str(steps), str(checkpoint)]
+    command = [sys.executable, str(script), str(ROOT), str(folder), str(steps), str(checkpoint)]
     subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
     return [json.loads((folder / f"seen-{steps}-{rank}.json").read_text()) for rank in range(2)]
 
@@ -542,7 +543,7 @@ import os, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 sys.path[:0] = [sys.argv[1]]
-from test_datamodule import *
+from tests.test_datamodule import *
 from lightning_lance.errors import SourceError
 class Fails(ListSource):
     def read(self, shard, row):
@@ -561,7 +562,7 @@ def test_if_the_build_fails_every_rank_names_the_cause(tmp_path: Path):
     """Two real processes, of which Lightning lets one prepare the data while the other stands in a barrier."""
     script = tmp_path / "fails.py"
     script.write_text(FAILS)
-    command = [sys.executable, str(script), str(Path(__file__).parent), str(tmp_path)]
+    command = [sys.executable, str(script), str(ROOT), str(tmp_path)]
     done = subprocess.run(command, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
     assert done.returncode != 0
     assert [(tmp_path / f"error-{rank}").read_text() for rank in range(2)] == [

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from lightning_lance import TokenStore, prepare
-from lightning_lance.streaming import DatasetSource
-from lightning_lance.tokenizer_choice import TokenizerFile
+from lightning_lance.sources.datasets import DatasetSource
+from lightning_lance.tokenization.configs import TokenizerFile
 
 NAME = "lightning-lance prepare"
 

@@ -1,8 +1,8 @@
 """lightning-lance: one document whose lines are numbered, so that a window tells where it begins."""
 
 from lightning_lance import TokenStore, WindowLoader, prepare
-from lightning_lance.sources import FilesSource
-from lightning_lance.tokenizer_choice import ByteChoice
+from lightning_lance.sources.source import FilesSource
+from lightning_lance.tokenization.configs import ByteChoice
 
 NAME, PACKAGE = "lightning-lance", "lightning-lance"
 # Batches are read ahead by a thread.

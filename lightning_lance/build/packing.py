@@ -1,0 +1,247 @@
+"""From encoded documents to the rows of a token store: documents joined by EOS, one stream per (split, language), in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from lightning_lance.documents.columns import one_array
+from lightning_lance.documents.splits import FORGOTTEN, SPLITS
+from lightning_lance.errors import ConfigError, StoreError
+
+# Tokens per row. Larger blocks read more than they need from object stores, smaller ones are more rows to find.
+BLOCK = 2048
+# Tokens of a stream that are given together, in bytes: a little more than a page of Lance's, which then is made of them without
+# a copy. Less where there are several streams, which share what is held, but not less than is worth its trouble.
+_TOGETHER_BYTES, _HELD_BYTES, _LEAST_BYTES = 9 << 20, 27 << 20, 256 << 10
+# Hashes of forgotten documents in a row: as many bytes as a block of tokens or more, and little to hold of a thousand rows.
+_HASHES = 1024
+
+
+class Stream(NamedTuple):
+    """The key of a stream."""
+
+    split: str
+    language: str
+
+
+def store_schema(dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = False) -> pa.Schema:
+    """Give the columns of a token store.
+
+    Args:
+        dtype: uint16 or uint32, of the tokens.
+        metadata: Names of the strings kept with each document.
+        hashed: Whether the hash of its text is kept too: all that de-duplication has to know of a document.
+    """
+    fields = [("offset", pa.int32()), ("id", pa.string()), *((name, pa.string()) for name in metadata)]
+    document = pa.struct([*fields, ("hash", pa.uint64())] if hashed else fields)
+    return pa.schema(
+        [
+            ("tokens", pa.list_(pa.from_numpy_dtype(dtype), BLOCK)),
+            ("num_tokens", pa.int32()),
+            ("split", pa.string()),
+            ("language", pa.string()),
+            ("documents", pa.list_(document)),
+        ]
+    )
+
+
+def forgotten_rows(hashes: np.ndarray, schema: pa.Schema) -> pa.Table:
+    """Make rows that hold no tokens and no more of documents than the hashes of their texts.
+
+    Args:
+        hashes: (n,) uint64.
+        schema: Of the store; with `hash`.
+    """
+    num_rows = -(-len(hashes) // _HASHES)
+    block, struct = schema.field("tokens").type.list_size, schema.field("documents").type.value_type
+    fields = [pa.nulls(len(hashes), field.type) for field in struct]
+    fields[0], fields[-1] = pa.repeat(pa.scalar(0, pa.int32()), len(hashes)), pa.array(hashes)
+    borders = np.minimum(np.arange(num_rows + 1) * _HASHES, len(hashes)).astype(np.int32)
+    zeros = np.zeros(num_rows * block, schema.field("tokens").type.value_type.to_pandas_dtype())
+    columns = [
+        pa.FixedSizeListArray.from_arrays(pa.array(zeros), block),
+        pa.repeat(pa.scalar(0, pa.int32()), num_rows),
+        pa.repeat(pa.scalar(FORGOTTEN), num_rows),
+        pa.repeat(pa.scalar(""), num_rows),
+        pa.ListArray.from_arrays(pa.array(borders), pa.StructArray.from_arrays(fields, fields=list(struct))),
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """Put EOS after every document.
+
+    Args:
+        ids: (total,) token ids.
+        offsets: (n + 1,) borders of the n documents in `ids`.
+        eos_id: The id of EOS.
+        dtype: Of the result; must hold every id.
+
+    Returns:
+        (total + n,) tokens.
+
+    Raises:
+        StoreError: If an id does not fit `dtype`, or a document already holds EOS.
+    """
+    if ids.itemsize > dtype.itemsize and len(ids) and int(ids.max()) > np.iinfo(dtype).max:
+        raise StoreError(
+            f"Token id {int(ids.max())} does not fit {dtype}: the tokenizer gave an id beyond its vocabulary."
+        )
+    if (ids == eos_id).any():
+        raise ConfigError(
+            f"A text was encoded to the EOS id {eos_id}, which would cut its document in two: choose a tokenizer.eos_token "
+            "that is a special token."
+        )
+    # Straight into place: a copy more of all tokens costs as much as the rest of the packing.
+    joined = np.empty(len(ids) + len(offsets) - 1, dtype)
+    joined[offsets[1:] + np.arange(len(offsets) - 1)] = eos_id
+    for i, (low, high) in enumerate(pairwise(offsets.tolist())):
+        joined[low + i : high + i] = ids[low:high]
+    return joined
+
+
+class _End:
+    """The last blocks of a stream, which are not full: tokens, and the documents that begin among them."""
+
+    def __init__(self, rows: int, dtype: np.dtype[Any]) -> None:
+        self.tokens = np.empty(rows * BLOCK, dtype)
+        self.size = 0
+        self.starts: list[np.ndarray] = []
+        self.documents: list[pa.Table] = []
+
+    def fill(self, tokens: np.ndarray) -> np.ndarray:
+        """Take what there is room for, and give the rest."""
+        taken = tokens[: len(self.tokens) - self.size]
+        self.tokens[self.size : self.size + len(taken)] = taken
+        self.size += len(taken)
+        return tokens[len(taken) :]
+
+    def describe(self, starts: np.ndarray, documents: pa.Table) -> None:
+        """Take the documents that begin at `starts`, (n,) offsets in `tokens`."""
+        if len(starts):
+            self.starts.append(starts)
+            self.documents.append(documents)
+
+
+class Packer:
+    """Turns encoded documents into rows of the store, as soon as these are full.
+
+    Holds some megabytes of tokens: a quarter of one of each stream, and up to 27 besides.
+
+    Args:
+        eos_id: The id that ends every document.
+        dtype: uint16 or uint32, of the tokens.
+        metadata: Names of the string columns kept with each document.
+        hashed: Whether the column `hash` is kept too.
+
+    Attributes:
+        schema: Of the rows.
+        num_tokens: Tokens taken since the last `flush`.
+    """
+
+    def __init__(self, eos_id: int, dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = False) -> None:
+        self._eos_id = eos_id
+        self._dtype = dtype
+        self.schema = store_schema(dtype, metadata, hashed)
+        self._ends: dict[Stream, _End] = {}
+        self._forgotten: list[np.ndarray] = []
+        self.num_tokens = 0
+
+    def add(
+        self, ids: np.ndarray, offsets: np.ndarray, splits: np.ndarray, documents: pa.Table
+    ) -> list[pa.RecordBatch]:
+        """Take n documents, and give the rows that are full, if there are many by now.
+
+        Args:
+            ids: (total,) token ids, without EOS.
+            offsets: (n + 1,) borders of the documents in `ids`.
+            splits: (n,) places in `SPLITS`.
+            documents: n rows with `language`, `id`, the metadata, and `hash` if it is kept.
+        """
+        languages = one_array(documents.column("language")).dictionary_encode()
+        streams = splits.astype(np.int64) * len(languages.dictionary) + np.asarray(languages.indices)
+        joined = join_documents(ids, offsets, self._eos_id, self._dtype)
+        borders = np.append(0, offsets[1:] + np.arange(1, len(offsets)))
+        self.num_tokens += len(joined)
+        full: list[pa.RecordBatch] = []
+        for code in np.unique(streams).tolist():
+            split, language = divmod(code, len(languages.dictionary))
+            mine = np.flatnonzero(streams == code)
+            # Neighbours of one stream go together.
+            cuts = [0, *(np.flatnonzero(np.diff(mine) != 1) + 1).tolist(), len(mine)]
+            runs = [joined[borders[mine[low]] : borders[mine[high - 1] + 1]] for low, high in pairwise(cuts)]
+            described = documents if len(mine) == len(documents) else documents.take(pa.array(mine))
+            lengths = (borders[1:] - borders[:-1])[mine]
+            full += self._append(
+                Stream(SPLITS[split], languages.dictionary[language].as_py()), runs, lengths, described
+            )
+        return full
+
+    def forget(self, hashes: np.ndarray) -> None:
+        """Take the hashes, (n,) uint64, of documents of which nothing else is to be kept."""
+        if len(hashes):
+            self._forgotten.append(hashes)
+
+    def flush(self) -> list[pa.RecordBatch]:
+        """Give all other rows, which empties this. The last block of each stream is padded with zeros."""
+        rows = [self._rows(stream, end) for stream, end in sorted(self._ends.items()) if end.size]
+        if self._forgotten:
+            rows += forgotten_rows(np.concatenate(self._forgotten), self.schema).to_batches()
+        self._ends, self._forgotten, self.num_tokens = {}, [], 0
+        return rows
+
+    def _append(
+        self, stream: Stream, runs: Sequence[np.ndarray], lengths: np.ndarray, documents: pa.Table
+    ) -> Iterator[pa.RecordBatch]:
+        end = self._ends.get(stream) or self._new_end(stream)
+        starts = end.size + np.cumsum(lengths) - lengths
+        for run in runs:
+            while len(run := end.fill(run)) or end.size == len(end.tokens):
+                here = int(np.searchsorted(starts, end.size))
+                end.describe(starts[:here], documents.slice(0, here))
+                yield self._rows(stream, end)
+                starts, documents = starts[here:] - end.size, documents.slice(here)
+                end = self._new_end(stream)
+        end.describe(starts, documents)
+
+    def _new_end(self, stream: Stream) -> _End:
+        # Little of a stream that is new: how many there will be, the first documents do not tell.
+        share = _HELD_BYTES // len(self._ends) if stream in self._ends else 0
+        others = sum(end.tokens.nbytes for other, end in self._ends.items() if other != stream)
+        size = max(min(share, _TOGETHER_BYTES, _HELD_BYTES - others), _LEAST_BYTES)
+        end = _End(max(size // (BLOCK * self._dtype.itemsize), 1), self._dtype)
+        self._ends[stream] = end
+        return end
+
+    def _rows(self, stream: Stream, end: _End) -> pa.RecordBatch:
+        num_rows = -(-end.size // BLOCK)
+        end.tokens[end.size : num_rows * BLOCK] = 0
+        valid = np.full(num_rows, BLOCK, np.int32)
+        valid[-1] -= num_rows * BLOCK - end.size
+        columns = [
+            pa.FixedSizeListArray.from_arrays(pa.array(end.tokens[: num_rows * BLOCK]), BLOCK),
+            pa.array(valid),
+            pa.repeat(pa.scalar(stream.split), num_rows),
+            pa.repeat(pa.scalar(stream.language), num_rows),
+            self._document_lists(end, num_rows),
+        ]
+        return pa.record_batch(columns, schema=self.schema)
+
+    def _document_lists(self, end: _End, num_rows: int) -> pa.Array:
+        """Put each document of a stream into the list of the block in which it begins."""
+        struct = self.schema.field("documents").type.value_type
+        starts = np.concatenate([np.empty(0, np.int64), *end.starts])
+        documents = pa.concat_tables(end.documents) if end.documents else None
+        fields = [pa.array((starts % BLOCK).astype(np.int32))]
+        for field in list(struct)[1:]:
+            # Copied: an empty slice of strings keeps an offset that Lance takes for damage.
+            fields.append(
+                pa.array([], field.type) if documents is None else documents.column(field.name).combine_chunks()
+            )
+        borders = np.searchsorted(starts, np.arange(num_rows + 1) * BLOCK).astype(np.int32)
+        return pa.ListArray.from_arrays(pa.array(borders), pa.StructArray.from_arrays(fields, fields=list(struct)))

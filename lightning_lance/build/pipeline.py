@@ -1,0 +1,268 @@
+"""Documents of a source read and encoded, ahead of who packs them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lightning_lance.documents.batch import string_buffers
+from lightning_lance.documents.columns import REPLACED, one_array
+from lightning_lance.documents.dedup import KnownTexts, text_hashes
+from lightning_lance.documents.screening import counted, remarks, skip_reasons, spelled
+from lightning_lance.errors import ConfigError
+from lightning_lance.process.prefetch import read_ahead
+from lightning_lance.sources.source import OpenedSource
+from lightning_lance.tokenization.gigatoken import ENCODERS, Encoded
+from lightning_lance.tokenization.long_texts import LongDocuments, encode_texts, in_pieces
+from lightning_lance.tokenization.tokenizer import Tokenizer
+
+# Batches read ahead, and those that wait for an encoder or for who packs them, beside those that are being encoded.
+_READ_AHEAD, _WAITING = 2, 2
+
+# Threads for the `tokenizers` library, which uses all cores for each batch, but waits for the last at its end.
+_OF_TOKENIZERS = 2
+
+# Text under way before nothing more is read: more than those batches hold, except where single documents are larger.
+_ROOM_BYTES = 64 << 20
+
+# Text after which Arrow gives back what it has freed: it keeps ever more of it, some 100 MB over gigabytes of text. Ten
+# milliseconds each time.
+_RELEASE_BYTES = 32 << 20
+
+
+class EncodedBatch(NamedTuple):
+    """A document batch, read and encoded.
+
+    Attributes:
+        batch: The document batch.
+        sizes: Bytes of its texts, -1 for null.
+        wanted: Rows that are kept.
+        documents: Those rows.
+        encoded: Their ids.
+        skipped: Reason to which rows of the batch are left out for it.
+        noted: Remark to which of the documents it holds for.
+    """
+
+    batch: pa.Table
+    sizes: np.ndarray
+    wanted: np.ndarray
+    documents: pa.Table
+    encoded: Encoded
+    skipped: dict[str, np.ndarray]
+    noted: dict[str, np.ndarray]
+
+    def counts(self, documents: int, rows: int) -> tuple[dict[str, int], dict[str, int]]:
+        """Count, among the first rows, those left out by reason, and among the first documents, the remarks."""
+        return counted(self.skipped, rows), counted(self.noted, documents)
+
+
+class _Room:
+    """Lets the reading run ahead only as far as memory is meant for and the budget will need, so that no more is fetched.
+
+    How many tokens a text will be is estimated from those before it; before there are any, a byte is taken for a token.
+    """
+
+    def __init__(self, max_documents: int | None, max_tokens: int | None) -> None:
+        self._limits = [math.inf if limit is None else limit for limit in (max_documents, max_tokens)]
+        self._changed = threading.Condition()
+        self._batches = 0
+        # Documents and bytes of text that were read and not yet taken; documents, bytes and tokens that were.
+        self._ahead, self._taken = np.zeros(2, np.int64), np.zeros(3, np.int64)
+        self._closed = False
+
+    def is_tight(self) -> bool:
+        """Whether what is read already may be enough, or is as much as memory is meant for."""
+        documents, size, tokens = self._taken.tolist()
+        ahead, ahead_size = self._ahead.tolist()
+        expected = tokens + ahead + ahead_size * (tokens / size if size else 1.0)
+        enough = documents + ahead >= self._limits[0] or expected >= self._limits[1]
+        return bool(enough or ahead_size > _ROOM_BYTES)
+
+    def wait(self) -> bool:
+        """Wait until more may be read; False if no more is wanted."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self._batches or not self.is_tight())
+            return not self._closed
+
+    def add(self, sizes: np.ndarray) -> None:
+        """A batch was read, of texts of these sizes."""
+        with self._changed:
+            self._batches += 1
+            self._ahead += _amount(sizes)
+
+    def take(self, sizes: np.ndarray, wanted: np.ndarray, tokens: int) -> None:
+        """A batch was not enough: `tokens` without EOS came of its `wanted` texts, and nothing of the others."""
+        with self._changed:
+            self._batches -= 1
+            self._ahead -= _amount(sizes)
+            self._taken += (len(wanted), int(sizes[wanted].sum()), tokens + len(wanted))
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def encoded_batches(
+    opened: OpenedSource,
+    tokenizer: Tokenizer,
+    shard: int,
+    row: int,
+    max_documents: int | None = None,
+    max_tokens: int | None = None,
+    long: LongDocuments = LongDocuments(),  # noqa: B008 - frozen
+    known: KnownTexts | None = None,
+) -> Generator[tuple[int, EncodedBatch | None], None, None]:
+    """Read and encode from a cursor on, in the source's order.
+
+    Args:
+        opened: The source.
+        tokenizer: The tokenizer.
+        shard: Place of the first shard to read.
+        row: First row to read of it.
+        max_documents: Documents to encode; None for all.
+        max_tokens: Tokens, EOS included, after which no more will be asked for; None for no bound.
+        long: What becomes of long documents.
+        known: Texts not to encode again; those read are added, and their documents get a column `hash`. None keeps all.
+
+    Yields:
+        (shard, batch) pairs, and (shard, None) after the last batch of each shard.
+    """
+    left = max_documents
+    room, special = _Room(max_documents, max_tokens), spelled(tokenizer.special_tokens)
+    ahead: deque[tuple[int, Future[EncodedBatch] | None]] = deque()
+
+    def oldest() -> Generator[tuple[int, EncodedBatch | None], None, None]:
+        place, encoding = ahead.popleft()
+        if encoding is None:
+            yield place, None
+            return
+        made = encoding.result()
+        taken = made.sizes, made.wanted, len(made.encoded.ids)
+        yield place, made
+        # Only now does who packs it let go of it.
+        room.take(*taken)
+
+    with (
+        closing(read_ahead(_batches(opened, shard, row, room), _READ_AHEAD)) as batches,
+        _encoders(ENCODERS if tokenizer.engine == "gigatoken" else _OF_TOKENIZERS) as encoders,
+        closing(room),
+    ):
+        for place, batch in batches:
+            if batch is None:
+                ahead.append((place, None))
+            else:
+                sizes = _sizes(batch)
+                skipped = skip_reasons(batch, sizes, long)
+                kept = ~np.logical_or.reduce([*skipped.values()])
+                if known is not None:
+                    # Before they are encoded, which is what takes the time; here, since here they come in order.
+                    hashes = text_hashes(batch.column("text"))
+                    batch = batch.append_column("hash", pa.array(hashes))
+                    skipped["duplicate"] = np.zeros(len(batch), bool)
+                    skipped["duplicate"][kept] = ~known.add(hashes[kept])
+                    kept &= ~skipped["duplicate"]
+                wanted = np.flatnonzero(kept)[:left]
+                left = None if left is None else left - len(wanted)
+                made = encoders.submit(_encode, tokenizer, special, long, batch, sizes, wanted, skipped)
+                ahead.append((place, made))
+                # It may be a gigabyte, and the next one takes its time.
+                del batch, made
+            while ahead and (len(ahead) > ENCODERS + _WAITING or room.is_tight()):
+                yield from oldest()
+        while ahead:
+            yield from oldest()
+
+
+@contextmanager
+def _encoders(threads: int) -> Iterator[ThreadPoolExecutor]:
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+    try:
+        yield pool
+    finally:
+        # Who stops in the middle waits for what is being encoded, and not for what waits itself.
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(
+    tokenizer: Tokenizer,
+    special: list[str],
+    long: LongDocuments,
+    batch: pa.Table,
+    sizes: np.ndarray,
+    wanted: np.ndarray,
+    skipped: dict[str, np.ndarray],
+) -> EncodedBatch:
+    documents = _rows(batch, wanted)
+    noted = remarks(documents, special, long)
+    documents = documents.select(
+        [name for name in documents.column_names if name not in ("not_utf8", "not_json", "bom", REPLACED)]
+    )
+    texts = one_array(documents.column("text"))
+    encoded = encode_texts(tokenizer, texts, long.max_bytes)
+    largest = int(encoded.ids.max(initial=0))
+    if largest >= tokenizer.vocab_size:
+        raise ConfigError(
+            f"The engine {tokenizer.engine} gave the id {largest:,}, and the tokenizer has {tokenizer.vocab_size:,}: give a "
+            "tokenizer.json that is whole."
+        )
+    if tokenizer.losses.possible:
+        noted |= tokenizer.losses.find(texts, encoded, in_pieces(texts, long.max_bytes))
+    return EncodedBatch(batch, sizes, wanted, documents, encoded, skipped, noted)
+
+
+def _rows(batch: pa.Table, wanted: np.ndarray) -> pa.Table:
+    """Take rows, the texts without a copy where only empty ones are left out."""
+    if len(wanted) == len(batch):
+        return batch
+    texts = one_array(batch.column("text"))
+    borders, _ = string_buffers(texts)
+    low, high = borders[wanted], borders[wanted + 1]
+    if not len(wanted) or (low[1:] != high[:-1]).any():
+        return batch.take(pa.array(wanted))
+    others = batch.drop_columns(["text"]).take(pa.array(wanted))
+    edges = pa.py_buffer(np.append(low, high[-1]))
+    return others.append_column("text", pa.LargeStringArray.from_buffers(len(wanted), edges, texts.buffers()[2]))
+
+
+def _sizes(batch: pa.Table) -> np.ndarray:
+    return np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), -1))
+
+
+def _amount(sizes: np.ndarray) -> tuple[int, int]:
+    """Count the texts and their bytes."""
+    texts = sizes[sizes > 0]
+    return len(texts), int(texts.sum())
+
+
+def _batches(
+    opened: OpenedSource, shard: int, row: int, room: _Room
+) -> Generator[tuple[int, pa.Table | None], None, None]:
+    size = 0
+    for place in range(shard, len(opened.shards)):
+        batches = iter(opened.read(place, row if place == shard else 0))
+        while room.wait() and (batch := next(batches, None)) is not None:
+            sizes = _sizes(batch)
+            room.add(sizes)
+            yield place, batch
+            del batch
+            size += _amount(sizes)[1]
+            if size > _RELEASE_BYTES:
+                size = 0
+                pa.default_memory_pool().release_unused()
+        if not room.wait():
+            if isinstance(batches, Generator):
+                batches.close()
+            return
+        yield place, None

@@ -1,0 +1,78 @@
+"""What a long build shows: a bar on a terminal, and nothing but log lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from tqdm import tqdm
+
+from lightning_lance.messages.escaping import logger, shown
+from lightning_lance.messages.formatting import counted, share_told, tokens_told
+
+_log = logger(__name__)
+
+_KNOWN = "{desc}: {percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]"
+# Of a single shard without a budget, nobody knows how much is left.
+_UNKNOWN = "{desc}{postfix} [{elapsed}]"
+
+
+class BuildProgress:
+    """Documents, tokens, MB/s of text, share of the budget and time left, of one build.
+
+    Args:
+        name: What is built.
+        share: Share of the budget that was done before, 0 to 1.
+        documents: Documents that were stored before.
+    """
+
+    def __init__(self, name: str, share: float, documents: int) -> None:
+        self._name = name
+        self._begin = time.perf_counter()
+        self._bytes = 0
+        # disable=None: no bar where standard error is no terminal.
+        self._bar = tqdm(
+            total=1.0,
+            initial=share,
+            desc=shown(name),
+            disable=None,
+            smoothing=0.1,
+            bar_format=_KNOWN if share else _UNKNOWN,
+        )
+        if documents:
+            _log.info("%s: continuing after %s.", name, counted(documents, "document"))
+
+    def __enter__(self) -> BuildProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def update(self, share: float, documents: int, tokens: int, text_bytes: int) -> None:
+        """Show where the build is: the share done, documents and tokens in all, and bytes of text since the last call."""
+        self._bytes += text_bytes
+        self._bar.bar_format = _KNOWN if share else _UNKNOWN
+        self._bar.set_postfix_str(self._figures(documents, tokens), refresh=False)
+        self._bar.update(min(share, 1.0) - self._bar.n)
+
+    def committed(self, share: float, documents: int, tokens: int) -> None:
+        """Log that a commit was made."""
+        told = share_told(share)
+        _log.info("%s: committed %s%s.", self._name, self._figures(documents, tokens), f" ({told})" if told else "")
+
+    def ended(self, skipped: Mapping[str, int], noted: Mapping[str, int]) -> None:
+        """Log how many documents the store leaves out, by reason, and what is remarkable about those it has."""
+        told = {"left out": _listed(skipped), "of those kept": _listed(noted)}
+        if any(told.values()):
+            _log.info("%s: %s.", self._name, "; ".join(f"{what}: {count}" for what, count in told.items() if count))
+
+    def _figures(self, documents: int, tokens: int) -> str:
+        rate = self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
+        return f"{counted(documents, 'document')}, {tokens_told(tokens)}, {rate:,.1f} MB/s"
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)

@@ -1,0 +1,338 @@
+"""Preparing a token store: one process builds it, continued where it stopped, and whoever asks finds it complete."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lightning_lance.build.builder import Build
+from lightning_lance.build.coordination import COMMIT_MARGIN_SECONDS, CommitTurn, LeaseTurn, Turn
+from lightning_lance.build.plan import Budget, Plan, check_same, check_tokenizer_file, make_plan, open_prepared
+from lightning_lance.build.status import remove_refused
+from lightning_lance.errors import (
+    BuildInterrupted,
+    CommitConflict,
+    ConfigError,
+    FormatError,
+    LightningLanceError,
+    StoreError,
+    described,
+    whole_number,
+)
+from lightning_lance.format.commit import Commit, last_version
+from lightning_lance.format.lance_io import dataset_at, fragments_of, remove_aside, remove_store
+from lightning_lance.format.lineage import check_unchanged
+from lightning_lance.format.own_files import check_no_links, foreign_files
+from lightning_lance.format.tags import build_tag_is_older, lacks_build_tag
+from lightning_lance.format.versions import first_version
+from lightning_lance.location import check_place, checked_storage_options, is_local
+from lightning_lance.maintenance.compaction import end_build, has_unneeded, left_behind, remove_unneeded, take_over
+from lightning_lance.messages.escaping import logger
+from lightning_lance.messages.formatting import counted, tokens_told
+from lightning_lance.process.locks import Lease
+from lightning_lance.sources.source import Source
+from lightning_lance.store.token_store import TokenStore
+from lightning_lance.tokenization.configs import TokenizerChoice
+from lightning_lance.tokenization.long_texts import MAX_DOCUMENT_BYTES
+from lightning_lance.type_hints import check_arguments, check_object
+
+_log = logger(__name__)
+
+COMMIT_SECONDS = 60.0
+
+
+def prepare(
+    source: Source,
+    tokenizer: TokenizerChoice,
+    uri: str | os.PathLike[str] | None = None,
+    *,
+    data_dir: str | Path = "data",
+    max_documents: int | None = None,
+    max_tokens: int | None = None,
+    val_fraction: float = 0.01,
+    max_document_bytes: int = MAX_DOCUMENT_BYTES,
+    long_documents: Literal["split", "skip"] = "split",
+    rebuild: bool = False,
+    storage_options: Mapping[str, str] | None = None,
+    commit_tokens: int | None = None,
+    commit_seconds: float = COMMIT_SECONDS,
+) -> TokenStore:
+    """Make sure that a token store is there and complete, and open it.
+
+    A store that already meets the budget is opened and nothing is read; an unfinished one, or one made with a smaller
+    budget, is continued from its last commit. One process builds; others that ask for the same store wait for it.
+
+    Args:
+        source: Where the documents come from.
+        tokenizer: Which tokenizer.
+        uri: Place of the store, local or in an object store; None derives it from the fingerprint, under `data_dir`.
+        data_dir: Folder of derived stores and trained tokenizers.
+        max_documents: Budget in documents.
+        max_tokens: Budget in tokens, EOS included.
+        val_fraction: Share of the documents (of the repositories, where known) that is for validation.
+        max_document_bytes: Longest text that is encoded at once, in bytes of UTF-8.
+        long_documents: What becomes of longer ones: `split` encodes them in pieces, `skip` leaves them out.
+        rebuild: Whether a store that another recipe made at `uri` is replaced, when this build begins. One of this recipe is
+            not, so an interrupted rebuild goes on.
+        storage_options: Credentials and such for an object store.
+        commit_tokens: Tokens per commit; None for a fragment that is never merged.
+        commit_seconds: Longest time between two commits, while documents come in.
+
+    Returns:
+        The store, at the first version that meets the budget.
+
+    Raises:
+        ConfigError: If source, tokenizer or budget cannot be used.
+        SourceError: If the source cannot be read, or has no documents.
+        StoreError: If `uri` holds another store, and `rebuild` does not allow to replace it.
+    """
+    budget = Budget(max_documents, max_tokens)
+    number = isinstance(commit_seconds, (int, float, np.number)) and not isinstance(commit_seconds, bool)
+    if not number or not commit_seconds >= 0:
+        raise ConfigError(f"commit_seconds is {described(commit_seconds)}: expected a number of seconds, such as 60.")
+    if commit_tokens is not None:
+        commit_tokens = whole_number("commit_tokens", commit_tokens)
+    check_arguments(prepare, {"rebuild": rebuild})
+    check_build(source, tokenizer)
+    storage_options = checked_storage_options("storage_options", storage_options)
+    plan = make_plan(
+        source,
+        tokenizer,
+        uri,
+        data_dir=data_dir,
+        val_fraction=val_fraction,
+        max_document_bytes=max_document_bytes,
+        long_documents=long_documents,
+    )
+    _check_place(plan)
+    built = _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds, rebuild)
+    store = open_prepared(plan, budget, storage_options)
+    if built and plan.status_file is not None:
+        remove_refused(plan.status_file.parent)
+    if built and (val_fraction or source.has_validation) and not store.num_tokens("val"):
+        documents = counted(store.commit.documents, "document")
+        why = (
+            "the source gave none"
+            if source.has_validation
+            else f"of {documents} none fell to val_fraction={val_fraction}"
+        )
+        _log.warning(
+            "The token store %s has nothing to validate on, since %s: %sanother val_fraction makes another store.",
+            plan.uri,
+            why,
+            "" if store.commit.exhausted else "a larger budget adds to it, and ",
+        )
+    return store
+
+
+def _complete(
+    source: Source,
+    plan: Plan,
+    budget: Budget,
+    storage_options: Mapping[str, str] | None,
+    commit_tokens: int | None,
+    commit_seconds: float,
+    rebuild: bool,
+) -> bool:
+    """Build until the budget is met, or wait while another process does; tell whether this one built."""
+    commit, turn, built = None, _turn(plan, commit_seconds), False
+    try:
+        with turn:
+            while True:
+                version, commit, replaced = _found(plan, rebuild, storage_options)
+                if commit is not None:
+                    check_same(commit, plan)
+                    if budget.met(commit):
+                        # What tidies up may remove the version that was found complete.
+                        if turn.finishing():
+                            continue
+                        _end(plan, budget, version, storage_options)
+                        return built
+                    _check_goes_on(plan, version, commit, storage_options)
+                if not turn.mine:
+                    turn.wait(commit)
+                    # Whoever had it may have committed.
+                    continue
+                build: Build | None = None
+                try:
+                    build = Build(source, plan, budget, version, commit, storage_options)
+                    # The source could be opened.
+                    check_tokenizer_file(plan)
+                    if replaced:
+                        remove_store(plan.uri, storage_options)
+                        _log.warning("The token store %s, which another recipe made, is replaced.", plan.uri)
+                    else:  # a rebuild may have been killed while it removed the old store
+                        remove_aside(plan.uri)
+                    build.run(turn, commit_tokens, commit_seconds)
+                    built = True
+                except CommitConflict as error:
+                    _log.debug("%s", error)
+                    turn.conflict()
+                except Exception as error:
+                    cause, safe = _cause(error, plan.uri), build.committed if build else commit
+                    turn.failed(cause)
+                    # Not where the same would end in the same way, or begins anew: the error itself says what to do.
+                    if safe is not None and not isinstance(error, ConfigError):
+                        _log.warning("%s", _how_to_go_on(plan.uri, safe))
+                    if cause is error:
+                        raise
+                    raise cause from error
+                finally:
+                    commit = build.committed if build else commit
+    except KeyboardInterrupt:
+        raise BuildInterrupted(_how_to_go_on(plan.uri, commit)) from None
+
+
+def _found(plan: Plan, rebuild: bool, storage_options: Mapping[str, str] | None) -> tuple[int, Commit | None, bool]:
+    """Look at what is at the place of the store.
+
+    Returns:
+        The version to go on from, 0 for none; its note; and whether another store is there that is to be replaced. One that a
+        newer version of this package wrote never is, since this one cannot tell what is in it.
+
+    Raises:
+        StoreError: If it is no token store, or one of another format that is not to be replaced.
+    """
+    try:
+        version, commit = last_version(plan.uri, storage_options)
+    except FormatError as error:
+        if error.newer or not rebuild:
+            raise
+        return 0, None, True
+    if rebuild and commit is not None and not plan.made(commit):
+        return 0, None, True
+    return version, commit, False
+
+
+def _check_goes_on(plan: Plan, version: int, commit: Commit, storage_options: Mapping[str, str] | None) -> None:
+    """Refuse, before hours of work, to go on from a store that others have changed, or that is not all in its folder.
+
+    Raises:
+        StoreError: Naming what they have done.
+    """
+    check_no_links(plan.uri)
+    dataset = dataset_at(plan.uri, version, storage_options)
+    if dataset is not None:  # else another builder has gone on
+        fragments_of(dataset)  # all of them in its folder
+        check_unchanged(dataset, plan.uri, storage_options)
+    if commit.unknown:
+        _log.warning(
+            "The token store %s was written by a newer version of lightning-lance, which noted %s: that is kept as it is.",
+            plan.uri,
+            ", ".join(sorted(commit.unknown)),
+        )
+
+
+def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str, str] | None) -> None:
+    """Do what killed builders have left undone of a store that needs no more building, as far as this budget knows.
+
+    One of them may have come to its last commit, `version`, and not to its tag, which may name an older version of the same
+    files; others have left files of a growth. Where another process builds by now, that one will do it.
+    """
+    uri = plan.uri
+    try:
+        check_no_links(uri)
+        if (now := dataset_at(uri, version, storage_options)) is not None:
+            check_unchanged(now, uri, storage_options)
+    except StoreError as error:  # what is there can be read
+        _log.warning("%s", error)
+        return
+    try:
+        dataset, first = dataset_at(uri, version, storage_options), first_version(uri, budget.met, storage_options)
+        if dataset is None:
+            return
+        unended = lacks_build_tag(dataset, uri, storage_options) and first == version
+        twice = build_tag_is_older(dataset, uri, storage_options)
+        # In a bucket another may build at any time: there, such things go with the next build.
+        littered = plan.lock_file is not None and (left_behind(uri) or has_unneeded(uri, first))
+        if not unended and not twice and not littered:
+            return
+        lease = None if plan.lock_file is None else Lease(plan.lock_file)
+        if lease is None or lease.take_from_the_dead():
+            try:
+                if last_version(uri, storage_options)[0] == version:
+                    if left := left_behind(uri, storage_options):
+                        version = take_over(uri, version, left, storage_options)
+                    if unended or twice:
+                        end_build(uri, dataset_at(uri, version, storage_options), storage_options)
+                    elif has_unneeded(uri, first, storage_options):
+                        remove_unneeded(uri, storage_options)
+            finally:
+                if lease is not None:
+                    lease.release()
+    except (LightningLanceError, ValueError, OSError, RuntimeError) as error:
+        # A store that can only be read is no reason to fail.
+        _log.debug("%s", error)
+
+
+def _turn(plan: Plan, commit_seconds: float) -> Turn:
+    lock, status = plan.lock_file, plan.status_file
+    if lock is None or status is None:
+        return CommitTurn(plan.uri, commit_seconds + COMMIT_MARGIN_SECONDS)
+    return LeaseTurn(plan.uri, plan.fingerprint, lock, status)
+
+
+def _how_to_go_on(uri: str, commit: Commit | None) -> str:
+    if commit is None:
+        return f"Nothing is committed in {uri!r} yet: run it again, it begins anew."
+    documents, are = counted(commit.documents, "document"), "is" if commit.documents == 1 else "are"
+    return (
+        f"{documents} ({tokens_told(commit.tokens)}) {are} committed in {uri!r}: run it again, it goes on from there."
+    )
+
+
+def _cause(error: Exception, uri: str) -> Exception:
+    """Say a full disk in one sentence: it comes as an error of whichever library wrote."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or any(words in str(error) for words in ("No space left on device", "Disk quota exceeded")):
+        return StoreError(f"The disk of {uri!r} is full: make room there, or move the store, and run it again.")
+    return error
+
+
+def check_build(source: Any, tokenizer: Any) -> None:
+    """Refuse what is no source or no tokenizer: a class, a function, a path, an object of another library.
+
+    Raises:
+        ConfigError: Saying what it is.
+    """
+    check_object("source", source, ("open", "identity", "wanted", "has_validation"), "DatasetSource(...)")
+    check_object("tokenizer", tokenizer, ("load",), "ByteChoice()")
+
+
+def check_origin(
+    source: Source | None, tokenizer: TokenizerChoice | None, uri: str | os.PathLike[str] | Mapping[str, str] | None
+) -> None:
+    """Refuse to serve what is neither built nor at a known place.
+
+    Raises:
+        ConfigError: If source, tokenizer and uri do not go together.
+    """
+    if (source is None) != (tokenizer is None):
+        raise ConfigError("source and tokenizer belong together: give both, or neither and the uri of a store.")
+    if source is not None:
+        check_build(source, tokenizer)
+    if isinstance(uri, Mapping):
+        for name, place in uri.items():
+            check_place(f"uri.{name}", place)
+    elif uri is not None:
+        check_place("uri", uri)
+    if source is None and not uri:
+        raise ConfigError("Without a source, the uri of a token store is needed: got neither.")
+    if source is not None and isinstance(uri, Mapping):
+        raise ConfigError(
+            f"uri is a mapping, of {counted(len(uri), 'store')}, but one is built: give one place, or no source and tokenizer."
+        )
+
+
+def _check_place(plan: Plan) -> None:
+    """Refuse to build among files that are no store: only what a builder left that was killed may be there."""
+    place = Path(plan.uri)
+    if not is_local(plan.uri) or not place.exists() or (place / "_versions").exists():
+        return
+    if not place.is_dir() or foreign_files(plan.uri):
+        raise ConfigError(f"{plan.uri!r} is there already and is no token store: give a uri where nothing is yet.")

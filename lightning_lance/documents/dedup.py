@@ -1,0 +1,81 @@
+"""Exact de-duplication: of texts that are equal but for the white space around them, the first one read is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from lightning_lance.documents.columns import one_array
+from lightning_lance.errors import ConfigError, described
+
+Dedup = Literal["none", "exact"]
+
+# A run is merged into the one before it unless that one is so many times longer: few runs to search, little to merge.
+_GROWTH = 4
+
+
+def check_dedup(dedup: str) -> None:
+    """Refuse a way of de-duplication that there is not.
+
+    Raises:
+        ConfigError: If it is neither `none` nor `exact`.
+    """
+    if not isinstance(dedup, str) or dedup not in get_args(Dedup):
+        raise ConfigError(f"source.dedup is {described(dedup)}: expected {' or '.join(get_args(Dedup))}.")
+
+
+def text_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Hash each text, without the white space around it (Unicode's), as (n,) uint64. A null text counts as an empty one.
+
+    64 bits: among 100 million texts, the chance that any two different ones are taken for equal is 1 in 3,700.
+    """
+    if isinstance(texts, pa.ChunkedArray):
+        texts = one_array(texts)
+    trimmed = pc.utf8_trim_whitespace(pc.fill_null(texts, "").cast(pa.large_string()))
+    _, offsets, data = trimmed.buffers()
+    # Over Arrow's own memory: a million `bytes` objects cost more than their hashes.
+    borders = np.frombuffer(offsets, np.int64)[trimmed.offset :].tolist() if len(trimmed) else [0]
+    view, digest = memoryview(data or b""), xxhash.xxh3_64_intdigest
+    return np.fromiter(
+        (digest(view[borders[i] : borders[i + 1]]) for i in range(len(trimmed))), np.uint64, len(trimmed)
+    )
+
+
+class KnownTexts:
+    """The set of the texts seen so far, by their hashes: 8 bytes a text, and 16 for a moment while it grows.
+
+    Sorted runs, each at least `_GROWTH` times as long as the next: a new batch is searched for in all of them, becomes a run,
+    and short runs are merged, so that a hash is moved a few times in all.
+
+    Args:
+        hashes: Those of the texts known from the beginning, in pieces.
+    """
+
+    def __init__(self, hashes: Iterable[np.ndarray] = ()) -> None:
+        self._runs: list[np.ndarray] = []
+        for piece in hashes:
+            self.add(piece)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._runs))
+
+    def add(self, hashes: np.ndarray) -> np.ndarray:
+        """Add texts by their hashes, (n,) uint64. Gives (n,) bool: which of them are new, of equal ones the first."""
+        values, first = np.unique(hashes, return_index=True)
+        fresh = np.ones(len(values), bool)
+        for run in self._runs:
+            fresh &= run[np.minimum(np.searchsorted(run, values), len(run) - 1)] != values
+        new = np.zeros(len(hashes), bool)
+        new[first[fresh]] = True
+        if fresh.any():
+            self._runs.append(values[fresh])
+            while len(self._runs) > 1 and len(self._runs[-2]) < _GROWTH * len(self._runs[-1]):
+                merged = np.concatenate([self._runs.pop(-2), self._runs.pop()])
+                merged.sort(kind="stable")  # merges two sorted halves in one pass
+                self._runs.append(merged)
+        return new

@@ -1,0 +1,1 @@
+"""What is on disk: rows, metadata, files, versions, and one commit."""

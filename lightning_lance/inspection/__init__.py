@@ -1,0 +1,1 @@
+"""Looking at stores, batches and runs."""

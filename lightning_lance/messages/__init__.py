@@ -1,0 +1,1 @@
+"""Text for people: numbers as they are read, secrets left out, control characters escaped."""

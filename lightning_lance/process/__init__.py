@@ -1,0 +1,1 @@
+"""This process and its neighbours: locks, status files, memory, prefetch, ranks."""

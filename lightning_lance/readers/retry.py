@@ -1,0 +1,274 @@
+"""Patience with sources that fail: which errors time may cure, how long to wait, and when to give up.
+
+The libraries below have retries of their own, which differ in what they try again, wait without jitter, cannot be counted, and
+multiply when they are stacked. So requests to the Hub are tried again here, one by one, before those libraries see the
+failure; what comes from elsewhere (a bucket, a disk) is tried again by who reads a shard.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import threading
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from random import Random
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import zstandard
+
+from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, described, whole_number
+from lightning_lance.messages.escaping import logger
+from lightning_lance.messages.formatting import counted
+from lightning_lance.messages.redaction import in_one_line, redacted, shown_cause
+from lightning_lance.process.request_logs import quiet_requests
+
+_log = logger(__name__)
+
+# The first wait is short, since most failures are one bad server of many; twice as long each time, up to a minute.
+_FIRST_WAIT, _LONGEST_WAIT = 0.2, 60.0
+# A server that asks for more is asked again all the same: the Hub counts requests by windows of five minutes.
+_LONGEST_ASKED = 300.0
+# A day: sockets take no number of seconds.
+_LONGEST_TIMEOUT = 86_400
+
+# Too early, too late, too many, and all that says that the server is at fault.
+_STATUSES = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
+_ERRNOS = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE,
+    errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EAGAIN, errno.EINTR,
+}  # fmt: skip
+# By name, since they come from whichever of httpx, aiohttp, botocore, urllib3 and fsspec is in use: not one is imported here.
+_NETWORK = {
+    "TransportError", "ClientConnectionError", "ClientPayloadError", "ServerDisconnectedError", "FSTimeoutError",
+    "EndpointConnectionError", "ConnectionClosedError", "HTTPClientError", "IncompleteRead", "ProtocolError",
+}  # fmt: skip
+_BAD_DATA = (
+    pa.ArrowInvalid,
+    pa.ArrowNotImplementedError,
+    UnicodeDecodeError,
+    EOFError,
+    zlib.error,
+    zstandard.ZstdError,
+)
+
+# None remaining, and the seconds until there are more.
+_RATE_LIMIT = re.compile(r"\br=0;\s*t=(\d+)")
+
+# Errors of the network by their class, which no time cures: what was asked for cannot be.
+_NEVER = {
+    "OfflineModeIsEnabled",
+    "UnsupportedProtocol",
+    "LocalProtocolError",
+    "ClientConnectorCertificateError",
+    "InvalidURL",
+}
+
+_Result = TypeVar("_Result")
+
+_active = threading.local()
+
+
+class Patience:
+    """How failures of one source are borne; counts them.
+
+    Args:
+        name: The source, for messages.
+        max_retries: Tries after the first, in a row and without progress, before the source is given up.
+        timeout_seconds: How long a server may send nothing.
+
+    Raises:
+        ConfigError: If a number is none.
+    """
+
+    def __init__(self, name: str, max_retries: int, timeout_seconds: float) -> None:
+        self._name = name
+        self.max_retries = 0 if _is_zero(max_retries) else whole_number("source.max_retries", max_retries)
+        number = isinstance(timeout_seconds, (int, float, np.number)) and not isinstance(timeout_seconds, bool)
+        if not number or not 0 < timeout_seconds <= _LONGEST_TIMEOUT:
+            raise ConfigError(
+                f"source.timeout_seconds is {described(timeout_seconds)}: expected a number above 0, up to "
+                f"{_LONGEST_TIMEOUT:,}."
+            )
+        self.timeout_seconds = float(timeout_seconds)
+        #: Failures that were waited for, by what happened.
+        self.incidents: Counter[str] = Counter()
+        # Many machines that fail together must not come back together.
+        self._random = Random()
+
+    def wait(self, tries: int, what: str, error: object, asked: float | None = None) -> None:
+        """Wait before something is tried again.
+
+        Args:
+            tries: How often it has failed in a row.
+            what: What failed, for the message.
+            error: How it failed.
+            asked: Seconds that the server asked to wait.
+
+        Raises:
+            SourceError: If it has failed too often.
+        """
+        told = str(error)
+        if isinstance(error, BaseException):
+            cause = _of_network(error)
+            told = f"{type(cause).__name__}: {cause}"
+        what, told = redacted(what), in_one_line(told, 200)
+        if tries > self.max_retries:
+            raise SourceError(
+                f"Source {self._name!r} gave up on {what} after {counted(tries, 'try', 'tries')} ({told}): all that is "
+                "committed is safe; run the same again later and it goes on from there, or raise source.max_retries."
+            ) from (shown_cause(error) if isinstance(error, BaseException) else None)
+        seconds = min(_FIRST_WAIT * 2.0 ** min(tries - 1, 20), _LONGEST_WAIT) * self._random.uniform(0.5, 1.0)
+        seconds = max(seconds, min(asked or 0.0, _LONGEST_ASKED))
+        self.incidents[told.split(":")[0]] += 1
+        _log.warning("%s: %s; try %d of %d in %.1f s.", what, told, tries, self.max_retries, seconds)
+        time.sleep(seconds)
+
+    def call(self, what: str, function: Callable[[], _Result]) -> _Result:
+        """Do something, again and again while it fails in a way that time may cure."""
+        tries = 0
+        while True:
+            try:
+                with self.active():
+                    return function()
+            except Exception as error:
+                if isinstance(error, LightningLanceError) or not is_transient(error):
+                    raise
+                tries += 1
+                self.wait(tries, what, error)
+
+    @contextmanager
+    def active(self) -> Generator[None, None, None]:
+        """Within it, requests of this thread to the Hub are tried again one by one, and are no lines of the log."""
+        from huggingface_hub import get_session
+
+        client: Any = get_session()
+        if not getattr(client.send, "patient", False):
+            # All its requests go through this one public method; threads that are not in here notice nothing.
+            client.send = _patient(client.send)
+        before = getattr(_active, "patience", None)
+        _active.patience = self
+        try:
+            with quiet_requests():
+                yield
+        finally:
+            _active.patience = before
+
+    def send(self, plain: Callable[..., Any], request: Any, options: Mapping[str, Any]) -> Any:
+        """Send a request of the Hub's client until there is an answer that time would not change."""
+        what = f"{request.method} {request.url}"
+        tries = 0
+        while True:
+            tries += 1
+            times = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout_seconds)
+            request.extensions = {**request.extensions, "timeout": times}
+            try:
+                response = plain(request, **options)
+            except Exception as error:
+                if not is_transient(error):
+                    raise
+                self.wait(tries, what, error)
+                continue
+            if response.status_code not in _STATUSES:
+                return response
+            response.close()
+            self.wait(tries, what, f"HTTP {response.status_code}", _asked(response.headers))
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(value == 0)
+
+
+def _patient(plain: Callable[..., Any]) -> Callable[..., Any]:
+    from huggingface_hub import constants
+
+    def send(request: Any, **options: Any) -> Any:
+        patience = getattr(_active, "patience", None)
+        # `datasets` counts downloads elsewhere by the same client: that may fail.
+        if patience is None or not str(request.url).startswith(constants.ENDPOINT):
+            return plain(request, **options)
+        return patience.send(plain, request, options)
+
+    send.patient = True  # type: ignore[attr-defined] # a mark, so that a client is wrapped once
+    return send
+
+
+def _asked(headers: Mapping[str, str]) -> float | None:
+    """Read how long a server asks to wait, in seconds: `Retry-After`, or the Hub's own rate limit."""
+    text = headers.get("Retry-After", "")
+    if text.isdigit():
+        return float(text)
+    if text:
+        try:
+            return (parsedate_to_datetime(text) - datetime.now(timezone.utc)).total_seconds()
+        except (TypeError, ValueError):
+            return None
+    limit = _RATE_LIMIT.search(headers.get("RateLimit", ""))
+    return float(limit[1]) if limit else None
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """Give an error and what it came from, the error first."""
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return found
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the same may work later: the network, a server, or a disk that answers badly."""
+    found = causes(error)
+    if any(kind.__name__ in _NEVER for cause in found for kind in type(cause).__mro__):
+        return False
+    # `datasets` keeps no more than the name of that error.
+    if any("OfflineModeIsEnabled" in str(cause) for cause in found):
+        return False
+    for cause in found:
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):  # of botocore
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:
+            status = getattr(response, "status_code", None) or getattr(cause, "status", None)
+        if status in _STATUSES:
+            return True
+        names = {kind.__name__ for kind in type(cause).__mro__}
+        if names & _NETWORK or isinstance(cause, (ConnectionError, TimeoutError)):
+            return True
+        if isinstance(cause, OSError) and cause.errno in _ERRNOS:
+            return True
+    return False
+
+
+def _of_network(error: BaseException) -> BaseException:
+    """Give the cause that is the network's: some libraries say that a file is not found where its server is not."""
+    for cause in causes(error):
+        if {kind.__name__ for kind in type(cause).__mro__} & _NETWORK:
+            return cause
+    return error
+
+
+def is_bad_data(error: BaseException) -> bool:
+    """Tell whether it is what was read that is wrong: no such format, cut off, or garbled."""
+    return any(
+        isinstance(cause, _BAD_DATA)
+        # Arrow and gzip tell of garbled bytes by an OSError that knows no errno; of JSON, `ValueError`.
+        or (isinstance(cause, OSError) and cause.errno is None and not _is_refusal(cause))
+        or type(cause) is ValueError
+        # Of `datasets`: a file has other columns than the first one.
+        or type(cause).__name__ == "CastError"
+        for cause in causes(error)
+    )
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Tell whether a server has answered, or access is denied; s3fs says that without an errno."""
+    return getattr(error, "response", None) is not None or isinstance(error, PermissionError)

@@ -1,0 +1,240 @@
+"""What a checkpoint holds of the place in the data: its fields, and that they can be true together."""
+
+from __future__ import annotations
+
+import re
+import reprlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
+
+import numpy as np
+
+from lightning_lance.documents.splits import SPLITS
+from lightning_lance.errors import ConfigError, StoreError, integer, word
+from lightning_lance.serving.order import Order
+
+# More windows than any run consumes, and few enough that sums of some of them fit into 64 bits.
+MOST = 1 << 60
+
+_CURE = "take a checkpoint as it was saved, or start without it"
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
+
+def _shown(value: Any) -> str:
+    """Show a value of any size in a few words."""
+    try:
+        return _short.repr(value)
+    except ValueError:  # of Python: a number of thousands of digits is not written out
+        return f"a {type(value).__name__} too long to show"
+
+
+class _Wrong(Exception):  # noqa: N818 # never leaves this module
+    """What was expected instead."""
+
+
+def _count(value: Any, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= MOST:
+        raise _Wrong(f"a whole number from {least} to 2**60")
+    return int(value)
+
+
+def _positive(value: Any) -> int:
+    return _count(value, 1)
+
+
+def _seed(value: Any) -> int:
+    try:
+        return integer("seed", value)
+    except ConfigError:
+        raise _Wrong("a whole number") from None
+
+
+def _block(value: Any) -> int | None:
+    return None if value is None else _positive(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise _Wrong("true or false")
+    return bool(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Wrong("a string")
+    return word(value)
+
+
+def _chosen(choices: tuple[str, ...]) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise _Wrong(f"one of {', '.join(choices)}")
+        return word(value)
+
+    return read
+
+
+def _digest(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{16}", value):
+        raise _Wrong("16 hexadecimal digits")
+    return word(value)
+
+
+def _list_of(read: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+    def read_list(value: Any) -> list[Any]:
+        if not isinstance(value, (list, tuple)):
+            raise _Wrong("a list")
+        return [read(part) for part in value]
+
+    return read_list
+
+
+def _mapping_of(read: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
+    def read_mapping(value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping):
+            raise _Wrong("a mapping")
+        return {_text(name): read(part) for name, part in value.items()}
+
+    return read_mapping
+
+
+def _words(value: Any) -> list[str]:
+    return sorted(set(_list_of(_text)(value)))
+
+
+def _weight(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= sys.float_info.max:
+        raise _Wrong("weights above 0")
+    return float(value)
+
+
+_STORE: dict[str, Callable[[Any], Any]] = {
+    "name": _text,
+    "uri": _text,
+    "fingerprint": _text,
+    "tokens": _count,
+    "forgotten": _list_of(_text),
+    "version": _positive,
+}
+
+
+def _stores(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _Wrong("a list of stores")
+    entries = []
+    for entry in value:
+        if not isinstance(entry, Mapping) or {*entry} != {*_STORE}:
+            raise _Wrong(f"stores with {', '.join(_STORE)} each")
+        entries.append({name: read(entry[name]) for name, read in _STORE.items()})
+    if len({entry["name"] for entry in entries}) < len(entries):
+        raise _Wrong("stores of different names")
+    return entries
+
+
+_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "cursor": _count,
+    "epoch": _count,
+    "epoch_start": _count,
+    "ended": _flag,
+    "origin": _count,
+    "taken": _list_of(_count),
+    "digest": _digest,
+    "digest_from": _count,
+    "num_windows": _positive,
+    "stores": _stores,
+    "split": _chosen(SPLITS),
+    "context_length": _positive,
+    "order": _chosen(get_args(Order)),
+    "seed": _seed,
+    "shuffle_block": _block,
+    "where": _mapping_of(_words),
+    "mix": _mapping_of(_weight),
+}
+#: The names of all fields of a state.
+FIELDS = frozenset(_FIELDS)
+
+
+def checked_state(state: Any) -> dict[str, Any]:
+    """Return a state of a `WindowLoader` in plain values, after a check of each field, and of all of them together.
+
+    Nothing is read, and the time does not depend on the numbers. What depends on the length of the epoch is checked by
+    `check_epoch`, once that length is known to be right.
+
+    Raises:
+        StoreError: Naming what cannot be.
+    """
+    if not isinstance(state, Mapping):
+        raise StoreError(f"The state is {_shown(state)}: expected the mapping that WindowLoader.state_dict() returned.")
+    if missing := sorted(FIELDS - state.keys()):
+        raise StoreError(
+            f"The state lacks {', '.join(missing)}: expected what a WindowLoader of this version of lightning-lance gave."
+        )
+    if unknown := [name for name in state if name not in FIELDS]:
+        raise StoreError(
+            f"The state has the unknown field {_shown(unknown[0])}: expected what a WindowLoader of this version of "
+            "lightning-lance gave, and nothing else."
+        )
+    plain = {}
+    for name, read in _FIELDS.items():
+        try:
+            plain[name] = read(state[name])
+        except _Wrong as expected:
+            raise StoreError(f"The state's {name} is {_shown(state[name])}: expected {expected}; {_CURE}.") from None
+    _refuse(_contradiction(plain))
+    return plain
+
+
+def check_epoch(state: Mapping[str, Any]) -> None:
+    """Check the numbers of a checked state against the length of the epoch that it tells.
+
+    Raises:
+        StoreError: If they cannot be.
+    """
+    cursor, end = state["cursor"], state["epoch_start"] + state["num_windows"]
+    if cursor > end:
+        _refuse(f"the cursor is at {cursor:,}, beyond the end of its epoch at {end:,}: such a cursor cannot be")
+    _refuse(_wrong_epoch(state))
+
+
+def _refuse(contradiction: str) -> None:
+    if contradiction:
+        raise StoreError(f"The state contradicts itself: {contradiction}; {_CURE}.")
+
+
+def _contradiction(state: Mapping[str, Any]) -> str:
+    """Name what cannot be true of a state whose fields are each what they should be; empty if there is nothing."""
+    cursor, begin, origin = state["cursor"], state["epoch_start"], state["origin"]
+    components = len(state["mix"]) or 1
+    if len(state["taken"]) != components:
+        return f"taken has {len(state['taken']):,} numbers, and there are {components} components"
+    if begin > cursor:
+        return f"its epoch begins at {begin:,}, beyond the cursor at {cursor:,}"
+    if not max(origin, begin) <= state["digest_from"] <= cursor:
+        return (
+            f"digest_from is {state['digest_from']:,}, with an epoch from {begin:,}, a mixture from {origin:,} and the "
+            f"cursor at {cursor:,}"
+        )
+    if state["digest_from"] == cursor and int(state["digest"], 16):
+        return f"no window is in the digest, which is {state['digest']}"
+    if state["ended"] and cursor == begin:
+        return "the epoch has ended, and none of its windows is consumed"
+    if not origin and any(state["taken"]):
+        return f"taken is {_shown(state['taken'])}, and nothing came before"
+    if state["shuffle_block"] is not None and state["order"] != "shuffle":
+        return f"shuffle_block is {state['shuffle_block']} with order {state['order']!r}"
+    return ""
+
+
+def _wrong_epoch(state: Mapping[str, Any]) -> str:
+    """Name a number of the epoch that does not go with where it begins: since the origin, all epochs have one size."""
+    epoch, begin, origin, size = state["epoch"], state["epoch_start"], state["origin"], state["num_windows"]
+    if not origin:
+        right = begin == epoch * size
+    else:
+        # Epochs that began since the origin, which lies in the one before them.
+        since = max(0, -(-(begin - origin) // size))
+        right = epoch >= since and begin >= since * size
+    return "" if right else f"epoch {epoch:,} of {size:,} windows each begins at {begin:,}"

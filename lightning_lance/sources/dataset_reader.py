@@ -1,0 +1,534 @@
+"""A source of `datasets`, opened: its shards, each read from any row on, again where the reading fails."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lightning_lance.documents.batch import bounded, check_text, covered, document_batch, select_columns
+from lightning_lance.documents.columns import (
+    UnfitShard,
+    check_unique,
+    column_at,
+    in_words,
+    listed,
+    meant,
+    names_in,
+    one_array,
+    simple_table,
+    steps_to,
+)
+from lightning_lance.documents.languages import folder_language, language_of_path, no_language
+from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
+from lightning_lance.messages.escaping import logger
+from lightning_lance.messages.redaction import in_one_line, public_url, shown_cause
+from lightning_lance.readers.json_table import NOT_JSON
+from lightning_lance.readers.jsonl import ENDINGS, LinesShard, NotLines
+from lightning_lance.readers.parquet import ParquetShard
+from lightning_lance.readers.retry import is_bad_data, is_transient
+from lightning_lance.sources.hub import HUB_FILE, explain, files_identity, open_builder
+from lightning_lance.sources.local_paths import is_local, readable
+from lightning_lance.sources.local_shards import LocalShards, all_local, local_shards, read_here, real_once
+from lightning_lance.sources.source import BATCH_BYTES, BATCH_ROWS, Trouble, shard_order
+
+if TYPE_CHECKING:
+    from lightning_lance.sources.datasets import DatasetSource
+
+_log = logger(__name__)
+
+# Rows that `datasets` gives at a time: a hundred texts of 100 KB are 10 MB.
+_FETCH_ROWS = 100
+# Shards that are looked at until each column was seen: mostly one.
+_LOOKED_AT = 32
+# Of a language, in bytes; those that there are have some ten.
+_LONGEST_LANGUAGE = 64 << 10
+# A batch of so many bytes goes on its way: with what comes next, it would have to be copied.
+_ENOUGH_BYTES = BATCH_BYTES // 2
+
+
+@dataclass
+class Listing:
+    """The files of a source.
+
+    Attributes:
+        files: Local paths and URLs, in the order of the patterns and of their names.
+        languages: The language of each, by the place of `{language}`; empty where no pattern has it.
+        builder: The `datasets` builder that finds and may read them; None where neither is needed.
+        places: The place of each among the files of the builder.
+        real: Path of each local file to the path without links.
+        remarks: What the log has to say, each with its level.
+    """
+
+    files: list[str]
+    languages: list[str]
+    builder: Any
+    places: list[int]
+    real: dict[str, str]
+    remarks: list[tuple[int, str]]
+
+
+def listing(source: DatasetSource, pin: Mapping[str, Any], reading: bool = False) -> Listing:
+    """List the files of a source; reads none of them.
+
+    Args:
+        source: The source.
+        pin: `OpenedSource.pin` of the first build, else empty.
+        reading: Whether they will be read. Otherwise local files need no builder, and what is left out is not counted.
+
+    Raises:
+        ConfigError: If the source cannot be.
+        SourceError: If there is no access.
+    """
+    local = local_shards(source, counting=reading)
+    if read_here(source, local.files) or (all_local(source) and not reading):
+        files = [file for paths in local.files.values() for file in paths]
+        languages = [_language(source, local, file) for file in files] if source.templates else []
+        return Listing(files, languages, None, list(range(len(files))), local.real, local.remarks)
+    builder = open_builder(source, pin, local.files)
+    splits = builder.config.data_files or {}
+    if source.split not in splits:
+        raise ConfigError(
+            f"Source {source.name!r} has no split {source.split!r}: there are {', '.join(map(str, splits)) or 'none'}."
+        )
+    files = [str(file) for file in splits[source.split]]
+    names = [public_url(file) for file in files]
+    if twice := sorted({name for name in names if names.count(name) > 1}) if len({*names}) < len(names) else []:
+        raise ConfigError(
+            f"Source {source.name!r} finds {twice[0]!r} by several of source.data_files: let one of them find it."
+        )
+    if not source.data_files and not source.on_hub:
+        return _of_folder(source, builder, files)
+    languages = [_language(source, local, file) for file in files] if source.templates else []
+    return Listing(files, languages, builder, list(range(len(files))), local.real, local.remarks)
+
+
+def _language(source: DatasetSource, local: LocalShards, file: str) -> str:
+    """Tell the language of a file by the place of `{language}`, which all patterns have to have then."""
+    if file in local.languages:
+        return local.languages[file]
+    if is_local(file):
+        raise no_language(readable(file), source.templates)
+    return folder_language(file, source.templates)
+
+
+def _of_folder(source: DatasetSource, builder: Any, files: Sequence[str]) -> Listing:
+    """List the files that `datasets` finds in a local folder, each real one once."""
+    places, real, remarks = real_once(source, files)
+    return Listing([files[place] for place in places], [], builder, places, real, remarks)
+
+
+def identified_listing(source: DatasetSource) -> tuple[Listing, str]:
+    """List the files of a source and hash them, see `files_identity`; again while that fails in a way that time may cure.
+
+    Raises:
+        ConfigError: If there are none, or they cannot be.
+        SourceError: If they cannot be reached, or there is no access.
+    """
+
+    def ask() -> tuple[Listing, str]:
+        listed = listing(source, {})
+        with explained(source):
+            return listed, files_identity(listed.files, source.file_system)
+
+    found: tuple[Listing, str] = source.patience().call("listing the files", ask)
+    return found
+
+
+@contextmanager
+def explained(source: DatasetSource) -> Iterator[None]:
+    """Turn errors of other libraries into sentences; those that time may cure are left to who tries again."""
+    try:
+        yield
+    except Exception as error:  # there are a dozen classes, from four libraries
+        if isinstance(error, LightningLanceError) or is_transient(error):
+            raise
+        raise explain(error, source) from shown_cause(error)
+
+
+class OpenedDataset:
+    """See `OpenedSource`.
+
+    Args:
+        source: The source.
+        pin: `pin` of the first build, else empty.
+
+    Raises:
+        ConfigError: If the source, a column or a language cannot be.
+        SourceError: If there is no access, also after many tries.
+    """
+
+    num_bytes: int | None = None  # files are compressed
+
+    def __init__(self, source: DatasetSource, pin: Mapping[str, Any]) -> None:
+        self._source, self._patience = source, source.patience()
+        self._listing: Listing = self._patience.call("listing the files", lambda: listing(source, pin, reading=True))
+        self._builder, self._files = self._listing.builder, self._listing.files
+        self._order = shard_order(len(self._files), source.shard_seed)
+        self.trouble = Trouble(self._patience.incidents, remarks=self._listing.remarks)
+        # Of the row groups (in JSON Lines, the places) of the shard that is being read, how many rows pass before each.
+        self._starts: tuple[int, dict[int, int]] = (-1, {})
+        # Parquet is read here: only the columns and row groups that are needed. So are JSON Lines, of which each line stands
+        # for itself. The other formats are read by `datasets`.
+        if self._builder is None:
+            self._parquet, self._lines = source.path == "parquet", source.path == "json"
+        else:
+            self._parquet = hasattr(self._builder.config, "fragment_scan_options")
+            self._lines = _are_lines(self._builder.config, [public_url(file) for file in self._files])
+        self._dataset: Any = None
+        # Shards of which it was said that they lack a column.
+        self._warned: set[str] = set()
+        begin = self._check_columns if self._parquet or self._lines else self._begin
+        with explained(source):
+            self._patience.call(f"opening {self.shards[0]}", begin)
+
+    def _check_columns(self) -> None:
+        """Refuse columns that no shard has, of some that are looked at: mostly the first has all of them."""
+        source = self._source
+        known = () if self._builder is None else self._builder.info.features or ()
+        missing = {*self._column_names()} - {*known}
+        there: list[str] = []
+        unfit: UnfitShard | None = None
+        for shard in range(min(len(self._files), _LOOKED_AT)):
+            try:
+                present = self._present(shard)
+            except NotLines:
+                self._begin()
+                return
+            except UnfitShard as error:
+                unfit = unfit or error
+                continue
+            except Exception as error:
+                if is_transient(error) or not is_bad_data(error):
+                    raise
+                if source.on_bad_shard != "skip":
+                    return  # whoever reads it says so
+                continue
+            there = there or present
+            missing -= {*present}
+            if present and not missing:
+                return
+        if unfit is not None:
+            raise self._unfit(unfit)
+        if there:
+            raise self._no_column(missing, there)
+
+    def _no_column(self, missing: Collection[str], there: Sequence[str]) -> ConfigError:
+        named = ", ".join(sorted(map(repr, missing)))
+        hints = "".join(meant(name, there) for name in sorted(missing))
+        inner = [name for name in there if any(name.startswith(f"{column.partition('.')[0]}.") for column in missing)]
+        columns = [name for name in there if name in inner or "." not in name]
+        return ConfigError(
+            f"Source {self._source.name!r} has no column {named}: {hints}there are {', '.join(columns) or 'none'}; set "
+            f"{self._source.naming(missing)}."
+        )
+
+    def _unfit(self, error: UnfitShard) -> LightningLanceError:
+        """Say of what is no matter of one shard that it is to be mended where it was asked for."""
+        return SourceError(f"{error}; set source.columns.") if error.of_text else ConfigError(f"{error}.")
+
+    def _present(self, shard: int) -> list[str]:
+        """Give the names of the columns of a shard, none if it has no rows to tell them.
+
+        Raises:
+            UnfitShard: If one cannot be read as it is to be.
+        """
+        text = self._source.columns["text"]
+        if self._lines:
+            return self._lines_shard(shard).columns(self._column_names(), text)
+        with self._parquet_shard(shard) as file:
+            if not file.num_rows:
+                return []
+            columns = [name for name in self._column_names() if name != text or steps_to(file.schema, text) is not None]
+            self._check_types(file.schema, columns, file.name)
+            found = [name for name in self._column_names() if steps_to(file.schema, name) is not None]
+            return list(dict.fromkeys([*names_in(file.schema), *found]))
+
+    def _begin(self) -> None:
+        """Begin to stream, by `datasets`; reads the beginning of the first file for its columns."""
+        source = self._source
+        if self._builder is None:
+            self._builder = open_builder(source, {})
+        with explained(source):
+            self._dataset = self._builder.as_streaming_dataset(split=source.split).with_format("arrow")
+
+    def _parquet_shard(self, shard: int) -> ParquetShard:
+        return ParquetShard(self._place(shard), self._source.file_system)
+
+    def _lines_shard(self, shard: int) -> LinesShard:
+        return LinesShard(self._place(shard), self._source.file_system)
+
+    def _column_names(self) -> list[str]:
+        source = self._source
+        extra = [source.language_column] if source.language_column else []
+        return list(dict.fromkeys([*source.columns.values(), *extra, *source.where]))
+
+    @property
+    def shards(self) -> Sequence[str]:
+        return [readable(public_url(self._files[i])) for i in self._order]
+
+    def _place(self, shard: int) -> str:
+        """Return where a shard is read from; unlike its name, this may hold a password or a signature."""
+        return self._files[self._order[shard]]
+
+    @property
+    def real(self) -> Mapping[str, str]:
+        """Path of each local file to the path without links."""
+        return self._listing.real
+
+    @property
+    def pin(self) -> dict[str, Any]:
+        commits = {match["repo"]: match["revision"] for match in map(HUB_FILE.match, self._files) if match}
+        pairs = {(match["repo"], match["revision"]) for match in map(HUB_FILE.match, self._files) if match}
+        if len(pairs) > len(commits):
+            raise ConfigError(f"Source {self._source.name!r} reads one dataset at two revisions: make them two stores.")
+        return (
+            {"revision": next(iter(commits.values()))}
+            if len(commits) == 1
+            else {"revisions": commits}
+            if commits
+            else {}
+        )
+
+    def present_languages(self) -> list[str]:
+        source = self._source
+        if source.templates:
+            return sorted({*self._listing.languages})
+        column = source.language_column or source.columns["path"]
+
+        def find() -> set[str]:
+            found: set[str] = set()
+            with closing(self._tables(0, 0, {}, [column], filtered=False)) as tables:
+                for _, table in tables:
+                    values = column_at(table, column)
+                    if values is None:
+                        continue
+                    words = in_words(values)[0]
+                    languages = language_of_path(words, source.extensions) if source.extensions is not None else words
+                    found.update(str(value) for value in pc.unique(languages).to_pylist())
+            return found
+
+        with explained(source):
+            return sorted(self._patience.call(f"reading {self.shards[0]}", find))
+
+    def _tables(
+        self, shard: int, row: int, starts: dict[int, int], columns: Sequence[str], filtered: bool
+    ) -> Generator[tuple[int, pa.Table], None, None]:
+        """Read tables of a shard, each with the place of its first row among those that pass the filter."""
+        source = self._source
+        filters = source.filters() if filtered else None
+        if self._parquet:
+            with self._parquet_shard(shard) as file, closing(file.tables(columns, filters, row, starts)) as tables:
+                if file.num_rows:
+                    self._check_schema(file.schema, columns, file.name)
+                yield from tables
+            return
+        if self._lines:
+            lines = self._lines_shard(shard).tables(columns, source.columns["text"], filters, row, starts)
+            with closing(lines), suppress(NotLines):
+                yield from lines
+                return
+        if self._dataset is None:
+            self._begin()
+        # One data file is one shard of the streamed dataset, in the same order.
+        num_shards = len(self._builder.config.data_files[source.split])
+        rows = self._dataset.shard(num_shards=num_shards, index=self._listing.places[self._order[shard]])
+        first, name = 0, f"shard {self.shards[shard]!r}"
+        with closing(rows.iter(batch_size=_FETCH_ROWS)) as batches:
+            for batch in batches:
+                table = simple_table(batch)
+                if first == 0:
+                    self._check_whole(shard, table.schema, columns, name)
+                passed = table if filters is None else filters.passing(table, name)
+                yield first, passed
+                first += len(passed)
+
+    def _check_schema(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
+        """Refuse a shard of which a column cannot be read as it is to be; say what it does not have, which is null there."""
+        self._check_types(schema, columns, name)
+        missing = [column for column in columns if steps_to(schema, column) is None]
+        if missing and name not in self._warned:
+            self._warned.add(name)
+            hints = "".join(meant(column, names_in(schema)) for column in missing)
+            _log.warning(
+                "The %s of source %r has no column %s, which is null there: %sthere are %s.",
+                name,
+                self._source.name,
+                ", ".join(map(repr, missing)),
+                hints,
+                listed(schema, missing),
+            )
+
+    def _check_types(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
+        check_unique(schema, columns, name)
+        text, filters = self._source.columns["text"], self._source.filters()
+        if text in columns:
+            check_text(schema, text, name)
+        if filters is not None:
+            filters.check(schema, name)
+
+    def _check_whole(self, shard: int, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
+        """Check what `datasets` reads: what all shards lack is no matter of this one."""
+        if self._lines:  # the others were looked at
+            self._check_schema(schema, columns, name)
+            return
+        missing = {column for column in columns if steps_to(schema, column) is None}
+        if missing:
+            others = self._other_schemas(shard)
+            missing = {column for column in missing if all(steps_to(other, column) is None for other in others)}
+        if missing:
+            raise self._no_column(missing, names_in(schema))
+        try:
+            self._check_schema(schema, columns, name)
+        except UnfitShard as error:
+            if any(self._fits(other, columns) for other in self._other_schemas(shard)):
+                raise
+            raise self._unfit(error) from error
+
+    def _other_schemas(self, shard: int) -> list[pa.Schema]:
+        """Read the columns of some other shards by `datasets`; those that cannot be read tell nothing."""
+        found: list[pa.Schema] = []
+        for other in [place for place in range(len(self._files)) if place != shard][:_LOOKED_AT]:
+            rows = self._dataset.shard(num_shards=len(self._files), index=self._order[other])
+            try:
+                with closing(rows.iter(batch_size=1)) as batches:
+                    found += [simple_table(batch).schema for batch in islice(batches, 1)]
+            except Exception as error:
+                if not is_bad_data(error):
+                    raise
+        return found
+
+    def _fits(self, schema: pa.Schema, columns: Sequence[str]) -> bool:
+        try:
+            self._check_types(schema, columns, "")
+        except UnfitShard:
+            return False
+        return True
+
+    def read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
+        source, name, tries, doubted = self._source, self.shards[shard], 0, -1
+        while True:
+            try:
+                with self._patience.active():
+                    for batch in self._read(shard, row):
+                        end = covered(batch)
+                        row, tries = (int(batch.column("row")[-1].as_py()) + 1 if end is None else end), 0
+                        yield batch
+                return
+            except UnfitShard as error:
+                if source.on_bad_shard != "skip":
+                    raise SourceError(
+                        f"{error}; what is committed stays: mend the shard, or leave it out by source.on_bad_shard=skip, and "
+                        "run again."
+                    ) from error
+                self._leave_out(shard, row, error)
+                return
+            except LightningLanceError:
+                raise
+            except Exception as error:  # of the format, the network, the file system
+                if is_transient(error):
+                    tries += 1
+                    self._patience.wait(tries, f"reading {name}", error)
+                elif is_bad_data(error) and doubted != row:
+                    doubted = row  # it may have been garbled on its way: it is read again before that is believed
+                elif is_bad_data(error) and source.on_bad_shard == "skip":
+                    self._leave_out(shard, row, error)
+                    return
+                else:
+                    skip = ", or leave out the rest of it by source.on_bad_shard=skip" if is_bad_data(error) else ""
+                    raise SourceError(
+                        f"Shard {name!r} of source {source.name!r} cannot be read: {_brief(error)}; what is committed stays, "
+                        f"mend the shard{skip}, and run again."
+                    ) from shown_cause(error)
+
+    def _leave_out(self, shard: int, row: int, error: Exception) -> None:
+        name = self.shards[shard]
+        self.trouble.bad_shards[shard] = {"shard": name, "row": row, "error": _brief(error)}
+        _log.warning(
+            "Shard %r of source %r is no good from row %d on, and is left out from there: %s",
+            name,
+            self._source.name,
+            row,
+            _brief(error),
+        )
+
+    def _read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
+        if self._starts[0] != shard:
+            self._starts = (shard, {})
+        tables = self._tables(shard, row, self._starts[1], self._column_names(), filtered=True)
+        pending: list[pa.Table] = []
+        rows = size = after = 0
+        failed: Exception | None = None
+        with closing(tables):
+            while True:
+                try:
+                    first, table = next(tables)
+                except StopIteration:
+                    break
+                except Exception as error:  # after what was read before it
+                    failed = error
+                    break
+                after = first + len(table)
+                if fresh := min(max(after - row, 0), len(table)):
+                    pending.append(table.slice(len(table) - fresh))
+                    rows, size = rows + fresh, size + pending[-1].nbytes
+                # Few rows at a time where texts are long, a thousand where they are short.
+                if rows >= BATCH_ROWS or size >= _ENOUGH_BYTES:
+                    yield from self._document_batches(_joined(pending), after - rows, shard)
+                    pending, rows, size = [], 0, 0
+        if pending:
+            yield from self._document_batches(_joined(pending), after - rows, shard)
+        if failed is not None:
+            raise failed
+
+    def _document_batches(self, table: pa.Table, first_row: int, shard: int) -> list[pa.Table]:
+        source, file = self._source, self.shards[shard]
+        words = dict(source.columns)
+        if source.language_column:
+            words["language"] = source.language_column
+        columns = select_columns(table, words, f"shard {file!r}")
+        if NOT_JSON in table.column_names and pc.any(table.column(NOT_JSON)).as_py():
+            columns["not_json"] = one_array(table.column(NOT_JSON))
+        if source.language_column:
+            languages = columns.pop("language")
+            _check_lengths(languages, source.language_column, file)
+        elif source.extensions is not None:
+            languages = language_of_path(columns["path"], source.extensions)
+        else:
+            language = self._listing.languages[self._order[shard]] if source.templates else ""
+            languages = pa.repeat(pa.scalar(language), len(table))
+        languages = pc.fill_null(languages, "")
+        batch = document_batch(columns, languages, first_row, source.wanted, source.text_filter)
+        return bounded(batch, 2 * BATCH_BYTES)
+
+
+def _check_lengths(languages: pa.Array, column: str, file: str) -> None:
+    """Refuse what cannot be a language, since each block of a stream names its own."""
+    longest = pc.max(pc.binary_length(languages)).as_py() or 0
+    if longest > _LONGEST_LANGUAGE:
+        raise SourceError(
+            f"Column {column!r} of shard {file!r} holds a language of {longest:,} bytes, expected {_LONGEST_LANGUAGE:,} at "
+            "most: set source.language_column to the column of the language, or name the languages to keep by languages=[...]."
+        )
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Put tables together; some may have a column that tells what was replaced in them."""
+    alike = all(table.schema.equals(tables[0].schema) for table in tables)
+    return pa.concat_tables(tables, promote_options="none" if alike else "default")
+
+
+def _are_lines(config: Any, files: Sequence[str]) -> bool:
+    """Tell whether files are JSON Lines by their names and the options of their builder."""
+    options = [getattr(config, name, "none") for name in ("field", "encoding_errors", "features")]
+    plain = options == [None] * 3 and config.encoding.lower() in ("utf-8", "utf8")
+    return plain and all(file.endswith(ENDINGS) and (is_local(file) or "::" not in file) for file in files)
+
+
+def _brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {in_one_line(error)}"

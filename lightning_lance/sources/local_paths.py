@@ -1,0 +1,168 @@
+"""Paths on this machine as people write them: URLs, home folders, names that are not UTF-8, and what was probably meant."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from glob import has_magic
+from typing import Any
+from urllib.parse import unquote
+
+from lightning_lance.errors import ConfigError
+from lightning_lance.location import local_folder
+from lightning_lance.messages.escaping import logger
+
+_log = logger(__name__)
+
+_LOCAL_URLS = ("file://", "local://")
+_VARIABLE = re.compile(r"\$\{?(\w+)")
+
+
+def is_local(path: str) -> bool:
+    """Tell whether a path or pattern is of this machine: no URL, or one that begins with `file://`."""
+    return "://" not in path or path.startswith(_LOCAL_URLS)
+
+
+def readable(name: str) -> str:
+    r"""Return a file name as text that UTF-8 can hold: bytes that are not UTF-8 become escapes, as in `caf\xe9.py`."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name
+
+
+def local_path(text: str) -> str:
+    """Return the path that is meant: without `file://`, and with the home folder in place of `~` or `~user`.
+
+    Escapes of a URL, such as `%20`, are read unless a file has them in its name. Variables such as `$HOME` stay as they are.
+    """
+    for scheme in _LOCAL_URLS:
+        if text.startswith(scheme):
+            plain = text.removeprefix(scheme)
+            if plain.startswith("localhost/"):
+                plain = plain.removeprefix("localhost")
+            return plain if os.path.lexists(plain) else unquote(plain)
+    if text.startswith("~"):
+        return os.path.expanduser(text)
+    return text
+
+
+def path_list(key: str, given: Any, such: str) -> tuple[str, ...]:
+    """Return paths or patterns that a user gave as strings.
+
+    Args:
+        key: The option, for messages.
+        given: A list of strings and `Path` objects.
+        such: An example of one, for messages.
+
+    Raises:
+        ConfigError: If it is no list, or one of them cannot be a path.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        raise ConfigError(f"{key} is the string {os.fspath(given)!r}: write a list, [{os.fspath(given)!r}].")
+    if not isinstance(given, Iterable) or isinstance(given, (bytes, Mapping)):
+        raise ConfigError(f"{key} is {given!r}: expected a list of paths, such as [{such!r}].")
+    made = []
+    for each in given:
+        text = os.fspath(each) if isinstance(each, os.PathLike) else each
+        if not isinstance(text, str):
+            raise ConfigError(f"{key} has {each!r}: expected a path, such as {such!r}.")
+        if not text:
+            raise ConfigError(f"{key} has an empty string: expected a path, such as {such!r}.")
+        if "\0" in local_path(text):
+            raise ConfigError(f"{key} has {text!r}: a path cannot have a null character in it.")
+        made.append(text)
+    return tuple(made)
+
+
+def what_is_there(path: str) -> str:
+    """Say what stands in the way of a folder."""
+    if os.path.lexists(path):
+        return "which leads nowhere" if not os.path.exists(path) else "which is a file"
+    return "which does not exist"
+
+
+def data_folder(data_dir: object) -> str:
+    """Return the folder of stores that a user means by `data_dir`.
+
+    Raises:
+        ConfigError: If it cannot be a local folder.
+    """
+    if not isinstance(data_dir, (str, os.PathLike)):
+        raise ConfigError(f"data_dir is {data_dir!r}: expected the path of a folder, such as data.")
+    given = os.fspath(data_dir)
+    if not isinstance(given, str) or not given or "\0" in given:
+        raise ConfigError(f"data_dir is {data_dir!r}: expected the path of a folder, such as data.")
+    if not is_local(given):
+        raise ConfigError(f"data_dir is {given!r}: expected a local folder; give a store in a bucket by its uri.")
+    folder = local_path(given)
+    if folder != given and os.path.isdir(given):
+        _log.warning(
+            "data_dir is %r, which is %r; there is also a folder that is called %r, which is not it.",
+            given,
+            folder,
+            given,
+        )
+    if not os.path.lexists(folder):
+        if folder.startswith("~"):
+            raise ConfigError(f"data_dir is {given!r}: there is no such home folder; write the whole path.")
+        if (variable := _VARIABLE.match(folder)) and variable[1] in os.environ:
+            raise ConfigError(
+                f"data_dir is {given!r}, in which nothing fills in the variable: write its value, or ${{oc.env:{variable[1]}}} "
+                "on the command line."
+            )
+    above = folder
+    while above and not os.path.lexists(above):
+        above = os.path.dirname(above)
+    if above and not os.path.isdir(above):
+        raise ConfigError(
+            f"data_dir is {given!r}, but {above!r} {what_is_there(above).removeprefix('which ')}: choose another."
+        )
+    return local_folder(folder, "data_dir")
+
+
+def hint(pattern: str, base: str) -> str:
+    """Return what may help about a pattern that matches nothing, as a clause; empty if nothing comes to mind.
+
+    Args:
+        pattern: What the user wrote.
+        base: The folder that it is relative to.
+    """
+    path = local_path(pattern)
+    if path.startswith("~"):
+        return "there is no such home folder"
+    if _VARIABLE.match(path):
+        return "variables such as $HOME are not filled in, write their value"
+    if "\\" in path and "/" not in path:
+        return "write / between folders, not \\"
+    at = base if not path.startswith("/") else "/"
+    for part in (part for part in path.split("/") if part not in ("", ".")):
+        following = os.path.join(at, part)
+        if not os.path.lexists(following):
+            return _hint_of_part(part, at)
+        at = following
+    return ""
+
+
+def _hint_of_part(part: str, folder: str) -> str:
+    if "{" in part and "," in part and "}" in part:
+        return "braces are no wildcards, write a pattern for each of them"
+    if has_magic(part) or not os.path.isdir(folder):
+        return ""
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return ""
+    near = _nearest(part, names)
+    return f"the nearest name that is there is {near!r}" if near else ""
+
+
+def _nearest(name: str, names: Sequence[str]) -> str | None:
+    """Find the name that was probably meant: the same in another Unicode form or in other letters, or nearly the same."""
+    folded = {unicodedata.normalize("NFC", each).casefold(): each for each in names}
+    near = get_close_matches(unicodedata.normalize("NFC", name).casefold(), folded, n=1, cutoff=0.6)
+    return folded[near[0]] if near else None

@@ -1,0 +1,1 @@
+"""A version of a token store, opened for reading."""

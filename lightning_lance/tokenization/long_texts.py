@@ -1,0 +1,138 @@
+"""Long texts, cut into pieces for the tokenizer by a rule, so that time and memory stay bounded; each stays one document.
+
+For a text without spaces, tokenizers need n log n steps, and 20 to 150 bytes of memory per byte: 50 MB of one line take minutes
+at once, and seconds in pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+
+from lightning_lance.documents.batch import string_buffers
+from lightning_lance.errors import ConfigError, described, is_count
+from lightning_lance.tokenization.gigatoken import Encoded
+from lightning_lance.tokenization.tokenizer import Tokenizer
+
+# Longest text that is encoded at once: 1 MiB is more than nearly any source file or book chapter, takes the slowest engine
+# about a second, and some 150 MB of its memory.
+MAX_DOCUMENT_BYTES = 1 << 20
+
+# Pieces that go to the tokenizer together.
+_TOGETHER_BYTES = 16 << 20
+
+_NEWLINE = ord("\n")
+
+
+@dataclass(frozen=True)
+class LongDocuments:
+    """What becomes of documents with much text.
+
+    Attributes:
+        max_bytes: Longest text that is encoded at once, in bytes of UTF-8.
+        how: `split` encodes a longer one piece by piece, `skip` leaves it out.
+    """
+
+    max_bytes: int = MAX_DOCUMENT_BYTES
+    how: Literal["split", "skip"] = "split"
+
+    def __post_init__(self) -> None:
+        if not is_count(self.max_bytes) or self.max_bytes < 16:
+            raise ConfigError(
+                f"max_document_bytes is {described(self.max_bytes)}: expected a whole number of bytes, 16 at least."
+            )
+        object.__setattr__(self, "max_bytes", int(self.max_bytes))
+        if not isinstance(self.how, str) or self.how not in ("split", "skip"):
+            raise ConfigError(f"long_documents is {described(self.how)}: expected split or skip.")
+
+
+def cut_points(text: np.ndarray, max_bytes: int) -> list[int]:
+    """Tell where a long text is cut: a function of the text and the limit only.
+
+    A piece ends in the second half of what it may hold, at the last place of the best kind that is there: after a line end
+    between two characters that are no space (most tokenizers give the same ids there as without a cut), after any line end,
+    before a space (byte-level tokenizers put it to the word that follows), between two characters.
+
+    Args:
+        text: (n,) uint8, UTF-8.
+        max_bytes: Longest piece, 16 at least.
+
+    Returns:
+        Offsets of the second and each further piece; empty if the text is no longer than `max_bytes`.
+    """
+    cuts: list[int] = []
+    low = 0
+    while len(text) - low > max_bytes:
+        low = _cut(text, low + max_bytes // 2, low + max_bytes)
+        cuts.append(low)
+    return cuts
+
+
+def _cut(text: np.ndarray, low: int, high: int) -> int:
+    """Choose a place in (low, high] to cut before; low is 8 at least, high less than the length."""
+    # The byte before the cut, the one before that, and the one behind the cut, of each place.
+    before, earlier, behind = text[low:high], text[low - 1 : high - 1], text[low + 1 : high + 1]
+    lines = before == _NEWLINE
+    for places in (lines & ~_is_space(earlier) & ~_is_space(behind), lines, _is_space(behind) & ~_is_space(before)):
+        if places.any():
+            return low + 1 + int(np.flatnonzero(places)[-1])
+    # In UTF-8 the first byte of a character, and no other, differs from 0b10xxxxxx.
+    return low + 1 + int(np.flatnonzero((behind & 0xC0) != 0x80)[-1])
+
+
+def _is_space(text: np.ndarray) -> np.ndarray:
+    return np.asarray((text == ord(" ")) | ((text >= ord("\t")) & (text <= ord("\r"))))
+
+
+def encode_texts(tokenizer: Tokenizer, texts: pa.Array, max_bytes: int) -> Encoded:
+    """Encode texts, the longer ones in pieces.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: (n,) large_string without nulls.
+        max_bytes: Longest text that is encoded at once.
+
+    Returns:
+        One row of ids per text, however many pieces it had.
+    """
+    borders, data = string_buffers(texts)
+    long = np.flatnonzero(np.diff(borders) > max_bytes)
+    if not len(long):
+        return tokenizer.encode_batch(texts)
+    cuts = [borders]
+    for i in long.tolist():
+        cuts.append(borders[i] + np.asarray(cut_points(data[borders[i] : borders[i + 1]], max_bytes), np.int64))
+    # Empty texts share their border with the next, so the cuts go in by position, not as a set.
+    inserted = np.concatenate(cuts[1:])
+    pieces = np.insert(borders, np.searchsorted(borders, inserted), inserted)
+    encoded = [*_encode_pieces(tokenizer, pieces, texts.buffers()[2])]
+    ends = np.cumsum(np.concatenate([[0], *[np.diff(part.offsets) for part in encoded]]))
+    firsts = np.arange(len(borders)) + np.searchsorted(np.sort(inserted), borders, side="left")
+    return Encoded(np.concatenate([part.ids for part in encoded]), ends[firsts])
+
+
+def in_pieces(texts: pa.Array, max_bytes: int) -> Iterator[tuple[int, str]]:
+    """Give the texts as they are encoded, as (place, piece) pairs: each alone, and the longer ones in pieces.
+
+    Args: as for `encode_texts`.
+    """
+    borders, data = string_buffers(texts)
+    for place in range(len(texts)):
+        low, high = int(borders[place]), int(borders[place + 1])
+        cuts = [0, *cut_points(data[low:high], max_bytes), high - low]
+        for start, end in pairwise(cuts):
+            yield place, data[low + start : low + end].tobytes().decode()
+
+
+def _encode_pieces(tokenizer: Tokenizer, borders: np.ndarray, data: pa.Buffer) -> Iterator[Encoded]:
+    # The pieces lie over the memory of the texts: none is copied.
+    array = pa.LargeStringArray.from_buffers(len(borders) - 1, pa.py_buffer(np.ascontiguousarray(borders)), data)
+    group = (borders[:-1] - borders[0]) // _TOGETHER_BYTES
+    starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(array)]
+    for low, high in pairwise(starts):
+        yield tokenizer.encode_batch(array.slice(low, high - low))

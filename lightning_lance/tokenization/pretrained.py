@@ -1,0 +1,333 @@
+"""The files of a pre-trained tokenizer: its tokenizer.json, and what `transformers` would make of it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import xxhash
+
+from lightning_lance.errors import ConfigError
+from lightning_lance.messages.escaping import logger
+from lightning_lance.process.locks import write_whole
+from lightning_lance.tokenization.tokenizer import Tokenizer
+from lightning_lance.tokenization.tokenizer_json import UNUSED, Fields, differences, digest_of
+
+_log = logger(__name__)
+
+TOKENIZER = "tokenizer.json"
+# What lies beside it, and says which token ends a document.
+CONFIG, SPECIAL_MAP = "tokenizer_config.json", "special_tokens_map.json"
+# What says of which model it is, where nothing else does.
+MODEL_CONFIG = "config.json"
+BESIDE = (CONFIG, SPECIAL_MAP, MODEL_CONFIG)
+Beside = Mapping[str, Fields]
+# What says how the files of a folder of ours came there.
+ORIGIN = "origin.json"
+
+# Added tokens that are compared, besides those that a configuration names.
+_FEW = 300
+
+# Classes of transformers that take tokenizer.json as it is.
+_GENERIC = {"AutoTokenizer", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "PythonBackend"}
+
+
+def read_beside(folder: Path) -> dict[str, Fields]:
+    """Read the configurations that lie beside a tokenizer.json; those that are not there are left out.
+
+    Raises:
+        ConfigError: If one is no JSON object.
+    """
+    return {name: read_object(folder / name) for name in BESIDE if (folder / name).is_file()}
+
+
+def read_object(file: Path) -> Fields:
+    """Read a JSON object.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{str(file)!r} cannot be read as JSON ({error}): repair it, or remove it.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{str(file)!r} holds a {type(found).__name__}: expected a JSON object; repair it, or remove it."
+        )
+    return found
+
+
+def named_eos(beside: Beside) -> str | None:
+    """Return the EOS token that the authors named: in tokenizer_config.json, else in special_tokens_map.json.
+
+    generation_config.json is not asked: what ends an answer of a chat model is often no end of a document.
+
+    Raises:
+        ConfigError: If it is no text.
+    """
+    for name in (CONFIG, SPECIAL_MAP):
+        eos = beside.get(name, {}).get("eos_token")
+        token = eos.get("content") if isinstance(eos, dict) else eos
+        if token is not None and not isinstance(token, str):
+            raise ConfigError(
+                f"The eos_token of {name} is {eos!r}: expected a text; repair it, or set tokenizer.eos_token."
+            )
+        if token:
+            return token
+    return None
+
+
+def with_eos(spec: str, eos: str | None, beside: Beside) -> str:
+    """Return a tokenizer.json with its EOS token, which some repositories add in tokenizer_config.json only.
+
+    Args:
+        spec: Text of the file.
+        eos: The token that ends a document; None if nobody has named it.
+        beside: What lies beside it.
+    """
+    added = {token["content"]: {**token, "id": number} for number, token in _added_by_config(beside).items()}
+    # Most files spell it, and need not be parsed.
+    if eos not in added or json.dumps(eos) in spec or json.dumps(eos, ensure_ascii=False) in spec:
+        return spec
+    try:
+        fields = json.loads(spec)
+        fields["added_tokens"] = [*(fields.get("added_tokens") or []), {**added[eos], "special": True}]
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        return spec  # it is no tokenizer.json, as whoever loads it will say
+    return json.dumps(fields, ensure_ascii=False)
+
+
+def _added_by_config(beside: Beside) -> dict[int, Fields]:
+    """Return the tokens that tokenizer_config.json adds, by id, with all their options."""
+    found = beside.get(CONFIG, {}).get("added_tokens_decoder")
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    tokens = {}
+    for number, token in found.items() if isinstance(found, dict) else ():
+        if isinstance(token, dict) and isinstance(token.get("content"), str) and str(number).isdecimal():
+            tokens[int(number)] = {**plain, **{key: token[key] for key in [*plain, "content"] if key in token}}
+    return tokens
+
+
+def fetched(model: str, revision: str, local_only: bool = False) -> dict[str, str] | None:
+    """Download tokenizer.json from the Hub, and what lies beside it, from one commit.
+
+    Without a network, the files in the cache of `huggingface_hub` are taken.
+
+    Args:
+        model: Name of the repository.
+        revision: Branch, tag or commit.
+        local_only: Whether the cache alone is looked at.
+
+    Returns:
+        Name to text; empty if the repository has no tokenizer.json; None if that cannot be asked, nor is known.
+
+    Raises:
+        OSError: If there is no such model or revision, or no access to it.
+        ValueError: If that can be no name of a model.
+    """
+    from huggingface_hub import _CACHED_NO_EXIST as NOT_THERE
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        file = Path(hf_hub_download(model, TOKENIZER, revision=revision, local_files_only=local_only))
+    except LocalEntryNotFoundError:
+        return {} if try_to_load_from_cache(model, TOKENIZER, revision=revision) is NOT_THERE else None
+    except EntryNotFoundError:
+        return {}
+    files = {TOKENIZER: file.read_text(encoding="utf-8")}
+    for name in BESIDE:
+        with suppress(EntryNotFoundError):
+            beside = hf_hub_download(model, name, revision=file.parent.name, local_files_only=local_only)
+            files[name] = Path(beside).read_text(encoding="utf-8")
+    return files
+
+
+def in_cache(model: str, revision: str) -> Path | None:
+    """Return where the cache of `huggingface_hub` has the tokenizer.json of a repository; None if it has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(model, TOKENIZER, revision=revision)
+    except (OSError, ValueError):
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+class Reading(NamedTuple):
+    """What `transformers` makes of a repository that has a tokenizer.json.
+
+    Attributes:
+        digest: Of the tokenizer that it would make; None if it differs, or is not known.
+        differs: The parts in which it differs from tokenizer.json.
+        by: Its class, or the file that makes the difference.
+    """
+
+    digest: str | None
+    differs: list[str]
+    by: str
+
+
+def compared(loaded: Tokenizer, beside: Beside, folder: Path) -> Reading:
+    """Tell whether `transformers` would give other ids than a loaded tokenizer.json; asked once, then remembered.
+
+    Args:
+        loaded: The tokenizer.
+        beside: What lies beside its file.
+        folder: Where answers are kept.
+    """
+    asked = json.dumps([loaded.digest, beside, version("transformers"), version("tokenizers")], sort_keys=True)
+    kept = folder / "as-transformers-reads" / f"{xxhash.xxh3_64_hexdigest(asked.encode())}.json"
+    with suppress(ConfigError, TypeError):
+        return Reading(**read_object(kept))
+    found = as_transformers_reads(json.loads(loaded.to_json()), beside, loaded.eos_id)
+    # Where it cannot be kept, it is asked again.
+    with suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps(found._asdict()))
+    return found
+
+
+def as_transformers_reads(fields: Fields, beside: Beside, eos_id: int) -> Reading:
+    """Tell whether `transformers` would give other ids than a tokenizer.json; without its vocabulary, and without torch.
+
+    Its classes of single models build the normalizer and the pre-tokenizer themselves, and take no notice of the file's. So
+    one is made of the file without its merges. What cannot be compared counts as equal.
+
+    Args:
+        fields: The parsed tokenizer.json, whose model names its type.
+        beside: What lies beside it.
+        eos_id: The id that ends a document.
+    """
+    name = _class_name(fields, beside)
+    stub = _stub(fields, beside)
+    try:
+        made = _rewritten(stub) if name is None else _made_by(name, stub, beside)
+    except (
+        Exception
+    ) as error:  # of many kinds, from three libraries: transformers cannot read it, so it does not differ
+        _log.info("transformers cannot load this tokenizer as %s: %s", name, error)
+        return Reading(None, [], str(name))
+    made |= {"model": {**made["model"], **_contents(fields["model"])}, **UNUSED}
+    made["added_tokens"] = _all_added(fields, beside, made["added_tokens"])
+    given = {**stub, "model": {**fields["model"], **_contents(fields["model"])}}
+    given["added_tokens"] = _all_added(fields, {}, stub["added_tokens"])
+    found = differences(given, made)
+    # Special tokens are never made of text.
+    differs = [part for part in found if part != "special tokens"]
+    return Reading(None if differs else digest_of(made, eos_id), differs, name or CONFIG)
+
+
+def _all_added(fields: Fields, beside: Beside, some: Sequence[Fields]) -> list[Fields]:
+    """Return all added tokens of a tokenizer under their own ids, with the options that some of them were given.
+
+    Args:
+        fields: The whole tokenizer.json.
+        beside: What lies beside it, and may add others.
+        some: Those of a small one.
+    """
+    added = {token["content"]: token for token in fields.get("added_tokens") or []}
+    numbers = {content: token["id"] for content, token in added.items()}
+    for number, token in _added_by_config(beside).items():
+        if token["content"] not in numbers:
+            numbers[token["content"]] = number
+            added[token["content"]] = token
+    following = max([*numbers.values(), *_numbers(fields["model"])], default=-1) + 1
+    for token in some:
+        if token["content"] not in numbers:
+            numbers[token["content"]] = following
+            following += 1
+        added[token["content"]] = token
+    made = [{**token, "id": numbers[content]} for content, token in added.items()]
+    return sorted(made, key=lambda token: int(token["id"]))
+
+
+def _numbers(model: Mapping[str, Any]) -> Iterable[int]:
+    vocabulary = model.get("vocab") or {}
+    return vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+
+
+def _contents(model: Mapping[str, Any]) -> Fields:
+    """Return vocabulary and merges as `tokenizers` writes them."""
+    if model["type"] != "BPE":
+        return {"vocab": model["vocab"]}
+    merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+    return {"vocab": model["vocab"], "merges": merges}
+
+
+def _stub(fields: Fields, beside: Beside) -> Fields:
+    """Return a tokenizer with few added tokens; a BPE with its single characters only, which loads at once."""
+    named = json.dumps([beside.get(CONFIG, {}), beside.get(SPECIAL_MAP, {})], ensure_ascii=False)
+    listed = sorted(fields.get("added_tokens") or [], key=lambda token: int(token["id"]))
+    added = [token for token in listed if token["special"] or json.dumps(token["content"], ensure_ascii=False) in named]
+    added = added[:_FEW]
+    model = fields["model"]
+    if model["type"] != "BPE":
+        return {**fields, "added_tokens": added}
+    kept = {token["content"] for token in added} | {model.get("unk_token")}
+    # What is left stays in the order of the ids, without holes, which tokenizers would complain of.
+    pieces = [piece for piece in model["vocab"] if len(piece) == 1 or piece in kept or piece.startswith("<0x")]
+    pieces.sort(key=lambda piece: int(model["vocab"][piece]))
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    outside = [token["content"] for token in added if token["content"] not in vocabulary]
+    numbers = vocabulary | {content: len(vocabulary) + place for place, content in enumerate(outside)}
+    added = [{**token, "id": numbers[token["content"]]} for token in added]
+    return {**fields, "added_tokens": added, "model": {**model, "vocab": vocabulary, "merges": []}}
+
+
+def _rewritten(fields: Fields) -> Fields:
+    """Return a tokenizer as `tokenizers` writes it."""
+    import tokenizers
+
+    return dict(json.loads(tokenizers.Tokenizer.from_str(json.dumps(fields)).to_str()))
+
+
+def _class_name(fields: Fields, beside: Beside) -> str | None:
+    """Return the class of transformers that reads a repository; None where it takes tokenizer.json as it is."""
+    name = beside.get(CONFIG, {}).get("tokenizer_class") or beside.get(MODEL_CONFIG, {}).get("tokenizer_class")
+    if name is None:
+        return _class_of_model(beside.get(MODEL_CONFIG, {}).get("model_type"))
+    plain = str(name).removesuffix("Fast")
+    # It looks for bytes written as characters, since many repositories name this class for a tokenizer like that of Llama 3.
+    if plain == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(fields.get("pre_tokenizer")):
+        return None
+    return None if {str(name), plain} & _GENERIC else plain
+
+
+def _class_of_model(model_type: Any) -> str | None:
+    """Return the class of a kind of models, which transformers keeps in a module of that name."""
+    if not isinstance(model_type, str) or not model_type.isidentifier():
+        return None
+    name = f"transformers.models.{model_type}.tokenization_{model_type}"
+    try:
+        if find_spec(name) is None:
+            return None
+        classes = [value for value in vars(import_module(name)).values() if isinstance(value, type)]
+    except Exception:  # a model that transformers does not know, or that needs what is not installed
+        return None
+    own = [found.__name__ for found in classes if found.__module__ == name and found.__name__.endswith("Tokenizer")]
+    return own[0] if own else None
+
+
+def _made_by(name: str, fields: Fields, beside: Beside) -> Fields:
+    """Return the tokenizer.json that a class of transformers makes of a small repository."""
+    import transformers
+
+    if not hasattr(transformers, name):
+        # A class of the repository's own: AutoTokenizer takes tokenizer.json as it is.
+        return _rewritten(fields)
+    with tempfile.TemporaryDirectory(prefix="lightning-lance-") as folder:
+        # Options of the class are in its configuration; the ids there are those of the whole vocabulary.
+        config = {key: value for key, value in beside.get(CONFIG, {}).items() if key != "added_tokens_decoder"}
+        for file, content in {**beside, TOKENIZER: fields, CONFIG: config}.items():
+            Path(folder, file).write_text(json.dumps(content), encoding="utf-8")
+        loaded = getattr(transformers, name).from_pretrained(folder, local_files_only=True)
+        return dict(json.loads(loaded.backend_tokenizer.to_str()))

@@ -1,0 +1,309 @@
+"""From texts to token ids, fast, and the same ids as the `tokenizers` library gives.
+
+Three rules hold for every tokenizer: text that spells a special token is encoded as plain text; nothing is added (no BOS, no
+template of a post-processor, no truncation); the EOS that ends a document is put there by the packing, not here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from lightning_lance.documents.batch import string_buffers
+from lightning_lance.errors import ConfigError, described, is_count
+from lightning_lance.tokenization.engine_comparison import differing_characters
+from lightning_lance.tokenization.gigatoken import Encoded, FastEngine, cuts_at_spaces, gigatoken_knows, load_fast
+from lightning_lance.tokenization.losses import Losses
+from lightning_lance.tokenization.special_tokens import EOS_SPELLINGS, check_special_tokens, find_eos
+from lightning_lance.tokenization.tokenizer_checks import check_form, check_ids
+from lightning_lance.tokenization.tokenizer_json import (
+    UNUSED,
+    byte_characters,
+    canonical,
+    digest_of,
+    other_digests,
+    typed,
+)
+from lightning_lance.tokenization.unicode_tables import KNOWN, Parted, parted
+
+# Of so much text, one document, or a piece of one that is longer, is encoded twice to compare the engines; of the first
+# batch some.
+_COMPARE_EVERY = 16 << 20
+_COMPARE_BYTES = 4_000
+_COMPARE_FIRST = 16
+
+# Text that the `tokenizers` library gets at once: it takes up to 150 bytes of memory for each.
+_REFERENCE_BYTES = 2 << 20
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Choose the smallest dtype that holds every id: uint16 for up to 65,536 ids, else uint32."""
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+class Tokenizer:
+    """A `tokenizer.json`, encoded by gigatoken where it can and by the `tokenizers` library elsewhere.
+
+    Args:
+        spec: Text of a `tokenizer.json`.
+        eos_token: The token that ends a document; None takes the first of `EOS_SPELLINGS` that the tokenizer has.
+        engine: `auto`, or `tokenizers` to leave gigatoken out.
+
+    Raises:
+        ConfigError: If `spec` is no tokenizer, or has no such EOS token.
+    """
+
+    def __init__(self, spec: str, eos_token: str | None = None, engine: str = "auto") -> None:
+        import tokenizers
+
+        # Otherwise the library prints a warning in every process that forks after the first batch.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        try:
+            fields = json.loads(spec)
+            check_form(fields)
+            # A file may come with a template that adds BOS, or with the truncation of a fine-tuning run.
+            fields = {**typed(fields), **UNUSED}
+            if fields["model"].get("dropout"):
+                fields["model"]["dropout"] = None  # ids must not depend on chance
+            # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.
+            self._spec, self._engine = json.dumps(fields, ensure_ascii=False), engine
+            self._also: tuple[str, ...] = ()
+            self._reference = tokenizers.Tokenizer.from_str(self._spec)
+            vocabulary = self._reference.get_vocab(with_added_tokens=True)
+            check_ids(fields.get("added_tokens") or [], vocabulary)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the Rust library raises bare Exception, and its panics are none
+            raise ConfigError(
+                f"This is no tokenizer.json of the tokenizers library: {error}; give one as the library writes it."
+            ) from error
+        self._reference.encode_special_tokens = True
+        self.special_tokens = [token["content"] for token in fields.get("added_tokens") or [] if token["special"]]
+        self.eos_token = find_eos(eos_token, vocabulary, self.special_tokens)
+        self.eos_id: int = vocabulary[self.eos_token]
+        self.vocab_size: int = max(vocabulary.values()) + 1
+        with _encoding():
+            check_special_tokens(self._reference, fields, vocabulary, self.eos_token)
+        self.digest = digest_of(canonical(fields), self.eos_id)
+        self._dtype = token_dtype(self.vocab_size)
+        fast = engine == "auto" and gigatoken_knows(fields)
+        self._fast = load_fast(self._spec, fields, self._dtype) if fast else None
+        differing = differing_characters(fields) if self._fast is not None else None
+        if differing is None:
+            self._fast = None
+        self._differing = differing or KNOWN
+        self.losses = Losses(fields, self._reference)
+        # Whether a text may be cut at spaces.
+        self._at_spaces = cuts_at_spaces(fields)
+        # Comparisons so far, and the text since the last one.
+        self._compared, self._since = 0, 0
+        self._comparing = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self._spec, self.eos_token, self._engine)
+
+    @property
+    def other_digests(self) -> tuple[str, ...]:
+        """Digests that earlier versions gave this tokenizer, by the spelling of its file: stores may be named by them."""
+        found = other_digests(json.loads(self._spec), self._reference.to_str(), self.eos_id)
+        return tuple(dict.fromkeys([*found, *self._also]))
+
+    def known_as(self, digests: Iterable[str]) -> Tokenizer:
+        """Return this tokenizer, which stores may also know by some other digests."""
+        self._also = (*self._also, *digests)
+        return self
+
+    @property
+    def engine(self) -> str:
+        """The engine in use: `gigatoken` or `tokenizers`."""
+        return "tokenizers" if self._fast is None else "gigatoken"
+
+    def encode_batch(self, texts: pa.Array) -> Encoded:
+        """Encode texts.
+
+        Now and then a sample is encoded by `tokenizers` too; at the first difference gigatoken is not used any more.
+        May be called by several threads at once.
+
+        Args:
+            texts: A large_string array without nulls.
+        """
+        fast = self._fast
+        if fast is not None and len(texts):
+            if (parts := parted(texts, self._at_spaces, self._differing)) is not None:
+                return self._encode_apart(parts)
+            encoded, different = fast.encode(texts), None
+            with self._comparing:  # nobody goes on before the first comparison is through
+                if self._fast is None:
+                    return self._encode_reference(texts)
+                if encoded is not None and (different := self._first_difference(fast, texts, encoded)) is None:
+                    return encoded
+                self._fast = None
+                reason = "failed" if encoded is None else f"gave other ids for the text {(different or '')[:60]!r}"
+                warnings.warn(
+                    f"gigatoken {reason}: the tokenizers library encodes from here on, more slowly.", stacklevel=2
+                )
+        return self._encode_reference(texts)
+
+    def _encode_apart(self, parts: Parted) -> Encoded:
+        """Encode what has newer characters, which is little, by `tokenizers`, and the rest as ever."""
+        newer = parts.newer
+        encoded = [
+            self.encode_batch(parts.pieces.filter(pa.array(~newer))),
+            self._encode_reference(parts.pieces.filter(pa.array(newer))),
+        ]
+        rows = [iter([ids[low:high] for low, high in pairwise(offsets)]) for ids, offsets in encoded]
+        merged = [next(rows[int(other)]) for other in newer]
+        ends = np.cumsum([0, *map(len, merged)], dtype=np.int64)
+        return Encoded(np.concatenate(merged), ends[parts.firsts])
+
+    def _encode_reference(self, texts: pa.Array) -> Encoded:
+        ids: list[np.ndarray] = []
+        group = np.cumsum(np.diff(string_buffers(texts)[0])) // _REFERENCE_BYTES
+        cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(texts)]
+        for low, high in pairwise(cuts):
+            some = texts.slice(low, high - low).to_pylist()
+            with _encoding():
+                rows = self._reference.encode_batch_fast(some, add_special_tokens=False)
+            ids += [np.asarray(row.ids, self._dtype) for row in rows]
+        offsets = np.zeros(len(ids) + 1, dtype=np.int64)
+        np.cumsum([len(row) for row in ids], out=offsets[1:])
+        return Encoded(np.concatenate(ids or [np.empty(0, self._dtype)]), offsets)
+
+    def _first_difference(self, fast: FastEngine, texts: pa.Array, encoded: Encoded) -> str | None:
+        """Give a text that the engines encode differently; None if none of the sample is one."""
+        borders, data = string_buffers(texts)
+        self._since += int(borders[-1] - borders[0])
+        if self._compared and self._since < _COMPARE_EVERY:
+            return None
+        # Evenly over the first batch, then another place each time.
+        turn, count = self._compared, 1 if self._compared else _COMPARE_FIRST
+        self._compared, self._since = turn + 1, 0
+        picked = (np.arange(count) * len(texts) // count + turn * 7919) % len(texts)
+        long = np.diff(borders)[picked] > _COMPARE_BYTES
+        places = np.unique(picked[~long]).tolist()
+        samples = [str(texts[i]) for i in places]
+        found = [encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]] for i in places]
+        # A piece of a text is a text too: of the long ones, the engines are compared on a piece, another one in each batch.
+        pieces = [_piece(data[borders[i] : borders[i + 1]], turn) for i in np.unique(picked[long])]
+        if pieces:
+            ids = fast.encode(pa.array(pieces, pa.large_string()))
+            if ids is None:
+                return pieces[0]
+            found += [ids.ids[low:high] for low, high in pairwise(ids.offsets)]
+        samples += pieces
+        expected = self._reference.encode_batch_fast(samples, add_special_tokens=False)
+        for text, ours, row in zip(samples, found, expected, strict=True):
+            if not np.array_equal(ours, row.ids):
+                return text
+        return None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Give the text of some ids, EOS spelled out."""
+        return str(self._reference.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    def id_of(self, token: str) -> int:
+        """Give the id of a token. ConfigError if there is none."""
+        found = self._reference.token_to_id(token)
+        if found is None:
+            added = self._reference.get_added_tokens_decoder().values()
+            special = ", ".join(repr(known.content) for known in list(added)[:30] if known.special)
+            raise ConfigError(f"The tokenizer has no token {token!r}: its special tokens are {special or 'none'}.")
+        return int(found)
+
+    def to_json(self) -> str:
+        """Give the `tokenizer.json` in use: the file given, without post-processor, truncation and padding."""
+        return self._spec
+
+
+def is_kept_tokenizer(text: str) -> bool:
+    """Tell whether a text is of the form that `Tokenizer.to_json` gives, which no other program writes."""
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        return False
+    if not isinstance(fields, dict) or "model" not in fields:
+        return False
+    taken_out = ("post_processor", "truncation", "padding")
+    if any(fields.get(name, ...) is not None for name in taken_out):
+        return False
+    return json.dumps(fields, ensure_ascii=False) == text
+
+
+@contextmanager
+def _encoding() -> Iterator[None]:
+    """Turn what the `tokenizers` library raises where a tokenizer has nothing for a text into a ConfigError."""
+    try:
+        yield
+    except (ConfigError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # it raises bare Exception, and its panics are none
+        raise ConfigError(
+            f"The tokenizer cannot encode a text ({error}): it has no token for text that it does not know; "
+            "choose one that has, or one that falls back on bytes."
+        ) from error
+
+
+def _piece(text: np.ndarray, turn: int) -> str:
+    """Take about `_COMPARE_BYTES` out of a long text, from a place that the number of the comparison decides."""
+    low = turn * 7919 * _COMPARE_BYTES % (len(text) - _COMPARE_BYTES)
+    # The characters that were cut at both ends go.
+    return text[low : low + _COMPARE_BYTES].tobytes().decode(errors="ignore")
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Make the tokenizer with one token per byte of UTF-8: ids 0 to 255, and 256 for EOS. Needs no file."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
+    model = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens([EOS_SPELLINGS[0]])
+    return Tokenizer(model.to_str())
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a trained vocabulary that has no room for what every one holds.
+
+    Raises:
+        ConfigError: If `vocab_size` is below 257.
+    """
+    if not is_count(vocab_size) or not 257 <= vocab_size < 2**32:
+        raise ConfigError(f"tokenizer.vocab_size is {described(vocab_size)}: 256 bytes and EOS need 257 at least.")
+
+
+def train_bpe(texts: Iterable[str] | Iterable[Sequence[str]], vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer (Sennrich et al. 2016, over bytes as in GPT-2) with `<|endoftext|>` as EOS.
+
+    Args:
+        texts: Documents, or lists of documents.
+        vocab_size: Ids in all: 256 bytes, EOS, and merges.
+
+    Raises:
+        ConfigError: If `vocab_size` is below 257.
+    """
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    check_vocab_size(vocab_size)
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_SPELLINGS[0]],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    model.train_from_iterator(texts, trainer)
+    return Tokenizer(model.to_str())

@@ -1,0 +1,191 @@
+"""What constructors say that they take, so that a value of another kind is named where they fail with words of their own.
+
+`expected_instead` reads the annotations of anybody's constructor, for values of a configuration. `check_arguments` holds what
+was given in Python against the annotations of our own, which are exact.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import types
+from collections.abc import Callable, Iterable, KeysView, Mapping, Sequence, Set, ValuesView
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from lightning_lance.errors import LARGEST, ConfigError, described
+from lightning_lance.messages.redaction import is_secret_name
+
+# Kind of an annotation: what it takes, and in words. A bool is a number in Python, and a number may be meant as text: the
+# command line makes one of a commit that has digits only.
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str, int, float), "text"),
+    Sequence: ((list, tuple), "a list, such as [{value}]"),
+    Mapping: ((Mapping,), "a mapping, such as {{NAME: {value}}}"),
+    type(None): ((type(None),), "null"),
+}
+_SAME = {list: Sequence, tuple: Sequence, Iterable: Sequence, dict: Mapping}
+
+
+def expected_instead(target: Callable[..., Any], name: str, value: Any) -> str | None:
+    """Tell in words what an argument takes, if its annotation leaves no doubt that `value` is none of it.
+
+    Args:
+        target: A class or function.
+        name: Of its argument.
+        value: A plain value, as a configuration holds it.
+
+    Returns:
+        Such as `a whole number or null`; None if the value may be right, or nobody can tell.
+    """
+    try:
+        annotation = get_type_hints(target.__init__ if inspect.isclass(target) else target)[name]
+        default = inspect.signature(target).parameters[name].default
+    # No such name; or an annotation that is for type checkers only, or for readers.
+    except (KeyError, NameError, TypeError, AttributeError, SyntaxError, ValueError):
+        return None
+    if value is None and default is None:  # many leave it out of the annotation
+        return None
+    union = get_origin(annotation) in (Union, types.UnionType)
+    kinds = [get_origin(kind) or kind for kind in (get_args(annotation) if union else (annotation,))]
+    kinds = list(dict.fromkeys(_SAME.get(kind, kind) for kind in kinds))
+    if any(kind not in _KINDS or isinstance(value, _KINDS[kind][0]) for kind in kinds):
+        return None
+    # As 1e3, which is a float, is read.
+    if int in kinds and isinstance(value, float) and value.is_integer():
+        return None
+    return " or ".join(_KINDS[kind][1].format(value=value) for kind in kinds)
+
+
+def check_arguments(target: Callable[..., Any], given: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse arguments of another kind than a class or function of ours says that it takes.
+
+    Whole numbers may be spelled as floats (1e6), and be of numpy; lists may be tuples and sets. What is annotated by a protocol
+    or by Any is not looked at.
+
+    Args:
+        target: The class or function.
+        given: Arguments by name; those that the target does not name are not looked at.
+        prefix: Of their names in the message, such as `source.`.
+
+    Raises:
+        ConfigError: Naming the first argument that is of another kind.
+    """
+    hints = _hints(target)
+    for name, value in given.items():
+        if name not in hints or _fits(value, hints[name]):
+            continue
+        shown = (
+            f"of type {type(value).__name__}" if is_secret_name(name) or name == "storage_options" else described(value)
+        )
+        if isinstance(value, str) and _takes_list(hints[name]):
+            raise ConfigError(f"{prefix}{name} is the string {shown}: write a list, [{value[:100]}].")
+        bound = f", up to {LARGEST:,}" if _is_number(value) and abs(value) > LARGEST else ""
+        raise ConfigError(f"{prefix}{name} is {shown}: expected {_in_words(hints[name])}{bound}{_hint(value)}.")
+
+
+def _takes_list(kind: Any) -> bool:
+    return any(get_origin(part) is Sequence for part in (kind, *get_args(kind)))
+
+
+@cache
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in inner)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if kind is bool:
+        return isinstance(value, (bool, np.bool_))
+    if kind is int:
+        return _is_number(value) and bool(value % 1 == 0) and bool(abs(value) <= LARGEST)
+    if kind is float:
+        return _is_number(value) and bool(abs(value) <= LARGEST or value == math.inf)
+    if kind is str:
+        return isinstance(value, str) and "\0" not in value
+    if origin is Sequence:
+        listed = isinstance(value, (Sequence, Set, KeysView, ValuesView)) and not isinstance(value, (str, bytes))
+        return listed and all(_fits(part, inner[0]) for part in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(
+            _fits(key, inner[0]) and _fits(part, inner[1]) for key, part in value.items()
+        )
+    if kind in (type(None), None):
+        return value is None
+    if kind is Path:
+        return isinstance(value, Path)
+    return not _is_plain_class(kind) or isinstance(value, kind)
+
+
+def _is_number(value: Any) -> bool:
+    # numpy's float64 is a float; its bool and its complex numbers are no such numbers.
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def _is_plain_class(kind: Any) -> bool:
+    return inspect.isclass(kind) and not getattr(kind, "_is_protocol", False)
+
+
+def _in_words(kind: Any) -> str:
+    """Describe in words what an annotation takes."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        parts = dict.fromkeys(_in_words(part) for part in inner)
+        return " or ".join(parts)
+    if origin is Literal:
+        return f"one of {', '.join(inner)}"
+    if origin is Sequence:
+        return f"a list, each of it {_in_words(inner[0])}"
+    if origin is Mapping:
+        return f"a mapping of names, each to {_in_words(inner[1])}"
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        Path: "a path",
+        type(None): "null",
+        Any: "anything",
+    }
+    return words.get(kind) or f"an object of {getattr(kind, '__name__', kind)}"
+
+
+def _hint(value: Any) -> str:
+    if isinstance(value, type):
+        return f"; make an object of it, as in {value.__name__}(...)"
+    if inspect.isfunction(value) or inspect.isbuiltin(value):
+        return f"; call it, as in {value.__name__}(...)"
+    return ""
+
+
+def as_text(value: Any) -> Any:
+    """Give a path, or a number that the command line made of a name with digits only, as text; the rest as it is."""
+    if isinstance(value, Path):
+        return os.fspath(value)
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return str(value)
+    return value
+
+
+def check_object(name: str, value: Any, methods: Sequence[str], such: str) -> None:
+    """Refuse what is no object with some methods: a class, a function that was not called, or another library's object.
+
+    Raises:
+        ConfigError: Saying what it is.
+    """
+    is_object = not isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType))
+    if not is_object or not all(hasattr(value, method) for method in methods):
+        raise ConfigError(f"{name} is {described(value)}: expected an object such as {such}{_hint(value)}.")

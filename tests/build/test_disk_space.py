@@ -1,0 +1,142 @@
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lightning_lance import prepare
+from lightning_lance.build.disk_space import expected_tokens, merging_bytes
+from lightning_lance.build.plan import Budget
+from lightning_lance.errors import ConfigError
+from lightning_lance.format.commit import Commit
+from lightning_lance.maintenance.compaction import FULL_BYTES, loose_bytes
+from lightning_lance.sources.source import FilesSource
+from lightning_lance.tokenization.configs import ByteChoice
+from tests.support.stores import ListSource, documents
+
+NONE = Commit("", {}, {}, "", "", 0, 0)
+SEEN = replace(NONE, documents=10, tokens=1000, text_bytes=4000, shard=2)
+
+
+@pytest.mark.parametrize(
+    ("budget", "seen", "num_bytes", "tokens"),
+    [
+        (Budget(), NONE, None, None),
+        (Budget(max_documents=50), NONE, None, None),
+        (Budget(max_tokens=50), NONE, None, 50),
+        (Budget(max_documents=30), SEEN, None, 3000),
+        (Budget(max_documents=30, max_tokens=2000), SEEN, None, 2000),
+        (Budget(), SEEN, 400_000, 100_000),
+        (Budget(max_tokens=10**12), SEEN, 400_000, 100_000),
+        (Budget(), SEEN, None, 4000),  # two of eight shards
+        (Budget(), replace(SEEN, row=5), None, None),  # how much of the third is read, nobody knows
+    ],
+)
+def test_what_ends_the_reading_first_counts(budget: Budget, seen: Commit, num_bytes: int | None, tokens: float | None):
+    assert expected_tokens(budget, seen, num_bytes, num_shards=8) == tokens
+
+
+def build(tmp_path: Path, **budget: Any) -> Any:
+    return prepare(ListSource(documents(*["text"] * 40)), ByteChoice(), data_dir=tmp_path / "data", **budget)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message for message in caplog.messages if "needs about" in message]
+
+
+def test_a_build_that_cannot_fit_is_refused_before_anything_is_stored(tmp_path: Path):
+    """With the real disk: no disk has room for 10^18 tokens."""
+    for budget in ({"max_tokens": 10**18}, {"max_documents": 10**18}):
+        with pytest.raises(
+            ConfigError, match=r"needs about [\d,.]+ TB \([\d,]+ T tokens of 2 bytes\), and [\d,.]+ [GT]B are free"
+        ):
+            build(tmp_path, **budget)
+    assert not list((tmp_path / "data").glob("*.lance"))
+
+
+def test_what_is_needed_and_free_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("INFO", "lightning_lance"):
+        build(tmp_path, max_documents=20)
+        (tmp_path / "a.txt").write_text("text")
+        prepare(FilesSource(["*.txt"], root=str(tmp_path)), ByteChoice(), data_dir=tmp_path, max_tokens=10**18)
+    assert [bool(re.search(r"needs about \d+ bytes \(\d+ tokens of 2 bytes\), and", m)) for m in told(caplog)] == [
+        True
+    ] * 2
+    caplog.clear()
+    with caplog.at_level("INFO", "lightning_lance"):
+        build(tmp_path, max_documents=40)
+    assert [
+        "needs about 220 bytes more than it has by now (200 tokens of 2 bytes in all), and " in m for m in told(caplog)
+    ] == [True]
+
+
+def test_without_a_budget_it_is_told_when_it_will_be_known_and_then_what_is_missing_by_then(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Ten shards of 20 tokens: after the first, 180 are missing, of 2 bytes."""
+    with caplog.at_level("INFO", "lightning_lance"):
+        build(tmp_path, commit_seconds=0)
+    lines = [m for m in caplog.messages if " free in " in m]
+    assert len(lines) == 2
+    assert " is known after the first of 10 shards, and " in lines[0]
+    assert "needs about 396 bytes more than it has by now (200 tokens of 2 bytes in all), and " in lines[1]
+    caplog.clear()
+    with caplog.at_level("INFO", "lightning_lance"):
+        prepare(ListSource(documents("text"), per_shard=40), ByteChoice(), data_dir=tmp_path)
+    assert " is known when all is read, and " in next(m for m in caplog.messages if " free in " in m)
+
+
+def test_growing_needs_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    build(tmp_path, max_documents=30)  # 150 tokens
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=101))
+    assert build(tmp_path, max_documents=40).num_tokens() > 0  # 50 more, of 2 bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=399))
+    with pytest.raises(ConfigError, match=r"\(200 tokens of 2 bytes\)"):  # 400 bytes
+        prepare(ListSource(documents(*["text"] * 40)), ByteChoice(), str(tmp_path / "x"), max_tokens=200)
+
+
+def test_what_was_worked_out_from_a_part_is_a_warning_until_it_is_far_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=250))
+    build(tmp_path, max_documents=40)  # 400 bytes, as it looks after the first batch
+    assert [record.levelname for record in caplog.records if "make room" in record.message] == ["WARNING"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=190))
+    with pytest.raises(ConfigError, match="make room"):
+        prepare(ListSource(documents(*["text"] * 40)), ByteChoice(), str(tmp_path / "x"), max_documents=40)
+
+
+@pytest.mark.parametrize(
+    ("new", "loose", "most"),
+    [
+        (100, 0, 100),  # all of it, should it be cut into commits
+        (100, 50, 150),
+        (FULL_BYTES, FULL_BYTES // 2, 3 * FULL_BYTES // 2),
+        (1000 * FULL_BYTES, 0, 2 * FULL_BYTES),
+    ],
+)
+def test_what_is_merged_is_there_twice_but_never_more_than_two_full_fragments(new: int, loose: int, most: int):
+    assert merging_bytes(new, loose) == most
+
+
+def test_where_there_is_no_room_to_merge_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The store itself would fit; a growth writes anew what is there of a fragment that is not full, too."""
+    store = build(tmp_path, max_documents=20)
+    loose = loose_bytes(store.uri)
+    assert loose == sum(path.stat().st_size for path in Path(store.uri, "data").iterdir())
+    assert loose_bytes(store.uri, full=loose) == 0
+    for free, levels in ((220 + 220 + loose - 1, ["WARNING"]), (220 + 220 + loose + 1, [])):
+        caplog.clear()
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        place = tmp_path / str(free) / "x.lance"
+        shutil.copytree(store.uri, place)
+        made = ListSource(documents(*["text"] * 40))
+        prepare(made, ByteChoice(), str(place), max_documents=40)
+        assert [
+            record.levelname for record in caplog.records if "while it is merged, up to" in record.message
+        ] == levels

@@ -1,0 +1,149 @@
+"""Sentences of the command line, made in this process; test_cli.py and test_examples.py run it."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_lance.cli.hydra_app import _how_to_go_on, _one_sentence, command, help_of, make
+from lightning_lance.errors import BuildInterrupted, ConfigError
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[DictConfig]:
+    with initialize_config_module("lightning_lance.conf", version_base="1.3"):
+        yield compose("config", overrides=[f"output_dir={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("sentence", "places"),
+    [
+        ("batch_size is 0: expected a whole number from 1 on.", "data.batch_size"),
+        ("order is 'x': expected one of shuffle, random, sequential, fixed.", "data.order"),
+        ("mix.Rust is 0: expected a weight above 0; leave out what is not wanted.", "data.mix"),
+        ("where has the column 'x': streams are told apart by language.", "data.where"),
+        ("x was made by another recipe: give another uri, or set rebuild=true.", "data.rebuild, data.uri"),
+        ("'a/fim': lower batch_size or context_length.", "data.batch_size"),
+        # Root keys are as they are spelled; words are words; places are places.
+        ("context_length is 0: expected a whole number from 1 on.", ""),
+        ("max_tokens is -1: lower max_documents, in the order that is where the seed is.", ""),
+        ("source.storage_options is 1: in 'batch_size', at x/batch_size/y.", ""),
+    ],
+)
+def test_keys_are_told_with_their_place_on_the_command_line(config: DictConfig, sentence: str, places: str):
+    told = _one_sentence(ConfigError(sentence), config)
+    hint = told.removeprefix(sentence.rstrip("."))
+    assert sorted(hint.removeprefix("; on the command line: ").rstrip(".").split(", ")) == places.split(", ")
+    assert _one_sentence(ConfigError(sentence), None) == sentence
+
+
+def test_an_option_that_is_not_there(config: DictConfig):
+    error = MissingConfigException("many lines", "tokenizer/gtp2", ["bpe", "gpt2"])
+    assert _one_sentence(error, None) == "There is no tokenizer 'gtp2': did you mean 'gpt2'? there are bpe, gpt2."
+
+
+def test_an_argument_that_cannot_be_read():
+    told = _one_sentence(OverrideParseException("foo", "no viable alternative"), None)
+    assert told.startswith(
+        "Got 'foo', which is no key=value: expected such as context_length=512, 'languages=[Python,Rust]'"
+    )
+    told = _one_sentence(OverrideParseException("languages=[Python", "no viable alternative"), None)
+    assert told.startswith("The value of 'languages=[Python' cannot be read: expected such as context_length=512, ")
+
+
+@pytest.mark.parametrize(
+    ("group", "key", "value", "sentence"),
+    [
+        ("trainer", "trainer.max_steps", "abc", "trainer.max_steps is 'abc': expected a whole number."),
+        (
+            "trainer",
+            "context_length",
+            "abc",
+            "trainer cannot be made (no): check +trainer.x=1, trainer.y=2.",
+        ),
+        ("data", "source.text_filter.min_bytes", "a", "source.text_filter.min_bytes is 'a': expected a whole number."),
+        ("data", "seed", "a", "seed is 'a': expected a whole number."),
+        (
+            "trainer.callbacks0",
+            "trainer.callbacks.0.every_n_train_steps",
+            "a",
+            "trainer.callbacks.0.every_n_train_steps is 'a': expected a whole number or null.",
+        ),
+    ],
+)
+def test_what_a_constructor_stumbles_over_is_named(config: DictConfig, group: str, key: str, value: str, sentence: str):
+    OmegaConf.update(config, key, value)
+    place = "data.source.text_filter" if "filter" in key else group
+    error = InstantiationException(f"Error in call to target 'x':\nValueError('no')\nfull_key: {place}")
+    error.__cause__ = ValueError("no")
+    given = ["data.seed=3", "+trainer.x=1", "trainer.y=2", "trainers=2"]
+    assert _one_sentence(error, config, given) == sentence
+
+
+def test_what_a_constructor_only_keeps_is_refused_too(config: DictConfig):
+    """Else it would be stumbled over after hours of building."""
+    for key, value in {"source.shard_seed": "x", "data.seed": "y"}.items():
+        changed = config.copy()
+        OmegaConf.update(changed, key, value)
+        with pytest.raises(ConfigError) as refused:
+            make(changed, "data")
+        assert str(refused.value).startswith(f"{key.removeprefix('data.')} is {value!r}: expected a whole number")
+    assert make(config, "data").seed == 0
+
+
+def test_how_an_interrupted_training_goes_on(config: DictConfig, tmp_path: Path):
+    """With the last checkpoint only if there is one, of this run or of the one that it went on from."""
+    now, pressed = time.time(), KeyboardInterrupt()
+    assert _how_to_go_on(pressed, None, now) == "run it again, it goes on after what was committed."
+    assert _how_to_go_on(pressed, config, now).startswith("no checkpoint was saved yet: run it again, it trains from")
+    (tmp_path / "checkpoints").mkdir()
+    last = tmp_path / "checkpoints/last.ckpt"
+    last.touch()
+    os.utime(last, (now - 9, now - 9))
+    assert _how_to_go_on(pressed, config, now).startswith("no checkpoint was saved yet")
+    os.utime(last, (now + 9, now + 9))
+    goes_on = "run it again with ckpt_path=last, it goes on from the last checkpoint."
+    assert _how_to_go_on(pressed, config, now) == goes_on
+    os.utime(last, (now - 9, now - 9))
+    config.ckpt_path = "last"
+    assert _how_to_go_on(pressed, config, now) == goes_on
+    ended = SystemExit(1)
+    ended.__context__ = BuildInterrupted("nothing is lost.")  # Lightning's, of a build that was interrupted
+    assert _how_to_go_on(ended, config, now) == "nothing is lost."
+
+
+@pytest.mark.parametrize("argument", ["source=null", "tokenizer=1"])
+def test_what_is_no_name_of_an_option_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, argument: str):
+    monkeypatch.setattr(sys, "argv", ["x", argument, "hydra.run.dir=."])
+    with pytest.raises(SystemExit, match=f"^error: The configuration cannot be composed .*: check {argument}\\.$"):
+        command(lambda config: None)()
+    with pytest.raises(SystemExit, match=f": check {argument}\\.$"):
+        help_of("x", [argument], [], [], [])
+
+
+def test_requests_are_no_lines_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    def task(config: DictConfig) -> None:
+        logging.getLogger("httpx").info("HTTP Request: GET")
+        logging.getLogger("lightning_lance").info("something is done")
+
+    handlers, level = [*logging.getLogger().handlers], logging.getLogger().level
+    monkeypatch.chdir(tmp_path)
+    folder = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    monkeypatch.setattr(sys, "argv", ["x", *folder])
+    try:
+        command(task)()
+    finally:
+        logging.getLogger().handlers[:] = handlers
+        logging.getLogger().setLevel(level)
+    out = capfd.readouterr().out
+    assert "something is done" in out
+    assert "HTTP" not in out

@@ -1,0 +1,241 @@
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lightning_lance.cli.main import main
+
+COMMAND = [str(Path(sys.executable).with_name("lightning-lance"))]
+
+
+def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_prepare_builds_and_finds_again(tmp_path: Path):
+    arguments = ("prepare", "tokenizer=bytes", "max_documents=30")
+    code, out, err = run(tmp_path, *arguments)
+    assert (code, err) == (0, "")
+    line = out.splitlines()[-1]
+    assert line.startswith(f"{tmp_path}/data/python_stdlib-")
+    assert "30 documents" in line
+    assert run(tmp_path, *arguments) == (0, line + "\n", "")
+    # A store, and nothing else: no folders of Hydra, no log.
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["conext_length=3"],
+            "There is no key 'conext_length': did you mean 'context_length'? the configuration has ckpt_path, context_length, "
+            "data, data_dir, languages, max_documents, max_tokens, model, output_dir, seed, source, tokenizer, trainer "
+            "(to add a key that the constructor takes, write +conext_length=...).",
+        ),
+        (
+            ["source.shardseed=3"],
+            "There is no key 'source.shardseed': did you mean 'shard_seed'? source has dedup, languages, ",
+        ),
+        (
+            ["source=parket"],
+            "There is no source 'parket': did you mean 'parquet'? there are files, fineweb, github_code, ",
+        ),
+        (["source=files"], "The key source.patterns has no value: give it one on the command line"),
+        (["source=files", "source.patterns=['no/*.py']"], "No file matches 'no/*.py' in '"),
+        (["source=parquet", "source.data_files=['no/*.parquet']"], "No file matches 'no/*.parquet' in '"),
+        (["tokenizer=file", "tokenizer.path=no.json"], "There is no tokenizer.json at 'no.json'"),
+        (["languages=[Pyton]"], "has no language 'Pyton': did you mean 'Python'? there are Assembly, Batchfile, C"),
+        (["languages=[Rust]"], "Source 'python_stdlib' has no language 'Rust': there are Python."),
+        (["source=fineweb", "languages=[English]"], "Source 'fineweb' has no languages, got languages=['English']"),
+        (["foo"], "Got 'foo', which is no key=value: expected such as context_length=512, "),
+        (["languages=[Python"], "The value of 'languages=[Python' cannot be read: expected such as context_length=512"),
+        (
+            ["source=parquet", "source.data_files=[c.parquet]", "source.columns=content"],
+            "source.columns of 'parquet' is 'content': expected a mapping of our words to its columns, such as {text: cont",
+        ),
+        (
+            ["source=jsonl", "source.data_files=[c.jsonl]", "source.where=mit"],
+            "source.where is 'mit': expected a mapping of columns to values to keep, such as {license: [mit]}.",
+        ),
+        (["source.text_filter.min_bytes=a"], "text_filter.min_bytes is 'a': expected a whole number."),
+        (["max_tokens=-1"], "max_tokens is -1: expected a positive whole number, or null for no bound."),
+        (["tokenizer.vocab_size=9"], "tokenizer.vocab_size is 9: 256 bytes and EOS need 257 at least."),
+        (
+            ["data.val_fraction=2"],
+            "val_fraction is 2: expected a share of the documents, 0 <= val_fraction < 1; on the command line: data.",
+        ),
+        (
+            ["data.batch_format=hf"],
+            "batch_format is 'hf': expected one of default, huggingface; on the command line: data.batch_format.",
+        ),
+        (
+            ["tokenizer=bytes", "data.fim={prefix_token: fim_a, middle_token: b, suffix_token: c}"],
+            "The tokenizer has no token 'fim_a': ",
+        ),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path, arguments: list[str], sentence: str):
+    code, out, err = run(tmp_path, "prepare", *arguments)
+    assert code == 1
+    assert err.startswith("error: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+    # Told before anything is read, and before a tokenizer is trained.
+    assert "Training" not in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_traceback_for_those_who_ask(tmp_path: Path):
+    code, _, err = run(tmp_path, "prepare", "max_documents=0", HYDRA_FULL_ERROR="1")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_help_version_and_other_words(tmp_path: Path):
+    assert "lightning-lance prepare key=value" in run(tmp_path)[1]
+    assert run(tmp_path, "--help")[1] == run(tmp_path)[1]
+    assert run(tmp_path, "--version")[1] == "0.1.0\n"
+    code, _, err = run(tmp_path, "prepair")
+    assert code == 1
+    assert err.startswith(
+        "error: there is no command 'prepair': expected prepare, verify, forget, clean or verify-resume."
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("verify", "error: got nothing, expected verify URI, and after it sample=0.1 ("),
+        ("verify sample=2", "error: got sample=2, expected verify URI, and after it sample=0.1 ("),
+        (
+            "verify x.lance sample=2",
+            "error: sample is 2: expected a share of the data files, above 0 and up to 1, such as 0.1.",
+        ),
+        ("verify x.lance sample=few", "error: sample is few: expected a share"),
+        ("verify x.lance smple=0.1", "error: got smple=0.1, expected verify URI"),
+        ("verify x.lance all", "error: got all, expected verify URI"),
+        ("verify x.lance", "error: There is no committed token store at '"),
+        ("verify --all", "error: got --all, expected verify URI"),
+        ("forget x.lance", "error: got no key=value, expected forget URI key=value, as in repo=owner/name"),
+        ("forget repo=a/b", "error: got repo=a/b, expected forget URI"),
+        ("forget x.lance repo=a/b repo=c", "error: repo is given twice, as a/b and c: give it once, and the other to"),
+        ("forget x.lance repo=a/b purge=1", "error: got purge=1, expected forget URI"),
+        ("verify-resume uri=x", "error: got uri=x, expected verify-resume CKPT"),
+        ("verify-resume x.ckpt y", "error: got y, expected verify-resume CKPT, and after it uri=PLACE"),
+    ],
+)
+def test_the_other_commands_say_what_they_expect(
+    arguments: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lightning-lance", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert str(ended.value.code).startswith(told)
+
+
+@pytest.mark.parametrize("name", ["verify", "forget", "verify-resume"])
+def test_help_of_a_command(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for arguments in (["--help"], ["x.lance", "-h"]):
+        monkeypatch.setattr(sys, "argv", ["lightning-lance", name, *arguments])
+        main()
+        assert capsys.readouterr().out.startswith(f"lightning-lance {name} ")
+
+
+def test_help_of_prepare_shows_its_own_keys(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
+
+    def shown(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["lightning-lance", "prepare", *arguments])
+        main()
+        return capsys.readouterr().out
+
+    words = {*re.findall(r"\w+", shown("--help"))}
+    assert {
+        "github_code",
+        "languages",
+        "max_tokens",
+        "shard_seed",
+        "vocab_size",
+        "commit_seconds",
+        "uri",
+        "verify",
+    } <= words
+    # And none of training, nor of Hydra.
+    others = {
+        "trainer",
+        "n_layer",
+        "context_length",
+        "ckpt_path",
+        "batch_size",
+        "order",
+        "output_dir",
+        "_target_",
+        "Powered",
+    }
+    assert not others & words
+    assert "data_files: ???" in shown("source=parquet", "-h")
+    with pytest.raises(SystemExit) as ended:
+        shown("-h", "source=parket")
+    assert str(ended.value.code).startswith("error: There is no source 'parket': did you mean 'parquet'?")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "moment"), [(signal.SIGTERM, 143, "before"), (signal.SIGINT, 130, "between")]
+)
+def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, code: int, moment: str):
+    """At once, while it builds nothing yet, and between two commits."""
+    arguments = ["prepare", "tokenizer=bytes", "data.commit_seconds=0", f"data.uri={tmp_path}/x.lance"]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    awaited = "x.lock" if moment == "before" else "x.lance/_versions/*.manifest"
+    while process.poll() is None and not list(tmp_path.glob(awaited)):
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert re.fullmatch(
+        r"interrupted: .*committed in .*: run it again, it (goes on from there|begins anew)\.\n", err
+    ), err
+    if moment == "between":
+        assert "documents (" in err
+    # A store that is on its way, and nothing else.
+    assert {path.name for path in tmp_path.iterdir()} <= {"x.lance", "x.tokenizer.json"}
+    if moment == "between":
+        assert run(tmp_path, *arguments)[0] == 0
+
+
+def test_a_build_needs_neither_torch_nor_lightning():
+    slow = {"torch", "lightning", "datasets", "transformers"}
+    script = f"import sys, lightning_lance.cli.main; sys.exit(bool({slow} & {{*sys.modules}}))"
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+
+
+def test_dicts_are_filled_as_the_readme_says(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text('{"content": "some text", "lang": "Rust", "license": "mit", "repo_name": "x"}\n')
+    arguments = [
+        "prepare", "source=jsonl", f"source.data_files=[{tmp_path}/a.jsonl]", "tokenizer=bytes", f"data_dir={tmp_path}/data",
+        "source.columns={text: content, repo: repo_name}", "source.language_column=lang", "source.where={license: [mit]}",
+        "data.mix={Rust: 0.7}", "data.where={language: [Rust]}",
+    ]  # fmt: skip
+    code, out, error = run(tmp_path, *arguments)
+    assert code == 0, error
+    assert "1 document," in out

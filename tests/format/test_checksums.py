@@ -1,0 +1,88 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+
+from lightning_lance.format.checksums import SUMS, listed, read_sums, root_session, write_sums
+from lightning_lance.maintenance.compaction import left_behind, take_over
+from lightning_lance.maintenance.integrity import check_store
+from tests.maintenance.test_compaction import NOTE, append
+
+
+def test_every_version_is_listed_from_its_commit_on_until_it_is_removed(tmp_path: Path):
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    session = root_session(uri, None)
+    for i in range(3):
+        note = append(uri, [(0, "C", 10)], i, note)
+        assert read_sums(session).keys() == listed(session)
+        assert len(listed(session)) == 2 * (i + 1)
+    append(uri, [(0, "C", 10)], 3, note, 1 << 30)
+    assert read_sums(session).keys() == listed(session)
+    assert len(listed(session)) == 2
+
+
+def test_what_a_killed_writer_left_half_written_is_no_version_and_goes(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    note = append(uri, [(0, "C", 10)], 0)
+    session, place = root_session(uri, None), tmp_path / "x.lance"
+    halves = ["_versions/.tmpPc5kcK", "_versions/18446744073709551613.manifest#1", "_transactions/.tmpab", ".tmpcd"]
+    for half in halves:
+        (place / half).write_bytes(b"half")
+    left = left_behind(uri)
+    assert left == {*halves}
+    assert read_sums(session).keys() == listed(session)
+    take_over(uri, 1, left)
+    append(uri, [(0, "C", 10)], 1, note, 1 << 30)
+    assert read_sums(session).keys() == listed(session)
+    assert len(listed(session)) == 2
+    assert not any((place / half).exists() for half in halves)
+
+
+def test_a_sum_is_of_the_file_as_it_was_written(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append(uri, [(0, "C", 10)], 0)
+    session = root_session(uri, None)
+    before = read_sums(session)
+    (manifest,) = (tmp_path / "x.lance" / "_versions").glob("*.manifest")
+    manifest.write_bytes(b"damaged")
+    write_sums(uri, None)
+    assert read_sums(session) == before
+
+
+def test_a_damaged_list_is_not_believed(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    session = root_session(uri, None)
+    assert read_sums(session) is None
+    append(uri, [(0, "C", 10)], 0)
+    (tmp_path / "x.lance" / SUMS).write_text((tmp_path / "x.lance" / SUMS).read_text().replace("1", "2"))
+    with pytest.raises(ValueError, match="not what was written"):
+        read_sums(session)
+
+
+@pytest.mark.parametrize(
+    "listed_sums",
+    [
+        [],
+        {"_versions/../../other": [3, "ab"]},
+        {"/dev/zero": [3, "ab"]},
+        {"_versions/x.manifest": [3, "ab"]},
+        {f"_versions/{2**64 - 2:020d}.manifest": [-1, "ab"]},
+        {f"_versions/{2**64 - 2:020d}.manifest": [3]},
+        {f"_versions/{2**64 - 2:020d}.manifest": {"size": 3}},
+    ],
+)
+def test_a_list_of_another_form_is_not_believed_and_written_anew(tmp_path: Path, listed_sums: Any):
+    """Its own hash is right: somebody else has made it."""
+    uri = str(tmp_path / "x.lance")
+    append(uri, [(0, "C", 10)], 0)
+    text = json.dumps(listed_sums)
+    content = json.dumps({"sums": text, "hash": xxhash.xxh3_64_hexdigest(text.encode())})
+    (tmp_path / "x.lance" / SUMS).write_text(content)
+    with pytest.raises(ValueError):
+        read_sums(root_session(uri, None))
+    (problem,) = check_store(uri)
+    assert "the list of checksums is damaged" in problem.what
+    assert write_sums(uri, None)
+    assert check_store(uri) == []

@@ -1,0 +1,34 @@
+from pathlib import Path
+
+import pytest
+
+from lightning_lance.errors import StoreError
+from lightning_lance.format.commit import last_commit
+from lightning_lance.format.layout import Extent
+from lightning_lance.format.versions import first_version, version_with
+from lightning_lance.maintenance.forgetting import forget
+from lightning_lance.store.token_store import TokenStore
+from tests.store.test_token_store import write
+
+
+def test_the_first_version_that_holds(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    assert last_commit(uri) is None
+    write(uri, [[(0, "C", [1])]] * 5)
+    assert [first_version(uri, lambda commit, n=n: commit.documents >= n) for n in range(6)] == [1, 1, 2, 3, 4, 5]
+    with pytest.raises(StoreError, match="No version of the token store"):
+        first_version(uri, lambda commit: commit.documents > 5)
+
+
+def test_equal_numbers_of_tokens_are_not_equal_extents(tmp_path: Path):
+    """Two documents of three tokens, of which one is forgotten and another comes: three, six, three, and then six again."""
+    uri = str(tmp_path / "x.lance")
+    write(uri, [[(0, "C", [1, 2])], [(0, "Rust", [3, 4])]])
+    TokenStore.open(uri).keep("before")
+    TokenStore.open(uri, version=1).keep("first")
+    forget(uri, {"language": "C"})
+    held = {extent: version_with(uri, extent) for extent in (Extent(3), Extent(6), Extent(6, ("language=C",)))}
+    assert list(held.values()) == [1, 2, 3]
+    assert TokenStore.open(uri).commit.stored_tokens == 3
+    assert version_with(uri, Extent(3, ("language=C",))) is None
+    assert len({extent.name for extent in held}) == 3

@@ -1,0 +1,111 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
+from lightning_lance.inspection.resume import data_states, verify_resume
+from tests.test_datamodule import Recorder, make_data, make_trainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 27 steps, more than an epoch, and its checkpoint."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = make_trainer(folder, max_steps=27, limit_val_batches=0)
+    trainer.fit(Recorder(), datamodule=make_data(folder, uri=str(folder / "x.lance")))
+    trainer.save_checkpoint(folder / "x.ckpt")
+    return folder
+
+
+def test_a_checkpoint_is_worked_out_anew(folder: Path):
+    said = verify_resume(str(folder / "x.ckpt"), {}).splitlines()
+    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    done = state["cursor"] - state["epoch_start"]
+    assert state["epoch"] == 1
+    assert said[0].startswith(f"{folder}/x.ckpt: epoch 1, {done} of its ")
+    assert said[1].startswith(f"digest OK: {done} windows worked out anew in ")
+    # What comes next, in words: what a loader that goes on gives.
+    data = make_data(folder, uri=str(folder / "x.lance"))
+    data.setup("fit")
+    data.load_state_dict(state)
+    batch = next(iter(data.train_dataloader()))["input_ids"]
+    shown = [repr(data.tokenizer.decode(row[:24].tolist()))[:70] for row in batch[:4]]
+    assert [line.partition(": ")[2] for line in said[3:]] == shown
+
+
+def test_a_store_that_has_moved_is_told(folder: Path, tmp_path: Path):
+    shutil.copytree(folder / "x.lance", tmp_path / "y.lance")
+    script = "import sys; from lightning_lance.cli.main import main; main()"
+    command = [sys.executable, "-c", script, "verify-resume", str(folder / "x.ckpt"), f"uri={tmp_path}/y.lance"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"in {tmp_path}/y.lance version 1" in done.stdout
+    with pytest.raises(ConfigError, match="The checkpoint has no store 'code': it has ''"):
+        verify_resume(str(folder / "x.ckpt"), {"code": "elsewhere"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cursor": "4"},
+        {"cursor": True},
+        {"cursor": 10**12},
+        {"cursor": 10**30},
+        {"cursor": -5},
+        {"cursor": torch.ones(3)},
+        {"digest_from": 10**9},
+        {"num_windows": None},
+        {"taken": {}},
+        {"digest": "\x1b[2J"},
+        {"stores": []},
+        {"stores": ["x.lance"]},
+        {"stores": [{"name": ""}]},
+        {"split": ["train"]},
+        {"context_length": 0},
+        {"shuffle_block": "4"},
+        {"where": []},
+        {"mix": {"C": float("nan")}},
+        {"ended": 1},
+    ],
+)
+def test_an_odd_place_is_refused_at_once_in_one_sentence(folder: Path, tmp_path: Path, change: dict[str, Any]):
+    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    torch.save([{"state": {**state, **change}}], tmp_path / "y.ckpt")
+    with pytest.raises(LightningLanceError, match=next(iter(change))) as refused:
+        verify_resume(str(tmp_path / "y.ckpt"), {})
+    assert not any(character in str(refused.value) for character in "\n\x1b")
+
+
+@pytest.mark.parametrize(
+    "change", [{"taken": []}, {"taken": [2**60, 3]}, {"num_windows": 10**15}, {"origin": 2**62}, {"seed": -(2**63)}]
+)
+def test_a_place_that_no_run_was_at_is_refused_at_once(folder: Path, tmp_path: Path, change: dict[str, Any]):
+    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    torch.save({**state, **change}, tmp_path / "y.ckpt")
+    with pytest.raises(LightningLanceError) as refused:
+        verify_resume(str(tmp_path / "y.ckpt"), {})
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_field_is_named(folder: Path, tmp_path: Path):
+    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    del state["seed"]
+    torch.save(state, tmp_path / "y.ckpt")
+    with pytest.raises(StoreError, match="The state lacks seed"):
+        verify_resume(str(tmp_path / "y.ckpt"), {})
+
+
+def test_a_place_is_found_however_deep_it_lies():
+    place = {"cursor": 0, "digest": "", "stores": []}
+    deep: Any = place
+    for i in range(20_000):
+        deep = [None, deep] if i % 2 else {"a": 1, 2: deep}
+    around: list[Any] = [deep]
+    around.append(around)
+    assert list(data_states({"x": around, "y": deep})) == [place]
+    assert list(data_states([place, {"z": dict(place)}])) == [place, place]

@@ -1,0 +1,423 @@
+"""Merging leaves the streams and their documents as they were, and few fragments, versions and pages behind."""
+
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lance.file import LanceFileReader
+
+from lightning_lance import TokenStore
+from lightning_lance.build.packing import BLOCK, Packer
+from lightning_lance.errors import CommitConflict, StoreError
+from lightning_lance.format.checksums import listed, read_sums, root_session
+from lightning_lance.format.commit import Commit, last_commit, last_version, notes_of, replace_fragments
+from lightning_lance.format.lance_io import fragments_of, write_rows
+from lightning_lance.format.layout import Extent, layout_of
+from lightning_lance.maintenance import compaction, repacking
+from lightning_lance.maintenance.compaction import left_behind, merge_groups, remove_unneeded, take_over, tidy
+from lightning_lance.maintenance.integrity import check_store
+from tests.support import stores
+from tests.support.stores import append_commit, finish, packed
+
+EOS = 60_000
+NOTE = Commit("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
+Made = tuple[int, str, int]  # split, language, tokens
+
+made = st.tuples(st.integers(0, 1), st.sampled_from(["Rust", "C"]), st.integers(0, 3 * BLOCK))
+commits = st.lists(st.lists(made, min_size=1, max_size=6), min_size=1, max_size=6)
+
+
+def append(
+    uri: str,
+    part: Sequence[Made],
+    first: int,
+    note: Commit = NOTE,
+    full: int | None = None,
+) -> Commit:
+    """Commit documents, each with its number as id; their tokens tell them apart too. With `full`, as a build's last ones."""
+    packer = Packer(EOS, np.dtype(np.uint16), ["repo"])
+    ids = [np.full(size, 1 + (first + i) % 50_000, np.uint32) for i, (_, _, size) in enumerate(part)]
+    numbers = [str(first + i) for i in range(len(part))]
+    columns = {"language": [language for _, language, _ in part], "id": numbers, "repo": [f"r{n[-1]}" for n in numbers]}
+    offsets = np.cumsum([0, *map(len, ids)])
+    full_rows = packer.add(
+        np.concatenate(ids), offsets, np.array([split for split, _, _ in part], np.int8), pa.table(columns)
+    )
+    note = replace(note, documents=note.documents + len(part), tokens=note.tokens + packer.num_tokens)
+    if full is None:
+        append_commit(uri, packed(packer, full_rows), note)
+    else:
+        finish(uri, packed(packer, full_rows), note, full=full)
+    return note
+
+
+def contents(
+    uri: str, version: int | None = None
+) -> dict[tuple[str, str], tuple[list[int], list[tuple[str, str, int]]]]:
+    """Read of each stream the tokens, and (id, repo, place in the stream) of the documents, from the plain rows."""
+    streams: dict = {}
+    for row in lance.dataset(uri, version=version).to_table().to_pylist():
+        tokens, documents = streams.setdefault((row["split"], row["language"]), ([], []))
+        documents += [(d["id"], d["repo"], len(tokens) + d["offset"]) for d in row["documents"]]
+        tokens += row["tokens"][: row["num_tokens"]]
+    return streams
+
+
+def check_same_readers(uri: str) -> None:
+    stores = [TokenStore.open(uri, reader=reader) for reader in ("mapped", "take")]
+    assert layout_of(fragments_of(stores[0]._dataset), notes_of(stores[0]._dataset)) is not None
+    expected = contents(uri)
+    for split in ("train", "val"):
+        streams = [expected[key][0] for key in sorted(expected) if key[0] == split]
+        stream = [token for tokens in streams for token in tokens]
+        for store in stores:
+            assert store.num_tokens(split) == len(stream)
+            if stream:
+                assert store.read(np.zeros(1, np.int64), len(stream), split)[0].tolist() == stream
+
+
+@settings(max_examples=25)
+@given(commits, st.sampled_from([1, 30_000, 1 << 30]), st.booleans())
+def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_each: bool):
+    with tempfile.TemporaryDirectory() as folder:
+        uri, other, note, numbered = f"{folder}/x.lance", f"{folder}/y.lance", NOTE, 0
+        for part in parts[:-1]:
+            append(other, part, numbered, note)
+            note = append(uri, part, numbered, note)
+            numbered += len(part)
+            if tidy_each:
+                before = lance.dataset(uri).version
+                assert tidy(uri, before, full=full) <= before + 1
+                assert contents(uri) == contents(other)
+                assert last_commit(uri) == note
+        before = last_version(uri)[0]
+        append(other, parts[-1], numbered, note)
+        note = append(uri, parts[-1], numbered, note, full)
+        assert contents(uri) == contents(other)
+        assert last_commit(uri) == note
+        check_same_readers(uri)
+        dataset = lance.dataset(uri)
+        assert len(dataset.versions()) == 1
+        assert {name: tag["version"] for name, tag in dataset.tags.list().items()} == {
+            f"build-{note.tokens}": dataset.version
+        }
+        sizes = [file.size for file in notes_of(dataset).values()]
+        assert len(sizes) <= 1 + sum(sizes) / full
+        # In one transaction, unless there was more to merge than makes a full one.
+        assert dataset.version == before + 1 or full < 1 << 30
+        # Of what was merged into one, a stream has one block that is not full.
+        if len(sizes) == 1:
+            rows = dataset.to_table(columns=["split", "language", "num_tokens"]).to_pylist()
+            short = [(row["split"], row["language"]) for row in rows if row["num_tokens"] < BLOCK]
+            assert len(short) == len(set(short))
+
+
+def test_a_fragment_of_streams_that_take_turns_is_put_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A full one too: its note is in every later version."""
+    monkeypatch.setattr("lightning_lance.build.packing._HELD_BYTES", 1)
+    monkeypatch.setattr("lightning_lance.build.packing._LEAST_BYTES", 1)
+    uri, other, names = str(tmp_path / "x.lance"), str(tmp_path / "y.lance"), ["C", "Rust"]
+    packer, rows, offsets = Packer(EOS, np.dtype(np.uint16), ["repo"]), [], np.array([0, BLOCK])
+    for i in range(12):
+        described = pa.table({"language": [names[i % 2]], "id": [f"{i}"], "repo": [f"r{i}"]})
+        rows += packer.add(np.full(BLOCK, i, np.uint32), offsets, np.zeros(1, np.int8), described)
+    whole = packed(packer, rows)
+    for place in (uri, other):
+        append_commit(place, whole, NOTE)
+    assert tidy(uri, 1, full=1) == 1
+    monkeypatch.setattr(compaction, "_MANY_PARTS", 8)
+    assert tidy(uri, 1, full=1) == 2
+    (note,) = notes_of(lance.dataset(uri)).values()
+    assert [part.language for part in note.parts] == names
+    assert contents(uri) == contents(other)
+    monkeypatch.setattr(compaction, "_MANY_PARTS", 1)
+    assert tidy(uri, 2, full=1) == 2
+
+
+def test_groups_by_literal_sizes():
+    assert merge_groups([5, 3, 3], 10, True) == [range(3)]
+    assert merge_groups([12, 5, 3, 3, 1], 10, True) == [range(1, 4)]
+    assert merge_groups([12, 5, 3, 3, 1, 1], 10, True) == [range(1, 4), range(4, 6)]
+    assert merge_groups([], 10, True) == merge_groups([12], 10, True) == []
+    # Small ones before a full one are merged with it, or by themselves where that would make two full ones' size.
+    for final in (True, False):
+        assert merge_groups([5, 12, 3], 10, final) == [range(2)]
+        assert merge_groups([5, 3, 12, 3], 10, final) == [range(2)]
+        assert merge_groups([8, 12, 12, 3], 10, final) == []
+        assert merge_groups([3, 3, 1 << 62, 4, 1 << 62, 3], 10, final) == [range(2)]
+    # Nothing is due before there are eight of a size, or a full one.
+    assert merge_groups([10] * 7, 1000, False) == []
+    assert merge_groups([10] * 8, 1000, False) == [range(8)]
+    assert merge_groups([80, *[10] * 7], 1000, False) == []
+    assert merge_groups([80, *[10] * 8], 1000, False) == [range(1, 9)]
+    assert merge_groups([*[10] * 7, 80], 1000, False) == []
+    assert merge_groups([*[10] * 7, 80, 10], 1000, False) == [range(9)]
+    assert merge_groups([600, 300, 90, 10], 1000, False) == [range(4)]
+
+
+#: Bytes of fragments of any build, with some that are full, and some that others have written.
+any_size = st.integers(1, 300) | st.integers(10_000, 25_000) | st.integers(10_000, 10_500) | st.just(1 << 62)
+any_sizes = st.lists(any_size, max_size=60)
+
+
+@given(any_sizes, st.lists(st.tuples(any_sizes, st.booleans()), max_size=4))
+def test_fragments_are_few_however_the_build_came_to_them(sizes: list[int], later: list[tuple[list[int], bool]]):
+    """Killed before it merged, resumed, grown, of documents that were forgotten: whatever the sizes are."""
+    full = 10_000
+    for more, final in [*later, ([], False), ([], True)]:
+        sizes = [*sizes, *more]
+        whole, foreign = sum(size for size in sizes if size < 1 << 62), [size for size in sizes if size == 1 << 62]
+        while groups := merge_groups(sizes, full, final):
+            group = groups[0]
+            merged = sum(sizes[group.start : group.stop])
+            assert merged < 2 * full
+            sizes = [*sizes[: group.start], merged, *sizes[group.stop :]]
+        # Between two that others have written there may be one that is not full, and at the end one, or eight of each size.
+        most = whole / full + 2 * len(foreign)
+        assert len(sizes) <= most + (1 if final else 7 * 5)
+        assert sum(size for size in sizes if size < 1 << 62) == whole
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=400))
+def test_tokens_are_written_few_times_however_long_the_build(sizes: list[int]):
+    full, written, most, fragments = 10_000, 0, 0, []
+    for size in sizes:
+        fragments.append(size)
+        while groups := merge_groups(fragments, full, False):
+            group = groups[0]
+            written += sum(fragments[group.start : group.stop])
+            most = max(most, sum(fragments[group.start : group.stop]))
+            fragments[group.start : group.stop] = [sum(fragments[group.start : group.stop])]
+        assert len(fragments) <= sum(sizes) / full + 7 * 5
+    # Levels of eight from the smallest to a full one, each fragment rewritten once or twice on each.
+    assert written <= 8 * sum(sizes)
+    # In a build that nothing has disturbed, what is on the disk twice is a full fragment and a commit at most.
+    assert most <= full + 300
+
+
+class Folder:
+    """What a store takes on the disk whenever something has been written to it: most bytes, most files that are no data."""
+
+    def __init__(self, uri: str, patch: pytest.MonkeyPatch) -> None:
+        self._uri = uri
+        self.most = self.most_notes = 0
+        for place, name in ((repacking, "write_rows"), (stores, "write_rows"), (compaction, "replace_fragments")):
+            patch.setattr(place, name, self._looked_at(getattr(place, name)))
+
+    def _looked_at(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        def written(*arguments: Any, **options: Any) -> Any:
+            result = write(*arguments, **options)
+            self.look()
+            return result
+
+        return written
+
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in Path(self._uri).rglob("*") if path.is_file())
+
+    def look(self) -> None:
+        self.most = max(self.most, self.size())
+        notes = [path for path in Path(self._uri).rglob("*") if path.is_file() and path.parent.name != "data"]
+        self.most_notes = max(self.most_notes, len(notes))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_build_takes_no_more_disk_than_its_store_and_two_full_fragments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+):
+    """Nor do versions, transactions, or what killed builders leave, become more with the number of commits."""
+    uri, note, full = str(tmp_path / "x.lance"), NOTE, 300_000
+    folder = Folder(uri, monkeypatch)
+    note = append(uri, [(0, "C", 6 * BLOCK - 1)], 0, note)
+    commit = folder.size()
+    for i in range(1, 90):
+        if killed and i % 10 == 9:
+            # A merge of the largest size, killed before its commit; one after the other.
+            dataset = lance.dataset(uri)
+            for _ in range(full // commit):
+                write_rows(uri, dataset, dataset.schema, dataset.to_table().slice(0, 6).to_batches(), None)
+            take_over(uri, int(dataset.version), left_behind(uri))
+        if i == 89:
+            append(uri, [(0, "C", 6 * BLOCK - 1)], i, note, full)
+            break
+        note = append(uri, [(0, "C", 6 * BLOCK - 1)], i, note)
+        folder.look()
+        tidy(uri, last_version(uri)[0], full=full)
+    assert folder.size() > 6 * full
+    assert folder.most < folder.size() + (2 * full if killed else full + 2 * commit)
+    # Eight versions, each with its manifest and its transaction, and some more while they are merged.
+    assert folder.most_notes < 2 * 12
+
+
+def test_versions_stay_few_where_no_document_is_kept(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    note = append(uri, [(0, "C", 3000)], 0)
+    nothing = lance.dataset(uri).to_table().slice(0, 0)
+    for row in range(40):
+        append_commit(uri, nothing, replace(note, row=row))
+        tidy(uri, last_version(uri)[0])
+        assert len(lance.dataset(uri).versions()) <= 8
+    assert last_commit(uri) == replace(note, row=39)
+    assert len(read_sums(root_session(uri, None))) == len(listed(root_session(uri, None))) <= 16
+
+
+def test_pages_are_large_and_memory_bounded(tmp_path: Path):
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    for i in range(6):
+        note = append(uri, [(0, language, 1_000_000) for language in "abc"], 3 * i, note)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    append(uri, [(0, "a", 10)], 18, note, 1 << 30)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 << 10
+    (fragment,) = fragments_of(lance.dataset(uri))
+    (column, *_) = LanceFileReader(str(Path(uri, "data", fragment.files[0].path))).metadata().columns
+    sizes = [page.buffers[0].size for page in column.pages]
+    assert sum(size < 4 << 20 for size in sizes) <= 3
+    assert len(list(Path(uri, "data").iterdir())) == len(list(Path(uri, "_transactions").iterdir())) == 1
+    # One run for each stream.
+    assert len(TokenStore.open(uri)._table("train").places) == 3 or len(sizes) > 1
+
+
+def test_tagged_versions_stay_and_open_maps_too(tmp_path: Path):
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    versions = []
+    for i in range(3):
+        note = append(uri, [(0, "C", 3000)], i, note)
+        versions.append((note.tokens, TokenStore.open(uri)))
+    versions[1][1].keep("checkpoint-6002")
+    append(uri, [(0, "C", 10)], 3, note, 1 << 30)
+    assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2, 4]
+    for tokens, store in versions:
+        assert store.read(np.zeros(1, np.int64), tokens).shape == (1, tokens)
+    newest = TokenStore.open(uri)
+    assert newest.at(Extent(6002)).version == 2
+    assert newest.at(Extent(9014)).version == 4
+    assert TokenStore.open(uri, version=2).at(Extent(9014)).version == 4
+    with pytest.raises(StoreError, match=r"no version of .* ends there"):
+        newest.at(Extent(9003))
+
+
+def _merge_and_die(uri: str, killed: str) -> None:
+    from lightning_lance.maintenance import compaction
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    setattr(merging, killed, die)
+    note = compaction.commit_of(lance.dataset(uri), uri)
+    append(uri, [(0, "C", 5)], 8, note, 1 << 30)
+
+
+@pytest.mark.parametrize(("killed", "version"), [("replace_fragments", 4), ("remove_unneeded", 5)])
+def test_a_killed_merge_leaves_a_store_that_is_whole(tmp_path: Path, killed: str, version: int):
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    for i in range(4):
+        note = append(uri, [(0, "C", 3000), (1, "Rust", 10)], 2 * i, note)
+    other = str(tmp_path / "y.lance")
+    shutil.copytree(uri, other)
+    process = multiprocessing.get_context("spawn").Process(target=_merge_and_die, args=(uri, killed))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert lance.dataset(uri).version == version
+    append(other, [(0, "C", 5)], 8, note)
+    if version == 4:
+        assert contents(uri) == contents(other, 4)
+    check_same_readers(uri)
+    assert len(list(Path(uri, "data").iterdir())) == 5
+    remove_unneeded(uri, left=left_behind(uri))
+    assert len(list(Path(uri, "data").iterdir())) == (4 if version == 4 else 1)
+    if version == 4:
+        append(uri, [(0, "C", 5)], 8, note, 1 << 30)
+    assert contents(uri) == contents(other)
+    assert len(list(Path(uri, "data").iterdir())) == 1
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_files_from_the_future_go_too(tmp_path: Path, tagged: bool):
+    """The clock of a shared disk is ahead, or this machine's was set back; a bucket's clock is another's anyway."""
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    for i in range(4):
+        note = append(uri, [(0, "C", 3000)], i, note)
+        if i == 1 and tagged:
+            TokenStore.open(uri).keep("checkpoint-6002")
+    for path in (tmp_path / "x.lance").rglob("*"):
+        os.utime(path, (time.time() + 3600,) * 2)
+    append(uri, [(0, "C", 10)], 4, note, 1 << 30)
+    versions = [entry["version"] for entry in lance.dataset(uri).versions()]
+    assert versions == ([2, 5] if tagged else [5])
+    assert len(list(Path(uri, "data").iterdir())) == (3 if tagged else 1)
+    assert len(list(Path(uri, "_transactions").iterdir())) == len(versions)
+    assert not check_store(uri)
+
+
+def test_files_of_no_version_go(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append(uri, [(0, "C", 10)], 0)
+    # Killed before its second commit, and before its first.
+    before = lance.dataset(uri)
+    made, _ = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
+    left = Path(uri, "data", made[0].files[0].path)
+    other = str(tmp_path / "y.lance")
+    first, _ = write_rows(other, None, before.schema, before.to_table().to_batches(), None)
+    assert left_behind(other) == {f"data/{first[0].files[0].path}"}
+    found = left_behind(uri)
+    assert found == {f"data/{left.name}"}
+    append(uri, [(0, "C", 10)], 1)
+    remove_unneeded(uri, left=found)
+    assert not left.exists()
+    assert lance.dataset(uri).count_rows() == 2
+
+
+def test_a_builder_that_comes_back_to_its_clean_up_takes_no_file_from_the_next_one(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    left = left_behind(uri)
+    note = append(uri, [(0, "C", 10)], 0)
+    # It stands still after this commit, and the next builder has written, but not committed.
+    before = lance.dataset(uri)
+    made, notes = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
+    remove_unneeded(uri, left=left)
+    note = replace(note, documents=2, tokens=2 * note.tokens)
+    files = {**notes_of(before), **notes}
+    replace_fragments(uri, before, before.schema, [*fragments_of(before), *made], files, note, None)
+    assert TokenStore.open(uri, verify=True).num_tokens("train") == 22
+
+
+def test_a_merge_on_top_of_anothers_commit_is_refused(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    for i in range(2):
+        append(uri, [(0, "C", 10)], i)
+    with pytest.raises(CommitConflict):
+        tidy(uri, 1)
+    with pytest.raises(CommitConflict):
+        finish(uri, lance.dataset(uri).to_table(), NOTE, None, 1)
+    assert lance.dataset(uri).version == 2
+
+
+def test_what_others_have_changed_is_not_gone_on_from(tmp_path: Path):
+    uri, note = str(tmp_path / "x.lance"), NOTE
+    for i in range(3):
+        note = append(uri, [(0, "C", 3 * BLOCK)], i, note)
+    lance.write_dataset(lance.dataset(uri).to_table().slice(0, 1), uri, mode="append")
+    with pytest.raises(StoreError, match=r"changed by others since its version 3 \(rows were appended\)"):
+        finish(uri, lance.dataset(uri).to_table().slice(0, 0), note)
+    assert lance.dataset(uri).version == 4
+    # The version from before stays, though nothing else keeps it.
+    remove_unneeded(uri)
+    lance.dataset(uri, version=3).restore()
+    finish(uri, lance.dataset(uri).to_table().slice(0, 0), note)
+    assert TokenStore.open(uri).num_tokens() == 3 * (3 * BLOCK + 1)

@@ -1,0 +1,259 @@
+"""A store that was damaged in any way is found out, and does no harm to who opens it unasked."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import lance
+import numpy as np
+import pytest
+
+from lightning_lance import TokenStore
+from lightning_lance.errors import StoreError
+from lightning_lance.format.checksums import SUMS
+from lightning_lance.maintenance.integrity import check_store
+from tests.format.test_commit import NOTE, rows_of
+from tests.maintenance.test_compaction import append
+from tests.support.bucket import serving
+from tests.support.paths import ROOT
+from tests.support.stores import append_commit
+
+WAYS = 200
+NOTE_OF_5001 = replace(NOTE, tokens=5001)
+
+OPENS = """
+import sys, json
+import numpy as np
+from lightning_lance import TokenStore
+from lightning_lance.errors import StoreError
+for line in sys.stdin:
+    try:
+        store = TokenStore.open(line.strip())
+        for split in ("train", "val"):
+            size = store.num_tokens(split)
+            if size:
+                store.read(np.zeros(1, np.int64), size, split)
+        print(json.dumps("read"), flush=True)
+    except StoreError as error:
+        print(json.dumps(str(error)), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of two versions, one of them kept by a tag, with merged and single fragments."""
+    folder = tmp_path_factory.mktemp("store") / "x.lance"
+    note = append(str(folder), [(0, "C", 3000), (1, "Rust", 10)], 0)
+    note = append(str(folder), [(0, "C", 5000)], 2, note, 1)
+    note = append(str(folder), [(0, "Rust", 3000), (1, "C", 7)], 3, note)
+    return folder
+
+
+def damage(folder: Path, draw: random.Random) -> str:
+    """Damage a store in one way, and tell how."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and "_refs" not in file.parts)
+    files = [file for file in files if file.name != "latest_version_hint.json"]
+    data = [file for file in files if file.parent.name == "data"]
+    manifests = [file for file in files if file.suffix == ".manifest"]
+    way = draw.choice(["flip"] * 6 + ["cut", "swap", "remove manifest", "remove data", "overwrite"])
+    file = draw.choice(files)
+    if way == "flip":
+        content = bytearray(file.read_bytes())
+        bit = draw.randrange(len(content) * 8)
+        content[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(content)
+        return f"bit {bit} of {file}"
+    if way == "cut":
+        file.write_bytes(file.read_bytes()[: draw.randrange(file.stat().st_size)])
+    elif way == "swap":
+        file, other = draw.sample(data, 2)
+        mine, theirs = file.read_bytes(), other.read_bytes()
+        file.write_bytes(theirs)
+        other.write_bytes(mine)
+    elif way == "overwrite":
+        file = draw.choice(data)
+        file.write_bytes(draw.randbytes(file.stat().st_size))
+    else:
+        file = draw.choice(manifests if way == "remove manifest" else data)
+        file.unlink()
+    return f"{way} {file}"
+
+
+def test_a_whole_store_has_no_problem(store: Path):
+    assert check_store(str(store)) == []
+
+
+def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path: Path):
+    draw = random.Random(0)
+    copies, told = [], []
+    for i in range(WAYS):
+        copies.append(tmp_path / str(i) / "x.lance")
+        shutil.copytree(store, copies[-1])
+        told.append(damage(copies[-1], draw))
+    for copy, what in zip(copies, told, strict=True):
+        problems = check_store(str(copy))
+        assert problems, f"not found: {what}"
+        name = what.split("/")[-1]
+        assert "swap" in what or any(name in problem.place for problem in problems), f"{what}: {problems}"
+    opened = subprocess.run(
+        [sys.executable, "-c", OPENS], input="\n".join(map(str, copies)), capture_output=True, text=True, timeout=300
+    )
+    answers = opened.stdout.splitlines()
+    assert opened.returncode == 0, f"{told[len(answers)]}: {opened.stderr[-3000:]}"
+    assert len(answers) == WAYS
+    assert sum(json.loads(answer) != "read" for answer in answers) > WAYS / 10
+
+
+BUILDS = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+from tests.maintenance.test_compaction import NOTE, append, tidy
+from lightning_lance.format.commit import last_version
+note = NOTE
+for i in range(120):
+    last = i == 119
+    note = append(sys.argv[2], [(0, "C", 3000), (1, "Rust", 500)], 2 * i, note, 60_000 if last else None)
+    if not last:
+        tidy(sys.argv[2], last_version(sys.argv[2])[0], full=60_000)
+    print(i, flush=True)
+"""
+
+
+def test_a_store_that_is_being_built_is_not_taken_for_damaged(tmp_path: Path):
+    """Versions, and files that were merged, go while it is checked."""
+    uri, checked = str(tmp_path / "x.lance"), 0
+    command = [sys.executable, "-c", BUILDS, str(ROOT), uri]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while process.poll() is None:
+            assert check_store(uri) == []
+            TokenStore.open(uri, verify=True)
+            checked += 1
+    assert process.returncode == 0
+    assert checked > 3
+    assert check_store(uri) == []
+
+
+def test_damage_of_a_version_that_is_not_on_the_list_yet_is_found(tmp_path: Path):
+    """A builder was killed after its commit."""
+    uri = str(tmp_path / "x.lance")
+    note = append(uri, [(0, "C", 3000)], 0)
+    listed = (tmp_path / "x.lance" / SUMS).read_bytes()
+    old = {*(tmp_path / "x.lance" / "data").iterdir()}
+    append(uri, [(0, "C", 3000)], 1, note)
+    (tmp_path / "x.lance" / SUMS).write_bytes(listed)
+    assert check_store(uri) == []
+    (file,) = {*(tmp_path / "x.lance" / "data").iterdir()} - old
+    file.write_bytes(file.read_bytes()[:-1])
+    (problem,) = check_store(uri)
+    assert file.name in problem.place
+
+
+def test_a_damaged_store_is_refused_at_the_opening_that_asks(store: Path, tmp_path: Path):
+    copy = tmp_path / "x.lance"
+    shutil.copytree(store, copy)
+    TokenStore.open(copy, verify=True)
+    file = max((copy / "data").iterdir(), key=lambda file: file.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    TokenStore.open(copy)
+    with pytest.raises(
+        StoreError, match=rf"is damaged: data/{file.name} .*differs from what was written; bring it back"
+    ):
+        TokenStore.open(copy, verify=True)
+    command = [sys.executable, "-c", "from lightning_lance.cli.main import main; main()", "verify", str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 1)
+    assert file.name in done.stdout
+    assert "1 problem." in done.stderr
+    command[-1] = str(store)
+    done = subprocess.run([*command, "sample=0.5"], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, f"{store}: the sample of 0.5 is as it was written.\n")
+    assert done.stderr == ""
+
+
+def test_a_store_in_a_bucket_is_checked_too(tmp_path: Path):
+    with serving() as bucket:
+        uri, options = "s3://bucket/integrity/x.lance", bucket.lance_options
+        append_commit(uri, rows_of(1, 5000), NOTE_OF_5001, options)
+        assert check_store(uri, options) == []
+        (found,) = bucket.client.list_objects(Bucket="bucket", Prefix="integrity/x.lance/data/")["Contents"]
+        key = found["Key"]
+        body = bytearray(bucket.client.get_object(Bucket="bucket", Key=key)["Body"].read())
+        body[50] ^= 4
+        bucket.client.put_object(Bucket="bucket", Key=key, Body=bytes(body))
+        (problem,) = check_store(uri, options)
+        assert problem.place.startswith(key.removeprefix("integrity/x.lance/"))
+        bucket.client.put_object(Bucket="bucket", Key=key, Body=bytes(body) + b"x")
+        assert "more than" in check_store(uri, options)[0].what
+        bucket.client.delete_object(Bucket="bucket", Key=key)
+        assert check_store(uri, options)[0].what == "is missing"
+
+
+def test_what_others_wrote_has_no_checksum(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append_commit(uri, rows_of(1, 5000), NOTE_OF_5001)
+    lance.write_dataset(rows_of(2), uri, mode="append")
+    assert [problem.what for problem in check_store(uri)] == ["was written by others, so it has no checksum"]
+
+
+def test_counts_that_disagree_are_found(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    append_commit(uri, rows_of(1, 4000), NOTE_OF_5001)
+    assert [problem.what for problem in check_store(uri)] == ["version 1 holds 4,001 tokens and says 5,001"]
+
+
+def test_a_tag_of_a_version_that_is_gone_is_found(store: Path, tmp_path: Path):
+    copy = tmp_path / "x.lance"
+    shutil.copytree(store, copy)
+    (tag,) = (copy / "_refs" / "tags").iterdir()
+    tag.write_text(tag.read_text().replace('"version": 2', '"version": 7'))
+    assert [problem.place for problem in check_store(str(copy))] == [f"_refs/tags/{tag.name}"]
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path):
+    with pytest.raises(StoreError, match="There is no committed token store"):
+        check_store(str(tmp_path / "none.lance"))
+
+
+REBUILDS = """
+import sys
+sys.path[:0] = [sys.argv[1]]
+from tests.support.stores import ListSource, documents
+from lightning_lance import prepare
+from lightning_lance.tokenization.configs import ByteChoice
+source = ListSource(documents(*["some text " * 50] * 12))
+for i in range(8):
+    prepare(source, ByteChoice(), sys.argv[2], val_fraction=i % 2 / 10, rebuild=True, commit_tokens=1, commit_seconds=0)
+    print(i, flush=True)
+"""
+
+
+def test_a_store_that_is_rebuilt_meanwhile_is_not_taken_for_damaged(tmp_path: Path):
+    """It is whole, or not there, or another one; whoever reads it gets no error of Lance's own."""
+    uri, checked, said = str(tmp_path / "x.lance"), 0, list[str]()
+    command = [sys.executable, "-c", REBUILDS, str(ROOT), uri]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while process.poll() is None:
+            try:
+                store = TokenStore.open(uri)
+                assert check_store(uri) == []
+                checked += 1
+                store.keep_for_training()
+                store.documents(np.zeros(1, np.int64), 5)
+                assert store.newest().fingerprint == store.fingerprint
+            except StoreError as error:
+                said.append(str(error))
+    assert process.returncode == 0
+    assert checked
+    known = ("no committed", "built anew by another recipe", "cannot be read any more", "the store is gone")
+    assert [what for what in said if not any(part in what for part in known)] == []
+    assert check_store(uri) == []

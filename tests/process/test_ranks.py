@@ -1,0 +1,105 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_lance.process.ranks import agree, is_first, raise_together, told_by_first
+
+
+def test_a_process_alone_agrees_with_itself():
+    agree({"epoch": 1})
+    assert told_by_first([5]) == [5]
+    assert is_first()
+    raise_together(None)
+    with pytest.raises(KeyError, match="x"):
+        raise_together(KeyError("x"))
+
+
+# Two real ranks, which hold what their place in the list says.
+SCRIPT = """
+import sys
+import torch.distributed as dist
+from lightning_lance.process.ranks import agree, is_first, told_by_first
+rank = int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
+assert told_by_first([rank + 7]) == [7]
+assert is_first() == (rank == 0)
+agree({"epoch": 1, "cursor": 2})
+try:
+    agree({"epoch": 1, "cursor": 2 + rank, "len": 5 - rank})
+except Exception as error:
+    print(type(error).__name__, error)
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_that_disagree_all_get_the_table(tmp_path: Path):
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "meeting")]
+    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    told = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert told[0] == told[1]
+    assert told[0].splitlines() == [
+        "StoreError The ranks disagree about the data in cursor, len: start all of them with one configuration, on the same "
+        "store.",
+        "rank 0: cursor 2, len 5",
+        "rank 1: cursor 3, len 4",
+    ]
+
+
+# What the others hear of a rank that fails alone, in one pair of processes: it cannot open the store, does not come, is killed.
+ALONE = """
+import os, signal, sys, time
+from datetime import timedelta
+import torch.distributed as dist
+from lightning_lance.process.ranks import agree, raise_together, told_by_first
+rank = int(sys.argv[2])
+
+def connect(name, seconds):
+    meeting = f"file://{sys.argv[1]}-{name}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=seconds))
+
+def heard(name, work):
+    began = time.monotonic()
+    try:
+        work()
+        print(name, "nothing")
+    except Exception as error:
+        print(name, type(error).__name__, " ".join(str(error).split()), flush=True)
+    assert time.monotonic() - began < 60
+
+connect("a", 200)
+heard("failed", lambda: raise_together(KeyError("no store") if rank else None))
+if (child := os.fork()) == 0:
+    agree({"fork": rank, "pid": os.getpid()})  # no rank, so it waits for none
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+dist.destroy_process_group()
+connect("b", 60)
+if rank == 0:
+    heard("absent", lambda: told_by_first([1], seconds=3))
+else:
+    time.sleep(6)
+dist.destroy_process_group()
+connect("c", 200)
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+heard("killed", lambda: agree({"epoch": 1}))
+"""
+
+
+def test_a_rank_that_fails_alone_is_named_to_the_others_at_once(tmp_path: Path):
+    command = [sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path / "meeting")]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    (first, errors), (second, _) = [rank.communicate(timeout=200) for rank in ranks]
+    assert (ranks[0].returncode, ranks[1].returncode) == (0, -9), errors
+    failed, absent, killed = first.splitlines()
+    assert failed == "failed StoreError The data could not be prepared by rank 1: 'no store'"
+    assert second.splitlines() == ["failed KeyError 'no store'"]
+    assert absent.startswith("absent StoreError Rank 1 did not come to compare the data within 3 s, or ended before (")
+    assert killed.startswith("killed StoreError Rank 1 did not come to compare the data within 0 s, or ended before (")
+    assert killed.endswith("look for the error in its own output, and start all ranks again.")

@@ -1,0 +1,156 @@
+"""Every option of every group is composed and made; every comment that the README's table relies on is there."""
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import yaml
+from gpt import Block, GPTModule
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_lance import LanceDataModule
+from lightning_lance.documents.batch import TextFilter
+from lightning_lance.documents.languages import CODE_EXTENSIONS
+from lightning_lance.sources.datasets import DatasetSource
+from lightning_lance.sources.source import FilesSource
+from lightning_lance.tokenization.configs import ByteChoice, PretrainedTokenizer, TokenizerFile, TrainedBPE
+from tests.support.paths import ROOT
+
+CONF = ROOT / "conf"
+GROUPS = {
+    group.name: sorted(file.stem for file in group.glob("*.yaml"))
+    for group in CONF.iterdir()
+    if any(group.glob("*.yaml"))
+}
+# What an option needs before it means anything.
+NEEDS = {
+    "files": ["source.patterns=['*.py']"],
+    "parquet": ["source.data_files=['x/*.parquet']"],
+    "jsonl": ["source.data_files=['x/*.jsonl.zst']"],
+    "hub": ["source.path=own/name"],
+    "file": ["tokenizer.path=tokenizer.json"],
+}
+
+
+@pytest.fixture(autouse=True)
+def hydra() -> Iterator[None]:
+    with initialize_config_module("lightning_lance.conf", version_base="1.3"):
+        yield
+
+
+def make(*overrides: str) -> tuple[DictConfig, Any]:
+    config = compose("config", overrides=list(overrides))
+    return config, instantiate(config.data)
+
+
+def test_the_groups_are_those_that_are_promised():
+    promised = {
+        "source": "files fineweb github_code github_code_clean hub jsonl parquet python_stdlib starcoder the_stack wikitext",
+        "tokenizer": "bpe bytes file gpt2 gpt_neox llama3 qwen3",
+        "data": "default",
+        "model": "gpt_medium gpt_nano gpt_small",
+        "trainer": "cpu ddp fsdp gpu",
+        "experiment": "github_code_python smoke",
+    }
+    assert {group: " ".join(options) for group, options in GROUPS.items()} == promised
+
+
+@pytest.mark.parametrize("option", GROUPS["source"])
+def test_every_source(option: str):
+    _, data = make(f"source={option}", *NEEDS.get(option, []))
+    assert isinstance(data, LanceDataModule)
+    assert data.source is not None
+    assert data.source.name == option
+    assert type(data.source) is (FilesSource if option in ("files", "python_stdlib") else DatasetSource)
+    assert data.source.text_filter == TextFilter()
+
+
+@pytest.mark.parametrize("option", GROUPS["tokenizer"])
+def test_every_tokenizer(option: str):
+    _, data = make(f"tokenizer={option}", *NEEDS.get(option, []))
+    kind = {"bpe": TrainedBPE, "bytes": ByteChoice, "file": TokenizerFile}.get(option, PretrainedTokenizer)
+    assert type(data.tokenizer_choice) is kind
+    if isinstance(data.tokenizer_choice, PretrainedTokenizer):
+        assert not data.tokenizer_choice.trust_remote_code
+
+
+@pytest.mark.parametrize("option", GROUPS["model"])
+def test_every_model(option: str):
+    config = compose("config", overrides=[f"model={option}", "context_length=77"])
+    model = instantiate(config.model)
+    assert isinstance(model, GPTModule)
+    assert model.hparams["context_length"] == 77
+
+
+@pytest.mark.parametrize("option", GROUPS["trainer"])
+def test_every_trainer(option: str):
+    config = compose("config", overrides=[f"trainer={option}", "output_dir=out"])
+    arguments = {key: value for key, value in config.trainer.items() if not str(key).startswith("_")}
+    inspect.signature(lightning.Trainer).bind(**arguments)
+    if option == "fsdp":
+        assert instantiate(config.trainer.strategy, _convert_="all").kwargs["auto_wrap_policy"] is not None
+        assert instantiate(config.trainer.strategy.auto_wrap_policy, _convert_="all") == {Block}
+    # Here is no GPU; all the rest is as it would be.
+    changes = {"accelerator": "cpu", "devices": 1, "precision": None}
+    if option == "fsdp":
+        changes["strategy"] = "auto"
+    trainer = instantiate(config.trainer, **changes)
+    assert isinstance(trainer, lightning.Trainer)
+    assert trainer.checkpoint_callback.dirpath == str(Path("out/checkpoints").resolve())  # type: ignore[union-attr]
+
+
+def test_the_tutorials_experiment():
+    config, data = make("experiment=github_code_python")
+    assert data.source.data_files == ["hf://datasets/codeparrot/github-code/data/train-*.parquet"]
+    assert (data.source.wanted, data.source.extensions) == (["Python"], CODE_EXTENSIONS)
+    assert data.source.columns == {"text": "content", "repo": "repo_name", "path": "path", "license": "license"}
+    assert (data.tokenizer_choice.model, data.context_length) == ("EleutherAI/gpt-neox-20b", 1024)
+    assert data.budget.max_documents == 5_000_000
+    assert config.model.n_layer == 12
+
+
+def test_an_experiment_can_be_changed_on_the_command_line():
+    _, data = make("experiment=github_code_python", "tokenizer=bytes", "languages=[Rust,C]", "max_documents=7")
+    assert type(data.tokenizer_choice) is ByteChoice
+    assert (list(data.source.wanted), data.budget.max_documents) == (["C", "Rust"], 7)
+
+
+def test_root_keys_reach_the_datamodule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["context_length=99", "languages=[Python]", "max_documents=5", "max_tokens=600", "seed=4", "data_dir=d"]
+    _, data = make(*overrides)
+    assert (data.context_length, list(data.source.languages), data.seed, data.data_dir) == (
+        99,
+        ["Python"],
+        4,
+        str(tmp_path / "d"),
+    )
+    assert (data.budget.max_documents, data.budget.max_tokens) == (5, 600)
+
+
+def test_the_datamodule_holds_plain_values():
+    """OmegaConf's own containers would make checkpoints unreadable with weights_only=True."""
+    _, data = make("source=github_code", "languages=[Python]", "+source.where.license=[mit]")
+    for value in (
+        data.source.languages,
+        data.source.columns,
+        data.source.where,
+        data.source.data_files,
+        data.storage_options,
+    ):
+        assert not OmegaConf.is_config(value)
+    assert type(data.source.where["license"]) is list
+
+
+def test_every_option_says_what_it_is_and_converts():
+    for file in CONF.rglob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        assert text.startswith("# "), f"{file} does not begin with what it is"
+        content = yaml.safe_load(text)
+        if "_target_" in content:
+            assert content["_convert_"] == "all", file

@@ -1,0 +1,85 @@
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_lance import TokenStore, TokenWindows, WindowLoader, prepare
+from lightning_lance.errors import ConfigError
+from lightning_lance.tokenization.configs import ByteChoice
+from tests.support.stores import ListSource, documents
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    source = ListSource(documents(*["".join(chr(i) for i in range(1, 120))] * 5))
+    return prepare(source, ByteChoice(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
+
+
+def test_windows_are_those_of_the_loader_in_the_order_of_storage(store: TokenStore):
+    dataset = TokenWindows(store, 4)
+    loader = WindowLoader(store, 4, 8, order="sequential", remainder="short")
+    served = [row for batch in loader for row in batch["targets"].tolist()]
+    assert [item["targets"].tolist() for item in dataset.__getitems__(list(range(len(dataset))))] == served
+    assert torch.equal(dataset[-1]["input_ids"], dataset[len(dataset) - 1]["input_ids"])
+    with pytest.raises(IndexError, match=f"there are {len(dataset)}"):
+        dataset[len(dataset)]
+
+
+def test_an_item_has_what_is_asked_for(store: TokenStore):
+    item = TokenWindows(store, 6, document_ids=True)[19]
+    assert {name: tuple(value.shape) for name, value in item.items()} == dict.fromkeys(
+        ("input_ids", "targets", "document_ids"), (6,)
+    )
+    with pytest.raises(ConfigError, match="cu_seqlens go over a batch"):
+        TokenWindows(store, 6, cu_seqlens=True)
+
+
+def test_a_dataset_travels_as_an_address(store: TokenStore):
+    assert len(pickle.dumps(TokenWindows(store, 4))) < 2000
+
+
+# In a process of its own, where the parent has used the store, warnings are errors, and a hang ends.
+SCRIPT = """
+import sys, threading
+import torch
+from lightning_lance import TokenStore, TokenWindows
+if __name__ == "__main__":
+    store = TokenStore.open(sys.argv[1], reader=sys.argv[4])
+    dataset = TokenWindows(store, 4)
+    expected = [item["targets"].tolist() for item in dataset.__getitems__(list(range(len(dataset))))]
+    workers = int(sys.argv[3])
+    options = {"num_workers": workers, "multiprocessing_context": sys.argv[2]} if workers else {}
+    batches = torch.utils.data.DataLoader(dataset, batch_size=8, **options)
+    assert [row for batch in batches for row in batch["targets"].tolist()] == expected
+    # torch leaves the thread that feeds a worker behind: ended in the middle of its tidying, by the end of the
+    # interpreter, Python's resource tracker complains of a lock that is gone already.
+    for thread in threading.enumerate():
+        if thread.name == "QueueFeederThread":
+            thread.join(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("start_method", "workers", "reader"),
+    [
+        ("fork", 0, "mapped"),
+        *((method, workers, "mapped") for method in ("fork", "forkserver", "spawn") for workers in (1, 4)),
+        ("fork", 2, "take"),
+        ("spawn", 1, "take"),
+    ],
+)
+def test_worker_processes_give_the_same_windows(
+    store: TokenStore, start_method: str, workers: int, reader: str, tmp_path: Path
+):
+    script = tmp_path / "serve.py"
+    script.write_text(SCRIPT)
+    # A machine may have fewer cores than workers, which torch warns of.
+    command = [sys.executable, "-W", "error", "-W", "ignore:This DataLoader will create", str(script), store.uri]
+    done: Any = subprocess.run(
+        [*command, start_method, str(workers), reader], capture_output=True, text=True, timeout=200
+    )
+    assert (done.returncode, done.stderr) == (0, "")

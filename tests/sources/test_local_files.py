@@ -1,0 +1,283 @@
+import glob
+import logging
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_lance.sources.local_files import BROKEN, EXCLUDED, HIDDEN, IGNORED, OTHER_FORMAT, SPECIAL, Rules, Search
+from lightning_lance.sources.local_shards import IGNORED_NAMES
+
+NAMES = ["a", "b", "a.py", "b.py", ".h", "__s", "x-y", "x", "[q]", "config.json", "README.md", "c d", "é"]
+PARTS = [
+    "*",
+    "**",
+    "?",
+    "a*",
+    "[ab]",
+    "[!a]*",
+    ".*",
+    "__*",
+    "a",
+    ".h",
+    "b",
+    "*.py",
+    "x*",
+    "[[]q]",
+    "c d",
+    "config.json",
+]
+
+
+def write(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(os.fsencode(name))
+    return root
+
+
+def found(root: Path, *patterns: str, **rules: object) -> list[str]:
+    search = Search(str(root), Rules(**rules))  # type: ignore[arg-type]
+    return [match.name for pattern in patterns for match in search.find(pattern)]
+
+
+# A tree: names of files, or of folders with a tree in them.
+trees = st.recursive(
+    st.none(), lambda inner: st.dictionaries(st.sampled_from(NAMES), inner, min_size=1, max_size=4), max_leaves=12
+)
+
+
+def make(root: Path, tree: dict[str, object] | None) -> None:
+    for name, inner in (tree or {}).items():
+        if inner is None:
+            (root / name).touch()
+        else:
+            (root / name).mkdir()
+            make(root / name, inner)  # type: ignore[arg-type]
+
+
+@settings(max_examples=40)
+@given(trees, st.lists(st.sampled_from(PARTS), min_size=1, max_size=4), st.sampled_from(["", "./", "{root}/", "a/../"]))
+def test_without_links_it_finds_what_glob_and_datasets_find_in_their_order(
+    tmp_path_factory: pytest.TempPathFactory, tree: dict[str, object] | None, parts: list[str], before: str
+):
+    """The fingerprints of stores that are there depend on it."""
+    from datasets.data_files import FILES_TO_IGNORE, resolve_pattern
+
+    assert set(FILES_TO_IGNORE) == IGNORED_NAMES
+    root = tmp_path_factory.mktemp("tree")
+    make(root, tree)
+    if before == "a/../" and not (root / "a").is_file():
+        (root / "a").mkdir(exist_ok=True)
+    pattern = before.replace("{root}", str(root)) + "/".join(parts)
+    if (root / pattern).is_dir() or (before == "a/../" and (root / "a").is_file()):
+        return  # a folder means its files, here
+    matches = {match for match in glob.glob(pattern, root_dir=root, recursive=True) if (root / match).is_file()}  # noqa: PTH207
+    kept = sorted(match for match in matches if not {*Path(match).parts[:-1]} & {"x"})
+    search = Search(str(root), Rules({"x"}, bounded=True))
+    names = [search.from_root(match) for match in search.find(pattern)]
+    # Python takes `file/**` for the file.
+    if parts[-1] != "**" or parts == ["**"]:
+        assert names == [os.path.relpath(root / match, root) for match in kept]
+    try:
+        listed = [os.path.normpath(file) for file in resolve_pattern(pattern, str(root))]
+    except FileNotFoundError:
+        listed = []
+    ours = found(root, pattern, special=True, ignored=IGNORED_NAMES)
+    assert [os.path.normpath(root / name) for name in ours] == listed
+
+
+def visible(folder: Path, root: Path, seen: set[Path]) -> set[Path]:
+    """All real files that can be reached through names that are not hidden, by links within the root too."""
+    real = folder.resolve()
+    if real in seen or not real.is_relative_to(root):
+        return set()
+    seen.add(real)
+    files: set[Path] = set()
+    for entry in real.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            files |= visible(entry, root, seen)
+        elif entry.is_file() and entry.resolve().is_relative_to(root):
+            files.add(entry.resolve())
+    return files
+
+
+FOLDERS = ["", "a", "a/b", "c", ".h", ".h/d"]
+links = st.lists(
+    st.tuples(
+        st.sampled_from(FOLDERS),
+        st.sampled_from("klm"),
+        st.sampled_from([*FOLDERS, "a/1", "c/1", ".h/1", "../out", "gone"]),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=40)
+@given(links)
+def test_each_real_file_is_found_once_whatever_links_there_are(
+    tmp_path_factory: pytest.TempPathFactory, made: list[tuple[str, str, str]]
+):
+    top = tmp_path_factory.mktemp("links").resolve()
+    root = top / "root"
+    write(root, *(f"{folder}/{number}" for folder in FOLDERS for number in (0, 1)))
+    write(top, "out/secret")
+    for folder, name, target in made:
+        if not os.path.lexists(root / folder / name):
+            (root / folder / name).symlink_to(root / target)
+    search = Search(str(root), Rules(bounded=True))
+    matches = search.find("**/*")
+    assert len({match.real for match in matches}) == len(matches)
+    assert {Path(match.real) for match in matches} == visible(root, root, set())
+    for match in matches:
+        assert (root / match.name).resolve() == Path(match.real)
+        real = Path(match.real).relative_to(root)
+        # The name without links is taken where it is one that the pattern finds.
+        assert match.linked == any(part.startswith(".") for part in real.parts)
+    everything = Search(str(root), Rules(bounded=True, follow_links=True)).find("**/*")
+    assert {Path(match.real) for match in everything} - {Path(match.real) for match in matches} <= {top / "out/secret"}
+
+
+def test_folders_that_are_linked_to_each_other_end_soon(tmp_path: Path):
+    write(tmp_path, *(f"{i}/file" for i in range(25)))
+    for i in range(25):
+        for j in range(25):
+            (tmp_path / f"{i}/to{j}").symlink_to(f"../{j}")
+    begin = time.monotonic()
+    assert len(found(tmp_path, "**/file", bounded=True)) == 25
+    assert len(found(tmp_path, "*/*/*/file", bounded=True)) == 25
+    assert time.monotonic() - begin < 5
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = write(
+        tmp_path / "root", "a.py", "b/c.py", ".h/d.py", ".e.py", "b/node_modules/f.py", ".git/node_modules/g.py"
+    )
+    write(tmp_path, "out/h.py")
+    (root / "out").symlink_to("../out")
+    (root / "l.py").symlink_to("../out/h.py")
+    (root / "again").symlink_to("b")
+    (root / "gone.py").symlink_to("nowhere")
+    (root / "self.py").symlink_to("self.py")
+    os.mkfifo(root / "fifo.py")
+    return root
+
+
+def test_what_is_left_out_is_counted_and_told(tree: Path):
+    search = Search(str(tree), Rules({"node_modules"}, bounded=True), counting=True)
+    files = search.find("**/*.py")
+    assert [match.name for match in files] == ["a.py", "b/c.py"]
+    assert search.account.counts() == {HIDDEN: 3, EXCLUDED: 1, BROKEN: 2, SPECIAL: 1}
+    told = search.account.remarks("mine", {match.real for match in files}, follow_links=False)
+    assert told == [
+        (
+            logging.WARNING,
+            f"Source 'mine' does not follow 2 links out of its folder, such as 'l.py' -> '{tree.parent}/out/h.py': "
+            "source.follow_links=true reads what they lead to.",
+        ),
+        (
+            logging.INFO,
+            "Source 'mine' leaves out 7 files that match: 2 a link that leads nowhere, 3 hidden or in a hidden folder, 1 in a "
+            "folder of source.exclude, 1 no regular file.",
+        ),
+    ]
+
+
+def test_links_out_of_the_root_are_followed_if_asked(tree: Path):
+    search = Search(str(tree), Rules({"node_modules"}, bounded=True, follow_links=True))
+    files = search.find("**/*.py")
+    # Two links lead to the one file.
+    assert [match.name for match in files] == ["a.py", "b/c.py", "l.py"]
+    told = search.account.remarks("mine", {match.real for match in files}, follow_links=True)
+    assert any("follows 2 links out of its folder, such as 'l.py'" in sentence for _, sentence in told)
+
+
+def test_a_link_by_its_name_is_bounded_by_the_root_too(tree: Path):
+    assert found(tree, "again/*.py", bounded=True) == ["again/c.py"]
+    for pattern in ("out/*.py", "l.py", "out", f"{tree}/out/*.py"):
+        search = Search(str(tree), Rules(bounded=True))
+        assert search.find(pattern) == []
+        assert "is a link that leads out to" in search.account.reason()
+        assert len(Search(str(tree), Rules(bounded=True, follow_links=True)).find(pattern)) == 1
+    # What does not begin in the root leads out by itself.
+    assert found(tree, "../out/*.py", bounded=True) == ["../out/h.py"]
+    assert found(tree, "b/../../out/h.py", bounded=True) == ["../out/h.py"]
+
+
+def test_without_a_root_the_folder_that_is_named_is_the_boundary(tree: Path):
+    assert found(tree.parent, "root/*.py") == ["root/a.py"]
+    assert found(tree.parent, "root/out/*.py") == ["root/out/h.py"]
+    assert found(tree.parent, "root/l.py") == ["root/l.py"]
+    assert found(tree.parent, "root/*.py", follow_links=True) == ["root/a.py", "root/l.py"]
+
+
+def test_a_link_into_an_excluded_folder_is_excluded(tree: Path):
+    (tree / "vendor").symlink_to("b/node_modules")
+    (tree / "f.py").symlink_to("b/node_modules/f.py")
+    assert found(tree, "**/*.py", "vendor/*.py", excluded={"node_modules"}, bounded=True) == ["a.py", "b/c.py"]
+
+
+def test_what_exists_means_itself_and_a_folder_its_files(tmp_path: Path):
+    write(
+        tmp_path,
+        "run [1]/a.x",
+        "run 1/b.x",
+        "part[1].x",
+        "part1.x",
+        "q?",
+        "qa",
+        "s*",
+        "st",
+        "{a,b}.x",
+        "d/e/f.x",
+        "d/g.y",
+        "[",
+    )
+    assert found(tmp_path, "run [1]/*.x") == ["run [1]/a.x"]
+    assert found(tmp_path, "part[1].x", "q?", "s*", "{a,b}.x", "[") == ["part[1].x", "q?", "s*", "{a,b}.x", "["]
+    # After a wildcard, a name with brackets is both.
+    assert found(tmp_path.parent, f"{tmp_path.name[:-1]}*/part[1].x") == [
+        f"{tmp_path.name}/part1.x",
+        f"{tmp_path.name}/part[1].x",
+    ]
+    assert found(tmp_path, "d", "d/") == ["d/e/f.x", "d/g.y"] * 2
+    assert found(tmp_path, "d", endings=(".x",)) == ["d/e/f.x"]
+    search = Search(str(tmp_path), Rules(endings=(".x",)))
+    search.find("d")
+    search.find("s*")
+    assert search.account.counts() == {OTHER_FORMAT: 1}
+    assert search.account.literal == ["'s*' exists and means itself, not the pattern that would match 'st' too"]
+
+
+def test_names_that_describe_a_dataset_are_counted(tmp_path: Path):
+    write(tmp_path, "a.json", "config.json", "b/config.json")
+    search = Search(str(tmp_path), Rules(ignored=IGNORED_NAMES))
+    assert [match.name for match in search.find("*.json")] == ["a.json"]
+    assert search.account.counts() == {IGNORED: 1}
+    assert found(tmp_path, "**/config.json", ignored=IGNORED_NAMES) == ["b/config.json", "config.json"]
+
+
+def test_odd_names_are_names(tmp_path: Path):
+    odd = [
+        "new\nline",
+        "quote'\"",
+        "back\\slash",
+        "a::b",
+        "#?%20@",
+        "~",
+        "$HOME",
+        "\u00e9",
+        "e\u0301",
+        "x" * 255,
+        os.fsdecode(b"caf\xe9"),
+    ]
+    write(tmp_path, *odd)
+    assert found(tmp_path, *(f"./{name}" for name in odd)) == odd
+    assert sorted(found(tmp_path, "*")) == sorted(odd)
+    assert found(tmp_path, "x" * 256, "x" * 5000, "/".join("x" * 3000)) == []
