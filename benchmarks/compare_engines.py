@@ -1,4 +1,4 @@
-"""Ask both engines about all 1.1 million code points, and write into lightning_lance/unicode_tables.py which they see differently.
+"""Ask both engines about all 1.1 million code points, and write which they see differently into unicode_tables.py.
 
 To be run after an upgrade of either engine; takes some minutes for each regular expression. Until then, builds with versions
 that were not compared find out by themselves, for the characters that their texts hold.

@@ -5,7 +5,7 @@ import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_lance.callbacks import SaveOnTermination
-from tests.test_datamodule import Recorder, make_data, make_trainer
+from tests.support.training import Recorder, make_data, make_trainer
 
 
 class Raises(lightning.Callback):

@@ -26,61 +26,7 @@ from lightning_lance.tokenization.configs import ByteChoice, TokenizerFile
 from lightning_lance.tokenization.tokenizer import train_bpe
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
-
-SOURCE = ListSource(documents(*["".join(random.Random(i).choices("abcdefghij \n", k=200)) for i in range(40)]))
-
-
-class Recorder(lightning.LightningModule):
-    """A model that learns little and writes down which windows it was given."""
-
-    def __init__(self, counts_steps: bool = False) -> None:
-        super().__init__()
-        self.embedding = torch.nn.Embedding(257, 257)
-        self.counts_steps = counts_steps
-        self.seen: dict[str, list[Any]] = {"train": [], "val": [], "test": []}
-
-    def step(self, stage: str, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        self.seen[stage].append(batch["input_ids"].tolist())
-        return torch.nn.functional.cross_entropy(
-            self.embedding(batch["input_ids"]).flatten(0, 1), batch["targets"].flatten()
-        )
-
-    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        return self.step("train", batch)
-
-    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        self.step("val", batch)
-
-    def test_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
-        self.step("test", batch)
-
-    def predict_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
-        return batch["input_ids"].tolist()
-
-    def configure_optimizers(self) -> Any:
-        if self.counts_steps:
-            # What a scheduler does; it makes Lightning build the train loader before the loops are restored.
-            assert self.trainer.estimated_stepping_batches > 0
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-
-def make_data(folder: Path, **changes: Any) -> LanceDataModule:
-    arguments = {"context_length": 32, "batch_size": 8, "val_fraction": 0.2, **changes}
-    return LanceDataModule(SOURCE, ByteChoice(), data_dir=str(folder), **arguments)
-
-
-def make_trainer(folder: Path, **changes: Any) -> lightning.Trainer:
-    arguments = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "default_root_dir": folder,
-        **changes,
-    }
-    return lightning.Trainer(**arguments)
+from tests.support.training import SOURCE, Recorder, make_data, make_trainer
 
 
 def test_fit_validate_test_and_predict(tmp_path: Path):
@@ -505,7 +451,7 @@ import json, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 sys.path[:0] = [sys.argv[1]]
-from tests.test_datamodule import Recorder, make_data, make_trainer
+from tests.support.training import Recorder, make_data, make_trainer
 folder, steps, checkpoint = Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] or None
 model, data = Recorder(counts_steps=True), make_data(folder)
 trainer = make_trainer(folder, devices=2, strategy="ddp", max_steps=steps, limit_val_batches=2, num_sanity_val_steps=0)

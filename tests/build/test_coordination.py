@@ -67,7 +67,9 @@ def test_a_failure_is_told_to_those_who_wait_and_to_nobody_else(tmp_path: Path):
 
 
 def test_what_a_killed_builder_of_a_complete_store_left_is_removed(tmp_path: Path):
-    script = "import sys; from tests.build.test_coordination import *; lease_turn(Path(sys.argv[1])).wait(None); os.kill(os.getpid(), 9)"
+    script = (
+        "from tests.build.test_coordination import *; lease_turn(Path(sys.argv[1])).wait(None); os.kill(os.getpid(), 9)"
+    )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT)
     assert {path.name for path in tmp_path.iterdir()} == {"x.lock", "x.building.json"}
     with lease_turn(tmp_path):

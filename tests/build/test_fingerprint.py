@@ -22,8 +22,9 @@ from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.source import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice, TokenizerFile, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer
-from tests.build.test_runner import TEXTS, streams
+from tests.support.builders import TEXTS
 from tests.support.paths import ROOT
+from tests.support.streams import streams
 
 CODE = {"text": "content", "repo": "repo_name", "path": "path", "license": "license"}
 FIM = {"prefix_token": "a", "middle_token": "b", "suffix_token": "c", "fim_rate": 0.5}
@@ -237,7 +238,7 @@ def test_it_is_the_same_in_every_process_and_wherever_the_files_are(corpus: Path
 
 
 def test_a_tokenizer_that_was_used_is_the_same(tmp_path: Path):
-    tokenizer = TrainedBPE(400).load(FilesSource(["*.py"], str(ROOT)), tmp_path)
+    tokenizer = TrainedBPE(400).load(FilesSource(["*.py"], str(ROOT / "lightning_lance")), tmp_path)
     texts = pa.array(TEXTS[:20], pa.large_string())
     with ThreadPoolExecutor(4) as threads:
         ids = list(threads.map(lambda _: tokenizer.encode_batch(texts).ids.tolist(), range(8)))

@@ -5,15 +5,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lightning_lance.build.row_writer import RowWriter, forget_written
+from lightning_lance.build.row_writer import forget_written
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.format.commit import append_commit, last_version
 from lightning_lance.format.lance_io import dataset_at
-from tests.format.test_commit import NOTE, rows_of
-
-
-def writer_of(uri: str, version: int = 0) -> RowWriter:
-    return RowWriter(uri, version, NOTE.fingerprint, rows_of(1).schema, None)
+from tests.support.commits import NOTE, rows_of, writer_of
 
 
 def files_in(folder: Path) -> list[str]:

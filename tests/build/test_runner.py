@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, prepare
 from lightning_lance.build.plan import wait_for
-from lightning_lance.documents.splits import SPLITS, split_codes
+from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.format.checksums import Root
 from lightning_lance.format.commit import last_commit, last_version
@@ -35,41 +35,7 @@ from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.builders import STDLIB, TEXTS, Builder, Builders, Watched, until
 from tests.support.paths import ROOT
 from tests.support.stores import Document, ListSource, documents, kept
-
-EOS = 256
-
-
-def streams(store: TokenStore) -> dict[tuple[str, str], list[int]]:
-    """The logical streams: all that a reader can see."""
-    return {
-        (split, stream.language): store.read(np.array([stream.start]), stream.num_tokens, split)[0].tolist()
-        for split in SPLITS
-        for stream in store.streams(split)
-    }
-
-
-def expected(made: tuple[Document, ...], val_fraction: float) -> dict[tuple[str, str], list[int]]:
-    result: dict[tuple[str, str], list[int]] = {}
-    for text, language, repo in made:
-        if text := kept(text):
-            side = SPLITS[int(split_codes(pa.array([repo]), val_fraction)[0])]
-            result.setdefault((side, language), []).extend([*text.encode(), EOS])
-    return dict(sorted(result.items(), key=lambda item: (SPLITS.index(item[0][0]), item[0][1])))
-
-
-def provenance(store: TokenStore) -> dict[tuple[str, str], list[tuple[int, str, str]]]:
-    """Of each stream, its documents: where they begin, their ids and repositories."""
-    found: dict[tuple[str, str], list[tuple[int, str, str]]] = {}
-    lengths: dict[tuple[str, str], int] = {}
-    columns = ["num_tokens", "split", "language", "documents"]
-    for row in lance.dataset(store.uri, version=store.version).to_table(columns).to_pylist():
-        stream = row["split"], row["language"]
-        begin = lengths.get(stream, 0)
-        found.setdefault(stream, []).extend(
-            (begin + entry["offset"], entry["id"], entry["repo"]) for entry in row["documents"]
-        )
-        lengths[stream] = begin + row["num_tokens"]
-    return found
+from tests.support.streams import expected, provenance, streams
 
 
 def assert_same(store: TokenStore, whole: TokenStore) -> None:

@@ -1,4 +1,3 @@
-import os
 import re
 import signal
 import subprocess
@@ -9,20 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_lance.cli.main import main
-
-COMMAND = [str(Path(sys.executable).with_name("lightning-lance"))]
-
-
-def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    return done.returncode, done.stdout, done.stderr
+from tests.support.commands import COMMAND, run
 
 
 def test_prepare_builds_and_finds_again(tmp_path: Path):

@@ -16,8 +16,8 @@ from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.format.commit import last_commit
 from lightning_lance.sources.source import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice
-from tests.build.test_runner import EOS, streams
 from tests.support.stores import Document, ListSource
+from tests.support.streams import EOS, streams
 
 
 def test_literal_hashes():

@@ -1,6 +1,5 @@
 import json
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
-from lightning_lance import TokenStore, prepare
+from lightning_lance import prepare
 from lightning_lance.documents.screening import counted, spelled
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.source import FilesSource, Source
 from lightning_lance.tokenization.configs import ByteChoice, TokenizerFile
 from lightning_lance.tokenization.tokenizer import Tokenizer
+from tests.support.stored import stored
 from tests.support.stores import ListSource, documents
 
 LINE = "let a=1;" * 40  # one line without spaces, longer than the limit of these tests
@@ -63,12 +63,6 @@ def streamed(tmp_path: Path, kind: str) -> tuple[Source, int]:
     for part, rows in enumerate((slice(0, 7), slice(7, None))):
         pq.write_table(pa.table({"text": raw[rows]}), tmp_path / f"{part}.parquet")
     return DatasetSource("parquet", data_files=[str(tmp_path / "*.parquet")], shard_seed=None), 1
-
-
-def stored(store: TokenStore) -> list[bytes]:
-    tokens = np.concatenate([store.read(np.zeros(1, np.int64), store.num_tokens())[0], [0]])
-    ends = np.flatnonzero(tokens == 256)
-    return [bytes(tokens[low + 1 : high].astype(np.uint8)) for low, high in pairwise([-1, *ends.tolist()])]
 
 
 @pytest.mark.parametrize("kind", ["files", "binary", "string"])

@@ -8,7 +8,7 @@ import xxhash
 from lightning_lance.format.checksums import SUMS, listed, read_sums, root_session, write_sums
 from lightning_lance.maintenance.compaction import left_behind, take_over
 from lightning_lance.maintenance.integrity import check_store
-from tests.maintenance.test_compaction import NOTE, append
+from tests.support.merges import NOTE, append
 
 
 def test_every_version_is_listed_from_its_commit_on_until_it_is_removed(tmp_path: Path):

@@ -9,30 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import lance
-import numpy as np
 import pyarrow as pa
 import pytest
 
-from lightning_lance.build.packing import BLOCK, Packer
+from lightning_lance.build.packing import BLOCK
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.format import commit
 from lightning_lance.format.commit import Commit, last_commit, last_version, replace_fragments
 from lightning_lance.format.lance_io import dataset_at, fragments_of, remove_store, write_rows
 from lightning_lance.maintenance.integrity import check_store
 from tests.support.bucket import Bucket, serving
-from tests.support.stores import append_commit, finish, packed
+from tests.support.commits import NOTE, rows_of
+from tests.support.stores import append_commit, finish
 
-EOS = 60_000
-NOTE = Commit("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
 PROCESSES, ROUNDS = 3, 5
-
-
-def rows_of(number: int, count: int = 1) -> pa.Table:
-    """One document of `count` tokens, all of them `number`."""
-    packer = Packer(EOS, np.dtype(np.uint16), [])
-    documents = pa.table({"language": ["C"], "id": [str(number)]})
-    full = packer.add(np.full(count, number, np.uint32), np.array([0, count]), np.zeros(1, np.int8), documents)
-    return packed(packer, full)
 
 
 def race(uri: str, number: int, options: dict[str, str], barrier: Barrier, told: Any) -> None:

@@ -20,10 +20,10 @@ from lightning_lance.format.lance_io import (
 )
 from lightning_lance.format.layout import files_of, hash_file, layout_of
 from lightning_lance.maintenance.integrity import check_store
-from tests.format.test_commit import NOTE
-from tests.format.test_commit import rows_of as number_rows
-from tests.format.test_layout import part_of, rows_of
 from tests.support.bucket import serving
+from tests.support.commits import NOTE
+from tests.support.commits import rows_of as number_rows
+from tests.support.layouts import part_of, rows_of
 from tests.support.stores import append_commit
 
 

@@ -27,8 +27,8 @@ from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import check_store
 from lightning_lance.process.locks import Lease, lock_file
 from lightning_lance.tokenization.configs import ByteChoice
-from tests.format.test_commit import NOTE, rows_of
 from tests.support.bucket import serving
+from tests.support.commits import NOTE, rows_of
 from tests.support.stores import ListSource, append_commit, documents, written
 
 SOURCE = ListSource(documents(*[f"document {i}" * 20 for i in range(20)]))

@@ -17,7 +17,7 @@ from lightning_lance.format.layout import Extent
 from lightning_lance.format.versions import first_version
 from lightning_lance.maintenance import compaction
 from lightning_lance.maintenance.integrity import check_store
-from tests.maintenance.test_compaction import NOTE, append
+from tests.support.merges import NOTE, append
 from tests.support.stores import append_commit, finish
 
 

@@ -8,7 +8,7 @@ from lightning_lance.format.layout import Extent
 from lightning_lance.format.versions import first_version, version_with
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.store.token_store import TokenStore
-from tests.store.test_token_store import write
+from tests.support.written import write
 
 
 def test_the_first_version_that_holds(tmp_path: Path):

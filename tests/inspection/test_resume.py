@@ -9,7 +9,7 @@ import torch
 
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.inspection.resume import data_states, verify_resume
-from tests.test_datamodule import Recorder, make_data, make_trainer
+from tests.support.training import Recorder, make_data, make_trainer
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 The vocabularies are small and trained here; normalizers, pre-tokenizers and options are those of the real files.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable
@@ -14,13 +13,13 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer, train_bpe
 from lightning_lance.tokenization.unicode_tables import NEWER
 from tests.support.paths import ROOT
+from tests.support.small_tokenizers import TRAINING, byte_level, sentence_piece, unigram
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>"]
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 GPT4O = (
@@ -28,57 +27,6 @@ GPT4O = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-TRAINING = [
-    "def main(argument: int) -> None:\n    return 'x' * 17  # naïve café\n\n\nclass A(B):\n\tself.value = {'k': 1_000}\n",
-    "Ein Überblick über die Größe. Это русский текст, 東京は日本の首都です。 العربية हिन्दी ภาษาไทย 한국어 🙂👩‍💻\r\n",
-    "I'll say it's WE'VE don't 12345 3.14 <div class=\"a\">&amp;</div> https://example.org/?q=1 <|im_start| |>\n",
-] * 4
-
-
-def byte_level(
-    split: str | None, normalizer: normalizers.Normalizer | None = None, spaces: int = 0, ignore_merges: bool = False
-) -> str:
-    """A byte-level BPE: with the regular expression of GPT-2, or one of its own, and tokens for runs of spaces."""
-    model = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
-    if split is None:
-        model.pre_tokenizer = level
-    else:
-        model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(split), "isolated"), level])
-    if normalizer is not None:
-        model.normalizer = normalizer
-    model.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=600, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    model.train_from_iterator(TRAINING, trainer)
-    model.add_tokens([AddedToken(" " * n, normalized=True) for n in range(2, spaces)])
-    return model.to_str()
-
-
-def sentence_piece() -> str:
-    """A BPE over characters, with bytes for those that it does not know and no words, as in Llama 2."""
-    model = tokenizers.Tokenizer(models.BPE())
-    model.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False)
-    model.train_from_iterator(TRAINING, trainer)
-    fields = json.loads(model.to_str())
-    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces = [*first, *(piece for piece in fields["model"]["vocab"] if piece not in first)]
-    fields["model"] |= {"byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"}
-    fields["model"]["vocab"] = {piece: i for i, piece in enumerate(pieces)}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    fields["added_tokens"] = [{"id": i, "content": content, **flags} for i, content in enumerate(first[1:3], 1)]
-    fields["normalizer"] = {
-        "type": "Sequence",
-        "normalizers": [
-            {"type": "Prepend", "prepend": "\u2581"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
-        ],
-    }
-    fields["pre_tokenizer"] = None
-    return json.dumps(fields)
 
 
 def word_piece() -> str:
@@ -89,15 +37,6 @@ def word_piece() -> str:
     model.train_from_iterator(
         TRAINING, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, show_progress=False)
     )
-    return model.to_str()
-
-
-def unigram() -> str:
-    model = tokenizers.Tokenizer(models.Unigram())
-    model.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=["[UNK]"], unk_token="[UNK]", show_progress=False)
-    model.train_from_iterator(TRAINING, trainer)
-    model.add_special_tokens(["[EOS]"])
     return model.to_str()
 
 

@@ -17,8 +17,8 @@ from lightning_lance import LanceDataModule
 from lightning_lance.tokenization.configs import ByteChoice
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
-from tests.test_datamodule import SOURCE as PYTHON
-from tests.test_datamodule import Recorder, make_trainer
+from tests.support.training import SOURCE as PYTHON
+from tests.support.training import Recorder, make_trainer
 
 RUST = documents(*[f"fn main() {{ {i} }}\n" * 9 for i in range(12)], language="Rust")
 SOURCE = ListSource((*PYTHON.documents, *RUST))

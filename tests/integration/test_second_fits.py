@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 
 from lightning_lance import LanceDataModule
-from tests.test_datamodule import Recorder, make_data, make_trainer
+from tests.support.training import Recorder, make_data, make_trainer
 
 AGAIN = "begins at the first window again"
 

@@ -20,10 +20,10 @@ from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import check_store
 from lightning_lance.tokenization.configs import ByteChoice
-from tests.format.test_commit import NOTE as COMMIT
-from tests.format.test_commit import rows_of
-from tests.maintenance.test_compaction import NOTE, append
 from tests.support.bucket import serving
+from tests.support.commits import NOTE as COMMIT
+from tests.support.commits import rows_of
+from tests.support.merges import NOTE, append
 from tests.support.stores import ListSource, append_commit, documents
 
 SOURCE = ListSource(documents(*["some text"] * 40))

@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,70 +24,15 @@ from lightning_lance import TokenStore
 from lightning_lance.build.packing import BLOCK, Packer
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.format.checksums import listed, read_sums, root_session
-from lightning_lance.format.commit import Commit, last_commit, last_version, notes_of, replace_fragments
+from lightning_lance.format.commit import last_commit, last_version, notes_of, replace_fragments
 from lightning_lance.format.lance_io import fragments_of, write_rows
-from lightning_lance.format.layout import Extent, layout_of
+from lightning_lance.format.layout import Extent
 from lightning_lance.maintenance import compaction, repacking
 from lightning_lance.maintenance.compaction import left_behind, merge_groups, remove_unneeded, take_over, tidy
 from lightning_lance.maintenance.integrity import check_store
 from tests.support import stores
+from tests.support.merges import EOS, NOTE, Made, append, check_same_readers, commits, contents
 from tests.support.stores import append_commit, finish, packed
-
-EOS = 60_000
-NOTE = Commit("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
-Made = tuple[int, str, int]  # split, language, tokens
-
-made = st.tuples(st.integers(0, 1), st.sampled_from(["Rust", "C"]), st.integers(0, 3 * BLOCK))
-commits = st.lists(st.lists(made, min_size=1, max_size=6), min_size=1, max_size=6)
-
-
-def append(
-    uri: str,
-    part: Sequence[Made],
-    first: int,
-    note: Commit = NOTE,
-    full: int | None = None,
-) -> Commit:
-    """Commit documents, each with its number as id; their tokens tell them apart too. With `full`, as a build's last ones."""
-    packer = Packer(EOS, np.dtype(np.uint16), ["repo"])
-    ids = [np.full(size, 1 + (first + i) % 50_000, np.uint32) for i, (_, _, size) in enumerate(part)]
-    numbers = [str(first + i) for i in range(len(part))]
-    columns = {"language": [language for _, language, _ in part], "id": numbers, "repo": [f"r{n[-1]}" for n in numbers]}
-    offsets = np.cumsum([0, *map(len, ids)])
-    full_rows = packer.add(
-        np.concatenate(ids), offsets, np.array([split for split, _, _ in part], np.int8), pa.table(columns)
-    )
-    note = replace(note, documents=note.documents + len(part), tokens=note.tokens + packer.num_tokens)
-    if full is None:
-        append_commit(uri, packed(packer, full_rows), note)
-    else:
-        finish(uri, packed(packer, full_rows), note, full=full)
-    return note
-
-
-def contents(
-    uri: str, version: int | None = None
-) -> dict[tuple[str, str], tuple[list[int], list[tuple[str, str, int]]]]:
-    """Read of each stream the tokens, and (id, repo, place in the stream) of the documents, from the plain rows."""
-    streams: dict = {}
-    for row in lance.dataset(uri, version=version).to_table().to_pylist():
-        tokens, documents = streams.setdefault((row["split"], row["language"]), ([], []))
-        documents += [(d["id"], d["repo"], len(tokens) + d["offset"]) for d in row["documents"]]
-        tokens += row["tokens"][: row["num_tokens"]]
-    return streams
-
-
-def check_same_readers(uri: str) -> None:
-    stores = [TokenStore.open(uri, reader=reader) for reader in ("mapped", "take")]
-    assert layout_of(fragments_of(stores[0]._dataset), notes_of(stores[0]._dataset)) is not None
-    expected = contents(uri)
-    for split in ("train", "val"):
-        streams = [expected[key][0] for key in sorted(expected) if key[0] == split]
-        stream = [token for tokens in streams for token in tokens]
-        for store in stores:
-            assert store.num_tokens(split) == len(stream)
-            if stream:
-                assert store.read(np.zeros(1, np.int64), len(stream), split)[0].tolist() == stream
 
 
 @settings(max_examples=25)
@@ -317,7 +262,7 @@ def _merge_and_die(uri: str, killed: str) -> None:
     def die(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    setattr(merging, killed, die)
+    setattr(compaction, killed, die)
     note = compaction.commit_of(lance.dataset(uri), uri)
     append(uri, [(0, "C", 5)], 8, note, 1 << 30)
 

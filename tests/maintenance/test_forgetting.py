@@ -28,11 +28,11 @@ from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import check_store
 from lightning_lance.process.locks import only_one
 from lightning_lance.tokenization.configs import ByteChoice
-from tests.build.test_runner import expected, provenance, streams
-from tests.cli.test_main import run
 from tests.support.bucket import serving
 from tests.support.builders import until
+from tests.support.commands import run
 from tests.support.stores import Document, ListSource, documents, only_append
+from tests.support.streams import expected, provenance, streams
 
 text = st.text("ab", min_size=1, max_size=4) | st.integers(1, 5000).map(lambda size: "x" * size)
 made = st.lists(

@@ -16,9 +16,9 @@ from lightning_lance import TokenStore
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import SUMS
 from lightning_lance.maintenance.integrity import check_store
-from tests.format.test_commit import NOTE, rows_of
-from tests.maintenance.test_compaction import append
 from tests.support.bucket import serving
+from tests.support.commits import NOTE, rows_of
+from tests.support.merges import append
 from tests.support.paths import ROOT
 from tests.support.stores import append_commit
 
@@ -111,7 +111,8 @@ def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path:
 BUILDS = """
 import sys
 sys.path[:0] = [sys.argv[1]]
-from tests.maintenance.test_compaction import NOTE, append, tidy
+from lightning_lance.maintenance.compaction import tidy
+from tests.support.merges import NOTE, append
 from lightning_lance.format.commit import last_version
 note = NOTE
 for i in range(120):

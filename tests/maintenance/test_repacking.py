@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightning_lance.format.commit import notes_of, replace_fragments
 from lightning_lance.format.lance_io import fragments_of
 from lightning_lance.maintenance.repacking import repack
-from tests.maintenance.test_compaction import NOTE, Made, append, check_same_readers, commits, contents
+from tests.support.merges import NOTE, Made, append, check_same_readers, commits, contents
 
 
 @settings(max_examples=20)

@@ -83,7 +83,8 @@ import os, signal, sys, time
 sys.path[:0] = [sys.argv[1]]
 from pathlib import Path
 from lightning_lance.build import row_writer
-from tests.build.test_row_writer import rows_of, writer_of
+from tests.support.commits import rows_of
+from tests.support.commits import writer_of
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background does not have
 writer = writer_of(sys.argv[2])
 for _ in range(8):

@@ -25,7 +25,7 @@ from lightning_lance.readers.jsonl import LinesShard, NotLines
 from lightning_lance.readers.retry import is_transient
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteChoice
-from tests.documents.test_screening import stored
+from tests.support.stored import stored
 
 # A line, the text that it gives, and why it is left out.
 TABLE: list[tuple[bytes, str | None, str | None]] = [

@@ -15,8 +15,8 @@ from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.selection import Serving
 from lightning_lance.tokenization.configs import ByteChoice
-from tests.serving.test_cursor import walk
 from tests.support.stores import ListSource, documents
+from tests.support.walks import walk
 
 
 def text(letters: str, seed: int, size: int = 90) -> str:

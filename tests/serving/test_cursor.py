@@ -14,6 +14,7 @@ from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.selection import Serving
 from lightning_lance.tokenization.configs import ByteChoice
 from tests.support.stores import ListSource, documents, only_append
+from tests.support.walks import walk
 
 SOURCE = ListSource(
     (
@@ -31,20 +32,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 def cursor(store: TokenStore, on_data_change: Any = "error", **changes: Any) -> Cursor:
     options = {"split": "train", "context_length": 8, "order": "shuffle", "seed": 0, "shuffle_block": None}
     return Cursor(Serving(**{"stores": {"": store}, "where": {}, "mix": {}, **options, **changes}), on_data_change)
-
-
-def walk(place: Cursor, windows: int) -> list[int]:
-    """Consume windows, over the ends of epochs, and give their starts."""
-    starts: list[int] = []
-    while len(starts) < windows:
-        if place.value == place.epoch_end:
-            place.next_epoch(extend=False)
-        count = min(windows - len(starts), place.epoch_end - place.value)
-        positions = np.arange(place.value, place.value + count)
-        found = place.locate(positions)
-        starts += found.start.tolist()
-        place.advance(count, int(place.digests(positions, found).sum(dtype=np.uint64)))
-    return starts
 
 
 mixes = st.sampled_from([{}, {"Python": 0.7, "Rust": 0.3}, {"Rust": 5, "Python": 1}])

@@ -18,7 +18,7 @@ import torch
 from lightning_lance import TokenStore, TokenWindows, WindowLoader, prepare
 from lightning_lance.errors import StoreError
 from lightning_lance.tokenization.configs import ByteChoice
-from tests.store.test_fork_reader import in_a_fork
+from tests.support.forks import in_a_fork
 from tests.support.stores import ListSource, documents
 
 pytestmark = pytest.mark.filterwarnings(

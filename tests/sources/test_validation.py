@@ -14,7 +14,7 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.source import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice, TrainedBPE
-from tests.build.test_runner import EOS, streams
+from tests.support.streams import EOS, streams
 
 
 def write(folder: Path, name: str, texts: list[str]) -> None:

@@ -1,5 +1,4 @@
 import os
-import pickle
 import signal
 import subprocess
 from pathlib import Path
@@ -11,6 +10,7 @@ from lightning_lance import TokenStore, prepare
 from lightning_lance.errors import StoreError
 from lightning_lance.store.fork_reader import ForkedReader
 from lightning_lance.tokenization.configs import ByteChoice
+from tests.support.forks import in_a_fork
 from tests.support.stores import ListSource, documents
 
 
@@ -18,21 +18,6 @@ from tests.support.stores import ListSource, documents
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     source = ListSource(documents("abc" * 1000, "x" * 3000))
     return prepare(source, ByteChoice(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
-
-
-def in_a_fork(work: object) -> object:
-    """What `work()` gives, or raises, in a forked process."""
-    reading, writing = os.pipe()
-    if (child := os.fork()) == 0:
-        try:
-            os.write(writing, pickle.dumps(work()))  # type: ignore[operator]
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        answer = pickle.loads(pipe.read())
-    assert os.waitpid(child, 0)[1] == 0
-    return answer
 
 
 @pytest.mark.filterwarnings("ignore:lance is not fork-safe", "ignore:This process .* is multi-threaded")

@@ -14,31 +14,16 @@ from hypothesis import strategies as st
 from lightning_lance import TokenStore, prepare
 from lightning_lance.build.packing import BLOCK, Packer
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
-from lightning_lance.format.commit import Commit, replace_fragments
+from lightning_lance.format.commit import replace_fragments
 from lightning_lance.format.lance_io import data_files, write_rows
 from lightning_lance.format.layout import Extent
 from lightning_lance.maintenance.compaction import remove_unneeded
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.tokenization.configs import ByteChoice
 from tests.support.stores import ListSource, append_commit, documents, only_append, packed
+from tests.support.written import EOS, NOTE, write
 
-EOS = 60_000
-NOTE = Commit("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
 MakeStore = Callable[..., TokenStore]
-
-
-def write(uri: str, commits: list[list[tuple[int, str, list[int]]]], dtype: type = np.uint16) -> None:
-    """Commit documents (split, language, ids), one commit after the other."""
-    note = NOTE
-    for part in commits:
-        packer = Packer(EOS, np.dtype(dtype), [])
-        ids = np.array([i for _, _, ids in part for i in ids], np.uint32)
-        offsets = np.cumsum([0, *(len(ids) for _, _, ids in part)])
-        names = [language for _, language, _ in part]
-        described = pa.table({"language": pa.array(names, pa.string()), "id": pa.array(names, pa.string())})
-        full = packer.add(ids, offsets, np.array([split for split, _, _ in part], np.int8), described)
-        note = replace(note, documents=note.documents + len(part), tokens=note.tokens + packer.num_tokens)
-        append_commit(uri, packed(packer, full), note)
 
 
 document = st.tuples(

@@ -17,8 +17,7 @@ from lightning_lance import prepare
 from lightning_lance.errors import ConfigError
 from lightning_lance.tokenization.configs import TokenizerFile
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer
-from tests.integration.test_parity import byte_level, sentence_piece, unigram
-from tests.support.small_tokenizers import repositories
+from tests.support.small_tokenizers import byte_level, repositories, sentence_piece, unigram
 from tests.support.stores import ListSource, documents
 
 LETTERS = {letter: place for place, letter in enumerate("abcdefghijklmnopqrstuvwxyz .\u2581")}
