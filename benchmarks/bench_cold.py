@@ -22,7 +22,7 @@ from report import bar, environment, publish
 from storing import commit_rows
 
 from lightning_lance import TokenStore, WindowLoader
-from lightning_lance.format.commit import Commit
+from lightning_lance.format.metadata import Commit
 from tests.support.paths import ROOT
 
 OURS, NANOGPT = "lightning-lance WindowLoader", "nanoGPT get_batch"

@@ -60,7 +60,7 @@ def build(place, uri, tokenizer, engine):
     """Build one store, in a process of its own, and tell what it took."""
     from lightning_lance import prepare
     from lightning_lance.sources.datasets import DatasetSource
-    from lightning_lance.sources.source import FilesSource
+    from lightning_lance.sources.files import FilesSource
     from lightning_lance.tokenization.tokenizer import Tokenizer
 
     class Loaded:

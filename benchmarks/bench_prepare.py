@@ -302,7 +302,7 @@ def stages(pattern, tokenizer_file):
     from lightning_lance.build.packing import Packer
     from lightning_lance.build.pipeline import encoded_batches
     from lightning_lance.documents.splits import splits_of
-    from lightning_lance.format.commit import Commit
+    from lightning_lance.format.metadata import Commit
     from lightning_lance.tokenization.tokenizer import Tokenizer, token_dtype
 
     spec = Path(tokenizer_file).read_text(encoding="utf-8")

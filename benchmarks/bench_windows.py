@@ -19,7 +19,7 @@ from storing import commit_rows
 
 from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.build.packing import Packer
-from lightning_lance.format.commit import FORMAT_VERSION, Commit
+from lightning_lance.format.metadata import FORMAT_VERSION, Commit
 
 CONTEXT_LENGTH = 1024
 BATCH_SIZE = 64

@@ -14,6 +14,7 @@ from lightning import LightningDataModule
 
 from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
 from lightning_lance.build.runner import check_origin, prepare
+from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import StoreError, whole_number
 from lightning_lance.location import checked_storage_options, given_place, is_local
@@ -33,7 +34,6 @@ from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
 from lightning_lance.tokenization.configs import TokenizerChoice
-from lightning_lance.tokenization.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from lightning_lance.type_hints import as_text, check_arguments
 

@@ -20,8 +20,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
 from lightning_lance.build.plan import Budget, open_prepared
-from lightning_lance.build.status import StatusFile
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.process.build_status import StatusFile
 from lightning_lance.tokenization.configs import ByteChoice, TokenizerFile
 from lightning_lance.tokenization.tokenizer import train_bpe
 from tests.support.paths import ROOT

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
-from lightning_lance.build.status import status_file
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.location import beside, beside_place, store_beside, store_place, tokenizer_files
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.process.build_status import status_file
 from lightning_lance.process.locks import lock_file
 from lightning_lance.tokenization.configs import ByteChoice, TrainedBPE
 from tests.support.stores import ListSource, documents

@@ -12,13 +12,13 @@ import pytest
 
 from lightning_lance import LanceDataModule, TokenStore, TokenWindows, WindowLoader, prepare
 from lightning_lance.build.plan import make_plan
-from lightning_lance.documents.batch import TextFilter
+from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.inspection.resume import verify_resume
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import check_store
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.sources.source import FilesSource, python_stdlib
+from lightning_lance.sources.files import FilesSource, python_stdlib
 from lightning_lance.tokenization.configs import ByteChoice, PretrainedTokenizer, TokenizerFile, TrainedBPE
 from lightning_lance.type_hints import check_arguments, expected_instead
 

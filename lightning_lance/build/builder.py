@@ -20,18 +20,20 @@ from lightning_lance.build.pipeline import EncodedBatch, encoded_batches
 from lightning_lance.build.plan import Budget, Plan, keep_tokenizer
 from lightning_lance.build.progress import BuildProgress
 from lightning_lance.build.row_writer import RowWriter, forget_written
+from lightning_lance.documents.arrow import one_array
 from lightning_lance.documents.batch import covered
-from lightning_lance.documents.columns import one_array
 from lightning_lance.documents.dedup import KnownTexts
-from lightning_lance.documents.languages import check_languages, nearest
+from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import splits_of
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
-from lightning_lance.format.commit import Commit, append_commit, last_version
+from lightning_lance.format.commit import append_commit, last_version
 from lightning_lance.format.lance_io import Written, conflict
+from lightning_lance.format.metadata import Commit
 from lightning_lance.format.own_files import check_no_links
 from lightning_lance.maintenance.compaction import FULL_BYTES, finish, left_behind, remove_unneeded, take_over, tidy
 from lightning_lance.maintenance.forgetting import take_out
 from lightning_lance.messages.escaping import logger
+from lightning_lance.messages.formatting import nearest
 from lightning_lance.sources.source import OpenedSource, Source
 from lightning_lance.store.provenance import stored_hashes
 from lightning_lance.tokenization.tokenizer import token_dtype

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from lightning_lance.build.status import BuildStatus, StatusFile, failure_of, read_status, remove_status
 from lightning_lance.errors import StoreError
-from lightning_lance.format.commit import Commit
+from lightning_lance.format.metadata import Commit
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import counted, tokens_told
+from lightning_lance.process.build_status import BuildStatus, StatusFile, failure_of, read_status, remove_status
 from lightning_lance.process.exit_cleanup import at_the_end, no_longer
 from lightning_lance.process.locks import POLL_SECONDS, Lease
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.errors import ConfigError
-from lightning_lance.format.commit import Commit
+from lightning_lance.format.metadata import Commit
 from lightning_lance.maintenance.compaction import FULL_BYTES, loose_bytes
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import size_told, tokens_told

@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_lance.documents.batch import string_buffers
-from lightning_lance.documents.columns import REPLACED, one_array
+from lightning_lance.documents.arrow import one_array, string_buffers
+from lightning_lance.documents.columns import REPLACED
 from lightning_lance.documents.dedup import KnownTexts, text_hashes
-from lightning_lance.documents.screening import counted, remarks, skip_reasons, spelled
+from lightning_lance.documents.screening import LongDocuments, counted, remarks, skip_reasons, spelled
 from lightning_lance.errors import ConfigError
 from lightning_lance.process.prefetch import read_ahead
 from lightning_lance.sources.source import OpenedSource
 from lightning_lance.tokenization.gigatoken import ENCODERS, Encoded
-from lightning_lance.tokenization.long_texts import LongDocuments, encode_texts, in_pieces
+from lightning_lance.tokenization.long_texts import encode_texts, in_pieces
 from lightning_lance.tokenization.tokenizer import Tokenizer
 
 # Batches read ahead, and those that wait for an encoder or for who packs them, beside those that are being encoded.

@@ -13,20 +13,22 @@ from typing import Any, Literal
 
 import xxhash
 
-from lightning_lance.build.status import BuildStatus, failure_of, read_status, status_file
+from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import ConfigError, StoreError, described, is_count
-from lightning_lance.format.commit import FORMAT_VERSION, Commit, last_commit
+from lightning_lance.format.commit import last_commit
+from lightning_lance.format.metadata import FORMAT_VERSION, Commit
 from lightning_lance.format.versions import first_version, look_again
 from lightning_lance.location import beside_place, is_local, store_place, tokenizer_file
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import counted
-from lightning_lance.process.locks import LeaseWatch, content_of, lock_file, write_whole
+from lightning_lance.process.build_status import BuildStatus, failure_of, read_status, status_file
+from lightning_lance.process.files import write_whole
+from lightning_lance.process.locks import LeaseWatch, content_of, lock_file
 from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.configs import TokenizerChoice, TokenizerFile
-from lightning_lance.tokenization.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.tokenization.tokenizer import Tokenizer, is_kept_tokenizer, token_dtype
 
 _log = logger(__name__)

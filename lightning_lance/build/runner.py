@@ -13,7 +13,7 @@ import numpy as np
 from lightning_lance.build.builder import Build
 from lightning_lance.build.coordination import COMMIT_MARGIN_SECONDS, CommitTurn, LeaseTurn, Turn
 from lightning_lance.build.plan import Budget, Plan, check_same, check_tokenizer_file, make_plan, open_prepared
-from lightning_lance.build.status import remove_refused
+from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES
 from lightning_lance.errors import (
     BuildInterrupted,
     CommitConflict,
@@ -24,9 +24,10 @@ from lightning_lance.errors import (
     described,
     whole_number,
 )
-from lightning_lance.format.commit import Commit, last_version
+from lightning_lance.format.commit import last_version
 from lightning_lance.format.lance_io import dataset_at, fragments_of, remove_aside, remove_store
 from lightning_lance.format.lineage import check_unchanged
+from lightning_lance.format.metadata import Commit
 from lightning_lance.format.own_files import check_no_links, foreign_files
 from lightning_lance.format.tags import build_tag_is_older, lacks_build_tag
 from lightning_lance.format.versions import first_version
@@ -34,11 +35,11 @@ from lightning_lance.location import check_place, checked_storage_options, is_lo
 from lightning_lance.maintenance.compaction import end_build, has_unneeded, left_behind, remove_unneeded, take_over
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import counted, tokens_told
+from lightning_lance.process.build_status import remove_refused
 from lightning_lance.process.locks import Lease
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.configs import TokenizerChoice
-from lightning_lance.tokenization.long_texts import MAX_DOCUMENT_BYTES
 from lightning_lance.type_hints import check_arguments, check_object
 
 _log = logger(__name__)

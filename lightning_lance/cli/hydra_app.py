@@ -43,9 +43,9 @@ from lightning_lance.cli.composed import (
     without_secrets,
 )
 from lightning_lance.cli.interrupts import Interruptible
-from lightning_lance.documents.languages import nearest
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say
+from lightning_lance.messages.formatting import nearest
 from lightning_lance.messages.redaction import redacted
 from lightning_lance.process.request_logs import quiet_requests
 from lightning_lance.type_hints import expected_instead

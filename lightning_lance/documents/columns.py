@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_lance.documents.languages import nearest
+from lightning_lance.documents.arrow import one_array
 from lightning_lance.errors import SourceError
+from lightning_lance.messages.formatting import nearest
 
 #: Of a table, and of a document batch: whether metadata of a row was no UTF-8 and was replaced. Named as no column is.
 REPLACED = "//replaced"
@@ -41,13 +42,6 @@ class UnfitShard(SourceError):  # noqa: N818 # what is wrong is the shard, which
 Steps = tuple[int, ...]
 # Types of which it is remembered what they are: a corpus has a few.
 _TYPES = 256
-
-
-def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Return a column as one array. Copies only where it is in pieces; Arrow's own `combine_chunks` always does."""
-    if isinstance(column, pa.Array):
-        return column
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.documents.columns import one_array
+from lightning_lance.documents.arrow import one_array
 from lightning_lance.errors import ConfigError, described
 
 Dedup = Literal["none", "exact"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from glob import has_magic
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_lance.errors import ConfigError
+from lightning_lance.messages.formatting import nearest
 
 # The languages of codeparrot/github-code, as its dataset card lists them. An entry is an extension, or a whole file name.
 CODE_EXTENSIONS: dict[str, list[str]] = {
@@ -79,13 +79,6 @@ def check_languages(wanted: Sequence[str], known: Sequence[str], where: str) -> 
             raise ConfigError(
                 f"{where} has no language {language!r}: {hint}there are {', '.join(sorted(known)) or 'none'}."
             )
-
-
-def nearest(language: str, known: Sequence[str]) -> str | None:
-    """Find the known language that somebody who wrote `language` probably meant."""
-    by_fold = {name.casefold(): name for name in known}
-    near = get_close_matches(language.casefold(), by_fold, n=1, cutoff=0.6)
-    return by_fold[near[0]] if near else None
 
 
 def check_extensions(extensions: Mapping[str, Sequence[str]]) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_lance.documents.columns import REPLACED
-from lightning_lance.tokenization.long_texts import LongDocuments
+from lightning_lance.errors import ConfigError, described, is_count
 
 
 def skip_reasons(batch: pa.Table, sizes: np.ndarray, long: LongDocuments) -> dict[str, np.ndarray]:
@@ -93,3 +95,30 @@ def counted(found: Mapping[str, np.ndarray], end: int) -> dict[str, int]:
     """Count each kind among the first `end` documents; kinds of which there is none are left out."""
     counts = {kind: int(np.count_nonzero(mask[:end])) for kind, mask in found.items()}
     return {kind: count for kind, count in counts.items() if count}
+
+
+# Longest text that is encoded at once: 1 MiB is more than nearly any source file or book chapter, takes the slowest engine
+# about a second, and some 150 MB of its memory.
+MAX_DOCUMENT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class LongDocuments:
+    """What becomes of documents with much text.
+
+    Attributes:
+        max_bytes: Longest text that is encoded at once, in bytes of UTF-8.
+        how: `split` encodes a longer one piece by piece, `skip` leaves it out.
+    """
+
+    max_bytes: int = MAX_DOCUMENT_BYTES
+    how: Literal["split", "skip"] = "split"
+
+    def __post_init__(self) -> None:
+        if not is_count(self.max_bytes) or self.max_bytes < 16:
+            raise ConfigError(
+                f"max_document_bytes is {described(self.max_bytes)}: expected a whole number of bytes, 16 at least."
+            )
+        object.__setattr__(self, "max_bytes", int(self.max_bytes))
+        if not isinstance(self.how, str) or self.how not in ("split", "skip"):
+            raise ConfigError(f"long_documents is {described(self.how)}: expected split or skip.")

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.documents.columns import one_array
+from lightning_lance.documents.arrow import one_array
 from lightning_lance.errors import ConfigError, described
 
 SPLITS = ("train", "val")

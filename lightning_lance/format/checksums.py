@@ -21,7 +21,8 @@ from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import dataset_at, lance_options, lance_said, opening
 from lightning_lance.json_checks import count_of, json_of, list_of, object_of, text_of
 from lightning_lance.messages.escaping import logger
-from lightning_lance.process.locks import content_of, write_whole
+from lightning_lance.process.files import write_whole
+from lightning_lance.process.locks import content_of
 
 _log = logger(__name__)
 

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lance
 import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
-from lightning_lance.errors import FormatError, StoreError
+from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import manifest_of, root_session, write_sums
 from lightning_lance.format.lance_io import (
     Written,
@@ -29,173 +27,17 @@ from lightning_lance.format.lance_io import (
     not_written,
     take_back,
 )
-from lightning_lance.format.layout import Extent, FileNote, files_of, properties_of
+from lightning_lance.format.layout import FileNote, files_of, properties_of
 from lightning_lance.format.lineage import METADATA, check_unchanged, lineage_of, properties_at
+from lightning_lance.format.metadata import Commit, _metadata, check_format, commit_from
 from lightning_lance.json_checks import (
-    count_of,
-    counts_of,
     field_of,
-    flag_of,
     json_of,
-    list_of,
     metadata_of,
     object_of,
-    plain_of,
-    text_of,
-    texts_of,
 )
 from lightning_lance.messages.redaction import shown_cause
 from lightning_lance.process.exit_cleanup import settled
-
-# Raised when stores of the version before can no longer be read.
-FORMAT_VERSION = 2
-
-# More rules than anybody has given one by one: each is looked at for every document.
-_MOST_RULES = 100_000
-
-
-@dataclass(frozen=True)
-class Commit:
-    """What a commit says beside its tokens. All counts are of the whole store, up to and with this commit.
-
-    They count what was taken from the source, which is what budgets are about; what was forgotten of it, `forgotten` counts,
-    and `stored_documents`, `stored_tokens` and `stored_languages` what is left.
-
-    Attributes:
-        fingerprint: Hash of the recipe.
-        recipe: All that decides the stored tokens; JSON types.
-        pin: What finds the same shards again (`OpenedSource.pin`).
-        shards: Hash of the names of the shards, in reading order.
-        eos_token: The token that ends every document.
-        eos_id: Its id.
-        vocab_size: Largest id of the tokenizer plus one.
-        shard: Cursor: place of the shard to read next.
-        row: Cursor: first row of that shard that is not in the store.
-        documents: Documents.
-        tokens: Tokens, EOS included.
-        text_bytes: Bytes of text.
-        skipped: Documents left out, by reason (`null`, `not_utf8`, `not_json`, `empty`, `blank`, `long`, `duplicate`).
-        noted: Documents that are in the store, by what is remarkable (`special`, `nul`, `crlf`, `bom`, `split`,
-            `metadata_not_utf8`).
-        languages: Documents by language.
-        exhausted: Whether the source has no more documents.
-        files: Shard to the rows read of it (of those that the filters let through), of the last 20 shards; all before the
-            oldest of them were read whole, in the order of `source.open(pin).shards`.
-        bad_shards: Shards that were no good and are left out (`source.on_bad_shard`), each from its `row` on.
-        forgotten: Rules of what is left out for good, in the order in which they were given: each with its `rule` (key to
-            value) and the `documents`, `tokens` and `languages` (to documents) that it took, and no rule before it.
-        unknown: What a later version of this package has noted besides, as it was read; it is written again as it is.
-    """
-
-    fingerprint: str
-    recipe: dict[str, Any]
-    pin: dict[str, Any]
-    shards: str
-    eos_token: str
-    eos_id: int
-    vocab_size: int
-    shard: int = 0
-    row: int = 0
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    noted: dict[str, int] = field(default_factory=dict)
-    languages: dict[str, int] = field(default_factory=dict)
-    exhausted: bool = False
-    files: dict[str, int] = field(default_factory=dict)
-    bad_shards: list[dict[str, Any]] = field(default_factory=list)
-    forgotten: list[dict[str, Any]] = field(default_factory=list)
-    unknown: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def extent(self) -> Extent:
-        """What of the source the store holds."""
-        taken = [entry for entry in self.forgotten if entry["documents"]]
-        rules = (" ".join(f"{key}={value}" for key, value in sorted(entry["rule"].items())) for entry in taken)
-        return Extent(self.tokens, tuple(sorted(rules)))
-
-    @property
-    def stored_documents(self) -> int:
-        """Documents that are in the store."""
-        return self.documents - sum(int(entry["documents"]) for entry in self.forgotten)
-
-    @property
-    def stored_tokens(self) -> int:
-        """Tokens that are in the store, EOS included."""
-        return self.tokens - sum(int(entry["tokens"]) for entry in self.forgotten)
-
-    @property
-    def stored_languages(self) -> dict[str, int]:
-        """Documents that are in the store, by language."""
-        left = Counter(self.languages)
-        for entry in self.forgotten:
-            left.subtract(entry["languages"])
-        return {language: count for language, count in left.items() if count}
-
-
-def commit_from(told: Mapping[str, Any]) -> Commit:
-    """Return the commit that some metadata describes, checked field by field. Fields that are not known are kept as they are.
-
-    Raises:
-        ValueError: If a field is missing, of another type, or beyond what it can be.
-    """
-    known = [entry for entry in fields(Commit) if entry.name != "unknown"]
-    unknown = {name: value for name, value in told.items() if name not in {entry.name for entry in known}}
-    unknown |= object_of(unknown.pop("unknown", {}), "unknown")
-    checked = {}
-    for entry in known:
-        if entry.name in told or entry.default is entry.default_factory is MISSING:
-            checked[entry.name] = _CHECKS[entry.name](field_of(told, entry.name), entry.name)
-    commit = Commit(**checked, unknown=plain_of(unknown, "unknown"))
-    count_of(commit.eos_id, "eos_id", most=commit.vocab_size - 1)
-    count_of(commit.stored_documents, "documents without the forgotten ones")
-    count_of(commit.stored_tokens, "tokens without the forgotten ones")
-    return commit
-
-
-def _bad_shards_of(value: Any, name: str) -> list[dict[str, Any]]:
-    return [plain_of(entry, f"an entry of {name}") for entry in list_of(value, name)]
-
-
-def _forgotten_of(value: Any, name: str) -> list[dict[str, Any]]:
-    if len(list_of(value, name)) > _MOST_RULES:
-        raise ValueError(f"{name} has {len(value):,} rules: expected {_MOST_RULES:,} at most")
-    for entry in value:
-        rule = object_of(entry, f"an entry of {name}")
-        texts_of(field_of(rule, "rule"), "rule")
-        for count in ("documents", "tokens"):
-            count_of(field_of(rule, count), f"{count} of a rule")
-        counts_of(field_of(rule, "languages"), "languages of a rule")
-    return list(value)
-
-
-def _vocab_size_of(value: Any, name: str) -> int:
-    return count_of(value, name, least=1, most=1 << 32)
-
-
-# What each field of the metadata must be.
-_CHECKS: dict[str, Callable[[Any, str], Any]] = {
-    "fingerprint": text_of,
-    "recipe": plain_of,
-    "pin": plain_of,
-    "shards": text_of,
-    "eos_token": text_of,
-    "eos_id": count_of,
-    "vocab_size": _vocab_size_of,
-    "shard": count_of,
-    "row": count_of,
-    "documents": count_of,
-    "tokens": count_of,
-    "text_bytes": count_of,
-    "skipped": counts_of,
-    "noted": counts_of,
-    "languages": counts_of,
-    "exhausted": flag_of,
-    "files": counts_of,
-    "bad_shards": _bad_shards_of,
-    "forgotten": _forgotten_of,
-}
 
 
 def append_commit(uri: str, written: Written, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
@@ -414,29 +256,3 @@ def commit_of(dataset: Any, uri: str) -> Commit:
         told = object_of(json_of(noted[METADATA], "it"), "it")
         check_format(object_of(field_of(told, "recipe"), "recipe").get("format"), uri)
         return commit_from(told)
-
-
-def check_format(found: Any, uri: str) -> None:
-    """Refuse a store of another format; where it says none, that is for others to tell.
-
-    Raises:
-        FormatError: If it is older or newer than this version of the package.
-    """
-    if found is None or found == FORMAT_VERSION:
-        return
-    if isinstance(found, int) and found < FORMAT_VERSION:
-        raise FormatError(
-            f"The token store {uri!r} was written by an older version (format {found!r}), and this one reads format "
-            f"{FORMAT_VERSION}: build it again at another uri, or with rebuild=true, or install the version that wrote it.",
-            newer=False,
-        )
-    raise FormatError(
-        f"The token store {uri!r} was written by a newer version (format {found!r}): upgrade lightning-lance.",
-        newer=True,
-    )
-
-
-def _metadata(commit: Commit) -> dict[str, Any]:
-    """Give the note as it is stored."""
-    told = asdict(commit)
-    return {**told.pop("unknown"), **told}

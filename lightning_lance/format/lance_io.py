@@ -21,7 +21,8 @@ from lance.file import LanceFileSession
 from lance.fragment import FragmentMetadata, write_fragments
 
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
-from lightning_lance.format.layout import FileNote, LayoutCounter, hash_file, hash_local
+from lightning_lance.format.hashing import hash_file, hash_local
+from lightning_lance.format.layout import FileNote, LayoutCounter
 from lightning_lance.format.own_files import check_no_links, foreign_files, foreign_objects, is_plain_name, told
 from lightning_lance.format.schema import block_of, check_keys, tokens_of
 from lightning_lance.location import check_place, checked_storage_options, is_local

@@ -9,24 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 
-from lightning_lance.documents.columns import one_array
+from lightning_lance.documents.arrow import one_array
 from lightning_lance.documents.splits import FORGOTTEN, SPLITS
 from lightning_lance.errors import StoreError
+from lightning_lance.format.hashing import hash_tokens
 from lightning_lance.json_checks import count_of, field_of, json_of, list_of, object_of, text_of
 
 _FILES = "lightning_lance_files"
 # Rows of a part, of which not even all parts together have as many: an int64 can count their tokens.
 _MOST_ROWS = 1 << 40
-# Bytes read at once to hash a file: from a bucket much, since each read is a request; from a disk what stays in the processor's
-# cache, and in one buffer, since new memory for each read costs more than the hashing.
-_CHUNK, _LOCAL_CHUNK = 16 << 20, 1 << 20
 
 
 class StreamPart(NamedTuple):
@@ -115,28 +112,6 @@ class LayoutCounter:
     def note(self, size: int, whole: str) -> FileNote:
         """Give what was counted, with what is known of the file."""
         return FileNote(size, whole, self._hash.hexdigest(), tuple(self._parts))
-
-
-def hash_tokens(digest: Any, tokens: pa.FixedSizeListArray) -> None:
-    """Add blocks of tokens to an xxhash digest, as their little-endian bytes."""
-    digest.update(np.ascontiguousarray(tokens.flatten()).view(np.uint8))
-
-
-def hash_file(session: Any, path: str, size: int) -> str:
-    """Hash the bytes of a file; `session` is a `LanceFileSession` of its folder. OSError if it has fewer bytes."""
-    digest = xxhash.xxh3_64()
-    for begin in range(0, size, _CHUNK):
-        digest.update(session.read_range(path, begin, min(_CHUNK, size - begin)))
-    return digest.hexdigest()
-
-
-def hash_local(path: Path) -> str:
-    """Hash the bytes of a file on disk, as `hash_file`."""
-    digest, buffer = xxhash.xxh3_64(), memoryview(bytearray(_LOCAL_CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 def properties_of(files: Mapping[str, FileNote]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents.columns import one_array
+from lightning_lance.documents.arrow import one_array
 from lightning_lance.errors import StoreError
 
 # Tokens of a row, of which several are in memory at once. Stores of this package have 2,048.

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format.checksums import root_session, stays, versions_on_list
-from lightning_lance.format.commit import Commit, commit_of, is_commit
+from lightning_lance.format.commit import commit_of, is_commit
 from lightning_lance.format.lance_io import data_files, dataset_at, not_written
 from lightning_lance.format.layout import Extent
+from lightning_lance.format.metadata import Commit
 from lightning_lance.format.refs import read_refs, tag_file
 from lightning_lance.messages.redaction import in_one_line, shown_cause
 

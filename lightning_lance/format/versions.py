@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import stays, versions_on_list
-from lightning_lance.format.commit import Commit, commit_of, is_commit, last_commit
+from lightning_lance.format.commit import commit_of, is_commit, last_commit
 from lightning_lance.format.lance_io import dataset_at, lance_said
 from lightning_lance.format.layout import Extent
+from lightning_lance.format.metadata import Commit
 from lightning_lance.format.refs import read_refs
 from lightning_lance.messages.redaction import in_one_line, shown_cause
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from lightning_lance.build.status import read_status, remove_status, status_file
 from lightning_lance.errors import LightningLanceError, StoreError
 from lightning_lance.format.checksums import SUMS, manifest_of, read_sums, root_session, write_sums
 from lightning_lance.format.commit import commit_of, last_version
@@ -18,6 +17,7 @@ from lightning_lance.maintenance.compaction import half_removed, left_behind, mo
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import counted
 from lightning_lance.messages.redaction import shown_cause
+from lightning_lance.process.build_status import read_status, remove_status, status_file
 from lightning_lance.process.locks import Lease, lock_file
 
 

@@ -17,9 +17,10 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import manifest_of, root_session, stays, versions_on_list, write_sums
-from lightning_lance.format.commit import Commit, commit_of, committed_version, newest_at, notes_of, replace_fragments
+from lightning_lance.format.commit import commit_of, committed_version, newest_at, notes_of, replace_fragments
 from lightning_lance.format.lance_io import Written, dataset_at, fragments_of, lance_options, lance_said, take_back
 from lightning_lance.format.layout import FileNote
+from lightning_lance.format.metadata import Commit
 from lightning_lance.format.own_files import check_no_links, is_builders, is_data_file, is_data_name, left_files
 from lightning_lance.format.refs import read_refs, tag_file
 from lightning_lance.format.tags import build_tag_is_older, is_ours, keep_build, means

@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_lance.documents.languages import nearest
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import CommitConflict, ConfigError, StoreError
-from lightning_lance.format.commit import Commit, commit_of, notes_of, replace_fragments
+from lightning_lance.format.commit import commit_of, notes_of, replace_fragments
 from lightning_lance.format.lance_io import dataset_at, fragments_of, reading_documents, take_back
 from lightning_lance.format.layout import FileNote, layout_of
 from lightning_lance.format.lineage import check_unchanged
+from lightning_lance.format.metadata import Commit
 from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.refs import read_refs
 from lightning_lance.format.tags import retag
@@ -39,6 +39,7 @@ from lightning_lance.maintenance.compaction import (
 )
 from lightning_lance.maintenance.repacking import Drop, Dropped, read_part, repack
 from lightning_lance.messages.escaping import shown
+from lightning_lance.messages.formatting import nearest
 from lightning_lance.process.locks import lock_file, only_one
 from lightning_lance.type_hints import check_arguments
 

@@ -31,7 +31,8 @@ from lightning_lance.format.checksums import (
     sum_of,
     version_of,
 )
-from lightning_lance.format.commit import Commit, commit_of, notes_of
+from lightning_lance.format.commit import commit_of, notes_of
+from lightning_lance.format.hashing import hash_file, hash_tokens
 from lightning_lance.format.lance_io import (
     check_fragments,
     data_session,
@@ -41,8 +42,9 @@ from lightning_lance.format.lance_io import (
     opening,
     reading,
 )
-from lightning_lance.format.layout import FileNote, check_parts, hash_file, hash_tokens
+from lightning_lance.format.layout import FileNote, check_parts
 from lightning_lance.format.lineage import Change, change_of, cure
+from lightning_lance.format.metadata import Commit
 from lightning_lance.format.refs import TAGS, read_refs, tag_file
 from lightning_lance.format.schema import begins_of, block_of, check_dtype, check_keys, tokens_of
 from lightning_lance.location import is_local, store_place

@@ -15,11 +15,11 @@ import pyarrow as pa
 from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata
 
-from lightning_lance.build.packing import forgotten_rows
 from lightning_lance.documents.splits import FORGOTTEN
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import Written, lance_options, write_rows
 from lightning_lance.format.layout import FileNote, StreamPart
+from lightning_lance.format.rows import forgotten_rows
 
 # Rows read at once: 4 MB of uint16 tokens, and the documents in them. They are written four times as many at once, since Lance
 # makes a page of each batch of some size.

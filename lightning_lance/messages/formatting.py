@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 # What a unit is called, the largest first.
 _TOKENS = ((1e12, "T"), (1e9, "G"), (1e6, "M"))
@@ -45,3 +46,10 @@ def share_told(share: float) -> str | None:
 
 def _short(number: float) -> str:
     return f"{number:.2f}" if number < 10 else f"{number:.1f}" if number < 100 else f"{number:,.0f}"
+
+
+def nearest(language: str, known: Sequence[str]) -> str | None:
+    """Find the known language that somebody who wrote `language` probably meant."""
+    by_fold = {name.casefold(): name for name in known}
+    near = get_close_matches(language.casefold(), by_fold, n=1, cutoff=0.6)
+    return by_fold[near[0]] if near else None

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
-import re
-import secrets
 import stat
 import threading
 import time
@@ -30,8 +27,6 @@ LEASE_SECONDS = 10.0
 _LEASE = b"filelock/2\n"
 # No lease has as many bytes.
 _LONGEST = 1 << 16
-# How the name of a file goes on until it is whole.
-_PART = re.compile(r"\.[0-9a-f]{4,32}\.part")
 # Between two looks at a lease that another process holds.
 POLL_SECONDS = 0.5
 
@@ -227,30 +222,3 @@ def content_of(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise FileExistsError(errno.EEXIST, "It is no file", str(path))
         return file.read()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that readers find all of it or what was there before; for one writer at a time.
-
-    What writers that were killed left behind is removed.
-
-    Raises:
-        OSError: If it cannot be written; also if it is a link, which would be lost.
-    """
-    if path.is_symlink():
-        raise FileExistsError(errno.EEXIST, "It is a link", str(path))
-    remove_parts(path)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def remove_parts(path: Path) -> None:
-    """Remove what killed writers of a file left behind."""
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        if _PART.fullmatch(left.name, len(path.name)) and left.is_file() and not left.is_symlink():
-            left.unlink(missing_ok=True)

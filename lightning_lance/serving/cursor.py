@@ -15,7 +15,8 @@ from lightning_lance.process.ranks import is_first, raise_together, told_by_firs
 from lightning_lance.serving.continuing import Continued, continued, unchanged
 from lightning_lance.serving.mixture import Located, Mixture, Schedule
 from lightning_lance.serving.options import OnDataChange
-from lightning_lance.serving.order import WindowOrder, mix
+from lightning_lance.serving.order import WindowOrder
+from lightning_lance.serving.permutation import mix
 from lightning_lance.serving.selection import Serving
 from lightning_lance.serving.states import MOST, check_epoch, checked_state
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_lance.errors import ConfigError, integer
-from lightning_lance.serving.order import key_words, mix
+from lightning_lance.serving.permutation import key_words, mix
 from lightning_lance.tokenization.tokenizer import Tokenizer
 
 _Ints = npt.NDArray[np.int64]

@@ -6,11 +6,12 @@ from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lightning_lance.documents.arrow import one_array
 from lightning_lance.documents.batch import bounded, check_text, covered, document_batch, select_columns
 from lightning_lance.documents.columns import (
     UnfitShard,
@@ -20,7 +21,6 @@ from lightning_lance.documents.columns import (
     listed,
     meant,
     names_in,
-    one_array,
     simple_table,
     steps_to,
 )
@@ -32,13 +32,11 @@ from lightning_lance.readers.json_table import NOT_JSON
 from lightning_lance.readers.jsonl import ENDINGS, LinesShard, NotLines
 from lightning_lance.readers.parquet import ParquetShard
 from lightning_lance.readers.retry import is_bad_data, is_transient
-from lightning_lance.sources.hub import HUB_FILE, explain, files_identity, open_builder
+from lightning_lance.sources.dataset_spec import HUB_FILE, DatasetSpec
+from lightning_lance.sources.hub import explain, files_identity, open_builder
 from lightning_lance.sources.local_paths import is_local, readable
 from lightning_lance.sources.local_shards import LocalShards, all_local, local_shards, read_here, real_once
 from lightning_lance.sources.source import BATCH_BYTES, BATCH_ROWS, Trouble, shard_order
-
-if TYPE_CHECKING:
-    from lightning_lance.sources.datasets import DatasetSource
 
 _log = logger(__name__)
 
@@ -73,7 +71,7 @@ class Listing:
     remarks: list[tuple[int, str]]
 
 
-def listing(source: DatasetSource, pin: Mapping[str, Any], reading: bool = False) -> Listing:
+def listing(source: DatasetSpec, pin: Mapping[str, Any], reading: bool = False) -> Listing:
     """List the files of a source; reads none of them.
 
     Args:
@@ -108,7 +106,7 @@ def listing(source: DatasetSource, pin: Mapping[str, Any], reading: bool = False
     return Listing(files, languages, builder, list(range(len(files))), local.real, local.remarks)
 
 
-def _language(source: DatasetSource, local: LocalShards, file: str) -> str:
+def _language(source: DatasetSpec, local: LocalShards, file: str) -> str:
     """Tell the language of a file by the place of `{language}`, which all patterns have to have then."""
     if file in local.languages:
         return local.languages[file]
@@ -117,13 +115,13 @@ def _language(source: DatasetSource, local: LocalShards, file: str) -> str:
     return folder_language(file, source.templates)
 
 
-def _of_folder(source: DatasetSource, builder: Any, files: Sequence[str]) -> Listing:
+def _of_folder(source: DatasetSpec, builder: Any, files: Sequence[str]) -> Listing:
     """List the files that `datasets` finds in a local folder, each real one once."""
     places, real, remarks = real_once(source, files)
     return Listing([files[place] for place in places], [], builder, places, real, remarks)
 
 
-def identified_listing(source: DatasetSource) -> tuple[Listing, str]:
+def identified_listing(source: DatasetSpec) -> tuple[Listing, str]:
     """List the files of a source and hash them, see `files_identity`; again while that fails in a way that time may cure.
 
     Raises:
@@ -141,7 +139,7 @@ def identified_listing(source: DatasetSource) -> tuple[Listing, str]:
 
 
 @contextmanager
-def explained(source: DatasetSource) -> Iterator[None]:
+def explained(source: DatasetSpec) -> Iterator[None]:
     """Turn errors of other libraries into sentences; those that time may cure are left to who tries again."""
     try:
         yield
@@ -165,7 +163,7 @@ class OpenedDataset:
 
     num_bytes: int | None = None  # files are compressed
 
-    def __init__(self, source: DatasetSource, pin: Mapping[str, Any]) -> None:
+    def __init__(self, source: DatasetSpec, pin: Mapping[str, Any]) -> None:
         self._source, self._patience = source, source.patience()
         self._listing: Listing = self._patience.call("listing the files", lambda: listing(source, pin, reading=True))
         self._builder, self._files = self._listing.builder, self._listing.files

@@ -10,9 +10,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote
 
 import xxhash
@@ -21,27 +20,18 @@ from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.messages.redaction import in_one_line, public_url, shown_cause
 from lightning_lance.readers.retry import causes, is_transient
+from lightning_lance.sources.dataset_spec import DatasetSpec
+from lightning_lance.sources.files import content_identity
 from lightning_lance.sources.local_paths import is_local
 from lightning_lance.sources.local_shards import check_format, local_shards
-from lightning_lance.sources.source import content_identity
-
-if TYPE_CHECKING:
-    from lightning_lance.sources.datasets import DatasetSource
 
 _REPOSITORY = re.compile(r"hf://datasets/([^/@]+/[^/@]+)")
-
-# A file of a dataset on the Hub: `hf://datasets/owner/name[@revision]/path`.
-HUB_FILE = re.compile(
-    r"^hf://datasets/(?P<key>(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?)/(?P<rest>.+)$"
-)
 
 # Script datasets whose files this package has a config for.
 _CONFIG_FOR = {"codeparrot/github-code": "github_code", "codeparrot/github-code-clean": "github_code_clean"}
 
 
-def open_builder(
-    source: DatasetSource, pin: Mapping[str, Any], local: Mapping[str, Sequence[str]] | None = None
-) -> Any:
+def open_builder(source: DatasetSpec, pin: Mapping[str, Any], local: Mapping[str, Sequence[str]] | None = None) -> Any:
     """Make the `datasets` builder of a source: finds its files, reads none, and leaves nothing in a cache.
 
     Args:
@@ -90,7 +80,7 @@ def _scratch_folder() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _checked_patterns(source: DatasetSource, pin: Mapping[str, Any], local: Mapping[str, Sequence[str]]) -> list[str]:
+def _checked_patterns(source: DatasetSpec, pin: Mapping[str, Any], local: Mapping[str, Sequence[str]]) -> list[str]:
     """Give the local files, each as a pattern that means itself, and the globs, at a fixed commit where they are on the Hub.
 
     `datasets` passes over globs that match nothing.
@@ -133,23 +123,6 @@ def _check_terms(api: Any, repo: str) -> None:
             raise
 
 
-@cache
-def s3_session() -> Any:
-    """Make a session that passes over what `datasets` (5.2) sets for HTTP on the file system of any compressed file."""
-    try:
-        from aiobotocore.session import AioSession
-    except ImportError as error:
-        raise ConfigError("Reading s3:// needs the package s3fs: run pip install 'lightning-lance[s3]'.") from error
-
-    class Session(AioSession):  # type: ignore[misc] # the library has no types, so its class is Any
-        def create_client(
-            self, *args: Any, requote_redirect_url: Any = None, trust_env: Any = None, **kwargs: Any
-        ) -> Any:
-            return super().create_client(*args, **kwargs)
-
-    return Session()
-
-
 def files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> str:
     """Hash the files of a source: by content where they are local, else by name, size and what the bucket knows of them."""
     local = [file for file in files if is_local(file)]
@@ -176,7 +149,7 @@ def _common_folder(files: Sequence[str]) -> str:
     return os.path.commonpath([str(Path(file).parent) for file in files])
 
 
-def explain(error: Exception, source: DatasetSource) -> LightningLanceError:
+def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
     """Turn an error of `datasets` or of the Hub client into one that says what to do."""
     text = in_one_line(error, 2000)
     kinds = {type(cause).__name__ for cause in causes(error)}
@@ -220,7 +193,7 @@ _REGION = re.compile(
 
 
 def _of_file_system(
-    error: Exception, text: str, kinds: set[str], source: DatasetSource
+    error: Exception, text: str, kinds: set[str], source: DatasetSpec
 ) -> ConfigError | SourceError | None:
     """Explain an error of a file system (s3fs, HTTP, FTP, ...); None if it is none, or an unknown one."""
     name = source.name
@@ -277,7 +250,7 @@ def _raise_cause(pattern: str, storage_options: Mapping[str, Any]) -> None:
             raise
 
 
-def _language_folders(source: DatasetSource, commits: Mapping[str, str]) -> list[str]:
+def _language_folders(source: DatasetSpec, commits: Mapping[str, str]) -> list[str]:
     templates = [
         pattern for pattern in source.patterns(commits, fill=False) if "{language}" in pattern and not is_local(pattern)
     ]

@@ -6,16 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lightning_lance.documents.languages import check_languages, language_pattern, no_language
 from lightning_lance.errors import ConfigError
 from lightning_lance.readers.jsonl import ENDINGS
+from lightning_lance.sources.dataset_spec import DatasetSpec
 from lightning_lance.sources.local_files import Account, LocalFile, Rules, Search, inside
 from lightning_lance.sources.local_paths import hint, is_local, local_path, readable
-
-if TYPE_CHECKING:
-    from lightning_lance.sources.datasets import DatasetSource
 
 # Formats of `datasets`: how they are called, the option of `source` that reads them, and how the names of their files end.
 _FORMATS = {"parquet": "Parquet", "json": "JSON Lines"}
@@ -45,7 +42,7 @@ class LocalShards:
     remarks: list[tuple[int, str]] = field(default_factory=list)
 
 
-def local_shards(source: DatasetSource, counting: bool = False) -> LocalShards:
+def local_shards(source: DatasetSpec, counting: bool = False) -> LocalShards:
     """Find the local files of a source; reads none of them, and writes nothing.
 
     Args:
@@ -95,14 +92,14 @@ def check_format(path: str, files: Sequence[str]) -> None:
             )
 
 
-def read_here(source: DatasetSource, files: Mapping[str, Sequence[str]]) -> bool:
+def read_here(source: DatasetSpec, files: Mapping[str, Sequence[str]]) -> bool:
     """Tell whether all of a source's files are local ones whose format this package reads without `datasets`."""
     if source.path == "json":
         return all_local(source) and all(file.endswith(ENDINGS) for paths in files.values() for file in paths)
     return source.path == "parquet" and all_local(source)
 
 
-def real_once(source: DatasetSource, files: Sequence[str]) -> tuple[list[int], dict[str, str], list[tuple[int, str]]]:
+def real_once(source: DatasetSpec, files: Sequence[str]) -> tuple[list[int], dict[str, str], list[tuple[int, str]]]:
     """Choose one name of each real file among those that `datasets` has found in the folder that is the source.
 
     Returns:
@@ -132,12 +129,12 @@ def real_once(source: DatasetSource, files: Sequence[str]) -> tuple[list[int], d
     return places, {files[place]: real for real, place in best.items()}, remarks
 
 
-def all_local(source: DatasetSource) -> bool:
+def all_local(source: DatasetSpec) -> bool:
     """Tell whether all of `data_files` are local."""
     return bool(source.data_files) and all(is_local(str(pattern)) for pattern in source.data_files)
 
 
-def _search(source: DatasetSource, counting: bool) -> Search:
+def _search(source: DatasetSpec, counting: bool) -> Search:
     endings = _ENDINGS.get(source.path, ())
     rules = Rules(ignored=IGNORED_NAMES, special=True, endings=endings, follow_links=source.follow_links)
     return Search(_here(), rules, counting)
@@ -178,7 +175,7 @@ def _check_stars(pattern: str) -> None:
             )
 
 
-def _no_match(source: DatasetSource, template: str | None, pattern: str) -> ConfigError:
+def _no_match(source: DatasetSpec, template: str | None, pattern: str) -> ConfigError:
     """Say that a pattern finds nothing, and what may be the reason."""
     if template is not None and source.wanted:
         search = _search(source, counting=False)
@@ -200,7 +197,7 @@ def _no_match(source: DatasetSource, template: str | None, pattern: str) -> Conf
     return ConfigError(f"No file matches {pattern!r} in {here!r}: {reason}check source.data_files.")
 
 
-def _found_twice(source: DatasetSource, path: str, other: str) -> ConfigError:
+def _found_twice(source: DatasetSpec, path: str, other: str) -> ConfigError:
     also = "" if path == other else f" (also called {readable(other)!r})"
     return ConfigError(
         f"Source {source.name!r} finds {readable(path)!r}{also} by several of source.data_files: let one of them find it."

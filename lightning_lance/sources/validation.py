@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from lightning_lance.documents.dedup import Dedup
 from lightning_lance.errors import ConfigError
+from lightning_lance.sources.files import content_hash
 from lightning_lance.sources.local_paths import readable
-from lightning_lance.sources.source import OpenedSource, Trouble, content_hash
+from lightning_lance.sources.source import OpenedSource, Trouble
 
 
 class WithValidation:

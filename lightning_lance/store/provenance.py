@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from lance.file import LanceFileReader
 
-from lightning_lance.documents.columns import one_array
+from lightning_lance.documents.arrow import one_array
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import dataset_at, reading, reading_documents, stream_columns

@@ -17,7 +17,8 @@ from lightning_lance.errors import ConfigError, SourceError, whole_number
 from lightning_lance.location import check_place
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.redaction import in_one_line, shown_cause
-from lightning_lance.process.locks import only_one, write_whole
+from lightning_lance.process.files import write_whole
+from lightning_lance.process.locks import only_one
 from lightning_lance.process.request_logs import quiet_requests
 from lightning_lance.readers.retry import Patience, causes
 from lightning_lance.sources.source import Source

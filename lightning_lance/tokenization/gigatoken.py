@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents.batch import string_buffers
+from lightning_lance.documents.arrow import string_buffers
 from lightning_lance.messages.escaping import logger
 from lightning_lance.process.memory import give_back, resident
 

@@ -7,48 +7,19 @@ at once, and seconds in pieces.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents.batch import string_buffers
-from lightning_lance.errors import ConfigError, described, is_count
+from lightning_lance.documents.arrow import string_buffers
 from lightning_lance.tokenization.gigatoken import Encoded
 from lightning_lance.tokenization.tokenizer import Tokenizer
-
-# Longest text that is encoded at once: 1 MiB is more than nearly any source file or book chapter, takes the slowest engine
-# about a second, and some 150 MB of its memory.
-MAX_DOCUMENT_BYTES = 1 << 20
 
 # Pieces that go to the tokenizer together.
 _TOGETHER_BYTES = 16 << 20
 
 _NEWLINE = ord("\n")
-
-
-@dataclass(frozen=True)
-class LongDocuments:
-    """What becomes of documents with much text.
-
-    Attributes:
-        max_bytes: Longest text that is encoded at once, in bytes of UTF-8.
-        how: `split` encodes a longer one piece by piece, `skip` leaves it out.
-    """
-
-    max_bytes: int = MAX_DOCUMENT_BYTES
-    how: Literal["split", "skip"] = "split"
-
-    def __post_init__(self) -> None:
-        if not is_count(self.max_bytes) or self.max_bytes < 16:
-            raise ConfigError(
-                f"max_document_bytes is {described(self.max_bytes)}: expected a whole number of bytes, 16 at least."
-            )
-        object.__setattr__(self, "max_bytes", int(self.max_bytes))
-        if not isinstance(self.how, str) or self.how not in ("split", "skip"):
-            raise ConfigError(f"long_documents is {described(self.how)}: expected split or skip.")
 
 
 def cut_points(text: np.ndarray, max_bytes: int) -> list[int]:

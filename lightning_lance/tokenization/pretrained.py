@@ -16,7 +16,7 @@ import xxhash
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.messages.escaping import logger
-from lightning_lance.process.locks import write_whole
+from lightning_lance.process.files import write_whole
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from lightning_lance.tokenization.tokenizer_json import UNUSED, Fields, differences, digest_of
 

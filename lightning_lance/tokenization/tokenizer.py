@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents.batch import string_buffers
+from lightning_lance.documents.arrow import string_buffers
 from lightning_lance.errors import ConfigError, described, is_count
 from lightning_lance.tokenization.engine_comparison import differing_characters
 from lightning_lance.tokenization.gigatoken import Encoded, FastEngine, cuts_at_spaces, gigatoken_knows, load_fast

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents.batch import string_buffers
+from lightning_lance.documents.arrow import string_buffers
 
 # Characters come in blocks of so many, which share all but the last byte of their UTF-8.
 BLOCK = 64

@@ -10,9 +10,9 @@ import pytest
 
 from lightning_lance.build import coordination
 from lightning_lance.build.coordination import CommitTurn, LeaseTurn
-from lightning_lance.build.status import StatusFile
 from lightning_lance.errors import StoreError
-from lightning_lance.format.commit import Commit
+from lightning_lance.format.metadata import Commit
+from lightning_lance.process.build_status import StatusFile
 from tests.support.paths import ROOT
 
 NOTE = Commit("f", {}, {}, "", "<eos>", 0, 1, documents=3, tokens=2_000_000)

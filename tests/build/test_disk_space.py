@@ -11,9 +11,9 @@ from lightning_lance import prepare
 from lightning_lance.build.disk_space import expected_tokens, merging_bytes
 from lightning_lance.build.plan import Budget
 from lightning_lance.errors import ConfigError
-from lightning_lance.format.commit import Commit
+from lightning_lance.format.metadata import Commit
 from lightning_lance.maintenance.compaction import FULL_BYTES, loose_bytes
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice
 from tests.support.stores import ListSource, documents
 

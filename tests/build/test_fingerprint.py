@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance import LanceDataModule, prepare
-from lightning_lance.documents.batch import TextFilter
+from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice, TokenizerFile, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.builders import TEXTS

@@ -7,7 +7,7 @@ import pytest
 
 from lightning_lance.build.plan import make_plan
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice
 
 TREE = [

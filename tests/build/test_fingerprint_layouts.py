@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning_lance.build.plan import make_plan
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice
 from tests.support.bucket import serving
 from tests.support.hub import Hub

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance.build.packing import BLOCK, Packer, Stream, join_documents
+from lightning_lance.build.packing import Packer, join_documents
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.format.rows import BLOCK, Stream
 from tests.support.stores import packed
 
 EOS = 9

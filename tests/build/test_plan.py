@@ -15,10 +15,11 @@ import pytest
 from lightning_lance.build import plan
 from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, wait_for
 from lightning_lance.build.runner import prepare
-from lightning_lance.build.status import StatusFile
 from lightning_lance.errors import ConfigError, SourceError, StoreError
-from lightning_lance.format.commit import Commit, last_commit
+from lightning_lance.format.commit import last_commit
+from lightning_lance.format.metadata import Commit
 from lightning_lance.process import locks
+from lightning_lance.process.build_status import StatusFile
 from lightning_lance.tokenization.configs import ByteChoice, TrainedBPE
 from lightning_lance.tokenization.tokenizer import byte_tokenizer
 from tests.support.paths import ROOT

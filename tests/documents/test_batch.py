@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance.documents.batch import TextFilter, bounded, covered, document_batch, select_columns
+from lightning_lance.documents.batch import bounded, covered, document_batch, select_columns
+from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, SourceError
 
 

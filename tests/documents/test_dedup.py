@@ -14,7 +14,7 @@ from lightning_lance.documents.dedup import KnownTexts, check_dedup, text_hashes
 from lightning_lance.documents.splits import SPLITS, split_codes
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.format.commit import last_commit
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice
 from tests.support.stores import Document, ListSource
 from tests.support.streams import EOS, streams

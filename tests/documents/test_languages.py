@@ -10,10 +10,10 @@ from lightning_lance.documents.languages import (
     code_extensions,
     folder_language,
     language_of_path,
-    nearest,
     path_tails,
 )
 from lightning_lance.errors import ConfigError
+from lightning_lance.messages.formatting import nearest
 
 PATHS = {
     "a/b.py": "Python",

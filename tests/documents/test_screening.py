@@ -16,7 +16,8 @@ from tokenizers import models, pre_tokenizers, trainers
 from lightning_lance import prepare
 from lightning_lance.documents.screening import counted, spelled
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.sources.source import FilesSource, Source
+from lightning_lance.sources.files import FilesSource
+from lightning_lance.sources.source import Source
 from lightning_lance.tokenization.configs import ByteChoice, TokenizerFile
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.stored import stored

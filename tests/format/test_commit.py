@@ -12,11 +12,12 @@ import lance
 import pyarrow as pa
 import pytest
 
-from lightning_lance.build.packing import BLOCK
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.format import commit
-from lightning_lance.format.commit import Commit, last_commit, last_version, replace_fragments
+from lightning_lance.format.commit import last_commit, last_version, replace_fragments
 from lightning_lance.format.lance_io import dataset_at, fragments_of, remove_store, write_rows
+from lightning_lance.format.metadata import Commit
+from lightning_lance.format.rows import BLOCK
 from lightning_lance.maintenance.integrity import check_store
 from tests.support.bucket import Bucket, serving
 from tests.support.commits import NOTE, rows_of

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lightning_lance.build.packing import BLOCK
 from lightning_lance.errors import StoreError
 from lightning_lance.format.commit import last_version
+from lightning_lance.format.hashing import hash_file
 from lightning_lance.format.lance_io import (
     data_session,
     dataset_at,
@@ -18,7 +18,8 @@ from lightning_lance.format.lance_io import (
     take_blocks,
     write_rows,
 )
-from lightning_lance.format.layout import files_of, hash_file, layout_of
+from lightning_lance.format.layout import files_of, layout_of
+from lightning_lance.format.rows import BLOCK
 from lightning_lance.maintenance.integrity import check_store
 from tests.support.bucket import serving
 from tests.support.commits import NOTE

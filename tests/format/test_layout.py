@@ -1,8 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance.build.packing import BLOCK
 from lightning_lance.format.layout import LayoutCounter, StreamPart, files_of, properties_of
+from lightning_lance.format.rows import BLOCK
 from tests.support.layouts import part_of, rows_of
 
 

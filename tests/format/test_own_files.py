@@ -14,7 +14,6 @@ import pytest
 from lance.fragment import DataFile
 
 from lightning_lance import TokenStore, prepare
-from lightning_lance.build.status import StatusFile, status_file
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.format.checksums import SUMS, write_sums
 from lightning_lance.format.commit import notes_of
@@ -25,6 +24,7 @@ from lightning_lance.location import beside
 from lightning_lance.maintenance.compaction import left_behind, remove_unneeded
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.process.build_status import StatusFile, status_file
 from lightning_lance.process.locks import Lease, lock_file
 from lightning_lance.tokenization.configs import ByteChoice
 from tests.support.bucket import serving

@@ -25,9 +25,10 @@ from lightning_lance.build import builder as builder_module
 from lightning_lance.errors import StoreError
 from lightning_lance.format import commit as commit_module
 from lightning_lance.format.checksums import write_sums
-from lightning_lance.format.commit import Commit, commit_of, notes_of
+from lightning_lance.format.commit import commit_of, notes_of
 from lightning_lance.format.lance_io import dataset_at, fragments_of
 from lightning_lance.format.layout import files_of, properties_of
+from lightning_lance.format.metadata import Commit
 from lightning_lance.json_checks import json_of, object_of
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import check_store

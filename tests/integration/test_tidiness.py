@@ -19,7 +19,7 @@ BUILD = """
 import os, sys
 os.environ["USE_TORCH"] = "0"  # `datasets` would import torch, which takes a second
 from lightning_lance import prepare
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import TrainedBPE
 place = {place!r}
@@ -64,7 +64,7 @@ def test_nothing_stays_but_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyP
 LOCAL = """
 import sys
 from lightning_lance import prepare
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteChoice, TrainedBPE
 for source in (

@@ -11,7 +11,6 @@ import lance
 import pytest
 
 from lightning_lance import TokenStore, WindowLoader, prepare
-from lightning_lance.build.status import StatusFile
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import SUMS, write_sums
 from lightning_lance.format.refs import read_refs
@@ -19,6 +18,7 @@ from lightning_lance.maintenance import compaction
 from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.process.build_status import StatusFile
 from lightning_lance.tokenization.configs import ByteChoice
 from tests.support.bucket import serving
 from tests.support.commits import NOTE as COMMIT

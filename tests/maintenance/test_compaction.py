@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from lance.file import LanceFileReader
 
 from lightning_lance import TokenStore
-from lightning_lance.build.packing import BLOCK, Packer
+from lightning_lance.build.packing import Packer
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.format.checksums import listed, read_sums, root_session
 from lightning_lance.format.commit import last_commit, last_version, notes_of, replace_fragments
 from lightning_lance.format.lance_io import fragments_of, write_rows
 from lightning_lance.format.layout import Extent
+from lightning_lance.format.rows import BLOCK
 from lightning_lance.maintenance import compaction, repacking
 from lightning_lance.maintenance.compaction import left_behind, merge_groups, remove_unneeded, take_over, tidy
 from lightning_lance.maintenance.integrity import check_store

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from lightning_lance import TokenStore, WindowLoader, prepare
 from lightning_lance.documents.splits import FORGOTTEN
 from lightning_lance.errors import ConfigError, StoreError
-from lightning_lance.format.commit import Commit, last_version
+from lightning_lance.format.commit import last_version
 from lightning_lance.format.lance_io import write_rows
 from lightning_lance.format.layout import Extent
+from lightning_lance.format.metadata import Commit
 from lightning_lance.maintenance import forgetting
 from lightning_lance.maintenance.compaction import left_behind
 from lightning_lance.maintenance.forgetting import forget

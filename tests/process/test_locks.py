@@ -10,7 +10,8 @@ import pytest
 
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.process import locks
-from lightning_lance.process.locks import Lease, only_one, write_whole
+from lightning_lance.process.files import write_whole
+from lightning_lance.process.locks import Lease, only_one
 
 HOLD = """
 import socket, sys, time

@@ -14,10 +14,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_lance import LanceDataModule
-from lightning_lance.documents.batch import TextFilter
 from lightning_lance.documents.languages import CODE_EXTENSIONS
+from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice, PretrainedTokenizer, TokenizerFile, TrainedBPE
 from tests.support.paths import ROOT
 

@@ -8,7 +8,7 @@ from hydra.utils import instantiate
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError
 from lightning_lance.serving.options import check_options
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice
 from tests.support.stores import ListSource, documents
 

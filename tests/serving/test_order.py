@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.format.layout import StreamExtent
-from lightning_lance.serving.order import Order, WindowOrder, key_words, mix, mix32, permute, windows_of
+from lightning_lance.serving.order import Order, WindowOrder, windows_of
+from lightning_lance.serving.permutation import key_words, mix, mix32, permute
 
 KEY = ("fingerprint", 1, 0)
 

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from lightning_lance.documents.batch import TextFilter
 from lightning_lance.documents.languages import code_extensions
+from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.datasets import DatasetSource
 from tests.support.hub import Hub

@@ -11,7 +11,7 @@ import pytest
 from lightning_lance import prepare
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice
 
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.errors import ConfigError
-from lightning_lance.sources.source import BATCH_BYTES, FilesSource, content_identity, python_stdlib, shard_order
+from lightning_lance.sources.files import FilesSource, content_identity, python_stdlib
+from lightning_lance.sources.source import BATCH_BYTES, shard_order
 
 
 @pytest.fixture

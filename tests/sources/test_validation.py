@@ -12,7 +12,7 @@ from lightning_lance import prepare
 from lightning_lance.build.plan import make_plan
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice, TrainedBPE
 from tests.support.streams import EOS, streams
 

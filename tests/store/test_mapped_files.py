@@ -7,8 +7,8 @@ import pytest
 from lance.file import LanceFileReader
 
 from lightning_lance import TokenStore
-from lightning_lance.build.packing import BLOCK
 from lightning_lance.errors import StoreError
+from lightning_lance.format.rows import BLOCK
 from tests.support.stores import only_append
 
 MakeStore = Callable[..., TokenStore]

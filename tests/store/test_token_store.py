@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, prepare
-from lightning_lance.build.packing import BLOCK, Packer
+from lightning_lance.build.packing import Packer
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format.commit import replace_fragments
 from lightning_lance.format.lance_io import data_files, write_rows
 from lightning_lance.format.layout import Extent
+from lightning_lance.format.rows import BLOCK
 from lightning_lance.maintenance.compaction import remove_unneeded
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.tokenization.configs import ByteChoice

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from lightning_lance.errors import SourceError
-from lightning_lance.sources.source import python_stdlib
+from lightning_lance.sources.files import python_stdlib
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from lightning_lance.build.packing import Packer
 from lightning_lance.build.row_writer import RowWriter
-from lightning_lance.format.commit import Commit
+from lightning_lance.format.metadata import Commit
 from tests.support.stores import packed
 
 EOS = 60_000

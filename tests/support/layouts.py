@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.build.packing import BLOCK, store_schema
 from lightning_lance.format.layout import StreamPart
+from lightning_lance.format.rows import BLOCK, store_schema
 
 
 def rows_of(parts: list[StreamPart], dtype: type = np.uint16) -> pa.Table:

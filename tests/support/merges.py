@@ -11,10 +11,12 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore
-from lightning_lance.build.packing import BLOCK, Packer
-from lightning_lance.format.commit import Commit, notes_of
+from lightning_lance.build.packing import Packer
+from lightning_lance.format.commit import notes_of
 from lightning_lance.format.lance_io import fragments_of
 from lightning_lance.format.layout import layout_of
+from lightning_lance.format.metadata import Commit
+from lightning_lance.format.rows import BLOCK
 from tests.support.stores import append_commit, finish, packed
 
 EOS = 60_000

@@ -8,10 +8,12 @@ import pyarrow as pa
 import xxhash
 
 from lightning_lance.build.packing import Packer
-from lightning_lance.documents.batch import TextFilter, document_batch
+from lightning_lance.documents.batch import document_batch
+from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.format import commit as commit_module
-from lightning_lance.format.commit import Commit, newest_at
+from lightning_lance.format.commit import newest_at
 from lightning_lance.format.lance_io import Written, write_rows
+from lightning_lance.format.metadata import Commit
 from lightning_lance.maintenance import compaction
 from lightning_lance.sources.source import Trouble
 

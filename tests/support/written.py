@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.build.packing import Packer
-from lightning_lance.format.commit import Commit
+from lightning_lance.format.metadata import Commit
 from tests.support.stores import append_commit, packed
 
 EOS = 60_000

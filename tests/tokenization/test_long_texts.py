@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_lance.documents.screening import LongDocuments
 from lightning_lance.errors import ConfigError
-from lightning_lance.tokenization.long_texts import LongDocuments, cut_points, encode_texts
+from lightning_lance.tokenization.long_texts import cut_points, encode_texts
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer, train_bpe
 
 texts = st.text(st.sampled_from("ab \n\t\r.é東🙂"), max_size=200)

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance.documents.batch import string_buffers
+from lightning_lance.documents.arrow import string_buffers
 from lightning_lance.tokenization import unicode_tables
 from lightning_lance.tokenization.unicode_tables import BLOCK, NEWER, Differing, newer_characters, parted
 

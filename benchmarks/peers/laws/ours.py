@@ -1,7 +1,7 @@
 """lightning-lance: one document whose lines are numbered, so that a window tells where it begins."""
 
 from lightning_lance import TokenStore, WindowLoader, prepare
-from lightning_lance.sources.source import FilesSource
+from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteChoice
 
 NAME, PACKAGE = "lightning-lance", "lightning-lance"

@@ -18,7 +18,8 @@ from lightning_lance.json_checks import count_of, flag_of, json_of, object_of, t
 from lightning_lance.location import beside, store_beside
 from lightning_lance.messages.formatting import counted, share_told, tokens_told
 from lightning_lance.messages.redaction import in_one_line
-from lightning_lance.process.locks import content_of, remove_parts, write_whole
+from lightning_lance.process.files import remove_parts, write_whole
+from lightning_lance.process.locks import content_of
 
 # Between two writes: often enough for those who wait, too seldom to be felt.
 _WRITE_SECONDS = 1.0

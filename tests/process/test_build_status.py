@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from lightning_lance import prepare
-from lightning_lance.build import status
 from lightning_lance.build.coordination import LeaseTurn
-from lightning_lance.build.status import BuildStatus, StatusFile, failure_of, read_status
 from lightning_lance.errors import SourceError, StoreError
 from lightning_lance.format.commit import last_commit
+from lightning_lance.process import build_status as status
+from lightning_lance.process.build_status import BuildStatus, StatusFile, failure_of, read_status
 from lightning_lance.tokenization.configs import ByteChoice
 from tests.support.stores import ListSource, documents
 

@@ -1,0 +1,271 @@
+"""What is to be read of a dataset: files, columns, languages, filters. Nothing is read here."""
+
+from __future__ import annotations
+
+import os
+import os.path
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lightning_lance.documents.batch import check_words
+from lightning_lance.documents.dedup import Dedup, check_dedup
+from lightning_lance.documents.filters import Condition, EndsWith, OneOf, RowFilter, SpelledAs, checked_where
+from lightning_lance.documents.languages import check_extensions, check_languages, path_tails
+from lightning_lance.documents.text_filter import TextFilter
+from lightning_lance.errors import ConfigError, described
+from lightning_lance.messages.redaction import hidden_values, redacted, remember_options, remember_url
+from lightning_lance.readers.retry import Patience
+from lightning_lance.sources.local_paths import local_path, path_list, readable
+from lightning_lance.type_hints import as_text, check_arguments
+
+# A file of a dataset on the Hub: `hf://datasets/owner/name[@revision]/path`.
+HUB_FILE = re.compile(
+    r"^hf://datasets/(?P<key>(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?)/(?P<rest>.+)$"
+)
+
+_ON_BAD_SHARD = ("error", "skip")
+
+
+# By sentences of their own.
+_CHECKED_ELSEWHERE = (
+    "columns",
+    "data_files",
+    "val_files",
+    "where",
+    "on_bad_shard",
+    "dedup",
+    "max_retries",
+    "timeout_seconds",
+)
+
+
+@dataclass(frozen=True, repr=False)
+class DatasetSpec:
+    """Documents that `datasets` streams as Arrow batches: nothing is downloaded whole, and no Python rows are made.
+
+    The language of a document comes from `language_column`; or from the extension of its path, where `extensions` is
+    given; or from the folder of its file, where `data_files` has `{language}` in place of that folder. Without any of
+    these, all documents are of one language, the empty string.
+
+    Attributes:
+        path: Name of a Hub dataset (`HuggingFaceFW/fineweb`), or of a file format of `datasets` (`parquet`, `json`).
+        columns: Our word to the source's column: `text` is needed; `repo` (the group key of the split), `path`,
+            `license` and any other word are kept with each document. `meta.set` is the field `set` of the column `meta`.
+        config: Configuration ("subset") of a Hub dataset.
+        data_files: Files, folders and globs, local or with a protocol (`hf://datasets/...`, `s3://...`); `.gz` and `.zst` are
+            read. A local folder means the files of the format in it and below. A local name that exists means itself, also
+            if it has `*`, `?` or brackets in it. Each real file is read once, however many links lead to it.
+        split: The source's own split to read.
+        val_split: Another split of it, whose documents are for validation; then `val_fraction` draws none.
+        val_files: The same for `data_files`: globs of the files whose documents are for validation.
+        revision: Branch, tag or commit of a Hub dataset. A build pins the commit that it first saw.
+        languages: Languages to keep; empty keeps all.
+        language_column: Column that holds the language.
+        extensions: Language to its extensions; needs the word `path` in `columns`.
+        where: Column to the values to keep, such as `{"license": ["mit", None]}`, of lists to those of which one is to be in
+            them (see row_filter.py); pushed down into the reader.
+        text_filter: Texts to keep.
+        shard_seed: Seed of the order in which shards are read; None keeps the order of the listing.
+        dedup: `exact` leaves out documents whose text came before, `none` keeps them.
+        storage_options: For the file system of `data_files`, such as `{"endpoint_url": "http://..."}` for s3.
+        timeout_seconds: How long a server may send nothing before the request is made again.
+        max_retries: Tries after the first, in a row and without progress, before a build stops.
+        on_bad_shard: What to do about a shard that is no good: `error`, or `skip` the rest of it. What was read of it stays,
+            and the store's commit note names it.
+        name: Short name, for folders and messages.
+        follow_links: Whether links of local files are followed out of the folder that a pattern names before its first
+            wildcard.
+    """
+
+    path: str
+    columns: Mapping[str, str] = field(default_factory=lambda: {"text": "text"})
+    config: str | None = None
+    data_files: Sequence[str | Path] = ()
+    split: str = "train"
+    val_split: str | None = None
+    val_files: Sequence[str | Path] = ()
+    revision: str | None = None
+    languages: Sequence[str] = ()
+    language_column: str | None = None
+    extensions: Mapping[str, Sequence[str]] | None = None
+    where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    text_filter: TextFilter = TextFilter()
+    shard_seed: int | None = 0
+    dedup: Dedup = "none"
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    timeout_seconds: float = 30.0
+    max_retries: int = 20
+    on_bad_shard: str = "error"
+    name: str = "dataset"
+    follow_links: bool = False
+
+    def __post_init__(self) -> None:
+        self._keep_secrets()
+        # Strings from here on: they are keys, and go into the fingerprint.
+        for key in ("data_files", "val_files"):
+            object.__setattr__(self, key, [*path_list(f"source.{key}", getattr(self, key), "corpus/*.parquet")])
+        self._check_kinds()
+        if isinstance(self.columns, Mapping):
+            # Names of digits only.
+            object.__setattr__(self, "columns", {as_text(word): as_text(name) for word, name in self.columns.items()})
+        check_words(self.columns, repr(self.name))
+        check_dedup(self.dedup)
+        if isinstance(self.path, Path) or str(self.path).startswith("~"):
+            object.__setattr__(self, "path", local_path(str(self.path)))
+        if bool(self.data_files) < bool(self.val_files) or (self.data_files and self.val_split):
+            raise ConfigError(
+                f"Source {self.name!r} has {'' if self.data_files else 'no '}data_files: give its validation documents by "
+                f"source.{'val_files' if self.data_files else 'val_split'}."
+            )
+        if not isinstance(self.on_bad_shard, str) or self.on_bad_shard not in _ON_BAD_SHARD:
+            raise ConfigError(
+                f"source.on_bad_shard is {described(self.on_bad_shard)}: expected {' or '.join(_ON_BAD_SHARD)}."
+            )
+        self.patience()  # checks its numbers
+        object.__setattr__(self, "where", checked_where(self.where))
+        if self.extensions is not None:
+            if "path" not in self.columns:
+                raise ConfigError(
+                    f"Source {self.name!r} takes the language from the extension, but source.columns has no 'path'."
+                )
+            check_extensions(self.extensions)
+            check_languages(self.languages, [*self.extensions], f"Source {self.name!r}")
+        if self.languages and not (self.language_column or self.extensions or self.templates):
+            raise ConfigError(
+                f"Source {self.name!r} has no languages, got languages={list(self.languages)}: leave languages empty, or "
+                "give source.language_column or source.extensions."
+            )
+
+    def _check_kinds(self) -> None:
+        """Refuse values of another kind; paths, and names of digits only, become text."""
+        for name in ("path", "config", "revision"):
+            object.__setattr__(self, name, as_text(getattr(self, name)))
+        if not isinstance(self.where, Mapping):
+            raise ConfigError(
+                f"source.where is {described(self.where)}: expected a mapping of columns to values to keep, such as "
+                "{license: [mit]}."
+            )
+        given = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in _CHECKED_ELSEWHERE}
+        check_arguments(DatasetSpec, given, "source.")
+
+    def _keep_secrets(self) -> None:
+        """Let no message show the options of the file system, nor what URLs hold of passwords and signatures."""
+        if not isinstance(self.storage_options, Mapping):
+            raise ConfigError(
+                f"source.storage_options is of type {type(self.storage_options).__name__}: expected a mapping, such as "
+                "{anon: true}."
+            )
+        remember_options(self.storage_options)
+        for files in (self.data_files, self.val_files, [self.path]):
+            for url in files if isinstance(files, Sequence) else ():
+                if isinstance(url, str):
+                    remember_url(url)
+
+    def __repr__(self) -> str:
+        shown = {part.name: getattr(self, part.name) for part in fields(self)}
+        shown["storage_options"] = hidden_values(self.storage_options)
+        return f"DatasetSource({', '.join(f'{name}={redacted(repr(value))}' for name, value in shown.items())})"
+
+    @property
+    def wanted(self) -> Sequence[str]:
+        # A language may be the name of a folder, and that need not be UTF-8.
+        return sorted({readable(language) for language in self.languages})
+
+    @property
+    def metadata(self) -> Sequence[str]:
+        return tuple(sorted(word for word in self.columns if word != "text"))
+
+    def naming(self, columns: Collection[str]) -> str:
+        """Tell which keys name some columns of the source."""
+        keys: dict[str, Collection[str | None]] = {
+            "source.columns": self.columns.values(),
+            "source.language_column": [self.language_column],
+            "source.where": self.where,
+        }
+        return " and ".join(key for key, named in keys.items() if any(column in named for column in columns))
+
+    @property
+    def has_validation(self) -> bool:
+        return bool(self.val_split or self.val_files)
+
+    @property
+    def templates(self) -> list[str]:
+        """The patterns that have `{language}` in place of a folder."""
+        return [pattern for pattern in self._data_files if "{language}" in pattern]
+
+    @property
+    def _data_files(self) -> Sequence[str]:
+        return [str(pattern) for pattern in self.data_files]
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the documents come from the Hugging Face Hub."""
+        if self.data_files:
+            return all(pattern.startswith("hf://") for pattern in self._data_files)
+        return not os.path.exists(self.path)  # noqa: PTH110 - Path raises an error for names that are too long
+
+    @property
+    def tells_language_by_folder(self) -> bool:
+        """Whether the place of `{language}` in `data_files` tells the language of the documents."""
+        return bool(self.templates) and not self.language_column and self.extensions is None
+
+    def patience(self) -> Patience:
+        """Make the patience with which this source is read."""
+        return Patience(self.name, self.max_retries, self.timeout_seconds)
+
+    def repositories(self) -> dict[str, tuple[str, str | None]]:
+        """Give the Hub repositories of `data_files` as they are spelled there, each with its name and its revision."""
+        matches = [match for match in map(HUB_FILE.match, self._data_files) if match]
+        return {match["key"]: (match["repo"], match["revision"] or self.revision) for match in matches}
+
+    def patterns(self, commits: Mapping[str, str], fill: bool = True) -> list[str]:
+        """Give the globs.
+
+        Args:
+            commits: Hub repository, as `data_files` spell it, to the commit to read it at.
+            fill: Whether to put the wanted languages (or `*` for all) in place of `{language}`.
+        """
+        patterns = []
+        for filled in [pattern for _, pattern, _ in self.filled()] if fill else self._data_files:
+            match = HUB_FILE.match(filled)
+            if match and match["key"] in commits:
+                filled = f"hf://datasets/{match['repo']}@{commits[match['key']]}/{match['rest']}"
+            patterns.append(filled)
+        return patterns
+
+    def filled(self) -> list[tuple[str | None, str, str | None]]:
+        """Give the globs, each with the template that it comes from and the language that fills it, if there are any."""
+        made: list[tuple[str | None, str, str | None]] = []
+        for pattern in self._data_files:
+            if "{language}" not in pattern:
+                made.append((None, pattern, None))
+            elif self.languages:
+                names = sorted({*self.languages})
+                made += [(pattern, pattern.replace("{language}", name), readable(name)) for name in names]
+            else:
+                made.append((pattern, pattern.replace("{language}", "*"), None))
+        return made
+
+    @property
+    def file_system(self) -> dict[str, Any]:
+        """Options for the file system of `data_files`: `storage_options`, and what a bucket needs besides."""
+        options = dict(self.storage_options)
+        if any(pattern.startswith("s3://") for pattern in self._data_files):
+            from lightning_lance.readers.remote import s3_session
+
+            options.setdefault("session", s3_session())
+            times = {"connect_timeout": self.timeout_seconds, "read_timeout": self.timeout_seconds}
+            options["config_kwargs"] = {**times, **options.get("config_kwargs", {})}
+        return options
+
+    def filters(self) -> RowFilter | None:
+        """Give the row filter that the reader applies, None for none."""
+        conditions: list[Condition] = [OneOf(column, tuple(values)) for column, values in sorted(self.where.items())]
+        if self.languages and self.language_column:
+            conditions.append(SpelledAs(self.language_column, tuple(self.wanted)))
+        elif self.languages and self.extensions is not None:
+            conditions.append(EndsWith(self.columns["path"], tuple(path_tails(self.wanted, self.extensions))))
+        return RowFilter(tuple(conditions)) if conditions else None

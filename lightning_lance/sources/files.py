@@ -1,0 +1,279 @@
+"""Whole files as documents, and the hash of their content."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from lightning_lance.documents.batch import decoded, document_batch
+from lightning_lance.documents.dedup import Dedup, check_dedup
+from lightning_lance.documents.languages import CODE_EXTENSIONS, check_extensions, check_languages, language_of_path
+from lightning_lance.documents.text_filter import TextFilter
+from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.sources.local_files import LocalFile, Rules, Search
+from lightning_lance.sources.local_paths import hint, local_path, path_list, readable, what_is_there
+from lightning_lance.sources.source import (
+    _PIECE_BYTES,
+    _PIECES,
+    BATCH_BYTES,
+    BATCH_ROWS,
+    OpenedSource,
+    Trouble,
+    shard_order,
+)
+from lightning_lance.type_hints import as_text, check_arguments
+
+
+def content_identity(files: Sequence[str | Path], root: str | Path) -> str:
+    """Hash local files so that an edit shows and a copy to another place does not: no full paths, no times.
+
+    Of each file the hash takes the name relative to `root`, the size, and the content: all of it up to 4 MiB, and of a larger
+    file 64 pieces of 64 KiB, evenly from its beginning to its end (the footer of a Parquet file is there). So only an edit in
+    the middle of a large file that keeps its size can stay unseen.
+
+    Raises:
+        SourceError: If a file cannot be read.
+    """
+    return named_identity((os.path.relpath(file, root), file) for file in files)
+
+
+def named_identity(files: Iterable[tuple[str, str | Path]]) -> str:
+    """Hash local files like `content_identity`, each by the name that is given with its path."""
+    digest = xxhash.xxh3_128()
+    for name, file in files:
+        try:
+            with Path(file).open("rb") as stream:
+                size = os.fstat(stream.fileno()).st_size
+                digest.update(f"{readable(name)}\0{size}\0".encode())
+                _add_content(digest, stream, size)
+        except OSError as error:
+            raise SourceError(_cannot_read(file, error)) from error
+    return digest.hexdigest()
+
+
+def content_hash(file: str | Path) -> bytes:
+    """Hash the content of a local file, as `content_identity` does, without its name.
+
+    Raises:
+        SourceError: If it cannot be read.
+    """
+    digest = xxhash.xxh3_128()
+    try:
+        with Path(file).open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            digest.update(f"{size}\0".encode())
+            _add_content(digest, stream, size)
+    except OSError as error:
+        raise SourceError(_cannot_read(file, error)) from error
+    return digest.digest()
+
+
+def _add_content(digest: xxhash.xxh3_128, stream: BinaryIO, size: int) -> None:
+    if size <= _PIECES * _PIECE_BYTES:
+        digest.update(stream.read())
+        return
+    for piece in range(_PIECES):
+        stream.seek(piece * (size - _PIECE_BYTES) // (_PIECES - 1))
+        digest.update(stream.read(_PIECE_BYTES))
+
+
+def _cannot_read(file: str | Path, error: OSError) -> str:
+    return f"Cannot read {readable(str(file))!r}: {error.strerror}; mend it or leave it out."
+
+
+@dataclass(frozen=True)
+class FilesSource:
+    """Local text files, one document each; the language follows from the extension.
+
+    Files that are not UTF-8 are passed on as null texts, which a build leaves out and counts. Each real file is one document,
+    however many links lead to it.
+
+    Attributes:
+        patterns: Files, folders, and globs (`**` goes through folders), relative to `root`, such as
+            `["src", "docs/**/*.md"]`. A folder means all files in it and below. Hidden files and folders are found only by
+            patterns that name them. A name that exists means itself, also if it has `*`, `?` or brackets in it.
+        root: Folder that the patterns and the stored paths are relative to.
+        exclude: Names of folders to leave out wherever they occur.
+        languages: Languages to keep; empty keeps all, files of no known language too.
+        extensions: Language to its extensions.
+        text_filter: Texts to keep.
+        shard_seed: Seed of the order in which files are read; None for alphabetical order. With a document or token
+            budget, the seed decides which files are in it.
+        dedup: `exact` leaves out files whose text came before, `none` keeps them.
+        name: Short name, for folders and messages.
+        follow_links: Whether links that lead out of `root` are followed. Those that stay in it always are.
+    """
+
+    patterns: Sequence[str | Path]
+    root: str | Path = "."
+    exclude: Sequence[str] = ("__pycache__", ".git", ".venv", "node_modules", "site-packages")
+    languages: Sequence[str] = ()
+    extensions: Mapping[str, Sequence[str]] = field(default_factory=lambda: CODE_EXTENSIONS)
+    text_filter: TextFilter = TextFilter()
+    shard_seed: int | None = 0
+    dedup: Dedup = "none"
+    name: str = "files"
+    follow_links: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", as_text(self.root))
+        if not path_list("source.patterns", self.patterns, "src/**/*.py"):
+            raise ConfigError("source.patterns is empty: expected a list of paths, such as ['src/**/*.py'].")
+        check_arguments(FilesSource, vars(self), "source.")
+        check_extensions(self.extensions)
+        check_languages(self.languages, [*self.extensions], f"Source {self.name!r}")
+        check_dedup(self.dedup)
+
+    @property
+    def wanted(self) -> Sequence[str]:
+        return sorted({*self.languages})
+
+    @property
+    def metadata(self) -> Sequence[str]:
+        return ("path",)
+
+    @property
+    def has_validation(self) -> bool:
+        return False
+
+    @property
+    def _folder(self) -> str:
+        return local_path(str(self.root)) or "."
+
+    def _files(self, counting: bool = False) -> tuple[list[tuple[str, str]], list[tuple[int, str]]]:
+        """Find the files, in the order in which they are read.
+
+        Args:
+            counting: Whether to count, for the remarks, what is left out.
+
+        Returns:
+            The stored name and the path of each file, and remarks for the log, each with its level.
+        """
+        root = self._folder
+        if not Path(root).is_dir():
+            raise ConfigError(f"source.root is {str(self.root)!r}, {what_is_there(root)}: expected a folder.")
+        search = Search(root, Rules({*self.exclude}, bounded=True, follow_links=self.follow_links), counting)
+        found: dict[str, LocalFile] = {}
+        for pattern in path_list("source.patterns", self.patterns, "src/**/*.py"):
+            matches = search.find(pattern)
+            if not matches:
+                raise ConfigError(self._no_match(pattern, root))
+            for match in matches:
+                search.keep(found, match)
+        # By the names as the patterns spell them.
+        ordered = sorted(found.values(), key=lambda match: match.key)
+        files = [(search.from_root(match), str(Path(root, match.name))) for match in ordered]
+        if self.languages:
+            languages = language_of_path(pa.array([readable(name) for name, _ in files]), self.extensions).to_pylist()
+            check_languages(self.languages, sorted(set(languages)), f"Source {self.name!r}")
+            files = [file for file, language in zip(files, languages, strict=True) if language in self.languages]
+        remarks = search.account.remarks(self.name, found, self.follow_links)
+        return [files[i] for i in shard_order(len(files), self.shard_seed)], remarks
+
+    def _no_match(self, pattern: str, root: str) -> str:
+        """Say that a pattern matches nothing, and what may be the reason."""
+        search = Search(root, Rules({*self.exclude}, bounded=True), counting=True)
+        search.find(pattern)
+        reason = search.account.reason() or hint(pattern, root)
+        return f"No file matches {pattern!r} in {str(Path(root).resolve())!r}{': ' if reason else ''}{reason}."
+
+    def identity(self) -> dict[str, Any]:
+        files, _ = self._files()
+        return {
+            "kind": "files",
+            "files": named_identity(files),
+            "languages": self.wanted,
+            "extensions": {language: sorted({*tails}) for language, tails in self.extensions.items()},
+            "text_filter": self.text_filter.identity(),
+            "shard_seed": self.shard_seed,
+            "dedup": self.dedup,
+        }
+
+    def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
+        return _OpenedFiles(self, *self._files(counting=True))
+
+
+class _OpenedFiles:
+    def __init__(self, source: FilesSource, files: list[tuple[str, str]], remarks: list[tuple[int, str]]) -> None:
+        self._source = source
+        self._groups = [files[i : i + BATCH_ROWS] for i in range(0, len(files), BATCH_ROWS)]
+        self.pin: dict[str, Any] = {}
+        self.trouble = Trouble(remarks=remarks)
+        self.num_bytes: int | None = sum(_size(path) for _, path in files)
+
+    @property
+    def shards(self) -> Sequence[str]:
+        return [f"{readable(group[0][0])} and {len(group) - 1} more" for group in self._groups]
+
+    def present_languages(self) -> list[str]:
+        paths = pa.array([readable(name) for name, _ in self._groups[0]], pa.string())
+        return sorted(set(language_of_path(paths, self._source.extensions).to_pylist()))
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        files = self._groups[shard][row:]
+        if not files:
+            return
+        sizes = [_size(path) for _, path in files]
+        piece = np.cumsum(sizes) // BATCH_BYTES
+        for group in np.split(np.arange(len(files)), np.flatnonzero(np.diff(piece)) + 1):
+            # Nothing of a batch is kept here while the next one is read: it may be one large file.
+            yield self._batch([files[i] for i in group], row + int(group[0]))
+
+    def _batch(self, files: list[tuple[str, str]], first_row: int) -> pa.Table:
+        texts, invalid = decoded(_contents([path for _, path in files]))
+        paths = pa.array([readable(name) for name, _ in files], pa.string())
+        columns = {"text": texts, "path": paths}
+        if invalid is not None:
+            columns["not_utf8"] = pa.array(invalid)
+        languages = language_of_path(paths, self._source.extensions)
+        return document_batch(columns, languages, first_row, self._source.wanted, self._source.text_filter)
+
+
+def _size(file: str) -> int:
+    try:
+        return Path(file).stat().st_size
+    except OSError as error:
+        raise SourceError(_cannot_read(file, error)) from error
+
+
+def _contents(files: Sequence[str]) -> pa.Array:
+    """Read files as (n,) large_binary; one file alone is not copied."""
+    contents = []
+    for file in files:
+        try:
+            contents.append(Path(file).read_bytes())
+        except OSError as error:
+            raise SourceError(_cannot_read(file, error)) from error
+    ends = np.cumsum([0, *map(len, contents)], dtype=np.int64)
+    data = contents[0] if len(contents) == 1 else b"".join(contents)
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(files), [None, pa.py_buffer(ends), pa.py_buffer(data)]
+    )
+
+
+def python_stdlib(
+    languages: Sequence[str] = (),
+    text_filter: TextFilter = TextFilter(),  # noqa: B008 - frozen
+    shard_seed: int | None = 0,
+    dedup: Dedup = "none",
+) -> FilesSource:
+    """The standard library of the running Python: about 1,800 files and 31 MB of real code that every machine has."""
+    return FilesSource(
+        patterns=["**/*.py"],
+        root=sysconfig.get_paths()["stdlib"],
+        languages=languages,
+        text_filter=text_filter,
+        shard_seed=shard_seed,
+        dedup=dedup,
+        name="python_stdlib",
+        # Distributions keep a few of its files elsewhere.
+        follow_links=True,
+    )
