@@ -48,7 +48,7 @@ def test_one_base_for_all():
 
 def test_the_package_raises_its_own_errors_and_asserts_nothing():
     raised, asserts = set(), []
-    for file in (ROOT / "lightning_lance").glob("*.py"):
+    for file in (ROOT / "lightning_lance").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
                 raised.add(node.exc.func.id)

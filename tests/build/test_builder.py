@@ -149,10 +149,10 @@ class Panic(BaseException):
 @pytest.mark.parametrize(
     ("place", "kind"),
     [
-        ("fragments.hash_local", Panic),
-        ("commit.lance.LanceDataset.commit", Panic),
-        ("commit.lance.LanceDataset.commit", RuntimeError),
-        ("merging.end_build", RuntimeError),
+        ("format.lance_io.hash_local", Panic),
+        ("format.commit.lance.LanceDataset.commit", Panic),
+        ("format.commit.lance.LanceDataset.commit", RuntimeError),
+        ("maintenance.compaction.end_build", RuntimeError),
     ],
 )
 def test_an_error_of_whatever_kind_leaves_no_file(
@@ -179,7 +179,7 @@ def test_an_error_of_whatever_kind_leaves_no_file(
                 prepare(source, ByteChoice(), **options)
             except kind:
                 assert left_behind(str(uri)) == set()
-                assert uri.exists() == (calls > 0 or place == "merging.end_build")
+                assert uri.exists() == (calls > 0 or place == "maintenance.compaction.end_build")
         if count[0] >= 0:
             break
     assert calls > 0

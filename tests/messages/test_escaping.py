@@ -78,7 +78,7 @@ def test_what_is_said_shows_escapes(capsys: pytest.CaptureFixture[str]):
 
 
 def test_all_modules_log_through_it():
-    for file in PACKAGE.glob("*.py"):
+    for file in PACKAGE.rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "logging.getLogger":

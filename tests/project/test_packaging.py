@@ -24,7 +24,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_package_and_the_configurations_and_no_more(wheel: Path):
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    modules = {f"lightning_lance/{path.name}" for path in (ROOT / "lightning_lance").glob("*.py")}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "lightning_lance").rglob("*.py")}
     configs = {f"lightning_lance/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert set(names) == modules | configs | {"lightning_lance/py.typed", "lightning_lance/conf/__init__.py"}
 

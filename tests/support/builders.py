@@ -77,7 +77,7 @@ def run(line: str) -> None:
     import logging
 
     from lightning_lance import prepare
-    from lightning_lance.process import locks
+    from lightning_lance.process import files, locks
     from lightning_lance.tokenization.configs import ByteChoice
 
     asked = json.loads(line)
@@ -94,7 +94,7 @@ def run(line: str) -> None:
     except Exception as error:
         told["error"] = f"{type(error).__name__}: {error}"
     told["reads"] = len(source.reads)
-    locks.write_whole(result, json.dumps(told))
+    files.write_whole(result, json.dumps(told))
 
 
 class Builder:
