@@ -22,7 +22,7 @@ from report import bar, environment, publish
 from storing import commit_rows
 
 from lightning_lance import TokenStore, WindowLoader
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from tests.support.paths import ROOT
 
 OURS, NANOGPT = "lightning-lance WindowLoader", "nanoGPT get_batch"
@@ -104,7 +104,7 @@ def build_many(folder):
             "language": pa.repeat(pa.scalar("Python"), rows),
         }
     )
-    note = Commit("f" * 32, {"format": 2}, {}, "", "<|endoftext|>", 0, 1 << 16, tokens=ROWS * SMALL_BLOCK)
+    note = CommitMetadata("f" * 32, {"format": 2}, {}, "", "<|endoftext|>", 0, 1 << 16, tokens=ROWS * SMALL_BLOCK)
     for _ in range(FRAGMENTS):
         commit_rows(str(folder / "many.lance"), table.to_batches(), table.schema, note)
 

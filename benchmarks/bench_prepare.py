@@ -158,7 +158,7 @@ def source_of(files):
 def ours(pattern, tokenizer_file, engine="auto"):
     """Get ready to prepare stores."""
     from lightning_lance import prepare
-    from lightning_lance.tokenization.configs import ByteChoice
+    from lightning_lance.tokenization.configs import ByteTokenizer
     from lightning_lance.tokenization.tokenizer import Tokenizer
 
     spec = Path(tokenizer_file).read_text(encoding="utf-8")
@@ -167,7 +167,7 @@ def ours(pattern, tokenizer_file, engine="auto"):
     with tempfile.TemporaryDirectory(dir=folder) as place:
         prepare(
             source_of(str(folder / "sample" / "*.parquet")),
-            ByteChoice(),
+            ByteTokenizer(),
             f"{place}/warm.lance",
             max_documents=10,
             val_fraction=0.0,
@@ -302,7 +302,7 @@ def stages(pattern, tokenizer_file):
     from lightning_lance.build.packing import Packer
     from lightning_lance.build.pipeline import encoded_batches
     from lightning_lance.documents.splits import splits_of
-    from lightning_lance.format.metadata import Commit
+    from lightning_lance.format.metadata import CommitMetadata
     from lightning_lance.tokenization.tokenizer import Tokenizer, token_dtype
 
     spec = Path(tokenizer_file).read_text(encoding="utf-8")
@@ -334,7 +334,9 @@ def stages(pattern, tokenizer_file):
             rows += packer.add(batch.encoded.ids, batch.encoded.offsets, splits, documents.drop_columns(["text"]))
         rows += packer.flush()
         times["pack"], begin = clocks(begin)[1], clocks()
-        commit_rows(uri, rows, packer.schema, Commit("", {}, {}, "", "", tokenizer.eos_id, tokenizer.vocab_size))
+        commit_rows(
+            uri, rows, packer.schema, CommitMetadata("", {}, {}, "", "", tokenizer.eos_id, tokenizer.vocab_size)
+        )
         times["write"] = clocks(begin)[1]
         return {"stages": times, "bytes": int(sum(batch.sizes[batch.wanted].sum() for batch in made))}
 

@@ -19,7 +19,7 @@ from storing import commit_rows
 
 from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.build.packing import Packer
-from lightning_lance.format.metadata import FORMAT_VERSION, Commit
+from lightning_lance.format.metadata import FORMAT_VERSION, CommitMetadata
 
 CONTEXT_LENGTH = 1024
 BATCH_SIZE = 64
@@ -49,7 +49,7 @@ def build_store(uri, num_tokens):
             documents = pa.table({"language": pa.repeat(pa.scalar("Python"), 1000), "id": names})
             rows += packer.add(ids, offsets, np.zeros(1000, np.int8), documents)
         made += packer.num_tokens
-        note = Commit("f" * 32, recipe, {}, "", "<|endoftext|>", EOS, VOCABULARY, tokens=made)
+        note = CommitMetadata("f" * 32, recipe, {}, "", "<|endoftext|>", EOS, VOCABULARY, tokens=made)
         commit_rows(uri, [*rows, *packer.flush()], packer.schema, note)
     store = TokenStore.open(uri)
     return store, store.read(np.zeros(1, np.int64), made)[0]

@@ -26,7 +26,7 @@ from lightning_lance.cli.hydra_app import command, last_checkpoints, make
 from lightning_lance.errors import ConfigError
 from lightning_lance.inspection.resume import load_checkpoint
 from lightning_lance.messages.escaping import shown_lines
-from lightning_lance.messages.formatting import counted
+from lightning_lance.messages.formatting import pluralize
 
 _log = logging.getLogger("train_gpt")
 
@@ -116,8 +116,9 @@ def check_checkpoint(file: Path, model: GPTModule, trainer: lightning.Trainer) -
         return True
     if trainer.is_global_zero:
         print(
-            f"Nothing is left to do: {str(file)!r} has {counted(done, 'step')}, and trainer.max_steps is {trainer.max_steps}. "
-            f"To train on, ask for more, as in trainer.max_steps={2 * done} (the learning rate goes by the new number)."
+            f"Nothing is left to do: {str(file)!r} has {pluralize(done, 'step')}, and trainer.max_steps is "
+            f"{trainer.max_steps}. To train on, ask for more, as in trainer.max_steps={2 * done} "
+            "(the learning rate goes by the new number)."
         )
     return False
 

@@ -18,22 +18,22 @@ from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocument
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import StoreError, whole_number
 from lightning_lance.location import checked_storage_options, given_place, is_local
-from lightning_lance.maintenance.integrity import require_whole
+from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger
-from lightning_lance.messages.formatting import tokens_told
-from lightning_lance.process.ranks import SETTING_UP, is_first, raise_together, told_by_first
+from lightning_lance.messages.formatting import format_tokens
+from lightning_lance.process.ranks import SETTING_UP, broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
 from lightning_lance.serving.batches import Batch
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder, check_options
 from lightning_lance.serving.order import Order
-from lightning_lance.serving.selection import Serving, extent_in
+from lightning_lance.serving.selection import WindowSelection, extent_in
 from lightning_lance.serving.states import checked_state
 from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
-from lightning_lance.tokenization.configs import TokenizerChoice
+from lightning_lance.tokenization.configs import TokenizerConfig
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from lightning_lance.type_hints import as_text, check_arguments
 
@@ -58,7 +58,7 @@ def _failing_together() -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    raise_together(failure, SETTING_UP)
+    raise_on_all_ranks(failure, SETTING_UP)
 
 
 class LanceDataModule(LightningDataModule):
@@ -107,7 +107,7 @@ class LanceDataModule(LightningDataModule):
     def __init__(
         self,
         source: Source | None,
-        tokenizer: TokenizerChoice | None,
+        tokenizer: TokenizerConfig | None,
         context_length: int,
         batch_size: int,
         *,
@@ -228,7 +228,7 @@ class LanceDataModule(LightningDataModule):
                 options = {**vars(self.budget), **self._stored, **self._building}
                 prepare(self.source, self.tokenizer_choice, self._uri, storage_options=self.storage_options, **options)
             for uri in self._uris.values() if self.verify else ():
-                require_whole(uri, self.storage_options)
+                raise_if_damaged(uri, self.storage_options)
         except Exception as error:
             if self.trainer is None or self.trainer.world_size == 1:
                 raise
@@ -241,7 +241,7 @@ class LanceDataModule(LightningDataModule):
             StoreError: If one is not committed, or not complete; on all ranks, with the cause, if one could not prepare it.
         """
         failure, self._failure = self._failure, None
-        raise_together(failure, SETTING_UP)
+        raise_on_all_ranks(failure, SETTING_UP)
         try:
             self._open_for(stage)
         except Exception:
@@ -252,10 +252,10 @@ class LanceDataModule(LightningDataModule):
         fit = stage == "fit"
         stores: dict[str, TokenStore] = {}
         with _failing_together():
-            stores = self._open_kept() if fit and is_first() else self._open()
+            stores = self._open_kept() if fit and is_rank_zero() else self._open()
         extents = [store.commit.extent for store in stores.values()]
         # A run's tags have one name on all of its ranks.
-        self._run, extents = told_by_first((self._run, extents), SETTING_UP)
+        self._run, extents = broadcast_from_rank_zero((self._run, extents), SETTING_UP)
         with _failing_together():
             self._stores = {
                 name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)
@@ -520,13 +520,13 @@ class LanceDataModule(LightningDataModule):
         training = self._training
         served: dict[str, Any] = {"where": self._serving["where"] or {}, "mix": training["mix"] or {}}
         served |= {"order": training["order"], "shuffle_block": training["shuffle_block"]}
-        serving = Serving(stores, "train", self.context_length, seed=self.seed, **served)
+        serving = WindowSelection(stores, "train", self.context_length, seed=self.seed, **served)
         Cursor(serving, training["on_data_change"]).load_state_dict(state)
 
     def _tell_growth(self, opened: TokenStore, continued: TokenStore) -> None:
         """Log that a run goes on with fewer tokens than there are by now, and how to adopt the others."""
         there, used = opened.commit.stored_tokens, continued.commit.stored_tokens
-        if there <= used or not is_first():
+        if there <= used or not is_rank_zero():
             return
         adopted = (
             "the next epoch adopts the others"
@@ -535,8 +535,8 @@ class LanceDataModule(LightningDataModule):
         )
         _log.warning(
             "The run goes on with the %s of its checkpoint; %s are in %s by now: %s.",
-            tokens_told(used),
-            tokens_told(there),
+            format_tokens(used),
+            format_tokens(there),
             opened.uri,
             adopted,
         )

@@ -34,7 +34,7 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
 _SAME = {list: Sequence, tuple: Sequence, Iterable: Sequence, dict: Mapping}
 
 
-def expected_instead(target: Callable[..., Any], name: str, value: Any) -> str | None:
+def type_mismatch(target: Callable[..., Any], name: str, value: Any) -> str | None:
     """Tell in words what an argument takes, if its annotation leaves no doubt that `value` is none of it.
 
     Args:

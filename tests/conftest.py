@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from lightning_lance import TokenStore, prepare
-from lightning_lance.tokenization import ByteChoice
+from lightning_lance.tokenization import ByteTokenizer
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 
@@ -27,6 +27,6 @@ def byte_store(tmp_path: Path) -> Callable[..., TokenStore]:
     def make(*texts: str, **options: Any) -> TokenStore:
         source = options.pop("source", None) or ListSource(documents(*texts))
         options = {"data_dir": tmp_path / "data", "val_fraction": 0.0, **options}
-        return prepare(source, ByteChoice(), **options)
+        return prepare(source, ByteTokenizer(), **options)
 
     return make

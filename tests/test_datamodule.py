@@ -22,7 +22,7 @@ from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
 from lightning_lance.build.plan import Budget, open_prepared
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.process.build_status import StatusFile
-from lightning_lance.tokenization.configs import ByteChoice, TokenizerFile
+from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile
 from lightning_lance.tokenization.tokenizer import train_bpe
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
@@ -386,7 +386,7 @@ def test_what_a_builder_removes_before_it_is_kept_is_not_trained_on(tmp_path: Pa
         stores = open_stores(self)
         opened.append(stores[""].version)
         if len(opened) == 1:
-            prepare(SOURCE, ByteChoice(), uri, val_fraction=0.2, max_documents=30)
+            prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.2, max_documents=30)
         return stores
 
     monkeypatch.setattr(LanceDataModule, "_open", opening)
@@ -495,7 +495,7 @@ class Fails(ListSource):
     def read(self, shard, row):
         raise SourceError("the network is gone")
 folder = Path(sys.argv[2])
-data = LanceDataModule(Fails(SOURCE.documents), ByteChoice(), 32, 8, data_dir=str(folder))
+data = LanceDataModule(Fails(SOURCE.documents), ByteTokenizer(), 32, 8, data_dir=str(folder))
 try:
     make_trainer(folder, devices=2, strategy="ddp", max_steps=1).fit(Recorder(), datamodule=data)
 except Exception as error:
@@ -540,7 +540,9 @@ def in_three_languages() -> ListSource:
 
 
 def validated(folder: Path, batches: int, **options: Any) -> list[Any]:
-    data = LanceDataModule(in_three_languages(), ByteChoice(), 32, 4, data_dir=str(folder), val_fraction=0.3, **options)
+    data = LanceDataModule(
+        in_three_languages(), ByteTokenizer(), 32, 4, data_dir=str(folder), val_fraction=0.3, **options
+    )
     data.prepare_data()
     data.setup("validate")
     loader = data.val_dataloader()
@@ -568,7 +570,9 @@ def test_a_mixture_of_stores_validates_those_that_have_a_weight(tmp_path: Path):
     uris = {}
     for name, letters in {"one": "abc", "two": "def", "three": "ghi"}.items():
         texts = ["".join(random.Random(i).choices(letters, k=600)) for i in range(20)]
-        made = prepare(ListSource(documents(*texts)), ByteChoice(), str(tmp_path / f"{name}.lance"), val_fraction=0.3)
+        made = prepare(
+            ListSource(documents(*texts)), ByteTokenizer(), str(tmp_path / f"{name}.lance"), val_fraction=0.3
+        )
         uris[name] = made.uri
     for mix, expected in [({}, "abcdefghi"), ({"one": 1, "two": 1}, "abcdef"), ({"three": 1}, "ghi")]:
         data = LanceDataModule(None, None, 32, 4, uri=uris, mix=mix)

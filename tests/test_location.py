@@ -13,10 +13,10 @@ from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.location import beside, beside_place, store_beside, store_place, tokenizer_files
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.process.build_status import status_file
 from lightning_lance.process.locks import lock_file
-from lightning_lance.tokenization.configs import ByteChoice, TrainedBPE
+from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
 from tests.support.stores import ListSource, documents
 
 SOURCE = ListSource(documents(*[f"document {i}" * 20 for i in range(30)]))
@@ -131,14 +131,14 @@ def test_a_change_of_folder_changes_no_store(folder: Path):
     (folder / "one").mkdir()
     os.chdir("one")
     for budget in (20, 30):
-        prepare(SOURCE, ByteChoice(), "x.lance", val_fraction=0.0, max_documents=budget)
+        prepare(SOURCE, ByteTokenizer(), "x.lance", val_fraction=0.0, max_documents=budget)
     store, given = TokenStore.open("x.lance"), LanceDataModule(None, None, 16, 4, uri="x.lance")
     several = LanceDataModule(None, None, 16, 4, uri={"a": "x.lance", "b": Path("x.lance")})
-    made = LanceDataModule(SOURCE, ByteChoice(), 16, 4, data_dir="made", val_fraction=0.0)
+    made = LanceDataModule(SOURCE, ByteTokenizer(), 16, 4, data_dir="made", val_fraction=0.0)
     loader = WindowLoader(store, 16, 4, extend=True)
     list(loader)
     os.chdir(folder / "other")
-    prepare(ListSource(documents(*["another text"] * 30)), ByteChoice(), "x.lance", val_fraction=0.0)
+    prepare(ListSource(documents(*["another text"] * 30)), ByteTokenizer(), "x.lance", val_fraction=0.0)
     assert store.keep()
     assert len(store.documents(np.array([0]), 9)) == 1
     assert store.newest().fingerprint == store.fingerprint
@@ -153,25 +153,25 @@ def test_a_change_of_folder_changes_no_store(folder: Path):
 
 
 def test_a_relative_place_of_an_old_checkpoint_still_loads(folder: Path):
-    store = prepare(SOURCE, ByteChoice(), "data/x.lance", val_fraction=0.0)
+    store = prepare(SOURCE, ByteTokenizer(), "data/x.lance", val_fraction=0.0)
     state = WindowLoader(store, 16, 4).state_dict()
     state["stores"][0]["uri"] = "data/x.lance"
     WindowLoader(TokenStore.open("data/x.lance"), 16, 4).load_state_dict(state)
 
 
 def test_a_path_is_a_place_too(folder: Path):
-    store = prepare(SOURCE, ByteChoice(), folder / "data/x.lance", val_fraction=0.0)
-    data = LanceDataModule(SOURCE, ByteChoice(), 16, 4, uri=folder / "data/x.lance", val_fraction=0.0)
+    store = prepare(SOURCE, ByteTokenizer(), folder / "data/x.lance", val_fraction=0.0)
+    data = LanceDataModule(SOURCE, ByteTokenizer(), 16, 4, uri=folder / "data/x.lance", val_fraction=0.0)
     data.prepare_data()
     data.setup("fit")
     assert data.store.uri == store.uri == str(folder / "data/x.lance")
-    assert check_store(f"file://{folder}/data/x.lance/") == []
+    assert verify_store(f"file://{folder}/data/x.lance/") == []
     assert forget(f"file://{folder}/data/x.lance/", {"repo": "repo1"}).documents == 1
 
 
 def test_stores_with_and_without_the_ending_keep_their_tokenizers(folder: Path):
     prepare(SOURCE, TrainedBPE(270), "data/x", val_fraction=0.0)
-    prepare(SOURCE, ByteChoice(), "data/x.lance", val_fraction=0.0)
+    prepare(SOURCE, ByteTokenizer(), "data/x.lance", val_fraction=0.0)
     for place, size in (("data/x", 270), ("data/x.lance", 257)):
         data = LanceDataModule(None, None, 16, 4, uri=place)
         data.setup("fit")
@@ -184,13 +184,13 @@ def test_the_tokenizer_of_a_store_that_exists_is_found_where_it_was(folder: Path
     data = LanceDataModule(None, None, 16, 4, uri="data/x")
     data.setup("fit")
     assert data.tokenizer.vocab_size == 270
-    prepare(SOURCE, ByteChoice(), "data/x.lance", val_fraction=0.0)
+    prepare(SOURCE, ByteTokenizer(), "data/x.lance", val_fraction=0.0)
     again = LanceDataModule(None, None, 16, 4, uri="data/x")
     again.setup("fit")
     assert again.tokenizer.vocab_size == 270
     # As it stays when it grows, or is built again.
     prepare(SOURCE, TrainedBPE(270), "data/x", val_fraction=0.5, rebuild=True)
-    assert (folder / "data/x.tokenizer.json").read_text() == ByteChoice().load(None, folder).to_json()
+    assert (folder / "data/x.tokenizer.json").read_text() == ByteTokenizer().load(None, folder).to_json()
     # Beside a link to the store, too.
     (folder / "data/x.store-tokenizer.json").rename(folder / "other/linked.tokenizer.json")
     (folder / "data/x.tokenizer.json").unlink()
@@ -198,7 +198,7 @@ def test_the_tokenizer_of_a_store_that_exists_is_found_where_it_was(folder: Path
     linked = LanceDataModule(None, None, 16, 4, uri="other/linked.lance")
     linked.setup("fit")
     assert linked.tokenizer.vocab_size == 270
-    (folder / "other/linked.tokenizer.json").write_text(ByteChoice().load(None, folder).to_json())
+    (folder / "other/linked.tokenizer.json").write_text(ByteTokenizer().load(None, folder).to_json())
     other = LanceDataModule(None, None, 16, 4, uri="other/linked.lance")
     other.setup("fit")
     with pytest.raises(StoreError, match="is not the one that made"):
@@ -206,24 +206,24 @@ def test_the_tokenizer_of_a_store_that_exists_is_found_where_it_was(folder: Path
 
 
 def test_a_link_to_a_store_stays_where_the_store_is_replaced(folder: Path):
-    prepare(SOURCE, ByteChoice(), "other/real.lance", val_fraction=0.0)
+    prepare(SOURCE, ByteTokenizer(), "other/real.lance", val_fraction=0.0)
     (folder / "data/x.lance").symlink_to("../other/real.lance")
     for place in ("data/x.lance", "data/x.lance/"):
-        assert prepare(SOURCE, ByteChoice(), place, val_fraction=0.0).version == 1
-    store = prepare(SOURCE, ByteChoice(), "data/x.lance", val_fraction=0.5, rebuild=True)
+        assert prepare(SOURCE, ByteTokenizer(), place, val_fraction=0.0).version == 1
+    store = prepare(SOURCE, ByteTokenizer(), "data/x.lance", val_fraction=0.5, rebuild=True)
     assert store.num_tokens("val")
     assert (folder / "data/x.lance").readlink() == Path("../other/real.lance")
     assert sorted(path.name for path in (folder / "other").iterdir()) == ["real.lance", "real.tokenizer.json"]
-    assert prepare(SOURCE, ByteChoice(), "data/x.lance", val_fraction=0.5, rebuild=True).version == store.version
+    assert prepare(SOURCE, ByteTokenizer(), "data/x.lance", val_fraction=0.5, rebuild=True).version == store.version
     # A rebuild that was killed before its first commit leaves a link to nothing: it goes on.
     (folder / "other/real.lance").rename(folder / "other/real.lance.being-removed")
-    assert prepare(SOURCE, ByteChoice(), "data/x.lance", val_fraction=0.5).num_tokens("val")
+    assert prepare(SOURCE, ByteTokenizer(), "data/x.lance", val_fraction=0.5).num_tokens("val")
     assert sorted(path.name for path in (folder / "other").iterdir()) == ["real.lance", "real.tokenizer.json"]
 
 
 def test_a_tokenizer_of_the_user_is_not_overwritten(folder: Path):
     mine = folder / "data/x.tokenizer.json"
-    made = ByteChoice().load(None, folder).to_json()
+    made = ByteTokenizer().load(None, folder).to_json()
     # Spelled as other programs do; and as a build does.
     mine.write_text(json.dumps(json.loads(made), indent=2))
     with pytest.raises(

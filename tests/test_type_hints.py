@@ -16,11 +16,11 @@ from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.inspection.resume import verify_resume
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource, python_stdlib
-from lightning_lance.tokenization.configs import ByteChoice, PretrainedTokenizer, TokenizerFile, TrainedBPE
-from lightning_lance.type_hints import check_arguments, expected_instead
+from lightning_lance.tokenization.configs import ByteTokenizer, PretrainedTokenizer, TokenizerFile, TrainedBPE
+from lightning_lance.type_hints import check_arguments, type_mismatch
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -78,24 +78,24 @@ def without_null(number: int = None, share: float = 1.0) -> None: ...  # type: i
     ],
 )
 def test_what_an_argument_takes_in_words(name: str, value: Any, told: str | None):
-    assert expected_instead(Target, name, value) == told
+    assert type_mismatch(Target, name, value) == told
 
 
 def test_of_libraries_too_and_where_names_are_known_to_type_checkers_only():
-    assert expected_instead(lightning.Trainer, "max_steps", "abc") == "a whole number"
-    assert expected_instead(lightning.Trainer, "limit_val_batches", "abc") == "a whole number or a number or null"
+    assert type_mismatch(lightning.Trainer, "max_steps", "abc") == "a whole number"
+    assert type_mismatch(lightning.Trainer, "limit_val_batches", "abc") == "a whole number or a number or null"
     for name, value in {"precision": "foo", "devices": "auto", "max_time": "0:1", "callbacks": []}.items():
-        assert expected_instead(lightning.Trainer, name, value) is None
-    assert expected_instead(only_checked, "number", "abc") is None
-    assert expected_instead(no_such_name, "number", "abc") is None
-    assert expected_instead(only_read, "number", "abc") is None
-    assert expected_instead(dict, "number", "abc") is None
+        assert type_mismatch(lightning.Trainer, name, value) is None
+    assert type_mismatch(only_checked, "number", "abc") is None
+    assert type_mismatch(no_such_name, "number", "abc") is None
+    assert type_mismatch(only_read, "number", "abc") is None
+    assert type_mismatch(dict, "number", "abc") is None
 
 
 def test_null_is_right_where_it_is_the_default():
-    assert expected_instead(without_null, "number", None) is None
-    assert expected_instead(without_null, "number", "abc") == "a whole number"
-    assert expected_instead(without_null, "share", None) == "a number"
+    assert type_mismatch(without_null, "number", None) is None
+    assert type_mismatch(without_null, "number", "abc") == "a whole number"
+    assert type_mismatch(without_null, "share", None) == "a number"
 
 
 def of_ours(
@@ -168,13 +168,13 @@ def test_values_that_may_be_secret_are_not_shown():
 
 WRONG: list[Any] = [
     None, "", "x\0y", -1, math.nan, 10**30, True, [], [1], [None], {1: 2}, object(), int, len, b"x", np.array([1, 2]),
-    iter([1]), Path("/nowhere"), "x" * 5000, ByteChoice, python_stdlib,
+    iter([1]), Path("/nowhere"), "x" * 5000, ByteTokenizer, python_stdlib,
 ]  # fmt: skip
 
 
 def calls() -> dict[str, Callable[[Any], Any]]:
     """Ways to give a value to what is public, that end before anything is built."""
-    source, tokenizer = python_stdlib(), ByteChoice()
+    source, tokenizer = python_stdlib(), ByteTokenizer()
     made: dict[str, Callable[[Any], Any]] = {
         f"DatasetSource.{name}": lambda value, name=name: DatasetSource(
             **{"path": "parquet", "data_files": ["x"], name: value}
@@ -211,8 +211,8 @@ def calls() -> dict[str, Callable[[Any], Any]]:
         "TokenWindows.store": lambda value: TokenWindows(value, 16),
         "forget": lambda value: forget(value, {"path": "x"}),
         "forget.rule": lambda value: forget("nowhere", value),
-        "check_store": lambda value: check_store(value),
-        "check_store.sample": lambda value: check_store("nowhere", sample=value),
+        "verify_store": lambda value: verify_store(value),
+        "check_store.sample": lambda value: verify_store("nowhere", sample=value),
         "verify_resume": lambda value: verify_resume(value, {}),
         "verify_resume.uris": lambda value: verify_resume("nowhere", value),
         "prepare.source": lambda value: prepare(value, tokenizer),
@@ -223,7 +223,7 @@ def calls() -> dict[str, Callable[[Any], Any]]:
 
 
 def check_plan(**place: Any) -> None:
-    make_plan(FilesSource(["*.none"]), ByteChoice(), **place)
+    make_plan(FilesSource(["*.none"]), ByteTokenizer(), **place)
 
 
 @pytest.mark.parametrize("name", calls())

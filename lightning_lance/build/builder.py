@@ -13,25 +13,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.build.coordination import Turn
-from lightning_lance.build.disk_space import SpaceCheck
+from lightning_lance.build.coordination import BuildCoordinator
+from lightning_lance.build.disk_space import DiskSpaceCheck
 from lightning_lance.build.packing import Packer
 from lightning_lance.build.pipeline import EncodedBatch, encoded_batches
 from lightning_lance.build.plan import Budget, Plan, keep_tokenizer
 from lightning_lance.build.progress import BuildProgress
 from lightning_lance.build.row_writer import RowWriter, forget_written
-from lightning_lance.documents.arrow import one_array
-from lightning_lance.documents.batch import covered
-from lightning_lance.documents.dedup import KnownTexts
+from lightning_lance.documents.arrow import as_single_chunk
+from lightning_lance.documents.batch import next_row
+from lightning_lance.documents.dedup import SeenHashes
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import splits_of
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
 from lightning_lance.format.commit import append_commit, last_version
-from lightning_lance.format.lance_io import Written, conflict
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.lance_io import PendingFragments, conflict
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links
-from lightning_lance.maintenance.compaction import FULL_BYTES, finish, left_behind, remove_unneeded, take_over, tidy
-from lightning_lance.maintenance.forgetting import take_out
+from lightning_lance.maintenance.compaction import (
+    FULL_BYTES,
+    clean_up,
+    commit_final,
+    compact,
+    fence_stale_builders,
+    find_orphans,
+)
+from lightning_lance.maintenance.forgetting import apply_forget_rules
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import nearest
 from lightning_lance.sources.source import OpenedSource, Source
@@ -68,7 +75,7 @@ class Build:
         plan: Plan,
         budget: Budget,
         version: int,
-        commit: Commit | None,
+        commit: CommitMetadata | None,
         storage_options: Mapping[str, str] | None,
     ) -> None:
         self._source, self._plan, self._budget, self._storage_options = source, plan, budget, storage_options
@@ -82,7 +89,7 @@ class Build:
                 "back, or remove the store to build it anew."
             )
         tokenizer = plan.tokenizer
-        self._commit = commit or Commit(
+        self._commit = commit or CommitMetadata(
             plan.fingerprint,
             plan.recipe,
             self._opened.pin,
@@ -104,7 +111,7 @@ class Build:
             self._rows.abandon()
             self._rows = None
 
-    def run(self, turn: Turn, commit_tokens: int | None, commit_seconds: float) -> None:
+    def run(self, turn: BuildCoordinator, commit_tokens: int | None, commit_seconds: float) -> None:
         """Read until the budget is met or the source ends.
 
         Args:
@@ -131,13 +138,13 @@ class Build:
         )
         # What is known is what is committed: read back from the store, so it can be no other than its documents.
         plan = self._plan
-        known = KnownTexts(stored_hashes(plan.uri, self._storage_options)) if self._dedup else None
+        known = SeenHashes(stored_hashes(plan.uri, self._storage_options)) if self._dedup else None
         batches = encoded_batches(
             self._opened, plan.tokenizer, first.shard, first.row, documents, tokens, plan.long_documents, known
         )
         if commit_tokens is None:
             commit_tokens = FULL_BYTES // token_dtype(plan.tokenizer.vocab_size).itemsize
-        space = SpaceCheck(plan, self._budget, self._opened)
+        space = DiskSpaceCheck(plan, self._budget, self._opened)
         asked, last = first, time.monotonic()
         with (
             closing(batches),
@@ -187,14 +194,14 @@ class Build:
         """Begin without what killed builders left, before as much is written again."""
         uri, options = self._plan.uri, self._storage_options
         check_no_links(uri)
-        left = left_behind(uri, options)
+        left = find_orphans(uri, options)
         if left and self._version:
-            self._version = take_over(uri, self._version, left, options)
+            self._version = fence_stale_builders(uri, self._version, left, options)
         elif left:
             # A version without rows: so nobody can make the first one any more out of what goes.
-            nothing = Written(None, self._packer.schema, [], {})
+            nothing = PendingFragments(None, self._packer.schema, [], {})
             self._version, self.committed = append_commit(uri, nothing, self._commit, options), self._commit
-            remove_unneeded(uri, options, left)
+            clean_up(uri, options, left)
 
     def _keep_tokenizer(self) -> None:
         """Write the tokenizer beside a local store; one that an earlier version spelled otherwise stays as it is."""
@@ -232,16 +239,16 @@ class Build:
         uri, options, commit, version = self._plan.uri, self._storage_options, self._commit, self._version
 
         def append() -> None:
-            written: Written | None = None
+            written: PendingFragments | None = None
             try:
                 written = (rows or RowWriter(uri, version, commit.fingerprint, self._packer.schema, options)).close()
                 if final:
-                    self._version = finish(uri, written, commit, options)
+                    self._version = commit_final(uri, written, commit, options)
                 else:
                     self._version = append_commit(uri, written, commit, options)
                 self.committed, written = commit, None
                 if not final:
-                    self._version = tidy(uri, self._version, options)
+                    self._version = compact(uri, self._version, options)
             except BaseException as error:
                 if written is not None:
                     forget_written(uri, written, options)
@@ -263,7 +270,7 @@ class Build:
         documents = made.documents.slice(0, count)
         ids = made.encoded.ids[: offsets[-1]]
         described, lengths = self._described(shard, documents), np.diff(offsets)
-        gone, noted_commit = take_out(commit, described, lengths + 1)
+        gone, noted_commit = apply_forget_rules(commit, described, lengths + 1)
         if gone.any():
             left, ids = pa.array(~gone), ids[np.repeat(~gone, lengths)]
             if self._dedup:
@@ -283,7 +290,7 @@ class Build:
         skipped, noted = made.counts(count, seen)
         row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
         if not budget.met(added):
-            row = covered(made.batch) or row
+            row = next_row(made.batch) or row
         skipped, noted = _add_counts(commit.skipped, skipped), _add_counts(commit.noted, noted)
         files = dict([*(commit.files | {self._opened.shards[shard]: row}).items()][-_LISTED_FILES:])
         self._commit = replace(added, shard=shard, row=row, skipped=skipped, noted=noted, files=files)
@@ -294,7 +301,7 @@ class Build:
 
     def _described(self, shard: int, documents: pa.Table) -> pa.Table:
         """Give each document its id, `shard:row`, which finds it in the source again."""
-        rows = one_array(documents.column("row")).cast(pa.string())
+        rows = as_single_chunk(documents.column("row")).cast(pa.string())
         ids = pc.binary_join_element_wise(pa.scalar(str(shard)), rows, ":")
         return documents.drop_columns(["row", "text"]).append_column("id", ids)
 

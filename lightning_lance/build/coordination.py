@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Protocol
 
 from lightning_lance.errors import StoreError
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.messages.escaping import logger
-from lightning_lance.messages.formatting import counted, tokens_told
+from lightning_lance.messages.formatting import format_tokens, pluralize
 from lightning_lance.process.build_status import BuildStatus, StatusFile, failure_of, read_status, remove_status
 from lightning_lance.process.exit_cleanup import at_the_end, no_longer
 from lightning_lance.process.locks import POLL_SECONDS, Lease
@@ -23,7 +23,7 @@ _TELL_SECONDS = 10.0
 COMMIT_MARGIN_SECONDS = 30.0
 
 
-class Turn(Protocol):
+class BuildCoordinator(Protocol):
     """A process's part in the building of one store, from when it asks until the store is complete."""
 
     mine: bool
@@ -33,7 +33,7 @@ class Turn(Protocol):
     def lost(self) -> bool:
         """Whether another process has taken over from this one."""
 
-    def wait(self, commit: Commit | None) -> None:
+    def wait(self, commit: CommitMetadata | None) -> None:
         """Try to become the builder; if another one is, tell its progress, and wait a moment.
 
         Args:
@@ -56,7 +56,7 @@ class Turn(Protocol):
     def failed(self, error: BaseException) -> None:
         """Tell those who wait why the build failed."""
 
-    def __enter__(self) -> Turn: ...
+    def __enter__(self) -> BuildCoordinator: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -88,7 +88,7 @@ class LeaseTurn:
     def lost(self) -> bool:
         return self._lease is not None and self._lease.lost
 
-    def wait(self, commit: Commit | None) -> None:
+    def wait(self, commit: CommitMetadata | None) -> None:
         if self._lease is None:
             self._lease = Lease(self._lock_file)
         taken = self._lease.take()
@@ -187,7 +187,7 @@ class CommitTurn:
 
     def __init__(self, uri: str, patience: float) -> None:
         self._uri, self._patience = uri, patience
-        self._seen: Commit | None = None
+        self._seen: CommitMetadata | None = None
         # When the store last grew, on this machine's clock, as far as this process saw; None before it lost a commit.
         self._since: float | None = None
         self._told: float | None = None
@@ -197,7 +197,7 @@ class CommitTurn:
     def lost(self) -> bool:
         return False
 
-    def wait(self, commit: Commit | None) -> None:
+    def wait(self, commit: CommitMetadata | None) -> None:
         now = time.monotonic()
         if self._since is None or (commit == self._seen and now - self._since > self._patience):
             self.mine = True
@@ -209,7 +209,7 @@ class CommitTurn:
             done = (
                 "nothing yet"
                 if commit is None
-                else f"{counted(commit.documents, 'document')}, {tokens_told(commit.tokens)}"
+                else f"{pluralize(commit.documents, 'document')}, {format_tokens(commit.tokens)}"
             )
             _log.warning("Another process builds %s; waiting for it (committed: %s).", self._uri, done)
         time.sleep(POLL_SECONDS)

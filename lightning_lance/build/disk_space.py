@@ -8,10 +8,10 @@ from pathlib import Path
 
 from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.errors import ConfigError
-from lightning_lance.format.metadata import Commit
-from lightning_lance.maintenance.compaction import FULL_BYTES, loose_bytes
+from lightning_lance.format.metadata import CommitMetadata
+from lightning_lance.maintenance.compaction import FULL_BYTES, uncompacted_bytes
 from lightning_lance.messages.escaping import logger
-from lightning_lance.messages.formatting import size_told, tokens_told
+from lightning_lance.messages.formatting import format_bytes, format_tokens
 from lightning_lance.sources.source import OpenedSource
 from lightning_lance.tokenization.tokenizer import token_dtype
 
@@ -21,7 +21,7 @@ _log = logger(__name__)
 _BESIDES = 1.1
 
 
-def expected_tokens(budget: Budget, seen: Commit, num_bytes: int | None, num_shards: int) -> float | None:
+def expected_tokens(budget: Budget, seen: CommitMetadata, num_bytes: int | None, num_shards: int) -> float | None:
     """Estimate the tokens of the whole store; None if nothing tells yet.
 
     Whatever ends the reading first counts: the budget in tokens; that in documents, at the mean length so far; the size of
@@ -56,7 +56,7 @@ def merging_bytes(new: float, loose: float) -> float:
     return min(new + loose, 2 * FULL_BYTES)
 
 
-class SpaceCheck:
+class DiskSpaceCheck:
     """Looks once, as soon as it can be told, whether a build fits; reads nothing of the source for it.
 
     Args:
@@ -70,7 +70,7 @@ class SpaceCheck:
         self._num_bytes, self._num_shards = opened.num_bytes, len(opened.shards)
         self._told = self._asked_to_wait = "://" in plan.uri  # a bucket has no end
 
-    def look(self, seen: Commit, stored: Commit | None) -> None:
+    def look(self, seen: CommitMetadata, stored: CommitMetadata | None) -> None:
         """Tell what the build needs and what is free, the first time that it can be told; until then, when it can be.
 
         Args:
@@ -87,7 +87,7 @@ class SpaceCheck:
             return
         folder = next(place for place in Path(self._plan.uri).absolute().parents if place.is_dir())
         free = shutil.disk_usage(folder).free
-        room = f"{size_told(free)} are free in {str(folder)!r}"
+        room = f"{format_bytes(free)} are free in {str(folder)!r}"
         if tokens is None:
             self._asked_to_wait = True
             first = f"after the first of {self._num_shards:,} shards" if not seen.shard else "at the end of a shard"
@@ -101,10 +101,10 @@ class SpaceCheck:
         least = max(tokens - has, 0) * width
         more, all_of_it = (" more than it has by now", " in all") if has else ("", "")
         needed = least * _BESIDES
-        merging = merging_bytes(needed, loose_bytes(self._plan.uri))
+        merging = merging_bytes(needed, uncompacted_bytes(self._plan.uri))
         what = (
-            f"{self._plan.uri!r} needs about {size_told(needed)}{more} ({tokens_told(tokens)} of {width} bytes"
-            f"{all_of_it}), and {room}; while it is merged, up to {size_told(merging)} more are needed"
+            f"{self._plan.uri!r} needs about {format_bytes(needed)}{more} ({format_tokens(tokens)} of {width} bytes"
+            f"{all_of_it}), and {room}; while it is merged, up to {format_bytes(merging)} more are needed"
         )
         cure = "lower max_tokens or max_documents, make room, or give a data_dir (or uri) on a larger disk"
         # A number that was asked for is certain, one that was worked out from a part of the source is not, and how much is

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents.arrow import one_array
+from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.format.rows import BLOCK, Stream, forgotten_rows, store_schema
@@ -109,7 +109,7 @@ class Packer:
             splits: (n,) places in `SPLITS`.
             documents: n rows with `language`, `id`, the metadata, and `hash` if it is kept.
         """
-        languages = one_array(documents.column("language")).dictionary_encode()
+        languages = as_single_chunk(documents.column("language")).dictionary_encode()
         streams = splits.astype(np.int64) * len(languages.dictionary) + np.asarray(languages.indices)
         joined = join_documents(ids, offsets, self._eos_id, self._dtype)
         borders = np.append(0, offsets[1:] + np.arange(1, len(offsets)))

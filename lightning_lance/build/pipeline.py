@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_lance.documents.arrow import one_array, string_buffers
+from lightning_lance.documents.arrow import as_single_chunk, offsets_and_bytes
 from lightning_lance.documents.columns import REPLACED
-from lightning_lance.documents.dedup import KnownTexts, text_hashes
-from lightning_lance.documents.screening import LongDocuments, counted, remarks, skip_reasons, spelled
+from lightning_lance.documents.dedup import SeenHashes, text_hashes
+from lightning_lance.documents.screening import LongDocuments, count_reasons, flags_of, skip_reasons, spelled
 from lightning_lance.errors import ConfigError
 from lightning_lance.process.prefetch import read_ahead
 from lightning_lance.sources.source import OpenedSource
@@ -62,10 +62,10 @@ class EncodedBatch(NamedTuple):
 
     def counts(self, documents: int, rows: int) -> tuple[dict[str, int], dict[str, int]]:
         """Count, among the first rows, those left out by reason, and among the first documents, the remarks."""
-        return counted(self.skipped, rows), counted(self.noted, documents)
+        return count_reasons(self.skipped, rows), count_reasons(self.noted, documents)
 
 
-class _Room:
+class _Backpressure:
     """Lets the reading run ahead only as far as memory is meant for and the budget will need, so that no more is fetched.
 
     How many tokens a text will be is estimated from those before it; before there are any, a byte is taken for a token.
@@ -122,7 +122,7 @@ def encoded_batches(
     max_documents: int | None = None,
     max_tokens: int | None = None,
     long: LongDocuments = LongDocuments(),  # noqa: B008 - frozen
-    known: KnownTexts | None = None,
+    known: SeenHashes | None = None,
 ) -> Generator[tuple[int, EncodedBatch | None], None, None]:
     """Read and encode from a cursor on, in the source's order.
 
@@ -140,7 +140,7 @@ def encoded_batches(
         (shard, batch) pairs, and (shard, None) after the last batch of each shard.
     """
     left = max_documents
-    room, special = _Room(max_documents, max_tokens), spelled(tokenizer.special_tokens)
+    room, special = _Backpressure(max_documents, max_tokens), spelled(tokenizer.special_tokens)
     ahead: deque[tuple[int, Future[EncodedBatch] | None]] = deque()
 
     def oldest() -> Generator[tuple[int, EncodedBatch | None], None, None]:
@@ -205,11 +205,11 @@ def _encode(
     skipped: dict[str, np.ndarray],
 ) -> EncodedBatch:
     documents = _rows(batch, wanted)
-    noted = remarks(documents, special, long)
+    noted = flags_of(documents, special, long)
     documents = documents.select(
         [name for name in documents.column_names if name not in ("not_utf8", "not_json", "bom", REPLACED)]
     )
-    texts = one_array(documents.column("text"))
+    texts = as_single_chunk(documents.column("text"))
     encoded = encode_texts(tokenizer, texts, long.max_bytes)
     largest = int(encoded.ids.max(initial=0))
     if largest >= tokenizer.vocab_size:
@@ -226,8 +226,8 @@ def _rows(batch: pa.Table, wanted: np.ndarray) -> pa.Table:
     """Take rows, the texts without a copy where only empty ones are left out."""
     if len(wanted) == len(batch):
         return batch
-    texts = one_array(batch.column("text"))
-    borders, _ = string_buffers(texts)
+    texts = as_single_chunk(batch.column("text"))
+    borders, _ = offsets_and_bytes(texts)
     low, high = borders[wanted], borders[wanted + 1]
     if not len(wanted) or (low[1:] != high[:-1]).any():
         return batch.take(pa.array(wanted))
@@ -247,7 +247,7 @@ def _amount(sizes: np.ndarray) -> tuple[int, int]:
 
 
 def _batches(
-    opened: OpenedSource, shard: int, row: int, room: _Room
+    opened: OpenedSource, shard: int, row: int, room: _Backpressure
 ) -> Generator[tuple[int, pa.Table | None], None, None]:
     size = 0
     for place in range(shard, len(opened.shards)):

@@ -17,18 +17,18 @@ from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocument
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import ConfigError, StoreError, described, is_count
 from lightning_lance.format.commit import last_commit
-from lightning_lance.format.metadata import FORMAT_VERSION, Commit
-from lightning_lance.format.versions import first_version, look_again
+from lightning_lance.format.metadata import FORMAT_VERSION, CommitMetadata
+from lightning_lance.format.versions import first_version, open_with_retry
 from lightning_lance.location import beside_place, is_local, store_place, tokenizer_file
 from lightning_lance.messages.escaping import logger
-from lightning_lance.messages.formatting import counted
+from lightning_lance.messages.formatting import pluralize
 from lightning_lance.process.build_status import BuildStatus, failure_of, read_status, status_file
-from lightning_lance.process.files import write_whole
+from lightning_lance.process.files import write_atomic
 from lightning_lance.process.locks import LeaseWatch, content_of, lock_file
 from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
-from lightning_lance.tokenization.configs import TokenizerChoice, TokenizerFile
+from lightning_lance.tokenization.configs import TokenizerConfig, TokenizerFile
 from lightning_lance.tokenization.tokenizer import Tokenizer, is_kept_tokenizer, token_dtype
 
 _log = logger(__name__)
@@ -65,7 +65,7 @@ class Budget:
         asked = [f"{name}={value:,}" for name, value in vars(self).items() if value is not None]
         return " and ".join(asked) or "all that the source has"
 
-    def met(self, commit: Commit) -> bool:
+    def met(self, commit: CommitMetadata) -> bool:
         """Whether a store with this commit needs no more documents."""
         return (
             commit.exhausted
@@ -73,7 +73,7 @@ class Budget:
             or (self.max_tokens is not None and commit.tokens >= self.max_tokens)
         )
 
-    def share(self, commit: Commit, num_shards: int) -> float:
+    def share(self, commit: CommitMetadata, num_shards: int) -> float:
         """Tell how much is done, 0 to 1: of the budget, or of the shards where there is none."""
         shares = [commit.shard / max(num_shards, 1)]
         if self.max_documents is not None:
@@ -103,7 +103,7 @@ class Plan:
         """Return the recipes of earlier versions for the same store: they spelled the tokenizer otherwise."""
         return [{**self.recipe, "tokenizer": digest} for digest in self.tokenizer.other_digests]
 
-    def made(self, commit: Commit) -> bool:
+    def made(self, commit: CommitMetadata) -> bool:
         """Tell whether a store with this commit is of the same recipe."""
         if commit.fingerprint == self.fingerprint:
             return True
@@ -132,7 +132,7 @@ class Plan:
 
 def make_plan(
     source: Source,
-    tokenizer: TokenizerChoice,
+    tokenizer: TokenizerConfig,
     uri: str | os.PathLike[str] | None = None,
     *,
     data_dir: str | Path = "data",
@@ -201,8 +201,8 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
     check_same(commit, plan)
     if not budget.met(commit):
         raise StoreError(
-            f"The token store {plan.uri!r} is unfinished ({counted(commit.documents, 'document')}, "
-            f"{counted(commit.tokens, 'token')}; asked for {budget}){_last_failure(plan)}: "
+            f"The token store {plan.uri!r} is unfinished ({pluralize(commit.documents, 'document')}, "
+            f"{pluralize(commit.tokens, 'token')}; asked for {budget}){_last_failure(plan)}: "
             "run 'lightning-lance prepare' again, it continues."
         )
     # Versions from before something was forgotten are kept for checkpoints only.
@@ -213,7 +213,7 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
             plan.uri, lambda commit: len(commit.forgotten) >= rules and budget.met(commit), storage_options
         )
 
-    store = look_again(first, lambda version: TokenStore.open(plan.uri, version, storage_options))
+    store = open_with_retry(first, lambda version: TokenStore.open(plan.uri, version, storage_options))
     if budget.max_documents is not None and store.commit.documents > budget.max_documents:
         _log.warning(
             "The token store %s has %s documents where the budget is %s: it was built with a larger budget.",
@@ -293,7 +293,7 @@ def keep_tokenizer(plan: Plan) -> None:
         return
     if found is not None:
         _keep_for_other_store(plan, file, found)
-    write_whole(file, text)
+    write_atomic(file, text)
 
 
 def _text_of(file: Path) -> str | None:
@@ -310,7 +310,7 @@ def _keep_for_other_store(plan: Plan, file: Path, text: str) -> None:
     mine = beside_place(other, "tokenizer.json")
     there = Path(other).is_dir() or os.path.lexists(beside_place(other, "lock"))
     if mine != file and there and not os.path.lexists(mine):
-        write_whole(mine, text)
+        write_atomic(mine, text)
 
 
 class _Waiting:
@@ -324,7 +324,7 @@ class _Waiting:
         self._grown = self._told = time.monotonic()
         self._who: str | None = None
 
-    def look(self, commit: Commit | None, status: BuildStatus | None) -> None:
+    def look(self, commit: CommitMetadata | None, status: BuildStatus | None) -> None:
         """Look at the store and its builder, and say what there is to say. StoreError if the builder is gone for good."""
         now = time.monotonic()
         committed = 0 if commit is None else commit.tokens
@@ -354,7 +354,7 @@ class _Waiting:
     def _builder_told(self, status: BuildStatus | None, silence: float | None, gone: bool, now: float) -> str:
         if self._watch is None:
             minutes = int((now - self._grown) / 60)
-            return f", the last of them {counted(minutes, 'minute')} ago or more" if minutes else ""
+            return f", the last of them {pluralize(minutes, 'minute')} ago or more" if minutes else ""
         if silence is None:
             return ", and no process builds it: run 'lightning-lance prepare' for it"
         return f", and its builder ({_builder(status)}) shows no sign of life" if gone else ""
@@ -384,7 +384,7 @@ def tokenizer_beside(store: TokenStore) -> Tokenizer:
     raise ConfigError(f"There is no tokenizer.json at {where!r}: bring back the one that made {store.uri!r}.")
 
 
-def check_same(commit: Commit, plan: Plan) -> None:
+def check_same(commit: CommitMetadata, plan: Plan) -> None:
     """Refuse a store that another recipe made.
 
     Raises:

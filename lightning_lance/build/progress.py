@@ -9,7 +9,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from lightning_lance.messages.escaping import logger, shown
-from lightning_lance.messages.formatting import counted, share_told, tokens_told
+from lightning_lance.messages.formatting import format_percent, format_tokens, pluralize
 
 _log = logger(__name__)
 
@@ -41,7 +41,7 @@ class BuildProgress:
             bar_format=_KNOWN if share else _UNKNOWN,
         )
         if documents:
-            _log.info("%s: continuing after %s.", name, counted(documents, "document"))
+            _log.info("%s: continuing after %s.", name, pluralize(documents, "document"))
 
     def __enter__(self) -> BuildProgress:
         return self
@@ -60,7 +60,7 @@ class BuildProgress:
 
     def committed(self, share: float, documents: int, tokens: int) -> None:
         """Log that a commit was made."""
-        told = share_told(share)
+        told = format_percent(share)
         _log.info("%s: committed %s%s.", self._name, self._figures(documents, tokens), f" ({told})" if told else "")
 
     def ended(self, skipped: Mapping[str, int], noted: Mapping[str, int]) -> None:
@@ -71,7 +71,7 @@ class BuildProgress:
 
     def _figures(self, documents: int, tokens: int) -> str:
         rate = self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
-        return f"{counted(documents, 'document')}, {tokens_told(tokens)}, {rate:,.1f} MB/s"
+        return f"{pluralize(documents, 'document')}, {format_tokens(tokens)}, {rate:,.1f} MB/s"
 
 
 def _listed(counts: Mapping[str, int]) -> str:

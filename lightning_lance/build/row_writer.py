@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.commit import newest_at
-from lightning_lance.format.lance_io import Written, dataset_at, take_back, write_rows
+from lightning_lance.format.lance_io import PendingFragments, dataset_at, delete_uncommitted, write_rows
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.process.memory import give_back
 
@@ -44,7 +44,7 @@ class RowWriter:
         self._uri, self._schema, self._storage_options = uri, schema, storage_options
         self._before = newest_at(uri, version, storage_options, fingerprint)
         self._rows: queue.Queue[pa.RecordBatch | None] = queue.Queue(_WAITING)
-        self._result: Future[Written] = Future()
+        self._result: Future[PendingFragments] = Future()
         self._given_up = threading.Event()
         # Held by whichever of `close` and `abandon` came first.
         self._ended = threading.Lock()
@@ -54,7 +54,7 @@ class RowWriter:
     def _write(self) -> None:
         try:
             made = write_rows(self._uri, self._before, self._schema, self._coming(), self._storage_options)
-            self._result.set_result(Written(self._before, self._schema, *made))
+            self._result.set_result(PendingFragments(self._before, self._schema, *made))
         except BaseException as error:  # it belongs to who gave the rows
             self._result.set_exception(error)
         give_back()
@@ -84,7 +84,7 @@ class RowWriter:
                 return
         self._result.result()
 
-    def close(self) -> Written:
+    def close(self) -> PendingFragments:
         """Wait until all is written. What becomes of the file then is the caller's affair.
 
         Raises:
@@ -124,9 +124,9 @@ def _check_readable(rows: pa.RecordBatch, uri: str) -> None:
         ) from error
 
 
-def forget_written(uri: str, written: Written, storage_options: Mapping[str, str] | None) -> None:
+def forget_written(uri: str, written: PendingFragments, storage_options: Mapping[str, str] | None) -> None:
     """Remove what was written, but for what has become part of the newest version."""
-    take_back(uri, written.files, [written.before, dataset_at(uri, None, storage_options)], storage_options)
+    delete_uncommitted(uri, written.files, [written.before, dataset_at(uri, None, storage_options)], storage_options)
     _remove_empty(uri)
 
 

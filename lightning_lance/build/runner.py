@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lightning_lance.build.builder import Build
-from lightning_lance.build.coordination import COMMIT_MARGIN_SECONDS, CommitTurn, LeaseTurn, Turn
+from lightning_lance.build.coordination import COMMIT_MARGIN_SECONDS, BuildCoordinator, CommitTurn, LeaseTurn
 from lightning_lance.build.plan import Budget, Plan, check_same, check_tokenizer_file, make_plan, open_prepared
 from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES
 from lightning_lance.errors import (
@@ -27,19 +27,25 @@ from lightning_lance.errors import (
 from lightning_lance.format.commit import last_version
 from lightning_lance.format.lance_io import dataset_at, fragments_of, remove_aside, remove_store
 from lightning_lance.format.lineage import check_unchanged
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links, foreign_files
 from lightning_lance.format.tags import build_tag_is_older, lacks_build_tag
 from lightning_lance.format.versions import first_version
 from lightning_lance.location import check_place, checked_storage_options, is_local
-from lightning_lance.maintenance.compaction import end_build, has_unneeded, left_behind, remove_unneeded, take_over
+from lightning_lance.maintenance.compaction import (
+    clean_up,
+    end_build,
+    fence_stale_builders,
+    find_orphans,
+    needs_clean_up,
+)
 from lightning_lance.messages.escaping import logger
-from lightning_lance.messages.formatting import counted, tokens_told
+from lightning_lance.messages.formatting import format_tokens, pluralize
 from lightning_lance.process.build_status import remove_refused
 from lightning_lance.process.locks import Lease
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
-from lightning_lance.tokenization.configs import TokenizerChoice
+from lightning_lance.tokenization.configs import TokenizerConfig
 from lightning_lance.type_hints import check_arguments, check_object
 
 _log = logger(__name__)
@@ -49,7 +55,7 @@ COMMIT_SECONDS = 60.0
 
 def prepare(
     source: Source,
-    tokenizer: TokenizerChoice,
+    tokenizer: TokenizerConfig,
     uri: str | os.PathLike[str] | None = None,
     *,
     data_dir: str | Path = "data",
@@ -116,7 +122,7 @@ def prepare(
     if built and plan.status_file is not None:
         remove_refused(plan.status_file.parent)
     if built and (val_fraction or source.has_validation) and not store.num_tokens("val"):
-        documents = counted(store.commit.documents, "document")
+        documents = pluralize(store.commit.documents, "document")
         why = (
             "the source gave none"
             if source.has_validation
@@ -189,7 +195,9 @@ def _complete(
         raise BuildInterrupted(_how_to_go_on(plan.uri, commit)) from None
 
 
-def _found(plan: Plan, rebuild: bool, storage_options: Mapping[str, str] | None) -> tuple[int, Commit | None, bool]:
+def _found(
+    plan: Plan, rebuild: bool, storage_options: Mapping[str, str] | None
+) -> tuple[int, CommitMetadata | None, bool]:
     """Look at what is at the place of the store.
 
     Returns:
@@ -210,7 +218,7 @@ def _found(plan: Plan, rebuild: bool, storage_options: Mapping[str, str] | None)
     return version, commit, False
 
 
-def _check_goes_on(plan: Plan, version: int, commit: Commit, storage_options: Mapping[str, str] | None) -> None:
+def _check_goes_on(plan: Plan, version: int, commit: CommitMetadata, storage_options: Mapping[str, str] | None) -> None:
     """Refuse, before hours of work, to go on from a store that others have changed, or that is not all in its folder.
 
     Raises:
@@ -250,19 +258,19 @@ def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str,
         unended = lacks_build_tag(dataset, uri, storage_options) and first == version
         twice = build_tag_is_older(dataset, uri, storage_options)
         # In a bucket another may build at any time: there, such things go with the next build.
-        littered = plan.lock_file is not None and (left_behind(uri) or has_unneeded(uri, first))
+        littered = plan.lock_file is not None and (find_orphans(uri) or needs_clean_up(uri, first))
         if not unended and not twice and not littered:
             return
         lease = None if plan.lock_file is None else Lease(plan.lock_file)
         if lease is None or lease.take_from_the_dead():
             try:
                 if last_version(uri, storage_options)[0] == version:
-                    if left := left_behind(uri, storage_options):
-                        version = take_over(uri, version, left, storage_options)
+                    if left := find_orphans(uri, storage_options):
+                        version = fence_stale_builders(uri, version, left, storage_options)
                     if unended or twice:
                         end_build(uri, dataset_at(uri, version, storage_options), storage_options)
-                    elif has_unneeded(uri, first, storage_options):
-                        remove_unneeded(uri, storage_options)
+                    elif needs_clean_up(uri, first, storage_options):
+                        clean_up(uri, storage_options)
             finally:
                 if lease is not None:
                     lease.release()
@@ -271,19 +279,19 @@ def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str,
         _log.debug("%s", error)
 
 
-def _turn(plan: Plan, commit_seconds: float) -> Turn:
+def _turn(plan: Plan, commit_seconds: float) -> BuildCoordinator:
     lock, status = plan.lock_file, plan.status_file
     if lock is None or status is None:
         return CommitTurn(plan.uri, commit_seconds + COMMIT_MARGIN_SECONDS)
     return LeaseTurn(plan.uri, plan.fingerprint, lock, status)
 
 
-def _how_to_go_on(uri: str, commit: Commit | None) -> str:
+def _how_to_go_on(uri: str, commit: CommitMetadata | None) -> str:
     if commit is None:
         return f"Nothing is committed in {uri!r} yet: run it again, it begins anew."
-    documents, are = counted(commit.documents, "document"), "is" if commit.documents == 1 else "are"
+    documents, are = pluralize(commit.documents, "document"), "is" if commit.documents == 1 else "are"
     return (
-        f"{documents} ({tokens_told(commit.tokens)}) {are} committed in {uri!r}: run it again, it goes on from there."
+        f"{documents} ({format_tokens(commit.tokens)}) {are} committed in {uri!r}: run it again, it goes on from there."
     )
 
 
@@ -306,7 +314,7 @@ def check_build(source: Any, tokenizer: Any) -> None:
 
 
 def check_origin(
-    source: Source | None, tokenizer: TokenizerChoice | None, uri: str | os.PathLike[str] | Mapping[str, str] | None
+    source: Source | None, tokenizer: TokenizerConfig | None, uri: str | os.PathLike[str] | Mapping[str, str] | None
 ) -> None:
     """Refuse to serve what is neither built nor at a known place.
 
@@ -326,7 +334,8 @@ def check_origin(
         raise ConfigError("Without a source, the uri of a token store is needed: got neither.")
     if source is not None and isinstance(uri, Mapping):
         raise ConfigError(
-            f"uri is a mapping, of {counted(len(uri), 'store')}, but one is built: give one place, or no source and tokenizer."
+            f"uri is a mapping, of {pluralize(len(uri), 'store')}, but one is built: give one place, or no "
+            "source and tokenizer."
         )
 
 

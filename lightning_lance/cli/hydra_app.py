@@ -42,13 +42,13 @@ from lightning_lance.cli.composed import (
     shown_override,
     without_secrets,
 )
-from lightning_lance.cli.interrupts import Interruptible
+from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.formatting import nearest
 from lightning_lance.messages.redaction import redacted
 from lightning_lance.process.request_logs import quiet_requests
-from lightning_lance.type_hints import expected_instead
+from lightning_lance.type_hints import type_mismatch
 
 _CONF = "lightning_lance.conf"
 # Keys whose value is a dict that the user fills. Hydra adds keys to a dict only where a + says so.
@@ -107,7 +107,7 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
                 sys.stderr.write(redacted(traceback.format_exc()))
                 sys.exit(1)
 
-        signals, began = Interruptible(), time.time()
+        signals, began = InterruptHandler(), time.time()
         try:
             with signals:
                 # Otherwise Hydra prints errors of the configuration itself, over several lines.
@@ -288,7 +288,7 @@ def _misfits(node: DictConfig, place: str, target: str | None = None) -> Iterato
             yield from _misfits(value, key)
             continue
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        if takes is not None and (expected := expected_instead(takes, str(name), plain)):
+        if takes is not None and (expected := type_mismatch(takes, str(name), plain)):
             shown = f"of type {type(plain).__name__}" if is_secret_key(key) else repr(plain)
             yield f"{key} is {shown}: expected {expected}."
 

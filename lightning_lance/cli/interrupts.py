@@ -17,7 +17,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_SECONDS = 2.0
 
 
-class Interruptible:
+class InterruptHandler:
     """While this is entered, both signals raise KeyboardInterrupt in the main thread; a second one ends the process at once.
 
     Attributes:
@@ -34,7 +34,7 @@ class Interruptible:
         """What a shell gives for a process that the signal ended: 130 or 143."""
         return 128 + (self.received or signal.SIGINT)
 
-    def __enter__(self) -> Interruptible:
+    def __enter__(self) -> InterruptHandler:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 self._before[number] = signal.signal(number, self._first)

@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 
 from lightning_lance.cli.composed import is_secret_key, shown_override
 from lightning_lance.cli.hydra_app import command, help_of, make
-from lightning_lance.cli.interrupts import Interruptible
+from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.messages.escaping import fail, say
-from lightning_lance.messages.formatting import counted
+from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.redaction import redacted, remember_options
 
 # A build leaves a store and nothing else: no output folder, no log file.
@@ -70,7 +70,7 @@ come next. Where there are several stores, NAME=PLACE says where each of them is
 
 def _prepare(config: DictConfig) -> None:
     from lightning_lance.build.runner import prepare
-    from lightning_lance.maintenance.integrity import require_whole
+    from lightning_lance.maintenance.integrity import raise_if_damaged
     from lightning_lance.serving.fim import FillInTheMiddle
     from lightning_lance.serving.options import check_options
     from lightning_lance.sources.local_paths import data_folder
@@ -84,10 +84,10 @@ def _prepare(config: DictConfig) -> None:
     wanted = {name: data[name] for name in ("max_documents", "max_tokens", "data_dir", *_BUILT)}
     store = prepare(data["source"], data["tokenizer"], **wanted)
     if data["verify"]:
-        require_whole(store.uri, data["storage_options"])
+        raise_if_damaged(store.uri, data["storage_options"])
     commit = store.commit
     say(
-        f"{store.uri}: {counted(commit.stored_documents, 'document')}, {store.num_tokens('train'):,} train and "
+        f"{store.uri}: {pluralize(commit.stored_documents, 'document')}, {store.num_tokens('train'):,} train and "
         f"{store.num_tokens('val'):,} val tokens, version {store.version}"
     )
 
@@ -126,7 +126,7 @@ def _verify_resume(arguments: list[str]) -> None:
 
 
 def _verify(arguments: list[str]) -> None:
-    from lightning_lance.maintenance.integrity import check_store
+    from lightning_lance.maintenance.integrity import verify_store
 
     uri, options = _place_and_rest("verify", arguments)
     asked = options.pop("sample", "1")
@@ -139,7 +139,7 @@ def _verify(arguments: list[str]) -> None:
     if not 0 < sample <= 1:
         fail(f"sample is {asked}: expected a share of the data files, above 0 and up to 1, such as 0.1.")
     try:
-        problems = check_store(uri, options, sample)
+        problems = verify_store(uri, options, sample)
     except LightningLanceError as error:
         fail(str(error))
     except KeyboardInterrupt:
@@ -148,7 +148,7 @@ def _verify(arguments: list[str]) -> None:
     for problem in problems:
         say(str(problem))
     if problems:
-        fail(f"{uri}: {counted(len(problems), 'problem')}.")
+        fail(f"{uri}: {pluralize(len(problems), 'problem')}.")
     say(f"{uri}: {'all' if sample == 1 else f'the sample of {sample:.3g}'} is as it was written.")
 
 
@@ -158,7 +158,7 @@ def _clean(arguments: list[str]) -> None:
     uri, options = _place_and_rest("clean", arguments)
     if options and "://" not in uri:
         _expect("clean", "=".join(next(iter(options.items()))))
-    signals = Interruptible()
+    signals = InterruptHandler()
     try:
         with signals:
             cleaned = clean(uri, options)
@@ -170,7 +170,7 @@ def _clean(arguments: list[str]) -> None:
     for line in [*cleaned.done, *cleaned.left]:
         say(f"{line}.")
     if cleaned.left:
-        fail(f"{uri}: {counted(len(cleaned.left), 'problem')} left.")
+        fail(f"{uri}: {pluralize(len(cleaned.left), 'problem')} left.")
     if not cleaned.done:
         say(f"{uri}: nothing to clean.")
 
@@ -186,7 +186,7 @@ def _forget(arguments: list[str]) -> None:
         _expect("forget", "no key=value")
     if purge not in ("true", "false"):
         _expect("forget", f"purge={purge}")
-    signals = Interruptible()
+    signals = InterruptHandler()
     try:
         with signals:
             done = forget(
@@ -222,7 +222,7 @@ def _forget(arguments: list[str]) -> None:
 
 def _documents(found: tuple[int, int], do: str, does: str) -> str:
     number, tokens = found
-    return f"{counted(number, 'document')} ({counted(tokens, 'token')}) {does if number == 1 else do}"
+    return f"{pluralize(number, 'document')} ({pluralize(tokens, 'token')}) {does if number == 1 else do}"
 
 
 def main() -> None:

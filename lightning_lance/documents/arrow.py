@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 
-def string_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+def offsets_and_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Lay numpy over the memory of a large_string array: (n + 1,) int64 offsets and the uint8 bytes."""
     _, offsets, data = texts.buffers()
     ends = (
@@ -17,7 +17,7 @@ def string_buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return ends, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
 
 
-def one_array(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+def as_single_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Return a column as one array. Copies only where it is in pieces; Arrow's own `combine_chunks` always does."""
     if isinstance(column, pa.Array):
         return column

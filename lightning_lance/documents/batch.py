@@ -65,7 +65,7 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
             picked[word] = pa.nulls(len(table), pa.string())
         elif word == "text":
             # Some corpora hold strings that are not UTF-8: as bytes, they are looked at again.
-            picked[word], invalid = decoded(text_bytes(column))
+            picked[word], invalid = decode_utf8(text_bytes(column))
             if invalid is not None:
                 picked["not_utf8"] = pa.array(invalid)
         else:
@@ -108,7 +108,7 @@ _COVERED = b"lightning_lance_covered"
 _RESERVED = {"row", "id", "offset", "hash", "language", "tokens", "split", "not_utf8", "not_json", "bom"}
 
 
-def check_words(columns: Mapping[str, str], where: str) -> None:
+def validate_columns(columns: Mapping[str, str], where: str) -> None:
     """Refuse words for columns that cannot be.
 
     Raises:
@@ -138,7 +138,7 @@ def check_words(columns: Mapping[str, str], where: str) -> None:
         raise ConfigError(f"source.columns of {where} uses the word {taken[0]!r}, which the store has already: {cure}.")
 
 
-def decoded(raw: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
+def decode_utf8(raw: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
     """Read bytes as UTF-8. Copies nothing where all of them are.
 
     Args:
@@ -213,7 +213,7 @@ def _valid(columns: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], np.nda
     return made, np.logical_or.reduce(marks) if marks else None
 
 
-def covered(batch: pa.Table) -> int | None:
+def next_row(batch: pa.Table) -> int | None:
     """Tell the row after those that a document batch stands for, with the ones that were not wanted; None if it does not tell.
 
     A source may go on for hours without a document that is wanted: its cursor moves all the same.
@@ -222,7 +222,7 @@ def covered(batch: pa.Table) -> int | None:
     return None if end is None else int(end)
 
 
-def bounded(batch: pa.Table, max_bytes: int) -> list[pa.Table]:
+def split_by_bytes(batch: pa.Table, max_bytes: int) -> list[pa.Table]:
     """Cut a document batch into pieces of about `max_bytes` of text, so that memory does not follow the longest texts."""
     sizes = np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), 0), dtype=np.int64)
     piece = np.cumsum(sizes) // max_bytes

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_lance.documents.arrow import one_array
+from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.errors import SourceError
 from lightning_lance.messages.formatting import nearest
 
@@ -163,7 +163,7 @@ def listed(schema: pa.Schema, missing: Collection[str]) -> str:
 def column_at(table: pa.Table, name: str) -> pa.Array | None:
     """Return the values of a column or a field, (n,), a list of values where a list is on the way; None if it isn't there."""
     steps = steps_to(table.schema, name)
-    return None if steps is None else _along(one_array(table.column(steps[0])), steps[1:])
+    return None if steps is None else _along(as_single_chunk(table.column(steps[0])), steps[1:])
 
 
 def column_type(schema: pa.Schema, steps: Steps) -> pa.DataType:
@@ -197,7 +197,7 @@ def simple_table(table: pa.Table) -> pa.Table:
     """Return a table without views, dictionaries and runs, for which Arrow lacks many functions; the same if it has none."""
     for place, field in enumerate(table.schema):
         if not _is_simple(field.type):
-            table = table.set_column(place, field.name, simple(one_array(table.column(place))))
+            table = table.set_column(place, field.name, simple(as_single_chunk(table.column(place))))
     return table
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.documents.arrow import one_array
+from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.errors import ConfigError, described
 
 Dedup = Literal["none", "exact"]
@@ -35,7 +35,7 @@ def text_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     64 bits: among 100 million texts, the chance that any two different ones are taken for equal is 1 in 3,700.
     """
     if isinstance(texts, pa.ChunkedArray):
-        texts = one_array(texts)
+        texts = as_single_chunk(texts)
     trimmed = pc.utf8_trim_whitespace(pc.fill_null(texts, "").cast(pa.large_string()))
     _, offsets, data = trimmed.buffers()
     # Over Arrow's own memory: a million `bytes` objects cost more than their hashes.
@@ -46,7 +46,7 @@ def text_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
     )
 
 
-class KnownTexts:
+class SeenHashes:
     """The set of the texts seen so far, by their hashes: 8 bytes a text, and 16 for a moment while it grows.
 
     Sorted runs, each at least `_GROWTH` times as long as the next: a new batch is searched for in all of them, becomes a run,

@@ -97,7 +97,7 @@ def _checked_value(key: str, value: Any) -> Any:
     return value
 
 
-def told(value: Any) -> str | int | float | bool | None:
+def plain_value(value: Any) -> str | int | float | bool | None:
     """Return a value to keep as JSON can hold it, for the fingerprint."""
     return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
 
@@ -169,7 +169,7 @@ class OneOf:
         inner = plain_type(kind)
         wanted = [value for value in self.values if value is not None]
         if not self._null and not any(_is_comparable(value, inner) for value in wanted):
-            given = ", ".join(repr(told(value)) for value in wanted)
+            given = ", ".join(repr(plain_value(value)) for value in wanted)
             raise UnfitShard(f"{what}, and {given} can be none of that: give values of its type", False)
 
     def mask(self, values: pa.Array, where: str) -> np.ndarray:

@@ -42,7 +42,7 @@ def skip_reasons(batch: pa.Table, sizes: np.ndarray, long: LongDocuments) -> dic
     return {**reasons, "empty": sizes == 0, "blank": blank, "long": too_long}
 
 
-def remarks(documents: pa.Table, special: Sequence[str], long: LongDocuments) -> dict[str, np.ndarray]:
+def flags_of(documents: pa.Table, special: Sequence[str], long: LongDocuments) -> dict[str, np.ndarray]:
     """Tell what is remarkable about documents that are kept.
 
     Args:
@@ -91,7 +91,7 @@ def _finds(texts: pa.ChunkedArray, pattern: str) -> np.ndarray:
     return np.asarray(pc.match_substring_regex(texts, pattern))
 
 
-def counted(found: Mapping[str, np.ndarray], end: int) -> dict[str, int]:
+def count_reasons(found: Mapping[str, np.ndarray], end: int) -> dict[str, int]:
     """Count each kind among the first `end` documents; kinds of which there is none are left out."""
     counts = {kind: int(np.count_nonzero(mask[:end])) for kind, mask in found.items()}
     return {kind: count for kind, count in counts.items() if count}

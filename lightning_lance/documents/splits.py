@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.documents.arrow import one_array
+from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.errors import ConfigError, described
 
 SPLITS = ("train", "val")
@@ -64,9 +64,9 @@ def splits_of(documents: pa.Table, val_fraction: float) -> np.ndarray:
     if "repo" in documents.column_names:
         repos = documents.column("repo")
         by_text = ~np.asarray(pc.fill_null(pc.not_equal(repos, ""), False))
-        codes[~by_text] = split_codes(one_array(repos.filter(pa.array(~by_text))), val_fraction)
+        codes[~by_text] = split_codes(as_single_chunk(repos.filter(pa.array(~by_text))), val_fraction)
     if by_text.any():
         # The same texts as for de-duplication: copies that it would find are on one side without it too.
-        texts = one_array(documents.column("text").filter(pa.array(by_text)))
+        texts = as_single_chunk(documents.column("text").filter(pa.array(by_text)))
         codes[by_text] = split_codes(pc.utf8_trim_whitespace(texts), val_fraction)
     return codes

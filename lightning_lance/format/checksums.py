@@ -21,7 +21,7 @@ from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import dataset_at, lance_options, lance_said, opening
 from lightning_lance.json_checks import count_of, json_of, list_of, object_of, text_of
 from lightning_lance.messages.escaping import logger
-from lightning_lance.process.files import write_whole
+from lightning_lance.process.files import write_atomic
 from lightning_lance.process.locks import content_of
 
 _log = logger(__name__)
@@ -95,7 +95,7 @@ class Root:
     def put(self, path: str, text: str) -> None:
         """Write a small file, as a whole or not at all."""
         if self._folder is not None:
-            write_whole(self._folder / path, text)
+            write_atomic(self._folder / path, text)
             return
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "file")

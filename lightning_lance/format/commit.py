@@ -17,19 +17,19 @@ from lance.fragment import FragmentMetadata
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import manifest_of, root_session, write_sums
 from lightning_lance.format.lance_io import (
-    Written,
+    PendingFragments,
     conflict,
     data_session,
     dataset_at,
+    delete_uncommitted,
     fragments_of,
     lance_options,
     local_files,
     not_written,
-    take_back,
 )
-from lightning_lance.format.layout import FileNote, files_of, properties_of
+from lightning_lance.format.layout import DataFileInfo, files_of, properties_of
 from lightning_lance.format.lineage import METADATA, check_unchanged, lineage_of, properties_at
-from lightning_lance.format.metadata import Commit, _metadata, check_format, commit_from
+from lightning_lance.format.metadata import CommitMetadata, _metadata, check_format, commit_from
 from lightning_lance.json_checks import (
     field_of,
     json_of,
@@ -40,7 +40,9 @@ from lightning_lance.messages.redaction import shown_cause
 from lightning_lance.process.exit_cleanup import settled
 
 
-def append_commit(uri: str, written: Written, commit: Commit, storage_options: Mapping[str, str] | None = None) -> int:
+def append_commit(
+    uri: str, written: PendingFragments, commit: CommitMetadata, storage_options: Mapping[str, str] | None = None
+) -> int:
     """Make a version of what was written and of all before it, with its note; makes the store if there is none.
 
     Args:
@@ -58,7 +60,7 @@ def append_commit(uri: str, written: Written, commit: Commit, storage_options: M
     """
     before = written.before
     fragments = [] if before is None else fragments_of(before)
-    known = {} if before is None else notes_of(before)
+    known = {} if before is None else data_file_infos(before)
     return replace_fragments(
         uri,
         before,
@@ -84,7 +86,7 @@ def newest_at(
     now = 0 if dataset is None else int(dataset.version)
     if version is not None and now != version:
         raise conflict(uri, version, now)
-    if version and fingerprint is not None and commit_of(dataset, uri).fingerprint != fingerprint:
+    if version and fingerprint is not None and read_commit(dataset, uri).fingerprint != fingerprint:
         raise conflict(uri, version, now)
     if dataset is not None:
         check_unchanged(dataset, uri, storage_options)
@@ -96,8 +98,8 @@ def replace_fragments(
     before: Any | None,
     schema: pa.Schema,
     fragments: Sequence[FragmentMetadata],
-    files: Mapping[str, FileNote],
-    commit: Commit,
+    files: Mapping[str, DataFileInfo],
+    commit: CommitMetadata,
     storage_options: Mapping[str, str] | None,
 ) -> int:
     """Make a version of exactly these fragments, right after the version `before`, or not at all.
@@ -149,7 +151,7 @@ def replace_fragments(
             write_sums(uri, storage_options)
             return version + 1
         now = dataset_at(uri, None, storage_options)
-        take_back(uri, paths, [before, now], storage_options)
+        delete_uncommitted(uri, paths, [before, now], storage_options)
         if now is not None and int(now.version) != version and not made:
             raise conflict(uri, version, int(now.version)) from shown_cause(error)
         if isinstance(error, (ValueError, OSError)):
@@ -164,7 +166,7 @@ def replace_fragments(
             with contextlib.suppress(ValueError, OSError):
                 root_session(uri, storage_options).delete_file(manifest_of(version + 1))
         now = dataset_at(uri, None, storage_options)
-        take_back(uri, paths, [before, now], storage_options)
+        delete_uncommitted(uri, paths, [before, now], storage_options)
         raise conflict(uri, version, 0 if now is None else int(now.version))
     write_sums(uri, storage_options)
     return version + 1
@@ -187,7 +189,7 @@ def _uuid_of(uri: str, version: int, storage_options: Mapping[str, str] | None) 
     return None if dataset is None else str(dataset.read_transaction(version).uuid)
 
 
-def notes_of(dataset: Any) -> dict[str, FileNote]:
+def data_file_infos(dataset: Any) -> dict[str, DataFileInfo]:
     """Read the notes of the data files of an open dataset, by path; of what others wrote there are none.
 
     Raises:
@@ -218,20 +220,20 @@ def is_commit(dataset: Any) -> bool:
 
 def last_commit(
     uri: str, version: int | None = None, storage_options: Mapping[str, str] | None = None
-) -> Commit | None:
+) -> CommitMetadata | None:
     """Read the note of the last commit up to a version; None if there is no store. StoreError if it is another thing."""
     if version is None:
         return last_version(uri, storage_options)[1]
     dataset = dataset_at(uri, version, storage_options)
-    return None if dataset is None else commit_of(dataset, uri)
+    return None if dataset is None else read_commit(dataset, uri)
 
 
-def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[int, Commit | None]:
+def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[int, CommitMetadata | None]:
     """Give the last version and its note; 0 and None if there is no store. StoreError if it is another thing."""
     while (dataset := dataset_at(uri, None, storage_options)) is not None:
         version = int(dataset.version)
         try:
-            return version, commit_of(dataset, uri)
+            return version, read_commit(dataset, uri)
         except (StoreError, ValueError, OSError):
             # A builder may have made another one, and removed this.
             now = dataset_at(uri, None, storage_options)
@@ -240,7 +242,7 @@ def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> 
     return 0, None
 
 
-def commit_of(dataset: Any, uri: str) -> Commit:
+def read_commit(dataset: Any, uri: str) -> CommitMetadata:
     """Read the note of the last commit of an open dataset.
 
     Raises:

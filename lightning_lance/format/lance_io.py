@@ -22,8 +22,14 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.format.hashing import hash_file, hash_local
-from lightning_lance.format.layout import FileNote, LayoutCounter
-from lightning_lance.format.own_files import check_no_links, foreign_files, foreign_objects, is_plain_name, told
+from lightning_lance.format.layout import DataFileInfo, LayoutCounter
+from lightning_lance.format.own_files import (
+    check_no_links,
+    describe_files,
+    foreign_files,
+    foreign_objects,
+    is_plain_name,
+)
 from lightning_lance.format.schema import block_of, check_keys, tokens_of
 from lightning_lance.location import check_place, checked_storage_options, is_local
 from lightning_lance.messages.redaction import in_one_line, shown_cause
@@ -38,7 +44,7 @@ _ROWS_PER_FILE = 2_000_000_000
 _ASIDE = ".being-removed"
 
 
-class Written(NamedTuple):
+class PendingFragments(NamedTuple):
     """Rows in a data file that no version has yet.
 
     Attributes:
@@ -51,7 +57,7 @@ class Written(NamedTuple):
     before: Any | None
     schema: pa.Schema
     fragments: list[FragmentMetadata]
-    files: dict[str, FileNote]
+    files: dict[str, DataFileInfo]
 
 
 def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
@@ -269,8 +275,8 @@ def _remove_folder(uri: str) -> None:
 def _check_foreign(uri: str, foreign: Sequence[str]) -> None:
     if foreign:
         raise StoreError(
-            f"The folder {uri!r} holds what is not of its token store ({told(foreign)}), so the store is not removed: move "
-            "that elsewhere, or give another uri."
+            f"The folder {uri!r} holds what is not of its token store ({describe_files(foreign)}), so the store is not "
+            "removed: move that elsewhere, or give another uri."
         )
 
 
@@ -307,7 +313,7 @@ def write_rows(
     schema: pa.Schema,
     batches: Iterable[pa.RecordBatch],
     storage_options: Mapping[str, str] | None,
-) -> tuple[list[FragmentMetadata], dict[str, FileNote]]:
+) -> tuple[list[FragmentMetadata], dict[str, DataFileInfo]]:
     """Write rows into a data file that no version has yet, and give it as a fragment, with its note; no rows, no file.
 
     Nothing of it stays if it fails, however. Not for the main thread: Ctrl-C within Lance would leave files there.
@@ -347,7 +353,7 @@ def write_rows(
                 whole = hash_local(Path(uri, "data", file.path))
             files[file.path] = counter.note(file.file_size_bytes, whole)
     except BaseException as error:
-        take_back(uri, paths, [], storage_options)
+        delete_uncommitted(uri, paths, [], storage_options)
         if not isinstance(error, (ValueError, OSError)):
             raise
         # Another may have made a version, and removed what this one was to be made of.
@@ -359,7 +365,7 @@ def write_rows(
     return written, files
 
 
-def take_back(
+def delete_uncommitted(
     uri: str, paths: Iterable[str], datasets: Iterable[Any], storage_options: Mapping[str, str] | None
 ) -> None:
     """Remove those data files that none of the datasets (None: no dataset) has."""

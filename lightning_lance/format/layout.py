@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from lightning_lance.documents.arrow import one_array
+from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.documents.splits import FORGOTTEN, SPLITS
 from lightning_lance.errors import StoreError
 from lightning_lance.format.hashing import hash_tokens
@@ -43,7 +43,7 @@ class StreamExtent(NamedTuple):
     num_tokens: int
 
 
-class Extent(NamedTuple):
+class StoreContent(NamedTuple):
     """What of its source a store holds; of one recipe, equal extents are equal streams.
 
     Attributes:
@@ -61,7 +61,7 @@ class Extent(NamedTuple):
         return f"{self.tokens}-{rules}" if self.forgotten else f"{self.tokens}"
 
 
-class FileNote(NamedTuple):
+class DataFileInfo(NamedTuple):
     """What is known of a data file, whose content never changes.
 
     Attributes:
@@ -109,12 +109,12 @@ class LayoutCounter:
                 part = part._replace(tokens=last.tokens + part.tokens, rows=last.rows + part.rows)
             self._parts.append(part)
 
-    def note(self, size: int, whole: str) -> FileNote:
+    def note(self, size: int, whole: str) -> DataFileInfo:
         """Give what was counted, with what is known of the file."""
-        return FileNote(size, whole, self._hash.hexdigest(), tuple(self._parts))
+        return DataFileInfo(size, whole, self._hash.hexdigest(), tuple(self._parts))
 
 
-def properties_of(files: Mapping[str, FileNote]) -> dict[str, str]:
+def properties_of(files: Mapping[str, DataFileInfo]) -> dict[str, str]:
     """Give the notes as properties of a transaction."""
     # Streams are named once: there may be hundreds, and each may be in every file.
     streams = sorted({part[:2] for note in files.values() for part in note.parts})
@@ -126,7 +126,7 @@ def properties_of(files: Mapping[str, FileNote]) -> dict[str, str]:
     return {_FILES: json.dumps({"streams": streams, "files": told}, separators=(",", ":"))}
 
 
-def files_of(properties: Mapping[str, str]) -> dict[str, FileNote]:
+def files_of(properties: Mapping[str, str]) -> dict[str, DataFileInfo]:
     """Read the notes out of the properties of a transaction; those of other writers have none.
 
     Raises:
@@ -149,11 +149,11 @@ def _stream_of(value: Any) -> tuple[str, str]:
     return split, language
 
 
-def _file_note_of(value: Any, streams: Sequence[tuple[str, str]]) -> FileNote:
+def _file_note_of(value: Any, streams: Sequence[tuple[str, str]]) -> DataFileInfo:
     if len(list_of(value, "a file")) != 4:
         raise ValueError(f"a file has {len(value)} values: expected size, two hashes and parts")
     size, whole, tokens, parts = value
-    return FileNote(
+    return DataFileInfo(
         count_of(size, "the size of a file"),
         text_of(whole, "the hash of a file"),
         text_of(tokens, "the hash of the tokens of a file"),
@@ -197,7 +197,7 @@ def check_parts(parts: Iterable[StreamPart], block: int, uri: str) -> None:
             )
 
 
-def layout_of(fragments: Iterable[Any], files: Mapping[str, FileNote]) -> list[StreamPart] | None:
+def layout_of(fragments: Iterable[Any], files: Mapping[str, DataFileInfo]) -> list[StreamPart] | None:
     """Tell from the notes which rows of some Lance fragments are of which stream; None if they do not tell of every row.
 
     That is far less to read than the rows' own columns; but what others than this package added, deleted or moved, only the
@@ -217,7 +217,7 @@ def layout_of(fragments: Iterable[Any], files: Mapping[str, FileNote]) -> list[S
 def layout_of_rows(rows: pa.Table, block: int) -> list[StreamPart]:
     """Tell which rows are of which stream, from their own columns (see `stream_columns`); `block` tokens are a full row."""
     num_tokens = np.asarray(rows.column("num_tokens"))
-    keys = [one_array(rows.column(name).dictionary_encode()) for name in ("split", "language")]
+    keys = [as_single_chunk(rows.column(name).dictionary_encode()) for name in ("split", "language")]
     codes = [np.asarray(key.indices) for key in keys]
     # A block that is not full ends a part: another commit's follow it.
     changes = (num_tokens[:-1] != block) | (np.diff(codes[0]) != 0) | (np.diff(codes[1]) != 0)

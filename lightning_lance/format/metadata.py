@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from lightning_lance.errors import FormatError
-from lightning_lance.format.layout import Extent
+from lightning_lance.format.layout import StoreContent
 from lightning_lance.json_checks import (
     count_of,
     counts_of,
@@ -30,7 +30,7 @@ _MOST_RULES = 100_000
 
 
 @dataclass(frozen=True)
-class Commit:
+class CommitMetadata:
     """What a commit says beside its tokens. All counts are of the whole store, up to and with this commit.
 
     They count what was taken from the source, which is what budgets are about; what was forgotten of it, `forgotten` counts,
@@ -84,11 +84,11 @@ class Commit:
     unknown: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def extent(self) -> Extent:
+    def extent(self) -> StoreContent:
         """What of the source the store holds."""
         taken = [entry for entry in self.forgotten if entry["documents"]]
         rules = (" ".join(f"{key}={value}" for key, value in sorted(entry["rule"].items())) for entry in taken)
-        return Extent(self.tokens, tuple(sorted(rules)))
+        return StoreContent(self.tokens, tuple(sorted(rules)))
 
     @property
     def stored_documents(self) -> int:
@@ -109,20 +109,20 @@ class Commit:
         return {language: count for language, count in left.items() if count}
 
 
-def commit_from(told: Mapping[str, Any]) -> Commit:
+def commit_from(told: Mapping[str, Any]) -> CommitMetadata:
     """Return the commit that some metadata describes, checked field by field. Fields that are not known are kept as they are.
 
     Raises:
         ValueError: If a field is missing, of another type, or beyond what it can be.
     """
-    known = [entry for entry in fields(Commit) if entry.name != "unknown"]
+    known = [entry for entry in fields(CommitMetadata) if entry.name != "unknown"]
     unknown = {name: value for name, value in told.items() if name not in {entry.name for entry in known}}
     unknown |= object_of(unknown.pop("unknown", {}), "unknown")
     checked = {}
     for entry in known:
         if entry.name in told or entry.default is entry.default_factory is MISSING:
             checked[entry.name] = _CHECKS[entry.name](field_of(told, entry.name), entry.name)
-    commit = Commit(**checked, unknown=plain_of(unknown, "unknown"))
+    commit = CommitMetadata(**checked, unknown=plain_of(unknown, "unknown"))
     count_of(commit.eos_id, "eos_id", most=commit.vocab_size - 1)
     count_of(commit.stored_documents, "documents without the forgotten ones")
     count_of(commit.stored_tokens, "tokens without the forgotten ones")
@@ -193,7 +193,7 @@ def check_format(found: Any, uri: str) -> None:
     )
 
 
-def _metadata(commit: Commit) -> dict[str, Any]:
+def _metadata(commit: CommitMetadata) -> dict[str, Any]:
     """Give the note as it is stored."""
     told = asdict(commit)
     return {**told.pop("unknown"), **told}

@@ -159,7 +159,7 @@ def foreign_objects(
     return sorted(path for path in paths if not is_own(path))
 
 
-def told(paths: Collection[str]) -> str:
+def describe_files(paths: Collection[str]) -> str:
     """Name some files for a message."""
     first = sorted(paths)[:_TOLD]
     more = len(paths) - len(first)

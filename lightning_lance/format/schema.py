@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents.arrow import one_array
+from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.errors import StoreError
 
 # Tokens of a row, of which several are in memory at once. Stores of this package have 2,048.
@@ -49,7 +49,7 @@ def check_dtype(uri: str, dtype: np.dtype[Any], recipe: Mapping[str, Any], vocab
 
 def tokens_of(uri: str, column: pa.ChunkedArray | pa.Array, block: int) -> np.ndarray:
     """Return the tokens of some rows, (n, block), without a copy where they are in one piece. StoreError if some are null."""
-    rows = one_array(column) if isinstance(column, pa.ChunkedArray) else column
+    rows = as_single_chunk(column) if isinstance(column, pa.ChunkedArray) else column
     tokens = rows.flatten()
     if rows.null_count or tokens.null_count or len(tokens) != len(rows) * block:
         raise StoreError(f"The token store {uri!r} has rows without tokens, or with null among them: {_CURE}.")

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format.checksums import root_session, stays, versions_on_list
-from lightning_lance.format.commit import commit_of, is_commit
+from lightning_lance.format.commit import is_commit, read_commit
 from lightning_lance.format.lance_io import data_files, dataset_at, not_written
-from lightning_lance.format.layout import Extent
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.layout import StoreContent
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs, tag_file
 from lightning_lance.messages.redaction import in_one_line, shown_cause
 
@@ -29,12 +29,12 @@ _OURS = re.compile(r"build-(?P<tokens>\d+)|checkpoint-(?P<extent>\d+(-[0-9a-f]{8
 _LANCE_ERRORS = (ValueError, OSError, RuntimeError)
 
 
-def checkpoint_tag(extent: Extent) -> str:
+def checkpoint_tag(extent: StoreContent) -> str:
     """Name the tag by which checkpoints keep what they were trained on."""
     return f"{_CHECKPOINT}{extent.name}"
 
 
-def run_tag(extent: Extent, run: str) -> str:
+def run_tag(extent: StoreContent, run: str) -> str:
     """Name the tag of a run that has saved no checkpoint yet."""
     return f"{checkpoint_tag(extent)}{_RUN}{run}"
 
@@ -44,7 +44,7 @@ def is_ours(name: str) -> bool:
     return _OURS.fullmatch(name) is not None
 
 
-def means(name: str, commit: Commit) -> bool:
+def means(name: str, commit: CommitMetadata) -> bool:
     """Tell whether a tag of ours keeps a version with this note, going by its name alone."""
     ours = _OURS.fullmatch(name)
     if ours is None:
@@ -52,10 +52,10 @@ def means(name: str, commit: Commit) -> bool:
     return ours["extent"] == commit.extent.name or ours["tokens"] == str(commit.tokens)
 
 
-def keep(
+def tag_version(
     dataset: Any,
     uri: str,
-    extent: Extent,
+    extent: StoreContent,
     storage_options: Mapping[str, str] | None,
     name: str | None = None,
     fingerprint: str | None = None,
@@ -98,14 +98,14 @@ def keep(
         if opened.kept_by(name) is None:  # another rank may have been first
             raise opened.not_tagged(error) from shown_cause(error)
     finally:
-        let_go(dataset, extent, run)
+        untag(dataset, extent, run)
     return True
 
 
 def keep_for_run(
     dataset: Any,
     uri: str,
-    extent: Extent,
+    extent: StoreContent,
     storage_options: Mapping[str, str] | None,
     run: str,
     fingerprint: str | None = None,
@@ -146,13 +146,13 @@ def keep_for_run(
     return False
 
 
-def let_go(dataset: Any, extent: Extent, run: str) -> None:
+def untag(dataset: Any, extent: StoreContent, run: str) -> None:
     """Remove the tag of a run, which is no other's; that it cannot be, or is not there, is no error."""
     _remove(dataset, run_tag(extent, run))
 
 
 def let_go_of_others(
-    dataset: Any, uri: str, storage_options: Mapping[str, str] | None, run: str, extents: Collection[Extent]
+    dataset: Any, uri: str, storage_options: Mapping[str, str] | None, run: str, extents: Collection[StoreContent]
 ) -> None:
     """Remove the tags of a run from all versions but those that hold some extents: it has gone on from them."""
     kept = {run_tag(extent, run) for extent in extents}
@@ -167,7 +167,7 @@ class _Opened(NamedTuple):
 
     dataset: Any
     uri: str
-    extent: Extent
+    extent: StoreContent
     storage_options: Mapping[str, str] | None
     fingerprint: str | None
 
@@ -196,7 +196,7 @@ class _Opened(NamedTuple):
         # What others than this package made of it may have its rows in another order.
         if version != self.version and not is_commit(there):
             return False
-        commit = commit_of(there, self.uri)
+        commit = read_commit(there, self.uri)
         return commit.extent == self.extent and self.fingerprint in (None, commit.fingerprint)
 
     def stays(self, version: int) -> bool:
@@ -223,7 +223,7 @@ def check_not_replaced(uri: str, fingerprint: str | None, storage_options: Mappi
     now = dataset_at(uri, None, storage_options)
     if fingerprint is None or now is None:
         return
-    found = commit_of(now, uri).fingerprint
+    found = read_commit(now, uri).fingerprint
     if found != fingerprint:
         raise replaced(uri, fingerprint, found)
 
@@ -273,13 +273,13 @@ def build_tag_is_older(dataset: Any, uri: str, storage_options: Mapping[str, str
     return (
         older is not None
         and is_commit(older)
-        and commit_of(older, uri) == commit_of(dataset, uri)
+        and read_commit(older, uri) == read_commit(dataset, uri)
         and data_files(older) == data_files(dataset)
     )
 
 
 def _build_tag(dataset: Any, uri: str) -> str:
-    return f"{_BUILD}{commit_of(dataset, uri).tokens}"
+    return f"{_BUILD}{read_commit(dataset, uri).tokens}"
 
 
 def set_tag(dataset: Any, name: str) -> None:
@@ -323,7 +323,7 @@ def retag(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> l
         StoreError: If the store cannot be written.
     """
     dataset = dataset_at(uri, None, storage_options)
-    now, ended = commit_of(dataset, uri), _build_tag(dataset, uri)
+    now, ended = read_commit(dataset, uri), _build_tag(dataset, uri)
     session, removed = root_session(uri, storage_options), []
     try:
         for name in tags_from_before(uri, now, storage_options):
@@ -344,11 +344,11 @@ def retag(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> l
     return sorted(removed)
 
 
-def tags_from_before(uri: str, now: Commit, storage_options: Mapping[str, str] | None) -> list[str]:
+def tags_from_before(uri: str, now: CommitMetadata, storage_options: Mapping[str, str] | None) -> list[str]:
     """List the tags of versions of which something was forgotten since; `now` is the note of the newest."""
     found = []
     for name, version in read_refs(uri, storage_options).tags.items():
         before = dataset_at(uri, version, storage_options)
-        if before is not None and commit_of(before, uri).extent.forgotten != now.extent.forgotten:
+        if before is not None and read_commit(before, uri).extent.forgotten != now.extent.forgotten:
             found.append(name)
     return sorted(found)

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import stays, versions_on_list
-from lightning_lance.format.commit import commit_of, is_commit, last_commit
+from lightning_lance.format.commit import is_commit, last_commit, read_commit
 from lightning_lance.format.lance_io import dataset_at, lance_said
-from lightning_lance.format.layout import Extent
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.layout import StoreContent
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs
 from lightning_lance.messages.redaction import in_one_line, shown_cause
 
@@ -21,7 +21,9 @@ _LOOKS = 5
 Opened = TypeVar("Opened")
 
 
-def first_version(uri: str, holds: Callable[[Commit], bool], storage_options: Mapping[str, str] | None = None) -> int:
+def first_version(
+    uri: str, holds: Callable[[CommitMetadata], bool], storage_options: Mapping[str, str] | None = None
+) -> int:
     """Find the first version whose commit note passes a test that all later ones pass too. StoreError if none does.
 
     Not one that a clean-up is about to remove.
@@ -66,9 +68,9 @@ def _staying(uri: str, storage_options: Mapping[str, str] | None) -> list[int]:
     return [version for version in versions if version in kept or stays(on_list, version)]
 
 
-def version_with(
+def find_version(
     uri: str,
-    extent: Extent,
+    extent: StoreContent,
     storage_options: Mapping[str, str] | None = None,
     fingerprint: str | None = None,
 ) -> int | None:
@@ -86,7 +88,7 @@ def version_with(
             found = dataset_at(uri, version, storage_options)
             if found is None:
                 continue
-            commit, ours = commit_of(found, uri), is_commit(found)
+            commit, ours = read_commit(found, uri), is_commit(found)
         except (StoreError, ValueError, OSError):
             if dataset_at(uri, version, storage_options) is None:
                 continue  # a builder has removed it meanwhile
@@ -99,7 +101,7 @@ def version_with(
     return moved
 
 
-def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None) -> Commit:
+def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None) -> CommitMetadata:
     try:
         commit = last_commit(uri, version, storage_options)
     except (ValueError, OSError) as error:
@@ -111,7 +113,7 @@ def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None
     return commit
 
 
-def look_again(find: Callable[[], int], opened: Callable[[int], Opened]) -> Opened:
+def open_with_retry(find: Callable[[], int], opened: Callable[[int], Opened]) -> Opened:
     """Open the version that `find` gives, and find again where a builder that merges has removed it meanwhile."""
     while True:
         version = find()

@@ -16,9 +16,9 @@ from lightning_lance.build.plan import tokenizer_beside
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.location import check_place
 from lightning_lance.messages.escaping import shown
-from lightning_lance.messages.formatting import counted
+from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.cursor import Cursor
-from lightning_lance.serving.selection import Serving
+from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.states import FIELDS, checked_state
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.type_hints import check_arguments
@@ -28,7 +28,7 @@ _AT_ONCE = 1 << 16
 _NEXT = 4
 
 
-def data_states(checkpoint: Any) -> Iterator[dict[str, Any]]:
+def find_loader_states(checkpoint: Any) -> Iterator[dict[str, Any]]:
     """Find the places in the data that a checkpoint of Lightning holds: that of the datamodule, and that of the loop.
 
     However deep it is nested, and also where it contains itself.
@@ -124,7 +124,7 @@ def _worked_out(
     windows = cursor.value - state["digest_from"]
     if f"{found % 2**64:016x}" != first["digest"]:
         raise StoreError(
-            f"The {counted(windows, 'window')} that this version of lightning-lance gives have the digest "
+            f"The {pluralize(windows, 'window')} that this version of lightning-lance gives have the digest "
             f"{found % 2**64:016x}, the checkpoint's is {first['digest']}: a resumed run would not continue it; use "
             "the version that saved it."
         )
@@ -134,7 +134,7 @@ def _worked_out(
         f"{cursor.serving.context_length} tokens are consumed (cursor {cursor.value:,})."
     )
     yield (
-        f"digest OK: {counted(windows, 'window')} worked out anew in {seconds:.1f} s, in "
+        f"digest OK: {pluralize(windows, 'window')} worked out anew in {seconds:.1f} s, in "
         + ", ".join(f"{store.uri} version {store.version}" for store in cursor.serving.stores.values())
     )
     yield "next:"
@@ -148,7 +148,7 @@ def _state_in(checkpoint: Any, file: str) -> dict[str, Any]:
         ConfigError: If it holds none.
         StoreError: If it holds two that differ, or one that cannot be.
     """
-    states = [checked_state(state) for state in data_states(checkpoint)]
+    states = [checked_state(state) for state in find_loader_states(checkpoint)]
     if not states:
         raise ConfigError(f"The checkpoint {file!r} has no place in the data: it was saved without a LanceDataModule.")
     first = states[0]
@@ -176,7 +176,7 @@ def _cursor(state: Mapping[str, Any], uris: Mapping[str, str], storage_options: 
     stores = {name: TokenStore.open(uri, storage_options=storage_options) for name, uri in places.items()}
     fields = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
     try:
-        cursor = Cursor(Serving(stores, **{name: state[name] for name in fields}))
+        cursor = Cursor(WindowSelection(stores, **{name: state[name] for name in fields}))
     except ConfigError as error:
         raise StoreError(f"The checkpoint cannot be of these stores: {error}") from error
     cursor.load_state_dict(state)

@@ -1,6 +1,6 @@
 """What keeps a store small and whole: compaction, clean-up, forgetting, integrity."""
 
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 
-__all__ = ["check_store", "forget"]
+__all__ = ["forget", "verify_store"]

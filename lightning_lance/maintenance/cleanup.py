@@ -7,15 +7,21 @@ from typing import Any, NamedTuple
 
 from lightning_lance.errors import LightningLanceError, StoreError
 from lightning_lance.format.checksums import SUMS, manifest_of, read_sums, root_session, write_sums
-from lightning_lance.format.commit import commit_of, last_version
+from lightning_lance.format.commit import last_version, read_commit
 from lightning_lance.format.lance_io import aside_of, dataset_at, lance_said, remove_aside
 from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.refs import Damage, read_refs, tag_file
 from lightning_lance.format.tags import is_ours, means, set_tag
 from lightning_lance.location import is_local, store_place
-from lightning_lance.maintenance.compaction import half_removed, left_behind, move_build_tag, remove_unneeded, take_over
+from lightning_lance.maintenance.compaction import (
+    clean_up,
+    fence_stale_builders,
+    find_orphans,
+    half_removed,
+    move_build_tag,
+)
 from lightning_lance.messages.escaping import shown
-from lightning_lance.messages.formatting import counted
+from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.redaction import shown_cause
 from lightning_lance.process.build_status import read_status, remove_status, status_file
 from lightning_lance.process.locks import Lease, lock_file
@@ -112,7 +118,7 @@ def _version_meant(uri: str, storage_options: Mapping[str, str] | None, name: st
     newest = dataset_at(uri, None, storage_options)
     for number in sorted((int(entry["version"]) for entry in newest.versions()), reverse=True):
         version = dataset_at(uri, number, storage_options)
-        if version is not None and means(name, commit_of(version, uri)):
+        if version is not None and means(name, read_commit(version, uri)):
             return version
     return None
 
@@ -143,8 +149,10 @@ def _remove_leftovers(uri: str, storage_options: Mapping[str, str] | None, clean
         # What a tag keeps that cannot be read is not known, so no version goes.
         half = set() if refs.damaged or refs.unreadable else half_removed(uri, storage_options)
         if half:
-            remove_unneeded(uri, storage_options)
-            cleaned.done.append(f"{counted(len(half), 'version')} that a killed clean-up had begun to remove: removed")
+            clean_up(uri, storage_options)
+            cleaned.done.append(
+                f"{pluralize(len(half), 'version')} that a killed clean-up had begun to remove: removed"
+            )
     finally:
         lease.release()
 
@@ -162,12 +170,12 @@ def _remove_files(uri: str, storage_options: Mapping[str, str] | None, cleaned: 
         remove_aside(uri)
         if not aside.exists():
             cleaned.done.append(f"{aside}, the rest of a store that was replaced: removed")
-    left = left_behind(uri, storage_options)
+    left = find_orphans(uri, storage_options)
     if left:
         version = last_version(uri, storage_options)[0]
-        version = take_over(uri, version, left, storage_options)
+        version = fence_stale_builders(uri, version, left, storage_options)
         move_build_tag(uri, version, storage_options)
-        still = left & left_behind(uri, storage_options)
+        still = left & find_orphans(uri, storage_options)
         removed = sorted(left - still)
         cleaned.done.extend(f"{shown(path)}, which is of no version: removed" for path in removed)
         cleaned.left.extend(f"{shown(path)}, which is of no version, could not be removed" for path in sorted(still))

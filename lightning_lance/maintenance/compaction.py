@@ -17,15 +17,22 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import manifest_of, root_session, stays, versions_on_list, write_sums
-from lightning_lance.format.commit import commit_of, committed_version, newest_at, notes_of, replace_fragments
-from lightning_lance.format.lance_io import Written, dataset_at, fragments_of, lance_options, lance_said, take_back
-from lightning_lance.format.layout import FileNote
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.commit import committed_version, data_file_infos, newest_at, read_commit, replace_fragments
+from lightning_lance.format.lance_io import (
+    PendingFragments,
+    dataset_at,
+    delete_uncommitted,
+    fragments_of,
+    lance_options,
+    lance_said,
+)
+from lightning_lance.format.layout import DataFileInfo
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links, is_builders, is_data_file, is_data_name, left_files
 from lightning_lance.format.refs import read_refs, tag_file
 from lightning_lance.format.tags import build_tag_is_older, is_ours, keep_build, means
 from lightning_lance.location import is_local
-from lightning_lance.maintenance.repacking import repack
+from lightning_lance.maintenance.repacking import rewrite_fragments
 from lightning_lance.messages.escaping import logger, shown
 
 _log = logger(__name__)
@@ -41,7 +48,7 @@ _FAN = 8
 _CLEAN_EVERY = 8
 
 
-def tidy(
+def compact(
     uri: str,
     version: int,
     storage_options: Mapping[str, str] | None = None,
@@ -66,7 +73,7 @@ def tidy(
     merged = False
     while True:
         dataset = newest_at(uri, version, storage_options)
-        files = notes_of(dataset)
+        files = data_file_infos(dataset)
         fragments = fragments_of(dataset)
         groups = merge_groups([_size(fragment, files) for fragment in fragments], full, final=False)
         groups = groups or [range(i, i + 1) for i, part in enumerate(fragments) if _is_mixed(part, files)]
@@ -74,7 +81,7 @@ def tidy(
             break
         version, merged = _merge(uri, dataset, groups[0], storage_options), True
     if not merged and version % _CLEAN_EVERY == 0:
-        remove_unneeded(uri, storage_options)
+        clean_up(uri, storage_options)
     return version
 
 
@@ -83,19 +90,19 @@ def _merge(uri: str, dataset: Any, group: range, storage_options: Mapping[str, s
 
     One group at a time: until its version is there, what it is made of is on the disk too.
     """
-    fragments, files, commit = fragments_of(dataset), notes_of(dataset), commit_of(dataset, uri)
-    made, notes, _ = repack(uri, dataset, fragments[group.start : group.stop], files, storage_options)
+    fragments, files, commit = fragments_of(dataset), data_file_infos(dataset), read_commit(dataset, uri)
+    made, notes, _ = rewrite_fragments(uri, dataset, fragments[group.start : group.stop], files, storage_options)
     fragments[group.start : group.stop] = made
     version = replace_fragments(uri, dataset, dataset.schema, fragments, {**files, **notes}, commit, storage_options)
     _log.info("%s: merged into %d fragments.", uri, len(fragments))
-    remove_unneeded(uri, storage_options)
+    clean_up(uri, storage_options)
     return version
 
 
-def finish(
+def commit_final(
     uri: str,
-    written: Written,
-    commit: Commit,
+    written: PendingFragments,
+    commit: CommitMetadata,
     storage_options: Mapping[str, str] | None = None,
     *,
     full: int = FULL_BYTES,
@@ -118,7 +125,7 @@ def finish(
     before = written.before
     while True:
         fragments = [] if before is None else fragments_of(before)
-        files = {} if before is None else notes_of(before)
+        files = {} if before is None else data_file_infos(before)
         sizes = [_size(fragment, files) for fragment in fragments] + [note.size for note in written.files.values()]
         groups = merge_groups(sizes, full, final=True)
         if before is None or not groups or groups[0].stop == len(sizes):
@@ -128,8 +135,8 @@ def finish(
     first = groups[0].start if before is not None and groups else len(fragments)
     made, notes = written.fragments, written.files
     if first < len(fragments):
-        made, notes, _ = repack(uri, before, fragments[first:], files, storage_options, more=written)
-        take_back(uri, written.files, [before], storage_options)
+        made, notes, _ = rewrite_fragments(uri, before, fragments[first:], files, storage_options, more=written)
+        delete_uncommitted(uri, written.files, [before], storage_options)
     fragments[first:] = made
     version = replace_fragments(uri, before, written.schema, fragments, {**files, **notes}, commit, storage_options)
     end_build(uri, dataset_at(uri, version, storage_options), storage_options)
@@ -147,10 +154,12 @@ def end_build(uri: str, dataset: Any, storage_options: Mapping[str, str] | None 
         storage_options: Credentials and such for object stores.
     """
     keep_build(dataset, uri)
-    remove_unneeded(uri, storage_options)
+    clean_up(uri, storage_options)
 
 
-def take_over(uri: str, version: int, left: Collection[str], storage_options: Mapping[str, str] | None = None) -> int:
+def fence_stale_builders(
+    uri: str, version: int, left: Collection[str], storage_options: Mapping[str, str] | None = None
+) -> int:
     """Begin in the place of builders that were killed: what they left goes, before as much is written again.
 
     The version is made once more, with its note: so none of them, should it only have stood still, can commit what goes.
@@ -169,10 +178,10 @@ def take_over(uri: str, version: int, left: Collection[str], storage_options: Ma
         StoreError: If the store cannot be written.
     """
     before = newest_at(uri, version, storage_options)
-    fragments, files, now = fragments_of(before), notes_of(before), commit_of(before, uri)
+    fragments, files, now = fragments_of(before), data_file_infos(before), read_commit(before, uri)
     version = replace_fragments(uri, before, before.schema, fragments, files, now, storage_options)
     move_build_tag(uri, version, storage_options)
-    remove_unneeded(uri, storage_options, left)
+    clean_up(uri, storage_options, left)
     return version
 
 
@@ -216,11 +225,11 @@ def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
     return [group for group in [*groups, range(first, len(sizes))] if len(group) > 1]
 
 
-def loose_bytes(uri: str, storage_options: Mapping[str, str] | None = None, *, full: int = FULL_BYTES) -> int:
+def uncompacted_bytes(uri: str, storage_options: Mapping[str, str] | None = None, *, full: int = FULL_BYTES) -> int:
     """Give the bytes of the last fragments of a store that a build which goes on writes anew: those that make no full one."""
     if (dataset := dataset_at(uri, None, storage_options)) is None:
         return 0
-    files, loose = notes_of(dataset), 0
+    files, loose = data_file_infos(dataset), 0
     for fragment in reversed(fragments_of(dataset)):
         if (size := _size(fragment, files)) >= full or loose + size >= full:
             break
@@ -228,20 +237,20 @@ def loose_bytes(uri: str, storage_options: Mapping[str, str] | None = None, *, f
     return loose
 
 
-def _size(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> int:
+def _size(fragment: FragmentMetadata, files: Mapping[str, DataFileInfo]) -> int:
     """Give the bytes of a fragment; of those that others have written or changed, more than are ever merged."""
     known = len(fragment.files) == 1 and fragment.deletion_file is None and fragment.files[0].path in files
     return files[fragment.files[0].path].size if known else 1 << 62
 
 
-def _is_mixed(fragment: FragmentMetadata, files: Mapping[str, FileNote]) -> bool:
+def _is_mixed(fragment: FragmentMetadata, files: Mapping[str, DataFileInfo]) -> bool:
     """Whether the streams of a fragment take turns so often that its note, which every version repeats, is long."""
     note = files.get(fragment.files[0].path) if fragment.files else None
     parts = note.parts if note and _size(fragment, files) <= note.size else ()
     return len(parts) > max(_MANY_PARTS, 4 * len({part[:2] for part in parts}))
 
 
-def left_behind(uri: str, storage_options: Mapping[str, str] | None = None) -> set[str]:
+def find_orphans(uri: str, storage_options: Mapping[str, str] | None = None) -> set[str]:
     """List the files that are of no version, such as a killed builder leaves; for one that begins, in its turn.
 
     Those only whose names and contents are a builder's: whatever else somebody has put there stays. In a bucket there may be
@@ -314,7 +323,7 @@ def _kept(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> 
     # Of ours, the names alone tell enough.
     for number in _versions(dataset) - kept if refs.damaged else ():
         version = dataset_at(uri, number, storage_options)
-        if version is not None and any(means(name, commit_of(version, uri)) for name in refs.damaged):
+        if version is not None and any(means(name, read_commit(version, uri)) for name in refs.damaged):
             kept.add(number)
     return kept
 
@@ -329,7 +338,7 @@ def half_removed(uri: str, storage_options: Mapping[str, str] | None = None) -> 
     return going - _kept(uri, dataset, storage_options)
 
 
-def has_unneeded(uri: str, version: int, storage_options: Mapping[str, str] | None = None) -> bool:
+def needs_clean_up(uri: str, version: int, storage_options: Mapping[str, str] | None = None) -> bool:
     """Tell whether there are versions that `remove_unneeded` would remove, and a certain one is not among them."""
     if (dataset := dataset_at(uri, None, storage_options)) is None:
         return False
@@ -337,7 +346,7 @@ def has_unneeded(uri: str, version: int, storage_options: Mapping[str, str] | No
     return version in kept and not _versions(dataset) <= kept
 
 
-def remove_unneeded(uri: str, storage_options: Mapping[str, str] | None = None, left: Collection[str] = ()) -> None:
+def clean_up(uri: str, storage_options: Mapping[str, str] | None = None, left: Collection[str] = ()) -> None:
     """Remove all versions but the newest and those with a tag; and what was left behind, unless a version has it now.
 
     Nothing goes but the files that these versions name, and nothing at all where there are links in the store. Readers that
@@ -399,11 +408,11 @@ def announce_purge(uri: str, storage_options: Mapping[str, str] | None = None) -
 
 def versions_from_before(uri: str, dataset: Any, storage_options: Mapping[str, str] | None = None) -> list[int]:
     """List the versions of which something was forgotten since; `dataset` is the newest."""
-    rules = commit_of(dataset, uri).extent.forgotten
+    rules = read_commit(dataset, uri).extent.forgotten
     found = []
     for number in sorted(_versions(dataset)):
         version = dataset_at(uri, number, storage_options)
-        if version is not None and commit_of(version, uri).extent.forgotten != rules:
+        if version is not None and read_commit(version, uri).extent.forgotten != rules:
             found.append(number)
     return found
 

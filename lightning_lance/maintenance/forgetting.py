@@ -21,26 +21,26 @@ import pyarrow.compute as pc
 
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import CommitConflict, ConfigError, StoreError
-from lightning_lance.format.commit import commit_of, notes_of, replace_fragments
-from lightning_lance.format.lance_io import dataset_at, fragments_of, reading_documents, take_back
-from lightning_lance.format.layout import FileNote, layout_of
+from lightning_lance.format.commit import data_file_infos, read_commit, replace_fragments
+from lightning_lance.format.lance_io import dataset_at, delete_uncommitted, fragments_of, reading_documents
+from lightning_lance.format.layout import DataFileInfo, layout_of
 from lightning_lance.format.lineage import check_unchanged
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.refs import read_refs
 from lightning_lance.format.tags import retag
 from lightning_lance.location import store_place
 from lightning_lance.maintenance.compaction import (
     announce_purge,
-    left_behind,
-    remove_unneeded,
-    take_over,
+    clean_up,
+    fence_stale_builders,
+    find_orphans,
     versions_from_before,
 )
-from lightning_lance.maintenance.repacking import Drop, Dropped, read_part, repack
+from lightning_lance.maintenance.repacking import DocumentFilter, RewriteStats, read_part, rewrite_fragments
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import nearest
-from lightning_lance.process.locks import lock_file, only_one
+from lightning_lance.process.locks import exclusive, lock_file
 from lightning_lance.type_hints import check_arguments
 
 Rule = Mapping[str, str]
@@ -104,12 +104,12 @@ def forget(
     check_arguments(forget, {"rule": rule, "purge": purge})
     # Before a lease is taken, which would make a folder.
     dataset = _opened(uri, storage_options)
-    commit_of(dataset, uri)
+    read_commit(dataset, uri)
     check_no_links(uri)
     check_unchanged(dataset, uri, storage_options)
     _check(dataset, rule)
     file = lock_file(uri)
-    alone: AbstractContextManager[None] = nullcontext() if file is None else only_one(file, f"writing to {uri}")
+    alone: AbstractContextManager[None] = nullcontext() if file is None else exclusive(file, f"writing to {uri}")
     stopped = threading.Event()
 
     def matches(documents: pa.StructArray, language: str) -> np.ndarray:
@@ -129,13 +129,13 @@ def forget(
 def _forget(
     uri: str,
     rule: Rule,
-    matches: Drop,
+    matches: DocumentFilter,
     storage_options: Mapping[str, str] | None,
     purge: bool,
     tell: Callable[[int, int], None],
 ) -> Forgotten:
-    if leftovers := left_behind(uri):
-        take_over(uri, int(_opened(uri, storage_options).version), leftovers, storage_options)
+    if leftovers := find_orphans(uri):
+        fence_stale_builders(uri, int(_opened(uri, storage_options).version), leftovers, storage_options)
     for left in reversed(range(_TRIES)):
         try:
             done = _forget_once(uri, rule, matches, storage_options, tell)
@@ -151,13 +151,13 @@ def _remove_older(uri: str, storage_options: Mapping[str, str] | None, purge: bo
     """Remove the versions that hold what was forgotten, unless they are kept; give the tags that went with them."""
     if not purge:
         retag(uri, storage_options, purge)
-        remove_unneeded(uri, storage_options)
+        clean_up(uri, storage_options)
         return []
     # A run that starts sees either this, or its tag is seen and goes like those of older runs.
     announce_purge(uri, storage_options)
     purged = retag(uri, storage_options, purge)
     for _ in range(_TRIES):
-        remove_unneeded(uri, storage_options)
+        clean_up(uri, storage_options)
         before = versions_from_before(uri, _opened(uri, storage_options), storage_options)
         # A run that was told that its version goes takes its tag away, which may have kept it until now.
         if not before or _still_kept(uri, storage_options):
@@ -181,12 +181,12 @@ def _still_kept(uri: str, storage_options: Mapping[str, str] | None) -> list[str
 def _forget_once(
     uri: str,
     rule: Rule,
-    matches: Drop,
+    matches: DocumentFilter,
     storage_options: Mapping[str, str] | None,
     tell: Callable[[int, int], None],
 ) -> Forgotten:
     dataset = _opened(uri, storage_options)
-    commit, files, fragments = commit_of(dataset, uri), notes_of(dataset), fragments_of(dataset)
+    commit, files, fragments = read_commit(dataset, uri), data_file_infos(dataset), fragments_of(dataset)
     check_unchanged(dataset, uri, storage_options)
     if layout_of(fragments, files) is None:
         raise StoreError(
@@ -202,11 +202,13 @@ def _forget_once(
         near = {} if known else _near(rule, commit, lambda key: _values(dataset, fragments, files, key))
         if known or commit.exhausted:
             return Forgotten(0, 0, int(dataset.version), [], [], rule_kept, near)
-    whole, written = Dropped(), list[str]()
+    whole, written = RewriteStats(), list[str]()
     try:
         for place in reversed(range(len(fragments))):
             if found[place][0]:
-                made, notes, dropped = repack(uri, dataset, [fragments[place]], files, storage_options, matches)
+                made, notes, dropped = rewrite_fragments(
+                    uri, dataset, [fragments[place]], files, storage_options, matches
+                )
                 written += notes
                 fragments[place : place + 1] = made
                 files |= notes
@@ -214,14 +216,16 @@ def _forget_once(
                 whole.tokens += dropped.tokens
                 whole.languages = dict(Counter(whole.languages) + Counter(dropped.languages))
     except BaseException:
-        take_back(uri, written, [dataset], storage_options)
+        delete_uncommitted(uri, written, [dataset], storage_options)
         raise
     noted = _noted(commit, rule, whole.documents, whole.tokens, whole.languages)
     version = replace_fragments(uri, dataset, dataset.schema, fragments, files, noted, storage_options)
     return Forgotten(whole.documents, whole.tokens, version, [], [], rule_kept, near)
 
 
-def _noted(commit: Commit, rule: Rule, documents: int, tokens: int, languages: Mapping[str, int]) -> Commit:
+def _noted(
+    commit: CommitMetadata, rule: Rule, documents: int, tokens: int, languages: Mapping[str, int]
+) -> CommitMetadata:
     entries = [dict(entry) for entry in commit.forgotten]
     mine = next((entry for entry in entries if entry["rule"] == dict(rule)), None)
     if mine is None:
@@ -233,7 +237,9 @@ def _noted(commit: Commit, rule: Rule, documents: int, tokens: int, languages: M
     return replace(commit, forgotten=entries)
 
 
-def take_out(commit: Commit, documents: pa.Table, lengths: np.ndarray) -> tuple[np.ndarray, Commit]:
+def apply_forget_rules(
+    commit: CommitMetadata, documents: pa.Table, lengths: np.ndarray
+) -> tuple[np.ndarray, CommitMetadata]:
     """Apply the rules of a store to documents that are new.
 
     Args:
@@ -271,7 +277,9 @@ def _matches_within(rule: Rule, documents: pa.StructArray, language: str) -> np.
     return _matches(others, documents.field, len(documents))
 
 
-def _count(dataset: Any, fragment: Any, files: Mapping[str, FileNote], rule: Rule, matching: Drop) -> tuple[int, int]:
+def _count(
+    dataset: Any, fragment: Any, files: Mapping[str, DataFileInfo], rule: Rule, matching: DocumentFilter
+) -> tuple[int, int]:
     """Count the documents and tokens of a fragment that match, from its small columns."""
     documents = tokens = 0
     # Whether the document that goes on into the next batch of a stream matches: streams take turns.
@@ -292,7 +300,7 @@ def _count(dataset: Any, fragment: Any, files: Mapping[str, FileNote], rule: Rul
 
 
 def _batches(
-    dataset: Any, fragment: Any, files: Mapping[str, FileNote], language: str | None
+    dataset: Any, fragment: Any, files: Mapping[str, DataFileInfo], language: str | None
 ) -> Iterator[tuple[str, str, pa.RecordBatch]]:
     """Read the small columns of a fragment, of one language or all: split, language, rows."""
     parts = files[fragment.files[0].path].parts
@@ -302,7 +310,7 @@ def _batches(
                 yield part.split, part.language, batch
 
 
-def _values(dataset: Any, fragments: Sequence[Any], files: Mapping[str, FileNote], key: str) -> set[str]:
+def _values(dataset: Any, fragments: Sequence[Any], files: Mapping[str, DataFileInfo], key: str) -> set[str]:
     """Collect the different values of a key, empty if there are too many to look through."""
     found: set[str] = set()
     for fragment in fragments:
@@ -314,7 +322,7 @@ def _values(dataset: Any, fragments: Sequence[Any], files: Mapping[str, FileNote
     return found
 
 
-def _near(rule: Rule, commit: Commit, values: Callable[[str], set[str]]) -> dict[str, str]:
+def _near(rule: Rule, commit: CommitMetadata, values: Callable[[str], set[str]]) -> dict[str, str]:
     """Find, for values of a rule that the store has not, those that somebody may have meant."""
     near: dict[str, str] = {}
     for key, value in rule.items():

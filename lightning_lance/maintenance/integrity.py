@@ -31,7 +31,7 @@ from lightning_lance.format.checksums import (
     sum_of,
     version_of,
 )
-from lightning_lance.format.commit import commit_of, notes_of
+from lightning_lance.format.commit import data_file_infos, read_commit
 from lightning_lance.format.hashing import hash_file, hash_tokens
 from lightning_lance.format.lance_io import (
     check_fragments,
@@ -42,9 +42,9 @@ from lightning_lance.format.lance_io import (
     opening,
     reading,
 )
-from lightning_lance.format.layout import FileNote, check_parts
+from lightning_lance.format.layout import DataFileInfo, check_parts
 from lightning_lance.format.lineage import Change, change_of, cure
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import TAGS, read_refs, tag_file
 from lightning_lance.format.schema import begins_of, block_of, check_dtype, check_keys, tokens_of
 from lightning_lance.location import is_local, store_place
@@ -70,7 +70,7 @@ class Problem(NamedTuple):
         return shown(f"{self.place}: {self.what}; {self.cure}.")
 
 
-def check_store(
+def verify_store(
     uri: str, storage_options: Mapping[str, str] | None = None, sample: float = 1.0, seed: int = 0
 ) -> list[Problem]:
     """Check a store, all its versions, local or in a bucket; also while it is built, when versions come and go.
@@ -88,7 +88,7 @@ def check_store(
         StoreError: If there is no store, or one of a newer version of this package.
     """
     uri = store_place(uri)
-    check_arguments(check_store, {"seed": seed})
+    check_arguments(verify_store, {"seed": seed})
     if not is_share(sample):
         raise ConfigError(
             f"sample is {described(sample)}: expected a share of the data files, above 0 and up to 1, such as 0.1."
@@ -182,9 +182,9 @@ class _Version(NamedTuple):
     number: int
     dataset: Any
     fragments: list[FragmentMetadata]
-    notes: Mapping[str, FileNote]
+    notes: Mapping[str, DataFileInfo]
     change: Change | None
-    commit: Commit
+    commit: CommitMetadata
 
 
 def _check_version(uri: str, storage_options: Mapping[str, str] | None) -> None:
@@ -193,7 +193,7 @@ def _check_version(uri: str, storage_options: Mapping[str, str] | None) -> None:
         with reading(uri):
             dataset = dataset_at(uri, None, storage_options)
             if dataset is not None:
-                commit_of(dataset, uri)
+                read_commit(dataset, uri)
     except FormatError as error:
         if error.newer:
             raise
@@ -234,22 +234,22 @@ def _read_versions(
 def _read_version(uri: str, number: int, storage_options: Mapping[str, str] | None) -> _Version:
     dataset = dataset_at(uri, number, storage_options)
     # Of a newer version of the package, nothing else is looked at.
-    commit_of(dataset, uri)
+    read_commit(dataset, uri)
     fragments = [fragment for fragment in fragments_of(dataset) if fragment.files]
     check_fragments(uri, fragments)
-    notes = notes_of(dataset)
+    notes = data_file_infos(dataset)
     change = change_of(dataset, uri, storage_options)
     # Last, since a version that is removed meanwhile has none.
-    return _Version(number, dataset, fragments, notes, change, commit_of(dataset, uri))
+    return _Version(number, dataset, fragments, notes, change, read_commit(dataset, uri))
 
 
-def require_whole(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
+def raise_if_damaged(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
     """Refuse a store that is not as it was written.
 
     Raises:
         StoreError: Naming what is damaged.
     """
-    if problems := check_store(uri, storage_options):
+    if problems := verify_store(uri, storage_options):
         more = f" (and {len(problems) - 1} more: see 'lightning-lance verify {uri}')" if len(problems) > 1 else ""
         raise StoreError(f"The token store {uri!r} is damaged: {str(problems[0]).rstrip('.')}{more}.")
 
@@ -310,7 +310,7 @@ def _wrong_refs(uri: str, session: Root, storage_options: Mapping[str, str] | No
 
 
 def _check_file(
-    session: Any, path: str, fragment: FragmentMetadata, note: FileNote | None, read: bool
+    session: Any, path: str, fragment: FragmentMetadata, note: DataFileInfo | None, read: bool
 ) -> list[Problem]:
     place = f"data/{path} (fragment {fragment.id})"
     if note is None:
@@ -338,7 +338,9 @@ def _readable(session: Any, path: str, offset: int) -> bool:
         return False
 
 
-def _check_rows(dataset: Any, path: str, fragment: FragmentMetadata, note: FileNote, commit: Commit) -> list[Problem]:
+def _check_rows(
+    dataset: Any, path: str, fragment: FragmentMetadata, note: DataFileInfo, commit: CommitMetadata
+) -> list[Problem]:
     """Check what Lance makes of the file: it may have been damaged before it was written, or its note may lie."""
     place = f"data/{path} (fragment {fragment.id})"
     digest, rows = xxhash.xxh3_64(), _Rows(dataset, note, commit)
@@ -369,7 +371,7 @@ class _Rows:
         misfit: What is not as the note says, the first of it; empty if all is.
     """
 
-    def __init__(self, dataset: Any, note: FileNote, commit: Commit) -> None:
+    def __init__(self, dataset: Any, note: DataFileInfo, commit: CommitMetadata) -> None:
         self._uri, self._vocab_size = str(dataset.uri), commit.vocab_size
         self._block, _ = block_of(self._uri, dataset.schema)
         self._eos_id = commit.eos_id
@@ -439,7 +441,7 @@ class _Rows:
 
 def _check_notes(uri: str, versions: Sequence[_Version]) -> list[Problem]:
     """Check what the versions say of their files, without reading these."""
-    last: dict[str, FileNote] = {}
+    last: dict[str, DataFileInfo] = {}
     for version in reversed(versions):
         # What others have changed is told as such.
         if _is_changed(version):

@@ -17,8 +17,8 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.documents.splits import FORGOTTEN
 from lightning_lance.errors import StoreError
-from lightning_lance.format.lance_io import Written, lance_options, write_rows
-from lightning_lance.format.layout import FileNote, StreamPart
+from lightning_lance.format.lance_io import PendingFragments, lance_options, write_rows
+from lightning_lance.format.layout import DataFileInfo, StreamPart
 from lightning_lance.format.rows import forgotten_rows
 
 # Rows read at once: 4 MB of uint16 tokens, and the documents in them. They are written four times as many at once, since Lance
@@ -30,11 +30,11 @@ _M_MMAP_THRESHOLD = -3
 _COLUMNS = ["tokens", "num_tokens", "documents"]
 
 #: Tells of documents, an array of structs, of one language, which to leave out: an array of as many booleans.
-Drop = Callable[[pa.StructArray, str], np.ndarray]
+DocumentFilter = Callable[[pa.StructArray, str], np.ndarray]
 
 
 @dataclass
-class Dropped:
+class RewriteStats:
     """What a repacking has left out. Tokens count EOS; of the documents' texts, hashes stay, where they are kept."""
 
     documents: int = 0
@@ -43,15 +43,15 @@ class Dropped:
     hashes: list[np.ndarray] = field(default_factory=list)
 
 
-def repack(
+def rewrite_fragments(
     uri: str,
     dataset: Any,
     fragments: Sequence[FragmentMetadata],
-    files: Mapping[str, FileNote],
+    files: Mapping[str, DataFileInfo],
     storage_options: Mapping[str, str] | None = None,
-    drop: Drop | None = None,
-    more: Written | None = None,
-) -> tuple[list[FragmentMetadata], dict[str, FileNote], Dropped]:
+    drop: DocumentFilter | None = None,
+    more: PendingFragments | None = None,
+) -> tuple[list[FragmentMetadata], dict[str, DataFileInfo], RewriteStats]:
     """Write the rows of neighbouring fragments anew: each stream as one run of blocks, all full but the last.
 
     Memory follows neither the fragments nor their documents, but for 8 bytes of each that is left out, or was before, where
@@ -79,7 +79,7 @@ def repack(
                 f"The data file {fragment.files[0].path!r} of the token store {uri!r} has {fragment.physical_rows:,} rows, not "
                 "as its metadata says: 'lightning-lance verify' tells what is damaged."
             )
-    dropped = Dropped()
+    dropped = RewriteStats()
     schema = dataset.schema
     batches = _streams(_Reader(uri, dataset, more, storage_options), fragments, files, drop, dropped)
     with _large_blocks_given_back():
@@ -90,10 +90,12 @@ def repack(
 class _Reader:
     """Reads parts of the fragments of a dataset, and of a data file, called None, that it does not have yet."""
 
-    def __init__(self, uri: str, dataset: Any, more: Written | None, storage_options: Mapping[str, str] | None) -> None:
+    def __init__(
+        self, uri: str, dataset: Any, more: PendingFragments | None, storage_options: Mapping[str, str] | None
+    ) -> None:
         self.dataset = dataset
         self._place, self._storage_options = f"{uri.rstrip('/')}/data", lance_options(storage_options)
-        self._more: tuple[str, FileNote] | None = next(iter(more.files.items()), None) if more else None
+        self._more: tuple[str, DataFileInfo] | None = next(iter(more.files.items()), None) if more else None
 
     @property
     def more(self) -> tuple[StreamPart, ...]:
@@ -119,9 +121,9 @@ class _Reader:
 def _streams(
     reader: _Reader,
     fragments: Sequence[FragmentMetadata],
-    files: Mapping[str, FileNote],
-    drop: Drop | None,
-    dropped: Dropped,
+    files: Mapping[str, DataFileInfo],
+    drop: DocumentFilter | None,
+    dropped: RewriteStats,
 ) -> Iterator[pa.RecordBatch]:
     sources: list[tuple[int | None, tuple[StreamPart, ...]]] = [
         *((fragment.id, files[fragment.files[0].path].parts) for fragment in fragments),
@@ -169,7 +171,9 @@ class _Repacking:
         dropped: Where those are counted.
     """
 
-    def __init__(self, schema: pa.Schema, split: str, language: str, drop: Drop | None, dropped: Dropped) -> None:
+    def __init__(
+        self, schema: pa.Schema, split: str, language: str, drop: DocumentFilter | None, dropped: RewriteStats
+    ) -> None:
         self._schema, self._split, self._language = schema, split, language
         self._drop, self._dropped = drop, dropped
         self._block = int(schema.field("tokens").type.list_size)
@@ -204,7 +208,7 @@ class _Repacking:
         yield from self._rows(-(-len(self._tokens) // self._block))
 
     def _without_dropped(
-        self, drop: Drop, tokens: np.ndarray, starts: np.ndarray, documents: pa.StructArray
+        self, drop: DocumentFilter, tokens: np.ndarray, starts: np.ndarray, documents: pa.StructArray
     ) -> tuple[np.ndarray, np.ndarray, pa.StructArray]:
         gone = np.asarray(drop(documents, self._language), bool)
         # What is before the first start belongs to the document that was begun before.

@@ -16,9 +16,9 @@ from typing import Any
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, StoreError
 from lightning_lance.json_checks import count_of, flag_of, json_of, object_of, text_of
 from lightning_lance.location import beside, store_beside
-from lightning_lance.messages.formatting import counted, share_told, tokens_told
+from lightning_lance.messages.formatting import format_percent, format_tokens, pluralize
 from lightning_lance.messages.redaction import in_one_line
-from lightning_lance.process.files import remove_parts, write_whole
+from lightning_lance.process.files import remove_parts, write_atomic
 from lightning_lance.process.locks import content_of
 
 # Between two writes: often enough for those who wait, too seldom to be felt.
@@ -56,7 +56,7 @@ class BuildStatus:
     refused: bool = False
 
     def __str__(self) -> str:
-        figures = [counted(self.documents, "document"), tokens_told(self.tokens), share_told(self.share)]
+        figures = [pluralize(self.documents, "document"), format_tokens(self.tokens), format_percent(self.share)]
         return f"{self.builder}, since {self.since}: {', '.join(filter(None, figures))}"
 
 
@@ -183,4 +183,4 @@ class StatusFile:
         if os.path.lexists(self._path) and read_status(self._path) is None and not _is_blank(self._path):
             return  # it is others'
         with suppress(OSError):
-            write_whole(self._path, json.dumps(asdict(self._status)))
+            write_atomic(self._path, json.dumps(asdict(self._status)))

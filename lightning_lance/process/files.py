@@ -12,7 +12,7 @@ from pathlib import Path
 _PART = re.compile(r"\.[0-9a-f]{4,32}\.part")
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Write a file so that readers find all of it or what was there before; for one writer at a time.
 
     What writers that were killed left behind is removed.

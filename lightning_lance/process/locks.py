@@ -189,7 +189,7 @@ class LeaseWatch:
 
 
 @contextmanager
-def only_one(path: str | Path, what: str) -> Iterator[None]:
+def exclusive(path: str | Path, what: str) -> Iterator[None]:
     """Hold a lease while the block runs; other processes that come here wait, however long it takes.
 
     Args:

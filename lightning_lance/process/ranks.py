@@ -112,12 +112,12 @@ def _absent(missing: list[int], seconds: float, cause: str) -> str:
     )
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this is rank 0, or alone."""
     return not _connected() or dist.get_rank() == 0
 
 
-def agree(mine: dict[str, Any]) -> None:
+def check_ranks_agree(mine: dict[str, Any]) -> None:
     """Compare what all ranks hold; each gets to know the others' values, so all of them raise, and none waits for ever.
 
     Raises:
@@ -141,7 +141,7 @@ def agree(mine: dict[str, Any]) -> None:
         )
 
 
-def told_by_first(value: Any, seconds: float | None = None) -> Any:
+def broadcast_from_rank_zero(value: Any, seconds: float | None = None) -> Any:
     """Return the value that rank 0 passes, on all ranks. StoreError if a rank does not come; `seconds`: see `_meet`."""
     if not _connected():
         return value
@@ -151,7 +151,7 @@ def told_by_first(value: Any, seconds: float | None = None) -> Any:
     return told[0]
 
 
-def raise_together(mine: Exception | None, seconds: float | None = None) -> None:
+def raise_on_all_ranks(mine: Exception | None, seconds: float | None = None) -> None:
     """Raise on all ranks if something failed on one: its own error there, and one that names the cause on the others.
 
     Raises:

@@ -26,7 +26,7 @@ import zstandard
 
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, described, whole_number
 from lightning_lance.messages.escaping import logger
-from lightning_lance.messages.formatting import counted
+from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.redaction import in_one_line, redacted, shown_cause
 from lightning_lance.process.request_logs import quiet_requests
 
@@ -76,7 +76,7 @@ _Result = TypeVar("_Result")
 _active = threading.local()
 
 
-class Patience:
+class RetryPolicy:
     """How failures of one source are borne; counts them.
 
     Args:
@@ -122,7 +122,7 @@ class Patience:
         what, told = redacted(what), in_one_line(told, 200)
         if tries > self.max_retries:
             raise SourceError(
-                f"Source {self._name!r} gave up on {what} after {counted(tries, 'try', 'tries')} ({told}): all that is "
+                f"Source {self._name!r} gave up on {what} after {pluralize(tries, 'try', 'tries')} ({told}): all that is "
                 "committed is safe; run the same again later and it goes on from there, or raise source.max_retries."
             ) from (shown_cause(error) if isinstance(error, BaseException) else None)
         seconds = min(_FIRST_WAIT * 2.0 ** min(tries - 1, 20), _LONGEST_WAIT) * self._random.uniform(0.5, 1.0)

@@ -36,7 +36,7 @@ def make_batch(windows: torch.Tensor, batch_format: BatchFormat) -> Batch:
     return {"input_ids": input_ids, "targets": windows[..., 1:]}
 
 
-class Described(NamedTuple):
+class WindowBatch(NamedTuple):
     """Windows, and what of their batches was worked out for all at once. Flat places count the inputs, T to a window.
 
     Attributes:
@@ -54,7 +54,7 @@ class Described(NamedTuple):
     position_ids: _Ints | None = None
 
 
-class BatchMaker:
+class Collator:
     """Makes batches of windows, all alike. Below, (B, T) are windows and `context_length`.
 
     Where documents end is read from the tokens. That is exact, not a guess: a store has EOS only as the end of a document,
@@ -92,7 +92,7 @@ class BatchMaker:
         fim: FillInTheMiddle | None = None,
     ) -> None:
         self._batch_format = cast(BatchFormat, one_of("batch_format", batch_format, get_args(BatchFormat)))
-        check_arguments(BatchMaker, {"fim": fim})
+        check_arguments(Collator, {"fim": fim})
         if fim is not None:
             fim.check(eos_id)
         self._eos_id = eos_id
@@ -117,14 +117,14 @@ class BatchMaker:
         """
         return tokens if self._fim is None else self._fim.apply(tokens, starts, epochs, self._eos_id)
 
-    def describe(self, tokens: _Tokens) -> Described:
+    def describe(self, tokens: _Tokens) -> WindowBatch:
         """Work out, for the windows of some batches at once, all that does not depend on who is in which batch.
 
         Args:
             tokens: (n, T + 1) integers, as the store has them: two bytes are passed over sooner than eight.
         """
         if not self._needs_borders:
-            return Described(tokens)
+            return WindowBatch(tokens)
         # numpy, as for few documents of many tokens its sparse forms pass over the tokens once or twice, in one thread.
         length = tokens.shape[1] - 1
         shape, size = (len(tokens), length), len(tokens) * length
@@ -133,7 +133,7 @@ class BatchMaker:
         ends = (window * length + column)[column < length]
         # A window's last input may be EOS; what follows is the next window, which begins by itself.
         begins = np.sort(np.concatenate([ends[(ends + 1) % length != 0] + 1, np.arange(0, size, length)]))
-        described, lengths = Described(tokens, ends, begins), np.diff(begins, append=size)
+        described, lengths = WindowBatch(tokens, ends, begins), np.diff(begins, append=size)
         if self._document_ids:
             documents = np.arange(len(begins), dtype=np.int32)
             first = np.flatnonzero(begins % length == 0)
@@ -145,7 +145,7 @@ class BatchMaker:
             described = described._replace(position_ids=positions.reshape(shape))
         return described
 
-    def batch(self, described: Described, low: int, high: int) -> Batch:
+    def batch(self, described: WindowBatch, low: int, high: int) -> Batch:
         """Make the batch of the windows from `low` to `high` of those described."""
         # Widened here and not in `describe`: two threads have half of the work each, and the batch is in this core's cache.
         batch = make_batch(torch.from_numpy(described.tokens[low:high].astype(np.int64)), self._batch_format)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from lightning_lance.errors import StoreError
 from lightning_lance.serving.order import WindowOrder
-from lightning_lance.serving.selection import Serving, extent_in
+from lightning_lance.serving.selection import WindowSelection, extent_in
 from lightning_lance.store.token_store import TokenStore
 
 
@@ -29,7 +29,7 @@ class Continued:
         parts: Components that were served as a part of a larger one, so that their own place is not known.
     """
 
-    serving: Serving
+    serving: WindowSelection
     known: Mapping[str, Known]
     parts: frozenset[str]
 
@@ -41,14 +41,14 @@ class _Identity(NamedTuple):
     language: str | None
 
 
-def unchanged(serving: Serving, before: Serving) -> Continued:
+def unchanged(serving: WindowSelection, before: WindowSelection) -> Continued:
     """Say that all components are known, by their names, of the very same stores."""
     mixture = before.mixture()
     known = {name: Known(name, order) for name, order in zip(mixture.names, mixture.orders, strict=True)}
     return Continued(serving, known, frozenset())
 
 
-def continued(serving: Serving, state: Mapping[str, Any]) -> Continued:
+def continued(serving: WindowSelection, state: Mapping[str, Any]) -> Continued:
     """Find the components of a state, a checked one, in what is served now.
 
     A store is known by its name, or, where it was renamed, by its fingerprint. Of a store whose content is another one the
@@ -107,7 +107,7 @@ def _identity(name: str, stores: list[str], mixed: bool) -> _Identity:
     return _Identity(frozenset(stores), name)
 
 
-def _identity_now(name: str, serving: Serving, names: Mapping[str, str]) -> _Identity:
+def _identity_now(name: str, serving: WindowSelection, names: Mapping[str, str]) -> _Identity:
     """Return what a component of now is, by the names that the stores had."""
     if serving.mix and len(serving.stores) > 1:
         name = names[name]

@@ -11,13 +11,13 @@ import numpy as np
 
 from lightning_lance.errors import ConfigError, StoreError, one_of
 from lightning_lance.messages.escaping import logger
-from lightning_lance.process.ranks import is_first, raise_together, told_by_first
+from lightning_lance.process.ranks import broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
 from lightning_lance.serving.continuing import Continued, continued, unchanged
-from lightning_lance.serving.mixture import Located, Mixture, Schedule
+from lightning_lance.serving.mixture import Mixture, Schedule, WindowLocations
 from lightning_lance.serving.options import OnDataChange
 from lightning_lance.serving.order import WindowOrder
-from lightning_lance.serving.permutation import mix
-from lightning_lance.serving.selection import Serving
+from lightning_lance.serving.permutation import splitmix64
+from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.states import MOST, check_epoch, checked_state
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
 
@@ -38,7 +38,7 @@ class Cursor:
         ConfigError: If `on_data_change` is none of the three.
     """
 
-    def __init__(self, serving: Serving, on_data_change: OnDataChange = "error") -> None:
+    def __init__(self, serving: WindowSelection, on_data_change: OnDataChange = "error") -> None:
         self._on_data_change = one_of("on_data_change", on_data_change, get_args(OnDataChange))
         self.serving = serving
         # Stores as they were adopted on the way: their tags go when the run has gone on from them.
@@ -67,14 +67,14 @@ class Cursor:
         """Windows of this epoch that are consumed."""
         return self.value - self.epoch_start
 
-    def locate(self, positions: np.ndarray) -> Located:
+    def locate(self, positions: np.ndarray) -> WindowLocations:
         """Find the windows at some positions, (n,) int64, counted as the cursor is."""
         return self._mixture.locate(positions - self._origin)
 
-    def digests(self, positions: np.ndarray, found: Located) -> np.ndarray:
+    def digests(self, positions: np.ndarray, found: WindowLocations) -> np.ndarray:
         """Hash windows and their positions to (n,) uint64; their sum modulo 2**64 tells sequences of windows apart."""
         places = found.start.astype(np.uint64) ^ (found.store.astype(np.uint64) << np.uint64(56))
-        hashed = mix(mix(places) + positions.astype(np.uint64))
+        hashed = splitmix64(splitmix64(places) + positions.astype(np.uint64))
         # What a wrapped batch has of the next epoch is not consumed by it.
         hashed[positions >= self.epoch_end] = 0
         return hashed
@@ -97,7 +97,7 @@ class Cursor:
         self._digest, self.ended = 0, False
         if not extend:
             return
-        told = told_by_first([store.commit.extent for store in newest.values()])
+        told = broadcast_from_rank_zero([store.commit.extent for store in newest.values()])
         if told != [store.commit.extent for store in self.serving.stores.values()]:
             stores = {name: newest[name].at(extent) for name, extent in zip(newest, told, strict=True)}
             # Each component begins an epoch: of what was left of its last one, the borders have moved.
@@ -122,7 +122,7 @@ class Cursor:
             newest = self._newest()
         except StoreError as error:
             failure = error
-        raise_together(failure)
+        raise_on_all_ranks(failure)
         return newest
 
     def _newest(self) -> dict[str, TokenStore]:
@@ -137,7 +137,7 @@ class Cursor:
             newest = {
                 name: now if now.commit.extent != store.commit.extent else store for name, (store, now) in found.items()
             }
-            if not is_first() or all(store.keep_for_training() for store in newest.values()):
+            if not is_rank_zero() or all(store.keep_for_training() for store in newest.values()):
                 return newest
             # A builder has removed one meanwhile.
             for name, store in newest.items():
@@ -215,7 +215,7 @@ class Cursor:
         self._origin, self.ended = state["origin"], state["ended"]
         self._digest, self._digest_from = int(state["digest"], 16), state["digest_from"]
 
-    def _as_it_was(self, state: Mapping[str, Any]) -> Serving:
+    def _as_it_was(self, state: Mapping[str, Any]) -> WindowSelection:
         """Return what was served when a state was taken, of the very same stores. StoreError if it cannot have been."""
         before = replace(self.serving, context_length=state["context_length"], mix=state["mix"])
         windows = before.mixture().num_windows

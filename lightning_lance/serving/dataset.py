@@ -10,9 +10,9 @@ import torch
 
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, one_of
-from lightning_lance.serving.batches import Batch, BatchMaker
+from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.order import WindowOrder
-from lightning_lance.serving.selection import Serving, warn_of_unserved_text
+from lightning_lance.serving.selection import WindowSelection, warn_of_unserved_text
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.type_hints import check_arguments
 
@@ -39,9 +39,9 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
             raise ConfigError("cu_seqlens go over a batch, and TokenWindows gives single windows: use a WindowLoader.")
         split = one_of("split", split, SPLITS)
         self._windows = WindowOrder(store.streams(split), context_length, "sequential", ())
-        warn_of_unserved_text(Serving({"": store}, split, context_length, "sequential", 0, None, {}, {}))
+        warn_of_unserved_text(WindowSelection({"": store}, split, context_length, "sequential", 0, None, {}, {}))
         self.store, self.context_length, self.split = store, self._windows.context_length, split
-        self._make = BatchMaker(store.commit.eos_id, **batch)
+        self._make = Collator(store.commit.eos_id, **batch)
 
     def __len__(self) -> int:
         return self._windows.num_windows

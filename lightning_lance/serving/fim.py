@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_lance.errors import ConfigError, integer
-from lightning_lance.serving.permutation import key_words, mix
+from lightning_lance.serving.permutation import key_words, splitmix64
 from lightning_lance.tokenization.tokenizer import Tokenizer
 
 _Ints = npt.NDArray[np.int64]
@@ -163,7 +163,7 @@ class FillInTheMiddle:
         """Draw for documents at some offsets: whether to rearrange, whether as SPM, and two places to cut in [0, 1)."""
         each, of_document = np.unique(epochs, return_inverse=True)
         keys = np.stack([key_words("fill-in-the-middle", self.seed, epoch, count=4) for epoch in each.tolist()])
-        words = mix(offsets.astype(np.uint64)[:, None] + keys[of_document])
+        words = splitmix64(offsets.astype(np.uint64)[:, None] + keys[of_document])
         chosen, form, first, second = ((words >> np.uint64(11)) * 2.0**-53).T
         return chosen < self.fim_rate, form < self.spm_rate, first, second
 

@@ -17,14 +17,14 @@ import torch
 
 from lightning_lance.errors import ConfigError, StoreError, flag, integer, one_of, whole_number, word
 from lightning_lance.messages.escaping import logger
-from lightning_lance.messages.formatting import counted, listed
-from lightning_lance.process.ranks import agree
-from lightning_lance.serving.batches import Batch, BatchMaker
+from lightning_lance.messages.formatting import format_list, pluralize
+from lightning_lance.process.ranks import check_ranks_agree
+from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.cursor import Cursor
-from lightning_lance.serving.mixture import Located
+from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import OnDataChange, Remainder
 from lightning_lance.serving.order import Order
-from lightning_lance.serving.selection import Serving, warn_of_unserved_text
+from lightning_lance.serving.selection import WindowSelection, warn_of_unserved_text
 from lightning_lance.serving.states import checked_state
 from lightning_lance.store.token_store import TokenStore
 
@@ -45,7 +45,7 @@ _LOCATED_AT_ONCE = 1 << 14
 class _Chunk(NamedTuple):
     """This rank's windows of some batches of `size`, and the digest of each of the global batches of `everyone`."""
 
-    found: Located
+    found: WindowLocations
     size: int
     everyone: int
     digests: Sequence[int]
@@ -183,11 +183,11 @@ class WindowLoader:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")
         stores = _named_stores(store)
-        serving = Serving(stores, split, context_length, order, seed, shuffle_block, where or {}, mix or {})
+        serving = WindowSelection(stores, split, context_length, order, seed, shuffle_block, where or {}, mix or {})
         if left_out := serving.left_out:
             _log.warning(
                 "mix has no weight for %s, so no window shows it: give it one, or leave it out by %s.",
-                listed([repr(name) for name in left_out]),
+                format_list([repr(name) for name in left_out]),
                 "uri" if len(stores) > 1 else "where",
             )
         self.context_length, self.batch_size = serving.context_length, batch_size
@@ -195,7 +195,7 @@ class WindowLoader:
         self.resumable = flag("resumable", resumable)
         self.extend = flag("extend", extend)
         self._rank, self._world_size = rank, world_size
-        self._make = BatchMaker(next(iter(stores.values())).commit.eos_id, **batch)
+        self._make = Collator(next(iter(stores.values())).commit.eos_id, **batch)
         self._cursor = Cursor(serving, on_data_change)
         #: Any other state is refused: Lightning keeps the loader's apart from the datamodule's, which is given first.
         self.expected: Mapping[str, Any] | None = None
@@ -211,9 +211,9 @@ class WindowLoader:
             serving = cursor.serving
             uris = ", ".join(repr(store.uri) for store in serving.stores.values())
             raise ConfigError(
-                f"What is served of split {serving.split!r} of {uris} has {counted(serving.num_tokens, 'token')}, which "
-                f"make {counted(cursor.num_windows, 'window')} of {self.context_length} + 1: too few for one batch of "
-                f"{self.batch_size} on {counted(self._world_size, 'rank')}; lower batch_size or context_length, "
+                f"What is served of split {serving.split!r} of {uris} has {pluralize(serving.num_tokens, 'token')}, which "
+                f"make {pluralize(cursor.num_windows, 'window')} of {self.context_length} + 1: too few for one batch of "
+                f"{self.batch_size} on {pluralize(self._world_size, 'rank')}; lower batch_size or context_length, "
                 "or store more documents."
             )
 
@@ -314,7 +314,7 @@ class WindowLoader:
         self._turn = iterator._turn
         self.roll_over()
         if self._world_size > 1 and self.resumable:
-            agree(self._place())
+            check_ranks_agree(self._place())
         return self._serve(self._cursor)
 
     def _check_turn(self, iterator: BatchIterator) -> None:
@@ -329,7 +329,7 @@ class WindowLoader:
         if worker is None or self._made_in == os.getpid() or (worker.num_workers == 1 and not self.resumable):
             return
         raise StoreError(
-            f"A WindowLoader of another process was given to {counted(worker.num_workers, 'worker')} of a DataLoader: each "
+            f"A WindowLoader of another process was given to {pluralize(worker.num_workers, 'worker')} of a DataLoader: each "
             "would give all windows, and none would be counted in its state; iterate the loader itself, which reads ahead in "
             "threads, or give a TokenWindows to the DataLoader."
         )
@@ -367,7 +367,7 @@ class WindowLoader:
         """Read this rank's windows from the cursor to the end of the epoch, some batches at a time, in threads."""
         serving, chunks, process = cursor.serving, self._chunks(cursor), os.getpid()
 
-        def read(found: Located) -> np.ndarray:
+        def read(found: WindowLocations) -> np.ndarray:
             return self._make.rearrange(serving.read(found), found.start, found.epoch)
 
         mapped = all(store.reader == "mapped" for store in serving.stores.values())
@@ -401,7 +401,7 @@ class WindowLoader:
             begin, whole, low = begin + located * everyone, whole - located, 0
             while low < located:
                 high = min(low + steps, located)
-                part = Located(*(column[low * size : high * size] for column in found))
+                part = WindowLocations(*(column[low * size : high * size] for column in found))
                 yield _Chunk(part, size, everyone, digests[low:high])
                 low, steps = high, min(2 * steps, most)
             located = max(1, _LOCATED_AT_ONCE // everyone)
@@ -410,17 +410,19 @@ class WindowLoader:
             found, digests = self._locate(cursor, begin, 1, size)
             yield _Chunk(found, size, self._world_size * size, digests)
 
-    def _locate(self, cursor: Cursor, begin: int, steps: int, size: int) -> tuple[Located, Sequence[int]]:
+    def _locate(self, cursor: Cursor, begin: int, steps: int, size: int) -> tuple[WindowLocations, Sequence[int]]:
         """Find this rank's windows of some global batches, and the digests of all ranks' in each."""
         everyone = self._world_size * size
         positions = np.arange(begin, begin + steps * everyone)
         found = cursor.locate(positions)
         digests = cursor.digests(positions, found).reshape(steps, everyone).sum(axis=1, dtype=np.uint64).tolist()
         mine = (part.reshape(steps, self._world_size, size)[:, self._rank].reshape(-1) for part in found)
-        return Located(*mine), digests
+        return WindowLocations(*mine), digests
 
 
-def _submit(pool: ThreadPoolExecutor, read: Callable[[Located], np.ndarray], found: Located) -> Future[np.ndarray]:
+def _submit(
+    pool: ThreadPoolExecutor, read: Callable[[WindowLocations], np.ndarray], found: WindowLocations
+) -> Future[np.ndarray]:
     try:
         return pool.submit(read, found)
     except RuntimeError:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lightning_lance.errors import ConfigError
-from lightning_lance.messages.formatting import counted
+from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.order import WindowOrder
 
 # The longest table of a schedule. Weights of four decimals need no more than 10,000.
@@ -106,7 +106,7 @@ def _earliest_deadline_first(shares: Sequence[int]) -> np.ndarray:
     return order
 
 
-class Located(NamedTuple):
+class WindowLocations(NamedTuple):
     """Windows found: (n,) int64 each of the store, the start in its split, the component's epoch, and the component."""
 
     store: np.ndarray
@@ -146,7 +146,7 @@ class Mixture:
             if not order.num_windows and len(orders) > 1:
                 tokens = sum(stream.num_tokens for stream in order.streams)
                 raise ConfigError(
-                    f"mix.{name} has {counted(tokens, 'token')}, not one window of {order.context_length} + 1: leave it out."
+                    f"mix.{name} has {pluralize(tokens, 'token')}, not one window of {order.context_length} + 1: leave it out."
                 )
         self._schedule = Schedule(weights)
         #: Windows of an epoch of each component: (components,) int64.
@@ -164,7 +164,7 @@ class Mixture:
         """Tell how often each component has been gone through after `positions` of this mixture."""
         return [float(epochs) for epochs in self.consumed(positions) / self.sizes]
 
-    def locate(self, positions: np.ndarray) -> Located:
+    def locate(self, positions: np.ndarray) -> WindowLocations:
         """Find the windows at some positions.
 
         Args:
@@ -185,4 +185,4 @@ class Mixture:
                 stream, start[these] = order.locate(int(now), places[epochs == now])
                 store[these] = self._stores[i][stream]
             epoch[mine] = epochs
-        return Located(store, start, epoch, component)
+        return WindowLocations(store, start, epoch, component)

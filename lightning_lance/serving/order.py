@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lightning_lance.errors import ConfigError, one_of, whole_number
 from lightning_lance.format.layout import StreamExtent
-from lightning_lance.serving.permutation import _ROUNDS, key_words, mix, permute
+from lightning_lance.serving.permutation import _ROUNDS, key_words, permute, splitmix64
 
 Order = Literal["shuffle", "random", "sequential", "fixed"]
 
@@ -147,7 +147,7 @@ class WindowOrder:
         inner, draws = key_words(*self.key, "block", epoch, count=_ROUNDS), key_words(*self.key, "turn", epoch, count=2)
         chosen = permute(np.minimum(positions, rest - 1) // block, rest // block, keys)
         # One order for the insides of all blocks, begun at another place in each.
-        turn = (mix(chosen.astype(np.uint64) + draws[0]) % np.uint64(block)).astype(np.int64)
+        turn = (splitmix64(chosen.astype(np.uint64) + draws[0]) % np.uint64(block)).astype(np.int64)
         places = chosen * block + (permute(positions % block, block, inner) + turn) % block
         # What fills no block comes last; turning all places by a draw makes it other windows in every epoch.
         places = np.where(positions < rest, places, positions)
@@ -169,7 +169,7 @@ class WindowOrder:
         # Offsets at which a window can begin, over all streams; 53 bits of the hash choose among them evenly.
         possible = np.asarray([max(stream.num_tokens - self.context_length, 0) for stream in self.streams])
         ends = np.cumsum(possible)
-        draws = mix(positions.astype(np.uint64) + key_words(*self.key, "random", epoch)[0])
+        draws = splitmix64(positions.astype(np.uint64) + key_words(*self.key, "random", epoch)[0])
         places = ((draws >> np.uint64(11)) * 2.0**-53 * ends[-1]).astype(np.int64)
         stream = np.searchsorted(ends, places, side="right")
         bases = np.asarray([stream.start for stream in self.streams], dtype=np.int64)

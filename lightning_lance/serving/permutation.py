@@ -17,14 +17,14 @@ def key_words(*parts: object, count: int = 1) -> npt.NDArray[np.uint64]:
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
-def mix(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def splitmix64(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Scramble uint64 words, one to one. The finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
 
 
-def mix32(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+def lowbias32(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     """Scramble uint32 words, one to one. The `lowbias32` hash that Wellons (2018) found by search."""
     words = (words ^ (words >> np.uint32(16))) * np.uint32(0x7FEB352D)
     words = (words ^ (words >> np.uint32(15))) * np.uint32(0x846CA68B)
@@ -57,9 +57,9 @@ def permute(positions: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.ui
         high, low = (now >> shift).astype(np.uint32), now.astype(np.uint32) & low_mask
         for i, key in enumerate(round_keys):
             if i % 2:
-                high ^= mix32(low + key) & high_mask
+                high ^= lowbias32(low + key) & high_mask
             else:
-                low ^= mix32(high + key) & low_mask
+                low ^= lowbias32(high + key) & low_mask
         now = (high.astype(np.uint64) << shift) | low
         values[outside] = now
         outside = outside[now >= np.uint64(size)]

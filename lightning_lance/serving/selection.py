@@ -11,10 +11,10 @@ import numpy as np
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, described, integer, one_of, word
-from lightning_lance.format.layout import Extent, StreamExtent
+from lightning_lance.format.layout import StoreContent, StreamExtent
 from lightning_lance.messages.escaping import logger
-from lightning_lance.messages.formatting import counted, listed
-from lightning_lance.serving.mixture import Located, Mixture, check_weights
+from lightning_lance.messages.formatting import format_list, pluralize
+from lightning_lance.serving.mixture import Mixture, WindowLocations, check_weights
 from lightning_lance.serving.order import Order, WindowOrder, check_order
 from lightning_lance.store.token_store import TokenStore
 
@@ -78,7 +78,7 @@ def _named(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Serving:
+class WindowSelection:
     """A selection of windows and its order: with a position, all that decides what a run sees.
 
     Attributes:
@@ -211,7 +211,7 @@ class Serving:
         key = (*made, self.seed, *names)
         return WindowOrder(streams, self.context_length, self.order, key, self.shuffle_block)
 
-    def read(self, found: Located) -> np.ndarray:
+    def read(self, found: WindowLocations) -> np.ndarray:
         """Read windows: (n, context_length + 1) tokens, in the dtype of the stores."""
         stores = list(self.stores.values())
         if len(stores) == 1:
@@ -269,7 +269,7 @@ class Serving:
                 pairs["stores.forgotten"] = ([[*extent.forgotten] for extent in extents], now)
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
-    def pinned(self, state: Mapping[str, Any]) -> Serving:
+    def pinned(self, state: Mapping[str, Any]) -> WindowSelection:
         """Go back to the tokens that the stores had when a description was made. StoreError if they never had."""
         pairs = zip(self.stores.items(), map(extent_in, state["stores"]), strict=True)
         return replace(self, stores={name: store.at(extent) for (name, store), extent in pairs})
@@ -290,7 +290,7 @@ def _count_documents(store: TokenStore, split: str, streams: Sequence[StreamExte
     return documents
 
 
-def warn_of_unserved_text(serving: Serving) -> None:
+def warn_of_unserved_text(serving: WindowSelection) -> None:
     """Log which of the selected text no window shows, and what would help."""
     if not serving.num_tokens:
         return
@@ -298,29 +298,29 @@ def warn_of_unserved_text(serving: Serving) -> None:
         cure = "store more documents"
         if serving.split == "val":
             cure += ", or raise val_fraction (which builds another store)"
-        _log.warning("Split %r has no text of %s: %s.", serving.split, listed(languages), cure)
+        _log.warning("Split %r has no text of %s: %s.", serving.split, format_list(languages), cure)
     short = serving.too_short()
     if short is not None:
         _log.warning("%s", _short_streams_sentence(short, serving))
 
 
-def _short_streams_sentence(short: TooShort, serving: Serving) -> str:
+def _short_streams_sentence(short: TooShort, serving: WindowSelection) -> str:
     are = "is" if short.streams == 1 else "are"
-    lost = f"{counted(short.tokens, 'token')} of {counted(short.documents, 'document')}"
+    lost = f"{pluralize(short.tokens, 'token')} of {pluralize(short.documents, 'document')}"
     named = [language for language in short.languages if language]
-    whose = f" ({listed(named)})" if named else ""
+    whose = f" ({format_list(named)})" if named else ""
     return (
-        f"{short.streams:,} of {counted(short.of_streams, 'stream')} of split {serving.split!r} {are} shorter than a window of "
-        f"{serving.context_length:,} + 1 tokens and {are} never served: {lost}{whose}; lower context_length, or store more "
+        f"{short.streams:,} of {pluralize(short.of_streams, 'stream')} of split {serving.split!r} {are} shorter than a window "
+        f"of {serving.context_length:,} + 1 tokens and {are} never served: {lost}{whose}; lower context_length, or store more "
         "documents."
     )
 
 
-def extent_in(described: Mapping[str, Any]) -> Extent:
+def extent_in(described: Mapping[str, Any]) -> StoreContent:
     """Read what a store held from its entry in a description (`Serving.describe`)."""
-    return Extent(described["tokens"], tuple(described["forgotten"]))
+    return StoreContent(described["tokens"], tuple(described["forgotten"]))
 
 
-def _key(extent: Extent) -> tuple[object, ...]:
+def _key(extent: StoreContent) -> tuple[object, ...]:
     # With nothing forgotten, the tokens alone.
     return (extent.tokens, *extent.forgotten)

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_lance.documents.arrow import one_array
-from lightning_lance.documents.batch import bounded, check_text, covered, document_batch, select_columns
+from lightning_lance.documents.arrow import as_single_chunk
+from lightning_lance.documents.batch import check_text, document_batch, next_row, select_columns, split_by_bytes
 from lightning_lance.documents.columns import (
     UnfitShard,
     check_unique,
@@ -36,7 +36,7 @@ from lightning_lance.sources.dataset_spec import HUB_FILE, DatasetSpec
 from lightning_lance.sources.hub import explain, files_identity, open_builder
 from lightning_lance.sources.local_paths import is_local, readable
 from lightning_lance.sources.local_shards import LocalShards, all_local, local_shards, read_here, real_once
-from lightning_lance.sources.source import BATCH_BYTES, BATCH_ROWS, Trouble, shard_order
+from lightning_lance.sources.source import BATCH_BYTES, BATCH_ROWS, ReadReport, shard_order
 
 _log = logger(__name__)
 
@@ -168,7 +168,7 @@ class OpenedDataset:
         self._listing: Listing = self._patience.call("listing the files", lambda: listing(source, pin, reading=True))
         self._builder, self._files = self._listing.builder, self._listing.files
         self._order = shard_order(len(self._files), source.shard_seed)
-        self.trouble = Trouble(self._patience.incidents, remarks=self._listing.remarks)
+        self.trouble = ReadReport(self._patience.incidents, remarks=self._listing.remarks)
         # Of the row groups (in JSON Lines, the places) of the shard that is being read, how many rows pass before each.
         self._starts: tuple[int, dict[int, int]] = (-1, {})
         # Parquet is read here: only the columns and row groups that are needed. So are JSON Lines, of which each line stands
@@ -414,7 +414,7 @@ class OpenedDataset:
             try:
                 with self._patience.active():
                     for batch in self._read(shard, row):
-                        end = covered(batch)
+                        end = next_row(batch)
                         row, tries = (int(batch.column("row")[-1].as_py()) + 1 if end is None else end), 0
                         yield batch
                 return
@@ -491,7 +491,7 @@ class OpenedDataset:
             words["language"] = source.language_column
         columns = select_columns(table, words, f"shard {file!r}")
         if NOT_JSON in table.column_names and pc.any(table.column(NOT_JSON)).as_py():
-            columns["not_json"] = one_array(table.column(NOT_JSON))
+            columns["not_json"] = as_single_chunk(table.column(NOT_JSON))
         if source.language_column:
             languages = columns.pop("language")
             _check_lengths(languages, source.language_column, file)
@@ -502,7 +502,7 @@ class OpenedDataset:
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
         batch = document_batch(columns, languages, first_row, source.wanted, source.text_filter)
-        return bounded(batch, 2 * BATCH_BYTES)
+        return split_by_bytes(batch, 2 * BATCH_BYTES)
 
 
 def _check_lengths(languages: pa.Array, column: str, file: str) -> None:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from lightning_lance.documents.batch import check_words
+from lightning_lance.documents.batch import validate_columns
 from lightning_lance.documents.dedup import Dedup, check_dedup
 from lightning_lance.documents.filters import Condition, EndsWith, OneOf, RowFilter, SpelledAs, checked_where
 from lightning_lance.documents.languages import check_extensions, check_languages, path_tails
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, described
 from lightning_lance.messages.redaction import hidden_values, redacted, remember_options, remember_url
-from lightning_lance.readers.retry import Patience
+from lightning_lance.readers.retry import RetryPolicy
 from lightning_lance.sources.local_paths import local_path, path_list, readable
 from lightning_lance.type_hints import as_text, check_arguments
 
@@ -111,7 +111,7 @@ class DatasetSpec:
         if isinstance(self.columns, Mapping):
             # Names of digits only.
             object.__setattr__(self, "columns", {as_text(word): as_text(name) for word, name in self.columns.items()})
-        check_words(self.columns, repr(self.name))
+        validate_columns(self.columns, repr(self.name))
         check_dedup(self.dedup)
         if isinstance(self.path, Path) or str(self.path).startswith("~"):
             object.__setattr__(self, "path", local_path(str(self.path)))
@@ -212,9 +212,9 @@ class DatasetSpec:
         """Whether the place of `{language}` in `data_files` tells the language of the documents."""
         return bool(self.templates) and not self.language_column and self.extensions is None
 
-    def patience(self) -> Patience:
+    def patience(self) -> RetryPolicy:
         """Make the patience with which this source is read."""
-        return Patience(self.name, self.max_retries, self.timeout_seconds)
+        return RetryPolicy(self.name, self.max_retries, self.timeout_seconds)
 
     def repositories(self) -> dict[str, tuple[str, str | None]]:
         """Give the Hub repositories of `data_files` as they are spelled there, each with its name and its revision."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lightning_lance.documents.filters import told
+from lightning_lance.documents.filters import plain_value
 from lightning_lance.messages.redaction import public_url
 from lightning_lance.sources.dataset_reader import OpenedDataset, identified_listing
 from lightning_lance.sources.dataset_spec import DatasetSpec
@@ -46,7 +46,8 @@ class DatasetSource(DatasetSpec):
             "language_column": self.language_column,
             "extensions": extensions and {name: sorted({*tails}) for name, tails in extensions.items()},
             "where": {
-                column: sorted({json.dumps(told(value)) for value in values}) for column, values in self.where.items()
+                column: sorted({json.dumps(plain_value(value)) for value in values})
+                for column, values in self.where.items()
             },
             "text_filter": self.text_filter.identity(),
             "shard_seed": self.shard_seed,

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from lightning_lance.documents.batch import decoded, document_batch
+from lightning_lance.documents.batch import decode_utf8, document_batch
 from lightning_lance.documents.dedup import Dedup, check_dedup
 from lightning_lance.documents.languages import CODE_EXTENSIONS, check_extensions, check_languages, language_of_path
 from lightning_lance.documents.text_filter import TextFilter
@@ -26,7 +26,7 @@ from lightning_lance.sources.source import (
     BATCH_BYTES,
     BATCH_ROWS,
     OpenedSource,
-    Trouble,
+    ReadReport,
     shard_order,
 )
 from lightning_lance.type_hints import as_text, check_arguments
@@ -206,7 +206,7 @@ class _OpenedFiles:
         self._source = source
         self._groups = [files[i : i + BATCH_ROWS] for i in range(0, len(files), BATCH_ROWS)]
         self.pin: dict[str, Any] = {}
-        self.trouble = Trouble(remarks=remarks)
+        self.trouble = ReadReport(remarks=remarks)
         self.num_bytes: int | None = sum(_size(path) for _, path in files)
 
     @property
@@ -228,7 +228,7 @@ class _OpenedFiles:
             yield self._batch([files[i] for i in group], row + int(group[0]))
 
     def _batch(self, files: list[tuple[str, str]], first_row: int) -> pa.Table:
-        texts, invalid = decoded(_contents([path for _, path in files]))
+        texts, invalid = decode_utf8(_contents([path for _, path in files]))
         paths = pa.array([readable(name) for name, _ in files], pa.string())
         columns = {"text": texts, "path": paths}
         if invalid is not None:

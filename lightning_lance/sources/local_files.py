@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from glob import has_magic
 
 from lightning_lance.errors import SourceError
-from lightning_lance.messages.formatting import counted
+from lightning_lance.messages.formatting import pluralize
 from lightning_lance.sources.local_paths import local_path, readable
 
 # Why files that a pattern matches are left out, in the words of a message.
@@ -134,7 +134,7 @@ class Account:
         outward = {link: real for link, real in self.outward.items() if real not in read or follow_links}
         if outward:
             link, target = min(outward.items())
-            links = f"{counted(len(outward), 'link')} out of its folder, such as {link!r} -> {target!r}"
+            links = f"{pluralize(len(outward), 'link')} out of its folder, such as {link!r} -> {target!r}"
             if follow_links:
                 told.append((logging.INFO, f"Source {source!r} follows {links}."))
             else:
@@ -142,15 +142,15 @@ class Account:
                 told.append((logging.WARNING, f"Source {source!r} does not follow {links}: {cure}."))
         if left_out:
             listed = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
-            total = counted(sum(left_out.values()), "file that matches", "files that match")
+            total = pluralize(sum(left_out.values()), "file that matches", "files that match")
             level = logging.WARNING if FOLDER in left_out else logging.INFO
             told.append((level, f"Source {source!r} leaves out {total}: {listed}."))
         twice = {real: names for real, names in self.names.items() if real in read}
         if twice:
             further = sum(len(names) - 1 for names in twice.values())
-            names = counted(further, "further name")
+            names = pluralize(further, "further name")
             told.append(
-                (logging.INFO, f"Source {source!r} reads {counted(len(twice), 'file')} once that links give {names}.")
+                (logging.INFO, f"Source {source!r} reads {pluralize(len(twice), 'file')} once that links give {names}.")
             )
         return told
 

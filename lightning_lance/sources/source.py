@@ -15,7 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from lightning_lance.documents.dedup import Dedup
-from lightning_lance.messages.formatting import counted
+from lightning_lance.messages.formatting import pluralize
 
 # Rows per Arrow batch at most.
 BATCH_ROWS = 1000
@@ -27,7 +27,7 @@ BATCH_BYTES = 6 << 20
 
 
 @dataclass
-class Trouble:
+class ReadReport:
     """What went wrong while a source was read; grows as it is read.
 
     Attributes:
@@ -42,7 +42,7 @@ class Trouble:
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{number} x {kind}" for kind, number in self.incidents.most_common())
-        return f"{counted(sum(self.incidents.values()), 'time')} and was tried again: {kinds}"
+        return f"{pluralize(sum(self.incidents.values()), 'time')} and was tried again: {kinds}"
 
 
 class OpenedSource(Protocol):
@@ -59,7 +59,7 @@ class OpenedSource(Protocol):
         ...
 
     @property
-    def trouble(self) -> Trouble:
+    def trouble(self) -> ReadReport:
         """What went wrong so far."""
         ...
 

@@ -14,7 +14,7 @@ from lightning_lance.documents.dedup import Dedup
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.files import content_hash
 from lightning_lance.sources.local_paths import readable
-from lightning_lance.sources.source import OpenedSource, Trouble
+from lightning_lance.sources.source import OpenedSource, ReadReport
 
 
 class WithValidation:
@@ -42,11 +42,11 @@ class WithValidation:
         return [*self._val.shards, *self._train.shards]
 
     @property
-    def trouble(self) -> Trouble:
+    def trouble(self) -> ReadReport:
         val, train = self._val.trouble, self._train.trouble
         later = {place + len(self._val.shards): bad for place, bad in train.bad_shards.items()}
         remarks = [*val.remarks, *train.remarks, *self._remarks]
-        return Trouble(val.incidents + train.incidents, val.bad_shards | later, remarks)
+        return ReadReport(val.incidents + train.incidents, val.bad_shards | later, remarks)
 
     @property
     def num_bytes(self) -> int | None:

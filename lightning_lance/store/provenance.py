@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from lance.file import LanceFileReader
 
-from lightning_lance.documents.arrow import one_array
+from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import dataset_at, reading, reading_documents, stream_columns
@@ -77,7 +77,7 @@ class Provenance:
         rows = stream_columns(self._dataset)
         names, codes = {}, {}
         for key in ("split", "language"):
-            column = one_array(rows.column(key).dictionary_encode())
+            column = as_single_chunk(rows.column(key).dictionary_encode())
             names[key], codes[key] = column.dictionary.to_pylist(), np.asarray(column.indices)
         lists = document_lists(self._uri, self._dataset, "offset", self._storage_options)
         counts = np.concatenate([np.empty(0, np.int32), *(_lengths(part) for part in lists)])
@@ -110,7 +110,7 @@ class Provenance:
         block = np.unique(np.concatenate(needed))
         with reading_documents(self._uri):
             taken = self._dataset.take(blocks.row[block].tolist(), columns=["language", "documents"])
-        lists = one_array(taken.column("documents"))
+        lists = as_single_chunk(taken.column("documents"))
         offsets = begins_of(self._uri, lists, np.diff(blocks.starts)[block])
         of_block = np.repeat(np.arange(len(block)), np.asarray(lists.value_lengths()))
         described = lists.flatten()
@@ -130,7 +130,7 @@ class Provenance:
         }
         found = described.take(pa.array(document))
         names = [name.name for name in found.type if name.name not in _NOT_METADATA]
-        languages = one_array(taken.column("language")).take(pa.array(of_block[document]))
+        languages = as_single_chunk(taken.column("language")).take(pa.array(of_block[document]))
         return pa.table({**columns, **{name: found.field(name) for name in names}, "language": languages})
 
 

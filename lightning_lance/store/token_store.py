@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced, described
-from lightning_lance.format.commit import commit_of, is_commit, notes_of
+from lightning_lance.format.commit import data_file_infos, is_commit, read_commit
 from lightning_lance.format.lance_io import (
     check_fragments,
     check_sizes,
@@ -26,12 +26,12 @@ from lightning_lance.format.lance_io import (
     stream_columns,
     take_blocks,
 )
-from lightning_lance.format.layout import Extent, StreamExtent, check_parts, layout_of, layout_of_rows
+from lightning_lance.format.layout import StoreContent, StreamExtent, check_parts, layout_of, layout_of_rows
 from lightning_lance.format.lineage import change_of, check_columns, cure
 from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.schema import block_of, check_dtype
-from lightning_lance.format.tags import check_not_replaced, keep, keep_for_run, let_go, let_go_of_others, replaced
-from lightning_lance.format.versions import gone, look_again, version_with
+from lightning_lance.format.tags import check_not_replaced, keep_for_run, let_go_of_others, replaced, tag_version, untag
+from lightning_lance.format.versions import find_version, gone, open_with_retry
 from lightning_lance.location import (
     checked_storage_options,
     given_place,
@@ -39,7 +39,7 @@ from lightning_lance.location import (
     store_place,
     tokenizer_files,
 )
-from lightning_lance.maintenance.integrity import require_whole
+from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
 from lightning_lance.store.fork_reader import ForkedReader
 from lightning_lance.store.mapped_files import map_tokens
@@ -78,7 +78,7 @@ class TokenStore:
     ) -> None:
         self.uri, self._opening = uri, (storage_options, reader)
         self._given = uri
-        self.version, self.commit = int(dataset.version), commit_of(dataset, uri)
+        self.version, self.commit = int(dataset.version), read_commit(dataset, uri)
         if "format" not in self.commit.recipe:
             raise StoreError(f"The token store {uri!r} does not say of which format it is: bring it back from a copy.")
         self._change = change_of(dataset, uri, storage_options)
@@ -136,7 +136,7 @@ class TokenStore:
         storage_options = checked_storage_options("storage_options", storage_options)
         given, place = given_place(uri), store_place(uri)
         if verify:
-            require_whole(place, storage_options)
+            raise_if_damaged(place, storage_options)
         while True:
             with reading(place):
                 dataset = dataset_at(place, version, storage_options)
@@ -176,15 +176,15 @@ class TokenStore:
         store._run, store._given = self._run, self._given
         return store
 
-    def _version_with(self, extent: Extent) -> int | None:
-        return version_with(self.uri, extent, self._opening[0], self.fingerprint)
+    def _version_with(self, extent: StoreContent) -> int | None:
+        return find_version(self.uri, extent, self._opening[0], self.fingerprint)
 
-    def forgot(self, extent: Extent) -> bool:
+    def forgot(self, extent: StoreContent) -> bool:
         """Tell whether documents of an extent were forgotten since, and no version that holds them is kept."""
         changed = extent.forgotten != self.commit.extent.forgotten
         return changed and self._version_with(extent) is None
 
-    def at(self, extent: Extent) -> TokenStore:
+    def at(self, extent: StoreContent) -> TokenStore:
         """Open the same store as it was when it held just this, in whichever version. StoreError if it never did."""
         if extent == self.commit.extent and self._is_ours:
             return self
@@ -199,7 +199,7 @@ class TokenStore:
                 )
             return found
 
-        store = look_again(find, self.at_version)
+        store = open_with_retry(find, self.at_version)
         if since := sorted({*self.commit.extent.forgotten} - {*extent.forgotten}):
             told = "Version %d of %s is read, which holds documents that were forgotten since (%s)."
             _log.warning(told, store.version, self.uri, since)
@@ -238,7 +238,7 @@ class TokenStore:
             StoreError: If the store cannot be written.
         """
         check_no_links(self.uri)
-        return keep(self._dataset, self.uri, self.commit.extent, self._opening[0], name, self.fingerprint)
+        return tag_version(self._dataset, self.uri, self.commit.extent, self._opening[0], name, self.fingerprint)
 
     def keep_for_training(self, run: str | None = None) -> bool:
         """Tag what is read for a run, once, and tell whether it is kept; a warning where no tag can be written.
@@ -280,7 +280,7 @@ class TokenStore:
         except StoreError as error:
             self._warn_not_kept(str(error))
         else:
-            let_go(self._dataset, self.commit.extent, self._run)
+            untag(self._dataset, self.commit.extent, self._run)
 
     def _warn_not_kept(self, why: str) -> None:
         _log.warning(
@@ -290,10 +290,10 @@ class TokenStore:
     def let_go(self) -> None:
         """Take the tag of `keep_for_training` away again: for a run that leaves no checkpoint."""
         if self._kept:
-            let_go(self._dataset, self.commit.extent, self._run)
+            untag(self._dataset, self.commit.extent, self._run)
             self._kept = False
 
-    def let_go_of_others(self, extents: Collection[Extent]) -> None:
+    def let_go_of_others(self, extents: Collection[StoreContent]) -> None:
         """Take the tags of this run away from all versions but those that hold some extents."""
         let_go_of_others(self._dataset, self.uri, self._opening[0], self._run, extents)
 
@@ -479,7 +479,7 @@ class TokenStore:
 
     def _index(self, pages: np.ndarray | None) -> None:
         """Make the segment tables. `pages`: (n, 2), as `map_tokens` gives them; None counts places in rows of `take`."""
-        parts = layout_of(fragments_of(self._dataset), notes_of(self._dataset))
+        parts = layout_of(fragments_of(self._dataset), data_file_infos(self._dataset))
         is_told = parts is not None and is_commit(self._dataset)
         if parts is None:
             parts = layout_of_rows(stream_columns(self._dataset), self._block)
@@ -549,7 +549,7 @@ class _Content(NamedTuple):
     """
 
     fingerprint: str
-    extent: Extent
+    extent: StoreContent
     streams: str
     is_ours: bool
 
@@ -576,12 +576,12 @@ def _reopened(
     check_not_replaced(uri, content.fingerprint, opening[0])
 
     def find() -> int:
-        found = version_with(uri, content.extent, opening[0], content.fingerprint) if content.is_ours else None
+        found = find_version(uri, content.extent, opening[0], content.fingerprint) if content.is_ours else None
         if found is None:
             raise gone(uri, version)
         return found
 
-    store = look_again(find, lambda found: TokenStore.open(uri, found, *opening))
+    store = open_with_retry(find, lambda found: TokenStore.open(uri, found, *opening))
     if store._content != content:
         raise gone(uri, version)
     return store

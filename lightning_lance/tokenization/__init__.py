@@ -1,12 +1,12 @@
 """From texts to token ids."""
 
 from lightning_lance.tokenization.configs import (
-    ByteChoice,
+    ByteTokenizer,
     PretrainedTokenizer,
-    TokenizerChoice,
+    TokenizerConfig,
     TokenizerFile,
     TrainedBPE,
 )
 from lightning_lance.tokenization.tokenizer import Tokenizer
 
-__all__ = ["ByteChoice", "PretrainedTokenizer", "Tokenizer", "TokenizerChoice", "TokenizerFile", "TrainedBPE"]
+__all__ = ["ByteTokenizer", "PretrainedTokenizer", "Tokenizer", "TokenizerConfig", "TokenizerFile", "TrainedBPE"]

@@ -17,10 +17,10 @@ from lightning_lance.errors import ConfigError, SourceError, whole_number
 from lightning_lance.location import check_place
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.redaction import in_one_line, shown_cause
-from lightning_lance.process.files import write_whole
-from lightning_lance.process.locks import only_one
+from lightning_lance.process.files import write_atomic
+from lightning_lance.process.locks import exclusive
 from lightning_lance.process.request_logs import quiet_requests
-from lightning_lance.readers.retry import Patience, causes
+from lightning_lance.readers.retry import RetryPolicy, causes
 from lightning_lance.sources.source import Source
 from lightning_lance.tokenization.pretrained import (
     BESIDE,
@@ -49,7 +49,7 @@ _TRIES, _TIMEOUT_SECONDS = 5, 30.0
 _log = logger(__name__)
 
 
-class TokenizerChoice(Protocol):
+class TokenizerConfig(Protocol):
     """A tokenizer that can be loaded."""
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
@@ -66,7 +66,7 @@ class TokenizerChoice(Protocol):
 
 
 @dataclass(frozen=True)
-class ByteChoice:
+class ByteTokenizer:
     """One token per byte; needs no file, and makes about four times as many tokens as a BPE."""
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
@@ -164,7 +164,7 @@ class PretrainedTokenizer:
         kept = folder / self._kept_name
         if not (kept / TOKENIZER).is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            with only_one(folder / f"{kept.name}.lock", "fetching the tokenizer"):
+            with exclusive(folder / f"{kept.name}.lock", "fetching the tokenizer"):
                 if not (kept / TOKENIZER).is_file():
                     self._keep(kept)
         if self._is_shipped(kept):
@@ -197,7 +197,7 @@ class PretrainedTokenizer:
             found = differences(*(typed(read_object(file)) for file in (shipped, kept / TOKENIZER)))
             origin = {"taken_from": "transformers", "differs": [part for part in found if part != "special tokens"]}
             with suppress(OSError):
-                write_whole(kept / ORIGIN, json.dumps(origin))
+                write_atomic(kept / ORIGIN, json.dumps(origin))
         if origin.get("differs"):
             _warn_once(
                 f"The tokenizer {self.model!r} was kept at {str(kept)!r} by an earlier version as transformers reads it, which "
@@ -231,13 +231,13 @@ class PretrainedTokenizer:
         for name in (*BESIDE, ORIGIN):
             (kept / name).unlink(missing_ok=True)
         for name in files.keys() & {*BESIDE}:
-            write_whole(kept / name, files[name])
-        write_whole(kept / ORIGIN, json.dumps({"taken_from": origin}))
+            write_atomic(kept / name, files[name])
+        write_atomic(kept / ORIGIN, json.dumps({"taken_from": origin}))
         try:
             _from_text(files[TOKENIZER], self.eos_token, read_beside(kept))
         except ConfigError as error:
             raise ConfigError(f"The tokenizer {self.model!r} cannot be used: {error}") from error
-        write_whole(kept / TOKENIZER, files[TOKENIZER])
+        write_atomic(kept / TOKENIZER, files[TOKENIZER])
 
     def _converted(self, silence: str | None = None) -> tuple[Tokenizer, str | None]:
         """Return what transformers makes of a repository without a tokenizer.json, and the EOS token that it names.
@@ -295,7 +295,7 @@ def _hub_silence(model: str) -> str | None:
     if constants.HF_HUB_OFFLINE:
         return None
     try:
-        with Patience(model, _TRIES, _TIMEOUT_SECONDS).active():
+        with RetryPolicy(model, _TRIES, _TIMEOUT_SECONDS).active():
             get_session().head(hf_hub_url(model, "tokenizer.json"))
     except SourceError as error:
         return str(error).partition(" gave up on ")[2].partition(": all that")[0]
@@ -351,11 +351,11 @@ class TrainedBPE:
         key = xxhash.xxh3_64_hexdigest(recipe.encode())
         file = folder / f"{source.name}-bpe{self.vocab_size}-{key}.json"
         if not file.exists():
-            with only_one(file.with_suffix(".lock"), "training the tokenizer"):
+            with exclusive(file.with_suffix(".lock"), "training the tokenizer"):
                 if not file.exists():
                     _log.info("Training a tokenizer of %d ids on source %r.", self.vocab_size, source.name)
                     tokenizer = train_bpe(self._texts(source), self.vocab_size)
-                    write_whole(file, tokenizer.to_json())
+                    write_atomic(file, tokenizer.to_json())
         return Tokenizer(file.read_text(encoding="utf-8"))
 
     def _texts(self, source: Source) -> Iterator[list[str]]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents.arrow import string_buffers
+from lightning_lance.documents.arrow import offsets_and_bytes
 from lightning_lance.messages.escaping import logger
 from lightning_lance.process.memory import give_back, resident
 
@@ -69,7 +69,7 @@ class Encoded(NamedTuple):
     offsets: np.ndarray
 
 
-class FastEngine:
+class GigatokenEngine:
     """gigatoken, for one tokenizer; several threads may ask at a time.
 
     Of byte-level tokenizers it has a worker for each core, which keeps the ids of all words that it has seen, without a bound.
@@ -116,7 +116,7 @@ class FastEngine:
 
     def encode(self, texts: pa.Array) -> Encoded | None:
         """Encode large_string texts without a copy of them; None if gigatoken raises. May be called by several threads."""
-        borders, data = string_buffers(texts)
+        borders, data = offsets_and_bytes(texts)
         size = int(borders[-1] - borders[0])
         shared = size > _SHARED_BYTES or _CORES > ENCODERS
         calls = _calls(borders) if self._workers and not shared else [(0, len(texts))]
@@ -159,7 +159,7 @@ def _calls(borders: np.ndarray) -> Iterator[tuple[int, int]]:
         low = high
 
 
-def load_fast(spec: str, fields: dict[str, Any], dtype: np.dtype[Any]) -> FastEngine | None:
+def load_fast(spec: str, fields: dict[str, Any], dtype: np.dtype[Any]) -> GigatokenEngine | None:
     """Load a `tokenizer.json`; None if gigatoken cannot.
 
     Args:
@@ -174,7 +174,7 @@ def load_fast(spec: str, fields: dict[str, Any], dtype: np.dtype[Any]) -> FastEn
     before, after = (json.dumps(tokens, ensure_ascii=False) for tokens in (added, plain))
     spec = spec.replace(before, after, 1)
     try:
-        return FastEngine(spec, dtype)
+        return GigatokenEngine(spec, dtype)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # its panics are no Exceptions
@@ -182,7 +182,7 @@ def load_fast(spec: str, fields: dict[str, Any], dtype: np.dtype[Any]) -> FastEn
         return None
 
 
-def gigatoken_knows(fields: dict[str, Any]) -> bool:
+def is_supported(fields: dict[str, Any]) -> bool:
     """Tell whether a tokenizer is free of what gigatoken (0.10) takes no notice of, or was not compared in."""
     pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
     if not {*_types(fields.get("normalizer"))} <= _NORMALIZERS:

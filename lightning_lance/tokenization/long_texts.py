@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents.arrow import string_buffers
+from lightning_lance.documents.arrow import offsets_and_bytes
 from lightning_lance.tokenization.gigatoken import Encoded
 from lightning_lance.tokenization.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ def encode_texts(tokenizer: Tokenizer, texts: pa.Array, max_bytes: int) -> Encod
     Returns:
         One row of ids per text, however many pieces it had.
     """
-    borders, data = string_buffers(texts)
+    borders, data = offsets_and_bytes(texts)
     long = np.flatnonzero(np.diff(borders) > max_bytes)
     if not len(long):
         return tokenizer.encode_batch(texts)
@@ -92,7 +92,7 @@ def in_pieces(texts: pa.Array, max_bytes: int) -> Iterator[tuple[int, str]]:
 
     Args: as for `encode_texts`.
     """
-    borders, data = string_buffers(texts)
+    borders, data = offsets_and_bytes(texts)
     for place in range(len(texts)):
         low, high = int(borders[place]), int(borders[place + 1])
         cuts = [0, *cut_points(data[low:high], max_bytes), high - low]

@@ -16,7 +16,7 @@ import xxhash
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.messages.escaping import logger
-from lightning_lance.process.files import write_whole
+from lightning_lance.process.files import write_atomic
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from lightning_lance.tokenization.tokenizer_json import UNUSED, Fields, differences, digest_of
 
@@ -192,7 +192,7 @@ def compared(loaded: Tokenizer, beside: Beside, folder: Path) -> Reading:
     # Where it cannot be kept, it is asked again.
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, json.dumps(found._asdict()))
+        write_atomic(kept, json.dumps(found._asdict()))
     return found
 
 

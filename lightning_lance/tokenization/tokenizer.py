@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents.arrow import string_buffers
+from lightning_lance.documents.arrow import offsets_and_bytes
 from lightning_lance.errors import ConfigError, described, is_count
 from lightning_lance.tokenization.engine_comparison import differing_characters
-from lightning_lance.tokenization.gigatoken import Encoded, FastEngine, cuts_at_spaces, gigatoken_knows, load_fast
+from lightning_lance.tokenization.gigatoken import Encoded, GigatokenEngine, cuts_at_spaces, is_supported, load_fast
 from lightning_lance.tokenization.losses import Losses
 from lightning_lance.tokenization.special_tokens import EOS_SPELLINGS, check_special_tokens, find_eos
 from lightning_lance.tokenization.tokenizer_checks import check_form, check_ids
@@ -33,7 +33,7 @@ from lightning_lance.tokenization.tokenizer_json import (
     other_digests,
     typed,
 )
-from lightning_lance.tokenization.unicode_tables import KNOWN, Parted, parted
+from lightning_lance.tokenization.unicode_tables import KNOWN, SplitTexts, split_at_new_characters
 
 # Of so much text, one document, or a piece of one that is longer, is encoded twice to compare the engines; of the first
 # batch some.
@@ -95,7 +95,7 @@ class Tokenizer:
             check_special_tokens(self._reference, fields, vocabulary, self.eos_token)
         self.digest = digest_of(canonical(fields), self.eos_id)
         self._dtype = token_dtype(self.vocab_size)
-        fast = engine == "auto" and gigatoken_knows(fields)
+        fast = engine == "auto" and is_supported(fields)
         self._fast = load_fast(self._spec, fields, self._dtype) if fast else None
         differing = differing_characters(fields) if self._fast is not None else None
         if differing is None:
@@ -138,7 +138,7 @@ class Tokenizer:
         """
         fast = self._fast
         if fast is not None and len(texts):
-            if (parts := parted(texts, self._at_spaces, self._differing)) is not None:
+            if (parts := split_at_new_characters(texts, self._at_spaces, self._differing)) is not None:
                 return self._encode_apart(parts)
             encoded, different = fast.encode(texts), None
             with self._comparing:  # nobody goes on before the first comparison is through
@@ -153,7 +153,7 @@ class Tokenizer:
                 )
         return self._encode_reference(texts)
 
-    def _encode_apart(self, parts: Parted) -> Encoded:
+    def _encode_apart(self, parts: SplitTexts) -> Encoded:
         """Encode what has newer characters, which is little, by `tokenizers`, and the rest as ever."""
         newer = parts.newer
         encoded = [
@@ -167,7 +167,7 @@ class Tokenizer:
 
     def _encode_reference(self, texts: pa.Array) -> Encoded:
         ids: list[np.ndarray] = []
-        group = np.cumsum(np.diff(string_buffers(texts)[0])) // _REFERENCE_BYTES
+        group = np.cumsum(np.diff(offsets_and_bytes(texts)[0])) // _REFERENCE_BYTES
         cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(texts)]
         for low, high in pairwise(cuts):
             some = texts.slice(low, high - low).to_pylist()
@@ -178,9 +178,9 @@ class Tokenizer:
         np.cumsum([len(row) for row in ids], out=offsets[1:])
         return Encoded(np.concatenate(ids or [np.empty(0, self._dtype)]), offsets)
 
-    def _first_difference(self, fast: FastEngine, texts: pa.Array, encoded: Encoded) -> str | None:
+    def _first_difference(self, fast: GigatokenEngine, texts: pa.Array, encoded: Encoded) -> str | None:
         """Give a text that the engines encode differently; None if none of the sample is one."""
-        borders, data = string_buffers(texts)
+        borders, data = offsets_and_bytes(texts)
         self._since += int(borders[-1] - borders[0])
         if self._compared and self._since < _COMPARE_EVERY:
             return None

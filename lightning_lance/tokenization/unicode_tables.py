@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.documents.arrow import string_buffers
+from lightning_lance.documents.arrow import offsets_and_bytes
 
 # Characters come in blocks of so many, which share all but the last byte of their UTF-8.
 BLOCK = 64
@@ -94,7 +94,7 @@ class Differing:
 
     def find(self, texts: pa.Array) -> np.ndarray | None:
         """Tell which of some large_string texts hold such a character, as (n,) bool; None if none does."""
-        borders, data = string_buffers(texts)
+        borders, data = offsets_and_bytes(texts)
         places = self._candidates(borders, data)
         if not len(places):
             return None
@@ -154,7 +154,7 @@ def newer_characters(texts: pa.Array, differing: Differing = KNOWN) -> np.ndarra
     return differing.find(texts)
 
 
-class Parted(NamedTuple):
+class SplitTexts(NamedTuple):
     """Texts, cut so that what holds newer characters stands apart.
 
     Attributes:
@@ -168,7 +168,7 @@ class Parted(NamedTuple):
     firsts: np.ndarray
 
 
-def parted(texts: pa.Array, at_spaces: bool, differing: Differing = KNOWN) -> Parted | None:
+def split_at_new_characters(texts: pa.Array, at_spaces: bool, differing: Differing = KNOWN) -> SplitTexts | None:
     """Cut texts near where newer characters begin and end; None if there are none.
 
     Args:
@@ -178,8 +178,8 @@ def parted(texts: pa.Array, at_spaces: bool, differing: Differing = KNOWN) -> Pa
     """
     newer = differing.find(texts)
     if newer is None or not at_spaces:
-        return None if newer is None else Parted(texts, newer, np.arange(len(texts) + 1))
-    borders, data = string_buffers(texts)
+        return None if newer is None else SplitTexts(texts, newer, np.arange(len(texts) + 1))
+    borders, data = offsets_and_bytes(texts)
     cuts = [low + _cuts(data[low:high]) for low, high in zip(borders[:-1][newer], borders[1:][newer], strict=True)]
     # Empty texts share their border with the next, so the cuts go in by position, not as a set.
     inserted = np.concatenate(cuts)
@@ -191,7 +191,7 @@ def parted(texts: pa.Array, at_spaces: bool, differing: Differing = KNOWN) -> Pa
     # Neighbours of one kind stay together.
     kept = whole.copy()
     kept[1:-1] |= words[1:] != words[:-1]
-    return Parted(_over(edges[kept], texts), words[kept[:-1]], np.flatnonzero(whole[kept]))
+    return SplitTexts(_over(edges[kept], texts), words[kept[:-1]], np.flatnonzero(whole[kept]))
 
 
 def _over(edges: np.ndarray, texts: pa.Array) -> pa.Array:

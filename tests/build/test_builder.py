@@ -18,11 +18,11 @@ from lightning_lance.build.builder import Build
 from lightning_lance.build.coordination import CommitTurn
 from lightning_lance.build.plan import Budget, make_plan
 from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, SourceError, StoreError
-from lightning_lance.format.commit import last_version, notes_of, replace_fragments
+from lightning_lance.format.commit import data_file_infos, last_version, replace_fragments
 from lightning_lance.format.lance_io import dataset_at, fragments_of, write_rows
-from lightning_lance.maintenance.compaction import left_behind
-from lightning_lance.maintenance.integrity import check_store
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.maintenance.compaction import find_orphans
+from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
 
 
@@ -46,7 +46,7 @@ def test_the_clock_makes_commits_also_where_nothing_is_kept(tmp_path: Path, text
     """Work that was done is not done again, whether it gave documents or not."""
     uri = str(tmp_path / "x.lance")
     with pytest.raises(SourceError, match="the network is gone"):
-        prepare(Ends(documents(*[text] * 40)), ByteChoice(), uri, commit_seconds=0.0)
+        prepare(Ends(documents(*[text] * 40)), ByteTokenizer(), uri, commit_seconds=0.0)
     version, commit = last_version(uri)
     assert commit is not None
     # Two batches are on their way to the packer when the third fails.
@@ -69,14 +69,14 @@ def test_rows_that_are_not_wanted_are_not_read_again(tmp_path: Path):
     made = (*documents("first"), *documents(*["other"] * 98, language="Rust"), *documents("last"))
     source, uri = Gone(made, per_shard=100, languages=("Python",), dedup="exact"), str(tmp_path / "x.lance")
     with pytest.raises(SourceError, match="the network is gone"):
-        prepare(source, ByteChoice(), uri, commit_seconds=0.0)
+        prepare(source, ByteTokenizer(), uri, commit_seconds=0.0)
     _, commit = last_version(uri)
     assert commit is not None
     assert (commit.documents, commit.shard) == (1, 0)
     assert commit.row > 80
-    store = prepare(source, ByteChoice(), uri)
+    store = prepare(source, ByteTokenizer(), uri)
     assert read == [0, commit.row]
-    whole = prepare(ListSource(*vars(source).values()), ByteChoice(), str(tmp_path / "y.lance"))
+    whole = prepare(ListSource(*vars(source).values()), ByteTokenizer(), str(tmp_path / "y.lance"))
     assert store.commit == whole.commit
     assert store.commit.documents == 2
 
@@ -84,10 +84,10 @@ def test_rows_that_are_not_wanted_are_not_read_again(tmp_path: Path):
 def test_no_commit_comes_before_its_time(tmp_path: Path):
     for seconds in (-1, "often", float("nan")):
         with pytest.raises(ConfigError, match=r"commit_seconds is .*: expected a number of seconds"):
-            prepare(ListSource(documents("a")), ByteChoice(), str(tmp_path / "y.lance"), commit_seconds=seconds)  # type: ignore[arg-type]
+            prepare(ListSource(documents("a")), ByteTokenizer(), str(tmp_path / "y.lance"), commit_seconds=seconds)  # type: ignore[arg-type]
     uri = str(tmp_path / "x.lance")
     with pytest.raises(SourceError):
-        prepare(Ends(documents(*["some text"] * 40)), ByteChoice(), uri)
+        prepare(Ends(documents(*["some text"] * 40)), ByteTokenizer(), uri)
     assert last_version(uri) == (0, None)
 
 
@@ -99,42 +99,42 @@ def test_an_interruption_says_what_is_safe(tmp_path: Path):
 
     uri, made = str(tmp_path / "x.lance"), documents(*["some text"] * 40)
     with pytest.raises(BuildInterrupted, match=r"^Nothing is committed in '.*' yet: run it again, it begins anew\.$"):
-        prepare(Pressed(made), ByteChoice(), uri)
+        prepare(Pressed(made), ByteTokenizer(), uri)
     with pytest.raises(
         BuildInterrupted,
         match=r"^\d+ documents \(.* tokens\) are committed in '.*': run it again, it goes on from there\.$",
     ):
-        prepare(Pressed(made), ByteChoice(), uri, commit_tokens=1)
+        prepare(Pressed(made), ByteTokenizer(), uri, commit_tokens=1)
     assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
-    assert prepare(ListSource(made, name="list"), ByteChoice(), str(tmp_path / "y.lance")).commit.documents == 40
+    assert prepare(ListSource(made, name="list"), ByteTokenizer(), str(tmp_path / "y.lance")).commit.documents == 40
 
 
 def test_who_finds_another_commit_stops(tmp_path: Path):
     source, uri = ListSource(documents(*["some text"] * 40)), str(tmp_path / "x.lance")
-    plan = make_plan(source, ByteChoice(), uri)
+    plan = make_plan(source, ByteTokenizer(), uri)
     build = Build(source, plan, Budget(), 0, None, None)
-    prepare(source, ByteChoice(), uri, max_documents=7)
+    prepare(source, ByteTokenizer(), uri, max_documents=7)
     before = last_version(uri)
     with pytest.raises(CommitConflict):
         build.run(CommitTurn(uri, 0), 1, 60.0)
     assert last_version(uri) == before
-    assert prepare(source, ByteChoice(), uri).commit.documents == 40
+    assert prepare(source, ByteTokenizer(), uri).commit.documents == 40
 
 
 def test_what_a_builder_that_begins_removes_nobody_can_commit(tmp_path: Path):
     """A builder was stopped between its data file and its commit, and comes back before the new one has committed."""
     made, uri = documents(*["some text"] * 40), str(tmp_path / "x.lance")
-    stored = prepare(Ends(made), ByteChoice(), uri, val_fraction=0.0, max_documents=8)
+    stored = prepare(Ends(made), ByteTokenizer(), uri, val_fraction=0.0, max_documents=8)
     stream = stored.read(np.array([0]), stored.num_tokens())[0].tolist()
     dataset = dataset_at(uri, None, None)
     rows = dataset.to_table()
     written, files = write_rows(uri, dataset, rows.schema, rows.to_batches(), None)
-    notes = notes_of(dataset)
+    notes = data_file_infos(dataset)
     with pytest.raises(SourceError):
-        prepare(Ends(made), ByteChoice(), uri, val_fraction=0.0)
+        prepare(Ends(made), ByteTokenizer(), uri, val_fraction=0.0)
     note = replace(stored.commit, documents=16, tokens=2 * stored.commit.tokens)
     fragments = [*fragments_of(dataset), *written]
-    assert left_behind(uri) == set()
+    assert find_orphans(uri) == set()
     with pytest.raises(CommitConflict):
         replace_fragments(uri, dataset, rows.schema, fragments, {**notes, **files}, note, None)
     store = TokenStore.open(uri, verify=True)
@@ -168,7 +168,7 @@ def test_an_error_of_whatever_kind_leaves_no_file(
             raise kind("unforeseen")
         return real(*arguments, **options)
 
-    whole = prepare(source, ByteChoice(), str(tmp_path / "y.lance"), val_fraction=0.0).commit
+    whole = prepare(source, ByteTokenizer(), str(tmp_path / "y.lance"), val_fraction=0.0).commit
     target = f"lightning_lance.{place}"
     real = pkgutil.resolve_name(target)
     for calls in range(5):
@@ -176,14 +176,14 @@ def test_an_error_of_whatever_kind_leaves_no_file(
         with monkeypatch.context() as patch:
             patch.setattr(target, fails)
             try:
-                prepare(source, ByteChoice(), **options)
+                prepare(source, ByteTokenizer(), **options)
             except kind:
-                assert left_behind(str(uri)) == set()
+                assert find_orphans(str(uri)) == set()
                 assert uri.exists() == (calls > 0 or place == "maintenance.compaction.end_build")
         if count[0] >= 0:
             break
     assert calls > 0
-    assert prepare(source, ByteChoice(), **options).commit == whole
+    assert prepare(source, ByteTokenizer(), **options).commit == whole
 
 
 def test_what_builders_left_that_were_killed_before_their_first_commit_does_not_pile_up(tmp_path: Path):
@@ -192,19 +192,19 @@ def test_what_builders_left_that_were_killed_before_their_first_commit_does_not_
         at = -1
 
     made, uri = documents(*["some text"] * 40), tmp_path / "x.lance"
-    rows = prepare(ListSource(made), ByteChoice(), str(tmp_path / "y.lance"), val_fraction=0.0)._dataset.to_table()
+    rows = prepare(ListSource(made), ByteTokenizer(), str(tmp_path / "y.lance"), val_fraction=0.0)._dataset.to_table()
     written, files = write_rows(str(uri), None, rows.schema, rows.to_batches(), None)
-    assert len(left_behind(str(uri))) == 1
+    assert len(find_orphans(str(uri))) == 1
     with pytest.raises(SourceError):
-        prepare(Ends(made), ByteChoice(), str(uri), val_fraction=0.0)
-    assert left_behind(str(uri)) == set()
+        prepare(Ends(made), ByteTokenizer(), str(uri), val_fraction=0.0)
+    assert find_orphans(str(uri)) == set()
     # One of them has only stood still, and comes back to its commit.
     note = replace(last_version(str(tmp_path / "y.lance"))[1], tokens=1)
     with pytest.raises(CommitConflict):
         replace_fragments(str(uri), None, rows.schema, written, files, note, None)
-    store = prepare(Mended(made), ByteChoice(), str(uri), val_fraction=0.0)
+    store = prepare(Mended(made), ByteTokenizer(), str(uri), val_fraction=0.0)
     assert store.read(np.array([0]), store.num_tokens())[0].tolist() == [*b"some text", 256] * 40
-    assert not check_store(str(uri))
+    assert not verify_store(str(uri))
 
 
 def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -220,13 +220,13 @@ def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, cap
             caplog.at_level(logging.WARNING),
             pytest.raises(StoreError, match=r"^The disk of '.*/x\.lance' is full: make room"),
         ):
-            prepare(source, ByteChoice(), **options)
+            prepare(source, ByteTokenizer(), **options)
         _, commit = last_version(options["uri"])
         assert commit is not None
         assert 0 < commit.documents < 60
         assert any(message.startswith(f"{commit.documents} documents (") for message in caplog.messages)
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        store = prepare(source, ByteChoice(), **options)
+        store = prepare(source, ByteTokenizer(), **options)
         assert store.commit.documents == 60
         assert store.num_tokens("train") == store.commit.tokens == 60 * 50_001
         assert {path.name for path in disk.iterdir()} == {"x.lance", "x.tokenizer.json"}
@@ -243,12 +243,12 @@ def test_what_running_again_cannot_cure_is_not_advised_and_leaves_nothing_for_go
     made = documents(*["some text"] * 40)
     for source in (Wrong(made), Ends(made)):
         with pytest.raises((ConfigError, SourceError)):
-            prepare(source, ByteChoice(), str(tmp_path / f"{type(source).__name__}.lance"))
+            prepare(source, ByteTokenizer(), str(tmp_path / f"{type(source).__name__}.lance"))
     # Nothing was committed that could be gone on from: the error itself says what to do.
     assert caplog.messages == []
     # Who waits is told of both. What was refused will be asked for in another way, so elsewhere.
     assert {path.stem for path in tmp_path.glob("*.building.json")} == {"Wrong.building", "Ends.building"}
-    prepare(ListSource(made), ByteChoice(), str(tmp_path / "x.lance"))
+    prepare(ListSource(made), ByteTokenizer(), str(tmp_path / "x.lance"))
     assert {path.stem for path in tmp_path.glob("*.building.json")} == {"Ends.building"}
 
 
@@ -256,7 +256,7 @@ def test_that_nothing_is_to_validate_on_is_told_when_it_is_built(tmp_path: Path,
     source = ListSource(documents("some text"))
     for options in ({"val_fraction": 1e-9}, {"val_fraction": 0.0}):
         for _ in range(2):
-            prepare(source, ByteChoice(), data_dir=tmp_path, **options)
+            prepare(source, ByteTokenizer(), data_dir=tmp_path, **options)
     (line,) = caplog.messages
     assert (
         "has nothing to validate on, since of 1 document none fell to val_fraction=1e-09: another val_fraction" in line

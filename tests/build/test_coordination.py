@@ -11,11 +11,11 @@ import pytest
 from lightning_lance.build import coordination
 from lightning_lance.build.coordination import CommitTurn, LeaseTurn
 from lightning_lance.errors import StoreError
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.process.build_status import StatusFile
 from tests.support.paths import ROOT
 
-NOTE = Commit("f", {}, {}, "", "<eos>", 0, 1, documents=3, tokens=2_000_000)
+NOTE = CommitMetadata("f", {}, {}, "", "<eos>", 0, 1, documents=3, tokens=2_000_000)
 
 
 def lease_turn(folder: Path, fingerprint: str = "f") -> LeaseTurn:
@@ -110,12 +110,12 @@ def test_without_leases_the_loser_waits_while_commits_come(
         turn.conflict()
         for documents in range(1, 5):
             now[0] += 89
-            turn.wait(Commit("f", {}, {}, "", "<eos>", 0, 1, documents=documents))
+            turn.wait(CommitMetadata("f", {}, {}, "", "<eos>", 0, 1, documents=documents))
             assert not turn.mine
         assert (
             "Another process builds s3://b/x.lance; waiting for it (committed: 1 document, 0 tokens)."
             in caplog.messages
         )
         now[0] += 91
-        turn.wait(Commit("f", {}, {}, "", "<eos>", 0, 1, documents=4))
+        turn.wait(CommitMetadata("f", {}, {}, "", "<eos>", 0, 1, documents=4))
         assert turn.mine

@@ -11,13 +11,13 @@ from lightning_lance import prepare
 from lightning_lance.build.disk_space import expected_tokens, merging_bytes
 from lightning_lance.build.plan import Budget
 from lightning_lance.errors import ConfigError
-from lightning_lance.format.metadata import Commit
-from lightning_lance.maintenance.compaction import FULL_BYTES, loose_bytes
+from lightning_lance.format.metadata import CommitMetadata
+from lightning_lance.maintenance.compaction import FULL_BYTES, uncompacted_bytes
 from lightning_lance.sources.files import FilesSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
 
-NONE = Commit("", {}, {}, "", "", 0, 0)
+NONE = CommitMetadata("", {}, {}, "", "", 0, 0)
 SEEN = replace(NONE, documents=10, tokens=1000, text_bytes=4000, shard=2)
 
 
@@ -35,12 +35,14 @@ SEEN = replace(NONE, documents=10, tokens=1000, text_bytes=4000, shard=2)
         (Budget(), replace(SEEN, row=5), None, None),  # how much of the third is read, nobody knows
     ],
 )
-def test_what_ends_the_reading_first_counts(budget: Budget, seen: Commit, num_bytes: int | None, tokens: float | None):
+def test_what_ends_the_reading_first_counts(
+    budget: Budget, seen: CommitMetadata, num_bytes: int | None, tokens: float | None
+):
     assert expected_tokens(budget, seen, num_bytes, num_shards=8) == tokens
 
 
 def build(tmp_path: Path, **budget: Any) -> Any:
-    return prepare(ListSource(documents(*["text"] * 40)), ByteChoice(), data_dir=tmp_path / "data", **budget)
+    return prepare(ListSource(documents(*["text"] * 40)), ByteTokenizer(), data_dir=tmp_path / "data", **budget)
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -61,7 +63,7 @@ def test_what_is_needed_and_free_is_told_once(tmp_path: Path, caplog: pytest.Log
     with caplog.at_level("INFO", "lightning_lance"):
         build(tmp_path, max_documents=20)
         (tmp_path / "a.txt").write_text("text")
-        prepare(FilesSource(["*.txt"], root=str(tmp_path)), ByteChoice(), data_dir=tmp_path, max_tokens=10**18)
+        prepare(FilesSource(["*.txt"], root=str(tmp_path)), ByteTokenizer(), data_dir=tmp_path, max_tokens=10**18)
     assert [bool(re.search(r"needs about \d+ bytes \(\d+ tokens of 2 bytes\), and", m)) for m in told(caplog)] == [
         True
     ] * 2
@@ -85,7 +87,7 @@ def test_without_a_budget_it_is_told_when_it_will_be_known_and_then_what_is_miss
     assert "needs about 396 bytes more than it has by now (200 tokens of 2 bytes in all), and " in lines[1]
     caplog.clear()
     with caplog.at_level("INFO", "lightning_lance"):
-        prepare(ListSource(documents("text"), per_shard=40), ByteChoice(), data_dir=tmp_path)
+        prepare(ListSource(documents("text"), per_shard=40), ByteTokenizer(), data_dir=tmp_path)
     assert " is known when all is read, and " in next(m for m in caplog.messages if " free in " in m)
 
 
@@ -95,7 +97,7 @@ def test_growing_needs_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.
     assert build(tmp_path, max_documents=40).num_tokens() > 0  # 50 more, of 2 bytes
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=399))
     with pytest.raises(ConfigError, match=r"\(200 tokens of 2 bytes\)"):  # 400 bytes
-        prepare(ListSource(documents(*["text"] * 40)), ByteChoice(), str(tmp_path / "x"), max_tokens=200)
+        prepare(ListSource(documents(*["text"] * 40)), ByteTokenizer(), str(tmp_path / "x"), max_tokens=200)
 
 
 def test_what_was_worked_out_from_a_part_is_a_warning_until_it_is_far_off(
@@ -106,7 +108,7 @@ def test_what_was_worked_out_from_a_part_is_a_warning_until_it_is_far_off(
     assert [record.levelname for record in caplog.records if "make room" in record.message] == ["WARNING"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=190))
     with pytest.raises(ConfigError, match="make room"):
-        prepare(ListSource(documents(*["text"] * 40)), ByteChoice(), str(tmp_path / "x"), max_documents=40)
+        prepare(ListSource(documents(*["text"] * 40)), ByteTokenizer(), str(tmp_path / "x"), max_documents=40)
 
 
 @pytest.mark.parametrize(
@@ -127,16 +129,16 @@ def test_where_there_is_no_room_to_merge_is_told(
 ):
     """The store itself would fit; a growth writes anew what is there of a fragment that is not full, too."""
     store = build(tmp_path, max_documents=20)
-    loose = loose_bytes(store.uri)
+    loose = uncompacted_bytes(store.uri)
     assert loose == sum(path.stat().st_size for path in Path(store.uri, "data").iterdir())
-    assert loose_bytes(store.uri, full=loose) == 0
+    assert uncompacted_bytes(store.uri, full=loose) == 0
     for free, levels in ((220 + 220 + loose - 1, ["WARNING"]), (220 + 220 + loose + 1, [])):
         caplog.clear()
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         place = tmp_path / str(free) / "x.lance"
         shutil.copytree(store.uri, place)
         made = ListSource(documents(*["text"] * 40))
-        prepare(made, ByteChoice(), str(place), max_documents=40)
+        prepare(made, ByteTokenizer(), str(place), max_documents=40)
         assert [
             record.levelname for record in caplog.records if "while it is merged, up to" in record.message
         ] == levels

@@ -20,7 +20,7 @@ from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
-from lightning_lance.tokenization.configs import ByteChoice, TokenizerFile, TrainedBPE
+from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.builders import TEXTS
 from tests.support.paths import ROOT
@@ -79,7 +79,7 @@ DATA: dict[str, list[dict[str, Any]]] = {
     "sizes": [{"context_length": 8, "batch_size": 2}, {"context_length": 9, "batch_size": 1}],
 }
 TOKENIZERS = [
-    ByteChoice(),
+    ByteTokenizer(),
     TokenizerFile("bytes.json"),
     TokenizerFile("bytes.json", "<|endoftext|>"),
     TrainedBPE(260),
@@ -105,7 +105,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pq.write_table(
             pa.table({key: [*values, *values[3:6]] for key, values in table.items()}), folder / f"{name}.parquet"
         )
-    (folder / "bytes.json").write_text(ByteChoice().load(None, folder).to_json(), encoding="utf-8")
+    (folder / "bytes.json").write_text(ByteTokenizer().load(None, folder).to_json(), encoding="utf-8")
     return folder
 
 
@@ -251,8 +251,8 @@ def test_columns_in_another_order_go_on_with_the_store(corpus: Path, tmp_path: P
     sources = [module({"source.columns": i}, corpus).source for i in (0, 1)]
     uri = str(tmp_path / "x.lance")
     for source, budget in zip(sources, (3, 9), strict=True):
-        store = prepare(source, ByteChoice(), uri, max_documents=budget)  # type: ignore[arg-type]
-    whole = prepare(sources[0], ByteChoice(), str(tmp_path / "y.lance"), max_documents=9)  # type: ignore[arg-type]
+        store = prepare(source, ByteTokenizer(), uri, max_documents=budget)  # type: ignore[arg-type]
+    whole = prepare(sources[0], ByteTokenizer(), str(tmp_path / "y.lance"), max_documents=9)  # type: ignore[arg-type]
     tables = [lance.dataset(each.uri).to_table(columns=["documents"]).column("documents") for each in (store, whole)]
     flat = [sorted((doc for row in table.to_pylist() for doc in row), key=str) for table in tables]
     assert [{**doc, "offset": 0} for doc in flat[0]] == [{**doc, "offset": 0} for doc in flat[1]]

@@ -8,7 +8,7 @@ import pytest
 from lightning_lance.build.plan import make_plan
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 
 TREE = [
     "a.py",
@@ -170,4 +170,4 @@ def test_the_fingerprint_of_fixed_files_stays(root: Path, monkeypatch: pytest.Mo
         source = FilesSource(**{**options, "root": str(Path("tree", options.get("root", ".")))})
     else:
         source = DatasetSource(**options)
-    assert make_plan(source, ByteChoice(), data_dir=root / "data").fingerprint == FINGERPRINTS[name]
+    assert make_plan(source, ByteTokenizer(), data_dir=root / "data").fingerprint == FINGERPRINTS[name]

@@ -14,7 +14,7 @@ from lightning_lance.build.plan import make_plan
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import serving
 from tests.support.hub import Hub
 from tests.support.paths import ROOT
@@ -55,7 +55,7 @@ def stored(source: Any) -> Any:
 
 
 def fingerprint(source: Any, root: Path) -> str:
-    return make_plan(source, ByteChoice(), data_dir=root / "data").fingerprint
+    return make_plan(source, ByteTokenizer(), data_dir=root / "data").fingerprint
 
 
 datasets = st.fixed_dictionaries(

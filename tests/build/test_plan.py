@@ -17,10 +17,10 @@ from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, wait
 from lightning_lance.build.runner import prepare
 from lightning_lance.errors import ConfigError, SourceError, StoreError
 from lightning_lance.format.commit import last_commit
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.process import locks
 from lightning_lance.process.build_status import StatusFile
-from lightning_lance.tokenization.configs import ByteChoice, TrainedBPE
+from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
 from lightning_lance.tokenization.tokenizer import byte_tokenizer
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, append_commit, documents
@@ -43,7 +43,7 @@ SOURCE = ListSource(documents("some text", "other text"))
     ],
 )
 def test_when_a_budget_is_met(budget: Budget, documents_: int, tokens: int, exhausted: bool, met: bool):
-    commit = Commit("f", {}, {}, "", "<eos>", 0, 1, documents=documents_, tokens=tokens, exhausted=exhausted)
+    commit = CommitMetadata("f", {}, {}, "", "<eos>", 0, 1, documents=documents_, tokens=tokens, exhausted=exhausted)
     assert budget.met(commit) is met
     assert (budget.share(commit, 7) >= 1) is met
 
@@ -63,7 +63,7 @@ def test_a_budget_of_nothing_is_refused():
 
 
 def fingerprint(tmp_path: Path, source: ListSource = SOURCE, **changes: object) -> str:
-    choice = changes.pop("tokenizer", ByteChoice())
+    choice = changes.pop("tokenizer", ByteTokenizer())
     return make_plan(source, choice, data_dir=tmp_path, **changes).fingerprint  # type: ignore[arg-type]
 
 
@@ -84,8 +84,8 @@ def test_the_fingerprint_is_of_what_decides_the_tokens(tmp_path: Path):
 
 SCRIPT = """
 import sys; sys.path[:0] = [sys.argv[1]]
-from tests.build.test_plan import SOURCE, ByteChoice, make_plan
-print(make_plan(SOURCE, ByteChoice()).fingerprint)
+from tests.build.test_plan import SOURCE, ByteTokenizer, make_plan
+print(make_plan(SOURCE, ByteTokenizer()).fingerprint)
 """
 
 
@@ -97,16 +97,16 @@ def test_the_fingerprint_is_the_same_in_every_process(tmp_path: Path):
 
 def test_another_recipe_at_the_same_place_is_refused_with_what_differs(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    prepare(SOURCE, ByteChoice(), uri)
+    prepare(SOURCE, ByteTokenizer(), uri)
     with pytest.raises(StoreError, match=r"made by another recipe \(source.languages: \[\] -> \['Python'\]\)"):
-        prepare(replace(SOURCE, languages=("Python",)), ByteChoice(), uri)
+        prepare(replace(SOURCE, languages=("Python",)), ByteTokenizer(), uri)
     with pytest.raises(StoreError, match=r"\(val_fraction: 0.01 -> 0.5\)"):
-        prepare(SOURCE, ByteChoice(), uri, val_fraction=0.5)
+        prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.5)
 
 
 def test_same_recipe_is_the_same(tmp_path: Path):
     mine = Plan({"a": 1}, "f", "x.lance", byte_tokenizer())
-    check_same(Commit("f", {"a": 1}, {}, "", "<eos>", 0, 1), mine)
+    check_same(CommitMetadata("f", {"a": 1}, {}, "", "<eos>", 0, 1), mine)
     assert mine.tokenizer_file == Path("x.tokenizer.json")
     assert Plan({}, "f", "s3://bucket/x.lance", byte_tokenizer()).tokenizer_file is None
 
@@ -126,7 +126,7 @@ def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_
         waits = thread.submit(wait_for, uri, 15)
         assert left_waiting(waits)
         lives = StatusFile(file, "f").begin()
-        prepare(SOURCE, ByteChoice(), str(tmp_path / "y.lance"))
+        prepare(SOURCE, ByteTokenizer(), str(tmp_path / "y.lance"))
         (tmp_path / "y.lance").rename(uri)
         waits.result(60)
         waits = thread.submit(wait_for, uri, 10**9)
@@ -155,7 +155,7 @@ def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
     monkeypatch.setattr(locks, "LEASE_SECONDS", 0.3)
     uri, lock = str(tmp_path / "x.lance"), tmp_path / "x.lock"
     said = f"Waiting for the store {uri}: 10 of 15 tokens are committed"
-    prepare(SOURCE, ByteChoice(), uri, max_documents=1)
+    prepare(SOURCE, ByteTokenizer(), uri, max_documents=1)
 
     def until_told(what: str, live: bool = False) -> None:
         """Wait for a line; a builder that lives keeps its lease fresh meanwhile."""
@@ -183,23 +183,23 @@ def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
         finally:
             # Another one takes over, and what is asked for is there.
             lock.unlink(missing_ok=True)
-            prepare(SOURCE, ByteChoice(), uri)
+            prepare(SOURCE, ByteTokenizer(), uri)
     wait_for(uri, 15)
 
 
 def test_a_store_of_another_recipe_is_replaced_if_that_is_asked_for(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    old = prepare(SOURCE, ByteChoice(), uri)
+    old = prepare(SOURCE, ByteTokenizer(), uri)
     other = ListSource(documents("these", "are", "others"))
     with pytest.raises(StoreError, match="or set rebuild=true to replace this one"):
-        prepare(other, ByteChoice(), uri)
-    new = prepare(other, ByteChoice(), uri, max_documents=2, rebuild=True)
+        prepare(other, ByteTokenizer(), uri)
+    new = prepare(other, ByteTokenizer(), uri, max_documents=2, rebuild=True)
     assert new.commit.documents == 2
     # Whoever had the old one open reads on, and nothing of it stays beside the new one.
     assert old.read([0], 10)[0].tolist() == [*b"some text", 256]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.lance", "x.tokenizer.json"]
     # Of this recipe it is continued, not replaced.
-    grown = prepare(other, ByteChoice(), uri, rebuild=True)
+    grown = prepare(other, ByteTokenizer(), uri, rebuild=True)
     assert (grown.version, grown.commit.documents) == (new.version + 1, 3)
 
 
@@ -214,15 +214,15 @@ def test_a_rebuild_that_was_stopped_goes_on(tmp_path: Path):
 
     failures, read = [0, 2], list[tuple[int, int]]()
     uri = str(tmp_path / "x.lance")
-    prepare(SOURCE, ByteChoice(), uri)
+    prepare(SOURCE, ByteTokenizer(), uri)
     other = Broken(documents(*["text"] * 16))
     for _ in range(2):
         with pytest.raises(SourceError):
-            prepare(other, ByteChoice(), uri, rebuild=True, commit_tokens=1)
+            prepare(other, ByteTokenizer(), uri, rebuild=True, commit_tokens=1)
     read.clear()
     # As if it had been killed while it removed the old one; whoever goes on need not ask for a rebuild.
     (tmp_path / "x.lance.being-removed").mkdir()
-    assert prepare(other, ByteChoice(), uri, commit_tokens=1).commit.documents == 16
+    assert prepare(other, ByteTokenizer(), uri, commit_tokens=1).commit.documents == 16
     assert min(read) > (0, 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.lance", "x.tokenizer.json"]
 
@@ -233,17 +233,17 @@ def test_a_rebuild_touches_nothing_before_it_can_begin_and_no_folder_that_is_no_
             raise SourceError("no access")
 
     uri = str(tmp_path / "x.lance")
-    version = prepare(SOURCE, ByteChoice(), uri).version
+    version = prepare(SOURCE, ByteTokenizer(), uri).version
     with pytest.raises(SourceError, match="no access"):
-        prepare(Shut(documents("other")), ByteChoice(), uri, rebuild=True)
-    assert prepare(SOURCE, ByteChoice(), uri).version == version
+        prepare(Shut(documents("other")), ByteTokenizer(), uri, rebuild=True)
+    assert prepare(SOURCE, ByteTokenizer(), uri).version == version
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/thesis.tex").write_text("years of work")
     with pytest.raises(ConfigError, match="is no token store"):
-        prepare(SOURCE, ByteChoice(), str(tmp_path / "folder"), rebuild=True)
+        prepare(SOURCE, ByteTokenizer(), str(tmp_path / "folder"), rebuild=True)
     lance.write_dataset(pa.table({"x": [1]}), tmp_path / "foreign.lance")
     with pytest.raises(StoreError, match="is no token store"):
-        prepare(SOURCE, ByteChoice(), str(tmp_path / "foreign.lance"), rebuild=True)
+        prepare(SOURCE, ByteTokenizer(), str(tmp_path / "foreign.lance"), rebuild=True)
     assert lance.dataset(tmp_path / "foreign.lance").count_rows() == 1
     assert (tmp_path / "folder/thesis.tex").exists()
 
@@ -258,4 +258,4 @@ def test_a_rebuild_touches_nothing_before_it_can_begin_and_no_folder_that_is_no_
 )
 def test_a_place_that_is_none_is_refused(tmp_path: Path, changes: dict[str, Any], sentence: str):
     with pytest.raises(ConfigError, match=re.escape(sentence)):
-        make_plan(SOURCE, ByteChoice(), **{"data_dir": tmp_path, **changes})
+        make_plan(SOURCE, ByteTokenizer(), **{"data_dir": tmp_path, **changes})

@@ -28,9 +28,9 @@ from lightning_lance.format.checksums import Root
 from lightning_lance.format.commit import last_commit, last_version
 from lightning_lance.format.tags import keep_build
 from lightning_lance.maintenance import compaction
-from lightning_lance.maintenance.compaction import left_behind
-from lightning_lance.maintenance.integrity import check_store
-from lightning_lance.tokenization.configs import ByteChoice, TrainedBPE
+from lightning_lance.maintenance.compaction import find_orphans
+from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.builders import STDLIB, TEXTS, Builder, Builders, Watched, until
 from tests.support.paths import ROOT
@@ -67,7 +67,7 @@ def test_the_streams_are_the_documents_joined_by_eos(
     """Whatever the shards, the batches and the commits."""
     store = prepare(
         ListSource(made, per_shard, per_batch),
-        ByteChoice(),
+        ByteTokenizer(),
         data_dir=tmp_path_factory.mktemp("data"),
         val_fraction=val_fraction,
         commit_tokens=commit_tokens,
@@ -139,7 +139,7 @@ def test_a_budget_is_kept_to_the_document_and_a_larger_one_goes_on(
         while store is None:
             with contextlib.suppress(SourceError):
                 options |= {"commit_tokens": commit_tokens, "commit_seconds": commit_seconds}
-                store = prepare(source, ByteChoice(), str(folder / "grown.lance"), **options)
+                store = prepare(source, ByteTokenizer(), str(folder / "grown.lance"), **options)
         count = count_for(limit)
         assert store.commit.documents == count
         assert store.commit.tokens == ends[count - 1]
@@ -147,7 +147,7 @@ def test_a_budget_is_kept_to_the_document_and_a_larger_one_goes_on(
         assert store.version > grown[-1][1] or count == grown[-1][0]
         grown.append((count, store.version))
     Breaks.breaks = []
-    assert_same(store, prepare(source, ByteChoice(), str(folder / "whole.lance"), **options))
+    assert_same(store, prepare(source, ByteTokenizer(), str(folder / "whole.lance"), **options))
 
 
 @settings(max_examples=10)
@@ -167,7 +167,7 @@ def test_the_stream_is_what_the_tokenizers_library_gives(tmp_path_factory: pytes
 
 def test_documents_can_be_found_again(tmp_path: Path):
     made = documents("a" * 3000, None, "b", "", "c" * 10, "d")
-    store = prepare(ListSource(made, per_shard=3, per_batch=2), ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    store = prepare(ListSource(made, per_shard=3, per_batch=2), ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     rows = lance.dataset(store.uri).to_table().to_pylist()
     found = {
         entry["id"]: (entry["repo"], at + entry["offset"])
@@ -186,7 +186,7 @@ def test_a_budget_ends_the_reading(tmp_path: Path):
             return super().read(shard, row)
 
     made = documents(*["x" * 100] * 400)
-    prepare(Watched(made, per_shard=4, per_batch=4), ByteChoice(), data_dir=tmp_path, max_documents=8)
+    prepare(Watched(made, per_shard=4, per_batch=4), ByteTokenizer(), data_dir=tmp_path, max_documents=8)
     # What was read ahead, and no more.
     assert max(read) <= 6
 
@@ -199,41 +199,41 @@ def test_a_prepared_store_is_opened_and_nothing_is_read(tmp_path: Path):
 
     opened: list[int] = []
     source = Once(documents("some", "more", "text"))
-    first = prepare(source, ByteChoice(), data_dir=tmp_path)
-    assert prepare(source, ByteChoice(), data_dir=tmp_path).version == first.version
-    assert prepare(source, ByteChoice(), data_dir=tmp_path, max_documents=2).version == first.version
+    first = prepare(source, ByteTokenizer(), data_dir=tmp_path)
+    assert prepare(source, ByteTokenizer(), data_dir=tmp_path).version == first.version
+    assert prepare(source, ByteTokenizer(), data_dir=tmp_path, max_documents=2).version == first.version
     assert len(opened) == 1
 
 
 def test_a_smaller_budget_finds_its_version_again(tmp_path: Path):
     source = ListSource(documents(*"abcdef"))
-    versions = [prepare(source, ByteChoice(), data_dir=tmp_path, max_documents=n).version for n in (2, 4, 6, 4, 2)]
+    versions = [prepare(source, ByteTokenizer(), data_dir=tmp_path, max_documents=n).version for n in (2, 4, 6, 4, 2)]
     assert versions == [1, 2, 3, 2, 1]
 
 
 def test_names_are_no_sources_and_no_tokenizers(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"source is 'c\.jsonl': expected an object such as DatasetSource"):
-        prepare("c.jsonl", ByteChoice(), data_dir=tmp_path)  # type: ignore[arg-type]
+        prepare("c.jsonl", ByteTokenizer(), data_dir=tmp_path)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"tokenizer is 'gpt2': expected an object such as ByteChoice"):
         prepare(ListSource(documents("a")), "gpt2", data_dir=tmp_path)  # type: ignore[arg-type]
 
 
 def test_a_source_without_documents_is_told(tmp_path: Path):
     with pytest.raises(SourceError, match=r"gave no documents \(skipped: 2 empty, 1 null\)"):
-        prepare(ListSource(documents("", None, "")), ByteChoice(), data_dir=tmp_path)
+        prepare(ListSource(documents("", None, "")), ByteTokenizer(), data_dir=tmp_path)
     assert not list(tmp_path.glob("*.lance"))
 
 
 def test_a_language_that_no_document_has_is_told_with_those_there_are(tmp_path: Path):
     made = (*documents("a"), *documents("b", language="Rust"))
     with pytest.raises(ConfigError, match="has no language 'Rusty': did you mean 'Rust'\\? there are Python, Rust"):
-        prepare(ListSource(made, languages=("Rusty",)), ByteChoice(), data_dir=tmp_path)
+        prepare(ListSource(made, languages=("Rusty",)), ByteTokenizer(), data_dir=tmp_path)
     with pytest.raises(ConfigError, match="has no language 'Klingon': there are Python, Rust"):
-        prepare(ListSource(made, languages=("Python", "Klingon")), ByteChoice(), data_dir=tmp_path)
+        prepare(ListSource(made, languages=("Python", "Klingon")), ByteTokenizer(), data_dir=tmp_path)
     # A word that looks like one of the first shard is told after that shard, not after the whole corpus.
     many = documents(*["a"] * 4000)
     with pytest.raises(ConfigError, match="did you mean 'Python'"):
-        prepare(ListSource(many, languages=("Pyton",), name="many"), ByteChoice(), data_dir=tmp_path)
+        prepare(ListSource(many, languages=("Pyton",), name="many"), ByteTokenizer(), data_dir=tmp_path)
 
 
 def test_a_source_that_changed_under_an_unfinished_build_is_refused(tmp_path: Path):
@@ -241,9 +241,9 @@ def test_a_source_that_changed_under_an_unfinished_build_is_refused(tmp_path: Pa
         def identity(self) -> dict[str, Any]:
             return {}
 
-    prepare(Stubborn(documents(*"abcdef")), ByteChoice(), data_dir=tmp_path, max_documents=2)
+    prepare(Stubborn(documents(*"abcdef")), ByteTokenizer(), data_dir=tmp_path, max_documents=2)
     with pytest.raises(SourceError, match=r"are not those that the store .* was begun with"):
-        prepare(Stubborn(documents(*"abcdefghi")), ByteChoice(), data_dir=tmp_path)
+        prepare(Stubborn(documents(*"abcdefghi")), ByteTokenizer(), data_dir=tmp_path)
 
 
 def test_an_error_of_the_source_keeps_what_was_committed(tmp_path: Path):
@@ -256,20 +256,20 @@ def test_an_error_of_the_source_keeps_what_was_committed(tmp_path: Path):
     mended: list[bool] = []
     source = Broken(documents(*["text"] * 20))
     with pytest.raises(SourceError, match="the network is gone"):
-        prepare(source, ByteChoice(), data_dir=tmp_path, commit_tokens=10)
+        prepare(source, ByteTokenizer(), data_dir=tmp_path, commit_tokens=10)
     (uri,) = tmp_path.glob("*.lance")
     before = last_commit(str(uri))
     assert before is not None
     assert 0 < before.documents <= 12
     mended.append(True)
-    assert prepare(source, ByteChoice(), data_dir=tmp_path, commit_tokens=10).commit.documents == 20
+    assert prepare(source, ByteTokenizer(), data_dir=tmp_path, commit_tokens=10).commit.documents == 20
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     """What an uninterrupted build gives."""
     uri = str(tmp_path_factory.mktemp("whole") / "x.lance")
-    return prepare(Watched(STDLIB, 20, 4), ByteChoice(), uri, val_fraction=0.3)
+    return prepare(Watched(STDLIB, 20, 4), ByteTokenizer(), uri, val_fraction=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -322,9 +322,9 @@ sys.path[:0] = [sys.argv[1]]
 from tests.support.stores import ListSource, documents
 from lightning_lance import prepare
 from lightning_lance.maintenance import compaction
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 compaction.keep_build = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-prepare(ListSource(documents(*["some text"] * 40)), ByteChoice(), sys.argv[2], max_documents=10, commit_tokens=30)
+prepare(ListSource(documents(*["some text"] * 40)), ByteTokenizer(), sys.argv[2], max_documents=10, commit_tokens=30)
 """
 
 
@@ -335,14 +335,14 @@ def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_is_don
     ended = last_version(uri)[0]
     assert lance.dataset(uri).tags.list() == {}
     # A smaller budget is no reason to take it for the end of a build.
-    assert prepare(source, ByteChoice(), uri, max_documents=3).version < ended
+    assert prepare(source, ByteTokenizer(), uri, max_documents=3).version < ended
     assert lance.dataset(uri).tags.list() == {}
-    assert prepare(source, ByteChoice(), uri, max_documents=10).version == ended
+    assert prepare(source, ByteTokenizer(), uri, max_documents=10).version == ended
     assert {name: tag["version"] for name, tag in lance.dataset(uri).tags.list().items()} == {"build-100": ended}
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [ended]
     assert beside(tmp_path / "x.lance") == {"x.tokenizer.json"}
-    assert prepare(source, ByteChoice(), uri).commit.documents == 40
-    assert prepare(source, ByteChoice(), uri, max_documents=10).version == ended
+    assert prepare(source, ByteTokenizer(), uri).commit.documents == 40
+    assert prepare(source, ByteTokenizer(), uri, max_documents=10).version == ended
 
 
 def test_what_a_killed_growth_left_goes_though_nothing_is_left_to_build(
@@ -351,21 +351,21 @@ def test_what_a_killed_growth_left_goes_though_nothing_is_left_to_build(
     uri, gate, small = tmp_path / "store/x.lance", str(tmp_path / "gate"), {"max_documents": 100}
 
     def ask() -> TokenStore:
-        return prepare(Watched(STDLIB, 20, 4), ByteChoice(), str(uri), val_fraction=0.3, **small)
+        return prepare(Watched(STDLIB, 20, 4), ByteTokenizer(), str(uri), val_fraction=0.3, **small)
 
     first = ask()
     grows = builders.start(uri, source={"gate": gate, "at": 30})
-    until(lambda: Path(gate + ".reached").exists() and left_behind(str(uri)))
+    until(lambda: Path(gate + ".reached").exists() and find_orphans(str(uri)))
     # Not while it lives: it may commit that at any time. And nobody waits for it who needs nothing of it.
-    left, begin = left_behind(str(uri)), time.monotonic()
+    left, begin = find_orphans(str(uri)), time.monotonic()
     assert ask().version == first.version
     assert time.monotonic() - begin < 5
-    assert left_behind(str(uri)) == left
+    assert find_orphans(str(uri)) == left
     assert beside(uri) == {"x.tokenizer.json", "x.lock", "x.building.json"}
     assert grows.kill()
     (uri.parent / "x.building.json.0123.part").touch()
     assert ask().commit == first.commit
-    assert left_behind(str(uri)) == set()
+    assert find_orphans(str(uri)) == set()
     assert beside(uri) == {"x.tokenizer.json"}
     assert "version" in builders.start(uri).result()
     assert_same(TokenStore.open(uri), whole)
@@ -386,16 +386,16 @@ def test_where_checksums_cannot_be_written_nothing_goes_that_they_list(
         monkeypatch.setattr(Root, "put", fails)
 
     monkeypatch.setattr(compaction, "keep_build", full)
-    version = prepare(source, ByteChoice(), uri, max_documents=10, commit_tokens=30).version
+    version = prepare(source, ByteTokenizer(), uri, max_documents=10, commit_tokens=30).version
     assert "The checksums of " in caplog.text
     assert len(lance.dataset(uri).versions()) > 1
-    assert not check_store(uri)
+    assert not verify_store(uri)
     monkeypatch.undo()
     # A smaller budget needs one of those that would go.
-    assert prepare(source, ByteChoice(), uri, max_documents=3).version < version
-    assert prepare(source, ByteChoice(), uri, max_documents=10).version == version
+    assert prepare(source, ByteTokenizer(), uri, max_documents=3).version < version
+    assert prepare(source, ByteTokenizer(), uri, max_documents=10).version == version
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [version]
-    assert not check_store(uri)
+    assert not verify_store(uri)
     assert beside(tmp_path / "x.lance") == {"x.tokenizer.json"}
 
 
@@ -505,7 +505,7 @@ def test_a_missing_language_is_told_each_time(tmp_path: Path):
     source = ListSource(documents("a"), languages=("Python", "Klingon"))
     for _ in range(2):
         with pytest.raises(ConfigError, match="has no language 'Klingon'"):
-            prepare(source, ByteChoice(), data_dir=tmp_path)
+            prepare(source, ByteTokenizer(), data_dir=tmp_path)
 
 
 def test_a_rare_language_that_looks_like_a_common_one_is_no_mistake(tmp_path: Path):
@@ -515,21 +515,21 @@ def test_a_rare_language_that_looks_like_a_common_one_is_no_mistake(tmp_path: Pa
         def present_languages(self) -> list[str]:
             return ["JavaScript"]  # of the first shard
 
-    store = prepare(Blind(made, languages=("TypeScript", "JavaScript")), ByteChoice(), data_dir=tmp_path)
+    store = prepare(Blind(made, languages=("TypeScript", "JavaScript")), ByteTokenizer(), data_dir=tmp_path)
     assert store.commit.languages == {"JavaScript": 4, "TypeScript": 1}
 
 
 def test_documents_without_a_repository_are_split_by_their_text(tmp_path: Path):
     made = tuple((f"text {i}", "Python", "") for i in range(400))
-    store = prepare(ListSource(made), ByteChoice(), data_dir=tmp_path, val_fraction=0.5)
+    store = prepare(ListSource(made), ByteTokenizer(), data_dir=tmp_path, val_fraction=0.5)
     assert 0.3 < store.num_tokens("val") / store.commit.tokens < 0.7
 
 
 def test_stores_whose_names_have_dots_keep_to_themselves(tmp_path: Path):
     source = ListSource(documents("some text " * 30))
-    prepare(source, ByteChoice(), str(tmp_path / "x-0.1"))
+    prepare(source, ByteTokenizer(), str(tmp_path / "x-0.1"))
     prepare(source, TrainedBPE(vocab_size=260), "file://" + str(tmp_path / "x-0.2.lance"), data_dir=tmp_path)
     assert {path.name for path in tmp_path.glob("*.tokenizer.json")} == {"x-0.1.tokenizer.json", "x-0.2.tokenizer.json"}
     assert TokenStore.open(tmp_path / "x-0.2.lance").reader == "mapped"
     with pytest.raises(ConfigError, match="data_dir is 's3://bucket'"):
-        prepare(source, ByteChoice(), data_dir="s3://bucket")
+        prepare(source, ByteTokenizer(), data_dir="s3://bucket")

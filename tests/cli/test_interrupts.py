@@ -16,8 +16,8 @@ def test_a_second_interruption_ends_it_at_once(waits: str):
     """Even where the first one waits for something that does not come to its end, in Python or below it."""
     script = """
 import ctypes, signal, threading, time
-from lightning_lance.cli.interrupts import Interruptible
-with Interruptible() as signals:
+from lightning_lance.cli.interrupts import InterruptHandler
+with InterruptHandler() as signals:
     threading.Thread(target=time.sleep, args=(60,)).start()
     try:
         print("ready", flush=True)

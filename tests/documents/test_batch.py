@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance.documents.batch import bounded, covered, document_batch, select_columns
+from lightning_lance.documents.batch import document_batch, next_row, select_columns, split_by_bytes
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, SourceError
 
@@ -37,11 +37,11 @@ def test_rows_keep_their_place_when_others_are_left_out():
         {"row": 11, "text": None, "language": "Python", "path": "2"},
     ]
     # The batch stands for the others too, also when it is cut, or where nothing is left.
-    assert covered(batch) == 14
-    assert [covered(piece) for piece in bounded(batch, 1)][-1] == 14
+    assert next_row(batch) == 14
+    assert [next_row(piece) for piece in split_by_bytes(batch, 1)][-1] == 14
     for wanted in (["C"], ["Python"]):
         none = document_batch(columns, languages, 10, wanted, TextFilter(min_bytes=9, exclude="a"))
-        assert [covered(piece) for piece in bounded(none.append_column("hash", none.column("row")), 1)] == [14]
+        assert [next_row(piece) for piece in split_by_bytes(none.append_column("hash", none.column("row")), 1)] == [14]
 
 
 def test_text_filter():
@@ -58,10 +58,10 @@ def test_text_filter():
 @given(st.lists(st.one_of(st.none(), st.text(max_size=20)), max_size=30), st.integers(1, 40))
 def test_pieces_are_bounded_and_make_the_whole(texts: list[str | None], limit: int):
     batch = pa.table({"text": pa.array(texts, pa.large_string())})
-    pieces = bounded(batch, limit)
+    pieces = split_by_bytes(batch, limit)
     assert [text for piece in pieces for text in piece.column("text").to_pylist()] == texts
-    told = bounded(batch.replace_schema_metadata({"lightning_lance_covered": "77"}), limit)
-    assert [covered(piece) for piece in told] == [None] * (len(pieces) - 1) + [77]
+    told = split_by_bytes(batch.replace_schema_metadata({"lightning_lance_covered": "77"}), limit)
+    assert [next_row(piece) for piece in told] == [None] * (len(pieces) - 1) + [77]
     for piece in pieces:
         sizes = [len((text or "").encode()) for text in piece.column("text").to_pylist()]
         # One text may be larger than the bound; the others of its piece fit.

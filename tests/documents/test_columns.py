@@ -16,7 +16,7 @@ from lightning_lance import TokenStore, prepare
 from lightning_lance.build import row_writer
 from lightning_lance.documents import batch as documents_module
 from lightning_lance.documents import columns as columns_module
-from lightning_lance.documents.batch import decoded
+from lightning_lance.documents.batch import decode_utf8
 from lightning_lance.documents.columns import (
     in_words,
     leaves,
@@ -28,9 +28,9 @@ from lightning_lance.documents.columns import (
 )
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, StoreError
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
 
 BAD = [b"src/ok.py", b"src/caf\xe9.py", None, b"\xed\xa0\x80"]
@@ -55,7 +55,7 @@ def texts(count: int, before: str = "text") -> list[str]:
 
 def built(folder: Path, *files: Path | str, kind: str = "parquet", **options: Any) -> TokenStore:
     source = DatasetSource(kind, data_files=[str(file) for file in files], shard_seed=None, **options)
-    return prepare(source, ByteChoice(), data_dir=folder / "data", val_fraction=0.0)
+    return prepare(source, ByteTokenizer(), data_dir=folder / "data", val_fraction=0.0)
 
 
 def described(store: TokenStore, word: str) -> list[Any]:
@@ -84,10 +84,10 @@ def test_metadata_that_is_not_utf8_is_replaced_and_counted(tmp_path: Path, kind:
         "parquet", data_files=[str(tmp_path / "*.parquet")], columns={"text": "text", "path": name}, shard_seed=None
     )
     for budget in (5, None):
-        store = prepare(source, ByteChoice(), data_dir=tmp_path / "data", val_fraction=0.0, max_documents=budget)
+        store = prepare(source, ByteTokenizer(), data_dir=tmp_path / "data", val_fraction=0.0, max_documents=budget)
     assert (store.commit.documents, store.commit.noted) == (8, {"metadata_not_utf8": 4})
     assert sorted(map(str, described(store, "path"))) == sorted(map(str, [*mended, *mended]))
-    assert check_store(store.uri) == []
+    assert verify_store(store.uri) == []
     assert forget(store.uri, {"path": mended[1]}).documents == 2  # type: ignore[dict-item] # of these, none is null
     assert lance.dataset(store.uri).to_table().num_rows == 1
 
@@ -114,7 +114,7 @@ def test_metadata_of_json_that_is_no_unicode_is_replaced_and_counted(tmp_path: P
     assert store.commit.noted == {"metadata_not_utf8": 2}
     assert sorted(described(store, "path")) == ["a\0b", "caf?", "ok", "x?"]
     assert [stream.language for stream in store.streams()] == ["", "\x1b[31m", "?"]
-    assert check_store(store.uri) == []
+    assert verify_store(store.uri) == []
 
 
 def test_what_cannot_be_a_language_is_refused(tmp_path: Path):
@@ -151,15 +151,15 @@ def test_a_store_that_is_damaged_in_this_way_says_so(tmp_path: Path, monkeypatch
         for module in (columns_module, documents_module):
             before.setattr(module, "valid_strings", lambda values: (values, None))
         before.setattr(row_writer, "_check_readable", lambda rows, uri: None)
-        store = prepare(source, ByteChoice(), data_dir=tmp_path / "data", val_fraction=0.0, max_documents=5)
+        store = prepare(source, ByteTokenizer(), data_dir=tmp_path / "data", val_fraction=0.0, max_documents=5)
     told = "holds metadata of documents that is not UTF-8, .*; remove the store and build it again"
     with pytest.raises(StoreError, match=told):
         store.documents(np.array([0]), 20)
     with pytest.raises(StoreError, match=told):
         forget(store.uri, {"path": "src/ok.py"})
     with pytest.raises(StoreError, match=told):
-        prepare(source, ByteChoice(), data_dir=tmp_path / "data", val_fraction=0.0)
-    assert ["cannot be decoded" in problem.what for problem in check_store(store.uri)] == [True]
+        prepare(source, ByteTokenizer(), data_dir=tmp_path / "data", val_fraction=0.0)
+    assert ["cannot be decoded" in problem.what for problem in verify_store(store.uri)] == [True]
     assert len(TokenStore.open(store.uri).read(np.array([0]), 20)[0]) == 20
 
 
@@ -176,9 +176,9 @@ TEXTS = [
 def test_strings_of_every_type_are_read_alike(values: pa.Array):
     for low in range(3):
         part, expected = values.slice(low), ["a", None, "b"][low:]
-        assert decoded(text_bytes(part))[0].to_pylist() == expected
+        assert decode_utf8(text_bytes(part))[0].to_pylist() == expected
         assert in_words(part)[0].to_pylist() == expected
-    assert decoded(text_bytes(values.slice(3)))[0].to_pylist() == []
+    assert decode_utf8(text_bytes(values.slice(3)))[0].to_pylist() == []
 
 
 @pytest.mark.parametrize("kind", [pa.string_view(), pa.dictionary(pa.int8(), pa.string()), pa.large_string()], ids=str)
@@ -353,7 +353,7 @@ def test_nothing_is_left_beneath_nulls():
     assert without_rest(null).buffers()[2].to_pybytes() == b"abcx"
     assert without_rest(raw) is raw
     # Where the text was not UTF-8, too: Arrow's functions look at all bytes.
-    texts, invalid = decoded(raw)
+    texts, invalid = decode_utf8(raw)
     assert texts.buffers()[2].to_pybytes() == b"abcx"
     assert invalid is not None
     assert invalid.tolist() == [False, True, False]

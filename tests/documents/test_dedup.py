@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance import prepare
-from lightning_lance.documents.dedup import KnownTexts, check_dedup, text_hashes
+from lightning_lance.documents.dedup import SeenHashes, check_dedup, text_hashes
 from lightning_lance.documents.splits import SPLITS, split_codes
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.format.commit import last_commit
 from lightning_lance.sources.files import FilesSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import Document, ListSource
 from tests.support.streams import EOS, streams
 
@@ -46,7 +46,7 @@ def test_texts_are_equal_that_python_strips_to_the_same(texts: list[str], skip: 
 
 @given(st.lists(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 40), max_size=40), max_size=12))
 def test_the_set_is_a_set(batches: list[list[int]]):
-    known, oracle = KnownTexts(), set[int]()
+    known, oracle = SeenHashes(), set[int]()
     for batch in batches:
         expected = []
         for value in batch:
@@ -57,7 +57,7 @@ def test_the_set_is_a_set(batches: list[list[int]]):
 
 
 def test_the_runs_stay_few_and_take_eight_bytes_a_text():
-    chance, known = np.random.default_rng(0), KnownTexts()
+    chance, known = np.random.default_rng(0), SeenHashes()
     for _ in range(2000):
         known.add(chance.integers(0, 2**64, 100, np.uint64))
     assert len(known) == 200_000
@@ -132,7 +132,7 @@ def test_the_store_is_that_of_a_set_based_one(
         while True:
             try:
                 store = prepare(
-                    source, ByteChoice(), data_dir=folder, val_fraction=0.5, commit_tokens=commit_tokens, **limit
+                    source, ByteTokenizer(), data_dir=folder, val_fraction=0.5, commit_tokens=commit_tokens, **limit
                 )
                 break
             except SourceError:
@@ -162,7 +162,7 @@ def test_duplicates_are_not_tokenized_and_do_not_count_for_the_budget(tmp_path: 
 
     class Watched:
         def load(self, *_: Any) -> Any:
-            tokenizer = ByteChoice().load(None, tmp_path)
+            tokenizer = ByteTokenizer().load(None, tmp_path)
             encode = tokenizer.encode_batch
 
             def watched(texts: pa.Array) -> Any:
@@ -181,7 +181,7 @@ def test_duplicates_are_not_tokenized_and_do_not_count_for_the_budget(tmp_path: 
 
 def test_without_it_copies_stay_and_no_hash_is_stored(tmp_path: Path):
     made = tuple(("same", "Python", f"r{i}") for i in range(5))
-    store = prepare(ListSource(made), ByteChoice(), data_dir=tmp_path)
+    store = prepare(ListSource(made), ByteTokenizer(), data_dir=tmp_path)
     commit = last_commit(store.uri)
     assert commit is not None
     assert (commit.documents, "duplicate" in commit.skipped) == (5, False)
@@ -198,7 +198,7 @@ def test_a_way_that_there_is_not_is_refused():
 def test_copies_in_two_repositories_are_not_on_both_sides(tmp_path: Path):
     chance = random.Random(0)
     made = tuple((f"text {chance.randrange(60)}", "Python", f"r{i}") for i in range(400))
-    store = prepare(ListSource(made, dedup="exact"), ByteChoice(), data_dir=tmp_path, val_fraction=0.3)
+    store = prepare(ListSource(made, dedup="exact"), ByteTokenizer(), data_dir=tmp_path, val_fraction=0.3)
     rows = lance.dataset(store.uri).to_table(["split", "documents"]).to_pylist()
     sides = {
         split: {doc["hash"] for row in rows if row["split"] == split for doc in row["documents"]} for split in SPLITS

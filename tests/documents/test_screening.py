@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
 from lightning_lance import prepare
-from lightning_lance.documents.screening import counted, spelled
+from lightning_lance.documents.screening import count_reasons, spelled
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.sources.source import Source
-from lightning_lance.tokenization.configs import ByteChoice, TokenizerFile
+from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.stored import stored
 from tests.support.stores import ListSource, documents
@@ -71,7 +71,7 @@ def test_documents_as_they_come(tmp_path: Path, kind: str):
     (tmp_path / "in").mkdir()
     source, nulls = streamed(tmp_path / "in", kind)
     uri = str(tmp_path / "x.lance")
-    store = prepare(source, ByteChoice(), uri, val_fraction=0.0, max_document_bytes=100)
+    store = prepare(source, ByteTokenizer(), uri, val_fraction=0.0, max_document_bytes=100)
     assert stored(store) == [text.encode() for _, _, text, _, _ in TABLE if text is not None]
     reasons = [reason for *_, reason, _ in TABLE if reason] + ["null"] * nulls
     remarks = [remark for *_, noted in TABLE for remark in noted]
@@ -84,13 +84,13 @@ def test_documents_as_they_come(tmp_path: Path, kind: str):
 def test_long_documents_are_one_document_or_none(tmp_path: Path, how: Literal["split", "skip"], count: int):
     source = ListSource(documents("a", LINE, "b"))
     options: dict[str, Any] = {"val_fraction": 0.0, "max_document_bytes": 100, "long_documents": how}
-    store = prepare(source, ByteChoice(), data_dir=tmp_path, **options)
+    store = prepare(source, ByteTokenizer(), data_dir=tmp_path, **options)
     assert (store.commit.documents, store.num_tokens()) == (count, 4 + (len(LINE) + 1 if how == "split" else 0))
     assert (store.commit.noted, store.commit.skipped) == (({"split": 1}, {}) if how == "split" else ({}, {"long": 1}))
     rows = lance.dataset(store.uri).to_table(["documents"]).to_pylist()
     assert sum(len(row["documents"]) for row in rows) == count
     # Part of what is stored, so part of the recipe.
-    other = prepare(source, ByteChoice(), data_dir=tmp_path, **{**options, "max_document_bytes": 101})
+    other = prepare(source, ByteTokenizer(), data_dir=tmp_path, **{**options, "max_document_bytes": 101})
     assert other.uri != store.uri
 
 
@@ -98,7 +98,7 @@ def test_counts_end_where_the_budget_ends_and_go_on_with_it(tmp_path: Path):
     source = ListSource(documents("\0a", "", "b<|endoftext|>", " ", "c\r\n", None), per_shard=6, per_batch=6)
     seen = []
     for budget in (1, 2, 3, 9):
-        commit = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0, max_documents=budget).commit
+        commit = prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0, max_documents=budget).commit
         seen.append((commit.skipped, commit.noted))
     assert seen == [
         ({}, {"nul": 1}),
@@ -110,13 +110,13 @@ def test_counts_end_where_the_budget_ends_and_go_on_with_it(tmp_path: Path):
 
 def test_what_was_left_out_is_told_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level("INFO", "lightning_lance"):
-        prepare(ListSource(documents("a", "", "b\0", "")), ByteChoice(), data_dir=tmp_path)
+        prepare(ListSource(documents("a", "", "b\0", "")), ByteTokenizer(), data_dir=tmp_path)
         assert "list: left out: 2 empty; of those kept: 1 nul." in caplog.messages
         caplog.clear()
-        prepare(ListSource(documents("a", "b\0")), ByteChoice(), data_dir=tmp_path)
+        prepare(ListSource(documents("a", "b\0")), ByteTokenizer(), data_dir=tmp_path)
         assert "list: of those kept: 1 nul." in caplog.messages
         caplog.clear()
-        prepare(ListSource(documents("a", "b")), ByteChoice(), data_dir=tmp_path)
+        prepare(ListSource(documents("a", "b")), ByteTokenizer(), data_dir=tmp_path)
         assert not any("of those kept" in message for message in caplog.messages)
 
 
@@ -131,7 +131,7 @@ def word_piece() -> str:
 
 @pytest.mark.parametrize("engine", ["gigatoken", "tokenizers", "word pieces"])
 def test_special_spellings_are_counted_whatever_the_engine(tmp_path: Path, engine: str):
-    spec = word_piece() if engine == "word pieces" else ByteChoice().load(None, tmp_path).to_json()
+    spec = word_piece() if engine == "word pieces" else ByteTokenizer().load(None, tmp_path).to_json()
     if engine == "tokenizers":
         # An option that the fast engine does not know.
         fields = json.loads(spec)
@@ -164,7 +164,7 @@ def test_expressions_begin_with_literal_text():
 
 
 def test_counts_are_of_the_first_and_none_is_left_out():
-    assert counted({"a": np.array([True, False, True]), "b": np.array([False, False, True])}, 2) == {"a": 1}
+    assert count_reasons({"a": np.array([True, False, True]), "b": np.array([False, False, True])}, 2) == {"a": 1}
 
 
 def test_one_line_of_megabytes_is_done_in_bounded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -179,7 +179,7 @@ def test_one_line_of_megabytes_is_done_in_bounded_steps(tmp_path: Path, monkeypa
     monkeypatch.setattr(Tokenizer, "encode_batch", watched)
     (tmp_path / "line.txt").write_text("lorem" * 1_000_000)
     store = prepare(
-        FilesSource(["*.txt"], root=str(tmp_path)), ByteChoice(), data_dir=tmp_path / "data", val_fraction=0.0
+        FilesSource(["*.txt"], root=str(tmp_path)), ByteTokenizer(), data_dir=tmp_path / "data", val_fraction=0.0
     )
     assert (store.commit.documents, store.commit.noted, store.num_tokens()) == (1, {"split": 1}, 5_000_001)
     assert sum(sizes) == 5_000_000
@@ -190,7 +190,7 @@ def test_many_tiny_documents(tmp_path: Path):
     texts = [str(i % 10) for i in range(100_000)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "x.parquet")
     source = DatasetSource("parquet", data_files=[str(tmp_path / "x.parquet")])
-    store = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    store = prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     assert (store.commit.documents, store.num_tokens()) == (100_000, 200_000)
     tokens = store.read(np.zeros(1, np.int64), 200_000)[0].reshape(-1, 2)
     assert (tokens[:, 1] == 256).all()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from lightning_lance.serving.batches import BatchMaker
+from lightning_lance.serving.batches import Collator
 from tests.support.paths import ROOT
 
 spec = importlib.util.spec_from_file_location("gpt", ROOT / "examples" / "gpt.py")
@@ -284,7 +284,7 @@ def loss_of_separate_documents(model, windows, eos_id):
 
 def packed(windows, eos_id=0):
     """A batch as LanceDataModule makes it, of the documents in some windows."""
-    maker = BatchMaker(eos_id, document_ids=True, position_ids=True, mask_boundary_targets=True)
+    maker = Collator(eos_id, document_ids=True, position_ids=True, mask_boundary_targets=True)
     return maker(windows.numpy(), np.zeros(len(windows), np.int64), np.zeros(len(windows), np.int64))
 
 

@@ -6,8 +6,8 @@ import pytest
 import xxhash
 
 from lightning_lance.format.checksums import SUMS, listed, read_sums, root_session, write_sums
-from lightning_lance.maintenance.compaction import left_behind, take_over
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.compaction import fence_stale_builders, find_orphans
+from lightning_lance.maintenance.integrity import verify_store
 from tests.support.merges import NOTE, append
 
 
@@ -30,10 +30,10 @@ def test_what_a_killed_writer_left_half_written_is_no_version_and_goes(tmp_path:
     halves = ["_versions/.tmpPc5kcK", "_versions/18446744073709551613.manifest#1", "_transactions/.tmpab", ".tmpcd"]
     for half in halves:
         (place / half).write_bytes(b"half")
-    left = left_behind(uri)
+    left = find_orphans(uri)
     assert left == {*halves}
     assert read_sums(session).keys() == listed(session)
-    take_over(uri, 1, left)
+    fence_stale_builders(uri, 1, left)
     append(uri, [(0, "C", 10)], 1, note, 1 << 30)
     assert read_sums(session).keys() == listed(session)
     assert len(listed(session)) == 2
@@ -82,7 +82,7 @@ def test_a_list_of_another_form_is_not_believed_and_written_anew(tmp_path: Path,
     (tmp_path / "x.lance" / SUMS).write_text(content)
     with pytest.raises(ValueError):
         read_sums(root_session(uri, None))
-    (problem,) = check_store(uri)
+    (problem,) = verify_store(uri)
     assert "the list of checksums is damaged" in problem.what
     assert write_sums(uri, None)
-    assert check_store(uri) == []
+    assert verify_store(uri) == []

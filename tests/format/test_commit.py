@@ -16,9 +16,9 @@ from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.format import commit
 from lightning_lance.format.commit import last_commit, last_version, replace_fragments
 from lightning_lance.format.lance_io import dataset_at, fragments_of, remove_store, write_rows
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.rows import BLOCK
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from tests.support.bucket import Bucket, serving
 from tests.support.commits import NOTE, rows_of
 from tests.support.stores import append_commit, finish
@@ -124,7 +124,7 @@ def test_a_builder_that_stood_still_commits_nothing_also_where_its_version_is_fr
         replace_fragments(uri, before, before.schema, [*fragments_of(before), *made], notes, NOTE, None)
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [4]
     assert len(list(Path(uri, "data").iterdir())) == 1
-    assert not check_store(uri)
+    assert not verify_store(uri)
 
 
 def test_a_builder_that_stood_still_commits_nothing_to_a_store_that_was_built_anew(tmp_path: Path):
@@ -144,7 +144,7 @@ def test_a_builder_that_stood_still_commits_nothing_to_a_store_that_was_built_an
             replace_fragments(uri, before, before.schema, [*fragments_of(before), *made], notes, NOTE, None)
         assert last_version(uri) == (versions, anew)
         assert len(list(Path(uri, "data").iterdir())) == versions
-    assert not check_store(uri)
+    assert not verify_store(uri)
 
 
 def test_files_that_the_newest_version_has_are_not_taken_back(tmp_path: Path):
@@ -157,7 +157,7 @@ def test_files_that_the_newest_version_has_are_not_taken_back(tmp_path: Path):
     now = dataset_at(uri, None, None)
     with pytest.raises(CommitConflict):
         replace_fragments(uri, before, before.schema, fragments_of(now), {}, NOTE, None)
-    assert not check_store(uri)
+    assert not verify_store(uri)
 
 
 def test_the_last_version_is_looked_for_again_where_it_is_removed_meanwhile(
@@ -225,5 +225,7 @@ def test_what_cannot_be_written_is_told(tmp_path: Path):
 
 
 def test_a_note_comes_back_from_json():
-    note = Commit("f", {"source": {"languages": ["C"]}}, {"revision": "1f"}, "s", "<eos>", 0, 9, languages={"C": 3})
-    assert Commit(**json.loads(json.dumps(asdict(note)))) == note
+    note = CommitMetadata(
+        "f", {"source": {"languages": ["C"]}}, {"revision": "1f"}, "s", "<eos>", 0, 9, languages={"C": 3}
+    )
+    assert CommitMetadata(**json.loads(json.dumps(asdict(note)))) == note

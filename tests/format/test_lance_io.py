@@ -20,7 +20,7 @@ from lightning_lance.format.lance_io import (
 )
 from lightning_lance.format.layout import files_of, layout_of
 from lightning_lance.format.rows import BLOCK
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from tests.support.bucket import serving
 from tests.support.commits import NOTE
 from tests.support.commits import rows_of as number_rows
@@ -104,6 +104,6 @@ def test_a_removal_that_is_killed_leaves_the_store_or_none():
                 assert dataset_at(uri, None, options).to_table() == pa.concat_tables(map(number_rows, (1, 2)))
                 remove_store(uri, options)
             append_commit(uri, number_rows(3), replace(NOTE, fingerprint="other", tokens=2), options, 0)
-            assert check_store(uri, options) == []
+            assert verify_store(uri, options) == []
             assert dataset_at(uri, None, options).tags.list() == {}
         assert left == [2, 2, 2, 0, 0]

@@ -12,10 +12,10 @@ import pytest
 from lightning_lance import TokenStore, WindowLoader, prepare
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lineage import change_of, lineage_of
-from lightning_lance.maintenance.compaction import remove_unneeded
+from lightning_lance.maintenance.compaction import clean_up
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents, only_append
 
 SOURCE = ListSource(
@@ -29,7 +29,7 @@ Operation = Callable[[Any], Any]
 
 
 def build(uri: Path, budget: int | None = None) -> TokenStore:
-    return prepare(SOURCE, ByteChoice(), uri, val_fraction=0.0, max_documents=budget)
+    return prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0, max_documents=budget)
 
 
 def stream(store: TokenStore) -> list[int]:
@@ -90,17 +90,17 @@ def test_what_others_changed_is_named_and_not_built_on(tmp_path: Path, name: str
         with pytest.raises(StoreError, match=f"changed by others since its version 1 .{told}.*restore.. brings that"):
             refused()
     assert lance.dataset(uri).version == version
-    problems = [str(problem) for problem in check_store(str(uri))]
+    problems = [str(problem) for problem in verify_store(str(uri))]
     assert problems
     assert not any("remove the store" in problem for problem in problems)
     # What it was is there, also for checkpoints, and for who asks for no more.
-    remove_unneeded(str(uri))
+    clean_up(str(uri))
     assert stream(build(uri, 6)) == stream(TokenStore.open(uri, 1)) == begun
     WindowLoader(build(uri, 6), 16, 4).load_state_dict(state)
     # As the sentence says.
     lance.dataset(uri, version=1).restore()
     assert stream(build(uri)) == whole
-    assert check_store(str(uri)) == []
+    assert verify_store(str(uri)) == []
 
 
 @pytest.mark.parametrize(
@@ -158,15 +158,15 @@ def test_what_changes_no_row_is_carried(
     assert change_of(lance.dataset(uri), str(uri)) is None
     assert stream(TokenStore.open(uri)) == begun
     assert stream(build(uri)) == whole
-    assert check_store(str(uri)) == []
+    assert verify_store(str(uri)) == []
     assert caplog.messages == []
 
 
 def test_a_compaction_is_carried(tmp_path: Path, whole: list[int], monkeypatch: pytest.MonkeyPatch):
     uri = tmp_path / "x.lance"
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_lance.build.builder.finish", only_append)
-        prepare(SOURCE, ByteChoice(), uri, val_fraction=0.0, max_documents=8, commit_tokens=1)
+        patch.setattr("lightning_lance.build.builder.commit_final", only_append)
+        prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0, max_documents=8, commit_tokens=1)
     compact(lance.dataset(uri))
     change = change_of(lance.dataset(uri), str(uri))
     assert change is not None
@@ -189,15 +189,15 @@ def test_a_store_that_was_restored_to_an_older_build_goes_on_from_there(tmp_path
     restored = TokenStore.open(uri)
     assert (restored.commit, stream(restored)) == (older.commit, begun)
     assert stream(build(uri)) == whole
-    assert check_store(str(uri)) == []
+    assert verify_store(str(uri)) == []
 
 
 def test_whole_fragments_that_are_gone_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """What is left is all as its metadata says: only that there was more tells."""
     uri = tmp_path / "x.lance"
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_lance.build.builder.finish", only_append)
-        prepare(SOURCE, ByteChoice(), uri, val_fraction=0.0, max_documents=8, commit_tokens=1)
+        patch.setattr("lightning_lance.build.builder.commit_final", only_append)
+        prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0, max_documents=8, commit_tokens=1)
     dataset = lance.dataset(uri)
     first = dataset.get_fragments()[0].fragment_id
     gone = lance.LanceOperation.Delete(updated_fragments=[], deleted_fragment_ids=[first], predicate="true")
@@ -205,4 +205,4 @@ def test_whole_fragments_that_are_gone_are_noticed(tmp_path: Path, monkeypatch: 
     assert len(lance.dataset(uri).get_fragments()) == len(dataset.get_fragments()) - 1
     with pytest.raises(StoreError, match="rows were deleted"):
         forget(str(uri), {"repo": "r5"})
-    assert any("rows were deleted" in problem.what for problem in check_store(str(uri)))
+    assert any("rows were deleted" in problem.what for problem in verify_store(str(uri)))

@@ -16,17 +16,17 @@ from lance.fragment import DataFile
 from lightning_lance import TokenStore, prepare
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.format.checksums import SUMS, write_sums
-from lightning_lance.format.commit import notes_of
+from lightning_lance.format.commit import data_file_infos
 from lightning_lance.format.lance_io import fragments_of
 from lightning_lance.format.layout import properties_of
 from lightning_lance.format.own_files import is_plain_name
 from lightning_lance.location import beside
-from lightning_lance.maintenance.compaction import left_behind, remove_unneeded
+from lightning_lance.maintenance.compaction import clean_up, find_orphans
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.process.build_status import StatusFile, status_file
 from lightning_lance.process.locks import Lease, lock_file
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import serving
 from tests.support.commits import NOTE, rows_of
 from tests.support.stores import ListSource, append_commit, documents, written
@@ -52,16 +52,16 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def build(uri: Path, **options: Any) -> TokenStore:
-    return prepare(SOURCE, ByteChoice(), uri, **{"val_fraction": 0.0, **options})
+    return prepare(SOURCE, ByteTokenizer(), uri, **{"val_fraction": 0.0, **options})
 
 
 def call_all(uri: Path) -> dict[str, str]:
     """Do all that can be done to a store, and tell what each said."""
     calls: dict[str, Callable[[], Any]] = {
         "open": lambda: TokenStore.open(uri),
-        "verify": lambda: check_store(str(uri)),
+        "verify": lambda: verify_store(str(uri)),
         "keep": lambda: TokenStore.open(uri).keep_for_training(),
-        "clean": lambda: remove_unneeded(str(uri), left=left_behind(str(uri))),
+        "clean": lambda: clean_up(str(uri), left=find_orphans(str(uri))),
         "complete": lambda: build(uri, max_documents=10),
         "grow": lambda: build(uri),
         "forget": lambda: forget(str(uri), {"repo": "repo1"}),
@@ -233,7 +233,7 @@ def renamed(uri: Path, name: str, noted: bool) -> Path:
     copy = uri.with_name("hostile.lance")
     dataset = lance.dataset(uri)
     (fragment,) = fragments_of(dataset)
-    notes = notes_of(dataset)
+    notes = data_file_infos(dataset)
     (file,) = fragment.files
     if noted:
         notes[name] = notes.pop(file.path)
@@ -257,7 +257,7 @@ def test_metadata_that_names_files_outside_reaches_none(uri: Path, tmp_path: Pat
     thesis = Path(shutil.copy(file, tmp_path / "data/thesis.lance"))
     before = thesis.read_bytes()
     copy = renamed(uri, name, noted)
-    assert ["names the data file" in problem.what for problem in check_store(str(copy))] == [True]
+    assert ["names the data file" in problem.what for problem in verify_store(str(copy))] == [True]
     said = call_all(copy)
     for call in ("open", "grow", "forget", "purge"):
         assert "which is outside its folder" in said[call]
@@ -276,13 +276,13 @@ def test_checksums_that_name_files_outside_read_none(uri: Path, tmp_path: Path):
     put(tmp_path / "thesis.tex")
     text = json.dumps({"../../thesis.tex": [13, "0" * 16]})
     (uri / SUMS).write_text(json.dumps({"sums": text, "hash": xxhash.xxh3_64_hexdigest(text.encode())}))
-    (problem,) = check_store(str(uri))
+    (problem,) = verify_store(str(uri))
     assert (
         problem.what == "the list of checksums is damaged ('../../thesis.tex' is neither a manifest nor a transaction)"
     )
     # The next commit writes it anew.
     build(uri)
-    assert check_store(str(uri)) == []
+    assert verify_store(str(uri)) == []
 
 
 def test_versions_that_a_branch_is_made_of_stay(uri: Path):
@@ -308,13 +308,13 @@ def test_in_a_bucket_lance_cleans_up_only_where_nothing_is_of_others(monkeypatch
             append_commit(uri, rows_of(number), NOTE, options)
         # What a builder left, and what somebody else did.
         written(uri, rows_of(3), options=options)
-        remove_unneeded(uri, options)
+        clean_up(uri, options)
         assert cleaned == [uri]
         assert [entry["version"] for entry in lance.dataset(uri, storage_options=options).versions()] == [2]
         for key in (f"data/{UUID}.lance", "data/thesis.lance", "_deletions/thesis.arrow"):
             append_commit(uri, rows_of(4), NOTE, options)
             bucket.client.put_object(Bucket="bucket", Key=f"x.lance/{key}", Body=b"years of work")
-            remove_unneeded(uri, options)
+            clean_up(uri, options)
             assert cleaned == [uri]
             assert len(lance.dataset(uri, storage_options=options).versions()) == 1
             bucket.client.delete_object(Bucket="bucket", Key=f"x.lance/{key}")
@@ -325,19 +325,19 @@ def test_in_a_bucket_a_store_with_what_is_of_others_is_not_replaced():
     uri = "s3://bucket/r.lance"
     with serving() as bucket:
         options = {"storage_options": bucket.lance_options}
-        prepare(SOURCE, ByteChoice(), uri, val_fraction=0.0, max_documents=5, **options)
+        prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0, max_documents=5, **options)
         beside = bucket.client.list_objects_v2(Bucket="bucket", Prefix="r.lance")["KeyCount"]
         for key in ("thesis.tex", "data/thesis.lance", f"data/{UUID}.lance", "sub/y.lance/_versions/1.manifest"):
             bucket.client.put_object(Bucket="bucket", Key=f"r.lance/{key}", Body=b"years of work")
             with pytest.raises(StoreError, match=f"holds what is not of its token store \\('{key}'\\)"):
-                prepare(SOURCE, ByteChoice(), uri, val_fraction=0.5, rebuild=True, **options)
+                prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.5, rebuild=True, **options)
             assert bucket.client.list_objects_v2(Bucket="bucket", Prefix="r.lance")["KeyCount"] == beside + 1
             bucket.client.delete_object(Bucket="bucket", Key=f"r.lance/{key}")
         # What a builder left that was killed, a folder as some tools make it, and a store whose name begins alike.
         written(uri, rows_of(3), options=bucket.lance_options)
         bucket.client.put_object(Bucket="bucket", Key="r.lance/data/", Body=b"")
         bucket.client.put_object(Bucket="bucket", Key="r.lance2/thesis.tex", Body=b"years of work")
-        store = prepare(SOURCE, ByteChoice(), uri, val_fraction=0.5, rebuild=True, **options)
+        store = prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.5, rebuild=True, **options)
         assert (store.version, store.num_tokens("val") > 0) == (1, True)
         keys = [entry["Key"] for entry in bucket.client.list_objects_v2(Bucket="bucket", Prefix="r.lance")["Contents"]]
         assert "r.lance2/thesis.tex" in keys
@@ -349,7 +349,7 @@ def test_in_a_bucket_a_store_with_what_is_of_others_is_not_replaced():
 def test_names_of_others_hinder_nothing(uri: Path, folder: str, name: bytes):
     """Lance lists no folder in which a name is not UTF-8, and a manifest of no number counted as damage."""
     file = put(uri / folder / os.fsdecode(name))
-    assert check_store(str(uri)) == []
+    assert verify_store(str(uri)) == []
     said = call_all(uri)
     assert file.read_text() == "years of work"
     if folder == "_versions" and not name.isascii():
@@ -357,7 +357,7 @@ def test_names_of_others_hinder_nothing(uri: Path, folder: str, name: bytes):
         for call in ("grow", "forget", "purge", "rebuild"):
             assert r"in _versions whose name is not UTF-8 ('\udcff.txn')" in said[call]
         file.unlink()
-        assert check_store(str(uri)) == []
+        assert verify_store(str(uri)) == []
         return
     assert "holds what is not of its token store" in said.pop("rebuild")
     assert said == dict.fromkeys(said, "")
@@ -368,7 +368,7 @@ def test_names_of_others_hinder_nothing(uri: Path, folder: str, name: bytes):
 def test_pipes_are_not_waited_for(uri: Path, pipe: str):
     (uri / pipe).unlink(missing_ok=True)
     os.mkfifo(uri / pipe)
-    said = [str(problem) for problem in check_store(str(uri))]
+    said = [str(problem) for problem in verify_store(str(uri))]
     assert len(said) == 1
     assert said[0].startswith(f"{pipe}: ")
     assert TokenStore.open(uri).keep_for_training()
@@ -378,7 +378,7 @@ def test_a_data_file_that_is_a_pipe_is_missing(uri: Path):
     (file,) = (uri / "data").iterdir()
     file.unlink()
     os.mkfifo(file)
-    (problem,) = check_store(str(uri))
+    (problem,) = verify_store(str(uri))
     assert problem.what == "is missing"
     with pytest.raises(StoreError, match="is missing, expected"):
         TokenStore.open(uri)

@@ -13,10 +13,10 @@ from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format import tags
 from lightning_lance.format.checksums import SUMS, manifest_of, write_sums
 from lightning_lance.format.lance_io import remove_store
-from lightning_lance.format.layout import Extent
+from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.versions import first_version
 from lightning_lance.maintenance import compaction
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from tests.support.merges import NOTE, append
 from tests.support.stores import append_commit, finish
 
@@ -33,12 +33,12 @@ def test_a_tag_stays_where_the_streams_are_the_same_and_moves_where_not(tmp_path
     versions = {version: lance.dataset(uri, version=version) for version in (1, 2, 3, 4)}
     # A tag of this name that is of another store, which was here before.
     versions[1].tags.create("checkpoint-9003", 1)
-    assert tags.keep(versions[3], uri, Extent(9003), None)
+    assert tags.tag_version(versions[3], uri, StoreContent(9003), None)
     assert tags_of(uri) == {"checkpoint-9003": 3}
     # Version 4 holds what version 3 holds.
-    assert tags.keep(versions[4], uri, Extent(9003), None)
+    assert tags.tag_version(versions[4], uri, StoreContent(9003), None)
     assert tags_of(uri) == {"checkpoint-9003": 3}
-    assert tags.keep(versions[2], uri, Extent(6002), None, "checkpoint-9003")
+    assert tags.tag_version(versions[2], uri, StoreContent(6002), None, "checkpoint-9003")
     assert tags_of(uri) == {"checkpoint-9003": 2}
 
 
@@ -48,13 +48,13 @@ def test_what_a_builder_has_removed_is_not_kept(tmp_path: Path):
     opened = lance.dataset(uri)
     note = append(uri, [(0, "C", 3000)], 1, note)
     finish(uri, opened.to_table().slice(0, 0), note)
-    assert not tags.keep(opened, uri, Extent(3001), None)
+    assert not tags.tag_version(opened, uri, StoreContent(3001), None)
     assert tags_of(uri) == {f"build-{note.tokens}": 3}
     # Nor where a tag of that name names another version.
     lance.dataset(uri).tags.create("checkpoint-3001", 3)
-    assert not tags.keep(opened, uri, Extent(3001), None)
+    assert not tags.tag_version(opened, uri, StoreContent(3001), None)
     # A build's own tag keeps that version too, but may go with the next one forgotten.
-    assert tags.keep(lance.dataset(uri), uri, note.extent, None)
+    assert tags.tag_version(lance.dataset(uri), uri, note.extent, None)
     assert tags_of(uri)[f"checkpoint-{note.tokens}"] == 3
     assert not tags.lacks_build_tag(lance.dataset(uri), uri)
     append(uri, [(0, "C", 3000)], 2, note)
@@ -70,7 +70,7 @@ def test_of_a_store_that_is_gone_as_a_whole_nothing_can_be_kept(tmp_path: Path):
     opened = lance.dataset(uri)
     remove_store(uri, None)
     with pytest.raises(StoreError, match="cannot be tagged"):
-        tags.keep(opened, uri, Extent(3001), None)
+        tags.tag_version(opened, uri, StoreContent(3001), None)
 
 
 def test_each_run_has_a_tag_of_its_own(tmp_path: Path):
@@ -128,12 +128,12 @@ def test_a_run_sees_a_clean_up_that_has_begun_and_a_clean_up_sees_a_run(
 
     monkeypatch.setattr(compaction, "write_sums", before_the_list_is_written)
     monkeypatch.setattr(compaction, "_remove_versions", after_it)
-    compaction.remove_unneeded(uri)
+    compaction.clean_up(uri)
     assert kept[0] is kept[1] is True
     assert kept[-2:] == [False, False]
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [1, 3]
     assert tags_of(uri) == {"checkpoint-3001-run-aa": 1}
-    assert check_store(uri) == []
+    assert verify_store(uri) == []
 
 
 def test_what_a_killed_clean_up_was_about_to_remove_is_kept_no_more(tmp_path: Path):
@@ -187,6 +187,6 @@ def test_what_a_build_ended_with_is_one_version_though_it_was_made_twice(tmp_pat
     """As one that begins makes it once more, to be sure that no killed builder commits."""
     uri = str(tmp_path / "x.lance")
     append(uri, [(0, "C", 3000)], 0, full=1 << 30)
-    compaction.take_over(uri, 1, set())
+    compaction.fence_stale_builders(uri, 1, set())
     assert tags_of(uri) == {"build-3001": 2}
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2]

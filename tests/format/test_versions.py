@@ -4,8 +4,8 @@ import pytest
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.commit import last_commit
-from lightning_lance.format.layout import Extent
-from lightning_lance.format.versions import first_version, version_with
+from lightning_lance.format.layout import StoreContent
+from lightning_lance.format.versions import find_version, first_version
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.store.token_store import TokenStore
 from tests.support.written import write
@@ -27,8 +27,11 @@ def test_equal_numbers_of_tokens_are_not_equal_extents(tmp_path: Path):
     TokenStore.open(uri).keep("before")
     TokenStore.open(uri, version=1).keep("first")
     forget(uri, {"language": "C"})
-    held = {extent: version_with(uri, extent) for extent in (Extent(3), Extent(6), Extent(6, ("language=C",)))}
+    held = {
+        extent: find_version(uri, extent)
+        for extent in (StoreContent(3), StoreContent(6), StoreContent(6, ("language=C",)))
+    }
     assert list(held.values()) == [1, 2, 3]
     assert TokenStore.open(uri).commit.stored_tokens == 3
-    assert version_with(uri, Extent(3, ("language=C",))) is None
+    assert find_version(uri, StoreContent(3, ("language=C",))) is None
     assert len({extent.name for extent in held}) == 3

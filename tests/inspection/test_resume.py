@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
-from lightning_lance.inspection.resume import data_states, verify_resume
+from lightning_lance.inspection.resume import find_loader_states, verify_resume
 from tests.support.training import Recorder, make_data, make_trainer
 
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_checkpoint_is_worked_out_anew(folder: Path):
     said = verify_resume(str(folder / "x.ckpt"), {}).splitlines()
-    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    state = next(find_loader_states(torch.load(folder / "x.ckpt", weights_only=True)))
     done = state["cursor"] - state["epoch_start"]
     assert state["epoch"] == 1
     assert said[0].startswith(f"{folder}/x.ckpt: epoch 1, {done} of its ")
@@ -74,7 +74,7 @@ def test_a_store_that_has_moved_is_told(folder: Path, tmp_path: Path):
     ],
 )
 def test_an_odd_place_is_refused_at_once_in_one_sentence(folder: Path, tmp_path: Path, change: dict[str, Any]):
-    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    state = next(find_loader_states(torch.load(folder / "x.ckpt", weights_only=True)))
     torch.save([{"state": {**state, **change}}], tmp_path / "y.ckpt")
     with pytest.raises(LightningLanceError, match=next(iter(change))) as refused:
         verify_resume(str(tmp_path / "y.ckpt"), {})
@@ -85,7 +85,7 @@ def test_an_odd_place_is_refused_at_once_in_one_sentence(folder: Path, tmp_path:
     "change", [{"taken": []}, {"taken": [2**60, 3]}, {"num_windows": 10**15}, {"origin": 2**62}, {"seed": -(2**63)}]
 )
 def test_a_place_that_no_run_was_at_is_refused_at_once(folder: Path, tmp_path: Path, change: dict[str, Any]):
-    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    state = next(find_loader_states(torch.load(folder / "x.ckpt", weights_only=True)))
     torch.save({**state, **change}, tmp_path / "y.ckpt")
     with pytest.raises(LightningLanceError) as refused:
         verify_resume(str(tmp_path / "y.ckpt"), {})
@@ -93,7 +93,7 @@ def test_a_place_that_no_run_was_at_is_refused_at_once(folder: Path, tmp_path: P
 
 
 def test_a_missing_field_is_named(folder: Path, tmp_path: Path):
-    state = next(data_states(torch.load(folder / "x.ckpt", weights_only=True)))
+    state = next(find_loader_states(torch.load(folder / "x.ckpt", weights_only=True)))
     del state["seed"]
     torch.save(state, tmp_path / "y.ckpt")
     with pytest.raises(StoreError, match="The state lacks seed"):
@@ -107,5 +107,5 @@ def test_a_place_is_found_however_deep_it_lies():
         deep = [None, deep] if i % 2 else {"a": 1, 2: deep}
     around: list[Any] = [deep]
     around.append(around)
-    assert list(data_states({"x": around, "y": deep})) == [place]
-    assert list(data_states([place, {"z": dict(place)}])) == [place, place]
+    assert list(find_loader_states({"x": around, "y": deep})) == [place]
+    assert list(find_loader_states([place, {"z": dict(place)}])) == [place, place]

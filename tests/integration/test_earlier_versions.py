@@ -13,7 +13,7 @@ import torch
 
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import TokenizerFile
 from tests.support.paths import ROOT
@@ -123,7 +123,7 @@ def test_it_opens_and_serves(made: Path):
         ("0:2", "owner/repo2", "src/2.x", None, "Python"),
         ("1:6", "owner/repo9", "src/54.x", "mit", "Python"),
     ]
-    assert check_store(str(made / "code.lance")) == []
+    assert verify_store(str(made / "code.lance")) == []
 
 
 def test_its_checkpoint_resumes(made: Path):
@@ -144,7 +144,7 @@ def test_it_grows_to_what_a_new_build_makes(made: Path, tmp_path: Path, forgets_
         forget(anew.uri, removed)
     assert streams(store) == streams(TokenStore.open(anew.uri))
     assert store.fingerprint == anew.fingerprint
-    assert check_store(store.uri) == []
+    assert verify_store(store.uri) == []
     # The version of the checkpoint stays as it was.
     assert resumed(made, len(SHUFFLED)) == SHUFFLED[9:]
 

@@ -15,20 +15,20 @@ from lightning_lance.build.plan import wait_for
 from lightning_lance.cli.main import main
 from lightning_lance.errors import FormatError, StoreError
 from lightning_lance.format.checksums import SUMS, write_sums
-from lightning_lance.format.commit import commit_of, notes_of
+from lightning_lance.format.commit import data_file_infos, read_commit
 from lightning_lance.format.lance_io import fragments_of
 from lightning_lance.format.layout import properties_of
 from lightning_lance.inspection.resume import verify_resume
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
 
 SOURCE = ListSource(documents(*[f"document {i}" * 20 for i in range(20)]))
 
 
 def build(uri: str, **options: Any) -> TokenStore:
-    return prepare(SOURCE, ByteChoice(), uri, **{"val_fraction": 0.0, **options})
+    return prepare(SOURCE, ByteTokenizer(), uri, **{"val_fraction": 0.0, **options})
 
 
 def stored_note(uri: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def rewritten(uri: str, text: str) -> None:
     """Commit what is there once more, with other metadata."""
     dataset = lance.dataset(uri)
     operation = lance.LanceOperation.Overwrite(dataset.lance_schema, fragments_of(dataset))
-    properties = {"lightning_lance": text, **properties_of(notes_of(dataset))}
+    properties = {"lightning_lance": text, **properties_of(data_file_infos(dataset))}
     made = lance.Transaction(read_version=dataset.version, operation=operation, transaction_properties=properties)
     lance.LanceDataset.commit(dataset, made, max_retries=0)
     write_sums(uri, None)
@@ -69,7 +69,7 @@ def test_a_store_of_a_newer_version_is_told_as_such_and_stays(uri: str, tmp_path
     calls = [
         lambda: TokenStore.open(uri),
         lambda: TokenStore.open(uri, verify=True),
-        lambda: check_store(uri),
+        lambda: verify_store(uri),
         lambda: build(uri, max_documents=10),
         lambda: build(uri),
         lambda: build(uri, val_fraction=0.5),
@@ -90,7 +90,7 @@ def test_a_store_of_a_newer_version_is_told_as_such_and_stays(uri: str, tmp_path
     assert {path: path.read_bytes() for path in Path(uri).rglob("*") if path.is_file()} == before
     Path(uri, SUMS).unlink()
     with pytest.raises(FormatError, match="upgrade"):
-        check_store(uri)
+        verify_store(uri)
 
 
 @pytest.mark.parametrize("command", [["verify"], ["forget", "repo=repo1"]])
@@ -116,7 +116,7 @@ def test_a_store_of_an_older_version_is_told_as_such_and_may_be_replaced(uri: st
 def test_fields_that_a_later_version_added_are_kept(uri: str, caplog: pytest.LogCaptureFixture):
     rewritten(uri, json.dumps({**stored_note(uri), "sum_of_ids": [1, {"a": None}]}))
     assert TokenStore.open(uri).commit.documents == 10
-    assert check_store(uri) == []
+    assert verify_store(uri) == []
     assert build(uri, max_documents=10).commit.documents == 10
     assert caplog.messages == []
     assert build(uri).commit.documents == 20
@@ -142,9 +142,9 @@ def test_the_metadata_on_disk_has_no_field_more_than_before(uri: str):
         *("noted", "pin", "recipe", "row", "shard", "shards", "skipped", "text_bytes", "tokens", "vocab_size"),
     ]
     # What was read as a whole may be written as a whole.
-    commit = commit_of(lance.dataset(uri), uri)
+    commit = read_commit(lance.dataset(uri), uri)
     rewritten(uri, json.dumps({**asdict(commit), "more": 1}))
-    assert commit_of(lance.dataset(uri), uri).unknown == {"more": 1}
+    assert read_commit(lance.dataset(uri), uri).unknown == {"more": 1}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"recipe": 3}', '{"recipe": {"format": 2}}'])
@@ -153,7 +153,7 @@ def test_metadata_that_cannot_be_read_is_told_in_a_sentence(uri: str, text: str)
     for call in (lambda: TokenStore.open(uri), lambda: build(uri), lambda: forget(uri, {"repo": "repo1"})):
         with pytest.raises(StoreError, match=r"The commit metadata of the token store .* cannot be used"):
             call()
-    (problem,) = check_store(uri)
+    (problem,) = verify_store(uri)
     assert "cannot be read" in problem.what
 
 

@@ -25,14 +25,14 @@ from lightning_lance.build import builder as builder_module
 from lightning_lance.errors import StoreError
 from lightning_lance.format import commit as commit_module
 from lightning_lance.format.checksums import write_sums
-from lightning_lance.format.commit import commit_of, notes_of
+from lightning_lance.format.commit import data_file_infos, read_commit
 from lightning_lance.format.lance_io import dataset_at, fragments_of
 from lightning_lance.format.layout import files_of, properties_of
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.json_checks import json_of, object_of
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, only_append
 
 COMMIT, FILES = "lightning_lance", "lightning_lance_files"
@@ -45,7 +45,7 @@ import json, sys
 import numpy as np
 from lightning_lance import TokenStore
 from lightning_lance.errors import LightningLanceError
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 
 def tokens(store):
     found = {}
@@ -59,7 +59,7 @@ def tokens(store):
 for line in sys.stdin:
     answer = {}
     try:
-        answer["problems"] = [str(problem) for problem in check_store(line.strip())]
+        answer["problems"] = [str(problem) for problem in verify_store(line.strip())]
     except LightningLanceError as error:
         answer["problems"] = [str(error)]
     for reader in ("auto", "take"):
@@ -71,7 +71,7 @@ for line in sys.stdin:
 """
 
 
-def commit_from(text: str) -> Commit:
+def commit_from(text: str) -> CommitMetadata:
     return commit_module.commit_from(object_of(json_of(text, "it"), "it"))
 
 
@@ -106,7 +106,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder_module, "finish", only_append)
         for budget in (8, 16, None):
-            prepare(source, ByteChoice(), str(folder), val_fraction=0.3, max_documents=budget)
+            prepare(source, ByteTokenizer(), str(folder), val_fraction=0.3, max_documents=budget)
     forget(str(folder), {"repo": "repo4"})
     return folder
 
@@ -123,8 +123,8 @@ def truth(store: Path) -> dict[str, list[int]]:
 def metadata_of(store: Path) -> dict[str, Any]:
     dataset = dataset_at(str(store), None, None)
     return {
-        COMMIT: asdict(commit_of(dataset, str(store))),
-        FILES: json.loads(properties_of(notes_of(dataset))[FILES]),
+        COMMIT: asdict(read_commit(dataset, str(store))),
+        FILES: json.loads(properties_of(data_file_infos(dataset))[FILES]),
     }
 
 
@@ -439,4 +439,4 @@ def test_a_data_file_of_two_fragments_or_another_folder_is_refused(store: Path, 
         write_sums(str(made), None)
         with pytest.raises(StoreError, match=r"is in it twice|is outside its folder"):
             TokenStore.open(made)
-        assert check_store(str(made))
+        assert verify_store(str(made))

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from lightning_lance import LanceDataModule, TokenStore, TokenWindows, WindowLoader, prepare
 from lightning_lance.errors import ConfigError
 from lightning_lance.serving.fim import FillInTheMiddle
-from lightning_lance.serving.selection import Serving
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
 
 
@@ -28,7 +28,7 @@ class Word(str, enum.Enum):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     source = ListSource((*documents(*["abcdef" * 30] * 8), *documents(*["uvwxyz" * 30] * 5, language="Rust")))
-    return prepare(source, ByteChoice(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
+    return prepare(source, ByteTokenizer(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
 
 
 PLAIN: dict[str, Any] = {
@@ -149,5 +149,5 @@ def test_literal_starts(store: TokenStore):
         2**70: [1840, 784, 2056, 728, 1664, 904],
     }
     for seed, starts in expected.items():
-        serving = Serving({"": store}, "train", 8, "shuffle", seed, None, {}, {"Rust": 1, "Python": 1})
+        serving = WindowSelection({"": store}, "train", 8, "shuffle", seed, None, {}, {"Rust": 1, "Python": 1})
         assert serving.mixture().locate(np.arange(6)).start.tolist() == starts

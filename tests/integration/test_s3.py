@@ -19,10 +19,10 @@ from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
 from lightning_lance.build.coordination import CommitTurn
 from lightning_lance.errors import ConfigError, SourceError, StoreError
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.serving import loader
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import Bucket, serving
 from tests.support.stores import ListSource, documents
 
@@ -88,7 +88,7 @@ def source(endpoint: str, kind: str, pattern: str) -> DatasetSource:
 def test_sources_in_a_bucket(endpoint: str, tmp_path: Path):
     stream = [i for text in TEXTS for i in [*text.encode(), 256]]
     for kind, pattern in (("json", "*.jsonl.zst"), ("parquet", "*.parquet")):
-        store = prepare(source(endpoint, kind, pattern), ByteChoice(), data_dir=tmp_path / kind, val_fraction=0.0)
+        store = prepare(source(endpoint, kind, pattern), ByteTokenizer(), data_dir=tmp_path / kind, val_fraction=0.0)
         assert store.read(np.array([0]), store.num_tokens())[0].tolist() == stream
     with pytest.raises(ConfigError, match=r"No file matches 's3://bucket/corpus/\*.csv'"):
         source(endpoint, "csv", "*.csv").open()
@@ -97,16 +97,16 @@ def test_sources_in_a_bucket(endpoint: str, tmp_path: Path):
 def test_a_store_in_a_bucket_is_built_continued_and_read(bucket: Bucket, endpoint: str, tmp_path: Path):
     corpus, options = source(endpoint, "parquet", "*.parquet"), bucket.lance_options
     arguments: dict[str, Any] = {"uri": "s3://bucket/stores/x.lance", "storage_options": options, "val_fraction": 0.2}
-    small = prepare(corpus, ByteChoice(), max_documents=100, **arguments)
-    store = prepare(corpus, ByteChoice(), **arguments)
+    small = prepare(corpus, ByteTokenizer(), max_documents=100, **arguments)
+    store = prepare(corpus, ByteTokenizer(), **arguments)
     assert (small.version, store.version, store.reader) == (1, 2, "take")
-    local = prepare(corpus, ByteChoice(), data_dir=tmp_path, val_fraction=0.2)
+    local = prepare(corpus, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.2)
     assert local.reader == "mapped"
     for split in ("train", "val"):
         assert store.num_tokens(split) == local.num_tokens(split)
         starts = np.random.default_rng(0).integers(0, local.num_tokens(split) - 700, 50)
         assert np.array_equal(store.read(starts, 700, split), local.read(starts, 700, split))
-    data = LanceDataModule(corpus, ByteChoice(), 64, 8, **arguments)
+    data = LanceDataModule(corpus, ByteTokenizer(), 64, 8, **arguments)
     assert not data.prepare_data_per_node
     data.prepare_data()
     data.setup("fit")
@@ -132,7 +132,7 @@ def test_of_builders_in_a_bucket_the_commit_decides(bucket: Bucket, tmp_path: Pa
             yield from super().read(shard, row)
 
     def build(source: ListSource) -> TokenStore:
-        return prepare(source, ByteChoice(), "s3://bucket/stores/z.lance", data_dir=tmp_path, **arguments)
+        return prepare(source, ByteTokenizer(), "s3://bucket/stores/z.lance", data_dir=tmp_path, **arguments)
 
     conflict = CommitTurn.conflict
     monkeypatch.setattr(CommitTurn, "conflict", lambda turn: (conflict(turn), lost.set()))
@@ -144,7 +144,7 @@ def test_of_builders_in_a_bucket_the_commit_decides(bucket: Bucket, tmp_path: Pa
             dies.result(60)
         stores = [future.result(60) for future in building]
     assert len({store.version for store in stores}) == 1
-    local = prepare(source, ByteChoice(), data_dir=tmp_path)
+    local = prepare(source, ByteTokenizer(), data_dir=tmp_path)
     for split in ("train", "val"):
         assert stores[0].num_tokens(split) == local.num_tokens(split)
     whole = [store.read(np.array([0]), store.num_tokens(), "train").tolist() for store in (stores[0], local)]
@@ -156,7 +156,7 @@ def test_reads_wait_for_the_bucket_together(
 ):
     """A chunk of batches is one call of Lance, the first a single batch, and several chunks are on their way at once."""
     arguments: dict[str, Any] = {"uri": "s3://bucket/stores/y.lance", "storage_options": bucket.lance_options}
-    store = prepare(source(endpoint, "parquet", "*.parquet"), ByteChoice(), val_fraction=0.0, **arguments)
+    store = prepare(source(endpoint, "parquet", "*.parquet"), ByteTokenizer(), val_fraction=0.0, **arguments)
     take = type(store._dataset).take
 
     def counted(dataset: Any, *given: Any, **named: Any) -> Any:
@@ -165,7 +165,7 @@ def test_reads_wait_for_the_bucket_together(
 
     monkeypatch.setattr(type(store._dataset), "take", counted)
     monkeypatch.setattr(loader, "_CHUNK_TOKENS", 2 * 8 * 101)
-    local = prepare(source(endpoint, "parquet", "*.parquet"), ByteChoice(), val_fraction=0.0, data_dir=tmp_path)
+    local = prepare(source(endpoint, "parquet", "*.parquet"), ByteTokenizer(), val_fraction=0.0, data_dir=tmp_path)
     expected = [batch["input_ids"].tolist() for batch in WindowLoader(local, 100, 8)]
     watch.reads, watch.most, watch.together = 0, 0, loader._READS_AT_ONCE
     assert [batch["input_ids"].tolist() for batch in WindowLoader(store, 100, 8)] == expected
@@ -203,7 +203,7 @@ def test_a_source_that_cannot_be_reached(
     options = {"endpoint_url": endpoint, "key": "HUSHID", "secret": "HUSHKEY", **options}
     corpus = DatasetSource("parquet", data_files=[pattern], storage_options=options, max_retries=0)
     with pytest.raises((ConfigError, SourceError), match=told) as refused:
-        prepare(corpus, ByteChoice(), data_dir=tmp_path)
+        prepare(corpus, ByteTokenizer(), data_dir=tmp_path)
     assert "HUSH" not in str(refused.value)
 
 
@@ -214,7 +214,7 @@ def test_a_source_without_credentials(endpoint: str, tmp_path: Path, monkeypatch
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     corpus = DatasetSource("parquet", data_files=["s3://b/x.parquet"], storage_options={"endpoint_url": endpoint})
     with pytest.raises(SourceError, match="needs credentials, and there are none: give them by environment variables"):
-        prepare(corpus, ByteChoice(), data_dir=tmp_path)
+        prepare(corpus, ByteTokenizer(), data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -238,10 +238,12 @@ def test_a_source_without_credentials(endpoint: str, tmp_path: Path, monkeypatch
 def test_a_store_that_cannot_be_reached(bucket: Bucket, tmp_path: Path, uri: str, options: dict[str, Any], told: str):
     options = {**bucket.lance_options, "aws_secret_access_key": "HUSHKEY", **options}
     for ask in (
-        lambda: prepare(ListSource(documents("text")), ByteChoice(), uri, storage_options=options, data_dir=tmp_path),
+        lambda: prepare(
+            ListSource(documents("text")), ByteTokenizer(), uri, storage_options=options, data_dir=tmp_path
+        ),
         lambda: TokenStore.open(uri, storage_options=options),
         lambda: forget(uri, {"repo": "x"}, options),
-        lambda: check_store(uri, options),
+        lambda: verify_store(uri, options),
     ):
         with pytest.raises((ConfigError, StoreError), match=told) as refused:
             ask()  # type: ignore[no-untyped-call]
@@ -265,7 +267,7 @@ def test_a_store_that_cannot_be_reached(bucket: Bucket, tmp_path: Path, uri: str
 def test_other_places_that_cannot_be_reached(tmp_path: Path, pattern: str, told: str):
     corpus = DatasetSource("parquet", data_files=[pattern], max_retries=0, timeout_seconds=3)
     with pytest.raises((ConfigError, SourceError), match=told) as refused:
-        prepare(corpus, ByteChoice(), data_dir=tmp_path)
+        prepare(corpus, ByteTokenizer(), data_dir=tmp_path)
     assert "HUSH" not in str(refused.value)
 
 
@@ -286,11 +288,11 @@ def test_causes_of_errors_do_not_repeat_keys_either():
 
     with serving() as bucket:
         options = {**bucket.lance_options, "aws_access_key_id": key}
-        store = prepare(source, ByteChoice(), uri, max_documents=5, storage_options=options)
+        store = prepare(source, ByteTokenizer(), uri, max_documents=5, storage_options=options)
         bucket.wrap(around)
 
         def grow() -> None:
-            prepare(source, ByteChoice(), uri, storage_options=options)
+            prepare(source, ByteTokenizer(), uri, storage_options=options)
 
         for refused[0], call in (("_versions", grow), ("_transactions", grow), ("data", grow), ("_refs", store.keep)):
             with pytest.raises(StoreError) as raised:

@@ -26,10 +26,10 @@ from lightning_lance.cli.hydra_app import command
 from lightning_lance.cli.main import main
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.messages import redaction
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 
 SECRETS = re.compile(r"HUSH\w*")
 OPTIONS = "{key: HUSHID, secret: HUSHKEY, odd_name: HUSHODD, client_kwargs: {endpoint_url: 'http://u:HUSHPW@h'}}"
@@ -104,7 +104,7 @@ def test_a_url_that_is_signed_anew_is_the_same_source(server: Server, tmp_path: 
     urls = [plain, f"{plain}?X-Amz-Signature=HUSH1", f"{plain}?sig=HUSH2&se=1", f"http://user:HUSH3@{place}"]
     sources = [DatasetSource("parquet", data_files=[url]) for url in urls]
     stores = [
-        prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0, max_documents=20) for source in sources
+        prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0, max_documents=20) for source in sources
     ]
     assert len({store.uri for store in stores}) == 1
     assert stores[0].commit.files == {plain: 20}
@@ -113,7 +113,7 @@ def test_a_url_that_is_signed_anew_is_the_same_source(server: Server, tmp_path: 
     assert sources[0].identity()["files"] == digest.hexdigest()
     # Its growth goes on with another signature.
     again = DatasetSource("parquet", data_files=[f"{plain}?X-Amz-Signature=HUSH4"])
-    grown = prepare(again, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    grown = prepare(again, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     assert (grown.uri, grown.commit.documents, grown.commit.files) == (stores[0].uri, 50, {plain: 50})
     assert any("HUSH4" in path for path in server.asked)
     assert left_in(tmp_path) == {}
@@ -126,7 +126,7 @@ def test_signed_json_lines_are_read_line_by_line(server: Server, tmp_path: Path,
     lines = b'{"text": "one"}\nno JSON\n{"text": "two"}\n'
     server.content = gzip.compress(lines) if packed else lines
     url = f"http://127.0.0.1:{server.server_port}/c.jsonl{packed}?X-Amz-Signature=HUSH1"
-    store = prepare(DatasetSource("json", data_files=[url]), ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    store = prepare(DatasetSource("json", data_files=[url]), ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     assert (store.commit.documents, store.commit.skipped) == (2, {"not_json": 1})
     assert left_in(tmp_path) == {}
 
@@ -138,7 +138,7 @@ def test_a_server_that_fails_is_told_without_the_signature(
     server.fails = True
     source = DatasetSource("parquet", data_files=[url], max_retries=1)
     with pytest.raises(SourceError, match="gave up on listing the files after 2 tries") as failed:
-        prepare(source, ByteChoice(), data_dir=tmp_path)
+        prepare(source, ByteTokenizer(), data_dir=tmp_path)
     assert "try 1 of 1" in caplog.text
     assert not SECRETS.search(caplog.text + "".join(traceback.format_exception(failed.value)))
 
@@ -151,14 +151,14 @@ def test_a_shard_that_is_no_good_is_named_without_the_signature(
     server.content = server.content[:-20] + b"x" * 20
     url = f"http://127.0.0.1:{server.server_port}/c.parquet?token=HUSHSIG"
     source = DatasetSource("parquet", data_files=[str(good), url], on_bad_shard="skip")
-    store = prepare(source, ByteChoice(), data_dir=tmp_path / "data", val_fraction=0.0)
+    store = prepare(source, ByteTokenizer(), data_dir=tmp_path / "data", val_fraction=0.0)
     (bad,) = store.commit.bad_shards
     assert bad["shard"] == url.partition("?")[0]
     assert left_in(tmp_path) == {}
     assert not SECRETS.search(caplog.text)
     strict = DatasetSource("parquet", data_files=[url])
     with pytest.raises(SourceError) as failed:
-        prepare(strict, ByteChoice(), data_dir=tmp_path / "strict")
+        prepare(strict, ByteTokenizer(), data_dir=tmp_path / "strict")
     assert not SECRETS.search("".join(traceback.format_exception(failed.value)))
     # The status file stays after a failure.
     assert list((tmp_path / "strict").glob("*.building.json"))
@@ -169,11 +169,11 @@ def test_a_shard_that_is_no_good_is_named_without_the_signature(
 def test_the_place_of_a_store_holds_no_secret(uri: str):
     source = DatasetSource("parquet", data_files=["x.parquet"])
     for refuse in (
-        lambda: LanceDataModule(source, ByteChoice(), 16, 2, uri=uri),
+        lambda: LanceDataModule(source, ByteTokenizer(), 16, 2, uri=uri),
         lambda: LanceDataModule(None, None, 16, 2, uri={"a": uri, "b": "data/x.lance"}),
         lambda: TokenStore.open(uri),
         lambda: forget(uri, {"path": "x"}),
-        lambda: check_store(uri),
+        lambda: verify_store(uri),
     ):
         with pytest.raises(ConfigError, match="give those by environment variables") as refused:
             refuse()  # type: ignore[no-untyped-call]
@@ -200,7 +200,7 @@ def test_checkpoints_and_logs_of_a_run(server: Server, tmp_path: Path):
     )
     options = {"aws_secret_access_key": "HUSHKEY"}
     data = LanceDataModule(
-        source, ByteChoice(), 16, 2, data_dir=str(tmp_path / "data"), val_fraction=0.0, storage_options=options
+        source, ByteTokenizer(), 16, 2, data_dir=str(tmp_path / "data"), val_fraction=0.0, storage_options=options
     )
     logger = CSVLogger(tmp_path)
     trainer = lightning.Trainer(

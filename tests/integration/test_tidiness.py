@@ -66,7 +66,7 @@ import sys
 from lightning_lance import prepare
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.tokenization.configs import ByteChoice, TrainedBPE
+from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
 for source in (
     FilesSource(["in/*.txt"]),
     DatasetSource("parquet", data_files=["in"]),
@@ -74,7 +74,7 @@ for source in (
     DatasetSource("json", data_files=["in/*.json"]),
     DatasetSource("csv", data_files=["in/*.csv"]),
 ):
-    tokenizer = TrainedBPE(vocab_size=300) if source.name == "files" else ByteChoice()
+    tokenizer = TrainedBPE(vocab_size=300) if source.name == "files" else ByteTokenizer()
     print(prepare(source, tokenizer, data_dir=sys.argv[1], val_fraction=0.0).commit.documents)
 print(sorted(name for name in sys.modules if name in ("datasets", "transformers", "torch", "lightning")))
 """

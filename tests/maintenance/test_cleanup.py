@@ -17,9 +17,9 @@ from lightning_lance.format.refs import read_refs
 from lightning_lance.maintenance import compaction
 from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.process.build_status import StatusFile
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import serving
 from tests.support.commits import NOTE as COMMIT
 from tests.support.commits import rows_of
@@ -52,7 +52,7 @@ def tags_of(uri: Path) -> dict[str, int]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with the tag of a build and one of a run's checkpoints."""
     uri = tmp_path_factory.mktemp("trained") / "x.lance"
-    store = prepare(SOURCE, ByteChoice(), str(uri), val_fraction=0.0, max_documents=10)
+    store = prepare(SOURCE, ByteTokenizer(), str(uri), val_fraction=0.0, max_documents=10)
     store.keep()
     return uri
 
@@ -70,16 +70,16 @@ def test_a_damaged_tag_of_ours_stops_nobody_and_is_mended(copied: Path, content:
         (tags / name).write_bytes(content)
     state = WindowLoader(TokenStore.open(uri), 4, 2).state_dict()
     assert TokenStore.open(uri).keep_for_training("ab12")
-    (problem, _) = check_store(uri)
+    (problem, _) = verify_store(uri)
     assert problem.place == "_refs/tags/build-100.json"
     assert "lightning-lance clean" in problem.cure
-    grown = prepare(SOURCE, ByteChoice(), uri, val_fraction=0.0)
+    grown = prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0)
     assert grown.commit.documents == 40
     forget(uri, {"repo": "repo1"})
     # What the damaged tag keeps is there still.
     WindowLoader(grown, 4, 2).load_state_dict(state)
     clean(uri)
-    assert check_store(uri) == []
+    assert verify_store(uri) == []
     assert tags_of(copied)["checkpoint-100"] == 1
     WindowLoader(TokenStore.open(uri), 4, 2).load_state_dict(state)
     assert clean(uri) == ([], [])
@@ -102,7 +102,7 @@ def test_what_is_not_ours_goes_only_if_it_is_empty(copied: Path):
         (tags / name).write_bytes(content)
     (tags / "folder.json").mkdir()
     (tags / "folder.json" / "thesis.tex").touch()
-    note = prepare(SOURCE, ByteChoice(), str(copied), val_fraction=0.0).commit
+    note = prepare(SOURCE, ByteTokenizer(), str(copied), val_fraction=0.0).commit
     # Which version a tag keeps that cannot be read is not known, so all stay.
     assert len(lance.dataset(str(copied)).versions()) > 1
     assert note.documents == 40
@@ -128,10 +128,10 @@ def test_a_tag_of_any_name_keeps_its_version_and_stops_no_clean_up(tmp_path: Pat
     (tags / "a.json").rename(tags / f"{name}.json")
     assert read_refs(uri, None).tags == {name: 1}
     assert TokenStore.open(uri, 3).keep()
-    compaction.remove_unneeded(uri)
+    compaction.clean_up(uri)
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [1, 3]
     assert len(list((tmp_path / "x.lance" / "_transactions").iterdir())) == 2
-    assert check_store(uri) == []
+    assert verify_store(uri) == []
     assert clean(uri) == ([], [])
 
 
@@ -142,13 +142,13 @@ def test_versions_of_branches_stay_and_their_tags_are_theirs(tmp_path: Path):
     branch = lance.dataset(uri).create_branch("mine", 2)
     lance.write_dataset(branch.to_table().slice(0, 1), branch, mode="append")
     lance.dataset(uri).tags.create("theirs", ("mine", 3))
-    compaction.remove_unneeded(uri)
+    compaction.clean_up(uri)
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2, 4]
     assert lance.dataset(uri).checkout_version(("mine", None)).count_rows() == 5
-    assert check_store(uri) == []
+    assert verify_store(uri) == []
     assert forget(uri, {"repo": "r0"}, purge=True).kept == ["branch mine"]
     (tmp_path / "x.lance" / "_refs" / "branches" / "mine.json").write_text("")
-    (problem,) = check_store(uri)
+    (problem,) = verify_store(uri)
     assert problem.place == "_refs/branches/mine.json"
     assert len(clean(uri).left) == 1
 
@@ -166,7 +166,7 @@ def test_what_killed_builders_and_clean_ups_left_goes(copied: Path):
     for what in (f"{left}, which is of no version", "x.building.json of", "being-removed, the rest", SUMS):
         assert what in done
     assert {path.name for path in beside.iterdir()} == {"x.lance", "thesis.tex"}
-    assert check_store(uri) == []
+    assert verify_store(uri) == []
     assert tags_of(copied)["build-100"] == lance.dataset(uri).version
     assert clean(uri) == ([], [])
     # A clean-up takes versions off the list before it removes them.
@@ -225,13 +225,13 @@ def test_a_tag_in_a_bucket_is_mended_too():
         assert first.keep_for_training("ab")
         first.keep_for_checkpoints()
         append_commit(uri, rows_of(1, 50), replace(note, tokens=5103), options)
-        compaction.remove_unneeded(uri, options)
+        compaction.clean_up(uri, options)
         assert read_refs(uri, options).tags == {"checkpoint-5001": 1}
         assert not second.keep()
         tags = "cleaning/x.lance/_refs/tags"
         for name in ("checkpoint-5001", "my tag"):
             bucket.client.put_object(Bucket="bucket", Key=f"{tags}/{name}.json", Body=b"")
-        assert len(check_store(uri, options)) == 2
+        assert len(verify_store(uri, options)) == 2
         assert clean(uri, options) == (
             [
                 "_refs/tags/checkpoint-5001.json is empty: names version 1 again",
@@ -239,4 +239,4 @@ def test_a_tag_in_a_bucket_is_mended_too():
             ],
             [],
         )
-        assert check_store(uri, options) == []
+        assert verify_store(uri, options) == []

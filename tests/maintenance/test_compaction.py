@@ -24,13 +24,13 @@ from lightning_lance import TokenStore
 from lightning_lance.build.packing import Packer
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.format.checksums import listed, read_sums, root_session
-from lightning_lance.format.commit import last_commit, last_version, notes_of, replace_fragments
+from lightning_lance.format.commit import data_file_infos, last_commit, last_version, replace_fragments
 from lightning_lance.format.lance_io import fragments_of, write_rows
-from lightning_lance.format.layout import Extent
+from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.rows import BLOCK
 from lightning_lance.maintenance import compaction, repacking
-from lightning_lance.maintenance.compaction import left_behind, merge_groups, remove_unneeded, take_over, tidy
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.compaction import clean_up, compact, fence_stale_builders, find_orphans, merge_groups
+from lightning_lance.maintenance.integrity import verify_store
 from tests.support import stores
 from tests.support.merges import EOS, NOTE, Made, append, check_same_readers, commits, contents
 from tests.support.stores import append_commit, finish, packed
@@ -47,7 +47,7 @@ def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_eac
             numbered += len(part)
             if tidy_each:
                 before = lance.dataset(uri).version
-                assert tidy(uri, before, full=full) <= before + 1
+                assert compact(uri, before, full=full) <= before + 1
                 assert contents(uri) == contents(other)
                 assert last_commit(uri) == note
         before = last_version(uri)[0]
@@ -61,7 +61,7 @@ def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_eac
         assert {name: tag["version"] for name, tag in dataset.tags.list().items()} == {
             f"build-{note.tokens}": dataset.version
         }
-        sizes = [file.size for file in notes_of(dataset).values()]
+        sizes = [file.size for file in data_file_infos(dataset).values()]
         assert len(sizes) <= 1 + sum(sizes) / full
         # In one transaction, unless there was more to merge than makes a full one.
         assert dataset.version == before + 1 or full < 1 << 30
@@ -84,14 +84,14 @@ def test_a_fragment_of_streams_that_take_turns_is_put_in_order(tmp_path: Path, m
     whole = packed(packer, rows)
     for place in (uri, other):
         append_commit(place, whole, NOTE)
-    assert tidy(uri, 1, full=1) == 1
+    assert compact(uri, 1, full=1) == 1
     monkeypatch.setattr(compaction, "_MANY_PARTS", 8)
-    assert tidy(uri, 1, full=1) == 2
-    (note,) = notes_of(lance.dataset(uri)).values()
+    assert compact(uri, 1, full=1) == 2
+    (note,) = data_file_infos(lance.dataset(uri)).values()
     assert [part.language for part in note.parts] == names
     assert contents(uri) == contents(other)
     monkeypatch.setattr(compaction, "_MANY_PARTS", 1)
-    assert tidy(uri, 2, full=1) == 2
+    assert compact(uri, 2, full=1) == 2
 
 
 def test_groups_by_literal_sizes():
@@ -197,13 +197,13 @@ def test_a_build_takes_no_more_disk_than_its_store_and_two_full_fragments(
             dataset = lance.dataset(uri)
             for _ in range(full // commit):
                 write_rows(uri, dataset, dataset.schema, dataset.to_table().slice(0, 6).to_batches(), None)
-            take_over(uri, int(dataset.version), left_behind(uri))
+            fence_stale_builders(uri, int(dataset.version), find_orphans(uri))
         if i == 89:
             append(uri, [(0, "C", 6 * BLOCK - 1)], i, note, full)
             break
         note = append(uri, [(0, "C", 6 * BLOCK - 1)], i, note)
         folder.look()
-        tidy(uri, last_version(uri)[0], full=full)
+        compact(uri, last_version(uri)[0], full=full)
     assert folder.size() > 6 * full
     assert folder.most < folder.size() + (2 * full if killed else full + 2 * commit)
     # Eight versions, each with its manifest and its transaction, and some more while they are merged.
@@ -216,7 +216,7 @@ def test_versions_stay_few_where_no_document_is_kept(tmp_path: Path):
     nothing = lance.dataset(uri).to_table().slice(0, 0)
     for row in range(40):
         append_commit(uri, nothing, replace(note, row=row))
-        tidy(uri, last_version(uri)[0])
+        compact(uri, last_version(uri)[0])
         assert len(lance.dataset(uri).versions()) <= 8
     assert last_commit(uri) == replace(note, row=39)
     assert len(read_sums(root_session(uri, None))) == len(listed(root_session(uri, None))) <= 16
@@ -250,11 +250,11 @@ def test_tagged_versions_stay_and_open_maps_too(tmp_path: Path):
     for tokens, store in versions:
         assert store.read(np.zeros(1, np.int64), tokens).shape == (1, tokens)
     newest = TokenStore.open(uri)
-    assert newest.at(Extent(6002)).version == 2
-    assert newest.at(Extent(9014)).version == 4
-    assert TokenStore.open(uri, version=2).at(Extent(9014)).version == 4
+    assert newest.at(StoreContent(6002)).version == 2
+    assert newest.at(StoreContent(9014)).version == 4
+    assert TokenStore.open(uri, version=2).at(StoreContent(9014)).version == 4
     with pytest.raises(StoreError, match=r"no version of .* ends there"):
-        newest.at(Extent(9003))
+        newest.at(StoreContent(9003))
 
 
 def _merge_and_die(uri: str, killed: str) -> None:
@@ -268,7 +268,7 @@ def _merge_and_die(uri: str, killed: str) -> None:
     append(uri, [(0, "C", 5)], 8, note, 1 << 30)
 
 
-@pytest.mark.parametrize(("killed", "version"), [("replace_fragments", 4), ("remove_unneeded", 5)])
+@pytest.mark.parametrize(("killed", "version"), [("replace_fragments", 4), ("clean_up", 5)])
 def test_a_killed_merge_leaves_a_store_that_is_whole(tmp_path: Path, killed: str, version: int):
     uri, note = str(tmp_path / "x.lance"), NOTE
     for i in range(4):
@@ -285,7 +285,7 @@ def test_a_killed_merge_leaves_a_store_that_is_whole(tmp_path: Path, killed: str
         assert contents(uri) == contents(other, 4)
     check_same_readers(uri)
     assert len(list(Path(uri, "data").iterdir())) == 5
-    remove_unneeded(uri, left=left_behind(uri))
+    clean_up(uri, left=find_orphans(uri))
     assert len(list(Path(uri, "data").iterdir())) == (4 if version == 4 else 1)
     if version == 4:
         append(uri, [(0, "C", 5)], 8, note, 1 << 30)
@@ -308,7 +308,7 @@ def test_files_from_the_future_go_too(tmp_path: Path, tagged: bool):
     assert versions == ([2, 5] if tagged else [5])
     assert len(list(Path(uri, "data").iterdir())) == (3 if tagged else 1)
     assert len(list(Path(uri, "_transactions").iterdir())) == len(versions)
-    assert not check_store(uri)
+    assert not verify_store(uri)
 
 
 def test_files_of_no_version_go(tmp_path: Path):
@@ -320,25 +320,25 @@ def test_files_of_no_version_go(tmp_path: Path):
     left = Path(uri, "data", made[0].files[0].path)
     other = str(tmp_path / "y.lance")
     first, _ = write_rows(other, None, before.schema, before.to_table().to_batches(), None)
-    assert left_behind(other) == {f"data/{first[0].files[0].path}"}
-    found = left_behind(uri)
+    assert find_orphans(other) == {f"data/{first[0].files[0].path}"}
+    found = find_orphans(uri)
     assert found == {f"data/{left.name}"}
     append(uri, [(0, "C", 10)], 1)
-    remove_unneeded(uri, left=found)
+    clean_up(uri, left=found)
     assert not left.exists()
     assert lance.dataset(uri).count_rows() == 2
 
 
 def test_a_builder_that_comes_back_to_its_clean_up_takes_no_file_from_the_next_one(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    left = left_behind(uri)
+    left = find_orphans(uri)
     note = append(uri, [(0, "C", 10)], 0)
     # It stands still after this commit, and the next builder has written, but not committed.
     before = lance.dataset(uri)
     made, notes = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
-    remove_unneeded(uri, left=left)
+    clean_up(uri, left=left)
     note = replace(note, documents=2, tokens=2 * note.tokens)
-    files = {**notes_of(before), **notes}
+    files = {**data_file_infos(before), **notes}
     replace_fragments(uri, before, before.schema, [*fragments_of(before), *made], files, note, None)
     assert TokenStore.open(uri, verify=True).num_tokens("train") == 22
 
@@ -348,7 +348,7 @@ def test_a_merge_on_top_of_anothers_commit_is_refused(tmp_path: Path):
     for i in range(2):
         append(uri, [(0, "C", 10)], i)
     with pytest.raises(CommitConflict):
-        tidy(uri, 1)
+        compact(uri, 1)
     with pytest.raises(CommitConflict):
         finish(uri, lance.dataset(uri).to_table(), NOTE, None, 1)
     assert lance.dataset(uri).version == 2
@@ -363,7 +363,7 @@ def test_what_others_have_changed_is_not_gone_on_from(tmp_path: Path):
         finish(uri, lance.dataset(uri).to_table().slice(0, 0), note)
     assert lance.dataset(uri).version == 4
     # The version from before stays, though nothing else keeps it.
-    remove_unneeded(uri)
+    clean_up(uri)
     lance.dataset(uri, version=3).restore()
     finish(uri, lance.dataset(uri).to_table().slice(0, 0), note)
     assert TokenStore.open(uri).num_tokens() == 3 * (3 * BLOCK + 1)

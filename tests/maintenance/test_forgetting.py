@@ -21,14 +21,14 @@ from lightning_lance.documents.splits import FORGOTTEN
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.format.commit import last_version
 from lightning_lance.format.lance_io import write_rows
-from lightning_lance.format.layout import Extent
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.layout import StoreContent
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.maintenance import forgetting
-from lightning_lance.maintenance.compaction import left_behind
+from lightning_lance.maintenance.compaction import find_orphans
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.maintenance.integrity import check_store
-from lightning_lance.process.locks import only_one
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.process.locks import exclusive
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import serving
 from tests.support.builders import until
 from tests.support.commands import run
@@ -54,7 +54,9 @@ condition = st.sampled_from(
 
 
 def build(source: ListSource, uri: Path, budget: int | None = None, commit_tokens: int = 3000) -> TokenStore:
-    return prepare(source, ByteChoice(), str(uri), max_documents=budget, val_fraction=0.5, commit_tokens=commit_tokens)
+    return prepare(
+        source, ByteTokenizer(), str(uri), max_documents=budget, val_fraction=0.5, commit_tokens=commit_tokens
+    )
 
 
 def readable(store: TokenStore) -> Any:
@@ -72,7 +74,7 @@ def without(documents: list[Document], rules: list[dict[str, str]]) -> list[tupl
     return left
 
 
-def counts(commit: Commit) -> Any:
+def counts(commit: CommitMetadata) -> Any:
     return [entry for entry in commit.forgotten if entry["documents"]]
 
 
@@ -112,7 +114,7 @@ def test_what_is_left_is_a_store_without_those_documents(
             for language in sorted({language for _, (_, language, _) in left})
             if (number := sum(document[1] == language for _, document in left))
         }
-        assert check_store(store.uri) == []
+        assert verify_store(store.uri) == []
 
 
 @settings(max_examples=40)
@@ -161,7 +163,7 @@ def test_a_copy_of_what_was_forgotten_is_still_a_copy(tmp_path: Path):
 def store_of(tmp_path: Path, **options: Any) -> TokenStore:
     texts = [f"{i} " * 300 for i in range(60)]
     source = ListSource(tuple((text, "Python", f"r{i % 3}") for i, text in enumerate(texts)))
-    return prepare(source, ByteChoice(), str(tmp_path / "x.lance"), val_fraction=0.0, commit_tokens=9000, **options)
+    return prepare(source, ByteTokenizer(), str(tmp_path / "x.lance"), val_fraction=0.0, commit_tokens=9000, **options)
 
 
 def test_documents_that_go_on_where_streams_take_turns_are_counted_whole(
@@ -170,7 +172,7 @@ def test_documents_that_go_on_where_streams_take_turns_are_counted_whole(
     monkeypatch.setattr("lightning_lance.build.packing._HELD_BYTES", 1)
     monkeypatch.setattr("lightning_lance.build.packing._LEAST_BYTES", 1)
     made = tuple((f"{i}" * 5000, ("C", "Rust")[i % 2], f"r{i % 4}") for i in range(8))
-    store = prepare(ListSource(made, per_batch=1), ByteChoice(), str(tmp_path / "x.lance"), val_fraction=0.0)
+    store = prepare(ListSource(made, per_batch=1), ByteTokenizer(), str(tmp_path / "x.lance"), val_fraction=0.0)
     told: list[tuple[int, int]] = []
     done = forget(store.uri, {"repo": "r1"}, tell=lambda *found: told.append(found))
     assert told == [(2, 10_002)] == [done[:2]]
@@ -181,7 +183,7 @@ def test_all_forgotten_is_an_empty_store(tmp_path: Path):
     assert forget(store.uri, {"language": "Python"})[:2] == (60, store.commit.tokens)
     empty = TokenStore.open(store.uri)
     assert (empty.num_tokens(), empty.streams(), empty.commit.stored_documents) == (0, [], 0)
-    assert check_store(store.uri) == []
+    assert verify_store(store.uri) == []
     assert store_of(tmp_path).version == empty.version
 
 
@@ -202,7 +204,7 @@ def test_other_budgets_never_go_back_to_what_was_forgotten(tmp_path: Path):
     forget(store.uri, {"repo": "r1"})
     for budget in (20, 40, None):
         found = store_of(tmp_path, max_documents=budget)
-        assert found.commit.extent == Extent(store.commit.tokens, ("repo=r1",))
+        assert found.commit.extent == StoreContent(store.commit.tokens, ("repo=r1",))
     assert list(lance.dataset(store.uri).tags.list()) == [f"build-{store.commit.tokens}"]
 
 
@@ -242,7 +244,7 @@ def test_a_checkpoint_keeps_its_version_until_it_is_purged(tmp_path: Path):
     resumed = WindowLoader(TokenStore.open(old.uri), 64, 2, on_data_change="continue")
     resumed.load_state_dict(state)
     next(iter(resumed))
-    assert check_store(old.uri) == []
+    assert verify_store(old.uri) == []
 
 
 def test_what_cannot_be_is_told(tmp_path: Path):
@@ -348,7 +350,7 @@ INTERRUPTED = """
 import sys, time
 from lightning_lance.format import lance_io
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.cli.interrupts import Interruptible
+from lightning_lance.cli.interrupts import InterruptHandler
 real, left = lance_io.hash_local, [1, 0]
 def hash_local(path):
     if not left.pop(0):
@@ -358,7 +360,7 @@ def hash_local(path):
         time.sleep(0.5)  # the main thread says that it is over, in no time
     return real(path)
 lance_io.hash_local = hash_local
-with Interruptible() as signals:
+with InterruptHandler() as signals:
     forget(sys.argv[1], {"repo": "r1"})
 """
 
@@ -367,7 +369,7 @@ def test_interrupted_it_leaves_no_file(tmp_path: Path):
     """While the second of three fragments is written anew."""
     uri = tmp_path / "x.lance"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_lance.build.builder.finish", only_append)
+        patch.setattr("lightning_lance.build.builder.commit_final", only_append)
         build(ListSource(tuple(("x" * 5000, "Python", f"r{i % 2}") for i in range(9)), 1, 1), uri, commit_tokens=15_000)
     assert len(lance.dataset(str(uri)).get_fragments()) == 3
     command = [sys.executable, "-c", INTERRUPTED, str(uri)]
@@ -376,8 +378,8 @@ def test_interrupted_it_leaves_no_file(tmp_path: Path):
     assert process.stdout.readline() == "hashes\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1].endswith("KeyboardInterrupt\n")
-    assert left_behind(str(uri)) == set()
-    assert not check_store(str(uri))
+    assert find_orphans(str(uri)) == set()
+    assert not verify_store(str(uri))
     assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
 
 
@@ -388,14 +390,14 @@ def test_what_it_removes_nobody_can_commit(tmp_path: Path):
     before = lance.dataset(uri)
     write_rows(str(uri), before, before.schema, before.to_table().to_batches(), None)
     assert forget(str(uri), {"repo": "nobody"}).documents == 0
-    assert left_behind(str(uri)) == set()
+    assert find_orphans(str(uri)) == set()
     assert last_version(str(uri))[0] == version + 1
 
 
 def test_it_waits_for_a_builder(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     store = store_of(tmp_path)
     with ThreadPoolExecutor(1) as thread:
-        with only_one(tmp_path / "x.lock", "building"):
+        with exclusive(tmp_path / "x.lock", "building"):
             waiting = thread.submit(forget, store.uri, {"repo": "r1"})
             until(lambda: "Another process is writing to" in caplog.text)
             assert TokenStore.open(store.uri).version == store.version
@@ -408,7 +410,9 @@ def test_in_a_bucket_it_begins_again_where_a_builder_commits_first():
         uri, options = "s3://bucket/x.lance", bucket.lance_options
 
         def build(budget: int | None) -> TokenStore:
-            return prepare(source, ByteChoice(), uri, val_fraction=0.0, storage_options=options, max_documents=budget)
+            return prepare(
+                source, ByteTokenizer(), uri, val_fraction=0.0, storage_options=options, max_documents=budget
+            )
 
         def tell(documents: int, tokens: int) -> None:
             told.append(documents)
@@ -421,7 +425,7 @@ def test_in_a_bucket_it_begins_again_where_a_builder_commits_first():
         store = build(None)
         assert (store.commit.documents, store.commit.stored_documents) == (40, 39)
         assert store.commit.extent.forgotten == ("repo=repo3",)
-        assert check_store(uri, options) == []
+        assert verify_store(uri, options) == []
 
 
 @pytest.mark.parametrize("purge", [False, True])

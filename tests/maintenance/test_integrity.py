@@ -15,7 +15,7 @@ import pytest
 from lightning_lance import TokenStore
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import SUMS
-from lightning_lance.maintenance.integrity import check_store
+from lightning_lance.maintenance.integrity import verify_store
 from tests.support.bucket import serving
 from tests.support.commits import NOTE, rows_of
 from tests.support.merges import append
@@ -84,7 +84,7 @@ def damage(folder: Path, draw: random.Random) -> str:
 
 
 def test_a_whole_store_has_no_problem(store: Path):
-    assert check_store(str(store)) == []
+    assert verify_store(str(store)) == []
 
 
 def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path: Path):
@@ -95,7 +95,7 @@ def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path:
         shutil.copytree(store, copies[-1])
         told.append(damage(copies[-1], draw))
     for copy, what in zip(copies, told, strict=True):
-        problems = check_store(str(copy))
+        problems = verify_store(str(copy))
         assert problems, f"not found: {what}"
         name = what.split("/")[-1]
         assert "swap" in what or any(name in problem.place for problem in problems), f"{what}: {problems}"
@@ -111,7 +111,7 @@ def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path:
 BUILDS = """
 import sys
 sys.path[:0] = [sys.argv[1]]
-from lightning_lance.maintenance.compaction import tidy
+from lightning_lance.maintenance.compaction import compact
 from tests.support.merges import NOTE, append
 from lightning_lance.format.commit import last_version
 note = NOTE
@@ -119,7 +119,7 @@ for i in range(120):
     last = i == 119
     note = append(sys.argv[2], [(0, "C", 3000), (1, "Rust", 500)], 2 * i, note, 60_000 if last else None)
     if not last:
-        tidy(sys.argv[2], last_version(sys.argv[2])[0], full=60_000)
+        compact(sys.argv[2], last_version(sys.argv[2])[0], full=60_000)
     print(i, flush=True)
 """
 
@@ -132,12 +132,12 @@ def test_a_store_that_is_being_built_is_not_taken_for_damaged(tmp_path: Path):
         assert process.stdout is not None
         process.stdout.readline()
         while process.poll() is None:
-            assert check_store(uri) == []
+            assert verify_store(uri) == []
             TokenStore.open(uri, verify=True)
             checked += 1
     assert process.returncode == 0
     assert checked > 3
-    assert check_store(uri) == []
+    assert verify_store(uri) == []
 
 
 def test_damage_of_a_version_that_is_not_on_the_list_yet_is_found(tmp_path: Path):
@@ -148,10 +148,10 @@ def test_damage_of_a_version_that_is_not_on_the_list_yet_is_found(tmp_path: Path
     old = {*(tmp_path / "x.lance" / "data").iterdir()}
     append(uri, [(0, "C", 3000)], 1, note)
     (tmp_path / "x.lance" / SUMS).write_bytes(listed)
-    assert check_store(uri) == []
+    assert verify_store(uri) == []
     (file,) = {*(tmp_path / "x.lance" / "data").iterdir()} - old
     file.write_bytes(file.read_bytes()[:-1])
-    (problem,) = check_store(uri)
+    (problem,) = verify_store(uri)
     assert file.name in problem.place
 
 
@@ -183,31 +183,31 @@ def test_a_store_in_a_bucket_is_checked_too(tmp_path: Path):
     with serving() as bucket:
         uri, options = "s3://bucket/integrity/x.lance", bucket.lance_options
         append_commit(uri, rows_of(1, 5000), NOTE_OF_5001, options)
-        assert check_store(uri, options) == []
+        assert verify_store(uri, options) == []
         (found,) = bucket.client.list_objects(Bucket="bucket", Prefix="integrity/x.lance/data/")["Contents"]
         key = found["Key"]
         body = bytearray(bucket.client.get_object(Bucket="bucket", Key=key)["Body"].read())
         body[50] ^= 4
         bucket.client.put_object(Bucket="bucket", Key=key, Body=bytes(body))
-        (problem,) = check_store(uri, options)
+        (problem,) = verify_store(uri, options)
         assert problem.place.startswith(key.removeprefix("integrity/x.lance/"))
         bucket.client.put_object(Bucket="bucket", Key=key, Body=bytes(body) + b"x")
-        assert "more than" in check_store(uri, options)[0].what
+        assert "more than" in verify_store(uri, options)[0].what
         bucket.client.delete_object(Bucket="bucket", Key=key)
-        assert check_store(uri, options)[0].what == "is missing"
+        assert verify_store(uri, options)[0].what == "is missing"
 
 
 def test_what_others_wrote_has_no_checksum(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     append_commit(uri, rows_of(1, 5000), NOTE_OF_5001)
     lance.write_dataset(rows_of(2), uri, mode="append")
-    assert [problem.what for problem in check_store(uri)] == ["was written by others, so it has no checksum"]
+    assert [problem.what for problem in verify_store(uri)] == ["was written by others, so it has no checksum"]
 
 
 def test_counts_that_disagree_are_found(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     append_commit(uri, rows_of(1, 4000), NOTE_OF_5001)
-    assert [problem.what for problem in check_store(uri)] == ["version 1 holds 4,001 tokens and says 5,001"]
+    assert [problem.what for problem in verify_store(uri)] == ["version 1 holds 4,001 tokens and says 5,001"]
 
 
 def test_a_tag_of_a_version_that_is_gone_is_found(store: Path, tmp_path: Path):
@@ -215,12 +215,12 @@ def test_a_tag_of_a_version_that_is_gone_is_found(store: Path, tmp_path: Path):
     shutil.copytree(store, copy)
     (tag,) = (copy / "_refs" / "tags").iterdir()
     tag.write_text(tag.read_text().replace('"version": 2', '"version": 7'))
-    assert [problem.place for problem in check_store(str(copy))] == [f"_refs/tags/{tag.name}"]
+    assert [problem.place for problem in verify_store(str(copy))] == [f"_refs/tags/{tag.name}"]
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path):
     with pytest.raises(StoreError, match="There is no committed token store"):
-        check_store(str(tmp_path / "none.lance"))
+        verify_store(str(tmp_path / "none.lance"))
 
 
 REBUILDS = """
@@ -228,10 +228,10 @@ import sys
 sys.path[:0] = [sys.argv[1]]
 from tests.support.stores import ListSource, documents
 from lightning_lance import prepare
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 source = ListSource(documents(*["some text " * 50] * 12))
 for i in range(8):
-    prepare(source, ByteChoice(), sys.argv[2], val_fraction=i % 2 / 10, rebuild=True, commit_tokens=1, commit_seconds=0)
+    prepare(source, ByteTokenizer(), sys.argv[2], val_fraction=i % 2 / 10, rebuild=True, commit_tokens=1, commit_seconds=0)
     print(i, flush=True)
 """
 
@@ -246,7 +246,7 @@ def test_a_store_that_is_rebuilt_meanwhile_is_not_taken_for_damaged(tmp_path: Pa
         while process.poll() is None:
             try:
                 store = TokenStore.open(uri)
-                assert check_store(uri) == []
+                assert verify_store(uri) == []
                 checked += 1
                 store.keep_for_training()
                 store.documents(np.zeros(1, np.int64), 5)
@@ -257,4 +257,4 @@ def test_a_store_that_is_rebuilt_meanwhile_is_not_taken_for_damaged(tmp_path: Pa
     assert checked
     known = ("no committed", "built anew by another recipe", "cannot be read any more", "the store is gone")
     assert [what for what in said if not any(part in what for part in known)] == []
-    assert check_store(uri) == []
+    assert verify_store(uri) == []

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance.format.commit import notes_of, replace_fragments
+from lightning_lance.format.commit import data_file_infos, replace_fragments
 from lightning_lance.format.lance_io import fragments_of
-from lightning_lance.maintenance.repacking import repack
+from lightning_lance.maintenance.repacking import rewrite_fragments
 from tests.support.merges import NOTE, Made, append, check_same_readers, commits, contents
 
 
@@ -28,8 +28,8 @@ def test_documents_are_dropped_with_all_their_tokens(parts: list[list[Made]], go
             append(other, [document], number)
         dataset = lance.dataset(uri)
         before = dataset.count_rows()
-        fragments, files, dropped = repack(
-            uri, dataset, fragments_of(dataset), notes_of(dataset),
+        fragments, files, dropped = rewrite_fragments(
+            uri, dataset, fragments_of(dataset), data_file_infos(dataset),
             drop=lambda documents, _: np.array([int(i) in gone for i in documents.field("id").to_pylist()], bool),
         )  # fmt: skip
         assert lance.dataset(uri).count_rows() == before

@@ -20,7 +20,7 @@ from lightning_lance.errors import BuildInterrupted, ConfigError, StoreError
 from lightning_lance.maintenance.integrity import Problem
 from lightning_lance.messages.escaping import logger, say, shown, shown_lines
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 
@@ -92,7 +92,7 @@ def test_a_store_of_odd_names_shows_escapes(tmp_path: Path, caplog: pytest.LogCa
     odd = f"C{CLEAR}\nerror: all is lost"
     with caplog.at_level(logging.INFO):
         store = prepare(
-            ListSource(documents("a text", language=odd)), ByteChoice(), str(tmp_path / "x.lance"), val_fraction=0.0
+            ListSource(documents("a text", language=odd)), ByteTokenizer(), str(tmp_path / "x.lance"), val_fraction=0.0
         )
     assert repr(store).count("\\x1b[2J\\nerror") == 1
     assert not any(character in text for text in [repr(store), *caplog.messages] for character in "\x1b\n")
@@ -105,7 +105,7 @@ def test_the_commands_show_escapes(tmp_path: Path):
     source = DatasetSource(
         "parquet", data_files=[str(tmp_path / "c.parquet")], columns={"text": "text", "repo": "repo"}
     )
-    prepare(source, ByteChoice(), uri, val_fraction=0.0, max_documents=5)
+    prepare(source, ByteTokenizer(), uri, val_fraction=0.0, max_documents=5)
     command = [
         sys.executable,
         "-c",
@@ -123,7 +123,7 @@ def test_the_commands_show_escapes(tmp_path: Path):
 def test_clean_shows_escapes_and_says_all_on_any_terminal(tmp_path: Path):
     """Of a place and a tag with odd names, on a terminal that has no letters but ASCII."""
     uri = tmp_path / "d\xe9j\xe0\u202e.lance"
-    prepare(ListSource(documents("a text")), ByteChoice(), str(uri), val_fraction=0.0)
+    prepare(ListSource(documents("a text")), ByteTokenizer(), str(uri), val_fraction=0.0)
     (uri / "_refs/tags/n\u2028o.json").touch()
     command = [sys.executable, "-c", "from lightning_lance.cli.main import main; main()", "clean", str(uri)]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance.messages.formatting import counted, share_told, size_told, tokens_told
+from lightning_lance.messages.formatting import format_bytes, format_percent, format_tokens, pluralize
 
 UNITS = {
     "tokens": 1,
@@ -22,27 +22,27 @@ UNITS = {
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
-        (counted(0, "document"), "0 documents"),
-        (counted(1, "document"), "1 document"),
-        (counted(5000, "document"), "5,000 documents"),
-        (counted(1, "try", "tries"), "1 try"),
-        (counted(2, "try", "tries"), "2 tries"),
-        (tokens_told(0), "0 tokens"),
-        (tokens_told(1), "1 token"),
-        (tokens_told(51_200), "51,200 tokens"),
-        (tokens_told(7_000_000), "7.00 M tokens"),
-        (tokens_told(61_340_000), "61.3 M tokens"),
-        (tokens_told(7.123e9), "7.12 G tokens"),
-        (size_told(1), "1 byte"),
-        (size_told(812.4), "812 bytes"),
-        (size_told(412_600), "413 KB"),
-        (size_told(3e6), "3.00 MB"),
-        (size_told(1.234e9), "1.23 GB"),
-        (size_told(1e18), "1,000,000 TB"),
-        (share_told(0.0), None),
-        (share_told(0.004), "less than 1 %"),
-        (share_told(0.256), "26 %"),
-        (share_told(1.5), "100 %"),
+        (pluralize(0, "document"), "0 documents"),
+        (pluralize(1, "document"), "1 document"),
+        (pluralize(5000, "document"), "5,000 documents"),
+        (pluralize(1, "try", "tries"), "1 try"),
+        (pluralize(2, "try", "tries"), "2 tries"),
+        (format_tokens(0), "0 tokens"),
+        (format_tokens(1), "1 token"),
+        (format_tokens(51_200), "51,200 tokens"),
+        (format_tokens(7_000_000), "7.00 M tokens"),
+        (format_tokens(61_340_000), "61.3 M tokens"),
+        (format_tokens(7.123e9), "7.12 G tokens"),
+        (format_bytes(1), "1 byte"),
+        (format_bytes(812.4), "812 bytes"),
+        (format_bytes(412_600), "413 KB"),
+        (format_bytes(3e6), "3.00 MB"),
+        (format_bytes(1.234e9), "1.23 GB"),
+        (format_bytes(1e18), "1,000,000 TB"),
+        (format_percent(0.0), None),
+        (format_percent(0.004), "less than 1 %"),
+        (format_percent(0.256), "26 %"),
+        (format_percent(1.5), "100 %"),
     ],
 )
 def test_figures_are_told(told: str | None, expected: str | None):
@@ -52,6 +52,6 @@ def test_figures_are_told(told: str | None, expected: str | None):
 @given(st.integers(2, 10**18))
 def test_what_is_told_is_the_number_to_a_percent(number: int):
     """Never `0.0 M`: a unit is taken only where there is one of it."""
-    for told in (size_told(number), tokens_told(number)):
+    for told in (format_bytes(number), format_tokens(number)):
         figure, unit = re.fullmatch(r"([\d,.]+) (.+)", told).groups()  # type: ignore[union-attr]
         assert float(figure.replace(",", "")) * UNITS[unit] == pytest.approx(number, rel=0.01)

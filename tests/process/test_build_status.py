@@ -10,7 +10,7 @@ from lightning_lance.errors import SourceError, StoreError
 from lightning_lance.format.commit import last_commit
 from lightning_lance.process import build_status as status
 from lightning_lance.process.build_status import BuildStatus, StatusFile, failure_of, read_status
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
 
 
@@ -34,7 +34,7 @@ def test_who_waits_is_told_what_the_store_has_before_anything_is_packed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     uri, lock, file = str(tmp_path / "x.lance"), tmp_path / "x.lock", tmp_path / "x.building.json"
-    prepare(ListSource(documents(*["text"] * 30)), ByteChoice(), uri, max_documents=20)
+    prepare(ListSource(documents(*["text"] * 30)), ByteTokenizer(), uri, max_documents=20)
     with LeaseTurn(uri, "f", lock, file) as builder, LeaseTurn(uri, "f", lock, file) as waiting:
         builder.wait(last_commit(uri))
         assert builder.mine
@@ -111,7 +111,7 @@ def test_a_file_of_another_form_is_no_status(tmp_path: Path, content: str):
     file = put(tmp_path, content)
     assert read_status(file) is None
     # It is others', and hinders no build.
-    prepare(ListSource(documents("text")), ByteChoice(), str(tmp_path / "x.lance"), val_fraction=0.0)
+    prepare(ListSource(documents("text")), ByteTokenizer(), str(tmp_path / "x.lance"), val_fraction=0.0)
     assert file.read_text() == content
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_lance.format.commit import last_version
-from lightning_lance.maintenance.compaction import left_behind
+from lightning_lance.maintenance.compaction import find_orphans
 from tests.support.builders import until
 from tests.support.paths import ROOT
 
@@ -20,8 +20,8 @@ from lightning_lance import prepare
 from lightning_lance.format import lance_io
 from lightning_lance.maintenance import repacking
 from lightning_lance.build.builder import Build
-from lightning_lance.cli.interrupts import Interruptible
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.cli.interrupts import InterruptHandler
+from lightning_lance.tokenization.configs import ByteTokenizer
 
 def hang(*arguments):
     print("hangs", flush=True)
@@ -37,8 +37,8 @@ made = documents(*["0123456789" * 100_000] * 6)
 close = Build.close
 Build.close = lambda build: (print("closes", flush=True), {closes}(build))
 {hangs}
-with Interruptible():
-    prepare(Stops(made, 1), ByteChoice(), sys.argv[2], val_fraction=0.0, commit_tokens={commit_tokens})
+with InterruptHandler():
+    prepare(Stops(made, 1), ByteTokenizer(), sys.argv[2], val_fraction=0.0, commit_tokens={commit_tokens})
 """
 
 
@@ -65,7 +65,7 @@ def test_a_second_interruption_leaves_neither_data_files_nor_a_lease(
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "hangs\n"
-    until(lambda: left_behind(str(uri)))
+    until(lambda: find_orphans(str(uri)))
     assert bool(list(uri.glob("data/.tmp*"))) == half
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "closes\n"
@@ -74,7 +74,7 @@ def test_a_second_interruption_leaves_neither_data_files_nor_a_lease(
         "interrupted again: stopped at once; what was committed is safe.\n"
     )
     assert process.returncode == 130
-    assert left_behind(str(uri)) == set()
+    assert find_orphans(str(uri)) == set()
     assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.process import locks
-from lightning_lance.process.files import write_whole
-from lightning_lance.process.locks import Lease, only_one
+from lightning_lance.process.files import write_atomic
+from lightning_lance.process.locks import Lease, exclusive
 
 HOLD = """
 import socket, sys, time
@@ -70,7 +70,7 @@ def test_a_second_process_waits_and_a_killed_one_is_replaced_at_once(
     holder.kill()
     holder.wait()
     begin = time.monotonic()
-    with only_one(lock, "building it"):
+    with exclusive(lock, "building it"):
         assert time.monotonic() - begin < locks.LEASE_SECONDS / 2
         assert not Lease(lock).take()
     assert list(lock.parent.iterdir()) == []
@@ -81,7 +81,7 @@ def test_who_waits_says_so(
 ):
     holder, lock = hold(), tmp_path / "folder/x.lock"
     monkeypatch.setattr(locks.time, "sleep", lambda _: (holder.kill(), holder.wait()))
-    with only_one(lock, "building it"):
+    with exclusive(lock, "building it"):
         pass
     assert caplog.messages == [f"Another process is building it; waiting for it (file {lock})."]
 
@@ -154,9 +154,9 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path):
     (tmp_path / "a[b].json.0123.part").write_text("of one that was killed")
     other = tmp_path / "a[b].json2.0123.part"
     other.touch()
-    write_whole(file, "one")
+    write_atomic(file, "one")
     with pytest.raises(UnicodeEncodeError):
-        write_whole(file, "two \ud800")
+        write_atomic(file, "two \ud800")
     assert file.read_text() == "one"
     assert sorted(tmp_path.iterdir()) == [file, other]
 

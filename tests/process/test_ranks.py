@@ -4,30 +4,30 @@ from pathlib import Path
 
 import pytest
 
-from lightning_lance.process.ranks import agree, is_first, raise_together, told_by_first
+from lightning_lance.process.ranks import broadcast_from_rank_zero, check_ranks_agree, is_rank_zero, raise_on_all_ranks
 
 
 def test_a_process_alone_agrees_with_itself():
-    agree({"epoch": 1})
-    assert told_by_first([5]) == [5]
-    assert is_first()
-    raise_together(None)
+    check_ranks_agree({"epoch": 1})
+    assert broadcast_from_rank_zero([5]) == [5]
+    assert is_rank_zero()
+    raise_on_all_ranks(None)
     with pytest.raises(KeyError, match="x"):
-        raise_together(KeyError("x"))
+        raise_on_all_ranks(KeyError("x"))
 
 
 # Two real ranks, which hold what their place in the list says.
 SCRIPT = """
 import sys
 import torch.distributed as dist
-from lightning_lance.process.ranks import agree, is_first, told_by_first
+from lightning_lance.process.ranks import check_ranks_agree, is_rank_zero, broadcast_from_rank_zero
 rank = int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=rank, world_size=2)
-assert told_by_first([rank + 7]) == [7]
-assert is_first() == (rank == 0)
-agree({"epoch": 1, "cursor": 2})
+assert broadcast_from_rank_zero([rank + 7]) == [7]
+assert is_rank_zero() == (rank == 0)
+check_ranks_agree({"epoch": 1, "cursor": 2})
 try:
-    agree({"epoch": 1, "cursor": 2 + rank, "len": 5 - rank})
+    check_ranks_agree({"epoch": 1, "cursor": 2 + rank, "len": 5 - rank})
 except Exception as error:
     print(type(error).__name__, error)
 dist.destroy_process_group()
@@ -53,7 +53,7 @@ ALONE = """
 import os, signal, sys, time
 from datetime import timedelta
 import torch.distributed as dist
-from lightning_lance.process.ranks import agree, raise_together, told_by_first
+from lightning_lance.process.ranks import check_ranks_agree, raise_on_all_ranks, broadcast_from_rank_zero
 rank = int(sys.argv[2])
 
 def connect(name, seconds):
@@ -70,22 +70,22 @@ def heard(name, work):
     assert time.monotonic() - began < 60
 
 connect("a", 200)
-heard("failed", lambda: raise_together(KeyError("no store") if rank else None))
+heard("failed", lambda: raise_on_all_ranks(KeyError("no store") if rank else None))
 if (child := os.fork()) == 0:
-    agree({"fork": rank, "pid": os.getpid()})  # no rank, so it waits for none
+    check_ranks_agree({"fork": rank, "pid": os.getpid()})  # no rank, so it waits for none
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
 dist.destroy_process_group()
 connect("b", 60)
 if rank == 0:
-    heard("absent", lambda: told_by_first([1], seconds=3))
+    heard("absent", lambda: broadcast_from_rank_zero([1], seconds=3))
 else:
     time.sleep(6)
 dist.destroy_process_group()
 connect("c", 200)
 if rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
-heard("killed", lambda: agree({"epoch": 1}))
+heard("killed", lambda: check_ranks_agree({"epoch": 1}))
 """
 
 

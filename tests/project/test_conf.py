@@ -18,7 +18,7 @@ from lightning_lance.documents.languages import CODE_EXTENSIONS
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
-from lightning_lance.tokenization.configs import ByteChoice, PretrainedTokenizer, TokenizerFile, TrainedBPE
+from lightning_lance.tokenization.configs import ByteTokenizer, PretrainedTokenizer, TokenizerFile, TrainedBPE
 from tests.support.paths import ROOT
 
 CONF = ROOT / "conf"
@@ -73,7 +73,7 @@ def test_every_source(option: str):
 @pytest.mark.parametrize("option", GROUPS["tokenizer"])
 def test_every_tokenizer(option: str):
     _, data = make(f"tokenizer={option}", *NEEDS.get(option, []))
-    kind = {"bpe": TrainedBPE, "bytes": ByteChoice, "file": TokenizerFile}.get(option, PretrainedTokenizer)
+    kind = {"bpe": TrainedBPE, "bytes": ByteTokenizer, "file": TokenizerFile}.get(option, PretrainedTokenizer)
     assert type(data.tokenizer_choice) is kind
     if isinstance(data.tokenizer_choice, PretrainedTokenizer):
         assert not data.tokenizer_choice.trust_remote_code
@@ -116,7 +116,7 @@ def test_the_tutorials_experiment():
 
 def test_an_experiment_can_be_changed_on_the_command_line():
     _, data = make("experiment=github_code_python", "tokenizer=bytes", "languages=[Rust,C]", "max_documents=7")
-    assert type(data.tokenizer_choice) is ByteChoice
+    assert type(data.tokenizer_choice) is ByteTokenizer
     assert (list(data.source.wanted), data.budget.max_documents) == (["C", "Rust"], 7)
 
 

@@ -24,7 +24,7 @@ from lightning_lance.readers.json_table import NOT_JSON, LineParser
 from lightning_lance.readers.jsonl import LinesShard, NotLines
 from lightning_lance.readers.retry import is_transient
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stored import stored
 
 # A line, the text that it gives, and why it is left out.
@@ -165,7 +165,7 @@ def test_odd_lines_are_kept_or_left_out_and_counted(tmp_path: Path, kind: str, a
     for i, lines in enumerate(files):
         write(tmp_path, b"\n".join(lines) + b"\n", f"{i:02}.jsonl", kind)
     source = DatasetSource("json", data_files=[str(tmp_path / "*.jsonl*")], shard_seed=None)
-    store = prepare(source, ByteChoice(), str(tmp_path / "x.lance"), val_fraction=0.0)
+    store = prepare(source, ByteTokenizer(), str(tmp_path / "x.lance"), val_fraction=0.0)
     texts = [[text] if text else [] for _, text, _ in TABLE]
     between = texts if alone else [[text for one in texts for text in one]]
     assert stored(store) == [text.encode() for some in between for text in ("good", *some, "good")]
@@ -179,7 +179,7 @@ def test_a_filter_lets_through_what_is_no_object_so_that_it_is_counted(tmp_path:
     write(tmp_path, b"nothing\n".join(json.dumps(line).encode() + b"\n" for line in lines))
     options: Mapping[str, Any] = {"language_column": "lang", "languages": ["Go"], "where": {"stars": [0, 1.0]}}
     source = DatasetSource("json", data_files=[str(tmp_path / "x.jsonl")], **options)
-    store = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    store = prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     assert (stored(store), store.commit.skipped) == ([b"0", b"4"], {"not_json": 5})
     assert [*store.commit.files.values()] == [7]
 
@@ -204,7 +204,7 @@ def test_a_bad_first_file_does_not_stop_the_opening(tmp_path: Path, kind: str):
     write(tmp_path, b'{"text": "a", "x": 1}\n', "1.jsonl", kind)
     files: dict[str, Any] = {"data_files": [str(tmp_path / "*.jsonl*")], "shard_seed": None}
     skip = DatasetSource("json", on_bad_shard="skip", **files)
-    store = prepare(skip, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    store = prepare(skip, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     assert stored(store) == [b"a"]
     assert [(Path(bad["shard"]).name, bad["row"]) for bad in store.commit.bad_shards] == [(f"0.jsonl{kind}", 0)]
     with pytest.raises(SourceError, match=r"Shard '.*0\.jsonl.*source\.on_bad_shard=skip"):

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from lightning_lance.errors import ConfigError, SourceError
-from lightning_lance.readers.retry import Patience, _asked, is_bad_data, is_transient
+from lightning_lance.readers.retry import RetryPolicy, _asked, is_bad_data, is_transient
 from lightning_lance.sources.datasets import DatasetSource
 
 
@@ -69,7 +69,7 @@ def test_how_long_a_server_asks_to_wait(headers: dict[str, str], seconds: float 
 def test_waits_grow_vary_and_end(monkeypatch: pytest.MonkeyPatch):
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", waited.append)
-    patience = Patience("mine", 12, 30.0)
+    patience = RetryPolicy("mine", 12, 30.0)
     for tries in range(1, 13):
         patience.wait(tries, "reading x", OSError("cut"))
     assert all(0.1 * 2**i <= seconds <= 0.2 * 2**i for i, seconds in enumerate(waited[:9]))
@@ -82,13 +82,13 @@ def test_waits_grow_vary_and_end(monkeypatch: pytest.MonkeyPatch):
     ):
         patience.wait(13, "reading x", OSError("cut"))
     with pytest.raises(SourceError, match=r"after 1 try \(OSError: cut\)"):
-        Patience("mine", 0, 30.0).wait(1, "reading x", OSError("cut"))
+        RetryPolicy("mine", 0, 30.0).wait(1, "reading x", OSError("cut"))
     assert patience.incidents == {"OSError": 12, "HTTP 429": 2}
 
 
 def test_only_what_time_cures_is_done_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    patience, calls = Patience("mine", 3, 30.0), []
+    patience, calls = RetryPolicy("mine", 3, 30.0), []
 
     def fail(error: Exception, times: int) -> int:
         calls.append(error)

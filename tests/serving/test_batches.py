@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.errors import ConfigError
-from lightning_lance.serving.batches import Batch, BatchFormat, BatchMaker, make_batch
+from lightning_lance.serving.batches import Batch, BatchFormat, Collator, make_batch
 from lightning_lance.serving.fim import FillInTheMiddle
 
 EOS = 3
@@ -32,7 +32,7 @@ def batches_of_windows(draw: st.DrawFn) -> list[list[int]]:
 
 def make(windows: list[list[int]], **options: Any) -> Batch:
     starts, epochs = 100 * np.arange(len(windows)), np.zeros(len(windows), np.int64)
-    return BatchMaker(EOS, **options)(np.array(windows), starts, epochs)
+    return Collator(EOS, **options)(np.array(windows), starts, epochs)
 
 
 def by_token(windows: list[list[int]], batch_format: str) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def test_without_a_mask_a_batch_is_views_of_one_tensor(batch_format: BatchFormat
 def test_batches_described_at_once_are_those_described_alone(
     windows: list[list[int]], batch_format: BatchFormat, dtype: type[np.unsignedinteger[Any]], data: st.DataObject
 ):
-    maker = BatchMaker(EOS, batch_format=batch_format, **EVERYTHING)
+    maker = Collator(EOS, batch_format=batch_format, **EVERYTHING)
     described = maker.describe(np.array(windows, dtype))
     low = data.draw(st.integers(0, len(windows) - 1))
     high = data.draw(st.integers(low + 1, len(windows)))
@@ -203,6 +203,6 @@ def test_a_window_alone_has_no_batch_dimension():
 
 def test_arguments_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="batch_format is 'hf': expected one of default, huggingface"):
-        BatchMaker(EOS, batch_format="hf")  # type: ignore[arg-type]
+        Collator(EOS, batch_format="hf")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="middle_id is 3, which ends documents"):
-        BatchMaker(EOS, fim=FillInTheMiddle(1, EOS, 2, seed=0))
+        Collator(EOS, fim=FillInTheMiddle(1, EOS, 2, seed=0))

@@ -13,8 +13,8 @@ from lightning_lance.errors import StoreError
 from lightning_lance.format.layout import StreamExtent
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.order import WindowOrder
-from lightning_lance.serving.selection import Serving
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
 from tests.support.walks import walk
 
@@ -41,12 +41,14 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenStore]:
         "prose": ListSource(documents(*(text("xyz", i) for i in range(6))), name="prose"),
         "new prose": ListSource(documents(*(text("uvw", i) for i in range(9))), name="prose"),
     }
-    return {name: prepare(source, ByteChoice(), data_dir=folder, val_fraction=0.0) for name, source in sources.items()}
+    return {
+        name: prepare(source, ByteTokenizer(), data_dir=folder, val_fraction=0.0) for name, source in sources.items()
+    }
 
 
 def cursor(stores: dict[str, TokenStore], on_data_change: Any = "continue", **changes: Any) -> Cursor:
     options = {"split": "train", "context_length": 8, "order": "shuffle", "seed": 0, "shuffle_block": None}
-    return Cursor(Serving(**{"stores": stores, "where": {}, "mix": {}, **options, **changes}), on_data_change)
+    return Cursor(WindowSelection(**{"stores": stores, "where": {}, "mix": {}, **options, **changes}), on_data_change)
 
 
 def windows(place: Cursor) -> dict[str, int]:
@@ -141,10 +143,10 @@ def test_languages_that_were_served_as_one_begin_the_epoch(stores: dict[str, Tok
 def test_a_store_that_grew_is_continued_with_the_tokens_that_it_had(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("growing")
     options: dict[str, Any] = {"data_dir": folder, "val_fraction": 0.0}
-    small = prepare(CODE, ByteChoice(), max_documents=13, **options)
+    small = prepare(CODE, ByteTokenizer(), max_documents=13, **options)
     place = cursor({"": small}, mix={"A": 1, "B": 1})
     served = walk(place, 40)
-    whole = prepare(CODE, ByteChoice(), **options)
+    whole = prepare(CODE, ByteTokenizer(), **options)
     more = resumed(cursor({"": whole}, mix={"B": 1, "A": 1}, shuffle_block=4), place)
     assert more.serving.stores[""].commit.tokens == small.commit.tokens
     assert windows(more) == windows(place)
@@ -241,7 +243,9 @@ def test_many_short_streams_are_neither_passed_over_nor_served_again(
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     texts = [documents(f"{i:03d}" * 33, language=f"L{i:03d}")[0] for i in range(60)]
-    return prepare(ListSource(tuple(texts)), ByteChoice(), data_dir=tmp_path_factory.mktemp("many"), val_fraction=0.0)
+    return prepare(
+        ListSource(tuple(texts)), ByteTokenizer(), data_dir=tmp_path_factory.mktemp("many"), val_fraction=0.0
+    )
 
 
 def test_each_short_component_of_a_mixture_goes_on_where_it_was(many: TokenStore):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from lightning_lance import TokenStore, prepare
 from lightning_lance.errors import StoreError, StoreReplaced
 from lightning_lance.serving.cursor import Cursor
-from lightning_lance.serving.selection import Serving
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents, only_append
 from tests.support.walks import walk
 
@@ -26,12 +26,14 @@ SOURCE = ListSource(
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    return prepare(SOURCE, ByteChoice(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
+    return prepare(SOURCE, ByteTokenizer(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
 
 
 def cursor(store: TokenStore, on_data_change: Any = "error", **changes: Any) -> Cursor:
     options = {"split": "train", "context_length": 8, "order": "shuffle", "seed": 0, "shuffle_block": None}
-    return Cursor(Serving(**{"stores": {"": store}, "where": {}, "mix": {}, **options, **changes}), on_data_change)
+    return Cursor(
+        WindowSelection(**{"stores": {"": store}, "where": {}, "mix": {}, **options, **changes}), on_data_change
+    )
 
 
 mixes = st.sampled_from([{}, {"Python": 0.7, "Rust": 0.3}, {"Rust": 5, "Python": 1}])
@@ -104,7 +106,7 @@ def test_a_difference_is_named_field_by_field(store: TokenStore):
 
 def test_a_store_whose_rows_were_deleted_is_continued_as_it_was_or_refused(tmp_path: Path):
     """The note of a version by others is that of the commit before, but the windows that are left are not."""
-    store = prepare(SOURCE, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    store = prepare(SOURCE, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     place = cursor(store)
     walk(place, 60)
     lance.dataset(store.uri).delete("language = 'Rust'")
@@ -119,15 +121,15 @@ def test_a_store_whose_rows_were_deleted_is_continued_as_it_was_or_refused(tmp_p
 def test_what_is_adopted_is_kept_or_what_came_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A builder commits and removes what was opened for the next epoch, before it is tagged."""
     source = ListSource(documents(*["some text"] * 40))
-    old = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0, max_documents=10)
+    old = prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0, max_documents=10)
     place, keeping, lost = cursor(old), TokenStore.keep_for_training, list[int]()
-    prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0, max_documents=20)
+    prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0, max_documents=20)
     lance.dataset(old.uri).tags.delete(f"build-{20 * 10}")
 
     def keep(store: TokenStore) -> bool:
         if not lost:
             lost.append(store.version)
-            prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+            prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
         return keeping(store)
 
     monkeypatch.setattr(TokenStore, "keep_for_training", keep)
@@ -145,9 +147,9 @@ def test_a_store_that_was_compacted_is_continued_at_the_version_of_the_state(
 ):
     """Lance may put the rows of a compacted version in another order, under the same counts."""
     # A build whose end was not tidied leaves something to compact.
-    monkeypatch.setattr("lightning_lance.build.builder.finish", only_append)
+    monkeypatch.setattr("lightning_lance.build.builder.commit_final", only_append)
     source = ListSource(documents("a" * 3000, "b" * 3000, "c" * 20_000), per_shard=1, per_batch=1)
-    store = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0, commit_tokens=3000)
+    store = prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0, commit_tokens=3000)
     lance.dataset(store.uri).optimize.compact_files(target_rows_per_fragment=8)
     compacted = TokenStore.open(store.uri)
     assert compacted.version > store.version
@@ -183,10 +185,10 @@ def test_another_context_length_goes_on_after_as_many_tokens(store: TokenStore):
 
 
 def test_the_next_epoch_adopts_what_was_appended(tmp_path: Path):
-    small = prepare(SOURCE, ByteChoice(), data_dir=tmp_path, max_documents=5, val_fraction=0.0)
+    small = prepare(SOURCE, ByteTokenizer(), data_dir=tmp_path, max_documents=5, val_fraction=0.0)
     growing, fixed = cursor(small), cursor(small)
     first = walk(growing, 20)
-    whole = prepare(SOURCE, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    whole = prepare(SOURCE, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     assert walk(growing, growing.num_windows - 20) == walk(fixed, fixed.num_windows)[20:]
     assert first == walk(cursor(small), 20)
     growing.next_epoch(extend=True)
@@ -205,10 +207,10 @@ def test_the_next_epoch_adopts_what_was_appended(tmp_path: Path):
 def test_another_store_is_not_adopted_in_the_middle_of_a_run(tmp_path: Path):
     """Somebody has built another one at the same uri; the run ends with one sentence, and its place is what it was."""
     uri = str(tmp_path / "x.lance")
-    place = cursor(prepare(SOURCE, ByteChoice(), uri, val_fraction=0.0))
+    place = cursor(prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0))
     walk(place, place.num_windows)
     before = place.state_dict()
-    prepare(SOURCE, ByteChoice(), uri, val_fraction=0.4, rebuild=True)
+    prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.4, rebuild=True)
     with pytest.raises(StoreReplaced, match="built anew by another recipe while it was read"):
         place.next_epoch(extend=True)
     assert place.state_dict() == before
@@ -216,7 +218,7 @@ def test_another_store_is_not_adopted_in_the_middle_of_a_run(tmp_path: Path):
 
 
 def test_what_has_not_changed_is_not_tagged_again(tmp_path: Path):
-    store = prepare(SOURCE, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    store = prepare(SOURCE, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     store.keep_for_training("ab")
     store.keep_for_checkpoints()
     place = cursor(store)

@@ -9,14 +9,14 @@ import torch
 
 from lightning_lance import TokenStore, TokenWindows, WindowLoader, prepare
 from lightning_lance.errors import ConfigError
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     source = ListSource(documents(*["".join(chr(i) for i in range(1, 120))] * 5))
-    return prepare(source, ByteChoice(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
+    return prepare(source, ByteTokenizer(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
 
 
 def test_windows_are_those_of_the_loader_in_the_order_of_storage(store: TokenStore):

@@ -17,7 +17,7 @@ import torch
 
 from lightning_lance import TokenStore, TokenWindows, WindowLoader, prepare
 from lightning_lance.errors import StoreError
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.forks import in_a_fork
 from tests.support.stores import ListSource, documents
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     source = ListSource(documents(*["".join(chr(i) for i in range(1, 120))] * 9))
-    return prepare(source, ByteChoice(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
+    return prepare(source, ByteTokenizer(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
 
 
 def rows(batches: Any) -> list[list[list[int]]]:

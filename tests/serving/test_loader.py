@@ -15,7 +15,7 @@ from lightning_lance import TokenStore, WindowLoader, prepare
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.serving.loader import Remainder
 from lightning_lance.serving.order import Order
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
 
 MakeStore = Callable[..., TokenStore]
@@ -28,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
         *documents(*["".join(chr(i) for i in range(1, 120))] * 5),
         *documents("".join(chr(i) for i in range(60, 100)), language="Rust"),
     )
-    return prepare(ListSource(made), ByteChoice(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
+    return prepare(ListSource(made), ByteTokenizer(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
 
 
 def rows(loader: WindowLoader, batches: int | None = None) -> list[list[list[int]]]:
@@ -180,10 +180,10 @@ def test_epochs_differ_and_have_the_same_length(store: TokenStore):
 
 def test_a_grown_store_is_continued_at_the_version_of_the_state(tmp_path: Path):
     source = ListSource(documents(*["".join(chr(97 + i % 26) for i in range(500))] * 4))
-    small = prepare(source, ByteChoice(), data_dir=tmp_path, max_documents=2, val_fraction=0.0)
+    small = prepare(source, ByteTokenizer(), data_dir=tmp_path, max_documents=2, val_fraction=0.0)
     loader = WindowLoader(small, 8, 4)
     before = rows(loader, 3)
-    large = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    large = prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     resumed = WindowLoader(large, 8, 4)
     resumed.load_state_dict(loader.state_dict())
     assert (resumed.stores[""].version, large.version) == (small.version, small.version + 1)
@@ -288,8 +288,8 @@ def test_epochs_with_a_short_last_batch_are_whole(store: TokenStore):
 def test_the_order_does_not_know_how_a_build_was_cut_into_commits(tmp_path: Path):
     """Nodes that build their own stores commit at other moments, and must still serve one order."""
     source = ListSource(documents(*["".join(chr(97 + i % 26) for i in range(500))] * 20))
-    whole = prepare(source, ByteChoice(), data_dir=tmp_path / "a", val_fraction=0.0)
-    parts = prepare(source, ByteChoice(), data_dir=tmp_path / "b", val_fraction=0.0, commit_tokens=1000)
+    whole = prepare(source, ByteTokenizer(), data_dir=tmp_path / "a", val_fraction=0.0)
+    parts = prepare(source, ByteTokenizer(), data_dir=tmp_path / "b", val_fraction=0.0, commit_tokens=1000)
     assert whole.version != parts.version
     one, other = WindowLoader(whole, 8, 4), WindowLoader(parts, 8, 4)
     first = rows(one, 3)

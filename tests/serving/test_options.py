@@ -9,7 +9,7 @@ from lightning_lance import LanceDataModule, TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError
 from lightning_lance.serving.options import check_options
 from lightning_lance.sources.files import FilesSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
 
 # Option, wrong value, what is said. `WindowLoader` says the same, of those that are its own.
@@ -56,7 +56,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     from lightning_lance import prepare
 
     source = ListSource((*documents("x" * 900), *documents("y" * 900, language="Rust")))
-    return prepare(source, ByteChoice(), str(tmp_path_factory.mktemp("options") / "x.lance"), val_fraction=0.0)
+    return prepare(source, ByteTokenizer(), str(tmp_path_factory.mktemp("options") / "x.lance"), val_fraction=0.0)
 
 
 def test_what_the_command_line_gives_by_itself_can_be(config: dict[str, Any]):
@@ -74,7 +74,7 @@ def test_what_cannot_be_is_refused_before_anything_is_built(
     assert str(refused.value) == sentence
     options = {"context_length": 8, "batch_size": 2, name: value}
     with pytest.raises(ConfigError) as refused:
-        LanceDataModule(ListSource(documents("x")), ByteChoice(), **options)
+        LanceDataModule(ListSource(documents("x")), ByteTokenizer(), **options)
     assert str(refused.value) == sentence
 
 
@@ -101,11 +101,11 @@ def test_languages_that_the_source_will_not_give_are_refused_before_anything_is_
 ):
     source = FilesSource(["*"], root=tmp_path, languages=["Python", "Rust"])
     with pytest.raises(ConfigError) as refused:
-        LanceDataModule(source, ByteChoice(), 8, 2, **chosen)
+        LanceDataModule(source, ByteTokenizer(), 8, 2, **chosen)
     assert str(refused.value) == sentence
-    LanceDataModule(source, ByteChoice(), 8, 2, mix={"Rust": 1, "Python": 2}, where={"language": ["Rust"]})
+    LanceDataModule(source, ByteTokenizer(), 8, 2, mix={"Rust": 1, "Python": 2}, where={"language": ["Rust"]})
     # Of all that a source may have, only its documents tell.
-    LanceDataModule(FilesSource(["*"], root=tmp_path), ByteChoice(), 8, 2, **chosen)
+    LanceDataModule(FilesSource(["*"], root=tmp_path), ByteTokenizer(), 8, 2, **chosen)
 
 
 @pytest.mark.parametrize("number", [0, "x", True, 1.5])
@@ -116,7 +116,7 @@ def test_tokens_to_wait_for_are_a_whole_number(number: Any):
 
 def test_tokens_that_the_tokenizer_has_not_are_refused_before_anything_is_built(tmp_path: Path):
     tokens = {"prefix_token": "<p>", "middle_token": "<m>", "suffix_token": "<s>"}
-    data = LanceDataModule(ListSource(documents("x")), ByteChoice(), 8, 2, data_dir=str(tmp_path), fim=tokens)
+    data = LanceDataModule(ListSource(documents("x")), ByteTokenizer(), 8, 2, data_dir=str(tmp_path), fim=tokens)
     with pytest.raises(ConfigError, match="The tokenizer has no token '<p>'"):
         data.prepare_data()
     assert not list(tmp_path.glob("*.lance"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lightning_lance.errors import ConfigError
 from lightning_lance.format.layout import StreamExtent
 from lightning_lance.serving.order import Order, WindowOrder, windows_of
-from lightning_lance.serving.permutation import key_words, mix, mix32, permute
+from lightning_lance.serving.permutation import key_words, lowbias32, permute, splitmix64
 
 KEY = ("fingerprint", 1, 0)
 
@@ -42,8 +42,8 @@ def test_a_permutation_is_evaluated_anywhere_in_no_memory(size: int, seed: int, 
 def test_literal_orders():
     """What a checkpoint continues: these may never change."""
     assert key_words("a", 1).tolist() == [3033163118918412480]
-    assert mix(np.array([1], np.uint64)).tolist() == [6238072747940578789]
-    assert mix32(np.array([1], np.uint32)).tolist() == [1753845952]
+    assert splitmix64(np.array([1], np.uint64)).tolist() == [6238072747940578789]
+    assert lowbias32(np.array([1], np.uint32)).tolist() == [1753845952]
     assert permute(np.arange(10), 10, key_words("k", count=8)).tolist() == [4, 1, 2, 6, 8, 5, 7, 3, 9, 0]
     shuffle = WindowOrder(extents(41, 22), 4, "shuffle", KEY)
     assert all_starts(shuffle, 0).tolist() == [50, 6, 46, 10, 22, 2, 58, 34, 14, 30, 18, 54, 26]

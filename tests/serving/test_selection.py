@@ -10,8 +10,8 @@ import pytest
 from lightning_lance import TokenStore, TokenWindows, WindowLoader, prepare
 from lightning_lance.errors import ConfigError
 from lightning_lance.serving import selection as serving_module
-from lightning_lance.serving.selection import Serving
-from lightning_lance.tokenization.configs import ByteChoice, TokenizerFile
+from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile
 from lightning_lance.tokenization.tokenizer import train_bpe
 from tests.support.stores import ListSource, documents
 
@@ -44,15 +44,15 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenStore]:
     prose = ListSource(documents(*(text("xyz", i) for i in range(5)), language="English"), name="prose")
     data = tmp_path_factory.mktemp("data")
     sources = {"code": code, "prose": prose}
-    return {name: prepare(source, ByteChoice(), data_dir=data, val_fraction=0.0) for name, source in sources.items()}
+    return {name: prepare(source, ByteTokenizer(), data_dir=data, val_fraction=0.0) for name, source in sources.items()}
 
 
-def serving(stores: dict[str, TokenStore], **changes: Any) -> Serving:
+def serving(stores: dict[str, TokenStore], **changes: Any) -> WindowSelection:
     options = {"split": "train", "context_length": 8, "order": "shuffle", "seed": 0, "shuffle_block": None}
-    return Serving(**{"stores": stores, "where": {}, "mix": {}, **options, **changes})
+    return WindowSelection(**{"stores": stores, "where": {}, "mix": {}, **options, **changes})
 
 
-def letters(served: Serving, count: int | None = None) -> list[str]:
+def letters(served: WindowSelection, count: int | None = None) -> list[str]:
     """The set of letters of each window, which is of one language."""
     mixture = served.mixture()
     windows = served.read(mixture.locate(np.arange(count or mixture.num_windows)))
@@ -136,7 +136,7 @@ def test_weights_of_numpy_are_the_decimals_that_they_show(stores: dict[str, Toke
 def test_streams_without_a_window_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     texts = {"Go": ["a" * 50] * 4, "Python": ["b" * 9] * 2, "Rust": ["c" * 30], "Zig": ["d" * 31]}
     source = ListSource(tuple(entry for name, some in texts.items() for entry in documents(*some, language=name)))
-    store = prepare(source, ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    store = prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     # 20 and 31 tokens are too few for a window of 31 + 1; 32 are enough.
     short = serving({"": store}, context_length=31).too_short()
     assert short is not None
@@ -163,7 +163,7 @@ def test_streams_without_a_window_are_counted(tmp_path: Path, caplog: pytest.Log
 def test_many_short_streams_are_counted_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(serving_module, "_COUNTED_AT_ONCE", 50)
     texts = [entry for i in range(40) for entry in documents("x" * (i % 7 + 1), "y", language=f"L{i:02d}")]
-    store = prepare(ListSource(tuple(texts)), ByteChoice(), data_dir=tmp_path, val_fraction=0.0)
+    store = prepare(ListSource(tuple(texts)), ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
     short = serving({"": store}, context_length=16).too_short()
     assert short is not None
     assert (short.streams, short.tokens, short.documents) == (40, store.num_tokens(), 80)
@@ -172,7 +172,7 @@ def test_many_short_streams_are_counted_in_pieces(tmp_path: Path, monkeypatch: p
 def test_languages_without_text_in_a_split_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     entries = [("train " * 20, name, name) for name in ("Go", "Python", "Rust")] + [("val " * 20, "Go", "held out")]
     source = HeldOut(tuple(entries))
-    store = prepare(source, ByteChoice(), data_dir=tmp_path)
+    store = prepare(source, ByteTokenizer(), data_dir=tmp_path)
     options = {"split": "val", "resumable": False}
     WindowLoader(store, 8, 1, **options)
     assert "Split 'val' has no text of Python, Rust: store more documents, or raise val_fraction" in caplog.text
@@ -183,7 +183,7 @@ def test_languages_without_text_in_a_split_are_told(tmp_path: Path, caplog: pyte
     WindowLoader(store, 8, 1, mix={"Go": 1}, **options)
     WindowLoader(store, 8, 1)
     go = HeldOut((("train " * 20, "Go", "x"), ("val " * 20, "Go", "held out")))
-    stores = {"all": store, "go": prepare(go, ByteChoice(), data_dir=tmp_path / "go")}
+    stores = {"all": store, "go": prepare(go, ByteTokenizer(), data_dir=tmp_path / "go")}
     # Languages of a store without a weight are none of what is served.
     WindowLoader(stores, 8, 1, mix={"go": 1}, **options)
     assert "has no text" not in caplog.text

@@ -15,7 +15,7 @@ from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
 from lightning_lance.errors import StoreError
 from lightning_lance.inspection.resume import verify_resume
 from lightning_lance.serving.states import FIELDS, checked_state
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
 
 SOURCE = ListSource(
@@ -26,8 +26,8 @@ SOURCE = ListSource(
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     uri = str(tmp_path_factory.mktemp("data") / "x.lance")
-    prepare(SOURCE, ByteChoice(), uri, val_fraction=0.0, max_documents=9)
-    return prepare(SOURCE, ByteChoice(), uri, val_fraction=0.0)
+    prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0, max_documents=9)
+    return prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0)
 
 
 def make(store: TokenStore, **changes: Any) -> WindowLoader:
@@ -261,7 +261,7 @@ def test_a_datamodule_that_refuses_a_state_goes_on_as_before(
         take(expected.train_dataloader(), 3)
     before, stores = data.state_dict(), data.stores
     state = make(store).state_dict()
-    small = prepare(SOURCE, ByteChoice(), store.uri, val_fraction=0.0, max_documents=9)
+    small = prepare(SOURCE, ByteTokenizer(), store.uri, val_fraction=0.0, max_documents=9)
     state["stores"] = make(small).state_dict()["stores"]
     with pytest.raises(StoreError):
         data.load_state_dict({**state, **change})

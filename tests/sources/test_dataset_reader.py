@@ -67,7 +67,7 @@ from random import Random
 from lightning_lance import prepare
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 def source(name, kind="parquet", end="*.parquet", **options):
     files = [f"hf://datasets/own/{name}/data/{end}"]
@@ -113,7 +113,7 @@ def test_a_hub_that_stays_away_ends_the_build_with_what_is_committed(hub: Hub, t
 options = dict(shard_seed=None, timeout_seconds=2.0)
 def build(retries):
     try:
-        made = prepare(source("corpus", max_retries=retries, **options), ByteChoice(), data_dir="data", commit_tokens=1)
+        made = prepare(source("corpus", max_retries=retries, **options), ByteTokenizer(), data_dir="data", commit_tokens=1)
         return made.commit.documents
     except LightningLanceError as error:
         return str(error)

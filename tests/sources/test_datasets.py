@@ -297,10 +297,10 @@ logging.basicConfig(level="INFO", format="%(name)s %(levelname)s %(message)s")
 from huggingface_hub import get_session
 from lightning_lance import prepare
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 client = type(get_session()).__module__.partition(".")[0]
 print(client)
-prepare(DatasetSource("parquet", data_files=["hf://datasets/own/plain/data/*/*.parquet"]), ByteChoice())
+prepare(DatasetSource("parquet", data_files=["hf://datasets/own/plain/data/*/*.parquet"]), ByteTokenizer())
 logging.getLogger(client).info("of the user")
 print(logging.getLogger(client).level, logging.getLogger(client).filters, logging.getLogger().level)
 """

@@ -12,7 +12,7 @@ from lightning_lance import prepare
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 
 
 def write(*names: str) -> None:
@@ -78,12 +78,12 @@ def test_a_home_folder_and_names_that_are_not_utf8(monkeypatch: pytest.MonkeyPat
     opened = source("caf*.parquet").open()
     assert opened.shards == [rf"{Path.cwd()}/caf\xe9.parquet"]
     assert texts(source(odd)) == [r"caf\udce9.parquet"]
-    store = prepare(source("caf*.parquet"), ByteChoice(), data_dir="data", val_fraction=0.0)
+    store = prepare(source("caf*.parquet"), ByteTokenizer(), data_dir="data", val_fraction=0.0)
     assert list(store.commit.files) == list(opened.shards)
 
 
 def test_links_out_of_the_folder_are_followed_if_asked(caplog: pytest.LogCaptureFixture):
-    store = prepare(source("d"), ByteChoice(), data_dir="data", val_fraction=0.0)
+    store = prepare(source("d"), ByteTokenizer(), data_dir="data", val_fraction=0.0)
     assert store.commit.documents == 2
     assert "does not follow 2 links out of its folder" in caplog.text
     assert texts(source("d/*.parquet", follow_links=True)) == ["d/a.parquet", "other/z.parquet"]
@@ -176,7 +176,7 @@ def test_a_language_is_chosen_by_the_name_of_its_folder_also_where_that_is_not_u
 
 def test_languages_that_have_folders_of_their_own_are_not_missed_in_the_first(caplog: pytest.LogCaptureFixture):
     write("l/de/0.parquet", "l/en/0.parquet")
-    prepare(source("l/{language}/*.parquet", languages=["de", "en"]), ByteChoice(), val_fraction=0.0)
+    prepare(source("l/{language}/*.parquet", languages=["de", "en"]), ByteTokenizer(), val_fraction=0.0)
     assert "has no document" not in caplog.text
 
 
@@ -201,7 +201,7 @@ def test_validation_files_are_no_training_files(caplog: pytest.LogCaptureFixture
 
 
 def test_a_corpus_that_was_moved_goes_on():
-    make = {"tokenizer": ByteChoice(), "data_dir": "data", "val_fraction": 0.0}
+    make = {"tokenizer": ByteTokenizer(), "data_dir": "data", "val_fraction": 0.0}
     store = prepare(source("d"), max_documents=1, **make)  # type: ignore[arg-type]
     Path("d").rename("moved")
     grown = prepare(source("moved"), **make)  # type: ignore[arg-type]
@@ -239,7 +239,7 @@ def test_the_log_of_a_build_says_what_is_left_out(caplog: pytest.LogCaptureFixtu
     def build(**options: Any) -> int:
         caplog.clear()
         source = FilesSource(["**/*.py"], root="tree", **options)
-        return prepare(source, ByteChoice(), data_dir="data", val_fraction=0.0).commit.documents
+        return prepare(source, ByteTokenizer(), data_dir="data", val_fraction=0.0).commit.documents
 
     assert build() == 2
     assert (

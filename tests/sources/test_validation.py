@@ -13,7 +13,7 @@ from lightning_lance.build.plan import make_plan
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
-from lightning_lance.tokenization.configs import ByteChoice, TrainedBPE
+from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
 from tests.support.streams import EOS, streams
 
 
@@ -60,7 +60,7 @@ def test_validation_is_the_split_of_that_name_first_and_within_the_budget(
     for budget in [*sorted(budgets), None]:
         limit = {"max_tokens" if by_tokens else "max_documents": budget and budget * (9 if by_tokens else 1)}
         options = {"data_dir": folder, "val_fraction": 0.5, "commit_tokens": commit_tokens}
-        store = prepare(source, ByteChoice(), **options, **limit)
+        store = prepare(source, ByteTokenizer(), **options, **limit)
         count = store.commit.documents
         expected = {("train", ""): tokens(*train[: max(count - 6, 0)]), ("val", ""): tokens(*val[:count])}
         assert streams(store) == {key: value for key, value in expected.items() if value}
@@ -73,7 +73,7 @@ def test_validation_is_the_split_of_that_name_first_and_within_the_budget(
 def test_copies_of_validation_documents_are_taken_out_of_training(tmp_path: Path):
     source = sources(tmp_path / "corpus", dedup="exact")["files"]
     write(tmp_path / "corpus", "train-9.parquet", ["  val 1 1\n", "fresh", "val 0 0"])
-    store = prepare(source, ByteChoice(), data_dir=tmp_path)
+    store = prepare(source, ByteTokenizer(), data_dir=tmp_path)
     assert streams(store) == {
         ("train", ""): tokens(*flat(TRAIN), "fresh"),
         ("val", ""): tokens(*flat(VAL)),
@@ -85,7 +85,7 @@ def test_the_fingerprint_is_of_both_and_of_no_share(tmp_path: Path):
     made = sources(tmp_path / "corpus")
 
     def fingerprint(source: DatasetSource, share: float = 0.01) -> str:
-        return make_plan(source, ByteChoice(), data_dir=tmp_path, val_fraction=share).fingerprint
+        return make_plan(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=share).fingerprint
 
     for source in made.values():
         assert fingerprint(source) == fingerprint(source, 0.5)

@@ -9,7 +9,7 @@ import pytest
 from lightning_lance import TokenStore, prepare
 from lightning_lance.errors import StoreError
 from lightning_lance.store.fork_reader import ForkedReader
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.forks import in_a_fork
 from tests.support.stores import ListSource, documents
 
@@ -17,7 +17,7 @@ from tests.support.stores import ListSource, documents
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
     source = ListSource(documents("abc" * 1000, "x" * 3000))
-    return prepare(source, ByteChoice(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
+    return prepare(source, ByteTokenizer(), data_dir=tmp_path_factory.mktemp("data"), val_fraction=0.0)
 
 
 @pytest.mark.filterwarnings("ignore:lance is not fork-safe", "ignore:This process .* is multi-threaded")

@@ -12,7 +12,7 @@ from lightning_lance import TokenStore, prepare
 from lightning_lance.documents.splits import SPLITS, split_codes
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.store.provenance import document_lists, stored_hashes
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import Document, ListSource
 
 LONG = 5000  # over three blocks
@@ -55,7 +55,7 @@ def test_the_documents_of_windows_are_those_of_a_walk_through_all(
     source = ListSource(tuple(made), dedup="exact" if dedup else "none")
     for budget in [*sorted(budgets), None]:
         options = {"max_documents": budget, "commit_tokens": commit_tokens}
-        store = prepare(source, ByteChoice(), data_dir=folder, val_fraction=0.5, **options)
+        store = prepare(source, ByteTokenizer(), data_dir=folder, val_fraction=0.5, **options)
         for split in SPLITS:
             known, total = spans(made[:budget], split), store.num_tokens(split)
             if not total:
@@ -80,7 +80,9 @@ def test_the_documents_of_windows_are_those_of_a_walk_through_all(
 
 def test_a_document_that_began_many_blocks_and_commits_before(tmp_path: Path):
     made = (("a" * 10, "Python", "r0"), ("b" * 20_000, "Python", "r1"), ("c" * 30_000, "Python", "r2"))
-    store = prepare(ListSource(made, per_batch=1), ByteChoice(), data_dir=tmp_path, val_fraction=0.0, commit_tokens=1)
+    store = prepare(
+        ListSource(made, per_batch=1), ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0, commit_tokens=1
+    )
     assert store.documents(np.array([19_900, 40_000]), 200).to_pylist() == [
         {"window": 0, "begin": 0, "end": 112, "id": "0:1", "repo": "r1", "language": "Python"},
         {"window": 0, "begin": 112, "end": 200, "id": "0:2", "repo": "r2", "language": "Python"},
@@ -95,7 +97,9 @@ def test_a_document_that_began_many_blocks_and_commits_before(tmp_path: Path):
 
 def test_rows_that_others_deleted_or_moved_are_no_trouble(tmp_path: Path):
     made = tuple((f"{i} " + "x" * 3000, "Python", f"r{i}") for i in range(9))
-    store = prepare(ListSource(made, dedup="exact"), ByteChoice(), data_dir=tmp_path, val_fraction=0.0, commit_tokens=1)
+    store = prepare(
+        ListSource(made, dedup="exact"), ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0, commit_tokens=1
+    )
     before = [hashes.tolist() for hashes in stored_hashes(store.uri)]
     lance.dataset(store.uri).optimize.compact_files()
     compacted = TokenStore.open(store.uri)

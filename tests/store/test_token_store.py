@@ -16,11 +16,11 @@ from lightning_lance.build.packing import Packer
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format.commit import replace_fragments
 from lightning_lance.format.lance_io import data_files, write_rows
-from lightning_lance.format.layout import Extent
+from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.rows import BLOCK
-from lightning_lance.maintenance.compaction import remove_unneeded
+from lightning_lance.maintenance.compaction import clean_up
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, append_commit, documents, only_append, packed
 from tests.support.written import EOS, NOTE, write
 
@@ -79,9 +79,9 @@ def test_the_notes_of_the_commits_tell_what_the_rows_tell(
     made = [(f"{i}" + "x" * size, "abc"[language], f"repo{i}") for i, (language, size) in enumerate(parts)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         if untidy:
-            patch.setattr("lightning_lance.build.builder.finish", only_append)
+            patch.setattr("lightning_lance.build.builder.commit_final", only_append)
         source = ListSource(tuple(made), 4, 1)
-        store = prepare(source, ByteChoice(), data_dir=folder, val_fraction=0.4, commit_tokens=commit_tokens)
+        store = prepare(source, ByteTokenizer(), data_dir=folder, val_fraction=0.4, commit_tokens=commit_tokens)
         patch.setattr("lightning_lance.store.token_store.layout_of", lambda fragments, files: None)
         other = TokenStore.open(store.uri)
     for split in ("train", "val"):
@@ -158,7 +158,7 @@ STARTS = np.array([0, 3001])
 @pytest.mark.parametrize("reader", ["mapped", "take"])
 def test_what_is_read_late_of_a_version_that_is_gone_is_read_of_one_that_holds_the_same(tmp_path: Path, reader: str):
     uri = str(tmp_path / "x.lance")
-    prepare(GROWING, ByteChoice(), uri, val_fraction=0.0)
+    prepare(GROWING, ByteTokenizer(), uri, val_fraction=0.0)
     stores = [TokenStore.open(uri, reader=reader) for _ in range(3)]
     documents_, tokens = stores[0].documents(STARTS, 5000), stores[0].read(STARTS, 5000)
     traveller = pickle.dumps(stores[2])
@@ -167,7 +167,7 @@ def test_what_is_read_late_of_a_version_that_is_gone_is_read_of_one_that_holds_t
     made, notes = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
     replace_fragments(uri, before, before.schema, made, notes, stores[0].commit, None)
     lance.dataset(uri).tags.delete(f"build-{stores[0].commit.tokens}")
-    remove_unneeded(uri)
+    clean_up(uri)
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2]
     assert not (tmp_path / "x.lance" / "data" / data_files(before)[0]).exists()
     for store in (*stores, pickle.loads(traveller), pickle.loads(pickle.dumps(stores[1]))):
@@ -178,7 +178,7 @@ def test_what_is_read_late_of_a_version_that_is_gone_is_read_of_one_that_holds_t
 @pytest.mark.parametrize("reader", ["mapped", "take"])
 def test_what_no_version_holds_any_more_is_said(tmp_path: Path, reader: str):
     uri = str(tmp_path / "x.lance")
-    prepare(GROWING, ByteChoice(), uri, val_fraction=0.0)
+    prepare(GROWING, ByteTokenizer(), uri, val_fraction=0.0)
     asked, never = [TokenStore.open(uri, reader=reader) for _ in range(2)]
     asked.documents(STARTS, 5)
     traveller = pickle.dumps(asked)
@@ -197,7 +197,7 @@ def test_what_no_version_holds_any_more_is_said(tmp_path: Path, reader: str):
         ):
             read()
     with pytest.raises(StoreError, match=r"no version of .* ends there"):
-        asked.at(Extent(5))
+        asked.at(StoreContent(5))
     with pytest.raises(StoreError, match="no committed version 1"):
         asked.newest().at_version(1)
     if reader == "mapped":
@@ -206,17 +206,22 @@ def test_what_no_version_holds_any_more_is_said(tmp_path: Path, reader: str):
 
 def test_a_store_that_was_built_anew_by_another_recipe_is_never_taken_for_the_same(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    prepare(GROWING, ByteChoice(), uri, val_fraction=0.0)
+    prepare(GROWING, ByteTokenizer(), uri, val_fraction=0.0)
     stores = [TokenStore.open(uri, reader=reader) for reader in ("mapped", "take")]
     traveller = pickle.dumps(stores[0])
     prepare(
-        ListSource(documents(*["other"] * 4000)), ByteChoice(), uri, val_fraction=0.0, rebuild=True, commit_tokens=999
+        ListSource(documents(*["other"] * 4000)),
+        ByteTokenizer(),
+        uri,
+        val_fraction=0.0,
+        rebuild=True,
+        commit_tokens=999,
     )
     for store in stores:
         reads: list[Callable[[], object]] = [
             store.newest,
             lambda store=store: store.at_version(2),
-            lambda store=store: store.at(Extent(5)),
+            lambda store=store: store.at(StoreContent(5)),
             lambda store=store: store.keep_for_training(),
             lambda store=store: store.documents(STARTS, 5),
             lambda: pickle.loads(traveller),
@@ -226,6 +231,6 @@ def test_a_store_that_was_built_anew_by_another_recipe_is_never_taken_for_the_sa
                 read()
     assert [name for name in lance.dataset(uri).tags.list() if name.startswith("checkpoint")] == []
     # Of the same recipe, it is the same.
-    prepare(GROWING, ByteChoice(), uri, val_fraction=0.0, rebuild=True)
+    prepare(GROWING, ByteTokenizer(), uri, val_fraction=0.0, rebuild=True)
     assert stores[0].documents(STARTS, 5).num_rows == 2
     assert pickle.loads(traveller).fingerprint == stores[0].fingerprint

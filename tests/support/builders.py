@@ -78,7 +78,7 @@ def run(line: str) -> None:
 
     from lightning_lance import prepare
     from lightning_lance.process import files, locks
-    from lightning_lance.tokenization.configs import ByteChoice
+    from lightning_lance.tokenization.configs import ByteTokenizer
 
     asked = json.loads(line)
     told: dict[str, Any] = {"messages": []}
@@ -89,12 +89,12 @@ def run(line: str) -> None:
     source = Watched(STDLIB, 20, 4, **asked.pop("source", {}))
     result = Path(asked.pop("result"))
     try:
-        store = prepare(source, ByteChoice(), asked.pop("uri"), val_fraction=0.3, **asked)
+        store = prepare(source, ByteTokenizer(), asked.pop("uri"), val_fraction=0.3, **asked)
         told["version"] = store.version
     except Exception as error:
         told["error"] = f"{type(error).__name__}: {error}"
     told["reads"] = len(source.reads)
-    files.write_whole(result, json.dumps(told))
+    files.write_atomic(result, json.dumps(told))
 
 
 class Builder:

@@ -7,13 +7,13 @@ import pyarrow as pa
 
 from lightning_lance.build.packing import Packer
 from lightning_lance.build.row_writer import RowWriter
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from tests.support.stores import packed
 
 EOS = 60_000
 
 
-NOTE = Commit("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
+NOTE = CommitMetadata("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
 
 
 def rows_of(number: int, count: int = 1) -> pa.Table:

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from lightning_lance import TokenStore
 from lightning_lance.build.packing import Packer
-from lightning_lance.format.commit import notes_of
+from lightning_lance.format.commit import data_file_infos
 from lightning_lance.format.lance_io import fragments_of
 from lightning_lance.format.layout import layout_of
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.rows import BLOCK
 from tests.support.stores import append_commit, finish, packed
 
 EOS = 60_000
 
 
-NOTE = Commit("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
+NOTE = CommitMetadata("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
 
 
 Made = tuple[int, str, int]  # split, language, tokens
@@ -38,9 +38,9 @@ def append(
     uri: str,
     part: Sequence[Made],
     first: int,
-    note: Commit = NOTE,
+    note: CommitMetadata = NOTE,
     full: int | None = None,
-) -> Commit:
+) -> CommitMetadata:
     """Commit documents, each with its number as id; their tokens tell them apart too. With `full`, as a build's last ones."""
     packer = Packer(EOS, np.dtype(np.uint16), ["repo"])
     ids = [np.full(size, 1 + (first + i) % 50_000, np.uint32) for i, (_, _, size) in enumerate(part)]
@@ -72,7 +72,7 @@ def contents(
 
 def check_same_readers(uri: str) -> None:
     stores = [TokenStore.open(uri, reader=reader) for reader in ("mapped", "take")]
-    assert layout_of(fragments_of(stores[0]._dataset), notes_of(stores[0]._dataset)) is not None
+    assert layout_of(fragments_of(stores[0]._dataset), data_file_infos(stores[0]._dataset)) is not None
     expected = contents(uri)
     for split in ("train", "val"):
         streams = [expected[key][0] for key in sorted(expected) if key[0] == split]

@@ -12,10 +12,10 @@ from lightning_lance.documents.batch import document_batch
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.format import commit as commit_module
 from lightning_lance.format.commit import newest_at
-from lightning_lance.format.lance_io import Written, write_rows
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.lance_io import PendingFragments, write_rows
+from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.maintenance import compaction
-from lightning_lance.sources.source import Trouble
+from lightning_lance.sources.source import ReadReport
 
 Document = tuple[str | None, str, str]  # text, language, repository
 
@@ -52,7 +52,7 @@ class ListSource:
         return [str(i) for i in range(-(-len(self.documents) // self.per_shard))]
 
     pin: dict[str, Any] = dataclasses.field(default_factory=dict)
-    trouble: Trouble = dataclasses.field(default_factory=Trouble)
+    trouble: ReadReport = dataclasses.field(default_factory=ReadReport)
     num_bytes: int | None = None
 
     def present_languages(self) -> list[str]:
@@ -79,14 +79,14 @@ def kept(text: str | None) -> str:
 
 def written(
     uri: str, rows: pa.Table, version: int | None = None, options: Any = None, fingerprint: Any = None
-) -> Written:
+) -> PendingFragments:
     """Writes rows that are to follow a version, the newest for None, and commits nothing."""
     before = newest_at(uri, version, options, fingerprint)
-    return Written(before, rows.schema, *write_rows(uri, before, rows.schema, rows.to_batches(), options))
+    return PendingFragments(before, rows.schema, *write_rows(uri, before, rows.schema, rows.to_batches(), options))
 
 
 def append_commit(
-    uri: str, rows: pa.Table, note: Commit, options: Any = None, expected_version: int | None = None
+    uri: str, rows: pa.Table, note: CommitMetadata, options: Any = None, expected_version: int | None = None
 ) -> int:
     """Writes rows and commits them."""
     made = written(uri, rows, expected_version, options, note.fingerprint)
@@ -94,11 +94,16 @@ def append_commit(
 
 
 def finish(
-    uri: str, rows: pa.Table, note: Commit, options: Any = None, expected_version: int | None = None, **others: Any
+    uri: str,
+    rows: pa.Table,
+    note: CommitMetadata,
+    options: Any = None,
+    expected_version: int | None = None,
+    **others: Any,
 ) -> int:
     """Writes rows and ends a build with them."""
     made = written(uri, rows, expected_version, options, note.fingerprint)
-    return compaction.finish(uri, made, note, options, **others)
+    return compaction.commit_final(uri, made, note, options, **others)
 
 
 def packed(packer: Packer, full: Sequence[pa.RecordBatch]) -> pa.Table:

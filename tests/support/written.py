@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.build.packing import Packer
-from lightning_lance.format.metadata import Commit
+from lightning_lance.format.metadata import CommitMetadata
 from tests.support.stores import append_commit, packed
 
 EOS = 60_000
 
 
-NOTE = Commit("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
+NOTE = CommitMetadata("fingerprint", {"format": 2}, {}, "", "<eos>", EOS, EOS + 1)
 
 
 def write(uri: str, commits: list[list[tuple[int, str, list[int]]]], dtype: type = np.uint16) -> None:

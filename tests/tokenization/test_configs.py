@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from lightning_lance.errors import ConfigError
-from lightning_lance.tokenization.configs import ByteChoice, PretrainedTokenizer, TokenizerFile, TrainedBPE
+from lightning_lance.tokenization.configs import ByteTokenizer, PretrainedTokenizer, TokenizerFile, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer, train_bpe
 from tests.support.hub import Hub
 from tests.support.paths import ROOT
@@ -71,7 +71,7 @@ def test_a_tokenizer_file_or_folder(tmp_path: Path):
 
 
 def test_bytes_need_nothing(tmp_path: Path):
-    assert ByteChoice().load(None, tmp_path).encode_batch(pa.array(["a"], pa.large_string())).ids.tolist() == [97]
+    assert ByteTokenizer().load(None, tmp_path).encode_batch(pa.array(["a"], pa.large_string())).ids.tolist() == [97]
 
 
 LOAD = """

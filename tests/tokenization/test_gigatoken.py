@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.tokenization import gigatoken as gigatoken_module
-from lightning_lance.tokenization.gigatoken import cuts_at_spaces, gigatoken_knows
+from lightning_lance.tokenization.gigatoken import cuts_at_spaces, is_supported
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer
 
 
@@ -29,7 +29,7 @@ from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer
 )
 def test_normalizers_that_were_not_compared_go_to_the_other_engine(normalizer: object, known: bool):
     fields = json.loads(byte_tokenizer().to_json())
-    assert gigatoken_knows({**fields, "normalizer": normalizer}) == known
+    assert is_supported({**fields, "normalizer": normalizer}) == known
 
 
 def added(content: str, **flags: bool) -> dict[str, object]:
@@ -103,7 +103,7 @@ def test_which_characters_of_ascii_nfc_makes_or_changes():
 @pytest.mark.parametrize("affix", ["continuing_subword_prefix", "end_of_word_suffix"])
 def test_affixes_of_words_are_not_for_the_fast_engine(affix: str):
     fields = json.loads(byte_tokenizer().to_json())
-    assert not gigatoken_knows({**fields, "model": {**fields["model"], affix: "##"}})
+    assert not is_supported({**fields, "model": {**fields["model"], affix: "##"}})
 
 
 @pytest.mark.parametrize(

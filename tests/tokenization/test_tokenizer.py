@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.tokenization import tokenizer as tokenizer_module
-from lightning_lance.tokenization.gigatoken import Encoded, FastEngine
+from lightning_lance.tokenization.gigatoken import Encoded, GigatokenEngine
 from lightning_lance.tokenization.tokenizer import EOS_SPELLINGS, Tokenizer, byte_tokenizer, token_dtype, train_bpe
 
 TEXTS = [
@@ -157,9 +157,9 @@ def test_an_engine_that_differs_is_left_with_a_warning(bpe: Tokenizer, wrong: st
     tokenizer = Tokenizer(bpe.to_json())
     expected = encode(bpe, *TEXTS)
     assert encode(tokenizer, *TEXTS) == encode(tokenizer, *TEXTS) == expected
-    honest = FastEngine.encode
+    honest = GigatokenEngine.encode
 
-    def broken(fast: FastEngine, texts: pa.Array) -> Encoded | None:
+    def broken(fast: GigatokenEngine, texts: pa.Array) -> Encoded | None:
         encoded = honest(fast, texts)
         assert encoded is not None
         ids, offsets = encoded
@@ -167,21 +167,21 @@ def test_an_engine_that_differs_is_left_with_a_warning(bpe: Tokenizer, wrong: st
         ids[offsets[:-1]] += 1
         return Encoded(ids, offsets) if wrong == "ids" else None
 
-    monkeypatch.setattr(FastEngine, "encode", broken)
+    monkeypatch.setattr(GigatokenEngine, "encode", broken)
     with pytest.warns(UserWarning, match="the tokenizers library encodes from here on"):
         assert encode(tokenizer, *TEXTS) == expected
     assert tokenizer.engine == "tokenizers"
 
 
 def test_no_thread_goes_on_before_the_engines_were_compared(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch):
-    expected, honest = encode(bpe, *TEXTS), FastEngine.encode
+    expected, honest = encode(bpe, *TEXTS), GigatokenEngine.encode
 
-    def broken(fast: FastEngine, texts: pa.Array) -> Encoded | None:
+    def broken(fast: GigatokenEngine, texts: pa.Array) -> Encoded | None:
         encoded = honest(fast, texts)
         assert encoded is not None
         return Encoded(encoded.ids + 1, encoded.offsets)
 
-    monkeypatch.setattr(FastEngine, "encode", broken)
+    monkeypatch.setattr(GigatokenEngine, "encode", broken)
     tokenizer = Tokenizer(bpe.to_json())
     with ThreadPoolExecutor(4) as threads, pytest.warns(UserWarning, match="gave other ids"):
         found = list(threads.map(lambda _: encode(tokenizer, *TEXTS), range(12)))
@@ -228,16 +228,16 @@ def test_a_difference_in_long_texts_is_seen_too(bpe: Tokenizer, monkeypatch: pyt
     monkeypatch.setattr(tokenizer_module, "_COMPARE_EVERY", 1)
     tokenizer = Tokenizer(bpe.to_json())
     long = "def main(): return 17\n" * 1000
-    honest = FastEngine.encode
+    honest = GigatokenEngine.encode
     assert encode(tokenizer, long, long) == encode(bpe, long, long)
 
-    def broken(fast: FastEngine, texts: pa.Array) -> Encoded | None:
+    def broken(fast: GigatokenEngine, texts: pa.Array) -> Encoded | None:
         encoded = honest(fast, texts)
         assert encoded is not None
         ids, offsets = encoded
         return Encoded(np.where(ids == ids[-1], 5, ids), offsets)
 
-    monkeypatch.setattr(FastEngine, "encode", broken)
+    monkeypatch.setattr(GigatokenEngine, "encode", broken)
     with pytest.warns(UserWarning, match="gave other ids for the text"):
         assert encode(tokenizer, long) == encode(Tokenizer(bpe.to_json(), engine="tokenizers"), long)
 

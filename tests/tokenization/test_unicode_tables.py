@@ -7,9 +7,15 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance.documents.arrow import string_buffers
+from lightning_lance.documents.arrow import offsets_and_bytes
 from lightning_lance.tokenization import unicode_tables
-from lightning_lance.tokenization.unicode_tables import BLOCK, NEWER, Differing, newer_characters, parted
+from lightning_lance.tokenization.unicode_tables import (
+    BLOCK,
+    NEWER,
+    Differing,
+    newer_characters,
+    split_at_new_characters,
+)
 
 RANGES = [tuple(int(end, 16) for end in (part.split("-") * 2)[:2]) for part in NEWER.split()]
 edges = [point + step for ends in RANGES for point in ends for step in (-1, 0, 1)]
@@ -40,7 +46,7 @@ words = st.lists(st.one_of(st.sampled_from(["ab", "\u00e9", "\u3000", " ", "  ",
 @given(st.lists(st.one_of(words.map("".join), words.map(" ".join)), max_size=5), st.text(max_size=9), st.booleans())
 def test_newer_characters_stand_apart(texts: list[str], before: str, at_spaces: bool):
     array = pa.array([before, *texts], pa.large_string()).slice(1)
-    parts = parted(array, at_spaces)
+    parts = split_at_new_characters(array, at_spaces)
     if parts is None:
         assert newer_characters(array) is None
         return
@@ -49,7 +55,7 @@ def test_newer_characters_stand_apart(texts: list[str], before: str, at_spaces: 
         cut_as_told(text, pieces[low:high]) for text, (low, high) in zip(texts, pairwise(firsts), strict=True)
     ]
     # Nothing is copied.
-    assert string_buffers(parts.pieces)[1].ctypes.data == string_buffers(array)[1].ctypes.data
+    assert offsets_and_bytes(parts.pieces)[1].ctypes.data == offsets_and_bytes(array)[1].ctypes.data
     holds = [any(low <= ord(c) <= high for c in piece for low, high in RANGES) for piece in pieces]
     assert parts.newer.tolist() == holds
     for low, high in pairwise(firsts):

@@ -2,7 +2,7 @@
 
 from lightning_lance import TokenStore, WindowLoader, prepare
 from lightning_lance.sources.files import FilesSource
-from lightning_lance.tokenization.configs import ByteChoice
+from lightning_lance.tokenization.configs import ByteTokenizer
 
 NAME, PACKAGE = "lightning-lance", "lightning-lance"
 # Batches are read ahead by a thread.
@@ -20,7 +20,7 @@ def store(folder, count, per_file):
     lines = "".join(map(_LINE.format, range((count + 1) * CONTEXT_LENGTH // 8)))
     (folder / "lines.txt").write_text(lines[:-1])
     built = prepare(
-        FilesSource(["lines.txt"], root=str(folder)), ByteChoice(), uri=str(folder / "store.lance"), val_fraction=0.0
+        FilesSource(["lines.txt"], root=str(folder)), ByteTokenizer(), uri=str(folder / "store.lance"), val_fraction=0.0
     )
     if WindowLoader(built, CONTEXT_LENGTH, 1).num_windows != count:
         raise AssertionError("The store has another number of windows than was asked for.")
