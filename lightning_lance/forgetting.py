@@ -23,7 +23,7 @@ from lightning_lance.arguments import check_arguments
 from lightning_lance.commit import Commit, commit_of, notes_of, replace_fragments
 from lightning_lance.errors import CommitConflict, ConfigError, StoreError
 from lightning_lance.escaping import shown
-from lightning_lance.fragments import dataset_at, fragments_of, reading_documents, take_back
+from lightning_lance.fragments import dataset_at, fragments_of, reading_documents, refuse_in_fork, take_back
 from lightning_lance.languages import nearest
 from lightning_lance.layout import FileNote, layout_of
 from lightning_lance.locking import lock_file, only_one
@@ -95,6 +95,7 @@ def forget(
     """
     uri = store_place(uri)
     check_arguments(forget, {"rule": rule, "purge": purge})
+    refuse_in_fork("Forgetting")
     # Before a lease is taken, which would make a folder.
     dataset = _opened(uri, storage_options)
     commit_of(dataset, uri)

@@ -29,6 +29,7 @@ from lightning_lance.fragments import (
     no_panic,
     opening,
     reading,
+    refuse_in_fork,
 )
 from lightning_lance.layout import FileNote, check_parts, hash_file, hash_tokens
 from lightning_lance.others import Change, change_of, cure
@@ -91,6 +92,7 @@ def check_store(
         raise ConfigError(
             f"sample is {described(sample)}: expected a share of the data files, above 0 and up to 1, such as 0.1."
         )
+    refuse_in_fork("A verification")
     before: list[Problem] = []
     for look in range(_LOOKS):
         if look:

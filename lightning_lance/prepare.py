@@ -25,7 +25,7 @@ from lightning_lance.errors import (
 )
 from lightning_lance.escaping import logger
 from lightning_lance.figures import counted, tokens_told
-from lightning_lance.fragments import dataset_at, fragments_of, remove_aside, remove_store
+from lightning_lance.fragments import dataset_at, fragments_of, refuse_in_fork, remove_aside, remove_store
 from lightning_lance.locking import Lease
 from lightning_lance.long_texts import MAX_DOCUMENT_BYTES
 from lightning_lance.merging import end_build, has_unneeded, left_behind, remove_unneeded, take_over
@@ -158,6 +158,7 @@ def _complete(
                     turn.wait(commit)
                     # Whoever had it may have committed.
                     continue
+                refuse_in_fork("A build")
                 build: Build | None = None
                 try:
                     build = Build(source, plan, budget, version, commit, storage_options)
