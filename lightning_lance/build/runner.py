@@ -25,7 +25,7 @@ from lightning_lance.errors import (
     whole_number,
 )
 from lightning_lance.format.commit import last_version
-from lightning_lance.format.lance_io import dataset_at, fragments_of, remove_aside, remove_store
+from lightning_lance.format.lance_io import dataset_at, fragments_of, refuse_in_fork, remove_aside, remove_store
 from lightning_lance.format.lineage import check_unchanged
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links, foreign_files
@@ -165,6 +165,7 @@ def _complete(
                     turn.wait(commit)
                     # Whoever had it may have committed.
                     continue
+                refuse_in_fork("A build")
                 build: Build | None = None
                 try:
                     build = Build(source, plan, budget, version, commit, storage_options)

@@ -60,6 +60,28 @@ class PendingFragments(NamedTuple):
     files: dict[str, DataFileInfo]
 
 
+# The process that has built, searched or verified a store: threads of libraries work for it, which no fork of it has.
+_worker: int | None = None
+
+
+def refuse_in_fork(what: str) -> None:
+    """Note that this process works on a store; refuse to where it is a fork of one that did, since it would hang or crash.
+
+    Args:
+        what: What is to be done, as a message begins.
+
+    Raises:
+        StoreError: If it is such a fork.
+    """
+    global _worker
+    if _worker not in (None, os.getpid()):
+        raise StoreError(
+            f"{what} cannot be done by process {os.getpid()}, a fork of process {_worker}, which has worked on a store: the "
+            "threads of Lance and of the tokenizer are there only; do it there, or in a process that is spawned."
+        )
+    _worker = os.getpid()
+
+
 def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
     """Open a Lance dataset at a version, or as it is now; None if there is none. StoreError if it cannot be opened."""
     check_place("uri", uri)

@@ -22,7 +22,13 @@ import pyarrow.compute as pc
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import CommitConflict, ConfigError, StoreError
 from lightning_lance.format.commit import data_file_infos, read_commit, replace_fragments
-from lightning_lance.format.lance_io import dataset_at, delete_uncommitted, fragments_of, reading_documents
+from lightning_lance.format.lance_io import (
+    dataset_at,
+    delete_uncommitted,
+    fragments_of,
+    reading_documents,
+    refuse_in_fork,
+)
 from lightning_lance.format.layout import DataFileInfo, layout_of
 from lightning_lance.format.lineage import check_unchanged
 from lightning_lance.format.metadata import CommitMetadata
@@ -102,6 +108,7 @@ def forget(
     """
     uri = store_place(uri)
     check_arguments(forget, {"rule": rule, "purge": purge})
+    refuse_in_fork("Forgetting")
     # Before a lease is taken, which would make a folder.
     dataset = _opened(uri, storage_options)
     read_commit(dataset, uri)

@@ -41,6 +41,7 @@ from lightning_lance.format.lance_io import (
     no_panic,
     opening,
     reading,
+    refuse_in_fork,
 )
 from lightning_lance.format.layout import DataFileInfo, check_parts
 from lightning_lance.format.lineage import Change, change_of, cure
@@ -93,6 +94,7 @@ def verify_store(
         raise ConfigError(
             f"sample is {described(sample)}: expected a share of the data files, above 0 and up to 1, such as 0.1."
         )
+    refuse_in_fork("A verification")
     before: list[Problem] = []
     for look in range(_LOOKS):
         if look:

@@ -1,13 +1,17 @@
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from lightning_lance import TokenStore, prepare
 from lightning_lance.errors import StoreError
+from lightning_lance.maintenance.forgetting import forget
+from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.store.fork_reader import ForkedReader
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.forks import in_a_fork
@@ -52,6 +56,33 @@ def test_a_killed_reader_is_told_of(store: TokenStore):
     os.kill(process.pid, signal.SIGKILL)
     with pytest.raises(StoreError, match="start workers by 'forkserver' or 'spawn'"):
         reader.take(np.asarray([0]))
+
+
+@pytest.mark.filterwarnings("ignore:lance is not fork-safe", "ignore:This process .* is multi-threaded")
+def test_a_fork_of_a_process_that_has_built_says_what_it_cannot_do(tmp_path: Path):
+    source = ListSource(documents("abc" * 100, "x" * 300))
+    built = prepare(source, ByteTokenizer(), tmp_path / "x.lance", val_fraction=0.0, max_documents=1)
+
+    def said(work: Callable[[], Any]) -> str:
+        try:
+            return f"done: {work()}"
+        except StoreError as error:
+            return str(error)
+
+    refused = {
+        "A build cannot be done by process": lambda: prepare(source, ByteTokenizer(), tmp_path / "y.lance"),
+        "A verification cannot be done by process": lambda: verify_store(built.uri),
+        "Forgetting cannot be done by process": lambda: forget(built.uri, {"id": "0:0"}),
+    }
+    for words, work in refused.items():
+        answer = in_a_fork(lambda work=work: said(work))  # type: ignore[misc]
+        assert str(answer).startswith(words)
+        assert "a process that is spawned" in str(answer)
+    # What is there is found.
+    again = in_a_fork(
+        lambda: said(lambda: prepare(source, ByteTokenizer(), built.uri, val_fraction=0.0, max_documents=1).version)
+    )
+    assert again == f"done: {built.version}"
 
 
 @pytest.mark.filterwarnings("ignore:lance is not fork-safe", "ignore:This process .* is multi-threaded")
