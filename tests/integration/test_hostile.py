@@ -104,7 +104,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tuple((text, languages[i % 3], f"repo{i}") for i, text in enumerate(texts)), dedup="exact", per_shard=8
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder_module, "finish", only_append)
+        patch.setattr(builder_module, "commit_final", only_append)
         for budget in (8, 16, None):
             prepare(source, ByteTokenizer(), str(folder), val_fraction=0.3, max_documents=budget)
     forget(str(folder), {"repo": "repo4"})

@@ -431,7 +431,7 @@ def test_in_a_bucket_it_begins_again_where_a_builder_commits_first():
 @pytest.mark.parametrize("purge", [False, True])
 def test_a_run_that_starts_meanwhile_is_told_or_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, purge: bool):
     """It has opened the store before, and tags what it has opened at each moment of the end of `forget`."""
-    moments = {"announce_purge", "retag", "remove_unneeded"} - ({"announce_purge"} if not purge else set())
+    moments = {"announce_purge", "retag", "clean_up"} - ({"announce_purge"} if not purge else set())
     for moment in sorted(moments):
         store = store_of(tmp_path / moment)
         run, kept, real = TokenStore.open(store.uri), list[bool](), getattr(forgetting, moment)
