@@ -62,6 +62,8 @@ def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str]
     except (ValueError, OSError, RuntimeError) as error:
         if "not found" in str(error).lower() and not _no_bucket(error):
             return None
+        if "not a directory" in str(error).lower() and not os.path.isdir(uri):  # noqa: PTH112 - raises nothing
+            return None
         raise StoreError(f"The token store {uri!r} cannot be opened: {lance_said(error)}.") from shown_cause(error)
 
 
