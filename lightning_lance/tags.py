@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from lightning_lance.commit import Commit, commit_of, is_commit
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
-from lightning_lance.fragments import data_files, dataset_at, not_written
+from lightning_lance.fragments import data_files, dataset_at, lance_said, not_written
 from lightning_lance.layout import Extent
-from lightning_lance.redaction import in_one_line, shown_cause
+from lightning_lance.redaction import shown_cause
 from lightning_lance.refs import read_refs, tag_file
 from lightning_lance.sums import root_session, stays, versions_on_list
 
@@ -209,7 +209,7 @@ class _Opened(NamedTuple):
     def not_tagged(self, error: object) -> StoreError:
         """Say that the version cannot be tagged."""
         return StoreError(
-            f"Version {self.version} of the token store {self.uri!r} cannot be tagged: {in_one_line(error, 200)}"
+            f"Version {self.version} of the token store {self.uri!r} cannot be tagged: {lance_said(error)}."
         )
 
 

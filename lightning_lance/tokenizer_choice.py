@@ -18,11 +18,10 @@ from lightning_lance.errors import ConfigError, SourceError, whole_number
 from lightning_lance.escaping import logger
 from lightning_lance.locking import only_one, write_whole
 from lightning_lance.patience import Patience, causes
-from lightning_lance.places import check_place
+from lightning_lance.places import ORIGIN, check_place
 from lightning_lance.pretrained import (
     BESIDE,
     CONFIG,
-    ORIGIN,
     TOKENIZER,
     Beside,
     compared,

@@ -14,8 +14,9 @@ from small_tokenizers import EOS, LLAMA3, repositories, token, tokenizer_json, w
 
 from lightning_lance import prepare, tokenizer_choice
 from lightning_lance.errors import ConfigError
+from lightning_lance.places import ORIGIN
 from lightning_lance.plan import make_plan, tokenizer_beside
-from lightning_lance.pretrained import ORIGIN, as_transformers_reads, read_beside
+from lightning_lance.pretrained import as_transformers_reads, read_beside
 from lightning_lance.tokenization import Tokenizer
 from lightning_lance.tokenizer_choice import PretrainedTokenizer, TokenizerFile
 
