@@ -521,7 +521,7 @@ class LanceDataModule(LightningDataModule):
         served: dict[str, Any] = {"where": self._serving["where"] or {}, "mix": training["mix"] or {}}
         served |= {"order": training["order"], "shuffle_block": training["shuffle_block"]}
         serving = WindowSelection(stores, "train", self.context_length, seed=self.seed, **served)
-        Cursor(serving, training["on_data_change"]).load_state_dict(state)
+        Cursor(serving, training["on_data_change"]).check(state)
 
     def _tell_growth(self, opened: TokenStore, continued: TokenStore) -> None:
         """Log that a run goes on with fewer tokens than there are by now, and how to adopt the others."""

@@ -121,6 +121,24 @@ def integer(name: str, value: Any) -> int:
     return int(value)
 
 
+def whole_numbers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return a list of whole numbers, of Python, numpy or torch, as an array of int64.
+
+    Raises:
+        ConfigError: If it is no list, or if one of them is no whole number.
+    """
+    try:
+        given = np.asarray(values)
+        if given.dtype == object:  # of tensors, or of numbers that fit nowhere
+            given = np.asarray([value.__index__() for value in given])
+        numbers = given.astype(np.int64, casting="unsafe" if given.size == 0 else "same_kind", copy=False)
+    except (AttributeError, OverflowError, TypeError, ValueError):
+        numbers = None
+    if numbers is None or numbers.ndim != 1 or given.dtype == bool:
+        raise ConfigError(f"{name} is {described(values)}: expected a list of whole numbers, such as [0, 5].")
+    return numbers
+
+
 def flag(name: str, value: Any) -> bool:
     """Return a switch as a plain bool. A word is refused: `"never"` would count as true.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,13 @@ _LANCE = ".lance"
 _URL = re.compile(
     r"(?P<scheme>s3a?|gc?s|az|azure|abfss?|hf|https?|oss|memory):(?P<slashes>/+)(?P<rest>.*)", re.IGNORECASE | re.DOTALL
 )
+# How files end that lie beside stores, and the name of a tokenizer that was trained, or of its lock.
+_STATUS = ".building.json"
+_OF_NO_OTHER = (".store-lock", ".store-building.json", ".store-tokenizer.json")
+_OF_OTHERS_TOO = (".lock", ".tokenizer.json")
+# In the folder of a tokenizer of the Hub, which is called `model@revision`: where its files are from.
+ORIGIN = "origin.json"
+_TRAINED = re.compile(r".+-bpe\d+-[0-9a-f]{16}\.(json|lock)", re.DOTALL)
 
 Neighbour = Literal["lock", "building.json", "tokenizer.json"]
 
@@ -185,6 +192,34 @@ def beside_place(place: str, what: Neighbour) -> Path:
     if name.endswith(_LANCE):
         return folder / f"{name.removesuffix(_LANCE)}.{what}"
     return folder / f"{name}.store-{what}"
+
+
+def is_own_file(name: str, others: Collection[str]) -> bool:
+    """Tell whether a file lies beside a store, or is a tokenizer that was trained, by its name.
+
+    Args:
+        name: Of the file.
+        others: Names of what is in the same folder. The lock of a store comes before the store, but not before its status.
+    """
+    if name.endswith((_STATUS, *_OF_NO_OTHER)) or _TRAINED.fullmatch(name):
+        return True
+    for ending in _OF_OTHERS_TOO:
+        store = name.removesuffix(ending)
+        if store != name and not {f"{store}{_LANCE}", f"{store}{_STATUS}"}.isdisjoint(others):
+            return True
+    return False
+
+
+def is_own_folder(place: str, name: str) -> bool:
+    """Tell whether a folder is a store, finished or not, or any other Lance dataset, or holds a tokenizer of the Hub.
+
+    Args:
+        place: Its path.
+        name: Its name.
+    """
+    if name.endswith(_LANCE) or Path(place, "_versions").is_dir():
+        return True
+    return "@" in name and Path(place, ORIGIN).is_file()
 
 
 def store_beside(file: Path, what: Neighbour) -> Path | None:

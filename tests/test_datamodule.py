@@ -581,6 +581,22 @@ def test_a_mixture_of_stores_validates_those_that_have_a_weight(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize("on_data_change", ["restart", "continue"])
+def test_a_resume_on_other_data_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, on_data_change: str):
+    trainer = make_trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    trainer.fit(Recorder(), datamodule=make_data(tmp_path))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    resumed = make_trainer(tmp_path, max_steps=4, limit_val_batches=0)
+    resumed.fit(
+        Recorder(),
+        datamodule=make_data(tmp_path, seed=1, on_data_change=on_data_change),
+        ckpt_path=str(tmp_path / "x.ckpt"),
+    )
+    told = [message for message in caplog.messages if "The data differs from the checkpoint's" in message]
+    assert told == [f"The data differs from the checkpoint's (seed: 0 -> 1): {on_data_change}."]
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_resume_on_a_store_that_has_grown_says_what_it_trains_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     first = make_trainer(tmp_path, max_steps=3, limit_val_batches=0)
     first.fit(Recorder(), datamodule=make_data(tmp_path, max_documents=30))

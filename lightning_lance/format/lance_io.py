@@ -40,6 +40,8 @@ warnings.filterwarnings("ignore", "lance is not fork-safe")
 
 # One file for one commit, however large: Lance cuts files at 1,048,576 rows otherwise.
 _ROWS_PER_FILE = 2_000_000_000
+# Of what Lance says of an error, in characters: it names whole paths, and says only then what is wrong.
+_TOLD = 1000
 # Of a local store on its way out. No name that anybody would give to a copy: it is removed unasked.
 _ASIDE = ".being-removed"
 
@@ -90,6 +92,8 @@ def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str]
         return lance.dataset(uri, version=version, storage_options=options)
     except (ValueError, OSError, RuntimeError) as error:
         if "not found" in str(error).lower() and not _no_bucket(error):
+            return None
+        if "not a directory" in str(error).lower() and not os.path.isdir(uri):  # noqa: PTH112 - raises nothing
             return None
         raise StoreError(f"The token store {uri!r} cannot be opened: {lance_said(error)}.") from shown_cause(error)
 
@@ -466,13 +470,13 @@ _SAID = (
 _ORIGIN = re.compile(r",? ?/\S+\.rs:\d+:\d+")
 
 
-def lance_said(error: BaseException) -> str:
+def lance_said(error: object) -> str:
     """Give what Lance says of an error, in one line and without secrets; in plain words where they are known."""
     text = " ".join(str(error).split())
     for pattern, plain in _SAID:
         if re.search(pattern, text):
             return plain
-    return in_one_line(_ORIGIN.sub("", text)).rstrip(".")
+    return in_one_line(_ORIGIN.sub("", text), _TOLD).rstrip(".")
 
 
 def _no_bucket(error: BaseException) -> bool:

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format.checksums import root_session, stays, versions_on_list
 from lightning_lance.format.commit import is_commit, read_commit
-from lightning_lance.format.lance_io import data_files, dataset_at, not_written
+from lightning_lance.format.lance_io import data_files, dataset_at, lance_said, not_written
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs, tag_file
-from lightning_lance.messages.redaction import in_one_line, shown_cause
+from lightning_lance.messages.redaction import shown_cause
 
 _BUILD, _CHECKPOINT, _RUN = "build-", "checkpoint-", "-run-"
 # Of the names that Lance takes, those that it can list again.
@@ -210,7 +210,7 @@ class _Opened(NamedTuple):
     def not_tagged(self, error: object) -> StoreError:
         """Say that the version cannot be tagged."""
         return StoreError(
-            f"Version {self.version} of the token store {self.uri!r} cannot be tagged: {in_one_line(error, 200)}"
+            f"Version {self.version} of the token store {self.uri!r} cannot be tagged: {lance_said(error)}."
         )
 
 

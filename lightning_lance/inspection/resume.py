@@ -14,6 +14,7 @@ import numpy as np
 
 from lightning_lance.build.plan import tokenizer_beside
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
+from lightning_lance.format.commit import last_commit
 from lightning_lance.location import check_place
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import pluralize
@@ -171,7 +172,15 @@ def _refuse(file: str, what: str, cause: Exception | None = None) -> NoReturn:
 def _cursor(state: Mapping[str, Any], uris: Mapping[str, str], storage_options: Mapping[str, str] | None) -> Cursor:
     names = [entry["name"] for entry in state["stores"]]
     if unknown := sorted({*uris} - {*names}):
-        raise ConfigError(f"The checkpoint has no store {unknown[0]!r}: it has {', '.join(map(repr, names))}.")
+        has = "one without a name, whose place is given by uri=PLACE" if names == [""] else ", ".join(map(repr, names))
+        raise ConfigError(f"The checkpoint has no store {unknown[0]!r}: it has {has}.")
+    for entry in state["stores"]:
+        name, uri = entry["name"], entry["uri"]
+        if name not in uris and last_commit(uri, storage_options=storage_options) is None:
+            raise StoreError(
+                f"There is no token store at {uri!r} any more, which the checkpoint was trained on: where it has moved to, "
+                f"{name or 'uri'}=PLACE says."
+            )
     places = {entry["name"]: uris.get(entry["name"], entry["uri"]) for entry in state["stores"]}
     stores = {name: TokenStore.open(uri, storage_options=storage_options) for name, uri in places.items()}
     fields = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")

@@ -43,6 +43,8 @@ class Cursor:
         self.serving = serving
         # Stores as they were adopted on the way: their tags go when the run has gone on from them.
         self._adopted: list[TokenStore] = []
+        # How the data differs from that of the state that was loaded last.
+        self._changes = ""
         self.restart()
 
     def restart(self) -> None:
@@ -175,14 +177,25 @@ class Cursor:
             StoreError: If it is no state; if it is of other data or another order and `on_data_change` is `error`, naming
                 each field that differs; or if the stores never had its tokens.
         """
+        tried = self._tried(state)
+        if tried._changes not in ("", self._changes):  # Lightning gives a state more than once
+            _log.warning("The data differs from the checkpoint's (%s): %s.", tried._changes, self._on_data_change)
+        vars(self).update(vars(tried))
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse a state as `load_state_dict` does, and change nothing."""
+        self._tried(state)
+
+    def _tried(self, state: Mapping[str, Any]) -> Cursor:
         tried = copy(self)
         try:
             tried._continue_from(checked_state(state))
         except ConfigError as error:
             raise StoreError(f"The checkpoint cannot be of this data: {error}") from error
-        vars(self).update(vars(tried))
+        return tried
 
     def _continue_from(self, state: Mapping[str, Any]) -> None:
+        self._changes = ""
         if differences := self.serving.differences(state):
             changes = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differences.items())
             if self._on_data_change == "error":
@@ -201,7 +214,7 @@ class Cursor:
                 self.restart()
             else:
                 self._go_on(state, continued(self.serving, state))
-            _log.warning("The data differs from the checkpoint's (%s): %s.", changes, self._on_data_change)
+            self._changes = changes
             return
         self.serving = self.serving.pinned(state)
         before = self._as_it_was(state)

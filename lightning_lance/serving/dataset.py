@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lightning_lance.documents.splits import SPLITS
-from lightning_lance.errors import ConfigError, one_of
+from lightning_lance.errors import ConfigError, one_of, whole_numbers
 from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.selection import WindowSelection, warn_of_unserved_text
@@ -55,8 +55,9 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
 
         Raises:
             IndexError: If an index is beyond the windows.
+            ConfigError: If one is no whole number, such as a slice.
         """
-        positions = np.asarray(indices, dtype=np.int64)
+        positions = whole_numbers("indices", indices)
         positions = np.where(positions < 0, positions + len(self), positions)
         if ((positions < 0) | (positions >= len(self))).any():
             raise IndexError(f"Windows {list(indices)} are asked for, but there are {len(self)}.")

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from copy import copy
 from itertools import islice
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import numpy as np
 import torch
@@ -287,6 +287,13 @@ class WindowLoader:
     def __iter__(self) -> BatchIterator:
         """Iterate to the end of the epoch; the cursor is read at the first `next`. See `BatchIterator` for what it raises."""
         return BatchIterator(self)
+
+    def __getitem__(self, index: Any) -> NoReturn:
+        """Refuse what a DataLoader asks of a dataset."""
+        raise ConfigError(
+            "A WindowLoader gives whole batches, one after another, and none by its number: iterate it in place of a "
+            "DataLoader, or give the DataLoader a TokenWindows."
+        )
 
     def _alone(self) -> threading.RLock:
         """Return the lock that one thread at a time has while it moves the cursor, or reads it."""

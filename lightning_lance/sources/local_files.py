@@ -3,6 +3,9 @@
 A pattern is read from the left. A name that exists as it is written means itself, with wildcards in it or not; the first that
 does not exist begins the pattern proper. A folder means the files in it and below.
 
+Token stores, and what builders write beside them, are found by their names only: a folder of texts may hold the folder of the
+stores that are built of it, and would otherwise be another one after each build.
+
 Links are followed within a boundary: the root, or else the folder that a pattern names before its first wildcard. A file that
 is found under several names keeps one that has no link in it.
 """
@@ -21,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from glob import has_magic
 
 from lightning_lance.errors import SourceError
+from lightning_lance.location import is_own_file, is_own_folder
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.sources.local_paths import local_path, readable
 
@@ -28,6 +32,7 @@ from lightning_lance.sources.local_paths import local_path, readable
 HIDDEN = "hidden or in a hidden folder"
 EXCLUDED = "in a folder of source.exclude"
 IGNORED = "called as what describes a dataset"
+OWN = "of a token store, or beside one"
 OTHER_FORMAT = "of another format by name"
 BROKEN = "a link that leads nowhere"
 SPECIAL = "no regular file"
@@ -384,9 +389,11 @@ class _Walk:
             why = EXCLUDED
         if not why and part.passes_over(name, self._rules.special):
             why = HIDDEN
+        place = os.path.join(folder.real, name)
+        if not why and not part.literal and is_own_folder(place, name):
+            why = OWN
         if why and (is_link or not self._search.counting):
             return None
-        place = os.path.join(folder.real, name)
         real = self._followed(folder, name, place) if is_link else place
         if real is None:
             return None
@@ -404,19 +411,22 @@ class _Walk:
                 if os.path.lexists(place) and not os.path.isdir(place):
                     yield from self._judged(folder, part, part.text, os.path.islink(place), endings)
                 continue
-            for entry in self._entries(folder):
+            entries = self._entries(folder)
+            names = {entry.name for entry in entries}
+            for entry in entries:
                 if not part.matches(entry.name):
                     continue
                 if not _is_folder(entry):
-                    yield from self._judged(folder, part, entry.name, entry.is_symlink(), endings)
+                    own = is_own_file(entry.name, names)
+                    yield from self._judged(folder, part, entry.name, entry.is_symlink(), endings, OWN if own else "")
                 elif part is not _ANY and self._rules.endings and entry.name.endswith(self._rules.endings):
                     self._account.left_out[os.path.join(folder.real, entry.name)] = FOLDER
 
     def _judged(
-        self, folder: _Folder, part: _Part, name: str, is_link: bool, endings: tuple[str, ...] | None
+        self, folder: _Folder, part: _Part, name: str, is_link: bool, endings: tuple[str, ...] | None, why: str = ""
     ) -> Iterator[LocalFile]:
         """Give a file that a pattern matches, unless there is a reason to leave it out."""
-        real, why = os.path.join(folder.real, name), folder.why
+        real, why = os.path.join(folder.real, name), folder.why or why
         if endings is not None and not name.endswith(endings):
             if why:
                 return

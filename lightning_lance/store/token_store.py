@@ -14,7 +14,7 @@ import xxhash
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.documents.splits import SPLITS
-from lightning_lance.errors import ConfigError, StoreError, StoreReplaced, described
+from lightning_lance.errors import ConfigError, StoreError, StoreReplaced, described, integer, whole_numbers
 from lightning_lance.format.commit import data_file_infos, is_commit, read_commit
 from lightning_lance.format.lance_io import (
     check_fragments,
@@ -343,9 +343,10 @@ class TokenStore:
 
         Raises:
             StoreError: If a window does not lie whole in the split.
+            ConfigError: If `starts` is no list of whole numbers, or `length` is none.
         """
         table = self._table(split)
-        starts = np.asarray(starts, dtype=np.int64)
+        starts, length = whole_numbers("starts", starts), integer("length", length)
         table.check(starts, length)
         if self._mapped is None:
             return self._lazily(
@@ -371,8 +372,9 @@ class TokenStore:
 
         Raises:
             StoreError: If a window does not lie whole in the split, in a forked process, or where others have changed rows.
+            ConfigError: As for `read`.
         """
-        starts = np.asarray(starts, dtype=np.int64)
+        starts, length = whole_numbers("starts", starts), integer("length", length)
         self._table(split).check(starts, length)
         if self._change is not None and not self._change.readable:
             raise StoreError(

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.errors import ConfigError, SourceError, whole_number
-from lightning_lance.location import check_place
+from lightning_lance.location import ORIGIN, check_place
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.redaction import in_one_line, shown_cause
 from lightning_lance.process.files import write_atomic
@@ -25,7 +25,6 @@ from lightning_lance.sources.source import Source
 from lightning_lance.tokenization.pretrained import (
     BESIDE,
     CONFIG,
-    ORIGIN,
     TOKENIZER,
     Beside,
     compared,

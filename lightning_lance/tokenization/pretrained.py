@@ -29,8 +29,6 @@ CONFIG, SPECIAL_MAP = "tokenizer_config.json", "special_tokens_map.json"
 MODEL_CONFIG = "config.json"
 BESIDE = (CONFIG, SPECIAL_MAP, MODEL_CONFIG)
 Beside = Mapping[str, Fields]
-# What says how the files of a folder of ours came there.
-ORIGIN = "origin.json"
 
 # Added tokens that are compared, besides those that a configuration names.
 _FEW = 300

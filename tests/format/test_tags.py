@@ -69,7 +69,7 @@ def test_of_a_store_that_is_gone_as_a_whole_nothing_can_be_kept(tmp_path: Path):
     append(uri, [(0, "C", 3000)], 0)
     opened = lance.dataset(uri)
     remove_store(uri, None)
-    with pytest.raises(StoreError, match="cannot be tagged"):
+    with pytest.raises(StoreError, match=r"cannot be tagged: the store is gone\.$"):
         tags.tag_version(opened, uri, StoreContent(3001), None)
 
 

@@ -45,8 +45,17 @@ def test_a_store_that_has_moved_is_told(folder: Path, tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"in {tmp_path}/y.lance version 1" in done.stdout
-    with pytest.raises(ConfigError, match="The checkpoint has no store 'code': it has ''"):
+    with pytest.raises(
+        ConfigError, match="has no store 'code': it has one without a name, whose place is given by uri=PLACE"
+    ):
         verify_resume(str(folder / "x.ckpt"), {"code": "elsewhere"})
+    (folder / "x.lance").rename(folder / "z.lance")
+    try:
+        gone = r"There is no token store at '.*x\.lance' any more, .*: where it has moved to, uri=PLACE says"
+        with pytest.raises(StoreError, match=gone):
+            verify_resume(str(folder / "x.ckpt"), {})
+    finally:
+        (folder / "z.lance").rename(folder / "x.lance")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,6 +37,24 @@ def test_an_item_has_what_is_asked_for(store: TokenStore):
     )
     with pytest.raises(ConfigError, match="cu_seqlens go over a batch"):
         TokenWindows(store, 6, cu_seqlens=True)
+
+
+@pytest.mark.parametrize("index", ["a", 1.5, True, None, slice(1, 3), [1, 2], (), torch.tensor([1, 2]), 10**30])
+def test_what_is_no_number_of_a_window_is_refused_in_a_sentence(store: TokenStore, index: Any):
+    with pytest.raises(ConfigError, match=r"^indices is .*: expected a list of whole numbers, such as \[0, 5\]\.$"):
+        TokenWindows(store, 4)[index]
+
+
+@pytest.mark.parametrize("index", [3, np.int8(3), np.uint64(3), torch.tensor(3)])
+def test_numbers_of_other_libraries_are_numbers(store: TokenStore, index: Any):
+    dataset = TokenWindows(store, 4)
+    assert torch.equal(dataset[index]["targets"], dataset[3]["targets"])
+
+
+def test_a_loader_in_the_place_of_a_dataset_is_refused_in_a_sentence(store: TokenStore):
+    loader = WindowLoader(store, 4, 8)
+    with pytest.raises(ConfigError, match="iterate it in place of a DataLoader, or give the DataLoader a TokenWindows"):
+        next(iter(torch.utils.data.DataLoader(loader, batch_size=None)))  # type: ignore[arg-type]
 
 
 def test_a_dataset_travels_as_an_address(store: TokenStore):

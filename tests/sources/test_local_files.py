@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance.sources.local_files import BROKEN, EXCLUDED, HIDDEN, IGNORED, OTHER_FORMAT, SPECIAL, Rules, Search
+from lightning_lance.sources.local_files import (
+    BROKEN,
+    EXCLUDED,
+    HIDDEN,
+    IGNORED,
+    OTHER_FORMAT,
+    OWN,
+    SPECIAL,
+    Rules,
+    Search,
+)
 from lightning_lance.sources.local_shards import IGNORED_NAMES
 
 NAMES = ["a", "b", "a.py", "b.py", ".h", "__s", "x-y", "x", "[q]", "config.json", "README.md", "c d", "é"]
@@ -187,6 +197,26 @@ def test_what_is_left_out_is_counted_and_told(tree: Path):
             "folder of source.exclude, 1 no regular file.",
         ),
     ]
+
+
+def test_stores_and_what_lies_beside_them_are_found_by_their_names_only(tmp_path: Path):
+    mine = ["data/a.json", "data/uv.lock", "data/tokenizer.json", "data/b.tokenizer.json", "data/a@b/origin.txt"]
+    own = [
+        "data/s.lance/x.json", "data/s.lock", "data/s.tokenizer.json", "data/t.lock", "data/t.building.json",
+        "data/u/_versions/1.manifest", "data/u.store-lock", "data/tokenizers/files-bpe400-6e7e48fece0e24fb.json",
+        "data/tokenizers/files-bpe400-6e7e48fece0e24fb.lock", "data/tokenizers/gpt2@main/origin.json",
+        "data/tokenizers/gpt2@main/tokenizer.json",
+    ]  # fmt: skip
+    root = write(tmp_path, *mine, *own)
+    for pattern in ("data", ".", "**/*", f"{root}/**"):
+        search = Search(str(root), Rules(), counting=True)
+        assert sorted(match.real for match in search.find(pattern)) == sorted(f"{root}/{name}" for name in mine), (
+            pattern
+        )
+        assert search.account.counts() == {OWN: len(own)}, pattern
+    for name in ("data/s.lance/x.json", "data/s.lock", "data/t.building.json"):
+        assert found(root, name) == [name]
+    assert found(root, "data/s.lance") == ["data/s.lance/x.json"]
 
 
 def test_links_out_of_the_root_are_followed_if_asked(tree: Path):

@@ -4,9 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_lance import prepare
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.files import FilesSource, content_identity, python_stdlib
 from lightning_lance.sources.source import BATCH_BYTES, shard_order
+from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
 
 
 @pytest.fixture
@@ -47,6 +49,15 @@ def test_reading_goes_on_from_any_row(tree: Path):
     source = FilesSource(["**/*.py"], root=str(tree), shard_seed=3)
     whole = read(source)
     assert [read(source, row) for row in range(len(whole) + 1)] == [whole[row:] for row in range(len(whole) + 1)]
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), TrainedBPE(vocab_size=300)])
+def test_a_folder_of_texts_may_hold_the_folder_of_its_stores(tree: Path, tokenizer: ByteTokenizer | TrainedBPE):
+    source = FilesSource(["."], root=str(tree))
+    stores = [prepare(source, tokenizer, max_documents=budget, data_dir=tree / "data") for budget in (2, None, None)]
+    assert len({store.uri for store in stores}) == 1
+    assert stores[-1].commit.documents == 4
+    assert stores[-1].commit.skipped == {"empty": 1, "not_utf8": 1}
 
 
 def test_large_files_come_in_several_batches(tmp_path: Path):

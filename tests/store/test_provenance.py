@@ -1,5 +1,7 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
@@ -93,6 +95,18 @@ def test_a_document_that_began_many_blocks_and_commits_before(tmp_path: Path):
         store.documents(np.array([50_000]), 200)
     with pytest.raises(ConfigError, match="no split 'test'"):
         store.documents(np.array([0]), 5, "test")
+
+
+@pytest.mark.parametrize("starts", [5, 1.5, [1.5], ["a"], "ab", None, [True], [[1]], [10**30]])
+def test_what_is_no_list_of_starts_is_refused_in_a_sentence(byte_store: Callable[..., TokenStore], starts: Any):
+    store = byte_store("some text")
+    for asked in (store.documents, store.read):
+        with pytest.raises(ConfigError, match=r"^starts is .*: expected a list of whole numbers"):
+            asked(starts, 4)
+        with pytest.raises(ConfigError, match=r"^length is '4': expected a whole number"):
+            asked([0], "4")
+        assert len(asked([], 4)) == 0
+        assert len(asked([0, 1], 4)) == 2
 
 
 def test_rows_that_others_deleted_or_moved_are_no_trouble(tmp_path: Path):

@@ -116,6 +116,10 @@ def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
         StoreError, match=r"There is no committed token store at .* run 'lightning-lance prepare' first"
     ):
         TokenStore.open(tmp_path / "none.lance")
+    (tmp_path / "file.lance").touch()
+    for place in ("file.lance", "file.lance/x.lance"):
+        with pytest.raises(StoreError, match="There is no committed token store at"):
+            TokenStore.open(tmp_path / place)
     foreign = str(tmp_path / "foreign.lance")
     lance.write_dataset(pa.table({"x": [1]}), foreign)
     with pytest.raises(StoreError, match="is no token store"):
