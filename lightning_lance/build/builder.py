@@ -6,23 +6,20 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import xxhash
 
 from lightning_lance.build.coordination import BuildCoordinator
 from lightning_lance.build.disk_space import DiskSpaceCheck
+from lightning_lance.build.ledger import Folded, Ledger
 from lightning_lance.build.packing import Packer
 from lightning_lance.build.pipeline import EncodedBatch, encoded_batches
 from lightning_lance.build.plan import Budget, Plan, keep_tokenizer
 from lightning_lance.build.progress import BuildProgress
 from lightning_lance.build.row_writer import RowWriter, forget_written
-from lightning_lance.documents.arrow import as_single_chunk
-from lightning_lance.documents.batch import next_row
-from lightning_lance.documents.dedup import SeenHashes
+from lightning_lance.build.unit import UnitResult
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import splits_of
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
@@ -38,7 +35,6 @@ from lightning_lance.maintenance.compaction import (
     fence_stale_builders,
     find_orphans,
 )
-from lightning_lance.maintenance.forgetting import apply_forget_rules
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import nearest
 from lightning_lance.sources.source import OpenedSource, Source
@@ -47,12 +43,9 @@ from lightning_lance.tokenization.tokenizer import token_dtype
 
 _log = logger(__name__)
 
-# Files that a commit note names: enough for small budgets, few enough that many commits of a terabyte stay small.
-_LISTED_FILES = 20
-
 
 class Build:
-    """One run of a build: holds the commit note as it grows.
+    """One run of a build: batches are read, folded into the ledger, packed and committed.
 
     Args:
         source: Where the documents come from.
@@ -89,7 +82,7 @@ class Build:
                 "back, or remove the store to build it anew."
             )
         tokenizer = plan.tokenizer
-        self._commit = commit or CommitMetadata(
+        self._first = commit or CommitMetadata(
             plan.fingerprint,
             plan.recipe,
             self._opened.pin,
@@ -129,19 +122,23 @@ class Build:
         # Before anything is written here; not in `__init__`, after which a store may be replaced.
         self._take_over()
         self._keep_tokenizer()
-        first, num_shards = self._commit, len(self._opened.shards)
-        share = self._budget.share(first, num_shards)
-        limits = (self._budget.max_documents, self._budget.max_tokens)
-        documents, tokens = (
-            None if most is None else most - had
-            for most, had in zip(limits, (first.documents, first.tokens), strict=True)
-        )
-        # What is known is what is committed: read back from the store, so it can be no other than its documents.
-        plan = self._plan
-        known = SeenHashes(stored_hashes(plan.uri, self._storage_options)) if self._dedup else None
+        plan, first = self._plan, self._first
+        num_shards = len(self._opened.shards)
+        # What is stored is what is committed: the hashes are read from the store, so they can be no other than its documents'.
+        hashes = stored_hashes(plan.uri, self._storage_options) if self._dedup else None
+        ledger = Ledger(first, self._budget, self._opened.shards, self._source.wanted, hashes)
+        unit = ledger.next_unit()
         batches = encoded_batches(
-            self._opened, plan.tokenizer, first.shard, first.row, documents, tokens, plan.long_documents, known
+            self._opened,
+            plan.tokenizer,
+            unit.shard,
+            unit.row,
+            unit.max_documents,
+            unit.max_tokens,
+            plan.long_documents,
+            ledger.seen,
         )
+        share = self._budget.share(first, num_shards)
         if commit_tokens is None:
             commit_tokens = FULL_BYTES // token_dtype(plan.tokenizer.vocab_size).itemsize
         space = DiskSpaceCheck(plan, self._budget, self._opened)
@@ -153,42 +150,40 @@ class Build:
             BuildProgress(self._source.name, share, first.documents) as progress,
         ):
             for shard, batch in batches:
-                before = self._commit.text_bytes
+                before = ledger.commit.text_bytes
                 if batch is None:
-                    bad = self._opened.trouble.bad_shards.get(shard)
-                    left_out = [*self._commit.bad_shards, *([bad] if bad else [])]
-                    self._commit = replace(self._commit, shard=shard + 1, row=0, bad_shards=left_out)
-                    self._check_first_shard()
+                    ledger.end_shard(self._opened.trouble.bad_shards.get(shard))
+                    self._check_first_shard(ledger)
                 else:
-                    self._add(shard, batch)
+                    self._add(ledger, shard, batch)
                     del batch  # it may be large, and the next one takes its time
-                space.look(self._commit, self.committed)
-                now, share = self._commit, self._budget.share(self._commit, num_shards)
+                now = ledger.commit
+                space.look(now, self.committed)
+                share = self._budget.share(now, num_shards)
                 progress.update(share, now.documents, now.tokens, now.text_bytes - before)
                 turn.progress(now.documents, now.tokens, share)
                 if turn.lost:
                     raise CommitConflict(f"Another process has taken over the build of {self._plan.uri!r}.")
-                if self._budget.met(now):
+                if ledger.met:
                     break
                 # By the clock also where nothing was kept: the cursor has moved, and that was work.
                 late = now != asked and time.monotonic() - last > commit_seconds
                 if late or self._packer.num_tokens >= commit_tokens:
-                    self._commit_rows(commits)
+                    self._commit_rows(commits, now)
                     asked, last = now, time.monotonic()
                     progress.committed(share, now.documents, now.tokens)
             else:
-                self._check_not_empty()
-                # With a language missing the build stays open: asked again, it says so again.
-                self._commit = replace(self._commit, exhausted=not self._missing())
-            self._commit_rows(commits, final=True)
-            now = self._commit
+                self._check_not_empty(ledger)
+                ledger.end_source()
+            now = ledger.commit
+            self._commit_rows(commits, now, final=True)
             progress.update(1.0, now.documents, now.tokens, 0)
             progress.committed(1.0, now.documents, now.tokens)
             progress.ended(now.skipped, now.noted)
         if self._opened.trouble.incidents:
             _log.warning("Source %r failed %s.", self._source.name, self._opened.trouble)
-        if not self._budget.met(self._commit):
-            self._check_found()
+        if not ledger.met:
+            self._check_found(ledger)
 
     def _take_over(self) -> None:
         """Begin without what killed builders left, before as much is written again."""
@@ -200,13 +195,13 @@ class Build:
         elif left:
             # A version without rows: so nobody can make the first one any more out of what goes.
             nothing = PendingFragments(None, self._packer.schema, [], {})
-            self._version, self.committed = append_commit(uri, nothing, self._commit, options), self._commit
+            self._version, self.committed = append_commit(uri, nothing, self._first, options), self._first
             clean_up(uri, options, left)
 
     def _keep_tokenizer(self) -> None:
         """Write the tokenizer beside a local store; one that an earlier version spelled otherwise stays as it is."""
         file = self._plan.tokenizer_file
-        spelled_so = self._commit.recipe.get("tokenizer") == self._plan.tokenizer.digest
+        spelled_so = self._first.recipe.get("tokenizer") == self._plan.tokenizer.digest
         if file is not None and (spelled_so or not file.exists()):
             keep_tokenizer(self._plan)
 
@@ -216,7 +211,7 @@ class Build:
         try:
             for batch in rows:
                 if self._rows is None:
-                    fingerprint = self._commit.fingerprint
+                    fingerprint = self._first.fingerprint
                     self._rows = RowWriter(
                         plan.uri, self._version, fingerprint, self._packer.schema, self._storage_options
                     )
@@ -232,11 +227,11 @@ class Build:
         if now != self.committed:
             raise conflict(self._plan.uri, self._version, version)
 
-    def _commit_rows(self, commits: ThreadPoolExecutor, final: bool = False) -> None:
-        """Commit all rows and the note. Not in this thread, which may be interrupted."""
+    def _commit_rows(self, commits: ThreadPoolExecutor, commit: CommitMetadata, final: bool = False) -> None:
+        """Commit all rows and their metadata. Not in this thread, which may be interrupted."""
         self._write(self._packer.flush())
         rows = self._rows
-        uri, options, commit, version = self._plan.uri, self._storage_options, self._commit, self._version
+        uri, options, version = self._plan.uri, self._storage_options, self._version
 
         def append() -> None:
             written: PendingFragments | None = None
@@ -259,63 +254,38 @@ class Build:
         commits.submit(append).result()
         self._rows = None
 
-    def _add(self, shard: int, made: EncodedBatch) -> None:
-        """Pack a batch, up to the budget, and move the cursor behind it."""
-        commit, budget = self._commit, self._budget
-        count = len(made.wanted)
-        if budget.max_tokens is not None:
-            ends = made.encoded.offsets[1:] + np.arange(1, count + 1)
-            count = min(count, int(np.searchsorted(ends, budget.max_tokens - commit.tokens)) + 1)
-        offsets = made.encoded.offsets[: count + 1]
-        documents = made.documents.slice(0, count)
-        ids = made.encoded.ids[: offsets[-1]]
-        described, lengths = self._described(shard, documents), np.diff(offsets)
-        gone, noted_commit = apply_forget_rules(commit, described, lengths + 1)
-        if gone.any():
-            left, ids = pa.array(~gone), ids[np.repeat(~gone, lengths)]
-            if self._dedup:
-                self._packer.forget(np.asarray(described.column("hash").filter(pa.array(gone))))
-            self._pack(ids, np.append(0, np.cumsum(lengths[~gone])), documents.filter(left), described.filter(left))
+    def _add(self, ledger: Ledger, shard: int, made: EncodedBatch) -> None:
+        """Fold a batch into the ledger, and pack the documents that are to be stored."""
+        result = made.result(shard)
+        folded = ledger.fold(result)
+        if self._dedup and folded.forgotten.any():
+            self._packer.forget(np.asarray(result.documents.column("hash"))[folded.forgotten])
+        self._pack(made, result, folded)
+
+    def _pack(self, made: EncodedBatch, result: UnitResult, folded: Folded) -> None:
+        stored = folded.stored
+        count = int(np.count_nonzero(stored))
+        if not count:
+            return
+        ids, offsets = made.encoded.ids, made.encoded.offsets
+        if stored[:count].all():
+            # The first ones, up to the budget: without a copy.
+            ids, offsets = ids[: offsets[count]], offsets[: count + 1]
+            texts, described = made.documents.slice(0, count), result.documents.slice(0, count)
         else:
-            self._pack(ids, offsets, documents, described)
-        added = replace(
-            noted_commit,
-            documents=commit.documents + count,
-            tokens=commit.tokens + int(offsets[-1]) + count,
-            text_bytes=commit.text_bytes + int(made.sizes[made.wanted[:count]].sum()),
-            languages=_add_counts(commit.languages, _counts(documents.column("language"))),
-        )
-        # A met budget leaves what follows its last document, skipped ones too, for a later build.
-        seen = int(made.wanted[count - 1]) + 1 if budget.met(added) else len(made.batch)
-        skipped, noted = made.counts(count, seen)
-        row = int(made.batch.column("row")[seen - 1].as_py()) + 1 if seen else commit.row
-        if not budget.met(added):
-            row = next_row(made.batch) or row
-        skipped, noted = _add_counts(commit.skipped, skipped), _add_counts(commit.noted, noted)
-        files = dict([*(commit.files | {self._opened.shards[shard]: row}).items()][-_LISTED_FILES:])
-        self._commit = replace(added, shard=shard, row=row, skipped=skipped, noted=noted, files=files)
+            lengths = np.diff(offsets)
+            ids, offsets = ids[np.repeat(stored, lengths)], np.append(0, np.cumsum(lengths[stored]))
+            texts, described = (table.filter(pa.array(stored)) for table in (made.documents, result.documents))
+        self._write(self._packer.add(ids, offsets, splits_of(texts, self._val_fraction), described))
 
-    def _pack(self, ids: np.ndarray, offsets: np.ndarray, documents: pa.Table, described: pa.Table) -> None:
-        if len(documents):
-            self._write(self._packer.add(ids, offsets, splits_of(documents, self._val_fraction), described))
-
-    def _described(self, shard: int, documents: pa.Table) -> pa.Table:
-        """Give each document its id, `shard:row`, which finds it in the source again."""
-        rows = as_single_chunk(documents.column("row")).cast(pa.string())
-        ids = pc.binary_join_element_wise(pa.scalar(str(shard)), rows, ":")
-        return documents.drop_columns(["row", "text"]).append_column("id", ids)
-
-    def _missing(self) -> list[str]:
-        return [language for language in self._source.wanted if language not in self._commit.languages]
-
-    def _check_first_shard(self) -> None:
+    def _check_first_shard(self, ledger: Ledger) -> None:
         """Tell early that a language may be misspelt, or is rare: the corpus may be a terabyte."""
-        shards, missing = len(self._opened.shards), self._missing()
-        if self._commit.shard != 1 or not missing or shards == 1:
+        shards, missing = len(self._opened.shards), ledger.missing
+        if ledger.commit.shard != 1 or not missing or shards == 1:
             return
         present = self._opened.present_languages()
-        if not self._commit.documents and all(nearest(language, present) for language in missing):
-            self._check_found()
+        if not ledger.commit.documents and all(nearest(language, present) for language in missing):
+            self._check_found(ledger)
         # Where folders are languages, those of other shards are known.
         missing = [language for language in missing if language not in present]
         if missing:
@@ -323,23 +293,15 @@ class Build:
             there = f"it has {named}" if named else "its documents name no language"
             _log.warning("The first of %d shards has no document of %s; %s.", shards, ", ".join(missing), there)
 
-    def _check_found(self) -> None:
-        if missing := self._missing():
-            known = {*self._opened.present_languages(), *self._commit.languages} - {*missing}
+    def _check_found(self, ledger: Ledger) -> None:
+        if missing := ledger.missing:
+            known = {*self._opened.present_languages(), *ledger.commit.languages} - {*missing}
             check_languages(missing, sorted(known), f"Source {self._source.name!r}")
 
-    def _check_not_empty(self) -> None:
-        if not self._commit.documents:
-            self._check_found()
+    def _check_not_empty(self, ledger: Ledger) -> None:
+        if not ledger.commit.documents:
+            self._check_found(ledger)
             named = {"blank": "blank (nothing but white space)"}
-            skipped = [f"{count} {named.get(why, why)}" for why, count in self._commit.skipped.items()] or ["none"]
+            skipped = [f"{count} {named.get(why, why)}" for why, count in ledger.commit.skipped.items()] or ["none"]
             what = f"Source {self._source.name!r} gave no documents (skipped: {', '.join(skipped)})"
             raise SourceError(f"{what}: check what it reads and what it filters.")
-
-
-def _counts(languages: pa.ChunkedArray) -> dict[str, int]:
-    return {entry["values"]: entry["counts"] for entry in pc.value_counts(languages).to_pylist()}
-
-
-def _add_counts(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int]:
-    return {key: old.get(key, 0) + new.get(key, 0) for key in sorted(old.keys() | new.keys())}

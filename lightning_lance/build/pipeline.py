@@ -14,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lightning_lance.build.unit import UnitResult
 from lightning_lance.documents.arrow import as_single_chunk, offsets_and_bytes
+from lightning_lance.documents.batch import next_row
 from lightning_lance.documents.columns import REPLACED
 from lightning_lance.documents.dedup import SeenHashes, text_hashes
-from lightning_lance.documents.screening import LongDocuments, count_reasons, flags_of, skip_reasons, spelled
+from lightning_lance.documents.screening import LongDocuments, flags_of, skip_reasons, spelled
 from lightning_lance.errors import ConfigError
 from lightning_lance.process.prefetch import read_ahead
 from lightning_lance.sources.source import OpenedSource
@@ -60,9 +62,29 @@ class EncodedBatch(NamedTuple):
     skipped: dict[str, np.ndarray]
     noted: dict[str, np.ndarray]
 
-    def counts(self, documents: int, rows: int) -> tuple[dict[str, int], dict[str, int]]:
-        """Count, among the first rows, those left out by reason, and among the first documents, the remarks."""
-        return count_reasons(self.skipped, rows), count_reasons(self.noted, documents)
+    def result(self, shard: int) -> UnitResult:
+        """Return what the ledger needs to know of the batch, as the result of a unit. Duplicates are among the skipped rows."""
+        rows = np.asarray(self.batch.column("row"))
+        seen = len(rows)
+        behind = next_row(self.batch) or (int(rows[-1]) + 1 if seen else None)
+        kept = np.flatnonzero(~np.logical_or.reduce([*self.skipped.values()]))
+        if len(self.wanted) < len(kept):
+            # An upper bound was reached: the next document, not encoded any more, is for another unit.
+            seen = int(kept[len(self.wanted)])
+            behind = int(rows[seen])
+        # `shard:row` finds a document in the source again.
+        places = as_single_chunk(self.documents.column("row"))
+        ids = pc.binary_join_element_wise(pa.scalar(str(shard)), places.cast(pa.string()), ":")
+        return UnitResult(
+            shard,
+            rows=np.asarray(places),
+            num_tokens=np.diff(self.encoded.offsets) + 1,
+            text_bytes=self.sizes[self.wanted],
+            documents=self.documents.drop_columns(["row", "text"]).append_column("id", ids),
+            noted=self.noted,
+            skipped={why: rows[:seen][mask[:seen]] for why, mask in self.skipped.items()},
+            next_row=behind,
+        )
 
 
 class _Backpressure:

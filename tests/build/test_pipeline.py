@@ -1,6 +1,9 @@
 import threading
+from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -35,6 +38,49 @@ def test_the_texts_from_the_cursor_on_come_in_order_up_to_the_limit(shard: int, 
         kept = [text for text in texts if text][: None if limit is None else limit - sum(1 for _, t in expected if t)]
         expected += [*((place, text) for text in kept), (place, None)]
     assert made == expected
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.sampled_from(["Python", ""]))
+def test_units_with_an_upper_bound_follow_each_other(limit: int, per_batch: int, language: str):
+    """The result of a batch that the bound has cut says where the next unit begins; skipped rows count once."""
+    made = [document for text in TEXTS for document in (*documents(text), *documents("hidden", language="Rust"))]
+    languages = (language,) if language else ()
+    source = ListSource(tuple(made), per_shard=8, per_batch=per_batch, languages=languages)
+
+    def results(shard: int, row: int, bound: int | None) -> Iterator[tuple[list[str], dict[str, int], int | None]]:
+        """The documents of one unit, result by result, up to the one that reaches the bound."""
+        for place, batch in encoded_batches(source, TOKENIZER, shard, row, bound):
+            if place != shard or batch is None:
+                return
+            result = batch.result(shard)
+            assert result.num_tokens.tolist() == (np.diff(batch.encoded.offsets) + 1).tolist()
+            assert result.text_bytes.tolist() == [len(text) for text in batch.documents.column("text").to_pylist()]
+            assert result.documents.column("id").to_pylist() == [f"{shard}:{row}" for row in result.rows]
+            yield (
+                result.documents.column("id").to_pylist(),
+                {why: len(rows) for why, rows in result.skipped.items()},
+                result.next_row,
+            )
+            if bound is not None:
+                bound -= len(result.rows)
+                if not bound:
+                    return
+
+    for shard in range(len(source.shards)):
+        whole = [*results(shard, 0, None)]
+        ids: list[str] = []
+        skipped = Counter[str]()
+        row, rows = 0, len(source.documents[shard * 8 :][:8])
+        while row < rows:
+            before = row
+            for some, why, behind in results(shard, row, limit):
+                ids += some
+                skipped.update(why)
+                assert behind is not None
+                row = behind
+            assert row > before
+        assert ids == [name for some, _, _ in whole for name in some]
+        assert +skipped == +sum((Counter(why) for _, why, _ in whole), Counter())
 
 
 class Broken(ListSource):

@@ -1,0 +1,83 @@
+"""A unit of build work, and its result.
+
+A unit reads, screens and encodes some rows of one shard. It knows no other unit, no commit, and of the budget only an upper
+bound. So it can run in another process, or run again. Its result says of each document what the ledger needs to decide whether
+the document belongs into the store (see `ledger.py`). Both are plain values, without texts or tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from lightning_lance.format.layout import DataFileInfo
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A shard, or a row range of one.
+
+    Attributes:
+        shard: Place of the shard in the source.
+        row: First row.
+        end: Row after the last one; None for the rest of the shard.
+        max_documents: Documents after which no more are needed; None for no bound.
+        max_tokens: Tokens, EOS included, after which no more are needed; None for no bound.
+    """
+
+    shard: int
+    row: int = 0
+    end: int | None = None
+    max_documents: int | None = None
+    max_tokens: int | None = None
+
+
+class UnitFile(NamedTuple):
+    """A data file that a unit has written and nobody has committed.
+
+    Attributes:
+        fragment: Lance's description of it, as JSON.
+        path: Its path below `data/`.
+        info: Its size, its hashes, and the stream parts in it.
+    """
+
+    fragment: str
+    path: str
+    info: DataFileInfo
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What a unit found, or the first rows of one: n documents that passed its screening, and the rows that did not.
+
+    Attributes:
+        shard: Place of the shard.
+        rows: (n,) int64 rows of the documents, rising.
+        num_tokens: (n,) int64 tokens of each, EOS included.
+        text_bytes: (n,) int64 bytes of their texts.
+        documents: n rows: `language`, `id`, and the metadata; the columns that a forget rule may name.
+        noted: Remark to (n,) bool.
+        skipped: Reason to the rows left out for it, rising.
+        next_row: First row that was not read; None if that is not known, because there was no row.
+        ends_shard: Whether no row follows.
+        bad_shard: Why the rest of the shard is left out, if it is.
+        hashes: (n,) uint64 hashes of the texts, by which the ledger finds duplicates; None if there are none left to find.
+        files: The data files of the documents. None if whoever folds the result packs the documents, as the local build does.
+    """
+
+    shard: int
+    rows: np.ndarray
+    num_tokens: np.ndarray
+    text_bytes: np.ndarray
+    documents: pa.Table
+    noted: Mapping[str, np.ndarray] = field(default_factory=dict)
+    skipped: Mapping[str, np.ndarray] = field(default_factory=dict)
+    next_row: int | None = None
+    ends_shard: bool = False
+    bad_shard: Mapping[str, Any] | None = None
+    hashes: np.ndarray | None = None
+    files: tuple[UnitFile, ...] | None = None
