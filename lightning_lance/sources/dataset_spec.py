@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from lightning_lance.documents.batch import validate_columns
 from lightning_lance.documents.dedup import Dedup, check_dedup
@@ -40,6 +40,38 @@ _CHECKED_ELSEWHERE = (
     "max_retries",
     "timeout_seconds",
 )
+
+
+class SharedOptions(TypedDict, total=False):
+    """What any `DatasetSource` takes by name; see `DatasetSpec`."""
+
+    columns: Mapping[str, str]
+    revision: str | None
+    languages: Sequence[str]
+    language_column: str | None
+    extensions: Mapping[str, Sequence[str]] | None
+    where: Mapping[str, Sequence[Any]]
+    text_filter: TextFilter
+    shard_seed: int | None
+    dedup: Dedup
+    timeout_seconds: float
+    max_retries: int
+    on_bad_shard: str
+    name: str
+
+
+class FileOptions(SharedOptions, total=False):
+    """What a `DatasetSource` of files takes besides the files."""
+
+    val_files: Sequence[str | Path]
+    storage_options: Mapping[str, Any]
+    follow_links: bool
+
+
+class HubOptions(SharedOptions, total=False):
+    """What a `DatasetSource` of a Hub dataset takes besides its name, configuration and split."""
+
+    val_split: str | None
 
 
 @dataclass(frozen=True, repr=False)
