@@ -38,7 +38,7 @@ from lightning_lance.tokenization.pretrained import (
 )
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
 from lightning_lance.tokenization.tokenizer_json import differences, typed
-from lightning_lance.type_hints import as_text, check_arguments
+from lightning_lance.type_hints import as_text, check_arguments, check_no_loaded_tokenizer
 
 # Of a folder, on nearly all file systems.
 _LONGEST_NAME = 255
@@ -88,6 +88,7 @@ class TokenizerFile:
     eos_token: str | None = None
 
     def __post_init__(self) -> None:
+        check_no_loaded_tokenizer("tokenizer.path", self.path)
         object.__setattr__(self, "path", check_place("tokenizer.path", self.path, "my/tokenizer.json"))
         check_arguments(TokenizerFile, vars(self), "tokenizer.")
 
@@ -142,6 +143,7 @@ class PretrainedTokenizer:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        check_no_loaded_tokenizer("tokenizer.model", self.model)
         object.__setattr__(self, "model", check_place("tokenizer.model", self.model, "gpt2"))
         object.__setattr__(self, "revision", as_text(self.revision))
         check_arguments(PretrainedTokenizer, vars(self), "tokenizer.")
