@@ -48,7 +48,7 @@ class TextFilter:
         }
 
     def keep(self, texts: pa.Array) -> np.ndarray:
-        """Tell which texts pass, as (n,) bool. Null texts pass: they are counted elsewhere."""
+        """Return which texts pass, as (n,) bool. Null texts pass: they are counted elsewhere."""
         sizes = pc.binary_length(texts)
         kept = pc.greater_equal(sizes, self.min_bytes)
         if self.max_bytes is not None:

@@ -70,7 +70,7 @@ class DatasetSource(DatasetSpec):
         return cls(path, config=config, split=split, **options)
 
     def _part(self, val: bool) -> DatasetSource:
-        """Give the training or the validation documents as a source of their own."""
+        """Return the training or the validation documents as a source of their own."""
         split, files = (self.val_split or self.split, self.val_files) if val else (self.split, self.data_files)
         return replace(self, split=split, data_files=files, val_split=None, val_files=())
 

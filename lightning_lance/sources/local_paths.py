@@ -22,7 +22,7 @@ _VARIABLE = re.compile(r"\$\{?(\w+)")
 
 
 def is_local(path: str) -> bool:
-    """Tell whether a path or pattern is of this machine: no URL, or one that begins with `file://`."""
+    """Return whether a path or pattern is of this machine: no URL, or one that begins with `file://`."""
     return "://" not in path or path.startswith(_LOCAL_URLS)
 
 

@@ -70,7 +70,7 @@ class ByteTokenizer:
     """One token per byte; needs no file, and makes about four times as many tokens as a BPE."""
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
-        """See `TokenizerChoice.load`."""
+        """See `TokenizerConfig.load`."""
         return byte_tokenizer()
 
 
@@ -93,7 +93,7 @@ class TokenizerFile:
         check_arguments(TokenizerFile, vars(self), "tokenizer.")
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
-        """See `TokenizerChoice.load`."""
+        """See `TokenizerConfig.load`."""
         file = Path(self.path).expanduser()
         if file.is_dir():
             file = file / TOKENIZER
@@ -158,7 +158,7 @@ class PretrainedTokenizer:
         return quote(f"{self.model}@{self.revision or 'main'}", safe="@")
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
-        """See `TokenizerChoice.load`."""
+        """See `TokenizerConfig.load`."""
         given = Path(self.model).expanduser()
         if given.exists():
             file = given / TOKENIZER if given.is_dir() else given
@@ -186,7 +186,7 @@ class PretrainedTokenizer:
         return loaded.known_as([reading.digest] if reading.digest else [])
 
     def _is_shipped(self, kept: Path) -> bool:
-        """Tell whether what is kept is the repository's tokenizer.json; a warning says where it is known to be another one.
+        """Return whether what is kept is the repository's tokenizer.json; a warning says where it is known to be another one.
 
         Earlier versions kept what transformers made of it. That stays in use, since stores were made with it.
         """
@@ -346,7 +346,7 @@ class TrainedBPE:
         object.__setattr__(self, "train_bytes", whole_number("tokenizer.train_bytes", self.train_bytes))
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
-        """See `TokenizerChoice.load`."""
+        """See `TokenizerConfig.load`."""
         if source is None:
             raise ConfigError("A trained tokenizer needs the source that it is trained on: give a source.")
         recipe = json.dumps([source.identity(), self.vocab_size, self.train_bytes], sort_keys=True)
