@@ -37,7 +37,7 @@ class TextFilter:
             try:
                 pc.match_substring_regex(pa.array([""]), self.exclude)
             except pa.ArrowInvalid as error:
-                raise ConfigError(f"text_filter.exclude {self.exclude!r} is no RE2 expression: {error}.") from error
+                raise ConfigError(f"text_filter.exclude {self.exclude!r} is not an RE2 expression: {error}.") from error
 
     def identity(self) -> dict[str, Any]:
         """Describe what it leaves out; a text of no bytes is never stored."""

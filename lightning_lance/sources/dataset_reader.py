@@ -448,7 +448,7 @@ class OpenedDataset:
         name = self.shards[shard]
         self.trouble.bad_shards[shard] = {"shard": name, "row": row, "error": _brief(error)}
         _log.warning(
-            "Shard %r of source %r is no good from row %d on, and is left out from there: %s",
+            "Shard %r of source %r cannot be read from row %d on; the rest of it is left out: %s",
             name,
             self._source.name,
             row,

@@ -200,7 +200,7 @@ def _of_file_system(
     statuses = {getattr(cause, "status", None) for cause in causes(error)}
     if match := re.search(r"Protocol not known: ?(\S*)", text):
         return ConfigError(
-            f"Source {name!r} has files of {match[1] + '://'!r}, which is no protocol that is known here: check "
+            f"Source {name!r} has files of {match[1] + '://'!r}, which is not a known protocol: check "
             "source.data_files; local paths, hf://, s3://, https:// and others that fsspec knows can be read."
         )
     if "ImportError" in kinds or "ModuleNotFoundError" in kinds:

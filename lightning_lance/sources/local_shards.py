@@ -87,7 +87,7 @@ def check_format(path: str, files: Sequence[str]) -> None:
     for other in _FORMATS:
         if path in _FORMATS and path != other and all(file.endswith(_ENDINGS[other]) for file in files):
             raise ConfigError(
-                f"source.data_files finds {readable(files[0])!r}, which is no {_FORMATS[path]} by its name: use "
+                f"source.data_files finds {readable(files[0])!r}, which is not {_FORMATS[path]} by its name: use "
                 f"source={_OPTIONS[other]}."
             )
 
