@@ -373,7 +373,7 @@ class LanceDataModule(LightningDataModule):
         return TokenStore.open(next(iter(self._uris.values())), storage_options=self.storage_options)
 
     def train_dataloader(self) -> WindowLoader:
-        """Give the loader of the training windows, at the place where the last one, or the checkpoint, was."""
+        """Return the loader of the training windows, at the place where the last one, or the checkpoint, was."""
         state = self._loader.state_dict() if self._loader is not None else self._state
         if state is None and self._begins_again:
             _log.warning("This fit has another Trainer than the one before, so it begins at the first window again.")
@@ -507,7 +507,7 @@ class LanceDataModule(LightningDataModule):
         return stores
 
     def _adopt(self, state: dict[str, Any], stores: Mapping[str, TokenStore]) -> None:
-        """Let the next loader go on from a state, and read the stores as they were then."""
+        """Make the next loader continue from a state, and read the stores as they were then."""
         self._state = state
         for name, store in stores.items():
             self._tell_growth(self._stores[name], store)
@@ -516,7 +516,7 @@ class LanceDataModule(LightningDataModule):
                 self._keep(name)
 
     def _try(self, state: Mapping[str, Any], stores: Mapping[str, TokenStore]) -> None:
-        """Refuse a state that the train loader, which is made later, would refuse."""
+        """Check that the train loader, which is made later, will take a state."""
         training = self._training
         served: dict[str, Any] = {"where": self._serving["where"] or {}, "mix": training["mix"] or {}}
         served |= {"order": training["order"], "shuffle_block": training["shuffle_block"]}

@@ -11,14 +11,14 @@ import math
 import os
 import types
 from collections.abc import Callable, Iterable, KeysView, Mapping, Sequence, Set, ValuesView
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from lightning_lance.errors import LARGEST, ConfigError, described
-from lightning_lance.messages.redaction import is_secret_name
+from lightning_lance.messages.redaction import is_secret_name, redacted
 
 # Kind of an annotation: what it takes, and in words. A bool is a number in Python, and a number may be meant as text: the
 # command line makes one of a commit that has digits only.
@@ -166,8 +166,12 @@ def _in_words(kind: Any) -> str:
 def _hint(value: Any) -> str:
     if isinstance(value, type):
         return f"; make an object of it, as in {value.__name__}(...)"
-    if inspect.isfunction(value) or inspect.isbuiltin(value):
-        return f"; call it, as in {value.__name__}(...)"
+    if isinstance(value, partial) or getattr(value, "__name__", None) == "<lambda>":
+        return "; call it"
+    if inspect.isroutine(value):
+        # A class method is called with its class.
+        name = value.__name__ if "<locals>" in value.__qualname__ else value.__qualname__
+        return f"; call it, as in {name}(...)"
     return ""
 
 
@@ -180,12 +184,145 @@ def as_text(value: Any) -> Any:
     return value
 
 
-def check_object(name: str, value: Any, methods: Sequence[str], such: str) -> None:
-    """Refuse what is no object with some methods: a class, a function that was not called, or another library's object.
+# What people have at hand in place of what is expected, by the library that it is of.
+_SAVED_TOKENIZER = {
+    "tokenizers": "save it, as in tokenizer.save('tokenizer.json'), and use TokenizerFile('tokenizer.json')",
+    "transformers": (
+        "save it, as in tokenizer.save_pretrained('folder'), and use TokenizerFile('folder'), or use "
+        "PretrainedTokenizer(name) for one of the Hub"
+    ),
+}
+_SAVED_DOCUMENTS = (
+    "save it, as in dataset.to_parquet('x.parquet'), and use DatasetSource.parquet(['x.parquet']), or use "
+    "DatasetSource.hub(name) for one of the Hub"
+)
+_SOURCES = "expected an object such as DatasetSource.parquet([...]), DatasetSource.hub(name) or FilesSource([...])"
+_TOKENIZERS = (
+    "expected an object such as PretrainedTokenizer('gpt2'), TokenizerFile('tokenizer.json') or TrainedBPE(8192)"
+)
+_SOURCE_METHODS = ("open", "identity", "wanted", "has_validation")
+_TOKENIZER_METHODS = ("load",)
+
+
+def check_source(value: Any) -> None:
+    """Check that a value can be a source.
 
     Raises:
-        ConfigError: Saying what it is.
+        ConfigError: Saying what it is, and what to write.
     """
-    is_object = not isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType))
-    if not is_object or not all(hasattr(value, method) for method in methods):
-        raise ConfigError(f"{name} is {described(value)}: expected an object such as {such}{_hint(value)}.")
+    if _is_object_with(value, _SOURCE_METHODS):
+        return
+    if isinstance(value, (str, Path)):
+        cure = "pass files as a list to DatasetSource.parquet, .jsonl or FilesSource, or a name to DatasetSource.hub"
+    elif "datasets" in _libraries(value):
+        cure = _SAVED_DOCUMENTS
+    elif _is_object_with(value, ("streams", "commit")):
+        cure = "a store needs no source; serve it by LanceDataModule(None, None, ..., uri=store.uri)"
+    elif _is_object_with(value, _TOKENIZER_METHODS):
+        cure = "the source comes first, then the tokenizer"
+    else:
+        cure = _SOURCES + _hint_for(value, _SOURCE_METHODS)
+    raise _of_wrong_kind("source", value, cure)
+
+
+def check_tokenizer(value: Any) -> None:
+    """Check that a value can be a choice of a tokenizer.
+
+    Raises:
+        ConfigError: Saying what it is, and what to write.
+    """
+    if _is_object_with(value, _TOKENIZER_METHODS):
+        return
+    check_no_loaded_tokenizer("tokenizer", value)
+    if isinstance(value, (str, Path)):
+        shown = _shown(value)
+        cure = f"use PretrainedTokenizer({shown}) for a model, or TokenizerFile({shown}) for a tokenizer.json"
+    elif _is_object_with(value, _SOURCE_METHODS):
+        cure = "the source comes first, then the tokenizer"
+    else:
+        cure = _TOKENIZERS + _hint_for(value, _TOKENIZER_METHODS)
+    raise _of_wrong_kind("tokenizer", value, cure)
+
+
+def check_no_loaded_tokenizer(name: str, value: Any) -> None:
+    """Check that a value is not an object or class of a tokenizer library, which no fingerprint can name.
+
+    Raises:
+        ConfigError: Saying how to save it.
+    """
+    found = _libraries(value) & _SAVED_TOKENIZER.keys()
+    if not found:
+        return
+    if inspect.isclass(value):
+        raise _of_wrong_kind(name, value, "use PretrainedTokenizer(name), or TokenizerFile(path) for a tokenizer.json")
+    # `transformers` wraps objects of `tokenizers`, so its cure is the one for both.
+    cure = _SAVED_TOKENIZER["transformers" if "transformers" in found else "tokenizers"]
+    raise _of_wrong_kind(name, value, cure)
+
+
+def not_a_store(name: str, value: Any) -> ConfigError:
+    """Return the error for a value that is given in place of an open token store."""
+    if isinstance(value, (str, Path)):
+        cure = f"open it first, as in TokenStore.open({_shown(value)})"
+    elif "lance" in _libraries(value) and not inspect.isclass(value):
+        cure = "open it as a token store, as in TokenStore.open(dataset.uri)"
+    elif isinstance(value, type) and value.__name__ == "TokenStore":
+        cure = "open a store, as in TokenStore.open(uri)"
+    elif _is_object_with(value, _SOURCE_METHODS):
+        cure = "build a store of it first, as in prepare(source, tokenizer)"
+    else:
+        cure = f"expected a TokenStore, as TokenStore.open(uri) and prepare(...) return it{_hint_for(value, ())}"
+    return _of_wrong_kind(name, value, cure)
+
+
+def not_opened(value: Any) -> ConfigError:
+    """Return the error for a token store that is made by its constructor."""
+    shown = _shown(value) if isinstance(value, (str, Path)) else "uri"
+    return ConfigError(f"TokenStore(...) opens nothing: use TokenStore.open({shown}).")
+
+
+def not_a_place(name: str, value: Any) -> ConfigError:
+    """Return the error for a value that is given in place of the path or URL of a token store."""
+    if _is_object_with(value, ("streams", "commit")):
+        cure = "it is open already"
+    elif "lance" in _libraries(value) and not inspect.isclass(value):
+        cure = "give its place, dataset.uri"
+    else:
+        cure = f"expected a place, such as data/mine.lance{_hint_for(value, None)}"
+    return _of_wrong_kind(name, value, cure)
+
+
+def _is_object_with(value: Any, methods: Sequence[str]) -> bool:
+    is_object = not isinstance(value, (type, types.ModuleType)) and not inspect.isroutine(value)
+    return is_object and all(hasattr(value, method) for method in methods)
+
+
+def _libraries(value: Any) -> set[str]:
+    """Return the top packages of the classes of an object, or of a class."""
+    kind = value if inspect.isclass(value) else type(value)
+    return {base.__module__.partition(".")[0] for base in kind.__mro__ if isinstance(base.__module__, str)}
+
+
+def _hint_for(value: Any, methods: Sequence[str] | None) -> str:
+    """Return how to make an object of a class or function; nothing for a class whose objects would not do."""
+    if isinstance(value, type) and (not methods or not all(hasattr(value, method) for method in methods)):
+        return ""
+    return _hint(value)
+
+
+def _of_wrong_kind(name: str, value: Any, cure: str) -> ConfigError:
+    # Some libraries' objects are dicts, which would be shown whole.
+    library = _libraries(value) - {"builtins", "abc", "typing", "collections"}
+    plain = inspect.isclass(value) or inspect.isroutine(value) or not library
+    shown = described(value) if plain or isinstance(value, Path) else _type_of(value)
+    return ConfigError(f"{name} is {shown}: {cure}.")
+
+
+def _type_of(value: Any) -> str:
+    return f"of type {type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+
+
+def _shown(value: str | Path) -> str:
+    """Return a path or name as it is spelled in Python, without its secrets."""
+    shown = redacted(repr(os.fspath(value)))
+    return shown if len(shown) <= 100 else f"{shown[:100]}..."

@@ -46,7 +46,7 @@ from lightning_lance.process.locks import Lease
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.configs import TokenizerConfig
-from lightning_lance.type_hints import check_arguments, check_object
+from lightning_lance.type_hints import check_arguments, check_source, check_tokenizer
 
 _log = logger(__name__)
 
@@ -305,13 +305,13 @@ def _cause(error: Exception, uri: str) -> Exception:
 
 
 def check_build(source: Any, tokenizer: Any) -> None:
-    """Refuse what is no source or no tokenizer: a class, a function, a path, an object of another library.
+    """Check that these can be a source and a tokenizer.
 
     Raises:
-        ConfigError: Saying what it is.
+        ConfigError: Saying what they are instead, and what to write.
     """
-    check_object("source", source, ("open", "identity", "wanted", "has_validation"), "DatasetSource(...)")
-    check_object("tokenizer", tokenizer, ("load",), "ByteChoice()")
+    check_source(source)
+    check_tokenizer(tokenizer)
 
 
 def check_origin(

@@ -152,7 +152,12 @@ def help_of(
     try:
         with initialize_config_module(_CONF, version_base="1.3"), without_secrets(arguments):
             config: Any = OmegaConf.to_container(compose("config", overrides=_filled(arguments)), resolve=False)
-            options = {group: GlobalHydra.instance().config_loader().get_group_options(group) for group in groups}
+            loader = GlobalHydra.instance().config_loader()
+            options = {
+                # `_base` is what others begin with, and no option.
+                group: [name for name in loader.get_group_options(group) if not name.startswith("_")]
+                for group in groups
+            }
     except (HydraException, OmegaConfBaseException) as error:
         fail(redacted(_one_sentence(error, None)))
     except ValueError as error:

@@ -77,7 +77,7 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
 
 
 def check_text(schema: pa.Schema, name: str, where: str) -> None:
-    """Refuse columns of which none is the text.
+    """Check that one of the columns is the text.
 
     Args:
         schema: Of the shard.
@@ -109,7 +109,7 @@ _RESERVED = {"row", "id", "offset", "hash", "language", "tokens", "split", "not_
 
 
 def validate_columns(columns: Mapping[str, str], where: str) -> None:
-    """Refuse words for columns that cannot be.
+    """Check the words for columns.
 
     Raises:
         ConfigError: If it is no mapping, `text` is missing, or a word is one that the store has already.
@@ -214,7 +214,7 @@ def _valid(columns: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], np.nda
 
 
 def next_row(batch: pa.Table) -> int | None:
-    """Tell the row after those that a document batch stands for, with the ones that were not wanted; None if it does not tell.
+    """Return the row after those that a document batch stands for, unwanted ones included; None if it does not say.
 
     A source may go on for hours without a document that is wanted: its cursor moves all the same.
     """

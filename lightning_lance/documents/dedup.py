@@ -20,7 +20,7 @@ _GROWTH = 4
 
 
 def check_dedup(dedup: str) -> None:
-    """Refuse a way of de-duplication that there is not.
+    """Check that a way of de-duplication exists.
 
     Raises:
         ConfigError: If it is neither `none` nor `exact`.

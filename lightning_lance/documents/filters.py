@@ -111,23 +111,23 @@ class Condition(Protocol):
         ...
 
     def mask(self, values: pa.Array, where: str) -> np.ndarray:
-        """Tell which values of a column fulfil it, as (n,) bool; `where` names the shard, for messages."""
+        """Return which values of a column fulfil it, as (n,) bool; `where` names the shard, for messages."""
         ...
 
     def check(self, kind: pa.DataType, where: str) -> None:
-        """Refuse a column of a type that it cannot be asked of. UnfitShard if so."""
+        """Check that it can be asked of the type of a column. UnfitShard if not."""
         ...
 
     def mask_of_words(self, words: pa.Array) -> np.ndarray:
-        """Tell the same of values out of JSON, none of them a list, as they are `spelled`."""
+        """Return the same of values out of JSON, none of them a list, as they are `spelled`."""
         ...
 
     def keeps(self, value: Any) -> bool:
-        """Tell whether a value out of a line of JSON fulfils it."""
+        """Return whether a value out of a line of JSON fulfils it."""
         ...
 
     def possible(self, kind: pa.DataType, statistics: Statistics | None, rows: int | None) -> bool:
-        """Tell from statistics whether a value may fulfil it. `rows`: of a column without lists and structs, else None."""
+        """Return from statistics whether a value may fulfil it. `rows`: of a column without lists and structs, else None."""
         ...
 
 
@@ -285,7 +285,7 @@ class RowFilter:
         return list(dict.fromkeys(condition.column for condition in self.conditions))
 
     def check(self, schema: pa.Schema, where: str) -> None:
-        """Refuse columns of types that it cannot be asked of.
+        """Check that it can be asked of the types of some columns.
 
         Args:
             schema: Of the source.
@@ -308,7 +308,7 @@ class RowFilter:
         return table if passes.all() else table.filter(pa.array(passes))
 
     def keeps(self, value_of: Callable[[str], Any]) -> bool:
-        """Tell whether a line of JSON passes; `value_of` gives its value of a column."""
+        """Return whether a line of JSON passes; `value_of` gives its value of a column."""
         return all(condition.keeps(value_of(condition.column)) for condition in self.conditions)
 
 
@@ -347,7 +347,7 @@ def _is_exact(number: int) -> bool:
 
 
 def _within(values: Iterable[Any], statistics: Statistics) -> bool:
-    """Tell whether one of some values may lie between the least and the largest. True where they cannot be compared."""
+    """Return whether one of some values may lie between the least and the largest. True where they cannot be compared."""
     try:
         low, high = statistics.min, statistics.max
         # Statistics say nothing of what is no number; the largest text may be its beginning only.
@@ -374,7 +374,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _is_comparable(value: Any, kind: pa.DataType) -> bool:
-    """Tell whether values of a type can be compared with one: all numbers with numbers, whether or not they fit."""
+    """Return whether values of a type can be compared with one: all numbers with numbers, whether or not they fit."""
     if _is_number(kind):
         return _number(value) is not None
     return bool(_in_type(value, kind))

@@ -48,7 +48,7 @@ CODE_EXTENSIONS: dict[str, list[str]] = {
 
 
 def code_extensions(**changes: Sequence[str]) -> dict[str, Sequence[str]]:
-    """Give the extensions of the languages of github-code, with changes: `code_extensions(Zig=[".zig"])`."""
+    """Return the extensions of the languages of github-code, with changes: `code_extensions(Zig=[".zig"])`."""
     return {**CODE_EXTENSIONS, **changes}
 
 
@@ -60,7 +60,7 @@ _TAIL = r"(?P<tail>\.[^./\\]+|[^./\\]+)$"
 
 
 def check_languages(wanted: Sequence[str], known: Sequence[str], where: str) -> None:
-    """Refuse languages that a source or a store does not have.
+    """Check that a source or a store has some languages.
 
     Args:
         wanted: Languages that the user asked for; empty means all of them.
@@ -82,7 +82,7 @@ def check_languages(wanted: Sequence[str], known: Sequence[str], where: str) -> 
 
 
 def check_extensions(extensions: Mapping[str, Sequence[str]]) -> None:
-    """Refuse a map in which two languages claim one extension.
+    """Check that no two languages claim one extension.
 
     Raises:
         ConfigError: Naming both.
@@ -97,7 +97,7 @@ def check_extensions(extensions: Mapping[str, Sequence[str]]) -> None:
 
 
 def language_of_path(paths: pa.ChunkedArray | pa.Array, extensions: Mapping[str, Sequence[str]]) -> pa.Array:
-    """Tell the language of each path by its extension (or whole file name), `Other` where the map has none.
+    """Return the language of each path by its extension (or whole file name), `Other` where the map has none.
 
     Args:
         paths: Strings, such as `src/main.rs`; null counts as `Other`.
@@ -159,7 +159,7 @@ def _part_pattern(part: str, first: bool) -> str:
 
 
 def folder_language(shard: str, templates: Sequence[str]) -> str:
-    """Tell the language of a shard from the place of `{language}` in the template that its URL matches.
+    """Return the language of a shard from the place of `{language}` in the template that its URL matches.
 
     Args:
         shard: URL of a shard, such as `hf://datasets/a/b@1f/data/python/train-0.parquet`.

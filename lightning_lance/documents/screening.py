@@ -19,7 +19,7 @@ from lightning_lance.errors import ConfigError, described, is_count
 
 
 def skip_reasons(batch: pa.Table, sizes: np.ndarray, long: LongDocuments) -> dict[str, np.ndarray]:
-    """Tell which documents are left out, and why.
+    """Return which documents are left out, and why.
 
     Args:
         batch: A document batch.
@@ -43,7 +43,7 @@ def skip_reasons(batch: pa.Table, sizes: np.ndarray, long: LongDocuments) -> dic
 
 
 def flags_of(documents: pa.Table, special: Sequence[str], long: LongDocuments) -> dict[str, np.ndarray]:
-    """Tell what is remarkable about documents that are kept.
+    """Return what is remarkable about documents that are kept.
 
     Args:
         documents: Rows of a document batch, none of them null.

@@ -21,7 +21,7 @@ FORGOTTEN = "forgotten"
 
 
 def check_val_fraction(val_fraction: float) -> None:
-    """Refuse a share that is none.
+    """Check that a value is a share.
 
     Raises:
         ConfigError: If it is not in [0, 1).
@@ -34,7 +34,7 @@ def check_val_fraction(val_fraction: float) -> None:
 
 
 def split_codes(groups: pa.Array, val_fraction: float) -> np.ndarray:
-    """Tell the split of each document.
+    """Return the split of each document.
 
     Args:
         groups: (n,) string or large_string group keys, no nulls.
@@ -49,7 +49,7 @@ def split_codes(groups: pa.Array, val_fraction: float) -> np.ndarray:
 
 
 def splits_of(documents: pa.Table, val_fraction: float) -> np.ndarray:
-    """Tell the split of each document of a batch (see documents.py; without null texts), as (n,) int8 places in `SPLITS`.
+    """Return the split of each document of a batch (see documents.py; without null texts), as (n,) int8 places in `SPLITS`.
 
     Args:
         documents: With `text`, and `repo` or `split` where there is one.

@@ -37,7 +37,7 @@ class TextFilter:
             try:
                 pc.match_substring_regex(pa.array([""]), self.exclude)
             except pa.ArrowInvalid as error:
-                raise ConfigError(f"text_filter.exclude {self.exclude!r} is no RE2 expression: {error}.") from error
+                raise ConfigError(f"text_filter.exclude {self.exclude!r} is not an RE2 expression: {error}.") from error
 
     def identity(self) -> dict[str, Any]:
         """Describe what it leaves out; a text of no bytes is never stored."""
@@ -48,7 +48,7 @@ class TextFilter:
         }
 
     def keep(self, texts: pa.Array) -> np.ndarray:
-        """Tell which texts pass, as (n,) bool. Null texts pass: they are counted elsewhere."""
+        """Return which texts pass, as (n,) bool. Null texts pass: they are counted elsewhere."""
         sizes = pc.binary_length(texts)
         kept = pc.greater_equal(sizes, self.min_bytes)
         if self.max_bytes is not None:

@@ -167,14 +167,14 @@ def _field(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def _dotted(name: str) -> list[str]:
-    """Give all parts of a name that have a dot: an object may have one of them for a key."""
+    """Return all parts of a name that have a dot: an object may have one of them for a key."""
     parts = name.split(".")
     places = range(len(parts))
     return [".".join(parts[low : high + 1]) for low in places for high in places[low + 1 :]]
 
 
 def _as_keys(name: str) -> list[bytes]:
-    """Give the ways in which a key is written in JSON."""
+    """Return the ways in which a key is written in JSON."""
     return [json.dumps(name, ensure_ascii=ascii_only).encode("utf-8", "replace") for ascii_only in (True, False)]
 
 
@@ -229,7 +229,7 @@ def type_of(values: Sequence[Any]) -> str:
 
 
 def rows_of(block: bytes) -> list[bytes]:
-    """Give the lines of a block that are rows, without the white space around them."""
+    """Return the lines of a block that are rows, without the white space around them."""
     return [line for line in (line.strip(SPACE) for line in block.split(b"\n")) if line]
 
 

@@ -93,7 +93,7 @@ class LinesShard:
         self._compressed = self._name.endswith((".gz", ".zst"))
 
     def columns(self, wanted: Sequence[str], text: str | None = None) -> list[str]:
-        """Give the names of its columns, as far as needed to see those that are wanted, in some MB at most.
+        """Return the names of its columns, as far as needed to see those that are wanted, in some MB at most.
 
         Args:
             wanted: Columns, or fields of objects in them.

@@ -168,7 +168,7 @@ class ParquetShard:
                 first += len(table)
 
     def _groups(self, filters: RowFilter | None) -> list[int]:
-        """Give the row groups in which the filter may let a row through, by their statistics."""
+        """Return the row groups in which the filter may let a row through, by their statistics."""
         groups = range(self._file.num_row_groups)
         conditions = () if filters is None else filters.conditions
         return [group for group in groups if all(self._possible(group, condition) for condition in conditions)]
@@ -187,7 +187,7 @@ class ParquetShard:
         return condition.possible(kind, column.statistics, rows)
 
     def _leaves(self, columns: Sequence[str]) -> list[int]:
-        """Give the places of the leaves of some columns among those of the file, without those that are not there."""
+        """Return the places of the leaves of some columns among those of the file, without those that are not there."""
         ways = [steps for steps in (steps_to(self.schema, name) for name in columns) if steps is not None]
         return sorted({leaf for steps in ways for leaf in leaves(self.schema, steps)})
 
@@ -217,7 +217,7 @@ class ParquetShard:
             yield table if filters is None else filters.passing(table, self.name)
 
     def _ranges(self, group: int, found: Sequence[int]) -> list[tuple[int, int]]:
-        """Give the places of a row group's columns in the file, neighbours joined."""
+        """Return the places of a row group's columns in the file, neighbours joined."""
         described = self._file.metadata.row_group(group)
         ranges = []
         for i in found:
@@ -231,7 +231,7 @@ class ParquetShard:
 
 
 def _is_coded_text(kind: pa.DataType) -> bool:
-    """Tell whether a column is of strings that are kept as numbers, as pandas and Polars write categories."""
+    """Return whether a column is of strings that are kept as numbers, as pandas and Polars write categories."""
     if not pa.types.is_dictionary(kind):
         return False
     return bool(pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))

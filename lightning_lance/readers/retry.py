@@ -215,7 +215,7 @@ def _asked(headers: Mapping[str, str]) -> float | None:
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """Give an error and what it came from, the error first."""
+    """Return an error and what it came from, the error first."""
     found: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in found:
@@ -225,7 +225,7 @@ def causes(error: BaseException) -> list[BaseException]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether the same may work later: the network, a server, or a disk that answers badly."""
+    """Return whether the same may work later: the network, a server, or a disk that answers badly."""
     found = causes(error)
     if any(kind.__name__ in _NEVER for cause in found for kind in type(cause).__mro__):
         return False
@@ -249,7 +249,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _of_network(error: BaseException) -> BaseException:
-    """Give the cause that is the network's: some libraries say that a file is not found where its server is not."""
+    """Return the cause that is the network's: some libraries say that a file is not found where its server is not."""
     for cause in causes(error):
         if {kind.__name__ for kind in type(cause).__mro__} & _NETWORK:
             return cause
@@ -257,7 +257,7 @@ def _of_network(error: BaseException) -> BaseException:
 
 
 def is_bad_data(error: BaseException) -> bool:
-    """Tell whether it is what was read that is wrong: no such format, cut off, or garbled."""
+    """Return whether it is what was read that is wrong: no such format, cut off, or garbled."""
     return any(
         isinstance(cause, _BAD_DATA)
         # Arrow and gzip tell of garbled bytes by an OSError that knows no errno; of JSON, `ValueError`.
@@ -270,5 +270,5 @@ def is_bad_data(error: BaseException) -> bool:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Tell whether a server has answered, or access is denied; s3fs says that without an errno."""
+    """Return whether a server has answered, or access is denied; s3fs says that without an errno."""
     return getattr(error, "response", None) is not None or isinstance(error, PermissionError)

@@ -14,7 +14,7 @@ from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.selection import WindowSelection, warn_of_unserved_text
 from lightning_lance.store.token_store import TokenStore
-from lightning_lance.type_hints import check_arguments
+from lightning_lance.type_hints import check_arguments, not_a_store
 
 
 class TokenWindows(torch.utils.data.Dataset[Batch]):
@@ -34,7 +34,9 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
     """
 
     def __init__(self, store: TokenStore, context_length: int, split: str = "train", **batch: Any) -> None:
-        check_arguments(TokenWindows, {"store": store, "split": split})
+        if not isinstance(store, TokenStore):
+            raise not_a_store("store", store)
+        check_arguments(TokenWindows, {"split": split})
         if batch.get("cu_seqlens"):
             raise ConfigError("cu_seqlens go over a batch, and TokenWindows gives single windows: use a WindowLoader.")
         split = one_of("split", split, SPLITS)

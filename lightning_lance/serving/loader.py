@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, NoReturn, get_args
 import numpy as np
 import torch
 
-from lightning_lance.errors import ConfigError, StoreError, flag, integer, one_of, whole_number, word
+from lightning_lance.errors import ConfigError, StoreError, described, flag, integer, one_of, whole_number, word
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
 from lightning_lance.process.ranks import check_ranks_agree
@@ -27,6 +27,7 @@ from lightning_lance.serving.order import Order
 from lightning_lance.serving.selection import WindowSelection, warn_of_unserved_text
 from lightning_lance.serving.states import checked_state
 from lightning_lance.store.token_store import TokenStore
+from lightning_lance.type_hints import not_a_store
 
 _log = logger(__name__)
 
@@ -441,11 +442,12 @@ def _submit(
 
 def _named_stores(store: Any) -> dict[str, TokenStore]:
     stores = {"": store} if isinstance(store, TokenStore) else store
-    if not isinstance(stores, Mapping):
-        raise ConfigError(
-            f"store is {store!r}: expected a TokenStore, as TokenStore.open gives it, or name to store for several."
-        )
+    # Splits of `datasets` come as a mapping too.
+    if not isinstance(stores, Mapping) or type(stores).__module__.startswith("datasets."):
+        raise not_a_store("store", stores)
     for name, value in stores.items():
-        if not isinstance(name, str) or not isinstance(value, TokenStore):
-            raise ConfigError(f"store has {name!r}: {value!r}, expected names of stores as TokenStore.open gives them.")
+        if not isinstance(name, str):
+            raise ConfigError(f"store has the name {described(name)}: expected text.")
+        if not isinstance(value, TokenStore):
+            raise not_a_store(f"store[{name!r}]", value)
     return {word(name): value for name, value in stores.items()}

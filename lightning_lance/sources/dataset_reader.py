@@ -107,7 +107,7 @@ def listing(source: DatasetSpec, pin: Mapping[str, Any], reading: bool = False) 
 
 
 def _language(source: DatasetSpec, local: LocalShards, file: str) -> str:
-    """Tell the language of a file by the place of `{language}`, which all patterns have to have then."""
+    """Return the language of a file by the place of `{language}`, which all patterns have to have then."""
     if file in local.languages:
         return local.languages[file]
     if is_local(file):
@@ -231,7 +231,7 @@ class OpenedDataset:
         return SourceError(f"{error}; set source.columns.") if error.of_text else ConfigError(f"{error}.")
 
     def _present(self, shard: int) -> list[str]:
-        """Give the names of the columns of a shard, none if it has no rows to tell them.
+        """Return the names of the columns of a shard, none if it has no rows to tell them.
 
         Raises:
             UnfitShard: If one cannot be read as it is to be.
@@ -448,7 +448,7 @@ class OpenedDataset:
         name = self.shards[shard]
         self.trouble.bad_shards[shard] = {"shard": name, "row": row, "error": _brief(error)}
         _log.warning(
-            "Shard %r of source %r is no good from row %d on, and is left out from there: %s",
+            "Shard %r of source %r cannot be read from row %d on; the rest of it is left out: %s",
             name,
             self._source.name,
             row,
@@ -506,7 +506,7 @@ class OpenedDataset:
 
 
 def _check_lengths(languages: pa.Array, column: str, file: str) -> None:
-    """Refuse what cannot be a language, since each block of a stream names its own."""
+    """Check that a value can be a language, since each block of a stream names its own."""
     longest = pc.max(pc.binary_length(languages)).as_py() or 0
     if longest > _LONGEST_LANGUAGE:
         raise SourceError(
@@ -522,7 +522,7 @@ def _joined(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _are_lines(config: Any, files: Sequence[str]) -> bool:
-    """Tell whether files are JSON Lines by their names and the options of their builder."""
+    """Return whether files are JSON Lines by their names and the options of their builder."""
     options = [getattr(config, name, "none") for name in ("field", "encoding_errors", "features")]
     plain = options == [None] * 3 and config.encoding.lower() in ("utf-8", "utf8")
     return plain and all(file.endswith(ENDINGS) and (is_local(file) or "::" not in file) for file in files)

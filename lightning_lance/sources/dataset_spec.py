@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from lightning_lance.documents.batch import validate_columns
 from lightning_lance.documents.dedup import Dedup, check_dedup
@@ -40,6 +40,38 @@ _CHECKED_ELSEWHERE = (
     "max_retries",
     "timeout_seconds",
 )
+
+
+class SharedOptions(TypedDict, total=False):
+    """What any `DatasetSource` takes by name; see `DatasetSpec`."""
+
+    columns: Mapping[str, str]
+    revision: str | None
+    languages: Sequence[str]
+    language_column: str | None
+    extensions: Mapping[str, Sequence[str]] | None
+    where: Mapping[str, Sequence[Any]]
+    text_filter: TextFilter
+    shard_seed: int | None
+    dedup: Dedup
+    timeout_seconds: float
+    max_retries: int
+    on_bad_shard: str
+    name: str
+
+
+class FileOptions(SharedOptions, total=False):
+    """What a `DatasetSource` of files takes besides the files."""
+
+    val_files: Sequence[str | Path]
+    storage_options: Mapping[str, Any]
+    follow_links: bool
+
+
+class HubOptions(SharedOptions, total=False):
+    """What a `DatasetSource` of a Hub dataset takes besides its name, configuration and split."""
+
+    val_split: str | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,7 +172,7 @@ class DatasetSpec:
             )
 
     def _check_kinds(self) -> None:
-        """Refuse values of another kind; paths, and names of digits only, become text."""
+        """Check the kinds of the values; paths, and names of digits only, become text."""
         for name in ("path", "config", "revision"):
             object.__setattr__(self, name, as_text(getattr(self, name)))
         if not isinstance(self.where, Mapping):
@@ -179,7 +211,7 @@ class DatasetSpec:
         return tuple(sorted(word for word in self.columns if word != "text"))
 
     def naming(self, columns: Collection[str]) -> str:
-        """Tell which keys name some columns of the source."""
+        """Return which keys name some columns of the source."""
         keys: dict[str, Collection[str | None]] = {
             "source.columns": self.columns.values(),
             "source.language_column": [self.language_column],
@@ -217,12 +249,12 @@ class DatasetSpec:
         return RetryPolicy(self.name, self.max_retries, self.timeout_seconds)
 
     def repositories(self) -> dict[str, tuple[str, str | None]]:
-        """Give the Hub repositories of `data_files` as they are spelled there, each with its name and its revision."""
+        """Return the Hub repositories of `data_files` as they are spelled there, each with its name and its revision."""
         matches = [match for match in map(HUB_FILE.match, self._data_files) if match]
         return {match["key"]: (match["repo"], match["revision"] or self.revision) for match in matches}
 
     def patterns(self, commits: Mapping[str, str], fill: bool = True) -> list[str]:
-        """Give the globs.
+        """Return the globs.
 
         Args:
             commits: Hub repository, as `data_files` spell it, to the commit to read it at.
@@ -237,7 +269,7 @@ class DatasetSpec:
         return patterns
 
     def filled(self) -> list[tuple[str | None, str, str | None]]:
-        """Give the globs, each with the template that it comes from and the language that fills it, if there are any."""
+        """Return the globs, each with the template that it comes from and the language that fills it, if there are any."""
         made: list[tuple[str | None, str, str | None]] = []
         for pattern in self._data_files:
             if "{language}" not in pattern:
@@ -262,7 +294,7 @@ class DatasetSpec:
         return options
 
     def filters(self) -> RowFilter | None:
-        """Give the row filter that the reader applies, None for none."""
+        """Return the row filter that the reader applies, None for none."""
         conditions: list[Condition] = [OneOf(column, tuple(values)) for column, values in sorted(self.where.items())]
         if self.languages and self.language_column:
             conditions.append(SpelledAs(self.language_column, tuple(self.wanted)))

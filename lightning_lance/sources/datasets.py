@@ -3,26 +3,74 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lightning_lance.documents.filters import plain_value
 from lightning_lance.messages.redaction import public_url
 from lightning_lance.sources.dataset_reader import OpenedDataset, identified_listing
-from lightning_lance.sources.dataset_spec import DatasetSpec
+from lightning_lance.sources.dataset_spec import DatasetSpec, FileOptions, HubOptions
 from lightning_lance.sources.source import OpenedSource
 from lightning_lance.sources.validation import WithValidation, check_apart
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class DatasetSource(DatasetSpec):
     """Documents that `datasets` streams as Arrow batches: nothing is downloaded whole, and no Python rows are made.
 
-    `DatasetSpec` describes what it takes.
+    Make one with `DatasetSource.parquet`, `.jsonl` or `.hub`. `DatasetSpec` describes the options. The constructor takes any
+    other file format of `datasets` as well.
     """
 
+    @classmethod
+    def parquet(cls, files: Sequence[str | Path], **options: Unpack[FileOptions]) -> DatasetSource:
+        """Return a source of Parquet files.
+
+        Args:
+            files: Files, folders and globs, local or with a protocol (`hf://datasets/...`, `s3://...`).
+            **options: See `DatasetSpec`.
+
+        Raises:
+            ConfigError: If a value cannot be used.
+        """
+        return cls("parquet", data_files=files, **options)
+
+    @classmethod
+    def jsonl(cls, files: Sequence[str | Path], **options: Unpack[FileOptions]) -> DatasetSource:
+        """Return a source of JSON Lines files, plain or compressed as `.gz` or `.zst`.
+
+        Args:
+            files: Files, folders and globs, local or with a protocol (`hf://datasets/...`, `s3://...`).
+            **options: See `DatasetSpec`.
+
+        Raises:
+            ConfigError: If a value cannot be used.
+        """
+        return cls("json", data_files=files, **options)
+
+    @classmethod
+    def hub(
+        cls, path: str, *, config: str | None = None, split: str = "train", **options: Unpack[HubOptions]
+    ) -> DatasetSource:
+        """Return a source of a dataset of the Hugging Face Hub that is stored as files.
+
+        Args:
+            path: Name of the dataset, such as `HuggingFaceFW/fineweb`.
+            config: Its configuration ("subset"), where it has several.
+            split: The split to read.
+            **options: See `DatasetSpec`.
+
+        Raises:
+            ConfigError: If a value cannot be used.
+        """
+        return cls(path, config=config, split=split, **options)
+
     def _part(self, val: bool) -> DatasetSource:
-        """Give the training or the validation documents as a source of their own."""
+        """Return the training or the validation documents as a source of their own."""
         split, files = (self.val_split or self.split, self.val_files) if val else (self.split, self.data_files)
         return replace(self, split=split, data_files=files, val_split=None, val_files=())
 

@@ -81,7 +81,7 @@ def _scratch_folder() -> Iterator[str]:
 
 
 def _checked_patterns(source: DatasetSpec, pin: Mapping[str, Any], local: Mapping[str, Sequence[str]]) -> list[str]:
-    """Give the local files, each as a pattern that means itself, and the globs, at a fixed commit where they are on the Hub.
+    """Return the local files, each as a pattern that means itself, and the globs, at a fixed commit where they are on the Hub.
 
     `datasets` passes over globs that match nothing.
     """
@@ -110,7 +110,7 @@ def _checked_patterns(source: DatasetSpec, pin: Mapping[str, Any], local: Mappin
 
 
 def _check_terms(api: Any, repo: str) -> None:
-    """Refuse a gated dataset, whose files could be listed and not read; a mirror of the Hub may not know that request."""
+    """Check that a dataset is not gated, so that its files can be read; a mirror of the Hub may not know that request."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     try:
@@ -200,7 +200,7 @@ def _of_file_system(
     statuses = {getattr(cause, "status", None) for cause in causes(error)}
     if match := re.search(r"Protocol not known: ?(\S*)", text):
         return ConfigError(
-            f"Source {name!r} has files of {match[1] + '://'!r}, which is no protocol that is known here: check "
+            f"Source {name!r} has files of {match[1] + '://'!r}, which is not a known protocol: check "
             "source.data_files; local paths, hf://, s3://, https:// and others that fsspec knows can be read."
         )
     if "ImportError" in kinds or "ModuleNotFoundError" in kinds:

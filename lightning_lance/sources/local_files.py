@@ -221,11 +221,11 @@ class _Part:
         self._match = re.compile(fnmatch.translate(text)).match
 
     def matches(self, name: str) -> bool:
-        """Tell whether it matches a name, hidden or not."""
+        """Return whether it matches a name, hidden or not."""
         return name == self.text or (not self.literal and self._match(name) is not None)
 
     def passes_over(self, name: str, special: bool) -> bool:
-        """Tell whether it leaves a name alone that it matches, since that is hidden."""
+        """Return whether it leaves a name alone that it matches, since that is hidden."""
         marks = (".", "__") if special else (".",)
         return any(name.startswith(mark) and not self.text.startswith(mark) for mark in marks)
 
@@ -404,7 +404,7 @@ class _Walk:
     def _matching(
         self, folders: dict[str, _Folder], part: _Part, endings: tuple[str, ...] | None = None
     ) -> Iterator[LocalFile]:
-        """Give the files in some folders that the last part of the pattern matches."""
+        """Return the files in some folders that the last part of the pattern matches."""
         for folder in folders.values():
             if part.literal:
                 place = os.path.join(folder.real, part.text)
@@ -425,7 +425,7 @@ class _Walk:
     def _judged(
         self, folder: _Folder, part: _Part, name: str, is_link: bool, endings: tuple[str, ...] | None, why: str = ""
     ) -> Iterator[LocalFile]:
-        """Give a file that a pattern matches, unless there is a reason to leave it out."""
+        """Return a file that a pattern matches, unless there is a reason to leave it out."""
         real, why = os.path.join(folder.real, name), folder.why or why
         if endings is not None and not name.endswith(endings):
             if why:
@@ -461,7 +461,7 @@ class _Walk:
         return real
 
     def _is_excluded(self, real: str) -> bool:
-        """Tell whether a link has led into a folder within the root that is excluded."""
+        """Return whether a link has led into a folder within the root that is excluded."""
         root = self._search.real_root
         return inside(real, root) and not {*os.path.relpath(real, root).split("/")}.isdisjoint(self._rules.excluded)
 
@@ -479,7 +479,7 @@ class _Walk:
 
 
 def inside(real: str, folder: str) -> bool:
-    """Tell whether a path without links is a folder, or in it."""
+    """Return whether a path without links is a folder, or in it."""
     return real == folder or real.startswith(os.path.join(folder, ""))
 
 

@@ -22,7 +22,7 @@ _VARIABLE = re.compile(r"\$\{?(\w+)")
 
 
 def is_local(path: str) -> bool:
-    """Tell whether a path or pattern is of this machine: no URL, or one that begins with `file://`."""
+    """Return whether a path or pattern is of this machine: no URL, or one that begins with `file://`."""
     return "://" not in path or path.startswith(_LOCAL_URLS)
 
 
@@ -150,7 +150,7 @@ def hint(pattern: str, base: str) -> str:
 
 def _hint_of_part(part: str, folder: str) -> str:
     if "{" in part and "," in part and "}" in part:
-        return "braces are no wildcards, write a pattern for each of them"
+        return "braces are not wildcards, write a pattern for each of them"
     if has_magic(part) or not os.path.isdir(folder):
         return ""
     try:

@@ -83,17 +83,17 @@ def local_shards(source: DatasetSpec, counting: bool = False) -> LocalShards:
 
 
 def check_format(path: str, files: Sequence[str]) -> None:
-    """Refuse files that say by their names that they are of another format; what has no such name is tried."""
+    """Check that no file is of another format by its name; a name that says nothing passes."""
     for other in _FORMATS:
         if path in _FORMATS and path != other and all(file.endswith(_ENDINGS[other]) for file in files):
             raise ConfigError(
-                f"source.data_files finds {readable(files[0])!r}, which is no {_FORMATS[path]} by its name: use "
+                f"source.data_files finds {readable(files[0])!r}, which is not {_FORMATS[path]} by its name: use "
                 f"source={_OPTIONS[other]}."
             )
 
 
 def read_here(source: DatasetSpec, files: Mapping[str, Sequence[str]]) -> bool:
-    """Tell whether all of a source's files are local ones whose format this package reads without `datasets`."""
+    """Return whether all of a source's files are local ones whose format this package reads without `datasets`."""
     if source.path == "json":
         return all_local(source) and all(file.endswith(ENDINGS) for paths in files.values() for file in paths)
     return source.path == "parquet" and all_local(source)
@@ -130,7 +130,7 @@ def real_once(source: DatasetSpec, files: Sequence[str]) -> tuple[list[int], dic
 
 
 def all_local(source: DatasetSpec) -> bool:
-    """Tell whether all of `data_files` are local."""
+    """Return whether all of `data_files` are local."""
     return bool(source.data_files) and all(is_local(str(pattern)) for pattern in source.data_files)
 
 
@@ -152,7 +152,7 @@ def _absolute(name: str) -> str:
 
 
 def _language(search: Search, match: LocalFile, template: str, language: str | None) -> str:
-    """Tell the language of a file from its place in a template, which was filled with a language, or with a wildcard."""
+    """Return the language of a file from its place in a template, which was filled with a language, or with a wildcard."""
     parts = [part for part in local_path(template).split("/") if part not in ("", ".")]
     rest = parts[len(parts) - search.rest :]
     if not any("{language}" in part for part in rest):

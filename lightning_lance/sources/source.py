@@ -73,7 +73,7 @@ class OpenedSource(Protocol):
         ...
 
     def present_languages(self) -> list[str]:
-        """Tell the languages of the first shard, wanted or not: what a message offers for a language that isn't there."""
+        """Return the languages of the first shard, wanted or not: what a message offers for a language that isn't there."""
         ...
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import lance
 import numpy as np
 import pyarrow as pa
 import xxhash
@@ -45,7 +46,7 @@ from lightning_lance.store.fork_reader import ForkedReader
 from lightning_lance.store.mapped_files import map_tokens
 from lightning_lance.store.provenance import Provenance
 from lightning_lance.store.segments import MappedFiles, SegmentTable
-from lightning_lance.type_hints import check_arguments
+from lightning_lance.type_hints import check_arguments, not_a_place, not_opened
 
 _log = logger(__name__)
 
@@ -72,10 +73,12 @@ class TokenStore:
     def __init__(
         self,
         uri: str,
-        dataset: Any,
-        storage_options: Mapping[str, str] | None,
-        reader: Literal["auto", "mapped", "take"],
+        dataset: Any = None,
+        storage_options: Mapping[str, str] | None = None,
+        reader: Literal["auto", "mapped", "take"] = "auto",
     ) -> None:
+        if not isinstance(dataset, lance.LanceDataset):
+            raise not_opened(uri)
         self.uri, self._opening = uri, (storage_options, reader)
         self._given = uri
         self.version, self.commit = int(dataset.version), read_commit(dataset, uri)
@@ -132,6 +135,8 @@ class TokenStore:
         Raises:
             StoreError: If there is no committed store, or it is damaged.
         """
+        if not isinstance(uri, (str, Path)):
+            raise not_a_place("uri", uri)
         check_arguments(TokenStore.open, {"version": version, "reader": reader, "verify": verify})
         storage_options = checked_storage_options("storage_options", storage_options)
         given, place = given_place(uri), store_place(uri)

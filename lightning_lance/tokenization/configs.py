@@ -37,7 +37,7 @@ from lightning_lance.tokenization.pretrained import (
 )
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
 from lightning_lance.tokenization.tokenizer_json import differences, typed
-from lightning_lance.type_hints import as_text, check_arguments
+from lightning_lance.type_hints import as_text, check_arguments, check_no_loaded_tokenizer
 
 # Of a folder, on nearly all file systems.
 _LONGEST_NAME = 255
@@ -69,7 +69,7 @@ class ByteTokenizer:
     """One token per byte; needs no file, and makes about four times as many tokens as a BPE."""
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
-        """See `TokenizerChoice.load`."""
+        """See `TokenizerConfig.load`."""
         return byte_tokenizer()
 
 
@@ -87,11 +87,12 @@ class TokenizerFile:
     eos_token: str | None = None
 
     def __post_init__(self) -> None:
+        check_no_loaded_tokenizer("tokenizer.path", self.path)
         object.__setattr__(self, "path", check_place("tokenizer.path", self.path, "my/tokenizer.json"))
         check_arguments(TokenizerFile, vars(self), "tokenizer.")
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
-        """See `TokenizerChoice.load`."""
+        """See `TokenizerConfig.load`."""
         file = Path(self.path).expanduser()
         if file.is_dir():
             file = file / TOKENIZER
@@ -141,6 +142,7 @@ class PretrainedTokenizer:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        check_no_loaded_tokenizer("tokenizer.model", self.model)
         object.__setattr__(self, "model", check_place("tokenizer.model", self.model, "gpt2"))
         object.__setattr__(self, "revision", as_text(self.revision))
         check_arguments(PretrainedTokenizer, vars(self), "tokenizer.")
@@ -155,7 +157,7 @@ class PretrainedTokenizer:
         return quote(f"{self.model}@{self.revision or 'main'}", safe="@")
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
-        """See `TokenizerChoice.load`."""
+        """See `TokenizerConfig.load`."""
         given = Path(self.model).expanduser()
         if given.exists():
             file = given / TOKENIZER if given.is_dir() else given
@@ -183,7 +185,7 @@ class PretrainedTokenizer:
         return loaded.known_as([reading.digest] if reading.digest else [])
 
     def _is_shipped(self, kept: Path) -> bool:
-        """Tell whether what is kept is the repository's tokenizer.json; a warning says where it is known to be another one.
+        """Return whether what is kept is the repository's tokenizer.json; a warning says where it is known to be another one.
 
         Earlier versions kept what transformers made of it. That stays in use, since stores were made with it.
         """
@@ -343,7 +345,7 @@ class TrainedBPE:
         object.__setattr__(self, "train_bytes", whole_number("tokenizer.train_bytes", self.train_bytes))
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
-        """See `TokenizerChoice.load`."""
+        """See `TokenizerConfig.load`."""
         if source is None:
             raise ConfigError("A trained tokenizer needs the source that it is trained on: give a source.")
         recipe = json.dumps([source.identity(), self.vocab_size, self.train_bytes], sort_keys=True)

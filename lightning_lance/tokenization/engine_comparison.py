@@ -99,7 +99,7 @@ class EngineComparison:
         return np.unique(np.concatenate([np.empty(0, np.int64), *found]))
 
     def agrees(self) -> bool:
-        """Tell whether the engines see ASCII alike, alone and in words, numbers and lines."""
+        """Return whether the engines see ASCII alike, alone and in words, numbers and lines."""
         return not self._unlike([*_PLAIN, *(_AMONG.format(chr(point)) for point in range(0x80))]).any()
 
     def _among_others(self, points: Sequence[int]) -> np.ndarray:
@@ -131,7 +131,7 @@ class EngineComparison:
         return np.unique(np.asarray([late_one[changed[i]] for i in unlike], np.int64))
 
     def _unlike(self, texts: Sequence[str]) -> np.ndarray:
-        """Tell to which of some texts the engines give different ids, as (n,) bool."""
+        """Return for which of some texts the engines give different ids, as (n,) bool."""
         if not texts:
             return np.zeros(0, bool)
         ours = _encoded(self._fast, texts)
@@ -139,7 +139,7 @@ class EngineComparison:
         return np.asarray([not np.array_equal(ids, row) for ids, row in zip(ours, theirs, strict=True)], bool)
 
     def _changes(self, texts: Sequence[str]) -> np.ndarray:
-        """Tell which of some texts gigatoken's normalizer changes, as (n,) bool."""
+        """Return which of some texts gigatoken's normalizer changes, as (n,) bool."""
         if not texts:
             return np.zeros(0, bool)
         written = _encoded(self._bytes, texts)
@@ -178,7 +178,7 @@ def _of_pipeline(pipeline: str) -> Differing | None:
 
 
 def telling_apart(part: Any) -> Iterator[str]:
-    """Give what a normalizer or pre-tokenizer knows characters by: hashes of regular expressions, and names of other parts."""
+    """Yield what tells characters apart in a normalizer or pre-tokenizer: hashes of expressions, and names of other parts."""
     if isinstance(part, list):
         for inner in part:
             yield from telling_apart(inner)
@@ -213,7 +213,7 @@ def _seconds() -> list[int]:
 
 
 def _is_late(point: int) -> bool:
-    """Tell whether a character came into Unicode after the first version that any engine may have tables of."""
+    """Return whether a character came into Unicode after the first version that any engine may have tables of."""
     return unicodedata.ucd_3_2_0.category(chr(point)) == "Cn"
 
 

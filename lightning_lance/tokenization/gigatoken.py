@@ -183,7 +183,7 @@ def load_fast(spec: str, fields: dict[str, Any], dtype: np.dtype[Any]) -> Gigato
 
 
 def is_supported(fields: dict[str, Any]) -> bool:
-    """Tell whether a tokenizer is free of what gigatoken (0.10) takes no notice of, or was not compared in."""
+    """Return whether a tokenizer is free of what gigatoken (0.10) takes no notice of, or was not compared in."""
     pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
     if not {*_types(fields.get("normalizer"))} <= _NORMALIZERS:
         return False
@@ -193,7 +193,7 @@ def is_supported(fields: dict[str, Any]) -> bool:
 
 
 def _finds_added_tokens(fields: dict[str, Any]) -> bool:
-    """Tell whether gigatoken finds the added tokens of a tokenizer in all texts where `tokenizers` does.
+    """Return whether gigatoken finds the added tokens of a tokenizer in all texts where `tokenizers` does.
 
     gigatoken looks for all of them at once. `tokenizers` looks first for those that are not normalized, in the text as it is,
     and then for the others, in what is left of it, normalized; and a special token that is plain text hides what overlaps it.
@@ -215,12 +215,12 @@ def _finds_added_tokens(fields: dict[str, Any]) -> bool:
 
 
 def _is_left_by_nfc(content: str) -> bool:
-    """Tell whether normalized text has this wherever the text has it, and nowhere else."""
+    """Return whether normalized text has this wherever the text has it, and nowhere else."""
     return content.isascii() and _MADE_BY_NFC.isdisjoint(content) and content[-1:] not in _CHANGED_BY_NFC
 
 
 def _overlap(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Tell whether one of some and one of others may be in a text at places that overlap."""
+    """Return whether one of some and one of others may be in a text at places that overlap."""
     begins = {other[:end] for other in others for end in range(1, len(other) + 1)}
     ends = {other[begin:] for other in others for begin in range(len(other))}
     for text in some:
@@ -237,7 +237,7 @@ def _within(some: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def cuts_at_spaces(fields: dict[str, Any]) -> bool:
-    """Tell whether a text has the same ids if it is cut before a space between two visible characters of ASCII.
+    """Return whether a text has the same ids if it is cut before a space between two visible characters of ASCII.
 
     So it is if the tokenizer looks at words alone, and no word goes on behind a space: with all regular expressions of
     byte-level tokenizers that gigatoken knows.

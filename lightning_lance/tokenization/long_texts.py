@@ -23,7 +23,7 @@ _NEWLINE = ord("\n")
 
 
 def cut_points(text: np.ndarray, max_bytes: int) -> list[int]:
-    """Tell where a long text is cut: a function of the text and the limit only.
+    """Return where a long text is cut: a function of the text and the limit only.
 
     A piece ends in the second half of what it may hold, at the last place of the best kind that is there: after a line end
     between two characters that are no space (most tokenizers give the same ids there as without a cut), after any line end,
@@ -88,7 +88,7 @@ def encode_texts(tokenizer: Tokenizer, texts: pa.Array, max_bytes: int) -> Encod
 
 
 def in_pieces(texts: pa.Array, max_bytes: int) -> Iterator[tuple[int, str]]:
-    """Give the texts as they are encoded, as (place, piece) pairs: each alone, and the longer ones in pieces.
+    """Return the texts as they are encoded, as (place, piece) pairs: each alone, and the longer ones in pieces.
 
     Args: as for `encode_texts`.
     """

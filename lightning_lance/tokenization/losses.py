@@ -62,7 +62,7 @@ class Losses:
         return asked or self._removes or self._space
 
     def find(self, texts: pa.Array, encoded: Encoded, pieces: Iterable[tuple[int, str]]) -> dict[str, np.ndarray]:
-        """Tell which documents have lost what. White space does not count: many tokenizers know words only.
+        """Return which documents have lost what. White space does not count: many tokenizers know words only.
 
         Args:
             texts: (n,) large_string without nulls.
@@ -94,7 +94,7 @@ class Losses:
         return written != text and unicodedata.normalize("NFC", written) != unicodedata.normalize("NFC", text)
 
     def _left_out(self, text: str) -> Iterator[str]:
-        """Give characters of a text that a model without a token for the unknown leaves out."""
+        """Return characters of a text that a model without a token for the unknown leaves out."""
         if self._letters is None:
             return
         normalizer = self._reference.normalizer
@@ -107,7 +107,7 @@ class Losses:
                 yield character
 
     def _removed(self, text: str) -> Iterator[str]:
-        """Give characters of a text that a pre-tokenizer takes away."""
+        """Return characters of a text that a pre-tokenizer takes away."""
         if not self._removes:
             return
         covered = np.zeros(len(text) + 1, np.int64)
@@ -128,7 +128,7 @@ def _letters(fields: Mapping[str, Any]) -> set[str]:
 
 
 def _knows_all_bytes(fields: Mapping[str, Any]) -> bool:
-    """Tell whether a model has a token for each byte, which it is given or falls back on."""
+    """Return whether a model has a token for each byte, which it is given or falls back on."""
     model = fields["model"]
     vocabulary = model.get("vocab") or {}
     pieces = {*vocabulary} if isinstance(vocabulary, dict) else {piece[0] for piece in vocabulary}
@@ -140,7 +140,7 @@ def _knows_all_bytes(fields: Mapping[str, Any]) -> bool:
 
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """Give the steps of a normalizer or pre-tokenizer, which may be a sequence of sequences."""
+    """Return the steps of a normalizer or pre-tokenizer, which may be a sequence of sequences."""
     if isinstance(part, dict):
         if part.get("type") == "Sequence":
             for inner in part.get("normalizers") or part.get("pretokenizers") or []:
@@ -150,14 +150,14 @@ def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _writes_spaces(step: Mapping[str, Any]) -> bool:
-    """Tell whether a step writes spaces as SentencePiece does."""
+    """Return whether a step writes spaces as SentencePiece does."""
     if step["type"] == "Metaspace":
         return True
     return step["type"] == "Replace" and step.get("pattern") == {"String": " "} and step.get("content") == _SPACE
 
 
 def _removes(split: Mapping[str, Any]) -> bool:
-    """Tell whether a pre-tokenizer may take text away."""
+    """Return whether a pre-tokenizer may take text away."""
     if split["type"] == "CharDelimiterSplit":
         return True
     if split.get("behavior") != "Removed":

@@ -175,7 +175,7 @@ class Reading(NamedTuple):
 
 
 def compared(loaded: Tokenizer, beside: Beside, folder: Path) -> Reading:
-    """Tell whether `transformers` would give other ids than a loaded tokenizer.json; asked once, then remembered.
+    """Return whether `transformers` would give other ids than a loaded tokenizer.json; asked once, then remembered.
 
     Args:
         loaded: The tokenizer.
@@ -195,7 +195,7 @@ def compared(loaded: Tokenizer, beside: Beside, folder: Path) -> Reading:
 
 
 def as_transformers_reads(fields: Fields, beside: Beside, eos_id: int) -> Reading:
-    """Tell whether `transformers` would give other ids than a tokenizer.json; without its vocabulary, and without torch.
+    """Return whether `transformers` would give other ids than a tokenizer.json; without its vocabulary, and without torch.
 
     Its classes of single models build the normalizer and the pre-tokenizer themselves, and take no notice of the file's. So
     one is made of the file without its merges. What cannot be compared counts as equal.

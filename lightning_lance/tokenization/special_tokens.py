@@ -42,7 +42,7 @@ def find_eos(asked: str | None, vocabulary: Mapping[str, int], special: Iterable
 
 
 def check_special_tokens(reference: Any, fields: Mapping[str, Any], vocabulary: Mapping[str, int], eos: str) -> None:
-    """Refuse a tokenizer that makes a special token, or the EOS token, of plain text.
+    """Check that a tokenizer makes no special token, nor the EOS token, of plain text.
 
     Args:
         reference: The `tokenizers.Tokenizer`, which takes the spelling of special tokens as text.
@@ -83,7 +83,7 @@ def unknown_token(model: Mapping[str, Any]) -> str | None:
 
 
 def _check_eos_id(added: Iterable[Mapping[str, Any]], vocabulary: Mapping[str, int], eos: str) -> None:
-    """Refuse an EOS token that shares its id with another token, as the library or the file has it."""
+    """Check that an EOS token shares its id with no other token, as the library or the file has it."""
     eos_id = vocabulary[eos]
     declared = {entry["content"]: entry["id"] for entry in added}
     shared = [token for token, number in vocabulary.items() if number == eos_id]
@@ -100,7 +100,7 @@ def _check_eos_id(added: Iterable[Mapping[str, Any]], vocabulary: Mapping[str, i
 def _check_eos_text(
     reference: Any, added: Iterable[Mapping[str, Any]], vocabulary: Mapping[str, int], eos: str, unknown: str | None
 ) -> None:
-    """Refuse an EOS token that comes from text: a store would seem to have documents end there."""
+    """Check that an EOS token does not come from text: a store would seem to have documents end there."""
     special = {token["content"] for token in added if token["special"]}
     others = _some(token for token in special if token != eos)
     if eos == unknown and vocabulary[eos] in _ids(reference, _RARE):

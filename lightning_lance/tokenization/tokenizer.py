@@ -179,7 +179,7 @@ class Tokenizer:
         return Encoded(np.concatenate(ids or [np.empty(0, self._dtype)]), offsets)
 
     def _first_difference(self, fast: GigatokenEngine, texts: pa.Array, encoded: Encoded) -> str | None:
-        """Give a text that the engines encode differently; None if none of the sample is one."""
+        """Return a text that the engines encode differently; None if none of the sample is one."""
         borders, data = offsets_and_bytes(texts)
         self._since += int(borders[-1] - borders[0])
         if self._compared and self._since < _COMPARE_EVERY:
@@ -207,11 +207,11 @@ class Tokenizer:
         return None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Give the text of some ids, EOS spelled out."""
+        """Return the text of some ids, EOS spelled out."""
         return str(self._reference.decode([int(i) for i in ids], skip_special_tokens=False))
 
     def id_of(self, token: str) -> int:
-        """Give the id of a token. ConfigError if there is none."""
+        """Return the id of a token. ConfigError if there is none."""
         found = self._reference.token_to_id(token)
         if found is None:
             added = self._reference.get_added_tokens_decoder().values()
@@ -220,12 +220,12 @@ class Tokenizer:
         return int(found)
 
     def to_json(self) -> str:
-        """Give the `tokenizer.json` in use: the file given, without post-processor, truncation and padding."""
+        """Return the `tokenizer.json` in use: the file given, without post-processor, truncation and padding."""
         return self._spec
 
 
 def is_kept_tokenizer(text: str) -> bool:
-    """Tell whether a text is of the form that `Tokenizer.to_json` gives, which no other program writes."""
+    """Return whether a text is of the form that `Tokenizer.to_json` gives, which no other program writes."""
     try:
         fields = json.loads(text)
     except ValueError:
@@ -273,7 +273,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Refuse a trained vocabulary that has no room for what every one holds.
+    """Check that a trained vocabulary has room for what every one holds.
 
     Raises:
         ConfigError: If `vocab_size` is below 257.

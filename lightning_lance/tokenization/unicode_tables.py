@@ -80,7 +80,7 @@ class Differing:
         self._set_beginnings()
 
     def _set_beginnings(self) -> None:
-        """Tell with which two bytes such characters begin in UTF-8: few texts have any of them."""
+        """Return with which two bytes such characters begin in UTF-8: few texts have any of them."""
         some = np.asarray(self._differs.reshape(-1, BLOCK).any(axis=1))
         suspect = some | ~self._known
         begins = np.zeros((256, 256), bool)
@@ -93,7 +93,7 @@ class Differing:
         self._beginnings = begins
 
     def find(self, texts: pa.Array) -> np.ndarray | None:
-        """Tell which of some large_string texts hold such a character, as (n,) bool; None if none does."""
+        """Return which of some large_string texts hold such a character, as (n,) bool; None if none does."""
         borders, data = offsets_and_bytes(texts)
         places = self._candidates(borders, data)
         if not len(places):
@@ -150,7 +150,7 @@ KNOWN = Differing(points_of(NEWER))
 
 
 def newer_characters(texts: pa.Array, differing: Differing = KNOWN) -> np.ndarray | None:
-    """Tell which of some texts hold a character that the engines may see differently, as (n,) bool; None if none does."""
+    """Return which of some texts hold a character that the engines may see differently, as (n,) bool; None if none does."""
     return differing.find(texts)
 
 
@@ -200,7 +200,7 @@ def _over(edges: np.ndarray, texts: pa.Array) -> pa.Array:
 
 
 def _cuts(text: np.ndarray) -> np.ndarray:
-    """Give the places before which a text, (n,) uint8, may be cut."""
+    """Return the places before which a text, (n,) uint8, may be cut."""
     spaces = np.flatnonzero(text[1:-1] == _SPACE) + 1
     # What begins behind a space, and the first byte of what ends before it.
     behind, before = text[spaces + 1], text[spaces - 1]

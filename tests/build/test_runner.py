@@ -212,9 +212,9 @@ def test_a_smaller_budget_finds_its_version_again(tmp_path: Path):
 
 
 def test_names_are_no_sources_and_no_tokenizers(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"source is 'c\.jsonl': expected an object such as DatasetSource"):
+    with pytest.raises(ConfigError, match=r"source is 'c\.jsonl': pass files as a list to DatasetSource\.parquet"):
         prepare("c.jsonl", ByteTokenizer(), data_dir=tmp_path)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"tokenizer is 'gpt2': expected an object such as ByteChoice"):
+    with pytest.raises(ConfigError, match=r"tokenizer is 'gpt2': use PretrainedTokenizer\('gpt2'\)"):
         prepare(ListSource(documents("a")), "gpt2", data_dir=tmp_path)  # type: ignore[arg-type]
 
 

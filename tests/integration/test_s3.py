@@ -261,7 +261,7 @@ def test_a_store_that_cannot_be_reached(bucket: Bucket, tmp_path: Path, uri: str
         ("ftp://u:HUSHPW@127.0.0.1:9/x.parquet", r"gave up on listing the files after 1 try \(ConnectionRefusedError"),
         ("gs://bucket/x.parquet", "needs another package: Please install gcsfs"),
         ("az://bucket/x.parquet", "needs another package: Install adlfs"),
-        ("foo://HUSHID@bucket/x.parquet", "has files of 'foo://', which is no protocol that is known here"),
+        ("foo://HUSHID@bucket/x.parquet", "has files of 'foo://', which is not a known protocol"),
     ],
 )
 def test_other_places_that_cannot_be_reached(tmp_path: Path, pattern: str, told: str):

@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 
 CONF = ROOT / "conf"
 GROUPS = {
-    group.name: sorted(file.stem for file in group.glob("*.yaml"))
+    group.name: sorted(file.stem for file in group.glob("[!_]*.yaml"))
     for group in CONF.iterdir()
     if any(group.glob("*.yaml"))
 }
@@ -68,6 +68,27 @@ def test_every_source(option: str):
     assert data.source.name == option
     assert type(data.source) is (FilesSource if option in ("files", "python_stdlib") else DatasetSource)
     assert data.source.text_filter == TextFilter()
+
+
+BASE = yaml.safe_load((CONF / "source" / "_base.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("option", sorted({*GROUPS["source"]} - {"files", "python_stdlib"}))
+def test_every_source_of_datasets_has_what_the_base_says(option: str):
+    source: Any = OmegaConf.to_container(compose("config", overrides=[f"source={option}"]).source, resolve=False)
+    own = yaml.safe_load((CONF / "source" / f"{option}.yaml").read_text(encoding="utf-8"))
+    assert own["defaults"] == ["_base", "_self_"]
+    # github-code is full of copies.
+    expected = {**BASE, "dedup": "exact"} if option == "github_code" else BASE
+    assert {key: source.get(key) for key in BASE} == expected
+    assert source.keys() == BASE.keys() | own.keys() - {"defaults"}
+    assert own.keys() & BASE.keys() <= {"dedup"}
+
+
+def test_the_base_has_what_was_the_same_in_all_sources():
+    assert {*BASE} == {
+        "where", "languages", "text_filter", "shard_seed", "timeout_seconds", "max_retries", "on_bad_shard", "dedup"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("option", GROUPS["tokenizer"])

@@ -87,7 +87,7 @@ def run(hub: Hub, home: Path, script: str) -> tuple[Any, str]:
 BUILD = """
 names = {"corpus": ("parquet", "*.parquet"), "lines": ("json", "*.jsonl.gz")}
 options = dict(timeout_seconds=1.0, max_retries=12)
-built = [digest(prepare(source(name, *kind, **options), ByteChoice(), data_dir=folder)) for name, kind in names.items()]
+built = [digest(prepare(source(name, *kind, **options), ByteTokenizer(), data_dir=folder)) for name, kind in names.items()]
 print(json.dumps(built))
 """
 
@@ -153,7 +153,7 @@ print(json.dumps([fails("none"), fails("corpus", columns={"text": "body"})]))
 
 def test_little_is_read(hub: Hub, tmp_path: Path):
     script = """
-made = prepare(source("many"), ByteChoice(), data_dir="data", max_tokens=1_000_000)
+made = prepare(source("many"), ByteTokenizer(), data_dir="data", max_tokens=1_000_000)
 read = {}
 for name, options in {"all": {}, "Rust": {"language_column": "language", "languages": ["Rust"]}}.items():
     opened = source("corpus", shard_seed=None, **options).open()
@@ -223,18 +223,18 @@ def test_a_build_leaves_bad_shards_out_and_its_store_names_them(hub: Hub, tmp_pa
     whole = (folder / "1.parquet").read_bytes()
     (folder / "1.parquet").write_bytes(whole[: len(whole) // 2])
     script = """
-made = prepare(source("broken", shard_seed=None, on_bad_shard="skip"), ByteChoice(), data_dir="data")
+made = prepare(source("broken", shard_seed=None, on_bad_shard="skip"), ByteTokenizer(), data_dir="data")
 print(json.dumps([made.commit.documents, made.commit.bad_shards, made.commit.exhausted]))
 """
     (documents, bad, exhausted), told = run(hub, tmp_path, script)
     assert (documents, exhausted) == (2 * ROWS, True)
     assert [(Path(shard["shard"]).name, shard["row"]) for shard in bad] == [("1.parquet", 0)]
-    assert "is no good from row 0 on, and is left out from there" in told
+    assert "cannot be read from row 0 on; the rest of it is left out" in told
 
 
 def test_a_build_stays_on_the_commit_that_it_first_saw(hub: Hub, tmp_path: Path):
     script = """
-made = prepare(source("moving"), ByteChoice(), data_dir="data", max_documents={})
+made = prepare(source("moving"), ByteTokenizer(), data_dir="data", max_documents={})
 now = source("moving").open().pin["revision"]
 print(json.dumps([made.commit.documents, made.commit.pin["revision"], now, digest(made)]))
 """

@@ -48,8 +48,8 @@ def test_the_cause_counts_too():
 @pytest.mark.parametrize(
     ("path", "files", "told"),
     [
-        ("parquet", ["a.jsonl", "b.json.gz"], "finds '.*a.jsonl', which is no Parquet by its name: use source=jsonl"),
-        ("json", ["a.parquet"], "finds '.*a.parquet', which is no JSON Lines by its name: use source=parquet"),
+        ("parquet", ["a.jsonl", "b.json.gz"], "finds '.*a.jsonl', which is not Parquet by its name: use source=jsonl"),
+        ("json", ["a.parquet"], "finds '.*a.parquet', which is not JSON Lines by its name: use source=parquet"),
         ("parquet", ["a.jsonl", "b.parquet"], None),
         ("parquet", ["a", "b.data"], None),
         ("json", ["a.txt"], None),

@@ -50,7 +50,7 @@ def test_a_list_of_paths():
         ("~nobody-of-this-name/x", "there is no such home folder"),
         ("$HOME/x", "variables such as .HOME are not filled in"),
         ("a\\b.txt", r"write / between folders, not \\"),
-        ("{a,b}.txt", "braces are no wildcards"),
+        ("{a,b}.txt", "braces are not wildcards"),
         ("folder/nam.txt", "the nearest name that is there is 'name.txt'"),
         ("fodler/name.txt", "the nearest name that is there is 'folder'"),
         ("cafe\u0301", "the nearest name that is there is 'caf\u00e9'"),
