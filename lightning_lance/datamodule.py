@@ -27,7 +27,7 @@ from lightning_lance.long_texts import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.options import BatchFormat, Extend, OnDataChange, Remainder, check_options
 from lightning_lance.places import checked_storage_options, given_place, is_local
 from lightning_lance.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
-from lightning_lance.prepare import check_origin, prepare
+from lightning_lance.prepare import check_origin, check_serves, prepare
 from lightning_lance.serving import Serving, extent_in
 from lightning_lance.sources import Source
 from lightning_lance.splits import check_val_fraction
@@ -172,6 +172,8 @@ class LanceDataModule(LightningDataModule):
         given = {"context_length": context_length, "batch_size": batch_size, "fim": fim, "verify": verify}
         given["seed"] = seed
         check_options({**given, "source": source, **self._building, **self._training, **self._serving})
+        if source is None:
+            check_serves({"max_documents": max_documents, "max_tokens": max_tokens, "rebuild": rebuild or None})
         self._training["extend"] = extend == "next_epoch"
         self._fim, self.verify = dict(fim or {}), verify
         self.storage_options = storage_options
