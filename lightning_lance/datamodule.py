@@ -13,7 +13,7 @@ from typing import Any, Literal
 from lightning import LightningDataModule
 
 from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, open_prepared, tokenizer_beside, wait_for
-from lightning_lance.build.runner import check_origin, prepare
+from lightning_lance.build.runner import check_origin, check_serves, prepare
 from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import StoreError, whole_number
@@ -172,6 +172,8 @@ class LanceDataModule(LightningDataModule):
         given = {"context_length": context_length, "batch_size": batch_size, "fim": fim, "verify": verify}
         given["seed"] = seed
         check_options({**given, "source": source, **self._building, **self._training, **self._serving})
+        if source is None:
+            check_serves({"max_documents": max_documents, "max_tokens": max_tokens, "rebuild": rebuild or None})
         self._training["extend"] = extend == "next_epoch"
         self._fim, self.verify = dict(fim or {}), verify
         self.storage_options = storage_options

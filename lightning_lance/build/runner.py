@@ -335,9 +335,26 @@ def check_origin(
         raise ConfigError("Without a source, the uri of a token store is needed: got neither.")
     if source is not None and isinstance(uri, Mapping):
         raise ConfigError(
-            f"uri is a mapping, of {pluralize(len(uri), 'store')}, but one is built: give one place, or no "
-            "source and tokenizer."
+            f"uri is a mapping, of {pluralize(len(uri), 'store')}, but one is built: give one place, or None for source "
+            "and tokenizer (data.source=null data.tokenizer=null for a command)."
         )
+
+
+def check_serves(building: Mapping[str, Any]) -> None:
+    """Refuse what only a build can do, where there is no source and nothing is built: it would be passed over in silence.
+
+    Args:
+        building: Arguments of a build; None for those that were not given.
+
+    Raises:
+        ConfigError: Naming the first that was given.
+    """
+    for name, value in building.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} is {described(value)}, but without a source nothing is built: leave it out, and the store is served "
+                "as it is, or give the source and the tokenizer."
+            )
 
 
 def _check_place(plan: Plan) -> None:

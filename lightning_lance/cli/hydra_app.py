@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationResolutionError,
     InterpolationToMissingValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
@@ -55,6 +56,10 @@ _CONF = "lightning_lance.conf"
 _DICTS = re.compile(r"(data\.(where|mix|fim|storage_options)|source\.(columns|where|extensions|storage_options))=\{")
 # Keys that are no words of a sentence, so that they mean the key wherever they stand.
 _NO_WORDS = ("uri", "fim")
+# What OmegaConf says of a reference to what is not there.
+_MISSED = re.compile(
+    r"Interpolation key '(?P<key>[\w.]+)' not found|Environment variable '(?P<variable>\w+)' not found"
+)
 
 
 def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable[[], None]:
@@ -95,7 +100,8 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
         @functools.wraps(task)
         def guarded(config: DictConfig) -> None:
             configs.append(config)
-            given.extend(HydraConfig.get().overrides.task)
+            # As they were written: one that refers to what is not there is told of with the rest of the configuration.
+            given.extend(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # type: ignore[arg-type]
             # Only for Hydra's own part: processes that the task starts shall tell errors in one sentence too.
             os.environ.pop("HYDRA_FULL_ERROR", None)
             # Kept from Hydra, which would print a line of its own before it.
@@ -221,6 +227,13 @@ def _one_sentence(error: BaseException, config: DictConfig | None, given: Sequen
             return _unknown_option(cause.missing_cfg_file, cause.options)
         if isinstance(cause, OverrideParseException):
             return _not_understood(cause.override)
+        if found := _MISSED.search(str(cause)) if isinstance(cause, InterpolationResolutionError) else None:
+            if found["variable"]:
+                return f"The environment variable {found['variable']!r} is not set, which the configuration asks for: set it."
+            name = found["key"]
+            return (
+                f"There is no key {name!r}, as ${{{name}}} says: an environment variable is written ${{oc.env:{name}}}."
+            )
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, InstantiationException) and config is not None:
         return _cannot_be_made(error, config, given)
@@ -247,12 +260,17 @@ def _not_understood(override: str) -> str:
         return f"Got {override!r}, which is no key=value: expected such as {examples}."
     return (
         f"The value of {override!r} cannot be read: expected such as {examples}; close what it opens, and quote text that has "
-        f"signs like , : = ( [ {{ once more, as in 'key=\"a, b\"'."
+        f"signs like , : = ~ ( [ {{ once more, as in 'key=\"a, b\"'."
     )
 
 
 def _no_option(error: ValueError, arguments: Sequence[str]) -> ConfigError:
     """Say what Hydra raises where a group is given what is no name, such as null or a number."""
+    if nothing := [argument for argument in arguments if argument in ("source=null", "tokenizer=null")]:
+        return ConfigError(
+            f"{nothing[0]} names no option: leave it out, or, to train on a store that is there, give data.source=null "
+            "data.tokenizer=null data.uri=PLACE."
+        )
     told = " ".join(str(error).split()).rstrip(".")
     # Groups have no dots in their names; what the command adds itself has some, or is Hydra's.
     given = [shown_override(argument) for argument in arguments if not re.match(r"[^=]*[./]", argument)]
@@ -329,6 +347,11 @@ def make(config: DictConfig, group: str, **changes: Any) -> Any:
         ConfigError: If a constructor refuses a value, or says that it takes others.
         InstantiationException: If a constructor fails otherwise.
     """
+    if group == "data" and config[group].get("source", True) is None and config.get("languages"):
+        raise ConfigError(
+            f"languages is {list(config.languages)}, which a source is asked for, and there is none: say which languages of a "
+            "store to serve by data.where={language: [...]}."
+        )
     try:
         made = instantiate(config[group], **changes)
     except InstantiationException as error:

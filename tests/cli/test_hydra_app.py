@@ -119,13 +119,41 @@ def test_how_an_interrupted_training_goes_on(config: DictConfig, tmp_path: Path)
     assert _how_to_go_on(ended, config, now) == "nothing is lost."
 
 
-@pytest.mark.parametrize("argument", ["source=null", "tokenizer=1"])
+@pytest.mark.parametrize("argument", ["trainer=null", "tokenizer=1"])
 def test_what_is_no_name_of_an_option_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, argument: str):
     monkeypatch.setattr(sys, "argv", ["x", argument, "hydra.run.dir=."])
     with pytest.raises(SystemExit, match=f"^error: The configuration cannot be composed .*: check {argument}\\.$"):
         command(lambda config: None)()
     with pytest.raises(SystemExit, match=f": check {argument}\\.$"):
         help_of("x", [argument], [], [], [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["source=null", "tokenizer=null"],
+            "source=null names no option: leave it out, or, to train on a store that is there",
+        ),
+        (["source.root=~/x"], "The value of 'source.root=~/x' cannot be read: .* signs like , : = ~ "),
+        (
+            ["data_dir=${MINE}/x"],
+            r"There is no key 'MINE', as \$\{MINE\} says: an environment variable is written \$\{oc.env:",
+        ),
+        (["data_dir=${oc.env:NO_SUCH}"], "The environment variable 'NO_SUCH' is not set"),
+        (
+            ["data.source=null", "data.uri=x", "languages=[Python]"],
+            r"languages is \['Python'\], which a source is asked for",
+        ),
+    ],
+)
+def test_what_a_user_may_write_and_mean_otherwise_has_its_cure(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+):
+    monkeypatch.setattr(sys, "argv", ["x", *arguments, "hydra.run.dir=.", "hydra.output_subdir=null"])
+    with pytest.raises(SystemExit, match=f"^error: {sentence}"):
+        command(lambda config: make(config, "data", _target_="builtins.dict"))()
+    assert capfd.readouterr().err == ""  # nothing of Hydra's own
 
 
 def test_requests_are_no_lines_of_the_log(

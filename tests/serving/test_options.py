@@ -43,6 +43,13 @@ OURS = [
 ]
 
 
+@pytest.mark.parametrize("given", [{"max_documents": 5}, {"max_tokens": 10**9}, {"rebuild": True}])
+def test_what_only_a_build_can_do_is_refused_where_nothing_is_built(store: TokenStore, given: dict[str, Any]):
+    sentence = rf"^{next(iter(given))} is .*, but without a source nothing is built: leave it out"
+    with pytest.raises(ConfigError, match=sentence):
+        LanceDataModule(None, None, 8, 2, uri=store.uri, **given)
+
+
 @pytest.fixture(scope="module")
 def config() -> dict[str, Any]:
     """What the command line gives by itself."""
