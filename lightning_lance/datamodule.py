@@ -482,7 +482,8 @@ class LanceDataModule(LightningDataModule):
         Raises:
             StoreError: If its state cannot be, or, where it is trained on, is of other data; see `WindowLoader`.
         """
-        if not state_dict:
+        # Of another type, what is empty is no state.
+        if isinstance(state_dict, Mapping) and not state_dict:
             self._state = None
             if self._loader is not None:
                 self._loader.restart()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,15 +104,32 @@ class TokenizerFile:
 
 def _from_file(file: Path, eos_token: str | None) -> tuple[Tokenizer, Beside]:
     """Load a tokenizer.json with the EOS token that was asked for, or is named beside it; return what lies beside it too."""
-    try:
-        spec = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{str(file)!r} is no tokenizer.json: it cannot be read as text ({error}).") from error
+    spec = _read_text(file)
     beside = read_beside(file.parent)
     try:
         return _from_text(spec, eos_token, beside), beside
     except ConfigError as error:
         raise ConfigError(f"{str(file)!r}: {error}") from error
+
+
+def _is_there(file: Path) -> bool:
+    """Tell whether there is a file, without waiting for a pipe.
+
+    Raises:
+        ConfigError: If what is there is no file: a folder, a pipe, or a link that leads nowhere.
+    """
+    if file.is_file():
+        return True
+    if os.path.lexists(file):
+        raise ConfigError(f"{str(file)!r} is no file, and stands where the tokenizer is kept: move it elsewhere.")
+    return False
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(file)!r} is no tokenizer.json: it cannot be read as text ({error}).") from error
 
 
 def _from_text(spec: str, eos_token: str | None, beside: Beside) -> Tokenizer:
@@ -351,13 +369,18 @@ class TrainedBPE:
         recipe = json.dumps([source.identity(), self.vocab_size, self.train_bytes], sort_keys=True)
         key = xxhash.xxh3_64_hexdigest(recipe.encode())
         file = folder / f"{source.name}-bpe{self.vocab_size}-{key}.json"
-        if not file.exists():
+        if not _is_there(file):
             with exclusive(file.with_suffix(".lock"), "training the tokenizer"):
-                if not file.exists():
+                if not _is_there(file):
                     _log.info("Training a tokenizer of %d ids on source %r.", self.vocab_size, source.name)
                     tokenizer = train_bpe(self._texts(source), self.vocab_size)
                     write_atomic(file, tokenizer.to_json())
-        return Tokenizer(file.read_text(encoding="utf-8"))
+        try:
+            return Tokenizer(_read_text(file))
+        except ConfigError as error:
+            raise ConfigError(
+                f"The trained tokenizer {str(file)!r} is damaged: {error} Remove it to train it anew."
+            ) from error
 
     def _texts(self, source: Source) -> Iterator[list[str]]:
         opened, left = source.open(), self.train_bytes

@@ -14,7 +14,7 @@ def check_form(fields: Any) -> None:
     """Check the parsed text of a `tokenizer.json`.
 
     Raises:
-        ValueError: If it, its model or an added token is not of the form that it must be.
+        ValueError: If it, its model, a part of it or an added token is not of the form that it must be.
     """
     model = fields.get("model") if isinstance(fields, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("type", ""), str):
@@ -24,6 +24,23 @@ def check_form(fields: Any) -> None:
             raise ValueError("expected added_tokens that are objects with a content")
         if not token["content"]:
             raise ValueError("it has an added token that is empty")
+    _check_part("normalizer", fields.get("normalizer"), "normalizers")
+    _check_part("pre_tokenizer", fields.get("pre_tokenizer"), "pretokenizers")
+    if not isinstance(fields.get("decoder"), (dict, type(None))):
+        raise ValueError("expected a decoder that is an object")
+
+
+def _check_part(name: str, part: Any, inner: str) -> None:
+    """Check a normalizer or pre-tokenizer: the library also takes lists for objects, and objects without a type."""
+    if part is None:
+        return
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        raise ValueError(f"expected a {name} that is an object with a type")
+    steps = part.get(inner, [])
+    if not isinstance(steps, list) or None in steps:
+        raise ValueError(f"expected {inner} that are a list of objects")
+    for step in steps:
+        _check_part(name, step, inner)
 
 
 def check_ids(added: Iterable[Mapping[str, Any]], vocabulary: Mapping[str, int]) -> None:

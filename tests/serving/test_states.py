@@ -268,3 +268,15 @@ def test_a_datamodule_that_refuses_a_state_goes_on_as_before(
     assert data.state_dict() == before
     assert data.stores == stores
     assert batches(data.train_dataloader()) == batches(expected.train_dataloader())
+
+
+@pytest.mark.parametrize("empty", [None, 0, False, "", [], torch.tensor(0), torch.zeros(2), np.zeros(0)])
+def test_what_is_empty_and_no_mapping_is_no_first_window(store: TokenStore, empty: Any):
+    data = datamodule(store)
+    take(data.train_dataloader(), 3)
+    before = data.state_dict()
+    with pytest.raises(StoreError, match="expected the mapping that"):
+        data.load_state_dict(empty)
+    assert data.state_dict() == before
+    data.load_state_dict({})
+    assert data.state_dict()["cursor"] == 0

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,27 @@ def test_a_tokenizer_of_the_hub(tmp_path: Path):
     assert "its repository is gated; accept the terms at https://huggingface.co/own/gated" in printed["own/gated"]
     assert "The tokenizer 'no/such' cannot be loaded" in printed["no/such"]
     assert "\n" not in printed["no/such"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link", "not UTF-8", "empty"])
+def test_what_lies_where_a_trained_tokenizer_is_kept_is_refused_in_one_sentence(tmp_path: Path, kind: str):
+    """A pipe was waited for, for ever."""
+    choice = TrainedBPE(vocab_size=300)
+    choice.load(SOURCE, tmp_path)
+    (file,) = tmp_path.glob("list-bpe300-*.json")
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    elif kind == "dangling link":
+        file.symlink_to(tmp_path / "nowhere")
+    else:
+        file.write_bytes(b"" if kind == "empty" else b"\xff")
+    command = [sys.executable, "-c", TRAIN, str(tmp_path), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("lightning_lance.errors.ConfigError: ")
+    assert file.name in last
+    assert os.path.lexists(file)
+    assert not (tmp_path / "nowhere").exists()
