@@ -25,6 +25,10 @@ MAKERS = {
     "undecodable",
     "_no_match",
     "_found_twice",
+    "_of_wrong_kind",
+    "not_a_place",
+    "not_a_store",
+    "not_opened",
 }
 # Asked for by Python itself (`__getattr__`, indexing); caught again in their own module or by `Patience`.
 WITHIN = {

@@ -318,9 +318,11 @@ def _misfits(node: DictConfig, place: str, target: str | None = None) -> Iterato
 
 def _unknown_option(file: str, options: Any) -> str:
     group, _, name = file.rpartition("/")
-    near = nearest(name, [*options])
+    # What others are made of is no option by itself.
+    known = sorted(option for option in options if not option.startswith("_"))
+    near = nearest(name, known)
     hint = f"did you mean {near!r}? " if near else ""
-    return f"There is no {group} {name!r}: {hint}there are {', '.join(sorted(options))}."
+    return f"There is no {group} {name!r}: {hint}there are {', '.join(known)}."
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:

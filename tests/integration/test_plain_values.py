@@ -113,8 +113,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ),
     ("mix", {"Python": np.complex64(1)}, "mix.Python is .*: expected a weight above 0"),
     ("mix", {1: 1}, "The data, for mix, has no language 1"),
-    ("store", "x.lance", "store is 'x.lance': expected a TokenStore"),
-    ("store", {"a": "x.lance"}, "store has 'a': 'x.lance', expected names"),
+    ("store", "x.lance", "store is 'x.lance': open it first"),
+    ("store", {"a": "x.lance"}, "store\\['a'\\] is 'x.lance': open it first"),
 ]
 
 

@@ -265,7 +265,7 @@ def _merge_and_die(uri: str, killed: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(compaction, killed, die)
-    note = compaction.commit_of(lance.dataset(uri), uri)
+    note = compaction.read_commit(lance.dataset(uri), uri)
     append(uri, [(0, "C", 5)], 8, note, 1 << 30)
 
 
