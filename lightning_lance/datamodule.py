@@ -94,7 +94,7 @@ class LanceDataModule(LightningDataModule):
         extend: `never`, or `next_epoch` to adopt what was appended to the store when an epoch begins.
         on_data_change: `error`, `restart` or `continue`: a checkpoint of other data; see `WindowLoader`.
         batch_format: `default` or `huggingface`.
-        document_ids: With `position_ids`, `cu_seqlens` and `mask_boundary_targets`: more in a batch; see `BatchMaker`.
+        document_ids: With `position_ids`, `cu_seqlens` and `mask_boundary_targets`: more in a batch; see `Collator`.
         fim: Fill-in-the-middle, in training: the tokenizer's tokens `prefix_token`, `middle_token`, `suffix_token`, and
             `fim_rate` and `spm_rate`; see `FillInTheMiddle`.
         verify: Hold every file of the store against its checksum first.

@@ -1,6 +1,6 @@
 """What constructors say that they take, so that a value of another kind is named where they fail with words of their own.
 
-`expected_instead` reads the annotations of anybody's constructor, for values of a configuration. `check_arguments` holds what
+`type_mismatch` reads the annotations of anybody's constructor, for values of a configuration. `check_arguments` holds what
 was given in Python against the annotations of our own, which are exact.
 """
 

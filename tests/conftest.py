@@ -1,8 +1,7 @@
 """What every test has: no deadline for examples, the examples to import, and stores of a few bytes."""
 
-import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,3 @@ def byte_store(tmp_path: Path) -> Callable[..., TokenStore]:
         return prepare(source, ByteTokenizer(), **options)
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def log_levels() -> Iterator[None]:
-    """Give the loggers their levels back, which a command in this process sets."""
-    loggers = [logging.getLogger(), logging.getLogger("lightning_lance")]
-    levels = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)

@@ -30,7 +30,7 @@ MAKERS = {
     "not_a_store",
     "not_opened",
 }
-# Asked for by Python itself (`__getattr__`, indexing); caught again in their own module or by `Patience`.
+# Asked for by Python itself (`__getattr__`, indexing); caught again in their own module or by `RetryPolicy`.
 WITHIN = {
     "_Wrong",
     "UnfitShard",

@@ -212,7 +212,7 @@ def calls() -> dict[str, Callable[[Any], Any]]:
         "forget": lambda value: forget(value, {"path": "x"}),
         "forget.rule": lambda value: forget("nowhere", value),
         "verify_store": lambda value: verify_store(value),
-        "check_store.sample": lambda value: verify_store("nowhere", sample=value),
+        "verify_store.sample": lambda value: verify_store("nowhere", sample=value),
         "verify_resume": lambda value: verify_resume(value, {}),
         "verify_resume.uris": lambda value: verify_resume("nowhere", value),
         "prepare.source": lambda value: prepare(value, tokenizer),

@@ -65,7 +65,7 @@ class BuildCoordinator(Protocol):
 
 
 class LeaseTurn:
-    """The turn by a lease, for stores in folders, shared ones too; with a status file. See `Turn`.
+    """The turn by a lease, for stores in folders, shared ones too; with a status file. See `BuildCoordinator`.
 
     Args:
         uri: The store.
@@ -178,7 +178,7 @@ class LeaseTurn:
 
 
 class CommitTurn:
-    """The turn by commits, for stores in buckets, which have no leases: whoever loses a commit waits. See `Turn`.
+    """The turn by commits, for stores in buckets, which have no leases: whoever loses a commit waits. See `BuildCoordinator`.
 
     Args:
         uri: The store.

@@ -66,7 +66,7 @@ class UnitResult:
         ends_shard: Whether no row follows.
         bad_shard: Why the rest of the shard is left out, if it is.
         hashes: (n,) uint64 hashes of the texts, by which the ledger finds duplicates; None if there are none left to find.
-        files: The data files of the documents. None if whoever folds the result packs the documents, as the local build does.
+        files: The data files of the documents. None if the documents are packed after folding, as in the local build.
     """
 
     shard: int

@@ -100,8 +100,9 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
         @functools.wraps(task)
         def guarded(config: DictConfig) -> None:
             configs.append(config)
-            # As they were written: one that refers to what is not there is told of with the rest of the configuration.
-            given.extend(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # type: ignore[arg-type]
+            # Unresolved: a reference to a missing key is reported with the rest of the configuration.
+            written: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+            given.extend(written)
             # Only for Hydra's own part: processes that the task starts shall tell errors in one sentence too.
             os.environ.pop("HYDRA_FULL_ERROR", None)
             # Kept from Hydra, which would print a line of its own before it.

@@ -176,7 +176,7 @@ def document_batch(
         text_filter: Texts to keep.
 
     Returns:
-        The batch; see `covered` for the rows that it stands for.
+        The batch; see `next_row` for the rows that it stands for.
     """
     rows = np.arange(first_row, first_row + len(languages), dtype=np.int64)
     texts, bom = columns["text"], pc.fill_null(pc.starts_with(columns["text"], _BOM), False)

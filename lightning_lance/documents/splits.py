@@ -49,7 +49,7 @@ def split_codes(groups: pa.Array, val_fraction: float) -> np.ndarray:
 
 
 def splits_of(documents: pa.Table, val_fraction: float) -> np.ndarray:
-    """Return the split of each document of a batch (see documents.py; without null texts), as (n,) int8 places in `SPLITS`.
+    """Return the split of each document of a batch without null texts, as (n,) int8 places in `SPLITS`.
 
     Args:
         documents: With `text`, and `repo` or `split` where there is one.

@@ -113,9 +113,9 @@ def keep_for_run(
     """Let a tag of its own keep what a run trains on, until the run takes it away.
 
     The tag is made first, and then it is looked whether a clean-up had decided before that the version goes. The clean-up
-    decides first, and then looks at the tags (`merging.remove_unneeded`). So one of them sees the other.
+    decides first, and then looks at the tags (`compaction.clean_up`). So one of them sees the other.
 
-    Args: as for `keep`, and
+    Args: as for `tag_version`, and
         run: Tells the run from others; the same on all of its ranks.
 
     Returns:
@@ -163,7 +163,7 @@ def let_go_of_others(
 
 
 class _Opened(NamedTuple):
-    """A version as it was opened; the arguments of `keep`."""
+    """A version as it was opened; the arguments of `tag_version`."""
 
     dataset: Any
     uri: str

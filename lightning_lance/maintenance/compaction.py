@@ -167,7 +167,7 @@ def fence_stale_builders(
     Args:
         uri: The store.
         version: The version that the builder has seen.
-        left: What `left_behind` gave.
+        left: What `find_orphans` gave.
         storage_options: Credentials and such for object stores.
 
     Returns:
@@ -339,7 +339,7 @@ def half_removed(uri: str, storage_options: Mapping[str, str] | None = None) -> 
 
 
 def needs_clean_up(uri: str, version: int, storage_options: Mapping[str, str] | None = None) -> bool:
-    """Tell whether there are versions that `remove_unneeded` would remove, and a certain one is not among them."""
+    """Tell whether there are versions that `clean_up` would remove, and a certain one is not among them."""
     if (dataset := dataset_at(uri, None, storage_options)) is None:
         return False
     kept = _kept(uri, dataset, storage_options)
@@ -356,7 +356,7 @@ def clean_up(uri: str, storage_options: Mapping[str, str] | None = None, left: C
     Args:
         uri: The store.
         storage_options: Credentials and such for object stores.
-        left: What `left_behind` gave. Only who has committed since may give it: then, who made them can commit no more.
+        left: What `find_orphans` gave. Only who has committed since may give it: then, who made them can commit no more.
     """
     dataset = dataset_at(uri, None, storage_options)
     if dataset is None:
@@ -375,10 +375,10 @@ def clean_up(uri: str, storage_options: Mapping[str, str] | None = None, left: C
 
 
 def _announce(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> set[int] | None:
-    """Take the versions that go off the list of checksums, and give those that stay; None if the list cannot be written.
+    """Take the versions that go off the list of checksums. Return those that stay, None if the list cannot be written.
 
-    A run makes its tag first, and looks at the list after that (`tags.keep`). Here it is the other way round, so that one of
-    the two sees the other: a tag that came before the list was written is found now, and who came later has seen the list.
+    A run makes its tag first, then reads the list (`tags.tag_version`). Here the list is written first, then the tags are read,
+    so one of the two sees the other: an earlier tag is found here, and a later run finds its version off the list.
     """
     stay = _kept(uri, dataset, storage_options)
     while True:

@@ -1,6 +1,6 @@
 """Whether a store is still what was written: every file against its checksum, every count against the notes.
 
-`verify_resume` of `verify.py` is another thing: whether a run goes on where a checkpoint was.
+`inspection/resume.py` checks something else: that a run goes on where a checkpoint was.
 """
 
 from __future__ import annotations

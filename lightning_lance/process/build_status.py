@@ -151,7 +151,7 @@ class StatusFile:
         self._written = -_WRITE_SECONDS
 
     def begin(self) -> StatusFile:
-        """Write the file. Whoever is interrupted meanwhile has it to remove."""
+        """Write the file. The caller owns this object already, so an interruption leaves a file that it can remove."""
         self._write()
         return self
 

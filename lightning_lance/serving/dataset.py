@@ -27,7 +27,7 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
         store: The token store.
         context_length: Tokens that the model sees.
         split: `train` or `val`.
-        **batch: What an item has besides its tokens; see `BatchMaker`. Not `cu_seqlens`, which go over a whole batch.
+        **batch: What an item has besides its tokens; see `Collator`. Not `cu_seqlens`, which go over a whole batch.
 
     Raises:
         ConfigError: If an argument cannot be used.

@@ -142,8 +142,8 @@ class WindowLoader:
         order: `shuffle`, `random`, `sequential` or `fixed`; see `WindowOrder`.
         seed: Of the random orders.
         shuffle_block: Windows that stay together in `shuffle`; see `WindowOrder`.
-        where: Streams to serve, such as `{"language": ["Python"]}`; see `Serving`.
-        mix: Weights of languages, or of stores where there are several; see `Serving` and `Schedule`.
+        where: Streams to serve, such as `{"language": ["Python"]}`; see `WindowSelection`.
+        mix: Weights of languages, or of stores where there are several; see `WindowSelection` and `Schedule`.
         rank: This process in the data-parallel group.
         world_size: Processes in that group.
         remainder: What becomes of the windows at the end of an epoch that fill no global batch. `drop` leaves them out;
@@ -153,7 +153,7 @@ class WindowLoader:
         extend: Adopt what was appended to the stores, at the beginning of each epoch.
         on_data_change: What to do about a state of other data: `error`; `restart` at the first window; `continue`, each
             component that is still there where it was, and each new one at its first window.
-        **batch: What a batch has besides its tokens; see `BatchMaker`.
+        **batch: What a batch has besides its tokens; see `Collator`.
 
     Raises:
         ConfigError: If an argument cannot be used, or what is served is too short for a single batch.

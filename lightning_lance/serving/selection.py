@@ -48,7 +48,7 @@ class TooShort(NamedTuple):
 def check_selection(
     where: Mapping[str, Sequence[str]], mix: Mapping[str, float]
 ) -> tuple[dict[str, list[str]], dict[str, float]]:
-    """Return `where` and `mix` of plain values; see `Serving`.
+    """Return `where` and `mix` of plain values; see `WindowSelection`.
 
     Raises:
         ConfigError: If one of them selects nothing in any store.
@@ -317,7 +317,7 @@ def _short_streams_sentence(short: TooShort, serving: WindowSelection) -> str:
 
 
 def extent_in(described: Mapping[str, Any]) -> StoreContent:
-    """Read what a store held from its entry in a description (`Serving.describe`)."""
+    """Read what a store held from its entry in a description (`WindowSelection.describe`)."""
     return StoreContent(described["tokens"], tuple(described["forgotten"]))
 
 

@@ -98,7 +98,7 @@ class DatasetSpec:
         language_column: Column that holds the language.
         extensions: Language to its extensions; needs the word `path` in `columns`.
         where: Column to the values to keep, such as `{"license": ["mit", None]}`, of lists to those of which one is to be in
-            them (see row_filter.py); pushed down into the reader.
+            them (see documents/filters.py); pushed down into the reader.
         text_filter: Texts to keep.
         shard_seed: Seed of the order in which shards are read; None keeps the order of the listing.
         dedup: `exact` leaves out documents whose text came before, `none` keeps them.

@@ -69,7 +69,7 @@ class OpenedSource(Protocol):
         ...
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
-        """Read a shard (by its place in `shards`) from a row on, as document batches (see documents.py)."""
+        """Read a shard (by its place in `shards`) from a row on, as document batches (see documents/batch.py)."""
         ...
 
     def present_languages(self) -> list[str]:

@@ -130,7 +130,7 @@ class TokenStore:
             version: Version to read; None reads the last one. What is committed later is not seen.
             storage_options: Credentials and such for object stores, as Lance takes them.
             reader: `auto` maps local files and falls back to `take`; the others leave no choice.
-            verify: Whether to hold every file against its checksum first; see `check_store`.
+            verify: Whether to hold every file against its checksum first; see `verify_store`.
 
         Raises:
             StoreError: If there is no committed store, or it is damaged.

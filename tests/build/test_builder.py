@@ -1,4 +1,4 @@
-"""What one run of a build does at its edges; what it stores is in test_prepare.py."""
+"""What one run of a build does at its edges; what it stores is in test_runner.py."""
 
 import logging
 import os

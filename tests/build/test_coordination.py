@@ -1,4 +1,4 @@
-"""Who builds; with real processes in test_prepare.py."""
+"""Who builds; with real processes in test_runner.py."""
 
 import os
 import subprocess

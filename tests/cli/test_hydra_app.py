@@ -1,4 +1,4 @@
-"""Sentences of the command line, made in this process; test_cli.py and test_examples.py run it."""
+"""Sentences of the command line, made in this process; test_main.py and tests/examples run it."""
 
 import logging
 import os
@@ -20,6 +20,18 @@ from lightning_lance.errors import BuildInterrupted, ConfigError
 def config(tmp_path: Path) -> Iterator[DictConfig]:
     with initialize_config_module("lightning_lance.conf", version_base="1.3"):
         yield compose("config", overrides=[f"output_dir={tmp_path}"])
+
+
+@pytest.fixture
+def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Arguments for a command in this process, whose files and loggers are put back."""
+    root = logging.getLogger()
+    handlers, level = [*root.handlers], root.level
+    monkeypatch.chdir(tmp_path)
+    yield ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -148,30 +160,27 @@ def test_what_is_no_name_of_an_option_is_told_in_a_sentence(monkeypatch: pytest.
     ],
 )
 def test_what_a_user_may_write_and_mean_otherwise_has_its_cure(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: list[str], sentence: str
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    in_this_process: list[str],
+    arguments: list[str],
+    sentence: str,
 ):
-    monkeypatch.setattr(sys, "argv", ["x", *arguments, "hydra.run.dir=.", "hydra.output_subdir=null"])
+    monkeypatch.setattr(sys, "argv", ["x", *arguments, *in_this_process])
     with pytest.raises(SystemExit, match=f"^error: {sentence}"):
         command(lambda config: make(config, "data", _target_="builtins.dict"))()
     assert capfd.readouterr().err == ""  # nothing of Hydra's own
 
 
 def test_requests_are_no_lines_of_the_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], in_this_process: list[str]
 ):
     def task(config: DictConfig) -> None:
         logging.getLogger("httpx").info("HTTP Request: GET")
         logging.getLogger("lightning_lance").info("something is done")
 
-    handlers, level = [*logging.getLogger().handlers], logging.getLogger().level
-    monkeypatch.chdir(tmp_path)
-    folder = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
-    monkeypatch.setattr(sys, "argv", ["x", *folder])
-    try:
-        command(task)()
-    finally:
-        logging.getLogger().handlers[:] = handlers
-        logging.getLogger().setLevel(level)
+    monkeypatch.setattr(sys, "argv", ["x", *in_this_process])
+    command(task)()
     out = capfd.readouterr().out
     assert "something is done" in out
     assert "HTTP" not in out

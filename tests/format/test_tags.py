@@ -1,4 +1,4 @@
-"""What tags keep; by way of a store, `keep` is in test_store.py, and what is forgotten in test_forgetting.py."""
+"""What tags keep; a store's own `keep` is in test_token_store.py, removed documents in test_forgetting.py."""
 
 import shutil
 from dataclasses import replace

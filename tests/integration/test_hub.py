@@ -1,4 +1,4 @@
-"""What the real client libraries do with a Hub: the ground that `sources.py` and `tokenization.py` stand on.
+"""What the real client libraries do with a Hub: the ground that `sources` and `tokenization` stand on.
 
 Each script runs in its own process, because the libraries read `HF_ENDPOINT` when they are imported.
 """

@@ -32,7 +32,7 @@ class OfflineModeIsEnabled(Exception):  # noqa: N818
     ],
 )
 def test_an_error_becomes_a_sentence(error: Exception, kind: type[LightningLanceError], message: str):
-    """What no server of a test can bring about; test_streaming.py has what the Hub itself answers."""
+    """What no server of a test can bring about; test_datasets.py has what the Hub itself answers."""
     told = explain(error, SOURCE)
     assert type(told) is kind
     assert message in str(told)

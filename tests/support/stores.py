@@ -112,5 +112,5 @@ def packed(packer: Packer, full: Sequence[pa.RecordBatch]) -> pa.Table:
 
 
 def only_append(*arguments: Any, **_: Any) -> int:
-    """Commits where `build.finish` would merge and clean up, too: for stores with the commits that the build made."""
+    """Commit without merging and cleaning up, in place of `compaction.commit_final`: each commit of the build stays."""
     return commit_module.append_commit(*arguments)
