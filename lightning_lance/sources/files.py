@@ -49,13 +49,8 @@ def named_identity(files: Iterable[tuple[str, str | Path]]) -> str:
     """Hash local files like `content_identity`, each by the name that is given with its path."""
     digest = xxhash.xxh3_128()
     for name, file in files:
-        try:
-            with Path(file).open("rb") as stream:
-                size = os.fstat(stream.fileno()).st_size
-                digest.update(f"{readable(name)}\0{size}\0".encode())
-                _add_content(digest, stream, size)
-        except OSError as error:
-            raise SourceError(_cannot_read(file, error)) from error
+        digest.update(f"{readable(name)}\0".encode())
+        _add_file(digest, file)
     return digest.hexdigest()
 
 
@@ -66,6 +61,12 @@ def content_hash(file: str | Path) -> bytes:
         SourceError: If it cannot be read.
     """
     digest = xxhash.xxh3_128()
+    _add_file(digest, file)
+    return digest.digest()
+
+
+def _add_file(digest: xxhash.xxh3_128, file: str | Path) -> None:
+    """Add the size and the content of a file. Raise SourceError if it cannot be read."""
     try:
         with Path(file).open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -73,7 +74,6 @@ def content_hash(file: str | Path) -> bytes:
             _add_content(digest, stream, size)
     except OSError as error:
         raise SourceError(_cannot_read(file, error)) from error
-    return digest.digest()
 
 
 def _add_content(digest: xxhash.xxh3_128, stream: BinaryIO, size: int) -> None:
