@@ -18,6 +18,7 @@ from lightning_lance.build.plan import Budget
 from lightning_lance.build.unit import Unit, UnitResult
 from lightning_lance.documents.dedup import SeenHashes
 from lightning_lance.documents.screening import count_reasons
+from lightning_lance.errors import SourceError
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.maintenance.forgetting import apply_forget_rules
 
@@ -93,7 +94,7 @@ class Ledger:
         then nothing of a result is taken any more.
 
         Raises:
-            ValueError: If the result does not follow the cursor.
+            SourceError: If the result does not follow the cursor: the source gives rows again, or in another order.
         """
         stored = np.zeros(len(result.rows), bool)
         forgotten = np.zeros(len(result.rows), bool)
@@ -152,9 +153,9 @@ class Ledger:
         commit = self.commit
         first = int(result.rows[0]) if len(result.rows) else commit.row
         if result.shard != commit.shard or first < commit.row:
-            raise ValueError(
-                f"The build is at row {commit.row:,} of shard {commit.shard:,}: expected what follows there, got row "
-                f"{first:,} of shard {result.shard:,}."
+            raise SourceError(
+                f"The source gave row {first:,} of shard {result.shard:,} where the build is at row {commit.row:,} of shard "
+                f"{commit.shard:,}: read(shard, row) must give rows in order, from that row on."
             )
 
     def _first_seen(self, result: UnitResult) -> np.ndarray:

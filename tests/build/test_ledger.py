@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lightning_lance.build.ledger import Ledger
 from lightning_lance.build.plan import Budget
 from lightning_lance.build.unit import Unit, UnitFile, UnitResult
+from lightning_lance.errors import SourceError
 from lightning_lance.format.layout import DataFileInfo, StreamPart
 from lightning_lance.format.metadata import CommitMetadata, commit_from
 
@@ -294,10 +295,10 @@ DOCUMENT = Row("document", 1, 3, "Python", "r1", False)
 def test_a_result_that_does_not_follow_the_cursor_is_refused():
     corpus = [[DOCUMENT] * 4, [DOCUMENT]]
     ledger = Ledger(EMPTY, Budget(), ["a", "b"])
-    with pytest.raises(ValueError, match=r"at row 0 of shard 0.* got row 0 of shard 1"):
+    with pytest.raises(SourceError, match="gave row 0 of shard 1 where the build is at row 0 of shard 0"):
         ledger.fold(result_of(corpus, 1, 0, 1, False))
     ledger.fold(result_of(corpus, 0, 0, 2, False))
-    with pytest.raises(ValueError, match=r"at row 2 of shard 0.* got row 1 of shard 0"):
+    with pytest.raises(SourceError, match="gave row 1 of shard 0 where the build is at row 2 of shard 0"):
         ledger.fold(result_of(corpus, 0, 1, 4, False))
     assert (ledger.commit.documents, ledger.commit.row) == (2, 2)
 
