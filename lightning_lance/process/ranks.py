@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -23,8 +24,10 @@ _LOOK = 0.05
 
 # The group that this process was a member of before it was forked off: only the parent can talk to the others.
 _inherited: Any = None
-# The group, and how often its ranks have met.
-_meetings: tuple[Any, int] = (None, 0)
+# The group, and how often its ranks have met. A group that is held here outlives `destroy_process_group`, with threads that can
+# end the process as Python exits.
+_met_in: weakref.ReferenceType[Any] | None = None
+_met: int = 0
 
 
 def _note_fork() -> None:
@@ -50,10 +53,7 @@ def _meet(seconds: float | None) -> None:
     Raises:
         StoreError: Naming the ranks that have not come.
     """
-    global _meetings  # as many as the group of the process has seen
-    group, count = _meetings
-    count = count + 1 if group is dist.group.WORLD else 1
-    _meetings = (dist.group.WORLD, count)
+    count = _count_meeting()
     store: Any = dist.distributed_c10d._get_default_store()
     limit = store.timeout.total_seconds() if seconds is None else min(seconds, store.timeout.total_seconds())
     began = time.monotonic()
@@ -70,6 +70,17 @@ def _meet(seconds: float | None) -> None:
         missing, cause = _missing_or_none(store, count), in_one_line(error, 200)
     if missing or cause:
         raise StoreError(_absent(missing, time.monotonic() - began, cause))
+
+
+def _count_meeting() -> int:
+    """Return the number of this meeting, from 1 on for each process group."""
+    global _met_in, _met  # the group is the process's
+    group: Any = dist.group.WORLD
+    if _met_in is None or _met_in() is not group:
+        _met_in = weakref.ref(group)
+        _met = 0
+    _met += 1
+    return _met
 
 
 def _place(meeting: int, rank: int) -> str:
