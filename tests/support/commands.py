@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.support.warm import BUILDING, server
 
 COMMAND = [str(Path(sys.executable).with_name("lightning-lance"))]
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=100,
+    """Return the exit status of the installed script, in a process that need not import first, and what it writes."""
+    done = server(BUILDING).run(
+        Path(COMMAND[0]), *arguments, folder=folder, environment={**os.environ, **environment}, timeout=100
     )
     return done.returncode, done.stdout, done.stderr

@@ -25,6 +25,8 @@ from pathlib import Path
 from random import Random
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.support.warm import BUILDING, server
+
 _DATE = "2024-01-01T00:00:00.000Z"
 _CHUNK = 1 << 16  # bytes counted as sent, then sent; so a count is at most this much ahead of a reader that went away
 
@@ -204,8 +206,7 @@ class Hub:
             subprocess.TimeoutExpired: It took longer than `timeout` seconds.
         """
         home.mkdir(parents=True, exist_ok=True)
-        command, environment = [sys.executable, "-c", script], self.environment(home)
-        return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=timeout)
+        return server(BUILDING).run(script, folder=home, environment=self.environment(home), timeout=timeout)
 
 
 def _digest(file: Path) -> str:

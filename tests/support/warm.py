@@ -1,0 +1,152 @@
+"""Python processes that start at once: forks of one that has imported the slow libraries and used none of them."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from tests.support.paths import ROOT
+
+# What a build needs. None of these reads the environment when it is imported, as the clients of the Hub do.
+BUILDING = (
+    "aiohttp", "awkward", "gigatoken", "hydra", "lance", "lightning_lance.build.runner",
+    "lightning_lance.cli.main", "pandas", "pyarrow.dataset", "pyarrow.parquet", "tokenizers",
+)  # fmt: skip
+# What training needs, on top. The clients of the Hub are among it, as the environment of the tests sets them up.
+TRAINING = ("lightning.pytorch", "transformers", "lightning_lance.datamodule", *BUILDING)
+
+
+class WarmProcess:
+    """A script in a process of its own."""
+
+    def __init__(self, pid: int, result: Path) -> None:
+        self.pid, self._result = pid, result
+
+    def wait(self, timeout: float) -> int:
+        """Return its exit status. A process that takes longer is killed.
+
+        Raises:
+            subprocess.TimeoutExpired: It took longer than `timeout` seconds.
+        """
+        end = time.monotonic() + timeout
+        while not self._result.exists():
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(str(self.pid), timeout, *self.output())
+            time.sleep(0.005)
+        return int(self._result.read_text())
+
+    def output(self) -> tuple[str, str]:
+        """Return what it has written to its standard output and its standard error."""
+        return self._result.with_name("stdout").read_text(), self._result.with_name("stderr").read_text()
+
+
+class WarmServer:
+    """Starts the processes; ends with the process that made it."""
+
+    def __init__(self, modules: Sequence[str]) -> None:
+        # More threads than one would be started by an import, and would be missing in the forks.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.warm_server", *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        self._results = tempfile.TemporaryDirectory()
+        self._started = 0
+        atexit.register(self.close)
+
+    def start(
+        self,
+        script: str | Path,
+        *arguments: object,
+        folder: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
+        warnings: Sequence[str] = (),
+    ) -> WarmProcess:
+        """Start a script: a file, or source.
+
+        Args:
+            script: As after `python`, or after `python -c`.
+            arguments: Of the script.
+            folder: Where it runs.
+            environment: In place of this process's own.
+            warnings: Actions of `-W`, for all warnings, such as "ignore".
+        """
+        self._started += 1
+        place = Path(self._results.name) / str(self._started)
+        place.mkdir()
+        for name in ("stdout", "stderr"):
+            (place / name).touch()
+        request = {
+            "code": script if isinstance(script, str) else script.read_text(encoding="utf-8"),
+            "arguments": ["-c" if isinstance(script, str) else str(script), *map(str, arguments)],
+            "folder": str(folder),
+            "environment": {**(os.environ if environment is None else environment), "OMP_NUM_THREADS": "1"},
+            "warnings": list(warnings),
+            "result": str(place / "result"),
+            "stdout": str(place / "stdout"),
+            "stderr": str(place / "stderr"),
+        }
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(json.dumps(request) + "\n")
+        self._server.stdin.flush()
+        return WarmProcess(int(self._server.stdout.readline()), place / "result")
+
+    def run(
+        self,
+        script: str | Path,
+        *arguments: object,
+        timeout: float,
+        folder: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
+        warnings: Sequence[str] = (),
+    ) -> subprocess.CompletedProcess[str]:
+        """Return what `subprocess.run` returns for a script, with its output."""
+        process = self.start(script, *arguments, folder=folder, environment=environment, warnings=warnings)
+        code = process.wait(timeout)
+        return subprocess.CompletedProcess([str(script), *map(str, arguments)], code, *process.output())
+
+    def close(self) -> None:
+        """End the server, and forget what was written."""
+        self._server.communicate()
+        self._results.cleanup()
+
+
+@cache
+def server(modules: Sequence[str]) -> WarmServer:
+    """Return the server of this process that has imported these modules."""
+    return WarmServer(modules)
+
+
+def run_ranks(script: str | Path, devices: int, *arguments: object, timeout: float) -> list[int]:
+    """Return the exit statuses of the ranks of a script that trains, each a process of its own, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices)}
+    ranks = [
+        server(TRAINING).start(
+            script, *arguments, environment={**common, "NODE_RANK": "0", "LOCAL_RANK": str(rank)}, warnings=["ignore"]
+        )
+        for rank in range(devices)
+    ]
+    codes = [rank.wait(timeout) for rank in ranks]
+    for code, rank in zip(codes, ranks, strict=True):
+        # Of a test that fails, pytest shows it.
+        print(code, *rank.output())
+    return codes

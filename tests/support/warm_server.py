@@ -1,0 +1,68 @@
+"""A process that has imported what is slow to import, and forks for each script that it is told to run.
+
+Each line of its standard input is a request of `tests.support.warm`. The fork that runs the script returns to the end of
+this module, so that it ends as any interpreter does: with its traceback, its threads awaited and its `atexit`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def requested() -> dict[str, Any]:
+    """Return, in a fork, what it shall run."""
+    for line in sys.stdin:
+        if os.fork() == 0:
+            return watched(json.loads(line))
+    sys.exit()
+
+
+def watched(request: dict[str, Any]) -> dict[str, Any]:
+    """Return in one more fork, and write down how that ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if (child := os.fork()) == 0:
+        return request
+    print(child, flush=True)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    result = Path(request["result"])
+    result.with_suffix(".new").write_text(str(code))
+    result.with_suffix(".new").replace(result)
+    os._exit(0)
+
+
+def become(request: dict[str, Any]) -> Any:
+    """Return the script, and take on its folder, its environment, its arguments and its output."""
+    for number, file in enumerate((os.devnull, request["stdout"], request["stderr"])):
+        opened = os.open(file, os.O_RDWR)
+        os.dup2(opened, number)
+        os.close(opened)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["folder"])
+    sys.argv[:] = request["arguments"]
+    # As `python -c` and as `python FILE` have it.
+    script = Path(sys.argv[0])
+    sys.path[0] = "" if sys.argv[0] == "-c" else str(script.parent)
+    sys.path[1:1] = [path for path in request["environment"].get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.warnoptions[:] = request["warnings"]
+    for action in request["warnings"]:
+        warnings.simplefilter(action)
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    if sys.argv[0] != "-c":
+        main.__file__ = str(script)
+    return compile(request["code"], "<string>" if sys.argv[0] == "-c" else str(script), "exec"), main.__dict__
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    exec(*become(requested()))
