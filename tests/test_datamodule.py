@@ -1,10 +1,8 @@
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -27,6 +25,7 @@ from lightning_lance.tokenization.tokenizer import train_bpe
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 from tests.support.training import SOURCE, Recorder, make_data, make_trainer
+from tests.support.warm import run_ranks
 
 
 def test_fit_validate_test_and_predict(tmp_path: Path):
@@ -326,7 +325,7 @@ def test_training_begins_while_a_build_goes_on_and_adopts_what_it_appends(tmp_pa
     waiting = data(min_tokens=2000, extend="next_epoch")
     with ThreadPoolExecutor(1) as thread:
         waits = thread.submit(waiting.prepare_data)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(FutureTimeoutError):
             waits.result(timeout=1.5)
         data(max_documents=20).prepare_data()
         waits.result(timeout=20)
@@ -462,10 +461,7 @@ trainer.save_checkpoint(folder / f"{steps}.ckpt")
 
 
 def run_ddp(folder: Path, steps: int, checkpoint: Path | str = "") -> list[dict[str, Any]]:
-    script = folder / "ddp.py"
-    script.write_text(DDP)
-    command = [sys.executable, str(script), str(ROOT), str(folder), str(steps), str(checkpoint)]
-    subprocess.run(command, check=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
+    assert run_ranks(DDP, 2, ROOT, folder, steps, checkpoint, timeout=200) == [0, 0]
     return [json.loads((folder / f"seen-{steps}-{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -506,11 +502,7 @@ except Exception as error:
 
 def test_if_the_build_fails_every_rank_names_the_cause(tmp_path: Path):
     """Two real processes, of which Lightning lets one prepare the data while the other stands in a barrier."""
-    script = tmp_path / "fails.py"
-    script.write_text(FAILS)
-    command = [sys.executable, str(script), str(ROOT), str(tmp_path)]
-    done = subprocess.run(command, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True)
-    assert done.returncode != 0
+    assert run_ranks(FAILS, 2, ROOT, tmp_path, timeout=200) == [1, 1]
     assert [(tmp_path / f"error-{rank}").read_text() for rank in range(2)] == [
         "SourceError: the network is gone",
         "StoreError: The data could not be prepared by rank 0: the network is gone",

@@ -241,7 +241,8 @@ def is_transient(error: BaseException) -> bool:
         if status in _STATUSES:
             return True
         names = {kind.__name__ for kind in type(cause).__mro__}
-        if names & _NETWORK or isinstance(cause, (ConnectionError, TimeoutError)):
+        # In Python 3.10, those of asyncio and of concurrent.futures are classes of their own.
+        if names & _NETWORK or "TimeoutError" in names or isinstance(cause, ConnectionError):
             return True
         if isinstance(cause, OSError) and cause.errno in _ERRNOS:
             return True

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 from tests.support.training import SOURCE as PYTHON
 from tests.support.training import Recorder, make_trainer
+from tests.support.warm import TRAINING, run_ranks, server
 
 RUST = documents(*[f"fn main() {{ {i} }}\n" * 9 for i in range(12)], language="Rust")
 SOURCE = ListSource((*PYTHON.documents, *RUST))
@@ -113,7 +112,7 @@ from lightning_lance.callbacks import SaveOnTermination
 fit(Path({str(tmp_path)!r}), {{}}, [Killed(), SaveOnTermination({str(tmp_path)!r})], max_steps=9)
 print("not stopped")
 """
-    stopped = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    stopped = server(TRAINING).run(script, timeout=200)
     assert "not stopped" not in stopped.stdout
     resumed = fit(tmp_path, {}, ckpt_path=tmp_path / "last.ckpt", max_steps=9)
     assert resumed.seen["train"] == whole.seen["train"][6:]
@@ -138,20 +137,10 @@ def test_one_two_and_three_ranks_go_on_from_each_other(tmp_path: Path):
     whole = fit(tmp_path, {"batch_size": 6}, max_steps=9, limit_val_batches=0)
     save = ModelCheckpoint(tmp_path / "1", filename="x", every_n_train_steps=3)
     seen = fit(tmp_path, {"batch_size": 6}, [save], max_steps=3, limit_val_batches=0).seen["train"]
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
     for devices, steps in [(2, 6), (3, 9)]:
         checkpoint = tmp_path / str(devices - 1) / "x.ckpt"
-        arguments = [
-            str(ROOT),
-            str(tmp_path),
-            str(devices),
-            str(6 // devices),
-            str(steps),
-            str(checkpoint),
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, str(script), *arguments], check=True, timeout=300, env=environment)
+        arguments = [ROOT, tmp_path, devices, 6 // devices, steps, checkpoint]
+        assert run_ranks(RANKS, devices, *arguments, timeout=200) == [0] * devices
         ranks = [json.loads((tmp_path / f"{devices}-{rank}.json").read_text()) for rank in range(devices)]
         seen += [[window for part in step for window in part] for step in zip(*ranks, strict=True)]
     assert seen == whole.seen["train"]

@@ -1,10 +1,9 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lightning_lance.process.ranks import broadcast_from_rank_zero, check_ranks_agree, is_rank_zero, raise_on_all_ranks
+from tests.support.warm import TRAINING, server
 
 
 def test_a_process_alone_agrees_with_itself():
@@ -39,10 +38,9 @@ assert sys.platform != "linux" or len(os.listdir("/proc/self/task")) == threads
 
 
 def test_ranks_that_disagree_all_get_the_table(tmp_path: Path):
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "meeting")]
-    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(2)]
-    told = [rank.communicate(timeout=120)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0]
+    ranks = [server(TRAINING).start(SCRIPT, tmp_path / "meeting", rank) for rank in range(2)]
+    assert [rank.wait(120) for rank in ranks] == [0, 0]
+    told = [rank.output()[0] for rank in ranks]
     assert told[0] == told[1]
     assert told[0].splitlines() == [
         "StoreError The ranks disagree about the data in cursor, len: start all of them with one configuration, on the same "
@@ -82,9 +80,9 @@ assert os.waitpid(child, 0)[1] == 0
 dist.destroy_process_group()
 connect("b", 60)
 if rank == 0:
-    heard("absent", lambda: broadcast_from_rank_zero([1], seconds=3))
+    heard("absent", lambda: broadcast_from_rank_zero([1], seconds=1))
 else:
-    time.sleep(6)
+    time.sleep(2)
 dist.destroy_process_group()
 connect("c", 200)
 if rank == 1:
@@ -94,16 +92,13 @@ heard("killed", lambda: check_ranks_agree({"epoch": 1}))
 
 
 def test_a_rank_that_fails_alone_is_named_to_the_others_at_once(tmp_path: Path):
-    command = [sys.executable, "-W", "ignore", "-c", ALONE, str(tmp_path / "meeting")]
-    ranks = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    (first, errors), (second, _) = [rank.communicate(timeout=200) for rank in ranks]
-    assert (ranks[0].returncode, ranks[1].returncode) == (0, -9), errors
+    ranks = [server(TRAINING).start(ALONE, tmp_path / "meeting", rank, warnings=["ignore"]) for rank in range(2)]
+    codes = [rank.wait(200) for rank in ranks]
+    (first, errors), (second, _) = [rank.output() for rank in ranks]
+    assert codes == [0, -9], errors
     failed, absent, killed = first.splitlines()
     assert failed == "failed StoreError The data could not be prepared by rank 1: 'no store'"
     assert second.splitlines() == ["failed KeyError 'no store'"]
-    assert absent.startswith("absent StoreError Rank 1 did not come to compare the data within 3 s, or ended before (")
+    assert absent.startswith("absent StoreError Rank 1 did not come to compare the data within 1 s, or ended before (")
     assert killed.startswith("killed StoreError Rank 1 did not come to compare the data within 0 s, or ended before (")
     assert killed.endswith("look for the error in its own output, and start all ranks again.")

@@ -1,3 +1,5 @@
+import asyncio
+import concurrent.futures
 import errno
 import zlib
 
@@ -34,6 +36,8 @@ def told(status: int) -> Exception:
         (TransportError("cut"), True, False),
         (ConnectionResetError(), True, False),
         (TimeoutError(), True, False),
+        (asyncio.TimeoutError(), True, False),
+        (concurrent.futures.TimeoutError(), True, False),
         (OSError(errno.EIO, "disk"), True, False),
         (FileNotFoundError(errno.ENOENT, "gone"), False, False),
         (PermissionError(errno.EACCES, "no"), False, False),
