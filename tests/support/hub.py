@@ -199,7 +199,7 @@ class Hub:
             "NO_PROXY": "127.0.0.1,localhost",
         }
 
-    def run(self, script: str, home: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, home: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Runs Python source in a new process with `environment(home)`, in the folder `home`, and captures its output.
 
         Raises:
