@@ -1,6 +1,7 @@
 # make install | train | test | lint | peers; see README.md. PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
-VENV := .venv
+# As in `make test PYTHON=python3.13 VENV=.venv-3.13`: one folder for each version.
+VENV ?= .venv
 BIN := $(VENV)/bin
 # Overrides for `make train`, such as ARGS="context_length=256 trainer.max_steps=50".
 ARGS ?=
