@@ -54,7 +54,7 @@ made_documents = (
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(made_documents, st.integers(1, 5), st.integers(1, 5), st.sampled_from([0.0, 0.5]), st.integers(1, 5000))
 def test_the_streams_are_the_documents_joined_by_eos(
     tmp_path_factory: pytest.TempPathFactory,
@@ -104,7 +104,7 @@ class Breaks(ListSource):
 budgets = st.tuples(st.none() | st.integers(1, 12), st.none() | st.integers(1, 3000))
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     made_documents,
     st.integers(1, 5),

@@ -78,7 +78,7 @@ def counts(commit: CommitMetadata) -> Any:
     return [entry for entry in commit.forgotten if entry["documents"]]
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(made, st.lists(condition, min_size=1, max_size=2, unique_by=str), st.integers(1, 25), st.integers(1, 6000))
 def test_what_is_left_is_a_store_without_those_documents(
     tmp_path_factory: pytest.TempPathFactory,
@@ -117,7 +117,7 @@ def test_what_is_left_is_a_store_without_those_documents(
         assert verify_store(store.uri) == []
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(made, st.lists(condition, min_size=1, max_size=2, unique_by=str), st.integers(1, 25), st.booleans())
 def test_to_forget_and_then_grow_is_to_grow_and_then_forget(
     tmp_path_factory: pytest.TempPathFactory,

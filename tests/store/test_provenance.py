@@ -41,7 +41,7 @@ def spans(made: list[Document], split: str) -> list[tuple[int, int, str, str, st
     return found
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(documents, st.integers(1, 6000), st.lists(st.integers(1, 25), max_size=2), st.booleans(), st.data())
 def test_the_documents_of_windows_are_those_of_a_walk_through_all(
     tmp_path_factory: pytest.TempPathFactory,
