@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from hydra import compose, initialize_config_module
 
 from lightning_lance.errors import ConfigError
 from tests.support.paths import ROOT
+from tests.support.warm import TRAINING, server
 
 SCRIPT = ROOT / "examples/train_gpt.py"
 SMALL = [
@@ -29,10 +29,7 @@ SMALL = [
 
 
 def train(folder: Path, *overrides: str) -> str:
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), *SMALL, *overrides]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = server(TRAINING).run(SCRIPT, *SMALL, *overrides, folder=folder, warnings=["ignore"], timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.process.build_status import StatusFile
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import serving
+from tests.support.commands import run as run_in
 from tests.support.commits import NOTE as COMMIT
 from tests.support.commits import rows_of
 from tests.support.merges import NOTE, append
@@ -198,9 +197,7 @@ def test_what_is_no_store_of_ours_is_refused(tmp_path: Path):
 
 def test_the_command(copied: Path):
     def run(*arguments: str) -> tuple[int, str, str]:
-        command = [sys.executable, "-c", "from lightning_lance.cli.main import main; main()", "clean", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=copied.parent)
-        return done.returncode, done.stdout, done.stderr
+        return run_in(copied.parent, "clean", *arguments)
 
     (copied / "_refs" / "tags" / "checkpoint-100.json").write_text("")
     (copied / "_refs" / "tags" / "other.json").write_text(json.dumps({"a": 1}))

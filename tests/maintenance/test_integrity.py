@@ -17,6 +17,7 @@ from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import SUMS
 from lightning_lance.maintenance.integrity import verify_store
 from tests.support.bucket import serving
+from tests.support.commands import run
 from tests.support.commits import NOTE, rows_of
 from tests.support.merges import append
 from tests.support.paths import ROOT
@@ -115,8 +116,8 @@ from lightning_lance.maintenance.compaction import compact
 from tests.support.merges import NOTE, append
 from lightning_lance.format.commit import last_version
 note = NOTE
-for i in range(120):
-    last = i == 119
+for i in range(50):
+    last = i == 49
     note = append(sys.argv[2], [(0, "C", 3000), (1, "Rust", 500)], 2 * i, note, 60_000 if last else None)
     if not last:
         compact(sys.argv[2], last_version(sys.argv[2])[0], full=60_000)
@@ -168,15 +169,13 @@ def test_a_damaged_store_is_refused_at_the_opening_that_asks(store: Path, tmp_pa
         StoreError, match=rf"is damaged: data/{file.name} .*differs from what was written; bring it back"
     ):
         TokenStore.open(copy, verify=True)
-    command = [sys.executable, "-c", "from lightning_lance.cli.main import main; main()", "verify", str(copy)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert (done.returncode, len(done.stdout.splitlines())) == (1, 1)
-    assert file.name in done.stdout
-    assert "1 problem." in done.stderr
-    command[-1] = str(store)
-    done = subprocess.run([*command, "sample=0.5"], capture_output=True, text=True, timeout=100)
-    assert (done.returncode, done.stdout) == (0, f"{store}: the sample of 0.5 is as it was written.\n")
-    assert done.stderr == ""
+    code, out, err = run(tmp_path, "verify", str(copy))
+    assert (code, len(out.splitlines())) == (1, 1)
+    assert file.name in out
+    assert "1 problem." in err
+    code, out, err = run(tmp_path, "verify", str(store), "sample=0.5")
+    assert (code, out) == (0, f"{store}: the sample of 0.5 is as it was written.\n")
+    assert err == ""
 
 
 def test_a_store_in_a_bucket_is_checked_too(tmp_path: Path):
@@ -230,7 +229,7 @@ from tests.support.stores import ListSource, documents
 from lightning_lance import prepare
 from lightning_lance.tokenization.configs import ByteTokenizer
 source = ListSource(documents(*["some text " * 50] * 12))
-for i in range(8):
+for i in range(5):
     prepare(source, ByteTokenizer(), sys.argv[2], val_fraction=i % 2 / 10, rebuild=True, commit_tokens=1, commit_seconds=0)
     print(i, flush=True)
 """

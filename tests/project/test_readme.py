@@ -2,13 +2,12 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.warm import TRAINING, server
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -19,9 +18,10 @@ def test_the_python_runs(number: int, tmp_path: Path):
     (tmp_path / "corpus.py").write_text("def f(x):\n    return x\n" * 400)
     for i in range(20):
         (tmp_path / f"notes{i}.md").write_text(f"# {i}\n" * 40)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "examples"), "OMP_NUM_THREADS": "2"}
-    command = [sys.executable, "-W", "ignore", "-c", SNIPPETS[number]]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "examples")}
+    done = server(TRAINING).run(
+        SNIPPETS[number], folder=tmp_path, environment=environment, warnings=["ignore"], timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert "Error" not in done.stderr
     # Of transformers, if a model's special ids are beyond its vocabulary.
