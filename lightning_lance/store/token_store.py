@@ -42,7 +42,6 @@ from lightning_lance.location import (
 )
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
-from lightning_lance.store.fork_reader import ForkedReader
 from lightning_lance.store.mapped_files import map_tokens
 from lightning_lance.store.provenance import Provenance
 from lightning_lance.store.segments import MappedFiles, SegmentTable
@@ -90,7 +89,6 @@ class TokenStore:
         self._dataset, self._process = dataset, os.getpid()
         # Of the versions that others make, equal extents need not be equal rows.
         self._is_ours = is_commit(dataset)
-        self._forked: tuple[int, ForkedReader] | None = None
         # Names the tag of the run that trains on this; and whether that is there, and one that stays for its checkpoints.
         self._run = secrets.token_hex(8)
         self._kept = self._kept_for_good = False
@@ -458,13 +456,14 @@ class TokenStore:
     def _blocks(self, rows: np.ndarray) -> np.ndarray:
         if not len(rows):
             return np.empty((0, self._block), self.dtype)
-        if self._process == os.getpid():
-            with reading(self.uri):
-                return take_blocks(self._dataset, rows)
-        if self._forked is None or self._forked[0] != os.getpid():
-            files = data_files(self._dataset)
-            self._forked = os.getpid(), ForkedReader(self.uri, self.version, self._opening[0], files)
-        return self._forked[1].take(rows)
+        if self._process != os.getpid():
+            # Lance's threads do not live on in a forked process, and those that it starts there sometimes crash it.
+            raise StoreError(
+                f"The token store {self.uri!r} is not mapped into memory, so a forked process cannot read it: start workers "
+                "by 'forkserver' or 'spawn' instead."
+            )
+        with reading(self.uri):
+            return take_blocks(self._dataset, rows)
 
     def _tell_of_others(self) -> None:
         """Warn where others have changed the rows: what is there is served, as far as it goes."""

@@ -91,18 +91,25 @@ if __name__ == "__main__":
         # Each of these workers imports torch anew.
         ("forkserver", 2, "mapped"),
         ("spawn", 2, "mapped"),
-        ("fork", 2, "take"),
         ("spawn", 1, "take"),
     ],
 )
 def test_worker_processes_give_the_same_windows(
     store: TokenStore, start_method: str, workers: int, reader: str, tmp_path: Path
 ):
+    done = served_by_workers(store, start_method, workers, reader, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_forked_workers_of_a_store_that_is_not_mapped_end_with_what_helps(store: TokenStore, tmp_path: Path):
+    done = served_by_workers(store, "fork", 2, "take", tmp_path)
+    assert done.returncode == 1
+    assert "start workers by 'forkserver' or 'spawn' instead" in done.stderr
+
+
+def served_by_workers(store: TokenStore, start_method: str, workers: int, reader: str, tmp_path: Path) -> Any:
     script = tmp_path / "serve.py"
     script.write_text(SCRIPT)
     # A machine may have fewer cores than workers, which torch warns of.
     command = [sys.executable, "-W", "error", "-W", "ignore:This DataLoader will create", str(script), store.uri]
-    done: Any = subprocess.run(
-        [*command, start_method, str(workers), reader], capture_output=True, text=True, timeout=200
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    return subprocess.run([*command, start_method, str(workers), reader], capture_output=True, text=True, timeout=200)
