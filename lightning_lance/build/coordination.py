@@ -12,7 +12,6 @@ from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens, pluralize
 from lightning_lance.process.build_status import BuildStatus, StatusFile, failure_of, read_status, remove_status
-from lightning_lance.process.exit_cleanup import at_the_end, no_longer
 from lightning_lance.process.locks import POLL_SECONDS, Lease
 
 _log = logger(__name__)
@@ -101,7 +100,6 @@ class LeaseTurn:
             # Before it has packed anything, it tells those who wait what is there.
             done = (0, 0) if commit is None else (commit.documents, commit.tokens)
             self._status = StatusFile(self._status_file, self._fingerprint, *done)
-            at_the_end(self._status.remove)
             self._status.begin()
             self.mine = True
             return
@@ -149,7 +147,6 @@ class LeaseTurn:
     def _leave(self) -> None:
         if self._status is not None:
             self._status.remove()
-            no_longer(self._status.remove)
         if self._lease is not None:
             self._lease.release()
         self.mine, self._status = False, None

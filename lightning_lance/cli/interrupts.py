@@ -10,11 +10,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from lightning_lance.process.exit_cleanup import take_back_all
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# What a second signal leaves for removing what nobody can use; a disk may hang.
-_LAST_SECONDS = 2.0
+# For the thread that is first to say that the process ends.
+_LAST_SECONDS = 1.0
 
 
 class InterruptHandler:
@@ -76,13 +74,12 @@ class InterruptHandler:
             # The other thread ends the process; or this one, that a third signal has interrupted in it.
             threading.Event().wait(_LAST_SECONDS)
             os._exit(128 + number)
-        # No clean-up as usual, which may be what hangs; the next run does without, as after a kill.
+        # No clean-up, which may be what hangs: what is half-written goes with the next build, as after a kill.
         with contextlib.suppress(OSError):
             os.write(
                 sys.__stderr__.fileno() if sys.__stderr__ else 2,
                 b"interrupted again: stopped at once; what was committed is safe.\n",
             )
-        take_back_all(_LAST_SECONDS)
         os._exit(128 + number)
 
 

@@ -24,7 +24,6 @@ from lightning_lance.format.lance_io import (
     delete_uncommitted,
     fragments_of,
     lance_options,
-    local_files,
     not_written,
 )
 from lightning_lance.format.layout import DataFileInfo, files_of, properties_of
@@ -37,7 +36,6 @@ from lightning_lance.json_checks import (
     object_of,
 )
 from lightning_lance.messages.redaction import shown_cause
-from lightning_lance.process.exit_cleanup import settled
 
 
 def append_commit(
@@ -134,7 +132,6 @@ def replace_fragments(
             **properties_of({path: files[path] for path in paths if path in files}),
         },
     )
-    settled(local_files(uri, paths))
     try:
         # An append would be put on top of whatever was committed meanwhile. An overwrite without a retry is not: it makes the
         # manifest of this very version, or fails.

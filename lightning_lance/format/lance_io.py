@@ -33,7 +33,6 @@ from lightning_lance.format.own_files import (
 from lightning_lance.format.schema import block_of, check_keys, tokens_of
 from lightning_lance.location import check_place, checked_storage_options, is_local
 from lightning_lance.messages.redaction import in_one_line, shown_cause
-from lightning_lance.process.exit_cleanup import begun, settled, writing_in
 
 # It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
 warnings.filterwarnings("ignore", "lance is not fork-safe")
@@ -359,16 +358,14 @@ def write_rows(
     reader = pa.RecordBatchReader.from_batches(schema, counter.passing(batches))
     paths: list[str] = []
     try:
-        with writing_in(None if "://" in uri else Path(uri, "data")):
-            written = write_fragments(
-                reader,
-                uri if before is None else before,
-                mode="create" if before is None else "append",
-                max_rows_per_file=_ROWS_PER_FILE,
-                storage_options=lance_options(storage_options),
-            )
-            paths = [file.path for fragment in written for file in fragment.files]
-            begun(local_files(uri, paths))
+        written = write_fragments(
+            reader,
+            uri if before is None else before,
+            mode="create" if before is None else "append",
+            max_rows_per_file=_ROWS_PER_FILE,
+            storage_options=lance_options(storage_options),
+        )
+        paths = [file.path for fragment in written for file in fragment.files]
         written = [fragment for fragment in written if fragment.physical_rows]
         files = {}
         for fragment in written:
@@ -403,12 +400,6 @@ def delete_uncommitted(
     for path in gone:
         with suppress(ValueError, OSError):
             session.delete_file(path)
-    settled(local_files(uri, gone))
-
-
-def local_files(uri: str, paths: Iterable[str]) -> list[Path]:
-    """Give the places of data files on this machine; none in a bucket."""
-    return [] if "://" in uri else [Path(uri, "data", path) for path in paths]
 
 
 def conflict(uri: str, expected: int, version: int) -> CommitConflict:

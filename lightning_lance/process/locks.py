@@ -16,7 +16,6 @@ from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.location import beside
 from lightning_lance.messages.escaping import logger
-from lightning_lance.process.exit_cleanup import at_the_end, no_longer
 
 _log = logger(__name__)
 
@@ -92,7 +91,6 @@ class Lease:
             raise StoreError(
                 f"The file {str(self._path)!r} cannot be written ({error.strerror}): make room, or let this process write."
             ) from error
-        at_the_end(self._release)
         return True
 
     def take_from_the_dead(self) -> bool:
@@ -113,10 +111,6 @@ class Lease:
 
     def release(self) -> None:
         """Let others have it; nothing happens if it was lost, or is not held."""
-        self._release()
-        no_longer(self._release)
-
-    def _release(self) -> None:
         self._lease.release(force=True)
 
     def _check_own(self) -> None:

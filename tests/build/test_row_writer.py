@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.format.commit import append_commit, last_version
 from lightning_lance.format.lance_io import dataset_at
 from tests.support.commits import NOTE, rows_of, writer_of
+from tests.support.paths import ROOT
 
 
 def files_in(folder: Path) -> list[str]:
@@ -78,3 +81,35 @@ def test_a_failure_reaches_who_puts(tmp_path: Path):
     writer.abandon()
     assert last_version(uri) == (0, None)
     assert np.asarray(rows.column("num_tokens")).sum() == len(rows) * 2048
+
+
+WRITE = """
+import os, signal, sys, time
+sys.path[:0] = [sys.argv[1]]
+from pathlib import Path
+from lightning_lance.build import row_writer
+from tests.support.commits import rows_of, writer_of
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a process in the background does not have
+writer = writer_of(sys.argv[2])
+for _ in range(8):
+    writer.put(rows_of(1, 100 * 2048).to_batches()[0])
+while not list(Path(sys.argv[2]).glob("data/.tmp*")):
+    time.sleep(0.01)
+{ends}
+"""
+
+
+@pytest.mark.parametrize(
+    "ends",
+    [
+        "",  # nobody closes it
+        "row_writer.wait = lambda _: os.kill(os.getpid(), signal.SIGINT)\nwriter.abandon()",  # Ctrl-C in the clean-up
+    ],
+)
+def test_a_process_that_ends_leaves_no_half_of_a_data_file(tmp_path: Path, ends: str):
+    command = [sys.executable, "-c", WRITE.format(ends=ends), str(ROOT), str(tmp_path / "x.lance")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stderr == "" or done.stderr.endswith("\nKeyboardInterrupt\n")
+    assert (done.returncode == 0) == (not ends)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert last_version(str(tmp_path / "x.lance")) == (0, None)

@@ -1,8 +1,16 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from lightning_lance import prepare
+from lightning_lance.maintenance.compaction import find_orphans
+from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.builders import until
+from tests.support.paths import ROOT
+from tests.support.stores import ListSource, documents
 
 DEADLOCK = """
 mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
@@ -35,3 +43,51 @@ with InterruptHandler() as signals:
         process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=20)[1] == "interrupted again: stopped at once; what was committed is safe.\n"
     assert process.returncode == 130
+
+
+BUILD = """
+import sys, time
+sys.path[:0] = [sys.argv[1]]
+from lightning_lance import prepare
+from lightning_lance.build.builder import Build
+from lightning_lance.cli.interrupts import InterruptHandler
+from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.stores import ListSource, documents
+
+class Stops(ListSource):
+    def read(self, shard, row):
+        if shard == 3:
+            print("hangs", flush=True)
+            time.sleep(100)
+        yield from super().read(shard, row)
+
+def close(build):
+    print("closes", flush=True)
+    time.sleep(100)
+
+Build.close = close
+with InterruptHandler():
+    prepare(Stops(documents(*["0123456789" * 100_000] * 6), 1), ByteTokenizer(), sys.argv[2], val_fraction=0.0)
+"""
+
+
+def test_what_a_second_interruption_leaves_goes_with_the_next_build(tmp_path: Path):
+    uri = str(tmp_path / "x.lance")
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(ROOT), uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "hangs\n"
+    until(lambda: find_orphans(uri))  # half of a data file
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "closes\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1].endswith(
+        "interrupted again: stopped at once; what was committed is safe.\n"
+    )
+    assert process.returncode == 130
+    assert find_orphans(uri)
+    store = prepare(ListSource(documents(*["0123456789" * 100_000] * 6), 1), ByteTokenizer(), uri, val_fraction=0.0)
+    assert store.commit.documents == 6
+    assert find_orphans(uri) == set()
+    assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
