@@ -195,7 +195,7 @@ def beside_place(place: str, what: Neighbour) -> Path:
 
 
 def is_own_file(name: str, others: Collection[str]) -> bool:
-    """Tell whether a file lies beside a store, or is a tokenizer that was trained, by its name.
+    """Return whether a file lies beside a store, or is a tokenizer that was trained, by its name.
 
     Args:
         name: Of the file.
@@ -211,7 +211,7 @@ def is_own_file(name: str, others: Collection[str]) -> bool:
 
 
 def is_own_folder(place: str, name: str) -> bool:
-    """Tell whether a folder is a store, finished or not, or any other Lance dataset, or holds a tokenizer of the Hub.
+    """Return whether a folder is a store, finished or not, or any other Lance dataset, or holds a tokenizer of the Hub.
 
     Args:
         place: Its path.
@@ -220,14 +220,6 @@ def is_own_folder(place: str, name: str) -> bool:
     if name.endswith(_LANCE) or Path(place, "_versions").is_dir():
         return True
     return "@" in name and Path(place, ORIGIN).is_file()
-
-
-def store_beside(file: Path, what: Neighbour) -> Path | None:
-    """Return the store that a file beside it is of: the inverse of `beside`. None if the file has another name."""
-    for ending, store_ending in ((f".store-{what}", ""), (f".{what}", _LANCE)):
-        if file.name.endswith(ending):
-            return file.with_name(file.name.removesuffix(ending) + store_ending)
-    return None
 
 
 def tokenizer_file(place: str) -> Path:

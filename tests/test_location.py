@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
 from lightning_lance.errors import ConfigError, StoreError
-from lightning_lance.location import beside, beside_place, store_beside, store_place, tokenizer_files
+from lightning_lance.location import beside, beside_place, store_place, tokenizer_files
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.process.build_status import status_file
@@ -124,7 +124,6 @@ names = st.builds(
 def test_two_stores_never_share_a_file(one: str, other: str, what: str):
     files = [beside_place(f"/data/{name}", what) for name in (one, other)]
     assert (files[0] == files[1]) == (one == other)
-    assert store_beside(files[0], what) == Path("/data", one)
 
 
 def test_a_change_of_folder_changes_no_store(folder: Path):

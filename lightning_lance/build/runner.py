@@ -41,7 +41,6 @@ from lightning_lance.maintenance.compaction import (
 )
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens, pluralize
-from lightning_lance.process.build_status import remove_refused
 from lightning_lance.process.locks import Lease
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
@@ -119,8 +118,6 @@ def prepare(
     _check_place(plan)
     built = _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds, rebuild)
     store = open_prepared(plan, budget, storage_options)
-    if built and plan.status_file is not None:
-        remove_refused(plan.status_file.parent)
     if built and (val_fraction or source.has_validation) and not store.num_tokens("val"):
         documents = pluralize(store.commit.documents, "document")
         why = (

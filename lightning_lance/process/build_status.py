@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, StoreError
+from lightning_lance.errors import LightningLanceError, SourceError, StoreError
 from lightning_lance.json_checks import count_of, flag_of, json_of, object_of, text_of
-from lightning_lance.location import beside, store_beside
+from lightning_lance.location import beside
 from lightning_lance.messages.formatting import format_percent, format_tokens, pluralize
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.process.files import remove_parts, write_atomic
@@ -41,7 +41,6 @@ class BuildStatus:
         share: Share of the budget, 0 to 1.
         failure: What ended it, None while it goes on.
         of_source: Whether the failure is the source's.
-        refused: Whether what was asked for cannot be; once it is mended, it mostly has another fingerprint, and place.
     """
 
     run: str
@@ -53,7 +52,6 @@ class BuildStatus:
     share: float = 0.0
     failure: str | None = None
     of_source: bool = False
-    refused: bool = False
 
     def __str__(self) -> str:
         figures = [pluralize(self.documents, "document"), format_tokens(self.tokens), format_percent(self.share)]
@@ -81,7 +79,6 @@ _FIELDS: dict[str, Callable[[Any, str], Any]] = {
     "share": _share_of,
     "failure": _failure_of,
     "of_source": flag_of,
-    "refused": flag_of,
 }
 
 
@@ -106,15 +103,6 @@ def remove_status(path: Path) -> None:
     remove_parts(path)
     if read_status(path) is not None and not path.is_symlink():
         path.unlink(missing_ok=True)
-
-
-def remove_refused(folder: Path) -> None:
-    """Remove what refused builds have left in a folder: no later build comes by there, and who waits has seen it."""
-    for path in folder.glob("*building.json"):
-        status, store = read_status(path), store_beside(path, "building.json")
-        if status is not None and status.refused and store is not None and not store.exists():
-            with suppress(OSError):
-                remove_status(path)
 
 
 def _is_blank(path: Path) -> bool:
@@ -167,8 +155,7 @@ class StatusFile:
         said = in_one_line(error, 2000)
         if not isinstance(error, LightningLanceError):
             said = f"{type(error).__name__}: {said}"
-        of_source, refused = isinstance(error, SourceError), isinstance(error, ConfigError)
-        self._status = replace(self._status, failure=said, of_source=of_source, refused=refused)
+        self._status = replace(self._status, failure=said, of_source=isinstance(error, SourceError))
         self._write()
 
     def remove(self) -> None:

@@ -234,7 +234,7 @@ def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, cap
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
-def test_what_running_again_cannot_cure_is_not_advised_and_leaves_nothing_for_good(
+def test_what_running_again_cannot_cure_is_not_advised_and_its_cause_goes_with_the_next_build(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     class Wrong(Ends):
@@ -246,9 +246,9 @@ def test_what_running_again_cannot_cure_is_not_advised_and_leaves_nothing_for_go
             prepare(source, ByteTokenizer(), str(tmp_path / f"{type(source).__name__}.lance"))
     # Nothing was committed that could be gone on from: the error itself says what to do.
     assert caplog.messages == []
-    # Who waits is told of both. What was refused will be asked for in another way, so elsewhere.
+    # Who waits is told of both.
     assert {path.stem for path in tmp_path.glob("*.building.json")} == {"Wrong.building", "Ends.building"}
-    prepare(ListSource(made), ByteTokenizer(), str(tmp_path / "x.lance"))
+    prepare(ListSource(made), ByteTokenizer(), str(tmp_path / "Wrong.lance"))
     assert {path.stem for path in tmp_path.glob("*.building.json")} == {"Ends.building"}
 
 
