@@ -11,7 +11,7 @@ from lightning_lance.errors import StoreError
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens, pluralize
-from lightning_lance.process.build_status import BuildStatus, StatusFile, failure_of, read_status, remove_status
+from lightning_lance.process.build_status import BuildStatus, StatusFile, failure_of, read_status
 from lightning_lance.process.locks import POLL_SECONDS, Lease
 
 _log = logger(__name__)
@@ -157,21 +157,7 @@ class LeaseTurn:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # A builder that was killed after its last commit left these, and nobody may build here any more.
-        if kind is None and not self.mine and (self._lock_file.exists() or self._status_file.exists()):
-            self._tidy()
         self._leave()
-
-    def _tidy(self) -> None:
-        try:
-            lease = Lease(self._lock_file)
-            if lease.take_from_the_dead():
-                try:
-                    remove_status(self._status_file)
-                finally:
-                    lease.release()
-        except Exception as error:  # a store that can only be read is no reason to fail
-            _log.debug("%s", error)
 
 
 class CommitTurn:

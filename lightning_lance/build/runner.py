@@ -19,7 +19,6 @@ from lightning_lance.errors import (
     CommitConflict,
     ConfigError,
     FormatError,
-    LightningLanceError,
     StoreError,
     described,
     whole_number,
@@ -29,19 +28,9 @@ from lightning_lance.format.lance_io import dataset_at, fragments_of, refuse_in_
 from lightning_lance.format.lineage import check_unchanged
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links, foreign_files
-from lightning_lance.format.tags import build_tag_is_older, lacks_build_tag
-from lightning_lance.format.versions import first_version
 from lightning_lance.location import check_place, checked_storage_options, is_local
-from lightning_lance.maintenance.compaction import (
-    clean_up,
-    end_build,
-    fence_stale_builders,
-    find_orphans,
-    needs_clean_up,
-)
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens, pluralize
-from lightning_lance.process.locks import Lease
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.configs import TokenizerConfig
@@ -155,7 +144,6 @@ def _complete(
                         # What tidies up may remove the version that was found complete.
                         if turn.finishing():
                             continue
-                        _end(plan, budget, version, storage_options)
                         return built
                     _check_goes_on(plan, version, commit, storage_options)
                 if not turn.mine:
@@ -233,48 +221,6 @@ def _check_goes_on(plan: Plan, version: int, commit: CommitMetadata, storage_opt
             plan.uri,
             ", ".join(sorted(commit.unknown)),
         )
-
-
-def _end(plan: Plan, budget: Budget, version: int, storage_options: Mapping[str, str] | None) -> None:
-    """Do what killed builders have left undone of a store that needs no more building, as far as this budget knows.
-
-    One of them may have come to its last commit, `version`, and not to its tag, which may name an older version of the same
-    files; others have left files of a growth. Where another process builds by now, that one will do it.
-    """
-    uri = plan.uri
-    try:
-        check_no_links(uri)
-        if (now := dataset_at(uri, version, storage_options)) is not None:
-            check_unchanged(now, uri, storage_options)
-    except StoreError as error:  # what is there can be read
-        _log.warning("%s", error)
-        return
-    try:
-        dataset, first = dataset_at(uri, version, storage_options), first_version(uri, budget.met, storage_options)
-        if dataset is None:
-            return
-        unended = lacks_build_tag(dataset, uri, storage_options) and first == version
-        twice = build_tag_is_older(dataset, uri, storage_options)
-        # In a bucket another may build at any time: there, such things go with the next build.
-        littered = plan.lock_file is not None and (find_orphans(uri) or needs_clean_up(uri, first))
-        if not unended and not twice and not littered:
-            return
-        lease = None if plan.lock_file is None else Lease(plan.lock_file)
-        if lease is None or lease.take_from_the_dead():
-            try:
-                if last_version(uri, storage_options)[0] == version:
-                    if left := find_orphans(uri, storage_options):
-                        version = fence_stale_builders(uri, version, left, storage_options)
-                    if unended or twice:
-                        end_build(uri, dataset_at(uri, version, storage_options), storage_options)
-                    elif needs_clean_up(uri, first, storage_options):
-                        clean_up(uri, storage_options)
-            finally:
-                if lease is not None:
-                    lease.release()
-    except (LightningLanceError, ValueError, OSError, RuntimeError) as error:
-        # A store that can only be read is no reason to fail.
-        _log.debug("%s", error)
 
 
 def _turn(plan: Plan, commit_seconds: float) -> BuildCoordinator:

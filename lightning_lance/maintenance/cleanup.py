@@ -15,10 +15,13 @@ from lightning_lance.format.tags import is_ours, means, set_tag
 from lightning_lance.location import is_local, store_place
 from lightning_lance.maintenance.compaction import (
     clean_up,
+    end_build,
     fence_stale_builders,
     find_orphans,
     half_removed,
+    lacks_its_end,
     move_build_tag,
+    unneeded_versions,
 )
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import pluralize
@@ -44,7 +47,7 @@ def clean(uri: str, storage_options: Mapping[str, str] | None = None) -> Cleaned
 
     A tag of ours whose file is damaged, or names a version that is not there, names the version again that its name tells of,
     or goes where there is none. Any other damaged tag goes only if its file is empty. What a killed builder has left goes, as
-    with the next build; not while another process builds.
+    with the next build; not while another process builds. A build that was killed after its last commit is ended.
 
     Args:
         uri: The store.
@@ -64,6 +67,9 @@ def clean(uri: str, storage_options: Mapping[str, str] | None = None) -> Cleaned
         _mend_sums(uri, storage_options, cleaned)
         if is_local(uri):
             _remove_leftovers(uri, storage_options, cleaned)
+        else:
+            # No lease tells whether another process builds: what is of no version goes with the next build.
+            _end_build(uri, storage_options, cleaned)
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, LightningLanceError):
             raise
@@ -145,16 +151,40 @@ def _remove_leftovers(uri: str, storage_options: Mapping[str, str] | None, clean
         return
     try:
         _remove_files(uri, storage_options, cleaned)
-        refs = read_refs(uri, storage_options)
-        # What a tag keeps that cannot be read is not known, so no version goes.
-        half = set() if refs.damaged or refs.unreadable else half_removed(uri, storage_options)
-        if half:
-            clean_up(uri, storage_options)
-            cleaned.done.append(
-                f"{pluralize(len(half), 'version')} that a killed clean-up had begun to remove: removed"
-            )
+        _end_build(uri, storage_options, cleaned)
+        _remove_versions(uri, storage_options, cleaned)
     finally:
         lease.release()
+
+
+def _end_build(uri: str, storage_options: Mapping[str, str] | None, cleaned: Cleaned) -> None:
+    """Tag what a build has ended with that was killed before it could do so."""
+    if not _refs_are_whole(uri, storage_options) or not lacks_its_end(uri, storage_options):
+        return
+    dataset = dataset_at(uri, None, storage_options)
+    end_build(uri, dataset, storage_options)
+    cleaned.done.append(f"version {int(dataset.version)}, the end of a build: tagged, so that it stays")
+
+
+def _remove_versions(uri: str, storage_options: Mapping[str, str] | None, cleaned: Cleaned) -> None:
+    if not _refs_are_whole(uri, storage_options):
+        return
+    half = half_removed(uri, storage_options)
+    unneeded = unneeded_versions(uri, storage_options) - half
+    if half or unneeded:
+        clean_up(uri, storage_options)
+    if half:
+        cleaned.done.append(f"{pluralize(len(half), 'version')} that a killed clean-up had begun to remove: removed")
+    if unneeded:
+        cleaned.done.append(
+            f"{pluralize(len(unneeded), 'version')} without a tag, older than the end of a build: removed"
+        )
+
+
+def _refs_are_whole(uri: str, storage_options: Mapping[str, str] | None) -> bool:
+    """Return whether it is known what tags and branches keep; else no version goes."""
+    refs = read_refs(uri, storage_options)
+    return not refs.damaged and not refs.unreadable
 
 
 def _remove_files(uri: str, storage_options: Mapping[str, str] | None, cleaned: Cleaned) -> None:

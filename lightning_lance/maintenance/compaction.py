@@ -17,7 +17,14 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import manifest_of, root_session, stays, versions_on_list, write_sums
-from lightning_lance.format.commit import committed_version, data_file_infos, newest_at, read_commit, replace_fragments
+from lightning_lance.format.commit import (
+    committed_version,
+    data_file_infos,
+    is_commit,
+    newest_at,
+    read_commit,
+    replace_fragments,
+)
 from lightning_lance.format.lance_io import (
     PendingFragments,
     dataset_at,
@@ -30,7 +37,7 @@ from lightning_lance.format.layout import DataFileInfo
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links, is_builders, is_data_file, is_data_name, left_files
 from lightning_lance.format.refs import read_refs, tag_file
-from lightning_lance.format.tags import build_tag_is_older, is_ours, keep_build, means
+from lightning_lance.format.tags import build_tag_is_older, is_ours, keep_build, lacks_build_tag, means
 from lightning_lance.location import is_local
 from lightning_lance.maintenance.repacking import rewrite_fragments
 from lightning_lance.messages.escaping import logger, shown
@@ -146,7 +153,7 @@ def commit_final(
 def end_build(uri: str, dataset: Any, storage_options: Mapping[str, str] | None = None) -> None:
     """Do what remains to be done after the last commit of a build: tag it, and remove all other versions without a tag.
 
-    A builder that is killed before this leaves it to whoever asks for the same budget next.
+    A builder that is killed before this leaves it to `lightning-lance clean`.
 
     Args:
         uri: The store.
@@ -338,12 +345,24 @@ def half_removed(uri: str, storage_options: Mapping[str, str] | None = None) -> 
     return going - _kept(uri, dataset, storage_options)
 
 
-def needs_clean_up(uri: str, version: int, storage_options: Mapping[str, str] | None = None) -> bool:
-    """Tell whether there are versions that `clean_up` would remove, and a certain one is not among them."""
-    if (dataset := dataset_at(uri, None, storage_options)) is None:
+def unneeded_versions(uri: str, storage_options: Mapping[str, str] | None = None) -> set[int]:
+    """Return the versions of a store whose build has ended that `clean_up` would remove; none while it is unfinished."""
+    dataset = dataset_at(uri, None, storage_options)
+    if dataset is None or not is_commit(dataset) or lacks_build_tag(dataset, uri, storage_options):
+        return set()
+    return _versions(dataset) - _kept(uri, dataset, storage_options)
+
+
+def lacks_its_end(uri: str, storage_options: Mapping[str, str] | None = None, *, full: int = FULL_BYTES) -> bool:
+    """Return whether the newest version is as a build ends, with nothing left to merge, and its tag is missing or older."""
+    dataset = dataset_at(uri, None, storage_options)
+    if dataset is None:
         return False
-    kept = _kept(uri, dataset, storage_options)
-    return version in kept and not _versions(dataset) <= kept
+    if build_tag_is_older(dataset, uri, storage_options):
+        return True
+    files = data_file_infos(dataset)
+    sizes = [_size(fragment, files) for fragment in fragments_of(dataset)]
+    return lacks_build_tag(dataset, uri, storage_options) and not merge_groups(sizes, full, final=True)
 
 
 def clean_up(uri: str, storage_options: Mapping[str, str] | None = None, left: Collection[str] = ()) -> None:

@@ -28,6 +28,7 @@ from lightning_lance.format.checksums import Root
 from lightning_lance.format.commit import last_commit, last_version
 from lightning_lance.format.tags import keep_build
 from lightning_lance.maintenance import compaction
+from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.maintenance.compaction import find_orphans
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
@@ -287,6 +288,11 @@ def unreferenced(uri: Path) -> set[str]:
     return files - {file.path for fragment in fragments for file in fragment.data_files()}
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files in a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def beside(uri: Path) -> set[str]:
     """What a build leaves beside its store."""
     return {path.name for path in uri.parent.iterdir()} - {uri.name}
@@ -322,22 +328,25 @@ sys.path[:0] = [sys.argv[1]]
 from tests.support.stores import ListSource, documents
 from lightning_lance import prepare
 from lightning_lance.maintenance import compaction
+from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.tokenization.configs import ByteTokenizer
 compaction.keep_build = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 prepare(ListSource(documents(*["some text"] * 40)), ByteTokenizer(), sys.argv[2], max_documents=10, commit_tokens=30)
 """
 
 
-def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_is_done(tmp_path: Path):
+def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_a_clean_does(tmp_path: Path):
     uri, source = str(tmp_path / "x.lance"), ListSource(documents(*["some text"] * 40))
     done = subprocess.run([sys.executable, "-c", DIES, str(ROOT), uri], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     ended = last_version(uri)[0]
     assert lance.dataset(uri).tags.list() == {}
-    # A smaller budget is no reason to take it for the end of a build.
+    before = contents(tmp_path)
     assert prepare(source, ByteTokenizer(), uri, max_documents=3).version < ended
-    assert lance.dataset(uri).tags.list() == {}
     assert prepare(source, ByteTokenizer(), uri, max_documents=10).version == ended
+    assert contents(tmp_path) == before
+    assert f"version {ended}, the end of a build: tagged, so that it stays" in clean(uri).done
+    assert clean(uri) == ([], [])
     assert {name: tag["version"] for name, tag in lance.dataset(uri).tags.list().items()} == {"build-100": ended}
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [ended]
     assert beside(tmp_path / "x.lance") == {"x.tokenizer.json"}
@@ -345,7 +354,7 @@ def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_is_don
     assert prepare(source, ByteTokenizer(), uri, max_documents=10).version == ended
 
 
-def test_what_a_killed_growth_left_goes_though_nothing_is_left_to_build(
+def test_what_a_killed_growth_left_goes_with_a_clean_or_a_build_and_stays_where_a_store_is_only_found(
     tmp_path: Path, whole: TokenStore, builders: Builders
 ):
     uri, gate, small = tmp_path / "store/x.lance", str(tmp_path / "gate"), {"max_documents": 100}
@@ -358,12 +367,17 @@ def test_what_a_killed_growth_left_goes_though_nothing_is_left_to_build(
     until(lambda: Path(gate + ".reached").exists() and find_orphans(str(uri)))
     # Not while it lives: it may commit that at any time. And nobody waits for it who needs nothing of it.
     left, begin = find_orphans(str(uri)), time.monotonic()
+    assert "is written to by another process" in str(clean(str(uri)).left)
     assert ask().version == first.version
     assert time.monotonic() - begin < 5
     assert find_orphans(str(uri)) == left
     assert beside(uri) == {"x.tokenizer.json", "x.lock", "x.building.json"}
     assert grows.kill()
     (uri.parent / "x.building.json.0123.part").touch()
+    before = contents(uri.parent)
+    assert ask().version == first.version
+    assert contents(uri.parent) == before
+    assert clean(str(uri)).left == []
     assert ask().commit == first.commit
     assert find_orphans(str(uri)) == set()
     assert beside(uri) == {"x.tokenizer.json"}
@@ -375,7 +389,7 @@ def test_what_a_killed_growth_left_goes_though_nothing_is_left_to_build(
 def test_where_checksums_cannot_be_written_nothing_goes_that_they_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """As on a disk that is full exactly in the clean-up: the store is not taken for damaged, and asked again it is tidy."""
+    """As on a disk that is full exactly in the clean-up: the store is not taken for damaged, and a clean makes it tidy."""
     uri, source = str(tmp_path / "x.lance"), ListSource(documents(*["some text"] * 40))
 
     def fails(*_: Any) -> None:
@@ -391,9 +405,12 @@ def test_where_checksums_cannot_be_written_nothing_goes_that_they_list(
     assert len(lance.dataset(uri).versions()) > 1
     assert not verify_store(uri)
     monkeypatch.undo()
-    # A smaller budget needs one of those that would go.
+    before = contents(tmp_path)
     assert prepare(source, ByteTokenizer(), uri, max_documents=3).version < version
     assert prepare(source, ByteTokenizer(), uri, max_documents=10).version == version
+    assert contents(tmp_path) == before
+    (done,) = clean(uri).done
+    assert done.endswith("without a tag, older than the end of a build: removed")
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [version]
     assert not verify_store(uri)
     assert beside(tmp_path / "x.lance") == {"x.tokenizer.json"}
