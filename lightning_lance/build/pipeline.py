@@ -21,6 +21,7 @@ from lightning_lance.documents.columns import REPLACED
 from lightning_lance.documents.dedup import SeenHashes, text_hashes
 from lightning_lance.documents.screening import LongDocuments, flags_of, skip_reasons, spelled
 from lightning_lance.errors import ConfigError
+from lightning_lance.process.memory import give_back_arrow
 from lightning_lance.process.prefetch import read_ahead
 from lightning_lance.sources.source import OpenedSource
 from lightning_lance.tokenization.gigatoken import ENCODERS, Encoded
@@ -282,7 +283,7 @@ def _batches(
             size += _amount(sizes)[1]
             if size > _RELEASE_BYTES:
                 size = 0
-                pa.default_memory_pool().release_unused()
+                give_back_arrow()
         if not room.wait():
             if isinstance(batches, Generator):
                 batches.close()

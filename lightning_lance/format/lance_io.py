@@ -34,7 +34,7 @@ from lightning_lance.format.schema import block_of, check_keys, tokens_of
 from lightning_lance.location import check_place, checked_storage_options, is_local
 from lightning_lance.messages.redaction import in_one_line, shown_cause
 
-# It warns of every fork. Forked workers do not go through it: see `ForkedReader`.
+# It warns of every fork. A forked process does not go through it: see `TokenStore.read`.
 warnings.filterwarnings("ignore", "lance is not fork-safe")
 
 # One file for one commit, however large: Lance cuts files at 1,048,576 rows otherwise.

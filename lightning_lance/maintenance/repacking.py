@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -20,13 +17,12 @@ from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import PendingFragments, lance_options, write_rows
 from lightning_lance.format.layout import DataFileInfo, StreamPart
 from lightning_lance.format.rows import forgotten_rows
+from lightning_lance.process.memory import large_blocks_given_back
 
 # Rows read at once: 4 MB of uint16 tokens, and the documents in them. They are written four times as many at once, since Lance
 # makes a page of each batch of some size.
 _ROWS = 1024
 _ROWS_WRITTEN = 4 * _ROWS
-# Of glibc's malloc.h.
-_M_MMAP_THRESHOLD = -3
 _COLUMNS = ["tokens", "num_tokens", "documents"]
 
 #: Tells of documents, an array of structs, of one language, which to leave out: an array of as many booleans.
@@ -82,7 +78,7 @@ def rewrite_fragments(
     dropped = RewriteStats()
     schema = dataset.schema
     batches = _streams(_Reader(uri, dataset, more, storage_options), fragments, files, drop, dropped)
-    with _large_blocks_given_back():
+    with large_blocks_given_back():
         written, notes = write_rows(uri, dataset, schema, batches, storage_options)
     return written, notes, dropped
 
@@ -257,18 +253,3 @@ class _Repacking:
         self._tokens = self._tokens[size:]
         self._starts = self._starts[mine:] - size
         self._documents = self._documents.slice(mine)
-
-
-@contextmanager
-def _large_blocks_given_back() -> Iterator[None]:
-    """Let glibc give large blocks back to the system at once: of those that Lance's threads free it keeps half a gigabyte."""
-    allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if allocator is None:
-        yield
-        return
-    allocator(_M_MMAP_THRESHOLD, 4 << 20)
-    try:
-        yield
-    finally:
-        # Where glibc itself ends up once a program has freed large blocks.
-        allocator(_M_MMAP_THRESHOLD, 32 << 20)

@@ -35,3 +35,27 @@ def test_memory_is_told_in_bytes_or_not_at_all():
     give_back()
     held = resident()
     assert held is None or held > 10 << 20
+
+
+# As a loader's batches come and go, in a process that has never freed anything as large before.
+AFTERWARDS = """
+import resource
+import numpy as np
+from lightning_lance.process.memory import large_blocks_given_back
+with large_blocks_given_back():
+    pass
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(1 << 18)
+before = faults()
+for _ in range(50):
+    np.ones(1 << 18)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_after_large_blocks_went_back_memory_is_used_again_as_before():
+    done = subprocess.run([sys.executable, "-c", AFTERWARDS], capture_output=True, text=True, check=True, timeout=60)
+    # A page of 4 KB each time that it does not keep: 512 for each block of 2 MB.
+    assert int(done.stdout) < 512
