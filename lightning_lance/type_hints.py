@@ -108,14 +108,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, part) for part in inner)
     if origin is Literal:
         return isinstance(value, str) and value in inner
-    if kind is bool:
-        return isinstance(value, (bool, np.bool_))
-    if kind is int:
-        return _is_number(value) and bool(value % 1 == 0) and bool(abs(value) <= LARGEST)
-    if kind is float:
-        return _is_number(value) and bool(abs(value) <= LARGEST or value == math.inf)
-    if kind is str:
-        return isinstance(value, str) and "\0" not in value
+    if kind in _SIMPLE:
+        return _SIMPLE[kind](value)
     if origin is Sequence:
         listed = isinstance(value, (Sequence, Set, KeysView, ValuesView)) and not isinstance(value, (str, bytes))
         return listed and all(_fits(part, inner[0]) for part in value)
@@ -123,16 +117,33 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, Mapping) and all(
             _fits(key, inner[0]) and _fits(part, inner[1]) for key, part in value.items()
         )
-    if kind in (type(None), None):
+    if kind is None:
         return value is None
-    if kind is Path:
-        return isinstance(value, Path)
     return not _is_plain_class(kind) or isinstance(value, kind)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, (bool, np.bool_))
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and bool(value % 1 == 0) and bool(abs(value) <= LARGEST)
+
+
+def _is_float(value: Any) -> bool:
+    return _is_number(value) and bool(abs(value) <= LARGEST or value == math.inf)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
 
 
 def _is_number(value: Any) -> bool:
     # numpy's float64 is a float; its bool and its complex numbers are no such numbers.
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+_SIMPLE: Mapping[Any, Callable[[Any], bool]] = {bool: _is_bool, int: _is_whole, float: _is_float, str: _is_text}
 
 
 def _is_plain_class(kind: Any) -> bool:

@@ -138,47 +138,112 @@ def _complete(
         with turn:
             while True:
                 version, commit, replaced = _found(plan, rebuild, storage_options)
+                if _is_met(plan, budget, commit):
+                    # What tidies up may remove the version that was found complete.
+                    if turn.finishing():
+                        continue
+                    return built
                 if commit is not None:
-                    check_same(commit, plan)
-                    if budget.met(commit):
-                        # What tidies up may remove the version that was found complete.
-                        if turn.finishing():
-                            continue
-                        return built
                     _check_goes_on(plan, version, commit, storage_options)
                 if not turn.mine:
                     turn.wait(commit)
                     # Whoever had it may have committed.
                     continue
                 refuse_in_fork("A build")
-                build: Build | None = None
+                run = _Run(source, plan, budget, storage_options, commit_tokens, commit_seconds, commit)
                 try:
-                    build = Build(source, plan, budget, version, commit, storage_options)
-                    # The source could be opened.
-                    check_tokenizer_file(plan)
-                    if replaced:
-                        remove_store(plan.uri, storage_options)
-                        _log.warning("The token store %s, which another recipe made, is replaced.", plan.uri)
-                    else:  # a rebuild may have been killed while it removed the old store
-                        remove_aside(plan.uri)
-                    build.run(turn, commit_tokens, commit_seconds)
-                    built = True
-                except CommitConflict as error:
-                    _log.debug("%s", error)
-                    turn.conflict()
-                except Exception as error:
-                    cause, safe = _cause(error, plan.uri), build.committed if build else commit
-                    turn.failed(cause)
-                    # Not where the same would end in the same way, or begins anew: the error itself says what to do.
-                    if safe is not None and not isinstance(error, ConfigError):
-                        _log.warning("%s", _how_to_go_on(plan.uri, safe))
-                    if cause is error:
-                        raise
-                    raise cause from error
+                    built |= run.build(turn, version, replaced)
                 finally:
-                    commit = build.committed if build else commit
+                    commit = run.committed
     except KeyboardInterrupt:
         raise BuildInterrupted(_how_to_go_on(plan.uri, commit)) from None
+
+
+def _is_met(plan: Plan, budget: Budget, commit: CommitMetadata | None) -> bool:
+    """Return whether nothing is left to build. StoreError if the store that is there is of another recipe."""
+    if commit is None:
+        return False
+    check_same(commit, plan)
+    return budget.met(commit)
+
+
+class _Run:
+    """One try of this process to build. Not safe to use again.
+
+    Args:
+        source: Where the documents come from.
+        plan: What is built.
+        budget: How much of it.
+        storage_options: Credentials and such for an object store.
+        commit_tokens: As for `prepare`.
+        commit_seconds: As for `prepare`.
+        commit: The note of the version to go on from; None for none.
+
+    Attributes:
+        committed: The note of the last commit, of this run or before it; None for none.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        plan: Plan,
+        budget: Budget,
+        storage_options: Mapping[str, str] | None,
+        commit_tokens: int | None,
+        commit_seconds: float,
+        commit: CommitMetadata | None,
+    ) -> None:
+        self._source, self._plan, self._budget = source, plan, budget
+        self._storage_options = storage_options
+        self._commit_tokens, self._commit_seconds = commit_tokens, commit_seconds
+        self._commit = commit
+        self._build: Build | None = None
+
+    @property
+    def committed(self) -> CommitMetadata | None:
+        return self._commit if self._build is None else self._build.committed
+
+    def build(self, turn: BuildCoordinator, version: int, replaced: bool) -> bool:
+        """Build, and return whether it came to its end; False if another process has committed meanwhile.
+
+        Args:
+            turn: Hears how it goes.
+            version: The version to go on from, 0 for none.
+            replaced: Whether another store is there, which goes first.
+        """
+        try:
+            self._go_on(turn, version, replaced)
+        except CommitConflict as error:
+            _log.debug("%s", error)
+            turn.conflict()
+            return False
+        except Exception as error:
+            cause = self._failed(turn, error)
+            if cause is error:
+                raise
+            raise cause from error
+        return True
+
+    def _go_on(self, turn: BuildCoordinator, version: int, replaced: bool) -> None:
+        plan = self._plan
+        self._build = Build(self._source, plan, self._budget, version, self._commit, self._storage_options)
+        # The source could be opened.
+        check_tokenizer_file(plan)
+        if replaced:
+            remove_store(plan.uri, self._storage_options)
+            _log.warning("The token store %s, which another recipe made, is replaced.", plan.uri)
+        else:  # a rebuild may have been killed while it removed the old store
+            remove_aside(plan.uri)
+        self._build.run(turn, self._commit_tokens, self._commit_seconds)
+
+    def _failed(self, turn: BuildCoordinator, error: Exception) -> Exception:
+        """Tell those who wait of a failure, and return what to raise."""
+        cause = _cause(error, self._plan.uri)
+        turn.failed(cause)
+        # Not where the same would end in the same way, or begins anew: the error itself says what to do.
+        if self.committed is not None and not isinstance(error, ConfigError):
+            _log.warning("%s", _how_to_go_on(self._plan.uri, self.committed))
+        return cause
 
 
 def _found(

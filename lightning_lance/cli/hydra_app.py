@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra import compose, initialize_config_module
@@ -37,7 +37,6 @@ from omegaconf.errors import (
 )
 
 from lightning_lance.cli.composed import (
-    HiddenValues,
     check_command_line,
     is_secret_key,
     shown_override,
@@ -52,6 +51,8 @@ from lightning_lance.process.request_logs import quiet_requests
 from lightning_lance.type_hints import type_mismatch
 
 _CONF = "lightning_lance.conf"
+# Of Hydra: set, it does not print errors itself.
+_FULL_ERROR = "HYDRA_FULL_ERROR"
 # Keys whose value is a dict that the user fills. Hydra adds keys to a dict only where a + says so.
 _DICTS = re.compile(r"(data\.(where|mix|fim|storage_options)|source\.(columns|where|extensions|storage_options))=\{")
 # Keys that are no words of a sentence, so that they mean the key wherever they stand.
@@ -77,71 +78,92 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
     def run() -> None:
         sys.argv[1:] = _filled(sys.argv[1:])
         with without_secrets(sys.argv[1:]) as hidden, quiet_requests():
+
+            @functools.wraps(task)
+            def with_secrets(config: DictConfig) -> None:
+                hidden.give_back(config)
+                task(config)
+
             try:
                 check_command_line(sys.argv[1:])
-                run_with(hidden)
+                if os.environ.get(_FULL_ERROR) == "1":
+                    _hydra_main(with_secrets)
+                else:
+                    _Guarded(with_secrets, trains).run()
             except Exception:  # a bug, or HYDRA_FULL_ERROR=1
                 sys.stderr.write(redacted(traceback.format_exc()))
                 sys.exit(1)
 
-    def run_with(hidden: HiddenValues) -> None:
-        @functools.wraps(task)
-        def with_secrets(config: DictConfig) -> None:
-            hidden.give_back(config)
-            task(config)
+    return run
 
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            _hydra_main(with_secrets)
-            return
-        told: list[BaseException] = []
-        configs: list[DictConfig] = []
-        given: list[str] = []
 
-        @functools.wraps(task)
-        def guarded(config: DictConfig) -> None:
-            configs.append(config)
-            # Unresolved: a reference to a missing key is reported with the rest of the configuration.
-            written: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-            given.extend(written)
-            # Only for Hydra's own part: processes that the task starts shall tell errors in one sentence too.
-            os.environ.pop("HYDRA_FULL_ERROR", None)
-            # Kept from Hydra, which would print a line of its own before it.
-            try:
-                with_secrets(config)
-            except (LightningLanceError, HydraException, OmegaConfBaseException) as error:
-                told.append(error)
-            except Exception:  # a bug, of which Hydra would print all that it says
-                sys.stderr.write(redacted(traceback.format_exc()))
-                sys.exit(1)
+class _Guarded:
+    """A run of a command of which errors are told in one sentence.
 
-        signals, began = InterruptHandler(), time.time()
+    Args:
+        task: The function.
+        trains: Whether it saves checkpoints.
+    """
+
+    def __init__(self, task: Callable[[DictConfig], None], trains: bool) -> None:
+        self._task, self._trains = task, trains
+        self._signals, self._began = InterruptHandler(), time.time()
+        self._config: DictConfig | None = None
+        self._given: list[str] = []
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
         try:
-            with signals:
-                # Otherwise Hydra prints errors of the configuration itself, over several lines.
-                os.environ["HYDRA_FULL_ERROR"] = "1"
-                try:
-                    _hydra_main(guarded)
-                finally:
-                    os.environ.pop("HYDRA_FULL_ERROR", None)
+            self._run_by_hydra()
         except (HydraException, OmegaConfBaseException) as error:
-            told.append(error)
+            self._error = self._error or error
         except ValueError as error:
-            if configs:
+            if self._config is not None:
                 raise
-            told.append(_no_option(error, sys.argv[1:]))
+            self._error = self._error or _no_option(error, sys.argv[1:])
         except (KeyboardInterrupt, SystemExit) as error:
             # Lightning makes SystemExit of both signals.
-            if signals.received is None:
+            if self._signals.received is None:
                 raise
-            # Processes that Lightning has started get the signal too; one of them tells.
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                how = _how_to_go_on(error, configs[-1] if configs and trains else None, began)
-                say(f"interrupted: {how}", file=sys.stderr)
-            sys.exit(signals.exit_code)
-        if told:
-            fail(redacted(_one_sentence(told[0], configs[-1] if configs else None, given)))
+            self._end_interrupted(error)
+        if self._error is not None:
+            fail(redacted(_one_sentence(self._error, self._config, self._given)))
 
-    return run
+    def _run_by_hydra(self) -> None:
+        @functools.wraps(self._task)
+        def guarded(config: DictConfig) -> None:
+            self._guard(config)
+
+        with self._signals:
+            # Otherwise Hydra prints errors of the configuration itself, over several lines.
+            os.environ[_FULL_ERROR] = "1"
+            try:
+                _hydra_main(guarded)
+            finally:
+                os.environ.pop(_FULL_ERROR, None)
+
+    def _guard(self, config: DictConfig) -> None:
+        """Run the task, and keep what goes wrong from Hydra, which would print a line of its own before it."""
+        self._config = config
+        # Unresolved: a reference to a missing key is reported with the rest of the configuration.
+        given: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+        self._given.extend(given)
+        # Only for Hydra's own part: processes that the task starts shall tell errors in one sentence too.
+        os.environ.pop(_FULL_ERROR, None)
+        try:
+            self._task(config)
+        except (LightningLanceError, HydraException, OmegaConfBaseException) as error:
+            self._error = self._error or error
+        except Exception:  # a bug, of which Hydra would print all that it says
+            sys.stderr.write(redacted(traceback.format_exc()))
+            sys.exit(1)
+
+    def _end_interrupted(self, error: BaseException) -> NoReturn:
+        # Processes that Lightning has started get the signal too; one of them tells.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            how = _how_to_go_on(error, self._config if self._trains else None, self._began)
+            say(f"interrupted: {how}", file=sys.stderr)
+        sys.exit(self._signals.exit_code)
 
 
 def help_of(

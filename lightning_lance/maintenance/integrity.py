@@ -134,13 +134,7 @@ def _state(uri: str, storage_options: Mapping[str, str] | None) -> tuple[object,
 
 
 def _check_once(uri: str, storage_options: Mapping[str, str] | None, sample: float, seed: int) -> list[Problem]:
-    if is_local(uri) and not Path(uri).is_dir():
-        raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
-    with opening(uri):
-        session = root_session(uri, storage_options)
-        is_there = bool(listed(session)) or session.contains(SUMS)
-    if not is_there:
-        raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
+    session = _session_of(uri, storage_options)
     # Lance is not asked to read manifests that are damaged: it may do anything.
     if problems := _check_sums(session):
         _check_version(uri, storage_options)
@@ -159,18 +153,43 @@ def _check_once(uri: str, storage_options: Mapping[str, str] | None, sample: flo
     for (path, places), whole in tqdm(
         zip(sorted(fragments.items()), chosen.tolist(), strict=True), total=len(fragments), desc="verify", disable=None
     ):
-        # What others have changed is told as such, and the file is as it was before.
-        version, fragment = next((place for place in reversed(places) if not _is_changed(place[0])), places[-1])
-        note = version.notes.get(path)
-        if is_local(uri) and not Path(uri, "data", path).is_file():
-            found = [Problem(f"data/{path} (fragment {fragment.id})", "is missing", _RESTORE)]
-        else:
-            found = _check_file(files, path, fragment, note, whole)
-        if not found and whole and note is not None and not _is_changed(version):
-            found = _check_rows(version.dataset, path, fragment, note, version.commit)
+        found = _check_data_file(uri, files, path, places, whole)
         if found and any(_stays(session, version.number) for version, _ in places):
             problems += found
     return problems or _check_others(uri, read[-1]) or _check_counts(uri, read[-1])
+
+
+def _session_of(uri: str, storage_options: Mapping[str, str] | None) -> Any:
+    """Return the files of a store. StoreError if there is none."""
+    if not is_local(uri) or Path(uri).is_dir():
+        with opening(uri):
+            session = root_session(uri, storage_options)
+            if listed(session) or session.contains(SUMS):
+                return session
+    raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
+
+
+def _check_data_file(
+    uri: str, files: Any, path: str, places: Sequence[tuple[_Version, FragmentMetadata]], whole: bool
+) -> list[Problem]:
+    """Check a data file, as the newest version has it of which others have changed nothing.
+
+    Args:
+        uri: The store.
+        files: Its data files.
+        path: The file.
+        places: The versions that have it, and its fragment in each.
+        whole: Whether all of it is read.
+    """
+    # What others have changed is told as such, and the file is as it was before.
+    version, fragment = next((place for place in reversed(places) if not _is_changed(place[0])), places[-1])
+    note = version.notes.get(path)
+    if is_local(uri) and not Path(uri, "data", path).is_file():
+        return [Problem(f"data/{path} (fragment {fragment.id})", "is missing", _RESTORE)]
+    found = _check_file(files, path, fragment, note, whole)
+    if not found and whole and note is not None and not _is_changed(version):
+        return _check_rows(version.dataset, path, fragment, note, version.commit)
+    return found
 
 
 def is_share(sample: Any) -> bool:
