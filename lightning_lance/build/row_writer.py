@@ -14,6 +14,7 @@ import pyarrow as pa
 from lightning_lance.errors import StoreError
 from lightning_lance.format.commit import newest_at
 from lightning_lance.format.lance_io import PendingFragments, dataset_at, delete_uncommitted, write_rows
+from lightning_lance.format.lance_names import DATA
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.process.memory import give_back
 
@@ -132,6 +133,6 @@ def forget_written(uri: str, written: PendingFragments, storage_options: Mapping
 
 def _remove_empty(uri: str) -> None:
     if "://" not in uri:
-        for folder in (Path(uri, "data"), Path(uri)):
+        for folder in (Path(uri, DATA), Path(uri)):
             with suppress(OSError):  # where it isn't empty, there is a store
                 folder.rmdir()

@@ -25,6 +25,7 @@ from lightning_lance.errors import (
 )
 from lightning_lance.format.commit import last_version
 from lightning_lance.format.lance_io import dataset_at, fragments_of, refuse_in_fork, remove_aside, remove_store
+from lightning_lance.format.lance_names import VERSIONS
 from lightning_lance.format.lineage import check_unchanged
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links, foreign_files
@@ -368,7 +369,7 @@ def check_serves(building: Mapping[str, Any]) -> None:
 def _check_place(plan: Plan) -> None:
     """Refuse to build among files that are no store: only what a builder left that was killed may be there."""
     place = Path(plan.uri)
-    if not is_local(plan.uri) or not place.exists() or (place / "_versions").exists():
+    if not is_local(plan.uri) or not place.exists() or (place / VERSIONS).exists():
         return
     if not place.is_dir() or foreign_files(plan.uri):
         raise ConfigError(f"{plan.uri!r} is there already and is no token store: give a uri where nothing is yet.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,14 @@ from lance.file import LanceFileSession
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import dataset_at, lance_options, lance_said, opening
+from lightning_lance.format.lance_names import (
+    TRANSACTIONS,
+    VERSIONS,
+    is_manifest,
+    of_a_version,
+    transaction_of,
+    version_of,
+)
 from lightning_lance.json_checks import count_of, json_of, list_of, object_of, text_of
 from lightning_lance.messages.escaping import logger
 from lightning_lance.process.files import write_atomic
@@ -27,11 +34,6 @@ from lightning_lance.process.locks import content_of
 _log = logger(__name__)
 
 SUMS = "lightning_lance.sums.json"
-_FOLDERS = ("_versions", "_transactions")
-# What may be on the list.
-_LISTED = re.compile(r"_versions/[0-9]{20}\.manifest|_transactions/[0-9]{1,19}-[0-9A-Za-z-]+\.txn")
-# Lance counts versions down in their names, so that the newest is listed first.
-_LAST = 2**64 - 1
 
 
 class Sum(NamedTuple):
@@ -111,8 +113,8 @@ def root_session(uri: str, storage_options: Mapping[str, str] | None) -> Root:
 def listed(session: Root) -> set[str]:
     """List the manifests and transactions that are there, by path."""
     # Beside them lie the hint of the newest version, what a killed writer left half-written, and what others put there.
-    paths = {f"{folder}/{Path(path).name}" for folder in _FOLDERS for path in session.list(folder)}
-    return {path for path in paths if _LISTED.fullmatch(path)}
+    paths = {f"{folder}/{Path(path).name}" for folder in (VERSIONS, TRANSACTIONS) for path in session.list(folder)}
+    return {path for path in paths if of_a_version(path)}
 
 
 def sum_of(session: Root, path: str) -> Sum:
@@ -154,14 +156,14 @@ def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection
         known, on_list = {}, set()
     sums: dict[str, Sum] = {}
     there = listed(session)
-    for manifest in sorted(path for path in there if path.startswith("_versions")):
+    for manifest in sorted(path for path in there if is_manifest(path)):
         version = version_of(manifest)
         if not (stays(on_list, version) if only is None else version in only):
             continue
         mine = {path: entry for path, entry in known.items() if version_of(path) == version}
         if manifest not in mine and dataset is not None:
             # Of transactions, those that made a version: others may be trying at the same time.
-            transaction = f"_transactions/{version - 1}-{dataset.read_transaction(version).uuid}.txn"
+            transaction = transaction_of(version, dataset.read_transaction(version).uuid)
             mine = {path: sum_of(session, path) for path in (manifest, transaction) if path in there}
         sums |= mine
     text = json.dumps(sums)
@@ -170,7 +172,7 @@ def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection
 
 def listed_versions(sums: Mapping[str, Sum]) -> set[int]:
     """Give the versions whose manifests are on a list of checksums."""
-    return {version_of(path) for path in sums if path.startswith("_versions")}
+    return {version_of(path) for path in sums if is_manifest(path)}
 
 
 def versions_on_list(uri: str, storage_options: Mapping[str, str] | None) -> set[int]:
@@ -189,19 +191,6 @@ def stays(on_list: Collection[int], version: int) -> bool:
         version: The version. One that is newer than all on the list was committed since it was written.
     """
     return version in on_list or version > max(on_list, default=0)
-
-
-def version_of(path: str) -> int:
-    """Give the version that a manifest or a transaction is of."""
-    name = path.rpartition("/")[2]
-    if name.endswith(".txn"):
-        return int(name.partition("-")[0]) + 1
-    return _LAST - int(name.partition(".")[0])
-
-
-def manifest_of(version: int) -> str:
-    """Give the path of the manifest of a version."""
-    return f"_versions/{_LAST - version:020d}.manifest"
 
 
 def read_sums(session: Root) -> dict[str, Sum] | None:
@@ -223,7 +212,7 @@ def read_sums(session: Root) -> dict[str, Sum] | None:
 
 def _sum_from(path: str, entry: Any) -> Sum:
     # Nothing else is read, wherever a list that somebody else has written may point to.
-    if not _LISTED.fullmatch(path):
+    if not of_a_version(path):
         raise ValueError(f"{path!r} is neither a manifest nor a transaction")
     if len(list_of(entry, "a checksum")) != 2:
         raise ValueError(f"a checksum has {len(entry)} values: expected size and hash")

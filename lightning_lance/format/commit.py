@@ -15,7 +15,7 @@ import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
 from lightning_lance.errors import StoreError
-from lightning_lance.format.checksums import manifest_of, root_session, write_sums
+from lightning_lance.format.checksums import root_session, write_sums
 from lightning_lance.format.lance_io import (
     PendingFragments,
     conflict,
@@ -26,6 +26,7 @@ from lightning_lance.format.lance_io import (
     lance_options,
     not_written,
 )
+from lightning_lance.format.lance_names import manifest_of
 from lightning_lance.format.layout import DataFileInfo, files_of, properties_of
 from lightning_lance.format.lineage import METADATA, check_unchanged, lineage_of, properties_at
 from lightning_lance.format.metadata import CommitMetadata, _metadata, check_format, commit_from

@@ -22,6 +22,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.format.hashing import hash_file, hash_local
+from lightning_lance.format.lance_names import data_file_at, removal_order
 from lightning_lance.format.layout import DataFileInfo, LayoutCounter
 from lightning_lance.format.own_files import (
     check_no_links,
@@ -212,7 +213,7 @@ def check_sizes(uri: str, fragments: Iterable[FragmentMetadata]) -> None:
     """
     for fragment in fragments:
         for file in fragment.files:
-            path = Path(uri, "data", file.path)
+            path = Path(uri, data_file_at(file.path))
             size = path.stat().st_size if path.is_file() else None
             if size != file.file_size_bytes and file.base_id is None:
                 got = "missing" if size is None else f"{size:,} bytes long"
@@ -267,20 +268,10 @@ def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
         session = LanceFileSession(uri, options)
         files = [str(file) for file in session.list()]
         _check_foreign(uri, foreign_objects(uri, files, options, _listed_files(uri, storage_options)))
-        for file in sorted(files, key=_going):
+        for file in sorted(files, key=removal_order):
             session.delete_file(file)
     except (ValueError, OSError) as error:
         raise StoreError(f"The token store {uri!r} cannot be removed: {lance_said(error)}.") from shown_cause(error)
-
-
-def _going(file: str) -> tuple[int, int]:
-    """Order the files of a store by when they go."""
-    folder, _, name = file.rpartition("/")
-    if not folder.startswith("_versions"):
-        return (2 if folder in ("data", "_transactions") else 0), 0
-    number = name.partition(".")[0]
-    # Lance counts versions down in their names; the hint of the newest is no number.
-    return 1, -int(number) if number.isdigit() else -(2**64)
 
 
 def _remove_folder(uri: str) -> None:
@@ -328,7 +319,7 @@ def _listed_files(uri: str, storage_options: Mapping[str, str] | None = None) ->
         for entry in [] if dataset is None else dataset.versions():
             with suppress(ValueError, OSError, StoreError):
                 version = dataset_at(uri, int(entry["version"]), storage_options)
-                listed |= {f"data/{file.path}" for fragment in fragments_of(version) for file in fragment.files}
+                listed |= {data_file_at(file.path) for fragment in fragments_of(version) for file in fragment.files}
     return listed
 
 
@@ -373,7 +364,7 @@ def write_rows(
             if "://" in uri:
                 whole = hash_file(data_session(uri, storage_options), file.path, file.file_size_bytes)
             else:
-                whole = hash_local(Path(uri, "data", file.path))
+                whole = hash_local(Path(uri, data_file_at(file.path)))
             files[file.path] = counter.note(file.file_size_bytes, whole)
     except BaseException as error:
         delete_uncommitted(uri, paths, [], storage_options)

@@ -10,37 +10,24 @@ from pathlib import Path, PurePosixPath
 from lance.file import LanceFileReader
 
 from lightning_lance.errors import StoreError
+from lightning_lance.format.lance_names import (
+    FOLDERS,
+    MAGIC,
+    VERSIONS,
+    belongs,
+    is_folder,
+    is_lance_file,
+    is_transaction,
+    may_be_left,
+    uuid_of,
+)
 from lightning_lance.location import is_local
 
-_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-# As Lance spells a new uuid: some of it in bits, so that the names of a bucket are far apart.
-_DATA = r"[01]{24}[0-9a-f]{26}\.lance"
-# A file that was not written to its end.
-_HALF = r"\.tmp[A-Za-z0-9]{1,12}"
-_MANIFEST, _TRANSACTION = r"\d+\.manifest", rf"\d+-{_UUID}\.txn"
-
-# What a builder that was killed may leave, by folder.
-_LEFT = {
-    "": [_HALF, r"lightning_lance\.sums\.json\.[0-9a-f]{4,32}\.part"],
-    "data": [_HALF, _DATA],
-    "_transactions": [_HALF, _TRANSACTION, rf"{_TRANSACTION}#\d+"],
-    "_versions": [_HALF, rf"{_MANIFEST}#\d+", rf"\.tmp_{_MANIFEST}_{_UUID}"],
-}
-# What else belongs to a store.
-_KEPT = {
-    "": [r"lightning_lance\.sums\.json"],
-    "_versions": [_MANIFEST, r"latest_version_hint\.json"],
-    "_deletions": [r"\d+-\d+-\d+\.(arrow|bin)"],
-    "_refs/tags": [r".+\.json"],
-    "_indices/*": [r".*"],
-}
-# The folders of a store. Those of its indices have uuids for names, and branches of Lance's are no part of a token store.
-_FOLDERS = ("data", "_transactions", "_versions", "_deletions", "_refs", "_refs/tags", "_refs/branches", "_indices")
-_INDEX_FOLDER = re.compile(rf"_indices/{_UUID}")
+# Beside Lance's own files: the checksums, and what a killed writer of theirs left.
+_SUMS = re.compile(r"lightning_lance\.sums\.json")
+_HALF_SUMS = re.compile(r"lightning_lance\.sums\.json\.[0-9a-f]{4,32}\.part")
 # What the rows of every store have.
 _COLUMNS = {"tokens", "num_tokens", "split", "language"}
-# How every Lance file ends.
-_MAGIC = b"LANC"
 # So many names are told.
 _TOLD = 3
 
@@ -62,9 +49,9 @@ def check_no_links(uri: str) -> None:
                 "to it or removed from it, since that would reach files elsewhere: put the files themselves in its place, or "
                 "move the whole store and link to it."
             )
-        if entry.parent.name == "_versions" and not _is_utf8(entry.name):
+        if entry.parent.name == VERSIONS and not _is_utf8(entry.name):
             raise StoreError(
-                f"The token store {uri!r} has a file in _versions whose name is not UTF-8 ({entry.name!r}), where Lance lists "
+                f"The token store {uri!r} has a file in {VERSIONS} whose name is not UTF-8 ({entry.name!r}), where Lance lists "
                 "no version then: move it elsewhere."
             )
 
@@ -79,18 +66,17 @@ def _is_utf8(name: str) -> bool:
 
 def left_files(uri: str) -> set[str]:
     """List the files of a local store that have such names as killed builders leave, by path; never through a link."""
-    return {path for entry in _entries(Path(uri)) if _is_file(entry) and _has_name(path := _path_in(uri, entry), _LEFT)}
+    return {path for entry in _entries(Path(uri)) if _is_file(entry) and _may_be_left(path := _path_in(uri, entry))}
 
 
 def is_builders(uri: str, path: str) -> bool:
     """Tell whether a file, one of `left_files`, was written by a builder, by what is in it."""
     place = Path(uri, path)
-    if path.endswith(".lance"):
+    if is_lance_file(path):
         return is_data_file(str(place))
-    if path.endswith(".txn"):
+    if is_transaction(path):
         # A transaction holds its own uuid.
-        uuid = place.stem.partition("-")[2]
-        return uuid.encode() in place.read_bytes()
+        return uuid_of(path).encode() in place.read_bytes()
     return True
 
 
@@ -103,11 +89,6 @@ def is_data_file(place: str, storage_options: dict[str, str] | None = None) -> b
     except Exception:  # of whatever kind: it is no file that Lance wrote
         return False
     return {*schema.names} >= _COLUMNS
-
-
-def is_data_name(name: str) -> bool:
-    """Tell whether a data file has a name as Lance gives it."""
-    return re.fullmatch(_DATA, name) is not None
 
 
 def is_plain_name(name: str) -> bool:
@@ -129,7 +110,7 @@ def foreign_files(uri: str, listed: Collection[str] = ()) -> list[str]:
         if entry.is_symlink():
             foreign.append(path)
         elif entry.is_dir():
-            if path not in _FOLDERS and not _INDEX_FOLDER.fullmatch(path):
+            if not is_folder(path):
                 foreign.append(path)
         elif not _is_own(uri, path, listed):
             foreign.append(path)
@@ -150,11 +131,11 @@ def foreign_objects(
 
     def is_own(path: str) -> bool:
         # Some tools make objects that stand for folders.
-        if path in listed or path in _FOLDERS or _has_name(path, _KEPT):
+        if path in listed or path in FOLDERS or _belongs(path):
             return True
-        if not _has_name(path, _LEFT):
+        if not _may_be_left(path):
             return False
-        return not path.endswith(".lance") or is_data_file(f"{uri}/{path}", storage_options)
+        return not is_lance_file(path) or is_data_file(f"{uri}/{path}", storage_options)
 
     return sorted(path for path in paths if not is_own(path))
 
@@ -167,9 +148,9 @@ def describe_files(paths: Collection[str]) -> str:
 
 
 def _is_own(uri: str, path: str, listed: Collection[str]) -> bool:
-    if path in listed or _has_name(path, _KEPT):
+    if path in listed or _belongs(path):
         return True
-    return _has_name(path, _LEFT) and _is_file(Path(uri, path)) and is_builders(uri, path)
+    return _may_be_left(path) and _is_file(Path(uri, path)) and is_builders(uri, path)
 
 
 def _entries(root: Path) -> Iterator[Path]:
@@ -184,7 +165,7 @@ def _entries(root: Path) -> Iterator[Path]:
             path = Path(entry.path)
             yield path
             known = _path_in(str(root), path)
-            if entry.is_dir(follow_symlinks=False) and (known in _FOLDERS or _INDEX_FOLDER.fullmatch(known)):
+            if entry.is_dir(follow_symlinks=False) and is_folder(known):
                 folders.append(path)
 
 
@@ -196,17 +177,18 @@ def _is_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _has_name(path: str, names: dict[str, list[str]]) -> bool:
-    folder, _, name = path.rpartition("/")
-    if _INDEX_FOLDER.fullmatch(folder):
-        folder = "_indices/*"
-    return any(re.fullmatch(pattern, name) for pattern in names.get(folder, ()))
+def _may_be_left(path: str) -> bool:
+    return may_be_left(path) or _HALF_SUMS.fullmatch(path) is not None
+
+
+def _belongs(path: str) -> bool:
+    return belongs(path) or _SUMS.fullmatch(path) is not None
 
 
 def _ends_as_lance(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(0, os.SEEK_END)
-        if file.tell() < len(_MAGIC):
+        if file.tell() < len(MAGIC):
             return False
-        file.seek(-len(_MAGIC), os.SEEK_END)
-        return file.read() == _MAGIC
+        file.seek(-len(MAGIC), os.SEEK_END)
+        return file.read() == MAGIC

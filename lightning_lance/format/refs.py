@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from lightning_lance.format.checksums import Root, root_session
+from lightning_lance.format.lance_names import BRANCHES, TAGS, branch_file, ref_of
 from lightning_lance.messages.redaction import in_one_line
-
-TAGS, _BRANCHES = "_refs/tags", "_refs/branches"
-_ENDING = ".json"
 
 
 class Damage(NamedTuple):
@@ -54,36 +52,32 @@ def read_refs(uri: str, storage_options: Mapping[str, str] | None) -> Refs:
             refs.damaged[name] = told
         elif told.get("branch") in (None, "main"):
             refs.tags[name] = told["version"]
-    for name, told in _files(session, _BRANCHES):
+    for name, told in _files(session, BRANCHES):
         if isinstance(told, Damage):
-            refs.unreadable[f"{_BRANCHES}/{name}{_ENDING}"] = told
+            refs.unreadable[branch_file(name)] = told
         elif told.get("parentBranch") in (None, "main"):
             refs.branches[name] = told["parentVersion"]
     return refs
-
-
-def tag_file(name: str) -> str:
-    """Give the path of the file of a tag, in the store."""
-    return f"{TAGS}/{name}{_ENDING}"
 
 
 def _files(session: Root, folder: str) -> list[tuple[str, dict[str, Any] | Damage]]:
     """Read the files of a folder: name to what it says, or to what is wrong with it."""
     found: list[tuple[str, dict[str, Any] | Damage]] = []
     number = "version" if folder == TAGS else "parentVersion"
-    for name in session.names(folder):
-        if not name.endswith(_ENDING):
+    for file in session.names(folder):
+        name = ref_of(file)
+        if name is None:
             continue
         told: dict[str, Any] | Damage
         try:
-            told = _read(session.content(f"{folder}/{name}"), number)
+            told = _read(session.content(f"{folder}/{file}"), number)
         except IsADirectoryError:
             told = Damage("is a folder", "unknown")
         except (ValueError, OSError) as error:
-            if name not in session.names(folder):
+            if file not in session.names(folder):
                 continue  # it has just been removed
             told = Damage(f"cannot be read ({in_one_line(error, 150)})", "unknown")
-        found.append((name.removesuffix(_ENDING), told))
+        found.append((name, told))
     return found
 
 

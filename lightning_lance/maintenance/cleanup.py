@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from lightning_lance.errors import LightningLanceError, StoreError
-from lightning_lance.format.checksums import SUMS, manifest_of, read_sums, root_session, write_sums
+from lightning_lance.format.checksums import SUMS, read_sums, root_session, write_sums
 from lightning_lance.format.commit import last_version, read_commit
 from lightning_lance.format.lance_io import aside_of, dataset_at, lance_said, remove_aside
+from lightning_lance.format.lance_names import manifest_of, tag_file
 from lightning_lance.format.own_files import check_no_links
-from lightning_lance.format.refs import Damage, read_refs, tag_file
+from lightning_lance.format.refs import Damage, read_refs
 from lightning_lance.format.tags import is_ours, means, set_tag
 from lightning_lance.location import is_local, store_place
 from lightning_lance.maintenance.compaction import (

@@ -16,7 +16,7 @@ from typing import Any
 from lance.fragment import FragmentMetadata
 
 from lightning_lance.errors import StoreError
-from lightning_lance.format.checksums import manifest_of, root_session, stays, versions_on_list, write_sums
+from lightning_lance.format.checksums import root_session, stays, versions_on_list, write_sums
 from lightning_lance.format.commit import (
     committed_version,
     data_file_infos,
@@ -33,10 +33,20 @@ from lightning_lance.format.lance_io import (
     lance_options,
     lance_said,
 )
+from lightning_lance.format.lance_names import (
+    DATA,
+    DELETIONS,
+    INDICES,
+    data_file_at,
+    is_data_name,
+    manifest_of,
+    tag_file,
+    transaction_of,
+)
 from lightning_lance.format.layout import DataFileInfo
 from lightning_lance.format.metadata import CommitMetadata
-from lightning_lance.format.own_files import check_no_links, is_builders, is_data_file, is_data_name, left_files
-from lightning_lance.format.refs import read_refs, tag_file
+from lightning_lance.format.own_files import check_no_links, is_builders, is_data_file, left_files
+from lightning_lance.format.refs import read_refs
 from lightning_lance.format.tags import build_tag_is_older, is_ours, keep_build, lacks_build_tag, means
 from lightning_lance.location import is_local
 from lightning_lance.maintenance.repacking import rewrite_fragments
@@ -286,9 +296,9 @@ def _files_of(uri: str, number: int, storage_options: Mapping[str, str] | None) 
     version = dataset_at(uri, number, storage_options)
     if version is None:
         raise StoreError(f"Version {number} of {uri!r} was removed meanwhile.")
-    files = {f"_transactions/{number - 1}-{version.read_transaction(number).uuid}.txn"}
+    files = {transaction_of(number, version.read_transaction(number).uuid)}
     for fragment in fragments_of(version):
-        files |= {f"data/{file.path}" for file in fragment.files}
+        files |= {data_file_at(file.path) for file in fragment.files}
         if fragment.deletion_file is not None:
             files.add(fragment.deletion_file.path(fragment.id))
     return files
@@ -460,7 +470,7 @@ def _remove_left(uri: str, storage_options: Mapping[str, str] | None) -> None:
     dataset = dataset_at(uri, None, storage_options)
     needed = _needed(uri, dataset, storage_options)
     root = root_session(uri, storage_options)
-    left = {path for folder in ("data", "_deletions", "_indices") for path in root.list(folder)} - needed
+    left = {path for folder in (DATA, DELETIONS, INDICES) for path in root.list(folder)} - needed
     if all(_is_data_file(uri, path, storage_options) for path in left):
         # It removes no version: it is told the newest one alone, which it never removes.
         dataset.cleanup_old_versions(versions=[int(dataset.version)], error_if_tagged_old_versions=False)
@@ -468,4 +478,4 @@ def _remove_left(uri: str, storage_options: Mapping[str, str] | None) -> None:
 
 def _is_data_file(uri: str, path: str, storage_options: Mapping[str, str] | None) -> bool:
     folder, _, name = path.partition("/")
-    return folder == "data" and is_data_name(name) and is_data_file(f"{uri}/{path}", lance_options(storage_options))
+    return folder == DATA and is_data_name(name) and is_data_file(f"{uri}/{path}", lance_options(storage_options))

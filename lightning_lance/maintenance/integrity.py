@@ -24,12 +24,10 @@ from lightning_lance.format.checksums import (
     Sum,
     listed,
     listed_versions,
-    manifest_of,
     read_sums,
     root_session,
     stays,
     sum_of,
-    version_of,
 )
 from lightning_lance.format.commit import data_file_infos, read_commit
 from lightning_lance.format.hashing import hash_file, hash_tokens
@@ -43,10 +41,11 @@ from lightning_lance.format.lance_io import (
     reading,
     refuse_in_fork,
 )
+from lightning_lance.format.lance_names import TAGS, data_file_at, is_manifest, manifest_of, tag_file, version_of
 from lightning_lance.format.layout import DataFileInfo, check_parts
 from lightning_lance.format.lineage import Change, change_of, cure
 from lightning_lance.format.metadata import CommitMetadata
-from lightning_lance.format.refs import TAGS, read_refs, tag_file
+from lightning_lance.format.refs import read_refs
 from lightning_lance.format.schema import begins_of, block_of, check_dtype, check_keys, tokens_of
 from lightning_lance.location import is_local, store_place
 from lightning_lance.messages.escaping import shown
@@ -184,8 +183,8 @@ def _check_data_file(
     # What others have changed is told as such, and the file is as it was before.
     version, fragment = next((place for place in reversed(places) if not _is_changed(place[0])), places[-1])
     note = version.notes.get(path)
-    if is_local(uri) and not Path(uri, "data", path).is_file():
-        return [Problem(f"data/{path} (fragment {fragment.id})", "is missing", _RESTORE)]
+    if is_local(uri) and not Path(uri, data_file_at(path)).is_file():
+        return [Problem(f"{data_file_at(path)} (fragment {fragment.id})", "is missing", _RESTORE)]
     found = _check_file(files, path, fragment, note, whole)
     if not found and whole and note is not None and not _is_changed(version):
         return _check_rows(version.dataset, path, fragment, note, version.commit)
@@ -237,7 +236,7 @@ def _read_versions(
     """Read what the versions say, in their order; at least one, or there is a problem."""
     read: list[_Version] = []
     while not read:
-        manifests = sorted(path for path in listed(session) if path.startswith("_versions"))
+        manifests = sorted(path for path in listed(session) if is_manifest(path))
         for number in sorted(map(version_of, manifests)):
             try:
                 with no_panic():
@@ -333,7 +332,7 @@ def _wrong_refs(uri: str, session: Root, storage_options: Mapping[str, str] | No
 def _check_file(
     session: Any, path: str, fragment: FragmentMetadata, note: DataFileInfo | None, read: bool
 ) -> list[Problem]:
-    place = f"data/{path} (fragment {fragment.id})"
+    place = f"{data_file_at(path)} (fragment {fragment.id})"
     if note is None:
         return [Problem(place, "was written by others, so it has no checksum", "check it by other means")]
     if not session.contains(path):
@@ -363,7 +362,7 @@ def _check_rows(
     dataset: Any, path: str, fragment: FragmentMetadata, note: DataFileInfo, commit: CommitMetadata
 ) -> list[Problem]:
     """Check what Lance makes of the file: it may have been damaged before it was written, or its note may lie."""
-    place = f"data/{path} (fragment {fragment.id})"
+    place = f"{data_file_at(path)} (fragment {fragment.id})"
     digest, rows = xxhash.xxh3_64(), _Rows(dataset, note, commit)
     try:
         with no_panic():
@@ -482,7 +481,7 @@ def _check_notes(uri: str, versions: Sequence[_Version]) -> list[Problem]:
                 elif sum(part.rows for part in note.parts) != fragment.physical_rows:
                     what = f"has {fragment.physical_rows:,} rows, not as its note says"
                 if what:
-                    return [Problem(f"data/{path} (fragment {fragment.id})", what, _RESTORE)]
+                    return [Problem(f"{data_file_at(path)} (fragment {fragment.id})", what, _RESTORE)]
         except StoreError as error:
             return [Problem(manifest_of(version.number), str(error).rstrip("."), _RESTORE)]
     return []

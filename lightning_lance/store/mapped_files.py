@@ -11,6 +11,7 @@ from lance.file import LanceFileReader
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import take_blocks
+from lightning_lance.format.lance_names import data_file_at
 from lightning_lance.messages.escaping import logger
 from lightning_lance.store.segments import MappedFiles
 
@@ -41,7 +42,7 @@ def map_tokens(uri: str, dataset: Any, block: int, dtype: np.dtype[Any]) -> tupl
         data_files = fragment.data_files()
         if fragment.num_deletions or len(data_files) != 1:
             return None
-        file = Path(uri, "data", data_files[0].path)
+        file = Path(uri, data_file_at(data_files[0].path))
         # The tokens are the first column of the schema, so they are the first one of every file, if it was not added later.
         if [*data_files[0].column_indices][:1] != [0]:
             return None

@@ -11,8 +11,9 @@ import pytest
 from lightning_lance import TokenStore
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format import tags
-from lightning_lance.format.checksums import SUMS, manifest_of, write_sums
+from lightning_lance.format.checksums import SUMS, write_sums
 from lightning_lance.format.lance_io import remove_store
+from lightning_lance.format.lance_names import manifest_of
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.versions import first_version
 from lightning_lance.maintenance import compaction

@@ -1,0 +1,142 @@
+"""The names of Lance's files in the folder of a store: the one module that knows them. They are those of pylance 14."""
+
+from __future__ import annotations
+
+import re
+
+DATA, TRANSACTIONS, VERSIONS, DELETIONS, INDICES = "data", "_transactions", "_versions", "_deletions", "_indices"
+TAGS, BRANCHES = "_refs/tags", "_refs/branches"
+# The folders of a store. Those of its indices have uuids for names, and branches of Lance's are no part of a token store.
+FOLDERS = (DATA, TRANSACTIONS, VERSIONS, DELETIONS, "_refs", TAGS, BRANCHES, INDICES)
+
+_UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+# As Lance spells a new uuid: some of it in bits, so that the names of a bucket are far apart.
+_DATA_FILE = r"[01]{24}[0-9a-f]{26}\.lance"
+# A file that was not written to its end.
+_HALF = r"\.tmp[A-Za-z0-9]{1,12}"
+_MANIFEST, _TRANSACTION = r"\d+\.manifest", rf"\d+-{_UUID}\.txn"
+# Stands for all folders of indices.
+_ANY_INDEX = f"{INDICES}/*"
+
+# What a builder that was killed may leave, by folder.
+_LEFT = {
+    "": [_HALF],
+    DATA: [_HALF, _DATA_FILE],
+    TRANSACTIONS: [_HALF, _TRANSACTION, rf"{_TRANSACTION}#\d+"],
+    VERSIONS: [_HALF, rf"{_MANIFEST}#\d+", rf"\.tmp_{_MANIFEST}_{_UUID}"],
+}
+# What else belongs to a store.
+_KEPT = {
+    VERSIONS: [_MANIFEST, r"latest_version_hint\.json"],
+    DELETIONS: [r"\d+-\d+-\d+\.(arrow|bin)"],
+    TAGS: [r".+\.json"],
+    _ANY_INDEX: [r".*"],
+}
+_INDEX_FOLDER = re.compile(rf"{INDICES}/{_UUID}")
+_REF = ".json"
+# A manifest or a transaction of a store of ours.
+_OF_A_VERSION = re.compile(rf"{VERSIONS}/[0-9]{{20}}\.manifest|{TRANSACTIONS}/[0-9]{{1,19}}-[0-9A-Za-z-]+\.txn")
+# Lance counts versions down in their names, so that the newest is listed first.
+_LAST = 2**64 - 1
+# How every Lance file ends.
+MAGIC = b"LANC"
+
+
+def manifest_of(version: int) -> str:
+    """Return the path of the manifest of a version."""
+    return f"{VERSIONS}/{_LAST - version:020d}.manifest"
+
+
+def transaction_of(version: int, uuid: str) -> str:
+    """Return the path of the transaction that made a version."""
+    return f"{TRANSACTIONS}/{version - 1}-{uuid}.txn"
+
+
+def data_file_at(name: str) -> str:
+    """Return the path of a data file that a version names."""
+    return f"{DATA}/{name}"
+
+
+def tag_file(name: str) -> str:
+    """Return the path of the file of a tag."""
+    return f"{TAGS}/{name}{_REF}"
+
+
+def branch_file(name: str) -> str:
+    """Return the path of the file of a branch."""
+    return f"{BRANCHES}/{name}{_REF}"
+
+
+def ref_of(file: str) -> str | None:
+    """Return the name of the tag or branch that a file is of, by its name; None if it is of none."""
+    return file.removesuffix(_REF) if file.endswith(_REF) else None
+
+
+def version_of(path: str) -> int:
+    """Return the version that a manifest or a transaction is of."""
+    name = path.rpartition("/")[2]
+    if is_transaction(name):
+        return int(name.partition("-")[0]) + 1
+    return _LAST - int(name.partition(".")[0])
+
+
+def uuid_of(transaction: str) -> str:
+    """Return the uuid in the name of a transaction."""
+    return transaction.rpartition("/")[2].removesuffix(".txn").partition("-")[2]
+
+
+def is_manifest(path: str) -> bool:
+    """Return whether a path is of a manifest, if it is `of_a_version`."""
+    return path.startswith(f"{VERSIONS}/")
+
+
+def is_transaction(path: str) -> bool:
+    """Return whether a path is of a transaction."""
+    return path.endswith(".txn")
+
+
+def is_lance_file(path: str) -> bool:
+    """Return whether a path is of a file in Lance's format."""
+    return path.endswith(".lance")
+
+
+def of_a_version(path: str) -> bool:
+    """Return whether a path is of a manifest or a transaction, and nothing else."""
+    return _OF_A_VERSION.fullmatch(path) is not None
+
+
+def is_data_name(name: str) -> bool:
+    """Return whether a data file has a name as Lance gives it."""
+    return re.fullmatch(_DATA_FILE, name) is not None
+
+
+def is_folder(path: str) -> bool:
+    """Return whether a path is of a folder that a store has."""
+    return path in FOLDERS or _INDEX_FOLDER.fullmatch(path) is not None
+
+
+def may_be_left(path: str) -> bool:
+    """Return whether a file has such a name as a killed builder leaves."""
+    return _has_name(path, _LEFT)
+
+
+def belongs(path: str) -> bool:
+    """Return whether a file has the name of what else belongs to a store."""
+    return _has_name(path, _KEPT)
+
+
+def removal_order(path: str) -> tuple[int, int]:
+    """Return a key that puts the files of a store in the order in which they go: the newest version last but for its files."""
+    folder, _, name = path.rpartition("/")
+    if not folder.startswith(VERSIONS):
+        return (2 if folder in (DATA, TRANSACTIONS) else 0), 0
+    number = name.partition(".")[0]
+    # The hint of the newest is no number.
+    return 1, -int(number) if number.isdigit() else -(2**64)
+
+
+def _has_name(path: str, names: dict[str, list[str]]) -> bool:
+    folder, _, name = path.rpartition("/")
+    if _INDEX_FOLDER.fullmatch(folder):
+        folder = _ANY_INDEX
+    return any(re.fullmatch(pattern, name) for pattern in names.get(folder, ()))
