@@ -341,10 +341,10 @@ def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_a_clea
     assert done.returncode == -signal.SIGKILL, done.stderr
     ended = last_version(uri)[0]
     assert lance.dataset(uri).tags.list() == {}
-    before = contents(tmp_path)
+    before = contents(Path(uri))
     assert prepare(source, ByteTokenizer(), uri, max_documents=3).version < ended
     assert prepare(source, ByteTokenizer(), uri, max_documents=10).version == ended
-    assert contents(tmp_path) == before
+    assert contents(Path(uri)) == before
     assert f"version {ended}, the end of a build: tagged, so that it stays" in clean(uri).done
     assert clean(uri) == ([], [])
     assert {name: tag["version"] for name, tag in lance.dataset(uri).tags.list().items()} == {"build-100": ended}
