@@ -80,6 +80,7 @@ class LanceDataModule(LightningDataModule):
         max_document_bytes: Longest text that is encoded at once, in bytes of UTF-8.
         long_documents: What becomes of longer ones: `split` encodes them in pieces, `skip` leaves them out.
         commit_seconds: A build commits at least so often: what a kill costs.
+        durable: Whether each commit of a build is forced onto the disk, so that a power cut costs no more; see `prepare`.
         rebuild: Whether a store of another recipe at `uri` is replaced; see `prepare`.
         min_tokens: Builds nothing, but waits until a build that runs elsewhere has committed so many tokens, and trains on
             those; see `extend`.
@@ -120,6 +121,7 @@ class LanceDataModule(LightningDataModule):
         long_documents: Literal["split", "skip"] = "split",
         rebuild: bool = False,
         commit_seconds: float = 60.0,
+        durable: bool = True,
         min_tokens: int | None = None,
         order: Order = "shuffle",
         seed: int = 0,
@@ -156,6 +158,7 @@ class LanceDataModule(LightningDataModule):
         self._stored: dict[str, Any] = {"data_dir": self.data_dir, "val_fraction": val_fraction}
         self._stored |= {"max_document_bytes": max_document_bytes, "long_documents": long_documents}
         self._building: dict[str, Any] = {"rebuild": rebuild, "commit_seconds": commit_seconds}
+        self._building["durable"] = durable
         self.min_tokens = None if min_tokens is None else whole_number("min_tokens", min_tokens)
         self.seed = seed
         self._training: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """What every test has: no deadline for examples, the examples to import, and stores of a few bytes."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from lightning_lance import TokenStore, prepare
+from lightning_lance.format import durability
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
@@ -18,6 +19,14 @@ sys.path.insert(0, str(ROOT / "examples"))
 # On a loaded machine any example may be slow.
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_forcing() -> Iterator[None]:
+    """Forces nothing onto the disk: thousands of small commits would wait for it, and no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(durability, "_force", lambda path: None)
+        yield
 
 
 @pytest.fixture

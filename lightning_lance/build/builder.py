@@ -24,6 +24,7 @@ from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import splits_of
 from lightning_lance.errors import CommitConflict, SourceError, StoreError
 from lightning_lance.format.commit import append_commit, last_version
+from lightning_lance.format.durability import NotForcedError
 from lightning_lance.format.lance_io import PendingFragments, conflict
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links
@@ -54,6 +55,7 @@ class Build:
         version: Version of the store that it goes on from, 0 if there is none.
         commit: The note of that version.
         storage_options: Credentials and such for an object store.
+        durable: Whether each commit of a local store is forced onto the disk.
 
     Attributes:
         committed: The note of the last commit, None before the first.
@@ -70,8 +72,10 @@ class Build:
         version: int,
         commit: CommitMetadata | None,
         storage_options: Mapping[str, str] | None,
+        durable: bool = True,
     ) -> None:
         self._source, self._plan, self._budget, self._storage_options = source, plan, budget, storage_options
+        self._durable = durable
         self._opened: OpenedSource = source.open(commit.pin if commit else None)
         shards = xxhash.xxh3_64_hexdigest("\0".join(self._opened.shards).encode())
         # The fingerprint of a source that hashes its files has told already that they are the same, wherever they lie by now.
@@ -191,11 +195,12 @@ class Build:
         check_no_links(uri)
         left = find_orphans(uri, options)
         if left and self._version:
-            self._version = fence_stale_builders(uri, self._version, left, options)
+            self._version = fence_stale_builders(uri, self._version, left, options, self._durable)
         elif left:
             # A version without rows: so nobody can make the first one any more out of what goes.
             nothing = PendingFragments(None, self._packer.schema, [], {})
-            self._version, self.committed = append_commit(uri, nothing, self._first, options), self._first
+            self._version = append_commit(uri, nothing, self._first, options, self._durable)
+            self.committed = self._first
             clean_up(uri, options, left)
 
     def _keep_tokenizer(self) -> None:
@@ -238,16 +243,17 @@ class Build:
             try:
                 written = (rows or RowWriter(uri, version, commit.fingerprint, self._packer.schema, options)).close()
                 if final:
-                    self._version = commit_final(uri, written, commit, options)
+                    self._version = commit_final(uri, written, commit, options, durable=self._durable)
                 else:
-                    self._version = append_commit(uri, written, commit, options)
+                    self._version = append_commit(uri, written, commit, options, self._durable)
                 self.committed, written = commit, None
                 if not final:
-                    self._version = compact(uri, self._version, options)
+                    self._version = compact(uri, self._version, options, durable=self._durable)
             except BaseException as error:
                 if written is not None:
                     forget_written(uri, written, options)
-                if isinstance(error, (StoreError, ValueError, OSError)):
+                # What the disk has not taken is this builder's own, though it does not count as made.
+                if isinstance(error, (StoreError, ValueError, OSError)) and not isinstance(error, NotForcedError):
                     self._check_alone()
                 raise
 

@@ -57,6 +57,7 @@ def prepare(
     storage_options: Mapping[str, str] | None = None,
     commit_tokens: int | None = None,
     commit_seconds: float = COMMIT_SECONDS,
+    durable: bool = True,
 ) -> TokenStore:
     """Make sure that a token store is there and complete, and open it.
 
@@ -78,6 +79,8 @@ def prepare(
         storage_options: Credentials and such for an object store.
         commit_tokens: Tokens per commit; None for a fragment that is never merged.
         commit_seconds: Longest time between two commits, while documents come in.
+        durable: Whether each commit of a local store is forced onto the disk before it counts as made, so that a power cut
+            costs no more than a kill does. Changes nothing of what is stored.
 
     Returns:
         The store, at the first version that meets the budget.
@@ -93,7 +96,7 @@ def prepare(
         raise ConfigError(f"commit_seconds is {described(commit_seconds)}: expected a number of seconds, such as 60.")
     if commit_tokens is not None:
         commit_tokens = whole_number("commit_tokens", commit_tokens)
-    check_arguments(prepare, {"rebuild": rebuild})
+    check_arguments(prepare, {"rebuild": rebuild, "durable": durable})
     check_build(source, tokenizer)
     storage_options = checked_storage_options("storage_options", storage_options)
     plan = make_plan(
@@ -106,7 +109,7 @@ def prepare(
         long_documents=long_documents,
     )
     _check_place(plan)
-    built = _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds, rebuild)
+    built = _complete(source, plan, budget, storage_options, commit_tokens, commit_seconds, rebuild, durable)
     store = open_prepared(plan, budget, storage_options)
     if built and (val_fraction or source.has_validation) and not store.num_tokens("val"):
         documents = pluralize(store.commit.documents, "document")
@@ -132,6 +135,7 @@ def _complete(
     commit_tokens: int | None,
     commit_seconds: float,
     rebuild: bool,
+    durable: bool,
 ) -> bool:
     """Build until the budget is met, or wait while another process does; tell whether this one built."""
     commit, turn, built = None, _turn(plan, commit_seconds), False
@@ -151,7 +155,7 @@ def _complete(
                     # Whoever had it may have committed.
                     continue
                 refuse_in_fork("A build")
-                run = _Run(source, plan, budget, storage_options, commit_tokens, commit_seconds, commit)
+                run = _Run(source, plan, budget, storage_options, commit_tokens, commit_seconds, durable, commit)
                 try:
                     built |= run.build(turn, version, replaced)
                 finally:
@@ -178,6 +182,7 @@ class _Run:
         storage_options: Credentials and such for an object store.
         commit_tokens: As for `prepare`.
         commit_seconds: As for `prepare`.
+        durable: As for `prepare`.
         commit: The note of the version to go on from; None for none.
 
     Attributes:
@@ -192,11 +197,13 @@ class _Run:
         storage_options: Mapping[str, str] | None,
         commit_tokens: int | None,
         commit_seconds: float,
+        durable: bool,
         commit: CommitMetadata | None,
     ) -> None:
         self._source, self._plan, self._budget = source, plan, budget
         self._storage_options = storage_options
         self._commit_tokens, self._commit_seconds = commit_tokens, commit_seconds
+        self._durable = durable
         self._commit = commit
         self._build: Build | None = None
 
@@ -227,7 +234,9 @@ class _Run:
 
     def _go_on(self, turn: BuildCoordinator, version: int, replaced: bool) -> None:
         plan = self._plan
-        self._build = Build(self._source, plan, self._budget, version, self._commit, self._storage_options)
+        self._build = Build(
+            self._source, plan, self._budget, version, self._commit, self._storage_options, self._durable
+        )
         # The source could be opened.
         check_tokenizer_file(plan)
         if replaced:

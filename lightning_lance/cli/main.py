@@ -22,7 +22,16 @@ from lightning_lance.messages.redaction import redacted, remember_options
 _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
 # What `prepare` reads: of the root of the configuration, and below `data`.
 _ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir")
-_BUILT = ("uri", "val_fraction", "max_document_bytes", "long_documents", "commit_seconds", "rebuild", "storage_options")
+_BUILT = (
+    "uri",
+    "val_fraction",
+    "max_document_bytes",
+    "long_documents",
+    "commit_seconds",
+    "durable",
+    "rebuild",
+    "storage_options",
+)
 # How options of object stores begin, among the arguments of a command.
 _OPTIONS = ("aws_", "azure_", "google_", "allow_http")
 

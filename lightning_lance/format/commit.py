@@ -16,9 +16,11 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import root_session, write_sums
+from lightning_lance.format.durability import NotForcedError, force_data_files, force_version
 from lightning_lance.format.lance_io import (
     PendingFragments,
     conflict,
+    data_files,
     data_session,
     dataset_at,
     delete_uncommitted,
@@ -26,7 +28,7 @@ from lightning_lance.format.lance_io import (
     lance_options,
     not_written,
 )
-from lightning_lance.format.lance_names import manifest_of
+from lightning_lance.format.lance_names import manifest_of, transaction_of
 from lightning_lance.format.layout import DataFileInfo, files_of, properties_of
 from lightning_lance.format.lineage import METADATA, check_unchanged, lineage_of, properties_at
 from lightning_lance.format.metadata import CommitMetadata, _metadata, check_format, commit_from
@@ -40,7 +42,11 @@ from lightning_lance.messages.redaction import shown_cause
 
 
 def append_commit(
-    uri: str, written: PendingFragments, commit: CommitMetadata, storage_options: Mapping[str, str] | None = None
+    uri: str,
+    written: PendingFragments,
+    commit: CommitMetadata,
+    storage_options: Mapping[str, str] | None = None,
+    durable: bool = True,
 ) -> int:
     """Make a version of what was written and of all before it, with its note; makes the store if there is none.
 
@@ -49,6 +55,7 @@ def append_commit(
         written: What to add.
         commit: The note.
         storage_options: Credentials and such for object stores.
+        durable: Whether it is forced onto the disk; see `replace_fragments`.
 
     Returns:
         The new version.
@@ -68,6 +75,7 @@ def append_commit(
         {**known, **written.files},
         commit,
         storage_options,
+        durable,
     )
 
 
@@ -100,6 +108,7 @@ def replace_fragments(
     files: Mapping[str, DataFileInfo],
     commit: CommitMetadata,
     storage_options: Mapping[str, str] | None,
+    durable: bool = True,
 ) -> int:
     """Make a version of exactly these fragments, right after the version `before`, or not at all.
 
@@ -111,6 +120,8 @@ def replace_fragments(
         files: Notes of their data files, by path; others are left out.
         commit: The note.
         storage_options: Credentials and such for object stores.
+        durable: Whether the version of a local store is on the disk when this returns, so that a power cut cannot take or
+            damage it: its data files first, then its manifest and transaction, then their folders.
 
     Returns:
         The new version.
@@ -133,6 +144,9 @@ def replace_fragments(
             **properties_of({path: files[path] for path in paths if path in files}),
         },
     )
+    if durable:
+        # Before the manifest that names them: the disk may take files in another order than they were written.
+        _force_new(uri, before, paths, storage_options)
     try:
         # An append would be put on top of whatever was committed meanwhile. An overwrite without a retry is not: it makes the
         # manifest of this very version, or fails.
@@ -146,7 +160,7 @@ def replace_fragments(
         # A bucket may have made it though the answer was lost, and then says of the second try that it is there already.
         made = _uuid_of(uri, version + 1, storage_options) == transaction.uuid
         if made and isinstance(error, Exception):
-            write_sums(uri, storage_options)
+            _end_commit(uri, version + 1, transaction.uuid, durable, storage_options)
             return version + 1
         now = dataset_at(uri, None, storage_options)
         delete_uncommitted(uri, paths, [before, now], storage_options)
@@ -166,8 +180,30 @@ def replace_fragments(
         now = dataset_at(uri, None, storage_options)
         delete_uncommitted(uri, paths, [before, now], storage_options)
         raise conflict(uri, version, 0 if now is None else int(now.version))
-    write_sums(uri, storage_options)
+    _end_commit(uri, version + 1, transaction.uuid, durable, storage_options)
     return version + 1
+
+
+def _force_new(uri: str, before: Any | None, paths: Sequence[str], storage_options: Mapping[str, str] | None) -> None:
+    """Force the data files that a version adds onto the disk. Nothing of them stays if that fails."""
+    known = set() if before is None else {*data_files(before)}
+    try:
+        force_data_files(uri, [path for path in paths if path not in known])
+    except BaseException as error:
+        delete_uncommitted(uri, paths, [before], storage_options)
+        if isinstance(error, OSError):
+            raise not_written(uri, error) from shown_cause(error)
+        raise
+
+
+def _end_commit(uri: str, version: int, uuid: str, durable: bool, storage_options: Mapping[str, str] | None) -> None:
+    """Do what belongs to a version that was made just now. NotForcedError if the disk does not take it."""
+    if durable:
+        try:
+            force_version(uri, manifest_of(version), transaction_of(version, uuid), is_first=version == 1)
+        except OSError as error:
+            raise NotForcedError(str(not_written(uri, error))) from shown_cause(error)
+    write_sums(uri, storage_options)
 
 
 def _is_founded(uri: str, before: Any | None, paths: Sequence[str], storage_options: Mapping[str, str] | None) -> bool:

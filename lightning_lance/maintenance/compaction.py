@@ -71,6 +71,7 @@ def compact(
     storage_options: Mapping[str, str] | None = None,
     *,
     full: int = FULL_BYTES,
+    durable: bool = True,
 ) -> int:
     """Merge what has become due since the last time, and remove what is no longer needed.
 
@@ -79,6 +80,7 @@ def compact(
         version: The version that the builder has made last. Only the one builder of a store may call this.
         storage_options: Credentials and such for object stores.
         full: Bytes from which on a fragment is left as it is.
+        durable: Whether what is merged is forced onto the disk before anything goes; see `replace_fragments`.
 
     Returns:
         The version that holds now: `version`, or a later one.
@@ -96,13 +98,13 @@ def compact(
         groups = groups or [range(i, i + 1) for i, part in enumerate(fragments) if _is_mixed(part, files)]
         if not groups:
             break
-        version, merged = _merge(uri, dataset, groups[0], storage_options), True
+        version, merged = _merge(uri, dataset, groups[0], storage_options, durable), True
     if not merged and version % _CLEAN_EVERY == 0:
         clean_up(uri, storage_options)
     return version
 
 
-def _merge(uri: str, dataset: Any, group: range, storage_options: Mapping[str, str] | None) -> int:
+def _merge(uri: str, dataset: Any, group: range, storage_options: Mapping[str, str] | None, durable: bool) -> int:
     """Make a version in which neighbours are one fragment, and remove what that one replaces.
 
     One group at a time: until its version is there, what it is made of is on the disk too.
@@ -110,7 +112,9 @@ def _merge(uri: str, dataset: Any, group: range, storage_options: Mapping[str, s
     fragments, files, commit = fragments_of(dataset), data_file_infos(dataset), read_commit(dataset, uri)
     made, notes, _ = rewrite_fragments(uri, dataset, fragments[group.start : group.stop], files, storage_options)
     fragments[group.start : group.stop] = made
-    version = replace_fragments(uri, dataset, dataset.schema, fragments, {**files, **notes}, commit, storage_options)
+    version = replace_fragments(
+        uri, dataset, dataset.schema, fragments, {**files, **notes}, commit, storage_options, durable
+    )
     _log.info("%s: merged into %d fragments.", uri, len(fragments))
     clean_up(uri, storage_options)
     return version
@@ -123,6 +127,7 @@ def commit_final(
     storage_options: Mapping[str, str] | None = None,
     *,
     full: int = FULL_BYTES,
+    durable: bool = True,
 ) -> int:
     """Make the last commit of a build: what was written is merged with those before it that are not full, in one transaction.
 
@@ -147,7 +152,7 @@ def commit_final(
         groups = merge_groups(sizes, full, final=True)
         if before is None or not groups or groups[0].stop == len(sizes):
             break
-        version = _merge(uri, before, groups[0], storage_options)
+        version = _merge(uri, before, groups[0], storage_options, durable)
         before = newest_at(uri, version, storage_options, commit.fingerprint)
     first = groups[0].start if before is not None and groups else len(fragments)
     made, notes = written.fragments, written.files
@@ -155,7 +160,9 @@ def commit_final(
         made, notes, _ = rewrite_fragments(uri, before, fragments[first:], files, storage_options, more=written)
         delete_uncommitted(uri, written.files, [before], storage_options)
     fragments[first:] = made
-    version = replace_fragments(uri, before, written.schema, fragments, {**files, **notes}, commit, storage_options)
+    version = replace_fragments(
+        uri, before, written.schema, fragments, {**files, **notes}, commit, storage_options, durable
+    )
     end_build(uri, dataset_at(uri, version, storage_options), storage_options)
     return version
 
@@ -175,7 +182,11 @@ def end_build(uri: str, dataset: Any, storage_options: Mapping[str, str] | None 
 
 
 def fence_stale_builders(
-    uri: str, version: int, left: Collection[str], storage_options: Mapping[str, str] | None = None
+    uri: str,
+    version: int,
+    left: Collection[str],
+    storage_options: Mapping[str, str] | None = None,
+    durable: bool = True,
 ) -> int:
     """Begin in the place of builders that were killed: what they left goes, before as much is written again.
 
@@ -186,6 +197,7 @@ def fence_stale_builders(
         version: The version that the builder has seen.
         left: What `find_orphans` gave.
         storage_options: Credentials and such for object stores.
+        durable: Whether that version is forced onto the disk before anything goes; see `replace_fragments`.
 
     Returns:
         The version that holds now.
@@ -196,7 +208,7 @@ def fence_stale_builders(
     """
     before = newest_at(uri, version, storage_options)
     fragments, files, now = fragments_of(before), data_file_infos(before), read_commit(before, uri)
-    version = replace_fragments(uri, before, before.schema, fragments, files, now, storage_options)
+    version = replace_fragments(uri, before, before.schema, fragments, files, now, storage_options, durable)
     move_build_tag(uri, version, storage_options)
     clean_up(uri, storage_options, left)
     return version

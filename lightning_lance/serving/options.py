@@ -28,7 +28,7 @@ _SUCH = {
     "mix": "{Python: 0.7, Rust: 0.3}",
     "fim": "{prefix_token: <|fim_prefix|>, middle_token: <|fim_middle|>, suffix_token: <|fim_suffix|>}",
 }
-_FLAGS = ("document_ids", "position_ids", "cu_seqlens", "mask_boundary_targets", "verify", "rebuild")
+_FLAGS = ("document_ids", "position_ids", "cu_seqlens", "mask_boundary_targets", "verify", "rebuild", "durable")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
