@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.redaction import redacted
 
@@ -84,6 +82,9 @@ LARGEST = 2**62
 
 def is_count(value: Any) -> bool:
     """Tell whether a value is a whole number from 1 on, of Python or numpy, and not too large."""
+    # In functions: an error, and a command that only prints a text, need no numpy.
+    import numpy as np
+
     if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
         return False
     return bool(1 <= value <= LARGEST and value % 1 == 0)
@@ -95,6 +96,8 @@ def whole_number(name: str, value: Any) -> int:
     Raises:
         ConfigError: If it is no whole number from 1 on.
     """
+    import numpy as np
+
     # numpy's numbers too, of which a checkpoint that is loaded with `weights_only` would know nothing.
     number = value.item() if isinstance(value, np.number) else value
     if not is_count(number):
@@ -114,6 +117,8 @@ def integer(name: str, value: Any) -> int:
     Raises:
         ConfigError: If it is no integer.
     """
+    import numpy as np
+
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ConfigError(f"{name} is {described(value)}: expected a whole number, such as 0.")
     if int(value).bit_length() > _LONGEST:
@@ -145,6 +150,8 @@ def flag(name: str, value: Any) -> bool:
     Raises:
         ConfigError: If it is neither true nor false.
     """
+    import numpy as np
+
     if not isinstance(value, (bool, np.bool_)):
         raise ConfigError(f"{name} is {described(value)}: expected true or false.")
     return bool(value)

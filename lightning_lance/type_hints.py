@@ -15,8 +15,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from lightning_lance.errors import LARGEST, ConfigError, described
 from lightning_lance.messages.redaction import is_secret_name, redacted
 
@@ -123,6 +121,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _is_bool(value: Any) -> bool:
+    import numpy as np  # in functions: what the command line says of its keys needs none
+
     return isinstance(value, (bool, np.bool_))
 
 
@@ -139,6 +139,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
+    import numpy as np
+
     # numpy's float64 is a float; its bool and its complex numbers are no such numbers.
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
@@ -190,6 +192,8 @@ def as_text(value: Any) -> Any:
     """Give a path, or a number that the command line made of a name with digits only, as text; the rest as it is."""
     if isinstance(value, Path):
         return os.fspath(value)
+    import numpy as np
+
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return str(value)
     return value

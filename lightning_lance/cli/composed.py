@@ -17,6 +17,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf, flag_override
 
+from lightning_lance.cli.overrides import MISSING, SECRET_MAPPINGS, is_secret_override, shown_override
 from lightning_lance.errors import ConfigError
 from lightning_lance.messages.redaction import (
     has_secret,
@@ -28,10 +29,6 @@ from lightning_lance.messages.redaction import (
     remember_url,
 )
 
-# What stands for a value that is not there: Hydra itself asks for it.
-_MISSING = "???"
-# Mappings of which no value is shown.
-_SECRET_MAPPINGS = ("storage_options", "env_set")
 _ENVIRONMENT = ("hydra", "job", "env_set")
 # A word of what is given for a mapping, perhaps after its key.
 _WORD = re.compile(r"(?:([\w.-]+)\s*[:=]\s*)?(\"[^\"]*\"|'[^']*'|[^\s,{}\[\]]+)")
@@ -58,7 +55,7 @@ class HiddenValues:
             if not _is_interpolation(value):
                 self._values[path] = value
                 remember_option(str(path[-1]), str(value))
-            shown = _MISSING
+            shown = MISSING
             if path[:-1] == _ENVIRONMENT and not self._resolved:
                 # Hydra itself needs these, which are for the environment.
                 os.environ[str(path[-1])] = str(value)
@@ -68,7 +65,7 @@ class HiddenValues:
             _hide_overrides(config)
 
     def _is_hidden(self, config: DictConfig, path: _Path, value: Any, secret: bool) -> bool:
-        if value in (None, _MISSING) or isinstance(value, bool):
+        if value in (None, MISSING) or isinstance(value, bool):
             return False
         if _is_interpolation(value):
             if not self._resolved:
@@ -88,7 +85,7 @@ class HiddenValues:
             if path[0] != "hydra":
                 _set(config, path, value)
         for path, value, secret in _leaves(_plain(config), ()):
-            if value == _MISSING and (secret or isinstance(path[-1], int)):
+            if value == MISSING and (secret or isinstance(path[-1], int)):
                 place = ".".join(str(key) for key in path if isinstance(key, str))
                 raise ConfigError(
                     f"The key {place} has no value: secrets are not written with the configuration of a run; give it on the "
@@ -104,7 +101,7 @@ def _leaves(value: Any, path: _Path, secret: bool = False) -> Iterator[tuple[_Pa
     """Give all values with their places, and whether they are secret by their place."""
     keys: Any = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
-        named = isinstance(key, str) and (key in _SECRET_MAPPINGS or is_secret_name(key))
+        named = isinstance(key, str) and (key in SECRET_MAPPINGS or is_secret_name(key))
         yield from _leaves(value[key], (*path, key), secret or named)
     if not isinstance(value, (dict, list)):
         yield path, value, secret
@@ -145,34 +142,6 @@ def _hide_overrides(config: DictConfig) -> None:
     _set(config, ("hydra", "job", "override_dirname"), style.item_sep.join(items))
 
 
-def shown_override(text: str) -> str:
-    """Give an override of the command line as it may be shown: without its value, if that holds a secret."""
-    key, is_pair, value = text.partition("=")
-    if not is_pair or value in ("", "null", "{}", _MISSING):
-        return redacted(text)
-    if not _is_secret_override(key, value):
-        return text
-    if variable := re.search(r"hydra\.job\.env_set\.(\w+)$", key):
-        return f"{key}=${{oc.env:{variable[1]}}}"
-    # A mapping is filled by one +, and only set by two.
-    return f"{'++' if key.startswith('+') else ''}{key.lstrip('+')}={_MISSING}"
-
-
-def is_secret_key(key: str) -> bool:
-    """Tell whether a key, as the command line has it, is of a secret, or of a mapping that holds some."""
-    parts = re.split(r"[.@/]", key.lstrip("+~"))
-    return any(part in _SECRET_MAPPINGS for part in parts) or is_secret_name(parts[-1])
-
-
-def _is_secret_override(key: str, value: str) -> bool:
-    inside = any(f"{name}:" in re.sub(r"\s", "", value) for name in _SECRET_MAPPINGS)
-    named = is_secret_key(key)
-    if named and (is_harmless_option(re.split(r"[.@/]", key)[-1]) or value.startswith("${")):
-        return has_secret(value)
-    keys = re.findall(r"([\w-]+)['\"]?\s*:", value)
-    return named or inside or any(map(is_secret_name, keys)) or redacted(value) != value
-
-
 def remember_arguments(arguments: Sequence[str]) -> None:
     """Remember the secrets of a command line, which an error may repeat before there is a configuration."""
     secret = False
@@ -180,7 +149,7 @@ def remember_arguments(arguments: Sequence[str]) -> None:
         pair = re.fullmatch(r"[+~]*([\w.@/-]+)=(.*)", argument, re.DOTALL)
         # A shell splits what is not quoted: words without a key belong to the value before them.
         if pair:
-            secret = _is_secret_override(pair[1], pair[2])
+            secret = is_secret_override(pair[1], pair[2])
         value = pair[2] if pair else argument
         remember_url(value)
         for word in _WORD.finditer(value) if secret else ():

@@ -36,13 +36,9 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from lightning_lance.cli.composed import (
-    check_command_line,
-    is_secret_key,
-    shown_override,
-    without_secrets,
-)
+from lightning_lance.cli.composed import check_command_line, without_secrets
 from lightning_lance.cli.interrupts import InterruptHandler
+from lightning_lance.cli.overrides import is_secret_key, shown_override
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.formatting import nearest

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import sys
 import traceback
-from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from omegaconf import DictConfig
-
-from lightning_lance.cli.composed import is_secret_key, shown_override
-from lightning_lance.cli.hydra_app import command, help_of, make
 from lightning_lance.cli.interrupts import InterruptHandler
+from lightning_lance.cli.overrides import is_secret_key, shown_override
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.redaction import redacted, remember_options
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 # A build leaves a store and nothing else: no output folder, no log file.
 _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
@@ -77,8 +76,12 @@ come next. Where there are several stores, NAME=PLACE says where each of them is
 }
 
 
+# A command imports what it needs once its arguments are right: Hydra, Lance and numpy take long.
+
+
 def _prepare(config: DictConfig) -> None:
     from lightning_lance.build.runner import prepare
+    from lightning_lance.cli.hydra_app import make
     from lightning_lance.maintenance.integrity import raise_if_damaged
     from lightning_lance.serving.fim import FillInTheMiddle
     from lightning_lance.serving.options import check_options
@@ -125,9 +128,9 @@ def _expect(name: str, got: str) -> NoReturn:
 
 
 def _verify_resume(arguments: list[str]) -> None:
+    file, moved = _place_and_rest("verify-resume", arguments)
     from lightning_lance.inspection.resume import verify_resume
 
-    file, moved = _place_and_rest("verify-resume", arguments)
     try:
         say(*verify_resume(file, {"" if name == "uri" else name: place for name, place in moved.items()}).splitlines())
     except LightningLanceError as error:
@@ -135,8 +138,6 @@ def _verify_resume(arguments: list[str]) -> None:
 
 
 def _verify(arguments: list[str]) -> None:
-    from lightning_lance.maintenance.integrity import verify_store
-
     uri, options = _place_and_rest("verify", arguments)
     asked = options.pop("sample", "1")
     if options and "://" not in uri:
@@ -147,6 +148,8 @@ def _verify(arguments: list[str]) -> None:
         sample = 0.0
     if not 0 < sample <= 1:
         fail(f"sample is {asked}: expected a share of the data files, above 0 and up to 1, such as 0.1.")
+    from lightning_lance.maintenance.integrity import verify_store
+
     try:
         problems = verify_store(uri, options, sample)
     except LightningLanceError as error:
@@ -162,11 +165,11 @@ def _verify(arguments: list[str]) -> None:
 
 
 def _clean(arguments: list[str]) -> None:
-    from lightning_lance.maintenance.cleanup import clean
-
     uri, options = _place_and_rest("clean", arguments)
     if options and "://" not in uri:
         _expect("clean", "=".join(next(iter(options.items()))))
+    from lightning_lance.maintenance.cleanup import clean
+
     signals = InterruptHandler()
     try:
         with signals:
@@ -185,8 +188,6 @@ def _clean(arguments: list[str]) -> None:
 
 
 def _forget(arguments: list[str]) -> None:
-    from lightning_lance.maintenance.forgetting import forget
-
     uri, rule = _place_and_rest("forget", arguments)
     purge = rule.pop("purge", "false")
     # Words of a store are single; options of object stores have an underscore and a prefix.
@@ -195,6 +196,8 @@ def _forget(arguments: list[str]) -> None:
         _expect("forget", "no key=value")
     if purge not in ("true", "false"):
         _expect("forget", f"purge={purge}")
+    from lightning_lance.maintenance.forgetting import forget
+
     signals = InterruptHandler()
     try:
         with signals:
@@ -246,13 +249,14 @@ def main() -> None:
 def _main() -> None:
     name, *rest = sys.argv[1:] or ["--help"]
     if name == "prepare" and (asked := {"-h", "--help"} & {*rest}):
+        from lightning_lance.cli.hydra_app import help_of
+
         arguments = [argument for argument in rest if argument not in asked]
-        print(
-            help_of(
-                "lightning-lance prepare", arguments, ("source", "tokenizer", "experiment"), _ROOT, (*_BUILT, "verify")
-            )
-        )
+        groups = ("source", "tokenizer", "experiment")
+        print(help_of("lightning-lance prepare", arguments, groups, _ROOT, (*_BUILT, "verify")))
     elif name == "prepare":
+        from lightning_lance.cli.hydra_app import command
+
         sys.argv[:] = [f"{sys.argv[0]} prepare", *rest, *_NO_FOLDER]
         command(_prepare, trains=False)()
     elif name in _EXPECTED and {"-h", "--help"} & {*rest}:
@@ -266,6 +270,8 @@ def _main() -> None:
     elif name == "clean":
         _clean(rest)
     elif name == "--version":
+        from importlib.metadata import version
+
         print(version("lightning-lance"))
     elif name in ("--help", "-h", "help"):
         print(USAGE, end="")

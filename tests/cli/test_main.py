@@ -209,6 +209,54 @@ def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, cod
         assert run(tmp_path, *arguments)[0] == 0
 
 
+# Libraries that take from a tenth of a second to several to import, and what runs without them.
+HYDRA = {"hydra", "omegaconf", "antlr4", "yaml"}
+ARRAYS = {"numpy", "pyarrow", "lance"}
+TORCH = {"torch", "lightning", "transformers", "datasets", "tokenizers", "gigatoken"}
+IMPORTED = "import sys\ntry:\n    {}\nfinally:\n    print('modules:', *sys.modules, file=sys.stderr)"
+MAIN = "import lightning_lance.cli.main as cli; sys.argv[1:] = {}; cli.main()"
+
+
+@pytest.mark.parametrize(
+    ("run_this", "absent"),
+    [
+        ("import lightning_lance", HYDRA | ARRAYS | TORCH),
+        ("import lightning_lance.sources, lightning_lance.tokenization, lightning_lance.maintenance", HYDRA | ARRAYS | TORCH),
+        ("import lightning_lance.cli.main", HYDRA | ARRAYS | TORCH),
+        (MAIN.format([]), HYDRA | ARRAYS | TORCH),
+        (MAIN.format(["--help"]), HYDRA | ARRAYS | TORCH),
+        (MAIN.format(["--version"]), HYDRA | ARRAYS | TORCH),
+        (MAIN.format(["verify", "--help"]), HYDRA | ARRAYS | TORCH),
+        (MAIN.format(["forget", "-h"]), HYDRA | ARRAYS | TORCH),
+        (MAIN.format(["clean", "-h"]), HYDRA | ARRAYS | TORCH),
+        (MAIN.format(["verify-resume", "-h"]), HYDRA | ARRAYS | TORCH),
+        (MAIN.format(["verfy", "x"]), HYDRA | ARRAYS | TORCH),
+        (MAIN.format(["forget", "x"]), HYDRA | ARRAYS | TORCH),
+        (MAIN.format(["prepare", "-h"]), ARRAYS | TORCH),
+        (MAIN.format(["prepare", "contxt_length=3"]), ARRAYS | TORCH),
+        (MAIN.format(["verify", "x", "y"]), HYDRA | ARRAYS | TORCH),
+        (MAIN.format(["verify", "x"]), HYDRA | TORCH),
+    ],
+)  # fmt: skip
+def test_what_needs_no_library_imports_none(run_this: str, absent: set[str]):
+    command = [sys.executable, "-c", IMPORTED.format(run_this)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    imported = set(ended.stderr.rpartition("modules:")[2].split())
+    assert "lightning_lance" in imported
+    assert imported & absent == set()
+
+
+def test_the_names_of_a_room_are_what_they_are_named():
+    from lightning_lance import maintenance, sources, tokenization
+
+    for room in (maintenance, sources, tokenization):
+        assert dir(room) == sorted(room.__all__)
+        for name in room.__all__:
+            assert getattr(room, name).__name__ == name
+        with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+            _ = room.nothing
+
+
 def test_a_build_needs_neither_torch_nor_lightning():
     slow = {"torch", "lightning", "datasets", "transformers"}
     script = f"import sys, lightning_lance.cli.main; sys.exit(bool({slow} & {{*sys.modules}}))"
