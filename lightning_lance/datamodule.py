@@ -363,7 +363,7 @@ class LanceDataModule(LightningDataModule):
             StoreError: Without a source, if there is no store yet.
         """
         if self._plan is not None:
-            return self._plan.tokenizer.vocab_size
+            return self._plan.chosen.identity.vocab_size
         return self._any_store().commit.vocab_size
 
     @cached_property

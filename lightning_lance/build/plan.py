@@ -28,6 +28,7 @@ from lightning_lance.process.locks import LeaseWatch, content_of, lock_file
 from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
+from lightning_lance.tokenization.chosen import ChosenTokenizer
 from lightning_lance.tokenization.configs import TokenizerConfig, TokenizerFile
 from lightning_lance.tokenization.tokenizer import Tokenizer, is_kept_tokenizer, token_dtype
 
@@ -91,13 +92,18 @@ class Plan:
         recipe: All that decides the stored tokens, and nothing else; JSON types.
         fingerprint: Hash of the recipe.
         uri: Place of the store.
-        tokenizer: The loaded tokenizer.
+        chosen: The tokenizer, which is loaded when first needed.
     """
 
     recipe: dict[str, Any] = field(repr=False)
     fingerprint: str
     uri: str
-    tokenizer: Tokenizer
+    chosen: ChosenTokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The loaded tokenizer. ConfigError if it cannot be had."""
+        return self.chosen.loaded
 
     def older_recipes(self) -> list[dict[str, Any]]:
         """Return the recipes of earlier versions for the same store: they spelled the tokenizer otherwise."""
@@ -151,15 +157,16 @@ def make_plan(
     long = LongDocuments(max_document_bytes, long_documents)
     folder = Path(data_folder(data_dir))
     given = None if uri is None or (isinstance(uri, str) and not uri) else store_place(uri)
-    loaded = tokenizer.load(source, folder / "tokenizers")
+    chosen = ChosenTokenizer.of(tokenizer, source, folder / "tokenizers")
+    identity = chosen.identity
     own = source.has_validation
     recipe = {
         "format": FORMAT_VERSION,
         "source": source.identity(),
-        "tokenizer": loaded.digest,
-        "eos_token": loaded.eos_token,
+        "tokenizer": identity.digest,
+        "eos_token": identity.eos_token,
         "eos": "after every document",
-        "dtype": str(token_dtype(loaded.vocab_size)),
+        "dtype": str(token_dtype(identity.vocab_size)),
         "split": "the source's own" if own else "xxh3_64 of repo, else of the text without the white space around it",
         "val_fraction": 0.0 if own else float(val_fraction),
         "max_document_bytes": long.max_bytes,
@@ -168,12 +175,12 @@ def make_plan(
     recipe = json.loads(json.dumps(recipe))
     fingerprint = _fingerprint(recipe)
     if given:
-        return Plan(recipe, fingerprint, given, loaded)
+        return Plan(recipe, fingerprint, given, chosen)
 
     def place(fingerprint: str) -> str:
         return store_place(folder / f"{source.name}-{fingerprint[:12]}.lance")
 
-    plan = Plan(recipe, fingerprint, place(fingerprint), loaded)
+    plan = Plan(recipe, fingerprint, place(fingerprint), chosen)
     if not Path(plan.uri).exists():
         # A store that an earlier version made of the same goes on under its own name.
         for older in plan.older_recipes():

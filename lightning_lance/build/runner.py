@@ -150,6 +150,7 @@ def _complete(
                     return built
                 if commit is not None:
                     _check_goes_on(plan, version, commit, storage_options)
+                _ = plan.tokenizer  # loaded, and so checked, before anything is waited for or begun
                 if not turn.mine:
                     turn.wait(commit)
                     # Whoever had it may have committed.

@@ -23,17 +23,20 @@ from lightning_lance.process.locks import exclusive
 from lightning_lance.process.request_logs import quiet_requests
 from lightning_lance.readers.retry import RetryPolicy, causes
 from lightning_lance.sources.source import Source
+from lightning_lance.tokenization.identity import TokenizerIdentity, identity_of_text
 from lightning_lance.tokenization.pretrained import (
     BESIDE,
     CONFIG,
     TOKENIZER,
     Beside,
+    Reading,
     compared,
     fetched,
     in_cache,
     named_eos,
     read_beside,
     read_object,
+    remembered,
     with_eos,
 )
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
@@ -94,12 +97,30 @@ class TokenizerFile:
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerConfig.load`."""
-        file = Path(self.path).expanduser()
-        if file.is_dir():
-            file = file / TOKENIZER
+        file = self._file
         if not file.is_file():
             raise ConfigError(f"There is no tokenizer.json at {self.path!r}: give the file, or the folder that has it.")
         return _from_file(file, self.eos_token)[0]
+
+    def identify(self, source: Source | None, folder: Path) -> TokenizerIdentity | None:
+        """Return what names the tokenizer, without loading it; None if only loading can tell."""
+        return _identity_of_file(self._file, self.eos_token)[0]
+
+    @property
+    def _file(self) -> Path:
+        file = Path(self.path).expanduser()
+        return file / TOKENIZER if file.is_dir() else file
+
+
+def _identity_of_file(file: Path, eos_token: str | None) -> tuple[TokenizerIdentity | None, Beside]:
+    """Read what names the tokenizer of a file, and what lies beside it; None where loading it will say what is wrong."""
+    try:
+        spec = _read_file(file)
+        beside = read_beside(file.parent)
+        eos = named_eos(beside) if eos_token is None else eos_token
+    except (OSError, UnicodeDecodeError, ConfigError):
+        return None, {}
+    return identity_of_text(with_eos(spec, eos, beside), eos), beside
 
 
 def _from_file(file: Path, eos_token: str | None) -> tuple[Tokenizer, Beside]:
@@ -123,6 +144,13 @@ def _is_there(file: Path) -> bool:
     if os.path.lexists(file):
         raise ConfigError(f"{str(file)!r} is no file, and stands where the tokenizer is kept: move it elsewhere.")
     return False
+
+
+def _read_file(file: Path) -> str:
+    """Return the text of a file, without waiting for a pipe."""
+    if not file.is_file():
+        raise FileNotFoundError(file)
+    return file.read_text(encoding="utf-8")
 
 
 def _read_text(file: Path) -> str:
@@ -190,17 +218,37 @@ class PretrainedTokenizer:
             return self._shipped(kept / TOKENIZER, folder)
         return _from_file(kept / TOKENIZER, self.eos_token)[0]
 
+    def identify(self, source: Source | None, folder: Path) -> TokenizerIdentity | None:
+        """Return what names the tokenizer, without loading it; None if only loading can tell."""
+        given, kept = Path(self.model).expanduser(), folder / self._kept_name
+        if given.exists():
+            file = given / TOKENIZER if given.is_dir() else given
+            shipped = True
+        else:
+            file = kept / TOKENIZER
+            shipped = file.is_file() and self._is_shipped(kept)
+        identity, beside = _identity_of_file(file, self.eos_token)
+        if identity is not None and shipped:
+            reading = remembered(identity.digest, beside, folder)
+            if reading is None:
+                return None
+            self._warn_of(reading)
+        return identity
+
     def _shipped(self, file: Path, folder: Path) -> Tokenizer:
         """Load a repository's tokenizer.json; a warning says where transformers would give other ids."""
         loaded, beside = _from_file(file, self.eos_token)
         reading = compared(loaded, beside, folder)
+        self._warn_of(reading)
+        return loaded.known_as([reading.digest] if reading.digest else [])
+
+    def _warn_of(self, reading: Reading) -> None:
         if reading.differs:
             _warn_once(
                 f"The tokenizer {self.model!r} is used as its tokenizer.json says; transformers reads it otherwise, because of "
                 f"{reading.by} (other {' and '.join(reading.differs)}), and gives other ids for some texts: to have the "
                 "stored ids there, load the file by PreTrainedTokenizerFast(tokenizer_file=...)."
             )
-        return loaded.known_as([reading.digest] if reading.digest else [])
 
     def _is_shipped(self, kept: Path) -> bool:
         """Return whether what is kept is the repository's tokenizer.json; a warning says where it is known to be another one.
@@ -366,9 +414,7 @@ class TrainedBPE:
         """See `TokenizerConfig.load`."""
         if source is None:
             raise ConfigError("A trained tokenizer needs the source that it is trained on: give a source.")
-        recipe = json.dumps([source.identity(), self.vocab_size, self.train_bytes], sort_keys=True)
-        key = xxhash.xxh3_64_hexdigest(recipe.encode())
-        file = folder / f"{source.name}-bpe{self.vocab_size}-{key}.json"
+        file = self._file(source, folder)
         if not _is_there(file):
             with exclusive(file.with_suffix(".lock"), "training the tokenizer"):
                 if not _is_there(file):
@@ -381,6 +427,21 @@ class TrainedBPE:
             raise ConfigError(
                 f"The trained tokenizer {str(file)!r} is damaged: {error} Remove it to train it anew."
             ) from error
+
+    def identify(self, source: Source | None, folder: Path) -> TokenizerIdentity | None:
+        """Return what names the tokenizer, without loading it; None if it is not trained yet."""
+        if source is None:
+            return None
+        try:
+            spec = _read_file(self._file(source, folder))
+        except (OSError, UnicodeDecodeError):
+            return None
+        return identity_of_text(spec, None)
+
+    def _file(self, source: Source, folder: Path) -> Path:
+        recipe = json.dumps([source.identity(), self.vocab_size, self.train_bytes], sort_keys=True)
+        key = xxhash.xxh3_64_hexdigest(recipe.encode())
+        return folder / f"{source.name}-bpe{self.vocab_size}-{key}.json"
 
     def _texts(self, source: Source) -> Iterator[list[str]]:
         opened, left = source.open(), self.train_bytes

@@ -182,16 +182,34 @@ def compared(loaded: Tokenizer, beside: Beside, folder: Path) -> Reading:
         beside: What lies beside its file.
         folder: Where answers are kept.
     """
-    asked = json.dumps([loaded.digest, beside, version("transformers"), version("tokenizers")], sort_keys=True)
-    kept = folder / "as-transformers-reads" / f"{xxhash.xxh3_64_hexdigest(asked.encode())}.json"
-    with suppress(ConfigError, TypeError):
-        return Reading(**read_object(kept))
+    known = remembered(loaded.digest, beside, folder)
+    if known is not None:
+        return known
+    kept = _answer_file(loaded.digest, beside, folder)
     found = as_transformers_reads(json.loads(loaded.to_json()), beside, loaded.eos_id)
     # Where it cannot be kept, it is asked again.
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(kept, json.dumps(found._asdict()))
     return found
+
+
+def remembered(digest: str, beside: Beside, folder: Path) -> Reading | None:
+    """Return what `compared` has found for a tokenizer before; None if it was never asked.
+
+    Args:
+        digest: Of the tokenizer.
+        beside: What lies beside its file.
+        folder: Where answers are kept.
+    """
+    with suppress(ConfigError, TypeError):
+        return Reading(**read_object(_answer_file(digest, beside, folder)))
+    return None
+
+
+def _answer_file(digest: str, beside: Beside, folder: Path) -> Path:
+    asked = json.dumps([digest, beside, version("transformers"), version("tokenizers")], sort_keys=True)
+    return folder / "as-transformers-reads" / f"{xxhash.xxh3_64_hexdigest(asked.encode())}.json"
 
 
 def as_transformers_reads(fields: Fields, beside: Beside, eos_id: int) -> Reading:

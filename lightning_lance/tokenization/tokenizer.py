@@ -26,12 +26,11 @@ from lightning_lance.tokenization.losses import Losses
 from lightning_lance.tokenization.special_tokens import EOS_SPELLINGS, check_special_tokens, find_eos
 from lightning_lance.tokenization.tokenizer_checks import check_form, check_ids
 from lightning_lance.tokenization.tokenizer_json import (
-    UNUSED,
     byte_characters,
     canonical,
     digest_of,
+    fields_in_use,
     other_digests,
-    typed,
 )
 from lightning_lance.tokenization.unicode_tables import KNOWN, SplitTexts, split_at_new_characters
 
@@ -70,10 +69,7 @@ class Tokenizer:
         try:
             fields = json.loads(spec)
             check_form(fields)
-            # A file may come with a template that adds BOS, or with the truncation of a fine-tuning run.
-            fields = {**typed(fields), **UNUSED}
-            if fields["model"].get("dropout"):
-                fields["model"]["dropout"] = None  # ids must not depend on chance
+            fields = fields_in_use(fields)
             # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.
             self._spec, self._engine = json.dumps(fields, ensure_ascii=False), engine
             self._also: tuple[str, ...] = ()

@@ -56,6 +56,19 @@ def typed(fields: Mapping[str, Any]) -> Fields:
     return {**fields, "model": {"type": kind, **model}}
 
 
+def fields_in_use(fields: Mapping[str, Any]) -> Fields:
+    """Return the fields of a tokenizer as it encodes documents: nothing is added, nothing cut, and nothing left to chance.
+
+    Args:
+        fields: A parsed `tokenizer.json`, as its authors wrote it.
+    """
+    # A file may come with a template that adds BOS, or with the truncation of a fine-tuning run.
+    used = {**typed(fields), **UNUSED}
+    if used["model"].get("dropout"):
+        used["model"] = {**used["model"], "dropout": None}
+    return used
+
+
 def canonical(fields: Mapping[str, Any]) -> Fields:
     """Return the fields of a tokenizer in one form, so that what is only spelled differently is equal.
 

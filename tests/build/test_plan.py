@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -13,15 +14,16 @@ import pyarrow as pa
 import pytest
 
 from lightning_lance.build import plan
-from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, wait_for
+from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, open_prepared, wait_for
 from lightning_lance.build.runner import prepare
 from lightning_lance.errors import ConfigError, SourceError, StoreError
 from lightning_lance.format.commit import last_commit
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.process import locks
 from lightning_lance.process.build_status import StatusFile
-from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
-from lightning_lance.tokenization.tokenizer import byte_tokenizer
+from lightning_lance.sources.files import FilesSource
+from lightning_lance.tokenization.chosen import ChosenTokenizer
+from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile, TrainedBPE
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, append_commit, documents
 
@@ -105,10 +107,11 @@ def test_another_recipe_at_the_same_place_is_refused_with_what_differs(tmp_path:
 
 
 def test_same_recipe_is_the_same(tmp_path: Path):
-    mine = Plan({"a": 1}, "f", "x.lance", byte_tokenizer())
+    chosen = ChosenTokenizer.of(ByteTokenizer(), SOURCE, tmp_path)
+    mine = Plan({"a": 1}, "f", "x.lance", chosen)
     check_same(CommitMetadata("f", {"a": 1}, {}, "", "<eos>", 0, 1), mine)
     assert mine.tokenizer_file == Path("x.tokenizer.json")
-    assert Plan({}, "f", "s3://bucket/x.lance", byte_tokenizer()).tokenizer_file is None
+    assert Plan({}, "f", "s3://bucket/x.lance", chosen).tokenizer_file is None
 
 
 def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_that_fails(
@@ -259,3 +262,54 @@ def test_a_rebuild_touches_nothing_before_it_can_begin_and_no_folder_that_is_no_
 def test_a_place_that_is_none_is_refused(tmp_path: Path, changes: dict[str, Any], sentence: str):
     with pytest.raises(ConfigError, match=re.escape(sentence)):
         make_plan(SOURCE, ByteTokenizer(), **{"data_dir": tmp_path, **changes})
+
+
+FIND = """
+import sys
+from lightning_lance import prepare
+from lightning_lance.sources import FilesSource
+from lightning_lance.tokenization import TokenizerFile
+prepare(FilesSource(["*.txt"]), TokenizerFile("tokenizer.json"), *sys.argv[1:], val_fraction=0.0)
+print(sorted({"tokenizers", "gigatoken"} & {*sys.modules}))
+"""
+
+
+@pytest.mark.parametrize("uri", [[], ["x.lance"]])
+def test_a_store_that_is_there_is_found_without_loading_its_tokenizer(
+    uri: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("some text")
+    Path("tokenizer.json").write_text(ByteTokenizer().load(None, tmp_path).to_json())
+    source, tokenizer = FilesSource(["*.txt"]), TokenizerFile("tokenizer.json")
+    prepare(source, tokenizer, *uri, val_fraction=0.0)
+    command = [sys.executable, "-c", FIND, *uri]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ended.stdout.strip() == "[]", ended.stderr
+
+    planned = make_plan(source, tokenizer, *uri, val_fraction=0.0)
+    assert open_prepared(planned, Budget()).num_tokens("train") == 10
+    assert "loaded" not in vars(planned.chosen)
+    assert planned.tokenizer.vocab_size == planned.chosen.identity.vocab_size == 257
+
+
+def test_a_tokenizer_that_cannot_be_used_is_refused_before_the_source_is_opened(tmp_path: Path):
+    fields = json.loads(ByteTokenizer().load(None, tmp_path).to_json())
+    fields["added_tokens"][0]["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    config, uri = TokenizerFile(str(tmp_path)), str(tmp_path / "x.lance")
+    assert config.identify(SOURCE, tmp_path) is not None  # only loading sees it
+    source = ListSource([])  # which is refused too, once it is opened
+    with pytest.raises(ConfigError, match=r"makes its EOS token '<\|endoftext\|>' of the text"):
+        prepare(source, config, uri)
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.json"}
+
+
+def test_a_tokenizer_that_changes_between_two_reads_is_refused(tmp_path: Path):
+    (tmp_path / "tokenizer.json").write_text(ByteTokenizer().load(None, tmp_path).to_json())
+    planned = make_plan(SOURCE, TokenizerFile(str(tmp_path)), tmp_path / "x.lance")
+    fields = json.loads((tmp_path / "tokenizer.json").read_text())
+    fields["added_tokens"].append({**fields["added_tokens"][0], "id": 257, "content": "<pad>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(fields))
+    with pytest.raises(ConfigError, match="was changed while it was read"):
+        _ = planned.tokenizer
