@@ -1,11 +1,16 @@
 """What the package raises when the user can do something about it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.redaction import redacted
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Bits of a number that is hashed as text; Python writes no number of many thousands of digits.
 _LONGEST = 1024
@@ -132,6 +137,8 @@ def whole_numbers(name: str, values: Any) -> np.ndarray[Any, np.dtype[np.int64]]
     Raises:
         ConfigError: If it is no list, or if one of them is no whole number.
     """
+    import numpy as np
+
     try:
         given = np.asarray(values)
         if given.dtype == object:  # of tensors, or of numbers that fit nowhere
