@@ -58,7 +58,7 @@ def write_lines(folder, rows, num_bytes):
 
 def build(place, uri, tokenizer, engine):
     """Build one store, in a process of its own, and tell what it took."""
-    from lightning_lance import prepare
+    from lightning_lance import Corpus
     from lightning_lance.sources.datasets import DatasetSource
     from lightning_lance.sources.files import FilesSource
     from lightning_lance.tokenization.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ def build(place, uri, tokenizer, engine):
     else:
         source = FilesSource(["*"], root=place)
     begin = time.perf_counter()
-    store = prepare(source, Loaded(), uri, val_fraction=0.0)
+    store = Corpus(source, Loaded(), uri, val_fraction=0.0).prepare()
     seconds = time.perf_counter() - begin
     commit = store.commit
     print(

@@ -157,7 +157,7 @@ def source_of(files):
 
 def ours(pattern, tokenizer_file, engine="auto"):
     """Get ready to prepare stores."""
-    from lightning_lance import prepare
+    from lightning_lance import Corpus
     from lightning_lance.tokenization.configs import ByteTokenizer
     from lightning_lance.tokenization.tokenizer import Tokenizer
 
@@ -165,18 +165,13 @@ def ours(pattern, tokenizer_file, engine="auto"):
     # Warm-up: what libraries import and set up at the first use.
     folder = Path(pattern).parents[1]
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        prepare(
-            source_of(str(folder / "sample" / "*.parquet")),
-            ByteTokenizer(),
-            f"{place}/warm.lance",
-            max_documents=10,
-            val_fraction=0.0,
-        )
+        sample = source_of(str(folder / "sample" / "*.parquet"))
+        Corpus(sample, ByteTokenizer(), f"{place}/warm.lance", max_documents=10, val_fraction=0.0).prepare()
 
     def once(uri):
         choice = Loaded(Tokenizer(spec, engine=engine))
         before, begin = peak_memory(), clocks()
-        store = prepare(source_of(pattern), choice, uri, val_fraction=0.0)
+        store = Corpus(source_of(pattern), choice, uri, val_fraction=0.0).prepare()
         seconds, cpu_seconds = clocks(begin)
         return {
             "seconds": seconds,

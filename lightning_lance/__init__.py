@@ -22,20 +22,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_lance.build.runner import prepare
+    from lightning_lance.build.corpus import Corpus
     from lightning_lance.datamodule import LanceDataModule
     from lightning_lance.serving.dataset import TokenWindows
     from lightning_lance.serving.loader import WindowLoader
     from lightning_lance.store.token_store import TokenStore
 
-__all__ = ["LanceDataModule", "TokenStore", "TokenWindows", "WindowLoader", "prepare"]
+__all__ = ["Corpus", "LanceDataModule", "TokenStore", "TokenWindows", "WindowLoader"]
 
 _HOME = {
+    "Corpus": "build.corpus",
     "LanceDataModule": "datamodule",
     "TokenStore": "store.token_store",
     "TokenWindows": "serving.dataset",
     "WindowLoader": "serving.loader",
-    "prepare": "build.runner",
 }
 
 
@@ -45,6 +45,8 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # Imported when first asked for: Lance takes a second to import, torch and Lightning take several.
+    if name == "prepare":
+        raise ImportError("lightning_lance has no prepare: write Corpus(source, tokenizer, ...).prepare().")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

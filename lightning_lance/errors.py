@@ -57,6 +57,10 @@ class StoreReplaced(StoreError):  # noqa: N818 # says what has happened
     """Another store was built at the place of the one that is read."""
 
 
+class NotForcedError(StoreError):
+    """A version was made, and the disk has not taken it."""
+
+
 class CommitConflict(StoreError):  # noqa: N818 # not always an error: a builder may go on after what the other stored
     """Another process committed to the token store first; nothing of this commit was stored."""
 

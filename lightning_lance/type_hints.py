@@ -6,6 +6,7 @@ was given in Python against the annotations of our own, which are exact.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import os
@@ -13,9 +14,10 @@ import types
 from collections.abc import Callable, Iterable, KeysView, Mapping, Sequence, Set, ValuesView
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_lance.errors import LARGEST, ConfigError, described
+from lightning_lance.messages.formatting import nearest
 from lightning_lance.messages.redaction import is_secret_name, redacted
 
 # Kind of an annotation: what it takes, and in words. A bool is a number in Python, and a number may be meant as text: the
@@ -29,6 +31,7 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     Mapping: ((Mapping,), "a mapping, such as {{NAME: {value}}}"),
     type(None): ((type(None),), "null"),
 }
+_Options = TypeVar("_Options")
 _SAME = {list: Sequence, tuple: Sequence, Iterable: Sequence, dict: Mapping}
 
 
@@ -85,8 +88,32 @@ def check_arguments(target: Callable[..., Any], given: Mapping[str, Any], prefix
         )
         if isinstance(value, str) and _takes_list(hints[name]):
             raise ConfigError(f"{prefix}{name} is the string {shown}: write a list, [{value[:100]}].")
-        bound = f", up to {LARGEST:,}" if _is_number(value) and abs(value) > LARGEST else ""
+        bound = f", up to {LARGEST:,}" if is_number(value) and abs(value) > LARGEST else ""
         raise ConfigError(f"{prefix}{name} is {shown}: expected {_in_words(hints[name])}{bound}{_hint(value)}.")
+
+
+def options_of(kind: type[_Options], name: str, given: Any) -> _Options:
+    """Return a group of options, which may be given as a mapping.
+
+    Args:
+        kind: The dataclass of the group.
+        name: Of the argument.
+        given: An object of `kind`, a mapping of its fields, or None for the defaults.
+
+    Raises:
+        ConfigError: If it is anything else, names a field that there is not, or a value cannot be used.
+    """
+    if isinstance(given, kind):
+        return given
+    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type] # a dataclass, see above
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f"{name} is {described(given)}: expected a mapping of {', '.join(fields)}.")
+    for key in given or {}:
+        if key not in fields:
+            near = nearest(str(key), fields)
+            hint = f"did you mean {near!r}? " if near else ""
+            raise ConfigError(f"{name} has {key!r}: {hint}expected some of {', '.join(fields)}.")
+    return kind(**(given or {}))
 
 
 def _takes_list(kind: Any) -> bool:
@@ -127,18 +154,19 @@ def _is_bool(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return _is_number(value) and bool(value % 1 == 0) and bool(abs(value) <= LARGEST)
+    return is_number(value) and bool(value % 1 == 0) and bool(abs(value) <= LARGEST)
 
 
 def _is_float(value: Any) -> bool:
-    return _is_number(value) and bool(abs(value) <= LARGEST or value == math.inf)
+    return is_number(value) and bool(abs(value) <= LARGEST or value == math.inf)
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and "\0" not in value
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, of Python or numpy; a bool is none."""
     import numpy as np
 
     # numpy's float64 is a float; its bool and its complex numbers are no such numbers.
@@ -232,7 +260,7 @@ def check_source(value: Any) -> None:
     elif "datasets" in _libraries(value):
         cure = _SAVED_DOCUMENTS
     elif _is_object_with(value, ("streams", "commit")):
-        cure = "a store needs no source; serve it by LanceDataModule(None, None, ..., uri=store.uri)"
+        cure = "a store needs no source; serve it by LanceDataModule(store.uri, ...)"
     elif _is_object_with(value, _TOKENIZER_METHODS):
         cure = "the source comes first, then the tokenizer"
     else:
@@ -257,6 +285,23 @@ def check_tokenizer(value: Any) -> None:
     else:
         cure = _TOKENIZERS + _hint_for(value, _TOKENIZER_METHODS)
     raise _of_wrong_kind("tokenizer", value, cure)
+
+
+def not_a_corpus(name: str, value: Any) -> ConfigError:
+    """Return the error for a value that is given in place of a corpus or the place of a store."""
+    if _is_object_with(value, _SOURCE_METHODS):
+        cure = "make a corpus of it, as in Corpus(source, tokenizer)"
+    elif _is_object_with(value, ("streams", "commit")):
+        cure = "serve a store by its place, store.uri"
+    elif "lance" in _libraries(value) and not inspect.isclass(value):
+        cure = "serve a store by its place, dataset.uri"
+    elif "datasets" in _libraries(value):
+        cure = f"{_SAVED_DOCUMENTS}, in a Corpus(source, tokenizer)"
+    elif isinstance(value, (list, tuple, set)):
+        cure = "give several by name, as in {'code': corpus, 'prose': 'prose.lance'}"
+    else:
+        cure = f"expected a Corpus, the place of a store, or a mapping of names to these{_hint_for(value, None)}"
+    return _of_wrong_kind(name, value, cure)
 
 
 def check_no_loaded_tokenizer(name: str, value: Any) -> None:
@@ -284,9 +329,11 @@ def not_a_store(name: str, value: Any) -> ConfigError:
     elif isinstance(value, type) and value.__name__ == "TokenStore":
         cure = "open a store, as in TokenStore.open(uri)"
     elif _is_object_with(value, _SOURCE_METHODS):
-        cure = "build a store of it first, as in prepare(source, tokenizer)"
+        cure = "build a store of it first, as in Corpus(source, tokenizer).prepare()"
+    elif _is_object_with(value, ("prepare", "fingerprint")):
+        cure = "open its store first, as in corpus.prepare()"
     else:
-        cure = f"expected a TokenStore, as TokenStore.open(uri) and prepare(...) return it{_hint_for(value, ())}"
+        cure = f"expected a TokenStore, as TokenStore.open(uri) and corpus.prepare() return it{_hint_for(value, ())}"
     return _of_wrong_kind(name, value, cure)
 
 

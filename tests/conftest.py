@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from lightning_lance import TokenStore, prepare
+from lightning_lance import TokenStore
 from lightning_lance.format import durability
 from lightning_lance.tokenization import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 

@@ -16,12 +16,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
+from lightning_lance import LanceDataModule, TokenStore, WindowLoader
 from lightning_lance.build.plan import Budget, open_prepared
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.process.build_status import StatusFile
 from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile
 from lightning_lance.tokenization.tokenizer import train_bpe
+from tests.support.corpora import data_of, prepare
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 from tests.support.training import SOURCE, Recorder, make_data, make_trainer
@@ -196,16 +197,14 @@ def test_a_store_without_its_source(tmp_path: Path):
     built = make_data(tmp_path, uri=str(tmp_path / "x.lance"))
     built.prepare_data()
     built.setup("fit")
-    served = LanceDataModule(None, None, 32, 8, uri=str(tmp_path / "x.lance"))
+    served = LanceDataModule(str(tmp_path / "x.lance"), 32, 8)
     served.prepare_data()
     served.setup("fit")
     assert next(iter(served.train_dataloader()))["input_ids"].equal(next(iter(built.train_dataloader()))["input_ids"])
     assert served.vocab_size == 257
     assert served.tokenizer.digest == built.tokenizer.digest
-    with pytest.raises(ConfigError, match="the uri of a token store is needed"):
-        LanceDataModule(None, None, 32, 8)
-    with pytest.raises(ConfigError, match="source and tokenizer belong together"):
-        LanceDataModule(SOURCE, None, 32, 8)
+    with pytest.raises(ConfigError, match="corpus is None: expected a Corpus, the place of a store"):
+        LanceDataModule(None, 32, 8)  # type: ignore[arg-type]
 
 
 def test_no_validation_documents_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -308,7 +307,7 @@ def test_a_set_up_that_fails_leaves_no_tag(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(TokenStore, "at", fails)
     with pytest.raises(StoreError, match="no version ends there"):
         data.setup("fit")
-    assert [name for name in lance.dataset(data._uris[""]).tags.list() if name.startswith("checkpoint")] == []
+    assert [name for name in lance.dataset(data.corpus.uri).tags.list() if name.startswith("checkpoint")] == []
 
 
 def test_training_begins_while_a_build_goes_on_and_adopts_what_it_appends(tmp_path: Path):
@@ -322,7 +321,7 @@ def test_training_begins_while_a_build_goes_on_and_adopts_what_it_appends(tmp_pa
         def on_train_epoch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
             data(max_documents=20 + 10 * trainer.current_epoch).prepare_data()
 
-    waiting = data(min_tokens=2000, extend="next_epoch")
+    waiting = data(wait_for_tokens=2000, extend="next_epoch")
     with ThreadPoolExecutor(1) as thread:
         waits = thread.submit(waiting.prepare_data)
         with pytest.raises(FutureTimeoutError):
@@ -337,7 +336,7 @@ def test_training_begins_while_a_build_goes_on_and_adopts_what_it_appends(tmp_pa
     seen = model.seen["train"]
     for documents_stored in (20, 20, 30):
         # Loaders are made before the epoch's hook has appended.
-        store = open_prepared(waiting._plan, Budget(documents_stored, None))
+        store = open_prepared(waiting.corpora[""].plan, Budget(documents_stored, None))
         lengths.append(len(WindowLoader(store, 32, 8)))
     assert len(seen) == sum(lengths)
     assert lengths[2] > lengths[0]
@@ -361,7 +360,7 @@ def test_a_run_leaves_no_tag_of_a_version_that_it_has_gone_on_from(tmp_path: Pat
                 raise RuntimeError("that was all")
             make_data(tmp_path, uri=uri, max_documents=25 + 5 * trainer.current_epoch).prepare_data()
 
-    data, grows = LanceDataModule(None, None, 32, 8, uri=uri, extend="next_epoch"), Grows()
+    data, grows = LanceDataModule(uri, 32, 8, extend="next_epoch"), Grows()
     trainer = make_trainer(
         tmp_path, max_epochs=4, limit_val_batches=0, callbacks=[grows], reload_dataloaders_every_n_epochs=reload
     )
@@ -379,7 +378,7 @@ def test_what_a_builder_removes_before_it_is_kept_is_not_trained_on(tmp_path: Pa
     uri = str(tmp_path / "x.lance")
     make_data(tmp_path, uri=uri, max_documents=20).prepare_data()
     lance.dataset(uri).tags.delete(next(iter(lance.dataset(uri).tags.list())))
-    data, opened, open_stores = make_data(tmp_path, uri=uri, min_tokens=2000), [], LanceDataModule._open
+    data, opened, open_stores = make_data(tmp_path, uri=uri, wait_for_tokens=2000), [], LanceDataModule._open
 
     def opening(self: LanceDataModule) -> dict[str, TokenStore]:
         stores = open_stores(self)
@@ -421,7 +420,7 @@ def test_fill_in_the_middle_takes_the_tokens_of_the_tokenizer(tmp_path: Path):
     choice = TokenizerFile(str(tmp_path), "<|endoftext|>")
     served = []
     for fim in ({}, {**spelled, "fim_rate": 1.0}):
-        data = LanceDataModule(SOURCE, choice, 32, 8, data_dir=str(tmp_path / "data"), fim=fim)
+        data = data_of(SOURCE, choice, 32, 8, data_dir=str(tmp_path / "data"), fim=fim)
         data.prepare_data()
         data.setup("fit")
         served.append(torch.cat([batch["input_ids"] for batch in data.train_dataloader()]))
@@ -441,7 +440,7 @@ def test_fill_in_the_middle_without_its_tokens_is_refused(tmp_path: Path):
 
 
 def test_serving_arguments_that_cannot_be_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="uri is a mapping, of 2 stores, but one is built"):
+    with pytest.raises(ConfigError, match=r"^uri is \{.*\}: expected a place"):
         make_data(tmp_path, uri={"a": "x", "b": "y"})
 
 
@@ -491,7 +490,7 @@ class Fails(ListSource):
     def read(self, shard, row):
         raise SourceError("the network is gone")
 folder = Path(sys.argv[2])
-data = LanceDataModule(Fails(SOURCE.documents), ByteTokenizer(), 32, 8, data_dir=str(folder))
+data = data_of(Fails(SOURCE.documents), ByteTokenizer(), 32, 8, data_dir=str(folder))
 try:
     make_trainer(folder, devices=2, strategy="ddp", max_steps=1).fit(Recorder(), datamodule=data)
 except Exception as error:
@@ -532,9 +531,7 @@ def in_three_languages() -> ListSource:
 
 
 def validated(folder: Path, batches: int, **options: Any) -> list[Any]:
-    data = LanceDataModule(
-        in_three_languages(), ByteTokenizer(), 32, 4, data_dir=str(folder), val_fraction=0.3, **options
-    )
+    data = data_of(in_three_languages(), ByteTokenizer(), 32, 4, data_dir=str(folder), val_fraction=0.3, **options)
     data.prepare_data()
     data.setup("validate")
     loader = data.val_dataloader()
@@ -567,7 +564,7 @@ def test_a_mixture_of_stores_validates_those_that_have_a_weight(tmp_path: Path):
         )
         uris[name] = made.uri
     for mix, expected in [({}, "abcdefghi"), ({"one": 1, "two": 1}, "abcdef"), ({"three": 1}, "ghi")]:
-        data = LanceDataModule(None, None, 32, 4, uri=uris, mix=mix)
+        data = LanceDataModule(uris, 32, 4, mix=mix)
         data.setup("validate")
         assert letters_of([batch["input_ids"].tolist() for batch in data.val_dataloader()]) == {*expected}
 

@@ -6,12 +6,13 @@ from lightning_lance.errors import (
     ConfigError,
     FormatError,
     LightningLanceError,
+    NotForcedError,
     SourceError,
     StoreError,
 )
 from tests.support.paths import ROOT
 
-OWN = (ConfigError, SourceError, StoreError, FormatError, CommitConflict, BuildInterrupted)
+OWN = (ConfigError, SourceError, StoreError, FormatError, CommitConflict, NotForcedError, BuildInterrupted)
 # Functions that make one of these.
 MAKERS = {
     "explain",
@@ -26,16 +27,18 @@ MAKERS = {
     "_no_match",
     "_found_twice",
     "_of_wrong_kind",
+    "not_a_corpus",
     "not_a_place",
     "not_a_store",
     "not_opened",
 }
-# Asked for by Python itself (`__getattr__`, indexing); caught again in their own module or by `RetryPolicy`.
+# Asked for by Python itself (`__getattr__`, `import`, indexing); caught again in their own module or by `RetryPolicy`.
 WITHIN = {
     "_Wrong",
     "UnfitShard",
     "FileExistsError",
     "AttributeError",
+    "ImportError",
     "IndexError",
     "ValueError",
     "ConnectionError",

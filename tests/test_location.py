@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
+from lightning_lance import LanceDataModule, TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.location import beside, beside_place, store_place, tokenizer_files
 from lightning_lance.maintenance.forgetting import forget
@@ -17,6 +17,7 @@ from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.process.build_status import status_file
 from lightning_lance.process.locks import lock_file
 from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
+from tests.support.corpora import data_of, prepare
 from tests.support.stores import ListSource, documents
 
 SOURCE = ListSource(documents(*[f"document {i}" * 20 for i in range(30)]))
@@ -131,9 +132,9 @@ def test_a_change_of_folder_changes_no_store(folder: Path):
     os.chdir("one")
     for budget in (20, 30):
         prepare(SOURCE, ByteTokenizer(), "x.lance", val_fraction=0.0, max_documents=budget)
-    store, given = TokenStore.open("x.lance"), LanceDataModule(None, None, 16, 4, uri="x.lance")
-    several = LanceDataModule(None, None, 16, 4, uri={"a": "x.lance", "b": Path("x.lance")})
-    made = LanceDataModule(SOURCE, ByteTokenizer(), 16, 4, data_dir="made", val_fraction=0.0)
+    store, given = TokenStore.open("x.lance"), LanceDataModule("x.lance", 16, 4)
+    several = LanceDataModule({"a": "x.lance", "b": Path("x.lance")}, 16, 4)
+    made = data_of(SOURCE, ByteTokenizer(), 16, 4, data_dir="made", val_fraction=0.0)
     loader = WindowLoader(store, 16, 4, extend=True)
     list(loader)
     os.chdir(folder / "other")
@@ -160,7 +161,7 @@ def test_a_relative_place_of_an_old_checkpoint_still_loads(folder: Path):
 
 def test_a_path_is_a_place_too(folder: Path):
     store = prepare(SOURCE, ByteTokenizer(), folder / "data/x.lance", val_fraction=0.0)
-    data = LanceDataModule(SOURCE, ByteTokenizer(), 16, 4, uri=folder / "data/x.lance", val_fraction=0.0)
+    data = data_of(SOURCE, ByteTokenizer(), 16, 4, uri=folder / "data/x.lance", val_fraction=0.0)
     data.prepare_data()
     data.setup("fit")
     assert data.store.uri == store.uri == str(folder / "data/x.lance")
@@ -172,7 +173,7 @@ def test_stores_with_and_without_the_ending_keep_their_tokenizers(folder: Path):
     prepare(SOURCE, TrainedBPE(270), "data/x", val_fraction=0.0)
     prepare(SOURCE, ByteTokenizer(), "data/x.lance", val_fraction=0.0)
     for place, size in (("data/x", 270), ("data/x.lance", 257)):
-        data = LanceDataModule(None, None, 16, 4, uri=place)
+        data = LanceDataModule(place, 16, 4)
         data.setup("fit")
         assert data.tokenizer.vocab_size == size
 
@@ -180,11 +181,11 @@ def test_stores_with_and_without_the_ending_keep_their_tokenizers(folder: Path):
 def test_the_tokenizer_of_a_store_that_exists_is_found_where_it_was(folder: Path):
     prepare(SOURCE, TrainedBPE(270), "data/x", val_fraction=0.0)
     assert (folder / "data/x.tokenizer.json").exists()
-    data = LanceDataModule(None, None, 16, 4, uri="data/x")
+    data = LanceDataModule("data/x", 16, 4)
     data.setup("fit")
     assert data.tokenizer.vocab_size == 270
     prepare(SOURCE, ByteTokenizer(), "data/x.lance", val_fraction=0.0)
-    again = LanceDataModule(None, None, 16, 4, uri="data/x")
+    again = LanceDataModule("data/x", 16, 4)
     again.setup("fit")
     assert again.tokenizer.vocab_size == 270
     # As it stays when it grows, or is built again.
@@ -194,11 +195,11 @@ def test_the_tokenizer_of_a_store_that_exists_is_found_where_it_was(folder: Path
     (folder / "data/x.store-tokenizer.json").rename(folder / "other/linked.tokenizer.json")
     (folder / "data/x.tokenizer.json").unlink()
     (folder / "other/linked.lance").symlink_to(folder / "data/x")
-    linked = LanceDataModule(None, None, 16, 4, uri="other/linked.lance")
+    linked = LanceDataModule("other/linked.lance", 16, 4)
     linked.setup("fit")
     assert linked.tokenizer.vocab_size == 270
     (folder / "other/linked.tokenizer.json").write_text(ByteTokenizer().load(None, folder).to_json())
-    other = LanceDataModule(None, None, 16, 4, uri="other/linked.lance")
+    other = LanceDataModule("other/linked.lance", 16, 4)
     other.setup("fit")
     with pytest.raises(StoreError, match="is not the one that made"):
         _ = other.tokenizer

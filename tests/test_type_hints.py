@@ -10,7 +10,8 @@ import lightning
 import numpy as np
 import pytest
 
-from lightning_lance import LanceDataModule, TokenStore, TokenWindows, WindowLoader, prepare
+from lightning_lance import Corpus, LanceDataModule, TokenStore, TokenWindows, WindowLoader
+from lightning_lance.build.options import BuildOptions
 from lightning_lance.build.plan import make_plan
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, LightningLanceError
@@ -21,6 +22,7 @@ from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource, python_stdlib
 from lightning_lance.tokenization.configs import ByteTokenizer, PretrainedTokenizer, TokenizerFile, TrainedBPE
 from lightning_lance.type_hints import check_arguments, type_mismatch
+from tests.support.corpora import prepare
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -189,16 +191,26 @@ def calls() -> dict[str, Callable[[Any], Any]]:
         f"TextFilter.{name}": lambda value, name=name: TextFilter(**{name: value})  # type: ignore[misc]
         for name in TextFilter.__dataclass_fields__
     }
-    optional = [*inspect.signature(LanceDataModule.__init__).parameters][5:]
+    optional = [*inspect.signature(LanceDataModule.__init__).parameters][4:]
+    of_corpus = [*inspect.signature(Corpus.__init__).parameters][3:]
     made |= {
-        f"LanceDataModule.{name}": lambda value, name=name: LanceDataModule(source, tokenizer, 16, 2, **{name: value})  # type: ignore[misc]
+        f"Corpus.{name}": lambda value, name=name: Corpus(source, tokenizer, **{name: value})  # type: ignore[misc]
+        for name in of_corpus
+    }
+    made |= {
+        f"BuildOptions.{name}": lambda value, name=name: BuildOptions(**{name: value})  # type: ignore[misc]
+        for name in BuildOptions.__dataclass_fields__
+    }
+    made |= {
+        f"LanceDataModule.{name}": lambda value, name=name: LanceDataModule("x.lance", 16, 2, **{name: value})  # type: ignore[misc]
         for name in optional
     }
     return made | {
-        "LanceDataModule.source": lambda value: LanceDataModule(value, tokenizer, 16, 2),
-        "LanceDataModule.tokenizer": lambda value: LanceDataModule(source, value, 16, 2),
-        "LanceDataModule.context_length": lambda value: LanceDataModule(source, tokenizer, value, 2),
-        "LanceDataModule.batch_size": lambda value: LanceDataModule(source, tokenizer, 16, value),
+        "LanceDataModule.corpus": lambda value: LanceDataModule(value, 16, 2),
+        "LanceDataModule.context_length": lambda value: LanceDataModule("x.lance", value, 2),
+        "LanceDataModule.batch_size": lambda value: LanceDataModule("x.lance", 16, value),
+        "Corpus.source": lambda value: Corpus(value, tokenizer),
+        "Corpus.tokenizer": lambda value: Corpus(source, value),
         "TokenizerFile.path": lambda value: TokenizerFile(value).load(None, Path()),
         "TokenizerFile.eos_token": lambda value: TokenizerFile("x", value),
         "PretrainedTokenizer.model": lambda value: PretrainedTokenizer(value),

@@ -11,10 +11,11 @@ import pytest
 import tokenizers
 import transformers
 
-from lightning_lance import LanceDataModule, TokenStore, TokenWindows, WindowLoader, prepare
+from lightning_lance import Corpus, LanceDataModule, TokenStore, TokenWindows, WindowLoader
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources import DatasetSource, FilesSource, python_stdlib
 from lightning_lance.tokenization import ByteTokenizer, PretrainedTokenizer, TokenizerFile
+from tests.support.corpora import prepare
 
 BPE = tokenizers.Tokenizer(tokenizers.models.BPE())
 ROWS = datasets.Dataset.from_dict({"text": ["a"]})
@@ -22,9 +23,9 @@ SOURCE: Any = FilesSource(["*.none"])
 
 CALLS: dict[str, Callable[[Any], Any]] = {
     "prepare(source)": lambda value: prepare(value, ByteTokenizer()),
-    "LanceDataModule(source)": lambda value: LanceDataModule(value, ByteTokenizer(), 16, 2),
+    "Corpus(source)": lambda value: Corpus(value, ByteTokenizer()),
     "prepare(tokenizer)": lambda value: prepare(SOURCE, value),
-    "LanceDataModule(tokenizer)": lambda value: LanceDataModule(SOURCE, value, 16, 2),
+    "Corpus(tokenizer)": lambda value: Corpus(SOURCE, value),
     "WindowLoader": lambda value: WindowLoader(value, 16, 2),
     "WindowLoader(mapping)": lambda value: WindowLoader({"x": value}, 16, 2),
     "TokenWindows": lambda value: TokenWindows(value, 16),
@@ -33,8 +34,8 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "TokenizerFile": TokenizerFile,
     "PretrainedTokenizer": PretrainedTokenizer,
 }
-SOURCES = ["prepare(source)", "LanceDataModule(source)"]
-TOKENIZERS = ["prepare(tokenizer)", "LanceDataModule(tokenizer)"]
+SOURCES = ["prepare(source)", "Corpus(source)"]
+TOKENIZERS = ["prepare(tokenizer)", "Corpus(tokenizer)"]
 STORES = ["WindowLoader", "WindowLoader(mapping)", "TokenWindows"]
 
 SAVED = "save it, as in dataset.to_parquet('x.parquet'), and use DatasetSource.parquet(['x.parquet'])"
@@ -55,7 +56,7 @@ TABLE: list[tuple[list[str], Callable[[], Any], str, str]] = [
     (SOURCES, lambda: functools.partial(python_stdlib), "of type functools.partial", "; call it."),
     (SOURCES, lambda: FilesSource, "the class FilesSource", "make an object of it, as in FilesSource(...)"),
     (SOURCES, ByteTokenizer, "of type lightning_lance.ByteTokenizer", "the source comes first"),
-    (SOURCES, lambda: STORE, "of type lightning_lance.TokenStore", "LanceDataModule(None, None, ..., uri=store.uri)"),
+    (SOURCES, lambda: STORE, "of type lightning_lance.TokenStore", "LanceDataModule(store.uri, ...)"),
     (TOKENIZERS, lambda: "gpt2", "'gpt2'", "use PretrainedTokenizer('gpt2') for a model"),
     (TOKENIZERS, lambda: Path("t.json"), "PosixPath('t.json')", "TokenizerFile('t.json') for a tokenizer.json"),
     (TOKENIZERS, lambda: BPE, "of type tokenizers.Tokenizer", SAVED_BPE),
@@ -70,12 +71,12 @@ TABLE: list[tuple[list[str], Callable[[], Any], str, str]] = [
     (STORES, lambda: Path("x.lance"), "PosixPath('x.lance')", "TokenStore.open('x.lance')"),
     (STORES, lambda: TokenStore, "the class TokenStore", "as in TokenStore.open(uri)"),
     (STORES, lambda: TokenStore.open, "the function open", "call it, as in TokenStore.open(...)"),
-    (STORES, lambda: SOURCE, "of type lightning_lance.FilesSource", "prepare(source, tokenizer)"),
+    (STORES, lambda: SOURCE, "of type lightning_lance.FilesSource", "Corpus(source, tokenizer).prepare()"),
     (
         STORES,
         lambda: ROWS,
         "of type datasets.Dataset",
-        "expected a TokenStore, as TokenStore.open(uri) and prepare(...)",
+        "expected a TokenStore, as TokenStore.open(uri) and corpus.prepare()",
     ),
     (STORES, lambda: lance.dataset(STORE.uri), "of type lance.LanceDataset", "TokenStore.open(dataset.uri)"),
     (STORES, lambda: BPE, "of type tokenizers.Tokenizer", "expected a TokenStore"),
@@ -140,4 +141,4 @@ def test_objects_of_other_classes_will_do():
         def load(self, source: Any, folder: Path) -> Any:
             return ByteTokenizer().load(source, folder)
 
-    LanceDataModule(SOURCE, Mine(), 16, 2)
+    LanceDataModule(Corpus(SOURCE, Mine()), 16, 2)

@@ -13,18 +13,18 @@ import xxhash
 
 from lightning_lance.build.coordination import BuildCoordinator
 from lightning_lance.build.disk_space import DiskSpaceCheck
+from lightning_lance.build.kept_tokenizer import keep_tokenizer
 from lightning_lance.build.ledger import Folded, Ledger
 from lightning_lance.build.packing import Packer
 from lightning_lance.build.pipeline import EncodedBatch, encoded_batches
-from lightning_lance.build.plan import Budget, Plan, keep_tokenizer
+from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.build.progress import BuildProgress
 from lightning_lance.build.row_writer import RowWriter, forget_written
 from lightning_lance.build.unit import UnitResult
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import splits_of
-from lightning_lance.errors import CommitConflict, SourceError, StoreError
+from lightning_lance.errors import CommitConflict, NotForcedError, SourceError, StoreError
 from lightning_lance.format.commit import append_commit, last_version
-from lightning_lance.format.durability import NotForcedError
 from lightning_lance.format.lance_io import PendingFragments, conflict
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links

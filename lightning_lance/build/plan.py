@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,27 +17,19 @@ from lightning_lance.errors import ConfigError, StoreError, described, is_count
 from lightning_lance.format.commit import last_commit
 from lightning_lance.format.metadata import FORMAT_VERSION, CommitMetadata
 from lightning_lance.format.versions import first_version, open_with_retry
-from lightning_lance.location import beside_place, is_local, store_place, tokenizer_file
+from lightning_lance.location import is_local, store_place, tokenizer_file
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
-from lightning_lance.process.build_status import BuildStatus, failure_of, read_status, status_file
-from lightning_lance.process.files import write_atomic
-from lightning_lance.process.locks import LeaseWatch, content_of, lock_file
+from lightning_lance.process.build_status import read_status, status_file
+from lightning_lance.process.locks import lock_file
 from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.chosen import ChosenTokenizer
-from lightning_lance.tokenization.configs import TokenizerConfig, TokenizerFile
-from lightning_lance.tokenization.tokenizer import Tokenizer, is_kept_tokenizer, token_dtype
+from lightning_lance.tokenization.configs import TokenizerConfig
+from lightning_lance.tokenization.tokenizer import Tokenizer, token_dtype
 
 _log = logger(__name__)
-
-# Between two looks at a store that another process builds.
-_POLL_SECONDS = 1.0
-# Between two lines that tell what is waited for, where nothing changes.
-_TELL_SECONDS = 60.0
-# Who starts a builder that failed again and a run that waits for it, may start the run first.
-_BEGIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -234,161 +224,6 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
 def _last_failure(plan: Plan) -> str:
     status = read_status(plan.status_file) if plan.status_file else None
     return f", since its build failed ({status.failure})" if status is not None and status.failure else ""
-
-
-def wait_for(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> None:
-    """Wait until a build that runs elsewhere has committed so many tokens, or all that its source has.
-
-    What it waits for is told whenever that changes, and every minute.
-
-    Args:
-        uri: The store, as `store_place` gives it.
-        tokens: How many.
-        storage_options: Credentials and such for an object store.
-
-    Raises:
-        SourceError: If that build fails because of its source; or had failed before, and no other begins within a minute.
-        StoreError: If it fails, or had failed, for another cause; or if its process is gone, and no other takes over.
-    """
-    uri = store_place(uri)
-    file, began, waiting = status_file(uri), time.monotonic(), _Waiting(uri, tokens)
-    before = status = read_status(file) if file else None
-    while True:
-        commit = last_commit(uri, storage_options=storage_options)
-        if commit is not None and (commit.tokens >= tokens or commit.exhausted):
-            return
-        if status is not None and status.failure:
-            known = before is not None and before.failure is not None and before.run == status.run
-            if not known or time.monotonic() - began > _BEGIN_SECONDS:
-                raise failure_of(status, uri)
-        waiting.look(commit, status)
-        time.sleep(_POLL_SECONDS)
-        # Before the commits: those of a build that failed are all there then.
-        status = read_status(file) if file else None
-
-
-def check_tokenizer_file(plan: Plan) -> None:
-    """Refuse to write the tokenizer of a store over a file of others; before anything else is written or removed.
-
-    Raises:
-        ConfigError: If such a file is there.
-    """
-    file = plan.tokenizer_file
-    if file is None or not os.path.lexists(file):
-        return
-    found = _text_of(file)
-    if found is None or (found != plan.tokenizer.to_json() and not is_kept_tokenizer(found)):
-        raise ConfigError(
-            f"The file {str(file)!r}, where the tokenizer of the store goes, is there already, and no build has written it: "
-            "move it elsewhere, or give another uri."
-        )
-
-
-def keep_tokenizer(plan: Plan) -> None:
-    """Write the tokenizer beside a local store, over none but another that a build has written there.
-
-    Raises:
-        ConfigError: If a file of others is there.
-        OSError: If it cannot be written.
-    """
-    check_tokenizer_file(plan)
-    file, text = plan.tokenizer_file, plan.tokenizer.to_json()
-    if file is None:
-        return
-    found = _text_of(file)
-    if found == text:
-        return
-    if found is not None:
-        _keep_for_other_store(plan, file, found)
-    write_atomic(file, text)
-
-
-def _text_of(file: Path) -> str | None:
-    """Read a file; None if there is none, or a link, or no text."""
-    try:
-        return None if file.is_symlink() else content_of(file).decode()
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _keep_for_other_store(plan: Plan, file: Path, text: str) -> None:
-    """Copy the tokenizer of a store `x`, which may be built at this time, before that of `x.lance` takes its place."""
-    other = plan.uri.removesuffix(".lance")
-    mine = beside_place(other, "tokenizer.json")
-    there = Path(other).is_dir() or os.path.lexists(beside_place(other, "lock"))
-    if mine != file and there and not os.path.lexists(mine):
-        write_atomic(mine, text)
-
-
-class _Waiting:
-    """Tells what a process waits for that builds nothing itself, and whether there is still somebody to wait for."""
-
-    def __init__(self, uri: str, tokens: int) -> None:
-        lock = lock_file(uri)
-        self._uri, self._tokens = uri, tokens
-        self._watch = None if lock is None else LeaseWatch(lock)
-        self._committed = -1
-        self._grown = self._told = time.monotonic()
-        self._who: str | None = None
-
-    def look(self, commit: CommitMetadata | None, status: BuildStatus | None) -> None:
-        """Look at the store and its builder, and say what there is to say. StoreError if the builder is gone for good."""
-        now = time.monotonic()
-        committed = 0 if commit is None else commit.tokens
-        silence = None if self._watch is None else self._watch.silence()
-        patience = math.inf if self._watch is None else self._watch.patience
-        gone = silence is not None and silence > patience
-        if silence is not None and silence > 2 * patience:
-            raise StoreError(
-                f"The token store {self._uri!r} has {committed:,} of the {self._tokens:,} tokens that min_tokens asks for, and "
-                f"its builder ({_builder(status)}) has shown no sign of life for {silence:.0f} seconds: run "
-                "'lightning-lance prepare' again, it goes on after the last commit, and start this again."
-            )
-        if committed != self._committed:
-            self._grown = now
-        who = self._builder_told(status, silence, gone, now)
-        due = now - self._told > _TELL_SECONDS
-        if committed != self._committed or due or (gone and who != self._who):
-            _log.warning(
-                "Waiting for the store %s: %s of %s tokens are committed%s.",
-                self._uri,
-                f"{committed:,}",
-                f"{self._tokens:,}",
-                who,
-            )
-            self._committed, self._told, self._who = committed, now, who
-
-    def _builder_told(self, status: BuildStatus | None, silence: float | None, gone: bool, now: float) -> str:
-        if self._watch is None:
-            minutes = int((now - self._grown) / 60)
-            return f", the last of them {pluralize(minutes, 'minute')} ago or more" if minutes else ""
-        if silence is None:
-            return ", and no process builds it: run 'lightning-lance prepare' for it"
-        return f", and its builder ({_builder(status)}) shows no sign of life" if gone else ""
-
-
-def _builder(status: BuildStatus | None) -> str:
-    return "which has not told who it is" if status is None else status.builder
-
-
-def tokenizer_beside(store: TokenStore) -> Tokenizer:
-    """Load the tokenizer that is kept beside a local store.
-
-    Raises:
-        ConfigError: If it is not there.
-        StoreError: If it is another one.
-    """
-    files, made_by = store.tokenizer_files, store.commit.recipe.get("tokenizer")
-    for file in files:
-        if file.is_file():
-            tokenizer = TokenizerFile(str(file), store.commit.eos_token).load(None, Path())
-            if made_by == tokenizer.digest or made_by in tokenizer.other_digests:
-                return tokenizer
-    found = [str(file) for file in files if file.is_file()]
-    if found:
-        raise StoreError(f"The tokenizer {found[0]!r} is not the one that made {store.uri!r}: bring that one back.")
-    where = str(files[0]) if files else store.uri
-    raise ConfigError(f"There is no tokenizer.json at {where!r}: bring back the one that made {store.uri!r}.")
 
 
 def check_same(commit: CommitMetadata, plan: Plan) -> None:

@@ -42,6 +42,7 @@ from lightning_lance.cli.overrides import is_secret_key, shown_override
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.formatting import nearest
+from lightning_lance.messages.moved_names import moved_key
 from lightning_lance.messages.redaction import redacted
 from lightning_lance.process.request_logs import quiet_requests
 from lightning_lance.type_hints import type_mismatch
@@ -50,7 +51,11 @@ _CONF = "lightning_lance.conf"
 # Of Hydra: set, it does not print errors itself.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 # Keys whose value is a dict that the user fills. Hydra adds keys to a dict only where a + says so.
-_DICTS = re.compile(r"(data\.(where|mix|fim|storage_options)|source\.(columns|where|extensions|storage_options))=\{")
+_DICTS = re.compile(
+    r"(data\.(where|mix|fim|storage_options)|corpus\.storage_options|source\.(columns|where|extensions|storage_options))=\{"
+)
+# Groups and nodes of the configuration whose keys errors name without their place.
+_NODES = ("corpus", "data", "build")
 # Keys that are no words of a sentence, so that they mean the key wherever they stand.
 _NO_WORDS = ("uri", "fim")
 # What OmegaConf says of a reference to what is not there.
@@ -240,7 +245,7 @@ def _one_sentence(error: BaseException, config: DictConfig | None, given: Sequen
         if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
             return _unknown_key(cause)
         if isinstance(cause, (MissingMandatoryValue, InterpolationToMissingValueError)):
-            key = str(cause.full_key or cause.key).removeprefix("data.")
+            key = re.sub(r"^(data\.)?(corpus\.)?(?=(source|tokenizer)\.)", "", str(cause.full_key or cause.key))
             return f"The key {key} has no value: give it one on the command line, as in {key}=..."
         if isinstance(cause, MissingConfigException) and cause.options and cause.missing_cfg_file:
             return _unknown_option(cause.missing_cfg_file, cause.options)
@@ -260,16 +265,24 @@ def _one_sentence(error: BaseException, config: DictConfig | None, given: Sequen
 
 
 def _with_places(sentence: str, config: DictConfig | None) -> str:
-    """Add where on the command line the keys of a sentence are: it names arguments, most of which are below `data`."""
-    if config is None or not isinstance(data := config.get("data"), DictConfig):
+    """Add where on the command line the keys of a sentence are: it names arguments, most of which are below a node."""
+    if config is None:
         return sentence
-    places = []
-    for key in map(str, data):
-        anywhere = "_" in key or key in _NO_WORDS
-        found = re.search(rf"(?<![\w./'\"]){key}(?![\w/'\"])" if anywhere else rf"^{key}\b|\b{key}=", sentence)
-        if found and key not in config and not key.startswith("_"):
-            places.append(f"data.{key}")
-    return f"{sentence.rstrip('.')}; on the command line: {', '.join(places)}." if places else sentence
+    places: dict[str, str] = {}
+    for node in _NODES:
+        keys = config.get(node)
+        for key in map(str, keys if isinstance(keys, DictConfig) else ()):
+            if key not in config and not key.startswith("_") and _names(sentence, key):
+                places.setdefault(key, f"{node}.{key}")
+    if not places:
+        return sentence
+    return f"{sentence.rstrip('.')}; on the command line: {', '.join(places.values())}."
+
+
+def _names(sentence: str, key: str) -> bool:
+    anywhere = "_" in key or key in _NO_WORDS
+    pattern = rf"(?<![\w./'\"]){key}(?![\w/'\"])" if anywhere else rf"^{key}\b|\b{key}="
+    return re.search(pattern, sentence) is not None
 
 
 def _not_understood(override: str) -> str:
@@ -287,8 +300,7 @@ def _no_option(error: ValueError, arguments: Sequence[str]) -> ConfigError:
     """Say what Hydra raises where a group is given what is no name, such as null or a number."""
     if nothing := [argument for argument in arguments if argument in ("source=null", "tokenizer=null")]:
         return ConfigError(
-            f"{nothing[0]} names no option: leave it out, or, to train on a store that is there, give data.source=null "
-            "data.tokenizer=null data.uri=PLACE."
+            f"{nothing[0]} names no option: leave it out, or, to train on a store that is there, give data.corpus=PLACE."
         )
     told = " ".join(str(error).split()).rstrip(".")
     # Groups have no dots in their names; what the command adds itself has some, or is Hydra's.
@@ -301,8 +313,9 @@ def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Se
     place = match[1] if (match := re.search(r"full_key: (\S+)", str(error))) else ""
     # Hydra writes `callbacks0` for what is set as `callbacks.0`.
     place = re.sub(r"(?<=[a-z_])(\d+)(?=\.|$)", r".\1", place)
-    # Source and tokenizer are set at the root, and passed on by data.
-    group, node = place.removeprefix("data."), OmegaConf.select(config, place) if place else None
+    # What is set at the root is passed on by corpus, and that by data.
+    group = re.sub(r"^(data\.)?(corpus\.)?(?=(source|tokenizer)\b)|^data\.(?=corpus\b|build\b)", "", place)
+    node = OmegaConf.select(config, place) if place else None
     if isinstance(node, DictConfig):
         for told in _misfits(node, group):
             return told
@@ -345,6 +358,8 @@ def _unknown_option(file: str, options: Any) -> str:
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
+    if moved := moved_key(str(error.full_key)):
+        return moved
     parent = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
     known = [str(key) for key in parent if key not in ("_target_", "_convert_", "hydra")]
     near = nearest(str(error.key), known)
@@ -354,6 +369,23 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
         f"There is no key {error.full_key!r}: {hint}{place or 'the configuration'} has {', '.join(sorted(known))} "
         f"(to add a key that the constructor takes, write +{error.full_key}=...)."
     )
+
+
+def _check_is_stored(config: DictConfig) -> None:
+    """Refuse keys of a corpus where none is built: they would be passed over in silence."""
+    served: Any = OmegaConf.to_container(config.data, resolve=False)
+    if "corpus" not in served or "${corpus}" in str(served["corpus"]) or "_target_" in str(served["corpus"]):
+        return
+    if config.get("languages"):
+        raise ConfigError(
+            f"languages is {list(config.languages)}, which a source is asked for, and there is none: say which languages of a "
+            "store to serve by data.where={language: [...]}."
+        )
+    for key in ("max_documents", "max_tokens"):
+        if config.get(key) is not None:
+            raise ConfigError(
+                f"{key} is {config[key]}, but data.corpus is a store that is there, and nothing is built: leave it out."
+            )
 
 
 def make(config: DictConfig, group: str, **changes: Any) -> Any:
@@ -368,11 +400,8 @@ def make(config: DictConfig, group: str, **changes: Any) -> Any:
         ConfigError: If a constructor refuses a value, or says that it takes others.
         InstantiationException: If a constructor fails otherwise.
     """
-    if group == "data" and config[group].get("source", True) is None and config.get("languages"):
-        raise ConfigError(
-            f"languages is {list(config.languages)}, which a source is asked for, and there is none: say which languages of a "
-            "store to serve by data.where={language: [...]}."
-        )
+    if group == "data":
+        _check_is_stored(config)
     try:
         made = instantiate(config[group], **changes)
     except InstantiationException as error:

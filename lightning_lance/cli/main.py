@@ -19,18 +19,9 @@ if TYPE_CHECKING:
 
 # A build leaves a store and nothing else: no output folder, no log file.
 _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
-# What `prepare` reads: of the root of the configuration, and below `data`.
-_ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir")
-_BUILT = (
-    "uri",
-    "val_fraction",
-    "max_document_bytes",
-    "long_documents",
-    "commit_seconds",
-    "durable",
-    "rebuild",
-    "storage_options",
-)
+# What `prepare` reads: groups, keys and nodes of the root of the configuration, and keys below `data`.
+_ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir", "corpus", "build")
+_DATA = ("verify",)
 # How options of object stores begin, among the arguments of a command.
 _OPTIONS = ("aws_", "azure_", "google_", "allow_http")
 
@@ -80,28 +71,38 @@ come next. Where there are several stores, NAME=PLACE says where each of them is
 
 
 def _prepare(config: DictConfig) -> None:
-    from lightning_lance.build.runner import prepare
+    from dataclasses import fields
+
+    from lightning_lance.build.corpus import Corpus, check_one_tokenizer, corpora_of
+    from lightning_lance.build.options import BuildOptions
     from lightning_lance.cli.hydra_app import make
     from lightning_lance.maintenance.integrity import raise_if_damaged
     from lightning_lance.serving.fim import FillInTheMiddle
-    from lightning_lance.serving.options import check_options
-    from lightning_lance.sources.local_paths import data_folder
+    from lightning_lance.serving.options import BatchOptions, ServingOptions, fill_in_the_middle
+    from lightning_lance.type_hints import options_of
 
     # The arguments of the datamodule, without the datamodule: a build needs neither torch nor Lightning.
     data = make(config, "data", _target_="builtins.dict")
-    check_options(data)
-    if data["fim"]:
-        tokenizer = data["tokenizer"].load(data["source"], Path(data_folder(data["data_dir"])) / "tokenizers")
-        FillInTheMiddle.named(tokenizer, **{"seed": 0, **data["fim"]})
-    wanted = {name: data[name] for name in ("max_documents", "max_tokens", "data_dir", *_BUILT)}
-    store = prepare(data["source"], data["tokenizer"], **wanted)
-    if data["verify"]:
-        raise_if_damaged(store.uri, data["storage_options"])
-    commit = store.commit
-    say(
-        f"{store.uri}: {pluralize(commit.stored_documents, 'document')}, {store.num_tokens('train'):,} train and "
-        f"{store.num_tokens('val'):,} val tokens, version {store.version}"
-    )
+    corpora = corpora_of(data["corpus"], data["storage_options"])
+    built = [corpus for corpus in corpora.values() if isinstance(corpus, Corpus)]
+    build = options_of(BuildOptions, "build", data["build"])
+    # What cannot be served is refused before hours of building.
+    BatchOptions(**{field.name: data[field.name] for field in fields(BatchOptions)})
+    serving = ServingOptions(**{field.name: data[field.name] for field in fields(ServingOptions)})
+    serving.check_names([*corpora], list(built[0].source.wanted or ()) if len(built) == 1 else [])
+    check_one_tokenizer(corpora)
+    if (fim := fill_in_the_middle(data["fim"])) and built:
+        FillInTheMiddle.named(built[0].tokenizer, **{**vars(fim), "seed": fim.seed or 0})
+    for corpus in corpora.values():
+        corpus.run(build)
+        store = corpus.open(growing=build.wait_for_tokens is not None)
+        if data["verify"]:
+            raise_if_damaged(store.uri, corpus.storage_options)
+        commit = store.commit
+        say(
+            f"{store.uri}: {pluralize(commit.stored_documents, 'document')}, {store.num_tokens('train'):,} train and "
+            f"{store.num_tokens('val'):,} val tokens, version {store.version}"
+        )
 
 
 def _place_and_rest(name: str, arguments: list[str]) -> tuple[str, dict[str, str]]:
@@ -253,7 +254,7 @@ def _main() -> None:
 
         arguments = [argument for argument in rest if argument not in asked]
         groups = ("source", "tokenizer", "experiment")
-        print(help_of("lightning-lance prepare", arguments, groups, _ROOT, (*_BUILT, "verify")))
+        print(help_of("lightning-lance prepare", arguments, groups, _ROOT, _DATA))
     elif name == "prepare":
         from lightning_lance.cli.hydra_app import command
 

@@ -14,9 +14,9 @@ import lance
 import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
-from lightning_lance.errors import StoreError
+from lightning_lance.errors import NotForcedError, StoreError
 from lightning_lance.format.checksums import root_session, write_sums
-from lightning_lance.format.durability import NotForcedError, force_data_files, force_version
+from lightning_lance.format.durability import force_data_files, force_version
 from lightning_lance.format.lance_io import (
     PendingFragments,
     conflict,

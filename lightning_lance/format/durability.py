@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_names import DATA, data_file_at
 from lightning_lance.location import is_local
 
@@ -21,10 +20,6 @@ from lightning_lance.location import is_local
 _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 # Some systems open no folders, and a folder above the store may be closed to us.
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EISDIR)
-
-
-class NotForcedError(StoreError):
-    """A version is there, and the disk has not taken it."""
 
 
 def force_data_files(uri: str, names: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from lightning_lance.build.plan import tokenizer_beside
+from lightning_lance.build.kept_tokenizer import tokenizer_beside
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.format.commit import last_commit
 from lightning_lance.location import check_place

@@ -60,11 +60,11 @@ def _meet(seconds: float | None) -> None:
     try:
         store.set(_place(count, dist.get_rank()), "here")
         if "gloo" in dist.get_backend_config():
+            # Who has passed it knows that all are here; the store may hear of them later.
             _pass_barrier(limit)
-        else:
-            while _missing(store, count) and time.monotonic() - began < limit:
-                time.sleep(_LOOK)
-        missing = _missing(store, count)
+            return
+        while (missing := _missing(store, count)) and time.monotonic() - began < limit:
+            time.sleep(_LOOK)
         cause = ""
     except RuntimeError as error:
         missing, cause = _missing_or_none(store, count), in_one_line(error, 200)

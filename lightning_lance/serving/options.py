@@ -1,14 +1,16 @@
-"""What serving may be asked for, checked by itself: so before hours of building, and with neither a store nor torch."""
+"""What serving may be asked for: checked when it is made, so before hours of building, and with neither a store nor torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, described, flag, integer, one_of, whole_number
+from lightning_lance.messages.formatting import format_list, nearest
 from lightning_lance.serving.fim import check_names
-from lightning_lance.serving.order import check_order
+from lightning_lance.serving.order import Order, check_order
 from lightning_lance.serving.selection import check_selection
 
 BatchFormat = Literal["default", "huggingface"]
@@ -16,47 +18,159 @@ Remainder = Literal["drop", "wrap", "short"]
 OnDataChange = Literal["error", "restart", "continue"]
 Extend = Literal["never", "next_epoch"]
 
-
 _CHOICES = {
     "remainder": get_args(Remainder),
     "extend": get_args(Extend),
     "on_data_change": get_args(OnDataChange),
-    "batch_format": get_args(BatchFormat),
 }
-_SUCH = {
-    "where": "{language: [Python]}",
-    "mix": "{Python: 0.7, Rust: 0.3}",
-    "fim": "{prefix_token: <|fim_prefix|>, middle_token: <|fim_middle|>, suffix_token: <|fim_suffix|>}",
-}
-_FLAGS = ("document_ids", "position_ids", "cu_seqlens", "mask_boundary_targets", "verify", "rebuild", "durable")
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse values that no store can be served with.
+@dataclass(frozen=True, kw_only=True)
+class ServingOptions:
+    """Which windows are served, and in which order.
 
-    Whether the languages, stores and tokens that they name are there is seen when it is served; but what a source will not give
-    is seen here.
+    Attributes:
+        context_length: Tokens that the model sees.
+        batch_size: Windows per batch and rank.
+        order: Of the training windows: `shuffle`, `random`, `sequential` or `fixed`; see `WindowOrder`.
+        seed: Of the order.
+        shuffle_block: Windows that stay together in `shuffle`; None shuffles over all.
+        where: Streams to serve, such as `{"language": ["Python"]}`; empty serves all.
+        mix: Weights of languages, or of stores where there are several; empty serves all windows alike.
+        remainder: The windows at an epoch's end that fill no batch: `drop`, `wrap` or `short`.
+        extend: `never`, or `next_epoch` to adopt what was appended to the store when an epoch begins.
+        on_data_change: A checkpoint of other data: `error`, `restart` or `continue`.
 
-    Args:
-        options: Arguments of `LanceDataModule`, by name: all that decide what is served, `source`, if there is one, and perhaps
-            others.
+    Raises:
+        ConfigError: If a value cannot be used, whatever the store.
+    """
+
+    context_length: int
+    batch_size: int
+    order: Order = "shuffle"
+    seed: int = 0
+    shuffle_block: int | None = None
+    where: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    mix: Mapping[str, float] = field(default_factory=dict)
+    remainder: Remainder = "drop"
+    extend: Extend = "never"
+    on_data_change: OnDataChange = "error"
+
+    def __post_init__(self) -> None:
+        where, mix = check_selection({} if self.where is None else self.where, {} if self.mix is None else self.mix)
+        context_length, order, shuffle_block = check_order(self.context_length, self.order, self.shuffle_block)
+        plain = {
+            "context_length": context_length,
+            "batch_size": whole_number("batch_size", self.batch_size),
+            "order": order,
+            "seed": integer("seed", self.seed),
+            "shuffle_block": shuffle_block,
+            "where": where,
+            "mix": mix,
+            **{name: one_of(name, getattr(self, name), choices) for name, choices in _CHOICES.items()},
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The arguments of a `WindowLoader` that are for training only."""
+        return {
+            "order": self.order,
+            "shuffle_block": self.shuffle_block,
+            "mix": self.mix,
+            "remainder": self.remainder,
+            "extend": self.extend == "next_epoch",
+            "on_data_change": self.on_data_change,
+        }
+
+    def check_names(self, names: Sequence[str], languages: Sequence[str]) -> None:
+        """Check the names in `where` and `mix`, before a store is there to tell.
+
+        Args:
+            names: Of the stores, where there are several.
+            languages: Those that a single source is asked for; empty where that is not known.
+
+        Raises:
+            ConfigError: If one of them will not be there.
+        """
+        if len(names) > 1:
+            for name in self.mix:
+                if name not in names:
+                    near = nearest(str(name), [*names])
+                    hint = f"did you mean {near!r}? " if near else ""
+                    raise ConfigError(f"mix has {name!r}: {hint}expected names of the stores, {format_list([*names])}.")
+        elif languages:
+            check_languages([*self.mix], languages, "The source, for mix,")
+            check_languages([*self.where.get("language", ())], languages, "The source, for where,")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """What a batch holds; see `Collator`.
+
+    Attributes:
+        batch_format: `default` (`input_ids`, `targets`) or `huggingface` (`input_ids`, `labels`).
+        document_ids: Whether a batch says which document a token is of.
+        position_ids: Whether a batch says where in its document a token is.
+        cu_seqlens: Whether a batch has the borders of documents, as attention kernels want them.
+        mask_boundary_targets: Whether the first token of another document is no target.
 
     Raises:
         ConfigError: If a value cannot be used.
     """
-    for name in ("where", "mix", "fim"):
-        if options[name] is not None and not isinstance(options[name], Mapping):
-            raise ConfigError(f"{name} is {described(options[name])}: expected a mapping, such as {_SUCH[name]}.")
-    whole_number("batch_size", options["batch_size"])
-    integer("seed", options.get("seed", 0))
-    check_order(options["context_length"], options["order"], options["shuffle_block"])
-    check_selection(options["where"] or {}, options["mix"] or {})
-    if (source := options.get("source")) is not None and source.wanted:
-        check_languages([*(options["mix"] or {})], source.wanted, "The source, for mix,")
-        check_languages([*(options["where"] or {}).get("language", ())], source.wanted, "The source, for where,")
-    for name, choices in _CHOICES.items():
-        one_of(name, options[name], choices)
-    for name in _FLAGS:
-        flag(name, options[name])
-    if options["fim"]:
-        check_names(options["fim"])
+
+    batch_format: BatchFormat = "default"
+    document_ids: bool = False
+    position_ids: bool = False
+    cu_seqlens: bool = False
+    mask_boundary_targets: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "batch_format", one_of("batch_format", self.batch_format, get_args(BatchFormat)))
+        for name in ("document_ids", "position_ids", "cu_seqlens", "mask_boundary_targets"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FillInTheMiddleOptions:
+    """Fill-in-the-middle, with the sentinels that the tokenizer has for it; see `FillInTheMiddle`.
+
+    Attributes:
+        prefix_token: Token before the prefix.
+        middle_token: Token before the middle.
+        suffix_token: Token before the suffix.
+        fim_rate: Share of the documents that are rearranged.
+        spm_rate: Share of these that begin with the suffix.
+        seed: Of the draws; None takes the seed of the order.
+
+    Raises:
+        ConfigError: If a value cannot be used, whatever the tokenizer.
+    """
+
+    prefix_token: str
+    middle_token: str
+    suffix_token: str
+    fim_rate: float = 0.5
+    spm_rate: float = 0.5
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        check_names({name: value for name, value in vars(self).items() if value is not None})
+
+
+def fill_in_the_middle(given: FillInTheMiddleOptions | Mapping[str, Any] | None) -> FillInTheMiddleOptions | None:
+    """Return the options of fill-in-the-middle; None for none, also as an empty mapping.
+
+    Raises:
+        ConfigError: If a sentinel is missing, a key unknown, or a value cannot be used.
+    """
+    if isinstance(given, FillInTheMiddleOptions):
+        return given
+    if given is not None and not isinstance(given, Mapping):
+        such = "{prefix_token: <|fim_prefix|>, middle_token: <|fim_middle|>, suffix_token: <|fim_suffix|>}"
+        raise ConfigError(f"fim is {described(given)}: expected a mapping, such as {such}.")
+    if not given:
+        return None
+    check_names(given)
+    return FillInTheMiddleOptions(**given)

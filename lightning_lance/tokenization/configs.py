@@ -114,11 +114,13 @@ class TokenizerFile:
 
 def _identity_of_file(file: Path, eos_token: str | None) -> tuple[TokenizerIdentity | None, Beside]:
     """Read what names the tokenizer of a file, and what lies beside it; None where loading it will say what is wrong."""
+    spec = _text_of(file)
     try:
-        spec = _read_file(file)
         beside = read_beside(file.parent)
         eos = named_eos(beside) if eos_token is None else eos_token
     except (OSError, UnicodeDecodeError, ConfigError):
+        return None, {}
+    if spec is None:
         return None, {}
     return identity_of_text(with_eos(spec, eos, beside), eos), beside
 
@@ -146,11 +148,12 @@ def _is_there(file: Path) -> bool:
     return False
 
 
-def _read_file(file: Path) -> str:
-    """Return the text of a file, without waiting for a pipe."""
-    if not file.is_file():
-        raise FileNotFoundError(file)
-    return file.read_text(encoding="utf-8")
+def _text_of(file: Path) -> str | None:
+    """Return the text of a file, without waiting for a pipe; None if there is no such text."""
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _read_text(file: Path) -> str:
@@ -430,13 +433,8 @@ class TrainedBPE:
 
     def identify(self, source: Source | None, folder: Path) -> TokenizerIdentity | None:
         """Return what names the tokenizer, without loading it; None if it is not trained yet."""
-        if source is None:
-            return None
-        try:
-            spec = _read_file(self._file(source, folder))
-        except (OSError, UnicodeDecodeError):
-            return None
-        return identity_of_text(spec, None)
+        spec = None if source is None else _text_of(self._file(source, folder))
+        return None if spec is None else identity_of_text(spec, None)
 
     def _file(self, source: Source, folder: Path) -> Path:
         recipe = json.dumps([source.identity(), self.vocab_size, self.train_bytes], sort_keys=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lightning_lance import TokenStore, prepare
+from lightning_lance import TokenStore
 from lightning_lance.build.builder import Build
 from lightning_lance.build.coordination import CommitTurn
 from lightning_lance.build.plan import Budget, make_plan
@@ -23,6 +23,7 @@ from lightning_lance.format.lance_io import dataset_at, fragments_of, write_rows
 from lightning_lance.maintenance.compaction import find_orphans
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from lightning_lance import prepare
 from lightning_lance.build.disk_space import expected_tokens, merging_bytes
 from lightning_lance.build.plan import Budget
 from lightning_lance.errors import ConfigError
@@ -15,6 +14,7 @@ from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.maintenance.compaction import FULL_BYTES, uncompacted_bytes
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
 
 NONE = CommitMetadata("", {}, {}, "", "", 0, 0)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import LanceDataModule, prepare
+from lightning_lance import Corpus
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.sources.datasets import DatasetSource
@@ -23,6 +23,7 @@ from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.builders import TEXTS
+from tests.support.corpora import data_of, prepare
 from tests.support.paths import ROOT
 from tests.support.streams import streams
 
@@ -74,7 +75,7 @@ DATA: dict[str, list[dict[str, Any]]] = {
         {"max_documents": 5, "seed": 3, "order": "random"},
         {"max_tokens": 10**9, "shuffle_block": 4, "remainder": "wrap"},
         {"document_ids": True, "batch_format": "huggingface", "where": {"language": ["Python"]}},
-        {"min_tokens": 5, "mix": {"Python": 1.0}, "fim": FIM, "storage_options": {"a": "b"}},
+        {"wait_for_tokens": 5, "mix": {"Python": 1.0}, "fim": FIM, "storage_options": {"a": "b"}},
     ],
     "sizes": [{"context_length": 8, "batch_size": 2}, {"context_length": 9, "batch_size": 1}],
 }
@@ -117,31 +118,23 @@ FIELDS = {
 FIELDS["tokenizer"] = len(TOKENIZERS)
 
 
-def module(choice: Choice, folder: Path) -> LanceDataModule:
+def corpus_of(choice: Choice, folder: Path, **changes: Any) -> Corpus:
     source = {key: value for name in SOURCE for key, value in SOURCE[name][choice.get(f"source.{name}", 0)].items()}
     source["data_files"] = [str(folder / file) for file in source["data_files"]]
-    options = {key: value for name in DATA for key, value in DATA[name][choice.get(name, 0)].items()}
+    options = {key: value for name in DATA for key, value in DATA[name][choice.get(name, 0)].items()} | changes
     tokenizer = TOKENIZERS[choice.get("tokenizer", 0)]
     if isinstance(tokenizer, TokenizerFile):
         tokenizer = TokenizerFile(str(folder / tokenizer.path), tokenizer.eos_token)
-    return LanceDataModule(DatasetSource("parquet", **source), tokenizer, data_dir=str(folder / "data"), **options)
+    return data_of(DatasetSource("parquet", **source), tokenizer, data_dir=str(folder / "data"), **options).corpus
 
 
 def fingerprint(choice: Choice, folder: Path) -> str:
-    plan = module(choice, folder)._plan
-    assert plan is not None
-    return plan.fingerprint
+    return corpus_of(choice, folder).fingerprint
 
 
 def stored(choice: Choice, folder: Path, uri: Path) -> Any:
     """What a build of it stores: all streams, and what is known of every document."""
-    made = module(choice, folder)
-    store = prepare(
-        made.source,  # type: ignore[arg-type]
-        made.tokenizer_choice,  # type: ignore[arg-type]
-        str(uri),
-        **made._stored,
-    )
+    store = corpus_of(choice, folder, uri=str(uri), max_documents=None, max_tokens=None, wait_for_tokens=None).prepare()
     rows = lance.dataset(store.uri).to_table(columns=["documents"]).column("documents").to_pylist()
     return streams(store), [{**document, "hash": None} for row in rows for document in row], store.commit.eos_id
 
@@ -248,7 +241,7 @@ def test_a_tokenizer_that_was_used_is_the_same(tmp_path: Path):
 
 def test_columns_in_another_order_go_on_with_the_store(corpus: Path, tmp_path: Path):
     """They have one fingerprint, so what the one began the other has to be able to continue."""
-    sources = [module({"source.columns": i}, corpus).source for i in (0, 1)]
+    sources = [corpus_of({"source.columns": i}, corpus).source for i in (0, 1)]
     uri = str(tmp_path / "x.lance")
     for source, budget in zip(sources, (3, 9), strict=True):
         store = prepare(source, ByteTokenizer(), uri, max_documents=budget)  # type: ignore[arg-type]

@@ -2,9 +2,6 @@ import json
 import re
 import subprocess
 import sys
-import time
-from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +10,15 @@ import lance
 import pyarrow as pa
 import pytest
 
-from lightning_lance.build import plan
-from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, open_prepared, wait_for
-from lightning_lance.build.runner import prepare
+from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.errors import ConfigError, SourceError, StoreError
-from lightning_lance.format.commit import last_commit
 from lightning_lance.format.metadata import CommitMetadata
-from lightning_lance.process import locks
-from lightning_lance.process.build_status import StatusFile
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.chosen import ChosenTokenizer
 from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile, TrainedBPE
+from tests.support.corpora import prepare
 from tests.support.paths import ROOT
-from tests.support.stores import ListSource, append_commit, documents
+from tests.support.stores import ListSource, documents
 
 SOURCE = ListSource(documents("some text", "other text"))
 
@@ -114,82 +107,6 @@ def test_same_recipe_is_the_same(tmp_path: Path):
     assert Plan({}, "f", "s3://bucket/x.lance", chosen).tokenizer_file is None
 
 
-def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(plan, "_POLL_SECONDS", 0.01)
-    uri, file = str(tmp_path / "x.lance"), tmp_path / "x.building.json"
-
-    def left_waiting(waits: Future[None]) -> bool:
-        return not futures.wait([waits], timeout=0.3).done
-
-    with ThreadPoolExecutor(1) as thread:
-        # The failure of the last build, which is begun again soon.
-        StatusFile(file, "f").failed(SourceError("the network is gone"))
-        waits = thread.submit(wait_for, uri, 15)
-        assert left_waiting(waits)
-        lives = StatusFile(file, "f").begin()
-        prepare(SOURCE, ByteTokenizer(), str(tmp_path / "y.lance"))
-        (tmp_path / "y.lance").rename(uri)
-        waits.result(60)
-        waits = thread.submit(wait_for, uri, 10**9)
-        waits.result(60)  # the source has no more
-        append_commit(uri, lance.dataset(uri).to_table().slice(0, 0), replace(last_commit(uri), exhausted=False))
-        waits = thread.submit(wait_for, uri, 10**9)
-        assert left_waiting(waits)
-        lives.failed(StoreError("the disk is full"))
-        with pytest.raises(
-            StoreError, match=rf"The build of '{uri}' by process \d+ on .* failed, .*: the disk is full"
-        ):
-            waits.result(60)
-        # What is there is no failure, whatever became of the builder.
-        wait_for(uri, 15)
-        monkeypatch.setattr(plan, "_BEGIN_SECONDS", 0.1)
-        with pytest.raises(StoreError, match="the disk is full"):
-            wait_for(uri, 10**9)
-
-
-def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-):
-    """A lease that nobody keeps fresh, as a builder leaves that was killed, here or on another machine."""
-    monkeypatch.setattr(plan, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(plan, "_TELL_SECONDS", 0.2)
-    monkeypatch.setattr(locks, "LEASE_SECONDS", 0.3)
-    uri, lock = str(tmp_path / "x.lance"), tmp_path / "x.lock"
-    said = f"Waiting for the store {uri}: 10 of 15 tokens are committed"
-    prepare(SOURCE, ByteTokenizer(), uri, max_documents=1)
-
-    def until_told(what: str, live: bool = False) -> None:
-        """Wait for a line; a builder that lives keeps its lease fresh meanwhile."""
-        begin = time.monotonic()
-        while f"{said}{what}" not in [record.getMessage() for record in caplog.records]:
-            assert time.monotonic() - begin < 30, caplog.messages
-            if live:
-                lock.write_text("somebody")
-            time.sleep(0.01)
-
-    with ThreadPoolExecutor(1) as thread:
-        waits = thread.submit(wait_for, uri, 15)
-        try:
-            nobody = ", and no process builds it: run 'lightning-lance prepare' for it."
-            until_told(nobody)
-            caplog.clear()
-            until_told(nobody)  # once more, though nothing has changed
-            until_told(".", live=True)
-            StatusFile(tmp_path / "x.building.json", "f").begin()
-            with pytest.raises(
-                StoreError, match=r"has 10 of the 15 .*its builder \(process \d+ on .* has shown no sign of life"
-            ):
-                waits.result(60)
-            assert any("shows no sign of life" in message for message in caplog.messages)
-        finally:
-            # Another one takes over, and what is asked for is there.
-            lock.unlink(missing_ok=True)
-            prepare(SOURCE, ByteTokenizer(), uri)
-    wait_for(uri, 15)
-
-
 def test_a_store_of_another_recipe_is_replaced_if_that_is_asked_for(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     old = prepare(SOURCE, ByteTokenizer(), uri)
@@ -266,10 +183,10 @@ def test_a_place_that_is_none_is_refused(tmp_path: Path, changes: dict[str, Any]
 
 FIND = """
 import sys
-from lightning_lance import prepare
+from lightning_lance import Corpus
 from lightning_lance.sources import FilesSource
 from lightning_lance.tokenization import TokenizerFile
-prepare(FilesSource(["*.txt"]), TokenizerFile("tokenizer.json"), *sys.argv[1:], val_fraction=0.0)
+Corpus(FilesSource(["*.txt"]), TokenizerFile("tokenizer.json"), *sys.argv[1:], val_fraction=0.0).prepare()
 print(sorted({"tokenizers", "gigatoken"} & {*sys.modules}))
 """
 

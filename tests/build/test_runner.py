@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import TokenStore, prepare
-from lightning_lance.build.plan import wait_for
+from lightning_lance import TokenStore
+from lightning_lance.build.waiting import wait_for
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.format.checksums import Root
@@ -34,6 +34,7 @@ from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.builders import STDLIB, TEXTS, Builder, Builders, Watched, until
+from tests.support.corpora import prepare
 from tests.support.paths import ROOT
 from tests.support.stores import Document, ListSource, documents, kept
 from tests.support.streams import expected, provenance, streams
@@ -326,7 +327,7 @@ DIES = """
 import os, signal, sys
 sys.path[:0] = [sys.argv[1]]
 from tests.support.stores import ListSource, documents
-from lightning_lance import prepare
+from tests.support.corpora import prepare
 from lightning_lance.maintenance import compaction
 from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.tokenization.configs import ByteTokenizer
@@ -494,10 +495,11 @@ def test_those_who_wait_for_a_build_that_fails_tell_its_cause(
 RSS = """
 import re, resource, sys
 from pathlib import Path
-from lightning_lance import prepare
+from lightning_lance import Corpus
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import TrainedBPE
-prepare(DatasetSource("parquet", data_files=[sys.argv[1]]), TrainedBPE(vocab_size=2048, train_bytes=10**6), sys.argv[2])
+source = DatasetSource("parquet", data_files=[sys.argv[1]])
+Corpus(source, TrainedBPE(vocab_size=2048, train_bytes=10**6), sys.argv[2]).prepare()
 # Linux hands the peak of a parent on to what it starts, in ru_maxrss; VmHWM is of this program alone.
 status = Path("/proc/self/status")
 peak = re.search("VmHWM:\\s+(\\d+) kB", status.read_text())[1] if status.exists() else None

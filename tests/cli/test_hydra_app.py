@@ -41,7 +41,7 @@ def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         ("order is 'x': expected one of shuffle, random, sequential, fixed.", "data.order"),
         ("mix.Rust is 0: expected a weight above 0; leave out what is not wanted.", "data.mix"),
         ("where has the column 'x': streams are told apart by language.", "data.where"),
-        ("x was made by another recipe: give another uri, or set rebuild=true.", "data.rebuild, data.uri"),
+        ("x was made by another recipe: give another uri, or set rebuild=true.", "build.rebuild, corpus.uri"),
         ("'a/fim': lower batch_size or context_length.", "data.batch_size"),
         # Root keys are as they are spelled; words are words; places are places.
         ("context_length is 0: expected a whole number from 1 on.", ""),
@@ -92,7 +92,7 @@ def test_an_argument_that_cannot_be_read():
 )
 def test_what_a_constructor_stumbles_over_is_named(config: DictConfig, group: str, key: str, value: str, sentence: str):
     OmegaConf.update(config, key, value)
-    place = "data.source.text_filter" if "filter" in key else group
+    place = "data.corpus.source.text_filter" if "filter" in key else group
     error = InstantiationException(f"Error in call to target 'x':\nValueError('no')\nfull_key: {place}")
     error.__cause__ = ValueError("no")
     given = ["data.seed=3", "+trainer.x=1", "trainer.y=2", "trainers=2"]
@@ -107,7 +107,7 @@ def test_what_a_constructor_only_keeps_is_refused_too(config: DictConfig):
         with pytest.raises(ConfigError) as refused:
             make(changed, "data")
         assert str(refused.value).startswith(f"{key.removeprefix('data.')} is {value!r}: expected a whole number")
-    assert make(config, "data").seed == 0
+    assert make(config, "data").serving.seed == 0
 
 
 def test_how_an_interrupted_training_goes_on(config: DictConfig, tmp_path: Path):
@@ -154,9 +154,16 @@ def test_what_is_no_name_of_an_option_is_told_in_a_sentence(monkeypatch: pytest.
         ),
         (["data_dir=${oc.env:NO_SUCH}"], "The environment variable 'NO_SUCH' is not set"),
         (
-            ["data.source=null", "data.uri=x", "languages=[Python]"],
+            ["data.corpus=x", "languages=[Python]"],
             r"languages is \['Python'\], which a source is asked for",
         ),
+        (["data.corpus={a: x, b: y}", "max_tokens=5"], "max_tokens is 5, but data.corpus is a store that is there"),
+        (["data.uri=x.lance"], r"There is no key 'data\.uri': .* corpus\.uri, .* data\.corpus=PLACE"),
+        (["data.source=null"], r"There is no key 'data\.source': source is chosen as source=.* data\.corpus=PLACE"),
+        (["data.max_tokens=5"], r"There is no key 'data\.max_tokens': it is max_tokens\.$"),
+        (["data.val_fraction=0.1"], r"There is no key 'data\.val_fraction': it is corpus\.val_fraction\.$"),
+        (["data.min_tokens=5"], r"There is no key 'data\.min_tokens': it is build\.wait_for_tokens\.$"),
+        (["data.rebuild=true"], r"There is no key 'data\.rebuild': it is build\.rebuild\.$"),
     ],
 )
 def test_what_a_user_may_write_and_mean_otherwise_has_its_cure(

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from lightning_lance import prepare
 from lightning_lance.maintenance.compaction import find_orphans
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.builders import until
+from tests.support.corpora import prepare
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 
@@ -48,7 +48,7 @@ with InterruptHandler() as signals:
 BUILD = """
 import sys, time
 sys.path[:0] = [sys.argv[1]]
-from lightning_lance import prepare
+from tests.support.corpora import prepare
 from lightning_lance.build.builder import Build
 from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.tokenization.configs import ByteTokenizer

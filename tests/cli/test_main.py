@@ -28,8 +28,8 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
     [
         (
             ["conext_length=3"],
-            "There is no key 'conext_length': did you mean 'context_length'? the configuration has ckpt_path, context_length, "
-            "data, data_dir, languages, max_documents, max_tokens, model, output_dir, seed, source, tokenizer, trainer "
+            "There is no key 'conext_length': did you mean 'context_length'? the configuration has build, ckpt_path, "
+            "context_length, corpus, data, data_dir, languages, max_documents, max_tokens, model, output_dir, seed, source, tokenizer, trainer "
             "(to add a key that the constructor takes, write +conext_length=...).",
         ),
         (
@@ -61,8 +61,8 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (["max_tokens=-1"], "max_tokens is -1: expected a positive whole number, or null for no bound."),
         (["tokenizer.vocab_size=9"], "tokenizer.vocab_size is 9: 256 bytes and EOS need 257 at least."),
         (
-            ["data.val_fraction=2"],
-            "val_fraction is 2: expected a share of the documents, 0 <= val_fraction < 1; on the command line: data.",
+            ["corpus.val_fraction=2"],
+            "val_fraction is 2: expected a share of the documents, 0 <= val_fraction < 1; on the command line: corpus.",
         ),
         (
             ["data.batch_format=hf"],
@@ -188,7 +188,7 @@ def test_help_of_prepare_shows_its_own_keys(
 )
 def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, code: int, moment: str):
     """At once, while it builds nothing yet, and between two commits."""
-    arguments = ["prepare", "tokenizer=bytes", "data.commit_seconds=0", f"data.uri={tmp_path}/x.lance"]
+    arguments = ["prepare", "tokenizer=bytes", "build.commit_seconds=0", f"corpus.uri={tmp_path}/x.lance"]
     process = subprocess.Popen(
         [*COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )

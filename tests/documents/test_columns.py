@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_lance import TokenStore, prepare
+from lightning_lance import TokenStore
 from lightning_lance.build import row_writer
 from lightning_lance.documents import batch as documents_module
 from lightning_lance.documents import columns as columns_module
@@ -31,6 +31,7 @@ from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
 
 BAD = [b"src/ok.py", b"src/caf\xe9.py", None, b"\xed\xa0\x80"]

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import prepare
 from lightning_lance.documents.dedup import SeenHashes, check_dedup, text_hashes
 from lightning_lance.documents.splits import SPLITS, split_codes
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.format.commit import last_commit
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import Document, ListSource
 from tests.support.streams import EOS, streams
 

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
-from lightning_lance import prepare
 from lightning_lance.documents.screening import count_reasons, spelled
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.sources.source import Source
 from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile
 from lightning_lance.tokenization.tokenizer import Tokenizer
+from tests.support.corpora import prepare
 from tests.support.stored import stored
 from tests.support.stores import ListSource, documents
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import lance
 import pytest
 
-from lightning_lance import prepare
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.format import durability
 from lightning_lance.format.commit import last_version
 from lightning_lance.format.lance_io import data_files, dataset_at
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.commits import NOTE, rows_of
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, append_commit, documents
 
 # Enough small commits that some of them are merged.

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lightning_lance import TokenStore, WindowLoader, prepare
+from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lineage import change_of, lineage_of
 from lightning_lance.maintenance.compaction import clean_up
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents, only_append
 
 SOURCE = ListSource(

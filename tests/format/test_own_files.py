@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from lance.fragment import DataFile
 
-from lightning_lance import TokenStore, prepare
+from lightning_lance import TokenStore
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.format.checksums import SUMS, write_sums
 from lightning_lance.format.commit import data_file_infos
@@ -29,6 +29,7 @@ from lightning_lance.process.locks import Lease, lock_file
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import serving
 from tests.support.commits import NOTE, rows_of
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, append_commit, documents, written
 
 SOURCE = ListSource(documents(*[f"document {i}" * 20 for i in range(20)]))

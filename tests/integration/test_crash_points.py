@@ -1,5 +1,7 @@
 """A build is killed at every call that changes a file, and built again: all is as if it had never been killed.
 
+Where nothing was left to build, `clean` removes what is left; a build does so by itself.
+
 A sample of the points, the same in every run; `CRASH_POINTS=all` runs them all, in some minutes: see
 `tests/support/crashes.py`.
 """

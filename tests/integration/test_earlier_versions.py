@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
+from lightning_lance import LanceDataModule, TokenStore, WindowLoader
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import TokenizerFile
+from tests.support.corpora import prepare
 from tests.support.paths import ROOT
 
 MADE = ROOT / "tests/fixtures" / "store_0_1"
@@ -93,7 +94,7 @@ class Model(lightning.LightningModule):
 
 
 def resumed(folder: Path, steps: int) -> list[str]:
-    model, data = Model(), LanceDataModule(None, None, 32, 8, uri=str(folder / "code.lance"), seed=7)
+    model, data = Model(), LanceDataModule(str(folder / "code.lance"), 32, 8, seed=7)
     trainer = lightning.Trainer(
         max_steps=steps,
         accelerator="cpu",

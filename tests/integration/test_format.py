@@ -10,8 +10,8 @@ from typing import Any
 import lance
 import pytest
 
-from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
-from lightning_lance.build.plan import wait_for
+from lightning_lance import LanceDataModule, TokenStore, WindowLoader
+from lightning_lance.build.waiting import wait_for
 from lightning_lance.cli.main import main
 from lightning_lance.errors import FormatError, StoreError
 from lightning_lance.format.checksums import SUMS, write_sums
@@ -22,6 +22,7 @@ from lightning_lance.inspection.resume import verify_resume
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
 
 SOURCE = ListSource(documents(*[f"document {i}" * 20 for i in range(20)]))
@@ -65,7 +66,7 @@ def test_a_store_of_a_newer_version_is_told_as_such_and_stays(uri: str, tmp_path
     import torch
 
     torch.save({"loader": state}, checkpoint)
-    served = LanceDataModule(None, None, 16, 4, uri=uri)
+    served = LanceDataModule(uri, 16, 4)
     calls = [
         lambda: TokenStore.open(uri),
         lambda: TokenStore.open(uri, verify=True),

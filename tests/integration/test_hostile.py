@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lance.fragment import FragmentMetadata
 
-from lightning_lance import TokenStore, prepare
+from lightning_lance import TokenStore
 from lightning_lance.build import builder as builder_module
 from lightning_lance.errors import StoreError
 from lightning_lance.format import commit as commit_module
@@ -33,6 +33,7 @@ from lightning_lance.json_checks import json_of, object_of
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, only_append
 
 COMMIT, FILES = "lightning_lance", "lightning_lance_files"

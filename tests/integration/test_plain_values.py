@@ -10,11 +10,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lightning_lance import LanceDataModule, TokenStore, TokenWindows, WindowLoader, prepare
+from lightning_lance import LanceDataModule, TokenStore, TokenWindows, WindowLoader
 from lightning_lance.errors import ConfigError
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
 
 
@@ -127,7 +128,7 @@ def test_what_cannot_be_made_plain_is_refused(store: TokenStore, name: str, valu
 @pytest.mark.parametrize("seed", [True, "0", 0.0, 10**400])
 def test_a_seed_that_is_none_is_refused_before_anything_is_built(store: TokenStore, seed: Any):
     with pytest.raises(ConfigError, match="seed"):
-        LanceDataModule(None, None, 8, 4, uri=store.uri, seed=seed)
+        LanceDataModule(store.uri, 8, 4, seed=seed)
     with pytest.raises(ConfigError, match="seed"):
         FillInTheMiddle(1, 2, 3, seed=seed)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_lance import LanceDataModule
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import data_of
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 from tests.support.training import SOURCE as PYTHON
@@ -32,7 +32,7 @@ def fit(folder: Path, data: dict[str, Any], callbacks: Any = (), ckpt_path: Any 
     arguments = {"context_length": 32, "batch_size": 6, "val_fraction": 0.1, "data_dir": str(folder / "data"), **data}
     fixed = {"callbacks": [*callbacks], "enable_checkpointing": bool(callbacks), "num_sanity_val_steps": 0}
     trainer = make_trainer(folder, **{**fixed, **options})
-    trainer.fit(model, datamodule=LanceDataModule(SOURCE, ByteTokenizer(), **arguments), ckpt_path=ckpt_path)
+    trainer.fit(model, datamodule=data_of(SOURCE, ByteTokenizer(), **arguments), ckpt_path=ckpt_path)
     return model
 
 

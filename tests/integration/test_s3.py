@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
+from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.build.coordination import CommitTurn
 from lightning_lance.errors import ConfigError, SourceError, StoreError
 from lightning_lance.maintenance.forgetting import forget
@@ -24,6 +24,7 @@ from lightning_lance.serving import loader
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import Bucket, serving
+from tests.support.corpora import data_of, prepare
 from tests.support.stores import ListSource, documents
 
 TEXTS = [f"text {i} " * 60 for i in range(300)]
@@ -106,7 +107,7 @@ def test_a_store_in_a_bucket_is_built_continued_and_read(bucket: Bucket, endpoin
         assert store.num_tokens(split) == local.num_tokens(split)
         starts = np.random.default_rng(0).integers(0, local.num_tokens(split) - 700, 50)
         assert np.array_equal(store.read(starts, 700, split), local.read(starts, 700, split))
-    data = LanceDataModule(corpus, ByteTokenizer(), 64, 8, **arguments)
+    data = data_of(corpus, ByteTokenizer(), 64, 8, **arguments)
     assert not data.prepare_data_per_node
     data.prepare_data()
     data.setup("fit")

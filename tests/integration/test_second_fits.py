@@ -166,6 +166,6 @@ def test_the_vocabulary_is_known_before_setup(tmp_path: Path):
     assert data.vocab_size == 257
     data.prepare_data()
     uri = next(iter(tmp_path.glob("*.lance")))
-    served = LanceDataModule(None, None, 32, 8, uri=str(uri))
+    served = LanceDataModule(str(uri), 32, 8)
     assert served.vocab_size == 257
     assert served.tokenizer.eos_id == 256

@@ -21,7 +21,7 @@ import xxhash
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_lance import LanceDataModule, TokenStore, prepare
+from lightning_lance import Corpus, LanceDataModule, TokenStore
 from lightning_lance.cli.hydra_app import command
 from lightning_lance.cli.main import main
 from lightning_lance.errors import ConfigError, SourceError
@@ -30,6 +30,7 @@ from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.messages import redaction
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import data_of, prepare
 
 SECRETS = re.compile(r"HUSH\w*")
 OPTIONS = "{key: HUSHID, secret: HUSHKEY, odd_name: HUSHODD, client_kwargs: {endpoint_url: 'http://u:HUSHPW@h'}}"
@@ -169,8 +170,8 @@ def test_a_shard_that_is_no_good_is_named_without_the_signature(
 def test_the_place_of_a_store_holds_no_secret(uri: str):
     source = DatasetSource("parquet", data_files=["x.parquet"])
     for refuse in (
-        lambda: LanceDataModule(source, ByteTokenizer(), 16, 2, uri=uri),
-        lambda: LanceDataModule(None, None, 16, 2, uri={"a": uri, "b": "data/x.lance"}),
+        lambda: Corpus(source, ByteTokenizer(), uri),
+        lambda: LanceDataModule({"a": uri, "b": "data/x.lance"}, 16, 2),
         lambda: TokenStore.open(uri),
         lambda: forget(uri, {"path": "x"}),
         lambda: verify_store(uri),
@@ -199,7 +200,7 @@ def test_checkpoints_and_logs_of_a_run(server: Server, tmp_path: Path):
         "parquet", data_files=[url], storage_options={"client_kwargs": {"headers": {"X-Key": "HUSHKEY"}}}
     )
     options = {"aws_secret_access_key": "HUSHKEY"}
-    data = LanceDataModule(
+    data = data_of(
         source, ByteTokenizer(), 16, 2, data_dir=str(tmp_path / "data"), val_fraction=0.0, storage_options=options
     )
     logger = CSVLogger(tmp_path)
@@ -209,7 +210,7 @@ def test_checkpoints_and_logs_of_a_run(server: Server, tmp_path: Path):
     trainer.fit(Model(), datamodule=data)
     assert list(tmp_path.rglob("*.ckpt"))
     assert left_in(tmp_path) == {}
-    assert not SECRETS.search(f"{data} {data!r} {data.source!r} {data.store!r} {data.hparams}")
+    assert not SECRETS.search(f"{data} {data!r} {data.corpora!r} {data.store!r} {data.hparams}")
 
 
 @pytest.fixture
@@ -243,7 +244,7 @@ GIVEN = [
     "source=parquet",
     "source.data_files=['https://u:HUSHPW@host/x.parquet?sig=HUSHSIG', c.parquet]",
     f"source.storage_options={OPTIONS}",
-    "data.storage_options={aws_secret_access_key: HUSHKEY, aws_region: eu, aws_session_token: '${oc.env:HOME}'}",
+    "corpus.storage_options={aws_secret_access_key: HUSHKEY, aws_region: eu, aws_session_token: '${oc.env:HOME}'}",
     "+trainer.logger.api_key=HUSHAPI",
     "+hydra.job.env_set.MY_PASSWORD=HUSHENV",
 ]
@@ -257,12 +258,12 @@ def test_the_task_gets_what_the_configuration_on_disk_has_not(run: Callable[...,
     assert config.source.storage_options.secret == "HUSHKEY"
     assert config.source.storage_options.client_kwargs.endpoint_url == "http://u:HUSHPW@h"
     assert config.source.data_files == ["https://u:HUSHPW@host/x.parquet?sig=HUSHSIG", "c.parquet"]
-    assert config.data.source.storage_options.key == "HUSHID"
+    assert config.data.corpus.source.storage_options.key == "HUSHID"
     assert config.trainer.logger.api_key == "HUSHAPI"
     assert left_in(tmp_path) == {}
     assert not SECRETS.search(printed)
     written = OmegaConf.load(tmp_path / "out/.hydra/config.yaml")
-    assert written.data.storage_options.aws_region == "eu"
+    assert written.corpus.storage_options.aws_region == "eu"
     # A variable of the environment is named, and not looked up.
     assert "${oc.env:HOME}" in (tmp_path / "out/.hydra/config.yaml").read_text()
 
@@ -331,7 +332,7 @@ def test_tracebacks_of_bugs(run: Callable[..., tuple[Any, str]], monkeypatch: py
         "source.storage_options={secret: HUSHKEY}}",
         "source.storage_options.secrt=HUSHKEY",
         "source={storage_options: {secret: HUSHKEY}",
-        "data.uri=s3://k:HUSHKEY@b/x.lance,",
+        "corpus.uri=s3://k:HUSHKEY@b/x.lance,",
         "~source.storage_options.secret=HUSHKEY",
     ],
 )

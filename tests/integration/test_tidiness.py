@@ -18,7 +18,7 @@ from tests.support.hub import Hub
 BUILD = """
 import os, sys
 os.environ["USE_TORCH"] = "0"  # `datasets` would import torch, which takes a second
-from lightning_lance import prepare
+from lightning_lance import Corpus
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import TrainedBPE
@@ -30,7 +30,7 @@ for name, source in {{
     "parquet": DatasetSource("parquet", data_files=[place + "/*.parquet"], name="parquet"),
     "hub": DatasetSource("parquet", data_files=["hf://datasets/some/text/data/*.parquet"], name="hub"),
 }}.items():
-    store = prepare(source, TrainedBPE(vocab_size=300), data_dir="../data")
+    store = Corpus(source, TrainedBPE(vocab_size=300), data_dir="../data").prepare()
     assert store.commit.documents == 300, (name, store.commit)
 """
 
@@ -63,7 +63,7 @@ def test_nothing_stays_but_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 LOCAL = """
 import sys
-from lightning_lance import prepare
+from lightning_lance import Corpus
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
@@ -75,7 +75,8 @@ for source in (
     DatasetSource("csv", data_files=["in/*.csv"]),
 ):
     tokenizer = TrainedBPE(vocab_size=300) if source.name == "files" else ByteTokenizer()
-    print(prepare(source, tokenizer, data_dir=sys.argv[1], val_fraction=0.0).commit.documents)
+    corpus = Corpus(source, tokenizer, data_dir=sys.argv[1], val_fraction=0.0)
+    print(corpus.prepare().commit.documents)
 print(sorted(name for name in sys.modules if name in ("datasets", "transformers", "torch", "lightning")))
 """
 

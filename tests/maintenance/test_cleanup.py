@@ -8,7 +8,7 @@ from pathlib import Path
 import lance
 import pytest
 
-from lightning_lance import TokenStore, WindowLoader, prepare
+from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import SUMS, write_sums
 from lightning_lance.format.refs import read_refs
@@ -22,6 +22,7 @@ from tests.support.bucket import serving
 from tests.support.commands import run as run_in
 from tests.support.commits import NOTE as COMMIT
 from tests.support.commits import rows_of
+from tests.support.corpora import prepare
 from tests.support.merges import NOTE, append
 from tests.support.stores import ListSource, append_commit, documents
 

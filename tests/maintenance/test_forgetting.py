@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import TokenStore, WindowLoader, prepare
+from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.documents.splits import FORGOTTEN
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.format.commit import last_version
@@ -32,6 +32,7 @@ from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import serving
 from tests.support.builders import until
 from tests.support.commands import run
+from tests.support.corpora import prepare
 from tests.support.stores import Document, ListSource, documents, only_append
 from tests.support.streams import expected, provenance, streams
 

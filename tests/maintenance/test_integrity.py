@@ -226,7 +226,7 @@ REBUILDS = """
 import sys
 sys.path[:0] = [sys.argv[1]]
 from tests.support.stores import ListSource, documents
-from lightning_lance import prepare
+from tests.support.corpora import prepare
 from lightning_lance.tokenization.configs import ByteTokenizer
 source = ListSource(documents(*["some text " * 50] * 12))
 for i in range(5):

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance import prepare
 from lightning_lance.errors import BuildInterrupted, ConfigError, StoreError
 from lightning_lance.maintenance.integrity import Problem
 from lightning_lance.messages.escaping import logger, say, shown, shown_lines
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from lightning_lance import prepare
 from lightning_lance.build.coordination import LeaseTurn
 from lightning_lance.errors import SourceError, StoreError
 from lightning_lance.format.commit import last_commit
 from lightning_lance.process import build_status as status
 from lightning_lance.process.build_status import BuildStatus, StatusFile, failure_of, read_status
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
 
 

@@ -51,11 +51,12 @@ def make(*overrides: str) -> tuple[DictConfig, Any]:
 def test_the_groups_are_those_that_are_promised():
     promised = {
         "source": "files fineweb github_code github_code_clean hub jsonl parquet python_stdlib starcoder the_stack wikitext",
+        "corpus": "default",
         "tokenizer": "bpe bytes file gpt2 gpt_neox llama3 qwen3",
         "data": "default",
         "model": "gpt_medium gpt_nano gpt_small",
         "trainer": "cpu ddp fsdp gpu",
-        "experiment": "github_code_python smoke",
+        "experiment": "code_and_text github_code_python smoke",
     }
     assert {group: " ".join(options) for group, options in GROUPS.items()} == promised
 
@@ -64,10 +65,10 @@ def test_the_groups_are_those_that_are_promised():
 def test_every_source(option: str):
     _, data = make(f"source={option}", *NEEDS.get(option, []))
     assert isinstance(data, LanceDataModule)
-    assert data.source is not None
-    assert data.source.name == option
-    assert type(data.source) is (FilesSource if option in ("files", "python_stdlib") else DatasetSource)
-    assert data.source.text_filter == TextFilter()
+    assert data.corpus.source is not None
+    assert data.corpus.source.name == option
+    assert type(data.corpus.source) is (FilesSource if option in ("files", "python_stdlib") else DatasetSource)
+    assert data.corpus.source.text_filter == TextFilter()
 
 
 BASE = yaml.safe_load((CONF / "source" / "_base.yaml").read_text(encoding="utf-8"))
@@ -95,9 +96,9 @@ def test_the_base_has_what_was_the_same_in_all_sources():
 def test_every_tokenizer(option: str):
     _, data = make(f"tokenizer={option}", *NEEDS.get(option, []))
     kind = {"bpe": TrainedBPE, "bytes": ByteTokenizer, "file": TokenizerFile}.get(option, PretrainedTokenizer)
-    assert type(data.tokenizer_choice) is kind
-    if isinstance(data.tokenizer_choice, PretrainedTokenizer):
-        assert not data.tokenizer_choice.trust_remote_code
+    assert type(data.corpus.tokenizer_config) is kind
+    if isinstance(data.corpus.tokenizer_config, PretrainedTokenizer):
+        assert not data.corpus.tokenizer_config.trust_remote_code
 
 
 @pytest.mark.parametrize("option", GROUPS["model"])
@@ -127,45 +128,81 @@ def test_every_trainer(option: str):
 
 def test_the_tutorials_experiment():
     config, data = make("experiment=github_code_python")
-    assert data.source.data_files == ["hf://datasets/codeparrot/github-code/data/train-*.parquet"]
-    assert (data.source.wanted, data.source.extensions) == (["Python"], CODE_EXTENSIONS)
-    assert data.source.columns == {"text": "content", "repo": "repo_name", "path": "path", "license": "license"}
-    assert (data.tokenizer_choice.model, data.context_length) == ("EleutherAI/gpt-neox-20b", 1024)
-    assert data.budget.max_documents == 5_000_000
+    assert data.corpus.source.data_files == ["hf://datasets/codeparrot/github-code/data/train-*.parquet"]
+    assert (data.corpus.source.wanted, data.corpus.source.extensions) == (["Python"], CODE_EXTENSIONS)
+    assert data.corpus.source.columns == {"text": "content", "repo": "repo_name", "path": "path", "license": "license"}
+    assert (data.corpus.tokenizer_config.model, data.context_length) == ("EleutherAI/gpt-neox-20b", 1024)
+    assert data.corpus.budget.max_documents == 5_000_000
     assert config.model.n_layer == 12
+
+
+def test_two_corpora_have_a_source_each():
+    _, data = make("experiment=code_and_text")
+    code, text = (data.corpora[name] for name in ("code", "text"))
+    assert (code.source.name, list(code.source.wanted), code.budget.max_tokens) == (
+        "github_code",
+        ["Python"],
+        3 * 10**9,
+    )
+    assert (text.source.name, list(text.source.wanted), text.budget.max_tokens) == ("fineweb", [], 10**9)
+    assert (
+        code.tokenizer_config
+        == text.tokenizer_config
+        == PretrainedTokenizer("EleutherAI/gpt-neox-20b", "<|endoftext|>")
+    )
+    assert data.serving.mix == {"code": 3.0, "text": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("override", "places"),
+    [
+        ("data.corpus=x.lance", {"": "x.lance"}),
+        ("data.corpus={a: x.lance, b: y.lance}", {"a": "x.lance", "b": "y.lance"}),
+    ],
+)
+def test_stores_that_are_there_need_no_source_and_no_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, places: dict[str, str]
+):
+    monkeypatch.chdir(tmp_path)
+    _, data = make(override)
+    assert {name: corpus.uri for name, corpus in data.corpora.items()} == {
+        name: str(tmp_path / place) for name, place in places.items()
+    }
+    assert not [*tmp_path.iterdir()]
 
 
 def test_an_experiment_can_be_changed_on_the_command_line():
     _, data = make("experiment=github_code_python", "tokenizer=bytes", "languages=[Rust,C]", "max_documents=7")
-    assert type(data.tokenizer_choice) is ByteTokenizer
-    assert (list(data.source.wanted), data.budget.max_documents) == (["C", "Rust"], 7)
+    assert type(data.corpus.tokenizer_config) is ByteTokenizer
+    assert (list(data.corpus.source.wanted), data.corpus.budget.max_documents) == (["C", "Rust"], 7)
 
 
 def test_root_keys_reach_the_datamodule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     overrides = ["context_length=99", "languages=[Python]", "max_documents=5", "max_tokens=600", "seed=4", "data_dir=d"]
     _, data = make(*overrides)
-    assert (data.context_length, list(data.source.languages), data.seed, data.data_dir) == (
+    assert (data.context_length, list(data.corpus.source.languages), data.serving.seed, data.corpus.data_dir) == (
         99,
         ["Python"],
         4,
         str(tmp_path / "d"),
     )
-    assert (data.budget.max_documents, data.budget.max_tokens) == (5, 600)
+    assert (data.corpus.budget.max_documents, data.corpus.budget.max_tokens) == (5, 600)
 
 
 def test_the_datamodule_holds_plain_values():
     """OmegaConf's own containers would make checkpoints unreadable with weights_only=True."""
     _, data = make("source=github_code", "languages=[Python]", "+source.where.license=[mit]")
     for value in (
-        data.source.languages,
-        data.source.columns,
-        data.source.where,
-        data.source.data_files,
-        data.storage_options,
+        data.corpus.source.languages,
+        data.corpus.source.columns,
+        data.corpus.source.where,
+        data.corpus.source.data_files,
+        data.corpus.storage_options,
+        data.serving.where,
     ):
         assert not OmegaConf.is_config(value)
-    assert type(data.source.where["license"]) is list
+    assert type(data.corpus.source.where["license"]) is list
 
 
 def test_every_option_says_what_it_is_and_converts():

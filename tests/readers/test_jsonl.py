@@ -16,7 +16,6 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import prepare
 from lightning_lance.documents.columns import REPLACED
 from lightning_lance.documents.filters import OneOf, RowFilter
 from lightning_lance.errors import ConfigError, SourceError
@@ -25,6 +24,7 @@ from lightning_lance.readers.jsonl import LinesShard, NotLines
 from lightning_lance.readers.retry import is_transient
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stored import stored
 
 # A line, the text that it gives, and why it is left out.

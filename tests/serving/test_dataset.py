@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_lance import TokenStore, TokenWindows, WindowLoader, prepare
+from lightning_lance import TokenStore, TokenWindows, WindowLoader
 from lightning_lance.errors import ConfigError
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
 
 

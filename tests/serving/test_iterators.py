@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_lance import TokenStore, TokenWindows, WindowLoader, prepare
+from lightning_lance import TokenStore, TokenWindows, WindowLoader
 from lightning_lance.errors import StoreError
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.forks import in_a_fork
 from tests.support.stores import ListSource, documents
 

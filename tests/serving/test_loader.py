@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import TokenStore, WindowLoader, prepare
+from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.serving.loader import Remainder
 from lightning_lance.serving.order import Order
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
 
 MakeStore = Callable[..., TokenStore]

@@ -1,3 +1,4 @@
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -6,10 +7,13 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader
+from lightning_lance.build.options import BuildOptions
 from lightning_lance.errors import ConfigError
-from lightning_lance.serving.options import check_options
+from lightning_lance.serving.options import BatchOptions, ServingOptions, fill_in_the_middle
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer
+from lightning_lance.type_hints import options_of
+from tests.support.corpora import data_of, prepare
 from tests.support.stores import ListSource, documents
 
 # Option, wrong value, what is said. `WindowLoader` says the same, of those that are its own.
@@ -43,11 +47,9 @@ OURS = [
 ]
 
 
-@pytest.mark.parametrize("given", [{"max_documents": 5}, {"max_tokens": 10**9}, {"rebuild": True}])
-def test_what_only_a_build_can_do_is_refused_where_nothing_is_built(store: TokenStore, given: dict[str, Any]):
-    sentence = rf"^{next(iter(given))} is .*, but without a source nothing is built: leave it out"
-    with pytest.raises(ConfigError, match=sentence):
-        LanceDataModule(None, None, 8, 2, uri=store.uri, **given)
+def test_a_rebuild_is_refused_where_nothing_is_built(store: TokenStore):
+    with pytest.raises(ConfigError, match=r"^rebuild is True, but without a Corpus nothing is built: leave it out"):
+        LanceDataModule(store.uri, 8, 2, build={"rebuild": True})
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +62,17 @@ def config() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    from lightning_lance import prepare
-
     source = ListSource((*documents("x" * 900), *documents("y" * 900, language="Rust")))
     return prepare(source, ByteTokenizer(), str(tmp_path_factory.mktemp("options") / "x.lance"), val_fraction=0.0)
+
+
+def check_options(given: dict[str, Any]) -> None:
+    """Make all groups of options."""
+    BatchOptions(**{field.name: given[field.name] for field in fields(BatchOptions)})
+    ServingOptions(**{field.name: given[field.name] for field in fields(ServingOptions)})
+    build = {name: value for name, value in given.items() if name == "rebuild"}
+    options_of(BuildOptions, "build", {**given["build"], **build})
+    fill_in_the_middle(given["fim"])
 
 
 def test_what_the_command_line_gives_by_itself_can_be(config: dict[str, Any]):
@@ -81,7 +90,7 @@ def test_what_cannot_be_is_refused_before_anything_is_built(
     assert str(refused.value) == sentence
     options = {"context_length": 8, "batch_size": 2, name: value}
     with pytest.raises(ConfigError) as refused:
-        LanceDataModule(ListSource(documents("x")), ByteTokenizer(), **options)
+        data_of(ListSource(documents("x")), ByteTokenizer(), **options)
     assert str(refused.value) == sentence
 
 
@@ -108,22 +117,22 @@ def test_languages_that_the_source_will_not_give_are_refused_before_anything_is_
 ):
     source = FilesSource(["*"], root=tmp_path, languages=["Python", "Rust"])
     with pytest.raises(ConfigError) as refused:
-        LanceDataModule(source, ByteTokenizer(), 8, 2, **chosen)
+        data_of(source, ByteTokenizer(), 8, 2, **chosen)
     assert str(refused.value) == sentence
-    LanceDataModule(source, ByteTokenizer(), 8, 2, mix={"Rust": 1, "Python": 2}, where={"language": ["Rust"]})
+    data_of(source, ByteTokenizer(), 8, 2, mix={"Rust": 1, "Python": 2}, where={"language": ["Rust"]})
     # Of all that a source may have, only its documents tell.
-    LanceDataModule(FilesSource(["*"], root=tmp_path), ByteTokenizer(), 8, 2, **chosen)
+    data_of(FilesSource(["*"], root=tmp_path), ByteTokenizer(), 8, 2, **chosen)
 
 
 @pytest.mark.parametrize("number", [0, "x", True, 1.5])
 def test_tokens_to_wait_for_are_a_whole_number(number: Any):
-    with pytest.raises(ConfigError, match=r"min_tokens is .*: expected a whole number from 1 on"):
-        LanceDataModule(None, None, 8, 2, uri="x.lance", min_tokens=number)
+    with pytest.raises(ConfigError, match=r"wait_for_tokens is .*: expected a whole number from 1 on"):
+        LanceDataModule("x.lance", 8, 2, build={"wait_for_tokens": number})
 
 
 def test_tokens_that_the_tokenizer_has_not_are_refused_before_anything_is_built(tmp_path: Path):
     tokens = {"prefix_token": "<p>", "middle_token": "<m>", "suffix_token": "<s>"}
-    data = LanceDataModule(ListSource(documents("x")), ByteTokenizer(), 8, 2, data_dir=str(tmp_path), fim=tokens)
+    data = data_of(ListSource(documents("x")), ByteTokenizer(), 8, 2, data_dir=str(tmp_path), fim=tokens)
     with pytest.raises(ConfigError, match="The tokenizer has no token '<p>'"):
         data.prepare_data()
     assert not list(tmp_path.glob("*.lance"))
@@ -139,3 +148,21 @@ def test_what_a_mixture_leaves_out_is_told(store: TokenStore, tmp_path: Path, ca
         "mix has no weight for 'Rust', so no window shows it: give it one, or leave it out by where.",
         "mix has no weight for 'a', so no window shows it: give it one, or leave it out by uri.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"rebuilt": True}, "build has 'rebuilt': did you mean 'rebuild'? expected some of rebuild, commit_seconds"),
+        (["rebuild"], "build is ['rebuild']: expected a mapping of rebuild, commit_seconds"),
+        ({"commit_seconds": -1}, "commit_seconds is -1: expected a number of seconds, such as 60."),
+        ({"commit_seconds": True}, "commit_seconds is True: expected a number of seconds, such as 60."),
+        ({"commit_tokens": 0}, "commit_tokens is 0: expected a whole number from 1 on."),
+        ({"durable": "no"}, "durable is 'no': expected true or false."),
+    ],
+)
+def test_options_of_a_build_check_themselves(given: Any, sentence: str):
+    with pytest.raises(ConfigError) as refused:
+        LanceDataModule("x.lance", 8, 2, build=given)
+    assert str(refused.value).startswith(sentence)
+    assert LanceDataModule("x.lance", 8, 2, build=BuildOptions(commit_seconds=5)).build.commit_seconds == 5

@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lightning_lance import TokenStore, TokenWindows, WindowLoader, prepare
+from lightning_lance import TokenStore, TokenWindows, WindowLoader
 from lightning_lance.errors import ConfigError
 from lightning_lance.serving import selection as serving_module
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile
 from lightning_lance.tokenization.tokenizer import train_bpe
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
 
 

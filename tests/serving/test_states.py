@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import LanceDataModule, TokenStore, WindowLoader, prepare
+from lightning_lance import LanceDataModule, TokenStore, WindowLoader
 from lightning_lance.errors import StoreError
 from lightning_lance.inspection.resume import verify_resume
 from lightning_lance.serving.states import FIELDS, checked_state
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
 
 SOURCE = ListSource(
@@ -244,7 +245,7 @@ def test_a_checkpoint_of_the_first_version_is_a_state():
 
 
 def datamodule(store: TokenStore, **changes: Any) -> LanceDataModule:
-    data = LanceDataModule(None, None, 8, 4, uri=store.uri, **changes)
+    data = LanceDataModule(store.uri, 8, 4, **changes)
     data.prepare_data()
     data.setup("fit")
     return data

@@ -64,7 +64,7 @@ import json, logging, sys
 from io import BytesIO
 from pathlib import Path
 from random import Random
-from lightning_lance import prepare
+from lightning_lance import Corpus
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer
@@ -87,7 +87,10 @@ def run(hub: Hub, home: Path, script: str) -> tuple[Any, str]:
 BUILD = """
 names = {"corpus": ("parquet", "*.parquet"), "lines": ("json", "*.jsonl.gz")}
 options = dict(timeout_seconds=1.0, max_retries=12)
-built = [digest(prepare(source(name, *kind, **options), ByteTokenizer(), data_dir=folder)) for name, kind in names.items()]
+built = []
+for name, kind in names.items():
+    corpus = Corpus(source(name, *kind, **options), ByteTokenizer(), data_dir=folder)
+    built.append(digest(corpus.prepare()))
 print(json.dumps(built))
 """
 
@@ -113,7 +116,8 @@ def test_a_hub_that_stays_away_ends_the_build_with_what_is_committed(hub: Hub, t
 options = dict(shard_seed=None, timeout_seconds=2.0)
 def build(retries):
     try:
-        made = prepare(source("corpus", max_retries=retries, **options), ByteTokenizer(), data_dir="data", commit_tokens=1)
+        corpus = Corpus(source("corpus", max_retries=retries, **options), ByteTokenizer(), data_dir="data")
+        made = corpus.prepare(commit_tokens=1)
         return made.commit.documents
     except LightningLanceError as error:
         return str(error)
@@ -153,7 +157,7 @@ print(json.dumps([fails("none"), fails("corpus", columns={"text": "body"})]))
 
 def test_little_is_read(hub: Hub, tmp_path: Path):
     script = """
-made = prepare(source("many"), ByteTokenizer(), data_dir="data", max_tokens=1_000_000)
+made = Corpus(source("many"), ByteTokenizer(), data_dir="data", max_tokens=1_000_000).prepare()
 read = {}
 for name, options in {"all": {}, "Rust": {"language_column": "language", "languages": ["Rust"]}}.items():
     opened = source("corpus", shard_seed=None, **options).open()
@@ -223,7 +227,7 @@ def test_a_build_leaves_bad_shards_out_and_its_store_names_them(hub: Hub, tmp_pa
     whole = (folder / "1.parquet").read_bytes()
     (folder / "1.parquet").write_bytes(whole[: len(whole) // 2])
     script = """
-made = prepare(source("broken", shard_seed=None, on_bad_shard="skip"), ByteTokenizer(), data_dir="data")
+made = Corpus(source("broken", shard_seed=None, on_bad_shard="skip"), ByteTokenizer(), data_dir="data").prepare()
 print(json.dumps([made.commit.documents, made.commit.bad_shards, made.commit.exhausted]))
 """
     (documents, bad, exhausted), told = run(hub, tmp_path, script)
@@ -234,7 +238,7 @@ print(json.dumps([made.commit.documents, made.commit.bad_shards, made.commit.exh
 
 def test_a_build_stays_on_the_commit_that_it_first_saw(hub: Hub, tmp_path: Path):
     script = """
-made = prepare(source("moving"), ByteTokenizer(), data_dir="data", max_documents={})
+made = Corpus(source("moving"), ByteTokenizer(), data_dir="data", max_documents={}).prepare()
 now = source("moving").open().pin["revision"]
 print(json.dumps([made.commit.documents, made.commit.pin["revision"], now, digest(made)]))
 """
@@ -262,7 +266,8 @@ COMMAND = """
 from lightning_lance.cli.main import main
 sys.argv[1:] = [
     "prepare", "source=parquet", "source.data_files=[hf://datasets/own/corpus/data/*.parquet]", "max_documents=50",
-    "source.name=corpus", "tokenizer=gpt2", "tokenizer.model=tiny/letters", "tokenizer.eos_token=null", "data.val_fraction=0.0",
+    "source.name=corpus", "tokenizer=gpt2", "tokenizer.model=tiny/letters", "tokenizer.eos_token=null",
+    "corpus.val_fraction=0.0",
 ]
 main()
 """
@@ -281,12 +286,13 @@ class Model(lightning.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
 tokenizer = PretrainedTokenizer("tiny/letters")
-data = LanceDataModule(source("corpus"), tokenizer, 16, 4, data_dir="data", max_documents=50, val_fraction=0.0)
+corpus = Corpus(source("corpus"), tokenizer, data_dir="data", max_documents=50, val_fraction=0.0)
+data = LanceDataModule(corpus, 16, 4)
 lightning.Trainer(
     max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
     enable_model_summary=False, limit_val_batches=0,
 ).fit(Model(), datamodule=data)
-prepare(source("corpus"), tokenizer, data_dir="data", max_documents=50, val_fraction=0.0)
+corpus.prepare()
 """
 
 

@@ -295,12 +295,12 @@ def test_requests_are_no_lines_of_the_log_in_python_either(hub: Hub, tmp_path: P
 import logging
 logging.basicConfig(level="INFO", format="%(name)s %(levelname)s %(message)s")
 from huggingface_hub import get_session
-from lightning_lance import prepare
+from lightning_lance import Corpus
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer
 client = type(get_session()).__module__.partition(".")[0]
 print(client)
-prepare(DatasetSource("parquet", data_files=["hf://datasets/own/plain/data/*/*.parquet"]), ByteTokenizer())
+Corpus(DatasetSource("parquet", data_files=["hf://datasets/own/plain/data/*/*.parquet"]), ByteTokenizer()).prepare()
 logging.getLogger(client).info("of the user")
 print(logging.getLogger(client).level, logging.getLogger(client).filters, logging.getLogger().level)
 """

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_lance import prepare
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 
 
 def write(*names: str) -> None:

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance import prepare
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.files import FilesSource, content_identity, python_stdlib
 from lightning_lance.sources.source import BATCH_BYTES, shard_order
 from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
+from tests.support.corpora import prepare
 
 
 @pytest.fixture

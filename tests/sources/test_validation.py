@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import prepare
 from lightning_lance.build.plan import make_plan
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
+from tests.support.corpora import prepare
 from tests.support.streams import EOS, streams
 
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import TokenStore, prepare
+from lightning_lance import TokenStore
 from lightning_lance.documents.splits import SPLITS, split_codes
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.store.provenance import document_lists, stored_hashes
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import Document, ListSource
 
 LONG = 5000  # over three blocks

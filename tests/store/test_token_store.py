@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_lance import TokenStore, prepare
+from lightning_lance import TokenStore
 from lightning_lance.build.packing import Packer
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format.commit import replace_fragments
@@ -21,6 +21,7 @@ from lightning_lance.format.rows import BLOCK
 from lightning_lance.maintenance.compaction import clean_up
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, append_commit, documents, only_append, packed
 from tests.support.written import EOS, NOTE, write
 

@@ -1,6 +1,7 @@
 """A real S3 server on loopback, for stores and sources in a bucket."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,6 +55,19 @@ class Bucket:
         self.wrap(around)
 
 
+def _one_at_a_time(app: Any) -> Any:
+    """Make conditional writes atomic, as S3 has them: the server looks for an object first, and then writes it."""
+    lock = threading.Lock()
+
+    def serves(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ["REQUEST_METHOD"] != "PUT":
+            return app(environ, start_response)
+        with lock:
+            return app(environ, start_response)
+
+    return serves
+
+
 @contextmanager
 def serving() -> Iterator[Bucket]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -61,6 +75,7 @@ def serving() -> Iterator[Bucket]:
     server.start()
     try:
         bucket = Bucket(server)
+        bucket.wrap(_one_at_a_time)
         # What it holds is held for the process, by whatever server.
         urlopen(Request(f"{bucket.endpoint}/moto-api/reset", method="POST")).close()
         bucket.client.create_bucket(Bucket="bucket")

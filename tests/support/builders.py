@@ -76,9 +76,9 @@ def run(line: str) -> None:
     """What a child does: build, and write down how it went."""
     import logging
 
-    from lightning_lance import prepare
     from lightning_lance.process import files, locks
     from lightning_lance.tokenization.configs import ByteTokenizer
+    from tests.support.corpora import prepare
 
     asked = json.loads(line)
     told: dict[str, Any] = {"messages": []}

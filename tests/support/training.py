@@ -11,6 +11,7 @@ import torch
 
 from lightning_lance import LanceDataModule
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.corpora import data_of
 from tests.support.stores import ListSource, documents
 
 SOURCE = ListSource(documents(*["".join(random.Random(i).choices("abcdefghij \n", k=200)) for i in range(40)]))
@@ -52,7 +53,7 @@ class Recorder(lightning.LightningModule):
 
 def make_data(folder: Path, **changes: Any) -> LanceDataModule:
     arguments = {"context_length": 32, "batch_size": 8, "val_fraction": 0.2, **changes}
-    return LanceDataModule(SOURCE, ByteTokenizer(), data_dir=str(folder), **arguments)
+    return data_of(SOURCE, ByteTokenizer(), data_dir=str(folder), **arguments)
 
 
 def make_trainer(folder: Path, **changes: Any) -> lightning.Trainer:

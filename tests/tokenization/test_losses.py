@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from lightning_lance import prepare
 from lightning_lance.errors import ConfigError
 from lightning_lance.tokenization.configs import TokenizerFile
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer
+from tests.support.corpora import prepare
 from tests.support.small_tokenizers import byte_level, repositories, sentence_piece, unigram
 from tests.support.stores import ListSource, documents
 

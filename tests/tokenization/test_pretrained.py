@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from lightning_lance import prepare
-from lightning_lance.build.plan import make_plan, tokenizer_beside
+from lightning_lance.build.kept_tokenizer import tokenizer_beside
+from lightning_lance.build.plan import make_plan
 from lightning_lance.errors import ConfigError
 from lightning_lance.location import ORIGIN
 from lightning_lance.tokenization import configs
 from lightning_lance.tokenization.configs import PretrainedTokenizer, TokenizerFile
 from lightning_lance.tokenization.pretrained import as_transformers_reads, read_beside
 from lightning_lance.tokenization.tokenizer import Tokenizer
+from tests.support.corpora import prepare
 from tests.support.hub import Hub
 from tests.support.small_tokenizers import EOS, LLAMA3, repositories, token, tokenizer_json, write_repository
 from tests.support.stores import ListSource, documents

@@ -1,6 +1,6 @@
 """lightning-lance: one document whose lines are numbered, so that a window tells where it begins."""
 
-from lightning_lance import TokenStore, WindowLoader, prepare
+from lightning_lance import Corpus, TokenStore, WindowLoader
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer
 
@@ -19,9 +19,8 @@ def store(folder, count, per_file):
     # One context more than windows, for the phase; the last token is EOS.
     lines = "".join(map(_LINE.format, range((count + 1) * CONTEXT_LENGTH // 8)))
     (folder / "lines.txt").write_text(lines[:-1])
-    built = prepare(
-        FilesSource(["lines.txt"], root=str(folder)), ByteTokenizer(), uri=str(folder / "store.lance"), val_fraction=0.0
-    )
+    source = FilesSource(["lines.txt"], root=str(folder))
+    built = Corpus(source, ByteTokenizer(), str(folder / "store.lance"), val_fraction=0.0).prepare()
     if WindowLoader(built, CONTEXT_LENGTH, 1).num_windows != count:
         raise AssertionError("The store has another number of windows than was asked for.")
 

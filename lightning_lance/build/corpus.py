@@ -1,0 +1,327 @@
+"""`Corpus`: what is stored, and where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_lance.build.kept_tokenizer import tokenizer_beside
+from lightning_lance.build.options import BuildOptions
+from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, open_prepared
+from lightning_lance.build.runner import build
+from lightning_lance.build.waiting import wait_for
+from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
+from lightning_lance.documents.splits import check_val_fraction
+from lightning_lance.errors import ConfigError
+from lightning_lance.location import checked_storage_options, given_place, is_local
+from lightning_lance.messages.escaping import logger
+from lightning_lance.messages.formatting import pluralize
+from lightning_lance.sources.local_paths import data_folder
+from lightning_lance.sources.source import Source
+from lightning_lance.store.token_store import TokenStore
+from lightning_lance.tokenization.configs import TokenizerConfig, TrainedBPE
+from lightning_lance.tokenization.tokenizer import Tokenizer
+from lightning_lance.type_hints import as_text, check_source, check_tokenizer, not_a_corpus
+
+_log = logger(__name__)
+
+
+class Corpus:
+    """What is stored, and where: the documents of a source, the tokenizer, the budget, and the share for validation.
+
+    Making one reads nothing. All that decides the stored tokens goes into the `fingerprint`; a larger budget continues the
+    same store.
+
+    Args:
+        source: Where the documents come from.
+        tokenizer: Which tokenizer.
+        uri: Place of the store, local or in an object store; None derives it from the fingerprint, under `data_dir`.
+        data_dir: Folder of the stores whose place is derived, and of trained tokenizers.
+        max_documents: Budget in documents; None for no bound.
+        max_tokens: Budget in tokens, EOS included; None for no bound.
+        val_fraction: Share of the documents (of the repositories, where known) for validation.
+        max_document_bytes: Longest text that is encoded at once, in bytes of UTF-8.
+        long_documents: `split` encodes longer ones in pieces, `skip` leaves them out.
+        storage_options: Credentials and the like for an object store.
+
+    Attributes:
+        source: As given.
+        tokenizer_config: The tokenizer as given.
+        budget: Documents and tokens to store.
+        data_dir: As given, absolute.
+        storage_options: As given.
+
+    Raises:
+        ConfigError: If an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: TokenizerConfig,
+        uri: str | os.PathLike[str] | None = None,
+        *,
+        data_dir: str | os.PathLike[str] = "data",
+        max_documents: int | None = None,
+        max_tokens: int | None = None,
+        val_fraction: float = 0.01,
+        max_document_bytes: int = MAX_DOCUMENT_BYTES,
+        long_documents: Literal["split", "skip"] = "split",
+        storage_options: Mapping[str, str] | None = None,
+    ) -> None:
+        check_source(source)
+        check_tokenizer(tokenizer)
+        check_val_fraction(val_fraction)
+        LongDocuments(max_document_bytes, long_documents)
+        uri = as_text(uri)
+        self.source = source
+        self.tokenizer_config = tokenizer
+        self.budget = Budget(max_documents, max_tokens)
+        self.storage_options = checked_storage_options("storage_options", storage_options)
+        # As it is now, whatever folder the process changes to later.
+        self._given_uri = None if uri is None or (isinstance(uri, str) and not uri) else given_place(uri)
+        self.data_dir = data_folder(as_text(data_dir))
+        self._val_fraction = val_fraction
+        self._max_document_bytes = max_document_bytes
+        self._long_documents: Literal["split", "skip"] = long_documents
+
+    def __repr__(self) -> str:
+        return f"Corpus({self.source!r}, {self.tokenizer_config!r}, {str(self.budget)!r})"
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The fingerprint with all that it is made of. May train the tokenizer; reads no other documents."""
+        return make_plan(
+            self.source,
+            self.tokenizer_config,
+            self._given_uri,
+            data_dir=self.data_dir,
+            val_fraction=self._val_fraction,
+            max_document_bytes=self._max_document_bytes,
+            long_documents=self._long_documents,
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides the stored tokens, and of nothing else. The budget is no part of it."""
+        return self.plan.fingerprint
+
+    @property
+    def uri(self) -> str:
+        """Place of the store."""
+        return self.plan.uri
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is on a disk of this machine. Known without the fingerprint."""
+        return self._given_uri is None or is_local(self._given_uri)
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest id of the tokenizer plus one: what the model's embedding needs. Needs no store."""
+        return self.plan.chosen.identity.vocab_size
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The loaded tokenizer. ConfigError if it cannot be had."""
+        return self.plan.tokenizer
+
+    def tokenizer_digests(self) -> set[str]:
+        """Return the hashes by which stores may name the tokenizer."""
+        return {self.plan.chosen.identity.digest, str(self.plan.recipe["tokenizer"])}
+
+    def prepare(
+        self,
+        *,
+        rebuild: bool = False,
+        commit_seconds: float = 60.0,
+        commit_tokens: int | None = None,
+        durable: bool = True,
+        wait_for_tokens: int | None = None,
+    ) -> TokenStore:
+        """Build the store if it is not there or not complete, and open it.
+
+        A store that meets the budget is opened, and nothing is read. An unfinished one, or one with a smaller budget, is
+        continued after its last commit. One process builds; others that ask for the same store wait for it.
+
+        Args: as for `BuildOptions`.
+
+        Returns:
+            The store, at the first version that meets the budget; with `wait_for_tokens`, at its newest.
+
+        Raises:
+            ConfigError: If source, tokenizer, budget or an option cannot be used.
+            SourceError: If the source cannot be read, or has no documents.
+            StoreError: If another store is at `uri`, and `rebuild` does not allow to replace it.
+            BuildInterrupted: After Ctrl-C.
+        """
+        options = BuildOptions(
+            rebuild=rebuild,
+            commit_seconds=commit_seconds,
+            commit_tokens=commit_tokens,
+            durable=durable,
+            wait_for_tokens=wait_for_tokens,
+        )
+        self.run(options)
+        return self.open(growing=wait_for_tokens is not None)
+
+    def run(self, options: BuildOptions) -> None:
+        """Build, or wait; see `prepare`, which opens the store too."""
+        if options.wait_for_tokens is not None:
+            wait_for(self.uri, options.wait_for_tokens, self.storage_options)
+        elif build(self.source, self.plan, self.budget, options, self.storage_options):
+            self._warn_without_validation(self.open())
+
+    def open(self, *, growing: bool = False) -> TokenStore:
+        """Open the store, which must be complete.
+
+        Args:
+            growing: Take the newest version of a store that may still be built.
+
+        Returns:
+            The store, at the first version that meets the budget.
+
+        Raises:
+            StoreError: If it is not there, not complete, or of another corpus.
+        """
+        if not growing:
+            return open_prepared(self.plan, self.budget, self.storage_options)
+        store = TokenStore.open(self.uri, storage_options=self.storage_options)
+        check_same(store.commit, self.plan)
+        return store
+
+    def _warn_without_validation(self, store: TokenStore) -> None:
+        wanted = self._val_fraction or self.source.has_validation
+        if not wanted or store.num_tokens("val"):
+            return
+        why = "the source gave none"
+        if not self.source.has_validation:
+            documents = pluralize(store.commit.documents, "document")
+            why = f"of {documents} none fell to val_fraction={self._val_fraction}"
+        _log.warning(
+            "The token store %s has nothing to validate on, since %s: %sanother val_fraction makes another store.",
+            self.uri,
+            why,
+            "" if store.commit.exhausted else "a larger budget adds to it, and ",
+        )
+
+
+@dataclass(frozen=True)
+class ReadyStore:
+    """A store that was built elsewhere: it is served as it is.
+
+    Attributes:
+        uri: Its place.
+        storage_options: Credentials and the like for an object store.
+    """
+
+    uri: str
+    storage_options: Mapping[str, str] = field(repr=False)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is on a disk of this machine."""
+        return is_local(self.uri)
+
+    @property
+    def vocab_size(self) -> int:
+        """Largest id of the tokenizer plus one. StoreError if there is no store yet."""
+        return self.open().commit.vocab_size
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the store. ConfigError if it is not kept beside it."""
+        return tokenizer_beside(self.open())
+
+    def tokenizer_digests(self) -> set[str]:
+        """Return the hashes by which the store may name its tokenizer. StoreError if there is no store yet."""
+        return {str(self.open().commit.recipe.get("tokenizer"))}
+
+    def run(self, options: BuildOptions) -> None:
+        """Wait for tokens, if that is asked for; else there is nothing to do."""
+        if options.wait_for_tokens is not None:
+            wait_for(self.uri, options.wait_for_tokens, self.storage_options)
+
+    def open(self, *, growing: bool = True) -> TokenStore:
+        """Open the newest version."""
+        return TokenStore.open(self.uri, storage_options=self.storage_options)
+
+
+def corpora_of(given: Any, storage_options: Mapping[str, str] | None) -> dict[str, Corpus | ReadyStore]:
+    """Return what is to be served, by name.
+
+    Args:
+        given: A corpus, the place of a store, or a mapping of names to these.
+        storage_options: Credentials and the like for the places of stores.
+
+    Returns:
+        A single one has the name "", whether it was given by a name or not.
+
+    Raises:
+        ConfigError: If something else was given, or the options are for none of them.
+    """
+    options = checked_storage_options("storage_options", storage_options)
+    if isinstance(given, Mapping):
+        if not given:
+            raise ConfigError("corpus is an empty mapping: expected a name for each corpus or store.")
+        corpora = {_name(name): _corpus_of(f"corpus.{name}", value, options) for name, value in given.items()}
+    else:
+        corpora = {"": _corpus_of("corpus", given, options)}
+    if options and not any(isinstance(corpus, ReadyStore) for corpus in corpora.values()):
+        raise ConfigError(
+            "storage_options of the data are for stores that are given by their place: give those of a corpus that is built "
+            "to the Corpus (corpus.storage_options for a command)."
+        )
+    if len(corpora) > 1:
+        _check_trained_once(corpora)
+        return corpora
+    return {"": next(iter(corpora.values()))}
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"corpus has the name {name!r}: expected a word for each corpus or store, such as code.")
+    return name
+
+
+def _corpus_of(name: str, value: Any, storage_options: Mapping[str, str]) -> Corpus | ReadyStore:
+    value = as_text(value)
+    if isinstance(value, Corpus):
+        return value
+    if isinstance(value, str) and value.strip():
+        return ReadyStore(given_place(value, name), storage_options)
+    if isinstance(value, Path | os.PathLike):
+        return ReadyStore(given_place(os.fspath(value), name), storage_options)
+    raise not_a_corpus(name, value)
+
+
+def _check_trained_once(corpora: Mapping[str, Corpus | ReadyStore]) -> None:
+    """Refuse tokenizers that are trained on several sources, before they are trained and the stores are built."""
+    built = {name: corpus for name, corpus in corpora.items() if isinstance(corpus, Corpus)}
+    trained = [name for name, corpus in built.items() if isinstance(corpus.tokenizer_config, TrainedBPE)]
+    one_source = all(corpus.source == next(iter(built.values())).source for corpus in built.values())
+    if trained and not one_source:
+        raise ConfigError(
+            f"The tokenizer of the corpus {trained[0]!r} is trained on its own source, and a model reads one tokenizer only: "
+            "prepare one corpus by itself, and give TokenizerFile of the x.tokenizer.json beside its store x.lance to all."
+        )
+
+
+def check_one_tokenizer(corpora: Mapping[str, Corpus | ReadyStore]) -> None:
+    """Check that several corpora have one tokenizer, before anything is built.
+
+    Raises:
+        ConfigError: Naming two that differ.
+        StoreError: If a store that was built elsewhere is not there.
+    """
+    digests = {name: corpus.tokenizer_digests() for name, corpus in corpora.items()} if len(corpora) > 1 else {}
+    first = next(iter(digests), "")
+    for name, mine in digests.items():
+        if mine.isdisjoint(digests[first]):
+            raise ConfigError(
+                f"The corpora {first!r} and {name!r} have different tokenizers, and a model reads one only: give both the same."
+            )

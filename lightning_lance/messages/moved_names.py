@@ -1,0 +1,57 @@
+"""Arguments and keys of earlier versions, and what they are called by now."""
+
+from __future__ import annotations
+
+_CORPUS = ("uri", "data_dir", "max_documents", "max_tokens", "val_fraction", "max_document_bytes", "long_documents")
+_BUILD = {
+    "rebuild": "rebuild",
+    "commit_seconds": "commit_seconds",
+    "durable": "durable",
+    "min_tokens": "wait_for_tokens",
+}
+# Of the keys of a configuration, those that are at its root.
+_AT_ROOT = ("data_dir", "max_documents", "max_tokens")
+
+
+def moved_argument(name: str) -> str | None:
+    """Return where an argument that `LanceDataModule` had is by now; None for any other name."""
+    if name in ("source", "tokenizer"):
+        return (
+            f"LanceDataModule has no {name}: give it a corpus, LanceDataModule(Corpus(source, tokenizer), context_length, "
+            "batch_size), or the place of a store."
+        )
+    if name == "uri":
+        return (
+            "LanceDataModule has no uri: give it the place of a store as the corpus, LanceDataModule(uri, context_length, "
+            "batch_size); the place of one that is built belongs to the Corpus."
+        )
+    if name in _CORPUS:
+        return (
+            f"LanceDataModule has no {name}: it belongs to the corpus, LanceDataModule(Corpus(source, tokenizer, "
+            f"{name}=...), context_length, batch_size)."
+        )
+    if name in _BUILD:
+        return f"LanceDataModule has no {name}: it is about the build, build={{'{_BUILD[name]}': ...}}."
+    return None
+
+
+def moved_key(key: str) -> str | None:
+    """Return where a key of the configuration is by now; None for any other."""
+    group, _, name = key.partition(".")
+    if group != "data":
+        return None
+    if name in ("source", "tokenizer"):
+        chosen = f"{name} is chosen as {name}=..., and a store that is there is served by data.corpus=PLACE"
+        return f"There is no key {key!r}: {chosen}."
+    if name == "uri":
+        return (
+            "There is no key 'data.uri': the place of a store that is built is corpus.uri, and a store that is there is served "
+            "by data.corpus=PLACE."
+        )
+    if name in _AT_ROOT:
+        return f"There is no key {key!r}: it is {name}."
+    if name in _CORPUS:
+        return f"There is no key {key!r}: it is corpus.{name}."
+    if name in _BUILD:
+        return f"There is no key {key!r}: it is build.{_BUILD[name]}."
+    return None

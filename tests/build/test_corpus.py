@@ -1,0 +1,164 @@
+"""What is stored, as one object: built, found, named, and mixed with others."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+
+from lightning_lance import Corpus, LanceDataModule
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.tokenization import ByteTokenizer, TokenizerFile, TrainedBPE
+from lightning_lance.tokenization.tokenizer import train_bpe
+from tests.support.stores import ListSource, documents
+from tests.support.training import Recorder, make_trainer
+
+CODE = ListSource(documents(*["abc" * 90] * 20))
+TEXT = ListSource(documents(*["xyz" * 90] * 20))
+
+
+def letters_of(model: Recorder) -> list[set[str]]:
+    """The letters of each training window."""
+    windows = [window for batch in model.seen["train"] for window in batch]
+    return [{chr(token) for token in window if token < 256} for window in windows]
+
+
+def test_a_corpus_is_built_once_and_found_again(tmp_path: Path):
+    corpus = Corpus(CODE, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
+    with pytest.raises(StoreError, match="There is no committed token store"):
+        corpus.open()
+    store = corpus.prepare()
+    assert (store.uri, store.fingerprint, store.commit.vocab_size) == (
+        corpus.uri,
+        corpus.fingerprint,
+        corpus.vocab_size,
+    )
+    again = Corpus(CODE, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
+    assert again.open().version == store.version
+    assert corpus.tokenizer.digest == again.tokenizer.digest
+
+
+def test_the_budget_is_no_part_of_the_fingerprint_and_a_larger_one_continues(tmp_path: Path):
+    small, large = (Corpus(CODE, ByteTokenizer(), data_dir=tmp_path, max_documents=number) for number in (5, 9))
+    assert small.fingerprint == large.fingerprint
+    assert small.prepare().commit.documents == 5
+    with pytest.raises(StoreError, match="is unfinished"):
+        large.open()
+    assert large.prepare().commit.documents == 9
+
+
+def test_several_corpora_are_built_and_mixed_by_name(tmp_path: Path):
+    text = Corpus(TEXT, ByteTokenizer(), tmp_path / "text.lance", val_fraction=0.0)
+    text.prepare()
+    code = Corpus(CODE, ByteTokenizer(), data_dir=tmp_path / "data", val_fraction=0.0)
+    data = LanceDataModule({"code": code, "text": tmp_path / "text.lance"}, 16, 8, mix={"code": 3, "text": 1})
+    model = Recorder()
+    make_trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(model, datamodule=data)
+    found = letters_of(model)
+    assert len(found) == 32
+    assert sum(letters <= {*"abc"} for letters in found) == 24
+    assert sum(letters <= {*"xyz"} for letters in found) == 8
+    assert Path(code.uri).exists()
+
+
+def test_several_corpora_without_weights_are_served_alike(tmp_path: Path):
+    corpora = {
+        name: Corpus(source, ByteTokenizer(), data_dir=tmp_path / name, val_fraction=0.0)
+        for name, source in {"code": CODE, "text": TEXT}.items()
+    }
+    model = Recorder()
+    make_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(model, datamodule=LanceDataModule(corpora, 16, 4))
+    assert {frozenset(letters) for letters in letters_of(model)} == {frozenset("abc"), frozenset("xyz")}
+
+
+def test_a_run_of_several_corpora_is_resumed(tmp_path: Path):
+    def fit(steps: int, checkpoint: Path | None = None) -> tuple[Recorder, lightning.Trainer]:
+        corpora = {
+            name: Corpus(source, ByteTokenizer(), data_dir=tmp_path / name, val_fraction=0.0)
+            for name, source in {"code": CODE, "text": TEXT}.items()
+        }
+        data = LanceDataModule(corpora, 16, 4, mix={"code": 1, "text": 2}, seed=5)
+        model, trainer = Recorder(), make_trainer(tmp_path, max_steps=steps, limit_val_batches=0)
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+        return model, trainer
+
+    whole, _ = fit(6)
+    first, trainer = fit(3)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    second, _ = fit(6, tmp_path / "x.ckpt")
+    assert first.seen["train"] + second.seen["train"] == whole.seen["train"]
+
+
+def tokenizer_of(folder: Path, text: str) -> TokenizerFile:
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(train_bpe([[text] * 9], 260).to_json())
+    return TokenizerFile(str(folder), "<|endoftext|>")
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_different_tokenizers_are_refused_before_anything_is_built(tmp_path: Path, ready: bool):
+    code = Corpus(CODE, tokenizer_of(tmp_path / "a", "abc"), data_dir=tmp_path / "code")
+    text = Corpus(TEXT, tokenizer_of(tmp_path / "b", "xyz"), data_dir=tmp_path / "text")
+    other: Any = text.prepare().uri if ready else text
+    with pytest.raises(ConfigError, match="The corpora 'code' and 'text' have different tokenizers"):
+        LanceDataModule({"code": code, "text": other}, 16, 8).prepare_data()
+    assert not (tmp_path / "code").exists()
+
+
+def test_tokenizers_that_would_be_trained_on_each_source_are_refused_at_once(tmp_path: Path):
+    code, text = (Corpus(source, TrainedBPE(300), data_dir=tmp_path) for source in (CODE, TEXT))
+    with pytest.raises(
+        ConfigError, match=r"'code' is trained on its own source.*TokenizerFile of the x\.tokenizer\.json"
+    ):
+        LanceDataModule({"code": code, "text": text}, 16, 8)
+    code.prepare()
+    kept = TokenizerFile(code.uri.replace(".lance", ".tokenizer.json"))
+    corpora = {"code": code, "text": Corpus(TEXT, kept, data_dir=tmp_path)}
+    LanceDataModule({**corpora, "code": Corpus(CODE, kept, data_dir=tmp_path)}, 16, 8).prepare_data()
+
+
+@pytest.mark.parametrize(
+    ("corpus", "sentence"),
+    [
+        ({}, "corpus is an empty mapping"),
+        ({1: "x.lance"}, "corpus has the name 1: expected a word"),
+        ({"a": None, "b": "x.lance"}, "corpus.a is None: expected a Corpus"),
+        (["a.lance", "b.lance"], "give several by name, as in {'code': corpus, 'prose': 'prose.lance'}"),
+        (CODE, "make a corpus of it, as in Corpus(source, tokenizer)"),
+        ("", "corpus is '': expected a Corpus, the place of a store"),
+    ],
+)
+def test_what_is_no_corpus_is_named(corpus: Any, sentence: str):
+    with pytest.raises(ConfigError) as refused:
+        LanceDataModule(corpus, 16, 8)
+    assert sentence in str(refused.value)
+
+
+def test_names_in_mix_are_those_of_the_corpora():
+    with pytest.raises(ConfigError, match=r"mix has 'cod': did you mean 'code'\? expected names of the stores, code"):
+        LanceDataModule({"code": "a.lance", "text": "b.lance"}, 16, 8, mix={"cod": 1})
+
+
+def test_options_of_a_bucket_belong_to_the_corpus_that_is_built():
+    with pytest.raises(ConfigError, match=r"are for stores that are given by their place.*corpus\.storage_options"):
+        LanceDataModule(Corpus(CODE, ByteTokenizer()), 16, 8, storage_options={"aws_region": "eu"})
+    shown = repr(LanceDataModule("s3://b/x.lance", 16, 8, storage_options={"aws_secret_access_key": "hunter2"}))
+    assert "hunter2" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"source": CODE, "tokenizer": ByteTokenizer()}, "LanceDataModule has no source: give it a corpus"),
+        ({"uri": "x.lance"}, "LanceDataModule has no uri: give it the place of a store as the corpus"),
+        ({"max_tokens": 5}, r"LanceDataModule has no max_tokens: it belongs to the corpus, .*max_tokens=\.\.\."),
+        ({"min_tokens": 5}, r"LanceDataModule has no min_tokens: it is about the build, build=\{'wait_for_tokens'"),
+    ],
+)
+def test_arguments_of_earlier_versions_are_told_with_their_new_place(arguments: dict[str, Any], sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        LanceDataModule(context_length=16, batch_size=8, **arguments)
+    with pytest.raises(ConfigError, match="LanceDataModule has no source"):
+        LanceDataModule(CODE, ByteTokenizer(), 16, 8)  # type: ignore[misc]
+    with pytest.raises(ImportError, match=r"Corpus\(source, tokenizer, \.\.\.\)\.prepare\(\)"):
+        from lightning_lance import prepare  # noqa: F401
