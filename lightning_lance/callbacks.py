@@ -1,4 +1,4 @@
-"""A last checkpoint when a scheduler takes the machine back."""
+"""Save a last checkpoint when a scheduler preempts the job."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 
 class SaveOnTermination(Callback):
-    """Saves `last.ckpt` where Lightning stops because of SIGTERM: between two steps, on all ranks, so that nothing is lost.
+    """Saves `last.ckpt` when Lightning stops for SIGTERM, which is between two steps and on all ranks, so no work is lost.
 
-    Not for other exceptions, Ctrl-C among them: they come in the middle of a step, when the batch has been taken and not yet
-    learned from.
+    It ignores other exceptions, Ctrl-C among them: they come in the middle of a step, after the batch was consumed and
+    before the model learned from it.
 
     Args:
         dirpath: Folder of the checkpoint.
@@ -22,6 +22,6 @@ class SaveOnTermination(Callback):
         self._file = str(Path(dirpath, "last.ckpt"))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, if it is SIGTERM."""
+        """Save a checkpoint if the exception is SIGTERM."""
         if isinstance(exception, SIGTERMException):
             trainer.save_checkpoint(self._file)

@@ -18,7 +18,7 @@ class Raises(lightning.Callback):
 
 @pytest.mark.parametrize(("exception", "saved"), [(SIGTERMException(), True), (ValueError("a bug"), False)])
 def test_only_sigterm_saves(tmp_path: Path, exception: BaseException, saved: bool):
-    """That the checkpoint is exact, with a real signal, is in test_resume.py."""
+    """test_resume.py checks with a real signal that the checkpoint is exact."""
     trainer = make_trainer(
         tmp_path, callbacks=[Raises(exception), SaveOnTermination(str(tmp_path / "new"))], max_steps=3
     )

@@ -28,14 +28,8 @@ from lightning_lance.format.commit import append_commit, last_version
 from lightning_lance.format.lance_io import PendingFragments, conflict
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links
-from lightning_lance.maintenance.compaction import (
-    FULL_BYTES,
-    clean_up,
-    commit_final,
-    compact,
-    fence_stale_builders,
-    find_orphans,
-)
+from lightning_lance.maintenance.compaction import FULL_BYTES, commit_final, compact
+from lightning_lance.maintenance.removal import clean_up, fence_stale_builders, find_orphans
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import nearest
 from lightning_lance.sources.source import OpenedSource, Source

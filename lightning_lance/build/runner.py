@@ -20,7 +20,7 @@ from lightning_lance.errors import (
     StoreError,
 )
 from lightning_lance.format.commit import last_version
-from lightning_lance.format.lance_io import dataset_at, fragments_of, refuse_in_fork, remove_aside, remove_store
+from lightning_lance.format.lance_io import dataset_at, finish_removal, fragments_of, refuse_in_fork, remove_store
 from lightning_lance.format.lance_names import VERSIONS
 from lightning_lance.format.lineage import check_unchanged
 from lightning_lance.format.metadata import CommitMetadata
@@ -204,7 +204,7 @@ class _Runner:
             remove_store(plan.uri, self._storage_options)
             _log.warning("The token store %s, which another recipe made, is replaced.", plan.uri)
         else:  # a rebuild may have been killed while it removed the old store
-            remove_aside(plan.uri)
+            finish_removal(plan.uri)
         return build
 
     def _failed(self, turn: BuildCoordinator, error: Exception) -> Exception:

@@ -1,7 +1,7 @@
-"""Checksums of the files that cannot hold their own: the manifests and transactions of a store, in one small file beside them.
+"""Checksums of the manifests and transactions of a store, in one small file beside them.
 
-It is written after each commit and clean-up. Killed in between, a builder leaves a newest version without one; the next
-commit makes up for it.
+The file is written after each commit and clean-up. A builder killed in between leaves its newest version without checksums;
+the next commit adds them.
 """
 
 from __future__ import annotations
@@ -48,29 +48,32 @@ class Root:
 
     Args:
         uri: The store.
-        storage_options: Credentials and such for object stores.
+        storage_options: Credentials and other options of object stores.
     """
 
     def __init__(self, uri: str, storage_options: Mapping[str, str] | None) -> None:
+        # Local files are not read through Lance: it lists nothing if one name is not UTF-8, respells some names, and blocks
+        # on a pipe.
         self._folder = None if "://" in uri else Path(uri)
         options = lance_options(storage_options)
         with opening(uri):
             self._session = LanceFileSession(uri, options)
 
     def list(self, folder: str) -> list[str]:
-        """List the files of a folder, by path."""
-        if self._folder is not None:  # Lance lists nothing where one name is not UTF-8
-            return [path for name in self.names(folder) if (self._folder / (path := f"{folder}/{name}")).is_file()]
-        return [str(path) for path in self._session.list(folder)]
+        """Return the paths of the files in a folder."""
+        if self._folder is None:
+            return [str(path) for path in self._session.list(folder)]
+        paths = [f"{folder}/{name}" for name in self.names(folder)]
+        return [path for path in paths if self.contains(path)]
 
     def contains(self, path: str) -> bool:
-        """Tell whether there is such a file."""
-        if self._folder is not None:  # Lance would wait for what comes out of a pipe
+        """Return whether a file exists."""
+        if self._folder is not None:
             return (self._folder / path).is_file()
         return bool(self._session.contains(path))
 
     def names(self, folder: str) -> Sequence[str]:
-        """List the names in a folder, also those that Lance's own listing stumbles over; nothing of folders below it."""
+        """Return the names in a folder, without those in folders below it."""
         if self._folder is not None:
             try:
                 return sorted(os.listdir(self._folder / folder))  # noqa: PTH208 - names, also of folders and broken links
@@ -81,21 +84,22 @@ class Root:
 
     def delete_file(self, path: str) -> None:
         """Remove a file."""
-        if self._folder is not None:  # Lance spells some names in another way
+        if self._folder is not None:
             (self._folder / path).unlink(missing_ok=True)
             return
         self._session.delete_file(path)
 
     def content(self, path: str) -> bytes:
-        """Read a small file."""
-        if self._folder is not None:  # nothing for the folder of temporary files, where a kill would leave it
+        """Return the bytes of a small file."""
+        # A local file needs no temporary folder, which a kill would leave behind.
+        if self._folder is not None:
             return content_of(self._folder / path)
         with tempfile.TemporaryDirectory() as folder:
             self._session.download_file(path, str(Path(folder, "file")))
             return Path(folder, "file").read_bytes()
 
     def put(self, path: str, text: str) -> None:
-        """Write a small file, as a whole or not at all."""
+        """Write a small file atomically."""
         if self._folder is not None:
             write_atomic(self._folder / path, text)
             return
@@ -105,90 +109,91 @@ class Root:
             self._session.upload_file(str(file), path)
 
 
-def root_session(uri: str, storage_options: Mapping[str, str] | None) -> Root:
-    """Open the folder of a store, local or in a bucket."""
-    return Root(uri, storage_options)
-
-
 def listed(session: Root) -> set[str]:
-    """List the manifests and transactions that are there, by path."""
-    # Beside them lie the hint of the newest version, what a killed writer left half-written, and what others put there.
-    paths = {f"{folder}/{Path(path).name}" for folder in (VERSIONS, TRANSACTIONS) for path in session.list(folder)}
-    return {path for path in paths if of_a_version(path)}
+    """Return the paths of all manifests and transactions."""
+    paths = []
+    for folder in (VERSIONS, TRANSACTIONS):
+        paths += [f"{folder}/{Path(path).name}" for path in session.list(folder)]
+    # The folders also hold the hint of the newest version, half-written files, and files of other programs.
+    return set(filter(of_a_version, paths))
 
 
 def sum_of(session: Root, path: str) -> Sum:
-    """Hash a small file."""
+    """Return the size and hash of a small file."""
     content = session.content(path)
     return Sum(len(content), xxhash.xxh3_64_hexdigest(content))
 
 
 def write_sums(uri: str, storage_options: Mapping[str, str] | None, only: Collection[int] | None = None) -> bool:
-    """Bring the checksums up to date. Those that are known are kept: they tell of files as they were written.
+    """Update the checksums. Known ones are kept, since they are of the files as they were written.
 
-    The list is also how a clean-up and a run that tags a version see each other (`stays`): the clean-up takes versions off
-    the list before it looks at the tags once more, and the run looks at the list after it has made its tag. So a version
-    that is off the list comes back only by `only`.
+    The list also coordinates a clean-up with a run that tags a version (`stays`). The clean-up removes versions from the
+    list before it checks the tags once more, and the run checks the list after it has made its tag. So only `only` puts a
+    version back on the list.
 
     Args:
         uri: The store.
-        storage_options: Credentials and such for object stores.
-        only: Versions to list, before the others are removed; None for those that are listed, and newer ones.
+        storage_options: Credentials and other options of object stores.
+        only: Versions to list, before the others are removed; None for the listed ones and newer ones.
 
     Returns:
-        Whether they could be written. If not, what they list must stay.
+        Whether the list was written. If not, the versions on it must not be removed.
     """
     try:
         _write(uri, storage_options, only)
         return True
     except (ValueError, OSError, RuntimeError, StoreError) as error:
-        # The commit is made, and the next one lists what is not listed now.
+        # The commit was made, and the next one adds its checksums.
         _log.warning("The checksums of %s could not be written: %s", uri, lance_said(error))
         return False
 
 
 def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection[int] | None) -> None:
-    session, dataset = root_session(uri, storage_options), dataset_at(uri, None, storage_options)
+    session = Root(uri, storage_options)
+    dataset = dataset_at(uri, None, storage_options)
     try:
         known = read_sums(session) or {}
-        on_list = listed_versions(known)
     except ValueError:
-        known, on_list = {}, set()
+        known = {}
+    on_list = listed_versions(known)
     sums: dict[str, Sum] = {}
-    there = listed(session)
-    for manifest in sorted(path for path in there if is_manifest(path)):
+    found = listed(session)
+    for manifest in sorted(filter(is_manifest, found)):
         version = version_of(manifest)
-        if not (stays(on_list, version) if only is None else version in only):
+        wanted = stays(on_list, version) if only is None else version in only
+        if not wanted:
             continue
-        mine = {path: entry for path, entry in known.items() if version_of(path) == version}
-        if manifest not in mine and dataset is not None:
-            # Of transactions, those that made a version: others may be trying at the same time.
-            transaction = transaction_of(version, dataset.read_transaction(version).uuid)
-            mine = {path: sum_of(session, path) for path in (manifest, transaction) if path in there}
-        sums |= mine
+        if manifest in known or dataset is None:
+            sums |= {path: entry for path, entry in known.items() if version_of(path) == version}
+            continue
+        sums[manifest] = sum_of(session, manifest)
+        # Only the transaction of this version: other processes may be trying to commit at the same time.
+        transaction = transaction_of(version, dataset.read_transaction(version).uuid)
+        if transaction in found:
+            sums[transaction] = sum_of(session, transaction)
     text = json.dumps(sums)
     session.put(SUMS, json.dumps({"sums": text, "hash": xxhash.xxh3_64_hexdigest(text.encode())}))
 
 
 def listed_versions(sums: Mapping[str, Sum]) -> set[int]:
-    """Give the versions whose manifests are on a list of checksums."""
-    return {version_of(path) for path in sums if is_manifest(path)}
+    """Return the versions whose manifests are on a list of checksums."""
+    return set(map(version_of, filter(is_manifest, sums)))
 
 
 def versions_on_list(uri: str, storage_options: Mapping[str, str] | None) -> set[int]:
-    """Read which versions are on the list of checksums; none where there is no list, or it is damaged."""
+    """Return the versions on the list of checksums; none if the list is missing or damaged."""
     try:
-        return listed_versions(read_sums(root_session(uri, storage_options)) or {})
+        return listed_versions(read_sums(Root(uri, storage_options)) or {})
     except (ValueError, OSError):
         return set()
 
 
 def stays(on_list: Collection[int], version: int) -> bool:
-    """Tell whether a version is to stay: one that is off the list is about to be removed.
+    """Return whether a version is to stay. One that is not on the list is about to be removed.
 
     Args:
         on_list: Versions on the list.
-        version: The version. One that is newer than all on the list was committed since it was written.
+        version: The version. One that is newer than all on the list was committed after the list was written.
     """
     return version in on_list or version > max(on_list, default=0)
 
@@ -197,21 +202,21 @@ def read_sums(session: Root) -> dict[str, Sum] | None:
     """Read the checksums; None if there are none.
 
     Raises:
-        ValueError: If the file is damaged itself.
+        ValueError: If the file of the checksums is damaged.
     """
     if not session.contains(SUMS):
         return None
-    told = object_of(json_of(session.content(SUMS).decode(), "the list of checksums"), "the list of checksums")
-    if told.keys() != {"sums", "hash"}:
-        raise ValueError("not what was written")
-    text = text_of(told["sums"], "sums")
-    if xxhash.xxh3_64_hexdigest(text.encode()) != told["hash"]:
-        raise ValueError("not what was written")
+    stored = object_of(json_of(session.content(SUMS).decode(), "the list of checksums"), "the list of checksums")
+    if stored.keys() != {"sums", "hash"}:
+        raise ValueError(f"the list of checksums has other fields than sums and hash: {', '.join(stored)}")
+    text = text_of(stored["sums"], "sums")
+    if xxhash.xxh3_64_hexdigest(text.encode()) != stored["hash"]:
+        raise ValueError("the list of checksums differs from its own hash")
     return {path: _sum_from(path, entry) for path, entry in object_of(json_of(text, "sums"), "sums").items()}
 
 
 def _sum_from(path: str, entry: Any) -> Sum:
-    # Nothing else is read, wherever a list that somebody else has written may point to.
+    # No other file is read, whatever path a manipulated list contains.
     if not of_a_version(path):
         raise ValueError(f"{path!r} is neither a manifest nor a transaction")
     if len(list_of(entry, "a checksum")) != 2:

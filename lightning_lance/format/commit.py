@@ -1,6 +1,7 @@
-"""Commits of a token store: tokens, and a note with the source cursor after them, in one Lance transaction.
+"""Commits of a token store: tokens and commit metadata, which holds the source cursor, in one Lance transaction.
 
-A commit is made only on top of the version that its builder has seen, so of two builders one loses, and nothing of it stays.
+A commit succeeds only on top of the version that its builder has seen. So of two builders one loses, and nothing of its
+commit stays.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pyarrow as pa
 from lance.fragment import FragmentMetadata
 
 from lightning_lance.errors import NotForcedError, StoreError
-from lightning_lance.format.checksums import root_session, write_sums
+from lightning_lance.format.checksums import Root, write_sums
 from lightning_lance.format.durability import force_data_files, force_version
 from lightning_lance.format.lance_io import (
     PendingFragments,
@@ -24,6 +25,7 @@ from lightning_lance.format.lance_io import (
     data_session,
     dataset_at,
     delete_uncommitted,
+    file_names,
     fragments_of,
     lance_options,
     not_written,
@@ -31,13 +33,8 @@ from lightning_lance.format.lance_io import (
 from lightning_lance.format.lance_names import manifest_of, transaction_of
 from lightning_lance.format.layout import DataFileInfo, files_of, properties_of
 from lightning_lance.format.lineage import METADATA, check_unchanged, lineage_of, properties_at
-from lightning_lance.format.metadata import CommitMetadata, _metadata, check_format, commit_from
-from lightning_lance.json_checks import (
-    field_of,
-    json_of,
-    metadata_of,
-    object_of,
-)
+from lightning_lance.format.metadata import CommitMetadata, check_format, commit_from, stored_metadata
+from lightning_lance.json_checks import field_of, json_of, metadata_of, object_of
 from lightning_lance.messages.redaction import shown_cause
 
 
@@ -48,25 +45,28 @@ def append_commit(
     storage_options: Mapping[str, str] | None = None,
     durable: bool = True,
 ) -> int:
-    """Make a version of what was written and of all before it, with its note; makes the store if there is none.
+    """Make a version of the pending fragments and all before them. Make the store if there is none.
 
     Args:
         uri: The store.
-        written: What to add.
-        commit: The note.
-        storage_options: Credentials and such for object stores.
-        durable: Whether it is forced onto the disk; see `replace_fragments`.
+        written: The fragments to add.
+        commit: The commit metadata.
+        storage_options: Credentials and other options of object stores.
+        durable: Whether the version is forced onto the disk; see `replace_fragments`.
 
     Returns:
         The new version.
 
     Raises:
-        CommitConflict: If there is another version by now. Nothing of what was written stays.
+        CommitConflict: If another version came first. The pending fragments are removed.
         StoreError: If the store cannot be written.
     """
     before = written.before
-    fragments = [] if before is None else fragments_of(before)
-    known = {} if before is None else data_file_infos(before)
+    fragments: list[FragmentMetadata] = []
+    known: dict[str, DataFileInfo] = {}
+    if before is not None:
+        fragments = fragments_of(before)
+        known = data_file_infos(before)
     return replace_fragments(
         uri,
         before,
@@ -82,12 +82,12 @@ def append_commit(
 def newest_at(
     uri: str, version: int | None, storage_options: Mapping[str, str] | None, fingerprint: str | None = None
 ) -> Any:
-    """Open a store as it is now, to write to it; None if there is none.
+    """Open the newest version of a store to write to it; None if there is no store.
 
     Raises:
-        CommitConflict: If it isn't at the version that a builder saw last; or of another fingerprint, since it was built anew
-            and its versions count from 1 again.
-        StoreError: If others have changed its rows.
+        CommitConflict: If it is not the version that the builder saw last, or the store has another fingerprint: a store that
+            was built anew counts its versions from 1 again.
+        StoreError: If another program has changed its rows.
     """
     dataset = dataset_at(uri, None, storage_options)
     now = 0 if dataset is None else int(dataset.version)
@@ -114,42 +114,42 @@ def replace_fragments(
 
     Args:
         uri: The store.
-        before: Its dataset at the version that this one is made of; None to make the first.
-        schema: Of the rows.
-        fragments: All of the new version, in their order. Those that `before` lacks are removed if this fails.
-        files: Notes of their data files, by path; others are left out.
-        commit: The note.
-        storage_options: Credentials and such for object stores.
-        durable: Whether the version of a local store is on the disk when this returns, so that a power cut cannot take or
-            damage it: its data files first, then its manifest and transaction, then their folders.
+        before: Its dataset at the preceding version; None to make the first.
+        schema: The schema of the rows.
+        fragments: All fragments of the new version, in order. Those that `before` lacks are removed if the commit fails.
+        files: Information about their data files, by path; other files are ignored.
+        commit: The commit metadata.
+        storage_options: Credentials and other options of object stores.
+        durable: Whether the version of a local store is forced onto the disk before this returns, so that a power cut can
+            neither lose nor damage it: its data files first, then its manifest and transaction, then their folders.
 
     Returns:
         The new version.
 
     Raises:
         CommitConflict: If another version came first.
-        StoreError: If the store cannot be written. After any other error too, files stay only if the version was made.
+        StoreError: If the store cannot be written. After any error, new files stay only if the version was made.
     """
-    paths = [file.path for fragment in fragments for file in fragment.files]
+    paths = file_names(fragments)
     version = 0 if before is None else int(before.version)
-    told = json.dumps(_metadata(commit))
+    metadata = json.dumps(stored_metadata(commit))
     with metadata_of(uri):
-        # Nothing is written that could not be read again.
-        commit_from(object_of(json_of(told, "it"), "it"))
+        # Write nothing that could not be read again.
+        commit_from(object_of(json_of(metadata, "it"), "it"))
     transaction = lance.Transaction(
         read_version=version,
         operation=lance.LanceOperation.Overwrite(schema if before is None else before.lance_schema, fragments),
         transaction_properties={
-            METADATA: told,
+            METADATA: metadata,
             **properties_of({path: files[path] for path in paths if path in files}),
         },
     )
     if durable:
-        # Before the manifest that names them: the disk may take files in another order than they were written.
+        # Before the manifest that names them: a disk may store files in another order than they were written.
         _force_new(uri, before, paths, storage_options)
     try:
-        # An append would be put on top of whatever was committed meanwhile. An overwrite without a retry is not: it makes the
-        # manifest of this very version, or fails.
+        # Lance would put an append on top of any commit made meanwhile. An overwrite without a retry makes the manifest of
+        # this very version, or fails.
         lance.LanceDataset.commit(
             uri if before is None else before,
             transaction,
@@ -157,7 +157,7 @@ def replace_fragments(
             storage_options=lance_options(storage_options),
         )
     except BaseException as error:
-        # A bucket may have made it though the answer was lost, and then says of the second try that it is there already.
+        # A bucket may have made the version although its answer was lost. Lance's second request then finds it existing.
         made = _uuid_of(uri, version + 1, storage_options) == transaction.uuid
         if made and isinstance(error, Exception):
             _end_commit(uri, version + 1, transaction.uuid, durable, storage_options)
@@ -172,11 +172,11 @@ def replace_fragments(
     now = dataset_at(uri, None, storage_options)
     late = now is not None and int(now.version) > version + 1
     if late or not _is_founded(uri, before, paths, storage_options):
-        # This builder stood still while another went on and removed old versions, or built the store anew: so the place of
-        # this one was free again, but what it is made of may be gone.
+        # This builder was suspended while another one removed old versions, or built the store anew. So the number of this
+        # version was free again, but its files may be gone.
         if _uuid_of(uri, version + 1, storage_options) == transaction.uuid:
             with contextlib.suppress(ValueError, OSError):
-                root_session(uri, storage_options).delete_file(manifest_of(version + 1))
+                Root(uri, storage_options).delete_file(manifest_of(version + 1))
         now = dataset_at(uri, None, storage_options)
         delete_uncommitted(uri, paths, [before, now], storage_options)
         raise conflict(uri, version, 0 if now is None else int(now.version))
@@ -185,7 +185,7 @@ def replace_fragments(
 
 
 def _force_new(uri: str, before: Any | None, paths: Sequence[str], storage_options: Mapping[str, str] | None) -> None:
-    """Force the data files that a version adds onto the disk. Nothing of them stays if that fails."""
+    """Force the data files that a version adds onto the disk; remove them if that fails."""
     known = set() if before is None else {*data_files(before)}
     try:
         force_data_files(uri, [path for path in paths if path not in known])
@@ -197,7 +197,7 @@ def _force_new(uri: str, before: Any | None, paths: Sequence[str], storage_optio
 
 
 def _end_commit(uri: str, version: int, uuid: str, durable: bool, storage_options: Mapping[str, str] | None) -> None:
-    """Do what belongs to a version that was made just now. NotForcedError if the disk does not take it."""
+    """Force a version that was just made onto the disk, and write its checksums. NotForcedError if the disk fails."""
     if durable:
         try:
             force_version(uri, manifest_of(version), transaction_of(version, uuid), is_first=version == 1)
@@ -207,7 +207,7 @@ def _end_commit(uri: str, version: int, uuid: str, durable: bool, storage_option
 
 
 def _is_founded(uri: str, before: Any | None, paths: Sequence[str], storage_options: Mapping[str, str] | None) -> bool:
-    """Tell whether the version that another was made of is still there, or at least all of these files are."""
+    """Return whether the preceding version still exists, or at least all of these files do."""
     if before is None:
         return True
     version = int(before.version)
@@ -224,38 +224,33 @@ def _uuid_of(uri: str, version: int, storage_options: Mapping[str, str] | None) 
 
 
 def data_file_infos(dataset: Any) -> dict[str, DataFileInfo]:
-    """Read the notes of the data files of an open dataset, by path; of what others wrote there are none.
+    """Return information about the data files of an open dataset, by path. It lacks files of other programs.
 
     Raises:
-        StoreError: If they cannot be.
+        StoreError: If it is damaged.
     """
     with metadata_of(dataset.uri):
-        return files_of(_noted(dataset) or {})
+        return files_of(_commit_properties(dataset) or {})
 
 
-def _noted(dataset: Any) -> Mapping[str, str] | None:
-    """Read what the last commit up to the version that is open says; None if there is none.
+def _commit_properties(dataset: Any) -> Mapping[str, str] | None:
+    """Return the transaction properties of the last commit up to the open version; None if there is none.
 
-    Other writes (a deletion, a compaction) make versions that carry no note: what the one before them says still holds.
+    Other writes, such as a deletion or a compaction, make versions without commit metadata: the last commit's still holds.
     """
-    committed = committed_version(dataset)
+    committed = lineage_of(dataset).committed
     return None if committed is None else properties_at(dataset, committed)
 
 
-def committed_version(dataset: Any) -> int | None:
-    """Give the version of the last commit that the open version is made of; None if there is none."""
-    return lineage_of(dataset).committed
-
-
 def is_commit(dataset: Any) -> bool:
-    """Tell whether the version that is open was committed by this package, and not made by others out of one that was."""
+    """Return whether the open version was committed by this package, rather than made from a commit by another program."""
     return METADATA in (properties_at(dataset, int(dataset.version)) or {})
 
 
 def last_commit(
     uri: str, version: int | None = None, storage_options: Mapping[str, str] | None = None
 ) -> CommitMetadata | None:
-    """Read the note of the last commit up to a version; None if there is no store. StoreError if it is another thing."""
+    """Read the last commit up to a version; None if there is no store. StoreError if it is not a token store."""
     if version is None:
         return last_version(uri, storage_options)[1]
     dataset = dataset_at(uri, version, storage_options)
@@ -263,32 +258,34 @@ def last_commit(
 
 
 def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[int, CommitMetadata | None]:
-    """Give the last version and its note; 0 and None if there is no store. StoreError if it is another thing."""
-    while (dataset := dataset_at(uri, None, storage_options)) is not None:
+    """Return the newest version and its commit; 0 and None if there is no store. StoreError if it is not a token store."""
+    dataset = dataset_at(uri, None, storage_options)
+    while dataset is not None:
         version = int(dataset.version)
         try:
             return version, read_commit(dataset, uri)
         except (StoreError, ValueError, OSError):
-            # A builder may have made another one, and removed this.
-            now = dataset_at(uri, None, storage_options)
-            if now is not None and int(now.version) == version:
+            # A builder may have made a newer version, and removed this one.
+            dataset = dataset_at(uri, None, storage_options)
+            if dataset is not None and int(dataset.version) == version:
                 raise
     return 0, None
 
 
 def read_commit(dataset: Any, uri: str) -> CommitMetadata:
-    """Read the note of the last commit of an open dataset.
+    """Read the last commit of an open dataset.
 
     Raises:
         FormatError: If another version of this package wrote it, in another format.
-        StoreError: If it has none, or one that cannot be read.
+        StoreError: If there is none, or it is damaged.
     """
-    noted = _noted(dataset)
-    if noted is None:
+    properties = _commit_properties(dataset)
+    if properties is None:
         raise StoreError(
-            f"The Lance dataset {uri!r} is no token store: none of its versions was committed by this package."
+            f"The Lance dataset {uri!r} is not a token store: none of its versions was committed by this package; use "
+            "another uri."
         )
     with metadata_of(uri):
-        told = object_of(json_of(noted[METADATA], "it"), "it")
-        check_format(object_of(field_of(told, "recipe"), "recipe").get("format"), uri)
-        return commit_from(told)
+        metadata = object_of(json_of(properties[METADATA], "it"), "it")
+        check_format(object_of(field_of(metadata, "recipe"), "recipe").get("format"), uri)
+        return commit_from(metadata)

@@ -1,8 +1,7 @@
-"""Files of a commit, forced onto the disk: what is committed is there after a power cut too.
+"""Force the files of a commit onto the disk, so that it survives a power cut.
 
-The order is what counts. A manifest must not be on the disk before the data files that it names, nor a builder count a commit
-as made, or remove what it replaces, before its manifest is there. In a bucket a write that was answered is durable: nothing is
-done there.
+The order matters. Data files are forced before the manifest that names them, and the manifest before a builder counts the
+commit as made or removes the files that it replaces. In a bucket, an acknowledged write is durable, so nothing is forced.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ from pathlib import Path
 from lightning_lance.format.lance_names import DATA, data_file_at
 from lightning_lance.location import is_local
 
-# Some file systems, of networks above all, force no folders, or nothing at all; they say so by one of these.
+# The errors of file systems, mostly network ones, that cannot force folders, or anything.
 _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
-# Some systems open no folders, and a folder above the store may be closed to us.
+# The errors of systems that cannot open folders, and of a folder above the store without read permission.
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EISDIR)
 
 
 def force_data_files(uri: str, names: Iterable[str]) -> None:
-    """Force data files of a local store onto the disk, and that they are in their folder; before the commit that names them.
+    """Write data files of a local store, and their folder, through to the disk, before the commit that names them.
 
     Args:
         uri: The store.
-        names: Of the data files.
+        names: The names of the data files.
 
     Raises:
-        OSError: If the disk does not take them. No commit may name them then.
+        OSError: If the disk fails. No commit may name the files then.
     """
     if not is_local(uri):
         return
@@ -42,7 +41,7 @@ def force_data_files(uri: str, names: Iterable[str]) -> None:
 
 
 def force_version(uri: str, manifest: str, transaction: str, is_first: bool) -> None:
-    """Force what makes a version of a local store onto the disk; before anybody counts on it.
+    """Write the manifest and the transaction of a local store's version through to the disk.
 
     Args:
         uri: The store.
@@ -51,13 +50,13 @@ def force_version(uri: str, manifest: str, transaction: str, is_first: bool) -> 
         is_first: Whether the folders of the store are new.
 
     Raises:
-        OSError: If the disk does not take them.
+        OSError: If the disk fails.
     """
     if not is_local(uri):
         return
     store = Path(uri)
     for path in (store / manifest, store / transaction):
-        # Another builder may have gone on, and removed this version.
+        # Another builder may have continued, and removed this version.
         with suppress(FileNotFoundError):
             _force(path)
     for path in (store / manifest, store / transaction):
@@ -78,7 +77,7 @@ def _force_folder(folder: Path) -> None:
 
 
 def _force(path: Path) -> None:
-    # Whoever wrote it, and by whichever descriptor: all of the file is forced.
+    # This forces the whole file, whichever descriptor wrote it.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,4 @@
-"""The Lance dataset beneath a token store: how it is opened, its fragments, and how a data file is written.
-
-Only the storage layer knows Lance, from this module to `store`; tests/test_layers.py has the list.
-"""
+"""The Lance dataset of a token store: opening it, its fragments, writing data files, removing it, and Lance's errors."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import os
 import re
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,25 +33,25 @@ from lightning_lance.format.schema import block_of, check_keys, tokens_of
 from lightning_lance.location import check_place, checked_storage_options, is_local
 from lightning_lance.messages.redaction import in_one_line, shown_cause
 
-# It warns of every fork. A forked process does not go through it: see `TokenStore.read`.
+# Lance warns of every fork, but a forked process does not use it: see `TokenStore.read`.
 warnings.filterwarnings("ignore", "lance is not fork-safe")
 
 # One file for one commit, however large: Lance cuts files at 1,048,576 rows otherwise.
 _ROWS_PER_FILE = 2_000_000_000
-# Of what Lance says of an error, in characters: it names whole paths, and says only then what is wrong.
-_TOLD = 1000
-# Of a local store on its way out. No name that anybody would give to a copy: it is removed unasked.
-_ASIDE = ".being-removed"
+# Characters of Lance's error messages that are shown. They begin with whole paths.
+_LONGEST_MESSAGE = 1000
+# The suffix of a local store during its removal. It is removed without asking, so no copy should have such a name.
+_REMOVING = ".being-removed"
 
 
 class PendingFragments(NamedTuple):
     """Rows in a data file that no version has yet.
 
     Attributes:
-        before: The dataset that they are to follow; None where they are the first of a store.
-        schema: Of the rows.
-        fragments: What to commit: one fragment, none if there are no rows.
-        files: The note of its file, by path.
+        before: The dataset that they are to follow; None for the first rows of a store.
+        schema: The schema of the rows.
+        fragments: The fragments to commit: one, or none if there are no rows.
+        files: The description of its file, by path.
     """
 
     before: Any | None
@@ -62,15 +60,15 @@ class PendingFragments(NamedTuple):
     files: dict[str, DataFileInfo]
 
 
-# The process that has built, searched or verified a store: threads of libraries work for it, which no fork of it has.
+# The process that has built, searched or verified a store. Libraries work for it in threads, which its forks lack.
 _worker: int | None = None
 
 
 def refuse_in_fork(what: str) -> None:
-    """Note that this process works on a store; refuse to where it is a fork of one that did, since it would hang or crash.
+    """Check that this process is not a fork of one that has worked on a store, since it would hang or crash.
 
     Args:
-        what: What is to be done, as a message begins.
+        what: The task, as the beginning of a message.
 
     Raises:
         StoreError: If it is such a fork.
@@ -78,14 +76,14 @@ def refuse_in_fork(what: str) -> None:
     global _worker
     if _worker not in (None, os.getpid()):
         raise StoreError(
-            f"{what} cannot be done by process {os.getpid()}, a fork of process {_worker}, which has worked on a store: the "
-            "threads of Lance and of the tokenizer are there only; do it there, or in a process that is spawned."
+            f"{what} is not possible in process {os.getpid()}, a fork of process {_worker} that lacks the threads of Lance and "
+            "of the tokenizer: use the parent process, or a spawned one."
         )
     _worker = os.getpid()
 
 
 def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
-    """Open a Lance dataset at a version, or as it is now; None if there is none. StoreError if it cannot be opened."""
+    """Open a Lance dataset at a version, or the newest; None if there is none. StoreError if it cannot be opened."""
     check_place("uri", uri)
     options = lance_options(storage_options)
     try:
@@ -99,10 +97,10 @@ def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str]
 
 
 def fragments_of(dataset: Any) -> list[FragmentMetadata]:
-    """List the fragments of an open dataset.
+    """Return the fragments of an open dataset.
 
     Raises:
-        StoreError: If one has a file outside the folder of the store, which is then neither read nor removed.
+        StoreError: If one has a file outside the folder of the store. Such a file is neither read nor removed.
     """
     fragments = [fragment.metadata for fragment in dataset.get_fragments()]
     for fragment in fragments:
@@ -111,22 +109,32 @@ def fragments_of(dataset: Any) -> list[FragmentMetadata]:
     return fragments
 
 
+def file_names(fragments: Iterable[FragmentMetadata]) -> list[str]:
+    """Return the names of the data files of fragments."""
+    return [file.path for fragment in fragments for file in fragment.files]
+
+
+def versions_of(dataset: Any) -> list[int]:
+    """Return the versions of a dataset in ascending order."""
+    return sorted(int(entry["version"]) for entry in dataset.versions())
+
+
 def _check_inside(uri: str, file: Any) -> None:
     if file.base_id is not None:
         raise StoreError(
-            f"The Lance dataset {uri!r} has data files in the folder of another one, since it is a shallow clone: copy the "
-            "folder of the token store itself."
+            f"The Lance dataset {uri!r} is a shallow clone, with data files in the folder of another one: copy the folder of "
+            "the token store itself."
         )
     if not is_plain_name(file.path):
         raise StoreError(
-            f"The Lance dataset {uri!r} names the data file {file.path!r}, which is outside its folder, so it is damaged or "
-            "made to do harm: use another copy of it."
+            f"The Lance dataset {uri!r} is damaged or malicious: its data file {file.path!r} is outside its folder; use "
+            "another copy of it."
         )
 
 
 @contextmanager
 def opening(uri: str) -> Iterator[None]:
-    """Turn what Lance says of a place that it cannot reach into a StoreError."""
+    """Raise Lance's errors about a place that it cannot open as StoreError."""
     try:
         yield
     except LightningLanceError:
@@ -137,7 +145,7 @@ def opening(uri: str) -> Iterator[None]:
 
 @contextmanager
 def no_panic() -> Iterator[None]:
-    """Turn a panic of Lance, which is no Exception, into a StoreError; all else passes."""
+    """Raise a panic of Lance, which is not an Exception, as StoreError. Other errors pass."""
     try:
         yield
     except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -147,43 +155,46 @@ def no_panic() -> Iterator[None]:
 
 
 def data_files(dataset: Any) -> list[str]:
-    """List the data files of an open dataset, by name. No two files ever have one, so they tell a version from any other."""
-    return [file.path for fragment in fragments_of(dataset) for file in fragment.files]
+    """Return the names of the data files of an open dataset. No two files ever share a name, so they identify a version."""
+    return file_names(fragments_of(dataset))
 
 
 @contextmanager
 def reading(uri: str) -> Iterator[None]:
-    """Turn whatever Lance makes of a damaged store, its panics included, into a StoreError."""
+    """Raise Lance's errors about a damaged store, panics included, as StoreError."""
     try:
         yield
     except (LightningLanceError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as error:  # a panic is no Exception
+    # A panic is not an Exception.
+    except BaseException as error:
         raise StoreError(
-            f"The token store {uri!r} cannot be read ({lance_said(error)}): 'lightning-lance verify' tells what is damaged."
+            f"The token store {uri!r} cannot be read ({lance_said(error)}): 'lightning-lance verify' lists the damage."
         ) from shown_cause(error)
 
 
 def check_fragments(uri: str, fragments: Sequence[FragmentMetadata]) -> None:
-    """Refuse a store whose data files are not each one file in its own folder, of one fragment.
+    """Check that each data file of a store lies in its own folder and belongs to one fragment.
 
     Raises:
         StoreError: Naming the file.
     """
-    seen: set[str] = set()
-    for file in (file for fragment in fragments for file in fragment.files):
-        if file.path in seen or Path(file.path).name != file.path:
-            what = "is in it twice" if file.path in seen else "is not a plain name"
+    for path, count in Counter(file_names(fragments)).items():
+        damage = ""
+        if count > 1:
+            damage = "is in it twice"
+        elif Path(path).name != path:
+            damage = "is not a plain name"
+        if damage:
             raise StoreError(
-                f"The data file {file.path!r} of the token store {uri!r} {what}: get the store anew from where it came, or "
-                "build it again elsewhere."
+                f"The data file {path!r} of the token store {uri!r} {damage}: use another copy of the store, or build it again "
+                "elsewhere."
             )
-        seen.add(file.path)
 
 
 @contextmanager
 def reading_documents(uri: str) -> Iterator[None]:
-    """Say of metadata that is not UTF-8 what it means; other errors pass."""
+    """Explain Lance's error about metadata that is not UTF-8. Other errors pass."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -197,34 +208,34 @@ def _is_not_utf8(error: Exception) -> bool:
 
 
 def undecodable(uri: str) -> StoreError:
-    """Say that a store holds metadata that is not UTF-8: older versions passed it on to Lance, which does not check it."""
+    """Return the error about metadata that is not UTF-8. Older versions wrote it, and Lance does not check it."""
     return StoreError(
-        f"The token store {uri!r} holds metadata of documents that is not UTF-8, which an older version of lightning-lance "
-        "wrote and Lance cannot decode: its tokens can be read, but its documents can be neither shown, forgotten nor merged; "
-        "remove the store and build it again."
+        f"The token store {uri!r} has metadata of documents that is not UTF-8, written by an older version of lightning-lance: "
+        "its tokens can be read, but its documents can be neither shown, forgotten nor merged; remove the store and build it "
+        "again."
     )
 
 
 def check_sizes(uri: str, fragments: Iterable[FragmentMetadata]) -> None:
-    """Refuse a local store of which a data file is missing or has another size: a map of it would reach beyond its end.
+    """Check that all data files of a local store exist in full length, since a map must not reach beyond a file's end.
 
     Raises:
-        StoreError: Naming the file.
+        StoreError: Naming the first file that is missing or has another size.
     """
     for fragment in fragments:
         for file in fragment.files:
             path = Path(uri, data_file_at(file.path))
             size = path.stat().st_size if path.is_file() else None
             if size != file.file_size_bytes and file.base_id is None:
-                got = "missing" if size is None else f"{size:,} bytes long"
+                found = "missing" if size is None else f"{size:,} bytes long"
                 raise StoreError(
-                    f"The data file {str(path)!r} is {got}, expected {file.file_size_bytes:,} bytes: bring it back, or remove "
-                    "the store and build it again ('lightning-lance verify' lists all that is damaged)."
+                    f"The data file {str(path)!r} is {found}, expected {file.file_size_bytes:,} bytes: restore it, or remove "
+                    "the store and build it again ('lightning-lance verify' lists the damage)."
                 )
 
 
 def stream_columns(dataset: Any) -> pa.Table:
-    """Read what tells of which streams the rows are: `num_tokens`, `split`, `language`. StoreError if it does not tell."""
+    """Read the columns that assign rows to streams: `num_tokens`, `split`, `language`. StoreError if they are damaged."""
     rows = dataset.to_table(columns=["num_tokens", "split", "language"])
     block, _ = block_of(dataset.uri, dataset.schema)
     check_keys(dataset.uri, rows, block)
@@ -232,13 +243,13 @@ def stream_columns(dataset: Any) -> pa.Table:
 
 
 def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
-    """Read the tokens of rows, as (n, block). StoreError if there are fewer rows, or some of their tokens are null."""
+    """Return the tokens of rows, (n, block). StoreError if rows are missing, or tokens are null."""
     block, _ = block_of(dataset.uri, dataset.schema)
     tokens = tokens_of(dataset.uri, dataset.take(rows.tolist(), columns=["tokens"]).column("tokens"), block)
     if len(tokens) != len(rows):
         raise StoreError(
-            f"The token store {dataset.uri!r} gave {len(tokens):,} of {len(rows):,} rows: 'lightning-lance verify' tells what "
-            "is damaged."
+            f"The token store {dataset.uri!r} returned {len(tokens):,} of {len(rows):,} rows: 'lightning-lance verify' lists "
+            "the damage."
         )
     return tokens
 
@@ -251,14 +262,14 @@ def data_session(uri: str, storage_options: Mapping[str, str] | None) -> LanceFi
 
 
 def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
-    """Remove a token store, so that another can be made in its place. Who has it open and mapped can read on.
+    """Remove a token store, so that another can be built in its place. A process that has it mapped can still read it.
 
-    Killed at any moment, it leaves the store or none, and never half of one: a local one is taken aside as a whole first. In a
-    bucket tags and checksums go first, which could otherwise be taken for those of the next store; then the versions, and the
-    newest of them last; then what no version needs any more.
+    A kill at any moment leaves the whole store or none: a local store is renamed as a whole first. In a bucket, tags and
+    checksums go first, since they could be taken for those of the next store; then the versions, the newest last; then the
+    files of the versions.
 
     Raises:
-        StoreError: If it cannot be removed, or its folder holds other things than a token store.
+        StoreError: If it cannot be removed, or its folder contains files of others.
     """
     try:
         if is_local(uri):
@@ -277,49 +288,48 @@ def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
 def _remove_folder(uri: str) -> None:
     check_no_links(uri)
     _check_foreign(uri, foreign_files(uri, _listed_files(uri)))
-    remove_aside(uri)
-    aside = aside_of(uri)
-    if os.path.lexists(aside):
+    finish_removal(uri)
+    removing = removal_folder(uri)
+    if os.path.lexists(removing):
         raise StoreError(
-            f"The store {uri!r} is not removed, since {str(aside)!r} is in the way and is not of a token store: move that "
-            "elsewhere."
+            f"The store {uri!r} cannot be removed: {str(removing)!r} exists and is not a token store; move it elsewhere."
         )
-    Path(uri).rename(aside)
-    shutil.rmtree(aside)
+    Path(uri).rename(removing)
+    shutil.rmtree(removing)
 
 
 def _check_foreign(uri: str, foreign: Sequence[str]) -> None:
     if foreign:
         raise StoreError(
-            f"The folder {uri!r} holds what is not of its token store ({describe_files(foreign)}), so the store is not "
-            "removed: move that elsewhere, or give another uri."
+            f"The store {uri!r} cannot be removed: its folder contains files of others ({describe_files(foreign)}); move them "
+            "elsewhere, or use another uri."
         )
 
 
-def aside_of(uri: str) -> Path:
-    """Return the place of a local store that is being removed."""
-    return Path(f"{uri.rstrip('/')}{_ASIDE}")
+def removal_folder(uri: str) -> Path:
+    """Return the folder that a local store is renamed to while it is removed."""
+    return Path(f"{uri.rstrip('/')}{_REMOVING}")
 
 
-def remove_aside(uri: str) -> None:
-    """Remove what a removal of a local store has left that was killed, and nothing else; for who builds there."""
-    aside = aside_of(uri)
-    if not is_local(uri) or aside.is_symlink() or not aside.is_dir():
+def finish_removal(uri: str) -> None:
+    """Remove the rest of a local store whose removal was killed, and no other folder."""
+    removing = removal_folder(uri)
+    if not is_local(uri) or removing.is_symlink() or not removing.is_dir():
         return
-    # Of a removal that was killed, the versions may be gone, and what they named with them.
-    if not foreign_files(str(aside), _listed_files(str(aside))):
-        shutil.rmtree(aside)
+    # The killed removal may have removed the versions, so that the names of their files are unknown.
+    if not foreign_files(str(removing), _listed_files(str(removing))):
+        shutil.rmtree(removing)
 
 
 def _listed_files(uri: str, storage_options: Mapping[str, str] | None = None) -> set[str]:
-    """List the data files that the versions of a store name, as far as they can be read, by path."""
+    """Return the paths of the data files of all versions of a store that can be read."""
     listed: set[str] = set()
     with suppress(ValueError, OSError, StoreError):
         dataset = dataset_at(uri, None, storage_options)
-        for entry in [] if dataset is None else dataset.versions():
+        for number in [] if dataset is None else versions_of(dataset):
             with suppress(ValueError, OSError, StoreError):
-                version = dataset_at(uri, int(entry["version"]), storage_options)
-                listed |= {data_file_at(file.path) for fragment in fragments_of(version) for file in fragment.files}
+                version = dataset_at(uri, number, storage_options)
+                listed.update(map(data_file_at, data_files(version)))
     return listed
 
 
@@ -330,23 +340,26 @@ def write_rows(
     batches: Iterable[pa.RecordBatch],
     storage_options: Mapping[str, str] | None,
 ) -> tuple[list[FragmentMetadata], dict[str, DataFileInfo]]:
-    """Write rows into a data file that no version has yet, and give it as a fragment, with its note; no rows, no file.
+    """Write rows into a data file that no version has yet. No rows make no file. After any error, no file stays.
 
-    Nothing of it stays if it fails, however. Not for the main thread: Ctrl-C within Lance would leave files there.
+    Must not run in the main thread: Ctrl-C within Lance would leave files.
 
     Args:
         uri: The store.
-        before: Its dataset; None if there is no version of it.
-        schema: Of the rows.
+        before: Its dataset; None if it has no version.
+        schema: The schema of the rows.
         batches: The rows.
-        storage_options: Credentials and such for object stores.
+        storage_options: Credentials and other options of object stores.
+
+    Returns:
+        The fragment of the file, and the description of the file by path.
 
     Raises:
-        CommitConflict: If that fails since there is another version by now.
+        CommitConflict: If it cannot be written because another version came first.
         StoreError: If it cannot be written.
     """
     counter = LayoutCounter()
-    reader = pa.RecordBatchReader.from_batches(schema, counter.passing(batches))
+    reader = pa.RecordBatchReader.from_batches(schema, counter.counted(batches))
     paths: list[str] = []
     try:
         written = write_fragments(
@@ -356,111 +369,114 @@ def write_rows(
             max_rows_per_file=_ROWS_PER_FILE,
             storage_options=lance_options(storage_options),
         )
-        paths = [file.path for fragment in written for file in fragment.files]
-        written = [fragment for fragment in written if fragment.physical_rows]
+        paths = file_names(written)
+        fragments = [fragment for fragment in written if fragment.physical_rows]
         files = {}
-        for fragment in written:
+        for fragment in fragments:
             (file,) = fragment.files
             if "://" in uri:
                 whole = hash_file(data_session(uri, storage_options), file.path, file.file_size_bytes)
             else:
                 whole = hash_local(Path(uri, data_file_at(file.path)))
-            files[file.path] = counter.note(file.file_size_bytes, whole)
+            files[file.path] = counter.info(file.file_size_bytes, whole)
     except BaseException as error:
         delete_uncommitted(uri, paths, [], storage_options)
         if not isinstance(error, (ValueError, OSError)):
             raise
-        # Another may have made a version, and removed what this one was to be made of.
+        # Another builder may have made a version, and removed the files that this one was reading.
         newest = dataset_at(uri, None, storage_options)
-        versions = [0 if dataset is None else int(dataset.version) for dataset in (before, newest)]
-        if versions[0] != versions[1]:
-            raise conflict(uri, *versions) from shown_cause(error)
+        expected = 0 if before is None else int(before.version)
+        found = 0 if newest is None else int(newest.version)
+        if found != expected:
+            raise conflict(uri, expected, found) from shown_cause(error)
         raise (undecodable(uri) if _is_not_utf8(error) else not_written(uri, error)) from shown_cause(error)
-    return written, files
+    return fragments, files
 
 
 def delete_uncommitted(
     uri: str, paths: Iterable[str], datasets: Iterable[Any], storage_options: Mapping[str, str] | None
 ) -> None:
-    """Remove those data files that none of the datasets (None: no dataset) has."""
-    there = [dataset for dataset in datasets if dataset is not None]
-    needed = {file.path for dataset in there for part in fragments_of(dataset) for file in part.files}
-    if not (gone := {*paths} - needed):
+    """Remove the data files that belong to none of the datasets, of which some may be None."""
+    unused = {*paths}
+    for dataset in datasets:
+        if dataset is not None:
+            unused -= {*data_files(dataset)}
+    if not unused:
         return
     session = data_session(uri, storage_options)
-    for path in gone:
+    for path in unused:
         with suppress(ValueError, OSError):
             session.delete_file(path)
 
 
 def conflict(uri: str, expected: int, version: int) -> CommitConflict:
-    """Say that a commit has lost."""
+    """Return the error of a commit that came second."""
     return CommitConflict(
         f"Another process wrote to the token store {uri!r} at the same time (it has version {version}, expected {expected}): "
-        "nothing of this build's last part was stored; run again, it goes on after what is there."
+        "the last part of this build was not stored; run again to continue."
     )
 
 
 def not_written(uri: str, error: Exception) -> StoreError:
-    """Say that a store could not be written, and why."""
+    """Return the error of a store that cannot be written, with its cause."""
     return StoreError(
-        f"The token store {uri!r} cannot be written ({lance_said(error)}): make room or give access, and run again; it goes on "
-        "after the last commit."
+        f"The token store {uri!r} cannot be written ({lance_said(error)}): free disk space or grant access, then run again to "
+        "continue after the last commit."
     )
 
 
 def lance_options(storage_options: Mapping[str, str] | None) -> dict[str, str] | None:
-    """Give the options as Lance takes them: strings, None for none."""
+    """Return storage options in Lance's form: strings, or None if there are none."""
     return checked_storage_options("storage_options", storage_options) or None
 
 
-# What Lance says of a bucket, and what to do about it. The first that is found counts.
-_SAID = (
+# Patterns of Lance's errors about buckets, and plain messages in their place. The first match counts.
+_PLAIN_MESSAGES = (
     (
         r"NoSuchBucket|ContainerNotFound|bucket does not exist",
-        "there is no such bucket: check its name, and the endpoint",
+        "the bucket does not exist: check its name, and the endpoint",
     ),
     (
         r"Failed to get \w+ credentials|NoCredentials|CredentialsNotLoaded|Error performing token request|InvalidAccessKeyId|"
         r"SignatureDoesNotMatch|ExpiredToken|InvalidToken|AuthenticationFailed|Unauthenticated|no Azure account name",
-        "the credentials are missing, or not accepted: give them by environment variables, such as AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY, or by storage_options",
+        "the credentials are missing or invalid: set them in environment variables, such as AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or in storage_options",
     ),
     (
         r"AccessDenied|AllAccessDisabled|AuthorizationFailure|403 Forbidden|401 Unauthorized|[Pp]ermission ?[Dd]enied.*https?://",
-        "access is denied: check the bucket, and what the credentials are allowed to do",
+        "access is denied: check the bucket, and the permissions of the credentials",
     ),
     (
         r"AuthorizationHeaderMalformed|PermanentRedirect|301 Moved|IncorrectEndpoint|IllegalLocationConstraint",
-        "the bucket is in another region: give it by storage_options, as in {aws_region: eu-central-1}",
+        "the bucket is in another region: set storage_options, as in {aws_region: eu-central-1}",
     ),
     (
         r"GET http://.*builder error|PUT http://.*builder error",
-        "the endpoint has no https: allow that by storage_options, as in {allow_http: true}",
+        "the endpoint does not use https: allow that in storage_options, as in {allow_http: true}",
     ),
-    (r"builder error|RelativeUrlWithoutBase", "the endpoint is no URL: expected such as https://s3.example.com"),
+    (r"builder error|RelativeUrlWithoutBase", "the endpoint is not a URL: expected one such as https://s3.example.com"),
     (
         r"error sending request|dns error|Connect(ion)? ?(refused|reset|timed out|error)|operation timed out|TimedOut",
-        "there is no answer: check the endpoint, the proxy and the network",
+        "the server does not answer: check the endpoint, the proxy and the network",
     ),
     (
         r"No object store provider found",
-        "there is no such kind of place: expected a local folder, or a URL that begins with s3://, gs:// or az://",
+        "the kind of URL is unknown: expected a local folder, or a URL that begins with s3://, gs:// or az://",
     ),
 )
-# Where in its own code Lance met an error.
+# The place in Lance's source code that its errors end with.
 _ORIGIN = re.compile(r",? ?/\S+\.rs:\d+:\d+")
 
 
 def lance_said(error: object) -> str:
-    """Give what Lance says of an error, in one line and without secrets; in plain words where they are known."""
+    """Return the message of a Lance error in one line and without secrets, or a plain message in its place."""
     text = " ".join(str(error).split())
-    for pattern, plain in _SAID:
+    for pattern, plain in _PLAIN_MESSAGES:
         if re.search(pattern, text):
             return plain
-    return in_one_line(_ORIGIN.sub("", text), _TOLD).rstrip(".")
+    return in_one_line(_ORIGIN.sub("", text), _LONGEST_MESSAGE).rstrip(".")
 
 
 def _no_bucket(error: BaseException) -> bool:
-    """Tell whether it is the bucket that was not found, and not a store in it."""
-    return re.search(_SAID[0][0], str(error)) is not None
+    """Return whether the bucket was not found, rather than a store in it."""
+    return re.search(_PLAIN_MESSAGES[0][0], str(error)) is not None

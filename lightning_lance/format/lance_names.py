@@ -1,31 +1,37 @@
-"""The names of Lance's files in the folder of a store: the one module that knows them. They are those of pylance 14."""
+"""The names of Lance's files in the folder of a store, as pylance 14 gives them. No other module knows them."""
 
 from __future__ import annotations
 
 import re
 
-DATA, TRANSACTIONS, VERSIONS, DELETIONS, INDICES = "data", "_transactions", "_versions", "_deletions", "_indices"
-TAGS, BRANCHES = "_refs/tags", "_refs/branches"
-# The folders of a store. Those of its indices have uuids for names, and branches of Lance's are no part of a token store.
+DATA = "data"
+TRANSACTIONS = "_transactions"
+VERSIONS = "_versions"
+DELETIONS = "_deletions"
+INDICES = "_indices"
+TAGS = "_refs/tags"
+BRANCHES = "_refs/branches"
+# The folders of a store, except those of its indices, whose names are uuids. Lance's branches are not part of a token store.
 FOLDERS = (DATA, TRANSACTIONS, VERSIONS, DELETIONS, "_refs", TAGS, BRANCHES, INDICES)
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-# As Lance spells a new uuid: some of it in bits, so that the names of a bucket are far apart.
+# Lance writes a part of the uuid in bits, to spread the names of a bucket.
 _DATA_FILE = r"[01]{24}[0-9a-f]{26}\.lance"
-# A file that was not written to its end.
+# A half-written file.
 _HALF = r"\.tmp[A-Za-z0-9]{1,12}"
-_MANIFEST, _TRANSACTION = r"\d+\.manifest", rf"\d+-{_UUID}\.txn"
+_MANIFEST = r"\d+\.manifest"
+_TRANSACTION = rf"\d+-{_UUID}\.txn"
 # Stands for all folders of indices.
 _ANY_INDEX = f"{INDICES}/*"
 
-# What a builder that was killed may leave, by folder.
+# The files that a killed builder may leave, by folder.
 _LEFT = {
     "": [_HALF],
     DATA: [_HALF, _DATA_FILE],
     TRANSACTIONS: [_HALF, _TRANSACTION, rf"{_TRANSACTION}#\d+"],
     VERSIONS: [_HALF, rf"{_MANIFEST}#\d+", rf"\.tmp_{_MANIFEST}_{_UUID}"],
 }
-# What else belongs to a store.
+# All other files of a store, by folder.
 _KEPT = {
     VERSIONS: [_MANIFEST, r"latest_version_hint\.json"],
     DELETIONS: [r"\d+-\d+-\d+\.(arrow|bin)"],
@@ -34,11 +40,11 @@ _KEPT = {
 }
 _INDEX_FOLDER = re.compile(rf"{INDICES}/{_UUID}")
 _REF = ".json"
-# A manifest or a transaction of a store of ours.
+# A manifest or a transaction of a token store.
 _OF_A_VERSION = re.compile(rf"{VERSIONS}/[0-9]{{20}}\.manifest|{TRANSACTIONS}/[0-9]{{1,19}}-[0-9A-Za-z-]+\.txn")
 # Lance counts versions down in their names, so that the newest is listed first.
 _LAST = 2**64 - 1
-# How every Lance file ends.
+# The last bytes of every Lance file.
 MAGIC = b"LANC"
 
 
@@ -53,7 +59,7 @@ def transaction_of(version: int, uuid: str) -> str:
 
 
 def data_file_at(name: str) -> str:
-    """Return the path of a data file that a version names."""
+    """Return the path of a data file."""
     return f"{DATA}/{name}"
 
 
@@ -68,12 +74,12 @@ def branch_file(name: str) -> str:
 
 
 def ref_of(file: str) -> str | None:
-    """Return the name of the tag or branch that a file is of, by its name; None if it is of none."""
+    """Return the name of the tag or branch of a file, by its name; None if it belongs to none."""
     return file.removesuffix(_REF) if file.endswith(_REF) else None
 
 
 def version_of(path: str) -> int:
-    """Return the version that a manifest or a transaction is of."""
+    """Return the version of a manifest or a transaction."""
     name = path.rpartition("/")[2]
     if is_transaction(name):
         return int(name.partition("-")[0]) + 1
@@ -86,52 +92,54 @@ def uuid_of(transaction: str) -> str:
 
 
 def is_manifest(path: str) -> bool:
-    """Return whether a path is of a manifest, if it is `of_a_version`."""
+    """Return whether a path is a manifest, given that it is `of_a_version`."""
     return path.startswith(f"{VERSIONS}/")
 
 
 def is_transaction(path: str) -> bool:
-    """Return whether a path is of a transaction."""
+    """Return whether a path is a transaction."""
     return path.endswith(".txn")
 
 
 def is_lance_file(path: str) -> bool:
-    """Return whether a path is of a file in Lance's format."""
+    """Return whether a path has the suffix of Lance's file format."""
     return path.endswith(".lance")
 
 
 def of_a_version(path: str) -> bool:
-    """Return whether a path is of a manifest or a transaction, and nothing else."""
+    """Return whether a path is a manifest or a transaction."""
     return _OF_A_VERSION.fullmatch(path) is not None
 
 
 def is_data_name(name: str) -> bool:
-    """Return whether a data file has a name as Lance gives it."""
+    """Return whether a name is one of Lance's data files."""
     return re.fullmatch(_DATA_FILE, name) is not None
 
 
 def is_folder(path: str) -> bool:
-    """Return whether a path is of a folder that a store has."""
+    """Return whether a path is a folder of a store."""
     return path in FOLDERS or _INDEX_FOLDER.fullmatch(path) is not None
 
 
 def may_be_left(path: str) -> bool:
-    """Return whether a file has such a name as a killed builder leaves."""
+    """Return whether a path is one that a killed builder may leave."""
     return _has_name(path, _LEFT)
 
 
 def belongs(path: str) -> bool:
-    """Return whether a file has the name of what else belongs to a store."""
+    """Return whether a path is any other file of a store."""
     return _has_name(path, _KEPT)
 
 
 def removal_order(path: str) -> tuple[int, int]:
-    """Return a key that puts the files of a store in the order in which they go: the newest version last but for its files."""
+    """Return a sort key for removing a store: tags and checksums, then versions, the newest last, then their files."""
     folder, _, name = path.rpartition("/")
+    if folder in (DATA, TRANSACTIONS):
+        return 2, 0
     if not folder.startswith(VERSIONS):
-        return (2 if folder in (DATA, TRANSACTIONS) else 0), 0
+        return 0, 0
     number = name.partition(".")[0]
-    # The hint of the newest is no number.
+    # The hint of the newest version has no number, and goes first.
     return 1, -int(number) if number.isdigit() else -(2**64)
 
 

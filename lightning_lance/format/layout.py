@@ -1,7 +1,7 @@
-"""What a store notes of each of its data files: which streams lie in it, its size, and hashes of it.
+"""The layout of a store: for each data file, the streams in it, its size and its hashes.
 
-Every version's note tells of all files of that version, so that opening reads one note, whatever was committed before, and
-however many versions were removed since.
+The commit metadata of a version describes all its files, so opening a version reads one commit, however many were made
+before or removed since.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lightning_lance.format.hashing import hash_tokens
 from lightning_lance.json_checks import count_of, field_of, json_of, list_of, object_of, text_of
 
 _FILES = "lightning_lance_files"
-# Rows of a part, of which not even all parts together have as many: an int64 can count their tokens.
+# More rows than all parts of a store together have, and few enough for an int64 to count their tokens.
 _MOST_ROWS = 1 << 40
 
 
 class StreamPart(NamedTuple):
-    """Rows of one stream that follow each other: `tokens` tokens in `rows` blocks, full but for the last."""
+    """Consecutive rows of one stream: `tokens` tokens in `rows` blocks, of which all but the last are full."""
 
     split: str
     language: str
@@ -36,7 +36,7 @@ class StreamPart(NamedTuple):
 
 
 class StreamExtent(NamedTuple):
-    """Where a stream lies among the tokens of its split: `num_tokens` tokens from `start` on."""
+    """The place of a stream among the tokens of its split: `num_tokens` tokens from `start` on."""
 
     language: str
     start: int
@@ -44,11 +44,11 @@ class StreamExtent(NamedTuple):
 
 
 class StoreContent(NamedTuple):
-    """What of its source a store holds; of one recipe, equal extents are equal streams.
+    """The content of a store. Equal contents of one recipe are equal streams.
 
     Attributes:
-        tokens: Tokens that were taken from the source, in its order.
-        forgotten: The rules (`key=value`) by which some of their documents were taken out again, sorted.
+        tokens: Tokens taken from the source, in its order.
+        forgotten: The rules (`key=value`) by which documents were removed again, sorted.
     """
 
     tokens: int
@@ -56,19 +56,21 @@ class StoreContent(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tags are named by: `<tokens>`, and where documents were forgotten, a hash of the rules."""
+        """The name in tags: `<tokens>`, with a hash of the rules if documents were removed."""
+        if not self.forgotten:
+            return str(self.tokens)
         rules = xxhash.xxh3_64_hexdigest(repr(self.forgotten).encode())[:8]
-        return f"{self.tokens}-{rules}" if self.forgotten else f"{self.tokens}"
+        return f"{self.tokens}-{rules}"
 
 
 class DataFileInfo(NamedTuple):
-    """What is known of a data file, whose content never changes.
+    """The description of a data file, whose content never changes.
 
     Attributes:
         size: Bytes.
-        whole: xxh3_64 of all bytes of the file, as they were read back after they were written.
-        tokens: xxh3_64 of its blocks of tokens, padding included, as they were before they were written.
-        parts: What its rows are, in their order.
+        whole: xxh3_64 of all bytes of the file, read back after writing.
+        tokens: xxh3_64 of its blocks of tokens, padding included, computed before writing.
+        parts: The streams of its rows, in order.
     """
 
     size: int
@@ -76,23 +78,33 @@ class DataFileInfo(NamedTuple):
     tokens: str
     parts: tuple[StreamPart, ...]
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of the file."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the file, padding not included."""
+        return sum(part.tokens for part in self.parts)
+
 
 class LayoutCounter:
-    """Counts the parts and hashes the tokens of rows that go by on their way into one file."""
+    """Counts the parts and hashes the tokens of rows while they are written into one file."""
 
     def __init__(self) -> None:
         self._hash = xxhash.xxh3_64()
         self._parts: list[StreamPart] = []
         self.rows = 0
 
-    def passing(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Give the batches on, counted."""
+    def counted(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield batches after adding them."""
         for batch in batches:
             self.add(batch)
             yield batch
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Count a batch."""
+        """Add a batch."""
         if not len(batch):
             return
         self.rows += len(batch)
@@ -109,47 +121,48 @@ class LayoutCounter:
                 part = part._replace(tokens=last.tokens + part.tokens, rows=last.rows + part.rows)
             self._parts.append(part)
 
-    def note(self, size: int, whole: str) -> DataFileInfo:
-        """Give what was counted, with what is known of the file."""
+    def info(self, size: int, whole: str) -> DataFileInfo:
+        """Return the description of the file, given its size and hash."""
         return DataFileInfo(size, whole, self._hash.hexdigest(), tuple(self._parts))
 
 
 def properties_of(files: Mapping[str, DataFileInfo]) -> dict[str, str]:
-    """Give the notes as properties of a transaction."""
+    """Return the descriptions of data files as properties of a transaction."""
     # Streams are named once: there may be hundreds, and each may be in every file.
-    streams = sorted({part[:2] for note in files.values() for part in note.parts})
+    streams = sorted({part[:2] for info in files.values() for part in info.parts})
     numbers = {stream: number for number, stream in enumerate(streams)}
-    told = {
-        path: [note.size, note.whole, note.tokens, [[numbers[part[:2]], *part[2:]] for part in note.parts]]
-        for path, note in files.items()
-    }
-    return {_FILES: json.dumps({"streams": streams, "files": told}, separators=(",", ":"))}
+    stored = {}
+    for path, info in files.items():
+        parts = [[numbers[part[:2]], part.tokens, part.rows] for part in info.parts]
+        stored[path] = [info.size, info.whole, info.tokens, parts]
+    return {_FILES: json.dumps({"streams": streams, "files": stored}, separators=(",", ":"))}
 
 
 def files_of(properties: Mapping[str, str]) -> dict[str, DataFileInfo]:
-    """Read the notes out of the properties of a transaction; those of other writers have none.
+    """Return the descriptions of data files from the properties of a transaction; none if another program made it.
 
     Raises:
-        ValueError: If they are of another form, or a part has no rows or is of no known split.
+        ValueError: If they have another form, or a part has no rows or an unknown split.
     """
     if _FILES not in properties:
         return {}
-    told = object_of(json_of(properties[_FILES], "the list of files"), "the list of files")
-    streams = [_stream_of(stream) for stream in list_of(field_of(told, "streams"), "streams")]
-    files = object_of(field_of(told, "files"), "files")
-    return {text_of(path, "a path of files"): _file_note_of(note, streams) for path, note in files.items()}
+    stored = object_of(json_of(properties[_FILES], "the list of files"), "the list of files")
+    streams = [_stream_of(stream) for stream in list_of(field_of(stored, "streams"), "streams")]
+    files = object_of(field_of(stored, "files"), "files")
+    return {text_of(path, "a path of files"): _info_of(value, streams) for path, value in files.items()}
 
 
 def _stream_of(value: Any) -> tuple[str, str]:
     if len(list_of(value, "a stream")) != 2:
         raise ValueError(f"a stream has {len(value)} names: expected a split and a language")
-    split, language = text_of(value[0], "the split of a stream"), text_of(value[1], "the language of a stream")
+    split = text_of(value[0], "the split of a stream")
+    language = text_of(value[1], "the language of a stream")
     if split not in (*SPLITS, FORGOTTEN):
         raise ValueError(f"the split of a stream is {split!r}: expected one of {', '.join((*SPLITS, FORGOTTEN))}")
     return split, language
 
 
-def _file_note_of(value: Any, streams: Sequence[tuple[str, str]]) -> DataFileInfo:
+def _info_of(value: Any, streams: Sequence[tuple[str, str]]) -> DataFileInfo:
     if len(list_of(value, "a file")) != 4:
         raise ValueError(f"a file has {len(value)} values: expected size, two hashes and parts")
     size, whole, tokens, parts = value
@@ -170,61 +183,64 @@ def _part_of(value: Any, streams: Sequence[tuple[str, str]]) -> StreamPart:
 
 
 def check_parts(parts: Iterable[StreamPart], block: int, uri: str) -> None:
-    """Check that all blocks of each part are full but the last, which is not empty. Forgotten rows have no tokens.
+    """Check that in each part all blocks but the last are full, and the last is not empty. Forgotten rows have no tokens.
 
     Args:
-        parts: Those of the rows of a store.
+        parts: The parts of a store.
         block: Tokens of a full row.
         uri: The store.
 
     Raises:
-        StoreError: Naming the first part that cannot be.
+        StoreError: Naming the first wrong part.
     """
     for part in parts:
         if part.split not in (*SPLITS, FORGOTTEN):
             raise StoreError(
-                f"The token store {uri!r} has rows of the split {part.split!r}: expected {' or '.join(SPLITS)}; take them out "
-                "again, or get the store anew from where it came."
+                f"The token store {uri!r} has rows of the split {part.split!r}: expected {' or '.join(SPLITS)}; remove these "
+                "rows, or use another copy of the store."
             )
         fits = (part.rows - 1) * block < part.tokens <= part.rows * block
         if part.split == FORGOTTEN:
             fits = part.tokens == 0
         if not fits:
             raise StoreError(
-                f"The token store {uri!r} says that {part.rows:,} rows of {block:,} tokens hold {part.tokens:,} tokens of "
-                f"{part.split}/{part.language}, which cannot be: get the store anew from where it came, or build it again "
+                f"The token store {uri!r} is damaged: its metadata has {part.tokens:,} tokens of "
+                f"{part.split}/{part.language} in {part.rows:,} rows of {block:,}; use another copy of it, or build it again "
                 "elsewhere."
             )
 
 
 def layout_of(fragments: Iterable[Any], files: Mapping[str, DataFileInfo]) -> list[StreamPart] | None:
-    """Tell from the notes which rows of some Lance fragments are of which stream; None if they do not tell of every row.
+    """Return the parts of Lance fragments from the descriptions of their files; None if these do not cover every row.
 
-    That is far less to read than the rows' own columns; but what others than this package added, deleted or moved, only the
-    columns know.
+    This reads far less than the rows' own columns. But rows that other programs added, deleted or moved are only in the
+    columns.
     """
     parts: list[StreamPart] = []
     for fragment in fragments:
         if len(fragment.files) != 1 or fragment.deletion_file is not None or fragment.files[0].path not in files:
             return None
-        mine = files[fragment.files[0].path].parts
-        if sum(part.rows for part in mine) != fragment.physical_rows:
+        info = files[fragment.files[0].path]
+        if info.num_rows != fragment.physical_rows:
             return None
-        parts += mine
+        parts += info.parts
     return parts
 
 
 def layout_of_rows(rows: pa.Table, block: int) -> list[StreamPart]:
-    """Tell which rows are of which stream, from their own columns (see `stream_columns`); `block` tokens are a full row."""
+    """Return the parts of rows from their own columns (see `stream_columns`); `block` tokens are a full row."""
+    if not len(rows):
+        return []
     num_tokens = np.asarray(rows.column("num_tokens"))
-    keys = [as_single_chunk(rows.column(name).dictionary_encode()) for name in ("split", "language")]
-    codes = [np.asarray(key.indices) for key in keys]
-    # A block that is not full ends a part: another commit's follow it.
-    changes = (num_tokens[:-1] != block) | (np.diff(codes[0]) != 0) | (np.diff(codes[1]) != 0)
-    low = np.append(0, np.flatnonzero(changes) + 1)[: len(num_tokens)]
-    sizes, tokens = np.diff(low, append=len(num_tokens)), np.add.reduceat(num_tokens, low) if len(low) else low
-    names = [key.dictionary.to_pylist() for key in keys]
-    return [
-        StreamPart(names[0][split], names[1][language], int(count), int(size))
-        for split, language, count, size in zip(codes[0][low], codes[1][low], tokens, sizes, strict=True)
-    ]
+    splits = as_single_chunk(rows.column("split").dictionary_encode())
+    languages = as_single_chunk(rows.column("language").dictionary_encode())
+    split_codes = np.asarray(splits.indices)
+    language_codes = np.asarray(languages.indices)
+    # A block that is not full ends a part: rows of another commit follow it.
+    changes = (num_tokens[:-1] != block) | (np.diff(split_codes) != 0) | (np.diff(language_codes) != 0)
+    low = np.append(0, np.flatnonzero(changes) + 1)
+    split_names = splits.take(pa.array(low)).to_pylist()
+    language_names = languages.take(pa.array(low)).to_pylist()
+    tokens = np.add.reduceat(num_tokens, low).tolist()
+    sizes = np.diff(low, append=len(num_tokens)).tolist()
+    return list(map(StreamPart, split_names, language_names, tokens, sizes))

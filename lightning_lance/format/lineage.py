@@ -1,4 +1,4 @@
-"""What others than this package have made of a store, by Lance itself: appended, deleted, compacted, restored, ..."""
+"""Changes that other programs made to a store with Lance itself: appended, deleted, compacted, restored, ..."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lightning_lance.errors import StoreError
-from lightning_lance.format.lance_io import dataset_at, fragments_of, stream_columns
+from lightning_lance.format.lance_io import dataset_at, fragments_of, stream_columns, versions_of
 
 # The property of a transaction that holds the metadata of a commit.
 METADATA = "lightning_lance"
-# What every store has, whatever its source.
+# The columns of every store, whatever its source.
 COLUMNS = ("tokens", "num_tokens", "split", "language", "documents")
 
-# Operations of Lance, as they are told. All but the last one change rows; a compaction only moves them.
-_TOLD = {
+# Operations of Lance, and their descriptions in messages. All but the last one change rows; a compaction only moves them.
+_DESCRIPTIONS = {
     "Append": "rows were appended",
     "Delete": "rows were deleted",
     "Update": "rows were updated or merged in",
@@ -25,17 +25,18 @@ _TOLD = {
     "Overwrite": "it was overwritten",
     "Rewrite": "rows were moved by a compaction",
 }
-_MOVES, _ADDED = "Rewrite", "Merge"
-# Of operations that are not known, and of versions that are gone, the rows themselves tell.
+_MOVES = "Rewrite"
+_ADDED = "Merge"
+# For operations that are unknown, and versions that are gone, the rows are compared.
 _UNKNOWN = "Unknown"
 
 
 class Lineage(NamedTuple):
-    """How a version came about.
+    """The origin of a version.
 
     Attributes:
-        committed: The last version of it that this package committed; None if there is none.
-        operations: What others did to it since, the oldest first, as Lance calls it.
+        committed: The last commit of this package that it was made from; None if there is none.
+        operations: Lance's names of the operations of other programs since then, the oldest first.
     """
 
     committed: int | None
@@ -43,14 +44,14 @@ class Lineage(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What others have done to a store since a commit.
+    """The changes of other programs since a commit.
 
     Attributes:
         committed: The version of that commit.
-        what: What they have done, for a message.
-        of_rows: Whether other rows or columns are there now; else rows are elsewhere only.
+        what: The changes, for a message.
+        of_rows: Whether rows or columns have changed. Otherwise rows were only moved.
         overwritten: Whether nothing of the store is left.
-        readable: Whether all that was there still is, so that others' columns came at most.
+        readable: Whether everything that was committed is unchanged, so that at most columns were added.
     """
 
     committed: int
@@ -61,124 +62,120 @@ class Change(NamedTuple):
 
 
 def lineage_of(dataset: Any) -> Lineage:
-    """Find the commit that the open version was made of. A version that was restored was made of the one it equals.
+    """Return the commit that the open version was made from. A restored version was made from the one it restores.
 
     Raises:
-        StoreError: If the open version is there no more.
+        StoreError: If the open version was removed.
     """
-    version, operations = int(dataset.version), list[str]()
+    version = int(dataset.version)
     properties = properties_at(dataset, version)
     if properties is None:
-        raise StoreError(f"Version {version} of {dataset.uri!r} cannot be read: it was removed while it was looked at.")
+        raise StoreError(f"Version {version} of {dataset.uri!r} was removed while it was read: try again.")
     if METADATA in properties:
         return Lineage(version, [])
-    older = sorted(int(entry["version"]) for entry in dataset.versions() if int(entry["version"]) < version)
+    versions = versions_of(dataset)
+    operations: list[str] = []
     while True:
-        operation = _operation_at(dataset, version)
-        restored = getattr(operation, "version", None) if type(operation).__name__ == "Restore" else None
+        transaction = _transaction_at(dataset, version)
+        operation = None if transaction is None else transaction.operation
+        name = _UNKNOWN if operation is None else type(operation).__name__
+        restored = getattr(operation, "version", None) if name == "Restore" else None
         if restored is not None and int(restored) < version:
-            before, operations = int(restored), []
-            if before not in older:
-                return Lineage(None, operations)
-        elif older and older[-1] < version:
-            before = older[-1]
-            operations.append(type(operation).__name__ if operation is not None else _UNKNOWN)
+            before = int(restored)
+            operations = []
+        else:
+            before = max((other for other in versions if other < version), default=0)
+            operations.append(name)
             if before != version - 1:
                 operations.append(_UNKNOWN)
-        else:
+        if before not in versions:
             return Lineage(None, operations[::-1])
-        version, older = before, [other for other in older if other < before]
+        version = before
         if METADATA in (properties_at(dataset, version) or {}):
             return Lineage(version, operations[::-1])
 
 
 def properties_at(dataset: Any, version: int) -> Mapping[str, str] | None:
-    """Read what the transaction of a version says; None where it is gone."""
-    try:
-        return dataset.read_transaction(version).transaction_properties or {}
-    except (ValueError, OSError):
-        return None
+    """Return the properties of a version's transaction; None if the version is gone."""
+    transaction = _transaction_at(dataset, version)
+    return None if transaction is None else transaction.transaction_properties or {}
 
 
-def _operation_at(dataset: Any, version: int) -> Any | None:
+def _transaction_at(dataset: Any, version: int) -> Any | None:
     try:
-        return dataset.read_transaction(version).operation
+        return dataset.read_transaction(version)
     except (ValueError, OSError):
         return None
 
 
 def change_of(dataset: Any, uri: str, storage_options: Mapping[str, str] | None = None) -> Change | None:
-    """Tell what others have done to the open version since it was committed; None if its rows are as they were.
+    """Return the changes of other programs to the open version since its commit; None if its rows are unchanged.
 
     Raises:
-        StoreError: If the version that was committed is gone.
+        StoreError: If the version of the commit is gone.
     """
     committed, operations = lineage_of(dataset)
     if committed is None or committed == int(dataset.version):
         return None
     before = dataset_at(uri, committed, storage_options)
     if before is None:
-        raise StoreError(f"Version {committed} of the token store {uri!r} was removed while it was looked at.")
+        raise StoreError(f"Version {committed} of the token store {uri!r} was removed while it was read: try again.")
     if _description(before) == _description(dataset):
         return None
     overwritten = "Overwrite" in operations
-    changes = [name for name in operations if name in _TOLD and name != _MOVES]
+    known = [name for name in dict.fromkeys(operations) if name in _DESCRIPTIONS]
+    changes = {*known} - {_MOVES}
     of_rows = bool(changes) or _totals(before) != _totals(dataset)
-    told = list(dict.fromkeys(_TOLD[name] for name in operations if name in _TOLD))
-    readable = not of_rows or {*changes} == {_ADDED}
-    return Change(committed, ", then ".join(told) or "its rows are others now", of_rows, overwritten, readable)
+    what = ", then ".join(_DESCRIPTIONS[name] for name in known) or "its rows have changed"
+    return Change(committed, what, of_rows, overwritten, readable=not of_rows or changes == {_ADDED})
 
 
 def check_unchanged(dataset: Any, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
-    """Refuse to go on from a version whose rows others have changed: its metadata counts tokens that are not there.
+    """Check that no other program has changed the rows of a version: its commit metadata would count other tokens.
 
     Raises:
-        StoreError: Naming what they have done, and the cure.
+        StoreError: Naming the changes, and the cure.
     """
     change = change_of(dataset, uri, storage_options)
     if change is not None and change.of_rows:
         raise StoreError(
-            f"The token store {uri!r} was changed by others since its version {change.committed} ({change.what}), so nothing "
-            f"is added to it or taken out, or tokens would be lost or doubled: {cure(uri, change)}; or build another store."
+            f"The token store {uri!r} was changed by another program since version {change.committed} ({change.what}); to add "
+            f"or remove documents now could lose or repeat tokens: {cure(uri, change)}; or build another store."
         )
 
 
 def cure(uri: str, change: Change) -> str:
-    """Say how to undo a change."""
+    """Return a sentence that says how to undo a change."""
     return f"lance.dataset({uri!r}, version={change.committed}).restore() brings that version back"
 
 
 def check_columns(dataset: Any, uri: str) -> None:
-    """Refuse a version that lacks what every store has.
+    """Check that a version has the columns of every store.
 
     Raises:
-        StoreError: Naming the columns.
+        StoreError: Naming the missing columns.
     """
     missing = [name for name in COLUMNS[:-1] if name not in dataset.schema.names]
     if missing:
         committed, _ = lineage_of(dataset)
         raise StoreError(
-            f"Version {dataset.version} of the token store {uri!r} has no column {', '.join(missing)}, which others have "
-            f"dropped or renamed: lance.dataset({uri!r}, version={committed}).restore() brings them back."
+            f"Version {dataset.version} of the token store {uri!r} has no column {', '.join(missing)}: another program has "
+            f"dropped or renamed it; lance.dataset({uri!r}, version={committed}).restore() brings it back."
         )
 
 
 def _description(dataset: Any) -> tuple[Any, ...]:
-    """Describe what the rows of a version are made of."""
-    fragments = [
-        (
-            tuple(file.path for file in fragment.files),
-            None if fragment.deletion_file is None else fragment.deletion_file.path(fragment.id),
-            fragment.physical_rows,
-            len(fragment.overlays or ()),
-        )
-        for fragment in fragments_of(dataset)
-    ]
-    return fragments, dataset.schema.remove_metadata()
+    """Return a description of a version that is equal for equal rows: its files, deletions and schema."""
+    described = []
+    for fragment in fragments_of(dataset):
+        paths = tuple(file.path for file in fragment.files)
+        deletion = None if fragment.deletion_file is None else fragment.deletion_file.path(fragment.id)
+        described.append((paths, deletion, fragment.physical_rows, len(fragment.overlays or ())))
+    return described, dataset.schema.remove_metadata()
 
 
 def _totals(dataset: Any) -> Counter[tuple[str, str]]:
-    """Count the tokens of each stream."""
+    """Return the number of tokens of each stream."""
     totals: Counter[tuple[str, str]] = Counter()
     if not {*COLUMNS[:-1]} <= {*dataset.schema.names}:
         return totals

@@ -1,4 +1,4 @@
-"""What a commit says of itself."""
+"""The metadata of a commit: cursor, counts, fingerprint and settings."""
 
 from __future__ import annotations
 
@@ -21,45 +21,44 @@ from lightning_lance.json_checks import (
     texts_of,
 )
 
-# Raised when stores of the version before can no longer be read.
+# To be raised when this version of the package can no longer read older stores.
 FORMAT_VERSION = 2
 
-
-# More rules than anybody has given one by one: each is looked at for every document.
+# More rules than a user gives one by one. Every document is checked against each.
 _MOST_RULES = 100_000
 
 
 @dataclass(frozen=True)
 class CommitMetadata:
-    """What a commit says beside its tokens. All counts are of the whole store, up to and with this commit.
+    """The metadata of a commit. All counts are of the whole store, up to and including this commit.
 
-    They count what was taken from the source, which is what budgets are about; what was forgotten of it, `forgotten` counts,
-    and `stored_documents`, `stored_tokens` and `stored_languages` what is left.
+    They count documents taken from the source, which budgets refer to. `forgotten` counts those removed again, and
+    `stored_documents`, `stored_tokens` and `stored_languages` the rest.
 
     Attributes:
         fingerprint: Hash of the recipe.
-        recipe: All that decides the stored tokens; JSON types.
-        pin: What finds the same shards again (`OpenedSource.pin`).
+        recipe: The settings that determine the stored tokens; JSON types.
+        pin: The resolved revision of the source, which finds the same shards again (`OpenedSource.pin`).
         shards: Hash of the names of the shards, in reading order.
         eos_token: The token that ends every document.
         eos_id: Its id.
         vocab_size: Largest id of the tokenizer plus one.
-        shard: Cursor: place of the shard to read next.
+        shard: Cursor: index of the shard to read next.
         row: Cursor: first row of that shard that is not in the store.
         documents: Documents.
         tokens: Tokens, EOS included.
         text_bytes: Bytes of text.
-        skipped: Documents left out, by reason (`null`, `not_utf8`, `not_json`, `empty`, `blank`, `long`, `duplicate`).
-        noted: Documents that are in the store, by what is remarkable (`special`, `nul`, `crlf`, `bom`, `split`,
+        skipped: Skipped documents, by reason (`null`, `not_utf8`, `not_json`, `empty`, `blank`, `long`, `duplicate`).
+        noted: Stored documents with remarkable content, by kind (`special`, `nul`, `crlf`, `bom`, `split`,
             `metadata_not_utf8`).
         languages: Documents by language.
         exhausted: Whether the source has no more documents.
-        files: Shard to the rows read of it (of those that the filters let through), of the last 20 shards; all before the
-            oldest of them were read whole, in the order of `source.open(pin).shards`.
-        bad_shards: Shards that were no good and are left out (`source.on_bad_shard`), each from its `row` on.
-        forgotten: Rules of what is left out for good, in the order in which they were given: each with its `rule` (key to
-            value) and the `documents`, `tokens` and `languages` (to documents) that it took, and no rule before it.
-        unknown: What a later version of this package has noted besides, as it was read; it is written again as it is.
+        files: Shard to the number of its rows read (after filters), for the last 20 shards; all shards before the oldest of
+            these, in the order of `source.open(pin).shards`, were read completely.
+        bad_shards: Damaged shards that are skipped (`source.on_bad_shard`), each from its `row` on.
+        forgotten: Rules of documents to leave out, in the order in which they were given: each with its `rule` (key to value)
+            and the `documents`, `tokens` and `languages` (to documents) that it removed and no earlier rule did.
+        unknown: Fields of a later version of this package; they are written again unchanged.
     """
 
     fingerprint: str
@@ -85,43 +84,45 @@ class CommitMetadata:
 
     @property
     def extent(self) -> StoreContent:
-        """What of the source the store holds."""
-        taken = [entry for entry in self.forgotten if entry["documents"]]
-        rules = (" ".join(f"{key}={value}" for key, value in sorted(entry["rule"].items())) for entry in taken)
+        """The content of the store."""
+        rules = []
+        for entry in self.forgotten:
+            if entry["documents"]:
+                rules.append(" ".join(f"{key}={value}" for key, value in sorted(entry["rule"].items())))
         return StoreContent(self.tokens, tuple(sorted(rules)))
 
     @property
     def stored_documents(self) -> int:
-        """Documents that are in the store."""
+        """Documents in the store."""
         return self.documents - sum(int(entry["documents"]) for entry in self.forgotten)
 
     @property
     def stored_tokens(self) -> int:
-        """Tokens that are in the store, EOS included."""
+        """Tokens in the store, EOS included."""
         return self.tokens - sum(int(entry["tokens"]) for entry in self.forgotten)
 
     @property
     def stored_languages(self) -> dict[str, int]:
-        """Documents that are in the store, by language."""
+        """Documents in the store, by language."""
         left = Counter(self.languages)
         for entry in self.forgotten:
             left.subtract(entry["languages"])
         return {language: count for language, count in left.items() if count}
 
 
-def commit_from(told: Mapping[str, Any]) -> CommitMetadata:
-    """Return the commit that some metadata describes, checked field by field. Fields that are not known are kept as they are.
+def commit_from(stored: Mapping[str, Any]) -> CommitMetadata:
+    """Return a commit from its stored metadata, after checking each field. Unknown fields are kept unchanged.
 
     Raises:
-        ValueError: If a field is missing, of another type, or beyond what it can be.
+        ValueError: If a field is missing, or has a wrong type or value.
     """
-    known = [entry for entry in fields(CommitMetadata) if entry.name != "unknown"]
-    unknown = {name: value for name, value in told.items() if name not in {entry.name for entry in known}}
+    unknown = {name: value for name, value in stored.items() if name not in _CHECKS}
     unknown |= object_of(unknown.pop("unknown", {}), "unknown")
     checked = {}
-    for entry in known:
-        if entry.name in told or entry.default is entry.default_factory is MISSING:
-            checked[entry.name] = _CHECKS[entry.name](field_of(told, entry.name), entry.name)
+    for entry in fields(CommitMetadata):
+        required = entry.default is entry.default_factory is MISSING
+        if entry.name in _CHECKS and (required or entry.name in stored):
+            checked[entry.name] = _CHECKS[entry.name](field_of(stored, entry.name), entry.name)
     commit = CommitMetadata(**checked, unknown=plain_of(unknown, "unknown"))
     count_of(commit.eos_id, "eos_id", most=commit.vocab_size - 1)
     count_of(commit.stored_documents, "documents without the forgotten ones")
@@ -149,7 +150,7 @@ def _vocab_size_of(value: Any, name: str) -> int:
     return count_of(value, name, least=1, most=1 << 32)
 
 
-# What each field of the metadata must be.
+# The check of each stored field.
 _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "fingerprint": text_of,
     "recipe": plain_of,
@@ -174,17 +175,17 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
 
 
 def check_format(found: Any, uri: str) -> None:
-    """Refuse a store of another format; where it says none, that is for others to tell.
+    """Check that this version of the package can read a format. None passes: other checks report a missing format.
 
     Raises:
-        FormatError: If it is older or newer than this version of the package.
+        FormatError: If the format is older or newer.
     """
     if found is None or found == FORMAT_VERSION:
         return
     if isinstance(found, int) and found < FORMAT_VERSION:
         raise FormatError(
-            f"The token store {uri!r} was written by an older version (format {found!r}), and this one reads format "
-            f"{FORMAT_VERSION}: build it again at another uri, or with rebuild=true, or install the version that wrote it.",
+            f"The token store {uri!r} was written by an older version (format {found!r}), but this one reads format "
+            f"{FORMAT_VERSION}: build it again at another uri or with rebuild=true, or install the version that wrote it.",
             newer=False,
         )
     raise FormatError(
@@ -193,7 +194,7 @@ def check_format(found: Any, uri: str) -> None:
     )
 
 
-def _metadata(commit: CommitMetadata) -> dict[str, Any]:
-    """Give the note as it is stored."""
-    told = asdict(commit)
-    return {**told.pop("unknown"), **told}
+def stored_metadata(commit: CommitMetadata) -> dict[str, Any]:
+    """Return the metadata of a commit in its stored form."""
+    stored = asdict(commit)
+    return {**stored.pop("unknown"), **stored}

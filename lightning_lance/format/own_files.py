@@ -1,4 +1,4 @@
-"""Which files in the folder of a local store are its own: all others are left alone, and links are not followed."""
+"""Find the files of a store in its folder. Files of others are never touched, and links are never followed."""
 
 from __future__ import annotations
 
@@ -23,36 +23,35 @@ from lightning_lance.format.lance_names import (
 )
 from lightning_lance.location import is_local
 
-# Beside Lance's own files: the checksums, and what a killed writer of theirs left.
+# Besides Lance's own files: the checksums, and half-written ones of a killed builder.
 _SUMS = re.compile(r"lightning_lance\.sums\.json")
 _HALF_SUMS = re.compile(r"lightning_lance\.sums\.json\.[0-9a-f]{4,32}\.part")
-# What the rows of every store have.
+# Columns of every store, which identify its data files.
 _COLUMNS = {"tokens", "num_tokens", "split", "language"}
-# So many names are told.
-_TOLD = 3
+# Names shown in a message.
+_SHOWN = 3
 
 
 def check_no_links(uri: str) -> None:
-    """Refuse to write to a local store that has a link inside, or to remove files from it: they would be others'.
+    """Check that a local store contains no links, through which writes and removals would reach files of others.
 
-    The store itself may be at the end of a link.
+    The store itself may be the target of a link.
 
     Raises:
-        StoreError: Naming the first link; or a file among the versions whose name keeps Lance from listing them.
+        StoreError: Naming the first link, or a file among the versions whose name keeps Lance from listing them.
     """
     if not is_local(uri):
         return
     for entry in _entries(Path(uri)):
         if entry.is_symlink():
             raise StoreError(
-                f"The token store {uri!r} has a link inside ({entry.relative_to(uri).as_posix()!r}), so nothing is written "
-                "to it or removed from it, since that would reach files elsewhere: put the files themselves in its place, or "
-                "move the whole store and link to it."
+                f"The token store {uri!r} contains the link {_path_in(uri, entry)!r}, and writing or removing through it would "
+                "change files elsewhere: replace it with the files themselves, or move the whole store and link to that."
             )
         if entry.parent.name == VERSIONS and not _is_utf8(entry.name):
             raise StoreError(
-                f"The token store {uri!r} has a file in {VERSIONS} whose name is not UTF-8 ({entry.name!r}), where Lance lists "
-                "no version then: move it elsewhere."
+                f"The token store {uri!r} has a file in {VERSIONS} whose name is not UTF-8 ({entry.name!r}), so Lance lists no "
+                "version: move the file elsewhere."
             )
 
 
@@ -65,12 +64,13 @@ def _is_utf8(name: str) -> bool:
 
 
 def left_files(uri: str) -> set[str]:
-    """List the files of a local store that have such names as killed builders leave, by path; never through a link."""
-    return {path for entry in _entries(Path(uri)) if _is_file(entry) and _may_be_left(path := _path_in(uri, entry))}
+    """Return the paths of files in a local store that a killed builder may have left, by their names."""
+    paths = {_path_in(uri, entry) for entry in _entries(Path(uri)) if _is_file(entry)}
+    return set(filter(_may_be_left, paths))
 
 
 def is_builders(uri: str, path: str) -> bool:
-    """Tell whether a file, one of `left_files`, was written by a builder, by what is in it."""
+    """Return whether one of `left_files` was written by a builder, by its content."""
     place = Path(uri, path)
     if is_lance_file(path):
         return is_data_file(str(place))
@@ -81,38 +81,40 @@ def is_builders(uri: str, path: str) -> bool:
 
 
 def is_data_file(place: str, storage_options: dict[str, str] | None = None) -> bool:
-    """Tell whether a Lance file, local or in a bucket, has the columns of a token store."""
+    """Return whether a Lance file, local or in a bucket, has the columns of a token store."""
     if is_local(place) and not _ends_as_lance(Path(place)):
         return False
     try:
         schema = LanceFileReader(place, storage_options).metadata().schema
-    except Exception:  # of whatever kind: it is no file that Lance wrote
+    # Lance raises errors of any kind for a file that it did not write.
+    except Exception:
         return False
     return {*schema.names} >= _COLUMNS
 
 
 def is_plain_name(name: str) -> bool:
-    """Tell whether what names a data file stays in its folder."""
+    """Return whether a name of a data file stays within its folder."""
     path = PurePosixPath(name)
     return name != "" and "\\" not in name and "\0" not in name and not path.is_absolute() and ".." not in path.parts
 
 
 def foreign_files(uri: str, listed: Collection[str] = ()) -> list[str]:
-    """List what lies in the folder of a local store and is not its own, links included, by path.
+    """Return the paths of files of others, and of links, in the folder of a local store.
 
     Args:
         uri: The folder.
-        listed: The data files that its versions name, by path.
+        listed: The paths of the data files of its versions.
     """
     foreign = []
     for entry in _entries(Path(uri)):
         path = _path_in(uri, entry)
         if entry.is_symlink():
-            foreign.append(path)
+            is_own = False
         elif entry.is_dir():
-            if not is_folder(path):
-                foreign.append(path)
-        elif not _is_own(uri, path, listed):
+            is_own = is_folder(path)
+        else:
+            is_own = _is_own(uri, path, listed)
+        if not is_own:
             foreign.append(path)
     return foreign
 
@@ -120,17 +122,17 @@ def foreign_files(uri: str, listed: Collection[str] = ()) -> list[str]:
 def foreign_objects(
     uri: str, paths: Collection[str], storage_options: dict[str, str] | None, listed: Collection[str] = ()
 ) -> list[str]:
-    """List what lies at the place of a store in a bucket and is not its own, by path.
+    """Return the paths of objects of others at the place of a store in a bucket.
 
     Args:
         uri: The store.
-        paths: All objects that are there, by path.
-        storage_options: Credentials and such, as Lance takes them.
-        listed: The data files that its versions name, by path.
+        paths: The paths of all objects there.
+        storage_options: Credentials and other options, in Lance's form.
+        listed: The paths of the data files of its versions.
     """
 
     def is_own(path: str) -> bool:
-        # Some tools make objects that stand for folders.
+        # Some tools make objects to represent folders.
         if path in listed or path in FOLDERS or _belongs(path):
             return True
         if not _may_be_left(path):
@@ -141,8 +143,8 @@ def foreign_objects(
 
 
 def describe_files(paths: Collection[str]) -> str:
-    """Name some files for a message."""
-    first = sorted(paths)[:_TOLD]
+    """Return the names of the first files, for a message."""
+    first = sorted(paths)[:_SHOWN]
     more = len(paths) - len(first)
     return ", ".join(map(repr, first)) + (f" and {more:,} more" if more else "")
 
@@ -154,7 +156,7 @@ def _is_own(uri: str, path: str, listed: Collection[str]) -> bool:
 
 
 def _entries(root: Path) -> Iterator[Path]:
-    """Go through a folder, and through those in it that a store has; never through a link."""
+    """Yield the entries of a store's folder and of its known subfolders, without following links."""
     folders = [root]
     while folders:
         try:
@@ -164,8 +166,7 @@ def _entries(root: Path) -> Iterator[Path]:
         for entry in entries:
             path = Path(entry.path)
             yield path
-            known = _path_in(str(root), path)
-            if entry.is_dir(follow_symlinks=False) and is_folder(known):
+            if entry.is_dir(follow_symlinks=False) and is_folder(_path_in(str(root), path)):
                 folders.append(path)
 
 

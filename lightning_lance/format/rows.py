@@ -10,11 +10,10 @@ import pyarrow as pa
 
 from lightning_lance.documents.splits import FORGOTTEN
 
-# Tokens per row. Larger blocks read more than they need from object stores, smaller ones are more rows to find.
+# Tokens per row. Larger blocks waste reads from object stores; smaller ones are more rows to find.
 BLOCK = 2048
 
-
-# Hashes of forgotten documents in a row: as many bytes as a block of tokens or more, and little to hold of a thousand rows.
+# Hashes of forgotten documents per row: at least as many bytes as a block of tokens, and little memory for a thousand rows.
 _HASHES = 1024
 
 
@@ -26,37 +25,40 @@ class Stream(NamedTuple):
 
 
 def store_schema(dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = False) -> pa.Schema:
-    """Give the columns of a token store.
+    """Return the schema of a token store.
 
     Args:
-        dtype: uint16 or uint32, of the tokens.
-        metadata: Names of the strings kept with each document.
-        hashed: Whether the hash of its text is kept too: all that de-duplication has to know of a document.
+        dtype: The dtype of the tokens, uint16 or uint32.
+        metadata: Names of the strings stored with each document.
+        hashed: Whether to store the hash of each text too, for de-duplication.
     """
-    fields = [("offset", pa.int32()), ("id", pa.string()), *((name, pa.string()) for name in metadata)]
-    document = pa.struct([*fields, ("hash", pa.uint64())] if hashed else fields)
+    fields = [("offset", pa.int32()), *((name, pa.string()) for name in ("id", *metadata))]
+    if hashed:
+        fields.append(("hash", pa.uint64()))
     return pa.schema(
         [
             ("tokens", pa.list_(pa.from_numpy_dtype(dtype), BLOCK)),
             ("num_tokens", pa.int32()),
             ("split", pa.string()),
             ("language", pa.string()),
-            ("documents", pa.list_(document)),
+            ("documents", pa.list_(pa.struct(fields))),
         ]
     )
 
 
 def forgotten_rows(hashes: np.ndarray, schema: pa.Schema) -> pa.Table:
-    """Make rows that hold no tokens and no more of documents than the hashes of their texts.
+    """Return rows without tokens, whose documents have no fields but the hashes of their texts.
 
     Args:
         hashes: (n,) uint64.
-        schema: Of the store; with `hash`.
+        schema: The schema of the store, with `hash`.
     """
     num_rows = -(-len(hashes) // _HASHES)
-    block, struct = schema.field("tokens").type.list_size, schema.field("documents").type.value_type
+    block = schema.field("tokens").type.list_size
+    struct = schema.field("documents").type.value_type
     fields = [pa.nulls(len(hashes), field.type) for field in struct]
-    fields[0], fields[-1] = pa.repeat(pa.scalar(0, pa.int32()), len(hashes)), pa.array(hashes)
+    fields[0] = pa.repeat(pa.scalar(0, pa.int32()), len(hashes))
+    fields[-1] = pa.array(hashes)
     borders = np.minimum(np.arange(num_rows + 1) * _HASHES, len(hashes)).astype(np.int32)
     zeros = np.zeros(num_rows * block, schema.field("tokens").type.value_type.to_pandas_dtype())
     columns = [

@@ -1,4 +1,4 @@
-"""What the columns of a token store must be, whoever has written them: types, no nulls, counts that fit a block."""
+"""Check the columns of a token store, whoever wrote them: types, no nulls, counts that fit a block."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pyarrow as pa
 from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.errors import StoreError
 
-# Tokens of a row, of which several are in memory at once. Stores of this package have 2,048.
+# Tokens of a row, limited since several rows are in memory at once. Stores of this package have 2,048.
 _LARGEST_BLOCK = 1 << 20
-_CURE = "get the store anew from where it came, or build it again elsewhere"
+_CURE = "use another copy of the store, or build it again elsewhere"
 _TOKENS = (pa.uint16(), pa.uint32())
 _KEYS = {"num_tokens": pa.int32(), "split": pa.string(), "language": pa.string()}
 
 
 def block_of(uri: str, schema: pa.Schema) -> tuple[int, np.dtype[Any]]:
-    """Return the tokens of a row, and their dtype, of a store whose columns are those that reading needs.
+    """Return the tokens of a row and their dtype, after checking the columns that reading needs.
 
     Raises:
-        StoreError: Naming the column that is missing, or of another type.
+        StoreError: If a column is missing or has another type.
     """
     for name, expected in _KEYS.items():
         found = _type_of(uri, schema, name)
@@ -38,29 +38,29 @@ def block_of(uri: str, schema: pa.Schema) -> tuple[int, np.dtype[Any]]:
 
 
 def check_dtype(uri: str, dtype: np.dtype[Any], recipe: Mapping[str, Any], vocab_size: int) -> None:
-    """Check that tokens are of the type that the recipe says, and that it holds every id. StoreError if not."""
-    told = recipe.get("dtype", str(dtype))
-    if vocab_size - 1 > np.iinfo(dtype).max or told != str(dtype):
+    """Check that the dtype of the tokens is that of the recipe, and fits every id. StoreError if not."""
+    expected = recipe.get("dtype", str(dtype))
+    if vocab_size - 1 > np.iinfo(dtype).max or expected != str(dtype):
         raise StoreError(
-            f"The tokens of the store {uri!r} are of type {dtype}, but its metadata says {str(told)[:20]} and a vocabulary of "
-            f"{vocab_size:,} ids: {_CURE}."
+            f"The tokens of the store {uri!r} are of type {dtype}, but its metadata has {str(expected)[:20]} and a vocabulary "
+            f"of {vocab_size:,} ids: {_CURE}."
         )
 
 
 def tokens_of(uri: str, column: pa.ChunkedArray | pa.Array, block: int) -> np.ndarray:
-    """Return the tokens of some rows, (n, block), without a copy where they are in one piece. StoreError if some are null."""
+    """Return the tokens of rows, (n, block), without a copy if they are in one piece. StoreError if some are null."""
     rows = as_single_chunk(column) if isinstance(column, pa.ChunkedArray) else column
     tokens = rows.flatten()
     if rows.null_count or tokens.null_count or len(tokens) != len(rows) * block:
-        raise StoreError(f"The token store {uri!r} has rows without tokens, or with null among them: {_CURE}.")
+        raise StoreError(f"The token store {uri!r} has rows with null in their tokens: {_CURE}.")
     return np.asarray(tokens).reshape(len(rows), block)
 
 
 def check_keys(uri: str, rows: pa.Table | pa.RecordBatch, block: int) -> None:
-    """Check the columns that tell of which streams rows are: `num_tokens`, `split`, `language`.
+    """Check the columns that assign rows to streams: `num_tokens`, `split`, `language`.
 
     Raises:
-        StoreError: If one has nulls, or counts fewer than no tokens, or more than a block.
+        StoreError: If one has nulls, or a count is negative or larger than a block.
     """
     for name in _KEYS:
         if rows.column(name).null_count:
@@ -74,23 +74,21 @@ def check_keys(uri: str, rows: pa.Table | pa.RecordBatch, block: int) -> None:
 
 
 def begins_of(uri: str, lists: pa.ListArray, num_tokens: np.ndarray | None = None) -> np.ndarray:
-    """Return the offsets at which the documents of some rows begin in their blocks, (documents,) int64.
+    """Return the offsets at which the documents of rows begin in their blocks, (documents,) int64.
 
     Args:
         uri: The store.
         lists: The column `documents` of n rows, or its field `offset` alone.
-        num_tokens: (n,) tokens of the rows; None where that is not known.
+        num_tokens: (n,) tokens of the rows; None if unknown.
 
     Raises:
-        StoreError: If lists are null, or an offset is not in its block, or not after the one before it.
+        StoreError: If lists are null, or an offset is outside its block or not above the one before it.
     """
     documents = lists.flatten()
     field = documents.type.get_field_index("offset") if pa.types.is_struct(documents.type) else -1
     offsets = documents.field(field) if field >= 0 else None
     if offsets is None or offsets.type != pa.int32() or lists.null_count or documents.null_count or offsets.null_count:
-        raise StoreError(
-            f"The token store {uri!r} does not say of all its rows where documents begin in them: {_CURE}."
-        )
+        raise StoreError(f"The token store {uri!r} has rows without the offsets of their documents: {_CURE}.")
     begins = np.asarray(offsets).astype(np.int64)
     rows = np.repeat(np.arange(len(lists)), np.asarray(lists.value_lengths()))
     fits = begins >= 0
@@ -99,14 +97,14 @@ def begins_of(uri: str, lists: pa.ListArray, num_tokens: np.ndarray | None = Non
     ordered = (np.diff(begins) > 0) | (np.diff(rows) > 0)
     if not fits.all() or not ordered.all():
         raise StoreError(
-            f"The token store {uri!r} has documents that begin outside their rows, or in no order: {_CURE}."
+            f"The token store {uri!r} has documents that begin outside their rows, or out of order: {_CURE}."
         )
     return begins
 
 
 def _type_of(uri: str, schema: pa.Schema, name: str) -> pa.DataType:
     if len(schema.get_all_field_indices(name)) != 1:
-        raise StoreError(f"The token store {uri!r} has no column {name!r}, or several: {_CURE}.")
+        raise StoreError(f"The token store {uri!r} has no column {name!r}, or more than one: {_CURE}.")
     return schema.field(name).type
 
 

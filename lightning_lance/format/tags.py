@@ -1,7 +1,7 @@
-"""Tags of a token store: the versions that no clean-up removes, since a build ended with them, or a run trains on them.
+"""Tags of a token store. They protect versions from clean-ups: the result of a build, and the data of a training run.
 
-Three kinds are ours: `build-<tokens>`, what a build ended with; `checkpoint-<extent>`, what checkpoints go on with; and
-`checkpoint-<extent>-run-<id>`, what a run trains on that has saved no checkpoint yet. Each run removes its own, and no other.
+This package makes three kinds: `build-<tokens>` on the last version of a build; `checkpoint-<extent>` for checkpoints; and
+`checkpoint-<extent>-run-<id>` for a run without a checkpoint so far. Each run removes its own tag, and no other.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
-from lightning_lance.format.checksums import root_session, stays, versions_on_list
+from lightning_lance.format.checksums import Root, stays, versions_on_list
 from lightning_lance.format.commit import is_commit, read_commit
 from lightning_lance.format.lance_io import data_files, dataset_at, lance_said, not_written
 from lightning_lance.format.lance_names import tag_file
@@ -22,31 +22,33 @@ from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs
 from lightning_lance.messages.redaction import shown_cause
 
-_BUILD, _CHECKPOINT, _RUN = "build-", "checkpoint-", "-run-"
-# Of the names that Lance takes, those that it can list again.
+_BUILD = "build-"
+_CHECKPOINT = "checkpoint-"
+_RUN = "-run-"
+# Lance accepts more names, but cannot list them.
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _OURS = re.compile(r"build-(?P<tokens>\d+)|checkpoint-(?P<extent>\d+(-[0-9a-f]{8})?)(-run-[0-9a-f]+)?")
-# What Lance raises: the last for a file of a tag that it cannot read.
+# Lance's errors. RuntimeError is about the file of a tag that it cannot read.
 _LANCE_ERRORS = (ValueError, OSError, RuntimeError)
 
 
 def checkpoint_tag(extent: StoreContent) -> str:
-    """Name the tag by which checkpoints keep what they were trained on."""
+    """Return the name of the tag that keeps the data of checkpoints."""
     return f"{_CHECKPOINT}{extent.name}"
 
 
 def run_tag(extent: StoreContent, run: str) -> str:
-    """Name the tag of a run that has saved no checkpoint yet."""
+    """Return the name of the tag of a run without a checkpoint so far."""
     return f"{checkpoint_tag(extent)}{_RUN}{run}"
 
 
 def is_ours(name: str) -> bool:
-    """Tell whether this package gives such names to tags."""
+    """Return whether a name is one of this package's tags."""
     return _OURS.fullmatch(name) is not None
 
 
 def means(name: str, commit: CommitMetadata) -> bool:
-    """Tell whether a tag of ours keeps a version with this note, going by its name alone."""
+    """Return whether one of this package's tags is for a version with this commit, by its name alone."""
     ours = _OURS.fullmatch(name)
     if ours is None:
         return False
@@ -61,42 +63,42 @@ def tag_version(
     name: str | None = None,
     fingerprint: str | None = None,
 ) -> bool:
-    """Let a tag name the version that is open, for good, or leave it where it names one that holds the same.
+    """Tag the open version permanently, unless the tag is on a version of equal content already.
 
-    Equal extents are equal streams, so whoever goes by the tag finds what is kept here; moved, it would free the files of a
-    version that others may read. A tag of any other version is moved: it may be of a store that was here before.
+    Versions of equal content have equal streams, so that tag serves as well; moving it would free the files of a version that
+    others may read. A tag on any other version is moved: it may belong to an earlier store at this place.
 
     Args:
         dataset: The version.
         uri: The store.
-        extent: What it holds.
-        storage_options: Credentials and such for object stores.
-        name: Of the tag; None for `checkpoint-...`, named by the extent.
-        fingerprint: Of the store that was opened; None if it can be no other.
+        extent: The content of the version.
+        storage_options: Credentials and other options of object stores.
+        name: The name of the tag; None for `checkpoint-...`, named by the content.
+        fingerprint: The fingerprint of the opened store; None accepts any.
 
     Returns:
-        Whether a version that holds the same is there and has the tag; False if a builder has removed the one that is open,
-        or is about to.
+        Whether a version of this content has the tag; False if a builder has removed the open version, or is about to.
 
     Raises:
-        ConfigError: If a tag cannot have this name.
-        StoreReplaced: If there is another store by now.
+        ConfigError: If the name is invalid.
+        StoreReplaced: If another store was built at this place.
         StoreError: If the store cannot be written.
     """
     name = name or checkpoint_tag(extent)
     if not _NAME.fullmatch(name) or name.endswith(".lock"):
-        raise ConfigError(f"The tag is {name!r}: expected letters, digits, '-', '_', and single dots between them.")
+        raise ConfigError(f"The tag is {name!r}: expected letters, digits, '-', '_', and single dots between these.")
     opened = _Opened(dataset, uri, extent, storage_options, fingerprint)
     if opened.kept_by(name) is not None:
         return True
-    # Whoever finds a tag of this name relies on it, so it is made only when the version is sure to stay.
+    # Other processes rely on a tag of this name, so it is made only once a run's tag keeps the version.
     run = secrets.token_hex(8)
     if not keep_for_run(dataset, uri, extent, storage_options, run, fingerprint):
         return False
     try:
         set_tag(dataset, name)
     except _LANCE_ERRORS as error:
-        if opened.kept_by(name) is None:  # another rank may have been first
+        # Another rank may have been first.
+        if opened.kept_by(name) is None:
             raise opened.not_tagged(error) from shown_cause(error)
     finally:
         untag(dataset, extent, run)
@@ -111,24 +113,26 @@ def keep_for_run(
     run: str,
     fingerprint: str | None = None,
 ) -> bool:
-    """Let a tag of its own keep what a run trains on, until the run takes it away.
+    """Tag the open version for a run, which removes the tag later.
 
-    The tag is made first, and then it is looked whether a clean-up had decided before that the version goes. The clean-up
-    decides first, and then looks at the tags (`compaction.clean_up`). So one of them sees the other.
+    The run makes the tag first, and then checks whether a clean-up had decided before to remove the version. The clean-up
+    decides first, and then checks the tags (`removal.clean_up`). So at least one of them sees the other.
 
     Args: as for `tag_version`, and
-        run: Tells the run from others; the same on all of its ranks.
+        run: Identifies the run; the same on all its ranks.
 
     Returns:
-        Whether it is kept; False if a builder has removed it, or is about to.
+        Whether the version is kept; False if a builder has removed it, or is about to.
 
     Raises:
-        StoreReplaced: If there is another store by now.
+        StoreReplaced: If another store was built at this place.
         StoreError: If the store cannot be written.
     """
-    opened, name = _Opened(dataset, uri, extent, storage_options, fingerprint), run_tag(extent, run)
+    opened = _Opened(dataset, uri, extent, storage_options, fingerprint)
+    name = run_tag(extent, run)
     tagged = opened.kept_by(name)
-    if tagged is not None:  # another rank was first
+    # Another rank was first.
+    if tagged is not None:
         return opened.stays(tagged)
     if not opened.is_there():
         return False
@@ -148,14 +152,14 @@ def keep_for_run(
 
 
 def untag(dataset: Any, extent: StoreContent, run: str) -> None:
-    """Remove the tag of a run, which is no other's; that it cannot be, or is not there, is no error."""
+    """Remove the tag of a run, if it exists and can be removed."""
     _remove(dataset, run_tag(extent, run))
 
 
 def let_go_of_others(
     dataset: Any, uri: str, storage_options: Mapping[str, str] | None, run: str, extents: Collection[StoreContent]
 ) -> None:
-    """Remove the tags of a run from all versions but those that hold some extents: it has gone on from them."""
+    """Remove the tags of a run from all versions except those of some contents."""
     kept = {run_tag(extent, run) for extent in extents}
     with suppress(*_LANCE_ERRORS):
         for name in read_refs(uri, storage_options).tags:
@@ -164,7 +168,7 @@ def let_go_of_others(
 
 
 class _Opened(NamedTuple):
-    """A version as it was opened; the arguments of `tag_version`."""
+    """An opened version; the arguments of `tag_version`."""
 
     dataset: Any
     uri: str
@@ -177,12 +181,12 @@ class _Opened(NamedTuple):
         return int(self.dataset.version)
 
     def kept_by(self, name: str) -> int | None:
-        """Give the version that a tag names, if that holds the same; None if not, or if there is no such tag."""
+        """Return the version of a tag, if its content is the same; None if not, or if there is no such tag."""
         tagged = read_refs(self.uri, self.storage_options).tags.get(name)
         return tagged if tagged is not None and self._is_at(tagged) else None
 
     def is_there(self) -> bool:
-        """Tell whether the version is there still, or again. StoreReplaced if another store is, StoreError if none is."""
+        """Return whether the version exists. StoreReplaced if another store was built there, StoreError if none is left."""
         if self._is_at(self.version):
             return True
         check_not_replaced(self.uri, self.fingerprint, self.storage_options)
@@ -194,57 +198,57 @@ class _Opened(NamedTuple):
         there = dataset_at(self.uri, version, self.storage_options)
         if there is None:
             return False
-        # What others than this package made of it may have its rows in another order.
+        # Other programs may have moved the rows of a version that they made.
         if version != self.version and not is_commit(there):
             return False
         commit = read_commit(there, self.uri)
         return commit.extent == self.extent and self.fingerprint in (None, commit.fingerprint)
 
     def stays(self, version: int) -> bool:
-        """Tell whether no clean-up has taken a version off its list: that one knows nothing of a tag that was made since."""
+        """Return whether no clean-up is about to remove a version, in which case it would not see a new tag."""
         if stays(versions_on_list(self.uri, self.storage_options), version):
             return True
         newest = dataset_at(self.uri, None, self.storage_options)
-        # The newest version never goes, whatever a list says, which may be a copy of another time.
+        # The newest version is never removed, whatever the list says: the list may be an old copy.
         return newest is not None and int(newest.version) == version
 
     def not_tagged(self, error: object) -> StoreError:
-        """Say that the version cannot be tagged."""
+        """Return the error of a version that cannot be tagged."""
         return StoreError(
-            f"Version {self.version} of the token store {self.uri!r} cannot be tagged: {lance_said(error)}."
+            f"Version {self.version} of the token store {self.uri!r} cannot be tagged ({lance_said(error)}): grant write "
+            "access to the store, and try again."
         )
 
 
 def check_not_replaced(uri: str, fingerprint: str | None, storage_options: Mapping[str, str] | None) -> None:
-    """Refuse a store that was built anew, by another recipe, since it was opened; `fingerprint` is what it was then.
+    """Check that no other store was built at this place since it was opened with `fingerprint`.
 
     Raises:
-        StoreReplaced: Naming both fingerprints.
+        StoreReplaced: If another one was.
     """
     now = dataset_at(uri, None, storage_options)
     if fingerprint is None or now is None:
         return
-    found = read_commit(now, uri).fingerprint
-    if found != fingerprint:
-        raise replaced(uri, fingerprint, found)
+    if read_commit(now, uri).fingerprint != fingerprint:
+        raise replaced(uri)
 
 
-def replaced(uri: str, before: str, now: str) -> StoreReplaced:
-    """Say that a store is another one by now."""
+def replaced(uri: str) -> StoreReplaced:
+    """Return the error of a store that was replaced by another."""
     return StoreReplaced(
-        f"The token store {uri!r} was built anew by another recipe while it was read (fingerprint {before} -> {now}): start "
-        "again, to read the new one, or build that one at another uri."
+        f"The token store {uri!r} was replaced by one with other settings while it was read: start again to read the new "
+        "store, or build it at another uri."
     )
 
 
 def _remove(dataset: Any, name: str) -> None:
-    """Remove a tag that is there, if it can be removed."""
+    """Remove a tag, if it exists and can be removed."""
     with suppress(*_LANCE_ERRORS):
         dataset.tags.delete(name)
 
 
 def keep_build(dataset: Any, uri: str) -> None:
-    """Keep what a build ended with: the same budget, asked again of a store that has grown, finds the same tokens.
+    """Tag the last version of a build, so that the same budget finds the same tokens after the store has grown.
 
     Raises:
         StoreError: If the store cannot be written.
@@ -256,14 +260,14 @@ def keep_build(dataset: Any, uri: str) -> None:
 
 
 def lacks_build_tag(dataset: Any, uri: str, storage_options: Mapping[str, str] | None = None) -> bool:
-    """Tell whether the version that is open lacks the tag of what a build ended with; those of others need none."""
+    """Return whether the open version lacks the tag of a build. Versions of other programs need none."""
     return is_commit(dataset) and _build_tag(dataset, uri) not in read_refs(uri, storage_options).tags
 
 
 def build_tag_is_older(dataset: Any, uri: str, storage_options: Mapping[str, str] | None = None) -> bool:
-    """Tell whether the tag of what a build ended with names an older version that is made of the same files.
+    """Return whether the build's tag is on an older version of the same files.
 
-    A version is made once more where a killed builder is succeeded. Whoever maps the older one's files keeps them.
+    Fencing off a killed builder makes a version once more. Processes that map the files of the older one keep them.
     """
     if not is_commit(dataset):
         return False
@@ -284,7 +288,7 @@ def _build_tag(dataset: Any, uri: str) -> str:
 
 
 def set_tag(dataset: Any, name: str) -> None:
-    """Make a tag, or move it; one whose file is damaged is made anew."""
+    """Make a tag, or move it. A tag with a damaged file is made again."""
     version = int(dataset.version)
     try:
         dataset.tags.create(name, version)
@@ -310,34 +314,36 @@ def _is_readable(dataset: Any, name: str) -> bool:
 
 
 def retag(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> list[str]:
-    """After documents were forgotten: let the newest version be what the build ended with, and no older one.
+    """Move the build's tag to the newest version after documents were forgotten, and untag older versions.
 
     Args:
         uri: The store.
-        storage_options: Credentials and such for object stores.
-        purge: Whether all other tags of older versions go too.
+        storage_options: Credentials and other options of object stores.
+        purge: Whether to remove all other tags of older versions too.
 
     Returns:
-        The tags that were removed because of `purge`.
+        The tags that were removed.
 
     Raises:
         StoreError: If the store cannot be written.
     """
     dataset = dataset_at(uri, None, storage_options)
-    now, ended = read_commit(dataset, uri), _build_tag(dataset, uri)
-    session, removed = root_session(uri, storage_options), []
+    newest = read_commit(dataset, uri)
+    build_tag = _build_tag(dataset, uri)
+    session = Root(uri, storage_options)
+    removed = []
     try:
-        for name in tags_from_before(uri, now, storage_options):
-            if name == ended:
+        for name in tags_from_before(uri, newest, storage_options):
+            if name == build_tag:
                 dataset.tags.update(name, int(dataset.version))
             elif purge or name.startswith(_BUILD):
                 session.delete_file(tag_file(name))
                 removed.append(name)
         for name in read_refs(uri, storage_options).damaged:
-            if name == ended:
+            if name == build_tag:
                 keep_build(dataset, uri)
             elif purge and is_ours(name):
-                # What it kept is not known; of a version from before it would be too much.
+                # It may keep a version with the documents, so it has to go.
                 session.delete_file(tag_file(name))
                 removed.append(name)
     except _LANCE_ERRORS as error:
@@ -345,11 +351,11 @@ def retag(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> l
     return sorted(removed)
 
 
-def tags_from_before(uri: str, now: CommitMetadata, storage_options: Mapping[str, str] | None) -> list[str]:
-    """List the tags of versions of which something was forgotten since; `now` is the note of the newest."""
+def tags_from_before(uri: str, newest: CommitMetadata, storage_options: Mapping[str, str] | None) -> list[str]:
+    """Return the tags of versions with documents that the newest commit has forgotten."""
     found = []
     for name, version in read_refs(uri, storage_options).tags.items():
         before = dataset_at(uri, version, storage_options)
-        if before is not None and read_commit(before, uri).extent.forgotten != now.extent.forgotten:
+        if before is not None and read_commit(before, uri).extent.forgotten != newest.extent.forgotten:
             found.append(name)
     return sorted(found)

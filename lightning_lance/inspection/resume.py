@@ -1,4 +1,4 @@
-"""Proof that a checkpoint continues where it says: its windows worked out anew, and those that come next."""
+"""Prove that a checkpoint resumes correctly: recompute the digest of its windows, and show the next ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -24,15 +24,16 @@ from lightning_lance.serving.states import FIELDS, checked_state
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.type_hints import check_arguments
 
-# Windows worked out at a time.
+# Windows located at a time.
 _AT_ONCE = 1 << 16
+# Windows shown.
 _NEXT = 4
 
 
 def find_loader_states(checkpoint: Any) -> Iterator[dict[str, Any]]:
-    """Find the places in the data that a checkpoint of Lightning holds: that of the datamodule, and that of the loop.
+    """Yield the states of loaders in a checkpoint of Lightning: the datamodule's and the loop's.
 
-    However deep it is nested, and also where it contains itself.
+    The checkpoint may be nested to any depth, and may contain itself.
     """
     seen: set[int] = set()
     ahead = [iter([checkpoint])]
@@ -43,52 +44,55 @@ def find_loader_states(checkpoint: Any) -> Iterator[dict[str, Any]]:
         if not isinstance(part, (Mapping, list, tuple)) or id(part) in seen:
             continue
         seen.add(id(part))
-        # Also one that lacks some of its fields, or has others besides: that is for its check to say.
-        if isinstance(part, Mapping) and _is_place(part):
+        # Including damaged states: `checked_state` reports missing and unknown fields.
+        if isinstance(part, Mapping) and _is_loader_state(part):
             yield dict(part)
             continue
         inner = part.values() if isinstance(part, Mapping) else part
+        # None would end the iterator.
         ahead.append(iter([value for value in inner if value is not None]))
 
 
 def load_checkpoint(file: str) -> Any:
-    """Read a checkpoint, of which no tensor comes into memory before it is used.
+    """Read a checkpoint. Its tensors are loaded into memory when they are used.
 
     Raises:
-        ConfigError: If there is none, or it is no checkpoint of plain data and tensors.
+        ConfigError: If the file is missing, or is not a checkpoint of plain data and tensors.
     """
     import torch
 
     if not Path(file).is_file():
         raise ConfigError(f"There is no checkpoint {file!r}.")
     try:
-        # Checkpoints of old cannot be mapped.
+        # Checkpoints in torch's legacy format cannot be mapped.
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except Exception as error:  # pickle, zip and torch have their own
-        if objects := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
+    # pickle, zip and torch each raise their own.
+    except Exception as error:
+        objects = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        if objects:
             raise ConfigError(
-                f"The checkpoint {file!r} holds objects of {objects[1]}, expected plain data and tensors only, as "
-                "weights_only=True loads them: save it without them."
+                f"The checkpoint {file!r} contains objects of {objects[1]}, which weights_only=True does not load: expected "
+                "plain data and tensors; save it without these objects."
             ) from error
         raise ConfigError(
-            f"{file!r} is no checkpoint that loads with weights_only=True: give a file that Lightning or torch.save wrote, "
+            f"{file!r} is not a checkpoint that loads with weights_only=True: expected a file from Lightning or torch.save, "
             "such as outputs/checkpoints/last.ckpt."
         ) from error
 
 
 def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[str, str] | None = None) -> str:
-    """Work out anew all windows of the checkpoint's epoch, hold their digest against the saved one, and show what is next.
+    """Recompute the digest of the windows of a checkpoint's epoch, compare it with the saved one, and show the next windows.
 
     Args:
-        file: A checkpoint of Lightning, or one of your own with the `state_dict` of a `WindowLoader` anywhere in it.
-        uris: Name to place of stores that have moved; "" is the name of a single one.
-        storage_options: Credentials and such for object stores.
+        file: A checkpoint of Lightning, or any other with the `state_dict` of a `WindowLoader` in it.
+        uris: Name to new address of stores that have moved; "" is the name of a single store.
+        storage_options: Credentials and other options of object stores.
 
     Returns:
-        Some lines that say so.
+        The report, several lines.
 
     Raises:
-        ConfigError: If `file` is no checkpoint, or has no place in the data.
+        ConfigError: If `file` is not a checkpoint, or contains no state of a loader.
         StoreError: If the checkpoint contradicts itself, its stores, or this order.
     """
     check_arguments(verify_resume, {"uris": uris})
@@ -96,98 +100,100 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
     checkpoint = load_checkpoint(file)
     first = _state_in(checkpoint, file)
     try:
-        return "\n".join(shown(line) for line in _worked_out(file, first, uris, storage_options))
+        return "\n".join(map(shown, _report(file, first, uris, storage_options)))
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, LightningLanceError):
             raise
-        _refuse(file, f"{type(error).__name__}: {error}", error)
+        raise _impossible(file, f"{type(error).__name__}: {error}") from error
 
 
-def _is_place(part: Mapping[Any, Any]) -> bool:
+def _is_loader_state(part: Mapping[Any, Any]) -> bool:
     return {"cursor", "digest", "stores"} <= {*part} or len(FIELDS & {*part}) > len(FIELDS) // 2
 
 
-def _worked_out(
+def _report(
     file: str, first: dict[str, Any], uris: Mapping[str, str], storage_options: Mapping[str, str] | None
 ) -> Iterator[str]:
-    cursor = _cursor(first, uris, storage_options)
-    began, state = time.monotonic(), cursor.state_dict()
-    if not cursor.epoch_start <= state["digest_from"] <= cursor.value <= cursor.epoch_end:
-        _refuse(
-            file,
-            f"windows {state['digest_from']:,} to {cursor.value:,} of an epoch from {cursor.epoch_start:,} to "
-            f"{cursor.epoch_end:,}",
+    cursor = _open_cursor(first, uris, storage_options)
+    begin = cursor.state_dict()["digest_from"]
+    end = cursor.value
+    if not cursor.epoch_start <= begin <= end <= cursor.epoch_end:
+        raise _impossible(
+            file, f"windows {begin:,} to {end:,} of an epoch from {cursor.epoch_start:,} to {cursor.epoch_end:,}"
         )
-    found = 0
-    for low in range(state["digest_from"], cursor.value, _AT_ONCE):
-        positions = np.arange(low, min(low + _AT_ONCE, cursor.value))
-        found += int(cursor.digests(positions, cursor.locate(positions)).sum(dtype=np.uint64))
-    windows = cursor.value - state["digest_from"]
-    if f"{found % 2**64:016x}" != first["digest"]:
-        raise StoreError(
-            f"The {pluralize(windows, 'window')} that this version of lightning-lance gives have the digest "
-            f"{found % 2**64:016x}, the checkpoint's is {first['digest']}: a resumed run would not continue it; use "
-            "the version that saved it."
-        )
+    began = time.monotonic()
+    total = 0
+    for low in range(begin, end, _AT_ONCE):
+        positions = np.arange(low, min(low + _AT_ONCE, end))
+        total += int(cursor.digests(positions, cursor.locate(positions)).sum(dtype=np.uint64))
     seconds = time.monotonic() - began
+    digest = f"{total % 2**64:016x}"
+    if digest != first["digest"]:
+        raise StoreError(
+            f"The {pluralize(end - begin, 'window')} that this version of lightning-lance serves differ from those of the "
+            "checkpoint, so a resumed run would see other data: use the version that saved the checkpoint."
+        )
     yield (
         f"{file}: epoch {cursor.epoch}, {cursor.position:,} of its {cursor.num_windows:,} windows of "
         f"{cursor.serving.context_length} tokens are consumed (cursor {cursor.value:,})."
     )
-    yield (
-        f"digest OK: {pluralize(windows, 'window')} worked out anew in {seconds:.1f} s, in "
-        + ", ".join(f"{store.uri} version {store.version}" for store in cursor.serving.stores.values())
-    )
+    versions = ", ".join(f"{store.uri} version {store.version}" for store in cursor.serving.stores.values())
+    yield f"digest OK: {pluralize(end - begin, 'window')} recomputed in {seconds:.1f} s, in {versions}"
     yield "next:"
     yield from _next_windows(cursor)
 
 
 def _state_in(checkpoint: Any, file: str) -> dict[str, Any]:
-    """Return the place in the data that a checkpoint holds, of plain types.
+    """Return the state of a loader in a checkpoint, in plain types.
 
     Raises:
-        ConfigError: If it holds none.
-        StoreError: If it holds two that differ, or one that cannot be.
+        ConfigError: If there is none.
+        StoreError: If there are two that differ, or a damaged one.
     """
     states = [checked_state(state) for state in find_loader_states(checkpoint)]
     if not states:
-        raise ConfigError(f"The checkpoint {file!r} has no place in the data: it was saved without a LanceDataModule.")
+        raise ConfigError(
+            f"The checkpoint {file!r} contains no position in the data: expected one that was saved with a LanceDataModule."
+        )
     first = states[0]
     for other in states[1:]:
         for name, value in first.items():
             if other[name] != value:
                 raise StoreError(
-                    f"The checkpoint {file!r} says two things of the place in the data: its {name} is {str(value)[:100]}, and "
-                    f"{str(other[name])[:100]}."
+                    f"The checkpoint {file!r} contains two positions in the data: {name} is {str(value)[:100]} and "
+                    f"{str(other[name])[:100]}; use an unmodified checkpoint."
                 )
     return first
 
 
-def _refuse(file: str, what: str, cause: Exception | None = None) -> NoReturn:
-    raise ConfigError(
-        f"The checkpoint {file!r} has a place in the data that cannot be ({what[:300]}): give one as a WindowLoader saved it."
-    ) from cause
+def _impossible(file: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"The checkpoint {file!r} has an impossible position in the data ({reason[:300]}): use an unmodified checkpoint."
+    )
 
 
-def _cursor(state: Mapping[str, Any], uris: Mapping[str, str], storage_options: Mapping[str, str] | None) -> Cursor:
+def _open_cursor(
+    state: Mapping[str, Any], uris: Mapping[str, str], storage_options: Mapping[str, str] | None
+) -> Cursor:
     names = [entry["name"] for entry in state["stores"]]
-    if unknown := sorted({*uris} - {*names}):
-        has = "one without a name, whose place is given by uri=PLACE" if names == [""] else ", ".join(map(repr, names))
-        raise ConfigError(f"The checkpoint has no store {unknown[0]!r}: it has {has}.")
+    for name in sorted(uris):
+        if name not in names:
+            expected = "uri=PLACE for its only store" if names == [""] else f"one of {', '.join(map(repr, names))}"
+            raise ConfigError(f"The checkpoint has no store {name!r}: expected {expected}.")
+    stores = {}
     for entry in state["stores"]:
-        name, uri = entry["name"], entry["uri"]
-        if name not in uris and last_commit(uri, storage_options=storage_options) is None:
+        name = entry["name"]
+        if name not in uris and last_commit(entry["uri"], storage_options=storage_options) is None:
             raise StoreError(
-                f"There is no token store at {uri!r} any more, which the checkpoint was trained on: where it has moved to, "
-                f"{name or 'uri'}=PLACE says."
+                f"There is no token store at {entry['uri']!r}, which the checkpoint was trained on: if it has moved, give its "
+                f"new place with {name or 'uri'}=PLACE."
             )
-    places = {entry["name"]: uris.get(entry["name"], entry["uri"]) for entry in state["stores"]}
-    stores = {name: TokenStore.open(uri, storage_options=storage_options) for name, uri in places.items()}
+        stores[name] = TokenStore.open(uris.get(name, entry["uri"]), storage_options=storage_options)
     fields = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
     try:
         cursor = Cursor(WindowSelection(stores, **{name: state[name] for name in fields}))
     except ConfigError as error:
-        raise StoreError(f"The checkpoint cannot be of these stores: {error}") from error
+        raise StoreError(f"The checkpoint does not fit these stores: {error}") from error
     cursor.load_state_dict(state)
     return cursor
 
@@ -200,8 +206,9 @@ def _next_windows(cursor: Cursor) -> Iterator[str]:
     tokens = cursor.serving.read(found)
     store = next(iter(cursor.serving.stores.values()))
     tokenizer = None
-    with suppress(LightningLanceError):  # without it, the ids are shown
+    # Without a tokenizer, the ids are shown.
+    with suppress(LightningLanceError):
         tokenizer = tokenizer_beside(store)
     for position, start, window in zip(positions.tolist(), found.start.tolist(), tokens[:, :24].tolist(), strict=True):
-        shown = repr(tokenizer.decode(window))[:70] if tokenizer else " ".join(map(str, window[:12]))
-        yield f"  window {position:,} at token {start:,}: {shown}"
+        text = repr(tokenizer.decode(window))[:70] if tokenizer else " ".join(map(str, window[:12]))
+        yield f"  window {position:,} at token {start:,}: {text}"

@@ -1,4 +1,4 @@
-"""What keeps a store small and whole: compaction, clean-up, forgetting, integrity."""
+"""Maintenance of a store: compaction, removal, clean-up, forgetting, integrity."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

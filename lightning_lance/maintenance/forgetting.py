@@ -1,7 +1,7 @@
-"""Documents that are taken out of a store for good: by a rule, without a new tokenization, in one transaction.
+"""Forget documents: remove those that match a rule from a store, without a new tokenization, in one transaction.
 
-The rule stays in the note, so that documents which come by later growth are left out too: to forget and then to grow is to grow
-and then to forget.
+The commit metadata keeps the rule, so that documents added later are left out too. To forget and then to grow gives the same
+store as to grow and then to forget.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.refs import read_refs
 from lightning_lance.format.tags import retag
 from lightning_lance.location import store_place
-from lightning_lance.maintenance.compaction import (
+from lightning_lance.maintenance.removal import (
     announce_purge,
     clean_up,
     fence_stale_builders,
@@ -51,26 +51,25 @@ from lightning_lance.type_hints import check_arguments
 
 Rule = Mapping[str, str]
 
-# In a bucket a builder may commit at any time, and then all is done again on top of that.
+# Attempts in a bucket, where a builder may commit at any time.
 _TRIES = 5
-# Different values of a key among which those are looked for that somebody may have meant.
+# The most distinct values of a key that are searched for a likely spelling.
 _MOST_VALUES = 10_000
-# Where a document begins, and what de-duplication goes by.
+# Fields of a document that are not metadata.
 _NOT_KEYS = ("offset", "hash")
 
 
 class Forgotten(NamedTuple):
-    """What was forgotten.
+    """The result of forgetting.
 
     Attributes:
-        documents: Documents that the rule took out of the store now.
+        documents: Documents that were removed.
         tokens: Their tokens, EOS included.
-        version: The version that holds.
-        kept: What keeps older versions, which hold the documents of this rule or of others before: names of tags, also of a run
-            that has just started, and `branch NAME`.
+        version: The newest version.
+        kept: Tags, and branches as `branch NAME`, that keep older versions with documents of this rule or earlier ones.
         purged: Tags of such versions that were removed.
-        rule_kept: Whether the rule stays for documents that will be added; not if all of the source is there.
-        near: If no document matches, key to a value that the store has and that may have been meant.
+        rule_kept: Whether the rule is kept for documents that are added later; False once the source has ended.
+        near: If no document matches: key to a similar value in the store.
     """
 
     documents: int
@@ -89,27 +88,27 @@ def forget(
     purge: bool = False,
     tell: Callable[[int, int], None] = lambda documents, tokens: None,
 ) -> Forgotten:
-    """Take documents out of a store: no window of its versions from the next one on shows them, nor of its growth.
+    """Remove documents from a store. No window of the next version, or of later growth, contains them.
 
-    Killed at any moment, it leaves the old version or the new one; done again, it ends what was begun.
+    A kill at any moment leaves the old version or the new one. Run again, it completes the removal.
 
     Args:
         uri: The store.
-        rule: Key to value; documents for which all hold are forgotten. Keys are `id`, `language`, and the words of
+        rule: Key to value; a document is forgotten if all of them match. Keys are `id`, `language`, and the keys of
             `source.columns`.
-        storage_options: Credentials and such for object stores.
-        purge: Whether tags of older versions are removed, checkpoints' too, so that nothing of the tokens stays.
-        tell: Is told how many documents and tokens there are to forget, before anything is done.
+        storage_options: Credentials and other options of object stores.
+        purge: Whether to remove the tags of older versions, checkpoints' too, so that none of the tokens remain.
+        tell: Called with the number of documents and tokens to forget, before anything is changed.
 
     Raises:
-        ConfigError: If there is no such key, or no rule.
+        ConfigError: If the rule is empty, or has an unknown key.
         StoreError: If there is no store, or it cannot be written.
-        CommitConflict: If other processes committed each time.
+        CommitConflict: If another process committed first in every attempt.
     """
     uri = store_place(uri)
     check_arguments(forget, {"rule": rule, "purge": purge})
     refuse_in_fork("Forgetting")
-    # Before a lease is taken, which would make a folder.
+    # Checked before the lease, which would make a folder.
     dataset = _opened(uri, storage_options)
     read_commit(dataset, uri)
     check_no_links(uri)
@@ -121,10 +120,10 @@ def forget(
 
     def matches(documents: pa.StructArray, language: str) -> np.ndarray:
         if stopped.is_set():
-            raise StoreError(f"Nothing of {uri!r} was forgotten: it was interrupted.")
+            raise StoreError(f"No documents of {uri!r} were forgotten: the command was interrupted; run it again.")
         return _matches_within(rule, documents, language)
 
-    # Not in this thread, which may be interrupted: within Lance, that would leave files, or a commit that nobody knows of.
+    # In another thread: an interruption within Lance would leave files, or a commit that is not reported.
     with alone, ThreadPoolExecutor(1, thread_name_prefix="forget") as thread:
         try:
             with reading_documents(uri):
@@ -141,42 +140,43 @@ def _forget(
     purge: bool,
     tell: Callable[[int, int], None],
 ) -> Forgotten:
-    if leftovers := find_orphans(uri):
-        fence_stale_builders(uri, int(_opened(uri, storage_options).version), leftovers, storage_options)
-    for left in reversed(range(_TRIES)):
+    orphans = find_orphans(uri)
+    if orphans:
+        fence_stale_builders(uri, int(_opened(uri, storage_options).version), orphans, storage_options)
+    for attempt in range(1, _TRIES + 1):
         try:
             done = _forget_once(uri, rule, matches, storage_options, tell)
             break
         except CommitConflict:
-            if not left:
+            if attempt == _TRIES:
                 raise
     purged = _remove_older(uri, storage_options, purge)
     return done._replace(kept=_still_kept(uri, storage_options), purged=purged)
 
 
 def _remove_older(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> list[str]:
-    """Remove the versions that hold what was forgotten, unless they are kept; give the tags that went with them."""
+    """Remove the versions with forgotten documents, unless they are kept. Return the purged tags."""
     if not purge:
         retag(uri, storage_options, purge)
         clean_up(uri, storage_options)
         return []
-    # A run that starts sees either this, or its tag is seen and goes like those of older runs.
+    # A starting run either sees this announcement, or made its tag before, which is then removed like those of older runs.
     announce_purge(uri, storage_options)
     purged = retag(uri, storage_options, purge)
     for _ in range(_TRIES):
         clean_up(uri, storage_options)
         before = versions_from_before(uri, _opened(uri, storage_options), storage_options)
-        # A run that was told that its version goes takes its tag away, which may have kept it until now.
+        # A starting run that sees the announcement removes its tag, which may have kept the version until now.
         if not before or _still_kept(uri, storage_options):
             return purged
     raise StoreError(
-        f"The documents are forgotten, and older versions of {uri!r} that hold them could not be removed (the log says why): "
-        "run it again with purge=true, it ends what was begun."
+        f"The documents are forgotten, but older versions of {uri!r} that contain them could not be removed (see the log): run "
+        "it again with purge=true."
     )
 
 
 def _still_kept(uri: str, storage_options: Mapping[str, str] | None) -> list[str]:
-    """List what keeps versions that hold what was forgotten: tags, also of a run that has just started, and branches."""
+    """Return the tags and branches that keep versions with forgotten documents."""
     dataset = _opened(uri, storage_options)
     before = {*versions_from_before(uri, dataset, storage_options)}
     refs = read_refs(uri, storage_options)
@@ -193,82 +193,95 @@ def _forget_once(
     tell: Callable[[int, int], None],
 ) -> Forgotten:
     dataset = _opened(uri, storage_options)
-    commit, files, fragments = read_commit(dataset, uri), data_file_infos(dataset), fragments_of(dataset)
+    commit = read_commit(dataset, uri)
+    files = data_file_infos(dataset)
+    fragments = fragments_of(dataset)
     check_unchanged(dataset, uri, storage_options)
     if layout_of(fragments, files) is None:
         raise StoreError(
-            f"The rows of the token store {uri!r} were moved or deleted by others, so its documents cannot be told apart: "
-            "build it anew."
+            f"The rows of the token store {uri!r} were moved or deleted by another program, so its documents cannot be found: "
+            "build it again."
         )
-    found = [_count(dataset, fragment, files, rule, matches) for fragment in fragments]
-    tell(sum(documents for documents, _ in found), sum(tokens for _, tokens in found))
+    documents = tokens = 0
+    affected: list[int] = []
+    for place, fragment in enumerate(fragments):
+        matching, their_tokens = _count(dataset, fragment, files, rule, matches)
+        documents += matching
+        tokens += their_tokens
+        if matching:
+            affected.append(place)
+    tell(documents, tokens)
+    # A rule that was given before may match nothing any more.
     known = any(entry["rule"] == dict(rule) for entry in commit.forgotten)
-    near, rule_kept = {}, not commit.exhausted
-    if not any(documents for documents, _ in found):
-        # What was forgotten before is there no more, and was meant.
-        near = {} if known else _near(rule, commit, lambda key: _values(dataset, fragments, files, key))
-        if known or commit.exhausted:
-            return Forgotten(0, 0, int(dataset.version), [], [], rule_kept, near)
-    whole, written = RewriteStats(), list[str]()
+    near: dict[str, str] = {}
+    if not documents and not known:
+        near = _near(rule, commit, lambda key: _values(dataset, fragments, files, key))
+    rule_kept = not commit.exhausted
+    if not documents and (known or commit.exhausted):
+        return Forgotten(0, 0, int(dataset.version), [], [], rule_kept, near)
+    removed = RewriteStats()
+    written: list[str] = []
     try:
-        for place in reversed(range(len(fragments))):
-            if found[place][0]:
-                made, notes, dropped = rewrite_fragments(
-                    uri, dataset, [fragments[place]], files, storage_options, matches
-                )
-                written += notes
-                fragments[place : place + 1] = made
-                files |= notes
-                whole.documents += dropped.documents
-                whole.tokens += dropped.tokens
-                whole.languages = dict(Counter(whole.languages) + Counter(dropped.languages))
+        for place in reversed(affected):
+            rewritten, infos, dropped = rewrite_fragments(
+                uri, dataset, [fragments[place]], files, storage_options, matches
+            )
+            written += infos
+            fragments[place : place + 1] = rewritten
+            files |= infos
+            removed.documents += dropped.documents
+            removed.tokens += dropped.tokens
+            removed.languages = dict(Counter(removed.languages) + Counter(dropped.languages))
     except BaseException:
         delete_uncommitted(uri, written, [dataset], storage_options)
         raise
-    noted = _noted(commit, rule, whole.documents, whole.tokens, whole.languages)
-    version = replace_fragments(uri, dataset, dataset.schema, fragments, files, noted, storage_options)
-    return Forgotten(whole.documents, whole.tokens, version, [], [], rule_kept, near)
+    commit = _with_rule(commit, rule, removed.documents, removed.tokens, removed.languages)
+    version = replace_fragments(uri, dataset, dataset.schema, fragments, files, commit, storage_options)
+    return Forgotten(removed.documents, removed.tokens, version, [], [], rule_kept, near)
 
 
-def _noted(
+def _with_rule(
     commit: CommitMetadata, rule: Rule, documents: int, tokens: int, languages: Mapping[str, int]
 ) -> CommitMetadata:
+    """Return a commit with a rule, and the documents that it has removed added to its counts."""
     entries = [dict(entry) for entry in commit.forgotten]
-    mine = next((entry for entry in entries if entry["rule"] == dict(rule)), None)
-    if mine is None:
-        mine = {"rule": dict(rule), "documents": 0, "tokens": 0, "languages": {}}
-        entries.append(mine)
-    mine["documents"] += documents
-    mine["tokens"] += tokens
-    mine["languages"] = dict(sorted((Counter(mine["languages"]) + Counter(languages)).items()))
+    for entry in entries:
+        if entry["rule"] == dict(rule):
+            break
+    else:
+        entry = {"rule": dict(rule), "documents": 0, "tokens": 0, "languages": {}}
+        entries.append(entry)
+    entry["documents"] += documents
+    entry["tokens"] += tokens
+    entry["languages"] = dict(sorted((Counter(entry["languages"]) + Counter(languages)).items()))
     return replace(commit, forgotten=entries)
 
 
 def apply_forget_rules(
     commit: CommitMetadata, documents: pa.Table, lengths: np.ndarray
 ) -> tuple[np.ndarray, CommitMetadata]:
-    """Apply the rules of a store to documents that are new.
+    """Apply the rules of a store to new documents.
 
     Args:
-        commit: The note; its rules go in their order.
-        documents: With `language`, `id` and the metadata.
+        commit: The commit metadata; its rules apply in order.
+        documents: New documents, with `language`, `id` and the metadata.
         lengths: (n,) tokens of each, EOS included.
 
     Returns:
-        (n,) whether each is left out; and the note with those counted.
+        (n,) whether each document is left out; and the commit metadata that counts these.
     """
     gone = np.zeros(len(documents), bool)
     for entry in commit.forgotten:
         mine = ~gone & _matches(entry["rule"], documents.column, len(documents))
         if mine.any():
             languages = documents.column("language").filter(pa.array(mine)).to_pylist()
-            commit = _noted(commit, entry["rule"], int(mine.sum()), int(lengths[mine].sum()), Counter(languages))
+            commit = _with_rule(commit, entry["rule"], int(mine.sum()), int(lengths[mine].sum()), Counter(languages))
             gone |= mine
     return gone, commit
 
 
 def _matches(rule: Rule, column: Callable[[str], Any], count: int) -> np.ndarray:
-    """Tell of documents, (n,) bool, for which all conditions hold."""
+    """Return for which documents all conditions hold, (n,) bool."""
     found = np.ones(count, bool)
     for key, value in rule.items():
         equal = pc.equal(column(key).cast(pa.large_string()), pa.scalar(value, pa.large_string()))
@@ -277,7 +290,7 @@ def _matches(rule: Rule, column: Callable[[str], Any], count: int) -> np.ndarray
 
 
 def _matches_within(rule: Rule, documents: pa.StructArray, language: str) -> np.ndarray:
-    """Tell the same of documents of one language."""
+    """Return the same for documents of one language."""
     if rule.get("language", language) != language:
         return np.zeros(len(documents), bool)
     others = {key: value for key, value in rule.items() if key != "language"}
@@ -287,9 +300,9 @@ def _matches_within(rule: Rule, documents: pa.StructArray, language: str) -> np.
 def _count(
     dataset: Any, fragment: Any, files: Mapping[str, DataFileInfo], rule: Rule, matching: DocumentFilter
 ) -> tuple[int, int]:
-    """Count the documents and tokens of a fragment that match, from its small columns."""
+    """Return the number of matching documents of a fragment, and of their tokens, from its small columns."""
     documents = tokens = 0
-    # Whether the document that goes on into the next batch of a stream matches: streams take turns.
+    # Stream to whether its last document matches, which may continue in the stream's next batch: streams alternate.
     open_matches: dict[str, bool] = {}
     for split, language, batch in _batches(dataset, fragment, files, rule.get("language")):
         stream = f"{split}/{language}"
@@ -309,7 +322,7 @@ def _count(
 def _batches(
     dataset: Any, fragment: Any, files: Mapping[str, DataFileInfo], language: str | None
 ) -> Iterator[tuple[str, str, pa.RecordBatch]]:
-    """Read the small columns of a fragment, of one language or all: split, language, rows."""
+    """Yield the small columns of a fragment, of one language or all: split, language, rows."""
     parts = files[fragment.files[0].path].parts
     for part, end in zip(parts, accumulate(part.rows for part in parts), strict=True):
         if part.split in SPLITS and language in (None, part.language):
@@ -318,7 +331,7 @@ def _batches(
 
 
 def _values(dataset: Any, fragments: Sequence[Any], files: Mapping[str, DataFileInfo], key: str) -> set[str]:
-    """Collect the different values of a key, empty if there are too many to look through."""
+    """Return the distinct values of a key; none if there are too many to search."""
     found: set[str] = set()
     for fragment in fragments:
         for _, _, batch in _batches(dataset, fragment, files, None):
@@ -330,12 +343,13 @@ def _values(dataset: Any, fragments: Sequence[Any], files: Mapping[str, DataFile
 
 
 def _near(rule: Rule, commit: CommitMetadata, values: Callable[[str], set[str]]) -> dict[str, str]:
-    """Find, for values of a rule that the store has not, those that somebody may have meant."""
+    """Return similar values in the store for values of a rule that the store lacks."""
     near: dict[str, str] = {}
     for key, value in rule.items():
         known = {*commit.stored_languages} if key == "language" else values(key)
-        if value not in known and (meant := nearest(value, sorted(known))):
-            near[key] = meant
+        similar = None if value in known else nearest(value, sorted(known))
+        if similar is not None:
+            near[key] = similar
     return near
 
 
@@ -347,7 +361,7 @@ def _opened(uri: str, storage_options: Mapping[str, str] | None) -> Any:
 
 
 def keys_of(dataset: Any) -> Sequence[str]:
-    """Give the keys that rules for a store may have."""
+    """Return the keys that a rule may have."""
     struct = dataset.schema.field("documents").type.value_type
     return sorted(["language", *(field.name for field in struct if field.name not in _NOT_KEYS)])
 
@@ -355,6 +369,7 @@ def keys_of(dataset: Any) -> Sequence[str]:
 def _check(dataset: Any, rule: Rule) -> None:
     keys = keys_of(dataset)
     if not rule:
-        raise ConfigError(f"There is nothing to go by: give key=value, of {', '.join(keys)}.")
-    if unknown := sorted({*rule} - {*keys}):
-        raise ConfigError(f"Documents of this store have no {unknown[0]!r}: they have {', '.join(keys)}.")
+        raise ConfigError(f"The rule is empty: expected key=value, with one of the keys {', '.join(keys)}.")
+    for key in sorted(rule):
+        if key not in keys:
+            raise ConfigError(f"Documents of this store have no {key!r}: expected one of {', '.join(keys)}.")

@@ -1,6 +1,6 @@
-"""Whether a store is still what was written: every file against its checksum, every count against the notes.
+"""Verify a store: every file against its checksum, and every count against the commit metadata.
 
-`inspection/resume.py` checks something else: that a run goes on where a checkpoint was.
+`inspection/resume.py` verifies that a run resumes from a checkpoint correctly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from lightning_lance.format.checksums import (
     listed,
     listed_versions,
     read_sums,
-    root_session,
     stays,
     sum_of,
 )
@@ -52,15 +51,17 @@ from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.type_hints import check_arguments
 
-_RESTORE = "bring it back from a copy, or remove the store and build it again"
+_RESTORE = "restore it from a copy, or remove the store and build it again"
 # Rows read at once.
 _ROWS = 2048
-# Looks at a store that changes meanwhile, and the time between two.
-_LOOKS, _LOOKS_FOR_SUMS, _PAUSE_SECONDS = 30, 3, 0.5
+# Attempts to verify a store that changes meanwhile, and to find its checksums.
+_TRIES = 30
+_TRIES_FOR_SUMS = 3
+_PAUSE_SECONDS = 0.5
 
 
 class Problem(NamedTuple):
-    """Something that is not as it was written: where, what, and what to do."""
+    """A damage: where, what, and its cure."""
 
     place: str
     what: str
@@ -73,16 +74,16 @@ class Problem(NamedTuple):
 def verify_store(
     uri: str, storage_options: Mapping[str, str] | None = None, sample: float = 1.0, seed: int = 0
 ) -> list[Problem]:
-    """Check a store, all its versions, local or in a bucket; also while it is built, when versions come and go.
+    """Verify all versions of a store, local or in a bucket. A builder may write to it at the same time.
 
     Args:
         uri: The store.
-        storage_options: Credentials and such for object stores.
+        storage_options: Credentials and other options of object stores.
         sample: Share of the data files to read; 1 reads every byte.
-        seed: Of the choice.
+        seed: Seed of the choice.
 
     Returns:
-        What is damaged; nothing if all is well. What a builder has removed meanwhile is not.
+        The damage; an empty list if there is none. Files that a builder has removed meanwhile are not damage.
 
     Raises:
         StoreError: If there is no store, or one of a newer version of this package.
@@ -95,22 +96,23 @@ def verify_store(
         )
     refuse_in_fork("A verification")
     before: list[Problem] = []
-    for look in range(_LOOKS):
-        if look:
+    for attempt in range(_TRIES):
+        if attempt:
             time.sleep(_PAUSE_SECONDS)
         state = _state(uri, storage_options)
         try:
             found = _check_once(uri, storage_options, sample, seed)
-        except (ValueError, OSError, RuntimeError) as error:  # the store goes while it is read
+        except (ValueError, OSError, RuntimeError) as error:
             if isinstance(error, LightningLanceError):
                 raise
+            # The store may have been removed meanwhile.
             found = [Problem(uri, f"cannot be read ({_brief(error)})", _RESTORE)]
-        # The list comes right after the first commit of all.
-        early = look < _LOOKS_FOR_SUMS and all(problem.place == SUMS for problem in found)
+        # The first commit of a store is made just before its list of checksums.
+        early = attempt < _TRIES_FOR_SUMS and all(problem.place == SUMS for problem in found)
         if not found or (_state(uri, storage_options) == state and not early):
             return found
-        # The store was written to, or built anew, meanwhile. What is damaged stays so; what a builder was about to write or to
-        # remove does not.
+        # The store was written or rebuilt meanwhile. Damage lasts, but files that a builder was about to write or remove do not
+        # stay missing.
         lasting = [problem for problem in found if problem in before and problem.place not in (SUMS, uri)]
         if lasting:
             return lasting
@@ -119,50 +121,52 @@ def verify_store(
 
 
 def _state(uri: str, storage_options: Mapping[str, str] | None) -> tuple[object, ...]:
-    """Tell what changes with every commit, clean-up and rebuild."""
+    """Return a value that changes with every commit, clean-up and rebuild."""
     folder = None
     if is_local(uri):
         with suppress(OSError):
             folder = Path(uri).stat().st_ino
     try:
-        session = root_session(uri, storage_options)
+        session = Root(uri, storage_options)
         sums = session.content(SUMS) if session.contains(SUMS) else None
         return folder, sums, frozenset(listed(session)), tuple(session.names(TAGS))
     except (ValueError, OSError, RuntimeError):
-        return folder, object()  # like no other
+        # Unequal to any other state.
+        return folder, object()
 
 
 def _check_once(uri: str, storage_options: Mapping[str, str] | None, sample: float, seed: int) -> list[Problem]:
     session = _session_of(uri, storage_options)
-    # Lance is not asked to read manifests that are damaged: it may do anything.
-    if problems := _check_sums(session):
-        _check_version(uri, storage_options)
+    # Lance must not read damaged manifests: it may do anything.
+    problems = _check_sums(session)
+    if problems:
+        _check_format(uri, storage_options)
         return problems
-    read, problems = _read_versions(uri, session, storage_options)
-    problems = problems or _check_notes(uri, read)
+    versions, problems = _read_versions(uri, session, storage_options)
+    problems = problems or _check_metadata(uri, versions)
     if problems:
         return problems
-    fragments: dict[str, list[tuple[_Version, FragmentMetadata]]] = {}
-    for version in read:
+    places_of: dict[str, list[tuple[_Version, FragmentMetadata]]] = {}
+    for version in versions:
         for fragment in version.fragments:
-            fragments.setdefault(fragment.files[0].path, []).append((version, fragment))
-    problems = _check_tags(uri, session, storage_options)
+            places_of.setdefault(fragment.files[0].path, []).append((version, fragment))
+    problems = _check_refs(uri, session, storage_options)
     files = data_session(uri, storage_options)
-    chosen = np.random.default_rng(seed).random(len(fragments)) < sample
-    for (path, places), whole in tqdm(
-        zip(sorted(fragments.items()), chosen.tolist(), strict=True), total=len(fragments), desc="verify", disable=None
-    ):
+    chosen = np.random.default_rng(seed).random(len(places_of)) < sample
+    paths = tqdm(sorted(places_of), desc="verify", disable=None)
+    for path, whole in zip(paths, chosen.tolist(), strict=True):
+        places = places_of[path]
         found = _check_data_file(uri, files, path, places, whole)
         if found and any(_stays(session, version.number) for version, _ in places):
             problems += found
-    return problems or _check_others(uri, read[-1]) or _check_counts(uri, read[-1])
+    return problems or _check_changes(uri, versions[-1]) or _check_counts(uri, versions[-1])
 
 
 def _session_of(uri: str, storage_options: Mapping[str, str] | None) -> Any:
-    """Return the files of a store. StoreError if there is none."""
+    """Open the folder of a store. StoreError if there is no store."""
     if not is_local(uri) or Path(uri).is_dir():
         with opening(uri):
-            session = root_session(uri, storage_options)
+            session = Root(uri, storage_options)
             if listed(session) or session.contains(SUMS):
                 return session
     raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
@@ -171,28 +175,32 @@ def _session_of(uri: str, storage_options: Mapping[str, str] | None) -> Any:
 def _check_data_file(
     uri: str, files: Any, path: str, places: Sequence[tuple[_Version, FragmentMetadata]], whole: bool
 ) -> list[Problem]:
-    """Check a data file, as the newest version has it of which others have changed nothing.
+    """Check a data file in the newest version that no other program has changed.
 
     Args:
         uri: The store.
         files: Its data files.
         path: The file.
         places: The versions that have it, and its fragment in each.
-        whole: Whether all of it is read.
+        whole: Whether to read the whole file.
     """
-    # What others have changed is told as such, and the file is as it was before.
+    # Changes of other programs are reported separately, and leave the file as it was.
     version, fragment = next((place for place in reversed(places) if not _is_changed(place[0])), places[-1])
-    note = version.notes.get(path)
+    info = version.files.get(path)
     if is_local(uri) and not Path(uri, data_file_at(path)).is_file():
-        return [Problem(f"{data_file_at(path)} (fragment {fragment.id})", "is missing", _RESTORE)]
-    found = _check_file(files, path, fragment, note, whole)
-    if not found and whole and note is not None and not _is_changed(version):
-        return _check_rows(version.dataset, path, fragment, note, version.commit)
+        return [Problem(_place_of(path, fragment), "is missing", _RESTORE)]
+    found = _check_file(files, path, fragment, info, whole)
+    if not found and whole and info is not None and not _is_changed(version):
+        return _check_rows(version.dataset, path, fragment, info, version.commit)
     return found
 
 
+def _place_of(path: str, fragment: FragmentMetadata) -> str:
+    return f"{data_file_at(path)} (fragment {fragment.id})"
+
+
 def is_share(sample: Any) -> bool:
-    """Tell whether a value is a share of the data files to read, above 0 and up to 1."""
+    """Return whether a value is a share of the data files, above 0 and up to 1."""
     return isinstance(sample, (int, float, np.number)) and not isinstance(sample, bool) and bool(0 < sample <= 1)
 
 
@@ -202,13 +210,13 @@ class _Version(NamedTuple):
     number: int
     dataset: Any
     fragments: list[FragmentMetadata]
-    notes: Mapping[str, DataFileInfo]
+    files: Mapping[str, DataFileInfo]
     change: Change | None
     commit: CommitMetadata
 
 
-def _check_version(uri: str, storage_options: Mapping[str, str] | None) -> None:
-    """Refuse a store of a newer version of this package, which may have other checksums, or none."""
+def _check_format(uri: str, storage_options: Mapping[str, str] | None) -> None:
+    """Raise FormatError for a store of a newer version of this package, which may have other checksums."""
     try:
         with reading(uri):
             dataset = dataset_at(uri, None, storage_options)
@@ -217,15 +225,13 @@ def _check_version(uri: str, storage_options: Mapping[str, str] | None) -> None:
     except FormatError as error:
         if error.newer:
             raise
-    except StoreError:  # it is damaged
+    except StoreError:
+        # It is damaged, which the checksums have found already.
         pass
 
 
 def _stays(session: Any, version: int) -> bool:
-    """Tell whether a version is still to be there: a builder takes those off its list that it is about to remove.
-
-    Of the newest, which may not be on the list yet, that is always so.
-    """
+    """Return whether a version must still exist. A builder removes versions from the list before it removes their files."""
     sums, _ = _read_sums(session)
     return stays(listed_versions(sums or {}), version)
 
@@ -233,70 +239,82 @@ def _stays(session: Any, version: int) -> bool:
 def _read_versions(
     uri: str, session: Any, storage_options: Mapping[str, str] | None
 ) -> tuple[list[_Version], list[Problem]]:
-    """Read what the versions say, in their order; at least one, or there is a problem."""
+    """Read all versions, oldest first. There is at least one version, or a problem."""
     read: list[_Version] = []
     while not read:
-        manifests = sorted(path for path in listed(session) if is_manifest(path))
-        for number in sorted(map(version_of, manifests)):
+        numbers = sorted(map(version_of, filter(is_manifest, listed(session))))
+        for number in numbers:
             try:
                 with no_panic():
                     read.append(_read_version(uri, number, storage_options))
-            except FormatError:  # no damage
+            except FormatError:
+                # Another format is not damage.
                 raise
-            except Exception as error:  # of whatever kind: the version cannot be read
+            except Exception as error:  # Lance raises any kind of error for a damaged version
                 if _stays(session, number):
                     return read, [Problem(manifest_of(number), f"cannot be read ({_brief(error)})", _RESTORE)]
-        if not manifests:
-            return read, [Problem(uri, "none of its versions is there", _RESTORE)]
+        if not numbers:
+            return read, [Problem(uri, "has no version", _RESTORE)]
     return read, []
 
 
 def _read_version(uri: str, number: int, storage_options: Mapping[str, str] | None) -> _Version:
     dataset = dataset_at(uri, number, storage_options)
-    # Of a newer version of the package, nothing else is looked at.
+    # First: a newer version of this package may have changed everything else.
     read_commit(dataset, uri)
     fragments = [fragment for fragment in fragments_of(dataset) if fragment.files]
     check_fragments(uri, fragments)
-    notes = data_file_infos(dataset)
+    files = data_file_infos(dataset)
     change = change_of(dataset, uri, storage_options)
-    # Last, since a version that is removed meanwhile has none.
-    return _Version(number, dataset, fragments, notes, change, read_commit(dataset, uri))
+    # And last: it fails for a version that was removed meanwhile.
+    return _Version(number, dataset, fragments, files, change, read_commit(dataset, uri))
 
 
 def raise_if_damaged(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
-    """Refuse a store that is not as it was written.
+    """Check that a store is undamaged.
 
     Raises:
-        StoreError: Naming what is damaged.
+        StoreError: Naming the first damage.
     """
-    if problems := verify_store(uri, storage_options):
-        more = f" (and {len(problems) - 1} more: see 'lightning-lance verify {uri}')" if len(problems) > 1 else ""
-        raise StoreError(f"The token store {uri!r} is damaged: {str(problems[0]).rstrip('.')}{more}.")
+    problems = verify_store(uri, storage_options)
+    if not problems:
+        return
+    more = ""
+    if len(problems) > 1:
+        more = f" (and {len(problems) - 1} more: see 'lightning-lance verify {uri}')"
+    raise StoreError(f"The token store {uri!r} is damaged: {str(problems[0]).rstrip('.')}{more}.")
 
 
 def _read_sums(session: Any) -> tuple[dict[str, Sum] | None, str]:
-    """Read the checksums, twice where that fails, since they may just be written; None, and why, where they cannot be."""
+    """Return the checksums, or None and the reason. Tries twice, since a builder may be writing them."""
     why = ""
     for _ in range(2):
         try:
-            if (sums := read_sums(session)) is not None:
-                return sums, ""
-            why = "is missing"
-        except Exception as error:  # of whatever kind: it cannot be read
+            sums = read_sums(session)
+        except Exception as error:  # a damaged file raises any kind of error
             why = f"is damaged ({_brief(error)})"
+            continue
+        if sums is not None:
+            return sums, ""
+        why = "is missing"
     return None, why
 
 
 def _check_sums(session: Any) -> list[Problem]:
-    """Check the manifests and transactions against their list."""
+    """Check the manifests and transactions against the list of checksums."""
     sums, why = _read_sums(session)
     if sums is None:
-        return [Problem(SUMS, f"the list of checksums {why}", "the next commit writes it anew")]
-    found = {path: _check_sum(session, path, expected) for path, expected in sorted(sums.items())}
-    damaged = {path: what for path, what in found.items() if what}
-    # Those that are listed still are to be there still.
-    now = (_read_sums(session)[0] or sums) if damaged else {}
-    return [Problem(path, what, _RESTORE) for path, what in damaged.items() if now.get(path) == sums[path]]
+        return [Problem(SUMS, f"the list of checksums {why}", "the next commit writes it again")]
+    problems = []
+    for path, expected in sorted(sums.items()):
+        damage = _check_sum(session, path, expected)
+        if damage:
+            problems.append(Problem(path, damage, _RESTORE))
+    if not problems:
+        return []
+    # A builder may have removed files meanwhile, after removing them from the list.
+    now = _read_sums(session)[0] or sums
+    return [problem for problem in problems if now.get(problem.place) == sums[problem.place]]
 
 
 def _check_sum(session: Any, path: str, expected: Sum) -> str:
@@ -304,66 +322,78 @@ def _check_sum(session: Any, path: str, expected: Sum) -> str:
         if not session.contains(path):
             return "is missing"
         found = sum_of(session, path)
-    except Exception as error:  # of whatever kind: it cannot be read
+    except Exception as error:  # Lance raises any kind of error
         return f"cannot be read ({_brief(error)})"
     if found.size != expected.size:
         return f"has {found.size:,} bytes, expected {expected.size:,}"
-    return "" if found == expected else "differs from what was written"
+    return "" if found == expected else "differs from its checksum"
 
 
-def _check_tags(uri: str, session: Root, storage_options: Mapping[str, str] | None) -> list[Problem]:
-    """Check that every tag and branch can be read, and names a version that is there."""
+def _check_refs(uri: str, session: Root, storage_options: Mapping[str, str] | None) -> list[Problem]:
+    """Check that every tag and branch can be read, and that the versions of tags exist."""
     first = _wrong_refs(uri, session, storage_options)
-    # A tag may have been written, or moved, just before its version was removed.
-    return [problem for problem in _wrong_refs(uri, session, storage_options) if problem in first] if first else []
+    if not first:
+        return []
+    # A tag may have been made or moved just before its version was removed.
+    return [problem for problem in _wrong_refs(uri, session, storage_options) if problem in first]
 
 
 def _wrong_refs(uri: str, session: Root, storage_options: Mapping[str, str] | None) -> list[Problem]:
     refs = read_refs(uri, storage_options)
-    cure = f"'lightning-lance clean {uri}' mends it, or says what does"
+    cure = f"run 'lightning-lance clean {uri}', which repairs it or names the cure"
     damaged = {tag_file(name): damage for name, damage in refs.damaged.items()} | refs.unreadable
     problems = [Problem(shown(file), damage.why, cure) for file, damage in sorted(damaged.items())]
     for name, version in sorted(refs.tags.items()):
         if not session.contains(manifest_of(version)):
-            problems.append(Problem(shown(tag_file(name)), f"names version {version}, which is not there", cure))
+            problems.append(Problem(shown(tag_file(name)), f"names version {version}, which is missing", cure))
     return problems
 
 
 def _check_file(
-    session: Any, path: str, fragment: FragmentMetadata, note: DataFileInfo | None, read: bool
+    session: Any, path: str, fragment: FragmentMetadata, info: DataFileInfo | None, whole: bool
 ) -> list[Problem]:
-    place = f"{data_file_at(path)} (fragment {fragment.id})"
-    if note is None:
-        return [Problem(place, "was written by others, so it has no checksum", "check it by other means")]
+    if info is None:
+        what = "was written by another program, so it has no checksum"
+        return [Problem(_place_of(path, fragment), what, "check it by other means")]
+    damage = _file_damage(session, path, info, whole)
+    return [Problem(_place_of(path, fragment), damage, _RESTORE)] if damage else []
+
+
+def _file_damage(session: Any, path: str, info: DataFileInfo, whole: bool) -> str:
     if not session.contains(path):
-        return [Problem(place, "is missing", _RESTORE)]
+        return "is missing"
     try:
-        session.read_range(path, note.size - 1, 1)
-    except Exception:  # of whatever kind: it ends before
-        return [Problem(place, f"has fewer than {note.size:,} bytes", _RESTORE)]
-    if _readable(session, path, note.size):
-        return [Problem(place, f"has more than {note.size:,} bytes", _RESTORE)]
+        session.read_range(path, info.size - 1, 1)
+    except Exception:  # Lance raises any kind of error beyond the end
+        return f"has fewer than {info.size:,} bytes"
+    if _is_readable(session, path, info.size):
+        return f"has more than {info.size:,} bytes"
     try:
-        if read and hash_file(session, path, note.size) != note.whole:
-            return [Problem(place, "differs from what was written", _RESTORE)]
-    except Exception as error:  # of whatever kind: it cannot be read
-        return [Problem(place, f"cannot be read ({_brief(error)})", _RESTORE)]
-    return []
+        if whole and hash_file(session, path, info.size) != info.whole:
+            return "differs from its checksum"
+    except Exception as error:  # Lance raises any kind of error
+        return f"cannot be read ({_brief(error)})"
+    return ""
 
 
-def _readable(session: Any, path: str, offset: int) -> bool:
+def _is_readable(session: Any, path: str, offset: int) -> bool:
     try:
         return len(session.read_range(path, offset, 1)) > 0
-    except Exception:  # of whatever kind: there is nothing
+    except Exception:  # Lance raises any kind of error beyond the end
         return False
 
 
 def _check_rows(
-    dataset: Any, path: str, fragment: FragmentMetadata, note: DataFileInfo, commit: CommitMetadata
+    dataset: Any, path: str, fragment: FragmentMetadata, info: DataFileInfo, commit: CommitMetadata
 ) -> list[Problem]:
-    """Check what Lance makes of the file: it may have been damaged before it was written, or its note may lie."""
-    place = f"{data_file_at(path)} (fragment {fragment.id})"
-    digest, rows = xxhash.xxh3_64(), _Rows(dataset, note, commit)
+    """Check the decoded rows of a file: it may have been damaged before writing, or its description may be wrong."""
+    damage = _row_damage(dataset, fragment, info, commit)
+    return [Problem(_place_of(path, fragment), damage, _RESTORE)] if damage else []
+
+
+def _row_damage(dataset: Any, fragment: FragmentMetadata, info: DataFileInfo, commit: CommitMetadata) -> str:
+    digest = xxhash.xxh3_64()
+    rows = _Rows(dataset, info, commit)
     try:
         with no_panic():
             scanner = dataset.get_fragment(fragment.id).scanner(
@@ -372,38 +402,41 @@ def _check_rows(
             for batch in scanner.to_batches():
                 hash_tokens(digest, batch.column("tokens"))
                 rows.add(batch)
-    except Exception as error:  # of whatever kind: it cannot be decoded
-        return [Problem(place, f"cannot be decoded ({_brief(error)})", _RESTORE)]
-    if digest.hexdigest() != note.tokens:
-        return [Problem(place, "its tokens are not those that were encoded", _RESTORE)]
-    counted = sum(part.rows for part in note.parts), sum(part.tokens for part in note.parts)
-    if (rows.rows, rows.tokens) != counted:
-        return [Problem(place, f"has {rows.rows:,} rows and {rows.tokens:,} tokens, not as its note says", _RESTORE)]
-    return [Problem(place, rows.misfit, _RESTORE)] if rows.misfit else []
+    except Exception as error:  # Lance raises any kind of error
+        return f"cannot be decoded ({_brief(error)})"
+    if digest.hexdigest() != info.tokens:
+        return "its tokens differ from those that were encoded"
+    if (rows.rows, rows.tokens) != (info.num_rows, info.num_tokens):
+        return (
+            f"has {rows.rows:,} rows and {rows.tokens:,} tokens, but its commit metadata says {info.num_rows:,} and "
+            f"{info.num_tokens:,}"
+        )
+    return rows.misfit
 
 
 class _Rows:
-    """The rows of a data file as they go by, held against its note.
+    """Compares the rows of a data file with its description.
 
     Attributes:
         rows: Rows so far.
         tokens: Their tokens.
-        misfit: What is not as the note says, the first of it; empty if all is.
+        misfit: The first difference; empty if there is none.
     """
 
-    def __init__(self, dataset: Any, note: DataFileInfo, commit: CommitMetadata) -> None:
-        self._uri, self._vocab_size = str(dataset.uri), commit.vocab_size
+    def __init__(self, dataset: Any, info: DataFileInfo, commit: CommitMetadata) -> None:
+        self._uri = str(dataset.uri)
+        self._vocab_size = commit.vocab_size
         self._block, _ = block_of(self._uri, dataset.schema)
         self._eos_id = commit.eos_id
-        # The part that the last row was of, and whether a document ended with it.
+        # The part of the last row, and whether a document ended with that row.
         self._before = (-1, False)
-        self._parts = note.parts
-        self._ends = np.cumsum([part.rows for part in note.parts], dtype=np.int64)
+        self._parts = info.parts
+        self._ends = np.cumsum([part.rows for part in info.parts], dtype=np.int64)
         self.rows = self.tokens = 0
         self.misfit = ""
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """Look at some rows. StoreError if they are no rows of a store."""
+        """Compare some rows. StoreError if their columns are invalid."""
         check_keys(self._uri, batch, self._block)
         rows = np.arange(self.rows, self.rows + len(batch))
         counts = np.asarray(batch.column("num_tokens")).astype(np.int64)
@@ -415,13 +448,13 @@ class _Rows:
     def _misfit(self, batch: pa.RecordBatch, rows: np.ndarray, counts: np.ndarray) -> str:
         of_row = np.searchsorted(self._ends, rows, side="right")
         for key in ("split", "language"):
-            told = pa.array([getattr(part, key) for part in self._parts], pa.string())
-            if not batch.column(key).equals(told.take(pa.array(of_row))):
-                return f"the {key} of its rows is not as its note says"
+            expected = pa.array([getattr(part, key) for part in self._parts], pa.string())
+            if not batch.column(key).equals(expected.take(pa.array(of_row))):
+                return f"the {key} of its rows differs from its commit metadata"
         tokens = np.asarray([part.tokens for part in self._parts], np.int64)[of_row]
         before = (rows - np.append(0, self._ends)[of_row]) * self._block
         if not np.array_equal(counts, np.clip(tokens - before, 0, self._block)):
-            return "the tokens of each of its rows are not as its note says"
+            return "the numbers of tokens of its rows differ from its commit metadata"
         ids = tokens_of(self._uri, batch.column("tokens"), self._block)
         if int(ids.max(initial=0)) >= self._vocab_size:
             largest = int(ids[np.arange(self._block) < counts[:, None]].max(initial=0))
@@ -430,40 +463,43 @@ class _Rows:
         with_tokens = counts > 0
         lists = batch.column("documents").filter(pa.array(with_tokens))
         begins = begins_of(self._uri, lists, counts[with_tokens])
-        begun = np.repeat(np.flatnonzero(with_tokens), np.asarray(lists.value_lengths()))
-        if not self._ends_fit(ids, counts, of_row, begun * self._block + begins):
-            return f"its documents do not end with the id {self._eos_id:,} and nowhere else, as its commit says"
+        their_rows = np.repeat(np.flatnonzero(with_tokens), np.asarray(lists.value_lengths()))
+        if not self._ends_fit(ids, counts, of_row, their_rows * self._block + begins):
+            return f"its documents do not all end with EOS (the id {self._eos_id:,}), or EOS occurs within a document"
         return ""
 
     def _ends_fit(self, ids: np.ndarray, counts: np.ndarray, of_row: np.ndarray, begins: np.ndarray) -> bool:
-        """Tell whether documents begin right behind each EOS, and nowhere else.
+        """Return whether a document begins right after each EOS, and nowhere else.
 
         Args:
-            ids: (n, block) tokens of some rows.
-            counts: (n,) how many of them count.
-            of_row: (n,) the part that each row is of.
-            begins: (documents,) where documents begin, among all the tokens.
+            ids: (n, block) tokens of some rows, with padding.
+            counts: (n,) tokens of each row, without padding.
+            of_row: (n,) the part of each row.
+            begins: (documents,) offsets of documents among all the tokens, with padding.
         """
         found = np.flatnonzero(ids == self._eos_id)
         row, place = np.divmod(found, self._block)
         last = place == counts[row] - 1
         if not np.array_equal(found[place < counts[row] - 1] + 1, begins[begins % self._block > 0]):
             return False
-        # Of the first row of a part, what came before it is elsewhere.
-        ended, begun = np.zeros(len(ids) + 1, bool), np.zeros(len(ids), bool)
+        begun = np.zeros(len(ids), bool)
         begun[begins[begins % self._block == 0] // self._block] = True
+        # Whether a document ends with the row before, the first of which was in the batch before.
+        ended = np.zeros(len(ids) + 1, bool)
         ended[row[last] + 1] = True
         part, ended[0] = self._before
-        self._before = (int(of_row[-1]), bool(ended[-1])) if len(ids) else self._before
+        if len(ids):
+            self._before = (int(of_row[-1]), bool(ended[-1]))
+        # The row before the first one of a part is in another file.
         same = np.append(part, of_row[:-1]) == of_row
         return bool(np.array_equal((ended[:-1] & same)[counts > 0], (begun & same)[counts > 0]))
 
 
-def _check_notes(uri: str, versions: Sequence[_Version]) -> list[Problem]:
-    """Check what the versions say of their files, without reading these."""
-    last: dict[str, DataFileInfo] = {}
+def _check_metadata(uri: str, versions: Sequence[_Version]) -> list[Problem]:
+    """Check the commit metadata about files, without reading the files."""
+    newest: dict[str, DataFileInfo] = {}
     for version in reversed(versions):
-        # What others have changed is told as such.
+        # Changes of other programs are reported separately.
         if _is_changed(version):
             continue
         try:
@@ -471,17 +507,17 @@ def _check_notes(uri: str, versions: Sequence[_Version]) -> list[Problem]:
             check_dtype(uri, dtype, version.commit.recipe, version.commit.vocab_size)
             for fragment in version.fragments:
                 path = fragment.files[0].path
-                note = version.notes.get(path)
-                if note is None:
+                info = version.files.get(path)
+                if info is None:
                     continue
-                check_parts(note.parts, block, uri)
-                what = ""
-                if last.setdefault(path, note) != note:
-                    what = "is not told of alike by all versions"
-                elif sum(part.rows for part in note.parts) != fragment.physical_rows:
-                    what = f"has {fragment.physical_rows:,} rows, not as its note says"
-                if what:
-                    return [Problem(f"{data_file_at(path)} (fragment {fragment.id})", what, _RESTORE)]
+                check_parts(info.parts, block, uri)
+                damage = ""
+                if newest.setdefault(path, info) != info:
+                    damage = "differs in the commit metadata of two versions"
+                elif info.num_rows != fragment.physical_rows:
+                    damage = f"has {fragment.physical_rows:,} rows, but its commit metadata says {info.num_rows:,}"
+                if damage:
+                    return [Problem(_place_of(path, fragment), damage, _RESTORE)]
         except StoreError as error:
             return [Problem(manifest_of(version.number), str(error).rstrip("."), _RESTORE)]
     return []
@@ -491,20 +527,24 @@ def _is_changed(version: _Version) -> bool:
     return version.change is not None and version.change.of_rows
 
 
-def _check_others(uri: str, version: _Version) -> list[Problem]:
-    """Find what others have done to the rows of a version."""
+def _check_changes(uri: str, version: _Version) -> list[Problem]:
+    """Check that no other program has changed the rows of a version."""
     change = version.change
     if change is None or not _is_changed(version):
         return []
-    what = f"version {version.number} was changed by others since version {change.committed} ({change.what})"
+    what = f"version {version.number} was changed by another program since version {change.committed} ({change.what})"
     return [Problem(uri, what, cure(uri, change))]
 
 
 def _check_counts(uri: str, version: _Version) -> list[Problem]:
-    notes = [version.notes.get(fragment.files[0].path) for fragment in version.fragments]
-    tokens = sum(part.tokens for note in notes if note is not None for part in note.parts)
+    tokens = 0
+    for fragment in version.fragments:
+        info = version.files.get(fragment.files[0].path)
+        if info is not None:
+            tokens += info.num_tokens
     if tokens != version.commit.stored_tokens:
-        what = f"version {version.number} holds {tokens:,} tokens and says {version.commit.stored_tokens:,}"
+        expected = version.commit.stored_tokens
+        what = f"version {version.number} has {tokens:,} tokens, but its commit metadata says {expected:,}"
         return [Problem(uri, what, "remove it, and build it again")]
     return []
 

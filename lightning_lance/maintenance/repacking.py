@@ -1,10 +1,9 @@
-"""Rows of several fragments written anew as one: each stream a single run of full blocks, and documents left out if asked."""
+"""Rewrite several fragments as one: each stream becomes a single run of full blocks, without dropped documents."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,24 @@ from lance.fragment import FragmentMetadata
 from lightning_lance.documents.splits import FORGOTTEN
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import PendingFragments, lance_options, write_rows
+from lightning_lance.format.lance_names import data_file_at
 from lightning_lance.format.layout import DataFileInfo, StreamPart
 from lightning_lance.format.rows import forgotten_rows
 from lightning_lance.process.memory import large_blocks_given_back
 
-# Rows read at once: 4 MB of uint16 tokens, and the documents in them. They are written four times as many at once, since Lance
-# makes a page of each batch of some size.
+# Rows read at once: 4 MB of uint16 tokens, and their documents.
 _ROWS = 1024
+# Rows written at once: more, since Lance makes a page of each large batch.
 _ROWS_WRITTEN = 4 * _ROWS
 _COLUMNS = ["tokens", "num_tokens", "documents"]
 
-#: Tells of documents, an array of structs, of one language, which to leave out: an array of as many booleans.
+#: Takes documents, an array of structs, and their language; returns an array of booleans, true for those to drop.
 DocumentFilter = Callable[[pa.StructArray, str], np.ndarray]
 
 
 @dataclass
 class RewriteStats:
-    """What a repacking has left out. Tokens count EOS; of the documents' texts, hashes stay, where they are kept."""
+    """Counts of dropped documents, and the hashes of their texts if the store has hashes. Tokens include EOS."""
 
     documents: int = 0
     tokens: int = 0
@@ -48,70 +48,70 @@ def rewrite_fragments(
     drop: DocumentFilter | None = None,
     more: PendingFragments | None = None,
 ) -> tuple[list[FragmentMetadata], dict[str, DataFileInfo], RewriteStats]:
-    """Write the rows of neighbouring fragments anew: each stream as one run of blocks, all full but the last.
+    """Write the rows of neighbouring fragments into one: each stream as one run of blocks, all full but the last.
 
-    Memory follows neither the fragments nor their documents, but for 8 bytes of each that is left out, or was before, where
-    their hashes are kept. Nothing is committed: see `replace_fragments`.
+    Memory does not grow with the fragments or their documents, except for 8 bytes per dropped document, now or earlier, in a
+    store with hashes. Nothing is committed: see `replace_fragments`.
 
     Args:
         uri: The store.
-        dataset: The version in which the fragments are.
-        fragments: Neighbours, in their order.
-        files: Notes of their files, by path.
-        storage_options: Credentials and such for object stores.
-        drop: Which documents to leave out, with all their tokens and their EOS; None keeps all.
-        more: What no version has yet, to follow those fragments.
+        dataset: The version of the fragments.
+        fragments: Neighbouring fragments, in order.
+        files: The descriptions of their files, by path.
+        storage_options: Credentials and other options of object stores.
+        drop: Selects documents to drop, with their tokens and EOS; None keeps all.
+        more: Pending fragments to append.
 
     Returns:
-        The new fragment, or none if nothing is left; the note of its file; and what was left out.
+        The new fragment, or none if no rows remain; the description of its file by path; and the counts of dropped documents.
 
     Raises:
-        StoreError: If it cannot be written, or a note does not tell of all rows of its file.
+        StoreError: If it cannot be written, or the commit metadata does not cover all rows of a file.
     """
     for fragment in fragments:
-        note = files[fragment.files[0].path]
-        if sum(part.rows for part in note.parts) != fragment.physical_rows:
+        path = fragment.files[0].path
+        rows = files[path].num_rows
+        if rows != fragment.physical_rows:
             raise StoreError(
-                f"The data file {fragment.files[0].path!r} of the token store {uri!r} has {fragment.physical_rows:,} rows, not "
-                "as its metadata says: 'lightning-lance verify' tells what is damaged."
+                f"The data file {path!r} of the token store {uri!r} has {fragment.physical_rows:,} rows, but its metadata says "
+                f"{rows:,}: 'lightning-lance verify' lists the damage."
             )
     dropped = RewriteStats()
-    schema = dataset.schema
     batches = _streams(_Reader(uri, dataset, more, storage_options), fragments, files, drop, dropped)
     with large_blocks_given_back():
-        written, notes = write_rows(uri, dataset, schema, batches, storage_options)
-    return written, notes, dropped
+        rewritten, infos = write_rows(uri, dataset, dataset.schema, batches, storage_options)
+    return rewritten, infos, dropped
 
 
 class _Reader:
-    """Reads parts of the fragments of a dataset, and of a data file, called None, that it does not have yet."""
+    """Reads rows of a dataset's fragments, and of a pending data file, whose fragment id is None."""
 
     def __init__(
         self, uri: str, dataset: Any, more: PendingFragments | None, storage_options: Mapping[str, str] | None
     ) -> None:
         self.dataset = dataset
-        self._place, self._storage_options = f"{uri.rstrip('/')}/data", lance_options(storage_options)
-        self._more: tuple[str, DataFileInfo] | None = next(iter(more.files.items()), None) if more else None
-
-    @property
-    def more(self) -> tuple[StreamPart, ...]:
-        """What is in that file."""
-        return () if self._more is None else self._more[1].parts
+        self._storage_options = lance_options(storage_options)
+        self._pending = ""
+        #: The parts of the pending data file.
+        self.pending_parts: tuple[StreamPart, ...] = ()
+        if more is not None and more.files:
+            [(path, info)] = more.files.items()
+            self._pending = f"{uri.rstrip('/')}/{data_file_at(path)}"
+            self.pending_parts = info.parts
 
     def batches(
         self, places: Sequence[tuple[int | None, int, int]], columns: Sequence[str] = ("documents",)
     ) -> Iterator[pa.RecordBatch]:
-        """Read columns of (fragment, first row, rows) places, in bounded memory."""
+        """Yield columns of places, each (fragment id, first row, rows), in bounded memory."""
         file: LanceFileReader | None = None
         for fragment_id, offset, rows in places:
             if fragment_id is not None:
                 yield from read_part(self.dataset, fragment_id, offset, rows, columns)
-            elif self._more is not None:
-                place = f"{self._place}/{self._more[0]}"
-                file = file or LanceFileReader(place, self._storage_options, [*columns])
-                for first in range(offset, offset + rows, _ROWS):
-                    size = min(_ROWS, offset + rows - first)
-                    yield from file.read_range(first, size, batch_size=_ROWS).to_batches()
+                continue
+            file = file or LanceFileReader(self._pending, self._storage_options, [*columns])
+            for first in range(offset, offset + rows, _ROWS):
+                size = min(_ROWS, offset + rows - first)
+                yield from file.read_range(first, size, batch_size=_ROWS).to_batches()
 
 
 def _streams(
@@ -121,68 +121,75 @@ def _streams(
     drop: DocumentFilter | None,
     dropped: RewriteStats,
 ) -> Iterator[pa.RecordBatch]:
-    sources: list[tuple[int | None, tuple[StreamPart, ...]]] = [
-        *((fragment.id, files[fragment.files[0].path].parts) for fragment in fragments),
-        (None, reader.more),
-    ]
+    parts_of: dict[int | None, tuple[StreamPart, ...]] = {}
+    for fragment in fragments:
+        parts_of[fragment.id] = files[fragment.files[0].path].parts
+    parts_of[None] = reader.pending_parts
     runs: dict[tuple[str, str], list[tuple[int | None, int, int]]] = {}
-    for fragment_id, parts in sources:
-        for part, end in zip(parts, accumulate(part.rows for part in parts), strict=True):
-            runs.setdefault(part[:2], []).append((fragment_id, end - part.rows, part.rows))
-    forgotten, schema = runs.pop((FORGOTTEN, ""), []), reader.dataset.schema
+    for fragment_id, parts in parts_of.items():
+        first = 0
+        for part in parts:
+            runs.setdefault(part[:2], []).append((fragment_id, first, part.rows))
+            first += part.rows
+    schema = reader.dataset.schema
+    forgotten = runs.pop((FORGOTTEN, ""), [])
     for (split, language), places in sorted(runs.items()):
         packing = _Repacking(schema, split, language, drop, dropped)
         for batch in reader.batches(places, _COLUMNS):
             yield from packing.add(batch)
         yield from packing.rest()
     hashes = [hashes_of(batch.column("documents").flatten()) for batch in reader.batches(forgotten)]
-    if hashes := [*hashes, *dropped.hashes]:
+    hashes += dropped.hashes
+    if hashes:
         yield from forgotten_rows(np.concatenate(hashes), schema).to_batches()
 
 
 def hashes_of(documents: pa.StructArray) -> np.ndarray:
-    """Give the hashes of documents, (n,) uint64."""
+    """Return the hashes of documents, (n,) uint64."""
     return np.asarray(documents.field("hash"))
 
 
 def read_part(
     dataset: Any, fragment_id: int, offset: int, rows: int, columns: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    """Read columns of some rows of a fragment, in bounded memory."""
+    """Yield columns of some rows of a fragment, in bounded memory."""
     fragment = dataset.get_fragment(fragment_id)
-    # A scan of its own for each few rows: one over all reads hundreds of megabytes ahead.
+    # One scan for every few rows, since a single one reads hundreds of megabytes ahead.
     for first in range(offset, offset + rows, _ROWS):
         size = min(_ROWS, offset + rows - first)
         yield from fragment.scanner(columns=[*columns], offset=first, limit=size, batch_size=_ROWS).to_batches()
 
 
 class _Repacking:
-    """Rows of one stream in, rows of full blocks out.
+    """Repacks rows of one stream into full blocks.
 
     Args:
-        schema: Of the rows.
-        split: Of the stream.
-        language: Of the stream.
-        drop: Which documents to leave out.
-        dropped: Where those are counted.
+        schema: The schema of the rows.
+        split: The split of the stream.
+        language: The language of the stream.
+        drop: Selects documents to drop.
+        dropped: Counts these.
     """
 
     def __init__(
         self, schema: pa.Schema, split: str, language: str, drop: DocumentFilter | None, dropped: RewriteStats
     ) -> None:
-        self._schema, self._split, self._language = schema, split, language
-        self._drop, self._dropped = drop, dropped
+        self._schema = schema
+        self._split = split
+        self._language = language
+        self._drop = drop
+        self._dropped = dropped
         self._block = int(schema.field("tokens").type.list_size)
         self._struct = schema.field("documents").type.value_type
         dtype = schema.field("tokens").type.value_type.to_pandas_dtype()
-        # What fills no block yet, and the documents that begin in it.
+        # Tokens that are not written yet, and the documents that begin in them.
         self._tokens = np.empty(0, dtype)
         self._starts = np.empty(0, np.int64)
         self._documents = pa.array([], self._struct)
         self._dropping = False
 
     def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Take rows, and give those that are full."""
+        """Add rows, and yield full ones."""
         counts = np.asarray(batch.column("num_tokens")).astype(np.int64)
         blocks = np.asarray(batch.column("tokens").flatten()).reshape(len(batch), self._block)
         full = bool((counts == self._block).all())
@@ -200,14 +207,14 @@ class _Repacking:
             yield from self._rows(len(self._tokens) // self._block)
 
     def rest(self) -> Iterator[pa.RecordBatch]:
-        """Give the last row, which need not be full."""
+        """Yield the remaining rows, of which the last may be partial."""
         yield from self._rows(-(-len(self._tokens) // self._block))
 
     def _without_dropped(
         self, drop: DocumentFilter, tokens: np.ndarray, starts: np.ndarray, documents: pa.StructArray
     ) -> tuple[np.ndarray, np.ndarray, pa.StructArray]:
         gone = np.asarray(drop(documents, self._language), bool)
-        # What is before the first start belongs to the document that was begun before.
+        # Tokens before the first start belong to the document before.
         flags = np.append(self._dropping, gone)
         lengths = np.diff(np.concatenate([[0], starts, [len(tokens)]]))
         keep = np.repeat(~flags, lengths)
@@ -230,14 +237,12 @@ class _Repacking:
         tokens[:size] = self._tokens[:size]
         counts = np.full(rows, self._block, np.int32)
         counts[-1] -= rows * self._block - size
-        mine = int(np.searchsorted(self._starts, size))
+        begun = int(np.searchsorted(self._starts, size))
         # Copied: an empty slice of strings keeps an offset that Lance takes for damage.
-        documents = self._documents.take(pa.array(np.arange(mine)))
-        fields = [
-            pa.array((self._starts[:mine] % self._block).astype(np.int32)),
-            *(documents.field(i) for i in range(1, self._struct.num_fields)),
-        ]
-        borders = np.searchsorted(self._starts[:mine], np.arange(rows + 1) * self._block).astype(np.int32)
+        documents = self._documents.take(pa.array(np.arange(begun)))
+        fields = documents.flatten()
+        fields[0] = pa.array((self._starts[:begun] % self._block).astype(np.int32))
+        borders = np.searchsorted(self._starts[:begun], np.arange(rows + 1) * self._block).astype(np.int32)
         yield pa.record_batch(
             [
                 pa.FixedSizeListArray.from_arrays(pa.array(tokens), self._block),
@@ -251,5 +256,5 @@ class _Repacking:
             schema=self._schema,
         )
         self._tokens = self._tokens[size:]
-        self._starts = self._starts[mine:] - size
-        self._documents = self._documents.slice(mine)
+        self._starts = self._starts[begun:] - size
+        self._documents = self._documents.slice(begun)

@@ -1,4 +1,4 @@
-"""From windows to what a model gets: a dict of `input_ids` and `targets`, with what is asked for besides."""
+"""From windows to batches: dicts of `input_ids`, `targets` and optional extras."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ Batch = dict[str, torch.Tensor]
 _Tokens = npt.NDArray[Any]
 _Ints = npt.NDArray[np.int64]
 
-# What torch's cross entropy, and with it every model of transformers, leaves out of the loss.
+# The label that torch's cross entropy, and so every model of transformers, ignores.
 _IGNORED = -100
 
 
 def make_batch(windows: torch.Tensor, batch_format: BatchFormat) -> Batch:
-    """Name the parts of some windows; the tensors are views of the same memory, so clone one before you change it.
+    """Return inputs and targets of windows. They are views of the same memory: clone a tensor before changing it.
 
     Args:
         windows: (..., context_length + 1) int64.
         batch_format: `default` gives `input_ids` and `targets`, (..., context_length) each, `targets[i] = input_ids[i + 1]`;
-            `huggingface` gives `input_ids` and the same, unshifted, as `labels`: its models shift by themselves, and so
-            do not learn from the last token of a window.
+            `huggingface` gives `input_ids` and the same tensor, unshifted, as `labels`: its models shift the labels
+            themselves, and so never train on the last token of a window.
     """
     input_ids = windows[..., :-1]
     if batch_format == "huggingface":
@@ -37,14 +37,14 @@ def make_batch(windows: torch.Tensor, batch_format: BatchFormat) -> Batch:
 
 
 class WindowBatch(NamedTuple):
-    """Windows, and what of their batches was worked out for all at once. Flat places count the inputs, T to a window.
+    """The windows of several batches, with the document borders found in them. Flat offsets count inputs, T per window.
 
     Attributes:
         tokens: (n, T + 1) integers.
-        ends: (m,) ascending flat places of EOS.
-        begins: (k,) ascending flat places at which documents begin; each window begins one.
-        document_ids: (n, T) int32, if asked for.
-        position_ids: (n, T) int64, if asked for.
+        ends: (m,) ascending flat offsets of EOS.
+        begins: (k,) ascending flat offsets of first tokens of documents; each window begins one.
+        document_ids: (n, T) int32, if requested.
+        position_ids: (n, T) int64, if requested.
     """
 
     tokens: _Tokens
@@ -55,29 +55,29 @@ class WindowBatch(NamedTuple):
 
 
 class Collator:
-    """Makes batches of windows, all alike. Below, (B, T) are windows and `context_length`.
+    """Makes batches from windows. Below, B is the number of windows and T is `context_length`.
 
-    Where documents end is read from the tokens. That is exact, not a guess: a store has EOS only as the end of a document,
-    and text that spells EOS was encoded as plain text. A window that begins within a document begins with what is left of
-    it. All shapes are fixed by B and T, so that a compiled model is compiled once.
+    Document borders are read from the tokens. That is exact: a store contains EOS only at the end of a document, and text
+    that spells EOS was encoded as plain text. A window that begins within a document begins with the rest of it. All shapes
+    depend on B and T alone, so a compiled model is compiled once.
 
     Args:
         eos_id: The id that ends every document; it belongs to the document that it ends.
         batch_format: See `make_batch`.
-        document_ids: Add `document_ids`, (B, T) int32: which document of its window a token is of, from 0. Attention
-            that stays within documents compares these.
-        position_ids: Add `position_ids`, (B, T) int64: how many tokens of its document come before in the window.
-        cu_seqlens: Add what variable-length attention kernels take for the B * T tokens one after the other:
-            `cu_seqlens`, (B * T + 1,) int32, where each document begins, a window's begin included, then B * T to the end:
-            as many documents as there can be, those that are not there empty; and `max_seqlen`, () int32, the tokens of
-            the longest. A tensor, which Lightning moves with the rest and for which nothing is compiled again; T, known
-            without asking the device, is a bound that kernels take as well.
+        document_ids: Add `document_ids`, (B, T) int32: the number of each token's document within its window, from 0.
+            Attention restricted to documents compares these.
+        position_ids: Add `position_ids`, (B, T) int64: the position of each token within its document and window.
+        cu_seqlens: Add the arguments of variable-length attention kernels for the B * T tokens laid end to end:
+            `cu_seqlens`, (B * T + 1,) int32, the first token of each document (each window begins one), padded with B * T
+            to the largest possible number of documents, so that the unused ones are empty; and `max_seqlen`, () int32,
+            the length of the longest document. It is a tensor, so Lightning moves it with the batch and no new value
+            recompiles the model. Kernels also accept the bound T, which needs no synchronization with the device.
         mask_boundary_targets: Put -100 where the model would have to guess the first token of the next document from
-            the EOS before it: in `targets` at the EOS, in `labels` at the first token. These are then no views.
-        fim: Rearranges documents for fill-in-the-middle first; the rest describes what it makes.
+            the EOS before it: in `targets` at the EOS, in `labels` at the first token. These tensors are then copies.
+        fim: Rearranges documents for fill-in-the-middle; everything else describes the rearranged windows.
 
     Raises:
-        ConfigError: If `batch_format` is none of the two, or a sentinel of `fim` is EOS.
+        ConfigError: If `batch_format` is unknown, or a sentinel of `fim` is EOS.
     """
 
     def __init__(
@@ -104,36 +104,40 @@ class Collator:
         self._needs_borders = self._document_ids or self._position_ids or self._cu_seqlens or self._mask
 
     def __call__(self, tokens: _Tokens, starts: _Ints, epochs: _Ints) -> Batch:
-        """Make one batch of all of some windows; the arguments are those of `rearrange`."""
+        """Return one batch of all the windows; the arguments are those of `rearrange`."""
         return self.batch(self.describe(self.rearrange(tokens, starts, epochs)), 0, len(tokens))
 
     def rearrange(self, tokens: _Tokens, starts: _Ints, epochs: _Ints) -> _Tokens:
-        """Give windows as `fim` makes them; without it, as they are.
+        """Return the windows rearranged by `fim`, or unchanged without it.
 
         Args:
             tokens: (n, T + 1) integers.
             starts: (n,) offsets of the first tokens among the tokens of the split.
             epochs: (n,) epoch of each window.
         """
-        return tokens if self._fim is None else self._fim.apply(tokens, starts, epochs, self._eos_id)
+        if self._fim is None:
+            return tokens
+        return self._fim.apply(tokens, starts, epochs, self._eos_id)
 
     def describe(self, tokens: _Tokens) -> WindowBatch:
-        """Work out, for the windows of some batches at once, all that does not depend on who is in which batch.
+        """Find the document borders of several batches of windows at once.
 
         Args:
-            tokens: (n, T + 1) integers, as the store has them: two bytes are passed over sooner than eight.
+            tokens: (n, T + 1) integers, in the dtype of the store: scanning two bytes is faster than scanning eight.
         """
         if not self._needs_borders:
             return WindowBatch(tokens)
-        # numpy, as for few documents of many tokens its sparse forms pass over the tokens once or twice, in one thread.
+        # numpy rather than torch: with few borders among many tokens, it scans the tokens once or twice, in one thread.
         length = tokens.shape[1] - 1
-        shape, size = (len(tokens), length), len(tokens) * length
-        # All tokens at once are compared four times as fast as the inputs of one window after the other.
+        shape = (len(tokens), length)
+        size = len(tokens) * length
+        # Comparing all tokens at once is four times as fast as comparing the inputs window by window.
         window, column = np.divmod(np.flatnonzero(tokens.reshape(-1) == self._eos_id), length + 1)
         ends = (window * length + column)[column < length]
-        # A window's last input may be EOS; what follows is the next window, which begins by itself.
+        # An EOS may be the last input of a window. The next window begins a document anyway.
         begins = np.sort(np.concatenate([ends[(ends + 1) % length != 0] + 1, np.arange(0, size, length)]))
-        described, lengths = WindowBatch(tokens, ends, begins), np.diff(begins, append=size)
+        described = WindowBatch(tokens, ends, begins)
+        lengths = np.diff(begins, append=size)
         if self._document_ids:
             documents = np.arange(len(begins), dtype=np.int32)
             first = np.flatnonzero(begins % length == 0)
@@ -146,8 +150,8 @@ class Collator:
         return described
 
     def batch(self, described: WindowBatch, low: int, high: int) -> Batch:
-        """Make the batch of the windows from `low` to `high` of those described."""
-        # Widened here and not in `describe`: two threads have half of the work each, and the batch is in this core's cache.
+        """Return the batch of the windows [low, high) of those described."""
+        # Widened here and not in `describe`: each thread does half of the work, and the batch stays in this core's cache.
         batch = make_batch(torch.from_numpy(described.tokens[low:high].astype(np.int64)), self._batch_format)
         length = described.tokens.shape[1] - 1
         if described.document_ids is not None:
@@ -162,17 +166,19 @@ class Collator:
             batch["cu_seqlens"] = torch.from_numpy(borders)
             batch["max_seqlen"] = torch.tensor(np.diff(begins, append=size).max(initial=0), dtype=torch.int32)
         if self._mask:
-            name, places = "targets", _between(described.ends, low * length, high * length)
+            name = "targets"
+            offsets = _between(described.ends, low * length, high * length)
             if self._batch_format == "huggingface":
-                name, places = "labels", places[(places + 1) % length != 0] + 1
+                name = "labels"
+                offsets = offsets[(offsets + 1) % length != 0] + 1
             masked = batch[name].numpy().copy()
-            masked.reshape(-1)[places] = _IGNORED
+            masked.reshape(-1)[offsets] = _IGNORED
             batch[name] = torch.from_numpy(masked)
         return batch
 
 
-def _between(places: _Ints, low: int, high: int) -> _Ints:
-    """Pick of ascending places those in [low, high), counted from `low`."""
-    first, last = np.searchsorted(places, [low, high])
-    found: _Ints = places[first:last] - low
+def _between(offsets: _Ints, low: int, high: int) -> _Ints:
+    """Return those of ascending offsets that lie in [low, high), relative to `low`."""
+    first, last = np.searchsorted(offsets, [low, high])
+    found: _Ints = offsets[first:last] - low
     return found

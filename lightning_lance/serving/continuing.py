@@ -1,4 +1,4 @@
-"""What of a checkpoint's place is known where the data has changed since: which component is which, and how long it was."""
+"""Match the components of a checkpoint with today's, where the data has changed since it was saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_lance.store.token_store import TokenStore
 
 
 class Known(NamedTuple):
-    """A component that was served before: its name then, and the order that it had; None where its tokens are not known."""
+    """A component of the checkpoint: its name and order there. The order is None if its tokens are no longer known."""
 
     name: str
     order: WindowOrder | None
@@ -21,12 +21,12 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True)
 class Continued:
-    """What goes on, and how.
+    """A selection that continues a checkpoint.
 
     Attributes:
-        serving: What is served from now on: stores that the state knows, at the tokens that they had then.
-        known: Component to what it was.
-        parts: Components that were served as a part of a larger one, so that their own place is not known.
+        serving: The selection to serve. Stores of the checkpoint are opened at the tokens they had there.
+        known: Name of a component to the same component in the checkpoint.
+        parts: Components that were part of a larger one, so that their own position is unknown.
     """
 
     serving: WindowSelection
@@ -35,61 +35,67 @@ class Continued:
 
 
 class _Identity(NamedTuple):
-    """What a component is, whatever it is called: the stores that it is of, and the language if it is of one alone."""
+    """The content of a component, whatever its name: its stores, and its language if it is limited to one."""
 
     stores: frozenset[str]
     language: str | None
 
 
 def unchanged(serving: WindowSelection, before: WindowSelection) -> Continued:
-    """Say that all components are known, by their names, of the very same stores."""
-    mixture = before.mixture()
-    known = {name: Known(name, order) for name, order in zip(mixture.names, mixture.orders, strict=True)}
+    """Return all components as known, where the stores are the very same."""
+    known = {name: Known(name, order) for name, order in before.mixture().orders.items()}
     return Continued(serving, known, frozenset())
 
 
 def continued(serving: WindowSelection, state: Mapping[str, Any]) -> Continued:
-    """Find the components of a state, a checked one, in what is served now.
+    """Find the components of a checked state in the selection.
 
-    A store is known by its name, or, where it was renamed, by its fingerprint. Of a store whose content is another one the
-    length of an epoch is not known any more.
+    A store is recognized by its name or, if it was renamed, by its fingerprint. Once the content of a store is another, the
+    length of its epoch in the checkpoint is unknown.
     """
     entries = {entry["name"]: entry for entry in state["stores"]}
-    names = _names_then(serving.stores, entries)
-    stores = {name: _as_it_was(store, entries.get(names[name])) for name, store in serving.stores.items()}
-    same = {names[name]: store for name, store in stores.items() if store is not None}
-    serving = replace(serving, stores={name: stores[name] or store for name, store in serving.stores.items()})
+    old_names = _old_names(serving.stores, entries)
+    stores = dict(serving.stores)
+    same: dict[str, TokenStore] = {}
+    for name, store in serving.stores.items():
+        restored = _restored(store, entries.get(old_names[name]))
+        if restored is not None:
+            stores[name] = restored
+            same[old_names[name]] = restored
+    serving = replace(serving, stores=stores)
 
-    then = {_identity(name, [*entries], bool(state["mix"])): name for name in [*state["mix"]] or [""]}
-    every = frozenset(entries)
-    known, parts = {}, set()
+    old_components = {_identity(name, [*entries], bool(state["mix"])): name for name in [*state["mix"]] or [""]}
+    all_stores = frozenset(entries)
+    known: dict[str, Known] = {}
+    parts: set[str] = set()
     for name in [*serving.mix] or [""]:
-        identity = _identity_now(name, serving, names)
-        if identity in then:
-            known[name] = Known(then[identity], _order_then(identity, state, same))
-        elif _Identity(every, None) in then and identity.stores <= every:
+        old_name = old_names[name] if serving.mix and len(serving.stores) > 1 else name
+        identity = _identity(old_name, [*old_names.values()], bool(serving.mix))
+        if identity in old_components:
+            known[name] = Known(old_components[identity], _old_order(identity, state, same))
+        elif _Identity(all_stores, None) in old_components and identity.stores <= all_stores:
             parts.add(name)
     return Continued(serving, known, frozenset(parts))
 
 
-def _names_then(stores: Mapping[str, TokenStore], entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Find what each store was called: name to name then. One that was not there gets a name that no store had."""
-    left = {name: entry for name, entry in entries.items() if name not in stores}
-    names = {}
+def _old_names(stores: Mapping[str, TokenStore], entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the name of each store in the checkpoint. A store that is new gets a name that no store had."""
+    unmatched = {name: entry["fingerprint"] for name, entry in entries.items() if name not in stores}
+    old_names = {}
     for name, store in stores.items():
-        renamed = [old for old, entry in left.items() if entry["fingerprint"] == store.fingerprint]
+        renamed = [old for old, fingerprint in unmatched.items() if fingerprint == store.fingerprint]
         if name in entries:
-            names[name] = name
+            old_names[name] = name
         elif renamed:
-            names[name] = renamed[0]
-            del left[renamed[0]]
+            old_names[name] = renamed[0]
+            del unmatched[renamed[0]]
         else:
-            names[name] = f"\0{name}"
-    return names
+            old_names[name] = f"\0{name}"
+    return old_names
 
 
-def _as_it_was(store: TokenStore, entry: Mapping[str, Any] | None) -> TokenStore | None:
-    """Return a store with the tokens that it had; None if it is not the same one, or cannot go back."""
+def _restored(store: TokenStore, entry: Mapping[str, Any] | None) -> TokenStore | None:
+    """Return a store with its tokens in the checkpoint; None if it is another store, or those tokens are gone."""
     if entry is None or entry["fingerprint"] != store.fingerprint:
         return None
     extent = extent_in(entry)
@@ -107,25 +113,20 @@ def _identity(name: str, stores: list[str], mixed: bool) -> _Identity:
     return _Identity(frozenset(stores), name)
 
 
-def _identity_now(name: str, serving: WindowSelection, names: Mapping[str, str]) -> _Identity:
-    """Return what a component of now is, by the names that the stores had."""
-    if serving.mix and len(serving.stores) > 1:
-        name = names[name]
-    return _identity(name, [*names.values()], bool(serving.mix))
-
-
-def _order_then(identity: _Identity, state: Mapping[str, Any], same: Mapping[str, TokenStore]) -> WindowOrder | None:
-    """Return the order that a component had, for counting; None if a store of it is not the same one."""
+def _old_order(identity: _Identity, state: Mapping[str, Any], same: Mapping[str, TokenStore]) -> WindowOrder | None:
+    """Return the order that a component had, for counting; None if one of its stores has changed."""
     if not identity.stores <= {*same}:
         return None
-    wanted = {*state["where"].get("language", ())}
-    streams = [
-        stream
-        for entry in state["stores"]
-        if entry["name"] in identity.stores
-        for stream in same[entry["name"]].streams(state["split"])
-        if (not wanted or stream.language in wanted) and identity.language in (None, stream.language)
-    ]
+    languages = {*state["where"].get("language", ())}
+    streams = []
+    for entry in state["stores"]:
+        if entry["name"] not in identity.stores:
+            continue
+        for stream in same[entry["name"]].streams(state["split"]):
+            selected = not languages or stream.language in languages
+            if selected and identity.language in (None, stream.language):
+                streams.append(stream)
     order = WindowOrder(streams, state["context_length"], state["order"], (), state["shuffle_block"])
-    wrong = not state["mix"] and order.num_windows != state["num_windows"]
-    return None if wrong or not order.num_windows else order
+    if not order.num_windows or (not state["mix"] and order.num_windows != state["num_windows"]):
+        return None
+    return order

@@ -1,4 +1,4 @@
-"""Where a run is in the order of its windows: the cursor, what it is counted from, and how it is kept and continued."""
+"""The cursor: the position of a run in the order of its windows, and how a checkpoint continues it."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ _log = logger(__name__)
 
 
 class Cursor:
-    """The place in the order: one global integer, windows consumed by all ranks in all epochs.
+    """The position in the order: one global integer, the windows consumed by all ranks in all epochs.
 
-    The other integers say what it is counted from: where its epoch began, and where its mixture (`origin`), which changes with
-    the weights, the context length or the stores.
+    The other integers are the positions that it is counted from: the begin of its epoch, and the begin of its mixture
+    (`origin`), which changes with the weights, the context length or the stores.
 
     Args:
-        serving: What is served.
+        serving: The windows that are served.
         on_data_change: See `WindowLoader`.
 
     Raises:
-        ConfigError: If `on_data_change` is none of the three.
+        ConfigError: If `on_data_change` is unknown.
     """
 
     def __init__(self, serving: WindowSelection, on_data_change: OnDataChange = "error") -> None:
         self._on_data_change = one_of("on_data_change", on_data_change, get_args(OnDataChange))
         self.serving = serving
-        # Stores as they were adopted on the way: their tags go when the run has gone on from them.
+        # Store versions adopted during the run. Their tags go once the run has moved on.
         self._adopted: list[TokenStore] = []
-        # How the data differs from that of the state that was loaded last.
+        # The differences between the data and the state that was loaded last.
         self._changes = ""
         self.restart()
 
     def restart(self) -> None:
-        """Go to the first window of all."""
+        """Go to the first window of epoch 0."""
         self._mixture = self.serving.mixture()
         self.value = self.epoch = self.epoch_start = self._origin = self._digest = self._digest_from = 0
-        #: Whether the epoch's last batch was handed out: what it left over stays so, also for a resume with smaller batches.
+        #: Whether the epoch's last batch was handed out. The windows after it stay dropped, even for a resume with smaller
+        #: batches.
         self.ended = False
 
     @property
@@ -61,63 +62,69 @@ class Cursor:
 
     @property
     def epoch_end(self) -> int:
-        """Where the next epoch begins."""
+        """The position at which the next epoch begins."""
         return self.epoch_start + self.num_windows
 
     @property
     def position(self) -> int:
-        """Windows of this epoch that are consumed."""
+        """Windows of this epoch that have been consumed."""
         return self.value - self.epoch_start
 
     def locate(self, positions: np.ndarray) -> WindowLocations:
-        """Find the windows at some positions, (n,) int64, counted as the cursor is."""
+        """Return the windows at some positions, (n,) int64, in the cursor's count."""
         return self._mixture.locate(positions - self._origin)
 
     def digests(self, positions: np.ndarray, found: WindowLocations) -> np.ndarray:
-        """Hash windows and their positions to (n,) uint64; their sum modulo 2**64 tells sequences of windows apart."""
+        """Return hashes of windows and their positions, (n,) uint64; a sum modulo 2**64 identifies a sequence of windows."""
         places = found.start.astype(np.uint64) ^ (found.store.astype(np.uint64) << np.uint64(56))
         hashed = splitmix64(splitmix64(places) + positions.astype(np.uint64))
-        # What a wrapped batch has of the next epoch is not consumed by it.
+        # A wrapped batch ends with windows of the next epoch, which it does not consume.
         hashed[positions >= self.epoch_end] = 0
         return hashed
 
     def advance(self, windows: int, digest: int) -> None:
-        """Move behind some windows, whose digests add up to `digest`; not beyond the end of the epoch."""
+        """Consume some windows, whose digests add up to `digest`; stop at the end of the epoch."""
         self.value = min(self.value + windows, self.epoch_end)
         self._digest = (self._digest + digest) % 2**64
 
     def next_epoch(self, extend: bool) -> None:
-        """Go to the first window of the next epoch; with `extend`, of the stores as they are now.
+        """Go to the first window of the next epoch; with `extend`, of the newest versions of the stores.
 
         Raises:
-            StoreReplaced: With `extend`, if another store was built at the place of one; then nothing has changed here.
-            StoreError: If a store cannot be opened as it is now, on this rank or another.
+            StoreReplaced: With `extend`, if a store was replaced by another; the cursor has not moved then.
+            StoreError: If a newest version cannot be opened, on this rank or another.
         """
-        newest = self._newest_together() if extend else {}
-        self.epoch, self.epoch_start = self.epoch + 1, self.epoch_end
+        newest = self._newest_on_all_ranks() if extend else {}
+        self.epoch_start = self.epoch_end
+        self.epoch += 1
         self.value = self._digest_from = self.epoch_start
-        self._digest, self.ended = 0, False
-        if not extend:
-            return
-        told = broadcast_from_rank_zero([store.commit.extent for store in newest.values()])
-        if told != [store.commit.extent for store in self.serving.stores.values()]:
-            stores = {name: newest[name].at(extent) for name, extent in zip(newest, told, strict=True)}
-            # Each component begins an epoch: of what was left of its last one, the borders have moved.
-            epochs = -(-self._mixture.consumed(self.value - self._origin) // self._mixture.sizes)
-            before = [*self.serving.stores.values()]
-            self.serving = replace(self.serving, stores=stores)
-            for store in stores.values():
-                store.keep_for_training()
-            for store in self._adopted:
-                if store not in stores.values():
-                    store.let_go()
-            # Not those that were here from the beginning: others may serve them too.
-            self._adopted = [store for store in stores.values() if store in self._adopted or store not in before]
-            self._move([int(windows) for windows in epochs * self.serving.mixture().sizes])
-            _log.info("Epoch %d has %s windows, of stores that have changed.", self.epoch, f"{self.num_windows:,}")
+        self._digest = 0
+        self.ended = False
+        if extend:
+            self._adopt(newest)
 
-    def _newest_together(self) -> dict[str, TokenStore]:
-        """Open the stores as they are now, or fail on all ranks."""
+    def _adopt(self, newest: Mapping[str, TokenStore]) -> None:
+        """Serve the newest versions of rank 0 from here on, if their content is new."""
+        extents = broadcast_from_rank_zero([store.commit.extent for store in newest.values()])
+        before = [*self.serving.stores.values()]
+        if extents == [store.commit.extent for store in before]:
+            return
+        stores = {name: newest[name].at(extent) for name, extent in zip(newest, extents, strict=True)}
+        # Each component begins a new epoch, since the borders of its unserved windows have moved.
+        epochs = -(-self._mixture.consumed(self.value - self._origin) // self._mixture.sizes)
+        self.serving = replace(self.serving, stores=stores)
+        for store in stores.values():
+            store.keep_for_training()
+        for store in self._adopted:
+            if store not in stores.values():
+                store.let_go()
+        # Not the stores that the run began with: other loaders may serve them too.
+        self._adopted = [store for store in stores.values() if store in self._adopted or store not in before]
+        self._move((epochs * self.serving.mixture().sizes).tolist())
+        _log.info("Epoch %d has %s windows, from stores that have changed.", self.epoch, f"{self.num_windows:,}")
+
+    def _newest_on_all_ranks(self) -> dict[str, TokenStore]:
+        """Open the newest versions of the stores, or raise on all ranks."""
         newest: dict[str, TokenStore] = {}
         failure: StoreError | None = None
         try:
@@ -128,42 +135,41 @@ class Cursor:
         return newest
 
     def _newest(self) -> dict[str, TokenStore]:
-        """Open the stores as they are now, those that hold what they held at the versions that are read; tag the others.
+        """Open the newest versions of the stores and tag them. A store with unchanged content stays at its version.
 
         Raises:
-            StoreReplaced: If another store was built at the place of one.
+            StoreReplaced: If a store was replaced by another.
             StoreError: If builders remove each version before it is tagged.
         """
         for _ in range(KEEP_TRIES):
-            found = {name: (store, store.newest()) for name, store in self.serving.stores.items()}
-            newest = {
-                name: now if now.commit.extent != store.commit.extent else store for name, (store, now) in found.items()
-            }
+            newest = dict(self.serving.stores)
+            for name, store in self.serving.stores.items():
+                found = store.newest()
+                if found.commit.extent != store.commit.extent:
+                    newest[name] = found
             if not is_rank_zero() or all(store.keep_for_training() for store in newest.values()):
                 return newest
-            # A builder has removed one meanwhile.
+            # A builder has removed one of these versions meanwhile.
             for name, store in newest.items():
                 if store is not self.serving.stores[name]:
                     store.let_go()
         raise not_kept(self.serving.stores.values())
 
     def components(self) -> dict[str, dict[str, float]]:
-        """Tell, for each component of the mixture, the windows it has given so far and how often it was gone through."""
-        consumed = self._mixture.consumed(self.value - self._origin)
-        return {
-            name: {"windows": int(windows), "epochs": float(windows / size)}
-            for name, windows, size in zip(self._mixture.names, consumed, self._mixture.sizes, strict=True)
-        }
+        """Return the windows and epochs that each component of the mixture has served so far."""
+        windows = self._mixture.consumed(self.value - self._origin)
+        rows = zip(self._mixture.orders, windows.tolist(), (windows / self._mixture.sizes).tolist(), strict=True)
+        return {name: {"windows": consumed, "epochs": epochs} for name, consumed, epochs in rows}
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state in plain types, the same on all ranks."""
+        """Return the state in plain types, the same on all ranks."""
         return {
             "cursor": self.value,
             "epoch": self.epoch,
             "epoch_start": self.epoch_start,
             "ended": self.ended,
             "origin": self._origin,
-            "taken": [int(count) for count in self._mixture.taken],
+            "taken": self._mixture.taken.tolist(),
             "digest": f"{self._digest:016x}",
             "digest_from": self._digest_from,
             "num_windows": self.num_windows,
@@ -171,141 +177,162 @@ class Cursor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state, with the tokens that the stores had when it was taken; one that is refused changes nothing.
+        """Continue from a state, with the tokens that the stores had then. A state that is refused changes nothing.
 
         Raises:
-            StoreError: If it is no state; if it is of other data or another order and `on_data_change` is `error`, naming
-                each field that differs; or if the stores never had its tokens.
+            StoreError: If the state is damaged; if its data or order differs and `on_data_change` is `error`, naming each
+                field that differs; or if the stores never had its tokens.
         """
-        tried = self._tried(state)
-        if tried._changes not in ("", self._changes):  # Lightning gives a state more than once
-            _log.warning("The data differs from the checkpoint's (%s): %s.", tried._changes, self._on_data_change)
-        vars(self).update(vars(tried))
+        resumed = self._resumed(state)
+        # Lightning loads the same state more than once.
+        if resumed._changes not in ("", self._changes):
+            _log.warning("The data differs from the checkpoint's (%s): %s.", resumed._changes, self._on_data_change)
+        vars(self).update(vars(resumed))
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Refuse a state as `load_state_dict` does, and change nothing."""
-        self._tried(state)
+        """Raise as `load_state_dict` does, and change nothing."""
+        self._resumed(state)
 
-    def _tried(self, state: Mapping[str, Any]) -> Cursor:
-        tried = copy(self)
+    def _resumed(self, state: Mapping[str, Any]) -> Cursor:
+        """Return a copy of this cursor that continues from a state."""
+        resumed = copy(self)
         try:
-            tried._continue_from(checked_state(state))
+            resumed._continue_from(checked_state(state))
         except ConfigError as error:
-            raise StoreError(f"The checkpoint cannot be of this data: {error}") from error
-        return tried
+            raise StoreError(f"The checkpoint does not fit this data: {error}") from error
+        return resumed
 
     def _continue_from(self, state: Mapping[str, Any]) -> None:
-        self._changes = ""
-        if differences := self.serving.differences(state):
-            changes = "; ".join(f"{name}: {old!r} -> {new!r}" for name, (old, new) in differences.items())
-            if self._on_data_change == "error":
-                cure = "set it as it was"
-                if "stores.forgotten" in differences:
-                    cure = (
-                        "documents were forgotten since, and the version that holds them was removed, as purge=true does; it "
-                        "cannot come back"
-                    )
-                raise StoreError(
-                    f"The checkpoint continues other data ({changes}): {cure}, start without the checkpoint, or say "
-                    "on_data_change=restart or on_data_change=continue."
-                )
-            check_epoch(state)
-            if self._on_data_change == "restart":
-                self.restart()
-            else:
-                self._go_on(state, continued(self.serving, state))
-            self._changes = changes
+        differences = self.serving.differences(state)
+        self._changes = "; ".join(_change(name, values) for name, values in differences.items())
+        if differences:
+            self._continue_with_other_data(state, "stores.forgotten" in differences)
             return
         self.serving = self.serving.pinned(state)
-        before = self._as_it_was(state)
+        before = self._selection_of(state)
         check_epoch(state)
         # Components are counted in the order of `mix`, which equal dicts need not share.
         if [*before.mix] != [*self.serving.mix] or before.describe() != self.serving.describe():
-            self._go_on(state, unchanged(self.serving, before))
+            self._convert(state, unchanged(self.serving, before))
             return
         self._mixture = self.serving.mixture(state["taken"])
-        self.value, self.epoch, self.epoch_start = state["cursor"], state["epoch"], state["epoch_start"]
-        self._origin, self.ended = state["origin"], state["ended"]
-        self._digest, self._digest_from = int(state["digest"], 16), state["digest_from"]
+        self.value = state["cursor"]
+        self.epoch = state["epoch"]
+        self.epoch_start = state["epoch_start"]
+        self.ended = state["ended"]
+        self._origin = state["origin"]
+        self._digest = int(state["digest"], 16)
+        self._digest_from = state["digest_from"]
 
-    def _as_it_was(self, state: Mapping[str, Any]) -> WindowSelection:
-        """Return what was served when a state was taken, of the very same stores. StoreError if it cannot have been."""
+    def _continue_with_other_data(self, state: Mapping[str, Any], forgotten: bool) -> None:
+        """Restart or continue, as `on_data_change` says. StoreError if it is `error`."""
+        if self._on_data_change == "error":
+            cure = "restore the earlier setting"
+            if forgotten:
+                cure = (
+                    "documents were forgotten since, and the version that holds them was removed, as by purge=true; it cannot "
+                    "come back"
+                )
+            raise StoreError(
+                f"The checkpoint continues other data ({self._changes}): {cure}, start without the checkpoint, or set "
+                "on_data_change=restart or on_data_change=continue."
+            )
+        check_epoch(state)
+        if self._on_data_change == "restart":
+            self.restart()
+        else:
+            self._convert(state, continued(self.serving, state))
+
+    def _selection_of(self, state: Mapping[str, Any]) -> WindowSelection:
+        """Return the selection of a state of the very same stores. StoreError if its epoch has another length."""
         before = replace(self.serving, context_length=state["context_length"], mix=state["mix"])
         windows = before.mixture().num_windows
         if windows != state["num_windows"]:
             raise StoreError(
-                f"The checkpoint's epoch had {state['num_windows']:,} windows, of this store it has {windows:,}: rows were "
-                "deleted or added by others; bring them back, or start without the checkpoint."
+                f"The checkpoint's epoch had {state['num_windows']:,} windows, but with this store it has {windows:,}: rows "
+                "were deleted or added by another program; restore them, or start without the checkpoint."
             )
         return before
 
-    def _go_on(self, state: Mapping[str, Any], found: Continued) -> None:
-        """Say a place in other units (another context length, other weights, other data): each component where it was."""
+    def _convert(self, state: Mapping[str, Any], found: Continued) -> None:
+        """Continue each component of a state with another context length, other weights or other data."""
         self.serving = found.serving
         mixture = self.serving.mixture()
-        orders = dict(zip(mixture.names, mixture.orders, strict=True))
         if state["ended"]:
-            # What the epoch had left over is passed over, as when the next one begins.
+            # Drop the windows that the epoch left over, as the begin of the next epoch does.
             state = {**state, "cursor": state["epoch_start"] + state["num_windows"]}
-        position = self._position(state, found, mixture)
-        self.epoch, self.ended = state["epoch"], state["ended"]
-        self.epoch_start = self._as_many(state["epoch_start"], state)
+        position = self._convert_position(state, found, mixture)
+        self.epoch = state["epoch"]
+        self.ended = state["ended"]
+        self.epoch_start = self._convert_windows(state["epoch_start"], state)
         self.value = self.epoch_start + position
         consumed = _consumed(state)
-        taken = dict.fromkeys(orders, 0)
-        for name, order in orders.items():
+        taken = dict.fromkeys(mixture.orders, 0)
+        for name, order in mixture.orders.items():
             if name in found.known:
                 known = found.known[name]
-                taken[name] = self._moved(state, consumed[known.name], known.order, order)
+                taken[name] = self._convert_component(state, consumed[known.name], known.order, order)
             elif name == "":
                 taken[name] = self.epoch * order.num_windows + position
             elif name in found.parts:
                 taken[name] = self.epoch * order.num_windows
         self._move([*taken.values()])
 
-    def _moved(self, state: Mapping[str, Any], windows: int, before: WindowOrder | None, now: WindowOrder) -> int:
-        """Count the windows of one component that stand for those that it had given, over all epochs."""
+    def _convert_component(
+        self, state: Mapping[str, Any], windows: int, before: WindowOrder | None, now: WindowOrder
+    ) -> int:
+        """Return the windows of a component that correspond to `windows` of its former order, over all epochs."""
         if before is not None:
             epochs, within = divmod(windows, before.num_windows)
             return epochs * now.num_windows + now.after(within, before)
         if state["mix"]:
-            return self._as_many(windows, state)
-        # Of a single component the state itself tells how long it was.
+            return self._convert_windows(windows, state)
+        # Of a single component, the state records the length.
         size: int = state["num_windows"]
         epochs, within = divmod(windows, size)
-        return epochs * now.num_windows + min(self._as_many(within, state), now.num_windows)
+        return epochs * now.num_windows + min(self._convert_windows(within, state), now.num_windows)
 
-    def _position(self, state: Mapping[str, Any], found: Continued, now: Mixture) -> int:
-        """Return how far the epoch is, in windows as they are now; its end stays its end."""
+    def _convert_position(self, state: Mapping[str, Any], found: Continued, now: Mixture) -> int:
+        """Return the position in the epoch, in windows of today; the end of an epoch stays its end."""
         consumed = state["cursor"] - state["epoch_start"]
         if consumed == state["num_windows"]:
             return now.num_windows
-        if len(now.names) == len(state["taken"]) == 1 and now.names[0] in found.known:
+        if len(now.orders) == len(state["taken"]) == 1:
             # With a single component, its epochs are those of the run.
-            before = found.known[now.names[0]].order
-            if before is not None:
-                return now.orders[0].after(consumed, before)
-        return min(self._as_many(consumed, state), now.num_windows)
+            [(name, order)] = now.orders.items()
+            known = found.known.get(name)
+            if known is not None and known.order is not None:
+                return order.after(consumed, known.order)
+        return min(self._convert_windows(consumed, state), now.num_windows)
 
-    def _as_many(self, windows: int, state: Mapping[str, Any]) -> int:
-        """Say how many windows have as many tokens as `windows` of a state's context length, rounded up."""
+    def _convert_windows(self, windows: int, state: Mapping[str, Any]) -> int:
+        """Return the number of windows that have the tokens of `windows` of the state's context length, rounded up."""
         length: int = state["context_length"]
         return -(-windows * length // self.serving.context_length)
 
     def _move(self, taken: Sequence[int]) -> None:
-        """Begin a mixture here, of whose components so many windows were taken before."""
-        if max(self.value, *taken) > MOST:
+        """Begin a mixture at the cursor; `taken` are the windows that each component has served before."""
+        furthest = max(self.value, *taken)
+        if furthest > MOST:
             raise StoreError(
-                f"The place in the data is {max(self.value, *taken):,} windows in: expected 2**60 at most; take a checkpoint "
-                "as it was saved, or start without it."
+                f"The position in the data is {furthest:,} windows: expected 2**60 at most; use an unmodified checkpoint, or "
+                "start without it."
             )
         self._mixture = self.serving.mixture(taken)
         self._origin = self._digest_from = self.value
         self._digest = 0
 
 
+def _change(name: str, values: tuple[Any, Any]) -> str:
+    """Return a difference between a checkpoint and the data, for a message."""
+    if name == "stores.fingerprint":
+        return "stores: built with other settings"
+    before, now = values
+    return f"{name}: {before!r} -> {now!r}"
+
+
 def _consumed(state: Mapping[str, Any]) -> dict[str, int]:
-    """Count the windows that each component of a state has given, ever: name to number."""
-    counts = Schedule(state["mix"] or {"": 1}).counts(state["cursor"] - state["origin"])
-    names = [*state["mix"]] or [""]
-    return {name: taken + int(count) for name, taken, count in zip(names, state["taken"], counts, strict=True)}
+    """Return the windows that each component of a state has served in all epochs, by name."""
+    mix = state["mix"] or {"": 1}
+    consumed = np.asarray(state["taken"]) + Schedule(mix).counts(state["cursor"] - state["origin"])
+    return dict(zip(mix, consumed.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""`WindowLoader`: batches of windows, read ahead in a thread, resumable to the window."""
+"""`WindowLoader`: batches of windows, read ahead in threads, resumable to the window."""
 
 from __future__ import annotations
 
@@ -31,32 +31,32 @@ from lightning_lance.type_hints import not_a_store
 
 _log = logger(__name__)
 
-# Tokens read at a time in the thread: handing over less costs as much as reading it.
+# Tokens read at a time in a thread: handing over a smaller chunk costs as much as reading it.
 _CHUNK_TOKENS = 1 << 20
 # Chunks read ahead of the training loop.
 _CHUNKS_AHEAD = 2
-# The same, and as many threads, where stores are not mapped: most of a read is waiting for the network.
+# Chunks read ahead, and threads, for stores that are not mapped: most of a read is waiting for the network.
 _READS_AT_ONCE = 4
-# Just below the largest piece of memory from whose coming and going glibc learns (M_MMAP_THRESHOLD in mallopt(3)).
+# Just below the largest allocation that raises glibc's threshold when it is freed (M_MMAP_THRESHOLD in mallopt(3)).
 _LARGEST_PIECE = 31 << 20
-# Windows located at a time: the order is cheapest per window when it is worked out for many.
+# Windows located at a time: the order costs the least per window when it is computed for many.
 _LOCATED_AT_ONCE = 1 << 14
 
 
 class _Chunk(NamedTuple):
-    """This rank's windows of some batches of `size`, and the digest of each of the global batches of `everyone`."""
+    """This rank's windows of some batches of `size`, and the digest of each global batch of `global_size`."""
 
     found: WindowLocations
     size: int
-    everyone: int
+    global_size: int
     digests: Sequence[int]
 
 
 class BatchIterator(Iterator[Batch]):
-    """The batches from where a loader stands to the end of the epoch. Several threads may share it: each batch comes once.
+    """The batches from a loader's position to the end of the epoch. Threads may share it: each batch is returned once.
 
-    It begins at its first `next`, and from then on the loader's place is its own: an older iterator of a resumable loader
-    would give the same windows again, and is refused at its next use.
+    The iterator begins at its first `next` and then owns the loader's position. An older iterator of a resumable loader
+    would repeat windows, so its next use raises.
     """
 
     def __init__(self, loader: WindowLoader) -> None:
@@ -74,13 +74,13 @@ class BatchIterator(Iterator[Batch]):
         """Return the next batch.
 
         Raises:
-            StoreError: If the windows cannot be read, the ranks are not at the same place, a newer iterator of the loader has
-                gone on from here, or this process is a fork of the one that began it.
+            StoreError: If the windows cannot be read, the ranks disagree on the position, a newer iterator of the loader has
+                taken over, or this process is a fork of the one that began the iterator.
         """
         if self._process != os.getpid():
             raise StoreError(
-                f"This iterator was begun by process {self._process}, of which this one, {os.getpid()}, is a fork: the threads "
-                "that read for it are there only; call iter() on the loader here."
+                f"This iterator belongs to process {self._process}, and its reading threads do not exist in the fork "
+                f"{os.getpid()}: call iter() on the loader in this process."
             )
         with self._loader._alone():
             if self._ended:
@@ -88,8 +88,7 @@ class BatchIterator(Iterator[Batch]):
             if self._failure is not None:
                 cause = " ".join(f"{type(self._failure).__name__}: {self._failure}".split())
                 raise StoreError(
-                    f"This iterator has failed before ({cause}): "
-                    "call iter() on the loader, which goes on after the last batch that it gave."
+                    f"This iterator has failed before ({cause}): call iter() on the loader to continue after the last batch."
                 ) from self._failure
             return self._next()
 
@@ -109,7 +108,7 @@ class BatchIterator(Iterator[Batch]):
             raise
 
     def close(self) -> None:
-        """End the iterator, and the threads that read for it."""
+        """End the iterator and its reading threads."""
         if self._process != os.getpid():
             return
         with self._loader._alone():
@@ -125,38 +124,38 @@ class WindowLoader:
     """An endless-epoch, resumable iterable of batches of windows. No worker processes: nothing to fork or to pickle.
 
     Global batch s of an epoch is the windows at positions [s * W * B, (s + 1) * W * B) of the order, for W ranks and
-    batches of B; each rank takes its B of them. What moves is the cursor, one global integer: windows consumed by all
-    ranks in all epochs.
+    batches of B; each rank takes its B of them. The only state is the cursor, one global integer: the windows consumed by
+    all ranks in all epochs.
 
-    `iter` goes on where the last iteration stopped, and with the next epoch where that had ended its epoch. So a training
-    loop that cuts epochs short, or that was killed, repeats no window. A newer iterator takes over from an older one, which is
-    refused at its next use.
+    `iter` continues where the last iteration stopped, or with the next epoch if that iteration finished its epoch. So a
+    training loop that cuts epochs short, or that was killed, repeats no window. A newer iterator takes over from an older
+    one, whose next use raises.
 
-    A copy, by `copy` or `pickle`, is a loader of its own at the same place.
+    A copy, by `copy` or `pickle`, is an independent loader at the same position.
 
     Args:
-        store: The token store, or name to store for several; those must have been made with one tokenizer.
+        store: The token store, or a mapping of names to several stores built with one tokenizer.
         context_length: Tokens that the model sees.
         batch_size: Windows per batch and rank.
         split: `train` or `val`.
         order: `shuffle`, `random`, `sequential` or `fixed`; see `WindowOrder`.
-        seed: Of the random orders.
+        seed: Seed of the random orders.
         shuffle_block: Windows that stay together in `shuffle`; see `WindowOrder`.
         where: Streams to serve, such as `{"language": ["Python"]}`; see `WindowSelection`.
         mix: Weights of languages, or of stores where there are several; see `WindowSelection` and `Schedule`.
         rank: This process in the data-parallel group.
         world_size: Processes in that group.
-        remainder: What becomes of the windows at the end of an epoch that fill no global batch. `drop` leaves them out;
-            `wrap` fills the batch up with the first windows of the next epoch, which come again there; `short` makes one
-            smaller batch, equal on all ranks, and leaves out `world_size - 1` windows at most.
-        resumable: False starts each `iter` at the first window of epoch 0, as validation wants it, and may have no batch.
-        extend: Adopt what was appended to the stores, at the beginning of each epoch.
-        on_data_change: What to do about a state of other data: `error`; `restart` at the first window; `continue`, each
-            component that is still there where it was, and each new one at its first window.
-        **batch: What a batch has besides its tokens; see `Collator`.
+        remainder: How to treat windows at the end of an epoch that do not fill a global batch. `drop` skips them; `wrap`
+            fills the batch with the first windows of the next epoch, which repeats them; `short` makes one smaller batch,
+            equal on all ranks, and skips at most `world_size - 1` windows.
+        resumable: False starts each `iter` at the first window of epoch 0, for validation; there may be no batch then.
+        extend: Adopt appended tokens at the beginning of each epoch.
+        on_data_change: How to treat a state of other data: `error`; `restart` at the first window; `continue` each
+            remaining component at its position, and begin each new one at its first window.
+        **batch: Further fields of a batch; see `Collator`.
 
     Raises:
-        ConfigError: If an argument cannot be used, or what is served is too short for a single batch.
+        ConfigError: If an argument cannot be used, or the selection is too short for a single batch.
     """
 
     def __init__(
@@ -180,47 +179,53 @@ class WindowLoader:
         **batch: Any,
     ) -> None:
         batch_size = whole_number("batch_size", batch_size)
-        rank, world_size = integer("rank", rank), integer("world_size", world_size)
+        rank = integer("rank", rank)
+        world_size = integer("world_size", world_size)
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")
         stores = _named_stores(store)
         serving = WindowSelection(stores, split, context_length, order, seed, shuffle_block, where or {}, mix or {})
-        if left_out := serving.left_out:
+        if serving.without_weight:
             _log.warning(
-                "mix has no weight for %s, so no window shows it: give it one, or leave it out by %s.",
-                format_list([repr(name) for name in left_out]),
+                "mix has no weight for %s, so it is not served: add a weight, or exclude it with %s.",
+                format_list([repr(name) for name in serving.without_weight]),
                 "uri" if len(stores) > 1 else "where",
             )
-        self.context_length, self.batch_size = serving.context_length, batch_size
+        self.context_length = serving.context_length
+        self.batch_size = batch_size
         self.remainder = one_of("remainder", remainder, get_args(Remainder))
         self.resumable = flag("resumable", resumable)
         self.extend = flag("extend", extend)
-        self._rank, self._world_size = rank, world_size
+        self._rank = rank
+        self._world_size = world_size
+        self._global_size = world_size * batch_size
         self._make = Collator(next(iter(stores.values())).commit.eos_id, **batch)
         self._cursor = Cursor(serving, on_data_change)
-        #: Any other state is refused: Lightning keeps the loader's apart from the datamodule's, which is given first.
+        #: If set, `load_state_dict` accepts no other state. Lightning saves the states of loader and datamodule apart and
+        #: loads the datamodule's first.
         self.expected: Mapping[str, Any] | None = None
         self._process = self._made_in = os.getpid()
         self._lock = threading.RLock()
-        #: What tells the iterator that was begun last, which alone may go on.
+        #: Identifies the iterator that was begun last, the only one that may continue.
         self._turn: object = None
         self._check_size(self._cursor)
         warn_of_unserved_text(serving)
 
     def _check_size(self, cursor: Cursor) -> None:
-        if self.resumable and not self._steps(0, cursor):
-            serving = cursor.serving
-            uris = ", ".join(repr(store.uri) for store in serving.stores.values())
-            raise ConfigError(
-                f"What is served of split {serving.split!r} of {uris} has {pluralize(serving.num_tokens, 'token')}, which "
-                f"make {pluralize(cursor.num_windows, 'window')} of {self.context_length} + 1: too few for one batch of "
-                f"{self.batch_size} on {pluralize(self._world_size, 'rank')}; lower batch_size or context_length, "
-                "or store more documents."
-            )
+        if not self.resumable or self._steps(0, cursor):
+            return
+        serving = cursor.serving
+        uris = ", ".join(repr(store.uri) for store in serving.stores.values())
+        raise ConfigError(
+            f"The selection from split {serving.split!r} of {uris} has {pluralize(serving.num_tokens, 'token')}, enough for "
+            f"{pluralize(cursor.num_windows, 'window')} of {self.context_length} + 1: too few for one batch of "
+            f"{self.batch_size} on {pluralize(self._world_size, 'rank')}; lower batch_size or context_length, or store more "
+            "documents."
+        )
 
     @property
     def stores(self) -> dict[str, TokenStore]:
-        """The stores that are read, at the versions that are read."""
+        """The stores, at the versions that are read."""
         return dict(self._cursor.serving.stores)
 
     @property
@@ -229,203 +234,217 @@ class WindowLoader:
         return self._cursor.num_windows
 
     def __len__(self) -> int:
-        """Batches in a whole epoch: equal on all ranks, and the same after a resume."""
+        """Return the batches of a whole epoch: equal on all ranks, and the same after a resume."""
         return self._steps(0, self._cursor)
 
     def _steps(self, position: int, cursor: Cursor) -> int:
-        """Count the batches from a position of an epoch to its end."""
-        steps, rest = divmod(cursor.num_windows - position, self._world_size * self.batch_size)
+        """Return the number of batches from a position of an epoch to its end."""
+        steps, rest = divmod(cursor.num_windows - position, self._global_size)
         if self.remainder == "drop":
             return steps
-        return steps + (rest >= (1 if self.remainder == "wrap" else self._world_size))
+        least = 1 if self.remainder == "wrap" else self._world_size
+        return steps + (rest >= least)
 
     def components(self) -> dict[str, dict[str, float]]:
-        """Tell, for each component of the mixture, the windows it has given so far and how often it was gone through."""
+        """Return the windows and epochs that each component of the mixture has served so far."""
         return self._cursor.components()
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state after the last batch that was handed out; plain types, the same on all ranks."""
+        """Return the state after the last batch that was handed out: plain types, the same on all ranks."""
         with self._alone():
             return self._cursor.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state, with the tokens that the stores had when it was taken; read at the next `iter`.
+        """Continue from a state, with the tokens that the stores had then; takes effect at the next `iter`.
 
-        World size and batch size may differ. With another `context_length` the epoch goes on after as many tokens (in
-        `sequential` order, of the very stream); with other weights of `mix` each component goes on where it was. A state that
-        is refused changes nothing; one that is taken ends the iterators that were begun before.
+        World size and batch size may differ. With another `context_length` the epoch continues after the same number of
+        tokens (in `sequential` order, of the very stream). With other weights of `mix` each component continues at its
+        position. A state that is refused changes nothing; an accepted one ends the iterators begun before.
 
         Raises:
-            StoreError: If it is no state that can be. If it is of other data or another order, and `on_data_change` is
-                `error`: it would continue another sequence. If the stores never had the tokens of the state.
+            StoreError: If the state is damaged; if its data or order differs and `on_data_change` is `error`; or if the
+                stores never had its tokens.
         """
         if not self.resumable:
-            # Lightning saves and gives back the state of any train loader, that of an overfitting run too.
+            # Lightning saves and loads the state of any train loader, even in an overfitting run.
             return
         state = checked_state(state)
         expected = self.expected or state
-        if fields := sorted(name for name in state if state[name] != expected.get(name)):
+        fields = sorted(name for name in state if state[name] != expected.get(name))
+        if fields:
             raise StoreError(
-                "The checkpoint says two things of the place in the data, in its datamodule and in its loop, about "
-                f"{', '.join(fields)}: it was put together from two, take one as it was saved."
+                f"The checkpoint's datamodule and loop disagree about the position in the data ({', '.join(fields)}): it was "
+                "combined from two checkpoints; use an unmodified one."
             )
         with self._alone():
             cursor = copy(self._cursor)
             cursor.load_state_dict(state)
             self._check_size(cursor)
-            self._cursor, self._turn = cursor, None
+            self._cursor = cursor
+            self._turn = None
 
     def restart(self) -> None:
-        """Go to the first window of all; read at the next `iter`."""
+        """Go to the first window of epoch 0; takes effect at the next `iter`."""
         self._cursor.restart()
 
     def roll_over(self) -> None:
-        """Begin the next epoch where the last one has ended; with `extend`, adopt what was appended to the stores."""
+        """Begin the next epoch if the last one has ended; with `extend`, adopt appended tokens."""
         with self._alone():
             if self._cursor.ended or self._steps(self._cursor.position, self._cursor) <= 0:
                 self._cursor.next_epoch(self.extend)
 
     def __iter__(self) -> BatchIterator:
-        """Iterate to the end of the epoch; the cursor is read at the first `next`. See `BatchIterator` for what it raises."""
+        """Return an iterator to the end of the epoch, which reads the cursor at its first `next`; see `BatchIterator`."""
         return BatchIterator(self)
 
     def __getitem__(self, index: Any) -> NoReturn:
-        """Refuse what a DataLoader asks of a dataset."""
+        """Raise for a DataLoader that takes this loader for a dataset."""
         raise ConfigError(
-            "A WindowLoader gives whole batches, one after another, and none by its number: iterate it in place of a "
-            "DataLoader, or give the DataLoader a TokenWindows."
+            "A WindowLoader iterates over batches and has no index: iterate it in place of a DataLoader, or give the "
+            "DataLoader a TokenWindows."
         )
 
     def _alone(self) -> threading.RLock:
-        """Return the lock that one thread at a time has while it moves the cursor, or reads it."""
+        """Return the lock that a thread holds while it moves or reads the cursor."""
         if self._process != os.getpid():
-            # In a fork, a thread of the parent may have the lock, and never gives it back here.
-            self._process, self._lock = os.getpid(), threading.RLock()
+            # In a fork, the lock may be held by a thread of the parent and would never be released.
+            self._process = os.getpid()
+            self._lock = threading.RLock()
         return self._lock
 
     def __getstate__(self) -> dict[str, Any]:
         with self._alone():
-            kept = {name: value for name, value in vars(self).items() if name not in ("_lock", "_process", "_turn")}
-            return {**kept, "_cursor": copy(self._cursor)}
+            state = {**vars(self), "_cursor": copy(self._cursor)}
+        for name in ("_lock", "_process", "_turn"):
+            del state[name]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._process, self._lock, self._turn = os.getpid(), threading.RLock(), None
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._turn = None
 
     def _begin(self, iterator: BatchIterator) -> Generator[Batch, None, None]:
-        """Begin an epoch, or go on with one, for an iterator that is used for the first time."""
-        self._refuse_workers()
+        """Begin or continue an epoch for an iterator at its first use."""
+        self._check_not_in_workers()
         if not self.resumable:
-            # Each iterator goes its own way from the first window on.
+            # Each iterator has a cursor of its own, at the first window.
             self._cursor = copy(self._cursor)
             self._cursor.restart()
         self._turn = iterator._turn
         self.roll_over()
         if self._world_size > 1 and self.resumable:
-            check_ranks_agree(self._place())
+            check_ranks_agree(self._position())
         return self._serve(self._cursor)
 
     def _check_turn(self, iterator: BatchIterator) -> None:
         if self.resumable and self._turn is not iterator._turn:
             raise StoreError(
-                "This iterator is out of date: a newer iterator of the same WindowLoader, or a state that was loaded, has gone "
-                "on from its place, and it would give windows twice; use the newer one, or copy the loader for a second pass."
+                "This iterator is out of date: a newer iterator or a loaded state has moved the WindowLoader on, and this one "
+                "would repeat windows; use the newer iterator, or copy the loader for a second pass."
             )
 
-    def _refuse_workers(self) -> None:
+    def _check_not_in_workers(self) -> None:
         worker = torch.utils.data.get_worker_info()
         if worker is None or self._made_in == os.getpid() or (worker.num_workers == 1 and not self.resumable):
             return
         raise StoreError(
-            f"A WindowLoader of another process was given to {pluralize(worker.num_workers, 'worker')} of a DataLoader: each "
-            "would give all windows, and none would be counted in its state; iterate the loader itself, which reads ahead in "
-            "threads, or give a TokenWindows to the DataLoader."
+            f"A WindowLoader was passed to {pluralize(worker.num_workers, 'worker')} of a DataLoader: each would return all "
+            "windows, and its state would count none; iterate the loader itself, which reads ahead in threads, or give the "
+            "DataLoader a TokenWindows."
         )
 
     def _serve(self, cursor: Cursor) -> Generator[Batch, None, None]:
-        left = self._steps(cursor.position, cursor)
+        remaining = self._steps(cursor.position, cursor)
         with closing(self._read_ahead(cursor)) as served:
             for chunk, tokens in served:
                 described = self._make.describe(tokens)
                 for step, digest in enumerate(chunk.digests):
                     batch = self._make.batch(described, step * chunk.size, (step + 1) * chunk.size)
-                    left -= 1
-                    # Counted when it is there: what an interruption keeps from the training loop comes again.
-                    cursor.advance(chunk.everyone, digest)
-                    cursor.ended = left == 0
+                    remaining -= 1
+                    # Counted once it is complete: a batch that an interruption keeps from the training loop comes again.
+                    cursor.advance(chunk.global_size, digest)
+                    cursor.ended = remaining == 0
                     yield batch
 
-    def _place(self) -> dict[str, Any]:
-        """Tell where this rank is, of what; the same on all ranks, though their copies of a store may lie elsewhere."""
+    def _position(self) -> dict[str, Any]:
+        """Return the position and data of this rank. All ranks must agree, but each may have its own copy of a store."""
         state = self.state_dict()
-        first = self._cursor.locate(np.asarray([self._cursor.value]))
         stores = state.pop("stores")
-        return {
-            **{
-                f"{field} of stores": [store[field] for store in stores]
-                for field in ("fingerprint", "tokens", "forgotten")
-            },
-            **state,
-            "batch_size": self.batch_size,
-            "len": len(self),
-            "first window": int(first.start[0]),
-        }
+        position = {}
+        for field in ("fingerprint", "tokens", "forgotten"):
+            position[f"{field} of stores"] = [store[field] for store in stores]
+        first = self._cursor.locate(np.asarray([self._cursor.value]))
+        own = {"batch_size": self.batch_size, "len": len(self), "first window": int(first.start[0])}
+        return {**position, **state, **own}
 
     def _read_ahead(self, cursor: Cursor) -> Generator[tuple[_Chunk, np.ndarray], None, None]:
         """Read this rank's windows from the cursor to the end of the epoch, some batches at a time, in threads."""
-        serving, chunks, process = cursor.serving, self._chunks(cursor), os.getpid()
+        serving = cursor.serving
+        chunks = self._chunks(cursor)
+        process = os.getpid()
 
         def read(found: WindowLocations) -> np.ndarray:
             return self._make.rearrange(serving.read(found), found.start, found.epoch)
 
-        mapped = all(store.reader == "mapped" for store in serving.stores.values())
-        # Otherwise glibc gives the memory of used batches back to the system, and for the next ones has it cleared again page
-        # by page: a fifth of the time of a batch. This piece is never touched, so it costs nothing.
+        # Without this, glibc returns the memory of used batches to the system and has it cleared again page by page for the
+        # next ones: a fifth of the time of a batch. The allocation is never touched, so it costs nothing.
         np.empty(_LARGEST_PIECE, np.uint8)
-        threads, most = (1, _CHUNKS_AHEAD) if mapped else (_READS_AT_ONCE, _READS_AT_ONCE)
+        threads = 1
+        chunks_ahead = _CHUNKS_AHEAD
+        if any(store.reader != "mapped" for store in serving.stores.values()):
+            threads = chunks_ahead = _READS_AT_ONCE
         pool = ThreadPoolExecutor(threads, thread_name_prefix="windows")
         try:
-            # Reads share a disk or a network: the first has it alone, so the first batch is there the sooner.
+            # Reads share a disk or a network. The first one has it alone, so that the first batch comes sooner.
             ahead = deque((chunk, _submit(pool, read, chunk.found)) for chunk in islice(chunks, 1))
             while ahead:
                 chunk, reading = ahead.popleft()
                 tokens = reading.result()
-                ahead.extend((more, _submit(pool, read, more.found)) for more in islice(chunks, most - len(ahead)))
+                for following in islice(chunks, chunks_ahead - len(ahead)):
+                    ahead.append((following, _submit(pool, read, following.found)))
                 yield chunk, tokens
         finally:
-            if process == os.getpid():  # in a fork its threads are not there to be waited for
+            # In a fork, the pool has no threads to wait for.
+            if process == os.getpid():
                 pool.shutdown()
 
     def _chunks(self, cursor: Cursor) -> Iterator[_Chunk]:
         """Locate this rank's windows from the cursor to the end of the epoch, some batches at a time."""
-        begin, size = cursor.value, self.batch_size
-        everyone = self._world_size * size
-        # Nobody waits for a million tokens to get a batch: the first chunk is one, the next ones grow.
-        located, steps, most = 1, 1, max(1, _CHUNK_TOKENS // (size * (self.context_length + 1)))
-        whole, rest = divmod(cursor.epoch_end - begin, everyone)
+        begin = cursor.value
+        size = self.batch_size
+        most_steps = max(1, _CHUNK_TOKENS // (size * (self.context_length + 1)))
+        # The first chunk is one batch, so that it comes at once. The next ones grow.
+        located = 1
+        steps = 1
+        whole, rest = divmod(cursor.epoch_end - begin, self._global_size)
         while whole:
             located = min(located, whole)
-            found, digests = self._locate(cursor, begin, located, size)
-            begin, whole, low = begin + located * everyone, whole - located, 0
+            batches = self._locate(cursor, begin, located, size)
+            begin += located * self._global_size
+            whole -= located
+            low = 0
             while low < located:
                 high = min(low + steps, located)
-                part = WindowLocations(*(column[low * size : high * size] for column in found))
-                yield _Chunk(part, size, everyone, digests[low:high])
-                low, steps = high, min(2 * steps, most)
-            located = max(1, _LOCATED_AT_ONCE // everyone)
+                part = WindowLocations(*(column[low * size : high * size] for column in batches.found))
+                yield batches._replace(found=part, digests=batches.digests[low:high])
+                low = high
+                steps = min(2 * steps, most_steps)
+            located = max(1, _LOCATED_AT_ONCE // self._global_size)
         if self._steps(cursor.num_windows - rest, cursor):
-            size = size if self.remainder == "wrap" else rest // self._world_size
-            found, digests = self._locate(cursor, begin, 1, size)
-            yield _Chunk(found, size, self._world_size * size, digests)
+            if self.remainder != "wrap":
+                size = rest // self._world_size
+            yield self._locate(cursor, begin, 1, size)
 
-    def _locate(self, cursor: Cursor, begin: int, steps: int, size: int) -> tuple[WindowLocations, Sequence[int]]:
-        """Find this rank's windows of some global batches, and the digests of all ranks' in each."""
-        everyone = self._world_size * size
-        positions = np.arange(begin, begin + steps * everyone)
+    def _locate(self, cursor: Cursor, begin: int, steps: int, size: int) -> _Chunk:
+        """Find this rank's windows of some global batches, and the digest of each global batch."""
+        global_size = self._world_size * size
+        positions = np.arange(begin, begin + steps * global_size)
         found = cursor.locate(positions)
-        digests = cursor.digests(positions, found).reshape(steps, everyone).sum(axis=1, dtype=np.uint64).tolist()
+        digests = cursor.digests(positions, found).reshape(steps, global_size).sum(axis=1, dtype=np.uint64).tolist()
         mine = (part.reshape(steps, self._world_size, size)[:, self._rank].reshape(-1) for part in found)
-        return WindowLocations(*mine), digests
+        return _Chunk(WindowLocations(*mine), size, global_size, digests)
 
 
 def _submit(
@@ -434,7 +453,7 @@ def _submit(
     try:
         return pool.submit(read, found)
     except RuntimeError:
-        # While the interpreter ends, a thread that trains may go on, and no other one may begin: it reads by itself.
+        # While the interpreter exits, no new thread can start, but a training thread may still run: it reads by itself.
         done: Future[np.ndarray] = Future()
         done.set_result(read(found))
         return done
@@ -442,7 +461,7 @@ def _submit(
 
 def _named_stores(store: Any) -> dict[str, TokenStore]:
     stores = {"": store} if isinstance(store, TokenStore) else store
-    # Splits of `datasets` come as a mapping too.
+    # A `datasets.DatasetDict` is a mapping too.
     if not isinstance(stores, Mapping) or type(stores).__module__.startswith("datasets."):
         raise not_a_store("store", stores)
     for name, value in stores.items():

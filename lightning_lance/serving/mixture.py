@@ -1,4 +1,4 @@
-"""Which component of a mixture each window comes from, and which of its windows: pure functions of the position."""
+"""Mixtures: the component of each window, and its place within the component, as pure functions of the position."""
 
 from __future__ import annotations
 
@@ -20,40 +20,42 @@ _LONGEST_PERIOD = 1 << 17
 
 
 def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """Return weights as plain numbers; a float32 is taken for the decimal that it is written as.
+    """Return weights as plain numbers. A float32 counts as the decimal number that it is printed as.
 
     Raises:
-        ConfigError: If one is no positive number.
+        ConfigError: If a weight is not a positive number.
     """
     return {name: _weight(name, weight) for name, weight in weights.items()}
 
 
 def _weight(name: str, weight: Any) -> float:
     plain: int | float | None = None
-    if isinstance(weight, np.integer):
+    if isinstance(weight, (int, np.integer)) and not isinstance(weight, bool):
         plain = int(weight)
     elif isinstance(weight, np.floating):
         plain = float(str(weight))
-    elif isinstance(weight, (int, float)) and not isinstance(weight, bool):
-        plain = int(weight) if isinstance(weight, int) else float(weight)
-    # A whole number may be too large for the float that a checkpoint keeps.
+    elif isinstance(weight, float):
+        plain = float(weight)
+    # A whole number may be too large for the float in a checkpoint.
     if plain is None or not 0 < plain <= sys.float_info.max:
-        raise ConfigError(f"mix.{name} is {weight!r}: expected a weight above 0; leave out what is not wanted.")
+        raise ConfigError(
+            f"mix.{name} is {weight!r}: expected a weight above 0; remove components that you do not want."
+        )
     return plain
 
 
 class Schedule:
-    """Deals positions out to components so that every prefix holds each of them by its weight, to less than one window.
+    """Deals positions to components. In every prefix, each component's share is within one window of its weight.
 
     Component i with weight w is due once in each of the intervals [floor((m - 1) / w), ceil(m / w)), m = 1, 2, ...; serving
-    whoever's interval ends first meets them all (Tijdeman 1980; Baruah et al. 1996, "proportionate progress"). Weights
-    are ratios of whole numbers, so the schedule repeats after their common denominator, and one period is all that is kept.
+    the earliest deadline first meets them all (Tijdeman 1980; Baruah et al. 1996, "proportionate progress"). Weights are
+    ratios of whole numbers, so the schedule repeats after their common denominator, and only one period is stored.
 
     Args:
-        weights: Name to weight, above 0; they need not add up to 1. Read as the decimal numbers that they are written as.
+        weights: Name to weight, above 0, in any scale. A weight counts as the decimal number that it is printed as.
 
     Raises:
-        ConfigError: If a weight is no positive number.
+        ConfigError: If a weight is not a positive number.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
@@ -70,19 +72,19 @@ class Schedule:
             self._before[mine] = np.arange(len(mine))
 
     def deal(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give each position's component, and how many of that component came before it: both (n,) int64."""
+        """Return each position's component, and the number of that component's windows before it: both (n,) int64."""
         period, place = np.divmod(positions, self.period)
         component = self._component[place]
         return component, period * self._shares[component] + self._before[place]
 
     def counts(self, positions: int) -> np.ndarray:
-        """Count the windows of each component among the first `positions`: (components,) int64."""
+        """Return the number of windows of each component among the first `positions`: (components,) int64."""
         period, rest = divmod(positions, self.period)
         return period * self._shares + np.bincount(self._component[:rest], minlength=len(self._shares))
 
 
 def _whole(shares: Sequence[Fraction]) -> list[int]:
-    """Give whole numbers in the ratio of the shares: exactly, or as near as the longest period lets them be."""
+    """Return whole numbers in the ratio of the shares: exact, or as near as the longest period allows."""
     common = math.lcm(*(share.denominator for share in shares))
     if common > _LONGEST_PERIOD:
         return [max(round(share * _LONGEST_PERIOD), 1) for share in shares]
@@ -107,7 +109,7 @@ def _earliest_deadline_first(shares: Sequence[int]) -> np.ndarray:
 
 
 class WindowLocations(NamedTuple):
-    """Windows found: (n,) int64 each of the store, the start in its split, the component's epoch, and the component."""
+    """Located windows: store, start in its split, epoch of the component, and component, (n,) int64 each."""
 
     store: np.ndarray
     start: np.ndarray
@@ -116,19 +118,18 @@ class WindowLocations(NamedTuple):
 
 
 class Mixture:
-    """The windows of one or several components, in the order in which they are served, from some point on.
+    """The windows of one or more components, in the order of serving.
 
-    Each component walks through an order of its own, and begins its next epoch when it has come to its end, whatever the
-    others do.
+    Each component has an order and epochs of its own, independent of the others.
 
     Args:
         orders: The order of each component, by name.
-        stores: For each component, the place of the store of each of its streams.
-        weights: Weight of each component; needed for more than one.
-        taken: Windows that each component has given before.
+        stores: For each component, the index of the store of each of its streams.
+        weights: Weight of each component.
+        taken: Windows that each component has served before; 0 by default.
 
     Raises:
-        ConfigError: If a component has no window, or a weight is wrong.
+        ConfigError: If one of several components has no window, or a weight is not a positive number.
     """
 
     def __init__(
@@ -138,49 +139,49 @@ class Mixture:
         weights: Mapping[str, float],
         taken: Sequence[int] | None = None,
     ) -> None:
-        self.names = list(orders)
-        #: The order of each component.
-        self.orders = list(orders.values())
+        #: The order of each component, by name.
+        self.orders = dict(orders)
         self._stores = [np.asarray(places, np.int64) for places in stores]
         for name, order in orders.items():
             if not order.num_windows and len(orders) > 1:
                 tokens = sum(stream.num_tokens for stream in order.streams)
                 raise ConfigError(
-                    f"mix.{name} has {pluralize(tokens, 'token')}, not one window of {order.context_length} + 1: leave it out."
+                    f"mix.{name} has {pluralize(tokens, 'token')}, too few for a window of {order.context_length} + 1: remove "
+                    "it from mix, or lower context_length."
                 )
         self._schedule = Schedule(weights)
         #: Windows of an epoch of each component: (components,) int64.
-        self.sizes = np.asarray([order.num_windows for order in self.orders], np.int64)
+        self.sizes = np.asarray([order.num_windows for order in orders.values()], np.int64)
         #: Windows of all components together.
         self.num_windows = int(self.sizes.sum())
-        self.taken = np.asarray(taken if taken is not None else [0] * len(orders), np.int64)
+        self.taken = np.zeros(len(orders), np.int64) if taken is None else np.asarray(taken, np.int64)
 
     def consumed(self, positions: int) -> np.ndarray:
-        """Count the windows that each component has given, ever, after `positions` of this mixture: (components,) int64."""
+        """Return the windows that each component has served in total after `positions` of this mixture."""
         consumed: np.ndarray = self.taken + self._schedule.counts(positions)
         return consumed
 
-    def epochs(self, positions: int) -> list[float]:
-        """Tell how often each component has been gone through after `positions` of this mixture."""
-        return [float(epochs) for epochs in self.consumed(positions) / self.sizes]
-
     def locate(self, positions: np.ndarray) -> WindowLocations:
-        """Find the windows at some positions.
+        """Return the windows at some positions.
 
         Args:
-            positions: (n,) int64, from 0 on, without end.
+            positions: (n,) int64, at least 0, unbounded.
         """
         if len(self.orders) == 1:
-            component, index = np.zeros(len(positions), np.int64), positions + self.taken[0]
+            component = np.zeros(len(positions), np.int64)
+            index = positions + self.taken[0]
         else:
             component, index = self._schedule.deal(positions)
             index += self.taken[component]
-        store, start, epoch = (np.empty(len(positions), np.int64) for _ in range(3))
-        for i, order in enumerate(self.orders):
+        store = np.empty(len(positions), np.int64)
+        start = np.empty(len(positions), np.int64)
+        epoch = np.empty(len(positions), np.int64)
+        for i, order in enumerate(self.orders.values()):
             mine = np.flatnonzero(component == i) if len(self.orders) > 1 else np.arange(len(positions))
             epochs, places = np.divmod(index[mine], order.num_windows)
-            # Positions mostly ascend within one epoch.
-            for now in np.unique(epochs) if len(epochs) and (epochs != epochs[0]).any() else epochs[:1]:
+            # Positions mostly lie within one epoch, which needs no sorting.
+            one_epoch = not (epochs != epochs[:1]).any()
+            for now in epochs[:1] if one_epoch else np.unique(epochs):
                 these = mine[epochs == now]
                 stream, start[these] = order.locate(int(now), places[epochs == now])
                 store[these] = self._stores[i][stream]

@@ -7,54 +7,56 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-# Eight rounds, twice what a Feistel network needs to look random to a test that sees few of its pairs.
-_ROUNDS = 8
+# Four rounds make a Feistel network look random to a test that sees few of its pairs; these are twice as many.
+ROUNDS = 8
 
 
 def key_words(*parts: object, count: int = 1) -> npt.NDArray[np.uint64]:
-    """Hash values to uint64 words, (count,): the same on every machine and with every version of numpy."""
+    """Return a hash of values as uint64 words, (count,), the same on every machine and with every version of numpy."""
     digest = hashlib.shake_256("\0".join(map(str, parts)).encode()).digest(8 * count)
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
 def splitmix64(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Scramble uint64 words, one to one. The finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
+    """Return uint64 words scrambled, one to one, by the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
 
 
 def lowbias32(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """Scramble uint32 words, one to one. The `lowbias32` hash that Wellons (2018) found by search."""
+    """Return uint32 words scrambled, one to one, by `lowbias32`, a hash that Wellons (2018) found by search."""
     words = (words ^ (words >> np.uint32(16))) * np.uint32(0x7FEB352D)
     words = (words ^ (words >> np.uint32(15))) * np.uint32(0x846CA68B)
     return words ^ (words >> np.uint32(16))
 
 
 def permute(positions: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Evaluate a keyed pseudo-random permutation of range(size), in O(1) memory and time per position.
+    """Return the images of positions under a keyed pseudo-random permutation of range(size).
 
-    A Feistel network (Luby and Rackoff 1988) over the next power of two, with halves that may differ by a bit; a value
-    that falls outside is put through again until it falls inside (cycle walking: Black and Rogaway 2002), less than twice
-    on average.
+    O(1) memory and time per position: a Feistel network (Luby and Rackoff 1988) over the next power of two, whose halves
+    may differ by a bit. A value outside the range passes through again until it falls inside (cycle walking: Black and
+    Rogaway 2002), less than twice on average.
 
     Args:
         positions: (n,) integers in [0, size).
-        size: How many there are, 1 to 2**62.
-        keys: (rounds,) uint64 keys of the rounds.
+        size: Size of the range, 1 to 2**62.
+        keys: (ROUNDS,) uint64 keys.
 
     Returns:
-        (n,) int64, each position's place; all positions together give each of range(size) once.
+        (n,) int64; all positions together give each of range(size) once.
     """
     bits = max(int(size - 1).bit_length(), 2)
     shift = np.uint64(bits // 2)
-    low_mask, high_mask = np.uint32((1 << (bits // 2)) - 1), np.uint32((1 << (bits - bits // 2)) - 1)
+    low_mask = np.uint32((1 << (bits // 2)) - 1)
+    high_mask = np.uint32((1 << (bits - bits // 2)) - 1)
     round_keys = (keys >> np.uint64(32)).astype(np.uint32)
     values = positions.astype(np.uint64)
     outside = np.arange(len(values))
     while len(outside):
         now = values[outside]
-        high, low = (now >> shift).astype(np.uint32), now.astype(np.uint32) & low_mask
+        high = (now >> shift).astype(np.uint32)
+        low = now.astype(np.uint32) & low_mask
         for i, key in enumerate(round_keys):
             if i % 2:
                 high ^= lowbias32(low + key) & high_mask

@@ -1,4 +1,4 @@
-"""What a run serves: which streams of which stores, in which order, and the windows themselves."""
+"""The selection that a run serves: streams of stores, their order, and reading their windows."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from lightning_lance.store.token_store import TokenStore
 
 _log = logger(__name__)
 
-# The columns of a stream by which `where` selects.
+# The columns that `where` can select streams by.
 _STREAM_COLUMNS = ("language",)
-# Tokens that are read at a time to count documents.
+# Tokens read at a time to count documents.
 _COUNTED_AT_ONCE = 1 << 20
 _EXAMPLES = {"where": "{language: [Python]}", "mix": "{Python: 0.7, Rust: 0.3}"}
 
@@ -31,8 +31,8 @@ class TooShort(NamedTuple):
     """Streams that are shorter than a window.
 
     Attributes:
-        streams: How many there are.
-        of_streams: Streams that are served or would be.
+        streams: The number of these streams.
+        of_streams: The number of all selected streams.
         tokens: Tokens in them, EOS included.
         documents: Documents in them.
         languages: Their languages, sorted.
@@ -48,10 +48,10 @@ class TooShort(NamedTuple):
 def check_selection(
     where: Mapping[str, Sequence[str]], mix: Mapping[str, float]
 ) -> tuple[dict[str, list[str]], dict[str, float]]:
-    """Return `where` and `mix` of plain values; see `WindowSelection`.
+    """Return `where` and `mix` as plain values; see `WindowSelection`.
 
     Raises:
-        ConfigError: If one of them selects nothing in any store.
+        ConfigError: If one of them is invalid for every store.
     """
     for name, value in (("where", where), ("mix", mix)):
         if not isinstance(value, Mapping):
@@ -61,38 +61,38 @@ def check_selection(
 
 
 def _values(column: Any, values: Any) -> list[str]:
-    """Return the values of a column that are wanted, sorted, each once."""
+    """Return the selected values of a column, sorted and unique."""
     if column not in _STREAM_COLUMNS:
-        raise ConfigError(f"where has the column {column!r}: streams are told apart by {', '.join(_STREAM_COLUMNS)}.")
+        raise ConfigError(f"where has the column {column!r}: expected {', '.join(_STREAM_COLUMNS)}.")
     if isinstance(values, str) or not isinstance(values, Collection):
         raise ConfigError(f"where.{column} is {values!r}: expected a list, such as [{values}].")
     for value in values:
         if not isinstance(value, str):
-            raise ConfigError(f"where.{column} has {value!r}: expected words, such as [Python].")
+            raise ConfigError(f"where.{column} has {value!r}: expected text, such as [Python].")
     return sorted({word(value) for value in values})
 
 
 def _named(weights: Mapping[str, float]) -> dict[str, float]:
-    # A name of another type is refused with the names that there are, once these are known.
+    # A name of another type is an unknown name, reported once the stores' names are known.
     return {word(name) if isinstance(name, str) else name: weight for name, weight in weights.items()}
 
 
 @dataclass(frozen=True)
 class WindowSelection:
-    """A selection of windows and its order: with a position, all that decides what a run sees.
+    """A selection of windows and their order. Together with a position, it determines every batch.
 
     Attributes:
-        stores: Name to store. All must have been made with one tokenizer.
+        stores: Name to store. All must have been built with one tokenizer.
         split: `train` or `val`.
         context_length: Tokens that the model sees; a window has one more.
         order: `shuffle`, `random`, `sequential` or `fixed`; see `WindowOrder`.
-        seed: Of the random orders.
+        seed: Seed of the random orders.
         shuffle_block: See `WindowOrder`.
-        where: Column of the streams to the values to serve, such as `{"language": ["Python"]}`; empty serves all.
-        mix: Weight of each language, or, with several stores, of each store; empty serves all windows alike.
+        where: Column to the values to serve, such as `{"language": ["Python"]}`; empty serves all streams.
+        mix: Weight of each language or, with several stores, of each store; empty serves all windows alike.
 
     Raises:
-        ConfigError: If the stores do not belong together, or `where` or `mix` name what is not there.
+        ConfigError: If the stores have different tokenizers, or `where` or `mix` has an unknown name.
     """
 
     stores: Mapping[str, TokenStore]
@@ -106,10 +106,10 @@ class WindowSelection:
 
     def __post_init__(self) -> None:
         if not self.stores:
-            raise ConfigError("There is no store to serve: give one, or name to store for several.")
+            raise ConfigError("There is no store to serve: pass one, or a mapping of names to several.")
         where, mix = check_selection(self.where, self.mix)
         context_length, order, shuffle_block = check_order(self.context_length, self.order, self.shuffle_block)
-        # A checkpoint keeps plain values only, and the order goes by how they are spelled.
+        # Plain values: a checkpoint accepts no others, and the order hashes them as text.
         plain = {
             "split": one_of("split", self.split, SPLITS),
             "context_length": context_length,
@@ -121,23 +121,26 @@ class WindowSelection:
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-        first = next(iter(self.stores.values()))
+        first = next(iter(self.stores))
+        tokenizer = self.stores[first].commit.recipe.get("tokenizer")
         for name, store in self.stores.items():
-            if store.commit.recipe.get("tokenizer") != first.commit.recipe.get("tokenizer"):
+            if store.commit.recipe.get("tokenizer") != tokenizer:
                 raise ConfigError(
-                    f"The stores {next(iter(self.stores))!r} and {name!r} were made with different tokenizers: a model reads "
-                    "one of them only; build one of the stores anew."
+                    f"The stores {first!r} and {name!r} were built with different tokenizers, but a model has one: "
+                    "rebuild one of the stores."
                 )
         for values in self.where.values():
             check_languages(values, sorted(self._languages), "The data, for where,")
         if len(self.stores) == 1:
             check_languages([*self.mix], self._components, "The data, for mix,")
-        elif unknown := [name for name in self.mix if name not in self._components]:
-            raise ConfigError(f"mix has the store {unknown[0]!r}: there are {', '.join(self._components)}.")
+            return
+        for name in self.mix:
+            if name not in self._components:
+                raise ConfigError(f"mix has the unknown store {name!r}: expected {', '.join(self._components)}.")
 
     @property
     def _languages(self) -> set[str]:
-        return {language for store in self.stores.values() for language in store.commit.stored_languages}
+        return set().union(*(store.commit.stored_languages for store in self.stores.values()))
 
     @property
     def _selected_languages(self) -> set[str]:
@@ -146,32 +149,36 @@ class WindowSelection:
 
     @property
     def _components(self) -> list[str]:
-        """What a mixture may have: the names of several stores, else languages."""
-        return sorted(self.stores) if len(self.stores) > 1 else sorted(self._selected_languages)
+        """The possible components of a mixture: the names of several stores, otherwise languages."""
+        return sorted(self.stores if len(self.stores) > 1 else self._selected_languages)
 
     @property
-    def left_out(self) -> list[str]:
-        """What is there and selected, and has no weight in the mixture: no window shows it."""
-        return [name for name in self._components if name not in self.mix] if self.mix else []
+    def without_weight(self) -> list[str]:
+        """The selected components without a weight in the mixture, which are not served."""
+        return sorted({*self._components} - {*self.mix}) if self.mix else []
 
     def mixture(self, taken: Sequence[int] | None = None) -> Mixture:
-        """Make the order. `taken`: windows that each component has given before."""
-        streams: dict[str, list[StreamExtent]] = {}
-        places: dict[str, list[int]] = {}
+        """Return the order of the windows; `taken` are the windows that each component has served before."""
+        weights = self.mix or {"": 1}
+        streams: dict[str, list[StreamExtent]] = {name: [] for name in weights}
+        places: dict[str, list[int]] = {name: [] for name in weights}
         for component, place, stream in self._selected():
-            streams.setdefault(component, []).append(stream)
-            places.setdefault(component, []).append(place)
-        names = list(self.mix) if self.mix else [""]
-        orders = {name: self._order(streams.get(name, []), [name] if self.mix else []) for name in names}
-        return Mixture(orders, [places.get(name, []) for name in names], self.mix or {"": 1}, taken)
+            streams[component].append(stream)
+            places[component].append(place)
+        orders = {name: self._order(streams[name], name) for name in weights}
+        return Mixture(orders, list(places.values()), weights, taken)
 
     def _selected(self) -> Iterator[tuple[str, int, StreamExtent]]:
-        """Go through the streams that are served: (component, place of the store, stream)."""
-        wanted = {*self.where.get("language", ())}
+        """Yield the streams that are served: (component, index of the store, stream)."""
+        languages = {*self.where.get("language", ())}
         for place, (name, store) in enumerate(self.stores.items()):
             for stream in store.streams(self.split):
-                component = "" if not self.mix else name if len(self.stores) > 1 else stream.language
-                if (not wanted or stream.language in wanted) and (not self.mix or component in self.mix):
+                if languages and stream.language not in languages:
+                    continue
+                component = name if len(self.stores) > 1 else stream.language
+                if not self.mix:
+                    yield "", place, stream
+                elif component in self.mix:
                     yield component, place, stream
 
     @property
@@ -180,39 +187,47 @@ class WindowSelection:
         return sum(stream.num_tokens for _, _, stream in self._selected())
 
     def languages_without_text(self) -> list[str]:
-        """Return the languages that are selected and have no stream in the split."""
+        """Return the selected languages without a stream in the split."""
         languages = self._selected_languages
         if self.mix and len(self.stores) == 1:
-            languages = languages & {*self.mix}
+            languages &= {*self.mix}
         elif self.mix:
-            languages = languages & {word for name in self.mix for word in self.stores[name].commit.stored_languages}
+            languages &= set().union(*(self.stores[name].commit.stored_languages for name in self.mix))
         return sorted(languages - {stream.language for _, _, stream in self._selected()})
 
     def too_short(self) -> TooShort | None:
-        """Count the streams that have not one window, so that no epoch shows them; None if there are none."""
-        stores = list(self.stores.values())
+        """Count the streams that are shorter than a window, and so never served; None if there are none."""
         selected = list(self._selected())
-        short = [(stores[place], stream) for _, place, stream in selected if stream.num_tokens <= self.context_length]
+        short: list[StreamExtent] = []
+        documents = 0
+        for place, store in enumerate(self.stores.values()):
+            own = [
+                stream for _, owner, stream in selected if owner == place and stream.num_tokens <= self.context_length
+            ]
+            documents += _count_documents(store, self.split, own)
+            short += own
         if not short:
             return None
-        documents = 0
-        for store in stores:
-            documents += _count_documents(store, self.split, [stream for owner, stream in short if owner is store])
         return TooShort(
             streams=len(short),
             of_streams=len(selected),
-            tokens=sum(stream.num_tokens for _, stream in short),
+            tokens=sum(stream.num_tokens for stream in short),
             documents=documents,
-            languages=sorted({stream.language for _, stream in short}),
+            languages=sorted({stream.language for stream in short}),
         )
 
-    def _order(self, streams: Sequence[StreamExtent], names: list[str]) -> WindowOrder:
-        made = [part for store in self.stores.values() for part in (store.fingerprint, *_key(store.commit.extent))]
-        key = (*made, self.seed, *names)
-        return WindowOrder(streams, self.context_length, self.order, key, self.shuffle_block)
+    def _order(self, streams: Sequence[StreamExtent], component: str) -> WindowOrder:
+        key: list[object] = []
+        for store in self.stores.values():
+            extent = store.commit.extent
+            key += [store.fingerprint, extent.tokens, *extent.forgotten]
+        key.append(self.seed)
+        if self.mix:
+            key.append(component)
+        return WindowOrder(streams, self.context_length, self.order, tuple(key), self.shuffle_block)
 
     def read(self, found: WindowLocations) -> np.ndarray:
-        """Read windows: (n, context_length + 1) tokens, in the dtype of the stores."""
+        """Return windows: (n, context_length + 1) tokens, in the dtype of the stores."""
         stores = list(self.stores.values())
         if len(stores) == 1:
             return stores[0].read(found.start, self.context_length + 1, self.split)
@@ -225,19 +240,9 @@ class WindowSelection:
         return windows
 
     def describe(self) -> dict[str, Any]:
-        """Give all that decides the sequence, in plain types, to be kept in a checkpoint."""
+        """Return everything that determines the sequence of windows, in plain types, for a checkpoint."""
         return {
-            "stores": [
-                {
-                    "name": name,
-                    "uri": store.uri,
-                    "fingerprint": store.fingerprint,
-                    "tokens": store.commit.tokens,
-                    "forgotten": [*store.commit.extent.forgotten],
-                    "version": store.version,
-                }
-                for name, store in self.stores.items()
-            ],
+            "stores": [_store_entry(name, store) for name, store in self.stores.items()],
             "split": self.split,
             "context_length": self.context_length,
             "order": self.order,
@@ -248,53 +253,71 @@ class WindowSelection:
         }
 
     def differences(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """Compare with a description: field to (its value, mine), for those that make another sequence of windows.
+        """Compare with the description in a state, and return the fields that change the sequence: (state's value, own).
 
-        Not among them: the tokens of the stores, to which one can go back, unless some were forgotten; `context_length` and
-        the weights of `mix`, which may change on the way.
+        Not compared are the tokens of the stores, whose earlier versions can be opened unless documents were forgotten, and
+        `context_length` and the weights of `mix`, which may change during a run.
         """
-        mine = self.describe()
-        pairs = {name: (state[name], mine[name]) for name in ("split", "order", "seed", "shuffle_block", "where")}
-        pairs["mix"] = (sorted(state["mix"]), sorted(mine["mix"]))
-        for field in ("name", "fingerprint"):
-            pairs[f"stores.{field}"] = (
-                [store[field] for store in state["stores"]],
-                [store[field] for store in mine["stores"]],
-            )
-        if pairs["stores.fingerprint"][0] == pairs["stores.fingerprint"][1]:
-            extents = [extent_in(entry) for entry in state["stores"]]
-            forgot = [store.forgot(extent) for store, extent in zip(self.stores.values(), extents, strict=True)]
-            if any(forgot):
-                now = [[*store.commit.extent.forgotten] for store in self.stores.values()]
-                pairs["stores.forgotten"] = ([[*extent.forgotten] for extent in extents], now)
-        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        before = _comparable(state)
+        now = _comparable(self.describe())
+        if before["stores.fingerprint"] == now["stores.fingerprint"]:
+            entries = zip(self.stores.values(), state["stores"], strict=True)
+            if not any(store.forgot(extent_in(entry)) for store, entry in entries):
+                del before["stores.forgotten"]
+        else:
+            del before["stores.forgotten"]
+        return {name: (value, now[name]) for name, value in before.items() if value != now[name]}
 
     def pinned(self, state: Mapping[str, Any]) -> WindowSelection:
-        """Go back to the tokens that the stores had when a description was made. StoreError if they never had."""
-        pairs = zip(self.stores.items(), map(extent_in, state["stores"]), strict=True)
-        return replace(self, stores={name: store.at(extent) for (name, store), extent in pairs})
+        """Return this selection with the tokens that the stores had in a state. StoreError if they never had them."""
+        stores = {}
+        for (name, store), entry in zip(self.stores.items(), state["stores"], strict=True):
+            stores[name] = store.at(extent_in(entry))
+        return replace(self, stores=stores)
+
+
+def _store_entry(name: str, store: TokenStore) -> dict[str, Any]:
+    return {
+        "name": name,
+        "uri": store.uri,
+        "fingerprint": store.fingerprint,
+        "tokens": store.commit.tokens,
+        "forgotten": [*store.commit.extent.forgotten],
+        "version": store.version,
+    }
+
+
+def _comparable(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a description that `WindowSelection.differences` compares."""
+    fields = {name: described[name] for name in ("split", "order", "seed", "shuffle_block", "where")}
+    fields["mix"] = sorted(described["mix"])
+    for name in ("name", "fingerprint", "forgotten"):
+        fields[f"stores.{name}"] = [entry[name] for entry in described["stores"]]
+    return fields
 
 
 def _count_documents(store: TokenStore, split: str, streams: Sequence[StreamExtent]) -> int:
-    """Count the documents of some streams: each ends with EOS."""
+    """Return the number of documents in some streams, each of which ends with EOS."""
     documents = 0
-    waiting: list[np.ndarray] = []
+    offsets: list[np.ndarray] = []
     tokens = 0
     for number, stream in enumerate(streams, start=1):
-        waiting.append(np.arange(stream.start, stream.start + stream.num_tokens))
+        offsets.append(np.arange(stream.start, stream.start + stream.num_tokens))
         tokens += stream.num_tokens
         if tokens >= _COUNTED_AT_ONCE or number == len(streams):
-            found = store.read(np.concatenate(waiting), 1, split)
+            found = store.read(np.concatenate(offsets), 1, split)
             documents += int(np.count_nonzero(found == store.commit.eos_id))
-            waiting, tokens = [], 0
+            offsets.clear()
+            tokens = 0
     return documents
 
 
 def warn_of_unserved_text(serving: WindowSelection) -> None:
-    """Log which of the selected text no window shows, and what would help."""
+    """Log a warning about selected languages without text, and about streams that are shorter than a window."""
     if not serving.num_tokens:
         return
-    if languages := serving.languages_without_text():
+    languages = serving.languages_without_text()
+    if languages:
         cure = "store more documents"
         if serving.split == "val":
             cure += ", or raise val_fraction (which builds another store)"
@@ -307,20 +330,16 @@ def warn_of_unserved_text(serving: WindowSelection) -> None:
 def _short_streams_sentence(short: TooShort, serving: WindowSelection) -> str:
     are = "is" if short.streams == 1 else "are"
     lost = f"{pluralize(short.tokens, 'token')} of {pluralize(short.documents, 'document')}"
-    named = [language for language in short.languages if language]
-    whose = f" ({format_list(named)})" if named else ""
+    languages = format_list(list(filter(None, short.languages)))
+    if languages:
+        lost += f" ({languages})"
     return (
         f"{short.streams:,} of {pluralize(short.of_streams, 'stream')} of split {serving.split!r} {are} shorter than a window "
-        f"of {serving.context_length:,} + 1 tokens and {are} never served: {lost}{whose}; lower context_length, or store more "
+        f"of {serving.context_length:,} + 1 tokens and {are} never served: {lost}; lower context_length, or store more "
         "documents."
     )
 
 
 def extent_in(described: Mapping[str, Any]) -> StoreContent:
-    """Read what a store held from its entry in a description (`WindowSelection.describe`)."""
+    """Return the content of a store from its entry in a description (`WindowSelection.describe`)."""
     return StoreContent(described["tokens"], tuple(described["forgotten"]))
-
-
-def _key(extent: StoreContent) -> tuple[object, ...]:
-    # With nothing forgotten, the tokens alone.
-    return (extent.tokens, *extent.forgotten)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of the place in the data: its fields, and that they can be true together."""
+"""The state of a loader in a checkpoint: its fields, and checks that they are consistent."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, StoreError, integer, word
 from lightning_lance.serving.order import Order
 
-# More windows than any run consumes, and few enough that sums of some of them fit into 64 bits.
+# More windows than any run consumes, and few enough that sums of a few such numbers fit into 64 bits.
 MOST = 1 << 60
 
-_CURE = "take a checkpoint as it was saved, or start without it"
+_CURE = "use an unmodified checkpoint, or start without it"
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
 
 
 def _shown(value: Any) -> str:
-    """Show a value of any size in a few words."""
+    """Return a short description of a value of any size."""
     try:
         return _short.repr(value)
-    except ValueError:  # of Python: a number of thousands of digits is not written out
+    except ValueError:
+        # Python prints no number of thousands of digits.
         return f"a {type(value).__name__} too long to show"
 
 
 class _Wrong(Exception):  # noqa: N818 # never leaves this module
-    """What was expected instead."""
+    """A field has a wrong value; the message is the expected one."""
 
 
 def _count(value: Any, least: int = 0) -> int:
@@ -158,58 +159,73 @@ FIELDS = frozenset(_FIELDS)
 
 
 def checked_state(state: Any) -> dict[str, Any]:
-    """Return a state of a `WindowLoader` in plain values, after a check of each field, and of all of them together.
+    """Return a state of a `WindowLoader` in plain values, after checking each field and their consistency.
 
-    Nothing is read, and the time does not depend on the numbers. What depends on the length of the epoch is checked by
-    `check_epoch`, once that length is known to be right.
+    Nothing is read, and the time does not depend on the numbers. `check_epoch` checks the rest, once the length of the
+    epoch is known to be right.
 
     Raises:
-        StoreError: Naming what cannot be.
+        StoreError: If a field is missing, unknown or wrong, or two fields contradict each other.
     """
     if not isinstance(state, Mapping):
         raise StoreError(f"The state is {_shown(state)}: expected the mapping that WindowLoader.state_dict() returned.")
-    if missing := sorted(FIELDS - state.keys()):
+    missing = sorted(FIELDS - state.keys())
+    if missing:
         raise StoreError(
-            f"The state lacks {', '.join(missing)}: expected what a WindowLoader of this version of lightning-lance gave."
+            f"The state lacks {', '.join(missing)}: expected a state saved by this version of lightning-lance; {_CURE}."
         )
-    if unknown := [name for name in state if name not in FIELDS]:
-        raise StoreError(
-            f"The state has the unknown field {_shown(unknown[0])}: expected what a WindowLoader of this version of "
-            "lightning-lance gave, and nothing else."
-        )
+    for name in state:
+        if name not in FIELDS:
+            raise StoreError(
+                f"The state has the unknown field {_shown(name)}: expected a state saved by this version of lightning-lance; "
+                f"{_CURE}."
+            )
     plain = {}
     for name, read in _FIELDS.items():
         try:
             plain[name] = read(state[name])
         except _Wrong as expected:
             raise StoreError(f"The state's {name} is {_shown(state[name])}: expected {expected}; {_CURE}.") from None
-    _refuse(_contradiction(plain))
+    contradiction = _contradiction(plain)
+    if contradiction:
+        raise _contradicts(contradiction)
     return plain
 
 
 def check_epoch(state: Mapping[str, Any]) -> None:
-    """Check the numbers of a checked state against the length of the epoch that it tells.
+    """Check the numbers of a checked state against its length of an epoch.
 
     Raises:
-        StoreError: If they cannot be.
+        StoreError: If they contradict each other.
     """
-    cursor, end = state["cursor"], state["epoch_start"] + state["num_windows"]
-    if cursor > end:
-        _refuse(f"the cursor is at {cursor:,}, beyond the end of its epoch at {end:,}: such a cursor cannot be")
-    _refuse(_wrong_epoch(state))
+    cursor = state["cursor"]
+    epoch = state["epoch"]
+    begin = state["epoch_start"]
+    size = state["num_windows"]
+    if cursor > begin + size:
+        raise _contradicts(f"the cursor is at {cursor:,}, beyond the end of its epoch at {begin + size:,}")
+    if state["origin"]:
+        # All epochs since the origin have this size. The origin lies in the epoch before them.
+        since = max(0, -(-(begin - state["origin"]) // size))
+        consistent = epoch >= since and begin >= since * size
+    else:
+        consistent = begin == epoch * size
+    if not consistent:
+        raise _contradicts(f"epoch {epoch:,} begins at {begin:,}, with epochs of {size:,} windows")
 
 
-def _refuse(contradiction: str) -> None:
-    if contradiction:
-        raise StoreError(f"The state contradicts itself: {contradiction}; {_CURE}.")
+def _contradicts(contradiction: str) -> StoreError:
+    return StoreError(f"The state contradicts itself: {contradiction}; {_CURE}.")
 
 
 def _contradiction(state: Mapping[str, Any]) -> str:
-    """Name what cannot be true of a state whose fields are each what they should be; empty if there is nothing."""
-    cursor, begin, origin = state["cursor"], state["epoch_start"], state["origin"]
+    """Return the contradiction in a state of valid fields; empty if there is none."""
+    cursor = state["cursor"]
+    begin = state["epoch_start"]
+    origin = state["origin"]
     components = len(state["mix"]) or 1
     if len(state["taken"]) != components:
-        return f"taken has {len(state['taken']):,} numbers, and there are {components} components"
+        return f"taken has {len(state['taken']):,} numbers, but there are {components} components"
     if begin > cursor:
         return f"its epoch begins at {begin:,}, beyond the cursor at {cursor:,}"
     if not max(origin, begin) <= state["digest_from"] <= cursor:
@@ -218,23 +234,11 @@ def _contradiction(state: Mapping[str, Any]) -> str:
             f"cursor at {cursor:,}"
         )
     if state["digest_from"] == cursor and int(state["digest"], 16):
-        return f"no window is in the digest, which is {state['digest']}"
+        return f"the digest covers no window, but is {state['digest']}"
     if state["ended"] and cursor == begin:
-        return "the epoch has ended, and none of its windows is consumed"
+        return "the epoch has ended, but none of its windows is consumed"
     if not origin and any(state["taken"]):
-        return f"taken is {_shown(state['taken'])}, and nothing came before"
+        return f"taken is {_shown(state['taken'])}, but the mixture begins at 0"
     if state["shuffle_block"] is not None and state["order"] != "shuffle":
         return f"shuffle_block is {state['shuffle_block']} with order {state['order']!r}"
     return ""
-
-
-def _wrong_epoch(state: Mapping[str, Any]) -> str:
-    """Name a number of the epoch that does not go with where it begins: since the origin, all epochs have one size."""
-    epoch, begin, origin, size = state["epoch"], state["epoch_start"], state["origin"], state["num_windows"]
-    if not origin:
-        right = begin == epoch * size
-    else:
-        # Epochs that began since the origin, which lies in the one before them.
-        since = max(0, -(-(begin - origin) // size))
-        right = epoch >= since and begin >= since * size
-    return "" if right else f"epoch {epoch:,} of {size:,} windows each begins at {begin:,}"

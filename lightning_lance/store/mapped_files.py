@@ -1,4 +1,4 @@
-"""The token pages of a local store: found in its data files, and mapped into memory where they are what Lance reads."""
+"""Map the token pages of a local store into memory, after checking that they are what Lance reads."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _log = logger(__name__)
 
 
 def map_tokens(uri: str, dataset: Any, block: int, dtype: np.dtype[Any]) -> tuple[MappedFiles, np.ndarray] | None:
-    """Map the token pages of an open dataset; None where Lance's layout or the disk forbids it.
+    """Map the token pages of an open dataset; None if Lance's layout or the disk does not allow it.
 
     Args:
         uri: The store.
         dataset: Its dataset.
         block: Tokens of a row.
-        dtype: Of the tokens.
+        dtype: The dtype of the tokens.
 
     Returns:
         The mapped files, and (pages, 2) int64: the place of each page in them, in tokens, and its rows.
 
     Raises:
-        StoreError: If a page does not lie in its file, or two of them overlap.
+        StoreError: If a page lies outside its file, or two pages overlap.
     """
     if "://" in uri or dataset.schema.names[0] != "tokens":
         return None
@@ -43,43 +43,52 @@ def map_tokens(uri: str, dataset: Any, block: int, dtype: np.dtype[Any]) -> tupl
         if fragment.num_deletions or len(data_files) != 1:
             return None
         file = Path(uri, data_file_at(data_files[0].path))
-        # The tokens are the first column of the schema, so they are the first one of every file, if it was not added later.
+        # Tokens are the first column of the schema, and so of every file, unless that column was added later.
         if [*data_files[0].column_indices][:1] != [0]:
             return None
-        buffers = [page.buffers for page in LanceFileReader(str(file)).metadata().columns[0].pages]
-        if any(len(parts) != 1 or not parts[0].size or parts[0].size % row_bytes for parts in buffers):
+        buffers = _plain_buffers(file, row_bytes)
+        if sum(size for _, size in buffers) != fragment.physical_rows * row_bytes:
             return None
-        _check_pages(file, [(parts[0].position, parts[0].size) for parts in buffers])
-        if sum(parts[0].size for parts in buffers) != fragment.physical_rows * row_bytes:
-            return None
-        pages += [(len(files), parts[0].position, parts[0].size // row_bytes) for parts in buffers]
+        pages += [(len(files), position, size // row_bytes) for position, size in buffers]
         files.append(file)
     if not files:
         return None
     try:
         mapped = MappedFiles(files, dtype)
-        firsts = [(mapped.place(file, position, count * block), count) for file, position, count in pages]
+        located = [(mapped.place(file, position, rows * block), rows) for file, position, rows in pages]
     except (StoreError, OSError) as error:
-        _log.warning("The token store %s is read by take, which is slower, since it cannot be mapped: %s.", uri, error)
+        _log.warning("The token store %s cannot be mapped, so it is read by take, which is slower: %s.", uri, error)
         return None
-    found = np.asarray(firsts, np.int64)
-    # The last block of a file is where it is only if all pages before it are as large as Lance says. Not one of each page: what
-    # is looked at of a map counts as memory of this process, two megabytes each time.
-    ends = np.flatnonzero(np.diff([place for place, _, _ in pages], append=len(files)))
+    found = np.asarray(located, np.int64)
+    # Compare the last block of each file, which is in its place only if all pages before it have Lance's sizes. Not a block of
+    # each page: every place of a map that is touched counts as two megabytes of this process.
+    ends = np.flatnonzero(np.diff([file for file, _, _ in pages], append=len(files)))
     last = found[ends, 0] + (found[ends, 1] - 1) * block
     if not np.array_equal(mapped.gather(last, block), take_blocks(dataset, np.cumsum(found[:, 1])[ends] - 1)):
         return None
     return mapped, found
 
 
+def _plain_buffers(file: Path, row_bytes: int) -> list[tuple[int, int]]:
+    """Return (position, bytes) of the pages of a file's first column; none if one of them is encoded."""
+    buffers = []
+    for page in LanceFileReader(str(file)).metadata().columns[0].pages:
+        if len(page.buffers) != 1 or not page.buffers[0].size or page.buffers[0].size % row_bytes:
+            return []
+        buffers.append((page.buffers[0].position, page.buffers[0].size))
+    _check_pages(file, buffers)
+    return buffers
+
+
 def _check_pages(file: Path, pages: Sequence[tuple[int, int]]) -> None:
-    """Check that pages, (position, bytes) each, lie in their file and do not overlap. StoreError if one does not."""
-    size, end = file.stat().st_size, 0
+    """Check that pages, (position, bytes) each, lie in their file and do not overlap. StoreError if one does."""
+    size = file.stat().st_size
+    end = 0
     for position, length in sorted(pages):
         if position < end or position + length > size:
             raise StoreError(
-                f"The data file {str(file)!r} of {size:,} bytes says that a page of tokens lies at bytes {position:,} to "
-                f"{position + length:,}, where another page or nothing is: it is damaged; bring it back, or remove the store "
-                "and build it again."
+                f"The data file {str(file)!r} of {size:,} bytes is damaged: its page of tokens at bytes {position:,} to "
+                f"{position + length:,} overlaps another or lies beyond its end; restore it, or remove the store and build it "
+                "again."
             )
         end = position + length

@@ -1,4 +1,4 @@
-"""What the store says of its documents: which ones a window holds, and the hashes that de-duplication goes on from."""
+"""The documents of a store: those of a window, and the hashes of all for de-duplication."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from lance.file import LanceFileReader
 
 from lightning_lance.documents.arrow import as_single_chunk
@@ -17,27 +18,27 @@ from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import dataset_at, reading, reading_documents, stream_columns
 from lightning_lance.format.schema import begins_of
 
-# Rows whose lists of documents are held at a time.
+# Rows whose documents are in memory at a time.
 _BATCH_ROWS = 8192
-# Where a document begins; what de-duplication goes by.
+# Fields of a document that are not metadata.
 _NOT_METADATA = ("offset", "hash")
 
 
 def document_lists(
     uri: str, dataset: Any, field: str, storage_options: Mapping[str, str] | None = None
 ) -> Iterator[pa.ListArray]:
-    """Read one field of the documents of all rows, in the order of the rows, as lists of structs; pieces of some rows.
+    """Yield one field of the documents of all rows, in order, as lists of structs, some rows at a time.
 
     Args:
         uri: The store.
-        dataset: The same, open at some version.
+        dataset: Its dataset.
         field: `offset`, `hash`, ...
-        storage_options: As for `TokenStore.open`.
+        storage_options: Credentials and other options of object stores.
     """
     for fragment in dataset.get_fragments():
         files = fragment.data_files()
         if len(files) == 1 and not fragment.num_deletions:
-            # A dataset gives the whole column only, with all metadata; its files give a leaf of it.
+            # A dataset reads the whole column, with all metadata. Its files can read one leaf of it.
             file = f"{uri.rstrip('/')}/data/{files[0].path}"
             reader = LanceFileReader(file, dict(storage_options or {}) or None, [f"documents.item.{field}"])
             batches = reader.read_all(batch_size=_BATCH_ROWS).to_batches()
@@ -48,65 +49,68 @@ def document_lists(
 
 
 def stored_hashes(uri: str, storage_options: Mapping[str, str] | None = None) -> Iterator[np.ndarray]:
-    """Read the hashes of all documents of a store, in pieces; none where it has none, or there is no store."""
+    """Yield the hashes of all documents of a store, in pieces; none if there is no store."""
     dataset = dataset_at(uri, None, storage_options)
     if dataset is not None:
         with reading(uri):
             for lists in document_lists(uri, dataset, "hash", storage_options):
                 hashes = lists.flatten().field("hash")
                 if hashes.null_count or hashes.type != pa.uint64():
-                    raise ValueError("documents without a hash of their text")
+                    raise ValueError("documents lack the hashes of their texts")
                 yield np.asarray(hashes)
 
 
 class Provenance:
-    """Finds the documents of windows. Reads nothing before it is asked; then holds 16 bytes a block, whatever its documents.
+    """Finds the documents of windows. Reads nothing before the first call, then keeps 16 bytes per block.
 
     Args:
         uri: The store.
-        dataset: The same, open at some version.
-        storage_options: As for `TokenStore.open`.
+        dataset: Its dataset.
+        storage_options: Credentials and other options of object stores.
     """
 
     def __init__(self, uri: str, dataset: Any, storage_options: Mapping[str, str] | None = None) -> None:
-        self._uri, self._dataset, self._storage_options = uri, dataset, storage_options
+        self._uri = uri
+        self._dataset = dataset
+        self._storage_options = storage_options
         self._process = os.getpid()
 
     @cached_property
     def _blocks(self) -> dict[str, _Blocks]:
         rows = stream_columns(self._dataset)
-        names, codes = {}, {}
-        for key in ("split", "language"):
-            column = as_single_chunk(rows.column(key).dictionary_encode())
-            names[key], codes[key] = column.dictionary.to_pylist(), np.asarray(column.indices)
+        num_tokens = np.asarray(rows.column("num_tokens"))
         lists = document_lists(self._uri, self._dataset, "offset", self._storage_options)
-        counts = np.concatenate([np.empty(0, np.int32), *(_lengths(part) for part in lists)])
+        counts = np.concatenate([np.empty(0, np.int32), *map(_lengths, lists)])
         if len(counts) != len(rows):
-            raise ValueError(f"{len(counts):,} of {len(rows):,} rows tell of their documents")
+            raise ValueError(f"only {len(counts):,} of {len(rows):,} rows have lists of documents")
+        # As in `read`: the streams of a split by language, each in the order of its rows.
+        languages = as_single_chunk(rows.column("language").dictionary_encode())
+        names = np.asarray(languages.dictionary.to_pylist(), object)
+        rank = np.argsort(np.argsort(names))[np.asarray(languages.indices)]
+        by_language = np.argsort(rank, kind="stable")
         blocks = {}
         for split in SPLITS:
-            # As in `read`: the streams of a split by language, each in the order of its rows.
-            mine = np.isin(codes["split"], [i for i, name in enumerate(names["split"]) if name == split])
-            languages = sorted(range(len(names["language"])), key=names["language"].__getitem__)
-            order = [np.flatnonzero(mine & (codes["language"] == language)) for language in languages]
-            row = np.concatenate([np.empty(0, np.int64), *order])
-            starts = np.append(0, np.cumsum(np.asarray(rows.column("num_tokens"))[row], dtype=np.int64))
+            mine = np.asarray(pc.equal(rows.column("split"), split))
+            row = by_language[mine[by_language]]
+            starts = np.append(0, np.cumsum(num_tokens[row], dtype=np.int64))
             begun = np.maximum.accumulate(np.where(counts[row] > 0, np.arange(len(row)), 0)).astype(np.int32)
             blocks[split] = _Blocks(row.astype(np.int32), starts, begun)
         return blocks
 
     def documents(self, starts: np.ndarray, length: int, split: str) -> pa.Table:
-        """Tell which documents windows hold; see `TokenStore.documents`. The windows must lie in the split."""
+        """Return the documents of windows, which must lie in the split; see `TokenStore.documents`."""
         if self._process != os.getpid():
             raise StoreError(
-                "The documents of windows cannot be asked for in a forked process: ask the one that forked it."
+                "The documents of windows cannot be read in a forked process: read them in its parent, or in a spawned one."
             )
         blocks = self._blocks[split]
         first = np.searchsorted(blocks.starts, starts, side="right") - 1
         last = np.searchsorted(blocks.starts, starts + length, side="left") - 1
-        # Of the document that a window begins in, the beginning is in its first block, or in the last one before it with any.
+        # A window's first document begins in its first block, or in the last block before it in which any document begins.
         before = blocks.begun[np.maximum(first - 1, 0)]
-        needed = [before, *(first[first + i <= last] + i for i in range(int((last - first).max(initial=-1)) + 1))]
+        needed = [before]
+        for i in range(int((last - first).max(initial=-1)) + 1):
+            needed.append(first[first + i <= last] + i)
         block = np.unique(np.concatenate(needed))
         with reading_documents(self._uri):
             taken = self._dataset.take(blocks.row[block].tolist(), columns=["language", "documents"])
@@ -121,22 +125,24 @@ class Provenance:
         count = np.searchsorted(begins, starts + length, side="left") - low
         window = np.repeat(np.arange(len(starts)), count)
         document = np.arange(len(window)) + np.repeat(low - (np.cumsum(count) - count), count)
-        # Within a window every block was taken, so the next document found is the next one there is.
+        # All blocks of a window were read, so the next document found follows directly.
         until = np.append(begins, np.iinfo(np.int64).max)[document + 1]
-        columns = {
+        columns: dict[str, Any] = {
             "window": window,
             "begin": np.maximum(begins[document] - starts[window], 0),
             "end": np.minimum(until - starts[window], length),
         }
         found = described.take(pa.array(document))
-        names = [name.name for name in found.type if name.name not in _NOT_METADATA]
-        languages = as_single_chunk(taken.column("language")).take(pa.array(of_block[document]))
-        return pa.table({**columns, **{name: found.field(name) for name in names}, "language": languages})
+        for field in found.type:
+            if field.name not in _NOT_METADATA:
+                columns[field.name] = found.field(field.name)
+        columns["language"] = as_single_chunk(taken.column("language")).take(pa.array(of_block[document]))
+        return pa.table(columns)
 
 
 def _lengths(lists: pa.ListArray) -> np.ndarray:
     if lists.null_count:
-        raise ValueError("a row tells of no documents")
+        raise ValueError("a row lacks its list of documents")
     return np.asarray(lists.value_lengths())
 
 
@@ -146,7 +152,7 @@ class _Blocks(NamedTuple):
     Attributes:
         row: (n,) int32 rows of the dataset.
         starts: (n + 1,) int64 offsets of their first tokens in the split.
-        begun: (n,) int32 places here of the last block, up to each, in which a document begins.
+        begun: (n,) int32 indices of the last block, up to each, in which a document begins.
     """
 
     row: np.ndarray

@@ -1,7 +1,7 @@
-"""From offsets of a stream to places on disk: one table of segments, and the gather that reads through it.
+"""Find and read tokens: a table of segments from offsets in a stream to places on disk, and the gather through it.
 
-A segment is a run of tokens that are next to each other both in the stream and where they are kept. There is
-one for each turn that a stream has in a commit, so the table stays small however large the store.
+A segment is a run of tokens that are contiguous both in the stream and on disk. Each run of a stream's rows in a fragment is
+one, so the table stays small however large the store.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.lib.stride_tricks import as_strided
 
 from lightning_lance.errors import StoreError
 
-# Page faults that waited for the disk, for each so many windows, that tell of a store which is not in the page cache.
+# With more page faults that waited for the disk than one per so many windows, a store is not in the page cache.
 _WINDOWS_PER_FAULT = 16
-# Gathers that announce their reads after that, before the next look.
+# Gathers that announce their reads after such a measurement, before the next one.
 _ANNOUNCED = 32
 
 
@@ -47,7 +47,7 @@ class SegmentTable:
 
     @classmethod
     def from_parts(cls, num_tokens: np.ndarray, places: np.ndarray) -> SegmentTable:
-        """Join parts that follow each other.
+        """Return the table of parts that follow each other.
 
         Args:
             num_tokens: (n,) tokens of each part, in the order of the stream.
@@ -65,56 +65,55 @@ class SegmentTable:
         return int(self.starts[-1])
 
     def check(self, starts: np.ndarray, length: int) -> None:
-        """Refuse windows that are not whole in the stream.
+        """Check that windows lie in the stream.
 
         Raises:
             StoreError: If one begins before the first token or ends after the last.
         """
         if length < 1:
-            raise StoreError(f"Windows of {length} tokens are asked for: expected 1 or more.")
+            raise StoreError(f"The length of windows is {length}: expected 1 or more.")
         if len(starts) and (int(starts.min()) < 0 or int(starts.max()) + length > self.num_tokens):
             raise StoreError(
-                f"Windows of {length} tokens start at {int(starts.min())} to {int(starts.max())}, but the stream has "
-                f"{self.num_tokens} tokens: a window must lie in it whole."
+                f"Windows of {length} tokens start at {int(starts.min())} to {int(starts.max())}: expected windows within the "
+                f"{self.num_tokens} tokens of the stream."
             )
 
     def whole(self, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Locate windows: (n,) places of their first tokens, and (n,) whether all the tokens follow there."""
+        """Return the places of windows' first tokens, (n,), and whether each window lies in one segment, (n,)."""
         segment = np.searchsorted(self.starts, starts, side="right") - 1
         return starts - self.starts[segment] + self.places[segment], starts + length <= self.starts[segment + 1]
 
     def runs(self, starts: np.ndarray, length: int) -> Runs:
-        """Cut windows of `length` tokens at the borders of the segments."""
-        rows, columns, places, counts = [], [], [], []
-        row, column = np.arange(len(starts)), np.zeros(len(starts), np.int64)
+        """Return windows of `length` tokens, cut at the borders of segments."""
+        empty = np.empty(0, np.int64)
+        found = [Runs(empty, empty, empty, empty)]
+        row = np.arange(len(starts))
+        column = np.zeros(len(starts), np.int64)
         while len(row):
             at = starts[row] + column
             segment = np.searchsorted(self.starts, at, side="right") - 1
             count = np.minimum(self.starts[segment + 1] - at, length - column)
-            rows.append(row)
-            columns.append(column)
-            places.append(at - self.starts[segment] + self.places[segment])
-            counts.append(count)
-            more = column + count < length
-            row, column = row[more], (column + count)[more]
-        empty = [np.empty(0, np.int64)]
-        return Runs(*(np.concatenate(part or empty) for part in (rows, columns, places, counts)))
+            found.append(Runs(row, column, at - self.starts[segment] + self.places[segment], count))
+            column = column + count
+            unfinished = column < length
+            row = row[unfinished]
+            column = column[unfinished]
+        return Runs(*map(np.concatenate, zip(*found, strict=True)))
 
 
 class MappedFiles:
     """Local files mapped into memory, with one address space of tokens over all of them.
 
-    The files lie where the operating system put them. A view with a stride of one token over the whole range of addresses
-    turns any place into a row index, so windows of many files are still one vectorised gather. What lies between the files
-    is other memory of this process. So every gather first holds its places against the extents of the files, and refuses
-    one that leaves them, whoever has worked out the places.
+    The operating system chooses the addresses of the files. A view with a stride of one token over their whole range turns
+    any place into a row index, so windows of many files are one vectorised gather. Other memory of this process lies between
+    the files. So every gather first compares its places with the extents of the files, and raises if one is outside.
 
-    What is not in the page cache would be fetched one window after the other. So when a gather had to wait for the disk, the
-    ones after it announce all their windows to the operating system first, which then reads many at once.
+    Pages that are not in the page cache would be fetched one window after the other. So after a gather that waited for the
+    disk, the next ones announce all their windows to the operating system first, which then reads many at once.
 
     Args:
         files: Local files, none of them empty.
-        dtype: Of the tokens.
+        dtype: The dtype of the tokens.
     """
 
     def __init__(self, files: Sequence[str | Path], dtype: np.dtype[Any]) -> None:
@@ -127,40 +126,42 @@ class MappedFiles:
         addresses = np.asarray([mapped.ctypes.data for mapped in maps], dtype=np.int64)
         sizes = np.asarray([len(mapped) for mapped in maps], dtype=np.int64)
         self._item = dtype.itemsize
-        self._handles, self._sizes = handles, sizes
+        self._handles = handles
+        self._sizes = sizes
         self._bytes_before = addresses - addresses.min()
-        # The files by address, and where each begins and ends, in whole tokens; the first one begins at 0.
+        # The files by address, and their begins and ends in whole tokens; the first one begins at 0.
         self._order = np.argsort(self._bytes_before)
         self._begins = self._bytes_before[self._order] // self._item
         self._ends = self._begins + sizes[self._order] // self._item
         first = maps[int(self._order[0])]
         self._base = first[: len(first) // self._item * self._item].view(dtype)
-        self._views: tuple[int, np.ndarray] = 1, self._view(1)
+        # The last view, and its length.
+        self._views: tuple[int, np.ndarray] = (1, self._view(1))
         self._announcements = 0
 
     def place(self, file: int, offset: int, tokens: int) -> int:
-        """Give the place, in tokens, of some tokens at a byte offset of a file.
+        """Return the place, in tokens, of a byte offset in a file.
 
         Raises:
-            StoreError: If the offset is not a multiple of the token size, or the tokens do not lie in the file.
+            StoreError: If the offset is not a multiple of the token size, or the tokens exceed the file.
         """
         if offset % self._item:
             raise StoreError(
-                f"Tokens at byte {offset} are not aligned to {self._item} bytes, so they cannot be mapped."
+                f"The tokens at byte {offset} are not aligned to {self._item} bytes, so they cannot be mapped."
             )
         size = int(self._sizes[file])
         if offset < 0 or tokens < 0 or offset + tokens * self._item > size:
             raise StoreError(
-                f"The data file {self._files[file]!r} says that {tokens:,} tokens lie at byte {offset:,}, but it ends at byte "
-                f"{size:,}: it is damaged; bring it back, or remove the store and build it again."
+                f"The data file {self._files[file]!r} is damaged: its {tokens:,} tokens at byte {offset:,} exceed its "
+                f"{size:,} bytes; restore it, or remove the store and build it again."
             )
         return (int(self._bytes_before[file]) + offset) // self._item
 
     def gather(self, places: np.ndarray, length: int) -> np.ndarray:
-        """Copy `length` tokens from each place: (n, length), of the dtype of the tokens.
+        """Return a copy of `length` tokens from each place: (n, length), in the dtype of the tokens.
 
         Raises:
-            StoreError: If a window does not lie in one file whole. Nothing was read then.
+            StoreError: If a window does not lie within one file. Nothing is read then.
         """
         files = self._files_of(places, np.int64(length))
         announced = self._announcements > 0
@@ -170,7 +171,7 @@ class MappedFiles:
         known, view = self._views
         if known != length:
             view = self._view(length)
-            self._views = length, view
+            self._views = (length, view)
         before = _disk_faults()
         windows: np.ndarray = view[places]
         if not announced and (_disk_faults() - before) * _WINDOWS_PER_FAULT > len(places):
@@ -178,10 +179,10 @@ class MappedFiles:
         return windows
 
     def fill(self, windows: np.ndarray, runs: Runs) -> None:
-        """Copy pieces of windows to where they belong in `windows`.
+        """Copy pieces of windows into `windows`.
 
         Raises:
-            StoreError: If a piece does not lie in one file whole. Nothing was read then.
+            StoreError: If a piece does not lie within one file. Nothing is read then.
         """
         self._files_of(runs.place, runs.length)
         tokens = self._view(1)[:, 0]
@@ -189,18 +190,18 @@ class MappedFiles:
             windows[row, column : column + count] = tokens[place : place + count]
 
     def _view(self, length: int) -> np.ndarray:
-        """Give the windows at all places; what they show outside the files must not be read."""
+        """Return the windows at all places. Those outside the files must not be read."""
         shape = (max(int(self._ends[-1]) - length + 1, 0), length)
         return as_strided(self._base, shape, (self._item, self._item), writeable=False)
 
     def _files_of(self, places: np.ndarray, lengths: np.ndarray | np.int64) -> np.ndarray:
-        """Give the file of each place, (n,) by address; StoreError if its tokens do not lie in that file whole."""
+        """Return the file of each place, (n,) by address. StoreError if its tokens exceed that file."""
         files = np.searchsorted(self._begins[1:], places, side="right")
-        # Not `places + lengths`, which may be more than an int64 holds.
+        # Not `places + lengths`, which may overflow.
         if len(places) and (places.min() < 0 or np.min(lengths) < 1 or (places > self._ends[files] - lengths).any()):
             raise StoreError(
-                "Windows of the store do not lie in its data files: what the store says of its rows does not fit them; "
-                "'lightning-lance verify' tells what is damaged."
+                "Windows of the store lie outside its data files, so its metadata is damaged: 'lightning-lance verify' lists "
+                "the damage."
             )
         return files
 
@@ -208,14 +209,13 @@ class MappedFiles:
         order = self._order[files]
         begins = places * self._item - self._bytes_before[order]
         pages = begins // mmap.PAGESIZE * mmap.PAGESIZE
-        for file, page, size in zip(
-            order.tolist(), pages.tolist(), (begins - pages + length * self._item).tolist(), strict=True
-        ):
+        sizes = begins - pages + length * self._item
+        for file, page, size in zip(order.tolist(), pages.tolist(), sizes.tolist(), strict=True):
             self._handles[file].madvise(mmap.MADV_WILLNEED, page, size)
 
 
 def _disk_faults() -> int:
-    """Count the page faults of this thread that waited for the disk; 0 where the system does not tell."""
+    """Return the number of page faults of this thread that waited for the disk; 0 if the system does not count them."""
     if sys.platform != "linux":
         return 0
     import resource

@@ -1,4 +1,4 @@
-"""A token store, opened for reading: streams, and windows of them."""
+"""`TokenStore`: a version of a token store, opened for reading its streams and windows."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from lightning_lance.type_hints import check_arguments, not_a_place, not_opened
 _log = logger(__name__)
 
 
-# Of a version to train on, before it counts as an error that builders remove each one before it is tagged.
+# Attempts to tag a version for training while builders remove versions.
 KEEP_TRIES = 20
 
 Read = TypeVar("Read")
@@ -59,14 +59,14 @@ Read = TypeVar("Read")
 class TokenStore:
     """A token store, opened for reading at one version. Safe to use from several threads.
 
-    Make it with `TokenStore.open`.
+    Use `TokenStore.open` to make one.
 
     Attributes:
-        uri: Where it is, as an absolute path without links, or as a URL.
+        uri: Its place, as an absolute path without links, or as a URL.
         version: The Lance version that is read.
-        commit: The note of the last commit.
-        dtype: uint16 or uint32, of the tokens.
-        reader: `mapped` (local files in memory) or `take` (blocks by Lance).
+        commit: The metadata of the last commit.
+        dtype: The dtype of the tokens, uint16 or uint32.
+        reader: `mapped` (local files in memory) or `take` (blocks through Lance).
     """
 
     def __init__(
@@ -78,21 +78,26 @@ class TokenStore:
     ) -> None:
         if not isinstance(dataset, lance.LanceDataset):
             raise not_opened(uri)
-        self.uri, self._opening = uri, (storage_options, reader)
+        self.uri = uri
+        self._opening = (storage_options, reader)
+        # The uri as the user wrote it.
         self._given = uri
-        self.version, self.commit = int(dataset.version), read_commit(dataset, uri)
+        self.version = int(dataset.version)
+        self.commit = read_commit(dataset, uri)
         if "format" not in self.commit.recipe:
-            raise StoreError(f"The token store {uri!r} does not say of which format it is: bring it back from a copy.")
+            raise StoreError(f"The token store {uri!r} does not record its format: restore it from a copy.")
         self._change = change_of(dataset, uri, storage_options)
-        self._tell_of_others()
+        self._report_change()
         check_columns(dataset, uri)
-        self._dataset, self._process = dataset, os.getpid()
-        # Of the versions that others make, equal extents need not be equal rows.
+        self._dataset = dataset
+        self._process = os.getpid()
+        # In versions of other programs, equal content need not be equal rows.
         self._is_ours = is_commit(dataset)
-        # Names the tag of the run that trains on this; and whether that is there, and one that stays for its checkpoints.
+        # The id of the training run in its tag; and whether this version has the tag of the run, or of its checkpoints.
         self._run = secrets.token_hex(8)
-        self._kept = self._kept_for_good = False
-        # The same content at a version that is there still, once the one that is open is gone.
+        self._kept = False
+        self._kept_for_checkpoints = False
+        # The same content at another version, once the open version was removed.
         self._elsewhere: TokenStore | None = None
         self._provenance = Provenance(uri, dataset, storage_options)
         self.dtype: np.dtype[Any]
@@ -125,10 +130,10 @@ class TokenStore:
 
         Args:
             uri: Local folder, or object store URL.
-            version: Version to read; None reads the last one. What is committed later is not seen.
-            storage_options: Credentials and such for object stores, as Lance takes them.
-            reader: `auto` maps local files and falls back to `take`; the others leave no choice.
-            verify: Whether to hold every file against its checksum first; see `verify_store`.
+            version: Version to read; None reads the newest. Later commits are not seen.
+            storage_options: Credentials and other options of object stores, in Lance's form.
+            reader: `auto` maps local files and falls back to `take`; the other two have no fallback.
+            verify: Whether to check every file against its checksum first; see `verify_store`.
 
         Raises:
             StoreError: If there is no committed store, or it is damaged.
@@ -137,7 +142,8 @@ class TokenStore:
             raise not_a_place("uri", uri)
         check_arguments(TokenStore.open, {"version": version, "reader": reader, "verify": verify})
         storage_options = checked_storage_options("storage_options", storage_options)
-        given, place = given_place(uri), store_place(uri)
+        given = given_place(uri)
+        place = store_place(uri)
         if verify:
             raise_if_damaged(place, storage_options)
         while True:
@@ -152,7 +158,7 @@ class TokenStore:
                 store._given = given
                 return store
             except StoreError:
-                # A builder may have merged its files away meanwhile: then there is a newer version, or none of this number.
+                # A builder may have merged the files of this version meanwhile, and removed it.
                 with reading(place):
                     now = dataset_at(place, version, storage_options)
                 if now is not None and data_files(now) == data_files(dataset):
@@ -162,33 +168,34 @@ class TokenStore:
         """Open the same store at another version.
 
         Raises:
-            StoreReplaced: If there is another store by now.
+            StoreReplaced: If the store was replaced by another.
             StoreError: If there is no such version.
         """
         return self if version == self.version else self._opened_again(version)
 
     def _opened_again(self, version: int | None) -> TokenStore:
-        """Open the same store at another version, or as it is now; for the same run."""
+        """Open the same store for the same run at another version; None is the newest."""
         try:
             store = TokenStore.open(self.uri, version, *self._opening)
         except StoreError:
             check_not_replaced(self.uri, self.fingerprint, self._opening[0])
             raise
         if store.fingerprint != self.fingerprint:
-            raise replaced(self.uri, self.fingerprint, store.fingerprint)
-        store._run, store._given = self._run, self._given
+            raise replaced(self.uri)
+        store._run = self._run
+        store._given = self._given
         return store
 
     def _version_with(self, extent: StoreContent) -> int | None:
         return find_version(self.uri, extent, self._opening[0], self.fingerprint)
 
     def forgot(self, extent: StoreContent) -> bool:
-        """Tell whether documents of an extent were forgotten since, and no version that holds them is kept."""
+        """Return whether documents of a content were forgotten since, and no version with them is left."""
         changed = extent.forgotten != self.commit.extent.forgotten
         return changed and self._version_with(extent) is None
 
     def at(self, extent: StoreContent) -> TokenStore:
-        """Open the same store as it was when it held just this, in whichever version. StoreError if it never did."""
+        """Open the same store at a version with some content. StoreError if there is none."""
         if extent == self.commit.extent and self._is_ours:
             return self
 
@@ -197,66 +204,69 @@ class TokenStore:
             if found is None:
                 check_not_replaced(self.uri, self.fingerprint, self._opening[0])
                 raise StoreError(
-                    f"The checkpoint was trained on the first {extent.tokens:,} tokens of the store, and no version of "
-                    f"{self.uri!r} ends there (any more): prepare it with the budget of that run."
+                    f"The checkpoint was trained on the first {extent.tokens:,} tokens of the store, but no version of "
+                    f"{self.uri!r} ends there: prepare it with the budget of that run."
                 )
             return found
 
         store = open_with_retry(find, self.at_version)
-        if since := sorted({*self.commit.extent.forgotten} - {*extent.forgotten}):
-            told = "Version %d of %s is read, which holds documents that were forgotten since (%s)."
-            _log.warning(told, store.version, self.uri, since)
-        if not store._is_ours:
-            # A compaction, for one, may put rows in another order.
+        since = sorted({*self.commit.extent.forgotten} - {*extent.forgotten})
+        if since:
             _log.warning(
-                "The version of %s with %s tokens is gone, and others have moved its rows.", self.uri, extent.tokens
+                "Version %d of %s contains documents that were forgotten since (%s).", store.version, self.uri, since
+            )
+        if not store._is_ours:
+            # A compaction, for example, may change the order of rows.
+            _log.warning(
+                "The version of %s with %s tokens was removed, and another program has moved its rows.",
+                self.uri,
+                extent.tokens,
             )
         return store
 
     def newest(self) -> TokenStore:
-        """Open the same store as it is now.
+        """Open the same store at its newest version.
 
         Raises:
-            StoreReplaced: If there is another store by now.
-            StoreError: If there is none.
+            StoreReplaced: If the store was replaced by another.
+            StoreError: If it was removed.
         """
-        # Not at the version that is the last: a builder that merges may remove it before it is open.
+        # Not by its number: a builder may remove that version before it is open.
         newest = self._opened_again(None)
         return self if newest.version == self.version and newest.commit == self.commit else newest
 
     def keep(self, name: str | None = None) -> bool:
-        """Tag the version that is read, so that no clean-up of old versions removes it.
+        """Tag the open version, so that no clean-up removes it.
 
-        A tag that names a version with the same streams stays as it is; one that names another is moved.
+        A tag of this name on a version with the same streams is left there. On any other version, it is moved.
 
         Args:
-            name: Of the tag; None for `checkpoint-...`, named by what the store holds.
+            name: The name of the tag; None for `checkpoint-...`, named by the content.
 
         Returns:
-            Whether it is kept; False if a builder has removed it already, or is about to.
+            Whether the version is kept; False if a builder has removed it already, or is about to.
 
         Raises:
-            ConfigError: If a tag cannot have this name.
-            StoreReplaced: If there is another store by now.
+            ConfigError: If the name is invalid.
+            StoreReplaced: If the store was replaced by another.
             StoreError: If the store cannot be written.
         """
         check_no_links(self.uri)
         return tag_version(self._dataset, self.uri, self.commit.extent, self._opening[0], name, self.fingerprint)
 
     def keep_for_training(self, run: str | None = None) -> bool:
-        """Tag what is read for a run, once, and tell whether it is kept; a warning where no tag can be written.
+        """Tag the open version for a training run. Log a warning if the tag cannot be written.
 
-        The tag is the run's own, and goes by `let_go`. Once the run has saved a checkpoint, `keep_for_checkpoints` puts
-        one in its place that stays.
+        `let_go` removes the tag. Once the run has saved a checkpoint, `keep_for_checkpoints` replaces it by a permanent one.
 
         Args:
-            run: Tells the run from others, in hexadecimal; the same on all of its ranks. None for one that is drawn.
+            run: Identifies the run, in hexadecimal; the same on all its ranks. None for a random id.
 
         Returns:
-            Whether it is kept; False if a builder has removed it already, or is about to: then open the store again.
+            Whether the version is kept; False if a builder has removed it already, or is about to: then open the store again.
 
         Raises:
-            StoreReplaced: If there is another store by now.
+            StoreReplaced: If the store was replaced by another.
         """
         self._run = run or self._run
         try:
@@ -273,13 +283,13 @@ class TokenStore:
         return self._kept
 
     def keep_for_checkpoints(self) -> None:
-        """Tag what is read for good, in place of the run's own tag, for its checkpoints; a warning where that fails."""
-        if self._kept_for_good:
+        """Replace the tag of the run by a permanent one for its checkpoints. Log a warning if that fails."""
+        if self._kept_for_checkpoints:
             return
-        self._kept_for_good = True
+        self._kept_for_checkpoints = True
         try:
             if not self.keep():
-                self._warn_not_kept(f"Version {self.version} of the token store {self.uri!r} is gone.")
+                self._warn_not_kept(f"Version {self.version} of the token store {self.uri!r} was removed.")
         except StoreError as error:
             self._warn_not_kept(str(error))
         else:
@@ -287,21 +297,21 @@ class TokenStore:
 
     def _warn_not_kept(self, why: str) -> None:
         _log.warning(
-            "%s. A clean-up of old versions may take it away from the run and its checkpoints.", why.removesuffix(".")
+            "%s. A clean-up may remove the version, which the run and its checkpoints need.", why.removesuffix(".")
         )
 
     def let_go(self) -> None:
-        """Take the tag of `keep_for_training` away again: for a run that leaves no checkpoint."""
+        """Remove the tag of `keep_for_training`, for a run without checkpoints."""
         if self._kept:
             untag(self._dataset, self.commit.extent, self._run)
             self._kept = False
 
     def let_go_of_others(self, extents: Collection[StoreContent]) -> None:
-        """Take the tags of this run away from all versions but those that hold some extents."""
+        """Remove the tags of this run from all versions except those of some contents."""
         let_go_of_others(self._dataset, self.uri, self._opening[0], self._run, extents)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Handles and maps do not travel: another process opens the same content anew.
+        # Handles and maps cannot be pickled: another process opens the same content again.
         return _reopened, (self.uri, self.version, self._opening, self._content)
 
     @property
@@ -310,26 +320,26 @@ class TokenStore:
         return _Content(self.fingerprint, self.commit.extent, streams, self._is_ours)
 
     def __repr__(self) -> str:
-        what = ", ".join(f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split])
+        streams = ", ".join(f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split])
         tokens = f"{self.commit.stored_tokens:,}"
-        return f"TokenStore({self.uri!r}, version={self.version}, tokens={tokens}, streams=[{shown(what)}])"
+        return f"TokenStore({self.uri!r}, version={self.version}, tokens={tokens}, streams=[{shown(streams)}])"
 
     @property
     def tokenizer_files(self) -> list[Path]:
-        """Where the tokenizer of a local store may be kept, the likeliest first."""
+        """The places where the tokenizer of a local store may be, the likeliest first."""
         return tokenizer_files(self._given)
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decided the stored tokens."""
+        """The hash of the settings that determine the stored tokens."""
         return self.commit.fingerprint
 
     def num_tokens(self, split: str = "train") -> int:
-        """Count the tokens of a split, EOS included."""
+        """Return the number of tokens of a split, EOS included."""
         return self._table(split).num_tokens
 
     def streams(self, split: str = "train") -> list[StreamExtent]:
-        """List the streams of a split, by language, as they follow each other in `read`."""
+        """Return the streams of a split, by language, in the order of `read`."""
         self._table(split)
         return self._streams[split]
 
@@ -345,11 +355,12 @@ class TokenStore:
             (n, length) tokens, of `dtype`.
 
         Raises:
-            StoreError: If a window does not lie whole in the split.
-            ConfigError: If `starts` is no list of whole numbers, or `length` is none.
+            StoreError: If a window exceeds the split.
+            ConfigError: If `starts` is not a list of whole numbers, or `length` is not a whole number.
         """
         table = self._table(split)
-        starts, length = whole_numbers("starts", starts), integer("length", length)
+        starts = whole_numbers("starts", starts)
+        length = integer("length", length)
         table.check(starts, length)
         if self._mapped is None:
             return self._lazily(
@@ -366,23 +377,24 @@ class TokenStore:
         return windows
 
     def documents(self, starts: np.ndarray, length: int, split: str = "train") -> pa.Table:
-        """Tell which documents windows (as in `read`) hold.
+        """Return the documents of windows (as in `read`).
 
         Returns:
-            A row for each document of each window, in their order: `window` (place in `starts`), `begin` and `end` (which of
-            the window's tokens are the document's, EOS included), `id` (`shard:row` in the source), the words of
+            A row for each document of each window, in order: `window` (index in `starts`), `begin` and `end` (the range of
+            the document's tokens in the window, EOS included), `id` (`shard:row` in the source), the keys of
             `source.columns`, and `language`.
 
         Raises:
-            StoreError: If a window does not lie whole in the split, in a forked process, or where others have changed rows.
+            StoreError: If a window exceeds the split, in a forked process, or if another program has changed rows.
             ConfigError: As for `read`.
         """
-        starts, length = whole_numbers("starts", starts), integer("length", length)
+        starts = whole_numbers("starts", starts)
+        length = integer("length", length)
         self._table(split).check(starts, length)
         if self._change is not None and not self._change.readable:
             raise StoreError(
-                f"The token store {self.uri!r} was changed by others ({self._change.what}), so its documents cannot be told "
-                f"apart: {cure(self.uri, self._change)}."
+                f"The token store {self.uri!r} was changed by another program ({self._change.what}), so the documents of its "
+                f"windows are unknown: {cure(self.uri, self._change)}."
             )
         return self._lazily(
             lambda: self._provenance.documents(starts, length, split),
@@ -390,15 +402,15 @@ class TokenStore:
         )
 
     def _lazily(self, here: Callable[[], Read], elsewhere: Callable[[TokenStore], Read]) -> Read:
-        """Read what is not in memory: of the version that is open, or, once that is removed, of one that holds the same.
+        """Read from the open version or, once that was removed, from another one of the same content.
 
         Args:
-            here: Reads it of this store.
-            elsewhere: Reads it of another one, which holds the same.
+            here: Reads from this store.
+            elsewhere: Reads from another store.
 
         Raises:
-            StoreReplaced: If there is another store by now.
-            StoreError: If the version is gone, and none holds the same; or if it is there and cannot be read.
+            StoreReplaced: If the store was replaced by another.
+            StoreError: If the version was removed and no other has its content; or if it exists and cannot be read.
         """
         if self._elsewhere is None:
             try:
@@ -411,13 +423,13 @@ class TokenStore:
         return elsewhere(self._elsewhere)
 
     def _is_there(self) -> bool:
-        """Tell whether the version that is open is still there."""
+        """Return whether the open version still exists."""
         with reading(self.uri):
             now = dataset_at(self.uri, self.version, self._opening[0])
             return now is not None and data_files(now) == data_files(self._dataset)
 
     def _found_again(self, error: StoreError) -> TokenStore:
-        """Open a version that holds the same as the one that is gone."""
+        """Open another version of the same content."""
         while self._is_ours:
             found = self._version_with(self.commit.extent)
             if found is None:
@@ -439,17 +451,21 @@ class TokenStore:
     def _take(self, table: SegmentTable, starts: np.ndarray, length: int) -> np.ndarray:
         windows = np.empty((len(starts), length), self.dtype)
         runs = table.runs(starts, length)
-        first, last = runs.place // self._block, (runs.place + runs.length - 1) // self._block
-        spans = [first + i for i in range(int((last - first).max(initial=-1)) + 1)]
-        rows = np.unique(np.concatenate([span[span <= last] for span in spans])) if spans else np.empty(0, np.int64)
+        first = runs.place // self._block
+        last = (runs.place + runs.length - 1) // self._block
+        needed = [np.empty(0, np.int64)]
+        for i in range(int((last - first).max(initial=-1)) + 1):
+            needed.append(first[first + i <= last] + i)
+        rows = np.unique(np.concatenate(needed))
         blocks = self._blocks(rows).reshape(-1)
-        # The blocks of a run are neighbours in the store, so they are neighbours here.
+        # The blocks of a run are neighbours in the store, and so in `blocks`.
         at = np.searchsorted(rows, first) * self._block + runs.place % self._block
         whole = runs.length == length
         if whole.any():
             windows[runs.row[whole]] = sliding_window_view(blocks, length)[at[whole]]
-        cut = [part[~whole] for part in (runs.row, runs.column, at, runs.length)]
-        for row, column, place, count in zip(*cut, strict=True):
+        cut = np.flatnonzero(~whole)
+        pieces = zip(runs.row[cut], runs.column[cut], at[cut], runs.length[cut], strict=True)
+        for row, column, place, count in pieces:
             windows[row, column : column + count] = blocks[place : place + count]
         return windows
 
@@ -457,7 +473,7 @@ class TokenStore:
         if not len(rows):
             return np.empty((0, self._block), self.dtype)
         if self._process != os.getpid():
-            # Lance's threads do not live on in a forked process, and those that it starts there sometimes crash it.
+            # A fork lacks Lance's threads, and new ones sometimes crash it.
             raise StoreError(
                 f"The token store {self.uri!r} is not mapped into memory, so a forked process cannot read it: start workers "
                 "by 'forkserver' or 'spawn' instead."
@@ -465,18 +481,18 @@ class TokenStore:
         with reading(self.uri):
             return take_blocks(self._dataset, rows)
 
-    def _tell_of_others(self) -> None:
-        """Warn where others have changed the rows: what is there is served, as far as it goes."""
+    def _report_change(self) -> None:
+        """Log a warning if another program has changed rows, which are served nevertheless. StoreError if none are left."""
         change = self._change
         if change is None or change.readable:
             return
         what = (
-            f"Version {self.version} of the token store {self.uri!r} was changed by others since version {change.committed} "
-            f"({change.what})"
+            f"Version {self.version} of the token store {self.uri!r} was changed by another program since version "
+            f"{change.committed} ({change.what})"
         )
         if change.overwritten:
-            raise StoreError(f"{what}, so it is another dataset by now: {cure(self.uri, change)}.")
-        _log.warning("%s, and is served as it is now; %s.", what, cure(self.uri, change))
+            raise StoreError(f"{what}, and is not a token store any more: {cure(self.uri, change)}.")
+        _log.warning("%s, and is served with these changes; %s.", what, cure(self.uri, change))
 
     def _table(self, split: str) -> SegmentTable:
         if not isinstance(split, str) or split not in self._segments:
@@ -484,37 +500,39 @@ class TokenStore:
         return self._segments[split]
 
     def _index(self, pages: np.ndarray | None) -> None:
-        """Make the segment tables. `pages`: (n, 2), as `map_tokens` gives them; None counts places in rows of `take`."""
+        """Make the segment tables. `pages` is the result of `map_tokens`, or None to count places in rows of `take`."""
         parts = layout_of(fragments_of(self._dataset), data_file_infos(self._dataset))
-        is_told = parts is not None and is_commit(self._dataset)
+        is_complete = parts is not None and self._is_ours
         if parts is None:
             parts = layout_of_rows(stream_columns(self._dataset), self._block)
         check_parts(parts, self._block, self.uri)
-        streams = sorted({(part.split, part.language) for part in parts})
+        streams = sorted({part[:2] for part in parts})
         numbers = {stream: i for i, stream in enumerate(streams)}
-        of_stream = np.asarray([numbers[part.split, part.language] for part in parts], np.int64)
+        of_stream = np.asarray([numbers[part[:2]] for part in parts], np.int64)
         tokens = np.asarray([part.tokens for part in parts], np.int64)
         rows = np.cumsum([0, *(part.rows for part in parts)])
-        # Not the sum of the array, which might go round.
-        held = sum(part.tokens for part in parts)
-        if self._change is None and held > self.commit.stored_tokens:
+        # Not the sum of the array, which may overflow.
+        found = sum(part.tokens for part in parts)
+        expected = self.commit.stored_tokens
+        if self._change is None and found > expected:
             raise StoreError(
-                f"The token store {self.uri!r} holds {held:,} tokens and says {self.commit.stored_tokens:,}: two processes "
-                "built it at once; remove it, and let one build it."
+                f"The token store {self.uri!r} has {found:,} tokens, but its metadata says {expected:,}: two processes built "
+                "it at once; remove it, and build it in one process."
             )
-        # Rows that others have deleted since are no longer there; of a commit, all are.
-        if is_told and held != self.commit.stored_tokens:
+        # Other programs may have deleted rows, but a commit has all of them.
+        if is_complete and found != expected:
             raise StoreError(
-                f"The token store {self.uri!r} holds {held:,} tokens and says {self.commit.stored_tokens:,}: get it anew from "
-                "where it came, or build it again elsewhere."
+                f"The token store {self.uri!r} has {found:,} tokens, but its metadata says {expected:,}: use another copy of "
+                "it, or build it again elsewhere."
             )
-        pages = np.asarray([[0, rows[-1]]]) if pages is None else pages
+        if pages is None:
+            pages = np.asarray([[0, rows[-1]]])
         if int(pages[:, 1].sum()) != rows[-1]:
             raise StoreError(
-                f"The data files of the token store {self.uri!r} have {int(pages[:, 1].sum()):,} rows, and its metadata tells "
-                f"of {int(rows[-1]):,}: get it anew from where it came, or build it again elsewhere."
+                f"The data files of the token store {self.uri!r} have {int(pages[:, 1].sum()):,} rows, but its metadata says "
+                f"{int(rows[-1]):,}: use another copy of it, or build it again elsewhere."
             )
-        # Parts are cut where pages end.
+        # Cut parts at the ends of pages.
         first_rows = np.append(0, np.cumsum(pages[:, 1]))
         begins = np.union1d(rows[:-1], first_rows[:-1]) if parts else np.empty(0, np.int64)
         part = np.searchsorted(rows, begins, side="right") - 1
@@ -527,7 +545,8 @@ class TokenStore:
             mine = np.flatnonzero(np.isin(of_stream[part], [numbers[key] for key in streams if key[0] == split]))
             mine = mine[np.argsort(of_stream[part[mine]], kind="stable")]
             self._segments[split] = SegmentTable.from_parts(counts[mine], places[mine])
-            self._streams[split], start = [], 0
+            self._streams[split] = []
+            start = 0
             for key in streams:
                 if key[0] == split:
                     count = int(tokens[of_stream == numbers[key]].sum())
@@ -536,22 +555,22 @@ class TokenStore:
 
 
 def not_kept(stores: Iterable[TokenStore]) -> StoreError:
-    """Say that no version could be tagged before it was removed."""
+    """Return the error of a version that could not be tagged before it was removed."""
     uris = ", ".join(repr(store.uri) for store in stores)
     return StoreError(
-        f"No version of {uris} could be tagged for training, in {KEEP_TRIES} tries: each was removed by a builder that goes "
-        "on; start again when it commits less often."
+        f"No version of {uris} could be tagged for training in {KEEP_TRIES} attempts, since a running builder removed each: "
+        "start again when it commits less often."
     )
 
 
 class _Content(NamedTuple):
-    """What a store that travels to another process is to hold there.
+    """The content that a pickled store must have in another process.
 
     Attributes:
-        fingerprint: Hash of all that decided its tokens.
-        extent: What of its source it holds.
+        fingerprint: Hash of the settings that determine its tokens.
+        extent: Its content.
         streams: Hash of the streams of each split; there may be hundreds.
-        is_ours: Whether equal extents are equal rows.
+        is_ours: Whether equal content means equal rows.
     """
 
     fingerprint: str
@@ -566,11 +585,11 @@ def _reopened(
     opening: tuple[Mapping[str, str] | None, Literal["auto", "mapped", "take"]],
     content: _Content,
 ) -> TokenStore:
-    """Open what another process had open: at its version, or, if that is removed, at one that holds the same.
+    """Open a pickled store, at its version or, if that was removed, at another one of the same content.
 
     Raises:
-        StoreReplaced: If there is another store by now.
-        StoreError: If no version holds the same any more.
+        StoreReplaced: If the store was replaced by another.
+        StoreError: If no version of this content is left.
     """
     try:
         store = TokenStore.open(uri, version, *opening)

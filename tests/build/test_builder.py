@@ -20,8 +20,8 @@ from lightning_lance.build.plan import Budget, make_plan
 from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, SourceError, StoreError
 from lightning_lance.format.commit import data_file_infos, last_version, replace_fragments
 from lightning_lance.format.lance_io import dataset_at, fragments_of, write_rows
-from lightning_lance.maintenance.compaction import find_orphans
 from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.maintenance.removal import find_orphans
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents

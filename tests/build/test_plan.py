@@ -162,7 +162,7 @@ def test_a_rebuild_touches_nothing_before_it_can_begin_and_no_folder_that_is_no_
     with pytest.raises(ConfigError, match="is no token store"):
         prepare(SOURCE, ByteTokenizer(), str(tmp_path / "folder"), rebuild=True)
     lance.write_dataset(pa.table({"x": [1]}), tmp_path / "foreign.lance")
-    with pytest.raises(StoreError, match="is no token store"):
+    with pytest.raises(StoreError, match="is not a token store"):
         prepare(SOURCE, ByteTokenizer(), str(tmp_path / "foreign.lance"), rebuild=True)
     assert lance.dataset(tmp_path / "foreign.lance").count_rows() == 1
     assert (tmp_path / "folder/thesis.tex").exists()

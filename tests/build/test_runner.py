@@ -29,8 +29,8 @@ from lightning_lance.format.commit import last_commit, last_version
 from lightning_lance.format.tags import keep_build
 from lightning_lance.maintenance import compaction
 from lightning_lance.maintenance.cleanup import clean
-from lightning_lance.maintenance.compaction import find_orphans
 from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.maintenance.removal import find_orphans
 from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.builders import STDLIB, TEXTS, Builder, Builders, Watched, until
@@ -346,7 +346,7 @@ def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_a_clea
     assert prepare(source, ByteTokenizer(), uri, max_documents=3).version < ended
     assert prepare(source, ByteTokenizer(), uri, max_documents=10).version == ended
     assert contents(Path(uri)) == before
-    assert f"version {ended}, the end of a build: tagged, so that it stays" in clean(uri).done
+    assert f"version {ended}, the last of a build: tagged, so that it is kept" in clean(uri).done
     assert clean(uri) == ([], [])
     assert {name: tag["version"] for name, tag in lance.dataset(uri).tags.list().items()} == {"build-100": ended}
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [ended]
@@ -368,7 +368,7 @@ def test_what_a_killed_growth_left_goes_with_a_clean_or_a_build_and_stays_where_
     until(lambda: Path(gate + ".reached").exists() and find_orphans(str(uri)))
     # Not while it lives: it may commit that at any time. And nobody waits for it who needs nothing of it.
     left, begin = find_orphans(str(uri)), time.monotonic()
-    assert "is written to by another process" in str(clean(str(uri)).left)
+    assert "is being written by another process" in str(clean(str(uri)).left)
     assert ask().version == first.version
     assert time.monotonic() - begin < 5
     assert find_orphans(str(uri)) == left

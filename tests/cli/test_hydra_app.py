@@ -39,8 +39,8 @@ def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     [
         ("batch_size is 0: expected a whole number from 1 on.", "data.batch_size"),
         ("order is 'x': expected one of shuffle, random, sequential, fixed.", "data.order"),
-        ("mix.Rust is 0: expected a weight above 0; leave out what is not wanted.", "data.mix"),
-        ("where has the column 'x': streams are told apart by language.", "data.where"),
+        ("mix.Rust is 0: expected a weight above 0; remove components that you do not want.", "data.mix"),
+        ("where has the column 'x': expected language.", "data.where"),
         ("x was made by another recipe: give another uri, or set rebuild=true.", "build.rebuild, corpus.uri"),
         ("'a/fim': lower batch_size or context_length.", "data.batch_size"),
         # Root keys are as they are spelled; words are words; places are places.

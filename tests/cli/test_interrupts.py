@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_lance.maintenance.compaction import find_orphans
+from lightning_lance.maintenance.removal import find_orphans
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.builders import until
 from tests.support.corpora import prepare

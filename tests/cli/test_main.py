@@ -29,7 +29,8 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (
             ["conext_length=3"],
             "There is no key 'conext_length': did you mean 'context_length'? the configuration has build, ckpt_path, "
-            "context_length, corpus, data, data_dir, languages, max_documents, max_tokens, model, output_dir, seed, source, tokenizer, trainer "
+            "context_length, corpus, data, data_dir, languages, max_documents, max_tokens, model, output_dir, seed, "
+            "source, tokenizer, trainer "
             "(to add a key that the constructor takes, write +conext_length=...).",
         ),
         (

@@ -153,7 +153,7 @@ def test_a_store_that_is_damaged_in_this_way_says_so(tmp_path: Path, monkeypatch
             before.setattr(module, "valid_strings", lambda values: (values, None))
         before.setattr(row_writer, "_check_readable", lambda rows, uri: None)
         store = prepare(source, ByteTokenizer(), data_dir=tmp_path / "data", val_fraction=0.0, max_documents=5)
-    told = "holds metadata of documents that is not UTF-8, .*; remove the store and build it again"
+    told = "has metadata of documents that is not UTF-8, .*; remove the store and build it again"
     with pytest.raises(StoreError, match=told):
         store.documents(np.array([0]), 20)
     with pytest.raises(StoreError, match=told):

@@ -123,7 +123,7 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_built(
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
     (tmp_path / "x.ckpt").write_text("text")
-    with pytest.raises(ConfigError, match="is no checkpoint that loads with weights_only=True"):
+    with pytest.raises(ConfigError, match="is not a checkpoint that loads with weights_only=True"):
         run_in(tmp_path, f"ckpt_path={tmp_path}/x.ckpt")
 
 

@@ -1,4 +1,4 @@
-"""Commits are conditional: of builders that go on from one version, one commits, and nothing of the others stays."""
+"""Commits are conditional: of several builders on one version, one commits, and nothing of the others stays."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ PROCESSES, ROUNDS = 3, 5
 
 
 def race(uri: str, number: int, options: dict[str, str], barrier: Barrier, told: Any) -> None:
-    """Commit against the others in every round: first to make the store, then on top of the round's version."""
+    """Compete for a commit in every round: first to make the store, then on top of the round's version."""
     won = []
     for version in range(ROUNDS):
         barrier.wait(60)
@@ -41,7 +41,7 @@ def race(uri: str, number: int, options: dict[str, str], barrier: Barrier, told:
 
 
 def raced(uri: str, options: dict[str, str]) -> list[int]:
-    """Let processes race, and give who won each round."""
+    """Let processes race, and return the winner of each round."""
     context = multiprocessing.get_context("spawn")
     barrier, told = context.Barrier(PROCESSES), context.Queue()
     processes = [context.Process(target=race, args=(uri, i, options, barrier, told)) for i in range(PROCESSES)]
@@ -64,7 +64,7 @@ def check_raced(uri: str, winners: list[int], options: dict[str, str]) -> None:
     dataset = dataset_at(uri, None, options)
     table = dataset.to_table()
     assert [row[0] for row in table.column("tokens").to_pylist()] == winners
-    # The note is the winner's too: tokens and cursor are one transaction.
+    # The commit metadata is the winner's too: tokens and cursor are one transaction.
     assert [last_commit(uri, version, options).row for version in range(1, ROUNDS + 1)] == winners
     assert int(dataset.version) == ROUNDS
     assert len(lance.file.LanceFileSession(f"{uri}/_transactions", options or None).list()) == ROUNDS
@@ -89,7 +89,7 @@ def test_so_it_is_in_a_bucket(bucket: Bucket):
 
 
 def test_a_commit_whose_answer_was_lost_was_made(bucket: Bucket):
-    """The bucket stores the manifest, and its answer does not come: the second try finds it there already."""
+    """The bucket stores the manifest, but its answer is lost: the second request finds the manifest existing."""
     uri, options = "s3://bucket/lost/x.lance", bucket.lance_options
     append_commit(uri, rows_of(1), NOTE, options)
     bucket.lose_answer("/_versions/")
@@ -113,7 +113,7 @@ def test_another_version_than_the_expected_is_refused_before_anything_is_written
 def test_a_builder_that_stood_still_commits_nothing_also_where_its_version_is_free_again(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     append_commit(uri, rows_of(1), NOTE)
-    # It has written its rows on top of version 1, and stands still.
+    # It has written its rows on top of version 1, and is suspended.
     before = dataset_at(uri, None, None)
     made, notes = write_rows(uri, before, before.schema, rows_of(99).to_batches(), None)
     for number in range(2, 4):
@@ -135,7 +135,7 @@ def test_a_builder_that_stood_still_commits_nothing_to_a_store_that_was_built_an
     made, notes = write_rows(uri, before, before.schema, rows_of(99).to_batches(), None)
     remove_store(uri, None)
     anew = replace(NOTE, fingerprint="other", tokens=0)
-    # As many versions as it had seen, and fewer.
+    # As many versions as it had seen, then fewer.
     for versions in (1, 3):
         while last_version(uri)[0] < versions:
             anew = replace(anew, tokens=anew.tokens + 2)
@@ -153,7 +153,7 @@ def test_files_that_the_newest_version_has_are_not_taken_back(tmp_path: Path):
     before = dataset_at(uri, None, None)
     append_commit(uri, rows_of(2), NOTE)
     append_commit(uri, rows_of(3), replace(NOTE, tokens=6))
-    # As one whose commit was made, though it has heard nothing of it.
+    # Like a builder whose commit was made although its answer was lost.
     now = dataset_at(uri, None, None)
     with pytest.raises(CommitConflict):
         replace_fragments(uri, before, before.schema, fragments_of(now), {}, NOTE, None)
@@ -163,7 +163,7 @@ def test_files_that_the_newest_version_has_are_not_taken_back(tmp_path: Path):
 def test_the_last_version_is_looked_for_again_where_it_is_removed_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A builder commits, and cleans up, between the opening of the newest version and the reading of its note."""
+    """A builder commits and cleans up between the opening of the newest version and the reading of its commit."""
     uri, opened, done = str(tmp_path / "x.lance"), commit.dataset_at, list[int]()
     append_commit(uri, rows_of(1), NOTE)
 
@@ -220,7 +220,7 @@ def test_a_commit_is_one_file_whatever_its_rows(tmp_path: Path):
 def test_what_cannot_be_written_is_told(tmp_path: Path):
     (tmp_path / "x.lance").mkdir()
     (tmp_path / "x.lance" / "data").touch()
-    with pytest.raises(StoreError, match=r"cannot be written \(.*make room or give access, and run again"):
+    with pytest.raises(StoreError, match=r"cannot be written \(.*free disk space or grant access, then run again"):
         append_commit(str(tmp_path / "x.lance"), rows_of(1), NOTE)
 
 

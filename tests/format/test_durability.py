@@ -1,4 +1,4 @@
-"""What a commit forces onto the disk, and in which order: the calls are real, and recorded."""
+"""The files that a commit forces onto the disk, and their order: the calls are real, and recorded."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.commits import NOTE, rows_of
 from tests.support.corpora import prepare
 from tests.support.stores import ListSource, append_commit, documents
 
-# Enough small commits that some of them are merged.
+# Enough small commits to merge some of them.
 DOCUMENTS = documents(*["some text"] * 60)
 OPTIONS = {"commit_tokens": 20, "val_fraction": 0.0}
 
 
-# As it is before the tests begin, which leave it out elsewhere.
+# The real function, which a fixture replaces in other tests.
 FORCE = durability._force
 
 
@@ -34,7 +34,7 @@ def forcing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Events:
-    """Records, of the store at `uri`, what is forced onto the disk, and which versions are made and removed."""
+    """Records the forced files of the store at `uri`, and the versions that are made and removed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, uri: Path) -> None:
         self.all: list[tuple[str, str]] = []
@@ -69,7 +69,7 @@ def events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Events:
 
 @pytest.fixture
 def files_of_versions(monkeypatch: pytest.MonkeyPatch) -> dict[int, tuple[list[str], str]]:
-    """Of each version, as soon as it is there: its data files and its transaction."""
+    """The data files and the transaction of each version, as soon as it exists."""
     found: dict[int, tuple[list[str], str]] = {}
     real = lance.LanceDataset.commit
 
@@ -100,18 +100,18 @@ def test_data_files_are_forced_before_the_manifest_and_that_before_anything_goes
         assert new
         before = [what for kind, what in events.all[begun + 1 : made] if kind == "force"]
         assert new <= {*before}
-        # Also that they are in their folder, once all of them are there.
+        # Their folder too, once all of them are forced.
         assert before[-1] == "data"
         after = events.all[made + 1 : made + 5]
         manifest = f"_versions/{2**64 - 1 - version:020d}.manifest"
         expected = [manifest, transaction, "_versions", "_transactions"]
         assert after == [("force", path) for path in expected]
         known |= new
-    # The folder of a new store, and the one that it is in.
+    # The folder of a new store, and its parent.
     first = events.place("commit", "1")
     assert events.all[first + 5 : first + 7] == [("force", "."), ("force", "..")]
     assert [what for kind, what in events.all if kind == "force"].count("..") == 1
-    # Some data files were merged, and went.
+    # Some data files were merged and removed.
     assert any(kind == "remove" and what.startswith("data/") for kind, what in events.all)
 
 
@@ -150,7 +150,7 @@ def test_what_the_disk_does_not_take_is_not_committed(tmp_path: Path, monkeypatc
 
 
 def test_a_manifest_that_the_disk_does_not_take_counts_as_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It may be there all the same, and then it is whole."""
+    """The version may exist all the same, and then it is whole."""
     uri = str(tmp_path / "x.lance")
     with monkeypatch.context() as patch:
         failing(patch, lambda path: path.endswith(".manifest"), errno.EIO)
@@ -161,7 +161,7 @@ def test_a_manifest_that_the_disk_does_not_take_counts_as_no_commit(tmp_path: Pa
 
 
 def test_a_build_that_the_disk_does_not_take_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """It is no conflict with another builder, though a version is there that the build has not counted."""
+    """It is not a conflict with another builder, although there is a version that the build has not counted."""
     uri, source = str(tmp_path / "x.lance"), ListSource(DOCUMENTS)
     with monkeypatch.context() as patch:
         failing(patch, lambda path: path.endswith(f"{2**64 - 1 - 3:020d}.manifest"), errno.EIO)

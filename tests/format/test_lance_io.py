@@ -38,7 +38,7 @@ def test_a_data_file_is_one_and_its_note_tells_what_is_in_it(tmp_path: Path):
     assert files[path].parts == (part_of("a", 5000), part_of("b", 10))
     assert hash_file(data_session(uri, None), path, files[path].size) == files[path].whole
     assert layout_of([fragment], files) == [*files[path].parts]
-    # Not committed, it is in no version; nor is there a file for no rows.
+    # Uncommitted rows are in no version, and no rows make no file.
     assert dataset_at(uri, None, None) is None
     assert write_rows(uri, None, rows.schema, [], None) == ([], {})
 
@@ -71,7 +71,7 @@ def test_blocks_are_taken_by_row(tmp_path: Path):
 
 
 def test_a_removal_that_is_killed_leaves_the_store_or_none():
-    """In a bucket; after any of its deletions. What is left does no harm to the next store."""
+    """In a bucket, after any of its deletions. The rest does no harm to the next store."""
     with serving() as bucket:
         allowed: list[int] = []
 

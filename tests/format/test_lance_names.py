@@ -1,4 +1,4 @@
-"""The names of Lance's files, held against those that Lance makes."""
+"""The names of Lance's files, compared with those that Lance makes."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from lightning_lance.format import lance_names as names
 from tests.support.merges import NOTE, append
 from tests.support.paths import ROOT
 
-# What would be a second place that knows them.
+# Patterns that would make a second place for these names.
 ELSEWHERE = r'"(_versions|_transactions|_refs|_deletions|_indices)|\\?\.(manifest|txn)\b|"\.tmp|f"data/\{(file|path)'
 
 
@@ -41,7 +41,7 @@ def test_files_that_lance_makes_have_these_names(tmp_path: Path):
     others = {path for path in files if not names.belongs(path) and not names.may_be_left(path)}
     assert {path.split("/")[0] for path in others} <= {"lightning_lance.sums.json", "tree", "_refs"}
     assert all(names.is_folder(path.rpartition("/")[0]) for path in files - others)
-    # Removed in this order, a store is there until its newest version goes, and has all that this one needs.
+    # In this order of removal, a store exists until its newest version is removed, and that version is whole until then.
     order = sorted(files, key=names.removal_order)
     versions = [names.version_of(path) for path in order if names.is_manifest(path) and names.of_a_version(path)]
     assert versions == [1, 2, 3]

@@ -14,8 +14,8 @@ def test_what_goes_by_is_counted_however_it_is_cut(parts: list[StreamPart], size
         whole.add(batch)
     for batch in rows.to_batches(max_chunksize=size):
         cut.add(batch)
-    note = whole.note(1, "")
-    assert cut.note(1, "") == note
-    assert sum(part.tokens for part in note.parts) == sum(part.tokens for part in parts)
-    assert sum(part.rows for part in note.parts) == whole.rows == len(rows)
-    assert files_of(properties_of({"x": note, "y": note._replace(size=2)})) == {"x": note, "y": note._replace(size=2)}
+    info = whole.info(1, "")
+    assert cut.info(1, "") == info
+    assert sum(part.tokens for part in info.parts) == sum(part.tokens for part in parts)
+    assert sum(part.rows for part in info.parts) == whole.rows == len(rows)
+    assert files_of(properties_of({"x": info, "y": info._replace(size=2)})) == {"x": info, "y": info._replace(size=2)}

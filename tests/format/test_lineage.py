@@ -1,4 +1,4 @@
-"""What others do to a store by Lance itself is named in a sentence, and nothing is built on top of it."""
+"""Changes of other programs through Lance are named in a message, and nothing is built on top of them."""
 
 import logging
 from collections.abc import Callable
@@ -13,9 +13,9 @@ import pytest
 from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lineage import change_of, lineage_of
-from lightning_lance.maintenance.compaction import clean_up
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.maintenance.removal import clean_up
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents, only_append
@@ -89,17 +89,19 @@ def test_what_others_changed_is_named_and_not_built_on(tmp_path: Path, name: str
         operation(lance.dataset(uri))
     version = lance.dataset(uri).version
     for refused in (lambda: build(uri), lambda: forget(str(uri), {"repo": "r1"})):
-        with pytest.raises(StoreError, match=f"changed by others since its version 1 .{told}.*restore.. brings that"):
+        with pytest.raises(
+            StoreError, match=f"changed by another program since version 1 .{told}.*restore.. brings that"
+        ):
             refused()
     assert lance.dataset(uri).version == version
     problems = [str(problem) for problem in verify_store(str(uri))]
     assert problems
     assert not any("remove the store" in problem for problem in problems)
-    # What it was is there, also for checkpoints, and for who asks for no more.
+    # Its earlier content is there, also for checkpoints and smaller budgets.
     clean_up(str(uri))
     assert stream(build(uri, 6)) == stream(TokenStore.open(uri, 1)) == begun
     WindowLoader(build(uri, 6), 16, 4).load_state_dict(state)
-    # As the sentence says.
+    # The cure in the message works.
     lance.dataset(uri, version=1).restore()
     assert stream(build(uri)) == whole
     assert verify_store(str(uri)) == []
@@ -121,10 +123,10 @@ def test_what_is_left_is_served_with_a_warning(
     store = TokenStore.open(uri)
     (said,) = caplog.messages
     assert said.startswith(
-        f"Version {store.version} of the token store '{uri}' was changed by others since version 1 ("
+        f"Version {store.version} of the token store '{uri}' was changed by another program since version 1 ("
     )
     assert store.num_tokens() == sum(rows)
-    with pytest.raises(StoreError, match="so its documents cannot be told apart"):
+    with pytest.raises(StoreError, match="so the documents of its windows are unknown"):
         store.documents(np.array([0]), 9)
     assert len(first.documents(np.array([0]), 9)) == 1
 
@@ -135,7 +137,7 @@ def test_what_is_no_store_any_more_is_refused(tmp_path: Path, name: str):
     build(uri, 6)
     for operation in CHANGES[name][0]:
         operation(lance.dataset(uri))
-    with pytest.raises(StoreError, match=r"dropped or renamed|is another dataset by now"):
+    with pytest.raises(StoreError, match=r"dropped or renamed|is not a token store any more"):
         TokenStore.open(uri)
 
 
@@ -173,7 +175,7 @@ def test_a_compaction_is_carried(tmp_path: Path, whole: list[int], monkeypatch: 
     change = change_of(lance.dataset(uri), str(uri))
     assert change is not None
     assert (change.of_rows, change.readable) == (False, True)
-    # Of which operations are gone, the rows tell.
+    # For operations that are gone, the rows are compared.
     versions = [entry["version"] for entry in lance.dataset(uri).versions()]
     for version in versions[-2:-1]:
         (uri / f"_versions/{2**64 - 1 - version:020d}.manifest").unlink()
@@ -182,7 +184,7 @@ def test_a_compaction_is_carried(tmp_path: Path, whole: list[int], monkeypatch: 
 
 
 def test_a_store_that_was_restored_to_an_older_build_goes_on_from_there(tmp_path: Path, whole: list[int]):
-    """The metadata of the last commit tells of more than is there by now."""
+    """The metadata of the last commit describes more rows than are left."""
     uri = tmp_path / "x.lance"
     older = build(uri, 4)
     begun = stream(older)
@@ -195,7 +197,7 @@ def test_a_store_that_was_restored_to_an_older_build_goes_on_from_there(tmp_path
 
 
 def test_whole_fragments_that_are_gone_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What is left is all as its metadata says: only that there was more tells."""
+    """The remaining rows agree with their metadata: only the missing ones show the change."""
     uri = tmp_path / "x.lance"
     with monkeypatch.context() as patch:
         patch.setattr("lightning_lance.build.builder.commit_final", only_append)

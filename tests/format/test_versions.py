@@ -21,7 +21,7 @@ def test_the_first_version_that_holds(tmp_path: Path):
 
 
 def test_equal_numbers_of_tokens_are_not_equal_extents(tmp_path: Path):
-    """Two documents of three tokens, of which one is forgotten and another comes: three, six, three, and then six again."""
+    """Two documents of three tokens; one is forgotten and another is added: three, six, three, and then six again."""
     uri = str(tmp_path / "x.lance")
     write(uri, [[(0, "C", [1, 2])], [(0, "Rust", [3, 4])]])
     TokenStore.open(uri).keep("before")

@@ -28,8 +28,8 @@ def test_a_checkpoint_is_worked_out_anew(folder: Path):
     done = state["cursor"] - state["epoch_start"]
     assert state["epoch"] == 1
     assert said[0].startswith(f"{folder}/x.ckpt: epoch 1, {done} of its ")
-    assert said[1].startswith(f"digest OK: {done} windows worked out anew in ")
-    # What comes next, in words: what a loader that goes on gives.
+    assert said[1].startswith(f"digest OK: {done} windows recomputed in ")
+    # The next windows as text: those that a resumed loader serves.
     data = make_data(folder, uri=str(folder / "x.lance"))
     data.setup("fit")
     data.load_state_dict(state)
@@ -45,13 +45,11 @@ def test_a_store_that_has_moved_is_told(folder: Path, tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"in {tmp_path}/y.lance version 1" in done.stdout
-    with pytest.raises(
-        ConfigError, match="has no store 'code': it has one without a name, whose place is given by uri=PLACE"
-    ):
+    with pytest.raises(ConfigError, match="has no store 'code': expected uri=PLACE for its only store"):
         verify_resume(str(folder / "x.ckpt"), {"code": "elsewhere"})
     (folder / "x.lance").rename(folder / "z.lance")
     try:
-        gone = r"There is no token store at '.*x\.lance' any more, .*: where it has moved to, uri=PLACE says"
+        gone = r"There is no token store at '.*x\.lance', .*: if it has moved, give its new place with uri=PLACE"
         with pytest.raises(StoreError, match=gone):
             verify_resume(str(folder / "x.ckpt"), {})
     finally:

@@ -108,7 +108,7 @@ def test_a_store_of_an_older_version_is_told_as_such_and_may_be_replaced(uri: st
     of_format(uri, 1)
     for call in (lambda: TokenStore.open(uri), lambda: build(uri), lambda: forget(uri, {"repo": "repo1"})):
         with pytest.raises(
-            FormatError, match=r"by an older version \(format 1\), and this one reads format 2: build it"
+            FormatError, match=r"by an older version \(format 1\), but this one reads format 2: build it"
         ):
             call()
     assert build(uri, rebuild=True).commit.documents == 20

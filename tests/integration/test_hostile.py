@@ -256,9 +256,9 @@ def test_lies_that_fit_are_found_by_verify(
     ends = metadata_of(store)
     ends[COMMIT]["eos_id"] = ord("7")
     for made, said in (
-        (ends, "its documents do not end with the id 55 and nowhere else, as its commit says"),
-        (names, "of its rows is not as its note says"),
-        (sizes, "not as its note says"),
+        (ends, "its documents do not all end with EOS (the id 55)"),
+        (names, "of its rows differs from its commit metadata"),
+        (sizes, "of its rows differ from its commit metadata"),
         (vocabulary, "in a vocabulary of 100"),
     ):
         answer = reader(rewritten(store, tmp_path, {name: json.dumps(value) for name, value in made.items()}))

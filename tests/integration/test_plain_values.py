@@ -104,9 +104,9 @@ WRONG: list[tuple[str, Any, str]] = [
     *(("extend", value, r"extend is .*: expected true or false") for value in ("never", "next_epoch", 1, None)),
     *(("resumable", value, r"resumable is .*: expected true or false") for value in ("no", 0)),
     *(("document_ids", value, r"document_ids is .*: expected true or false") for value in ("no", 1)),
-    ("where", {"language": [3]}, "where.language has 3: expected words"),
-    ("where", {"language": [None]}, "where.language has None: expected words"),
-    ("where", {"language": b"Rust"}, "where.language has 82: expected words"),
+    ("where", {"language": [3]}, "where.language has 3: expected text"),
+    ("where", {"language": [None]}, "where.language has None: expected text"),
+    ("where", {"language": b"Rust"}, "where.language has 82: expected text"),
     ("where", {3: ["Rust"]}, "where has the column 3"),
     *(
         ("mix", {"Python": value}, r"mix.Python is .*: expected a weight above 0")

@@ -224,14 +224,18 @@ def test_a_source_without_credentials(endpoint: str, tmp_path: Path, monkeypatch
         (
             "s3://bucket/x.lance",
             {"aws_endpoint": "http://127.0.0.1:9", "client_max_retries": 0},
-            "there is no answer: check",
+            "the server does not answer: check",
         ),
-        ("s3://bucket/x.lance", {"allow_http": False}, "the endpoint has no https: allow that by storage_options"),
-        ("s3://nowhere/x.lance", {}, "there is no such bucket: check its name"),
+        (
+            "s3://bucket/x.lance",
+            {"allow_http": False},
+            "the endpoint does not use https: allow that in storage_options",
+        ),
+        ("s3://nowhere/x.lance", {}, "the bucket does not exist: check its name"),
         (
             "foo://bucket/x.lance",
             {},
-            "there is no such kind of place: expected a local folder, or a URL that begins with s3://",
+            "the kind of URL is unknown: expected a local folder, or a URL that begins with s3://",
         ),
         ("s3://bucket/x.lance", {"aws_region": ["x"]}, "storage_options.aws_region is of type list: expected text"),
     ],

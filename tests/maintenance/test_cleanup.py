@@ -1,4 +1,4 @@
-"""What `clean` mends and removes, and that damaged tags stop nobody else."""
+"""The repairs and removals of `clean`; and damaged tags stop no other command."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import SUMS, write_sums
 from lightning_lance.format.refs import read_refs
-from lightning_lance.maintenance import compaction
+from lightning_lance.maintenance import removal
 from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
@@ -76,7 +76,7 @@ def test_a_damaged_tag_of_ours_stops_nobody_and_is_mended(copied: Path, content:
     grown = prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0)
     assert grown.commit.documents == 40
     forget(uri, {"repo": "repo1"})
-    # What the damaged tag keeps is there still.
+    # The version of the damaged tag still exists.
     WindowLoader(grown, 4, 2).load_state_dict(state)
     clean(uri)
     assert verify_store(uri) == []
@@ -91,7 +91,7 @@ def test_a_damaged_tag_of_a_version_that_is_gone_goes(copied: Path):
         (tags / name).touch()
     cleaned = clean(str(copied))
     assert cleaned.left == []
-    assert cleaned.done[0] == "_refs/tags/build-7.json is empty: removed, since no version holds what it was to keep"
+    assert cleaned.done[0] == "_refs/tags/build-7.json is empty: removed, since no version has the content in its name"
     assert sorted(tags_of(copied)) == ["build-100", "checkpoint-100"]
 
 
@@ -103,15 +103,15 @@ def test_what_is_not_ours_goes_only_if_it_is_empty(copied: Path):
     (tags / "folder.json").mkdir()
     (tags / "folder.json" / "thesis.tex").touch()
     note = prepare(SOURCE, ByteTokenizer(), str(copied), val_fraction=0.0).commit
-    # Which version a tag keeps that cannot be read is not known, so all stay.
+    # The version of an unreadable tag is unknown, so all versions stay.
     assert len(lance.dataset(str(copied)).versions()) > 1
     assert note.documents == 40
     cleaned = clean(str(copied))
     assert cleaned.done == ["_refs/tags/empty.json is empty: removed"]
     assert [line.split(":")[0] for line in cleaned.left] == [
         "_refs/tags/folder.json is a folder",
-        "_refs/tags/my tag.json is not JSON, and is not of this package",
-        "_refs/tags/gone.json names version 77, which is not there, and is not of this package",
+        "_refs/tags/my tag.json is not JSON, and another program made it",
+        "_refs/tags/gone.json names version 77, which is missing, and another program made it",
     ]
     assert {path.name for path in tags.iterdir()} >= {*files} - {"empty.json"} | {"folder.json"}
     assert (tags / "folder.json" / "thesis.tex").exists()
@@ -128,7 +128,7 @@ def test_a_tag_of_any_name_keeps_its_version_and_stops_no_clean_up(tmp_path: Pat
     (tags / "a.json").rename(tags / f"{name}.json")
     assert read_refs(uri, None).tags == {name: 1}
     assert TokenStore.open(uri, 3).keep()
-    compaction.clean_up(uri)
+    removal.clean_up(uri)
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [1, 3]
     assert len(list((tmp_path / "x.lance" / "_transactions").iterdir())) == 2
     assert verify_store(uri) == []
@@ -142,7 +142,7 @@ def test_versions_of_branches_stay_and_their_tags_are_theirs(tmp_path: Path):
     branch = lance.dataset(uri).create_branch("mine", 2)
     lance.write_dataset(branch.to_table().slice(0, 1), branch, mode="append")
     lance.dataset(uri).tags.create("theirs", ("mine", 3))
-    compaction.clean_up(uri)
+    removal.clean_up(uri)
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2, 4]
     assert lance.dataset(uri).checkout_version(("mine", None)).count_rows() == 5
     assert verify_store(uri) == []
@@ -163,17 +163,22 @@ def test_what_killed_builders_and_clean_ups_left_goes(copied: Path):
     (beside / "thesis.tex").touch()
     (copied / SUMS).unlink()
     done = "\n".join(clean(uri).done)
-    for what in (f"{left}, which is of no version", "x.building.json of", "being-removed, the rest", SUMS):
+    for what in (
+        f"{left}, a file of no version",
+        "x.building.json, of a dead builder",
+        "being-removed, the rest",
+        SUMS,
+    ):
         assert what in done
     assert {path.name for path in beside.iterdir()} == {"x.lance", "thesis.tex"}
     assert verify_store(uri) == []
     assert tags_of(copied)["build-100"] == lance.dataset(uri).version
     assert clean(uri) == ([], [])
-    # A clean-up takes versions off the list before it removes them.
+    # A clean-up removes versions from the list before it removes them.
     note = append(uri, [(0, "C", 10)], 0, TokenStore.open(uri).commit)
     append(uri, [(0, "C", 10)], 1, note)
     assert write_sums(uri, None, {1, 4})
-    assert clean(uri).done == ["1 version that a killed clean-up had begun to remove: removed"]
+    assert clean(uri).done == ["1 version half removed by a killed clean-up: removed"]
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [1, 2, 4]
 
 
@@ -191,7 +196,7 @@ def test_what_is_no_store_of_ours_is_refused(tmp_path: Path):
     with pytest.raises(StoreError, match="no committed token store"):
         clean(str(tmp_path / "none.lance"))
     lance.write_dataset([{"a": 1}], str(tmp_path / "other.lance"))
-    with pytest.raises(StoreError, match="is no token store"):
+    with pytest.raises(StoreError, match="is not a token store"):
         clean(str(tmp_path / "other.lance"))
     assert {path.name for path in tmp_path.iterdir()} == {"other.lance"}
 
@@ -205,8 +210,8 @@ def test_the_command(copied: Path):
     code, out, err = run("x.lance")
     assert code == 1
     assert out.splitlines() == [
-        "_refs/tags/checkpoint-100.json is empty: names version 1 again.",
-        "_refs/tags/other.json has no version, and is not of this package: remove it by hand if it is not needed.",
+        "_refs/tags/checkpoint-100.json is empty: repaired, names version 1 again.",
+        "_refs/tags/other.json has no version, and another program made it: remove it by hand if it is not needed.",
     ]
     assert err == "error: x.lance: 1 problem left.\n"
     (copied / "_refs" / "tags" / "other.json").unlink()
@@ -223,7 +228,7 @@ def test_a_tag_in_a_bucket_is_mended_too():
         assert first.keep_for_training("ab")
         first.keep_for_checkpoints()
         append_commit(uri, rows_of(1, 50), replace(note, tokens=5103), options)
-        compaction.clean_up(uri, options)
+        removal.clean_up(uri, options)
         assert read_refs(uri, options).tags == {"checkpoint-5001": 1}
         assert not second.keep()
         tags = "cleaning/x.lance/_refs/tags"
@@ -232,7 +237,7 @@ def test_a_tag_in_a_bucket_is_mended_too():
         assert len(verify_store(uri, options)) == 2
         assert clean(uri, options) == (
             [
-                "_refs/tags/checkpoint-5001.json is empty: names version 1 again",
+                "_refs/tags/checkpoint-5001.json is empty: repaired, names version 1 again",
                 "_refs/tags/my tag.json is empty: removed",
             ],
             [],

@@ -1,4 +1,4 @@
-"""Merging leaves the streams and their documents as they were, and few fragments, versions and pages behind."""
+"""Merging keeps the streams and their documents unchanged, and leaves few fragments, versions and pages."""
 
 import multiprocessing
 import os
@@ -23,14 +23,15 @@ from lance.file import LanceFileReader
 from lightning_lance import TokenStore
 from lightning_lance.build.packing import Packer
 from lightning_lance.errors import CommitConflict, StoreError
-from lightning_lance.format.checksums import listed, read_sums, root_session
+from lightning_lance.format.checksums import Root, listed, read_sums
 from lightning_lance.format.commit import data_file_infos, last_commit, last_version, replace_fragments
 from lightning_lance.format.lance_io import fragments_of, write_rows
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.rows import BLOCK
-from lightning_lance.maintenance import compaction, repacking
-from lightning_lance.maintenance.compaction import clean_up, compact, fence_stale_builders, find_orphans, merge_groups
+from lightning_lance.maintenance import compaction, removal, repacking
+from lightning_lance.maintenance.compaction import compact, merge_groups
 from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.maintenance.removal import clean_up, fence_stale_builders, find_orphans
 from tests.support import stores
 from tests.support.merges import EOS, NOTE, Made, append, check_same_readers, commits, contents
 from tests.support.stores import append_commit, finish, packed
@@ -47,7 +48,7 @@ def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_eac
             numbered += len(part)
             if tidy_each:
                 before = lance.dataset(uri).version
-                # Once at most, unless a commit is as large as a full fragment.
+                # At most once, unless a commit is as large as a full fragment.
                 assert compact(uri, before, full=full) <= before + 1 or full < 1 << 30
                 assert contents(uri) == contents(other)
                 assert last_commit(uri) == note
@@ -64,9 +65,9 @@ def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_eac
         }
         sizes = [file.size for file in data_file_infos(dataset).values()]
         assert len(sizes) <= 1 + sum(sizes) / full
-        # In one transaction, unless there was more to merge than makes a full one.
+        # In one transaction, unless there was more to merge than a full fragment.
         assert dataset.version == before + 1 or full < 1 << 30
-        # Of what was merged into one, a stream has one block that is not full.
+        # In a merged fragment, each stream has at most one partial block.
         if len(sizes) == 1:
             rows = dataset.to_table(columns=["split", "language", "num_tokens"]).to_pylist()
             short = [(row["split"], row["language"]) for row in rows if row["num_tokens"] < BLOCK]
@@ -74,7 +75,7 @@ def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_eac
 
 
 def test_a_fragment_of_streams_that_take_turns_is_put_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A full one too: its note is in every later version."""
+    """Even a full one: its description is in every later version."""
     monkeypatch.setattr("lightning_lance.build.packing._HELD_BYTES", 1)
     monkeypatch.setattr("lightning_lance.build.packing._LEAST_BYTES", 1)
     uri, other, names = str(tmp_path / "x.lance"), str(tmp_path / "y.lance"), ["C", "Rust"]
@@ -100,13 +101,13 @@ def test_groups_by_literal_sizes():
     assert merge_groups([12, 5, 3, 3, 1], 10, True) == [range(1, 4)]
     assert merge_groups([12, 5, 3, 3, 1, 1], 10, True) == [range(1, 4), range(4, 6)]
     assert merge_groups([], 10, True) == merge_groups([12], 10, True) == []
-    # Small ones before a full one are merged with it, or by themselves where that would make two full ones' size.
+    # Small ones before a full one are merged with it, or alone where the sum would reach two full ones.
     for final in (True, False):
         assert merge_groups([5, 12, 3], 10, final) == [range(2)]
         assert merge_groups([5, 3, 12, 3], 10, final) == [range(2)]
         assert merge_groups([8, 12, 12, 3], 10, final) == []
         assert merge_groups([3, 3, 1 << 62, 4, 1 << 62, 3], 10, final) == [range(2)]
-    # Nothing is due before there are eight of a size, or a full one.
+    # Nothing is due before there are eight of one size, or a full one.
     assert merge_groups([10] * 7, 1000, False) == []
     assert merge_groups([10] * 8, 1000, False) == [range(8)]
     assert merge_groups([80, *[10] * 7], 1000, False) == []
@@ -116,14 +117,14 @@ def test_groups_by_literal_sizes():
     assert merge_groups([600, 300, 90, 10], 1000, False) == [range(4)]
 
 
-#: Bytes of fragments of any build, with some that are full, and some that others have written.
+#: Bytes of the fragments of any build, some of them full, and some written by another program.
 any_size = st.integers(1, 300) | st.integers(10_000, 25_000) | st.integers(10_000, 10_500) | st.just(1 << 62)
 any_sizes = st.lists(any_size, max_size=60)
 
 
 @given(any_sizes, st.lists(st.tuples(any_sizes, st.booleans()), max_size=4))
 def test_fragments_are_few_however_the_build_came_to_them(sizes: list[int], later: list[tuple[list[int], bool]]):
-    """Killed before it merged, resumed, grown, of documents that were forgotten: whatever the sizes are."""
+    """Killed before a merge, resumed, grown, with forgotten documents: whatever the sizes are."""
     full = 10_000
     for more, final in [*later, ([], False), ([], True)]:
         sizes = [*sizes, *more]
@@ -133,7 +134,7 @@ def test_fragments_are_few_however_the_build_came_to_them(sizes: list[int], late
             merged = sum(sizes[group.start : group.stop])
             assert merged < 2 * full
             sizes = [*sizes[: group.start], merged, *sizes[group.stop :]]
-        # Between two that others have written there may be one that is not full, and at the end one, or eight of each size.
+        # One that is not full may be between two of another program, and one at the end, or eight of each size.
         most = whole / full + 2 * len(foreign)
         assert len(sizes) <= most + (1 if final else 7 * 5)
         assert sum(size for size in sizes if size < 1 << 62) == whole
@@ -153,17 +154,22 @@ def test_tokens_are_written_few_times_however_long_the_build(sizes: list[int]):
         assert len(fragments) <= sum(sizes) / full + 7 * 5
     # Levels of eight from the smallest to a full one, each fragment rewritten once or twice on each.
     assert written <= 8 * sum(sizes)
-    # In a build that nothing has disturbed, what is on the disk twice is a full fragment and a commit at most.
+    # In an undisturbed build, at most a full fragment and a commit are on the disk twice.
     assert most <= full + 300
 
 
 class Folder:
-    """What a store takes on the disk whenever something has been written to it: most bytes, most files that are no data."""
+    """Records the largest size of a store on the disk after each write, and its largest number of files that are not data."""
 
     def __init__(self, uri: str, patch: pytest.MonkeyPatch) -> None:
         self._uri = uri
         self.most = self.most_notes = 0
-        for place, name in ((repacking, "write_rows"), (stores, "write_rows"), (compaction, "replace_fragments")):
+        for place, name in (
+            (repacking, "write_rows"),
+            (stores, "write_rows"),
+            (compaction, "replace_fragments"),
+            (removal, "replace_fragments"),
+        ):
             patch.setattr(place, name, self._looked_at(getattr(place, name)))
 
     def _looked_at(self, write: Callable[..., Any]) -> Callable[..., Any]:
@@ -187,14 +193,14 @@ class Folder:
 def test_a_build_takes_no_more_disk_than_its_store_and_two_full_fragments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
 ):
-    """Nor do versions, transactions, or what killed builders leave, become more with the number of commits."""
+    """Versions, transactions and files of killed builders do not pile up with the number of commits either."""
     uri, note, full = str(tmp_path / "x.lance"), NOTE, 300_000
     folder = Folder(uri, monkeypatch)
     note = append(uri, [(0, "C", 6 * BLOCK - 1)], 0, note)
     commit = folder.size()
     for i in range(1, 90):
         if killed and i % 10 == 9:
-            # A merge of the largest size, killed before its commit; one after the other.
+            # Merges of the largest size, each killed before its commit, one after the other.
             dataset = lance.dataset(uri)
             for _ in range(full // commit):
                 write_rows(uri, dataset, dataset.schema, dataset.to_table().slice(0, 6).to_batches(), None)
@@ -207,7 +213,7 @@ def test_a_build_takes_no_more_disk_than_its_store_and_two_full_fragments(
         compact(uri, last_version(uri)[0], full=full)
     assert folder.size() > 6 * full
     assert folder.most < folder.size() + (2 * full if killed else full + 2 * commit)
-    # Eight versions, each with its manifest and its transaction, and some more while they are merged.
+    # Eight versions, each with its manifest and its transaction, and a few more during a merge.
     assert folder.most_notes < 2 * 12
 
 
@@ -220,7 +226,7 @@ def test_versions_stay_few_where_no_document_is_kept(tmp_path: Path):
         compact(uri, last_version(uri)[0])
         assert len(lance.dataset(uri).versions()) <= 8
     assert last_commit(uri) == replace(note, row=39)
-    assert len(read_sums(root_session(uri, None))) == len(listed(root_session(uri, None))) <= 16
+    assert len(read_sums(Root(uri, None))) == len(listed(Root(uri, None))) <= 16
 
 
 def test_pages_are_large_and_memory_bounded(tmp_path: Path):
@@ -286,7 +292,7 @@ def test_a_killed_merge_leaves_a_store_that_is_whole(tmp_path: Path, killed: str
         assert contents(uri) == contents(other, 4)
     check_same_readers(uri)
     assert len(list(Path(uri, "data").iterdir())) == 5
-    clean_up(uri, left=find_orphans(uri))
+    clean_up(uri, orphans=find_orphans(uri))
     assert len(list(Path(uri, "data").iterdir())) == (4 if version == 4 else 1)
     if version == 4:
         append(uri, [(0, "C", 5)], 8, note, 1 << 30)
@@ -296,7 +302,7 @@ def test_a_killed_merge_leaves_a_store_that_is_whole(tmp_path: Path, killed: str
 
 @pytest.mark.parametrize("tagged", [False, True])
 def test_files_from_the_future_go_too(tmp_path: Path, tagged: bool):
-    """The clock of a shared disk is ahead, or this machine's was set back; a bucket's clock is another's anyway."""
+    """The clock of a shared disk is ahead, or this machine's was set back; a bucket has another clock anyway."""
     uri, note = str(tmp_path / "x.lance"), NOTE
     for i in range(4):
         note = append(uri, [(0, "C", 3000)], i, note)
@@ -325,7 +331,7 @@ def test_files_of_no_version_go(tmp_path: Path):
     found = find_orphans(uri)
     assert found == {f"data/{left.name}"}
     append(uri, [(0, "C", 10)], 1)
-    clean_up(uri, left=found)
+    clean_up(uri, orphans=found)
     assert not left.exists()
     assert lance.dataset(uri).count_rows() == 2
 
@@ -334,10 +340,10 @@ def test_a_builder_that_comes_back_to_its_clean_up_takes_no_file_from_the_next_o
     uri = str(tmp_path / "x.lance")
     left = find_orphans(uri)
     note = append(uri, [(0, "C", 10)], 0)
-    # It stands still after this commit, and the next builder has written, but not committed.
+    # It is suspended after this commit, and the next builder has written but not committed.
     before = lance.dataset(uri)
     made, notes = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
-    clean_up(uri, left=left)
+    clean_up(uri, orphans=left)
     note = replace(note, documents=2, tokens=2 * note.tokens)
     files = {**data_file_infos(before), **notes}
     replace_fragments(uri, before, before.schema, [*fragments_of(before), *made], files, note, None)
@@ -360,10 +366,10 @@ def test_what_others_have_changed_is_not_gone_on_from(tmp_path: Path):
     for i in range(3):
         note = append(uri, [(0, "C", 3 * BLOCK)], i, note)
     lance.write_dataset(lance.dataset(uri).to_table().slice(0, 1), uri, mode="append")
-    with pytest.raises(StoreError, match=r"changed by others since its version 3 \(rows were appended\)"):
+    with pytest.raises(StoreError, match=r"changed by another program since version 3 \(rows were appended\)"):
         finish(uri, lance.dataset(uri).to_table().slice(0, 0), note)
     assert lance.dataset(uri).version == 4
-    # The version from before stays, though nothing else keeps it.
+    # The version from before stays, though no tag keeps it.
     clean_up(uri)
     lance.dataset(uri, version=3).restore()
     finish(uri, lance.dataset(uri).to_table().slice(0, 0), note)

@@ -1,4 +1,4 @@
-"""What is forgotten is as if it had never been there, and stays so."""
+"""After documents are forgotten, the store is as if they had never been there, and stays so."""
 
 import os
 import signal
@@ -24,9 +24,9 @@ from lightning_lance.format.lance_io import write_rows
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.maintenance import forgetting
-from lightning_lance.maintenance.compaction import find_orphans
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.maintenance.removal import find_orphans
 from lightning_lance.process.locks import exclusive
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import serving
@@ -61,12 +61,12 @@ def build(source: ListSource, uri: Path, budget: int | None = None, commit_token
 
 
 def readable(store: TokenStore) -> Any:
-    """All that is in a store but the hashes of what was forgotten."""
+    """Return the content of a store, without the hashes of forgotten documents."""
     return {key: value for key, value in provenance(store).items() if key[0] != FORGOTTEN}
 
 
 def without(documents: list[Document], rules: list[dict[str, str]]) -> list[tuple[int, Document]]:
-    """By brute force, what is left, with its place in the source."""
+    """Return the remaining documents by brute force, with their places in the source."""
     left = []
     for i, (text, language, repo) in enumerate(documents):
         told = {"id": f"{i // 4}:{i % 4}", "language": language, "repo": repo}
@@ -94,7 +94,7 @@ def test_what_is_left_is_a_store_without_those_documents(
     for rule in rules:
         forget(before.uri, rule)
     for grown in (min(budget, len(made)), len(made)):
-        # With the same budget, nothing is read; what comes later is left out too.
+        # With the same budget, nothing is read; documents added later are left out too.
         store = build(source, folder / "x.lance", grown, commit_tokens)
         left = without(made[:grown], rules)
         assert streams(store) == expected(tuple(document for _, document in left), 0.5)
@@ -223,7 +223,7 @@ def test_a_checkpoint_keeps_its_version_until_it_is_purged(tmp_path: Path):
     resumed = WindowLoader(new, 64, 2)
     resumed.load_state_dict(state)
     assert next(iter(resumed))["input_ids"].tolist() == following
-    # Its own windows are others, in another order, with a tag of their own.
+    # The new store has other windows, in another order, with a tag of their own.
     new.keep_for_training()
     assert len(lance.dataset(old.uri).tags.list()) == 3
     orders = [WindowLoader(store, 64, 2)._cursor.serving._order([], []).key for store in (old, new)]
@@ -239,7 +239,7 @@ def test_a_checkpoint_keeps_its_version_until_it_is_purged(tmp_path: Path):
         r"continues other data \(stores.forgotten: \[\[\]\] -> \[\['repo=r1'\]\]\): documents were forgotten since, and"
     )
     with pytest.raises(
-        StoreError, match=rf"{said} the version .* was removed, as purge=true does; it cannot come back, start without"
+        StoreError, match=rf"{said} the version .* was removed, as by purge=true; it cannot come back, start without"
     ):
         resumed.load_state_dict(state)
     resumed = WindowLoader(TokenStore.open(old.uri), 64, 2, on_data_change="continue")
@@ -250,9 +250,9 @@ def test_a_checkpoint_keeps_its_version_until_it_is_purged(tmp_path: Path):
 
 def test_what_cannot_be_is_told(tmp_path: Path):
     store = store_of(tmp_path)
-    with pytest.raises(ConfigError, match="have no 'licence': they have id, language, repo"):
+    with pytest.raises(ConfigError, match="have no 'licence': expected one of id, language, repo"):
         forget(store.uri, {"licence": "gpl"})
-    with pytest.raises(ConfigError, match="nothing to go by"):
+    with pytest.raises(ConfigError, match="The rule is empty: expected key=value"):
         forget(store.uri, {})
     with pytest.raises(StoreError, match="no committed token store"):
         forget(str(tmp_path / "y.lance"), {"repo": "r1"})
@@ -294,12 +294,12 @@ def test_a_rule_that_nothing_matches_says_that_it_is_kept_and_what_may_be_meant(
     store = store_of(tmp_path, max_documents=30)
     done = forget(store.uri, {"language": "Pyhton"})
     assert (done.documents, done.rule_kept, done.near) == (0, True, {"language": "Python"})
-    # What is there is no mistake, though no document has both.
+    # Existing values are not mistakes, though no document has both.
     assert forget(store.uri, {"language": "python", "repo": "r1", "id": "0:1"}).near == {"language": "Python"}
     assert forget(store.uri, {"repo": "R2"}).near == {"repo": "r2"}
     assert forget(store.uri, {"repo": "somebody/else"}).near == {}
     assert forget(store.uri, {"repo": "r1"}).near == {}
-    # Nor is what was forgotten before.
+    # Nor is a rule that was given before.
     again = forget(store.uri, {"repo": "r1"})
     assert (again.documents, again.near) == (0, {})
     code, out, _ = run(tmp_path, "forget", "x.lance", "repo=rr2")
@@ -330,7 +330,7 @@ def test_killed_at_any_moment_it_is_done_or_not(tmp_path: Path):
         process = subprocess.Popen([sys.executable, "-c", SCRIPT, store.uri], stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()
-        # At the first sign of it, or the ones after: the data file, its transaction, the manifest, the checksums.
+        # After the first new file, or the next ones: the data file, its transaction, the manifest, the checksums.
         for _ in range(kill + 1):
             last = names()
             while process.poll() is None and names() == last:
@@ -367,7 +367,7 @@ with InterruptHandler() as signals:
 
 
 def test_interrupted_it_leaves_no_file(tmp_path: Path):
-    """While the second of three fragments is written anew."""
+    """While the second of three fragments is rewritten."""
     uri = tmp_path / "x.lance"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning_lance.build.builder.commit_final", only_append)
@@ -385,7 +385,7 @@ def test_interrupted_it_leaves_no_file(tmp_path: Path):
 
 
 def test_what_it_removes_nobody_can_commit(tmp_path: Path):
-    """Also where there is nothing to forget: it was left by a builder that may only stand still."""
+    """Even if there is nothing to forget: the builder that left it may only be suspended."""
     uri = tmp_path / "x.lance"
     version = build(ListSource(documents("some text")), uri).version
     before = lance.dataset(uri)
@@ -431,7 +431,7 @@ def test_in_a_bucket_it_begins_again_where_a_builder_commits_first():
 
 @pytest.mark.parametrize("purge", [False, True])
 def test_a_run_that_starts_meanwhile_is_told_or_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, purge: bool):
-    """It has opened the store before, and tags what it has opened at each moment of the end of `forget`."""
+    """It has opened the store before, and tags its version at each moment at the end of `forget`."""
     moments = {"announce_purge", "retag", "clean_up"} - ({"announce_purge"} if not purge else set())
     for moment in sorted(moments):
         store = store_of(tmp_path / moment)
@@ -450,7 +450,7 @@ def test_a_run_that_starts_meanwhile_is_told_or_is_named(tmp_path: Path, monkeyp
         tag = f"checkpoint-{store.commit.tokens}-run-ab"
         assert (store.version in there) == (not purge and kept[0])
         if purge:
-            # Who was there before it began to purge goes as older runs do.
+            # A run that began before the purge is treated like older runs.
             assert kept[0] == (tag in done.purged) == (moment == "announce_purge")
             assert done.kept == []
         else:

@@ -1,4 +1,4 @@
-"""A store that was damaged in any way is found out, and does no harm to who opens it unasked."""
+"""Every kind of damage is found, and does no harm to a process that opens the store without verifying it."""
 
 import json
 import random
@@ -55,7 +55,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def damage(folder: Path, draw: random.Random) -> str:
-    """Damage a store in one way, and tell how."""
+    """Damage a store in one way, and return a description."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and "_refs" not in file.parts)
     files = [file for file in files if file.name != "latest_version_hint.json"]
     data = [file for file in files if file.parent.name == "data"]
@@ -126,7 +126,7 @@ for i in range(50):
 
 
 def test_a_store_that_is_being_built_is_not_taken_for_damaged(tmp_path: Path):
-    """Versions, and files that were merged, go while it is checked."""
+    """Versions and merged files are removed while the store is verified."""
     uri, checked = str(tmp_path / "x.lance"), 0
     command = [sys.executable, "-c", BUILDS, str(ROOT), uri]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -165,9 +165,7 @@ def test_a_damaged_store_is_refused_at_the_opening_that_asks(store: Path, tmp_pa
     content[100] ^= 1
     file.write_bytes(content)
     TokenStore.open(copy)
-    with pytest.raises(
-        StoreError, match=rf"is damaged: data/{file.name} .*differs from what was written; bring it back"
-    ):
+    with pytest.raises(StoreError, match=rf"is damaged: data/{file.name} .*differs from its checksum; restore it"):
         TokenStore.open(copy, verify=True)
     code, out, err = run(tmp_path, "verify", str(copy))
     assert (code, len(out.splitlines())) == (1, 1)
@@ -200,13 +198,15 @@ def test_what_others_wrote_has_no_checksum(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     append_commit(uri, rows_of(1, 5000), NOTE_OF_5001)
     lance.write_dataset(rows_of(2), uri, mode="append")
-    assert [problem.what for problem in verify_store(uri)] == ["was written by others, so it has no checksum"]
+    assert [problem.what for problem in verify_store(uri)] == ["was written by another program, so it has no checksum"]
 
 
 def test_counts_that_disagree_are_found(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     append_commit(uri, rows_of(1, 4000), NOTE_OF_5001)
-    assert [problem.what for problem in verify_store(uri)] == ["version 1 holds 4,001 tokens and says 5,001"]
+    assert [problem.what for problem in verify_store(uri)] == [
+        "version 1 has 4,001 tokens, but its commit metadata says 5,001"
+    ]
 
 
 def test_a_tag_of_a_version_that_is_gone_is_found(store: Path, tmp_path: Path):
@@ -236,7 +236,7 @@ for i in range(5):
 
 
 def test_a_store_that_is_rebuilt_meanwhile_is_not_taken_for_damaged(tmp_path: Path):
-    """It is whole, or not there, or another one; whoever reads it gets no error of Lance's own."""
+    """It is whole, missing, or replaced; a reader never sees Lance's own errors."""
     uri, checked, said = str(tmp_path / "x.lance"), 0, list[str]()
     command = [sys.executable, "-c", REBUILDS, str(ROOT), uri]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -254,6 +254,6 @@ def test_a_store_that_is_rebuilt_meanwhile_is_not_taken_for_damaged(tmp_path: Pa
                 said.append(str(error))
     assert process.returncode == 0
     assert checked
-    known = ("no committed", "built anew by another recipe", "cannot be read any more", "the store is gone")
+    known = ("no committed", "was replaced by one with other settings", "was removed", "the store is gone")
     assert [what for what in said if not any(part in what for part in known)] == []
     assert verify_store(uri) == []

@@ -36,7 +36,7 @@ def make(windows: list[list[int]], **options: Any) -> Batch:
 
 
 def by_token(windows: list[list[int]], batch_format: str) -> dict[str, Any]:
-    """What a batch is, one token after the other."""
+    """Return the expected batch, computed token by token."""
     batch: dict[str, Any] = {"input_ids": [], "targets": [], "labels": [], "document_ids": [], "position_ids": []}
     begins, longest = [], 0
     for row, window in enumerate(windows):
@@ -102,7 +102,7 @@ def test_a_literal_batch():
     ],
 )
 def test_eos_at_the_edges(window: list[int], document_ids: list[int], position_ids: list[int], targets: list[int]):
-    # Between windows that end and begin with EOS, which may not matter.
+    # Between windows that begin and end with EOS, which must not matter.
     length = len(window)
     batch = make([[EOS] * length, window, [EOS] * length], **EVERYTHING)
     assert batch["document_ids"][1].tolist() == document_ids
@@ -119,7 +119,7 @@ def test_a_batch_is_what_it_is_by_token(windows: list[list[int]], batch_format: 
 def test_what_is_asked_for_does_not_change_the_rest(
     windows: list[list[int]], batch_format: BatchFormat, wanted: set[str]
 ):
-    """Each alone gives what it gives among the others; what is not asked for is not there."""
+    """Each option alone gives the same as among the others, and no extra fields."""
     named = "labels" if batch_format == "huggingface" else "targets"
     expected = by_token(windows, batch_format)
     if "mask_boundary_targets" not in wanted:
@@ -132,7 +132,7 @@ def test_what_is_asked_for_does_not_change_the_rest(
 
 @given(batches_of_windows())
 def test_documents_are_the_same_in_every_form(windows: list[list[int]]):
-    """Cut at `cu_seqlens`, every piece is of one document, whole within its window, and its positions count up."""
+    """Cut at `cu_seqlens`, every piece is one whole document of its window, and its positions count up."""
     batch = make(windows, **EVERYTHING)
     borders = batch["cu_seqlens"].tolist()
     total = batch["input_ids"].numel()
@@ -204,5 +204,5 @@ def test_a_window_alone_has_no_batch_dimension():
 def test_arguments_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="batch_format is 'hf': expected one of default, huggingface"):
         Collator(EOS, batch_format="hf")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="middle_id is 3, which ends documents"):
+    with pytest.raises(ConfigError, match="middle_id is 3, the id that ends documents"):
         Collator(EOS, fim=FillInTheMiddle(1, EOS, 2, seed=0))

@@ -1,4 +1,4 @@
-"""A run that goes on with another context length, other weights or other data: each component where it was."""
+"""A run that resumes with another context length, other weights or other data: each component continues at its position."""
 
 import random
 from typing import Any
@@ -35,7 +35,7 @@ CODE = ListSource(
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenStore]:
-    """Three languages in one store, and two stores more."""
+    """Three languages in one store, and two more stores."""
     folder = tmp_path_factory.mktemp("data")
     sources = {
         "code": CODE,
@@ -58,7 +58,7 @@ def windows(place: Cursor) -> dict[str, int]:
 
 def resumed(place: Cursor, before: Cursor) -> Cursor:
     place.load_state_dict(before.state_dict())
-    # What it says of itself can be loaded again.
+    # Its own state can be loaded again.
     Cursor(place.serving).load_state_dict(place.state_dict())
     return place
 
@@ -68,7 +68,7 @@ def resumed(place: Cursor, before: Cursor) -> Cursor:
 def test_a_new_component_begins_and_the_others_go_on(
     stores: dict[str, TokenStore], before: int, after: int, weights_too: bool
 ):
-    """Of one store, each in its very order: what was served and what comes is what it would have been without the change."""
+    """With one store, the served and remaining windows are the same as without the change."""
     code = {"": stores["code"]}
     place = cursor(code, mix={"A": 2, "B": 1})
     served = walk(place, before)
@@ -120,7 +120,7 @@ def test_stores_keep_their_place_when_one_is_added_removed_or_renamed(stores: di
     assert windows(renamed) == {"python": 75, "prose": 25}
     exchanged = resumed(cursor({"code": code, "prose": stores["new prose"]}, mix={"code": 3, "prose": 1}), place)
     assert windows(exchanged) == {"code": 75, "prose": 25}
-    # Of a store that is left alone, its component is all.
+    # With a single store left, its component is everything.
     alone = resumed(cursor({"": code}), place)
     assert windows(alone) == {"": 75}
 
@@ -176,10 +176,9 @@ def extents(*counts: int) -> list[StreamExtent]:
 
 @given(sizes, lengths, lengths, st.data())
 def test_sequential_orders_go_on_in_the_very_stream(counts: list[int], first: int, then: int, data: st.DataObject):
-    """The law: behind the last token that was a target none is passed over, and less than one window comes again.
+    """The law: no token after the last target is skipped, and less than one window repeats.
 
-    Of streams that were left behind, what made no window of the first length is not made up for; nor, behind the last window of
-    each stream, what makes none of the second.
+    Exceptions are tokens at the end of a stream that fill no window: of the first length in earlier streams, and of the second.
     """
     streams = extents(*counts)
     before, now = WindowOrder(streams, first, "sequential", ()), WindowOrder(streams, then, "sequential", ())
@@ -196,7 +195,7 @@ def test_sequential_orders_go_on_in_the_very_stream(counts: list[int], first: in
     again = {token for token in targets if token <= end}
     assert len(again) < then
     assert all(token > stream.start for token in again)
-    # All windows of this order that have a target behind `end` come.
+    # All windows of this order with a target after `end` are served.
     every = now.locate(0, np.arange(now.num_windows))[1]
     assert {begin for begin in every.tolist() if begin + then > end} == {*coming.tolist()}
     assert (coming_streams >= last[0]).all()
@@ -207,7 +206,7 @@ def test_sequential_orders_go_on_in_the_very_stream(counts: list[int], first: in
 def test_other_orders_go_on_after_as_many_tokens(
     counts: list[int], first: int, then: int, order: Any, data: st.DataObject
 ):
-    """The law: as many tokens as all windows before have, and less than one window; the end of an epoch stays its end."""
+    """The law: a position covers the tokens of the windows before, and less than one window more; an end stays an end."""
     streams = extents(*counts)
     before, now = WindowOrder(streams, first, order, ()), WindowOrder(streams, then, order, ())
     consumed = data.draw(st.integers(0, before.num_windows))
@@ -225,7 +224,7 @@ def test_other_orders_go_on_after_as_many_tokens(
 def test_many_short_streams_are_neither_passed_over_nor_served_again(
     many: TokenStore, consumed: int, pair: tuple[int, int], two_stores: bool
 ):
-    """60 languages of 100 tokens each, in one component, and in a mixture of two stores: the law above, for each of them."""
+    """60 languages of 100 tokens each, in one component, and in a mixture of two stores: the law above holds for each."""
     first, then = pair
     served = {"a": many, "b": many} if two_stores else {"": many}
     mix = {"a": 1, "b": 1} if two_stores else {}
@@ -250,7 +249,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
 
 
 def test_each_short_component_of_a_mixture_goes_on_where_it_was(many: TokenStore):
-    """Epochs of a single window: what is left over of each must not add up."""
+    """Epochs of a single window: their leftovers must not add up."""
     mix = {f"L{i:03d}": 1 for i in range(20)}
     place = cursor({"": many}, order="sequential", context_length=64, mix=mix)
     walk(place, 20 * 7)
@@ -270,5 +269,5 @@ def test_a_place_too_far_to_count_is_refused(stores: dict[str, TokenStore]):
         epoch = 2**60 // size
         later |= {"cursor": epoch * size, "epoch": epoch, "epoch_start": epoch * size, "digest_from": epoch * size}
     cursor(code, context_length=200).load_state_dict(later)
-    with pytest.raises(StoreError, match=r"windows in: expected 2\*\*60 at most"):
+    with pytest.raises(StoreError, match=r"windows: expected 2\*\*60 at most"):
         cursor(code, context_length=2).load_state_dict(later)

@@ -36,7 +36,7 @@ def test_an_item_has_what_is_asked_for(store: TokenStore):
     assert {name: tuple(value.shape) for name, value in item.items()} == dict.fromkeys(
         ("input_ids", "targets", "document_ids"), (6,)
     )
-    with pytest.raises(ConfigError, match="cu_seqlens go over a batch"):
+    with pytest.raises(ConfigError, match="cu_seqlens describes a whole batch"):
         TokenWindows(store, 6, cu_seqlens=True)
 
 
@@ -89,7 +89,7 @@ if __name__ == "__main__":
         ("fork", 0, "mapped"),
         ("fork", 1, "mapped"),
         ("fork", 4, "mapped"),
-        # Each of these workers imports torch anew.
+        # Each of these workers imports torch again.
         ("forkserver", 2, "mapped"),
         ("spawn", 2, "mapped"),
         ("spawn", 1, "take"),

@@ -29,21 +29,21 @@ def make(seed: int = 0, fim_rate: float = 0.5, spm_rate: float = 0.5) -> FillInT
 
 
 def apply(fim: FillInTheMiddle, windows: Any, start: int = 0, epoch: int = 0) -> np.ndarray:
-    """To windows that follow each other."""
+    """Join consecutive windows."""
     windows = np.asarray(windows)
     at = start + windows.shape[1] * np.arange(len(windows))
     return fim.apply(windows, at, np.full(len(windows), epoch), EOS)
 
 
 def documents(window: list[int]) -> list[list[int]]:
-    """Cut a window behind each EOS."""
+    """Cut a window after each EOS."""
     cuts = [0, *(i + 1 for i, token in enumerate(window) if token == EOS)]
     cuts += [len(window)] if cuts[-1] < len(window) else []
     return [window[low:high] for low, high in pairwise(cuts)]
 
 
 def one_by_one(fim: FillInTheMiddle, window: list[int], start: int, epoch: int) -> list[int]:
-    """What becomes of a window, one document after the other."""
+    """Return the rearranged window, computed document by document."""
     made: list[int] = []
     read = 0
     for document in documents(window):
@@ -69,13 +69,13 @@ def one_by_one(fim: FillInTheMiddle, window: list[int], start: int, epoch: int) 
 
 
 def test_literal_windows():
-    """What a resumed run sees again: these may never change."""
+    """A resumed run depends on these: they may never change."""
     windows = [[1, 2, 3, 4, 5, 6, 7, 8, 9, EOS, *range(10, 20)], [*range(20, 30), EOS, EOS, *range(30, 38)]]
-    # PSM, and a piece that stays.
+    # PSM, and an unchanged piece.
     assert apply(make(fim_rate=0.8), windows, 1000, epoch=1)[0].tolist() == (
         [PRE, 1, 2, 3, 4, 5, SUF, 7, 8, 9, MID, 6, EOS, 10, 11, 12, 13, 14, 15, 16]
     )
-    # SPM, and what is left of the second document when both have sentinels.
+    # SPM, and the rest of the second document when both have sentinels.
     assert apply(make(fim_rate=0.8), windows, 1000, epoch=2).tolist() == [
         [PRE, SUF, 2, 3, 4, 5, 6, 7, 8, 9, MID, 1, EOS, PRE, SUF, 12, 13, MID, 10, 11],
         [20, 21, 22, 23, 24, 25, 26, 27, 28, 29, EOS, EOS, PRE, SUF, 34, MID, 30, 31, 32, 33],
@@ -96,7 +96,7 @@ def test_windows_are_what_they_are_one_document_after_the_other(
 def test_undone_a_window_is_its_own_first_tokens(
     windows: np.ndarray, seed: int, epoch: int, start: int, fim_rate: float, spm_rate: float
 ):
-    """All but as many as there are sentinels; and documents stay whole, in their order, each with its own EOS."""
+    """All tokens but as many as there are sentinels remain; documents stay whole and in order, each with its own EOS."""
     fim, before = make(seed, fim_rate, spm_rate), windows.copy()
     made = apply(fim, windows, start, epoch)
     assert np.array_equal(windows, before)
@@ -117,7 +117,7 @@ def test_undone_a_window_is_its_own_first_tokens(
 
 @given(some_windows(), seeds, st.data())
 def test_a_window_does_not_know_its_batch(windows: np.ndarray, seed: int, data: st.DataObject):
-    """In any company, of any epochs, and at any place in it."""
+    """Beside any other windows, of any epochs, and at any index among them."""
     fim = make(seed, 0.7)
     at = np.array(data.draw(st.lists(starts, min_size=len(windows), max_size=len(windows))))
     of = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(windows), max_size=len(windows))))
@@ -130,7 +130,7 @@ def test_a_window_does_not_know_its_batch(windows: np.ndarray, seed: int, data: 
 
 @given(seeds, starts, st.lists(st.integers(1, 50), max_size=12), st.lists(st.integers(1, 50), min_size=3, max_size=12))
 def test_a_document_is_told_by_the_offset_of_its_first_token(seed: int, start: int, before: list[int], text: list[int]):
-    """In two windows that both have it whole, whatever comes before, the same becomes of it."""
+    """In two windows that both contain it whole, whatever precedes it, a document is rearranged in the same way."""
     fim, document = make(seed), [*text, EOS]
     first = [*before, EOS, *document, *[EOS] * 30]
     second = [*document, *[EOS] * 30]
@@ -145,7 +145,7 @@ def many(count: int = 40_000, length: int = 8) -> np.ndarray:
 
 @pytest.mark.parametrize(("fim_rate", "spm_rate"), [(0.0, 0.5), (0.5, 0.5), (0.9, 0.2), (0.1, 1.0), (1.0, 0.0)])
 def test_rates_are_kept(fim_rate: float, spm_rate: float):
-    """Within 1 %, in windows of two documents: of the whole ones, and of the last pieces of windows too."""
+    """Within 1 %, in windows of two documents, for whole ones and for the last pieces of windows."""
     windows = np.concatenate([many(), np.full((40_000, 1), EOS), many(length=12)], axis=1)
     made = apply(make(7, fim_rate, spm_rate), windows)
     chosen = made[:, 0] == PRE
@@ -201,8 +201,8 @@ def test_tokens_at_the_end_that_find_no_room_are_left_out():
     [
         ({"middle_id": PRE}, r"prefix_id, middle_id and suffix_id are \(97, 97, 99\): expected three different ids"),
         ({"suffix_id": -1}, r"are \(97, 98, -1\): expected three different ids from 0 on"),
-        ({"fim_rate": 1.5}, "fim_rate is 1.5: expected a share between 0 and 1"),
-        ({"spm_rate": -0.1}, "spm_rate is -0.1: expected a share between 0 and 1"),
+        ({"fim_rate": 1.5}, "fim_rate is 1.5: expected a number between 0 and 1"),
+        ({"spm_rate": -0.1}, "spm_rate is -0.1: expected a number between 0 and 1"),
     ],
 )
 def test_arguments_that_cannot_be_are_refused(options: dict[str, Any], message: str):
@@ -212,5 +212,5 @@ def test_arguments_that_cannot_be_are_refused(options: dict[str, Any], message: 
 
 def test_sentinels_that_end_documents_are_refused():
     make().check(EOS)
-    with pytest.raises(ConfigError, match=r"suffix_id is 99, which ends documents \(EOS\): expected another id"):
+    with pytest.raises(ConfigError, match=r"suffix_id is 99, the id that ends documents \(EOS\): expected another id"):
         make().check(SUF)

@@ -1,4 +1,4 @@
-"""Two iterators of one loader, threads, copies, forks: each window comes once, or one sentence says why not."""
+"""Two iterators of one loader, threads, copies, forks: each window is served once, or an error says why not."""
 
 import copy
 import itertools
@@ -38,7 +38,7 @@ def rows(batches: Any) -> list[list[list[int]]]:
 
 
 def in_time(work: Any) -> Any:
-    """What `work()` gives in a fork; a fork that hangs ends itself."""
+    """Return the result of `work()` in a fork; a fork that hangs ends itself."""
 
     def bounded() -> Any:
         timer = threading.Timer(20, os._exit, [3])
@@ -52,7 +52,7 @@ def in_time(work: Any) -> Any:
     return in_a_fork(bounded)
 
 
-OUT_OF_DATE = "out of date: a newer iterator of the same WindowLoader"
+OUT_OF_DATE = "out of date: a newer iterator or a loaded state"
 
 
 def test_a_newer_iterator_takes_over_and_the_older_one_is_refused(store: TokenStore):
@@ -93,7 +93,7 @@ def test_a_state_that_is_loaded_ends_the_iterators_before(store: TokenStore):
     state, early = loader.state_dict(), iter(loader)
     next(early)
     loader.load_state_dict(state)
-    with pytest.raises(StoreError, match="a state that was loaded"):
+    with pytest.raises(StoreError, match="or a loaded state has moved"):
         next(early)
     assert rows(loader) == rows(WindowLoader(store, 4, 8))
 
@@ -109,7 +109,7 @@ def test_iterators_for_validation_are_independent(store: TokenStore):
 
 
 def test_threads_share_an_iterator(store: TokenStore):
-    """Each batch comes to one of them, and a state that is saved meanwhile is one between two batches."""
+    """Each batch goes to one thread, and a state saved meanwhile lies between two batches."""
     whole = rows(WindowLoader(store, 4, 1))
     loader = WindowLoader(store, 4, 1)
     iterator, states = iter(loader), list[Any]()
@@ -158,7 +158,7 @@ def test_an_error_while_reading_ends_the_iterator_and_loses_no_window(
     loader = WindowLoader(opened, 4, 8)
     iterator = iter(loader)
     served = [next(iterator)]
-    # A file that is gone: every read from now on fails, until it is back.
+    # Without its file, every read fails until the file is back.
     monkeypatch.setattr(TokenStore, "read", lambda *_: (_ for _ in ()).throw(StoreError("the disk is gone")))
     with pytest.raises(StoreError, match="the disk is gone"):
         served += iterator
@@ -198,7 +198,7 @@ def test_an_iterator_is_an_error_in_a_fork_and_the_loader_is_not(store: TokenSto
         next(iterator)
         error = in_time(lambda iterator=iterator: next(iterator))
         assert isinstance(error, StoreError)
-        assert f"was begun by process {os.getpid()}, of which this one" in str(error)
+        assert f"This iterator belongs to process {os.getpid()}, and its reading threads" in str(error)
         state = loader.state_dict()
         in_the_fork = in_time(lambda loader=loader: rows(loader))
         in_time(lambda loader=loader, state=state: loader.load_state_dict(state))
@@ -237,7 +237,7 @@ class Batches(torch.utils.data.IterableDataset[Any]):
 
 
 class Shards(torch.utils.data.IterableDataset[Any]):
-    """Each worker has a loader of its own part."""
+    """Each worker has a loader for its own part."""
 
     def __init__(self, store: TokenStore) -> None:
         self.store = store
@@ -255,7 +255,7 @@ def test_a_loader_in_workers_of_a_dataloader_is_refused_where_windows_would_come
         )
 
     loader = WindowLoader(store, 4, 8)
-    with pytest.raises(StoreError, match="was given to 2 workers of a DataLoader: each would give all windows"):
+    with pytest.raises(StoreError, match="was passed to 2 workers of a DataLoader: each would return all windows"):
         through(Batches(loader), 2)
     assert through(Batches(loader), 0) == rows(WindowLoader(store, 4, 8))
     validation = WindowLoader(store, 4, 8, resumable=False)

@@ -24,7 +24,7 @@ MakeStore = Callable[..., TokenStore]
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    """Two languages, so that windows must keep to their stream; every token tells its place."""
+    """Two languages, so that windows must stay within their stream; every token encodes its place."""
     made = (
         *documents(*["".join(chr(i) for i in range(1, 120))] * 5),
         *documents("".join(chr(i) for i in range(60, 100)), language="Rust"),
@@ -68,7 +68,7 @@ orders = st.sampled_from(["shuffle", "random", "sequential", "fixed"])
 def test_ranks_are_disjoint_and_complete(
     store: TokenStore, context_length: int, batch_size: int, world_size: int, order: Order, remainder: Remainder
 ):
-    """Together the ranks give every window once, but for the remainder; each gives as many batches as `len` says."""
+    """Together the ranks serve every window once, except the remainder; each serves `len` batches."""
     options: dict[str, Any] = {"order": order, "remainder": remainder}
     alone = WindowLoader(store, context_length, 1, **options)
     everything = [row for batch in rows(alone) for row in batch]
@@ -126,7 +126,7 @@ def test_another_world_size_and_batch_size_continue_the_same_order(
 ):
     before = WindowLoader(store, 3, 2, world_size=world_size)
     everything = [row for batch in rows(WindowLoader(store, 3, 1)) for row in batch]
-    # An epoch that has ended is not gone on with; see below.
+    # An ended epoch is not continued; see below.
     steps = len(rows(before, min(steps, len(before) - 1)))
     after = [WindowLoader(store, 3, batch_size, rank=r, world_size=new_world_size) for r in range(new_world_size)]
     for loader in after:
@@ -204,7 +204,7 @@ def test_the_two_parts_of_a_checkpoint_must_say_the_same(store: TokenStore):
     resumed.load_state_dict(loader.state_dict())
     resumed.expected = loader.state_dict()
     rows(loader, 1)
-    with pytest.raises(StoreError, match=r"says two things of the place in the data.*about cursor, digest:"):
+    with pytest.raises(StoreError, match=r"disagree about the position in the data \(cursor, digest\)"):
         resumed.load_state_dict(loader.state_dict())
 
 
@@ -213,7 +213,7 @@ def test_the_two_parts_of_a_checkpoint_must_say_the_same(store: TokenStore):
 def test_wrapped_batches_are_whole_and_their_windows_come_again(
     store: TokenStore, context_length: int, batch_size: int, world_size: int, epochs: int
 ):
-    """All ranks have as many whole batches; the last is filled up with what the next epoch begins with."""
+    """All ranks have equally many whole batches; the last is filled with the begin of the next epoch."""
     alone = WindowLoader(store, context_length, 1)
     loaders = [
         WindowLoader(store, context_length, batch_size, rank=rank, world_size=world_size, remainder="wrap")
@@ -258,7 +258,7 @@ def test_arguments_that_cannot_be_are_refused(store: TokenStore):
         WindowLoader(store, 4, 1, rank=2, world_size=2)
     with pytest.raises(ConfigError, match="batch_format is 'hf': expected one of default, huggingface"):
         WindowLoader(store, 4, 1, batch_format="hf")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"What is served of split 'val' of .* has 0 tokens"):
+    with pytest.raises(ConfigError, match=r"The selection from split 'val' of .* has 0 tokens"):
         WindowLoader(store, 4, 1, split="val")
     with pytest.raises(ConfigError, match="remainder is 'keep': expected one of drop, wrap, short"):
         WindowLoader(store, 4, 1, remainder="keep")  # type: ignore[arg-type]
@@ -296,5 +296,5 @@ def test_the_order_does_not_know_how_a_build_was_cut_into_commits(tmp_path: Path
     first = rows(one, 3)
     other.load_state_dict(one.state_dict())
     assert first + rows(other) == rows(WindowLoader(whole, 8, 4))
-    with pytest.raises(StoreError, match="was trained on the first 77 tokens of the store, and no version"):
+    with pytest.raises(StoreError, match="was trained on the first 77 tokens of the store, but no version"):
         one.load_state_dict({**one.state_dict(), "stores": [{**one.state_dict()["stores"][0], "tokens": 77}]})

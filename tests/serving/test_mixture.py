@@ -49,7 +49,7 @@ def test_weights_without_a_short_period_are_rounded():
 
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf"), "much"])
 def test_a_weight_that_is_none_is_refused(weight: float):
-    with pytest.raises(ConfigError, match="expected a weight above 0; leave out"):
+    with pytest.raises(ConfigError, match="expected a weight above 0; remove"):
         Schedule({"a": weight, "b": 1})
 
 
@@ -82,5 +82,5 @@ def test_each_component_walks_its_own_order_over_and_over(
 
 
 def test_a_component_without_a_window_is_refused():
-    with pytest.raises(ConfigError, match=r"mix.b has 3 tokens, not one window of 4 \+ 1"):
+    with pytest.raises(ConfigError, match=r"mix.b has 3 tokens, too few for a window of 4 \+ 1"):
         Mixture({"a": order(0, 40, "a"), "b": order(40, 3, "b")}, [[0], [0]], {"a": 1, "b": 1})

@@ -16,16 +16,16 @@ from lightning_lance.type_hints import options_of
 from tests.support.corpora import data_of, prepare
 from tests.support.stores import ListSource, documents
 
-# Option, wrong value, what is said. `WindowLoader` says the same, of those that are its own.
+# Option, wrong value, message. `WindowLoader` has the same message for its own options.
 WRONG = [
     ("batch_size", 0, "batch_size is 0: expected a whole number from 1 on."),
     ("context_length", 1.5, "context_length is 1.5: expected a whole number from 1 on."),
     ("order", "shufle", "order is 'shufle': expected one of shuffle, random, sequential, fixed."),
     ("shuffle_block", 0, "shuffle_block is 0: expected a whole number from 1 on."),
-    ("where", {"repo": ["x"]}, "where has the column 'repo': streams are told apart by language."),
+    ("where", {"repo": ["x"]}, "where has the column 'repo': expected language."),
     ("where", {"language": "Python"}, "where.language is 'Python': expected a list, such as [Python]."),
     ("mix", ["Python"], "mix is ['Python']: expected a mapping, such as {Python: 0.7, Rust: 0.3}."),
-    ("mix", {"Python": 0}, "mix.Python is 0: expected a weight above 0; leave out what is not wanted."),
+    ("mix", {"Python": 0}, "mix.Python is 0: expected a weight above 0; remove components that you do not want."),
     ("remainder", "keep", "remainder is 'keep': expected one of drop, wrap, short."),
     ("on_data_change", "ignore", "on_data_change is 'ignore': expected one of error, restart, continue."),
     ("batch_format", "hf", "batch_format is 'hf': expected one of default, huggingface."),
@@ -37,12 +37,12 @@ OURS = [
     (
         "fim",
         {"prefix_token": "<p>"},
-        "fim has prefix_token: expected prefix_token, middle_token, suffix_token, and perhaps fim_rate, spm_rate.",
+        "fim has prefix_token: expected prefix_token, middle_token, suffix_token, and optionally fim_rate, spm_rate.",
     ),
     (
         "fim",
         {"prefix_token": "a", "middle_token": "b", "suffix_token": "c", "fim_rate": 2},
-        "fim_rate is 2: expected a share between 0 and 1.",
+        "fim_rate is 2: expected a number between 0 and 1.",
     ),
 ]
 
@@ -54,7 +54,7 @@ def test_a_rebuild_is_refused_where_nothing_is_built(store: TokenStore):
 
 @pytest.fixture(scope="module")
 def config() -> dict[str, Any]:
-    """What the command line gives by itself."""
+    """The configuration of the command line without arguments."""
     with initialize_config_module("lightning_lance.conf", version_base="1.3"):
         made: dict[str, Any] = instantiate(compose("config").data, _target_="builtins.dict")
     return made
@@ -145,8 +145,8 @@ def test_what_a_mixture_leaves_out_is_told(store: TokenStore, tmp_path: Path, ca
     WindowLoader(store, 8, 2, mix={"Python": 1})
     WindowLoader({"a": store, "b": store}, 8, 2, mix={"b": 1})
     assert caplog.messages == [
-        "mix has no weight for 'Rust', so no window shows it: give it one, or leave it out by where.",
-        "mix has no weight for 'a', so no window shows it: give it one, or leave it out by uri.",
+        "mix has no weight for 'Rust', so it is not served: add a weight, or exclude it with where.",
+        "mix has no weight for 'a', so it is not served: add a weight, or exclude it with uri.",
     ]
 
 

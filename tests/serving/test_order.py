@@ -40,7 +40,7 @@ def test_a_permutation_is_evaluated_anywhere_in_no_memory(size: int, seed: int, 
 
 
 def test_literal_orders():
-    """What a checkpoint continues: these may never change."""
+    """Checkpoints depend on these: they may never change."""
     assert key_words("a", 1).tolist() == [3033163118918412480]
     assert splitmix64(np.array([1], np.uint64)).tolist() == [6238072747940578789]
     assert lowbias32(np.array([1], np.uint32)).tolist() == [1753845952]
@@ -112,7 +112,7 @@ def test_no_token_is_a_target_twice(lengths: list[int], context_length: int, ord
 
 @given(st.integers(2, 60), context_lengths)
 def test_every_token_has_its_turn(size: int, context_length: int):
-    """All but the first, which nothing comes before, are targets in some of many epochs."""
+    """All tokens but the first, which nothing precedes, are targets in some of many epochs."""
     windows = WindowOrder(extents(size), context_length, "shuffle", KEY)
     targets: set[int] = set()
     for epoch in range(300):
@@ -203,7 +203,7 @@ def test_blocks_stay_together_and_each_window_comes_once(sizes: list[int], conte
     plain = WindowOrder(extents(*sizes), context, "shuffle", KEY)
     starts = all_starts(blocks, epoch)
     assert sorted(starts.tolist()) == sorted(all_starts(plain, epoch).tolist())
-    # In units of windows, each block lies within as many neighbours, around the end of the storage if need be.
+    # In units of windows, each block lies within as many neighbours, possibly around the end of the storage.
     order = np.sort(starts)
     places, size = np.searchsorted(order, starts), max(len(starts), 1)
     for low in range(0, len(starts) - len(starts) % min(block, size), min(block, size)):

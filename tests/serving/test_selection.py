@@ -34,7 +34,7 @@ def text(letters: str, seed: int) -> str:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenStore]:
-    """Three languages in one store and a fourth in another: every token tells where it is from."""
+    """Three languages in one store and a fourth in another: every token encodes its place."""
     code = ListSource(
         (
             *documents(*(text("abc", i) for i in range(4)), language="Go"),
@@ -54,7 +54,7 @@ def serving(stores: dict[str, TokenStore], **changes: Any) -> WindowSelection:
 
 
 def letters(served: WindowSelection, count: int | None = None) -> list[str]:
-    """The set of letters of each window, which is of one language."""
+    """Return the set of letters of each window, which has one language."""
     mixture = served.mixture()
     windows = served.read(mixture.locate(np.arange(count or mixture.num_windows)))
     return ["".join(sorted({chr(token) for token in window if token < 256})) for window in windows.tolist()]
@@ -95,7 +95,7 @@ def test_components_are_shuffled_by_keys_of_their_own(stores: dict[str, TokenSto
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"where": {"repo": ["a"]}}, "where has the column 'repo': streams are told apart by language"),
+        ({"where": {"repo": ["a"]}}, "where has the column 'repo': expected language"),
         ({"where": {"language": ["Pyton"]}}, "The data, for where, has no language 'Pyton': did you mean 'Python'"),
         ({"where": {"language": "Python"}}, r"where.language is 'Python': expected a list, such as \[Python\]"),
         ({"where": ["Python"]}, r"where is \['Python'\]: expected a mapping, such as {language: \[Python\]}"),
@@ -121,7 +121,7 @@ def test_stores_of_different_tokenizers_are_refused(stores: dict[str, TokenStore
     file.write_text(train_bpe([["some text to train on"]], 300).to_json())
     source = ListSource(documents("other", "words"))
     other = prepare(source, TokenizerFile(str(file)), data_dir=tmp_path, val_fraction=0.0)
-    with pytest.raises(ConfigError, match="The stores 'code' and 'other' were made with different tokenizers"):
+    with pytest.raises(ConfigError, match="The stores 'code' and 'other' were built with different tokenizers"):
         serving({"code": stores["code"], "other": other})
 
 
@@ -185,6 +185,6 @@ def test_languages_without_text_in_a_split_are_told(tmp_path: Path, caplog: pyte
     WindowLoader(store, 8, 1)
     go = HeldOut((("train " * 20, "Go", "x"), ("val " * 20, "Go", "held out")))
     stores = {"all": store, "go": prepare(go, ByteTokenizer(), data_dir=tmp_path / "go")}
-    # Languages of a store without a weight are none of what is served.
+    # Languages of a store without a weight are not served.
     WindowLoader(stores, 8, 1, mix={"go": 1}, **options)
     assert "has no text" not in caplog.text

@@ -1,4 +1,4 @@
-"""What a checkpoint says of the place in the data: it is refused at once, or an epoch comes of it that ends."""
+"""The state in a checkpoint: a wrong one is refused at once, or continues with an epoch that ends."""
 
 import copy
 import time
@@ -72,7 +72,7 @@ odd_values = st.one_of(
 
 @pytest.fixture(scope="module")
 def saved(store: TokenStore) -> list[tuple[dict[str, float], dict[str, Any]]]:
-    """Mixtures, and states of theirs: at the beginning, in the first epoch, at its end, and in the second one."""
+    """Mixtures and their states: at the beginning, in the first epoch, at its end, and in the second one."""
     made: list[tuple[dict[str, float], dict[str, Any]]] = []
     for mix in MIXES:
         loader = make(store, mix=mix)
@@ -108,7 +108,7 @@ def test_one_changed_field_is_refused_and_changes_nothing_or_gives_an_epoch_that
         assert take(loader, 2) == take(at(make(store, mix=mix), before), 2)
         return
     assert len(batches(loader)) <= len(loader)
-    # What follows a state that was taken can be taken again.
+    # The state that follows an accepted one is accepted too.
     at(make(store, mix=mix, on_data_change=on_data_change), loader.state_dict())
 
 
@@ -149,18 +149,21 @@ def test_what_cannot_be_is_named(store: TokenStore):
     state = loader.state_dict()
     size = state["num_windows"]
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"cursor": 10**12}, f"beyond the end of its epoch at {2 * size}: such a cursor cannot be"),
+        ({"cursor": 10**12}, f"beyond the end of its epoch at {2 * size}; "),
         ({"epoch_start": 10**6}, "its epoch begins at 1,000,000, beyond the cursor"),
-        ({"epoch_start": size - 1, "digest_from": size - 1}, f"epoch 1 of {size} windows each begins at {size - 1}"),
-        ({"epoch": 10**12}, "epoch 1,000,000,000,000 of"),
+        (
+            {"epoch_start": size - 1, "digest_from": size - 1},
+            f"epoch 1 begins at {size - 1}, with epochs of {size} windows",
+        ),
+        ({"epoch": 10**12}, "epoch 1,000,000,000,000 begins at"),
         ({"origin": size + 7}, "digest_from is"),
-        ({"taken": [0, 0]}, "taken has 2 numbers, and there are 1 components"),
-        ({"taken": [5]}, r"taken is \[5\], and nothing came before"),
+        ({"taken": [0, 0]}, "taken has 2 numbers, but there are 1 components"),
+        ({"taken": [5]}, r"taken is \[5\], but the mixture begins at 0"),
         ({"digest": "nothex"}, "digest is 'nothex': expected 16 hexadecimal digits"),
-        ({"digest_from": state["cursor"]}, "no window is in the digest, which is"),
+        ({"digest_from": state["cursor"]}, "the digest covers no window, but is"),
         (
             {"cursor": size, "digest": "0" * 16, "ended": True},
-            "the epoch has ended, and none of its windows is consumed",
+            "the epoch has ended, but none of its windows is consumed",
         ),
         ({"num_windows": size + 1}, "The checkpoint's epoch had"),
         ({"mix": {"Python": float("nan")}}, "mix is {'Python': nan}: expected weights above 0"),
@@ -218,7 +221,7 @@ def test_verify_resume_names_the_field_that_is_missing(store: TokenStore, tmp_pa
 
 
 def test_a_checkpoint_of_the_first_version_is_a_state():
-    """Literal: what earlier versions have saved."""
+    """Literal states of earlier versions."""
     state = {
         "cursor": 24,
         "epoch": 0,

@@ -15,7 +15,7 @@ MakeStore = Callable[..., TokenStore]
 
 
 def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
-    """What the mapped reader lives on: Lance must not cut a commit into many pages, nor compress it."""
+    """The mapped reader depends on this: Lance must not cut a commit into many pages, nor compress it."""
     monkeypatch.setattr("lightning_lance.build.builder.commit_final", only_append)
     store = byte_store(*["x" * 500_000] * 20, commit_tokens=4_000_000)
     assert store.reader == "mapped"
@@ -24,7 +24,7 @@ def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore, monkeypatch: pyt
 
 
 def test_windows_go_over_the_borders_of_pages(byte_store: MakeStore):
-    """One commit, of more than Lance puts into a page."""
+    """One commit, larger than a page of Lance."""
     store = byte_store(*[chr(ord("a") + i) * (700_001 + i) for i in range(14)])
     (file,) = (path for path in (Path(store.uri) / "data").iterdir())
     pages = LanceFileReader(str(file)).metadata().columns[0].pages

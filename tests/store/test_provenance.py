@@ -32,7 +32,7 @@ documents = st.lists(
 
 
 def spans(made: list[Document], split: str) -> list[tuple[int, int, str, str, str]]:
-    """By brute force, the documents of a split: begin, end, id, repository, language."""
+    """Return the documents of a split by brute force: begin, end, id, repository, language."""
     found, at = [], 0
     for wanted in sorted({language for _, language, _ in made}):
         for i, (text, language, repo) in enumerate(made):
@@ -92,7 +92,7 @@ def test_a_document_that_began_many_blocks_and_commits_before(tmp_path: Path):
         {"window": 1, "begin": 0, "end": 200, "id": "0:2", "repo": "r2", "language": "Python"},
     ]
     assert store.documents(np.array([], int), 5).num_rows == 0
-    with pytest.raises(StoreError, match="must lie in it whole"):
+    with pytest.raises(StoreError, match="expected windows within the"):
         store.documents(np.array([50_000]), 200)
     with pytest.raises(ConfigError, match="no split 'test'"):
         store.documents(np.array([0]), 5, "test")
@@ -131,5 +131,5 @@ def test_rows_that_others_deleted_or_moved_are_no_trouble(tmp_path: Path):
 def test_a_forked_process_is_told_to_ask_elsewhere(tmp_path: Path, byte_store):
     store = byte_store("some text " * 50)
     store._provenance._process = os.getpid() + 1  # as in a fork
-    with pytest.raises(StoreError, match="cannot be asked for in a forked process"):
+    with pytest.raises(StoreError, match="cannot be read in a forked process"):
         store.documents(np.array([0]), 5)

@@ -25,7 +25,7 @@ def test_a_literal_table():
 
 @st.composite
 def blocks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Valid tokens per block, places, and a memory in which each block lies."""
+    """Valid tokens per block, places, and a memory with the blocks at these places."""
     counts = np.array(draw(st.lists(st.integers(1, BLOCK), max_size=12)), dtype=np.int64)
     order = draw(st.permutations(range(len(counts)))) if draw(st.booleans()) else range(len(counts))
     memory = np.arange(1000, 1000 + BLOCK * len(counts))
@@ -54,7 +54,7 @@ def test_runs_give_the_tokens_of_the_stream(made: tuple[np.ndarray, np.ndarray, 
 @pytest.mark.parametrize(("start", "length"), [(-1, 2), (9, 3), (11, 1)])
 def test_a_window_that_is_not_whole_is_refused(start: int, length: int):
     table = SegmentTable.from_parts(np.array([4, 4, 3]), np.array([0, 4, 8]))
-    with pytest.raises(StoreError, match="a window must lie in it whole"):
+    with pytest.raises(StoreError, match="expected windows within the"):
         table.check(np.array([start]), length)
     with pytest.raises(StoreError, match="expected 1 or more"):
         table.check(np.array([0]), 0)
@@ -98,13 +98,13 @@ INT64 = np.iinfo(np.int64)
 
 @given(st.data())
 def test_no_gather_leaves_its_file(mapped: tuple[MappedFiles, dict[int, int]], data: st.DataObject):
-    """Whatever place is asked for: the tokens of the file, or an error before anything is read."""
+    """For any place, gather returns the tokens of the file, or raises before it reads."""
     files, known = mapped
     near = st.builds(lambda place, by: place + by, st.sampled_from([*known][::100]), st.integers(-150, 150))
     places = data.draw(st.lists(near | st.integers(INT64.min, INT64.max), min_size=1, max_size=3))
     length = data.draw(st.integers(-3, 300) | st.sampled_from([9_000, 9_001, 10**6, INT64.max]))
     inside = 0 < length <= 9_000 and all(place in known and place + length - 1 in known for place in places)
-    # Files may be neighbours in memory, but a window of two files is none.
+    # Files may be neighbours in memory, but no window spans two of them.
     expected = [[known.get(place + i) for i in range(length)] for place in places] if inside else None
     inside = expected is not None and not any(None in row for row in expected)
     runs = Runs(*(np.asarray(part) for part in (range(len(places)), [0] * len(places), places, [length] * len(places))))
@@ -113,7 +113,7 @@ def test_no_gather_leaves_its_file(mapped: tuple[MappedFiles, dict[int, int]], d
             lambda: files.gather(np.asarray(places), length),
             lambda: files.fill(np.zeros((3, 9), np.uint16), runs),
         ):
-            with pytest.raises(StoreError, match="do not lie in its data files"):
+            with pytest.raises(StoreError, match="lie outside its data files"):
                 read()
         return
     assert files.gather(np.asarray(places), length).tolist() == expected
@@ -124,5 +124,5 @@ def test_no_gather_leaves_its_file(mapped: tuple[MappedFiles, dict[int, int]], d
 
 @pytest.mark.parametrize(("offset", "tokens"), [(-2, 1), (0, 5001), (9_998, 2), (2**63, 1), (0, 2**63), (0, -1)])
 def test_a_page_outside_its_file_has_no_place(mapped: tuple[MappedFiles, dict[int, int]], offset: int, tokens: int):
-    with pytest.raises(StoreError, match="but it ends at byte 10,001: it is damaged"):
+    with pytest.raises(StoreError, match="exceed its 10,001 bytes; restore it"):
         mapped[0].place(0, offset, tokens)

@@ -18,8 +18,8 @@ from lightning_lance.format.commit import replace_fragments
 from lightning_lance.format.lance_io import data_files, write_rows
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.rows import BLOCK
-from lightning_lance.maintenance.compaction import clean_up
 from lightning_lance.maintenance.forgetting import forget
+from lightning_lance.maintenance.removal import clean_up
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
 from tests.support.stores import ListSource, append_commit, documents, only_append, packed
@@ -123,7 +123,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
             TokenStore.open(tmp_path / place)
     foreign = str(tmp_path / "foreign.lance")
     lance.write_dataset(pa.table({"x": [1]}), foreign)
-    with pytest.raises(StoreError, match="is no token store"):
+    with pytest.raises(StoreError, match="is not a token store"):
         TokenStore.open(foreign)
     write(str(tmp_path / "new.lance"), [[(0, "C", [1])]])
     append_commit(
@@ -143,7 +143,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
 def test_a_store_that_two_built_at_once_is_refused(byte_store: MakeStore):
     store = byte_store("some text")
     append_commit(store.uri, lance.dataset(store.uri).to_table(), store.commit)
-    with pytest.raises(StoreError, match="holds 20 tokens and says 10: two processes built it at once"):
+    with pytest.raises(StoreError, match="has 20 tokens, but its metadata says 10: two processes built it at once"):
         TokenStore.open(store.uri)
 
 
@@ -167,7 +167,7 @@ def test_what_is_read_late_of_a_version_that_is_gone_is_read_of_one_that_holds_t
     stores = [TokenStore.open(uri, reader=reader) for _ in range(3)]
     documents_, tokens = stores[0].documents(STARTS, 5000), stores[0].read(STARTS, 5000)
     traveller = pickle.dumps(stores[2])
-    # The version is made once more of other files, as a merge does, and goes.
+    # The version is made once more from other files, as a merge does, and removed.
     before = lance.dataset(uri)
     made, notes = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
     replace_fragments(uri, before, before.schema, made, notes, stores[0].commit, None)
@@ -198,7 +198,7 @@ def test_what_no_version_holds_any_more_is_said(tmp_path: Path, reader: str):
         reads.append(lambda: never.read(STARTS, 5))
     for read in reads:
         with pytest.raises(
-            StoreError, match=r"Version 1 of the token store .* cannot be read any more: it was removed"
+            StoreError, match=r"Version 1 of the token store .* was removed, and no other version has the same content"
         ):
             read()
     with pytest.raises(StoreError, match=r"no version of .* ends there"):
@@ -232,10 +232,10 @@ def test_a_store_that_was_built_anew_by_another_recipe_is_never_taken_for_the_sa
             lambda: pickle.loads(traveller),
         ]
         for read in reads if store.reader == "mapped" else [*reads, lambda: stores[1].read(STARTS, 5)]:
-            with pytest.raises(StoreReplaced, match="built anew by another recipe while it was read"):
+            with pytest.raises(StoreReplaced, match="was replaced by one with other settings while it was read"):
                 read()
     assert [name for name in lance.dataset(uri).tags.list() if name.startswith("checkpoint")] == []
-    # Of the same recipe, it is the same.
+    # With the same recipe, it is the same store.
     prepare(GROWING, ByteTokenizer(), uri, val_fraction=0.0, rebuild=True)
     assert stores[0].documents(STARTS, 5).num_rows == 2
     assert pickle.loads(traveller).fingerprint == stores[0].fingerprint
