@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import traceback
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lightning_lance.cli.interrupts import InterruptHandler
-from lightning_lance.cli.overrides import is_secret_key, shown_override
+from lightning_lance.cli.overrides import shown_override
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.formatting import pluralize
@@ -22,12 +25,12 @@ _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=
 # What `prepare` reads: groups, keys and nodes of the root of the configuration, and keys below `data`.
 _ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir", "corpus", "build")
 _DATA = ("verify",)
-# How options of object stores begin, among the arguments of a command.
+# How options of object stores begin, where they are given like the other pairs of a command.
 _OPTIONS = ("aws_", "azure_", "google_", "allow_http")
 
 USAGE = """\
 lightning-lance prepare key=value ...   build the token store, without training
-lightning-lance verify URI              hold a token store against its checksums; sample=0.1 reads a tenth of its files
+lightning-lance verify URI              check a token store against its checksums; sample=0.1 reads a tenth of its files
 lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; purge=true removes old versions too
 lightning-lance clean URI               mend damaged tags, remove what killed builders left, and say what was done
 lightning-lance verify-resume CKPT      show that a run goes on exactly where a checkpoint was saved
@@ -36,34 +39,35 @@ lightning-lance --version
 Keys are those of the configuration: source=github_code 'languages=[Python]' tokenizer=gpt_neox max_documents=5_000_000
 lightning-lance prepare --cfg job       show the configuration
 lightning-lance prepare --help          show the keys that it reads, and the options of the groups
-A store that has moved: verify-resume CKPT uri=PLACE, or NAME=PLACE where there are several.
+lightning-lance COMMAND --help          say more of another command
 """
 
-# What each command expects; the first line is said where something else comes.
-_EXPECTED = {
-    "verify": """\
-verify URI, and after it sample=0.1 (a share of the data files) or storage options
-
-Holds every file of a token store against its checksum, and names what is damaged; nothing is changed.
-""",
-    "forget": """\
-forget URI key=value, as in repo=owner/name, and after it purge=true or storage options
-
-Leaves out all documents for which each key=value holds, now and when the store grows. The keys are id, language, and the words
-of source.columns. purge=true also removes the versions from before, which checkpoints may need.
-""",
-    "clean": """\
-clean URI, and after it storage options
-
-Mends what is provably damaged and removes what is left over of killed builders, and says so line by line. Nothing else changes:
-what it cannot tell is left, and named. Stop builds first, or let them end: what is theirs is left to them.
-""",
-    "verify-resume": """\
-verify-resume CKPT, and after it uri=PLACE where the store has moved
-
-Works out all windows of the checkpoint's epoch anew, holds their digest against the one saved in it, and shows the windows that
-come next. Where there are several stores, NAME=PLACE says where each of them is.
-""",
+_OPTION_HELP = (
+    f"an option of the object store; where none is given, a pair that begins with {', '.join(_OPTIONS)} is one"
+)
+# The arguments of each command, and what it does.
+_COMMANDS = {
+    "verify": (
+        "URI [sample=SHARE] [--storage-option KEY=VALUE ...]",
+        """Check every file of a token store against its checksum, and name what is damaged. Nothing is changed. sample=0.1
+        checks a tenth of the data files.""",
+    ),
+    "forget": (
+        "URI KEY=VALUE ... [purge=true] [--storage-option KEY=VALUE ...]",
+        """Leave out all documents for which each KEY=VALUE holds, now and when the store grows. The keys are id, language, and
+        the words of source.columns, as in repo=owner/name. purge=true also removes the older versions: checkpoints may need
+        them.""",
+    ),
+    "clean": (
+        "URI [--storage-option KEY=VALUE ...]",
+        """Mend what is provably damaged, remove what killed builders left, and say so line by line. What it cannot judge
+        stays, and is named. Stop builds first, or let them end: their files are left to them.""",
+    ),
+    "verify-resume": (
+        "CKPT [uri=PLACE | NAME=PLACE ...] [--storage-option KEY=VALUE ...]",
+        """Work out all windows of the checkpoint's epoch anew, compare their digest with the one saved in it, and show the
+        next windows. uri=PLACE says where the store has moved, NAME=PLACE where there are several stores.""",
+    ),
 }
 
 
@@ -90,7 +94,8 @@ def _prepare(config: DictConfig) -> None:
     BatchOptions(**{field.name: data[field.name] for field in fields(BatchOptions)})
     serving = ServingOptions(**{field.name: data[field.name] for field in fields(ServingOptions)})
     serving.check_names([*corpora], list(built[0].source.wanted or ()) if len(built) == 1 else [])
-    check_one_tokenizer(corpora)
+    if build.wait_for_tokens is None:
+        check_one_tokenizer(corpora)
     if (fim := fill_in_the_middle(data["fim"])) and built:
         FillInTheMiddle.named(built[0].tokenizer, **{**vars(fim), "seed": fim.seed or 0})
     for corpus in corpora.values():
@@ -105,44 +110,70 @@ def _prepare(config: DictConfig) -> None:
         )
 
 
-def _place_and_rest(name: str, arguments: list[str]) -> tuple[str, dict[str, str]]:
-    """Take apart the arguments of a command: a place, then key=value ..."""
-    place, *rest = arguments or [""]
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}.")
+
+
+def _read_arguments(
+    name: str, arguments: Sequence[str], keys: Collection[str] | None = None
+) -> tuple[str, dict[str, str], dict[str, str]]:
+    """Read a place, key=value pairs (`keys`: the possible ones, None for any), and options of the place's object store."""
+    usage, description = _COMMANDS[name]
+    parser = _Parser(f"lightning-lance {name}", f"lightning-lance {name} {usage}", description, allow_abbrev=False)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--storage-option", action="append", default=[], metavar="KEY=VALUE", help=_OPTION_HELP)
+    given, unknown = parser.parse_known_intermixed_args(arguments)
+    place, *words = given.words or [""]
     # A place may have a = in it, as Lightning's checkpoints do.
-    if not place or place.startswith("-") or ("=" in place and "://" not in place and not Path(place).exists()):
-        _expect(name, arguments[0] if arguments else "nothing")
+    if unknown or not place or ("=" in place and "://" not in place and not Path(place).exists()):
+        _expect(name, unknown[0] if unknown else place or "nothing")
+    # Where options are given as such, a column may be called azure_x.
+    prefixes = () if given.storage_option or "://" not in place else _OPTIONS
     pairs: dict[str, str] = {}
-    for argument in rest:
-        key, is_pair, value = argument.partition("=")
-        if not is_pair:
-            _expect(name, argument)
-        if key in pairs:
-            both = "" if is_secret_key(key) or key.startswith(_OPTIONS) else f", as {pairs[key]} and {value}"
-            fail(f"{key} is given twice{both}: give it once, and the other to another run.")
-        pairs[key] = value
-    remember_options({key: value for key, value in pairs.items() if key.startswith(_OPTIONS)})
-    return place, pairs
+    options: dict[str, str] = {}
+    marked = [(word, True) for word in given.storage_option] + [(word, word.startswith(prefixes)) for word in words]
+    for word, is_option in marked:
+        key, is_pair, value = word.partition("=")
+        if not is_pair or not (is_option or keys is None or key in keys):
+            _expect(name, word)
+        if key in (options if is_option else pairs):
+            fail(f"{key} is given twice: give it once, and the other to another run.")
+        (options if is_option else pairs)[key] = value
+    remember_options(options)
+    return place, pairs, options
 
 
 def _expect(name: str, got: str) -> NoReturn:
-    fail(f"got {shown_override(got)}, expected {_EXPECTED[name].splitlines()[0]}.")
+    fail(f"got {shown_override(got)}, expected {name} {_COMMANDS[name][0]}.")
 
 
-def _verify_resume(arguments: list[str]) -> None:
-    file, moved = _place_and_rest("verify-resume", arguments)
-    from lightning_lance.inspection.resume import verify_resume
-
+@contextmanager
+def _ending_in_a_sentence(interrupted: str) -> Iterator[None]:
+    """Say errors in one sentence, and on Ctrl-C what it means for the store."""
+    signals = InterruptHandler()
     try:
-        say(*verify_resume(file, {"" if name == "uri" else name: place for name, place in moved.items()}).splitlines())
+        with signals:
+            yield
     except LightningLanceError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        sys.exit(signals.exit_code)
 
 
-def _verify(arguments: list[str]) -> None:
-    uri, options = _place_and_rest("verify", arguments)
-    asked = options.pop("sample", "1")
-    if options and "://" not in uri:
-        _expect("verify", "=".join(next(iter(options.items()))))
+def _verify_resume(arguments: Sequence[str]) -> None:
+    file, moved, options = _read_arguments("verify-resume", arguments)
+    uris = {"" if name == "uri" else name: place for name, place in moved.items()}
+    from lightning_lance.inspection.resume import verify_resume
+
+    with _ending_in_a_sentence("nothing was changed."):
+        say(*verify_resume(file, uris, options).splitlines())
+
+
+def _verify(arguments: Sequence[str]) -> None:
+    uri, pairs, options = _read_arguments("verify", arguments, ("sample",))
+    asked = pairs.get("sample", "1")
     try:
         sample = float(asked)
     except ValueError:
@@ -151,13 +182,8 @@ def _verify(arguments: list[str]) -> None:
         fail(f"sample is {asked}: expected a share of the data files, above 0 and up to 1, such as 0.1.")
     from lightning_lance.maintenance.integrity import verify_store
 
-    try:
+    with _ending_in_a_sentence("nothing was changed."):
         problems = verify_store(uri, options, sample)
-    except LightningLanceError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted: nothing was changed.", file=sys.stderr)
-        sys.exit(130)
     for problem in problems:
         say(str(problem))
     if problems:
@@ -165,21 +191,12 @@ def _verify(arguments: list[str]) -> None:
     say(f"{uri}: {'all' if sample == 1 else f'the sample of {sample:.3g}'} is as it was written.")
 
 
-def _clean(arguments: list[str]) -> None:
-    uri, options = _place_and_rest("clean", arguments)
-    if options and "://" not in uri:
-        _expect("clean", "=".join(next(iter(options.items()))))
+def _clean(arguments: Sequence[str]) -> None:
+    uri, _, options = _read_arguments("clean", arguments, ())
     from lightning_lance.maintenance.cleanup import clean
 
-    signals = InterruptHandler()
-    try:
-        with signals:
-            cleaned = clean(uri, options)
-    except LightningLanceError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted: run it again, it ends what was begun.", file=sys.stderr)
-        sys.exit(signals.exit_code)
+    with _ending_in_a_sentence("run it again, it ends what was begun."):
+        cleaned = clean(uri, options)
     for line in [*cleaned.done, *cleaned.left]:
         say(f"{line}.")
     if cleaned.left:
@@ -188,32 +205,20 @@ def _clean(arguments: list[str]) -> None:
         say(f"{uri}: nothing to clean.")
 
 
-def _forget(arguments: list[str]) -> None:
-    uri, rule = _place_and_rest("forget", arguments)
+def _forget(arguments: Sequence[str]) -> None:
+    uri, rule, options = _read_arguments("forget", arguments)
     purge = rule.pop("purge", "false")
-    # Words of a store are single; options of object stores have an underscore and a prefix.
-    options = {name: rule.pop(name) for name in [*rule] if name.startswith(_OPTIONS)}
     if not rule:
         _expect("forget", "no key=value")
     if purge not in ("true", "false"):
         _expect("forget", f"purge={purge}")
     from lightning_lance.maintenance.forgetting import forget
 
-    signals = InterruptHandler()
-    try:
-        with signals:
-            done = forget(
-                uri,
-                rule,
-                options,
-                purge == "true",
-                lambda *found: say(f"{_documents(found, 'match', 'matches')}."),
-            )
-    except LightningLanceError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted: all is forgotten or nothing: run it again, it ends what was begun.", file=sys.stderr)
-        sys.exit(signals.exit_code)
+    def tell(*found: int) -> None:
+        say(f"{_documents(found, 'match', 'matches')}.")
+
+    with _ending_in_a_sentence("all is forgotten or nothing: run it again, it ends what was begun."):
+        done = forget(uri, rule, options, purge == "true", tell)
     if done.documents:
         what = _documents((done.documents, done.tokens), "are forgotten", "is forgotten")
         say(f"{uri}: {what}, version {done.version}.")
@@ -233,7 +238,7 @@ def _forget(arguments: list[str]) -> None:
         )
 
 
-def _documents(found: tuple[int, int], do: str, does: str) -> str:
+def _documents(found: Sequence[int], do: str, does: str) -> str:
     number, tokens = found
     return f"{pluralize(number, 'document')} ({pluralize(tokens, 'token')}) {does if number == 1 else do}"
 
@@ -260,16 +265,8 @@ def _main() -> None:
 
         sys.argv[:] = [f"{sys.argv[0]} prepare", *rest, *_NO_FOLDER]
         command(_prepare, trains=False)()
-    elif name in _EXPECTED and {"-h", "--help"} & {*rest}:
-        print(f"lightning-lance {_EXPECTED[name]}", end="")
-    elif name == "verify-resume":
-        _verify_resume(rest)
-    elif name == "forget":
-        _forget(rest)
-    elif name == "verify":
-        _verify(rest)
-    elif name == "clean":
-        _clean(rest)
+    elif name in _COMMANDS:
+        {"verify": _verify, "forget": _forget, "clean": _clean, "verify-resume": _verify_resume}[name](rest)
     elif name == "--version":
         from importlib.metadata import version
 

@@ -307,10 +307,6 @@ class RowFilter:
             passes &= condition.keeps(None) if values is None else condition.mask(values, where)
         return table if passes.all() else table.filter(pa.array(passes))
 
-    def keeps(self, value_of: Callable[[str], Any]) -> bool:
-        """Return whether a line of JSON passes; `value_of` gives its value of a column."""
-        return all(condition.keeps(value_of(condition.column)) for condition in self.conditions)
-
 
 def _among(words: pa.Array, wanted: Iterable[str]) -> np.ndarray:
     return np.asarray(pc.is_in(words, value_set=pa.array(sorted(wanted), pa.string()), skip_nulls=True))

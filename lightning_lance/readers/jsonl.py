@@ -1,4 +1,4 @@
-"""JSON Lines, wherever they are: read in blocks of whole lines, each line a row, whatever it holds."""
+"""JSON Lines, local or remote, read in blocks of whole lines. Each line is a row."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from lightning_lance.readers.json_table import (
     NOT_JSON,
     PASSES,
     SPACE,
-    LineParser,
     is_there,
     parsed,
     rows_of,
+    table_of,
     type_of,
     value_of,
-    whole_objects,
 )
 
-# What is read and parsed at a time: the first blocks are smaller, since the tokenizer waits for them.
-_FIRST_BLOCK, BLOCK_BYTES = 256 << 10, 4 << 20
-# What is fetched at a time of a remote file, the first times less: opening looks at its beginning.
+# Bytes read and parsed at a time: the first blocks are smaller, since the tokenizer waits for them.
+_FIRST_BLOCK, BLOCK_BYTES = 256 << 10, 1 << 20
+# Where the search for columns ends.
+_LOOKED_AT = 7 << 20
+# Bytes fetched at a time of a remote file, fewer at first: opening looks at its beginning.
 _FIRST_PIECE, _PIECE_BYTES = 128 << 10, 4 << 20
-# Rows given together.
+# Rows of a table.
 _TABLE_ROWS = 1000
-# Arrow counts the bytes of a block in 31 bits; and what has no line ends is no such file.
+# A file without line ends is no JSON Lines.
 _LONGEST_LINE = 1 << 30
 _BOM = b"\xef\xbb\xbf"
 
@@ -45,7 +46,7 @@ class NotLines(Exception):  # noqa: N818 - not an error: another reader knows su
 
 
 class _Remote:
-    """A remote file, read once from a place on to its end, in pieces of some size."""
+    """A remote file, read from a place to its end in growing pieces."""
 
     def __init__(self, file: Any, place: int) -> None:
         self._file, self._place, self._size = file, place, file.size
@@ -93,19 +94,19 @@ class LinesShard:
         self._compressed = self._name.endswith((".gz", ".zst"))
 
     def columns(self, wanted: Sequence[str], text: str | None = None) -> list[str]:
-        """Return the names of its columns, as far as needed to see those that are wanted, in some MB at most.
+        """Return the names of its columns, from as many lines as show the wanted ones, some MB at most.
 
         Args:
             wanted: Columns, or fields of objects in them.
-            text: Which of them has to hold text; None for none.
+            text: The column that has to hold text; None for none.
 
         Raises:
-            UnfitShard: If the text is there, and never one.
+            UnfitShard: If that column is there, and holds no text.
         """
         found: dict[str, None] = {}
         others: list[Any] = []
         is_text = text is None
-        # Of objects that are asked for a field, the fields are told.
+        # The fields of objects of which one is wanted, for messages.
         outer = {name.split(".")[0] for name in wanted if "." in name}
         for start, block in self._blocks(0):
             lines, bad = rows_of(block), 0
@@ -124,7 +125,7 @@ class LinesShard:
                     return list(found)
             if lines and bad == len(lines):
                 self._refuse(block)
-            if start + len(block) >= self._block_bytes:
+            if start + len(block) >= _LOOKED_AT:
                 break
         if not is_text and others:
             raise UnfitShard(
@@ -136,36 +137,36 @@ class LinesShard:
     def tables(
         self, columns: Sequence[str], text: str, filters: RowFilter | None, row: int, starts: dict[int, int]
     ) -> Generator[tuple[int, pa.Table], None, None]:
-        """Read the rows that a filter lets through; a line that is no JSON object passes any.
+        """Read the rows that a filter lets through. A line that is no JSON object passes any filter.
 
         Args:
             columns: Columns to read. All but the text are spelled as strings; the text is bytes, as some are not UTF-8.
             text: The column of the text.
             filters: The filter, of some of the columns.
-            row: How many of the rows to pass over; without a filter, they are not parsed.
-            starts: Place in the file to the rows that pass before it, as far as known; filled here where the file is not
-                compressed, for when a reading is taken up again.
+            row: Rows to skip; without a filter, they are not parsed.
+            starts: Place in the file to the rows that pass before it, as far as known. Filled here for uncompressed files, so
+                that a later reading begins there.
 
         Yields:
-            The place of a table's first row among the rows that pass, and the table, which has `NOT_JSON` (bool) besides; its
-            first rows may lie before `row`.
+            The place of a table's first row among the rows that pass, and the table, with `NOT_JSON` (bool). Its first rows may
+            lie before `row`.
 
         Raises:
-            NotLines: If the file is of another kind, before anything is given.
-            UnfitShard: If it begins with some MB of lines that have no text, before anything is given.
+            NotLines: If the file is of another kind, before the first table.
+            UnfitShard: If it begins with some MB of lines without text, before the first table.
         """
         start = max((place for place, before in starts.items() if before <= row), default=0)
-        first, begun, parser = starts.get(start, 0), start > 0, LineParser(columns, text, filters)
+        first, begun = starts.get(start, 0), start > 0
         for place, block in self._blocks(start):
             if not self._compressed:
                 starts[place] = first
-            objects = whole_objects(block)
-            if (count := len(rows_of(block)) if objects is None else objects) == 0:
+            lines = rows_of(block)
+            if not lines:
                 continue
-            if filters is None and first + count <= row:
-                first, begun = first + count, True
+            if filters is None and first + len(lines) <= row:
+                first, begun = first + len(lines), True
                 continue
-            table = parser.table(block, objects)
+            table = table_of(lines, columns, text, filters)
             if not begun and pc.all(table.column(NOT_JSON)).as_py():
                 self._refuse(block)
             if not begun and text in columns and table.column(text).null_count == len(table):
@@ -180,7 +181,7 @@ class LinesShard:
             first += len(table)
 
     def _check_text(self, text: str) -> None:
-        """Refuse a file whose first lines, as many as are looked at, have no such key, or no text there but other values."""
+        """Check that the first lines have the column of the text, and that it holds text."""
         found = self.columns([text], text)
         if text not in found:
             raise UnfitShard(
@@ -192,7 +193,7 @@ class LinesShard:
         raise ValueError(f"no line of its first {len(block)} bytes is a JSON object")
 
     def _blocks(self, start: int) -> Generator[tuple[int, bytes], None, None]:
-        """Read whole lines, some MB at a time, each with its place in the text."""
+        """Read blocks of whole lines, each with its place in the text."""
         held: list[bytes | memoryview] = []
         size, place = min(_FIRST_BLOCK, self._block_bytes), start
         raw, stream = self._open(start)
@@ -213,7 +214,7 @@ class LinesShard:
                 elif sum(map(len, held)) > _LONGEST_LINE:
                     raise ValueError(f"a line is longer than {_LONGEST_LINE} bytes")
             last = b"".join(held)
-            # Between two frames a compressed file may be cut off and still look whole; but seldom at a line end.
+            # A compressed file that was cut off between two frames looks whole, but seldom ends at a line end.
             if self._compressed and last.strip(SPACE) and parsed(last) is None:
                 raise EOFError("the file ends in the middle of a line")
             if last:
@@ -224,21 +225,21 @@ class LinesShard:
             raw.close()
 
     def _open(self, start: int) -> tuple[Any, Any]:
-        """Open the file, and give it and what decompresses it."""
+        """Open the file. Return it and its decompressed stream."""
         raw: Any
         if "://" in self._path:
             from fsspec.core import url_to_fs
 
             fs, place = url_to_fs(self._path, **self._options)
-            # No cache of fsspec's: it fetches what is near, and we read on.
+            # Without a cache of fsspec, which would fetch more than is read.
             raw = _Remote(fs.open(place, "rb", cache_type="none"), start)
         else:
-            raw = Path(self._path).open("rb")  # noqa: SIM115 - closed by who asked
+            raw = Path(self._path).open("rb")  # noqa: SIM115 - closed by the caller
             raw.seek(start)
         if self._name.endswith(".gz"):
             return raw, gzip.GzipFile(fileobj=raw)
         if self._name.endswith(".zst"):
-            # Unlike others, it tells of a file that ends within a frame.
+            # Unlike other decompressors, it reports a file that ends within a frame.
             return raw, pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), "zstd")
         return raw, raw
 

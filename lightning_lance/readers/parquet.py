@@ -1,11 +1,9 @@
-"""Row groups of a Parquet file, wherever it is: only the columns that are asked for, and not a row group too many."""
+"""Row groups of a Parquet file, local or remote: only the wanted columns, and only the row groups that are needed."""
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Generator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -14,66 +12,46 @@ import pyarrow.parquet as pq
 from lightning_lance.documents.columns import leaves, simple_table, steps_to, type_at
 from lightning_lance.documents.filters import Condition, RowFilter
 
-# What is decoded at a time: rows of about so many bytes, and so many at most, since some are much longer than the others.
+# Rows decoded at a time: about so many bytes, and so many rows at most, since some rows are much longer than others.
 _DECODED_BYTES, _DECODED_ROWS = 8 << 20, 512
-# What lies between two columns is fetched too where it is less: a request takes as long as so many bytes.
+# Smaller gaps between two columns are fetched too: a request takes as long as so many bytes.
 _HOLE_BYTES = 64 << 10
 # Larger row groups are fetched piece by piece, so that memory does not follow them.
 _AHEAD_BYTES, _PIECE_BYTES = 64 << 20, 8 << 20
-# The same of a local file, of each column.
+# Read at a time of each column of a local file.
 _LOCAL_PIECE_BYTES = 1 << 20
-# The footer is at the end, and mostly no larger.
+# Read at the end of a file: most footers are smaller.
 _FOOTER_BYTES = 64 << 10
 
 
-class _Parts(io.RawIOBase):
-    """A remote file as Arrow reads it: out of parts that were fetched ahead, else by a request of its own."""
+class _Parts:
+    """Fetches parts of a remote file ahead, and other bytes as they are read.
 
-    def __init__(self, file: Any) -> None:
-        super().__init__()
-        self._file, self._size, self._place = file, int(file.size), 0
-        self._footer = (self._size, b"")
-        self._parts: list[tuple[int, bytes]] = []
+    fsspec's `KnownPartsOfAFile` fails, warns or returns zeros for other bytes, by its version; `cat_ranges` opens a file of the
+    Hub anew for each range, with a cache that fetches more.
+    """
 
-    def ahead(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """Fetch (begin, end) ranges, in place of those before."""
-        self._parts = []
-        self._parts = [(low, self._fetch(low, high)) for low, high in ranges]
+    def __init__(self, fetcher: Callable[[int, int], bytes], size: int) -> None:
+        self._fetcher, self._size = fetcher, size
+        self._known: dict[tuple[int, int], bytes] = {}
 
-    def readable(self) -> bool:
-        return True
+    def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Fetch (begin, end) ranges, and forget earlier ones."""
+        self._known = {}
+        self._known = {known: self._whole(*known) for known in ranges}
 
-    def seekable(self) -> bool:
-        return True
+    def fetch(self, start: int, end: int) -> bytes:
+        """Return bytes of the file."""
+        end = min(end, self._size)
+        for (low, high), data in self._known.items():
+            if low <= start and end <= high:
+                return data[start - low : end - low]
+        return self._whole(start, end)
 
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        return self._place
-
-    def read(self, size: int | None = -1) -> bytes:
-        low = self._place
-        high = self._size if size is None or size < 0 else min(low + size, self._size)
-        self._place = max(low, high)
-        for begin, data in (self._footer, *self._parts):
-            if begin <= low and high <= begin + len(data):
-                return data[low - begin : high - begin]
-        if high == self._size and high - low <= _FOOTER_BYTES:
-            # Asked for again and again: by the reader, and by who looks at the statistics.
-            begin = max(0, high - _FOOTER_BYTES)
-            self._footer = (begin, self._fetch(begin, high))
-            return self._footer[1][low - begin :]
-        return self._fetch(low, high)
-
-    def _fetch(self, low: int, high: int) -> bytes:
-        if low >= high:
-            return b""
-        self._file.seek(low)
-        data = bytes(self._file.read(high - low))
-        if len(data) < high - low:
-            raise ConnectionError(f"{len(data)} of {high - low} bytes came")
+    def _whole(self, start: int, end: int) -> bytes:
+        data = bytes(self._fetcher(start, end)) if start < end else b""
+        if len(data) < end - start:
+            raise ConnectionError(f"{len(data)} of {end - start} bytes came")
         return data
 
 
@@ -86,22 +64,29 @@ class ParquetShard:
     """
 
     def __init__(self, path: str, storage_options: Mapping[str, Any]) -> None:
-        #: In words, for messages.
+        #: For messages.
         self.name = f"shard {path!r}"
         self._parts: _Parts | None = None
-        self._remote: Any = None
         if "://" in path:
+            from fsspec.caching import BaseCache
             from fsspec.core import url_to_fs
 
             fs, place = url_to_fs(path, **storage_options)
-            # No cache of fsspec's: it fetches what is near, and we know what is needed.
-            self._remote = fs.open(place, "rb", cache_type="none")
-            self._parts = _Parts(self._remote)
-        # Reading ahead inside Arrow goes on after a reader is closed: a build that stops in the middle of a shard because its
-        # budget is met would abort or hang at exit.
-        # As bytes, since some names are not UTF-8.
-        self._source: Any = self._parts if self._parts is not None else pa.OSFile(os.fsencode(path))
-        piece = _LOCAL_PIECE_BYTES if self._parts is None else _PIECE_BYTES
+            # Without a cache of fsspec, which would fetch more than is needed.
+            self._source: Any = fs.open(place, "rb", cache_type="none")
+            cache: Any = getattr(self._source, "cache", None)
+            # Else it is in memory, on a disk, behind one lasting connection, or in a cache that the user has chosen.
+            if type(cache) is BaseCache:
+                size = int(self._source.size)
+                self._parts = _Parts(cache.fetcher, size)
+                self._source.cache = BaseCache(cache.blocksize, self._parts.fetch, size)
+                self._parts.ahead([(max(0, size - _FOOTER_BYTES), size)])
+        else:
+            # As bytes, since some names are not UTF-8.
+            self._source = pa.OSFile(os.fsencode(path))
+        piece = _PIECE_BYTES if "://" in path else _LOCAL_PIECE_BYTES
+        # Arrow's own reading ahead (`pre_buffer`) goes on after a reader is closed: a build that stops in the middle of a shard
+        # because its budget is met would abort or hang at exit.
         self._file = pq.ParquetFile(self._source, buffer_size=piece, pre_buffer=False)
         coded = [field.name for field in self._file.schema_arrow if _is_coded_text(field.type)]
         if coded:
@@ -121,9 +106,7 @@ class ParquetShard:
 
     def __exit__(self, *exception: object) -> None:
         self._file.close(force=True)
-        for file in (self._source, self._remote):
-            if file is not None:
-                file.close()
+        self._source.close()
 
     @property
     def columns(self) -> list[str]:
@@ -132,7 +115,7 @@ class ParquetShard:
 
     @property
     def num_rows(self) -> int:
-        """How many rows it has, wanted or not."""
+        """The number of its rows, wanted or not."""
         return int(self._file.metadata.num_rows)
 
     def tables(
@@ -141,15 +124,13 @@ class ParquetShard:
         """Read the rows that a filter lets through.
 
         Args:
-            columns: Columns, or fields of them (see columns.py), to read, those of the filter among them; those that are not
-                there are passed over.
-            filters: The filter; row groups that cannot hold such rows, by their statistics, are not read.
-            row: How many of the rows to pass over. Of the row groups before it, only the filter's columns are read, if any.
-            starts: Row group to the rows that pass before it, as far as known; filled here, for when a reading is taken up
-                again.
+            columns: Columns to read, or fields of them (see columns.py), with those of the filter; missing ones are skipped.
+            filters: The filter. Row groups that cannot hold such rows, by their statistics, are not read.
+            row: Rows to skip. Of the row groups before it, only the columns of the filter are read, if any.
+            starts: Row group to the rows that pass before it, as far as known. Filled here for a later reading.
 
         Yields:
-            The place of a table's first row among the rows that pass, and the table; its first rows may lie before `row`.
+            The place of a table's first row among the rows that pass, and the table. Its first rows may lie before `row`.
         """
         groups = self._groups(filters)
         first = 0
@@ -187,7 +168,7 @@ class ParquetShard:
         return condition.possible(kind, column.statistics, rows)
 
     def _leaves(self, columns: Sequence[str]) -> list[int]:
-        """Return the places of the leaves of some columns among those of the file, without those that are not there."""
+        """Return the places of the leaves of some columns among those of the file, without missing ones."""
         ways = [steps for steps in (steps_to(self.schema, name) for name in columns) if steps is not None]
         return sorted({leaf for steps in ways for leaf in leaves(self.schema, steps)})
 
@@ -201,7 +182,7 @@ class ParquetShard:
     ) -> Generator[pa.Table, None, None]:
         found = self._leaves(columns)
         described = self._file.metadata.row_group(group)
-        if not found:  # all that is asked of is missing, so each row is as the others
+        if not found:  # all columns are missing, so all rows are alike
             rows = pa.table({"": pa.nulls(described.num_rows)})
             yield rows if filters is None else filters.passing(rows, self.name)
             return
@@ -211,27 +192,24 @@ class ParquetShard:
         size = sum(described.column(i).total_uncompressed_size for i in found)
         rows = min(max(_DECODED_BYTES * described.num_rows // max(size, 1), 1), _DECODED_ROWS)
         paths = [self._file.schema.column(i).path for i in found]
-        # Without threads, so that a remote file is read by this one, and by none when it is done with.
+        # Without threads: a remote file is read by this thread only, and by none after its end.
         for batch in self._file.iter_batches(rows, [group], paths, use_threads=False):
             table = simple_table(pa.Table.from_batches([batch]))
             yield table if filters is None else filters.passing(table, self.name)
 
     def _ranges(self, group: int, found: Sequence[int]) -> list[tuple[int, int]]:
         """Return the places of a row group's columns in the file, neighbours joined."""
-        described = self._file.metadata.row_group(group)
-        ranges = []
-        for i in found:
-            column = described.column(i)
-            low = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
-            ranges.append((low, low + column.total_compressed_size))
-        ranges.sort()
-        joints = [i for i, (before, after) in enumerate(pairwise(ranges)) if after[0] - before[1] > _HOLE_BYTES]
-        borders = [-1, *joints, len(ranges) - 1]
-        return [(ranges[low + 1][0], ranges[high][1]) for low, high in pairwise(borders) if ranges]
+        from fsspec.utils import merge_offset_ranges
+
+        columns = [self._file.metadata.row_group(group).column(i) for i in found]
+        begins = [min(filter(None, (each.dictionary_page_offset, each.data_page_offset))) for each in columns]
+        ends = [begin + each.total_compressed_size for begin, each in zip(begins, columns, strict=True)]
+        _, begins, ends = merge_offset_ranges([""] * len(columns), begins, ends, max_gap=_HOLE_BYTES)
+        return list(zip(begins, ends, strict=True))
 
 
 def _is_coded_text(kind: pa.DataType) -> bool:
-    """Return whether a column is of strings that are kept as numbers, as pandas and Polars write categories."""
+    """Return whether a column holds strings as numbers, as pandas and Polars write categories."""
     if not pa.types.is_dictionary(kind):
         return False
     return bool(pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))

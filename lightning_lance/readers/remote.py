@@ -1,19 +1,16 @@
-"""Files elsewhere, read by whatever fsspec knows."""
+"""Remote files, read by the file systems of fsspec."""
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_lance.errors import ConfigError
-
-if TYPE_CHECKING:
-    pass
 
 
 @cache
 def s3_session() -> Any:
-    """Make a session that passes over what `datasets` (5.2) sets for HTTP on the file system of any compressed file."""
+    """Return a session that ignores the HTTP options which `datasets` (5.2) gives to the file system of any compressed file."""
     try:
         from aiobotocore.session import AioSession
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""Patience with sources that fail: which errors time may cure, how long to wait, and when to give up.
+"""Retries: which errors are transient, how long to wait, and when to give up.
 
-The libraries below have retries of their own, which differ in what they try again, wait without jitter, cannot be counted, and
-multiply when they are stacked. So requests to the Hub are tried again here, one by one, before those libraries see the
-failure; what comes from elsewhere (a bucket, a disk) is tried again by who reads a shard.
+The libraries below retry by themselves: each retries other errors, waits without jitter and counts nothing, and their retries
+multiply when they are stacked. So requests to the Hub are retried here, one by one, before those libraries see the failure.
+Reads from elsewhere (a bucket, a disk) are retried by the reader of a shard.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from lightning_lance.process.request_logs import quiet_requests
 
 _log = logger(__name__)
 
-# The first wait is short, since most failures are one bad server of many; twice as long each time, up to a minute.
+# The first wait is short, since most failures are of one bad server among many. Each wait doubles, up to a minute.
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 60.0
-# A server that asks for more is asked again all the same: the Hub counts requests by windows of five minutes.
+# The longest wait that a server may ask for: the Hub counts requests in windows of five minutes.
 _LONGEST_ASKED = 300.0
-# A day: sockets take no number of seconds.
+# A day: sockets refuse larger numbers.
 _LONGEST_TIMEOUT = 86_400
 
-# Too early, too late, too many, and all that says that the server is at fault.
+# Too early, too late, too many, and faults of the server.
 _STATUSES = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
 _ERRNOS = {
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE,
     errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EAGAIN, errno.EINTR,
 }  # fmt: skip
-# By name, since they come from whichever of httpx, aiohttp, botocore, urllib3 and fsspec is in use: not one is imported here.
+# By name, since they come from httpx, aiohttp, botocore, urllib3 or fsspec, none of which is imported here.
 _NETWORK = {
     "TransportError", "ClientConnectionError", "ClientPayloadError", "ServerDisconnectedError", "FSTimeoutError",
     "EndpointConnectionError", "ConnectionClosedError", "HTTPClientError", "IncompleteRead", "ProtocolError",
@@ -59,10 +59,10 @@ _BAD_DATA = (
     zstandard.ZstdError,
 )
 
-# None remaining, and the seconds until there are more.
+# No requests remaining, and the seconds until there are more.
 _RATE_LIMIT = re.compile(r"\br=0;\s*t=(\d+)")
 
-# Errors of the network by their class, which no time cures: what was asked for cannot be.
+# Classes of network errors that are permanent: the request itself is impossible.
 _NEVER = {
     "OfflineModeIsEnabled",
     "UnsupportedProtocol",
@@ -77,15 +77,15 @@ _active = threading.local()
 
 
 class RetryPolicy:
-    """How failures of one source are borne; counts them.
+    """Retries failures of one source, and counts them.
 
     Args:
         name: The source, for messages.
-        max_retries: Tries after the first, in a row and without progress, before the source is given up.
-        timeout_seconds: How long a server may send nothing.
+        max_retries: Tries after the first, in a row and without progress, before it gives up.
+        timeout_seconds: The longest silence of a server.
 
     Raises:
-        ConfigError: If a number is none.
+        ConfigError: If a number is out of its range.
     """
 
     def __init__(self, name: str, max_retries: int, timeout_seconds: float) -> None:
@@ -98,22 +98,22 @@ class RetryPolicy:
                 f"{_LONGEST_TIMEOUT:,}."
             )
         self.timeout_seconds = float(timeout_seconds)
-        #: Failures that were waited for, by what happened.
+        #: Retried failures, by what happened.
         self.incidents: Counter[str] = Counter()
         # Many machines that fail together must not come back together.
         self._random = Random()
 
     def wait(self, tries: int, what: str, error: object, asked: float | None = None) -> None:
-        """Wait before something is tried again.
+        """Wait before the next try.
 
         Args:
-            tries: How often it has failed in a row.
+            tries: Failures in a row.
             what: What failed, for the message.
             error: How it failed.
             asked: Seconds that the server asked to wait.
 
         Raises:
-            SourceError: If it has failed too often.
+            SourceError: If there were too many failures.
         """
         told = str(error)
         if isinstance(error, BaseException):
@@ -132,7 +132,7 @@ class RetryPolicy:
         time.sleep(seconds)
 
     def call(self, what: str, function: Callable[[], _Result]) -> _Result:
-        """Do something, again and again while it fails in a way that time may cure."""
+        """Call a function, again as long as its error is transient."""
         tries = 0
         while True:
             try:
@@ -146,12 +146,13 @@ class RetryPolicy:
 
     @contextmanager
     def active(self) -> Generator[None, None, None]:
-        """Within it, requests of this thread to the Hub are tried again one by one, and are no lines of the log."""
+        """Retry each request of this thread to the Hub, and log none."""
         from huggingface_hub import get_session
 
         client: Any = get_session()
         if not getattr(client.send, "patient", False):
-            # All its requests go through this one public method; threads that are not in here notice nothing.
+            # All its requests go through this public method. A transport would see neither redirects nor cut bodies, and
+            # another client would end the requests of other threads.
             client.send = _patient(client.send)
         before = getattr(_active, "patience", None)
         _active.patience = self
@@ -162,7 +163,7 @@ class RetryPolicy:
             _active.patience = before
 
     def send(self, plain: Callable[..., Any], request: Any, options: Mapping[str, Any]) -> Any:
-        """Send a request of the Hub's client until there is an answer that time would not change."""
+        """Send a request of the Hub's client until the answer is no transient failure."""
         what = f"{request.method} {request.url}"
         tries = 0
         while True:
@@ -191,12 +192,12 @@ def _patient(plain: Callable[..., Any]) -> Callable[..., Any]:
 
     def send(request: Any, **options: Any) -> Any:
         patience = getattr(_active, "patience", None)
-        # `datasets` counts downloads elsewhere by the same client: that may fail.
+        # `datasets` counts downloads on another server by the same client: that may fail.
         if patience is None or not str(request.url).startswith(constants.ENDPOINT):
             return plain(request, **options)
         return patience.send(plain, request, options)
 
-    send.patient = True  # type: ignore[attr-defined] # a mark, so that a client is wrapped once
+    send.patient = True  # type: ignore[attr-defined] # so that a client is wrapped once
     return send
 
 
@@ -215,7 +216,7 @@ def _asked(headers: Mapping[str, str]) -> float | None:
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """Return an error and what it came from, the error first."""
+    """Return an error and its causes, the error first."""
     found: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in found:
@@ -225,11 +226,11 @@ def causes(error: BaseException) -> list[BaseException]:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Return whether the same may work later: the network, a server, or a disk that answers badly."""
+    """Return whether the same call may succeed later: the network, a server or a disk failed."""
     found = causes(error)
     if any(kind.__name__ in _NEVER for cause in found for kind in type(cause).__mro__):
         return False
-    # `datasets` keeps no more than the name of that error.
+    # `datasets` keeps only the name of that error.
     if any("OfflineModeIsEnabled" in str(cause) for cause in found):
         return False
     for cause in found:
@@ -250,7 +251,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _of_network(error: BaseException) -> BaseException:
-    """Return the cause that is the network's: some libraries say that a file is not found where its server is not."""
+    """Return the network error behind an error: some libraries say that a file is missing where its server is."""
     for cause in causes(error):
         if {kind.__name__ for kind in type(cause).__mro__} & _NETWORK:
             return cause
@@ -258,18 +259,18 @@ def _of_network(error: BaseException) -> BaseException:
 
 
 def is_bad_data(error: BaseException) -> bool:
-    """Return whether it is what was read that is wrong: no such format, cut off, or garbled."""
+    """Return whether the data is bad: of another format, cut off, or garbled."""
     return any(
         isinstance(cause, _BAD_DATA)
-        # Arrow and gzip tell of garbled bytes by an OSError that knows no errno; of JSON, `ValueError`.
+        # Arrow and gzip report garbled bytes by an OSError without errno, JSON by a `ValueError`.
         or (isinstance(cause, OSError) and cause.errno is None and not _is_refusal(cause))
         or type(cause) is ValueError
-        # Of `datasets`: a file has other columns than the first one.
+        # From `datasets`: a file has other columns than the first one.
         or type(cause).__name__ == "CastError"
         for cause in causes(error)
     )
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Return whether a server has answered, or access is denied; s3fs says that without an errno."""
+    """Return whether a server answered, or denied access: s3fs reports that without an errno."""
     return getattr(error, "response", None) is not None or isinstance(error, PermissionError)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_lance.cli.main import main
+from lightning_lance.errors import StoreError
 from tests.support.commands import COMMAND, run
 
 
@@ -106,8 +107,8 @@ def test_help_version_and_other_words(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("verify", "error: got nothing, expected verify URI, and after it sample=0.1 ("),
-        ("verify sample=2", "error: got sample=2, expected verify URI, and after it sample=0.1 ("),
+        ("verify", "error: got nothing, expected verify URI [sample=SHARE] [--storage"),
+        ("verify sample=2", "error: got sample=2, expected verify URI [sample=SHARE] [--storage"),
         (
             "verify x.lance sample=2",
             "error: sample is 2: expected a share of the data files, above 0 and up to 1, such as 0.1.",
@@ -117,12 +118,18 @@ def test_help_version_and_other_words(tmp_path: Path):
         ("verify x.lance all", "error: got all, expected verify URI"),
         ("verify x.lance", "error: There is no committed token store at '"),
         ("verify --all", "error: got --all, expected verify URI"),
-        ("forget x.lance", "error: got no key=value, expected forget URI key=value, as in repo=owner/name"),
+        ("forget x.lance", "error: got no key=value, expected forget URI KEY=VALUE ... [purge=true]"),
         ("forget repo=a/b", "error: got repo=a/b, expected forget URI"),
-        ("forget x.lance repo=a/b repo=c", "error: repo is given twice, as a/b and c: give it once, and the other to"),
+        ("forget x.lance repo=a/b repo=c", "error: repo is given twice: give it once, and the other to"),
         ("forget x.lance repo=a/b purge=1", "error: got purge=1, expected forget URI"),
+        ("verify s3://b/x aws_a=1 aws_a=2", "error: aws_a is given twice: give it once"),
+        ("verify s3://b/x --storage-option a=1 --storage-option a=2", "error: a is given twice: give it once"),
+        ("verify s3://b/x endpoint=y", "error: got endpoint=y, expected verify URI"),
+        ("clean x.lance --storage-option", "error: argument --storage-option: expected one argument."),
+        ("clean x.lance --storage-option endpoint", "error: got endpoint, expected clean URI"),
+        ("clean x.lance --storage endpoint=y", "error: got --storage, expected clean URI"),
         ("verify-resume uri=x", "error: got uri=x, expected verify-resume CKPT"),
-        ("verify-resume x.ckpt y", "error: got y, expected verify-resume CKPT, and after it uri=PLACE"),
+        ("verify-resume x.ckpt y", "error: got y, expected verify-resume CKPT [uri=PLACE | NAME=PLACE ...]"),
     ],
 )
 def test_the_other_commands_say_what_they_expect(
@@ -135,12 +142,41 @@ def test_the_other_commands_say_what_they_expect(
     assert str(ended.value.code).startswith(told)
 
 
-@pytest.mark.parametrize("name", ["verify", "forget", "verify-resume"])
+@pytest.mark.parametrize("name", ["verify", "forget", "clean", "verify-resume"])
 def test_help_of_a_command(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     for arguments in (["--help"], ["x.lance", "-h"]):
         monkeypatch.setattr(sys, "argv", ["lightning-lance", name, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: lightning-lance {name} ")
+
+
+@pytest.mark.parametrize(
+    ("words", "rule", "options"),
+    [
+        ("s3://b/x.lance repo=a aws_region=r", {"repo": "a"}, {"aws_region": "r"}),
+        ("s3://b/x.lance allow_http=true repo=a=b", {"repo": "a=b"}, {"allow_http": "true"}),
+        ("s3://b/x.lance --storage-option endpoint=e repo=a", {"repo": "a"}, {"endpoint": "e"}),
+        ("--storage-option=a=b=c s3://b/x.lance azure_x=a", {"azure_x": "a"}, {"a": "b=c"}),
+        ("s3://b/x.lance azure_x=a --storage-option a=1 purge=false", {"azure_x": "a"}, {"a": "1"}),
+        ("x.lance azure_x=a", {"azure_x": "a"}, {}),
+    ],
+)
+def test_what_is_a_rule_and_what_an_option_of_the_object_store(
+    words: str, rule: dict[str, str], options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    given: list[object] = []
+
+    def forget(*arguments: object) -> None:
+        given.extend(arguments)
+        raise StoreError("enough")
+
+    monkeypatch.setattr("lightning_lance.maintenance.forgetting.forget", forget)
+    monkeypatch.setattr(sys, "argv", ["lightning-lance", "forget", *words.split()])
+    with pytest.raises(SystemExit, match="error: enough"):
         main()
-        assert capsys.readouterr().out.startswith(f"lightning-lance {name} ")
+    assert given[:4] == [*(word for word in words.split() if word.endswith("x.lance")), rule, options, False]
 
 
 def test_help_of_prepare_shows_its_own_keys(

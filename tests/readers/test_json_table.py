@@ -5,7 +5,7 @@ import pytest
 
 from lightning_lance.documents.columns import REPLACED
 from lightning_lance.documents.filters import spellings_of
-from lightning_lance.readers.json_table import NOT_JSON, LineParser, parsed, rows_of, whole_objects
+from lightning_lance.readers.json_table import NOT_JSON, parsed, rows_of, table_of
 
 # What the other column of a line holds, and how it is spelled.
 VALUES: list[tuple[str, str | None]] = [
@@ -19,11 +19,11 @@ VALUES: list[tuple[str, str | None]] = [
 
 @pytest.mark.parametrize("neighbours", VALUES, ids=[spelling for spelling, _ in VALUES])
 def test_a_value_is_spelled_the_same_whatever_is_beside_it(neighbours: tuple[str, str | None]):
-    """Alone in its block, and before and after any other, by Arrow or by Python."""
+    """Alone in its block, and before and after any other."""
     for value, expected in VALUES:
         for pair in ([value], [value, neighbours[0]], [neighbours[0], value]):
             block = "".join(f'{{"text": "t", "x": {one}}}\n' for one in pair).encode()
-            table = LineParser(["text", "x"], "text").table(block, whole_objects(block))
+            table = table_of(rows_of(block), ["text", "x"], "text")
             assert table.column("x").to_pylist() == [{**dict(VALUES)}[one] for one in pair]
             odd = [one == '"\\ud800"' for one in pair]
             assert table.column_names == ["text", "x", NOT_JSON, *([REPLACED] if any(odd) else [])]
@@ -31,22 +31,23 @@ def test_a_value_is_spelled_the_same_whatever_is_beside_it(neighbours: tuple[str
             assert (table.column("text")[0].as_py(), expected) == (b"t", {**dict(VALUES)}[value])
 
 
-@pytest.mark.parametrize(
-    ("block", "count"),
-    [
-        (b"", 0), (b'{"a":1}\n', 1), (b'{"a":1}', 1), (b'{"a":1}\r\n{}\r\n', 2), (b"{}\n{}", 2), (b"{}\r", 1),
-        (b"{}\n\n{}\n", None), (b"null\n", None), (b'{"a":\n1}\n', None), (b"\n", None), (b" {}\n", None),
-        (b"{\n}\n", None), (b"{}\n}", None), (b"\r\n", None), (b"{\r\n", None),
-    ],
-)  # fmt: skip
-def test_lines_that_are_whole_objects_are_counted(block: bytes, count: int | None):
-    assert whole_objects(block) == count
-
-
-def test_what_crashes_arrow_does_not_reach_it():
-    block = b'null\n{"text":"a"}\nnull\n[1]\n'
-    table = LineParser(["text"], "text").table(block, whole_objects(block))
+def test_lines_that_are_no_objects_are_rows_without_values():
+    table = table_of(rows_of(b'null\n{"text":"a"}\nnull\n[1]\n'), ["text"], "text")
     assert table.to_pylist() == [{"text": text, NOT_JSON: text is None} for text in (None, b"a", None, None)]
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, 10**18, 10**30, 10**400])
+@pytest.mark.parametrize("place", ["%d", "-%d", "[%d]", '{"a": [1.5, {"b": %d}]}', '{"x": %d, "x": %d}'])
+def test_whole_numbers_are_exact_however_large(number: int, place: str):
+    line = f'{{"text": "t", "x": {place.replace("%d", str(number))}}}'.encode()
+    assert table_of([line], ["text", "x"], "text").column("x").to_pylist() == [str(json.loads(line)["x"])]
+
+
+@pytest.mark.parametrize(("depth", "text"), [(10, b"t"), (500, b"t"), (1010, None), (100_000, None)])
+def test_a_value_that_is_too_deep_is_no_json(depth: int, text: bytes | None):
+    """As for Python's parser, which ends where orjson still goes on."""
+    line = b'{"text": "t", "x": %s7%s}' % (b"[" * depth, b"]" * depth)
+    assert table_of([line], ["text", "x"], "text").column("text").to_pylist() == [text]
 
 
 def test_only_objects_are_parsed():
