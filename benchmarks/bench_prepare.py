@@ -487,9 +487,9 @@ def check(uri, json_uri, ids_file, tutorial_uri, pattern):
 
 
 def _comparable(texts):
-    from lightning_lance.tokenization.unicode_tables import newer_characters
+    from lightning_lance.tokenization.unicode_tables import KNOWN
 
-    apart = newer_characters(texts)
+    apart = KNOWN.find(texts)
     return np.ones(len(texts), bool) if apart is None else ~apart
 
 

@@ -18,7 +18,7 @@ import xxhash
 from bench_prepare import collect, peak_memory, train
 from report import bar, environment, publish
 
-from lightning_lance.tokenization.unicode_tables import newer_characters
+from lightning_lance.tokenization.unicode_tables import KNOWN
 from tests.support.paths import ROOT
 
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
@@ -37,7 +37,7 @@ def write_corpus(rows, folder, tokenizer):
     texts = [row["content"] for row in rows if row["path"].endswith(".py") and row["content"]]
     texts = [text for text in texts if not any(spelling in text for spelling in special)]
     # Nor do they see characters of newer versions of Unicode alike: ours leaves such texts to `tokenizers`.
-    newer = newer_characters(pa.array(texts, pa.large_string()))
+    newer = KNOWN.find(pa.array(texts, pa.large_string()))
     texts = [
         text
         for text, apart in zip(texts, newer if newer is not None else [False] * len(texts), strict=True)

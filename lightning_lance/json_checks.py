@@ -1,7 +1,7 @@
-"""Values out of JSON that somebody else may have written, held against what they must be.
+"""Checks of JSON values that may come from somebody else.
 
-Each check returns the value, or raises a ValueError that says what, got and expected. The caller knows whose value it is, and
-makes a sentence of that: see `metadata_of`.
+Each check returns the value, or raises a ValueError with its name, the value, and the expected kind. The caller adds the
+store or file, as `metadata_of` does.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ from typing import Any, NoReturn
 
 from lightning_lance.errors import StoreError
 
-# What an int64 holds.
+# The largest int64.
 _MOST = 2**63 - 1
-# Lists within lists of a recipe; a real one has five.
+# Depth of nested settings; real ones have five levels.
 _DEPTH = 50
 
 
 @contextmanager
 def metadata_of(uri: str) -> Iterator[None]:
-    """Turn a misfit of the metadata of a store into a StoreError that names the store."""
+    """Turn a ValueError about the metadata of a store into a StoreError that names the store."""
     try:
         yield
     except ValueError as error:
         raise StoreError(
-            f"The commit metadata of the token store {uri!r} cannot be used ({error}): get the store anew from where it came, "
-            "or build it again elsewhere."
+            f"The commit metadata of the token store {uri!r} cannot be used ({error}): copy the store again from its origin, "
+            "or build it again at another place."
         ) from error
 
 
 def json_of(text: str, name: str) -> Any:
-    """Parse JSON, in which NaN and Infinity are refused."""
+    """Return parsed JSON without NaN and Infinity."""
     try:
         return json.loads(text, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name} is no JSON: {error}") from error
+        raise ValueError(f"{name} is not JSON: {error}") from error
 
 
 def object_of(value: Any, name: str) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def text_of(value: Any, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        _misfit(name, value, "text of whole characters")
+        _misfit(name, value, "valid Unicode text")
     return value
 
 
@@ -94,17 +94,17 @@ def texts_of(value: Any, name: str) -> dict[str, str]:
 
 
 def plain_of(value: Any, name: str) -> dict[str, Any]:
-    """Return an object that is not nested so deep that walking through it would end the process."""
+    """Return an object with limited nesting, since deep recursion would end the process."""
     layer: list[Any] = [object_of(value, name)]
     for _ in range(_DEPTH):
         layer = [part for outer in layer for part in _parts(outer)]
         if not layer:
             return dict(value)
-    raise ValueError(f"{name} is nested {_DEPTH} times or deeper: expected a few levels")
+    raise ValueError(f"{name} is nested {_DEPTH} levels deep or more: expected a few levels")
 
 
 def field_of(fields: Mapping[str, Any], name: str) -> Any:
-    """Return a field that must be there."""
+    """Return a required field."""
     if name not in fields:
         raise ValueError(f"{name} is missing")
     return fields[name]
@@ -116,11 +116,13 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a number in JSON")
 
 
 def _misfit(name: str, value: Any, expected: str) -> NoReturn:
     got = repr(value)[:60]
-    if isinstance(value, (dict, list)):
-        got = "a list" if isinstance(value, list) else "an object"
+    if isinstance(value, dict):
+        got = "an object"
+    elif isinstance(value, list):
+        got = "a list"
     raise ValueError(f"{name} is {got}: expected {expected}")

@@ -504,7 +504,7 @@ def test_if_the_build_fails_every_rank_names_the_cause(tmp_path: Path):
     assert run_ranks(FAILS, 2, ROOT, tmp_path, timeout=200) == [1, 1]
     assert [(tmp_path / f"error-{rank}").read_text() for rank in range(2)] == [
         "SourceError: the network is gone",
-        "StoreError: The data could not be prepared by rank 0: the network is gone",
+        "StoreError: Rank 0 could not prepare the data: the network is gone",
     ]
 
 

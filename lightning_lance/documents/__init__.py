@@ -1,1 +1,1 @@
-"""The batch of documents that flows through a build, and all that is decided about one document."""
+"""The batch of documents that flows through a build, and every decision about a single document."""

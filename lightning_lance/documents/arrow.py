@@ -7,18 +7,21 @@ import pyarrow as pa
 
 
 def offsets_and_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Lay numpy over the memory of a large_string array: (n + 1,) int64 offsets and the uint8 bytes."""
+    """Return the memory of a large_string array as numpy views: (n + 1,) int64 offsets and the uint8 bytes."""
     _, offsets, data = texts.buffers()
-    ends = (
-        np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-        if offsets
-        else np.zeros(1, np.int64)
-    )
-    return ends, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
+    borders = np.zeros(1, np.int64)
+    if offsets:
+        borders = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    characters = np.empty(0, np.uint8)
+    if data:
+        characters = np.frombuffer(data, np.uint8)
+    return borders, characters
 
 
 def as_single_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Return a column as one array. Copies only where it is in pieces; Arrow's own `combine_chunks` always does."""
+    """Return a column as one array. Copies only if it has several chunks; Arrow's own `combine_chunks` always copies."""
     if isinstance(column, pa.Array):
         return column
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return column.combine_chunks()

@@ -1,8 +1,8 @@
-"""Columns of a source, whatever Arrow type they have: found by name, and read as text or in words.
+"""Columns of a source: found by name and read as text or as strings, whatever their Arrow type.
 
-A name means the column that is called so. Where there is none, its dots lead into structs: `meta.set` is the field `set` of
-the column `meta`, and a list on the way gives the list of that field. Nothing that leaves this module is invalid UTF-8: what is
-no text is replaced by U+FFFD, and told.
+A name is the name of a column. If there is no such column, its dots lead into structs: `meta.set` is the field `set` of the
+column `meta`, and a list on the way gives the list of that field. All strings that leave this module are valid UTF-8: invalid
+bytes are replaced by U+FFFD and reported.
 """
 
 from __future__ import annotations
@@ -17,21 +17,19 @@ import pyarrow.compute as pc
 
 from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.errors import SourceError
-from lightning_lance.messages.formatting import nearest
 
-#: Of a table, and of a document batch: whether metadata of a row was no UTF-8 and was replaced. Named as no column is.
+#: Column of a table or a document batch: whether invalid UTF-8 in the row's metadata was replaced. No source has this name.
 REPLACED = "//replaced"
 
-# Half a surrogate pair, or a byte that Python kept as one.
 _REPLACEMENT = "\ufffd"
 
 
-class UnfitShard(SourceError):  # noqa: N818 # what is wrong is the shard, which may be left out
-    """A shard does not have the columns that were asked for, or has them in a type that cannot be read so.
+class UnfitShard(SourceError):  # noqa: N818 # the shard is at fault, and may be skipped
+    """A shard lacks a column, or has it in a type that cannot be read.
 
     Args:
-        message: A sentence without its end: what is to be done follows from whether other shards are so, too.
-        of_text: Whether it is the text that is missing.
+        message: A sentence without its end: the caller adds the cure, which depends on the other shards.
+        of_text: Whether the text column is at fault.
     """
 
     def __init__(self, message: str, of_text: bool = True) -> None:
@@ -39,28 +37,24 @@ class UnfitShard(SourceError):  # noqa: N818 # what is wrong is the shard, which
         self.of_text = of_text
 
 
+#: The way to a column or a field: its position in the schema, then in each struct.
 Steps = tuple[int, ...]
-# Types of which it is remembered what they are: a corpus has a few.
+# Cached types; a corpus has a few.
 _TYPES = 256
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Return whether a type is a list of any sort; a map is none."""
-    kinds = (
-        pa.types.is_list,
-        pa.types.is_large_list,
-        pa.types.is_fixed_size_list,
-        pa.types.is_list_view,
-        pa.types.is_large_list_view,
-    )
-    return any(check(kind) for check in kinds)
+    """Return whether a type is a list of any sort. A map is not."""
+    is_plain = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_plain or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
 def steps_to(schema: pa.Schema, name: str) -> Steps | None:
-    """Return the way to a column or a field: its place in the schema, then in each struct. None where there is none."""
-    names = schema.names
-    if name in names or "." not in name:
-        return (names.index(name),) if name in names else None
+    """Return the way to a column or a field, None if it does not exist."""
+    if name in schema.names:
+        return (schema.names.index(name),)
+    if "." not in name:
+        return None
     return _steps(list(schema), name)
 
 
@@ -86,17 +80,15 @@ def _fields_of(kind: pa.DataType) -> list[pa.Field]:
 
 
 def check_unique(schema: pa.Schema, names: Collection[str], where: str) -> None:
-    """Refuse a column that there are several of; `where` names the shard. UnfitShard if so."""
+    """Raise UnfitShard if a shard has several columns of one name; `where` names the shard."""
     for name in names:
         count = schema.names.count(name)
         if count > 1:
-            raise UnfitShard(
-                f"{begin(where)} has {count} columns {name!r}, of which none is meant: give them different names"
-            )
+            raise UnfitShard(f"{begin(where)} has {count} columns {name!r}, expected one: rename the others")
 
 
 def type_at(schema: pa.Schema, steps: Steps) -> pa.DataType:
-    """Return the type at the end of a way, without the lists on it."""
+    """Return the type of a column or a field, without the lists on the way to it."""
     kind = schema.field(steps[0]).type
     for step in steps[1:]:
         kind = _fields_of(kind)[step].type
@@ -104,14 +96,15 @@ def type_at(schema: pa.Schema, steps: Steps) -> pa.DataType:
 
 
 def leaves(schema: pa.Schema, steps: Steps) -> range:
-    """Return which of the leaves of a schema are those of a column or a field. Parquet stores them in this order."""
-    fields, first = list(schema), 0
-    for depth, step in enumerate(steps):
+    """Return the leaves of a column or a field among those of a schema, in the order in which Parquet stores them."""
+    first = 0
+    fields = list(schema)
+    for step in steps[:-1]:
         first += sum(_count_leaves(field.type) for field in fields[:step])
-        if depth + 1 == len(steps):
-            return range(first, first + _count_leaves(fields[step].type))
         fields = _fields_of(fields[step].type)
-    return range(first, first)
+    last = steps[-1]
+    first += sum(_count_leaves(field.type) for field in fields[:last])
+    return range(first, first + _count_leaves(fields[last].type))
 
 
 def _count_leaves(kind: pa.DataType) -> int:
@@ -127,7 +120,7 @@ def _count_leaves(kind: pa.DataType) -> int:
 
 
 def names_in(schema: pa.Schema) -> list[str]:
-    """Return the names of all columns, and of all fields of structs in the way that they are asked for."""
+    """Return the names of all columns, and of all fields of structs with dots."""
     return [name for field in schema for name in _names(field)]
 
 
@@ -139,35 +132,32 @@ def _names(field: pa.Field) -> Iterator[str]:
 
 
 def begin(words: str) -> str:
-    """Return words as a sentence begins."""
+    """Return words as the beginning of a sentence."""
     return words[:1].upper() + words[1:]
 
 
-def meant(name: str, present: Sequence[str]) -> str:
-    """Return the question whether another name was meant, or nothing if there is none like it."""
-    near = nearest(name, present)
-    return f"did you mean {near!r}? " if near else ""
-
-
 def listed(schema: pa.Schema, missing: Collection[str]) -> str:
-    """Return the columns there are, for a message; where a field is missing, those of its column too."""
-    asked = {name.split(".")[0] for name in missing if "." in name}
-    names = [
-        name
-        for field in schema
-        for name in (list(_names(field))[1:] if field.name in asked and _fields_of(field.type) else [field.name])
-    ]
+    """Return the columns of a schema for a message; if a field is missing, with the fields of its column."""
+    opened = {name.split(".")[0] for name in missing if "." in name}
+    names: list[str] = []
+    for field in schema:
+        if field.name in opened and _fields_of(field.type):
+            names += list(_names(field))[1:]
+        else:
+            names.append(field.name)
     return ", ".join(names) or "none"
 
 
 def column_at(table: pa.Table, name: str) -> pa.Array | None:
-    """Return the values of a column or a field, (n,), a list of values where a list is on the way; None if it isn't there."""
+    """Return the (n,) values of a column or a field, None if it does not exist; lists of values if a list is on the way."""
     steps = steps_to(table.schema, name)
-    return None if steps is None else _along(as_single_chunk(table.column(steps[0])), steps[1:])
+    if steps is None:
+        return None
+    return _along(as_single_chunk(table.column(steps[0])), steps[1:])
 
 
 def column_type(schema: pa.Schema, steps: Steps) -> pa.DataType:
-    """Return the type that `column_at` gives values in: where a list is on the way, a list."""
+    """Return the type of the values that `column_at` returns."""
     return _along(pa.nulls(0, schema.field(steps[0]).type), steps[1:]).type
 
 
@@ -176,12 +166,12 @@ def _along(values: pa.Array, steps: Steps) -> pa.Array:
         return values
     if is_list(values.type):
         return _with_elements(values, lambda elements: _along(elements, steps))
-    # Null where the struct itself is null.
+    # Null if the struct itself is null.
     return _along(pc.struct_field(values, [steps[0]]), steps[1:])
 
 
 def _with_elements(lists: pa.Array, change: Callable[[pa.Array], pa.Array]) -> pa.Array:
-    """Return lists of other elements."""
+    """Return lists with changed elements."""
     elements, of_list = flattened(lists)
     counts = np.bincount(of_list, minlength=len(lists))
     borders = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -189,12 +179,12 @@ def _with_elements(lists: pa.Array, change: Callable[[pa.Array], pa.Array]) -> p
 
 
 def flattened(lists: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Return the elements of lists, (m,), and (m,) the place of the list that each is in."""
+    """Return the (m,) elements of lists, and (m,) the position of the list that holds each."""
     return pc.list_flatten(lists), np.asarray(pc.list_parent_indices(lists))
 
 
 def simple_table(table: pa.Table) -> pa.Table:
-    """Return a table without views, dictionaries and runs, for which Arrow lacks many functions; the same if it has none."""
+    """Return a table without views, dictionaries and runs: Arrow lacks many functions for them."""
     for place, field in enumerate(table.schema):
         if not _is_simple(field.type):
             table = table.set_column(place, field.name, simple(as_single_chunk(table.column(place))))
@@ -203,15 +193,10 @@ def simple_table(table: pa.Table) -> pa.Table:
 
 @lru_cache(_TYPES)
 def _is_simple(kind: pa.DataType) -> bool:
-    unlike = (
-        pa.types.is_dictionary,
-        pa.types.is_run_end_encoded,
-        pa.types.is_string_view,
-        pa.types.is_binary_view,
-        pa.types.is_list_view,
-        pa.types.is_large_list_view,
-    )
-    if any(check(kind) for check in unlike):
+    is_encoded = pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind)
+    is_string_view = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
+    is_list_view = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+    if is_encoded or is_string_view or is_list_view:
         return False
     if isinstance(kind, pa.BaseExtensionType) or pa.types.is_union(kind):
         return True
@@ -219,16 +204,17 @@ def _is_simple(kind: pa.DataType) -> bool:
 
 
 def simple(values: pa.Array) -> pa.Array:
-    """Return the same values without views, dictionaries and runs. Strings may be invalid UTF-8, as they were."""
+    """Return the same values without views, dictionaries and runs. Strings stay as they are, valid UTF-8 or not."""
     kind = values.type
     if _is_simple(kind):
         return values
     if pa.types.is_dictionary(kind):
         return simple(values.dictionary).take(values.indices)
     if pa.types.is_run_end_encoded(kind):
-        # Arrow does not decode runs of all types.
-        ends, places = np.asarray(values.run_ends), np.arange(values.offset, values.offset + len(values))
-        return simple(values.values).take(pa.array(np.searchsorted(ends, places, side="right")))
+        # Arrow decodes runs of some types only.
+        places = np.arange(values.offset, values.offset + len(values))
+        runs = np.searchsorted(np.asarray(values.run_ends), places, side="right")
+        return simple(values.values).take(pa.array(runs))
     if pa.types.is_string_view(kind):
         return _unchecked(values, pa.large_string())
     if pa.types.is_binary_view(kind):
@@ -248,11 +234,11 @@ def _unchecked(values: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def plain(values: pa.Array) -> pa.Array:
-    """Return simple values in a type that can be compared: no extension, no fixed size, no type that few functions know."""
+    """Return simple values of a type that can be compared: no extension, fixed size, or type that few functions know."""
     values = simple(values)
     kind = values.type
     if isinstance(kind, pa.UuidType):
-        return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string())
+        return _as_python_writes(values.to_pylist())
     if isinstance(kind, pa.BaseExtensionType):
         return plain(values.storage)
     if pa.types.is_fixed_size_binary(kind):
@@ -266,35 +252,29 @@ def plain(values: pa.Array) -> pa.Array:
 
 @lru_cache(_TYPES)
 def plain_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type of `plain` values of a type."""
+    """Return the type of the `plain` values of a type."""
     return plain(pa.nulls(0, kind)).type
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Return whether values of a type can be read as text; nulls can."""
+    """Return whether values of a type can be read as text. Nulls can."""
     return _is_bytes(plain_type(kind))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    kinds = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_binary,
-        pa.types.is_large_binary,
-        pa.types.is_null,
-    )
-    return any(check(kind) for check in kinds)
+    is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return bool(_is_string(kind) or is_binary or pa.types.is_null(kind))
 
 
 def text_bytes(values: pa.Array) -> pa.Array:
-    """Return texts, (n,), as large_binary, whatever they hold: some strings of some corpora are not UTF-8."""
+    """Return (n,) texts as large_binary, valid UTF-8 or not."""
     return plain(values).cast(pa.large_binary())
 
 
 def without_rest(values: pa.Array) -> pa.Array:
-    """Return strings or bytes of which nothing is left where they are null. Copies only where there is.
+    """Return strings or bytes without stale bytes beneath nulls. Copies only if there are any.
 
-    Arrow's functions for strings, and Lance, also look at the bytes beneath nulls, and fail if those are not UTF-8.
+    Arrow's functions for strings, and Lance, also read the bytes beneath nulls, and fail if they are not UTF-8.
     """
     if not values.null_count:
         return values
@@ -302,31 +282,39 @@ def without_rest(values: pa.Array) -> pa.Array:
     borders = np.frombuffer(values.buffers()[1], np.int64 if large else np.int32)
     sizes = np.diff(borders[values.offset : values.offset + len(values) + 1])
     null = np.asarray(values.is_null())
-    return values.take(pa.array(np.arange(len(values)), mask=null)) if sizes[null].any() else values
+    if not sizes[null].any():
+        return values
+    return values.take(pa.array(np.arange(len(values)), mask=null))
 
 
 def in_words(values: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
-    """Spell values: strings as they are, all else as Arrow writes it, and lists and structs as Python does.
+    """Return values as strings: lists and structs as Python writes them, other types as Arrow does.
 
     Args:
         values: (n,) of any type.
 
     Returns:
-        (n,) strings, all of them UTF-8; and (n,) bool, of which something was replaced, None if of none.
+        (n,) strings, all valid UTF-8; and (n,) bool, true if invalid UTF-8 was replaced, or None if all were valid.
     """
     values = plain(values)
     if pa.types.is_nested(values.type):
         return _in_python(values)
+    if pa.types.is_string(values.type):
+        return valid_strings(values)
     if _is_bytes(values.type):
-        return valid_strings(values if pa.types.is_string(values.type) else _unchecked(values, pa.string()))
+        return valid_strings(_unchecked(values, pa.string()))
     try:
         return values.cast(pa.string()), None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return pa.array([None if value is None else str(value) for value in values.to_pylist()], pa.string()), None
+        return _as_python_writes(values.to_pylist()), None
+
+
+def _as_python_writes(values: list[Any]) -> pa.Array:
+    return pa.array([None if value is None else str(value) for value in values], pa.string())
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a text is one that UTF-8 can hold: without half a surrogate pair, or a byte that Python kept as one."""
+    """Return whether a text can be encoded as UTF-8, which half a surrogate pair cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -335,34 +323,31 @@ def is_unicode(text: str) -> bool:
 
 
 def valid_strings(strings: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
-    """Return strings with U+FFFD for what is not UTF-8, and (n,) bool, which those are, None if all are UTF-8."""
+    """Return strings with U+FFFD in place of invalid UTF-8, and (n,) bool, true for those, or None if all were valid."""
     try:
         strings.validate(full=True)
     except pa.ArrowInvalid:
         raw = strings.cast(pa.large_binary()).to_pylist()
         made = [None if value is None else value.decode("utf-8", "replace") for value in raw]
-        mended = pa.array(made, strings.type)
-        same = pc.equal(mended.cast(pa.large_binary()), pa.array(raw, pa.large_binary()))
-        return mended, ~np.asarray(pc.fill_null(same, True))
+        repaired = pa.array(made, strings.type)
+        same = pc.equal(repaired.cast(pa.large_binary()), pa.array(raw, pa.large_binary()))
+        return repaired, ~np.asarray(pc.fill_null(same, True))
     return without_rest(strings), None
 
 
 def _in_python(values: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
-    replaced = None
     try:
-        found = values.to_pylist()
+        return _as_python_writes(values.to_pylist()), None
     except UnicodeDecodeError:
-        # As bytes first, since Arrow makes no Python strings of such.
-        found, replaced = [], np.zeros(len(values), bool)
-        for place, value in enumerate(values.cast(_as_bytes(values.type)).to_pylist()):
-            made = _decoded(value, values.type)
-            found.append(made)
-            replaced[place] = _REPLACEMENT in str(made)
-    return pa.array([None if value is None else str(value) for value in found], pa.string()), replaced
+        # Arrow makes no Python string of invalid UTF-8, so the strings are decoded from bytes.
+        raw = values.cast(_as_bytes(values.type)).to_pylist()
+    written = [_decoded(value, values.type) for value in raw]
+    replaced = np.array([_REPLACEMENT in str(value) for value in written], bool)
+    return _as_python_writes(written), replaced
 
 
 def _as_bytes(kind: pa.DataType) -> pa.DataType:
-    """Return a type with binary in place of all strings in it."""
+    """Return a type with binary in place of each string type in it."""
     if is_list(kind):
         return pa.large_list(_as_bytes(kind.value_type))
     if pa.types.is_map(kind):
@@ -377,7 +362,7 @@ def _is_string(kind: pa.DataType) -> bool:
 
 
 def _decoded(value: Any, kind: pa.DataType) -> Any:
-    """Return a Python value with strings in place of the bytes that `_as_bytes` made of them."""
+    """Return a Python value with strings in place of the bytes that `_as_bytes` introduced."""
     if value is None:
         return None
     if is_list(kind):

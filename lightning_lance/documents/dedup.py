@@ -1,4 +1,4 @@
-"""Exact de-duplication: of texts that are equal but for the white space around them, the first one read is kept."""
+"""Exact de-duplication: of texts that differ only in the white space around them, the first one read is kept."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_lance.errors import ConfigError, described
 
 Dedup = Literal["none", "exact"]
 
-# A run is merged into the one before it unless that one is so many times longer: few runs to search, little to merge.
+# A run is merged with the one before it unless that one is this many times longer: few runs to search, little to merge.
 _GROWTH = 4
 
 
 def check_dedup(dedup: str) -> None:
-    """Check that a way of de-duplication exists.
+    """Check `source.dedup`.
 
     Raises:
         ConfigError: If it is neither `none` nor `exact`.
@@ -30,30 +30,33 @@ def check_dedup(dedup: str) -> None:
 
 
 def text_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Hash each text, without the white space around it (Unicode's), as (n,) uint64. A null text counts as an empty one.
+    """Return the (n,) uint64 hashes of texts without the white space (Unicode's) around them. Null counts as empty.
 
-    64 bits: among 100 million texts, the chance that any two different ones are taken for equal is 1 in 3,700.
+    With 64 bits and 100 million texts, the chance of any collision is 1 in 3,700.
     """
     if isinstance(texts, pa.ChunkedArray):
         texts = as_single_chunk(texts)
     trimmed = pc.utf8_trim_whitespace(pc.fill_null(texts, "").cast(pa.large_string()))
     _, offsets, data = trimmed.buffers()
-    # Over Arrow's own memory: a million `bytes` objects cost more than their hashes.
-    borders = np.frombuffer(offsets, np.int64)[trimmed.offset :].tolist() if len(trimmed) else [0]
-    view, digest = memoryview(data or b""), xxhash.xxh3_64_intdigest
+    if not len(trimmed):
+        return np.empty(0, np.uint64)
+    # Hashed in Arrow's own memory: a million `bytes` objects cost more than their hashes.
+    borders = np.frombuffer(offsets, np.int64)[trimmed.offset :].tolist()
+    view = memoryview(data or b"")
+    digest = xxhash.xxh3_64_intdigest
     return np.fromiter(
         (digest(view[borders[i] : borders[i + 1]]) for i in range(len(trimmed))), np.uint64, len(trimmed)
     )
 
 
 class SeenHashes:
-    """The set of the texts seen so far, by their hashes: 8 bytes a text, and 16 for a moment while it grows.
+    """The set of texts seen so far, by their hashes: 8 bytes a text, briefly 16 while it grows.
 
-    Sorted runs, each at least `_GROWTH` times as long as the next: a new batch is searched for in all of them, becomes a run,
-    and short runs are merged, so that a hash is moved a few times in all.
+    It consists of sorted runs, each at least `_GROWTH` times as long as the next. A new batch is looked up in all runs and
+    becomes a run itself; then short runs are merged. Each hash is therefore moved only a few times.
 
     Args:
-        hashes: Those of the texts known from the beginning, in pieces.
+        hashes: Hashes of texts known from the beginning, in pieces.
     """
 
     def __init__(self, hashes: Iterable[np.ndarray] = ()) -> None:
@@ -65,7 +68,7 @@ class SeenHashes:
         return sum(map(len, self._runs))
 
     def add(self, hashes: np.ndarray) -> np.ndarray:
-        """Add texts by their hashes, (n,) uint64. Gives (n,) bool: which of them are new, of equal ones the first."""
+        """Add texts by their (n,) uint64 hashes. Returns (n,) bool: which are new; of equal ones, only the first."""
         values, first = np.unique(hashes, return_index=True)
         fresh = np.ones(len(values), bool)
         for run in self._runs:

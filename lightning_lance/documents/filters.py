@@ -1,8 +1,7 @@
-"""Which rows to keep, by what their columns hold: the same in Parquet, in JSON Lines and in all that `datasets` reads.
+"""Row filters on column values: the same for Parquet, JSON Lines and everything that `datasets` reads.
 
-A row is kept if its value equals one of those that are wanted. A list is kept if one of its elements does. Numbers are
-equal whatever their type; text that spells a number, a truth value or a date (ISO 8601) equals it; null is equal to null, which
-is also what a column that is missing holds.
+A row is kept if its value equals a wanted one, a list if one of its elements does. Numbers are equal whatever their type; text
+that spells a number, a truth value or a date (ISO 8601) equals it; null equals null. A missing column counts as null.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _PLAIN = (str, bool, int, float, datetime.date, datetime.time, datetime.timedelt
 
 
 class Statistics(Protocol):
-    """What the footer of a Parquet file says of a column in a row group."""
+    """Statistics of a column in a row group, from the footer of a Parquet file."""
 
     has_min_max: bool
     min: Any
@@ -47,13 +46,13 @@ class Statistics(Protocol):
 
 
 def checked_where(where: Any) -> dict[str, list[Any]]:
-    """Return a mapping of columns to the values to keep, as lists of plain Python values.
+    """Return `source.where` with lists of plain Python values.
 
     Args:
-        where: What the user gave: values may be in any collection, numpy's and Arrow's too.
+        where: Column to the values to keep, in any collection, including numpy's and Arrow's.
 
     Raises:
-        ConfigError: If it is no such mapping, or nothing could be kept.
+        ConfigError: If it is not such a mapping, or would keep no row.
     """
     if not isinstance(where, Mapping):
         raise ConfigError(
@@ -64,7 +63,7 @@ def checked_where(where: Any) -> dict[str, list[Any]]:
 
 def _checked_name(column: Any) -> str:
     if not isinstance(column, str):
-        raise ConfigError(f"source.where has the column {column!r}: expected a name, write it in quotes.")
+        raise ConfigError(f"source.where has the column {column!r}: expected a name. Write it in quotes.")
     return column
 
 
@@ -76,10 +75,10 @@ def _checked_values(column: str, values: Any) -> list[Any]:
         raise ConfigError(f"{key} is {values!r}: expected a list of values to keep, such as [mit].")
     try:
         found = [_checked_value(key, value) for value in values]
-    except TypeError as error:  # of numpy, of an array without a dimension
+    except TypeError as error:  # numpy's, for an array without a dimension
         raise ConfigError(f"{key} is {values!r}: expected a list of values to keep, such as [mit].") from error
     if not found:
-        raise ConfigError(f"{key} is empty, so no row would be kept: give the values to keep, or leave it out.")
+        raise ConfigError(f"{key} is empty, which keeps no row: list the values to keep, or remove it.")
     return found
 
 
@@ -93,47 +92,55 @@ def _checked_value(key: str, value: Any) -> Any:
     if value is not None and not isinstance(value, _PLAIN):
         raise ConfigError(f"{key} has the value {value!r}: expected text, numbers, true, false, dates or null.")
     if isinstance(value, str) and not is_unicode(value):
-        raise ConfigError(f"{key} has the value {value!r}: expected text of whole Unicode characters.")
+        raise ConfigError(f"{key} has the value {value!r}: expected valid Unicode text.")
     return value
 
 
 def plain_value(value: Any) -> str | int | float | bool | None:
-    """Return a value to keep as JSON can hold it, for the fingerprint."""
-    return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
+    """Return a value to keep in a type that JSON has, for the fingerprint."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    return str(value)
 
 
 class Condition(Protocol):
-    """What the values of one column must fulfil."""
+    """A condition on the values of one column."""
 
     @property
     def column(self) -> str:
-        """The column, or the field of one (see columns.py)."""
+        """Name of the column or field (see columns.py)."""
         ...
 
     def mask(self, values: pa.Array, where: str) -> np.ndarray:
-        """Return which values of a column fulfil it, as (n,) bool; `where` names the shard, for messages."""
+        """Return which (n,) values of a column meet the condition, as (n,) bool; `where` names the shard, for messages."""
         ...
 
     def check(self, kind: pa.DataType, where: str) -> None:
-        """Check that it can be asked of the type of a column. UnfitShard if not."""
+        """Check that values of a type can meet the condition; raise UnfitShard if not."""
         ...
 
     def mask_of_words(self, words: pa.Array) -> np.ndarray:
-        """Return the same of values out of JSON, none of them a list, as they are `spelled`."""
+        """Return the same for values of JSON, `spelled` as text. None of them is a list."""
         ...
 
     def keeps(self, value: Any) -> bool:
-        """Return whether a value out of a line of JSON fulfils it."""
+        """Return whether a value of a line of JSON meets the condition."""
         ...
 
     def possible(self, kind: pa.DataType, statistics: Statistics | None, rows: int | None) -> bool:
-        """Return from statistics whether a value may fulfil it. `rows`: of a column without lists and structs, else None."""
+        """Return whether a row group may hold a value that meets the condition, by its statistics.
+
+        Args:
+            kind: Type of the column.
+            statistics: Statistics of the row group; None if it has none.
+            rows: Number of its rows; None for a column with lists or structs.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """The value, or an element of a list, is one of some."""
+    """The value, or an element of a list, is one of the wanted values."""
 
     column: str
     values: tuple[Any, ...]
@@ -147,12 +154,13 @@ class OneOf:
         return None in self.values
 
     def check(self, kind: pa.DataType, where: str) -> None:
-        if kind not in self._fitting:  # `mask` asks for every table
+        # `mask` checks every table.
+        if kind not in self._checked:
             self._check(kind, where)
-            self._fitting.add(kind)
+            self._checked.add(kind)
 
     @cached_property
-    def _fitting(self) -> set[pa.DataType]:
+    def _checked(self) -> set[pa.DataType]:
         return set()
 
     def _check(self, kind: pa.DataType, where: str) -> None:
@@ -163,14 +171,13 @@ class OneOf:
         what = f"source.where.{self.column}: the column {self.column!r} of {where} holds {kind}"
         if pa.types.is_struct(kind):
             names = ", ".join(f"{self.column}.{field.name}" for field in kind)
-            raise UnfitShard(f"{what}, which has fields: name one of {names}", False)
-        if pa.types.is_nested(plain_type(kind)):
-            raise UnfitShard(f"{what}, whose values cannot be compared: filter by another column", False)
+            raise UnfitShard(f"{what}, which has fields: name one of {names}", of_text=False)
         inner = plain_type(kind)
-        wanted = [value for value in self.values if value is not None]
-        if not self._null and not any(_is_comparable(value, inner) for value in wanted):
-            given = ", ".join(repr(plain_value(value)) for value in wanted)
-            raise UnfitShard(f"{what}, and {given} can be none of that: give values of its type", False)
+        if pa.types.is_nested(inner):
+            raise UnfitShard(f"{what}, whose values cannot be compared: filter by another column", of_text=False)
+        if not self._null and not any(_is_comparable(value, inner) for value in self.values):
+            given = ", ".join(repr(plain_value(value)) for value in self.values)
+            raise UnfitShard(f"{what}, which never equals {given}: list values of its type", of_text=False)
 
     def mask(self, values: pa.Array, where: str) -> np.ndarray:
         self.check(values.type, where)
@@ -183,14 +190,19 @@ class OneOf:
             found[lists[self._found(plain(elements))]] = True
         else:
             found = np.asarray(pc.is_in(values, value_set=self._of_type(values.type), skip_nulls=True))
+        return self._with_nulls(found, values)
+
+    def _with_nulls(self, found: np.ndarray, values: pa.Array) -> np.ndarray:
         return found | np.asarray(values.is_null()) if self._null else found
 
     def _of_type(self, kind: pa.DataType) -> pa.Array:
         """Return the wanted values that a type can hold, in that type."""
         known = self._known
         if kind not in known:
-            found = [made for value in self.values if value is not None for made in _in_type(value, kind)]
-            known[kind] = pa.concat_arrays(found) if found else pa.nulls(0, kind)
+            found = [pa.nulls(0, kind)]
+            for value in self.values:
+                found += _in_type(value, kind)
+            known[kind] = pa.concat_arrays(found)
         return known[kind]
 
     @cached_property
@@ -198,13 +210,12 @@ class OneOf:
         return {}
 
     def mask_of_words(self, words: pa.Array) -> np.ndarray:
-        found = _among(words, self._spellings)
-        return found | np.asarray(words.is_null()) if self._null else found
+        return self._with_nulls(_among(words, self._spellings), words)
 
     def keeps(self, value: Any) -> bool:
         if value is None:
             return self._null
-        # In this way lists were found before their elements were.
+        # A whole list may be wanted by its spelling, as in stores of earlier versions.
         if spelled(value) in self._spellings:
             return True
         return isinstance(value, list) and any(self.keeps(item) for item in value)
@@ -214,16 +225,19 @@ class OneOf:
             kind = kind.value_type
         if pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType) or statistics is None:
             return True
-        if self._null and not (rows is not None and statistics.has_null_count and statistics.null_count == 0):
+        nulls = None
+        if rows is not None and statistics.has_null_count:
+            nulls = statistics.null_count
+        if self._null and nulls != 0:
             return True
         if not statistics.has_min_max:
-            return not (rows is not None and statistics.has_null_count and statistics.null_count == rows)
+            return nulls is None or nulls != rows
         return _within(self._of_type(plain_type(kind)).to_pylist(), statistics)
 
 
 @dataclass(frozen=True)
 class SpelledAs:
-    """The value as it is spelled in the store is one of some: a language."""
+    """The value, spelled as in the store, is one of the wanted words: a language."""
 
     column: str
     values: tuple[str, ...]
@@ -243,13 +257,13 @@ class SpelledAs:
     def possible(self, kind: pa.DataType, statistics: Statistics | None, rows: int | None) -> bool:
         if statistics is None or not statistics.has_min_max or not is_text(kind):
             return True
-        # What is not UTF-8 is replaced before it is looked at.
+        # Invalid UTF-8 is replaced before the comparison.
         return any("\ufffd" in value for value in self.values) or _within(self.values, statistics)
 
 
 @dataclass(frozen=True)
 class EndsWith:
-    """The value as it is spelled in the store ends with one of some: a path of a language."""
+    """The value, spelled as in the store, has one of the wanted endings: a path of a language."""
 
     column: str
     tails: tuple[str, ...]
@@ -281,18 +295,18 @@ class RowFilter:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that it looks at."""
+        """Names of the filtered columns."""
         return list(dict.fromkeys(condition.column for condition in self.conditions))
 
     def check(self, schema: pa.Schema, where: str) -> None:
-        """Check that it can be asked of the types of some columns.
+        """Check that the filter fits the types of the columns.
 
         Args:
-            schema: Of the source.
-            where: The shard, in words, for the message.
+            schema: Schema of the shard.
+            where: Name of the shard, for messages.
 
         Raises:
-            UnfitShard: Naming the column, its type and the cure.
+            UnfitShard: If it does not; names the column, its type and the cure.
         """
         for condition in self.conditions:
             steps = steps_to(schema, condition.column)
@@ -300,7 +314,7 @@ class RowFilter:
                 condition.check(type_at(schema, steps), where)
 
     def passing(self, table: pa.Table, where: str) -> pa.Table:
-        """Return the rows that pass; copies nothing where all do. `where`: the shard, for messages."""
+        """Return the rows that pass. Copies nothing if all do; `where` names the shard, for messages."""
         passes = np.ones(len(table), bool)
         for condition in self.conditions:
             values = column_at(table, condition.column)
@@ -313,21 +327,27 @@ def _among(words: pa.Array, wanted: Iterable[str]) -> np.ndarray:
 
 
 def spelled(value: Any) -> str | None:
-    """Spell a value out of JSON, the same whatever the others in its column are."""
+    """Return a value of JSON as text, the same whatever else is in its column; None for null."""
+    if value is None:
+        return None
     if isinstance(value, bool):
         return str(value).lower()
-    # A character that is none, as in half a surrogate pair, becomes a question mark.
-    return None if value is None else str(value).encode("utf-8", "replace").decode()
+    # Half a surrogate pair becomes a question mark.
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def spellings_of(value: Any) -> list[str]:
-    """Return how a value may be spelled in JSON: 1 as 1 and as 1.0."""
+    """Return all spellings of a value in JSON: 1 as 1 and as 1.0."""
     first = spelled(value)
-    found = [] if first is None else [first]
+    if first is None:
+        return []
+    found = [first]
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1:
         found.append(str(int(value)))
-        found += [str(float(value))] if _is_exact(int(value)) else []
-        found += ["0.0", "-0.0"] if value == 0 else []
+        if _is_exact(int(value)):
+            found.append(str(float(value)))
+        if value == 0:
+            found += ["0.0", "-0.0"]
     if isinstance(value, datetime.datetime):
         found.append(value.isoformat())
     if isinstance(value, decimal.Decimal) and value.is_finite() and decimal.Decimal(float(value)) == value:
@@ -343,16 +363,21 @@ def _is_exact(number: int) -> bool:
 
 
 def _within(values: Iterable[Any], statistics: Statistics) -> bool:
-    """Return whether one of some values may lie between the least and the largest. True where they cannot be compared."""
+    """Return whether any value may lie between the minimum and the maximum, true if they cannot be compared."""
     try:
-        low, high = statistics.min, statistics.max
-        # Statistics say nothing of what is no number; the largest text may be its beginning only.
-        return any(
-            value != value or low <= value <= high or (isinstance(value, (str, bytes)) and value[: len(high)] == high)
-            for value in (_comparable_with(high, value) for value in values)
-        )
+        low = statistics.min
+        high = statistics.max
+        return any(_is_between(low, _comparable_with(high, value), high) for value in values)
     except (TypeError, ValueError, ArithmeticError, pa.ArrowException, NotImplementedError):
         return True
+
+
+def _is_between(low: Any, value: Any, high: Any) -> bool:
+    # Statistics leave out NaN.
+    if value != value or low <= value <= high:
+        return True
+    # The maximum of texts may be cut off.
+    return isinstance(value, (str, bytes)) and value[: len(high)] == high
 
 
 def _comparable_with(bound: Any, value: Any) -> Any:
@@ -370,7 +395,7 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _is_comparable(value: Any, kind: pa.DataType) -> bool:
-    """Return whether values of a type can be compared with one: all numbers with numbers, whether or not they fit."""
+    """Return whether a value can equal one of a type. Any two numbers are comparable, whether or not they fit."""
     if _is_number(kind):
         return _number(value) is not None
     return bool(_in_type(value, kind))
@@ -389,7 +414,7 @@ def _number(value: Any) -> int | float | decimal.Decimal | None:
 
 
 def _in_type(value: Any, kind: pa.DataType) -> list[pa.Array]:
-    """Return a value as an array of a type (see `plain`), or several that are equal to it; nothing if there is none."""
+    """Return arrays of a plain type, each with one value that equals `value`; empty if the type has no such value."""
     makers: Sequence[tuple[Callable[[pa.DataType], bool], Callable[[Any, pa.DataType], list[Any]]]] = [
         (is_text, _as_text),
         (pa.types.is_boolean, _as_bool),
@@ -401,11 +426,15 @@ def _in_type(value: Any, kind: pa.DataType) -> list[pa.Array]:
         (pa.types.is_time, _as_time),
         (pa.types.is_duration, _as_duration),
     ]
-    make = next((make for is_kind, make in makers if is_kind(kind)), None)
-    try:
-        return [] if make is None else [_array(made, kind) for made in make(value, kind)]
-    except (pa.ArrowException, ArithmeticError, ValueError, TypeError):
+    if value is None:
         return []
+    for is_kind, make in makers:
+        if is_kind(kind):
+            try:
+                return [_array(made, kind) for made in make(value, kind)]
+            except (pa.ArrowException, ArithmeticError, ValueError, TypeError):
+                return []
+    return []
 
 
 def _array(value: Any, kind: pa.DataType) -> pa.Array:
@@ -424,42 +453,46 @@ def _as_bool(value: Any, kind: pa.DataType) -> list[Any]:
 
 def _as_integer(value: Any, kind: pa.DataType) -> list[Any]:
     number = _number(value)
-    return [] if number is None or number != number // 1 else [int(number)]
+    if number is None or number != number // 1:
+        return []
+    return [int(number)]
 
 
 def _as_float(value: Any, kind: pa.DataType) -> list[Any]:
     number = _number(value)
-    if number is None:
+    if number is None or (isinstance(number, int) and not _is_exact(number)):
         return []
-    if isinstance(number, int) and not _is_exact(number):
-        return []
-    return [0.0, -0.0] if number == 0 else [float(number)]
+    if number == 0:
+        return [0.0, -0.0]
+    return [float(number)]
 
 
 def _as_decimal(value: Any, kind: pa.DataType) -> list[Any]:
     number = _number(value)
-    text = value if isinstance(value, str) else str(int(value) if isinstance(value, bool) else number)
-    return [] if number is None else [decimal.Decimal(text)]
+    if number is None:
+        return []
+    if isinstance(value, str):
+        return [decimal.Decimal(value)]
+    return [decimal.Decimal(str(int(number) if isinstance(number, bool) else number))]
 
 
 def _as_date(value: Any, kind: pa.DataType) -> list[Any]:
     if isinstance(value, str):
         return [pa.array([value]).cast(pa.date32())]
     if isinstance(value, datetime.datetime):
-        return [value.date()] if value.time() == datetime.time() and value.tzinfo is None else []
+        is_midnight = value.time() == datetime.time() and value.tzinfo is None
+        return [value.date()] if is_midnight else []
     return [value] if isinstance(value, datetime.date) else []
 
 
 def _as_timestamp(value: Any, kind: pa.DataType) -> list[Any]:
-    local = pa.timestamp(kind.unit)
     if isinstance(value, str):
         return [_parsed(value, kind)]
     if isinstance(value, datetime.datetime):
-        if kind.tz is None and value.tzinfo is not None:
-            return []
-        return [pa.array([value])]
-    # A time without a zone is one of UTC, as Arrow has it.
-    return [pa.array([value]).cast(local)] if isinstance(value, datetime.date) else []
+        has_no_instant = kind.tz is None and value.tzinfo is not None
+        return [] if has_no_instant else [pa.array([value])]
+    # Like Arrow, we take a time without a zone as UTC.
+    return [pa.array([value]).cast(pa.timestamp(kind.unit))] if isinstance(value, datetime.date) else []
 
 
 def _parsed(text: str, kind: pa.DataType) -> pa.Array:
@@ -473,8 +506,8 @@ def _parsed(text: str, kind: pa.DataType) -> pa.Array:
 
 
 def _as_time(value: Any, kind: pa.DataType) -> list[Any]:
-    made = datetime.time.fromisoformat(value) if isinstance(value, str) else value
-    return [pa.array([made])] if isinstance(made, datetime.time) and made.tzinfo is None else []
+    time = datetime.time.fromisoformat(value) if isinstance(value, str) else value
+    return [pa.array([time])] if isinstance(time, datetime.time) and time.tzinfo is None else []
 
 
 def _as_duration(value: Any, kind: pa.DataType) -> list[Any]:

@@ -1,6 +1,6 @@
-"""Documents as they come: which are left out, and what is remarkable about those that are kept.
+"""Screening of documents: which are skipped, and what is counted about those that are kept.
 
-Arrow looks at whole columns; there is no loop over documents.
+Arrow works on whole columns; there is no loop over documents.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning_lance.errors import ConfigError, described, is_count
 
 
 def skip_reasons(batch: pa.Table, sizes: np.ndarray, long: LongDocuments) -> dict[str, np.ndarray]:
-    """Return which documents are left out, and why.
+    """Return the documents to skip, by reason.
 
     Args:
         batch: A document batch.
@@ -27,23 +27,27 @@ def skip_reasons(batch: pa.Table, sizes: np.ndarray, long: LongDocuments) -> dic
         long: The rule for long documents.
 
     Returns:
-        Reason to (n,) bool; a document has one reason at most: `null` (no text), `not_utf8`, `not_json`, `empty`, `blank`
-        (nothing but white space), `long`.
+        Reason to (n,) bool. A document has at most one reason: `null` (no text), `not_utf8`, `not_json`, `empty`, `blank`
+        (only white space), `long`.
     """
-    spaces = [pc.fill_null(pc.utf8_is_space(chunk), False) for chunk in batch.column("text").chunks]
-    none = np.zeros(len(batch), bool)
-    invalid, garbled = (
-        np.asarray(batch.column(name)) if name in batch.column_names else none for name in ("not_utf8", "not_json")
-    )
-    blank = np.concatenate([np.asarray(part) for part in spaces]) if spaces else none
-    too_long = (sizes > long.max_bytes) & ~blank if long.how == "skip" else none
-    null = (sizes < 0) & ~invalid & ~garbled
-    reasons = {"null": null, "not_utf8": invalid, "not_json": garbled}
-    return {**reasons, "empty": sizes == 0, "blank": blank, "long": too_long}
+    invalid = _flag(batch, "not_utf8")
+    garbled = _flag(batch, "not_json")
+    blank = np.asarray(pc.fill_null(pc.utf8_is_space(batch.column("text")), False))
+    too_long = np.zeros(len(batch), bool)
+    if long.how == "skip":
+        too_long = (sizes > long.max_bytes) & ~blank
+    return {
+        "null": (sizes < 0) & ~invalid & ~garbled,
+        "not_utf8": invalid,
+        "not_json": garbled,
+        "empty": sizes == 0,
+        "blank": blank,
+        "long": too_long,
+    }
 
 
 def flags_of(documents: pa.Table, special: Sequence[str], long: LongDocuments) -> dict[str, np.ndarray]:
-    """Return what is remarkable about documents that are kept.
+    """Return the properties of kept documents that are counted.
 
     Args:
         documents: Rows of a document batch, none of them null.
@@ -51,39 +55,52 @@ def flags_of(documents: pa.Table, special: Sequence[str], long: LongDocuments) -
         long: The rule for long documents.
 
     Returns:
-        Remark to (n,) bool: `special` (spells a special token: encoded as text), `nul` (holds a NUL byte), `crlf` (has Windows
-        line ends), `bom` (began with a byte order mark, which was taken off), `split` (encoded in pieces), and, if any was,
-        `metadata_not_utf8` (something of its path, language or such was replaced).
+        Property to (n,) bool: `special` (spells a special token, which is encoded as text), `nul` (holds a NUL byte), `crlf`
+        (has Windows line ends), `bom` (began with a byte order mark, now removed), `split` (encoded in pieces), and, if the
+        batch has it, `metadata_not_utf8` (invalid UTF-8 in its metadata was replaced).
     """
     texts = documents.column("text")
-    bom = documents.column("bom") if "bom" in documents.column_names else pa.array(np.zeros(len(documents), bool))
-    spells = [_finds(texts, pattern) for pattern in special]
-    return {
-        "special": np.logical_or.reduce(spells) if spells else np.zeros(len(documents), bool),
+    special_spelled = np.zeros(len(documents), bool)
+    for pattern in special:
+        special_spelled |= _finds(texts, pattern)
+    flags = {
+        "special": special_spelled,
         "nul": _finds(texts, r"\x00"),
         "crlf": _finds(texts, "\r\n"),
-        "bom": np.asarray(bom),
+        "bom": _flag(documents, "bom"),
         "split": np.asarray(pc.greater(pc.binary_length(texts), long.max_bytes)),
-        **({"metadata_not_utf8": np.asarray(documents.column(REPLACED))} if REPLACED in documents.column_names else {}),
     }
+    if REPLACED in documents.column_names:
+        flags["metadata_not_utf8"] = _flag(documents, REPLACED)
+    return flags
+
+
+def _flag(batch: pa.Table, name: str) -> np.ndarray:
+    """Return an optional bool column, all false if the batch does not have it."""
+    if name not in batch.column_names:
+        return np.zeros(len(batch), bool)
+    return np.asarray(batch.column(name))
 
 
 def spelled(tokens: Sequence[str]) -> list[str]:
-    """Make RE2 expressions that find any of some strings, one for each first character.
+    """Return RE2 expressions that find any of the given strings, one for each first character.
 
-    An expression that begins with literal text is searched for that text at the speed of memory, forty times faster than the
-    alternatives one by one.
+    RE2 searches for a literal prefix at memory speed, forty times faster than for alternatives.
     """
     groups: dict[str, list[str]] = {}
     for token in sorted({*tokens} - {""}):
         groups.setdefault(token[0], []).append(token)
     patterns = []
     for group in groups.values():
-        # Sorted, so that all share what the first and the last share.
-        same = [a == b for a, b in zip(group[0], group[-1], strict=False)]
-        prefix = group[0][: [*same, False].index(False)]
-        rest = "|".join(re.escape(token[len(prefix) :]) for token in group)
-        patterns.append(re.escape(prefix) + (f"(?:{rest})" if len(group) > 1 else ""))
+        # Sorted, so all share the common prefix of the first and the last.
+        prefix = group[0]
+        while not group[-1].startswith(prefix):
+            prefix = prefix[:-1]
+        pattern = re.escape(prefix)
+        if len(group) > 1:
+            rest = "|".join(re.escape(token[len(prefix) :]) for token in group)
+            pattern += f"(?:{rest})"
+        patterns.append(pattern)
     return patterns
 
 
@@ -92,23 +109,22 @@ def _finds(texts: pa.ChunkedArray, pattern: str) -> np.ndarray:
 
 
 def count_reasons(found: Mapping[str, np.ndarray], end: int) -> dict[str, int]:
-    """Count each kind among the first `end` documents; kinds of which there is none are left out."""
+    """Return the count of each kind among the first `end` documents, without zeros."""
     counts = {kind: int(np.count_nonzero(mask[:end])) for kind, mask in found.items()}
     return {kind: count for kind, count in counts.items() if count}
 
 
-# Longest text that is encoded at once: 1 MiB is more than nearly any source file or book chapter, takes the slowest engine
-# about a second, and some 150 MB of its memory.
+# 1 MiB is more than nearly any source file or book chapter. The slowest engine takes about a second and 150 MB for it.
 MAX_DOCUMENT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class LongDocuments:
-    """What becomes of documents with much text.
+    """The rule for long documents.
 
     Attributes:
         max_bytes: Longest text that is encoded at once, in bytes of UTF-8.
-        how: `split` encodes a longer one piece by piece, `skip` leaves it out.
+        how: `split` encodes a longer one piece by piece, `skip` skips it.
     """
 
     max_bytes: int = MAX_DOCUMENT_BYTES
@@ -117,7 +133,7 @@ class LongDocuments:
     def __post_init__(self) -> None:
         if not is_count(self.max_bytes) or self.max_bytes < 16:
             raise ConfigError(
-                f"max_document_bytes is {described(self.max_bytes)}: expected a whole number of bytes, 16 at least."
+                f"max_document_bytes is {described(self.max_bytes)}: expected a whole number of bytes, at least 16."
             )
         object.__setattr__(self, "max_bytes", int(self.max_bytes))
         if not isinstance(self.how, str) or self.how not in ("split", "skip"):

@@ -1,8 +1,8 @@
-"""Which documents are for validation: decided per document, before packing, by what it is and not by where it stands.
+"""Train and validation split: decided per document, before packing, by its content and not by its position.
 
-A hash of the group key decides: the repository where there is one, else the text, without the white space around it. So
-copies of a document, and files of one repository, are never on both sides; and a document keeps its side when the store
-grows.
+A hash of the group key decides. The key is the repository, or, without one, the text without the white space around it.
+So copies of a document, and files of one repository, are always in the same split, and a document keeps its split as the
+store grows.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.errors import ConfigError, described
 
 SPLITS = ("train", "val")
-# Of rows without tokens, that only keep the hashes of documents that were forgotten: de-duplication still knows their texts.
+# Split of rows without tokens that hold the hashes of forgotten documents, for de-duplication.
 FORGOTTEN = "forgotten"
 
 
 def check_val_fraction(val_fraction: float) -> None:
-    """Check that a value is a share.
+    """Check `val_fraction`.
 
     Raises:
-        ConfigError: If it is not in [0, 1).
+        ConfigError: If it is not a number in [0, 1).
     """
     number = isinstance(val_fraction, (int, float)) and not isinstance(val_fraction, bool)
     if not number or not 0 <= val_fraction < 1:
@@ -38,10 +38,10 @@ def split_codes(groups: pa.Array, val_fraction: float) -> np.ndarray:
 
     Args:
         groups: (n,) string or large_string group keys, no nulls.
-        val_fraction: Share of the groups that is for validation.
+        val_fraction: Share of the groups in the validation split.
 
     Returns:
-        (n,) int8 places in `SPLITS`.
+        (n,) int8 indices into `SPLITS`.
     """
     limit = int(val_fraction * 2**64)
     keys = groups.cast(pa.large_binary()).to_pylist()
@@ -49,11 +49,11 @@ def split_codes(groups: pa.Array, val_fraction: float) -> np.ndarray:
 
 
 def splits_of(documents: pa.Table, val_fraction: float) -> np.ndarray:
-    """Return the split of each document of a batch without null texts, as (n,) int8 places in `SPLITS`.
+    """Return the split of each document of a batch without null texts, as (n,) int8 indices into `SPLITS`.
 
     Args:
-        documents: With `text`, and `repo` or `split` where there is one.
-        val_fraction: Share of the groups that is for validation; of no matter with `split`.
+        documents: A table with `text`, and optionally `repo` or `split`.
+        val_fraction: Share of the groups in the validation split; unused with `split`.
     """
     if "split" in documents.column_names:
         return np.asarray(pc.index_in(documents.column("split"), pa.array(SPLITS))).astype(np.int8)
@@ -66,7 +66,7 @@ def splits_of(documents: pa.Table, val_fraction: float) -> np.ndarray:
         by_text = ~np.asarray(pc.fill_null(pc.not_equal(repos, ""), False))
         codes[~by_text] = split_codes(as_single_chunk(repos.filter(pa.array(~by_text))), val_fraction)
     if by_text.any():
-        # The same texts as for de-duplication: copies that it would find are on one side without it too.
+        # Trimmed as for de-duplication, so that copies are in the same split.
         texts = as_single_chunk(documents.column("text").filter(pa.array(by_text)))
         codes[by_text] = split_codes(pc.utf8_trim_whitespace(texts), val_fraction)
     return codes

@@ -1,4 +1,4 @@
-"""Which texts are kept, by what is in them."""
+"""Filters on the text of a document."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_lance.type_hints import check_arguments
 
 @dataclass(frozen=True)
 class TextFilter:
-    """Which texts to keep, by what they are.
+    """Which texts to keep.
 
     Attributes:
         min_bytes: Shortest text, in bytes of UTF-8.
-        max_bytes: Longest text, in bytes of UTF-8; none if None. Keeps minified code and data files out.
-        exclude: Regular expression (RE2 syntax); a text in which it is found anywhere is left out.
+        max_bytes: Longest text, in bytes of UTF-8, or None for any. Keeps minified code and data files out.
+        exclude: Regular expression (RE2 syntax); a text that it matches anywhere is left out.
     """
 
     min_bytes: int = 0
@@ -31,7 +31,7 @@ class TextFilter:
         check_arguments(TextFilter, vars(self), "source.text_filter.")
         if self.max_bytes is not None and self.max_bytes < self.min_bytes:
             raise ConfigError(
-                f"text_filter.max_bytes is {self.max_bytes}, below text_filter.min_bytes {self.min_bytes}: nothing passes."
+                f"text_filter.max_bytes is {self.max_bytes}, below text_filter.min_bytes {self.min_bytes}: no text passes."
             )
         if self.exclude is not None:
             try:
@@ -40,7 +40,7 @@ class TextFilter:
                 raise ConfigError(f"text_filter.exclude {self.exclude!r} is not an RE2 expression: {error}.") from error
 
     def identity(self) -> dict[str, Any]:
-        """Describe what it leaves out; a text of no bytes is never stored."""
+        """Return the settings for the fingerprint. `min_bytes` is at least 1, since an empty text is never stored."""
         return {
             **asdict(self),
             "min_bytes": max(int(self.min_bytes), 1),
@@ -48,7 +48,7 @@ class TextFilter:
         }
 
     def keep(self, texts: pa.Array) -> np.ndarray:
-        """Return which texts pass, as (n,) bool. Null texts pass: they are counted elsewhere."""
+        """Return which texts pass, as (n,) bool. Null texts pass, since they are counted later."""
         sizes = pc.binary_length(texts)
         kept = pc.greater_equal(sizes, self.min_bytes)
         if self.max_bytes is not None:

@@ -1,1 +1,1 @@
-"""Text for people: numbers as they are read, secrets left out, control characters escaped."""
+"""Text of messages: numbers and names, hidden secrets, escaped control characters."""

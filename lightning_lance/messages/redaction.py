@@ -1,8 +1,8 @@
-"""Secrets stay out of messages, stores and configurations: what counts as one, and what is shown in its place.
+"""Secrets stay out of messages, stores and configurations: what counts as a secret, and what is shown instead.
 
-A secret has four ways in: the options of a file system, a URL with a password or a signature, the command line, and the
-environment. Options are hidden whole, since nobody knows all their names. Of a URL, user, password and signature are left out,
-so that it stays the same URL when it is signed anew.
+A secret comes from file system options, from a URL with a password or a signature, from the command line, or from the
+environment. All values of options are hidden, since their names differ between file systems. User, password and signature are
+removed from a URL, so that it stays the same URL when it is signed again.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
-#: What stands in the place of a secret.
+#: Shown in place of a secret.
 HIDDEN = "***"
 
 _URL = re.compile(r"(?<![\w+.-])[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 _USER = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://)[^/?#]*@")
-# What follows a URL in a sentence.
+# Ends a sentence, and not a URL.
 _PUNCTUATION = ".,;:)]}"
 
-# Names of options, of keys of the configuration, and of variables of the environment. Words such as eos_token, prefix_token and
-# max_tokens are none.
+# Names of options, configuration keys and environment variables that hold secrets. Not eos_token, prefix_token or max_tokens.
 _NAMES = re.compile(
     r"(^|.*_)(password|passwd|passphrase|pwd|secret|secret_key|access_key|access_key_id|account_key|api_key|apikey|private_key|"
     r"(session|security|access|auth|bearer|sas|refresh|id|hub|hf|user|api|client)_token|client_secret|connection_string|"
@@ -35,25 +34,25 @@ _PARAMETERS = re.compile(
     r"token(?!iz|s$)|secret|passw|passphrase|pwd|signature|credential|api_?key|access_?key|auth(?!or)|jwt|session|hmac|bearer|"
     r"^(sig|sas|key|pass|ticket|policy|hdnts|hdnea|q_ak)$|_key$|_sig$|^(x_amz|x_goog|x_oss|x_cos|q_sign|q_key)_"
 )
-# What belongs to a signature and changes with it, where there is one.
+# Parameters that belong to a signature and change with it.
 _OF_SIGNATURES = {
     "expires", "expiry", "exp", "algorithm", "key_pair_id", "awsaccesskeyid", "googleaccessid", "ossaccesskeyid",
     "q_header_list", "q_url_param_list", "sv", "ss", "srt", "sp", "se", "st",
     "spr", "skoid", "sktid", "skt", "ske", "sks", "skv", "sr", "sip",
     "si", "sdd", "saoid", "suoid", "scid",
 }  # fmt: skip
-# Tokens that are known by their beginning, whatever they are called.
+# Tokens with a known prefix, whatever their name.
 _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|(?:AKIA|ASIA)[0-9A-Z]{12,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|"
     r"xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?)"
 )
-# Of what a server answers, or a client was about to send.
+# Headers, in answers of servers and errors of clients.
 _HEADERS = re.compile(r"(?i)\b(bearer|basic|AWS4-HMAC-SHA256)\s+[^\s'\",]{6,}(?:,\s*\w+=[^\s'\",]+)*")
 _ELEMENTS = re.compile(
     r"<(AWSAccessKeyId|SignatureProvided|StringToSign\w*|CanonicalRequest\w*)>.*?(</\1>|$)", re.DOTALL
 )
 
-# Options whose values are no secrets, and needed in messages; without the prefix of their cloud.
+# Options whose values are shown in messages; without the prefix of their cloud.
 _HARMLESS = {
     "region", "region_name", "default_region", "endpoint", "endpoint_url", "allow_http", "anon", "use_ssl", "verify",
     "skip_signature", "connect_timeout", "read_timeout", "timeout", "virtual_hosted_style_request", "account_name", "project",
@@ -62,19 +61,19 @@ _HARMLESS = {
 _CLOUD = re.compile(r"^(aws|azure|azure_storage|google|s3)_")
 # Shorter values would be found in the middle of words.
 _SHORTEST = 4
-# Of a secret of several lines; a shorter one, such as a brace, is none by itself.
+# Shorter lines of a secret, such as a brace, are not secret by themselves.
 _LONG_LINE = 12
 
 _known: set[str] = set()
 
 
 def is_secret_name(name: str) -> bool:
-    """Tell whether an option, a key of the configuration or a variable of the environment holds a secret, by its name."""
+    """Return whether an option, configuration key or environment variable of this name holds a secret."""
     return _NAMES.match(_plain(name)) is not None
 
 
 def is_harmless_option(name: str) -> bool:
-    """Tell whether an option of a file system is known to be no secret."""
+    """Return whether the value of a file system option may be shown."""
     return _CLOUD.sub("", _plain(name)) in _HARMLESS
 
 
@@ -83,20 +82,19 @@ def _plain(name: str) -> str:
 
 
 def public_url(url: str) -> str:
-    """Give a URL without user, password and signature; what is no URL, or has none of them, as it is.
+    """Return a URL without user, password and signature. Other text is returned as it is.
 
-    URLs in each other, as fsspec chains them by `::`, are taken one by one.
+    Each URL of a chain (fsspec joins them with `::`) is handled separately.
     """
-    if "://" not in url:
-        return url
     return "::".join(_public_part(part) if "://" in part else part for part in url.split("::"))
 
 
 def _public_part(url: str) -> str:
     rest, hash_sign, fragment = _USER.sub(r"\1", url).partition("#")
     place, question_mark, query = rest.partition("?")
-    kept_query, kept_fragment = _public_query(query), _public_query(fragment)
-    # What had no query at all may end in the sign for one character.
+    kept_query = _public_query(query)
+    kept_fragment = _public_query(fragment)
+    # A pattern may end in `?`, which stands for one character.
     if kept_query != query:
         question_mark = "?" if kept_query else ""
     if kept_fragment != fragment:
@@ -106,18 +104,17 @@ def _public_part(url: str) -> str:
 
 def _public_query(query: str) -> str:
     pairs = re.split(r"(?<=[&;])", query)
-    secret = [_is_secret_pair(pair) for pair in pairs]
-    if not any(secret):
+    plain = [pair for pair in pairs if not _is_secret_pair(pair)]
+    if len(plain) == len(pairs):
         return query
-    kept = [pair for pair, hidden in zip(pairs, secret, strict=True) if not hidden and not _of_signature(pair)]
-    return "".join(kept).rstrip("&;")
+    return "".join(pair for pair in plain if not _of_signature(pair)).rstrip("&;")
 
 
 def _is_secret_pair(pair: str) -> bool:
     name, is_pair, value = pair.rstrip("&;").partition("=")
     if not is_pair:
         return _SHAPES.match(pair) is not None
-    # `key` is also what buckets call the place of a file.
+    # `key` is also the name of an object in a bucket.
     if name.lower() == "key" and re.search(r"/|\.\w{2,8}$", unquote(value)):
         return False
     return _PARAMETERS.search(_plain(unquote(name))) is not None or _SHAPES.match(unquote(value)) is not None
@@ -128,25 +125,25 @@ def _of_signature(pair: str) -> bool:
 
 
 def has_secret(url: str) -> bool:
-    """Tell whether a URL holds a user, a password or a signature."""
+    """Return whether a URL holds a user, a password or a signature."""
     return public_url(url) != url
 
 
 def hidden_values(value: Any) -> Any:
-    """Give a mapping with its keys, and `***` for each of its values, however deep."""
+    """Return a mapping with its keys, and `***` for each value at any depth."""
     if isinstance(value, Mapping):
         return {key: hidden_values(part) for key, part in value.items()}
     return HIDDEN
 
 
 def remember_options(options: Mapping[Any, Any]) -> None:
-    """Remember the values of options of a file system, so that they are hidden wherever they turn up in a message."""
+    """Remember the values of file system options, so that they are hidden in all messages."""
     for name, value in _leaves(options):
         remember_option(name, value)
 
 
 def remember_option(name: str, value: str) -> None:
-    """Remember the value of one option; not a plain word such as `bytes`, unless the name says that it is a secret."""
+    """Remember the value of one option. A plain word such as `bytes` is remembered only if the name is that of a secret."""
     remember_url(value)
     is_word = value.isalpha() and value.islower()
     if not is_harmless_option(name) and not has_secret(value) and (is_secret_name(name) or not is_word):
@@ -167,7 +164,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def remember_url(url: str) -> None:
-    """Remember what a URL has of secrets: libraries show a URL in spellings of their own."""
+    """Remember the secrets in a URL, since libraries show URLs in other spellings."""
     if not has_secret(url):
         return
     for part in url.split("::"):
@@ -182,7 +179,7 @@ def remember_url(url: str) -> None:
 
 
 def remember(value: str) -> None:
-    """Remember a secret, in the spellings that URLs and libraries have for it."""
+    """Remember a secret, in the spellings of URLs and libraries."""
     in_urls = (quote(value, safe=""), quote(value), quote_plus(value), unquote(value), unquote_plus(value))
     for spelled in (*in_urls, *_spellings(value)):
         if len(spelled) >= _SHORTEST and spelled.lower() not in ("true", "false", "none", "null", "auto"):
@@ -190,14 +187,16 @@ def remember(value: str) -> None:
 
 
 def _spellings(value: str) -> set[str]:
-    """Give a secret as it is, as Python and JSON write it, and in one line; of several lines each long one too."""
-    lines = {line.strip() for line in value.splitlines() if len(line.strip()) >= _LONG_LINE}
+    """Return a secret as it is, as Python and JSON write it, in one line, and its long lines."""
     written = {repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
-    return {value, " ".join(value.split()), *written, *(lines if "\n" in value else ())}
+    spellings = {value, " ".join(value.split()), *written}
+    if "\n" in value:
+        spellings |= {line.strip() for line in value.splitlines() if len(line.strip()) >= _LONG_LINE}
+    return spellings
 
 
 def redacted(text: str) -> str:
-    """Give a text without the secrets in it: those that are remembered, of the environment, in URLs, and of known shape."""
+    """Return a text without secrets: remembered ones, those of the environment and of URLs, and those of known shapes."""
     text = _ELEMENTS.sub("", text)
     for value in sorted(_known.union(_of_environment()), key=len, reverse=True):
         if value in text:
@@ -207,7 +206,7 @@ def redacted(text: str) -> str:
 
 
 def _without(text: str, value: str) -> str:
-    """Hide a value where it stands for itself; a short one may be part of a word."""
+    """Hide a value; a short one only as a whole word."""
     if len(value) >= 8 or not value.isalnum():
         return text.replace(value, HIDDEN)
     return re.sub(rf"(?<![A-Za-z0-9]){re.escape(value)}(?![A-Za-z0-9])", HIDDEN, text)
@@ -221,7 +220,7 @@ def _public_match(match: re.Match[str]) -> str:
 def _of_environment() -> list[str]:
     found: list[str] = []
     for name, value in os.environ.items():
-        # The place of a file with secrets is none.
+        # The path of a file with secrets is not a secret.
         is_place = value.startswith(("/", "~"))
         if len(value) >= 8 and not is_place and (is_secret_name(name) or _plain(name).endswith(("_token", "_secret"))):
             found += _spellings(value.strip())
@@ -229,14 +228,14 @@ def _of_environment() -> list[str]:
 
 
 def in_one_line(error: object, limit: int = 300) -> str:
-    """Give what an error says in one line, without secrets, and cut after that."""
+    """Return the message of an error in one line, without secrets, cut to `limit` characters."""
     return redacted(" ".join(str(error).split()))[:limit]
 
 
 def shown_cause(error: BaseException) -> BaseException | None:
-    """Give an error to be named as the cause of another one; None if it, or what it came from, would show a secret.
+    """Return an error for use as the cause of another one; None if it, or one of its own causes, would show a secret.
 
-    Python prints the causes of an error with it, and these are in the words of other libraries.
+    Python prints the causes of an error, in the words of other libraries.
     """
     seen: list[BaseException] = []
     current: BaseException | None = error

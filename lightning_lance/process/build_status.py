@@ -1,4 +1,4 @@
-"""The status file of a build, beside its store: who builds since when and how far, or why it failed."""
+"""The status file of a build, beside its store: the builder, its start and progress, or why it failed."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.process.files import remove_parts, write_atomic
 from lightning_lance.process.locks import content_of
 
-# Between two writes: often enough for those who wait, too seldom to be felt.
+# Between two writes: often enough for waiting processes, and too seldom to slow the build.
 _WRITE_SECONDS = 1.0
-# A share of the budget may be above 1, where the last documents were long.
+# A share of the budget may exceed 1 if the last documents are long.
 _MOST = 1e9
 
 
 @dataclass(frozen=True)
 class BuildStatus:
-    """What a build tells about itself.
+    """The status of a build.
 
     Attributes:
-        run: Tells this build from those before it.
-        fingerprint: Of what is built.
-        builder: The process.
-        since: When it began, UTC.
+        run: Random id of this build.
+        fingerprint: Fingerprint of the corpus.
+        builder: Process and machine.
+        since: Start time, UTC.
         documents: Documents packed so far, of the whole store.
         tokens: Tokens packed so far.
         share: Share of the budget, 0 to 1.
-        failure: What ended it, None while it goes on.
-        of_source: Whether the failure is the source's.
+        failure: The error that ended it, None while it runs.
+        of_source: Whether the error was a SourceError.
     """
 
     run: str
@@ -60,7 +60,7 @@ class BuildStatus:
 
 def _share_of(value: Any, name: str) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= _MOST:
-        raise ValueError(f"{name} is no share")
+        raise ValueError(f"{name} is not a share")
     return float(value)
 
 
@@ -68,7 +68,7 @@ def _failure_of(value: Any, name: str) -> str | None:
     return None if value is None else text_of(value, name)
 
 
-# What each field must be, whoever has written it.
+# The check of each field.
 _FIELDS: dict[str, Callable[[Any, str], Any]] = {
     "run": text_of,
     "fingerprint": text_of,
@@ -83,52 +83,52 @@ _FIELDS: dict[str, Callable[[Any, str], Any]] = {
 
 
 def status_file(uri: str) -> Path | None:
-    """Give the file in which the builder of a store tells how it goes; a bucket has none."""
+    """Return the path of the status file of a store; None for a bucket."""
     return beside(uri, "building.json")
 
 
 def read_status(path: Path) -> BuildStatus | None:
-    """Read a status file; None where there is none, or none that is understood."""
+    """Read a status file; None if it is missing or invalid."""
     try:
-        told = object_of(json_of(content_of(path).decode(), "it"), "it")
-        # A later version may tell more.
-        known = {entry.name: entry.default for entry in fields(BuildStatus)} | told
+        content = object_of(json_of(content_of(path).decode(), "it"), "it")
+        # Earlier versions wrote fewer fields, later ones may write more.
+        known = {entry.name: entry.default for entry in fields(BuildStatus)} | content
         return BuildStatus(**{name: read(known[name], name) for name, read in _FIELDS.items()})
     except (OSError, ValueError):
         return None
 
 
 def remove_status(path: Path) -> None:
-    """Remove a status file, and what killed writers of it left behind; no file of others at its place."""
+    """Remove a status file and the parts left by killed writers. A foreign file at this path stays."""
     remove_parts(path)
     if read_status(path) is not None and not path.is_symlink():
         path.unlink(missing_ok=True)
 
 
 def _is_blank(path: Path) -> bool:
-    """Tell whether a file holds nothing: a power cut may leave one of ours so."""
+    """Return whether a file is blank, as a status file may be after a power cut."""
     with suppress(OSError):
         return not content_of(path).strip(b"\0")
     return False
 
 
 def failure_of(status: BuildStatus, uri: str) -> SourceError | StoreError:
-    """Make the error of those who waited for a build that failed."""
+    """Return the error of a process that waited for a build that failed."""
     kind = SourceError if status.of_source else StoreError
     return kind(
-        f"The build of {uri!r} by {status.builder} failed, and this process waited for it: {status.failure} (run it again "
-        "when that is mended, it goes on after the last commit)."
+        f"This process waited for the build of {uri!r} by {status.builder}, which failed: {status.failure} (fix the cause and "
+        "run again; the build resumes after the last commit)."
     )
 
 
 class StatusFile:
-    """Writes the status of one build. What cannot be written is left out: the build matters more.
+    """Writes the status of one build. Errors of writing are ignored, since the build is worth more than its status.
 
     Args:
         path: The file.
-        fingerprint: Of what is built.
-        documents: Documents that the store has already.
-        tokens: Their tokens.
+        fingerprint: Fingerprint of the corpus.
+        documents: Documents already in the store.
+        tokens: Tokens already in the store.
     """
 
     def __init__(self, path: Path, fingerprint: str, documents: int = 0, tokens: int = 0) -> None:
@@ -139,27 +139,27 @@ class StatusFile:
         self._written = -_WRITE_SECONDS
 
     def begin(self) -> StatusFile:
-        """Write the file. The caller owns this object already, so an interruption leaves a file that it can remove."""
+        """Write the file. The caller holds this object already, so that it can remove the file if interrupted."""
         self._write()
         return self
 
     def update(self, documents: int, tokens: int, share: float) -> None:
-        """Tell how far the build is; most calls write nothing, but that all is there is told at once."""
+        """Write the progress, at most once a second, but at once when the build is complete."""
         complete = share >= 1 > self._status.share
         self._status = replace(self._status, documents=documents, tokens=tokens, share=share)
         if complete or time.monotonic() - self._written > _WRITE_SECONDS:
             self._write()
 
     def failed(self, error: BaseException) -> None:
-        """Leave the cause for those who wait. It stays until the next build."""
-        said = in_one_line(error, 2000)
+        """Write the cause of a failure, for waiting processes. It stays until the next build."""
+        cause = in_one_line(error, 2000)
         if not isinstance(error, LightningLanceError):
-            said = f"{type(error).__name__}: {said}"
-        self._status = replace(self._status, failure=said, of_source=isinstance(error, SourceError))
+            cause = f"{type(error).__name__}: {cause}"
+        self._status = replace(self._status, failure=cause, of_source=isinstance(error, SourceError))
         self._write()
 
     def remove(self) -> None:
-        """Remove the file, unless another build has written it since, or it tells of a failure."""
+        """Remove the file, unless it records a failure or another build has written it."""
         found = read_status(self._path)
         if self._status.failure is None and found is not None and found.run == self._status.run:
             with suppress(OSError):
@@ -168,6 +168,6 @@ class StatusFile:
     def _write(self) -> None:
         self._written = time.monotonic()
         if os.path.lexists(self._path) and read_status(self._path) is None and not _is_blank(self._path):
-            return  # it is others'
+            return  # a foreign file
         with suppress(OSError):
             write_atomic(self._path, json.dumps(asdict(self._status)))

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing of small files."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import re
 import secrets
 from pathlib import Path
 
-# How the name of a file goes on until it is whole.
+# Suffix of an incomplete file.
 _PART = re.compile(r"\.[0-9a-f]{4,32}\.part")
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a file so that readers find all of it or what was there before; for one writer at a time.
+    """Write a file in one step: readers see the old content or the new one. Only for one writer at a time.
 
-    What writers that were killed left behind is removed.
+    Removes the parts left by killed writers.
 
     Raises:
-        OSError: If it cannot be written; also if it is a link, which would be lost.
+        OSError: If it cannot be written, or is a link, which would be replaced.
     """
     if path.is_symlink():
         raise FileExistsError(errno.EEXIST, "It is a link", str(path))
@@ -33,7 +33,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def remove_parts(path: Path) -> None:
-    """Remove what killed writers of a file left behind."""
+    """Remove the parts of a file left by killed writers."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
         if _PART.fullmatch(left.name, len(path.name)) and left.is_file() and not left.is_symlink():
             left.unlink(missing_ok=True)

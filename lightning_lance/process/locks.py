@@ -1,4 +1,4 @@
-"""One process at a time, on one machine or on a shared disk; and files that are there whole or not at all."""
+"""Leases: one process at a time, on one machine or on a shared disk."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from lightning_lance.messages.escaping import logger
 
 _log = logger(__name__)
 
-# After so long without a sign of life, a holder on another machine (or one that is stopped) is replaced; one of this machine
-# that has died is replaced at once. Long enough for a shared disk that hesitates: a wrong guess costs work, nothing else.
+# A holder without a heartbeat for this long is replaced if it is on another machine, or stopped. A dead process on this
+# machine is replaced at once. Long enough for a slow shared disk; a wrong guess only costs work.
 LEASE_SECONDS = 10.0
-# How the file of a lease begins.
+# The beginning of a lease file.
 _LEASE = b"filelock/2\n"
-# No lease has as many bytes.
+# Lease files are shorter than this.
 _LONGEST = 1 << 16
-# Between two looks at a lease that another process holds.
+# Between two looks at a lease of another process.
 POLL_SECONDS = 0.5
 
 
 def lock_file(uri: str) -> Path | None:
-    """Give the file of the lease that keeps the builders of a store apart; a bucket has none."""
+    """Return the path of the lease of a store's builder; None for a bucket."""
     return beside(uri, "lock")
 
 
 class Lease:
-    """A file that says who works, kept fresh by a thread of its holder, so that nobody waits for the dead.
+    """A file that names the working process, with a heartbeat from one of its threads.
 
-    It needs no locks of the operating system, which shared disks often lack, and no clocks that agree: each waiter times the
-    freshness by its own. It is a hint and no wall: a holder that was stopped and is replaced may come back, see `lost`.
+    It needs neither locks of the operating system, which shared disks often lack, nor synchronized clocks: each waiting
+    process measures the heartbeat by its own clock. It is advisory: a stopped holder that was replaced may resume, see `lost`.
 
     Args:
-        path: The file; its folder is made. It is gone when nobody holds the lease.
+        path: The file; its folder is created. It exists only while the lease is held.
 
     Raises:
-        ConfigError: If the folder cannot be made.
+        ConfigError: If the folder cannot be created.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -56,9 +56,9 @@ class Lease:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"The folder {str(self._path.parent)!r} cannot be made ({error.strerror}): choose another place."
+                f"The folder {str(self._path.parent)!r} cannot be created ({error.strerror}): choose another place."
             ) from error
-        # Its thread tells of a loss, and whoever ends the build releases it, so the lease is not one thread's.
+        # Several threads use the lease: its own reports a loss, and any thread may release it.
         self._lease = SoftFileLease(
             self._path,
             lease_duration=LEASE_SECONDS,
@@ -73,7 +73,7 @@ class Lease:
         return self._lost.is_set()
 
     def take(self) -> bool:
-        """Try to become the holder, without waiting.
+        """Try to take the lease without waiting. Returns whether this process holds it.
 
         Raises:
             StoreError: If the file cannot be written.
@@ -89,12 +89,12 @@ class Lease:
             raise self._not_own() from error
         except OSError as error:
             raise StoreError(
-                f"The file {str(self._path)!r} cannot be written ({error.strerror}): make room, or let this process write."
+                f"The file {str(self._path)!r} cannot be written ({error.strerror}): check free space and permissions."
             ) from error
         return True
 
     def take_from_the_dead(self) -> bool:
-        """Try to become the holder, and wait only where none has shown life for long: of another machine, nothing else tells.
+        """Take the lease if its holder is dead. For a holder on another machine, wait for one missed heartbeat.
 
         Raises:
             StoreError: If the file cannot be written.
@@ -110,31 +110,29 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Let others have it; nothing happens if it was lost, or is not held."""
+        """Release the lease. Does nothing if it was lost or is not held."""
         self._lease.release(force=True)
 
     def _check_own(self) -> None:
-        """Refuse a file that is no lease: `poetry.lock` would be taken for that of a store `poetry.lance`, and removed."""
+        """Raise StoreError for a file that is not a lease, such as Poetry's `poetry.lock` beside a store `poetry.lance`."""
         try:
             mode = self._path.lstat().st_mode
-            if stat.S_ISDIR(mode):  # it is told when it cannot be written
-                return
+            if stat.S_ISDIR(mode):
+                return  # `take` raises
             mine = stat.S_ISREG(mode) and _begins_as_lease(self._path)
-        except FileNotFoundError:
-            return
-        except OSError:  # it is told when it cannot be written
-            return
+        except OSError:
+            return  # there is no file, or `take` raises
         if not mine:
             raise self._not_own()
 
     def _not_own(self) -> StoreError:
         return StoreError(
-            f"The file {str(self._path)!r} is not the lease of a process at work here, and stands where one is needed: move it "
-            "elsewhere, or give another place."
+            f"The file {str(self._path)!r} is not a lease of lightning-lance, which needs this path: move the file, or choose "
+            "another place for the store."
         )
 
     def _remove_blank(self) -> None:
-        """Remove a file that stays empty: its maker was killed before it wrote a name, and filelock would wait for ever."""
+        """Remove a file that stays empty: its process was killed before writing to it, and filelock would wait forever."""
         with suppress(FileNotFoundError):
             found = self._path.stat()
             if found.st_size:
@@ -146,17 +144,17 @@ class Lease:
 
 
 def _begins_as_lease(path: Path) -> bool:
-    """Tell whether a file is a lease, or an empty one, which may become one; or one that a power cut has left so."""
+    """Return whether a file is a lease, or may become one: empty, or blank after a power cut."""
     with path.open("rb") as file:
         content = file.read(_LONGEST)
     return _LEASE.startswith(content[: len(_LEASE)]) or (len(content) < _LONGEST and not content.strip(b"\0"))
 
 
 class LeaseWatch:
-    """Looks at a lease from outside: takes nothing, and writes nothing.
+    """Observes a lease without taking it or writing to it.
 
     Args:
-        path: The file of the lease.
+        path: The lease file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -166,35 +164,38 @@ class LeaseWatch:
 
     @property
     def patience(self) -> float:
-        """Seconds of silence after which a holder is taken for dead; anybody who waits to build has taken over by then."""
+        """Seconds without a heartbeat after which a holder counts as dead. A waiting builder takes over earlier."""
         return 2 * LEASE_SECONDS
 
     def silence(self) -> float | None:
-        """Tell for how many seconds the holder has shown no life, as far as this has looked; None if nobody holds it."""
+        """Return the seconds since the last heartbeat seen by this object; None if the lease is free."""
         try:
             found = self._path.stat()
         except OSError:
             self._seen = None
             return None
-        seen = (found.st_ino, found.st_mtime_ns)
-        if seen != self._seen:
-            self._seen, self._since = seen, time.monotonic()
-        return time.monotonic() - self._since
+        now = time.monotonic()
+        heartbeat = (found.st_ino, found.st_mtime_ns)
+        if heartbeat != self._seen:
+            self._seen = heartbeat
+            self._since = now
+        return now - self._since
 
 
 @contextmanager
 def exclusive(path: str | Path, what: str) -> Iterator[None]:
-    """Hold a lease while the block runs; other processes that come here wait, however long it takes.
+    """Hold a lease while the block runs. Other processes wait for it.
 
     Args:
-        path: The file of the lease; its folder is made.
-        what: What is being done, for the message of those who wait.
+        path: The lease file; its folder is created.
+        what: The work, for the log of a waiting process: `training a tokenizer`.
     """
-    lease, told = Lease(path), False
+    lease = Lease(path)
+    warned = False
     while not lease.take():
-        if not told:
+        if not warned:
             _log.warning("Another process is %s; waiting for it (file %s).", what, path)
-            told = True
+            warned = True
         time.sleep(POLL_SECONDS)
     try:
         yield
@@ -203,16 +204,16 @@ def exclusive(path: str | Path, what: str) -> Iterator[None]:
 
 
 def content_of(path: Path) -> bytes:
-    """Read a file; of a pipe, a socket or a device, which may have nothing to give for ever, nothing is read.
+    """Return the content of a regular file. A pipe, socket or device is not read, since that may block forever.
 
     Raises:
-        OSError: If it cannot be read, or is no file.
+        OSError: If it cannot be read, or is not a regular file.
     """
 
     def opened(name: str, flags: int) -> int:
         return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
-    with open(path, "rb", opener=opened) as file:  # a path's own way to open has no flags
+    with open(path, "rb", opener=opened) as file:  # Path.open takes no opener
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise FileExistsError(errno.EEXIST, "It is no file", str(path))
+            raise FileExistsError(errno.EEXIST, "It is not a regular file", str(path))
         return file.read()

@@ -1,6 +1,6 @@
-"""The memory of this process: how much it holds, and the giving back of what it has freed.
+"""The memory of this process: its size, and the return of freed memory to the system.
 
-The one owner of the settings of the allocators, which are the whole process's.
+This module alone changes the settings of the allocators, which are global to the process.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from pathlib import Path
 
 import pyarrow as pa
 
-# Of mallopt(3).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# Of a piece of memory that goes back as soon as it is freed, while large blocks do.
+# Parameters of mallopt(3).
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+# Within `large_blocks_given_back`, blocks of this size return to the system when freed.
 _LARGE = 4 << 20
-# Where glibc itself ends up once a program has freed large blocks: its own learning ends with the first call of mallopt.
-_LEARNED_MMAP, _LEARNED_TRIM = 32 << 20, 64 << 20
+# The thresholds that glibc reaches by itself once a program has freed large blocks. It stops adapting them after mallopt.
+_LEARNED_MMAP = 32 << 20
+_LEARNED_TRIM = 64 << 20
 
 
 def resident() -> int | None:
-    """Tell how much memory this process holds, in bytes; None where the system does not say so."""
+    """Return the resident memory of this process in bytes; None if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_bytes().split()[1])
     except (OSError, ValueError, IndexError):
@@ -32,22 +34,22 @@ def resident() -> int | None:
 
 
 def give_back() -> None:
-    """Give back to the system what was freed of the C library's memory; elsewhere than with glibc, nothing happens.
+    """Return freed memory of glibc to the system; does nothing with other C libraries. Takes ten milliseconds.
 
-    It keeps some tens of megabytes for each thread that had as much at once, also when the thread is gone. Ten milliseconds.
+    glibc keeps tens of megabytes for each thread that has used as much, even after the thread has ended.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def give_back_arrow() -> None:
-    """Give back to the system what Arrow has freed: it keeps more, the longer a build runs."""
+    """Return freed memory of Arrow to the system. Arrow keeps more of it the longer a build runs."""
     pa.default_memory_pool().release_unused()
 
 
 @contextmanager
 def large_blocks_given_back() -> Iterator[None]:
-    """Let glibc give large blocks back to the system at once: of those that Lance's threads free it keeps half a gigabyte."""
+    """Return large blocks to the system as soon as they are freed; glibc would keep half a gigabyte from Lance's threads."""
     allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if allocator is None:
         yield

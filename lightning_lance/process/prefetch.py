@@ -10,21 +10,21 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
-# Seconds for an item to come to its end when nobody wants it any more.
+# Seconds to wait for the thread when the generator is closed.
 _PATIENCE = 5.0
-# Comes after the last item.
+# Follows the last item.
 _DONE = object()
 
 
 def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """Run an iterator in a thread, `depth` items ahead.
+    """Yield the items of an iterator that runs in a thread, `depth` items ahead.
 
-    What it raises is raised here. Closing this generator closes it, and waits until its thread has ended, but no longer than a
-    few seconds: it may be reading from a network that does not answer.
+    Its errors are raised here. Closing this generator closes the iterator and waits a few seconds for the thread to end, not
+    longer, since it may be reading from a network that does not answer.
 
     Args:
         items: The iterator.
-        depth: How many items to hold ready.
+        depth: Number of items to hold ready.
     """
     ahead: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()
@@ -49,12 +49,12 @@ def _run(items: Iterator[Any], ahead: queue.Queue[Any], stop: threading.Event) -
     try:
         for item in items:
             _put(ahead, (item, None), stop)
-            # Items may be large: none is kept here while the next one is made.
+            # Items may be large: release this one before the next is made.
             del item
             if stop.is_set():
                 break
         _put(ahead, (_DONE, None), stop)
-    except BaseException as error:  # it belongs to the thread that asked
+    except BaseException as error:  # raised again in the consumer's thread
         _put(ahead, (None, error), stop)
     finally:
         if isinstance(items, Generator):

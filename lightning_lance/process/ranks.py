@@ -1,6 +1,6 @@
-"""What the ranks of a run tell each other about the data: that they are at the same place of it.
+"""Communication between the ranks of a run: comparing their data, sharing a value, failing together.
 
-A forked process, such as a worker of a DataLoader, is no rank: it counts as alone.
+A forked process, such as a DataLoader worker, is not a rank and counts as alone.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import torch.distributed as dist
 from lightning_lance.errors import StoreError
 from lightning_lance.messages.redaction import in_one_line
 
-#: Seconds that ranks wait for each other while a run is set up: they come out of one barrier, and are there or never will be.
+#: Seconds that ranks wait for each other during setup. They have just left a barrier together, so a late rank is dead.
 SETTING_UP = 300.0
 
-# Between two looks at which ranks have come, in seconds.
+# Between two checks for ranks that have arrived, in seconds.
 _LOOK = 0.05
 
-# The group that this process was a member of before it was forked off: only the parent can talk to the others.
+# The process group of the parent of a forked process, which only the parent can use.
 _inherited: Any = None
-# The group, and how often its ranks have met. A group that is held here outlives `destroy_process_group`, with threads that can
-# end the process as Python exits.
+# The process group, and the number of its meetings. Weak, since a process group that outlives `destroy_process_group` has
+# threads that can crash Python at exit.
 _met_in: weakref.ReferenceType[Any] | None = None
 _met: int = 0
 
 
 def _note_fork() -> None:
-    global _inherited  # what a process is a fork of is of the process
+    global _inherited
     _inherited = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
 
 
@@ -45,18 +45,21 @@ def _connected() -> bool:
 
 
 def _meet(seconds: float | None) -> None:
-    """Wait until all ranks have come here; one that has died is missed at once where gloo connects the ranks.
+    """Wait until all ranks have arrived here. With gloo, a dead rank is noticed at once.
 
     Args:
-        seconds: How long to wait for a rank that does not come; None for the timeout of the process group.
+        seconds: How long to wait for a missing rank; None for the timeout of the process group.
 
     Raises:
-        StoreError: Naming the ranks that have not come.
+        StoreError: If a rank does not arrive; names the missing ranks.
     """
     count = _count_meeting()
     store: Any = dist.distributed_c10d._get_default_store()
-    limit = store.timeout.total_seconds() if seconds is None else min(seconds, store.timeout.total_seconds())
+    limit = store.timeout.total_seconds()
+    if seconds is not None:
+        limit = min(seconds, limit)
     began = time.monotonic()
+    cause = ""
     try:
         store.set(_place(count, dist.get_rank()), "here")
         if "gloo" in dist.get_backend_config():
@@ -65,16 +68,16 @@ def _meet(seconds: float | None) -> None:
             return
         while (missing := _missing(store, count)) and time.monotonic() - began < limit:
             time.sleep(_LOOK)
-        cause = ""
     except RuntimeError as error:
-        missing, cause = _missing_or_none(store, count), in_one_line(error, 200)
+        missing = _missing_or_none(store, count)
+        cause = in_one_line(error, 200)
     if missing or cause:
         raise StoreError(_absent(missing, time.monotonic() - began, cause))
 
 
 def _count_meeting() -> int:
-    """Return the number of this meeting, from 1 on for each process group."""
-    global _met_in, _met  # the group is the process's
+    """Return the number of this meeting of the process group, starting at 1."""
+    global _met_in, _met
     group: Any = dist.group.WORLD
     if _met_in is None or _met_in() is not group:
         _met_in = weakref.ref(group)
@@ -88,13 +91,13 @@ def _place(meeting: int, rank: int) -> str:
 
 
 def _pass_barrier(seconds: float) -> None:
-    """Wait for all ranks; RuntimeError if one of them has died or does not come."""
+    """Wait for all ranks. Raises RuntimeError if one has died or does not arrive."""
     options = dist.BarrierOptions()
-    # Not the group's: a process cannot end while a barrier of it is waited in.
+    # Instead of the group's longer timeout: a process cannot exit while it waits in a barrier.
     options.timeout = timedelta(seconds=seconds)
     group: Any = dist.group.WORLD
     waiting = group.barrier(options)
-    # Looked at now and then, so that Ctrl-C is heard.
+    # Polled, so that Ctrl-C works.
     while not waiting.is_completed():
         time.sleep(_LOOK / 10)
     waiting.wait()
@@ -108,31 +111,31 @@ def _missing_or_none(store: Any, meeting: int) -> list[int]:
     try:
         return _missing(store, meeting)
     except RuntimeError:
-        return []  # the rank that keeps the store is gone too
+        return []  # the rank that hosts the store is gone too
 
 
 def _absent(missing: list[int], seconds: float, cause: str) -> str:
-    """Say who has not come, or that somebody is gone who had."""
+    """Return the message about missing ranks, or about a rank that arrived and then ended."""
     who = "Another rank"
     if missing:
         who = f"{'Ranks' if len(missing) > 1 else 'Rank'} {', '.join(map(str, missing))}"
-    told = f" ({cause})" if cause else ""
+    reason = f" ({cause})" if cause else ""
     return (
-        f"{who} did not come to compare the data within {seconds:.0f} s, or ended before{told}: look for the error in its own "
-        "output, and start all ranks again."
+        f"{who} did not arrive within {seconds:.0f} s to compare the data, or ended before{reason}: look for the error in the "
+        "output of that rank, and start all ranks again."
     )
 
 
 def is_rank_zero() -> bool:
-    """Whether this is rank 0, or alone."""
+    """Return whether this process is rank 0, or alone."""
     return not _connected() or dist.get_rank() == 0
 
 
 def check_ranks_agree(mine: dict[str, Any]) -> None:
-    """Compare what all ranks hold; each gets to know the others' values, so all of them raise, and none waits for ever.
+    """Check that all ranks hold the same values. If not, all of them raise, so that none waits forever.
 
     Raises:
-        StoreError: With a table, a line per rank and a column per field that differs; or if a rank does not come.
+        StoreError: If the ranks disagree, with a line per rank and its differing fields; or if a rank does not arrive.
     """
     if not _connected():
         return
@@ -141,44 +144,50 @@ def check_ranks_agree(mine: dict[str, Any]) -> None:
     dist.all_gather_object(everyone, mine)
     fields = [name for name in mine if any(other.get(name) != mine[name] for other in everyone)]
     if fields:
-        lines = [
-            f"rank {rank}: " + ", ".join(f"{name} {told.get(name)!r}" for name in fields)
-            for rank, told in enumerate(everyone)
-        ]
+        lines = []
+        for rank, values in enumerate(everyone):
+            shown = [f"{name} {values.get(name)!r}" for name in fields]
+            lines.append(f"rank {rank}: {', '.join(shown)}")
         raise StoreError(
-            f"The ranks disagree about the data in {', '.join(fields)}: start all of them with one configuration, on the same "
-            "store.",
+            f"The ranks disagree about the data in {', '.join(fields)}: start all of them with the same configuration and the "
+            "same store.",
             *lines,
         )
 
 
 def broadcast_from_rank_zero(value: Any, seconds: float | None = None) -> Any:
-    """Return the value that rank 0 passes, on all ranks. StoreError if a rank does not come; `seconds`: see `_meet`."""
+    """Return the value of rank 0 on all ranks. Raises StoreError if a rank does not arrive; `seconds` as in `_meet`."""
     if not _connected():
         return value
     _meet(seconds)
-    told = [value]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
 
 
 def raise_on_all_ranks(mine: Exception | None, seconds: float | None = None) -> None:
-    """Raise on all ranks if something failed on one: its own error there, and one that names the cause on the others.
+    """Raise on all ranks if one has failed: its own error on that rank, a StoreError with the cause on the others.
+
+    Args:
+        mine: The error of this rank, if it failed.
+        seconds: As in `_meet`.
 
     Raises:
-        StoreError: If another rank failed, or does not come; `seconds`: see `_meet`.
+        StoreError: If another rank failed, or does not arrive.
     """
-    told: list[Any] = [None if mine is None else in_one_line(mine, 2000) or type(mine).__name__]
-    if _connected():
-        try:
-            _meet(seconds)
-        except StoreError as error:
-            raise mine or error from None
-        told *= dist.get_world_size()
-        dist.all_gather_object(told, told[0])
+    if not _connected():
+        if mine is not None:
+            raise mine
+        return
+    try:
+        _meet(seconds)
+    except StoreError as error:
+        raise mine or error from None
+    cause = None if mine is None else in_one_line(mine, 2000) or type(mine).__name__
+    causes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(causes, cause)
     if mine is not None:
         raise mine
-    failed = [(rank, cause) for rank, cause in enumerate(told) if cause is not None]
-    if failed:
-        rank, cause = failed[0]
-        raise StoreError(f"The data could not be prepared by rank {rank}: {cause}")
+    for rank, cause in enumerate(causes):
+        if cause is not None:
+            raise StoreError(f"Rank {rank} could not prepare the data: {cause}")

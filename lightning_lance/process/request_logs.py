@@ -1,7 +1,7 @@
-"""The lines that clients of the network log for each request: a build makes thousands, and tells of those that fail itself.
+"""Silences the log lines of network clients about each request. A build makes thousands, and logs failed ones itself.
 
-The names of their loggers are those of their packages, which differ between versions of the Hub's client. A level that was set
-for one of them stays as it is.
+The loggers have the names of their packages, which differ between versions of the Hub's client. Levels that the user has set
+for one of them stay in force.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Of the Hub's client by its versions, and of what reads from buckets and other servers.
+# Loggers of the Hub's client in its versions, and of clients of buckets and other servers.
 _LOGGERS = (
     "httpx", "httpx2", "httpcore", "httpcore2", "urllib3.connectionpool", "aiohttp.client", "botocore.credentials",
     "aiobotocore.credentials", "s3fs", "fsspec",
@@ -23,7 +23,7 @@ _entered = 0
 
 
 class _OnlyTroubles(logging.Filter):
-    """Lets warnings and errors pass, and what a logger was told to log by its own level."""
+    """Lets warnings and errors pass, and records at the level that the user has set for the logger."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         own = logging.getLogger(record.name).level
@@ -36,7 +36,7 @@ _quiet: set[logging.Logger] = set()
 
 @contextmanager
 def quiet_requests() -> Iterator[None]:
-    """Log no line for each request within it, in any thread: some clients send from threads of their own."""
+    """Silence the lines about requests within the block, in all threads, since some clients send from their own."""
     global _entered
     with _lock:
         _entered += 1
@@ -55,7 +55,7 @@ def quiet_requests() -> Iterator[None]:
 
 
 def _hub_client() -> set[str]:
-    """Give the names of the packages that send the Hub's requests; none as long as nobody has imported its client."""
+    """Return the names of the packages that send the Hub's requests; empty until its client is imported."""
     hub = sys.modules.get("huggingface_hub")
     if hub is None:
         return set()

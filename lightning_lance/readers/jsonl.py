@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_lance.documents.columns import UnfitShard, meant
+from lightning_lance.documents.columns import UnfitShard
 from lightning_lance.documents.filters import RowFilter
+from lightning_lance.messages.formatting import suggestion
 from lightning_lance.messages.redaction import public_url
 from lightning_lance.readers.json_table import (
     NOT_JSON,
@@ -185,8 +186,8 @@ class LinesShard:
         found = self.columns([text], text)
         if text not in found:
             raise UnfitShard(
-                f"Shard {self._path!r} has no column {text!r}, which source.columns gives for 'text': "
-                f"{meant(text, [*found])}there are {', '.join(found) or 'none'}"
+                f"Shard {self._path!r} has no column {text!r}{suggestion(text, [*found])}, which source.columns names for "
+                f"'text': it has {', '.join(found) or 'none'}"
             )
 
     def _refuse(self, block: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Where documents come from: which files, in which order, with which access."""
+"""Sources of documents: which files, in which order, with which access."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,7 +1,8 @@
-"""A source of `datasets`, opened: its shards, each read from any row on, again where the reading fails."""
+"""An opened `datasets` source: its shards, each read from any row on, with retries."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from lightning_lance.documents.columns import (
     column_at,
     in_words,
     listed,
-    meant,
     names_in,
     simple_table,
     steps_to,
@@ -27,6 +27,7 @@ from lightning_lance.documents.columns import (
 from lightning_lance.documents.languages import folder_language, language_of_path, no_language
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.messages.escaping import logger
+from lightning_lance.messages.formatting import suggestion
 from lightning_lance.messages.redaction import in_one_line, public_url, shown_cause
 from lightning_lance.readers.json_table import NOT_JSON
 from lightning_lance.readers.jsonl import ENDINGS, LinesShard, NotLines
@@ -40,13 +41,13 @@ from lightning_lance.sources.source import BATCH_BYTES, BATCH_ROWS, ReadReport, 
 
 _log = logger(__name__)
 
-# Rows that `datasets` gives at a time: a hundred texts of 100 KB are 10 MB.
+# Rows that `datasets` yields at a time: a hundred texts of 100 KB are 10 MB.
 _FETCH_ROWS = 100
-# Shards that are looked at until each column was seen: mostly one.
+# At most so many shards are opened to find all columns. Mostly the first one has them.
 _LOOKED_AT = 32
-# Of a language, in bytes; those that there are have some ten.
+# Longest language, in bytes. Real ones have about ten.
 _LONGEST_LANGUAGE = 64 << 10
-# A batch of so many bytes goes on its way: with what comes next, it would have to be copied.
+# A batch of this size is yielded without waiting for more rows, since joining them costs a copy.
 _ENOUGH_BYTES = BATCH_BYTES // 2
 
 
@@ -55,12 +56,12 @@ class Listing:
     """The files of a source.
 
     Attributes:
-        files: Local paths and URLs, in the order of the patterns and of their names.
-        languages: The language of each, by the place of `{language}`; empty where no pattern has it.
-        builder: The `datasets` builder that finds and may read them; None where neither is needed.
-        places: The place of each among the files of the builder.
+        files: Local paths and URLs, ordered by pattern and then by name.
+        languages: The language of each file, from the place of `{language}`; empty if no pattern has it.
+        builder: The `datasets` builder that lists and may read them; None if not needed.
+        places: The index of each file among those of the builder.
         real: Path of each local file to the path without links.
-        remarks: What the log has to say, each with its level.
+        remarks: Log lines: (level, text).
     """
 
     files: list[str]
@@ -72,42 +73,49 @@ class Listing:
 
 
 def listing(source: DatasetSpec, pin: Mapping[str, Any], reading: bool = False) -> Listing:
-    """List the files of a source; reads none of them.
+    """Return the files of a source without reading them.
 
     Args:
         source: The source.
         pin: `OpenedSource.pin` of the first build, else empty.
-        reading: Whether they will be read. Otherwise local files need no builder, and what is left out is not counted.
+        reading: Whether the files will be read. Otherwise local files need no builder, and skipped files are not counted.
 
     Raises:
-        ConfigError: If the source cannot be.
-        SourceError: If there is no access.
+        ConfigError: If the source does not exist, or its options do not fit.
+        SourceError: If access is denied.
     """
     local = local_shards(source, counting=reading)
     if read_here(source, local.files) or (all_local(source) and not reading):
+        builder = None
         files = [file for paths in local.files.values() for file in paths]
-        languages = [_language(source, local, file) for file in files] if source.templates else []
-        return Listing(files, languages, None, list(range(len(files))), local.real, local.remarks)
-    builder = open_builder(source, pin, local.files)
-    splits = builder.config.data_files or {}
-    if source.split not in splits:
-        raise ConfigError(
-            f"Source {source.name!r} has no split {source.split!r}: there are {', '.join(map(str, splits)) or 'none'}."
-        )
-    files = [str(file) for file in splits[source.split]]
-    names = [public_url(file) for file in files]
-    if twice := sorted({name for name in names if names.count(name) > 1}) if len({*names}) < len(names) else []:
-        raise ConfigError(
-            f"Source {source.name!r} finds {twice[0]!r} by several of source.data_files: let one of them find it."
-        )
-    if not source.data_files and not source.on_hub:
-        return _of_folder(source, builder, files)
+    else:
+        builder = open_builder(source, pin, local.files)
+        files = _files_of(builder, source)
+        if not source.data_files and not source.on_hub:
+            # A local folder.
+            places, real, remarks = real_once(source, files)
+            return Listing([files[place] for place in places], [], builder, places, real, remarks)
     languages = [_language(source, local, file) for file in files] if source.templates else []
     return Listing(files, languages, builder, list(range(len(files))), local.real, local.remarks)
 
 
+def _files_of(builder: Any, source: DatasetSpec) -> list[str]:
+    splits = builder.config.data_files or {}
+    if source.split not in splits:
+        raise ConfigError(
+            f"Source {source.name!r} has no split {source.split!r}: it has {', '.join(map(str, splits)) or 'none'}."
+        )
+    files = [str(file) for file in splits[source.split]]
+    for name, count in Counter(map(public_url, files)).items():
+        if count > 1:
+            raise ConfigError(
+                f"Source {source.name!r} finds {name!r} with several patterns of source.data_files: remove it from all but one."
+            )
+    return files
+
+
 def _language(source: DatasetSpec, local: LocalShards, file: str) -> str:
-    """Return the language of a file by the place of `{language}`, which all patterns have to have then."""
+    """Return the language of a file from the place of `{language}`, which all patterns must have."""
     if file in local.languages:
         return local.languages[file]
     if is_local(file):
@@ -115,18 +123,12 @@ def _language(source: DatasetSpec, local: LocalShards, file: str) -> str:
     return folder_language(file, source.templates)
 
 
-def _of_folder(source: DatasetSpec, builder: Any, files: Sequence[str]) -> Listing:
-    """List the files that `datasets` finds in a local folder, each real one once."""
-    places, real, remarks = real_once(source, files)
-    return Listing([files[place] for place in places], [], builder, places, real, remarks)
-
-
 def identified_listing(source: DatasetSpec) -> tuple[Listing, str]:
-    """List the files of a source and hash them, see `files_identity`; again while that fails in a way that time may cure.
+    """Return the files of a source and their hash (see `files_identity`), with retries.
 
     Raises:
-        ConfigError: If there are none, or they cannot be.
-        SourceError: If they cannot be reached, or there is no access.
+        ConfigError: If there are none, or the options do not fit.
+        SourceError: If they cannot be reached, or access is denied.
     """
 
     def ask() -> tuple[Listing, str]:
@@ -140,7 +142,7 @@ def identified_listing(source: DatasetSpec) -> tuple[Listing, str]:
 
 @contextmanager
 def explained(source: DatasetSpec) -> Iterator[None]:
-    """Turn errors of other libraries into sentences; those that time may cure are left to who tries again."""
+    """Turn errors of other libraries into one of ours. Transient errors pass, for a retry."""
     try:
         yield
     except Exception as error:  # there are a dozen classes, from four libraries
@@ -157,36 +159,39 @@ class OpenedDataset:
         pin: `pin` of the first build, else empty.
 
     Raises:
-        ConfigError: If the source, a column or a language cannot be.
-        SourceError: If there is no access, also after many tries.
+        ConfigError: If the source, a column or a language does not exist.
+        SourceError: If access is denied, or reading fails in spite of retries.
     """
 
     num_bytes: int | None = None  # files are compressed
 
     def __init__(self, source: DatasetSpec, pin: Mapping[str, Any]) -> None:
-        self._source, self._patience = source, source.patience()
+        self._source = source
+        self._patience = source.patience()
         self._listing: Listing = self._patience.call("listing the files", lambda: listing(source, pin, reading=True))
-        self._builder, self._files = self._listing.builder, self._listing.files
+        self._builder = self._listing.builder
+        self._files = self._listing.files
         self._order = shard_order(len(self._files), source.shard_seed)
         self.trouble = ReadReport(self._patience.incidents, remarks=self._listing.remarks)
-        # Of the row groups (in JSON Lines, the places) of the shard that is being read, how many rows pass before each.
+        # For the current shard, the number of passing rows before each row group (in JSON Lines, before each offset).
         self._starts: tuple[int, dict[int, int]] = (-1, {})
-        # Parquet is read here: only the columns and row groups that are needed. So are JSON Lines, of which each line stands
-        # for itself. The other formats are read by `datasets`.
+        # Our own readers read Parquet (only the needed columns and row groups) and JSON Lines (each line by itself). `datasets`
+        # reads the other formats.
         if self._builder is None:
-            self._parquet, self._lines = source.path == "parquet", source.path == "json"
+            self._parquet = source.path == "parquet"
+            self._lines = source.path == "json"
         else:
             self._parquet = hasattr(self._builder.config, "fragment_scan_options")
             self._lines = _are_lines(self._builder.config, [public_url(file) for file in self._files])
         self._dataset: Any = None
-        # Shards of which it was said that they lack a column.
+        # Shards with a warning about missing columns.
         self._warned: set[str] = set()
         begin = self._check_columns if self._parquet or self._lines else self._begin
         with explained(source):
             self._patience.call(f"opening {self.shards[0]}", begin)
 
     def _check_columns(self) -> None:
-        """Refuse columns that no shard has, of some that are looked at: mostly the first has all of them."""
+        """Raise an error for columns that none of the first shards has. Mostly the first one has all."""
         source = self._source
         known = () if self._builder is None else self._builder.info.features or ()
         missing = {*self._column_names()} - {*known}
@@ -205,7 +210,7 @@ class OpenedDataset:
                 if is_transient(error) or not is_bad_data(error):
                     raise
                 if source.on_bad_shard != "skip":
-                    return  # whoever reads it says so
+                    return  # reading it raises an error
                 continue
             there = there or present
             missing -= {*present}
@@ -217,24 +222,26 @@ class OpenedDataset:
             raise self._no_column(missing, there)
 
     def _no_column(self, missing: Collection[str], there: Sequence[str]) -> ConfigError:
-        named = ", ".join(sorted(map(repr, missing)))
-        hints = "".join(meant(name, there) for name in sorted(missing))
-        inner = [name for name in there if any(name.startswith(f"{column.partition('.')[0]}.") for column in missing)]
-        columns = [name for name in there if name in inner or "." not in name]
+        named = ", ".join(f"{name!r}{suggestion(name, there)}" for name in sorted(missing))
+        # The fields of a column only if one of them is missing.
+        outer = tuple(f"{column.partition('.')[0]}." for column in missing)
+        columns = [name for name in there if "." not in name or name.startswith(outer)]
         return ConfigError(
-            f"Source {self._source.name!r} has no column {named}: {hints}there are {', '.join(columns) or 'none'}; set "
+            f"Source {self._source.name!r} has no column {named}: it has {', '.join(columns) or 'none'}; set "
             f"{self._source.naming(missing)}."
         )
 
     def _unfit(self, error: UnfitShard) -> LightningLanceError:
-        """Say of what is no matter of one shard that it is to be mended where it was asked for."""
-        return SourceError(f"{error}; set source.columns.") if error.of_text else ConfigError(f"{error}.")
+        """Return the error for a problem of all shards, whose cure is in the settings."""
+        if error.of_text:
+            return SourceError(f"{error}; set source.columns.")
+        return ConfigError(f"{error}.")
 
     def _present(self, shard: int) -> list[str]:
-        """Return the names of the columns of a shard, none if it has no rows to tell them.
+        """Return the names of the columns of a shard, none if it has no rows.
 
         Raises:
-            UnfitShard: If one cannot be read as it is to be.
+            UnfitShard: If a column has an unreadable type.
         """
         text = self._source.columns["text"]
         if self._lines:
@@ -248,7 +255,7 @@ class OpenedDataset:
             return list(dict.fromkeys([*names_in(file.schema), *found]))
 
     def _begin(self) -> None:
-        """Begin to stream, by `datasets`; reads the beginning of the first file for its columns."""
+        """Start streaming with `datasets`, which reads the beginning of the first file for its columns."""
         source = self._source
         if self._builder is None:
             self._builder = open_builder(source, {})
@@ -271,7 +278,7 @@ class OpenedDataset:
         return [readable(public_url(self._files[i])) for i in self._order]
 
     def _place(self, shard: int) -> str:
-        """Return where a shard is read from; unlike its name, this may hold a password or a signature."""
+        """Return the path or URL of a shard. Unlike its name, it may hold a password or a signature."""
         return self._files[self._order[shard]]
 
     @property
@@ -281,17 +288,15 @@ class OpenedDataset:
 
     @property
     def pin(self) -> dict[str, Any]:
-        commits = {match["repo"]: match["revision"] for match in map(HUB_FILE.match, self._files) if match}
-        pairs = {(match["repo"], match["revision"]) for match in map(HUB_FILE.match, self._files) if match}
-        if len(pairs) > len(commits):
-            raise ConfigError(f"Source {self._source.name!r} reads one dataset at two revisions: make them two stores.")
-        return (
-            {"revision": next(iter(commits.values()))}
-            if len(commits) == 1
-            else {"revisions": commits}
-            if commits
-            else {}
-        )
+        commits: dict[str, str] = {}
+        for match in map(HUB_FILE.match, self._files):
+            if match and commits.setdefault(match["repo"], match["revision"]) != match["revision"]:
+                raise ConfigError(
+                    f"Source {self._source.name!r} reads the dataset {match['repo']!r} at two revisions: build two stores."
+                )
+        if len(commits) == 1:
+            return {"revision": commits.popitem()[1]}
+        return {"revisions": commits} if commits else {}
 
     def present_languages(self) -> list[str]:
         source = self._source
@@ -306,9 +311,10 @@ class OpenedDataset:
                     values = column_at(table, column)
                     if values is None:
                         continue
-                    words = in_words(values)[0]
-                    languages = language_of_path(words, source.extensions) if source.extensions is not None else words
-                    found.update(str(value) for value in pc.unique(languages).to_pylist())
+                    languages, _ = in_words(values)
+                    if source.extensions is not None:
+                        languages = language_of_path(languages, source.extensions)
+                    found.update(map(str, pc.unique(languages).to_pylist()))
             return found
 
         with explained(source):
@@ -317,7 +323,7 @@ class OpenedDataset:
     def _tables(
         self, shard: int, row: int, starts: dict[int, int], columns: Sequence[str], filtered: bool
     ) -> Generator[tuple[int, pa.Table], None, None]:
-        """Read tables of a shard, each with the place of its first row among those that pass the filter."""
+        """Yield tables of a shard, each with the position of its first row among those that pass the filter."""
         source = self._source
         filters = source.filters() if filtered else None
         if self._parquet:
@@ -336,7 +342,8 @@ class OpenedDataset:
         # One data file is one shard of the streamed dataset, in the same order.
         num_shards = len(self._builder.config.data_files[source.split])
         rows = self._dataset.shard(num_shards=num_shards, index=self._listing.places[self._order[shard]])
-        first, name = 0, f"shard {self.shards[shard]!r}"
+        first = 0
+        name = f"shard {self.shards[shard]!r}"
         with closing(rows.iter(batch_size=_FETCH_ROWS)) as batches:
             for batch in batches:
                 table = simple_table(batch)
@@ -347,32 +354,31 @@ class OpenedDataset:
                 first += len(passed)
 
     def _check_schema(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
-        """Refuse a shard of which a column cannot be read as it is to be; say what it does not have, which is null there."""
+        """Raise UnfitShard if a column has an unreadable type; warn about missing columns, whose values are null."""
         self._check_types(schema, columns, name)
         missing = [column for column in columns if steps_to(schema, column) is None]
         if missing and name not in self._warned:
             self._warned.add(name)
-            hints = "".join(meant(column, names_in(schema)) for column in missing)
             _log.warning(
-                "The %s of source %r has no column %s, which is null there: %sthere are %s.",
+                "The %s of source %r has no column %s: null is stored for it; the columns of this shard are %s.",
                 name,
                 self._source.name,
-                ", ".join(map(repr, missing)),
-                hints,
+                ", ".join(f"{column!r}{suggestion(column, names_in(schema))}" for column in missing),
                 listed(schema, missing),
             )
 
     def _check_types(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
         check_unique(schema, columns, name)
-        text, filters = self._source.columns["text"], self._source.filters()
+        text = self._source.columns["text"]
+        filters = self._source.filters()
         if text in columns:
             check_text(schema, text, name)
         if filters is not None:
             filters.check(schema, name)
 
     def _check_whole(self, shard: int, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
-        """Check what `datasets` reads: what all shards lack is no matter of this one."""
-        if self._lines:  # the others were looked at
+        """Check a shard that `datasets` reads. If all shards have the same problem, its cure is in the settings."""
+        if self._lines:  # other shards were checked when the source was opened
             self._check_schema(schema, columns, name)
             return
         missing = {column for column in columns if steps_to(schema, column) is None}
@@ -389,13 +395,15 @@ class OpenedDataset:
             raise self._unfit(error) from error
 
     def _other_schemas(self, shard: int) -> list[pa.Schema]:
-        """Read the columns of some other shards by `datasets`; those that cannot be read tell nothing."""
+        """Return the schemas of some other shards, read with `datasets`. Unreadable ones are ignored."""
         found: list[pa.Schema] = []
-        for other in [place for place in range(len(self._files)) if place != shard][:_LOOKED_AT]:
+        others = [*range(shard), *range(shard + 1, len(self._files))]
+        for other in others[:_LOOKED_AT]:
             rows = self._dataset.shard(num_shards=len(self._files), index=self._order[other])
             try:
                 with closing(rows.iter(batch_size=1)) as batches:
-                    found += [simple_table(batch).schema for batch in islice(batches, 1)]
+                    for batch in islice(batches, 1):
+                        found.append(simple_table(batch).schema)
             except Exception as error:
                 if not is_bad_data(error):
                     raise
@@ -409,22 +417,26 @@ class OpenedDataset:
         return True
 
     def read(self, shard: int, row: int) -> Generator[pa.Table, None, None]:
-        source, name, tries, doubted = self._source, self.shards[shard], 0, -1
+        source = self._source
+        name = self.shards[shard]
+        tries = 0
+        doubted = -1
         while True:
             try:
                 with self._patience.active():
                     for batch in self._read(shard, row):
                         end = next_row(batch)
-                        row, tries = (int(batch.column("row")[-1].as_py()) + 1 if end is None else end), 0
+                        row = int(batch.column("row")[-1].as_py()) + 1 if end is None else end
+                        tries = 0
                         yield batch
                 return
             except UnfitShard as error:
                 if source.on_bad_shard != "skip":
                     raise SourceError(
-                        f"{error}; what is committed stays: mend the shard, or leave it out by source.on_bad_shard=skip, and "
-                        "run again."
+                        f"{error}; committed documents are safe: repair the shard, or skip it with source.on_bad_shard=skip, "
+                        "and run again."
                     ) from error
-                self._leave_out(shard, row, error)
+                self._skip_rest(shard, row, error)
                 return
             except LightningLanceError:
                 raise
@@ -433,22 +445,22 @@ class OpenedDataset:
                     tries += 1
                     self._patience.wait(tries, f"reading {name}", error)
                 elif is_bad_data(error) and doubted != row:
-                    doubted = row  # it may have been garbled on its way: it is read again before that is believed
+                    doubted = row  # data may be garbled in transit, so it is read a second time
                 elif is_bad_data(error) and source.on_bad_shard == "skip":
-                    self._leave_out(shard, row, error)
+                    self._skip_rest(shard, row, error)
                     return
                 else:
-                    skip = ", or leave out the rest of it by source.on_bad_shard=skip" if is_bad_data(error) else ""
+                    skip = ", or skip the rest of it with source.on_bad_shard=skip" if is_bad_data(error) else ""
                     raise SourceError(
-                        f"Shard {name!r} of source {source.name!r} cannot be read: {_brief(error)}; what is committed stays, "
-                        f"mend the shard{skip}, and run again."
+                        f"Shard {name!r} of source {source.name!r} cannot be read: {_brief(error)}; committed documents are "
+                        f"safe: repair the shard{skip}, and run again."
                     ) from shown_cause(error)
 
-    def _leave_out(self, shard: int, row: int, error: Exception) -> None:
+    def _skip_rest(self, shard: int, row: int, error: Exception) -> None:
         name = self.shards[shard]
         self.trouble.bad_shards[shard] = {"shard": name, "row": row, "error": _brief(error)}
         _log.warning(
-            "Shard %r of source %r cannot be read from row %d on; the rest of it is left out: %s",
+            "Shard %r of source %r cannot be read from row %d on; the rest of it is skipped: %s",
             name,
             self._source.name,
             row,
@@ -468,24 +480,28 @@ class OpenedDataset:
                     first, table = next(tables)
                 except StopIteration:
                     break
-                except Exception as error:  # after what was read before it
+                except Exception as error:  # raised after the rows before it are yielded
                     failed = error
                     break
                 after = first + len(table)
-                if fresh := min(max(after - row, 0), len(table)):
+                fresh = min(max(after - row, 0), len(table))
+                if fresh:
                     pending.append(table.slice(len(table) - fresh))
-                    rows, size = rows + fresh, size + pending[-1].nbytes
-                # Few rows at a time where texts are long, a thousand where they are short.
+                    rows += fresh
+                    size += pending[-1].nbytes
+                # Few rows at a time if texts are long, up to a thousand if they are short.
                 if rows >= BATCH_ROWS or size >= _ENOUGH_BYTES:
                     yield from self._document_batches(_joined(pending), after - rows, shard)
-                    pending, rows, size = [], 0, 0
+                    pending = []
+                    rows = size = 0
         if pending:
             yield from self._document_batches(_joined(pending), after - rows, shard)
         if failed is not None:
             raise failed
 
     def _document_batches(self, table: pa.Table, first_row: int, shard: int) -> list[pa.Table]:
-        source, file = self._source, self.shards[shard]
+        source = self._source
+        file = self.shards[shard]
         words = dict(source.columns)
         if source.language_column:
             words["language"] = source.language_column
@@ -506,23 +522,24 @@ class OpenedDataset:
 
 
 def _check_lengths(languages: pa.Array, column: str, file: str) -> None:
-    """Check that a value can be a language, since each block of a stream names its own."""
+    """Check the length of languages, since each block of a stream stores its language."""
     longest = pc.max(pc.binary_length(languages)).as_py() or 0
     if longest > _LONGEST_LANGUAGE:
         raise SourceError(
-            f"Column {column!r} of shard {file!r} holds a language of {longest:,} bytes, expected {_LONGEST_LANGUAGE:,} at "
-            "most: set source.language_column to the column of the language, or name the languages to keep by languages=[...]."
+            f"Column {column!r} of shard {file!r} holds a language of {longest:,} bytes, expected at most "
+            f"{_LONGEST_LANGUAGE:,}: set source.language_column to the column of the language, or list the languages to keep "
+            "with languages=[...]."
         )
 
 
 def _joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Put tables together; some may have a column that tells what was replaced in them."""
+    """Return tables joined to one; some may have a column about repaired strings."""
     alike = all(table.schema.equals(tables[0].schema) for table in tables)
     return pa.concat_tables(tables, promote_options="none" if alike else "default")
 
 
 def _are_lines(config: Any, files: Sequence[str]) -> bool:
-    """Return whether files are JSON Lines by their names and the options of their builder."""
+    """Return whether files are JSON Lines, judged by their names and the options of their builder."""
     options = [getattr(config, name, "none") for name in ("field", "encoding_errors", "features")]
     plain = options == [None] * 3 and config.encoding.lower() in ("utf-8", "utf8")
     return plain and all(file.endswith(ENDINGS) and (is_local(file) or "::" not in file) for file in files)

@@ -1,4 +1,4 @@
-"""What is to be read of a dataset: files, columns, languages, filters. Nothing is read here."""
+"""The description of a dataset to read: files, columns, languages, filters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HUB_FILE = re.compile(
 _ON_BAD_SHARD = ("error", "skip")
 
 
-# By sentences of their own.
+# Options with their own checks.
 _CHECKED_ELSEWHERE = (
     "columns",
     "data_files",
@@ -43,7 +43,7 @@ _CHECKED_ELSEWHERE = (
 
 
 class SharedOptions(TypedDict, total=False):
-    """What any `DatasetSource` takes by name; see `DatasetSpec`."""
+    """Options of every `DatasetSource`; see `DatasetSpec`."""
 
     columns: Mapping[str, str]
     revision: str | None
@@ -61,7 +61,7 @@ class SharedOptions(TypedDict, total=False):
 
 
 class FileOptions(SharedOptions, total=False):
-    """What a `DatasetSource` of files takes besides the files."""
+    """Options of a `DatasetSource` of files."""
 
     val_files: Sequence[str | Path]
     storage_options: Mapping[str, Any]
@@ -69,44 +69,44 @@ class FileOptions(SharedOptions, total=False):
 
 
 class HubOptions(SharedOptions, total=False):
-    """What a `DatasetSource` of a Hub dataset takes besides its name, configuration and split."""
+    """Options of a `DatasetSource` of a Hub dataset."""
 
     val_split: str | None
 
 
 @dataclass(frozen=True, repr=False)
 class DatasetSpec:
-    """Documents that `datasets` streams as Arrow batches: nothing is downloaded whole, and no Python rows are made.
+    """Documents that `datasets` streams as Arrow batches, without downloading whole files or creating Python rows.
 
-    The language of a document comes from `language_column`; or from the extension of its path, where `extensions` is
-    given; or from the folder of its file, where `data_files` has `{language}` in place of that folder. Without any of
-    these, all documents are of one language, the empty string.
+    The language of a document comes from `language_column`; or, with `extensions`, from the extension of its path; or, if
+    `data_files` has `{language}` in place of a folder, from the name of that folder. Without any of these, all documents have
+    one language, the empty string.
 
     Attributes:
         path: Name of a Hub dataset (`HuggingFaceFW/fineweb`), or of a file format of `datasets` (`parquet`, `json`).
-        columns: Our word to the source's column: `text` is needed; `repo` (the group key of the split), `path`,
-            `license` and any other word are kept with each document. `meta.set` is the field `set` of the column `meta`.
+        columns: Our word to the source's column: `text` is required; `repo` (the group key of the split), `path`, `license` and
+            any other word are stored with each document. `meta.set` is the field `set` of the column `meta`.
         config: Configuration ("subset") of a Hub dataset.
-        data_files: Files, folders and globs, local or with a protocol (`hf://datasets/...`, `s3://...`); `.gz` and `.zst` are
-            read. A local folder means the files of the format in it and below. A local name that exists means itself, also
+        data_files: Files, folders and globs, local or with a protocol (`hf://datasets/...`, `s3://...`), also `.gz` and `.zst`.
+            A local folder stands for the files of the format in it and below. A local name that exists is taken literally, even
             if it has `*`, `?` or brackets in it. Each real file is read once, however many links lead to it.
         split: The source's own split to read.
-        val_split: Another split of it, whose documents are for validation; then `val_fraction` draws none.
-        val_files: The same for `data_files`: globs of the files whose documents are for validation.
-        revision: Branch, tag or commit of a Hub dataset. A build pins the commit that it first saw.
+        val_split: Another split of the source, with validation documents; then `val_fraction` is not used.
+        val_files: The same for `data_files`: files with validation documents.
+        revision: Branch, tag or commit of a Hub dataset. A build pins the commit that it first resolves.
         languages: Languages to keep; empty keeps all.
         language_column: Column that holds the language.
         extensions: Language to its extensions; needs the word `path` in `columns`.
-        where: Column to the values to keep, such as `{"license": ["mit", None]}`, of lists to those of which one is to be in
-            them (see documents/filters.py); pushed down into the reader.
+        where: Column to the values to keep, such as `{"license": ["mit", None]}`. A list is kept if it has one of them. See
+            documents/filters.py. The reader skips row groups without such values.
         text_filter: Texts to keep.
         shard_seed: Seed of the order in which shards are read; None keeps the order of the listing.
-        dedup: `exact` leaves out documents whose text came before, `none` keeps them.
-        storage_options: For the file system of `data_files`, such as `{"endpoint_url": "http://..."}` for s3.
-        timeout_seconds: How long a server may send nothing before the request is made again.
-        max_retries: Tries after the first, in a row and without progress, before a build stops.
-        on_bad_shard: What to do about a shard that is no good: `error`, or `skip` the rest of it. What was read of it stays,
-            and the store's commit note names it.
+        dedup: `exact` skips documents with the same text as an earlier one, `none` keeps them.
+        storage_options: Options for the file system of `data_files`, such as `{"endpoint_url": "http://..."}` for s3.
+        timeout_seconds: How long a server may be silent before a request is repeated.
+        max_retries: Number of retries in a row without progress before a build stops.
+        on_bad_shard: What to do with a bad shard: `error`, or `skip` the rest of it. Documents before the error stay, and the
+            commit metadata records the shard.
         name: Short name, for folders and messages.
         follow_links: Whether links of local files are followed out of the folder that a pattern names before its first
             wildcard.
@@ -136,21 +136,22 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         self._keep_secrets()
-        # Strings from here on: they are keys, and go into the fingerprint.
+        # Strings, since they are keys and part of the fingerprint.
         for key in ("data_files", "val_files"):
             object.__setattr__(self, key, [*path_list(f"source.{key}", getattr(self, key), "corpus/*.parquet")])
         self._check_kinds()
         if isinstance(self.columns, Mapping):
-            # Names of digits only.
+            # YAML reads names of digits as numbers.
             object.__setattr__(self, "columns", {as_text(word): as_text(name) for word, name in self.columns.items()})
         validate_columns(self.columns, repr(self.name))
         check_dedup(self.dedup)
         if isinstance(self.path, Path) or str(self.path).startswith("~"):
             object.__setattr__(self, "path", local_path(str(self.path)))
-        if bool(self.data_files) < bool(self.val_files) or (self.data_files and self.val_split):
+        if self.data_files and self.val_split:
+            raise ConfigError(f"Source {self.name!r} has data_files: use source.val_files instead of source.val_split.")
+        if self.val_files and not self.data_files:
             raise ConfigError(
-                f"Source {self.name!r} has {'' if self.data_files else 'no '}data_files: give its validation documents by "
-                f"source.{'val_files' if self.data_files else 'val_split'}."
+                f"Source {self.name!r} has no data_files: use source.val_split instead of source.val_files."
             )
         if not isinstance(self.on_bad_shard, str) or self.on_bad_shard not in _ON_BAD_SHARD:
             raise ConfigError(
@@ -161,18 +162,18 @@ class DatasetSpec:
         if self.extensions is not None:
             if "path" not in self.columns:
                 raise ConfigError(
-                    f"Source {self.name!r} takes the language from the extension, but source.columns has no 'path'."
+                    f"Source {self.name!r} has source.extensions, but no 'path' in source.columns: add it, such as path: NAME."
                 )
             check_extensions(self.extensions)
             check_languages(self.languages, [*self.extensions], f"Source {self.name!r}")
         if self.languages and not (self.language_column or self.extensions or self.templates):
             raise ConfigError(
-                f"Source {self.name!r} has no languages, got languages={list(self.languages)}: leave languages empty, or "
-                "give source.language_column or source.extensions."
+                f"Source {self.name!r} has no languages, got languages={list(self.languages)}: leave languages empty, or set "
+                "source.language_column or source.extensions."
             )
 
     def _check_kinds(self) -> None:
-        """Check the kinds of the values; paths, and names of digits only, become text."""
+        """Check the types of the options. Paths, and names of digits only, become text."""
         for name in ("path", "config", "revision"):
             object.__setattr__(self, name, as_text(getattr(self, name)))
         if not isinstance(self.where, Mapping):
@@ -184,17 +185,20 @@ class DatasetSpec:
         check_arguments(DatasetSpec, given, "source.")
 
     def _keep_secrets(self) -> None:
-        """Let no message show the options of the file system, nor what URLs hold of passwords and signatures."""
+        """Hide file system options, and passwords and signatures in URLs, from all messages."""
         if not isinstance(self.storage_options, Mapping):
             raise ConfigError(
                 f"source.storage_options is of type {type(self.storage_options).__name__}: expected a mapping, such as "
                 "{anon: true}."
             )
         remember_options(self.storage_options)
-        for files in (self.data_files, self.val_files, [self.path]):
-            for url in files if isinstance(files, Sequence) else ():
-                if isinstance(url, str):
-                    remember_url(url)
+        urls: list[Any] = [self.path]
+        for files in (self.data_files, self.val_files):
+            if isinstance(files, Sequence):
+                urls += files
+        for url in urls:
+            if isinstance(url, str):
+                remember_url(url)
 
     def __repr__(self) -> str:
         shown = {part.name: getattr(self, part.name) for part in fields(self)}
@@ -203,7 +207,7 @@ class DatasetSpec:
 
     @property
     def wanted(self) -> Sequence[str]:
-        # A language may be the name of a folder, and that need not be UTF-8.
+        # A language may be the name of a folder, which need not be UTF-8.
         return sorted({readable(language) for language in self.languages})
 
     @property
@@ -211,13 +215,13 @@ class DatasetSpec:
         return tuple(sorted(word for word in self.columns if word != "text"))
 
     def naming(self, columns: Collection[str]) -> str:
-        """Return which keys name some columns of the source."""
+        """Return the keys of the settings that name some columns of the source."""
         keys: dict[str, Collection[str | None]] = {
             "source.columns": self.columns.values(),
             "source.language_column": [self.language_column],
             "source.where": self.where,
         }
-        return " and ".join(key for key, named in keys.items() if any(column in named for column in columns))
+        return " and ".join(key for key, named in keys.items() if not {*columns}.isdisjoint(named))
 
     @property
     def has_validation(self) -> bool:
@@ -225,7 +229,7 @@ class DatasetSpec:
 
     @property
     def templates(self) -> list[str]:
-        """The patterns that have `{language}` in place of a folder."""
+        """The patterns with `{language}` in place of a folder."""
         return [pattern for pattern in self._data_files if "{language}" in pattern]
 
     @property
@@ -241,15 +245,15 @@ class DatasetSpec:
 
     @property
     def tells_language_by_folder(self) -> bool:
-        """Whether the place of `{language}` in `data_files` tells the language of the documents."""
+        """Whether `{language}` in `data_files` determines the language of the documents."""
         return bool(self.templates) and not self.language_column and self.extensions is None
 
     def patience(self) -> RetryPolicy:
-        """Make the patience with which this source is read."""
+        """Return the retry policy of this source."""
         return RetryPolicy(self.name, self.max_retries, self.timeout_seconds)
 
     def repositories(self) -> dict[str, tuple[str, str | None]]:
-        """Return the Hub repositories of `data_files` as they are spelled there, each with its name and its revision."""
+        """Return the Hub repositories in `data_files`, as spelled there, with their names and revisions."""
         matches = [match for match in map(HUB_FILE.match, self._data_files) if match]
         return {match["key"]: (match["repo"], match["revision"] or self.revision) for match in matches}
 
@@ -257,19 +261,18 @@ class DatasetSpec:
         """Return the globs.
 
         Args:
-            commits: Hub repository, as `data_files` spell it, to the commit to read it at.
-            fill: Whether to put the wanted languages (or `*` for all) in place of `{language}`.
+            commits: Hub repository, as spelled in `data_files`, to the commit to read.
+            fill: Whether to replace `{language}` by the wanted languages, or by `*` for all.
         """
-        patterns = []
-        for filled in [pattern for _, pattern, _ in self.filled()] if fill else self._data_files:
-            match = HUB_FILE.match(filled)
+        patterns = [pattern for _, pattern, _ in self.filled()] if fill else [*self._data_files]
+        for place, pattern in enumerate(patterns):
+            match = HUB_FILE.match(pattern)
             if match and match["key"] in commits:
-                filled = f"hf://datasets/{match['repo']}@{commits[match['key']]}/{match['rest']}"
-            patterns.append(filled)
+                patterns[place] = f"hf://datasets/{match['repo']}@{commits[match['key']]}/{match['rest']}"
         return patterns
 
     def filled(self) -> list[tuple[str | None, str, str | None]]:
-        """Return the globs, each with the template that it comes from and the language that fills it, if there are any."""
+        """Return (template, glob, language); the template and the language are None for a glob without them."""
         made: list[tuple[str | None, str, str | None]] = []
         for pattern in self._data_files:
             if "{language}" not in pattern:
@@ -283,7 +286,7 @@ class DatasetSpec:
 
     @property
     def file_system(self) -> dict[str, Any]:
-        """Options for the file system of `data_files`: `storage_options`, and what a bucket needs besides."""
+        """Options for the file system of `data_files`: `storage_options`, with defaults for a bucket."""
         options = dict(self.storage_options)
         if any(pattern.startswith("s3://") for pattern in self._data_files):
             from lightning_lance.readers.remote import s3_session
@@ -294,7 +297,7 @@ class DatasetSpec:
         return options
 
     def filters(self) -> RowFilter | None:
-        """Return the row filter that the reader applies, None for none."""
+        """Return the row filter of the reader, None if all rows pass."""
         conditions: list[Condition] = [OneOf(column, tuple(values)) for column, values in sorted(self.where.items())]
         if self.languages and self.language_column:
             conditions.append(SpelledAs(self.language_column, tuple(self.wanted)))

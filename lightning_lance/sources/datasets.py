@@ -1,4 +1,4 @@
-"""Documents by way of the `datasets` library: any Hub dataset, and Parquet or JSON files local, on the Hub or in a bucket."""
+"""Documents of the `datasets` library: any Hub dataset, and files, local, on the Hub or in a bucket."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class DatasetSource(DatasetSpec):
-    """Documents that `datasets` streams as Arrow batches: nothing is downloaded whole, and no Python rows are made.
+    """Documents that `datasets` streams as Arrow batches, without downloading whole files or creating Python rows.
 
-    Make one with `DatasetSource.parquet`, `.jsonl` or `.hub`. `DatasetSpec` describes the options. The constructor takes any
-    other file format of `datasets` as well.
+    Create one with `DatasetSource.parquet`, `.jsonl` or `.hub`. `DatasetSpec` describes the options. The constructor also takes
+    any other file format of `datasets`.
     """
 
     @classmethod
@@ -60,7 +60,7 @@ class DatasetSource(DatasetSpec):
 
         Args:
             path: Name of the dataset, such as `HuggingFaceFW/fineweb`.
-            config: Its configuration ("subset"), where it has several.
+            config: Its configuration ("subset"), if it has several.
             split: The split to read.
             **options: See `DatasetSpec`.
 
@@ -70,18 +70,24 @@ class DatasetSource(DatasetSpec):
         return cls(path, config=config, split=split, **options)
 
     def _part(self, val: bool) -> DatasetSource:
-        """Return the training or the validation documents as a source of their own."""
-        split, files = (self.val_split or self.split, self.val_files) if val else (self.split, self.data_files)
-        return replace(self, split=split, data_files=files, val_split=None, val_files=())
+        """Return the training or validation documents as a separate source."""
+        if not val:
+            return replace(self, val_split=None, val_files=())
+        split = self.val_split or self.split
+        return replace(self, split=split, data_files=self.val_files, val_split=None, val_files=())
 
     def identity(self) -> dict[str, Any]:
         if self.has_validation:
-            train, val = self._part(val=False).identity(), self._part(val=True).identity()
+            train = self._part(val=False).identity()
+            val = self._part(val=True).identity()
             others = {key: val.get(key) for key in val.keys() | train.keys() if val.get(key) != train.get(key)}
             return {**train, "validation": others}
-        # Each only where it decides something: otherwise stores would be built again that are the same.
+        # An option without effect is None, so that changing it does not cause another build.
         local = not self.on_hub
         extensions = None if self.language_column else self.extensions
+        where = {}
+        for column, values in self.where.items():
+            where[column] = sorted({json.dumps(plain_value(value)) for value in values})
         decides = {
             "kind": "datasets",
             "path": None if local and not self.data_files else self.path,
@@ -93,10 +99,7 @@ class DatasetSource(DatasetSpec):
             "languages": self.wanted,
             "language_column": self.language_column,
             "extensions": extensions and {name: sorted({*tails}) for name, tails in extensions.items()},
-            "where": {
-                column: sorted({json.dumps(plain_value(value)) for value in values})
-                for column, values in self.where.items()
-            },
+            "where": where,
             "text_filter": self.text_filter.identity(),
             "shard_seed": self.shard_seed,
             "dedup": self.dedup,
@@ -106,16 +109,15 @@ class DatasetSource(DatasetSpec):
             decides.pop("data_files")
             decides["files"] = files
             if self.tells_language_by_folder:
-                # The names of the files begin below their common folder, and do not tell what `{language}` stands for.
+                # File names are relative to their common folder, which may already include `{language}`.
                 decides["folder_languages"] = listed.languages
         return decides
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
-        if self.has_validation:
-            val, train = (
-                OpenedDataset(self._part(val=name == "val"), (pin or {}).get(name) or {}) for name in ("val", "train")
-            )
-            remarks = check_apart(self.name, val.real, train.real, self.dedup)
-            return WithValidation(val, train, remarks)
-
-        return OpenedDataset(self, pin or {})
+        pin = pin or {}
+        if not self.has_validation:
+            return OpenedDataset(self, pin)
+        val = OpenedDataset(self._part(val=True), pin.get("val") or {})
+        train = OpenedDataset(self._part(val=False), pin.get("train") or {})
+        remarks = check_apart(self.name, val.real, train.real, self.dedup)
+        return WithValidation(val, train, remarks)

@@ -1,4 +1,4 @@
-"""Whole files as documents, and the hash of their content."""
+"""Whole files as documents, and hashes of their content."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.sources.local_files import LocalFile, Rules, Search
 from lightning_lance.sources.local_paths import hint, local_path, path_list, readable, what_is_there
 from lightning_lance.sources.source import (
-    _PIECE_BYTES,
-    _PIECES,
     BATCH_BYTES,
     BATCH_ROWS,
     OpenedSource,
@@ -31,13 +29,17 @@ from lightning_lance.sources.source import (
 )
 from lightning_lance.type_hints import as_text, check_arguments
 
+# Pieces of a large file that are hashed.
+_PIECES = 64
+_PIECE_BYTES = 1 << 16
+
 
 def content_identity(files: Sequence[str | Path], root: str | Path) -> str:
-    """Hash local files so that an edit shows and a copy to another place does not: no full paths, no times.
+    """Return a hash of local files that changes if they are edited, and not if they are copied elsewhere.
 
-    Of each file the hash takes the name relative to `root`, the size, and the content: all of it up to 4 MiB, and of a larger
-    file 64 pieces of 64 KiB, evenly from its beginning to its end (the footer of a Parquet file is there). So only an edit in
-    the middle of a large file that keeps its size can stay unseen.
+    It includes for each file the name relative to `root`, the size, and the content: all of it up to 4 MiB, else 64 pieces of
+    64 KiB, evenly spaced from the beginning to the end (where the footer of a Parquet file is). So only an edit inside a large
+    file that keeps its size may go unnoticed.
 
     Raises:
         SourceError: If a file cannot be read.
@@ -46,7 +48,7 @@ def content_identity(files: Sequence[str | Path], root: str | Path) -> str:
 
 
 def named_identity(files: Iterable[tuple[str, str | Path]]) -> str:
-    """Hash local files like `content_identity`, each by the name that is given with its path."""
+    """Return the same hash as `content_identity`, given the name and the path of each file."""
     digest = xxhash.xxh3_128()
     for name, file in files:
         digest.update(f"{readable(name)}\0".encode())
@@ -55,7 +57,7 @@ def named_identity(files: Iterable[tuple[str, str | Path]]) -> str:
 
 
 def content_hash(file: str | Path) -> bytes:
-    """Hash the content of a local file, as `content_identity` does, without its name.
+    """Return the hash of a local file as in `content_identity`, without its name.
 
     Raises:
         SourceError: If it cannot be read.
@@ -66,7 +68,7 @@ def content_hash(file: str | Path) -> bytes:
 
 
 def _add_file(digest: xxhash.xxh3_128, file: str | Path) -> None:
-    """Add the size and the content of a file. Raise SourceError if it cannot be read."""
+    """Add the size and the content of a file. Raises SourceError if it cannot be read."""
     try:
         with Path(file).open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
@@ -86,30 +88,30 @@ def _add_content(digest: xxhash.xxh3_128, stream: BinaryIO, size: int) -> None:
 
 
 def _cannot_read(file: str | Path, error: OSError) -> str:
-    return f"Cannot read {readable(str(file))!r}: {error.strerror}; mend it or leave it out."
+    return f"Cannot read {readable(str(file))!r}: {error.strerror}; repair it or exclude it."
 
 
 @dataclass(frozen=True)
 class FilesSource:
-    """Local text files, one document each; the language follows from the extension.
+    """Local text files, one document each. The language follows from the extension.
 
-    Files that are not UTF-8 are passed on as null texts, which a build leaves out and counts. Each real file is one document,
-    however many links lead to it.
+    A file that is not UTF-8 becomes a null text, which a build skips and counts. Each real file is one document, however many
+    links lead to it.
 
     Attributes:
-        patterns: Files, folders, and globs (`**` goes through folders), relative to `root`, such as
-            `["src", "docs/**/*.md"]`. A folder means all files in it and below. Hidden files and folders are found only by
-            patterns that name them. A name that exists means itself, also if it has `*`, `?` or brackets in it.
+        patterns: Files, folders, and globs (`**` matches any folders), relative to `root`, such as `["src", "docs/**/*.md"]`. A
+            folder stands for all files in it and below. Hidden files and folders are found only by patterns that name them. A
+            name that exists is taken literally, even if it has `*`, `?` or brackets in it.
         root: Folder that the patterns and the stored paths are relative to.
-        exclude: Names of folders to leave out wherever they occur.
-        languages: Languages to keep; empty keeps all, files of no known language too.
+        exclude: Names of folders to exclude at any depth.
+        languages: Languages to keep; empty keeps all, including files of unknown languages.
         extensions: Language to its extensions.
         text_filter: Texts to keep.
-        shard_seed: Seed of the order in which files are read; None for alphabetical order. With a document or token
-            budget, the seed decides which files are in it.
-        dedup: `exact` leaves out files whose text came before, `none` keeps them.
+        shard_seed: Seed of the order in which files are read; None for alphabetical order. With a document or token budget, the
+            seed decides which files are read.
+        dedup: `exact` skips files with the same text as an earlier one, `none` keeps them.
         name: Short name, for folders and messages.
-        follow_links: Whether links that lead out of `root` are followed. Those that stay in it always are.
+        follow_links: Whether links out of `root` are followed. Links within it always are.
     """
 
     patterns: Sequence[str | Path]
@@ -149,13 +151,13 @@ class FilesSource:
         return local_path(str(self.root)) or "."
 
     def _files(self, counting: bool = False) -> tuple[list[tuple[str, str]], list[tuple[int, str]]]:
-        """Find the files, in the order in which they are read.
+        """Return the files in the order in which they are read.
 
         Args:
-            counting: Whether to count, for the remarks, what is left out.
+            counting: Whether to count skipped files for the log.
 
         Returns:
-            The stored name and the path of each file, and remarks for the log, each with its level.
+            The stored name and the path of each file; and log lines, (level, text).
         """
         root = self._folder
         if not Path(root).is_dir():
@@ -168,7 +170,7 @@ class FilesSource:
                 raise ConfigError(self._no_match(pattern, root))
             for match in matches:
                 search.keep(found, match)
-        # By the names as the patterns spell them.
+        # Sorted by name as spelled in the patterns.
         ordered = sorted(found.values(), key=lambda match: match.key)
         files = [(search.from_root(match), str(Path(root, match.name))) for match in ordered]
         if self.languages:
@@ -179,11 +181,11 @@ class FilesSource:
         return [files[i] for i in shard_order(len(files), self.shard_seed)], remarks
 
     def _no_match(self, pattern: str, root: str) -> str:
-        """Say that a pattern matches nothing, and what may be the reason."""
+        """Return the message about a pattern that matches nothing, with the likely reason."""
         search = Search(root, Rules({*self.exclude}, bounded=True), counting=True)
         search.find(pattern)
-        reason = search.account.reason() or hint(pattern, root)
-        return f"No file matches {pattern!r} in {str(Path(root).resolve())!r}{': ' if reason else ''}{reason}."
+        reason = search.account.reason() or hint(pattern, root) or "check source.patterns"
+        return f"No file matches {pattern!r} in {str(Path(root).resolve())!r}: {reason}."
 
     def identity(self) -> dict[str, Any]:
         files, _ = self._files()
@@ -224,7 +226,7 @@ class _OpenedFiles:
         sizes = [_size(path) for _, path in files]
         piece = np.cumsum(sizes) // BATCH_BYTES
         for group in np.split(np.arange(len(files)), np.flatnonzero(np.diff(piece)) + 1):
-            # Nothing of a batch is kept here while the next one is read: it may be one large file.
+            # A batch may be one large file, so it is not kept here while the next one is read.
             yield self._batch([files[i] for i in group], row + int(group[0]))
 
     def _batch(self, files: list[tuple[str, str]], first_row: int) -> pa.Table:
@@ -245,7 +247,7 @@ def _size(file: str) -> int:
 
 
 def _contents(files: Sequence[str]) -> pa.Array:
-    """Read files as (n,) large_binary; one file alone is not copied."""
+    """Return the contents of files as (n,) large_binary, without a copy for a single file."""
     contents = []
     for file in files:
         try:
@@ -265,7 +267,7 @@ def python_stdlib(
     shard_seed: int | None = 0,
     dedup: Dedup = "none",
 ) -> FilesSource:
-    """The standard library of the running Python: about 1,800 files and 31 MB of real code that every machine has."""
+    """Return a source of Python's standard library: about 1,800 files and 31 MB of real code on every machine."""
     return FilesSource(
         patterns=["**/*.py"],
         root=sysconfig.get_paths()["stdlib"],
@@ -274,6 +276,6 @@ def python_stdlib(
         shard_seed=shard_seed,
         dedup=dedup,
         name="python_stdlib",
-        # Distributions keep a few of its files elsewhere.
+        # Some distributions keep a few of its files elsewhere.
         follow_links=True,
     )

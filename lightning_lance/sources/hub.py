@@ -1,4 +1,4 @@
-"""Access to what `datasets` reads, with its many errors told as one sentence each, before any work starts."""
+"""Access to the files of a `datasets` source. Errors of its libraries become one sentence each, before any work starts."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ _CONFIG_FOR = {"codeparrot/github-code": "github_code", "codeparrot/github-code-
 
 
 def open_builder(source: DatasetSpec, pin: Mapping[str, Any], local: Mapping[str, Sequence[str]] | None = None) -> Any:
-    """Make the `datasets` builder of a source: finds its files, reads none, and leaves nothing in a cache.
+    """Return the `datasets` builder of a source. It lists the files, reads none, and leaves nothing in a cache.
 
     Args:
         source: The source.
         pin: `OpenedSource.pin` of the first build, else empty.
-        local: Each local pattern to the files that it finds, if that is known.
+        local: Local pattern to its files, if known.
 
     Raises:
-        ConfigError: If the dataset, a file, a language folder or a script makes it impossible.
+        ConfigError: If the dataset, a file or a language folder does not exist, or the dataset is loaded by a script.
         SourceError: If access is denied, or the Hub cannot be reached.
     """
     if local is None:
@@ -49,9 +49,9 @@ def open_builder(source: DatasetSpec, pin: Mapping[str, Any], local: Mapping[str
         import datasets
         from datasets import load_dataset_builder
 
-        # It would count this as a download of a format, by a request to a server that is not the Hub.
+        # Otherwise it counts a download of the format, with a request to another server.
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-        # It takes a lock in its cache, even for files that it only streams.
+        # It locks its cache even for files that it only streams.
         with _scratch_folder() as cache:
             if source.data_files:
                 files = {source.split: _checked_patterns(source, pin, local)}
@@ -67,12 +67,12 @@ def open_builder(source: DatasetSpec, pin: Mapping[str, Any], local: Mapping[str
 
 @contextmanager
 def _scratch_folder() -> Iterator[str]:
-    """Make a folder for files that are of no use afterwards, and remove it."""
+    """Create a temporary folder, and remove it after use."""
     try:
         folder = tempfile.mkdtemp(prefix="lightning-lance-")
     except OSError as error:
         raise ConfigError(
-            f"No folder for temporary files can be made ({error.strerror}), which 'datasets' needs for this source: set TMPDIR."
+            f"Cannot create a temporary folder ({error.strerror}), which 'datasets' needs for this source: set TMPDIR."
         ) from error
     try:
         yield folder
@@ -81,36 +81,36 @@ def _scratch_folder() -> Iterator[str]:
 
 
 def _checked_patterns(source: DatasetSpec, pin: Mapping[str, Any], local: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the local files, each as a pattern that means itself, and the globs, at a fixed commit where they are on the Hub.
+    """Return the local files as literal patterns, and the other globs, on the Hub at a fixed commit.
 
-    `datasets` passes over globs that match nothing.
+    Raises an error for a glob that matches nothing, which `datasets` would ignore.
     """
     commits: dict[str, str] = {}
     for key, (repo, revision) in source.repositories().items():
         from huggingface_hub import HfApi
 
-        pinned = pin.get("revision") or pin.get("revisions", {}).get(repo)
+        wanted = pin.get("revision") or pin.get("revisions", {}).get(repo) or (revision and unquote(revision))
         api = HfApi(token=source.storage_options.get("token"), endpoint=source.storage_options.get("endpoint"))
-        commits[key] = str(api.dataset_info(repo, revision=pinned or (revision and unquote(revision))).sha)
+        commits[key] = str(api.dataset_info(repo, revision=wanted).sha)
         _check_terms(api, repo)
     patterns: list[str] = []
     for pattern in source.patterns(commits):
         if pattern in local:
             patterns += map(glob.escape, local[pattern])
             continue
-        if found := _glob(pattern, source.file_system):
-            check_format(source.path, found)
-        else:
+        found = _glob(pattern, source.file_system)
+        if not found:
             if source.wanted and source.templates:
                 check_languages(source.wanted, _language_folders(source, commits), f"Source {source.name!r}")
             _raise_cause(pattern, source.file_system)
             raise ConfigError(f"No file matches {pattern!r}: check source.data_files.")
+        check_format(source.path, found)
         patterns.append(pattern)
     return patterns
 
 
 def _check_terms(api: Any, repo: str) -> None:
-    """Check that a dataset is not gated, so that its files can be read; a mirror of the Hub may not know that request."""
+    """Raise GatedRepoError if the files of a dataset cannot be read before its terms are accepted."""
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
     try:
@@ -118,15 +118,15 @@ def _check_terms(api: Any, repo: str) -> None:
     except GatedRepoError:
         raise
     except HfHubHTTPError as error:
-        # The dataset itself was there.
+        # The dataset exists, so a mirror of the Hub does not know this request.
         if getattr(error.response, "status_code", None) not in (404, 405, 501):
             raise
 
 
 def files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> str:
-    """Hash the files of a source: by content where they are local, else by name, size and what the bucket knows of them."""
+    """Return a hash of files: of the content of local ones, and of the name, size and ETag of others."""
     local = [file for file in files if is_local(file)]
-    root = Path(local[0]).parent if len(local) == 1 else Path(_common_folder(local)) if local else Path()
+    root = os.path.commonpath([str(Path(file).parent) for file in local]) if local else ""
     if len(local) == len(files):
         return content_identity(files, root)
     import fsspec
@@ -138,19 +138,15 @@ def files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> 
             continue
         fs, path = fsspec.core.url_to_fs(file, **storage_options)
         info = fs.info(path)
-        # Of a file in an archive, its checksum.
+        # A file in an archive has a CRC.
         known = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("CRC") or ""
-        # Not the signature: a URL that is signed anew is the same file.
+        # Without the signature, since it changes when the URL is signed again.
         digest.update(f"{public_url(file)}\0{info['size']}\0{known}\0".encode())
     return digest.hexdigest()
 
 
-def _common_folder(files: Sequence[str]) -> str:
-    return os.path.commonpath([str(Path(file).parent) for file in files])
-
-
 def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
-    """Turn an error of `datasets` or of the Hub client into one that says what to do."""
+    """Return one of our errors, with its cure, for an error of `datasets` or of the Hub client."""
     text = in_one_line(error, 2000)
     kinds = {type(cause).__name__ for cause in causes(error)}
     match = _REPOSITORY.match(str(source.data_files[0])) if source.data_files else None
@@ -165,12 +161,13 @@ def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
         return ConfigError(f"The dataset {repo!r} has no revision {source.revision!r}: check source.revision.")
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:
         return ConfigError(
-            f"There is no dataset {repo!r} on the Hub, or it is private: check the name; for a private one {login}."
+            f"There is no dataset {repo!r} on the Hub, or it is private: check the name; for a private one, {login}."
         )
     if "BuilderConfig" in text or "Config name is missing" in text:
         return ConfigError(f"Choose source.config of {repo!r}: {text[:400]}")
-    if told := _of_file_system(error, text, kinds, source):
-        return told
+    explained = _of_file_system(error, text, kinds, source)
+    if explained is not None:
+        return explained
     if kinds & {"ConnectionError", "ConnectError", "ConnectTimeout", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
         return SourceError(
             f"Source {source.name!r} cannot be reached ({text[:200]}): check the network, then run again."
@@ -181,8 +178,8 @@ def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
     )
 
 
-_KEYS = "give them by environment variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by source.storage_options"
-# What an object store answers about keys that it does not know, or that are no longer good.
+_KEYS = "set environment variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or source.storage_options"
+# Answers of object stores to unknown or expired keys.
 _BAD_KEYS = re.compile(
     r"InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|TokenRefreshRequired|Access Key Id you provided|"
     r"security token|signature we calculated|provided token"
@@ -195,37 +192,38 @@ _REGION = re.compile(
 def _of_file_system(
     error: Exception, text: str, kinds: set[str], source: DatasetSpec
 ) -> ConfigError | SourceError | None:
-    """Explain an error of a file system (s3fs, HTTP, FTP, ...); None if it is none, or an unknown one."""
+    """Return one of our errors for an error of a file system (s3fs, HTTP, FTP, ...), None for any other error."""
     name = source.name
     statuses = {getattr(cause, "status", None) for cause in causes(error)}
-    if match := re.search(r"Protocol not known: ?(\S*)", text):
+    match = re.search(r"Protocol not known: ?(\S*)", text)
+    if match:
         return ConfigError(
-            f"Source {name!r} has files of {match[1] + '://'!r}, which is not a known protocol: check "
-            "source.data_files; local paths, hf://, s3://, https:// and others that fsspec knows can be read."
+            f"Source {name!r} has files of {match[1] + '://'!r}, which is not a known protocol: check source.data_files; "
+            "local paths, hf://, s3://, https:// and other protocols of fsspec can be read."
         )
     if "ImportError" in kinds or "ModuleNotFoundError" in kinds:
         return ConfigError(f"Source {name!r} needs another package: {text.rstrip('.')}; install it, and run again.")
     if kinds & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError"}:
         return SourceError(
-            f"Source {name!r} needs credentials, and there are none: {_KEYS} (a public bucket is read with "
+            f"Source {name!r} needs credentials, but none were found: {_KEYS} (for a public bucket, "
             "source.storage_options={anon: true})."
         )
     if _BAD_KEYS.search(text):
-        return SourceError(f"Source {name!r} cannot be read, since its keys are not accepted ({text[:200]}): {_KEYS}.")
+        return SourceError(f"Source {name!r} cannot be read, since its keys were rejected ({text[:200]}): {_KEYS}.")
     if _REGION.search(text):
         return SourceError(
-            f"Source {name!r} is in another region ({text[:200]}): give it, as in "
+            f"Source {name!r} is in another region ({text[:200]}): set it, as in "
             "source.storage_options={client_kwargs: {region_name: eu-central-1}}."
         )
     if kinds & {"PermissionError", "Forbidden"} or statuses & {401, 403}:
         return SourceError(
-            f"Source {name!r} gives no access ({text[:200] or type(error).__name__}): check the place, and what you are "
-            "allowed to read there."
+            f"Access to source {name!r} is denied ({text[:200] or type(error).__name__}): check the path and your "
+            "permissions there."
         )
     if kinds & {"NoSuchBucket"} or "bucket does not exist" in text:
-        return ConfigError(f"Source {name!r} is in a bucket that is not there ({text[:200]}): check source.data_files.")
+        return ConfigError(f"The bucket of source {name!r} does not exist ({text[:200]}): check source.data_files.")
     if "FileNotFoundError" in kinds:
-        return ConfigError(f"Source {name!r} has a file that is not there ({text[:200]}): check source.data_files.")
+        return ConfigError(f"A file of source {name!r} does not exist ({text[:200]}): check source.data_files.")
     return None
 
 
@@ -237,7 +235,7 @@ def _glob(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
 
 
 def _raise_cause(pattern: str, storage_options: Mapping[str, Any]) -> None:
-    """Raise why a file that is named is not found: of a server that is down, a glob says no more than that there is none."""
+    """Raise the error that hides behind an empty glob for a named file, such as that of a server that is down."""
     from fsspec.core import url_to_fs
 
     if "://" not in pattern or pattern.startswith("hf://") or any(sign in pattern for sign in "*["):
@@ -254,9 +252,10 @@ def _language_folders(source: DatasetSpec, commits: Mapping[str, str]) -> list[s
     templates = [
         pattern for pattern in source.patterns(commits, fill=False) if "{language}" in pattern and not is_local(pattern)
     ]
-    befores = sorted({template.split("{language}")[0] for template in templates})
-    found = [path for before in befores for path in _glob(f"{before}*", source.file_system)]
-    return sorted({path.rstrip("/").rsplit("/", 1)[-1] for path in found})
+    folders: set[str] = set()
+    for before in {template.split("{language}")[0] for template in templates}:
+        folders.update(path.rstrip("/").rsplit("/", 1)[-1] for path in _glob(f"{before}*", source.file_system))
+    return sorted(folders)
 
 
 def _instead_of_script(path: str) -> str:
@@ -265,7 +264,7 @@ def _instead_of_script(path: str) -> str:
         return f"{message}use source={_CONFIG_FOR[path]}, which reads its files."
     try:
         files = _glob(f"hf://datasets/{path}/**/*.parquet", {})
-    except Exception:  # the hint is not worth a second error
+    except Exception:  # this is only for the hint
         files = []
     folders = Counter(file.split(path, 1)[-1].lstrip("/").rpartition("/")[0] for file in files)
     folder = folders.most_common(1)[0][0] if folders else "FOLDER"

@@ -1,13 +1,13 @@
-"""Local files by pattern: each real file once, in an order that names alone decide, and an account of what is left out.
+"""Local files by pattern: each real file once, in an order that depends on names only, with an account of skipped files.
 
-A pattern is read from the left. A name that exists as it is written means itself, with wildcards in it or not; the first that
-does not exist begins the pattern proper. A folder means the files in it and below.
+A pattern is read from the left. A name that exists is taken literally, even with wildcards in it; the wildcards begin at the
+first name that does not exist. A folder stands for the files in it and below.
 
-Token stores, and what builders write beside them, are found by their names only: a folder of texts may hold the folder of the
-stores that are built of it, and would otherwise be another one after each build.
+Token stores, and the files of builders beside them, are found only by their names. Otherwise a folder of texts that also holds
+the stores built from it would change with each build.
 
-Links are followed within a boundary: the root, or else the folder that a pattern names before its first wildcard. A file that
-is found under several names keeps one that has no link in it.
+Links are followed within a boundary: the root, or else the folder that a pattern names before its first wildcard. For a file
+with several names, one without a link is preferred.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from lightning_lance.location import is_own_file, is_own_folder
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.sources.local_paths import local_path, readable
 
-# Why files that a pattern matches are left out, in the words of a message.
+# Reasons for skipping a file that a pattern matches, for messages.
 HIDDEN = "hidden or in a hidden folder"
 EXCLUDED = "in a folder of source.exclude"
-IGNORED = "called as what describes a dataset"
+IGNORED = "named like a description of a dataset"
 OWN = "of a token store, or beside one"
-OTHER_FORMAT = "of another format by name"
-BROKEN = "a link that leads nowhere"
-SPECIAL = "no regular file"
-FOLDER = "a folder with the name of a file (named without wildcards, a folder means the files in it)"
+OTHER_FORMAT = "named like another format"
+BROKEN = "a broken link"
+SPECIAL = "not a regular file"
+FOLDER = "a folder named like a file, whose files are read if it is named without wildcards"
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Which files a pattern passes over.
+    """Which files a pattern skips.
 
     Attributes:
-        excluded: Names of folders whose files are left out, also where a pattern names them.
-        ignored: Names of files that are found only by a pattern that ends with that very name.
+        excluded: Names of folders whose files are skipped, even if a pattern names them.
+        ignored: Names of files that are found only by a pattern that ends with the same name.
         special: Whether folders that begin with `__` are treated like hidden ones.
-        endings: How the names of the files end that a folder means; None for all.
+        endings: Endings of the files that a folder stands for; None for all.
         bounded: Whether the root is the boundary of links, for patterns that lead into it.
         follow_links: Whether links are followed out of the boundary.
     """
@@ -65,11 +65,11 @@ class LocalFile:
     """A file that a pattern found.
 
     Attributes:
-        name: Its path: relative to the root, or absolute where the pattern is.
+        name: Its path, relative to the root, or absolute if the pattern is.
         real: Its path without links.
         linked: Whether the name has a link in it.
-        key: What files are sorted by: the name, its beginning as the pattern spells it.
-        tail: What follows in the name after the folder that the pattern names before its first wildcard.
+        key: The sort key: the name, with its beginning as spelled in the pattern.
+        tail: The part of the name after the folder that the pattern names before its first wildcard.
     """
 
     name: str
@@ -80,13 +80,13 @@ class LocalFile:
 
     @property
     def rank(self) -> tuple[bool, bool, str]:
-        """Of several names of a file, that of the lowest rank is taken: without links, and plainly spelled."""
+        """Of several names of a file, the one with the lowest rank is used: without links, and in its usual spelling."""
         return (self.linked, self.key != self.name, self.key)
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder on the way: its path from the root (or absolute), its real path, and why its files are left out, if so."""
+    """A folder: its path from the root (or absolute), its real path, and the reason for skipping its files, if any."""
 
     name: str
     real: str
@@ -100,13 +100,13 @@ class _Folder:
 
 @dataclass
 class Account:
-    """What a search has left out, or found twice.
+    """Files that a search has skipped or found twice.
 
     Attributes:
-        left_out: Real path of a file that a pattern matches, to why it is left out.
-        names: Real path of a file that is read, to its names, where there are several.
-        outward: Path of a link that leads out of its boundary, to what it leads to.
-        literal: Sentences about names that mean themselves and look like patterns.
+        left_out: Real path of a skipped file to the reason.
+        names: Real path of a file to its names, if it has several.
+        outward: Path of a link out of its boundary to its target.
+        literal: Sentences about names that look like patterns, and are taken literally.
     """
 
     left_out: dict[str, str] = field(default_factory=dict)
@@ -115,49 +115,47 @@ class Account:
     literal: list[str] = field(default_factory=list)
 
     def counts(self) -> Counter[str]:
-        """Count the files that are left out, by why."""
+        """Return the number of skipped files by reason."""
         return Counter(self.left_out.values())
 
     def reason(self) -> str:
-        """Say why nothing was found, where that is known; empty where it is not."""
+        """Return why nothing was found, empty if unknown."""
         if self.outward:
             link, target = min(self.outward.items())
-            return f"{link!r} is a link that leads out to {target!r}, which is read with source.follow_links=true"
+            return f"{link!r} is a link out of its folder to {target!r}, which needs source.follow_links=true"
         counts = self.counts()
         return ", ".join(f"{counts[why]:,} {'is' if counts[why] == 1 else 'are'} {why}" for why in sorted(counts))
 
     def remarks(self, source: str, read: Collection[str], follow_links: bool) -> list[tuple[int, str]]:
-        """Return what the log of a build has to say, each with its level.
+        """Return the lines for the log of a build, each with its level.
 
         Args:
             source: Name of the source.
             read: Real paths of the files that are read.
             follow_links: Whether links are followed out of their boundary.
         """
-        told = [(logging.WARNING, f"Source {source!r}: {sentence}.") for sentence in self.literal]
+        lines = [(logging.WARNING, f"Source {source!r}: {sentence}.") for sentence in self.literal]
         left_out = Counter(why for real, why in self.left_out.items() if real not in read)
         outward = {link: real for link, real in self.outward.items() if real not in read or follow_links}
         if outward:
             link, target = min(outward.items())
             links = f"{pluralize(len(outward), 'link')} out of its folder, such as {link!r} -> {target!r}"
             if follow_links:
-                told.append((logging.INFO, f"Source {source!r} follows {links}."))
+                lines.append((logging.INFO, f"Source {source!r} follows {links}."))
             else:
-                cure = "source.follow_links=true reads what they lead to"
-                told.append((logging.WARNING, f"Source {source!r} does not follow {links}: {cure}."))
+                cure = "to read their targets, set source.follow_links=true"
+                lines.append((logging.WARNING, f"Source {source!r} does not follow {links}: {cure}."))
         if left_out:
-            listed = ", ".join(f"{count:,} {why}" for why, count in sorted(left_out.items()))
-            total = pluralize(sum(left_out.values()), "file that matches", "files that match")
+            listed = ", ".join(f"{why} ({count:,})" for why, count in sorted(left_out.items()))
+            total = pluralize(sum(left_out.values()), "matching file")
             level = logging.WARNING if FOLDER in left_out else logging.INFO
-            told.append((level, f"Source {source!r} leaves out {total}: {listed}."))
+            lines.append((level, f"Source {source!r} skips {total}: {listed}."))
         twice = {real: names for real, names in self.names.items() if real in read}
         if twice:
-            further = sum(len(names) - 1 for names in twice.values())
-            names = pluralize(further, "further name")
-            told.append(
-                (logging.INFO, f"Source {source!r} reads {pluralize(len(twice), 'file')} once that links give {names}.")
-            )
-        return told
+            further = pluralize(sum(len(names) - 1 for names in twice.values()), "further name")
+            files = pluralize(len(twice), "file")
+            lines.append((logging.INFO, f"Source {source!r} reads {files} with {further} from links only once."))
+        return lines
 
 
 class Search:
@@ -165,15 +163,17 @@ class Search:
 
     Args:
         root: Folder that patterns are relative to.
-        rules: What they pass over.
-        counting: Whether to look into hidden and excluded folders too, for an account of them.
+        rules: Which files are skipped.
+        counting: Whether to also search hidden and excluded folders, to count their files.
     """
 
     def __init__(self, root: str, rules: Rules, counting: bool = False) -> None:
-        self.root, self.rules, self.counting = root, rules, counting
+        self.root = root
+        self.rules = rules
+        self.counting = counting
         self.real_root = os.path.realpath(root)
         self.account = Account()
-        #: How many parts the last pattern had after the folder that it named before its first wildcard.
+        #: Number of parts of the last pattern after the folder that it names before its first wildcard.
         self.rest = 0
 
     def find(self, pattern: str) -> list[LocalFile]:
@@ -190,7 +190,7 @@ class Search:
         return sorted(found.values(), key=lambda match: match.key)
 
     def from_root(self, match: LocalFile) -> str:
-        """Return the name of a file relative to the root, also where its pattern is absolute."""
+        """Return the name of a file relative to the root, even if its pattern is absolute."""
         if not match.name.startswith(("/", "../")):
             return match.name
         if inside(match.real, self.real_root) and not match.linked:
@@ -198,7 +198,7 @@ class Search:
         return os.path.relpath(os.path.join(self.root, match.name), self.root)
 
     def keep(self, found: dict[str, LocalFile], match: LocalFile) -> None:
-        """Add a file to those that are found, by real path, under the better of its names."""
+        """Add a file to the found ones, by real path, with the better of its names."""
         known = found.setdefault(match.real, match)
         if known.name != match.name:
             self.account.names.setdefault(match.real, {known.name}).add(match.name)
@@ -210,8 +210,8 @@ class _Part:
     """One name of a pattern.
 
     Args:
-        text: As it is written.
-        literal: Whether it means itself, whatever is in it.
+        text: Its text.
+        literal: Whether wildcards in it are taken literally.
     """
 
     def __init__(self, text: str, literal: bool = False) -> None:
@@ -221,11 +221,11 @@ class _Part:
         self._match = re.compile(fnmatch.translate(text)).match
 
     def matches(self, name: str) -> bool:
-        """Return whether it matches a name, hidden or not."""
+        """Return whether the part matches a name, hidden or not."""
         return name == self.text or (not self.literal and self._match(name) is not None)
 
     def passes_over(self, name: str, special: bool) -> bool:
-        """Return whether it leaves a name alone that it matches, since that is hidden."""
+        """Return whether the part skips a matching name because it is hidden."""
         marks = (".", "__") if special else (".",)
         return any(name.startswith(mark) and not self.text.startswith(mark) for mark in marks)
 
@@ -234,15 +234,17 @@ _ANY = _Part("*")
 
 
 class _Walk:
-    """The way of one pattern through the folders.
+    """The search for the files of one pattern.
 
     Args:
-        search: Whose root, rules and account hold.
+        search: The search with the root, the rules and the account.
         spelled: The pattern, as a path.
     """
 
     def __init__(self, search: Search, spelled: str) -> None:
-        self._search, self._rules, self._account = search, search.rules, search.account
+        self._search = search
+        self._rules = search.rules
+        self._account = search.account
         self._parts = [_Part(part) for part in spelled.split("/") if part not in ("", ".")]
         self._folders_only = spelled.endswith(("/", "/."))
         self._last = self._parts[-1].text if self._parts else ""
@@ -251,13 +253,13 @@ class _Walk:
         self._blocked = False
         self._take_literal()
         self.rest = len(self._parts)
-        # The beginning of all names, and how the pattern spells it.
+        # The beginning of all names, and its spelling in the pattern.
         rest = "/".join(part.text for part in self._parts)
         self._begin = os.path.join(self._at.name, "")
         self._spelled = spelled.removesuffix("/").removesuffix(rest) if rest else os.path.join(spelled, "")
 
     def files(self) -> Iterator[LocalFile]:
-        """Find the files."""
+        """Yield the files."""
         if self._blocked or (self._parts and self._folders_only):
             return
         start = {self._at.real: self._at}
@@ -273,10 +275,10 @@ class _Walk:
         else:
             yield from self._matching(folders, last)
 
-    # The names that exist as they are written.
+    # Names that exist literally.
 
     def _take_literal(self) -> None:
-        """Go down the folders that exist as the pattern spells them, and set the boundary of links."""
+        """Enter the folders that exist literally at the beginning of the pattern, and set the boundary of links."""
         while self._parts:
             part = self._parts[0]
             if part.text == "..":
@@ -300,7 +302,7 @@ class _Walk:
         if {*self._from_root(self._at).split("/")} & {*self._rules.excluded}:
             self._at = replace(self._at, why=EXCLUDED)
         if len(self._parts) == 1 and self._parts[0].literal:
-            # A file that is named: nothing but the root bounds where it may be.
+            # For a named file, only the root is a boundary.
             self._boundary = self._root_boundary()
 
     def _root_boundary(self) -> str | None:
@@ -319,19 +321,18 @@ class _Walk:
 
     def _note_literal(self, part: _Part) -> None:
         pattern = _Part(part.text)
-        others = [
-            entry.name for entry in self._entries(self._at) if entry.name != part.text and pattern.matches(entry.name)
-        ]
+        names = [entry.name for entry in self._entries(self._at) if entry.name != part.text]
+        others = [*filter(pattern.matches, names)]
         if others:
             self._account.literal.append(
-                f"{os.path.join(self._at.name, part.text)!r} exists and means itself, not the pattern that would match "
-                f"{min(others)!r} too"
+                f"{os.path.join(self._at.name, part.text)!r} exists and is taken literally, so it does not match "
+                f"{min(others)!r} as a pattern"
             )
 
-    # The names that wildcards match.
+    # Names that match wildcards.
 
     def _step(self, folders: dict[str, _Folder], part: _Part) -> dict[str, _Folder]:
-        """Return the folders that a part of the pattern leads to, by real path."""
+        """Return the folders that match a part of the pattern, by real path."""
         if part.deep:
             return self._below(folders)
         reached: dict[str, _Folder] = {}
@@ -344,22 +345,22 @@ class _Walk:
         if part.text == "..":
             yield self._parent(folder)
             return
+        children: list[_Folder | None] = []
         if part.literal:
             place = os.path.join(folder.real, part.text)
-            names = [(part.text, os.path.islink(place))] if os.path.isdir(place) else []
+            if os.path.isdir(place):
+                children.append(self._entered(folder, part.text, part, os.path.islink(place)))
         else:
-            entries = self._entries(folder)
-            names = [(each.name, each.is_symlink()) for each in entries if part.matches(each.name) and _is_folder(each)]
-        for name, is_link in names:
-            entered = self._entered(folder, name, part, is_link)
-            if entered is not None:
-                yield entered
+            for entry in self._entries(folder):
+                if part.matches(entry.name) and _is_folder(entry):
+                    children.append(self._entered(folder, entry.name, part, entry.is_symlink()))
+        yield from filter(None, children)
 
     def _below(self, starts: dict[str, _Folder]) -> dict[str, _Folder]:
         """Return folders and all below them, by real path: each once, however many links lead to it."""
         reached = dict(starts)
         ahead = list(starts.values())
-        # Links wait until all that can be reached without them is, so that it keeps its own name.
+        # Links are followed last, so that folders reached without links keep their own names.
         links: list[str] = []
         targets: dict[str, _Folder] = {}
         while ahead or links:
@@ -383,7 +384,7 @@ class _Walk:
         return reached
 
     def _entered(self, folder: _Folder, name: str, part: _Part, is_link: bool) -> _Folder | None:
-        """Return a folder within another one; None where it is of no interest."""
+        """Return a folder within another one, None if it is skipped."""
         why = folder.why
         if not why and name in self._rules.excluded:
             why = EXCLUDED
@@ -404,7 +405,7 @@ class _Walk:
     def _matching(
         self, folders: dict[str, _Folder], part: _Part, endings: tuple[str, ...] | None = None
     ) -> Iterator[LocalFile]:
-        """Return the files in some folders that the last part of the pattern matches."""
+        """Yield the files in folders that match the last part of the pattern."""
         for folder in folders.values():
             if part.literal:
                 place = os.path.join(folder.real, part.text)
@@ -425,8 +426,9 @@ class _Walk:
     def _judged(
         self, folder: _Folder, part: _Part, name: str, is_link: bool, endings: tuple[str, ...] | None, why: str = ""
     ) -> Iterator[LocalFile]:
-        """Return a file that a pattern matches, unless there is a reason to leave it out."""
-        real, why = os.path.join(folder.real, name), folder.why or why
+        """Yield a matching file, unless there is a reason to skip it."""
+        real = os.path.join(folder.real, name)
+        why = folder.why or why
         if endings is not None and not name.endswith(endings):
             if why:
                 return
@@ -452,7 +454,7 @@ class _Walk:
         yield LocalFile(path, real, folder.linked or is_link, self._spelled + tail, tail)
 
     def _followed(self, folder: _Folder, name: str, place: str) -> str | None:
-        """Return what a link leads to; None if that is out of bounds."""
+        """Return the target of a link, None if it is out of bounds."""
         real = os.path.realpath(place)
         if self._boundary is not None and not inside(real, self._boundary):
             self._account.outward[os.path.join(folder.name, name)] = real
@@ -461,7 +463,7 @@ class _Walk:
         return real
 
     def _is_excluded(self, real: str) -> bool:
-        """Return whether a link has led into a folder within the root that is excluded."""
+        """Return whether a link leads into an excluded folder within the root."""
         root = self._search.real_root
         return inside(real, root) and not {*os.path.relpath(real, root).split("/")}.isdisjoint(self._rules.excluded)
 
@@ -473,8 +475,8 @@ class _Walk:
             if folder.why or error.errno in (errno.ENOENT, errno.ENOTDIR):
                 return []
             raise SourceError(
-                f"The folder {readable(folder.real)!r} cannot be listed ({error.strerror}): let this process read it, or give "
-                "patterns that leave it out."
+                f"The folder {readable(folder.real)!r} cannot be listed ({error.strerror}): grant read access, or write "
+                "patterns that do not include it."
             ) from error
 
 
@@ -486,12 +488,12 @@ def inside(real: str, folder: str) -> bool:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, say
+    except OSError:  # such as a link to itself
         return False
 
 
 def _better(known: dict[str, _Folder], folder: _Folder) -> bool:
-    """Keep a folder if it is new, or was known by a worse name only; tell whether it was kept."""
+    """Add a folder if it is new or has a better name than the known one. Returns whether it was added."""
     before = known.get(folder.real)
     if before is not None and before.rank <= folder.rank:
         return False

@@ -1,4 +1,4 @@
-"""Paths on this machine as people write them: URLs, home folders, names that are not UTF-8, and what was probably meant."""
+"""Local paths as users write them: URLs, home folders, names that are not UTF-8, and hints about misspelled names."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _VARIABLE = re.compile(r"\$\{?(\w+)")
 
 
 def is_local(path: str) -> bool:
-    """Return whether a path or pattern is of this machine: no URL, or one that begins with `file://`."""
+    """Return whether a path or pattern is local: not a URL, or one that begins with `file://`."""
     return "://" not in path or path.startswith(_LOCAL_URLS)
 
 
 def readable(name: str) -> str:
-    r"""Return a file name as text that UTF-8 can hold: bytes that are not UTF-8 become escapes, as in `caf\xe9.py`."""
+    r"""Return a file name as valid Unicode, with escapes for bytes that are not UTF-8, as in `caf\xe9.py`."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -36,9 +36,9 @@ def readable(name: str) -> str:
 
 
 def local_path(text: str) -> str:
-    """Return the path that is meant: without `file://`, and with the home folder in place of `~` or `~user`.
+    """Return a path without `file://`, and with the home folder in place of `~` or `~user`.
 
-    Escapes of a URL, such as `%20`, are read unless a file has them in its name. Variables such as `$HOME` stay as they are.
+    Escapes in a URL, such as `%20`, are decoded unless a file of that name exists. Variables such as `$HOME` are not expanded.
     """
     for scheme in _LOCAL_URLS:
         if text.startswith(scheme):
@@ -52,15 +52,15 @@ def local_path(text: str) -> str:
 
 
 def path_list(key: str, given: Any, such: str) -> tuple[str, ...]:
-    """Return paths or patterns that a user gave as strings.
+    """Return an option's list of paths or patterns as strings.
 
     Args:
-        key: The option, for messages.
+        key: Name of the option, for messages.
         given: A list of strings and `Path` objects.
-        such: An example of one, for messages.
+        such: An example of a path, for messages.
 
     Raises:
-        ConfigError: If it is no list, or one of them cannot be a path.
+        ConfigError: If it is not a list, or an element is not a path.
     """
     if isinstance(given, (str, os.PathLike)):
         raise ConfigError(f"{key} is the string {os.fspath(given)!r}: write a list, [{os.fspath(given)!r}].")
@@ -80,17 +80,17 @@ def path_list(key: str, given: Any, such: str) -> tuple[str, ...]:
 
 
 def what_is_there(path: str) -> str:
-    """Say what stands in the way of a folder."""
-    if os.path.lexists(path):
-        return "which leads nowhere" if not os.path.exists(path) else "which is a file"
-    return "which does not exist"
+    """Return why a path is not a folder: `which is a file`."""
+    if not os.path.lexists(path):
+        return "which does not exist"
+    return "which is a file" if os.path.exists(path) else "which is a broken link"
 
 
 def data_folder(data_dir: object) -> str:
-    """Return the folder of stores that a user means by `data_dir`.
+    """Return the path of `data_dir`, the folder of stores.
 
     Raises:
-        ConfigError: If it cannot be a local folder.
+        ConfigError: If it is not a possible local folder.
     """
     if not isinstance(data_dir, (str, os.PathLike)):
         raise ConfigError(f"data_dir is {data_dir!r}: expected the path of a folder, such as data.")
@@ -98,49 +98,49 @@ def data_folder(data_dir: object) -> str:
     if not isinstance(given, str) or not given or "\0" in given:
         raise ConfigError(f"data_dir is {data_dir!r}: expected the path of a folder, such as data.")
     if not is_local(given):
-        raise ConfigError(f"data_dir is {given!r}: expected a local folder; give a store in a bucket by its uri.")
+        raise ConfigError(f"data_dir is {given!r}: expected a local folder; for a store in a bucket, set uri.")
     folder = local_path(given)
     if folder != given and os.path.isdir(given):
         _log.warning(
-            "data_dir is %r, which is %r; there is also a folder that is called %r, which is not it.",
-            given,
-            folder,
-            given,
+            "data_dir is %r, which stands for %r. The folder with the name %r is not used.", given, folder, given
         )
     if not os.path.lexists(folder):
         if folder.startswith("~"):
-            raise ConfigError(f"data_dir is {given!r}: there is no such home folder; write the whole path.")
-        if (variable := _VARIABLE.match(folder)) and variable[1] in os.environ:
+            raise ConfigError(f"data_dir is {given!r}: this home folder does not exist; write the whole path.")
+        variable = _VARIABLE.match(folder)
+        if variable and variable[1] in os.environ:
             raise ConfigError(
-                f"data_dir is {given!r}, in which nothing fills in the variable: write its value, or ${{oc.env:{variable[1]}}} "
-                "on the command line."
+                f"data_dir is {given!r}, and variables are not expanded: write the path, or ${{oc.env:{variable[1]}}} on the "
+                "command line."
             )
     above = folder
     while above and not os.path.lexists(above):
         above = os.path.dirname(above)
     if above and not os.path.isdir(above):
         raise ConfigError(
-            f"data_dir is {given!r}, but {above!r} {what_is_there(above).removeprefix('which ')}: choose another."
+            f"data_dir is {given!r}, but {above!r} {what_is_there(above).removeprefix('which ')}: choose another folder."
         )
     return local_folder(folder, "data_dir")
 
 
 def hint(pattern: str, base: str) -> str:
-    """Return what may help about a pattern that matches nothing, as a clause; empty if nothing comes to mind.
+    """Return a hint about a pattern that matches nothing, as a clause; empty if there is none.
 
     Args:
-        pattern: What the user wrote.
+        pattern: The pattern in the settings.
         base: The folder that it is relative to.
     """
     path = local_path(pattern)
     if path.startswith("~"):
-        return "there is no such home folder"
+        return "this home folder does not exist"
     if _VARIABLE.match(path):
-        return "variables such as $HOME are not filled in, write their value"
+        return "variables such as $HOME are not expanded, write their value"
     if "\\" in path and "/" not in path:
         return "write / between folders, not \\"
-    at = base if not path.startswith("/") else "/"
-    for part in (part for part in path.split("/") if part not in ("", ".")):
+    at = "/" if path.startswith("/") else base
+    for part in path.split("/"):
+        if part in ("", "."):
+            continue
         following = os.path.join(at, part)
         if not os.path.lexists(following):
             return _hint_of_part(part, at)
@@ -158,11 +158,11 @@ def _hint_of_part(part: str, folder: str) -> str:
     except OSError:
         return ""
     near = _nearest(part, names)
-    return f"the nearest name that is there is {near!r}" if near else ""
+    return f"the most similar name is {near!r}" if near else ""
 
 
 def _nearest(name: str, names: Sequence[str]) -> str | None:
-    """Find the name that was probably meant: the same in another Unicode form or in other letters, or nearly the same."""
+    """Return the most similar name, regardless of case and Unicode form; None if there is none."""
     folded = {unicodedata.normalize("NFC", each).casefold(): each for each in names}
     near = get_close_matches(unicodedata.normalize("NFC", name).casefold(), folded, n=1, cutoff=0.6)
     return folded[near[0]] if near else None

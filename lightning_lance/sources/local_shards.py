@@ -1,4 +1,4 @@
-"""The local files of `data_files`: listed here, in the order in which `datasets` would give them, and by no cache of it."""
+"""The local files of `data_files`, in the same order as in `datasets`, without its cache."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lightning_lance.sources.dataset_spec import DatasetSpec
 from lightning_lance.sources.local_files import Account, LocalFile, Rules, Search, inside
 from lightning_lance.sources.local_paths import hint, is_local, local_path, readable
 
-# Formats of `datasets`: how they are called, the option of `source` that reads them, and how the names of their files end.
+# Formats of `datasets`: their names, the config of `source` that reads them, and the endings of their files.
 _FORMATS = {"parquet": "Parquet", "json": "JSON Lines"}
 _OPTIONS = {"parquet": "parquet", "json": "jsonl"}
 _ENDINGS = {"parquet": (".parquet",), "json": ENDINGS, "csv": (".csv",), "text": (".txt",), "arrow": (".arrow",)}
 
-# Files that `datasets` finds only where a pattern ends with that name.
+# Files that `datasets` finds only if a pattern ends with their name.
 IGNORED_NAMES = frozenset(
     {"README.md", "config.json", "dataset_info.json", "dataset_infos.json", "dummy_data.zip", "dataset_dict.json"}
 )
@@ -30,10 +30,10 @@ class LocalShards:
     """The local files of a source.
 
     Attributes:
-        files: Each local pattern to the absolute paths that it finds, sorted.
-        languages: Path to the language that the place of `{language}` tells, where the pattern has one.
+        files: Local pattern to the absolute paths of its files, sorted.
+        languages: Path to the language from the place of `{language}`, for patterns that have it.
         real: Path to the path without links.
-        remarks: What the log has to say, each with its level.
+        remarks: Log lines: (level, text).
     """
 
     files: dict[str, list[str]] = field(default_factory=dict)
@@ -43,23 +43,24 @@ class LocalShards:
 
 
 def local_shards(source: DatasetSpec, counting: bool = False) -> LocalShards:
-    """Find the local files of a source; reads none of them, and writes nothing.
+    """Return the local files of a source, without reading them.
 
     Args:
         source: The source.
-        counting: Whether to count, for the remarks, what is left out.
+        counting: Whether to count skipped files for the log.
 
     Raises:
-        ConfigError: If a pattern finds nothing, or what another one has found; or files of another format.
+        ConfigError: If a pattern finds nothing, a file of another pattern, or files of another format.
         SourceError: If a folder cannot be listed.
     """
     if not source.data_files and source.path in _ENDINGS:
-        # `datasets` would take whatever is in the working folder.
+        # `datasets` would read any files in the working folder.
         raise ConfigError(
-            f"source.data_files is empty: expected the files, such as ['corpus/*{_ENDINGS[source.path][0]}']; a folder of that "
-            f"name is written './{source.path}'."
+            f"source.data_files is empty: expected the files, such as ['corpus/*{_ENDINGS[source.path][0]}']; for a folder of "
+            f"that name, write './{source.path}'."
         )
-    search, found = _search(source, counting), LocalShards()
+    search = _search(source, counting)
+    found = LocalShards()
     names: dict[str, str] = {}
     for template, pattern, language in source.filled():
         if not is_local(pattern):
@@ -83,9 +84,11 @@ def local_shards(source: DatasetSpec, counting: bool = False) -> LocalShards:
 
 
 def check_format(path: str, files: Sequence[str]) -> None:
-    """Check that no file is of another format by its name; a name that says nothing passes."""
+    """Check that the files do not all have the ending of another format. Unknown endings pass."""
+    if path not in _FORMATS:
+        return
     for other in _FORMATS:
-        if path in _FORMATS and path != other and all(file.endswith(_ENDINGS[other]) for file in files):
+        if path != other and all(file.endswith(_ENDINGS[other]) for file in files):
             raise ConfigError(
                 f"source.data_files finds {readable(files[0])!r}, which is not {_FORMATS[path]} by its name: use "
                 f"source={_OPTIONS[other]}."
@@ -93,22 +96,25 @@ def check_format(path: str, files: Sequence[str]) -> None:
 
 
 def read_here(source: DatasetSpec, files: Mapping[str, Sequence[str]]) -> bool:
-    """Return whether all of a source's files are local ones whose format this package reads without `datasets`."""
+    """Return whether all files of a source are local, and in a format that this package reads itself."""
+    if not all_local(source):
+        return False
     if source.path == "json":
-        return all_local(source) and all(file.endswith(ENDINGS) for paths in files.values() for file in paths)
-    return source.path == "parquet" and all_local(source)
+        return all(file.endswith(ENDINGS) for paths in files.values() for file in paths)
+    return source.path == "parquet"
 
 
 def real_once(source: DatasetSpec, files: Sequence[str]) -> tuple[list[int], dict[str, str], list[tuple[int, str]]]:
-    """Choose one name of each real file among those that `datasets` has found in the folder that is the source.
+    """Choose one name of each real file among the files that `datasets` has found in a local folder.
 
     Returns:
-        The places of the chosen ones, each of their paths to the path without links, and remarks for the log with their levels.
+        The indices of the chosen files; their paths, each to the path without links; and log lines, (level, text).
 
     Raises:
-        ConfigError: If none is left.
+        ConfigError: If no file is left.
     """
-    account, folder = Account(), os.path.realpath(source.path)
+    account = Account()
+    folder = os.path.realpath(source.path)
     best: dict[str, int] = {}
     for place, file in enumerate(files):
         real = os.path.realpath(file)
@@ -119,7 +125,7 @@ def real_once(source: DatasetSpec, files: Sequence[str]) -> tuple[list[int], dic
         before = best.get(real)
         if before is not None:
             account.names.setdefault(real, {files[before]}).add(file)
-        # The name that is the real one, else the first.
+        # The real path is preferred, else the first name.
         if before is None or file == real:
             best[real] = place
     if files and not best:
@@ -143,7 +149,7 @@ def _search(source: DatasetSpec, counting: bool) -> Search:
 def _here() -> str:
     try:
         return str(Path.cwd())
-    except FileNotFoundError:  # it was removed
+    except FileNotFoundError:  # the working folder was removed
         return "/"
 
 
@@ -152,31 +158,29 @@ def _absolute(name: str) -> str:
 
 
 def _language(search: Search, match: LocalFile, template: str, language: str | None) -> str:
-    """Return the language of a file from its place in a template, which was filled with a language, or with a wildcard."""
+    """Return the language of a file from its template, which was filled with a language or with a wildcard."""
     parts = [part for part in local_path(template).split("/") if part not in ("", ".")]
     rest = parts[len(parts) - search.rest :]
-    if not any("{language}" in part for part in rest):
-        # The folder of that name was there.
-        if language is None:
-            raise no_language(readable(match.name), [template])
-        return language
-    told = language_pattern(rest).fullmatch(match.tail)
-    if told is None:
+    if any("{language}" in part for part in rest):
+        matched = language_pattern(rest).fullmatch(match.tail)
+        language = readable(matched["language"]) if matched else None
+    # Otherwise the pattern names an existing folder of that language.
+    if language is None:
         raise no_language(readable(match.name), [template])
-    return readable(told["language"])
+    return language
 
 
 def _check_stars(pattern: str) -> None:
     for part in pattern.split("/"):
         if "**" in part and part != "**":
             raise ConfigError(
-                f"source.data_files has {pattern!r}, in which ** is only a part of a name: write it between slashes, for any "
-                "folders, or * for any characters."
+                f"source.data_files has {pattern!r}, with ** as part of a name: write ** between slashes for any folders, or * "
+                "for any characters."
             )
 
 
 def _no_match(source: DatasetSpec, template: str | None, pattern: str) -> ConfigError:
-    """Say that a pattern finds nothing, and what may be the reason."""
+    """Return the error for a pattern that matches nothing, with the likely reason."""
     if template is not None and source.wanted:
         search = _search(source, counting=False)
         matches = search.find(template.replace("{language}", "*"))
@@ -184,21 +188,19 @@ def _no_match(source: DatasetSpec, template: str | None, pattern: str) -> Config
         check_languages(source.wanted, sorted(known), f"Source {source.name!r}")
     search = _search(source, counting=True)
     search.find(pattern)
-    here = search.root
-    reason = search.account.reason() or hint(pattern, here)
+    reason = search.account.reason() or hint(pattern, search.root)
     if os.path.isdir(local_path(pattern)):  # noqa: PTH112 - Path raises an error for names that are too long
-        given = ", ".join(f"*{ending}" for ending in _ENDINGS.get(source.path, ())[:3])
-        reason = (
-            f"of a folder, files called {given} are read"
-            if given
-            else f"of a folder, give a pattern such as {pattern}/*"
-        )
-    reason = f"{reason}; " if reason else ""
-    return ConfigError(f"No file matches {pattern!r} in {here!r}: {reason}check source.data_files.")
+        reason = f"for a folder, write a pattern such as {pattern}/*"
+        if source.path in _ENDINGS:
+            read = ", ".join(f"*{ending}" for ending in _ENDINGS[source.path][:3])
+            reason = f"in a folder, only {read} are read"
+    cure = f"{reason}; check source.data_files" if reason else "check source.data_files"
+    return ConfigError(f"No file matches {pattern!r} in {search.root!r}: {cure}.")
 
 
 def _found_twice(source: DatasetSpec, path: str, other: str) -> ConfigError:
     also = "" if path == other else f" (also called {readable(other)!r})"
     return ConfigError(
-        f"Source {source.name!r} finds {readable(path)!r}{also} by several of source.data_files: let one of them find it."
+        f"Source {source.name!r} finds {readable(path)!r}{also} with several patterns of source.data_files: remove it from all "
+        "but one."
     )

@@ -1,7 +1,7 @@
-"""Where documents come from: local files, and everything that the `datasets` library can stream.
+"""The interface of a source of documents.
 
-A source is a small frozen description. Making one reads nothing; `open` finds its shards, and an opened source reads any
-shard from any row on, so that one (shard, row) cursor is enough to continue a build.
+A source is a small frozen description, and creating one reads nothing. `open` finds its shards. An opened source reads any
+shard from any row on, so that a build can resume from a (shard, row) cursor.
 """
 
 from __future__ import annotations
@@ -17,23 +17,21 @@ import xxhash
 from lightning_lance.documents.dedup import Dedup
 from lightning_lance.messages.formatting import pluralize
 
-# Rows per Arrow batch at most.
+# At most so many rows per Arrow batch.
 BATCH_ROWS = 1000
 
-_PIECES, _PIECE_BYTES = 64, 1 << 16
-
-# Text per batch: much enough for what each batch costs besides (three milliseconds), little enough to use its memory again.
+# Text per batch: enough to outweigh the cost of a batch (three milliseconds), and small enough to reuse its memory.
 BATCH_BYTES = 6 << 20
 
 
 @dataclass
 class ReadReport:
-    """What went wrong while a source was read; grows as it is read.
+    """Problems while reading a source; grows as it is read.
 
     Attributes:
-        incidents: Failures that were waited for and tried again, by what happened.
-        bad_shards: Shards that are no good, by their place: `shard`, the `row` from which on it is left out, and the `error`.
-        remarks: What the log has to say about the files before they are read, each with its level.
+        incidents: Number of failures that were retried, by kind.
+        bad_shards: Bad shards by position: `shard`, the first skipped `row`, and the `error`.
+        remarks: Log lines about the files, before they are read: (level, text).
     """
 
     incidents: Counter[str] = field(default_factory=Counter)
@@ -42,7 +40,7 @@ class ReadReport:
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{number} x {kind}" for kind, number in self.incidents.most_common())
-        return f"{pluralize(sum(self.incidents.values()), 'time')} and was tried again: {kinds}"
+        return f"{pluralize(sum(self.incidents.values()), 'time')} and was retried: {kinds}"
 
 
 class OpenedSource(Protocol):
@@ -55,30 +53,30 @@ class OpenedSource(Protocol):
 
     @property
     def pin(self) -> dict[str, Any]:
-        """What `Source.open` needs to find the same shards again, such as the resolved revision. JSON types."""
+        """Values that `Source.open` needs to find the same shards again, such as the resolved revision. JSON types."""
         ...
 
     @property
     def trouble(self) -> ReadReport:
-        """What went wrong so far."""
+        """Problems so far."""
         ...
 
     @property
     def num_bytes(self) -> int | None:
-        """Bytes of text in all, wanted or not, if that is known without reading; else None."""
+        """Total bytes of text, wanted or not; None if unknown before reading."""
         ...
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
-        """Read a shard (by its place in `shards`) from a row on, as document batches (see documents/batch.py)."""
+        """Yield the document batches (see documents/batch.py) of a shard (an index into `shards`), from a row on."""
         ...
 
     def present_languages(self) -> list[str]:
-        """Return the languages of the first shard, wanted or not: what a message offers for a language that isn't there."""
+        """Return the languages of the first shard, wanted or not, to suggest one in an error message."""
         ...
 
 
 class Source(Protocol):
-    """What the build side needs of a source."""
+    """A description of documents."""
 
     @property
     def name(self) -> str:
@@ -92,41 +90,38 @@ class Source(Protocol):
 
     @property
     def metadata(self) -> Sequence[str]:
-        """Names of the further string columns of its document batches, such as `repo` and `path`."""
+        """Names of further string columns in its document batches, such as `repo` and `path`."""
         ...
 
     @property
     def dedup(self) -> Dedup:
-        """`exact` to leave out texts that came before, `none` to keep them; part of the identity."""
+        """`exact` to skip copies of earlier texts, `none` to keep them. Part of the identity."""
         ...
 
     @property
     def has_validation(self) -> bool:
-        """Whether its document batches tell the split themselves, in a column `split`; else a hash decides."""
+        """Whether its document batches have a column `split`. Otherwise a hash decides."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Describe all that decides the documents and their order, for the fingerprint. JSON types; uses no Hub."""
+        """Return everything that determines the documents and their order, for the fingerprint. JSON types; uses no Hub."""
         ...
 
     def open(self, pin: Mapping[str, Any] | None = None) -> OpenedSource:
         """Find the shards.
 
         Args:
-            pin: `OpenedSource.pin` of the first build, to see the same shards when a build continues.
+            pin: `OpenedSource.pin` of the first build, to find the same shards when a build resumes.
 
         Raises:
-            ConfigError: If a path, a name or a language is not there.
-            SourceError: If there is no access.
+            ConfigError: If a path, a name or a language does not exist.
+            SourceError: If access is denied.
         """
         ...
 
 
 def shard_order(count: int, seed: int | None) -> list[int]:
-    """Draw the order in which shards are read, from hashes that no library version changes. None keeps the listing's."""
-    order = range(count)
-    return (
-        list(order)
-        if seed is None
-        else sorted(order, key=lambda i: (xxhash.xxh3_64_intdigest(f"{seed}/{i}".encode()), i))
-    )
+    """Return the order in which shards are read, from hashes that are stable across library versions; None does not shuffle."""
+    if seed is None:
+        return list(range(count))
+    return sorted(range(count), key=lambda i: (xxhash.xxh3_64_intdigest(f"{seed}/{i}".encode()), i))

@@ -1,4 +1,4 @@
-"""A corpus that comes with validation documents of its own: those are read first, and the split is not drawn."""
+"""A corpus with its own validation documents, which are read first; no split is drawn."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from lightning_lance.sources.source import OpenedSource, ReadReport
 
 
 class WithValidation:
-    """Two opened sources as one: all shards of `val`, then those of `train`; its batches have a column `split`.
+    """Two opened sources as one: all shards of `val`, then those of `train`. Its batches have a column `split`.
 
-    Validation first, so that it is whole in any store that has training documents, and stays as it is when the store grows; and
-    so that de-duplication takes its texts out of training, not the other way round.
+    Validation comes first, so that it is complete in every store with training documents, and does not change as the store
+    grows; and so that de-duplication removes copies from training, not from validation.
 
     Args:
         val: The validation documents.
         train: The training documents.
-        remarks: What the log has to say about both, each with its level.
+        remarks: Log lines about both: (level, text).
 
     Raises:
         ConfigError: If they share a shard.
     """
 
     def __init__(self, val: OpenedSource, train: OpenedSource, remarks: Sequence[tuple[int, str]] = ()) -> None:
-        self._val, self._train, self._remarks = val, train, remarks
-        if both := sorted({*val.shards} & {*train.shards}):
-            raise ConfigError(f"{both[0]!r} is read for training and for validation: let one of them leave it out.")
+        self._val = val
+        self._train = train
+        self._remarks = remarks
+        for shard in sorted({*val.shards} & {*train.shards}):
+            raise ConfigError(f"{shard!r} is read for training and for validation: remove it from one of them.")
 
     @property
     def shards(self) -> Sequence[str]:
@@ -43,15 +45,17 @@ class WithValidation:
 
     @property
     def trouble(self) -> ReadReport:
-        val, train = self._val.trouble, self._train.trouble
+        val = self._val.trouble
+        train = self._train.trouble
         later = {place + len(self._val.shards): bad for place, bad in train.bad_shards.items()}
         remarks = [*val.remarks, *train.remarks, *self._remarks]
         return ReadReport(val.incidents + train.incidents, val.bad_shards | later, remarks)
 
     @property
     def num_bytes(self) -> int | None:
-        parts = (self._val.num_bytes, self._train.num_bytes)
-        return None if None in parts else sum(part or 0 for part in parts)
+        if self._val.num_bytes is None or self._train.num_bytes is None:
+            return None
+        return self._val.num_bytes + self._train.num_bytes
 
     @property
     def pin(self) -> dict[str, Any]:
@@ -62,50 +66,51 @@ class WithValidation:
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
         held_out = len(self._val.shards)
-        opened, split, place = (
-            (self._val, "val", shard) if shard < held_out else (self._train, "train", shard - held_out)
-        )
-        for batch in opened.read(place, row):
+        if shard < held_out:
+            split = "val"
+            batches = self._val.read(shard, row)
+        else:
+            split = "train"
+            batches = self._train.read(shard - held_out, row)
+        for batch in batches:
             yield batch.append_column("split", pa.repeat(pa.scalar(split), len(batch)))
 
 
 def check_apart(source: str, val: Mapping[str, str], train: Mapping[str, str], dedup: Dedup) -> list[tuple[int, str]]:
-    """Check that no local file is read for training and for validation.
+    """Check that no local file is read for both training and validation.
 
     Args:
         source: Name of the source, for messages.
         val: Validation files: path to the path without links.
         train: Training files, likewise.
-        dedup: `exact` takes copies of validation documents out of training, so that copies of files do no harm.
+        dedup: With `exact`, copies of files are harmless, since copies of validation documents are removed from training.
 
     Returns:
-        A remark for the log, with its level, if files are copies of each other.
+        A log line, (level, text), if files are copies of each other.
 
     Raises:
-        ConfigError: If one file is both, under whatever names.
+        ConfigError: If a file is read for both, under any names.
     """
     names = {real: name for name, real in train.items()}
     for name, real in val.items():
         if real in names:
             also = "" if names[real] == name else f" (as {readable(names[real])!r})"
             raise ConfigError(
-                f"{readable(name)!r} is read for training{also} and for validation: let one of them leave it out."
+                f"{readable(name)!r} is read for training{also} and for validation: remove it from one of them."
             )
     copies = [] if dedup == "exact" else _copies(list(val), list(train))
     if not copies:
         return []
     copy, original = copies[0]
-    return [
-        (
-            logging.WARNING,
-            f"Source {source!r} validates on what it trains on: {readable(copy)!r} has the content of {readable(original)!r}; "
-            "leave one of them out, or set source.dedup=exact, which takes it out of training.",
-        )
-    ]
+    warning = (
+        f"Source {source!r} validates on training documents: {readable(copy)!r} has the same content as "
+        f"{readable(original)!r}; remove one of them, or set source.dedup=exact to remove it from training."
+    )
+    return [(logging.WARNING, warning)]
 
 
 def _copies(files: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
-    """Find the files that have the same content as some others; only those of one size are looked into."""
+    """Return the pairs of files with the same content. Only files of the same size are read."""
     sizes: dict[int, list[str]] = defaultdict(list)
     for other in others:
         sizes[Path(other).stat().st_size].append(other)

@@ -1,4 +1,4 @@
-"""From texts to token ids."""
+"""Tokenization: from texts to token ids."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The tokenizer of a build: named at once, and loaded when texts are to be encoded."""
+"""The tokenizer of a build: identified at once, loaded when texts are encoded."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lightning_lance.tokenization.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ChosenTokenizer:
-    """A tokenizer whose identity is known, and which is loaded when first needed.
+    """A tokenizer with known identity, loaded when first needed.
 
     Attributes:
-        identity: What names it.
-        config: Which tokenizer.
-        source: What it is trained on, if it is.
-        folder: Where trained tokenizers are kept.
+        identity: Its identity in a store.
+        config: Its config.
+        source: The source, for a trained tokenizer.
+        folder: Folder of trained and downloaded tokenizers.
     """
 
     identity: TokenizerIdentity
@@ -31,12 +31,12 @@ class ChosenTokenizer:
 
     @classmethod
     def of(cls, config: TokenizerConfig, source: Source, folder: Path) -> ChosenTokenizer:
-        """Return the tokenizer of a config; loaded, if nothing else tells its identity.
+        """Return the tokenizer of a config. It is loaded only if its identity cannot be read from a file.
 
         Raises:
-            ConfigError: If it cannot be had.
+            ConfigError: If it cannot be loaded.
         """
-        # Only `load` is asked of a config that somebody else has written.
+        # A user's own config needs only `load`.
         identify = getattr(config, "identify", None)
         known = None if identify is None else identify(source, folder)
         if known is not None:
@@ -49,14 +49,14 @@ class ChosenTokenizer:
 
     @cached_property
     def loaded(self) -> Tokenizer:
-        """The tokenizer.
+        """The loaded tokenizer.
 
         Raises:
-            ConfigError: If it cannot be had, or its file has changed since its identity was read.
+            ConfigError: If it cannot be loaded, or its file has changed since its identity was read.
         """
         loaded = self.config.load(self.source, self.folder)
         if loaded.digest != self.identity.digest:
             raise ConfigError(
-                f"The file of the tokenizer {self.config!r} was changed while it was read: run it again when it stays as it is."
+                f"The file of the tokenizer {self.config!r} changed while it was read: run again once nothing writes to it."
             )
         return loaded

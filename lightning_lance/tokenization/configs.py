@@ -1,4 +1,4 @@
-"""Which tokenizer: a small frozen description, as a config holds it, that `load` turns into a `Tokenizer`."""
+"""Configs of tokenizers: small frozen dataclasses that `load` turns into a `Tokenizer`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -43,11 +44,12 @@ from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer, ch
 from lightning_lance.tokenization.tokenizer_json import differences, typed
 from lightning_lance.type_hints import as_text, check_arguments, check_no_loaded_tokenizer
 
-# Of a folder, on nearly all file systems.
+# Longest name of a folder on nearly all file systems.
 _LONGEST_NAME = 255
 
-# The requests of a tokenizer are few, and somebody waits for the first of them.
-_TRIES, _TIMEOUT_SECONDS = 5, 30.0
+# Fewer than for a source: a tokenizer needs few requests, and a user waits for the first.
+_TRIES = 5
+_TIMEOUT_SECONDS = 30.0
 
 _log = logger(__name__)
 
@@ -59,18 +61,18 @@ class TokenizerConfig(Protocol):
         """Load the tokenizer.
 
         Args:
-            source: What will be tokenized; only a tokenizer that is trained on it needs it.
-            folder: Where trained tokenizers are kept.
+            source: The source to tokenize, needed only to train a tokenizer on it.
+            folder: Folder of trained and downloaded tokenizers.
 
         Raises:
-            ConfigError: If it cannot be had; says why, and what to do.
+            ConfigError: If it cannot be loaded, with the cause and the cure.
         """
         ...
 
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """One token per byte; needs no file, and makes about four times as many tokens as a BPE."""
+    """One token per byte. Needs no file; makes about four times as many tokens as a BPE."""
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerConfig.load`."""
@@ -83,8 +85,8 @@ class TokenizerFile:
 
     Attributes:
         path: The file or folder.
-        eos_token: The token that ends a document; None finds it (in `tokenizer_config.json` or `special_tokens_map.json` beside
-            the file, else by its usual spellings).
+        eos_token: The token that ends a document; None looks for it in `tokenizer_config.json` and `special_tokens_map.json`
+            beside the file, then among its usual spellings.
     """
 
     path: str
@@ -99,21 +101,27 @@ class TokenizerFile:
         """See `TokenizerConfig.load`."""
         file = self._file
         if not file.is_file():
-            raise ConfigError(f"There is no tokenizer.json at {self.path!r}: give the file, or the folder that has it.")
+            raise ConfigError(
+                f"There is no tokenizer.json at {self.path!r}: set tokenizer.path to the file, or to its folder."
+            )
         return _from_file(file, self.eos_token)[0]
 
     def identify(self, source: Source | None, folder: Path) -> TokenizerIdentity | None:
-        """Return what names the tokenizer, without loading it; None if only loading can tell."""
+        """Return the identity of the tokenizer without loading it; None if it must be loaded."""
         return _identity_of_file(self._file, self.eos_token)[0]
 
     @property
     def _file(self) -> Path:
-        file = Path(self.path).expanduser()
-        return file / TOKENIZER if file.is_dir() else file
+        return _tokenizer_at(Path(self.path).expanduser())
+
+
+def _tokenizer_at(path: Path) -> Path:
+    """Return the tokenizer.json that a path to the file or to its folder stands for."""
+    return path / TOKENIZER if path.is_dir() else path
 
 
 def _identity_of_file(file: Path, eos_token: str | None) -> tuple[TokenizerIdentity | None, Beside]:
-    """Read what names the tokenizer of a file, and what lies beside it; None where loading it will say what is wrong."""
+    """Return the identity of the tokenizer in a file, and the files beside it; None if loading it will raise an error."""
     spec = _text_of(file)
     try:
         beside = read_beside(file.parent)
@@ -126,7 +134,7 @@ def _identity_of_file(file: Path, eos_token: str | None) -> tuple[TokenizerIdent
 
 
 def _from_file(file: Path, eos_token: str | None) -> tuple[Tokenizer, Beside]:
-    """Load a tokenizer.json with the EOS token that was asked for, or is named beside it; return what lies beside it too."""
+    """Load a tokenizer.json with the given EOS token, or the one named beside it. Returns the files beside it, too."""
     spec = _read_text(file)
     beside = read_beside(file.parent)
     try:
@@ -136,15 +144,17 @@ def _from_file(file: Path, eos_token: str | None) -> tuple[Tokenizer, Beside]:
 
 
 def _is_there(file: Path) -> bool:
-    """Tell whether there is a file, without waiting for a pipe.
+    """Return whether a file exists, without waiting for a pipe.
 
     Raises:
-        ConfigError: If what is there is no file: a folder, a pipe, or a link that leads nowhere.
+        ConfigError: If it is not a regular file, but a folder, a pipe or a broken link.
     """
     if file.is_file():
         return True
     if os.path.lexists(file):
-        raise ConfigError(f"{str(file)!r} is no file, and stands where the tokenizer is kept: move it elsewhere.")
+        raise ConfigError(
+            f"{str(file)!r} is not a regular file, and the tokenizer is to be stored at this path: move it elsewhere."
+        )
     return False
 
 
@@ -160,7 +170,7 @@ def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{str(file)!r} is no tokenizer.json: it cannot be read as text ({error}).") from error
+        raise ConfigError(f"{str(file)!r} is not a tokenizer.json: it cannot be read as text ({error}).") from error
 
 
 def _from_text(spec: str, eos_token: str | None, beside: Beside) -> Tokenizer:
@@ -170,19 +180,19 @@ def _from_text(spec: str, eos_token: str | None, beside: Beside) -> Tokenizer:
 
 @dataclass(frozen=True)
 class PretrainedTokenizer:
-    """The tokenizer of a model on the Hugging Face Hub, or in a local folder: its tokenizer.json, as its authors shipped it.
+    """The tokenizer of a model on the Hugging Face Hub or in a local folder: its tokenizer.json, as its authors shipped it.
 
-    So it is the one that `TokenizerFile` gives. Where a class of `transformers` would read it otherwise, a warning says so.
-    Only where a repository has no tokenizer.json, `transformers` makes one of its other files.
+    It is the same one that `TokenizerFile` loads. If a class of `transformers` would read it differently, a warning says so.
+    If a repository has no tokenizer.json, `transformers` makes one from its other files.
 
-    What comes from the Hub is kept beside the trained tokenizers: later builds use that, whatever the Hub has by then, and
-    ask nobody.
+    Files from the Hub are kept beside the trained tokenizers. Later builds use them without a request, even if the Hub has
+    newer ones.
 
     Attributes:
-        model: Such as `gpt2`.
+        model: Name of the model, such as `gpt2`, or a local path.
         eos_token: The token that ends a document; None takes the model's own.
         revision: Branch, tag or commit.
-        trust_remote_code: Whether code of the model's repository may run here, where it has no tokenizer.json.
+        trust_remote_code: Whether code of the model's repository may run here, if it has no tokenizer.json.
     """
 
     model: str
@@ -198,7 +208,7 @@ class PretrainedTokenizer:
         if len(self._kept_name) > _LONGEST_NAME:
             raise ConfigError(
                 f"tokenizer.model and tokenizer.revision have {len(self._kept_name):,} characters: expected the name of a "
-                f"model, such as gpt2, and {_LONGEST_NAME} at most."
+                f"model, such as gpt2, and at most {_LONGEST_NAME}."
             )
 
     @property
@@ -207,9 +217,8 @@ class PretrainedTokenizer:
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerConfig.load`."""
-        given = Path(self.model).expanduser()
-        if given.exists():
-            file = given / TOKENIZER if given.is_dir() else given
+        file = self._local_file
+        if file is not None:
             return self._shipped(file, folder) if file.is_file() else self._converted()[0]
         kept = folder / self._kept_name
         if not (kept / TOKENIZER).is_file():
@@ -222,12 +231,11 @@ class PretrainedTokenizer:
         return _from_file(kept / TOKENIZER, self.eos_token)[0]
 
     def identify(self, source: Source | None, folder: Path) -> TokenizerIdentity | None:
-        """Return what names the tokenizer, without loading it; None if only loading can tell."""
-        given, kept = Path(self.model).expanduser(), folder / self._kept_name
-        if given.exists():
-            file = given / TOKENIZER if given.is_dir() else given
-            shipped = True
-        else:
+        """Return the identity of the tokenizer without loading it; None if it must be loaded."""
+        file = self._local_file
+        shipped = True
+        if file is None:
+            kept = folder / self._kept_name
             file = kept / TOKENIZER
             shipped = file.is_file() and self._is_shipped(kept)
         identity, beside = _identity_of_file(file, self.eos_token)
@@ -238,8 +246,14 @@ class PretrainedTokenizer:
             self._warn_of(reading)
         return identity
 
+    @property
+    def _local_file(self) -> Path | None:
+        """The tokenizer.json of a local model, which may be missing; None for a model on the Hub."""
+        path = Path(self.model).expanduser()
+        return _tokenizer_at(path) if path.exists() else None
+
     def _shipped(self, file: Path, folder: Path) -> Tokenizer:
-        """Load a repository's tokenizer.json; a warning says where transformers would give other ids."""
+        """Load a repository's tokenizer.json. Warns if transformers would give other ids."""
         loaded, beside = _from_file(file, self.eos_token)
         reading = compared(loaded, beside, folder)
         self._warn_of(reading)
@@ -248,36 +262,36 @@ class PretrainedTokenizer:
     def _warn_of(self, reading: Reading) -> None:
         if reading.differs:
             _warn_once(
-                f"The tokenizer {self.model!r} is used as its tokenizer.json says; transformers reads it otherwise, because of "
-                f"{reading.by} (other {' and '.join(reading.differs)}), and gives other ids for some texts: to have the "
-                "stored ids there, load the file by PreTrainedTokenizerFast(tokenizer_file=...)."
+                f"The tokenizer {self.model!r} follows its tokenizer.json, but transformers reads it differently, because of "
+                f"{reading.by} (other {' and '.join(reading.differs)}), and gives other ids for some texts: for the stored "
+                "ids, load the file with PreTrainedTokenizerFast(tokenizer_file=...)."
             )
 
     def _is_shipped(self, kept: Path) -> bool:
-        """Return whether what is kept is the repository's tokenizer.json; a warning says where it is known to be another one.
+        """Return whether the kept file is the repository's tokenizer.json. Warns if it is known to differ.
 
-        Earlier versions kept what transformers made of it. That stays in use, since stores were made with it.
+        Earlier versions kept the conversion by transformers. It stays in use, since stores were made with it.
         """
         if (kept / ORIGIN).is_file():
             origin = read_object(kept / ORIGIN)
         else:
             shipped = in_cache(self.model, self.revision or "main")
             if shipped is None:
-                return False  # nobody here knows
-            found = differences(*(typed(read_object(file)) for file in (shipped, kept / TOKENIZER)))
+                return False  # unknown
+            found = differences(typed(read_object(shipped)), typed(read_object(kept / TOKENIZER)))
             origin = {"taken_from": "transformers", "differs": [part for part in found if part != "special tokens"]}
             with suppress(OSError):
                 write_atomic(kept / ORIGIN, json.dumps(origin))
         if origin.get("differs"):
             _warn_once(
-                f"The tokenizer {self.model!r} was kept at {str(kept)!r} by an earlier version as transformers reads it, which "
-                f"gives other ids than its tokenizer.json (other {' and '.join(origin['differs'])}); it stays in use, since "
-                "stores were made with it: remove that folder to take tokenizer.json, and build new stores."
+                f"The tokenizer {self.model!r} at {str(kept)!r} was converted by an earlier version with transformers, and "
+                f"gives other ids than its tokenizer.json (other {' and '.join(origin['differs'])}). It stays in use, since "
+                "stores were made with it: to use tokenizer.json, remove that folder and build new stores."
             )
         return bool(origin.get("taken_from") == TOKENIZER)
 
     def _keep(self, kept: Path) -> None:
-        """Keep the files of a repository on the Hub, or what transformers makes of them where there is no tokenizer.json."""
+        """Store the files of a repository on the Hub, or their conversion by transformers if it has no tokenizer.json."""
         silence = _hub_silence(self.model)
         try:
             with quiet_requests():
@@ -290,14 +304,14 @@ class PretrainedTokenizer:
             loaded, eos = self._converted(silence)
             if files is None:
                 _warn_once(
-                    f"The tokenizer {self.model!r} was made by transformers of the files in the cache of huggingface_hub: "
-                    "whether its repository has a tokenizer.json, which may give other ids, could not be asked; if it has, "
-                    f"remove {str(kept)!r}."
+                    f"The tokenizer {self.model!r} was converted by transformers from the cache of huggingface_hub, since the "
+                    "Hub could not be asked whether its repository has a tokenizer.json, which may give other ids: if it has "
+                    f"one, remove {str(kept)!r}."
                 )
             files = {CONFIG: json.dumps({"eos_token": eos}), TOKENIZER: loaded.to_json()}
             origin = "transformers"
         kept.mkdir(parents=True, exist_ok=True)
-        # The one that is looked for comes last, and only if it can be used.
+        # The tokenizer.json is written last, and only if it is valid: its presence marks the folder as complete.
         for name in (*BESIDE, ORIGIN):
             (kept / name).unlink(missing_ok=True)
         for name in files.keys() & {*BESIDE}:
@@ -310,10 +324,10 @@ class PretrainedTokenizer:
         write_atomic(kept / TOKENIZER, files[TOKENIZER])
 
     def _converted(self, silence: str | None = None) -> tuple[Tokenizer, str | None]:
-        """Return what transformers makes of a repository without a tokenizer.json, and the EOS token that it names.
+        """Return the conversion by transformers of a repository without a tokenizer.json, and its EOS token.
 
         Args:
-            silence: Why the Hub gives no answer; None where it does, or is not asked.
+            silence: Why the Hub does not answer; None if it does, or was not asked.
         """
         from transformers import AutoTokenizer
 
@@ -323,42 +337,36 @@ class PretrainedTokenizer:
                     self.model,
                     revision=self.revision or "main",
                     trust_remote_code=self.trust_remote_code,
-                    # What it has of an earlier time may do.
+                    # Its cache may have the files.
                     local_files_only=silence is not None,
                 )
-        # Of many kinds, from several libraries: what a conversion needs may not be installed.
+        # Several libraries raise many kinds, for instance if a conversion needs a missing package.
         except Exception as error:
             if silence is not None:
                 raise SourceError(
-                    f"The tokenizer {self.model!r} cannot be loaded, since there is no answer from the Hub ({silence}): check "
-                    "the network and HF_ENDPOINT, then run again, or use tokenizer=file."
+                    f"The tokenizer {self.model!r} cannot be loaded, since the Hub does not answer ({silence}): check the "
+                    "network and HF_ENDPOINT and run again, or use tokenizer=file."
                 ) from None
             cure = _cure(error, self.model)
             raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {cure}.") from shown_cause(error)
         backend = getattr(made, "backend_tokenizer", None)
         if backend is None:
             raise ConfigError(
-                f"The tokenizer {self.model!r} has no tokenizer.json, which fast encoding needs: choose another, or convert "
-                "it and use tokenizer=file."
+                f"The tokenizer {self.model!r} has no tokenizer.json: choose another one, or convert it and use tokenizer=file."
             )
         eos = None if made.eos_token is None else str(made.eos_token)
         return Tokenizer(backend.to_str(), self.eos_token or eos), eos
 
 
-# What a warning has said, so that it is said once.
-_said: set[str] = set()
-
-
+@cache
 def _warn_once(message: str) -> None:
-    if message not in _said:
-        _said.add(message)
-        _log.warning("%s", message)
+    _log.warning("%s", message)
 
 
 def _hub_silence(model: str) -> str | None:
-    """Ask the Hub for a file of a model, and give why there is no answer; None if there is one, or none is wanted.
+    """Return why the Hub does not answer a request; None if it does, or in offline mode.
 
-    Its client would try each of several files for half a minute.
+    Otherwise its client would try each of several files for half a minute.
     """
     from huggingface_hub import constants, get_session, hf_hub_url
 
@@ -369,7 +377,7 @@ def _hub_silence(model: str) -> str | None:
             get_session().head(hf_hub_url(model, "tokenizer.json"))
     except SourceError as error:
         return str(error).partition(" gave up on ")[2].partition(": all that")[0]
-    except Exception as error:  # of its name, of the address, ...: the library says it better
+    except Exception as error:  # a bad name or address: the download raises a better error
         _log.debug("%s", error)
     return None
 
@@ -383,17 +391,17 @@ def _cure(error: Exception, model: str) -> str:
             "HF_TOKEN"
         )
     if "RevisionNotFoundError" in kinds:
-        return "there is no such revision of it on the Hub; check tokenizer.revision"
+        return "the Hub has no such revision of it; check tokenizer.revision"
     if "RepositoryNotFoundError" in kinds:
         return (
-            "there is no such model on the Hub, or it is private; check the name; for a private one run 'hf auth login' or set "
-            "HF_TOKEN"
+            "the Hub has no such model, or it is private; check the name, or run 'hf auth login' or set HF_TOKEN for a private "
+            "one"
         )
     if "401" in text or "403" in text:
         return "the Hub denies access; run 'hf auth login' or set HF_TOKEN"
     if "trust_remote_code" in text:
-        return "it needs code of its repository; read that code, then set tokenizer.trust_remote_code=true"
-    return f"{text[:300].rstrip('.')}; check the name, and that the Hub can be reached, or use tokenizer=file"
+        return "it needs to run code of its repository; read that code, then set tokenizer.trust_remote_code=true"
+    return f"{text[:300].rstrip('.')}; check the name and the connection to the Hub, or use tokenizer=file"
 
 
 @dataclass(frozen=True)
@@ -401,8 +409,8 @@ class TrainedBPE:
     """A byte-level BPE tokenizer trained on the source itself, once, and kept beside the stores.
 
     Attributes:
-        vocab_size: Ids in all, 257 at least.
-        train_bytes: How much text to train on, from the first documents that the source gives.
+        vocab_size: Number of ids, at least 257.
+        train_bytes: Bytes of text to train on, from the first documents of the source.
     """
 
     vocab_size: int = 8192
@@ -416,23 +424,23 @@ class TrainedBPE:
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerConfig.load`."""
         if source is None:
-            raise ConfigError("A trained tokenizer needs the source that it is trained on: give a source.")
+            raise ConfigError("A trained tokenizer needs a source to train on: pass a source.")
         file = self._file(source, folder)
         if not _is_there(file):
             with exclusive(file.with_suffix(".lock"), "training the tokenizer"):
                 if not _is_there(file):
-                    _log.info("Training a tokenizer of %d ids on source %r.", self.vocab_size, source.name)
+                    _log.info("Training a tokenizer with %d ids on source %r.", self.vocab_size, source.name)
                     tokenizer = train_bpe(self._texts(source), self.vocab_size)
                     write_atomic(file, tokenizer.to_json())
         try:
             return Tokenizer(_read_text(file))
         except ConfigError as error:
             raise ConfigError(
-                f"The trained tokenizer {str(file)!r} is damaged: {error} Remove it to train it anew."
+                f"The trained tokenizer {str(file)!r} is damaged: {error} Remove it to train it again."
             ) from error
 
     def identify(self, source: Source | None, folder: Path) -> TokenizerIdentity | None:
-        """Return what names the tokenizer, without loading it; None if it is not trained yet."""
+        """Return the identity of the tokenizer without loading it; None if it is not trained yet."""
         spec = None if source is None else _text_of(self._file(source, folder))
         return None if spec is None else identity_of_text(spec, None)
 
@@ -442,7 +450,8 @@ class TrainedBPE:
         return folder / f"{source.name}-bpe{self.vocab_size}-{key}.json"
 
     def _texts(self, source: Source) -> Iterator[list[str]]:
-        opened, left = source.open(), self.train_bytes
+        opened = source.open()
+        left = self.train_bytes
         for shard in range(len(opened.shards)):
             for batch in opened.read(shard, 0):
                 if "split" in batch.column_names:

@@ -1,8 +1,8 @@
-"""Which characters gigatoken and `tokenizers` see alike, asked of both: their tables are of different versions of Unicode.
+"""Comparison of gigatoken and `tokenizers` character by character, since their tables are of different versions of Unicode.
 
-The engines get a small vocabulary under the normalizer and the pre-tokenizer of a tokenizer, in which a token of two bytes
-shows wherever two neighbours are of one word. So characters of another class show as other ids, and so do those that a
-normalizer knows in one engine only.
+Both engines get the normalizer and pre-tokenizer of a tokenizer with a small vocabulary, in which a token of two bytes shows
+that two neighbours belong to one word. If a character has different classes in the engines, or only one normalizer changes it,
+the ids differ.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from lightning_lance.tokenization.unicode_tables import BLOCK, COMPARED, COMPARE
 
 _log = logger(__name__)
 
-# Parts that know the characters that they are given, and no others.
+# Parts without Unicode tables.
 _BLIND = {"Sequence", "Prepend", "Replace", "Split", "Metaspace"}
 
 _SURROGATES = range(0xD800, 0xE000)
 
-# What shows that an engine reads a regular expression, or an option, in another way; ASCII has characters of all kinds.
+# ASCII texts with characters of all kinds, which reveal other readings of a regular expression or an option.
 _PLAIN = (
     "12345 1234567 a1b22c333 1,234.56",
     "I'll DON'T we'RE o'clock 's 'S 'llama x'sy",
@@ -43,103 +43,110 @@ _PLAIN = (
 )
 
 
-# A character among those of other classes. Of all regular expressions that gigatoken knows, each class of characters that they
-# tell apart shows in one of these.
+# A character among those of other classes. Each class in the regular expressions that gigatoken knows has an effect here.
 _AMONG = "{0}{0}{0}{0}  {0}\u4e00 '{0}A 1{0}Aa \u4e00{0} a'{0}a .{0}\n{0}"
 _NEIGHBOURS = sorted({*_AMONG.replace("{0}", "").encode()})
 
-# Accents of the first, a middle and the last class by which a normalizer sorts them: a character stands before or behind one of
-# them if it is in order, and is moved if not.
+# Accents of the first, middle and last combining classes: a normalizer moves a character that is out of order beside them.
 _ACCENTS = "\u0334\u0327\u0301\u0345"
-# Blocks after which the fast engines are made anew.
+# Blocks after which the fast engines are created again.
 _AT_MOST = 400
 
-# Scripts that put new characters together have all of them in one stretch.
+# Scripts with composed characters have all of them in one stretch of this size.
 _STRETCH = 128
 
 
 class EngineComparison:
-    """Both engines with a small vocabulary, and the normalizer and pre-tokenizer of a tokenizer.
+    """Both engines with the normalizer and pre-tokenizer of a tokenizer, and a small vocabulary.
 
     Args:
         fields: A parsed tokenizer.json.
 
     Raises:
-        Exception: Of either engine, if it cannot load that.
+        Exception: If either engine cannot load it.
     """
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         import tokenizers
 
-        self._joined, self._plain = (json.dumps(_small(fields, joined), ensure_ascii=False) for joined in (True, False))
+        self._joined = json.dumps(_small(fields, joined=True), ensure_ascii=False)
+        self._plain = json.dumps(_small(fields, joined=False), ensure_ascii=False)
         self._reference = tokenizers.Tokenizer.from_str(self._joined)
         self._composes = '"NFC"' in json.dumps(fields.get("normalizer"))
         self._make_fast()
 
     def _make_fast(self) -> None:
-        """Make the fast engines anew: they remember all words that they have seen."""
+        """Create the fast engines, without the cache of words that old ones have collected."""
         import gigatoken
 
         self._fast = gigatoken.Tokenizer.from_json(self._joined)
-        # Its ids are the bytes of the text, as normalized.
+        # Its ids are the bytes of the normalized text.
         self._bytes = gigatoken.Tokenizer.from_json(self._plain)
         self._seen = 0
 
     def differing(self, blocks: Sequence[int]) -> np.ndarray:
-        """Return the code points of some blocks that the engines see differently, sorted."""
-        found = []
+        """Return the code points of some blocks that the engines treat differently, sorted."""
+        found = [np.empty(0, np.int64)]
         for block in blocks:
             self._seen += 1
             if self._seen > _AT_MOST:
                 self._make_fast()
-            points = [point for point in range(block * BLOCK, (block + 1) * BLOCK) if point not in _SURROGATES]
+            points = _characters(block * BLOCK, (block + 1) * BLOCK)
             found.append(self._among_others(points))
             if self._composes:
                 found += [self._sorted(points), self._composed(points)]
-        return np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+        return np.unique(np.concatenate(found))
 
     def agrees(self) -> bool:
-        """Return whether the engines see ASCII alike, alone and in words, numbers and lines."""
-        return not self._unlike([*_PLAIN, *(_AMONG.format(chr(point)) for point in range(0x80))]).any()
+        """Return whether the engines agree on ASCII, alone and in words, numbers and lines."""
+        texts = [*_PLAIN, *(_AMONG.format(chr(point)) for point in range(0x80))]
+        return not self._unlike(texts).any()
 
     def _among_others(self, points: Sequence[int]) -> np.ndarray:
-        unlike = self._unlike([_AMONG.format(chr(point)) for point in points])
-        return np.asarray([point for point, differs in zip(points, unlike, strict=True) if differs], np.int64)
+        """Return the characters that the engines treat differently among those of other classes."""
+        return self._unlike_points(points, [_AMONG.format(chr(point)) for point in points])
 
     def _sorted(self, points: Sequence[int]) -> np.ndarray:
-        """Return those of some characters that the engines sort differently among accents."""
-        texts = ["a".join(f"{chr(point)}{mark}a{mark}{chr(point)}" for mark in _ACCENTS) for point in points]
-        unlike = self._unlike(texts)
-        return np.asarray([point for point, differs in zip(points, unlike, strict=True) if differs], np.int64)
+        """Return the characters that the engines sort differently among accents."""
+        pattern = "a".join(f"{{0}}{mark}a{mark}{{0}}" for mark in _ACCENTS)
+        texts = [pattern.format(chr(point)) for point in points]
+        return self._unlike_points(points, texts)
 
     def _composed(self, points: Sequence[int]) -> np.ndarray:
-        """Return those of some characters that one engine only puts together with another.
+        """Return the characters that only one engine composes with another.
 
-        What was in Unicode early is put together in all its versions in the same way.
+        Only late ones are compared: early characters are composed in the same way in all versions of Unicode.
         """
-        late = [point for point in points if _is_late(point)]
         low = min(points, default=0) // _STRETCH * _STRETCH
-        near = [point for point in range(low, low + _STRETCH) if point not in _SURROGATES]
-        texts, late_one = [], []
-        for point in late:
-            new = [chr(point) + chr(second) for second in _seconds()]
-            new += [pair for other in near for pair in (chr(point) + chr(other), chr(other) + chr(point))]
-            texts += new
-            late_one += [point] * len(new)
-        changed = np.flatnonzero(self._changes(texts)).tolist()
-        unlike = np.flatnonzero(self._unlike([texts[i] for i in changed])).tolist()
-        return np.unique(np.asarray([late_one[changed[i]] for i in unlike], np.int64))
+        near = _characters(low, low + _STRETCH)
+        texts: list[str] = []
+        late_one: list[int] = []
+        for point in points:
+            if not _is_late(point):
+                continue
+            pairs = [chr(point) + chr(second) for second in [*_seconds(), *near]]
+            pairs += [chr(other) + chr(point) for other in near]
+            texts += pairs
+            late_one += [point] * len(pairs)
+        changed = np.flatnonzero(self._changes(texts))
+        unlike = changed[self._unlike([texts[i] for i in changed])]
+        return np.unique(np.asarray(late_one, np.int64)[unlike])
+
+    def _unlike_points(self, points: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+        """Return the code points whose texts the engines encode differently."""
+        found: np.ndarray = np.asarray(points, np.int64)[self._unlike(texts)]
+        return found
 
     def _unlike(self, texts: Sequence[str]) -> np.ndarray:
-        """Return for which of some texts the engines give different ids, as (n,) bool."""
+        """Return the texts that the engines encode differently, as (n,) bool."""
         if not texts:
             return np.zeros(0, bool)
         ours = _encoded(self._fast, texts)
-        theirs = [row.ids for row in self._reference.encode_batch_fast(list(texts), add_special_tokens=False)]
-        return np.asarray([not np.array_equal(ids, row) for ids, row in zip(ours, theirs, strict=True)], bool)
+        theirs = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
+        return np.asarray([not np.array_equal(ids, row.ids) for ids, row in zip(ours, theirs, strict=True)], bool)
 
     def _changes(self, texts: Sequence[str]) -> np.ndarray:
-        """Return which of some texts gigatoken's normalizer changes, as (n,) bool."""
+        """Return the texts that gigatoken's normalizer changes, as (n,) bool."""
         if not texts:
             return np.zeros(0, bool)
         written = _encoded(self._bytes, texts)
@@ -148,15 +155,21 @@ class EngineComparison:
         )
 
 
+def _characters(low: int, high: int) -> list[int]:
+    return [point for point in range(low, high) if point not in _SURROGATES]
+
+
 def differing_characters(fields: Mapping[str, Any]) -> Differing | None:
-    """Return which characters the engines see differently with a tokenizer; None if they differ in ASCII already.
+    """Return the characters that the engines treat differently with a tokenizer; None if they disagree on ASCII.
 
     Args:
         fields: A parsed tokenizer.json that both can load.
     """
-    parts = {name: fields.get(name) for name in ("normalizer", "pre_tokenizer")}
     fallback = bool(fields["model"].get("byte_fallback"))
-    return _of_pipeline(json.dumps({**parts, "model": {"byte_fallback": fallback}}, sort_keys=True))
+    parts: dict[str, Any] = {"model": {"byte_fallback": fallback}}
+    for name in ("normalizer", "pre_tokenizer"):
+        parts[name] = fields.get(name)
+    return _of_pipeline(json.dumps(parts, sort_keys=True))
 
 
 @lru_cache(maxsize=32)
@@ -165,7 +178,7 @@ def _of_pipeline(pipeline: str) -> Differing | None:
     try:
         comparison = EngineComparison(fields)
         agrees = comparison.agrees()
-    except Exception as error:  # of either library, which may know the one tokenizer and not the small one
+    except Exception as error:  # either library may load the tokenizer, and not the small one
         _log.info("gigatoken cannot be compared with the tokenizers library on this tokenizer: %s", error)
         return None
     if not agrees:
@@ -173,37 +186,39 @@ def _of_pipeline(pipeline: str) -> Differing | None:
     parts = {*telling_apart(fields)}
     if not parts:
         return Differing(np.empty(0, np.int64))
-    known = {name: version(name) for name in COMPARED_WITH} == COMPARED_WITH
-    return KNOWN if known and parts <= COMPARED else Differing(np.empty(0, np.int64), comparison.differing)
+    same_versions = all(version(name) == compared for name, compared in COMPARED_WITH.items())
+    if same_versions and parts <= COMPARED:
+        return KNOWN
+    return Differing(np.empty(0, np.int64), comparison.differing)
 
 
 def telling_apart(part: Any) -> Iterator[str]:
-    """Yield what tells characters apart in a normalizer or pre-tokenizer: hashes of expressions, and names of other parts."""
+    """Yield the parts of a normalizer or pre-tokenizer with Unicode tables: hashes of expressions, and other types."""
     if isinstance(part, list):
         for inner in part:
             yield from telling_apart(inner)
     elif isinstance(part, dict):
         pattern = part.get("pattern")
+        only_bytes = part.get("type") == "ByteLevel" and not part.get("use_regex", True)
         if isinstance(pattern, dict) and "Regex" in pattern:
             yield xxhash.xxh3_64_hexdigest(str(pattern["Regex"]).encode())
-        elif part.get("type", "Sequence") not in _BLIND and (
-            part["type"] != "ByteLevel" or part.get("use_regex", True)
-        ):
+        elif part.get("type", "Sequence") not in _BLIND and not only_bytes:
             yield str(part["type"])
         for name in ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers"):
             yield from telling_apart(part.get(name))
 
 
 def _encoded(engine: Any, texts: Sequence[str]) -> Iterator[np.ndarray]:
-    """Encode texts by a gigatoken engine, in this thread."""
+    """Return an iterator over the ids of texts from a gigatoken engine, in this thread."""
     layout = engine.encode_batch(list(texts), parallel=False).layout
-    borders, ids = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
+    borders = np.asarray(layout.offsets.data)
+    ids = np.asarray(layout.content.data)
     return (ids[low:high] for low, high in pairwise(borders.tolist()))
 
 
 @cache
 def _seconds() -> list[int]:
-    """Return the second parts of all characters that this Python knows to be put together of two."""
+    """Return the second parts of all characters that Python decomposes into two."""
     found = set()
     for point in range(POINTS):
         parts = unicodedata.decomposition(chr(point)).split()
@@ -213,21 +228,24 @@ def _seconds() -> list[int]:
 
 
 def _is_late(point: int) -> bool:
-    """Return whether a character came into Unicode after the first version that any engine may have tables of."""
+    """Return whether a character is newer than the oldest Unicode tables of any engine."""
     return unicodedata.ucd_3_2_0.category(chr(point)) == "Cn"
 
 
 def _small(fields: Mapping[str, Any], joined: bool) -> dict[str, Any]:
-    """Return a tokenizer.json of bytes with the normalizer and pre-tokenizer of another.
+    """Return a byte tokenizer.json with the normalizer and pre-tokenizer of another one.
 
     Args:
-        fields: The other.
-        joined: Whether to have tokens for the last byte of a character and the first of the next.
+        fields: The other tokenizer.json.
+        joined: Whether to have tokens of the last byte of a character and the first of the next.
     """
     fallback = bool(fields["model"].get("byte_fallback"))
-    names = [f"<0x{byte:02X}>" for byte in range(256)] if fallback else byte_characters()
+    names = byte_characters()
+    if fallback:
+        names = [f"<0x{byte:02X}>" for byte in range(256)]
     vocabulary = {name: byte for byte, name in enumerate(names)}
-    firsts, lasts = range(0xC2, 0xF5), range(0x80, 0xC0)
+    firsts = range(0xC2, 0xF5)
+    lasts = range(0x80, 0xC0)
     merges = []
     if joined and not fallback:
         merges += [(last, first) for last in (*_NEIGHBOURS, *lasts) for first in firsts]

@@ -1,11 +1,11 @@
-"""gigatoken, the fast engine: what it is given, and what it is not, so that its ids are those of the `tokenizers` library."""
+"""gigatoken, the fast engine, used only where its ids are those of the `tokenizers` library."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from string import ascii_letters
@@ -23,17 +23,17 @@ _log = logger(__name__)
 # Normalizers in which the engines were compared over all characters.
 _NORMALIZERS = {"Sequence", "NFC", "Prepend", "Replace"}
 
-# Characters of ASCII that NFC makes of others, and those that it makes others of where a mark follows.
+# ASCII characters that NFC makes from others, and those that it combines with a following mark.
 _MADE_BY_NFC = frozenset("`;K")
 _CHANGED_BY_NFC = frozenset("<=>" + ascii_letters)
-# What only `tokenizers` takes notice of.
+# Fields of a model that gigatoken ignores.
 _AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
 
 def _cores() -> int:
-    """Count the cores that this process may use, as gigatoken does: it has no more workers than that."""
+    """Return the number of cores that this process may use, which gigatoken takes as its number of workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # Of a container, under either version of control groups: microseconds of all cores in a period.
+    # The limit of a container, in microseconds of core time per period, in control groups version 2 and 1.
     for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
         with suppress(OSError, ValueError):
             quota, period = " ".join(Path("/sys/fs/cgroup", name).read_text() for name in names).split()
@@ -44,16 +44,18 @@ def _cores() -> int:
     return max(1, cores)
 
 
-# Threads that encode. One thread that reads is as fast as four.
+# Encoding threads; one reading thread keeps up with four.
 _CORES = _cores()
 ENCODERS = min(4, _CORES)
-# Larger batches are shared out among all cores, as are all where there are more cores than threads that encode. Then what the
-# workers made is copied together, so where there are not, a thread asks for less at a time than two workers would take.
-_SHARED_BYTES, _ALONE_BYTES = 12 << 20, 2 << 20
-# By how much a process may grow before an engine is given up: to make one takes as long as to encode ten megabytes. Where the
-# system does not tell the memory, it is given up after so much text.
-_ROOM_BYTES, _MOST_BYTES = 400 << 20, 512 << 20
-# Text between two looks at the memory; at the first one an engine is still small.
+# Larger batches are split over all cores. So is every batch if there are more cores than encoding threads.
+_SHARED_BYTES = 12 << 20
+# Splitting a batch over cores costs a copy. With few cores, each call therefore stays below 2 MB, which one core encodes alone.
+_ALONE_BYTES = 2 << 20
+# Growth of the process after which an engine is replaced. Creating one takes as long as encoding ten megabytes.
+_ROOM_BYTES = 400 << 20
+# Encoded text after which an engine is replaced if the memory of the process is unknown.
+_MOST_BYTES = 512 << 20
+# Text between two checks of the memory; at the first one an engine is still small.
 _LOOK_BYTES = 8 << 20
 
 
@@ -61,7 +63,7 @@ class Encoded(NamedTuple):
     """Token ids of n texts: `ids[offsets[i]:offsets[i + 1]]` are those of text i.
 
     Attributes:
-        ids: (total,) of the dtype in which the tokens are stored; uint32 should some not fit.
+        ids: (total,) in the dtype of the store, or uint32 if an id does not fit.
         offsets: (n + 1,) int64.
     """
 
@@ -70,29 +72,32 @@ class Encoded(NamedTuple):
 
 
 class GigatokenEngine:
-    """gigatoken, for one tokenizer; several threads may ask at a time.
+    """gigatoken with one tokenizer, for several threads at a time.
 
-    Of byte-level tokenizers it has a worker for each core, which keeps the ids of all words that it has seen, without a bound.
-    So the engine is given up when memory has grown by some hundreds of megabytes since it was small, and another one is made.
+    For byte-level tokenizers it has a worker for each core, which caches the ids of all words without a limit. So the engine is
+    replaced when the process has grown by hundreds of megabytes since the engine was small.
 
     Args:
-        spec: What gigatoken loads.
-        dtype: In which tokens are stored.
+        spec: A tokenizer.json.
+        dtype: The dtype of the stored tokens.
 
     Raises:
-        Exception: Of gigatoken's, if it cannot.
+        Exception: If gigatoken cannot load it.
     """
 
     def __init__(self, spec: str, dtype: np.dtype[Any]) -> None:
-        self._spec, self._making = spec, threading.Lock()
+        self._spec = spec
+        self._replacing = threading.Lock()
         self._engine = self._made()
         self._dtype = dtype if self._engine.vocab_size - 1 <= np.iinfo(dtype).max else np.dtype(np.uint32)
-        # SentencePiece has no workers: each call has its own words, so it is a large one.
+        # With SentencePiece it has no workers, and each call has its own cache.
         self._workers = type(self._engine.backend).__name__ == "BPETokenizer"
-        # Bytes of text that the engine has encoded, when to look at the memory again, and the least that it was since the first
-        # look: most of that is not the engine's, and another engine would not make it less.
-        self._size, self._next = 0, _LOOK_BYTES
-        self._before: int | None = None
+        # Bytes of text encoded by the engine, now and at the next check of the memory.
+        self._size = 0
+        self._next = _LOOK_BYTES
+        # Least memory of the process since the first check. Growth is measured from here, not from process start: memory of
+        # other code would otherwise trigger a new engine at each check.
+        self._least: int | None = None
 
     def _made(self) -> Any:
         import gigatoken
@@ -100,40 +105,51 @@ class GigatokenEngine:
         return gigatoken.Tokenizer.from_json(self._spec)
 
     def _count(self, size: int) -> None:
-        """Count text that was encoded, and make another engine if this one has grown; others go on with it meanwhile."""
-        with self._making:
+        """Count encoded text, and replace the engine if the process has grown. Other threads finish with the old one."""
+        with self._replacing:
             self._size += size
             if self._size < self._next:
                 return
-            if self._before is None:
-                give_back()  # the engine before this one is freed, and may still be held
-            now, before = resident(), self._before
-            if self._size > _MOST_BYTES if now is None else before is not None and now - before > _ROOM_BYTES:
-                self._engine, self._size, self._before = self._made(), 0, None
-            elif now is not None:
-                self._before = now if before is None else min(now, before)
+            if self._least is None:
+                give_back()  # glibc may still hold the memory of the last engine
+            memory = resident()
+            if self._has_grown(memory):
+                self._engine = self._made()
+                self._size = 0
+                self._least = None
+            elif memory is not None:
+                self._least = memory if self._least is None else min(memory, self._least)
             self._next = self._size + _LOOK_BYTES
 
+    def _has_grown(self, memory: int | None) -> bool:
+        if memory is None:
+            return self._size > _MOST_BYTES
+        return self._least is not None and memory - self._least > _ROOM_BYTES
+
     def encode(self, texts: pa.Array) -> Encoded | None:
-        """Encode large_string texts without a copy of them; None if gigatoken raises. May be called by several threads."""
+        """Encode large_string texts without copying them; None if gigatoken raises. Safe to call from several threads."""
         borders, data = offsets_and_bytes(texts)
         size = int(borders[-1] - borders[0])
-        shared = size > _SHARED_BYTES or _CORES > ENCODERS
-        calls = _calls(borders) if self._workers and not shared else [(0, len(texts))]
-        parallel = None if self._workers or shared else False
+        calls: Iterable[tuple[int, int]] = [(0, len(texts))]
+        parallel = None  # gigatoken decides
+        if size <= _SHARED_BYTES and _CORES <= ENCODERS:
+            if self._workers:
+                calls = _calls(borders)
+            else:
+                parallel = False
         try:
             parts = [self._call(borders[low : high + 1], data, parallel) for low, high in calls]
             self._count(size)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # its panics are no Exceptions
+        except BaseException as error:  # its panics are not Exceptions
             _log.warning("gigatoken raised: %s", error)
             return None
-        counts = np.concatenate([counts for _, counts in parts])
-        return Encoded(np.concatenate([ids for ids, _ in parts]), np.append(0, np.cumsum(counts)))
+        ids, counts = zip(*parts, strict=True)
+        return Encoded(np.concatenate(ids), np.append(0, np.cumsum(np.concatenate(counts))))
 
     def _call(self, borders: np.ndarray, data: np.ndarray, parallel: bool | None) -> tuple[np.ndarray, np.ndarray]:
-        """Encode the texts between some borders; gives all ids, and how many each text has."""
+        """Encode the texts between borders. Returns all ids, and the number of ids of each text."""
         import awkward as ak
 
         strings = ak.contents.ListOffsetArray(
@@ -142,17 +158,18 @@ class GigatokenEngine:
             parameters={"__array__": "string"},
         )
         layout = self._engine.encode_batch(ak.Array(strings), parallel=parallel).layout
-        lows, ids = np.asarray(layout.offsets.data), np.asarray(layout.content.data)
-        ids = ids[lows[0] : lows[-1]]
+        offsets = np.asarray(layout.offsets.data)
+        ids = np.asarray(layout.content.data)[offsets[0] : offsets[-1]]
         if len(ids) and int(ids.max()) > np.iinfo(self._dtype).max:
-            raise ValueError(f"it gave the id {int(ids.max())}, which no {self._dtype} holds")
-        # Narrowed while they are in the caches.
-        return ids.astype(self._dtype), np.diff(lows)
+            raise ValueError(f"its id {int(ids.max())} does not fit into {self._dtype}")
+        # Narrowed while they are in the processor's cache.
+        return ids.astype(self._dtype), np.diff(offsets)
 
 
 def _calls(borders: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Share texts out among calls, as (first, end) places: as much to each as one worker takes, one text at least."""
-    low, last = 0, len(borders) - 1
+    """Yield (first, end) texts of each call: as much as one worker takes alone, at least one text."""
+    low = 0
+    last = len(borders) - 1
     while low < last:
         high = max(low + 1, int(np.searchsorted(borders, borders[low] + _ALONE_BYTES)) - 1)
         yield low, min(high, last)
@@ -165,38 +182,38 @@ def load_fast(spec: str, fields: dict[str, Any], dtype: np.dtype[Any]) -> Gigato
     Args:
         spec: Its text, as `json.dumps` writes `fields` with `ensure_ascii=False`.
         fields: The same, parsed.
-        dtype: In which its tokens are stored.
+        dtype: The dtype of the stored tokens.
     """
-    # gigatoken would turn the spelling of a special token into its id; without these entries it is plain text.
+    # Without these entries, gigatoken takes the spelling of a special token as plain text.
     added = fields.get("added_tokens") or []
     plain = [token for token in added if not token["special"]]
-    # In the text: to write all of it again takes as long as to load it.
-    before, after = (json.dumps(tokens, ensure_ascii=False) for tokens in (added, plain))
-    spec = spec.replace(before, after, 1)
+    # Replaced in the text, since writing all of it again takes as long as loading it.
+    spec = spec.replace(json.dumps(added, ensure_ascii=False), json.dumps(plain, ensure_ascii=False), 1)
     try:
         return GigatokenEngine(spec, dtype)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # its panics are no Exceptions
+    except BaseException as error:  # its panics are not Exceptions
         _log.info("gigatoken cannot load this tokenizer (%s); the tokenizers library encodes instead.", error)
         return None
 
 
 def is_supported(fields: dict[str, Any]) -> bool:
-    """Return whether a tokenizer is free of what gigatoken (0.10) takes no notice of, or was not compared in."""
-    pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
+    """Return whether gigatoken (0.10) supports a tokenizer and was compared with `tokenizers` on its parts."""
     if not {*_types(fields.get("normalizer"))} <= _NORMALIZERS:
         return False
     if any(fields["model"].get(affix) for affix in _AFFIXES) or not _finds_added_tokens(fields):
         return False
-    return '"use_regex": false' not in _without_split(pre_tokenizer)
+    # After a Split of its own (Llama 3, Qwen), ByteLevel needs no regular expression, and gigatoken uses that of the Split.
+    pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
+    return '"type": "Split"' in pre_tokenizer or '"use_regex": false' not in pre_tokenizer
 
 
 def _finds_added_tokens(fields: dict[str, Any]) -> bool:
-    """Return whether gigatoken finds the added tokens of a tokenizer in all texts where `tokenizers` does.
+    """Return whether gigatoken finds the added tokens of a tokenizer in the same places as `tokenizers`.
 
-    gigatoken looks for all of them at once. `tokenizers` looks first for those that are not normalized, in the text as it is,
-    and then for the others, in what is left of it, normalized; and a special token that is plain text hides what overlaps it.
+    gigatoken looks for all of them at once. `tokenizers` first looks for those that are not normalized in the text, then for
+    the others in the rest of it, normalized. A special token, which is plain text, hides tokens that overlap it.
     """
     added = fields.get("added_tokens") or []
     plain = [token for token in added if not token["special"]]
@@ -205,8 +222,8 @@ def _finds_added_tokens(fields: dict[str, Any]) -> bool:
     then = [token["content"] for token in plain if token["normalized"]]
     if any(token["single_word"] for token in added):
         return False
-    spaced = any(character.isspace() for content in (*first, *then) for character in content)
-    if spaced and any(token["lstrip"] or token["rstrip"] for token in plain):
+    has_space = any(map(str.isspace, "".join([*first, *then])))
+    if has_space and any(token["lstrip"] or token["rstrip"] for token in plain):
         return False
     steps = {*_types(fields.get("normalizer"))} - {"Sequence"}
     if steps and not (steps == {"NFC"} and all(map(_is_left_by_nfc, then))):
@@ -215,19 +232,19 @@ def _finds_added_tokens(fields: dict[str, Any]) -> bool:
 
 
 def _is_left_by_nfc(content: str) -> bool:
-    """Return whether normalized text has this wherever the text has it, and nowhere else."""
+    """Return whether NFC leaves all occurrences of a token, and makes no new ones."""
     return content.isascii() and _MADE_BY_NFC.isdisjoint(content) and content[-1:] not in _CHANGED_BY_NFC
 
 
 def _overlap(some: Sequence[str], others: Sequence[str]) -> bool:
-    """Return whether one of some and one of others may be in a text at places that overlap."""
+    """Return whether a string of `some` may overlap one of `others` in a text."""
     begins = {other[:end] for other in others for end in range(1, len(other) + 1)}
     ends = {other[begin:] for other in others for begin in range(len(other))}
     for text in some:
         places = range(len(text))
         if any(text[place:] in begins or text[: place + 1] in ends for place in places):
             return True
-    # Within each other, without an end in common.
+    # One may also lie in the middle of the other.
     return _within(some, others) or _within(others, some)
 
 
@@ -237,10 +254,10 @@ def _within(some: Sequence[str], others: Sequence[str]) -> bool:
 
 
 def cuts_at_spaces(fields: dict[str, Any]) -> bool:
-    """Return whether a text has the same ids if it is cut before a space between two visible characters of ASCII.
+    """Return whether a text keeps its ids if it is cut before a space between two visible ASCII characters.
 
-    So it is if the tokenizer looks at words alone, and no word goes on behind a space: with all regular expressions of
-    byte-level tokenizers that gigatoken knows.
+    It does if the tokenizer encodes each word separately and no word continues after a space. That holds for all regular
+    expressions of byte-level tokenizers that gigatoken knows.
     """
     added = [token for token in fields.get("added_tokens") or [] if not token["special"]]
     mixed = any(" " in token["content"] and token["content"].strip() for token in added)
@@ -249,11 +266,6 @@ def cuts_at_spaces(fields: dict[str, Any]) -> bool:
     pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
     words = '"ByteLevel"' in pre_tokenizer and '"add_prefix_space": true' not in pre_tokenizer
     return words and {*_types(fields.get("normalizer"))} <= {"Sequence", "NFC"}
-
-
-def _without_split(pre_tokenizer: str) -> str:
-    # Behind a Split of its own (Llama 3, Qwen), ByteLevel needs no regular expression, and gigatoken takes the Split's.
-    return "" if '"type": "Split"' in pre_tokenizer else pre_tokenizer
 
 
 def _types(part: Any) -> Iterator[str]:

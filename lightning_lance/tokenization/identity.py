@@ -1,4 +1,4 @@
-"""What names a tokenizer in a store, read from its file alone: loading one of 150,000 tokens takes seconds."""
+"""The identity of a tokenizer in a store, read from its file alone: loading one of 150,000 tokens takes seconds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning_lance.tokenization.tokenizer_json import Fields, canonical, diges
 
 
 class TokenizerIdentity(NamedTuple):
-    """What a store knows of its tokenizer.
+    """The identity of a tokenizer in a store.
 
     Attributes:
-        digest: Hash of the tokenizer in one form, with the id that ends a document.
+        digest: Hash of the tokenizer in canonical form, with its EOS id.
         eos_token: The token that ends a document.
         eos_id: Its id.
         vocab_size: Largest id plus one.
@@ -29,14 +29,14 @@ class TokenizerIdentity(NamedTuple):
 
 
 def identity_of_text(spec: str, eos_token: str | None) -> TokenizerIdentity | None:
-    """Return what names the tokenizer of a `tokenizer.json`, as `Tokenizer` has it, without loading it.
+    """Return the identity of a `tokenizer.json`, the same as that of its `Tokenizer`, without loading it.
 
     Args:
         spec: Text of the file.
         eos_token: The token that ends a document; None finds it.
 
     Returns:
-        None for a file that only loading can judge. Whoever builds a store loads the tokenizer, with all checks.
+        The identity, or None for a file that must be loaded to be checked. A build always loads and checks it.
     """
     try:
         fields = json.loads(spec)
@@ -45,9 +45,8 @@ def identity_of_text(spec: str, eos_token: str | None) -> TokenizerIdentity | No
         vocabulary = _vocabulary(fields)
         special = [token["content"] for token in fields.get("added_tokens") or [] if token["special"]]
         eos = find_eos(eos_token, vocabulary, special)
-        return TokenizerIdentity(
-            digest_of(canonical(fields), vocabulary[eos]), eos, vocabulary[eos], max(vocabulary.values()) + 1
-        )
+        digest = digest_of(canonical(fields), vocabulary[eos])
+        return TokenizerIdentity(digest, eos, vocabulary[eos], max(vocabulary.values()) + 1)
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
@@ -56,16 +55,16 @@ def _vocabulary(fields: Fields) -> Mapping[str, int]:
     """Return all tokens with their ids.
 
     Raises:
-        ValueError: If two pieces are spelled alike, or a token is added under another id than that of its piece.
+        ValueError: If two pieces have the same spelling, or an added token has another id than its piece.
     """
     pieces: Any = fields["model"]["vocab"]
     if isinstance(pieces, dict):
         vocabulary = dict(pieces)
     else:
-        # Unigram: pieces with their scores, by place.
+        # Unigram: a list of pieces with their scores.
         vocabulary = {piece: place for place, (piece, _) in enumerate(pieces)}
         if len(vocabulary) != len(pieces):
-            raise ValueError("two pieces are spelled alike")
+            raise ValueError("two pieces have the same spelling")
     for token in fields.get("added_tokens") or []:
         if vocabulary.setdefault(token["content"], token["id"]) != token["id"]:
             raise ValueError("a token has two ids")

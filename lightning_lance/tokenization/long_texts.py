@@ -1,7 +1,7 @@
-"""Long texts, cut into pieces for the tokenizer by a rule, so that time and memory stay bounded; each stays one document.
+"""Long texts are encoded in pieces, so that time and memory stay bounded; each remains one document.
 
-For a text without spaces, tokenizers need n log n steps, and 20 to 150 bytes of memory per byte: 50 MB of one line take minutes
-at once, and seconds in pieces.
+For a text without spaces, tokenizers need n log n steps and 20 to 150 bytes of memory per byte: a line of 50 MB takes minutes
+as a whole, and seconds in pieces.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from lightning_lance.documents.arrow import offsets_and_bytes
 from lightning_lance.tokenization.gigatoken import Encoded
 from lightning_lance.tokenization.tokenizer import Tokenizer
 
-# Pieces that go to the tokenizer together.
+# Pieces are encoded in batches of this size.
 _TOGETHER_BYTES = 16 << 20
 
 _NEWLINE = ord("\n")
 
 
 def cut_points(text: np.ndarray, max_bytes: int) -> list[int]:
-    """Return where a long text is cut: a function of the text and the limit only.
+    """Return the cuts of a long text, which depend on the text and the limit only.
 
-    A piece ends in the second half of what it may hold, at the last place of the best kind that is there: after a line end
-    between two characters that are no space (most tokenizers give the same ids there as without a cut), after any line end,
-    before a space (byte-level tokenizers put it to the word that follows), between two characters.
+    A piece is at least half as long as the limit, and ends at the last place of the best kind: after a line end between two
+    characters that are not spaces (most tokenizers return the same ids there as without a cut), after any line end, before a
+    space (byte-level tokenizers join it to the following word), or between two characters.
 
     Args:
         text: (n,) uint8, UTF-8.
-        max_bytes: Longest piece, 16 at least.
+        max_bytes: Longest piece, at least 16.
 
     Returns:
-        Offsets of the second and each further piece; empty if the text is no longer than `max_bytes`.
+        Offsets of all pieces but the first; empty if the text is not longer than `max_bytes`.
     """
     cuts: list[int] = []
     low = 0
@@ -45,15 +45,17 @@ def cut_points(text: np.ndarray, max_bytes: int) -> list[int]:
 
 
 def _cut(text: np.ndarray, low: int, high: int) -> int:
-    """Choose a place in (low, high] to cut before; low is 8 at least, high less than the length."""
-    # The byte before the cut, the one before that, and the one behind the cut, of each place.
-    before, earlier, behind = text[low:high], text[low - 1 : high - 1], text[low + 1 : high + 1]
+    """Return the place in (low, high] to cut before; low is at least 8, high below the length."""
+    # For each place, the last two bytes before the cut and the first one after it.
+    earlier = text[low - 1 : high - 1]
+    before = text[low:high]
+    after = text[low + 1 : high + 1]
     lines = before == _NEWLINE
-    for places in (lines & ~_is_space(earlier) & ~_is_space(behind), lines, _is_space(behind) & ~_is_space(before)):
+    for places in (lines & ~_is_space(earlier) & ~_is_space(after), lines, _is_space(after) & ~_is_space(before)):
         if places.any():
             return low + 1 + int(np.flatnonzero(places)[-1])
-    # In UTF-8 the first byte of a character, and no other, differs from 0b10xxxxxx.
-    return low + 1 + int(np.flatnonzero((behind & 0xC0) != 0x80)[-1])
+    # In UTF-8, only the first byte of a character differs from 0b10xxxxxx.
+    return low + 1 + int(np.flatnonzero((after & 0xC0) != 0x80)[-1])
 
 
 def _is_space(text: np.ndarray) -> np.ndarray:
@@ -61,7 +63,7 @@ def _is_space(text: np.ndarray) -> np.ndarray:
 
 
 def encode_texts(tokenizer: Tokenizer, texts: pa.Array, max_bytes: int) -> Encoded:
-    """Encode texts, the longer ones in pieces.
+    """Encode texts, long ones in pieces.
 
     Args:
         tokenizer: The tokenizer.
@@ -69,7 +71,7 @@ def encode_texts(tokenizer: Tokenizer, texts: pa.Array, max_bytes: int) -> Encod
         max_bytes: Longest text that is encoded at once.
 
     Returns:
-        One row of ids per text, however many pieces it had.
+        The ids of n texts.
     """
     borders, data = offsets_and_bytes(texts)
     long = np.flatnonzero(np.diff(borders) > max_bytes)
@@ -78,7 +80,7 @@ def encode_texts(tokenizer: Tokenizer, texts: pa.Array, max_bytes: int) -> Encod
     cuts = [borders]
     for i in long.tolist():
         cuts.append(borders[i] + np.asarray(cut_points(data[borders[i] : borders[i + 1]], max_bytes), np.int64))
-    # Empty texts share their border with the next, so the cuts go in by position, not as a set.
+    # Empty texts share their border with the next one, so the cuts are inserted by position, not as a set.
     inserted = np.concatenate(cuts[1:])
     pieces = np.insert(borders, np.searchsorted(borders, inserted), inserted)
     encoded = [*_encode_pieces(tokenizer, pieces, texts.buffers()[2])]
@@ -88,10 +90,7 @@ def encode_texts(tokenizer: Tokenizer, texts: pa.Array, max_bytes: int) -> Encod
 
 
 def in_pieces(texts: pa.Array, max_bytes: int) -> Iterator[tuple[int, str]]:
-    """Return the texts as they are encoded, as (place, piece) pairs: each alone, and the longer ones in pieces.
-
-    Args: as for `encode_texts`.
-    """
+    """Yield the pieces of texts in `encode_texts`, as pairs of the text's position and the piece. Args as there."""
     borders, data = offsets_and_bytes(texts)
     for place in range(len(texts)):
         low, high = int(borders[place]), int(borders[place + 1])
@@ -101,7 +100,7 @@ def in_pieces(texts: pa.Array, max_bytes: int) -> Iterator[tuple[int, str]]:
 
 
 def _encode_pieces(tokenizer: Tokenizer, borders: np.ndarray, data: pa.Buffer) -> Iterator[Encoded]:
-    # The pieces lie over the memory of the texts: none is copied.
+    # The pieces share the memory of the texts.
     array = pa.LargeStringArray.from_buffers(len(borders) - 1, pa.py_buffer(np.ascontiguousarray(borders)), data)
     group = (borders[:-1] - borders[0]) // _TOGETHER_BYTES
     starts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(array)]

@@ -1,4 +1,4 @@
-"""What of a text a tokenizer loses, told for each document: most lose nothing, and are not asked."""
+"""Text that a tokenizer loses, found per document. Most tokenizers lose nothing and are not checked."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from lightning_lance.tokenization.special_tokens import unknown_token
 from lightning_lance.tokenization.tokenizer_json import byte_characters
 from lightning_lance.tokenization.unicode_tables import COMPARED
 
-# Parts of a normalizer that write the same characters in another way, and those after which the text can be had back.
-_SAME, _REVERSIBLE = {"NFC", "NFD"}, {"Prepend", "ByteLevel"}
-# What SentencePiece writes for a space: the two cannot be told apart.
+# Normalizers that change the form of characters only.
+_SAME = {"NFC", "NFD"}
+# Normalizers that a decoder reverses.
+_REVERSIBLE = {"Prepend", "ByteLevel"}
+# SentencePiece writes this for a space, so a text that holds it cannot be decoded.
 _SPACE = "\u2581"
 _BYTES = byte_characters()
 
 
 class Losses:
-    """Finds the documents of which some text would not come back.
+    """Finds the documents that cannot be decoded to their whole text.
 
     Args:
         fields: A parsed tokenizer.json.
-        reference: It, as the `tokenizers` library has loaded it.
+        reference: The same tokenizer, loaded by the `tokenizers` library.
     """
 
     def __init__(self, fields: Mapping[str, Any], reference: Any) -> None:
@@ -38,7 +40,8 @@ class Losses:
         complete = _knows_all_bytes(fields)
         unknown = None if complete else unknown_token(fields["model"])
         self._unknown = None if unknown is None else reference.token_to_id(unknown)
-        steps, splits = [*_steps(fields.get("normalizer"))], [*_steps(fields.get("pre_tokenizer"))]
+        steps = [*_steps(fields.get("normalizer"))]
+        splits = [*_steps(fields.get("pre_tokenizer"))]
         changing = [step for step in steps if step["type"] not in _REVERSIBLE and not _writes_spaces(step)]
         self._normalizer = None
         if any(step["type"] not in _SAME for step in changing):
@@ -48,7 +51,7 @@ class Losses:
                 json.dumps({"version": "1.0", "added_tokens": [], "normalizer": sequence, "model": model})
             ).normalizer
         self._space = any(map(_writes_spaces, [*steps, *splits]))
-        # A BPE without a token for the unknown leaves out what it does not know, without a word.
+        # A BPE without an unknown token silently drops unknown characters.
         silent = fields["model"]["type"] == "BPE" and unknown is None and not complete
         self._letters = _letters(fields) if silent else None
         self._in_bytes = any(part["type"] == "ByteLevel" for part in [*steps, *splits])
@@ -58,34 +61,40 @@ class Losses:
     @property
     def possible(self) -> bool:
         """Whether any text may be lost."""
-        asked = self._normalizer is not None or self._letters is not None or self._unknown is not None
-        return asked or self._removes or self._space
+        return self._looks_at_texts or self._unknown is not None or self._space
+
+    @property
+    def _looks_at_texts(self) -> bool:
+        return self._normalizer is not None or self._letters is not None or self._removes
 
     def find(self, texts: pa.Array, encoded: Encoded, pieces: Iterable[tuple[int, str]]) -> dict[str, np.ndarray]:
-        """Return which documents have lost what. White space does not count: many tokenizers know words only.
+        """Return the documents with losses, by kind. White space does not count, since many tokenizers ignore it.
 
         Args:
             texts: (n,) large_string without nulls.
             encoded: Their ids.
-            pieces: (document, text) pairs that make up the texts, none of them too large to be looked at alone.
+            pieces: (document, text) pairs that make up the texts, each of bounded size.
 
         Returns:
-            Remark to (n,) bool: `unk` (some text became the token for the unknown), `dropped` (some visible characters have no
-            token), `changed` (the normalizer changed or took away some text, or it holds what is written for a space),
-            `no_tokens` (nothing is stored of it but EOS).
+            Kind to (n,) bool: `unk` (some text became the unknown token), `dropped` (some visible characters have no token),
+            `changed` (the normalizer changed or removed some text, or it holds SentencePiece's sign for a space), `no_tokens`
+            (only EOS is stored).
         """
-        found = {name: np.zeros(len(texts), bool) for name in ("unk", "dropped", "changed")}
+        unknown = np.zeros(len(texts), bool)
+        dropped = np.zeros(len(texts), bool)
+        changed = np.zeros(len(texts), bool)
         if self._unknown is not None:
             places = np.flatnonzero(encoded.ids == self._unknown)
-            found["unk"][np.searchsorted(encoded.offsets, places, side="right") - 1] = True
+            unknown[np.searchsorted(encoded.offsets, places, side="right") - 1] = True
         if self._space:
-            found["changed"] |= np.asarray(pc.match_substring(texts, _SPACE))
-        if self._normalizer is not None or self._letters is not None or self._removes:
+            changed |= np.asarray(pc.match_substring(texts, _SPACE))
+        if self._looks_at_texts:
             for document, text in pieces:
-                lost = [*self._left_out(text), *self._removed(text)]
-                found["changed"][document] |= self._is_changed(text)
-                found["dropped"][document] |= any(not character.isspace() for character in lost)
-        return {**found, "no_tokens": np.diff(encoded.offsets) == 0}
+                lost = "".join([*self._dropped(text), *self._removed(text)])
+                dropped[document] |= bool(lost.strip())
+                changed[document] |= self._is_changed(text)
+        no_tokens = np.diff(encoded.offsets) == 0
+        return {"unk": unknown, "dropped": dropped, "changed": changed, "no_tokens": no_tokens}
 
     def _is_changed(self, text: str) -> bool:
         if self._normalizer is None:
@@ -93,8 +102,8 @@ class Losses:
         written = str(self._normalizer.normalize_str(text))
         return written != text and unicodedata.normalize("NFC", written) != unicodedata.normalize("NFC", text)
 
-    def _left_out(self, text: str) -> Iterator[str]:
-        """Return characters of a text that a model without a token for the unknown leaves out."""
+    def _dropped(self, text: str) -> Iterator[str]:
+        """Yield the characters of a text that a model without an unknown token drops."""
         if self._letters is None:
             return
         normalizer = self._reference.normalizer
@@ -107,7 +116,7 @@ class Losses:
                 yield character
 
     def _removed(self, text: str) -> Iterator[str]:
-        """Return characters of a text that a pre-tokenizer takes away."""
+        """Yield the characters of a text that a pre-tokenizer removes."""
         if not self._removes:
             return
         covered = np.zeros(len(text) + 1, np.int64)
@@ -119,7 +128,7 @@ class Losses:
 
 
 def _letters(fields: Mapping[str, Any]) -> set[str]:
-    """Return the single characters that a BPE has tokens for, within a word or at its beginning, and added tokens' own."""
+    """Return the single characters with a token in a BPE, within a word or at its beginning, including added tokens."""
     prefix = fields["model"].get("continuing_subword_prefix") or ""
     suffix = fields["model"].get("end_of_word_suffix") or ""
     pieces = (piece.removeprefix(prefix).removesuffix(suffix) for piece in fields["model"]["vocab"])
@@ -128,7 +137,7 @@ def _letters(fields: Mapping[str, Any]) -> set[str]:
 
 
 def _knows_all_bytes(fields: Mapping[str, Any]) -> bool:
-    """Return whether a model has a token for each byte, which it is given or falls back on."""
+    """Return whether a model has a token for each byte, as its input or as a fallback."""
     model = fields["model"]
     vocabulary = model.get("vocab") or {}
     pieces = {*vocabulary} if isinstance(vocabulary, dict) else {piece[0] for piece in vocabulary}
@@ -140,7 +149,7 @@ def _knows_all_bytes(fields: Mapping[str, Any]) -> bool:
 
 
 def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """Return the steps of a normalizer or pre-tokenizer, which may be a sequence of sequences."""
+    """Yield the steps of a normalizer or pre-tokenizer, which may be a sequence of sequences."""
     if isinstance(part, dict):
         if part.get("type") == "Sequence":
             for inner in part.get("normalizers") or part.get("pretokenizers") or []:
@@ -157,11 +166,11 @@ def _writes_spaces(step: Mapping[str, Any]) -> bool:
 
 
 def _removes(split: Mapping[str, Any]) -> bool:
-    """Return whether a pre-tokenizer may take text away."""
+    """Return whether a pre-tokenizer may remove text."""
     if split["type"] == "CharDelimiterSplit":
         return True
     if split.get("behavior") != "Removed":
         return False
-    # The regular expressions of well-known tokenizers match all text, and what they do not match is removed.
+    # An inverted split removes unmatched text, and the expressions of well-known tokenizers match all text.
     known = xxhash.xxh3_64_hexdigest(str(split.get("pattern", {}).get("Regex")).encode()) in COMPARED
     return not (known and split.get("invert"))

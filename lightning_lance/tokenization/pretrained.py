@@ -1,4 +1,4 @@
-"""The files of a pre-trained tokenizer: its tokenizer.json, and what `transformers` would make of it."""
+"""The files of a pre-trained tokenizer: its tokenizer.json, and how `transformers` would read it."""
 
 from __future__ import annotations
 
@@ -18,30 +18,32 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.messages.escaping import logger
 from lightning_lance.process.files import write_atomic
 from lightning_lance.tokenization.tokenizer import Tokenizer
-from lightning_lance.tokenization.tokenizer_json import UNUSED, Fields, differences, digest_of
+from lightning_lance.tokenization.tokenizer_json import UNUSED, Fields, differences, digest_of, split_merges
 
 _log = logger(__name__)
 
 TOKENIZER = "tokenizer.json"
-# What lies beside it, and says which token ends a document.
-CONFIG, SPECIAL_MAP = "tokenizer_config.json", "special_tokens_map.json"
-# What says of which model it is, where nothing else does.
+# Files beside it that name the EOS token.
+CONFIG = "tokenizer_config.json"
+SPECIAL_MAP = "special_tokens_map.json"
+# Names the type of the model, if nothing else does.
 MODEL_CONFIG = "config.json"
 BESIDE = (CONFIG, SPECIAL_MAP, MODEL_CONFIG)
+#: Name of a file beside tokenizer.json to its parsed content.
 Beside = Mapping[str, Fields]
 
-# Added tokens that are compared, besides those that a configuration names.
+# At most so many added tokens are compared.
 _FEW = 300
 
-# Classes of transformers that take tokenizer.json as it is.
+# Classes of transformers that read tokenizer.json unchanged.
 _GENERIC = {"AutoTokenizer", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "TokenizersBackend", "PythonBackend"}
 
 
 def read_beside(folder: Path) -> dict[str, Fields]:
-    """Read the configurations that lie beside a tokenizer.json; those that are not there are left out.
+    """Read the configurations beside a tokenizer.json. Missing ones are left out.
 
     Raises:
-        ConfigError: If one is no JSON object.
+        ConfigError: If one is not a JSON object.
     """
     return {name: read_object(folder / name) for name in BESIDE if (folder / name).is_file()}
 
@@ -50,7 +52,7 @@ def read_object(file: Path) -> Fields:
     """Read a JSON object.
 
     Raises:
-        ConfigError: If it is none.
+        ConfigError: If the file holds anything else.
     """
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -64,19 +66,19 @@ def read_object(file: Path) -> Fields:
 
 
 def named_eos(beside: Beside) -> str | None:
-    """Return the EOS token that the authors named: in tokenizer_config.json, else in special_tokens_map.json.
+    """Return the EOS token in tokenizer_config.json, or else in special_tokens_map.json.
 
-    generation_config.json is not asked: what ends an answer of a chat model is often no end of a document.
+    generation_config.json is not read: a chat model often ends an answer with another token than a document.
 
     Raises:
-        ConfigError: If it is no text.
+        ConfigError: If it is not text.
     """
     for name in (CONFIG, SPECIAL_MAP):
         eos = beside.get(name, {}).get("eos_token")
         token = eos.get("content") if isinstance(eos, dict) else eos
         if token is not None and not isinstance(token, str):
             raise ConfigError(
-                f"The eos_token of {name} is {eos!r}: expected a text; repair it, or set tokenizer.eos_token."
+                f"The eos_token of {name} is {eos!r}: expected text; repair it, or set tokenizer.eos_token."
             )
         if token:
             return token
@@ -88,48 +90,51 @@ def with_eos(spec: str, eos: str | None, beside: Beside) -> str:
 
     Args:
         spec: Text of the file.
-        eos: The token that ends a document; None if nobody has named it.
-        beside: What lies beside it.
+        eos: The token that ends a document; None if it is not named.
+        beside: The files beside it.
     """
     added = {token["content"]: {**token, "id": number} for number, token in _added_by_config(beside).items()}
-    # Most files spell it, and need not be parsed.
+    # Most files contain it already, and need no parsing.
     if eos not in added or json.dumps(eos) in spec or json.dumps(eos, ensure_ascii=False) in spec:
         return spec
     try:
         fields = json.loads(spec)
         fields["added_tokens"] = [*(fields.get("added_tokens") or []), {**added[eos], "special": True}]
     except (ValueError, RecursionError, AttributeError, TypeError):
-        return spec  # it is no tokenizer.json, as whoever loads it will say
+        return spec  # not a tokenizer.json; loading it raises an error
     return json.dumps(fields, ensure_ascii=False)
 
 
 def _added_by_config(beside: Beside) -> dict[int, Fields]:
     """Return the tokens that tokenizer_config.json adds, by id, with all their options."""
     found = beside.get(CONFIG, {}).get("added_tokens_decoder")
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
-    tokens = {}
-    for number, token in found.items() if isinstance(found, dict) else ():
+    tokens: dict[int, Fields] = {}
+    if not isinstance(found, dict):
+        return tokens
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    for number, token in found.items():
         if isinstance(token, dict) and isinstance(token.get("content"), str) and str(number).isdecimal():
-            tokens[int(number)] = {**plain, **{key: token[key] for key in [*plain, "content"] if key in token}}
+            options = {key: token.get(key, default) for key, default in plain.items()}
+            tokens[int(number)] = {**options, "content": token["content"]}
     return tokens
 
 
 def fetched(model: str, revision: str, local_only: bool = False) -> dict[str, str] | None:
-    """Download tokenizer.json from the Hub, and what lies beside it, from one commit.
+    """Download tokenizer.json and the files beside it from one commit on the Hub.
 
-    Without a network, the files in the cache of `huggingface_hub` are taken.
+    Without a network, the files in the cache of `huggingface_hub` are used.
 
     Args:
         model: Name of the repository.
         revision: Branch, tag or commit.
-        local_only: Whether the cache alone is looked at.
+        local_only: Whether to use the cache only.
 
     Returns:
-        Name to text; empty if the repository has no tokenizer.json; None if that cannot be asked, nor is known.
+        Name to text; empty if the repository has no tokenizer.json; None if that is unknown.
 
     Raises:
-        OSError: If there is no such model or revision, or no access to it.
-        ValueError: If that can be no name of a model.
+        OSError: If the model or revision does not exist or cannot be accessed.
+        ValueError: If the name is invalid.
     """
     from huggingface_hub import _CACHED_NO_EXIST as NOT_THERE
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
@@ -150,7 +155,7 @@ def fetched(model: str, revision: str, local_only: bool = False) -> dict[str, st
 
 
 def in_cache(model: str, revision: str) -> Path | None:
-    """Return where the cache of `huggingface_hub` has the tokenizer.json of a repository; None if it has none."""
+    """Return the path of a repository's tokenizer.json in the cache of `huggingface_hub`, None if it is not cached."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -161,12 +166,12 @@ def in_cache(model: str, revision: str) -> Path | None:
 
 
 class Reading(NamedTuple):
-    """What `transformers` makes of a repository that has a tokenizer.json.
+    """How `transformers` reads a repository that has a tokenizer.json.
 
     Attributes:
-        digest: Of the tokenizer that it would make; None if it differs, or is not known.
-        differs: The parts in which it differs from tokenizer.json.
-        by: Its class, or the file that makes the difference.
+        digest: Digest of its tokenizer; None if it differs from tokenizer.json, or is unknown.
+        differs: The parts that differ from tokenizer.json.
+        by: The class of transformers, or the file, that makes the difference.
     """
 
     digest: str | None
@@ -175,19 +180,19 @@ class Reading(NamedTuple):
 
 
 def compared(loaded: Tokenizer, beside: Beside, folder: Path) -> Reading:
-    """Return whether `transformers` would give other ids than a loaded tokenizer.json; asked once, then remembered.
+    """Compare a loaded tokenizer.json with the tokenizer that `transformers` would load, once; then return the stored result.
 
     Args:
         loaded: The tokenizer.
-        beside: What lies beside its file.
-        folder: Where answers are kept.
+        beside: The files beside it.
+        folder: Folder of stored results.
     """
     known = remembered(loaded.digest, beside, folder)
     if known is not None:
         return known
     kept = _answer_file(loaded.digest, beside, folder)
     found = as_transformers_reads(json.loads(loaded.to_json()), beside, loaded.eos_id)
-    # Where it cannot be kept, it is asked again.
+    # If the result cannot be stored, it is computed again.
     with suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(kept, json.dumps(found._asdict()))
@@ -195,12 +200,12 @@ def compared(loaded: Tokenizer, beside: Beside, folder: Path) -> Reading:
 
 
 def remembered(digest: str, beside: Beside, folder: Path) -> Reading | None:
-    """Return what `compared` has found for a tokenizer before; None if it was never asked.
+    """Return the stored result of `compared`, None if there is none.
 
     Args:
-        digest: Of the tokenizer.
-        beside: What lies beside its file.
-        folder: Where answers are kept.
+        digest: Digest of the tokenizer.
+        beside: The files beside it.
+        folder: Folder of stored results.
     """
     with suppress(ConfigError, TypeError):
         return Reading(**read_object(_answer_file(digest, beside, folder)))
@@ -213,23 +218,21 @@ def _answer_file(digest: str, beside: Beside, folder: Path) -> Path:
 
 
 def as_transformers_reads(fields: Fields, beside: Beside, eos_id: int) -> Reading:
-    """Return whether `transformers` would give other ids than a tokenizer.json; without its vocabulary, and without torch.
+    """Compare a tokenizer.json with the tokenizer that `transformers` would load.
 
-    Its classes of single models build the normalizer and the pre-tokenizer themselves, and take no notice of the file's. So
-    one is made of the file without its merges. What cannot be compared counts as equal.
+    Its model classes build the normalizer and the pre-tokenizer themselves, and ignore those in the file. So a class loads the
+    file without most of its vocabulary, which is fast and needs no torch. A tokenizer that cannot be compared counts as equal.
 
     Args:
         fields: The parsed tokenizer.json, whose model names its type.
-        beside: What lies beside it.
+        beside: The files beside it.
         eos_id: The id that ends a document.
     """
     name = _class_name(fields, beside)
     stub = _stub(fields, beside)
     try:
         made = _rewritten(stub) if name is None else _made_by(name, stub, beside)
-    except (
-        Exception
-    ) as error:  # of many kinds, from three libraries: transformers cannot read it, so it does not differ
+    except Exception as error:  # three libraries raise many kinds
         _log.info("transformers cannot load this tokenizer as %s: %s", name, error)
         return Reading(None, [], str(name))
     made |= {"model": {**made["model"], **_contents(fields["model"])}, **UNUSED}
@@ -237,18 +240,18 @@ def as_transformers_reads(fields: Fields, beside: Beside, eos_id: int) -> Readin
     given = {**stub, "model": {**fields["model"], **_contents(fields["model"])}}
     given["added_tokens"] = _all_added(fields, {}, stub["added_tokens"])
     found = differences(given, made)
-    # Special tokens are never made of text.
+    # No text is encoded to special tokens.
     differs = [part for part in found if part != "special tokens"]
     return Reading(None if differs else digest_of(made, eos_id), differs, name or CONFIG)
 
 
 def _all_added(fields: Fields, beside: Beside, some: Sequence[Fields]) -> list[Fields]:
-    """Return all added tokens of a tokenizer under their own ids, with the options that some of them were given.
+    """Return all added tokens of a tokenizer with their ids, and with the options that a stub has for some of them.
 
     Args:
         fields: The whole tokenizer.json.
-        beside: What lies beside it, and may add others.
-        some: Those of a small one.
+        beside: The files beside it, which may add tokens.
+        some: Added tokens of the stub.
     """
     added = {token["content"]: token for token in fields.get("added_tokens") or []}
     numbers = {content: token["id"] for content, token in added.items()}
@@ -275,12 +278,11 @@ def _contents(model: Mapping[str, Any]) -> Fields:
     """Return vocabulary and merges as `tokenizers` writes them."""
     if model["type"] != "BPE":
         return {"vocab": model["vocab"]}
-    merges = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
-    return {"vocab": model["vocab"], "merges": merges}
+    return {"vocab": model["vocab"], "merges": split_merges(model)}
 
 
 def _stub(fields: Fields, beside: Beside) -> Fields:
-    """Return a tokenizer with few added tokens; a BPE with its single characters only, which loads at once."""
+    """Return a tokenizer with few added tokens, and a BPE with single characters only, which loads at once."""
     named = json.dumps([beside.get(CONFIG, {}), beside.get(SPECIAL_MAP, {})], ensure_ascii=False)
     listed = sorted(fields.get("added_tokens") or [], key=lambda token: int(token["id"]))
     added = [token for token in listed if token["special"] or json.dumps(token["content"], ensure_ascii=False) in named]
@@ -289,37 +291,38 @@ def _stub(fields: Fields, beside: Beside) -> Fields:
     if model["type"] != "BPE":
         return {**fields, "added_tokens": added}
     kept = {token["content"] for token in added} | {model.get("unk_token")}
-    # What is left stays in the order of the ids, without holes, which tokenizers would complain of.
+    # Ids stay in order and become dense, since tokenizers warns about holes.
     pieces = [piece for piece in model["vocab"] if len(piece) == 1 or piece in kept or piece.startswith("<0x")]
     pieces.sort(key=lambda piece: int(model["vocab"][piece]))
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
-    outside = [token["content"] for token in added if token["content"] not in vocabulary]
-    numbers = vocabulary | {content: len(vocabulary) + place for place, content in enumerate(outside)}
+    numbers = dict(vocabulary)
+    for token in added:
+        numbers.setdefault(token["content"], len(numbers))
     added = [{**token, "id": numbers[token["content"]]} for token in added]
     return {**fields, "added_tokens": added, "model": {**model, "vocab": vocabulary, "merges": []}}
 
 
 def _rewritten(fields: Fields) -> Fields:
-    """Return a tokenizer as `tokenizers` writes it."""
+    """Return a tokenizer in the form that `tokenizers` writes."""
     import tokenizers
 
     return dict(json.loads(tokenizers.Tokenizer.from_str(json.dumps(fields)).to_str()))
 
 
 def _class_name(fields: Fields, beside: Beside) -> str | None:
-    """Return the class of transformers that reads a repository; None where it takes tokenizer.json as it is."""
+    """Return the class of transformers that reads a repository, None if it reads tokenizer.json unchanged."""
     name = beside.get(CONFIG, {}).get("tokenizer_class") or beside.get(MODEL_CONFIG, {}).get("tokenizer_class")
     if name is None:
         return _class_of_model(beside.get(MODEL_CONFIG, {}).get("model_type"))
     plain = str(name).removesuffix("Fast")
-    # It looks for bytes written as characters, since many repositories name this class for a tokenizer like that of Llama 3.
+    # Many repositories name this class for a byte-level tokenizer, like that of Llama 3; transformers looks for that too.
     if plain == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(fields.get("pre_tokenizer")):
         return None
     return None if {str(name), plain} & _GENERIC else plain
 
 
 def _class_of_model(model_type: Any) -> str | None:
-    """Return the class of a kind of models, which transformers keeps in a module of that name."""
+    """Return the tokenizer class of a model type, which transformers has in a module of that name."""
     if not isinstance(model_type, str) or not model_type.isidentifier():
         return None
     name = f"transformers.models.{model_type}.tokenization_{model_type}"
@@ -327,21 +330,21 @@ def _class_of_model(model_type: Any) -> str | None:
         if find_spec(name) is None:
             return None
         classes = [value for value in vars(import_module(name)).values() if isinstance(value, type)]
-    except Exception:  # a model that transformers does not know, or that needs what is not installed
+    except Exception:  # an unknown model type, or a missing dependency
         return None
     own = [found.__name__ for found in classes if found.__module__ == name and found.__name__.endswith("Tokenizer")]
     return own[0] if own else None
 
 
 def _made_by(name: str, fields: Fields, beside: Beside) -> Fields:
-    """Return the tokenizer.json that a class of transformers makes of a small repository."""
+    """Return the tokenizer.json that a class of transformers makes from a stub and the files beside it."""
     import transformers
 
     if not hasattr(transformers, name):
-        # A class of the repository's own: AutoTokenizer takes tokenizer.json as it is.
+        # A class in the repository itself: AutoTokenizer reads tokenizer.json unchanged.
         return _rewritten(fields)
     with tempfile.TemporaryDirectory(prefix="lightning-lance-") as folder:
-        # Options of the class are in its configuration; the ids there are those of the whole vocabulary.
+        # The configuration has options of the class. Its ids are those of the whole vocabulary, so they are removed.
         config = {key: value for key, value in beside.get(CONFIG, {}).items() if key != "added_tokens_decoder"}
         for file, content in {**beside, TOKENIZER: fields, CONFIG: config}.items():
             Path(folder, file).write_text(json.dumps(content), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""From texts to token ids, fast, and the same ids as the `tokenizers` library gives.
+"""From texts to token ids, fast, with the same ids as the `tokenizers` library.
 
-Three rules hold for every tokenizer: text that spells a special token is encoded as plain text; nothing is added (no BOS, no
-template of a post-processor, no truncation); the EOS that ends a document is put there by the packing, not here.
+Three rules hold for every tokenizer: text that spells a special token is encoded as plain text; nothing is added or removed (no
+BOS, no template of a post-processor, no truncation); packing adds the EOS token at the end of a document.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from lightning_lance.tokenization.losses import Losses
 from lightning_lance.tokenization.special_tokens import EOS_SPELLINGS, check_special_tokens, find_eos
 from lightning_lance.tokenization.tokenizer_checks import check_form, check_ids
 from lightning_lance.tokenization.tokenizer_json import (
+    UNUSED,
     byte_characters,
     canonical,
     digest_of,
@@ -34,31 +35,31 @@ from lightning_lance.tokenization.tokenizer_json import (
 )
 from lightning_lance.tokenization.unicode_tables import KNOWN, SplitTexts, split_at_new_characters
 
-# Of so much text, one document, or a piece of one that is longer, is encoded twice to compare the engines; of the first
-# batch some.
+# To compare the engines, one document per 16 MB of text is encoded by both, and several of the first batch. Of a long one, a
+# piece of 4 KB is taken.
 _COMPARE_EVERY = 16 << 20
 _COMPARE_BYTES = 4_000
 _COMPARE_FIRST = 16
 
-# Text that the `tokenizers` library gets at once: it takes up to 150 bytes of memory for each.
+# Text per call of the `tokenizers` library, which needs up to 150 times as much memory.
 _REFERENCE_BYTES = 2 << 20
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """Choose the smallest dtype that holds every id: uint16 for up to 65,536 ids, else uint32."""
+    """Return the smallest dtype that holds every id: uint16 for up to 65,536 ids, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
 class Tokenizer:
-    """A `tokenizer.json`, encoded by gigatoken where it can and by the `tokenizers` library elsewhere.
+    """A `tokenizer.json`, encoded by gigatoken if possible, else by the `tokenizers` library.
 
     Args:
         spec: Text of a `tokenizer.json`.
-        eos_token: The token that ends a document; None takes the first of `EOS_SPELLINGS` that the tokenizer has.
-        engine: `auto`, or `tokenizers` to leave gigatoken out.
+        eos_token: The token that ends a document; None takes the first of `EOS_SPELLINGS` in the vocabulary.
+        engine: `auto`, or `tokenizers` to never use gigatoken.
 
     Raises:
-        ConfigError: If `spec` is no tokenizer, or has no such EOS token.
+        ConfigError: If `spec` is not a tokenizer, or has no such EOS token.
     """
 
     def __init__(self, spec: str, eos_token: str | None = None, engine: str = "auto") -> None:
@@ -71,17 +72,18 @@ class Tokenizer:
             check_form(fields)
             fields = fields_in_use(fields)
             # Kept as text: the parsed fields are a hundred thousand objects for the garbage collector to walk.
-            self._spec, self._engine = json.dumps(fields, ensure_ascii=False), engine
-            self._also: tuple[str, ...] = ()
+            self._spec = json.dumps(fields, ensure_ascii=False)
             self._reference = tokenizers.Tokenizer.from_str(self._spec)
             vocabulary = self._reference.get_vocab(with_added_tokens=True)
             check_ids(fields.get("added_tokens") or [], vocabulary)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # the Rust library raises bare Exception, and its panics are none
+        except BaseException as error:  # the Rust library raises bare Exception, and its panics are not Exceptions
             raise ConfigError(
-                f"This is no tokenizer.json of the tokenizers library: {error}; give one as the library writes it."
+                f"This is not a tokenizer.json of the tokenizers library: {error}; use one that the library has written."
             ) from error
+        self._engine = engine
+        self._also: tuple[str, ...] = ()
         self._reference.encode_special_tokens = True
         self.special_tokens = [token["content"] for token in fields.get("added_tokens") or [] if token["special"]]
         self.eos_token = find_eos(eos_token, vocabulary, self.special_tokens)
@@ -91,17 +93,20 @@ class Tokenizer:
             check_special_tokens(self._reference, fields, vocabulary, self.eos_token)
         self.digest = digest_of(canonical(fields), self.eos_id)
         self._dtype = token_dtype(self.vocab_size)
-        fast = engine == "auto" and is_supported(fields)
-        self._fast = load_fast(self._spec, fields, self._dtype) if fast else None
-        differing = differing_characters(fields) if self._fast is not None else None
-        if differing is None:
-            self._fast = None
-        self._differing = differing or KNOWN
+        self._fast: GigatokenEngine | None = None
+        self._differing = KNOWN
+        if engine == "auto" and is_supported(fields):
+            fast = load_fast(self._spec, fields, self._dtype)
+            differing = None if fast is None else differing_characters(fields)
+            if differing is not None:
+                self._fast = fast
+                self._differing = differing
         self.losses = Losses(fields, self._reference)
         # Whether a text may be cut at spaces.
         self._at_spaces = cuts_at_spaces(fields)
-        # Comparisons so far, and the text since the last one.
-        self._compared, self._since = 0, 0
+        # The number of comparisons, and the text since the last one.
+        self._compared = 0
+        self._since = 0
         self._comparing = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -109,12 +114,12 @@ class Tokenizer:
 
     @property
     def other_digests(self) -> tuple[str, ...]:
-        """Digests that earlier versions gave this tokenizer, by the spelling of its file: stores may be named by them."""
+        """Digests of this tokenizer in earlier versions, which depend on the spelling of its file. Stores may have them."""
         found = other_digests(json.loads(self._spec), self._reference.to_str(), self.eos_id)
         return tuple(dict.fromkeys([*found, *self._also]))
 
     def known_as(self, digests: Iterable[str]) -> Tokenizer:
-        """Return this tokenizer, which stores may also know by some other digests."""
+        """Add digests that stores may have for this tokenizer. Returns the tokenizer."""
         self._also = (*self._also, *digests)
         return self
 
@@ -124,33 +129,35 @@ class Tokenizer:
         return "tokenizers" if self._fast is None else "gigatoken"
 
     def encode_batch(self, texts: pa.Array) -> Encoded:
-        """Encode texts.
+        """Encode texts. Safe to call from several threads.
 
-        Now and then a sample is encoded by `tokenizers` too; at the first difference gigatoken is not used any more.
-        May be called by several threads at once.
+        Samples are encoded by `tokenizers` too. At the first difference, gigatoken is replaced by it.
 
         Args:
             texts: A large_string array without nulls.
         """
         fast = self._fast
-        if fast is not None and len(texts):
-            if (parts := split_at_new_characters(texts, self._at_spaces, self._differing)) is not None:
-                return self._encode_apart(parts)
-            encoded, different = fast.encode(texts), None
-            with self._comparing:  # nobody goes on before the first comparison is through
-                if self._fast is None:
-                    return self._encode_reference(texts)
-                if encoded is not None and (different := self._first_difference(fast, texts, encoded)) is None:
+        if fast is None or not len(texts):
+            return self._encode_reference(texts)
+        parts = split_at_new_characters(texts, self._at_spaces, self._differing)
+        if parts is not None:
+            return self._encode_parts(parts)
+        encoded = fast.encode(texts)
+        with self._comparing:  # all threads wait for the first comparison
+            if self._fast is None:
+                return self._encode_reference(texts)
+            reason = "failed"
+            if encoded is not None:
+                different = self._first_difference(fast, texts, encoded)
+                if different is None:
                     return encoded
-                self._fast = None
-                reason = "failed" if encoded is None else f"gave other ids for the text {(different or '')[:60]!r}"
-                warnings.warn(
-                    f"gigatoken {reason}: the tokenizers library encodes from here on, more slowly.", stacklevel=2
-                )
+                reason = f"gave other ids for the text {different[:60]!r}"
+            self._fast = None
+        warnings.warn(f"gigatoken {reason}: the tokenizers library encodes from now on, more slowly.", stacklevel=2)
         return self._encode_reference(texts)
 
-    def _encode_apart(self, parts: SplitTexts) -> Encoded:
-        """Encode what has newer characters, which is little, by `tokenizers`, and the rest as ever."""
+    def _encode_parts(self, parts: SplitTexts) -> Encoded:
+        """Encode pieces with newer characters, which are few, with `tokenizers`, and the others with gigatoken."""
         newer = parts.newer
         encoded = [
             self.encode_batch(parts.pieces.filter(pa.array(~newer))),
@@ -163,7 +170,8 @@ class Tokenizer:
 
     def _encode_reference(self, texts: pa.Array) -> Encoded:
         ids: list[np.ndarray] = []
-        group = np.cumsum(np.diff(offsets_and_bytes(texts)[0])) // _REFERENCE_BYTES
+        borders, _ = offsets_and_bytes(texts)
+        group = np.cumsum(np.diff(borders)) // _REFERENCE_BYTES
         cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(texts)]
         for low, high in pairwise(cuts):
             some = texts.slice(low, high - low).to_pylist()
@@ -175,20 +183,22 @@ class Tokenizer:
         return Encoded(np.concatenate(ids or [np.empty(0, self._dtype)]), offsets)
 
     def _first_difference(self, fast: GigatokenEngine, texts: pa.Array, encoded: Encoded) -> str | None:
-        """Return a text that the engines encode differently; None if none of the sample is one."""
+        """Return a text of the sample that the engines encode differently, None if there is none."""
         borders, data = offsets_and_bytes(texts)
         self._since += int(borders[-1] - borders[0])
         if self._compared and self._since < _COMPARE_EVERY:
             return None
-        # Evenly over the first batch, then another place each time.
-        turn, count = self._compared, 1 if self._compared else _COMPARE_FIRST
-        self._compared, self._since = turn + 1, 0
+        # Texts spread evenly over the first batch, later one at a changing position.
+        turn = self._compared
+        count = 1 if turn else _COMPARE_FIRST
+        self._compared += 1
+        self._since = 0
         picked = (np.arange(count) * len(texts) // count + turn * 7919) % len(texts)
         long = np.diff(borders)[picked] > _COMPARE_BYTES
         places = np.unique(picked[~long]).tolist()
         samples = [str(texts[i]) for i in places]
         found = [encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]] for i in places]
-        # A piece of a text is a text too: of the long ones, the engines are compared on a piece, another one in each batch.
+        # Of a long text, a piece is compared, another one in each batch.
         pieces = [_piece(data[borders[i] : borders[i + 1]], turn) for i in np.unique(picked[long])]
         if pieces:
             ids = fast.encode(pa.array(pieces, pa.large_string()))
@@ -203,11 +213,11 @@ class Tokenizer:
         return None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of some ids, EOS spelled out."""
+        """Return the text of ids, including the spelling of EOS."""
         return str(self._reference.decode([int(i) for i in ids], skip_special_tokens=False))
 
     def id_of(self, token: str) -> int:
-        """Return the id of a token. ConfigError if there is none."""
+        """Return the id of a token. Raises ConfigError if it does not exist."""
         found = self._reference.token_to_id(token)
         if found is None:
             added = self._reference.get_added_tokens_decoder().values()
@@ -216,47 +226,46 @@ class Tokenizer:
         return int(found)
 
     def to_json(self) -> str:
-        """Return the `tokenizer.json` in use: the file given, without post-processor, truncation and padding."""
+        """Return the `tokenizer.json` in use: the original without post-processor, truncation and padding."""
         return self._spec
 
 
 def is_kept_tokenizer(text: str) -> bool:
-    """Return whether a text is of the form that `Tokenizer.to_json` gives, which no other program writes."""
+    """Return whether a text has the form of `Tokenizer.to_json`, which no other program writes."""
     try:
         fields = json.loads(text)
     except ValueError:
         return False
     if not isinstance(fields, dict) or "model" not in fields:
         return False
-    taken_out = ("post_processor", "truncation", "padding")
-    if any(fields.get(name, ...) is not None for name in taken_out):
+    if any(fields.get(name, ...) is not None for name in UNUSED):
         return False
     return json.dumps(fields, ensure_ascii=False) == text
 
 
 @contextmanager
 def _encoding() -> Iterator[None]:
-    """Turn what the `tokenizers` library raises where a tokenizer has nothing for a text into a ConfigError."""
+    """Turn an error of the `tokenizers` library, raised for a text without tokens, into a ConfigError."""
     try:
         yield
     except (ConfigError, KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # it raises bare Exception, and its panics are none
+    except BaseException as error:  # it raises bare Exception, and its panics are not Exceptions
         raise ConfigError(
-            f"The tokenizer cannot encode a text ({error}): it has no token for text that it does not know; "
-            "choose one that has, or one that falls back on bytes."
+            f"The tokenizer cannot encode a text ({error}): it has no unknown token; choose a tokenizer with an unknown token, "
+            "or with byte fallback."
         ) from error
 
 
 def _piece(text: np.ndarray, turn: int) -> str:
-    """Take about `_COMPARE_BYTES` out of a long text, from a place that the number of the comparison decides."""
+    """Return about `_COMPARE_BYTES` of a long text, at a position that changes with the number of the comparison."""
     low = turn * 7919 * _COMPARE_BYTES % (len(text) - _COMPARE_BYTES)
-    # The characters that were cut at both ends go.
+    # Incomplete characters at both ends are dropped.
     return text[low : low + _COMPARE_BYTES].tobytes().decode(errors="ignore")
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Make the tokenizer with one token per byte of UTF-8: ids 0 to 255, and 256 for EOS. Needs no file."""
+    """Return the tokenizer with one token per byte of UTF-8: ids 0 to 255, and 256 for EOS. Needs no file."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -269,13 +278,15 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Check that a trained vocabulary has room for what every one holds.
+    """Check that a trained vocabulary has room for 256 bytes and EOS.
 
     Raises:
-        ConfigError: If `vocab_size` is below 257.
+        ConfigError: If `vocab_size` is not a whole number from 257 to 2**32 - 1.
     """
     if not is_count(vocab_size) or not 257 <= vocab_size < 2**32:
-        raise ConfigError(f"tokenizer.vocab_size is {described(vocab_size)}: 256 bytes and EOS need 257 at least.")
+        raise ConfigError(
+            f"tokenizer.vocab_size is {described(vocab_size)}: expected a whole number, at least 257 for 256 bytes and EOS."
+        )
 
 
 def train_bpe(texts: Iterable[str] | Iterable[Sequence[str]], vocab_size: int) -> Tokenizer:
@@ -283,7 +294,7 @@ def train_bpe(texts: Iterable[str] | Iterable[Sequence[str]], vocab_size: int) -
 
     Args:
         texts: Documents, or lists of documents.
-        vocab_size: Ids in all: 256 bytes, EOS, and merges.
+        vocab_size: Number of ids: 256 bytes, EOS, and merges.
 
     Raises:
         ConfigError: If `vocab_size` is below 257.

@@ -1,20 +1,21 @@
-"""What a `tokenizer.json` must be, whoever has written it: its form, and ids that are one to a token and close together."""
+"""Checks of a `tokenizer.json`, whoever wrote it: its form, and ids that are unique and dense."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Ids for each token, and besides: models and engines have a row for every id, so one of a billion would need gigabytes. Real
-# tokenizers leave out some hundreds.
-_IDS_PER_TOKEN, _IDS_BESIDES = 2, 1 << 16
+# The largest id is limited to 2 per token, plus 65,536: models and engines have a row for every id, so an id of a billion would
+# need gigabytes. Real tokenizers skip some hundreds of ids.
+_IDS_PER_TOKEN = 2
+_IDS_BESIDES = 1 << 16
 
 
 def check_form(fields: Any) -> None:
     """Check the parsed text of a `tokenizer.json`.
 
     Raises:
-        ValueError: If it, its model, a part of it or an added token is not of the form that it must be.
+        ValueError: If it, its model, a part of it or an added token has another form.
     """
     model = fields.get("model") if isinstance(fields, dict) else None
     if not isinstance(model, dict) or not isinstance(model.get("type", ""), str):
@@ -31,38 +32,40 @@ def check_form(fields: Any) -> None:
 
 
 def _check_part(name: str, part: Any, inner: str) -> None:
-    """Check a normalizer or pre-tokenizer: the library also takes lists for objects, and objects without a type."""
+    """Check a normalizer or pre-tokenizer. The library would also accept lists, and objects without a type."""
     if part is None:
         return
     if not isinstance(part, dict) or not isinstance(part.get("type"), str):
         raise ValueError(f"expected a {name} that is an object with a type")
     steps = part.get(inner, [])
     if not isinstance(steps, list) or None in steps:
-        raise ValueError(f"expected {inner} that are a list of objects")
+        raise ValueError(f"expected {inner} to be a list of objects")
     for step in steps:
         _check_part(name, step, inner)
 
 
 def check_ids(added: Iterable[Mapping[str, Any]], vocabulary: Mapping[str, int]) -> None:
-    """Check the ids that the `tokenizers` library has made of a `tokenizer.json`.
+    """Check the ids that the `tokenizers` library has for a `tokenizer.json`.
 
     Args:
-        added: Its added tokens, with `content` and `id`.
-        vocabulary: All tokens, and their ids.
+        added: Added tokens in the file, with `content` and `id`.
+        vocabulary: All tokens with their ids.
 
     Raises:
-        ValueError: If there are none, an id is far beyond their number, two tokens share one, or one is not that of the file.
+        ValueError: If there is no token, an id is far too large, two tokens share an id, or an added token has another id than
+            in the file.
     """
     if not vocabulary:
         raise ValueError("it has no tokens")
-    largest, most = max(vocabulary.values()), _IDS_PER_TOKEN * len(vocabulary) + _IDS_BESIDES
-    if largest >= most:
-        raise ValueError(f"it has {len(vocabulary):,} tokens and an id of {largest:,}: expected ids below {most:,}")
+    largest = max(vocabulary.values())
+    limit = _IDS_PER_TOKEN * len(vocabulary) + _IDS_BESIDES
+    if largest >= limit:
+        raise ValueError(f"it has {len(vocabulary):,} tokens and an id of {largest:,}: expected ids below {limit:,}")
     for token in added:
-        if vocabulary.get(token["content"]) != token["id"]:
+        number = vocabulary.get(token["content"])
+        if number != token["id"]:
             raise ValueError(
-                f"its added token {token['content']!r} has the id {token['id']}, but the library makes it "
-                f"{vocabulary.get(token['content'])}"
+                f"its added token {token['content']!r} has the id {token['id']}, but {number} in the tokenizers library"
             )
     if len({*vocabulary.values()}) != len(vocabulary):
         seen: dict[int, str] = {}

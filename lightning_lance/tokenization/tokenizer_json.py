@@ -1,4 +1,4 @@
-"""A `tokenizer.json` in one form, whoever wrote it: what identifies a tokenizer, and where two of them differ."""
+"""The canonical form of a `tokenizer.json`: the digest of a tokenizer, and the differences between two."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import xxhash
 
-# What no text of a document goes through: a template that adds tokens, and lengths of a fine-tuning run.
+# Parts that are not used for documents: a template that adds tokens, and lengths of a fine-tuning run.
 UNUSED = {"post_processor": None, "truncation": None, "padding": None}
 
-# Fields that older versions of `tokenizers` did not write, with what they stand for where they are missing.
+# Fields that older versions of `tokenizers` did not write, with their defaults.
 _MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "BPE": {
         "dropout": None,
@@ -25,25 +25,31 @@ _MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "Unigram": {"byte_fallback": False},
 }
 _AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
-# The decoder that belongs to bytes written as characters. It takes no notice of its options.
+# The decoder of byte-level tokenizers. It ignores its options.
 _BYTES_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
 
 Fields = dict[str, Any]
 
 
 def byte_characters() -> list[str]:
-    """Return the characters as which byte-level tokenizers write the bytes 0 to 255.
+    """Return the characters that byte-level tokenizers use for the bytes 0 to 255.
 
-    Printable bytes are written as themselves, and the others, in order, as the characters from U+0100 on.
+    A printable byte stands for itself, the others, in order, for the characters from U+0100 on.
     """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    written = {byte: chr(byte) for byte in printable} | {byte: chr(0x100 + place) for place, byte in enumerate(others)}
-    return [written[byte] for byte in range(256)]
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    written = []
+    following = 0x100
+    for byte in range(256):
+        if byte in printable:
+            written.append(chr(byte))
+        else:
+            written.append(chr(following))
+            following += 1
+    return written
 
 
 def typed(fields: Mapping[str, Any]) -> Fields:
-    """Return a tokenizer whose model names its type, which early files leave out, as that of GPT-2 does."""
+    """Return a tokenizer with the type of its model, which early files such as that of GPT-2 leave out."""
     model = fields["model"]
     if "type" in model:
         return dict(fields)
@@ -57,12 +63,11 @@ def typed(fields: Mapping[str, Any]) -> Fields:
 
 
 def fields_in_use(fields: Mapping[str, Any]) -> Fields:
-    """Return the fields of a tokenizer as it encodes documents: nothing is added, nothing cut, and nothing left to chance.
+    """Return the fields of a tokenizer for documents: without added tokens, truncation and random dropout.
 
     Args:
         fields: A parsed `tokenizer.json`, as its authors wrote it.
     """
-    # A file may come with a template that adds BOS, or with the truncation of a fine-tuning run.
     used = {**typed(fields), **UNUSED}
     if used["model"].get("dropout"):
         used["model"] = {**used["model"], "dropout": None}
@@ -70,10 +75,10 @@ def fields_in_use(fields: Mapping[str, Any]) -> Fields:
 
 
 def canonical(fields: Mapping[str, Any]) -> Fields:
-    """Return the fields of a tokenizer in one form, so that what is only spelled differently is equal.
+    """Return the fields of a tokenizer in canonical form, so that different spellings of one tokenizer are equal.
 
-    Files come from many versions of `tokenizers`, and `transformers` writes them anew. The form is that in which its classes
-    for GPT-2, GPT-NeoX and Qwen write theirs, and in which `tokenizers` 0.23 writes all others: stores are named by it.
+    Files come from many versions of `tokenizers`, and `transformers` rewrites them. The form is that of its classes for GPT-2,
+    GPT-NeoX and Qwen, and of `tokenizers` 0.23 for all others. The digest in a store is that of this form.
 
     Args:
         fields: A parsed `tokenizer.json`, whose model names its type.
@@ -91,11 +96,16 @@ def canonical(fields: Mapping[str, Any]) -> Fields:
 def _model(model: Mapping[str, Any]) -> Fields:
     made = {**_MODEL_DEFAULTS.get(model["type"], {}), **model}
     if model["type"] == "BPE":
-        made["merges"] = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+        made["merges"] = split_merges(model)
         if "ignore_merges" not in model:
-            # An old file: the classes of transformers write no affix as an empty one.
+            # For an old file, the classes of transformers write a missing affix as an empty one.
             made |= {affix: made[affix] or "" for affix in _AFFIXES}
     return made
+
+
+def split_merges(model: Mapping[str, Any]) -> list[Any]:
+    """Return the merges of a BPE as pairs, which older files write as text with a space."""
+    return [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
 
 
 def _pre_tokenizer(part: Any) -> Any:
@@ -104,7 +114,7 @@ def _pre_tokenizer(part: Any) -> Any:
     if part.get("type") == "Sequence":
         return {**part, "pretokenizers": [_pre_tokenizer(inner) for inner in part["pretokenizers"]]}
     if part.get("type") == "ByteLevel":
-        # Only offsets depend on trim_offsets, and nothing here asks for them.
+        # trim_offsets only changes offsets, which are not used.
         return {"use_regex": True, **part, "trim_offsets": True}
     if part.get("type") == "Metaspace":
         return {"split": True, **part}
@@ -112,37 +122,39 @@ def _pre_tokenizer(part: Any) -> Any:
 
 
 def digest_of(fields: Mapping[str, Any], eos_id: int) -> str:
-    """Hash the fields as they are, with the id that ends a document."""
+    """Return the hash of the fields as they are, with the EOS id."""
     text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
     return xxhash.xxh3_128_hexdigest(f"{eos_id}\0{text}".encode())
 
 
 def other_digests(fields: Mapping[str, Any], rewritten: str, eos_id: int) -> tuple[str, ...]:
-    """Return the digests under which stores of the same tokenizer may be known, besides that of its canonical form.
+    """Return other digests that stores of the same tokenizer may have.
 
-    Earlier versions took the hash of the file as it was, or as `transformers` wrote it anew.
+    Earlier versions hashed the file itself, or its form in `transformers`.
 
     Args:
         fields: A parsed `tokenizer.json`.
-        rewritten: The same as `tokenizers` writes it.
+        rewritten: The same in the form that `tokenizers` writes.
         eos_id: The id that ends a document.
     """
     forms = [{**fields, **UNUSED}, {**json.loads(rewritten), **UNUSED}]
     one = canonical(fields)
     if one["model"]["type"] == "BPE" and not any(one["model"][affix] for affix in _AFFIXES):
-        forms += [{**one, "model": {**one["model"], **dict.fromkeys(_AFFIXES, empty)}} for empty in (None, "")]
+        for empty in (None, ""):
+            forms.append({**one, "model": {**one["model"], **dict.fromkeys(_AFFIXES, empty)}})
     digests = [digest_of(form, eos_id) for form in forms]
     return tuple(dict.fromkeys(digests))
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Name the parts in which two tokenizers may give other ids; empty if they give the same for every text."""
-    sides = [_meaning(fields) for fields in (one, other)]
-    return [name for name in sides[0] if sides[0][name] != sides[1][name]]
+    """Return the parts in which two tokenizers may give other ids; empty if they give the same ids for every text."""
+    parts = _meaning(one)
+    others = _meaning(other)
+    return [name for name in parts if parts[name] != others[name]]
 
 
 def _meaning(fields: Mapping[str, Any]) -> Fields:
-    """Return what decides the ids of texts that are encoded without special tokens."""
+    """Return the parts of a tokenizer that determine the ids of texts without special tokens."""
     made = canonical(fields)
     model = {key: value for key, value in made["model"].items() if key not in ("vocab", "merges")}
     model |= {affix: model.get(affix) or None for affix in _AFFIXES}
@@ -150,8 +162,8 @@ def _meaning(fields: Mapping[str, Any]) -> Fields:
         # Each byte has a token, so nothing is unknown.
         model |= {"unk_token": None, "fuse_unk": None, "unk_id": None}
     return {
-        "normalizer": _steps(made["normalizer"], "normalizers"),
-        "pre_tokenizer": _steps(made["pre_tokenizer"], "pretokenizers"),
+        "normalizer": [*_steps(made["normalizer"], "normalizers")],
+        "pre_tokenizer": [*_steps(made["pre_tokenizer"], "pretokenizers")],
         "model": model,
         "vocabulary": made["model"].get("vocab"),
         "merges": made["model"].get("merges"),
@@ -160,14 +172,10 @@ def _meaning(fields: Mapping[str, Any]) -> Fields:
     }
 
 
-def _steps(part: Any, inner: str) -> list[Any]:
-    """Return the steps of a part that may be a sequence of sequences."""
-    return [*_flat(part, inner)]
-
-
-def _flat(part: Any, inner: str) -> Iterator[Any]:
+def _steps(part: Any, inner: str) -> Iterator[Any]:
+    """Yield the steps of a part, which may be a sequence of sequences."""
     if isinstance(part, dict) and part.get("type") == "Sequence":
         for step in part[inner]:
-            yield from _flat(step, inner)
+            yield from _steps(step, inner)
     elif part is not None:
         yield part

@@ -228,9 +228,9 @@ def test_a_source_without_documents_is_told(tmp_path: Path):
 
 def test_a_language_that_no_document_has_is_told_with_those_there_are(tmp_path: Path):
     made = (*documents("a"), *documents("b", language="Rust"))
-    with pytest.raises(ConfigError, match="has no language 'Rusty': did you mean 'Rust'\\? there are Python, Rust"):
+    with pytest.raises(ConfigError, match="has no language 'Rusty' \\(did you mean 'Rust'\\?\\): it has Python, Rust"):
         prepare(ListSource(made, languages=("Rusty",)), ByteTokenizer(), data_dir=tmp_path)
-    with pytest.raises(ConfigError, match="has no language 'Klingon': there are Python, Rust"):
+    with pytest.raises(ConfigError, match="has no language 'Klingon': it has Python, Rust"):
         prepare(ListSource(made, languages=("Python", "Klingon")), ByteTokenizer(), data_dir=tmp_path)
     # A word that looks like one of the first shard is told after that shard, not after the whole corpus.
     many = documents(*["a"] * 4000)

@@ -46,8 +46,8 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (["source=files", "source.patterns=['no/*.py']"], "No file matches 'no/*.py' in '"),
         (["source=parquet", "source.data_files=['no/*.parquet']"], "No file matches 'no/*.parquet' in '"),
         (["tokenizer=file", "tokenizer.path=no.json"], "There is no tokenizer.json at 'no.json'"),
-        (["languages=[Pyton]"], "has no language 'Pyton': did you mean 'Python'? there are Assembly, Batchfile, C"),
-        (["languages=[Rust]"], "Source 'python_stdlib' has no language 'Rust': there are Python."),
+        (["languages=[Pyton]"], "has no language 'Pyton' (did you mean 'Python'?): it has Assembly, Batchfile, C"),
+        (["languages=[Rust]"], "Source 'python_stdlib' has no language 'Rust': it has Python."),
         (["source=fineweb", "languages=[English]"], "Source 'fineweb' has no languages, got languages=['English']"),
         (["foo"], "Got 'foo', which is no key=value: expected such as context_length=512, "),
         (["languages=[Python"], "The value of 'languages=[Python' cannot be read: expected such as context_length=512"),
@@ -61,7 +61,10 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         ),
         (["source.text_filter.min_bytes=a"], "text_filter.min_bytes is 'a': expected a whole number."),
         (["max_tokens=-1"], "max_tokens is -1: expected a positive whole number, or null for no bound."),
-        (["tokenizer.vocab_size=9"], "tokenizer.vocab_size is 9: 256 bytes and EOS need 257 at least."),
+        (
+            ["tokenizer.vocab_size=9"],
+            "tokenizer.vocab_size is 9: expected a whole number, at least 257 for 256 bytes and EOS.",
+        ),
         (
             ["corpus.val_fraction=2"],
             "val_fraction is 2: expected a share of the documents, 0 <= val_fraction < 1; on the command line: corpus.",

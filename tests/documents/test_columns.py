@@ -1,4 +1,4 @@
-"""Columns of odd types and names, shards that differ, metadata that is not UTF-8: built, and read again by all that reads."""
+"""Columns of odd types and names, differing shards, metadata that is not UTF-8: built, and read back by every reader."""
 
 import json
 import logging
@@ -39,7 +39,7 @@ MENDED = ["src/ok.py", "src/caf\ufffd.py", None, "\ufffd\ufffd\ufffd"]
 
 
 def strings(values: list[bytes | None], kind: pa.DataType | None = None) -> pa.Array:
-    """Strings that Arrow itself lets nobody make, as other writers do."""
+    """Return strings of invalid UTF-8, as other writers produce; Arrow itself refuses to make them."""
     raw = {pa.string_view(): pa.binary_view(), pa.large_string(): pa.large_binary()}.get(kind, pa.binary())
     made = pa.array(values, raw)
     return pa.Array.from_buffers(kind or pa.string(), len(made), made.buffers())
@@ -79,7 +79,7 @@ def test_metadata_that_is_not_utf8_is_replaced_and_counted(tmp_path: Path, kind:
         column = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2], pa.int8()), values)
     elif kind == "struct":
         column, name = pa.StructArray.from_arrays([column], ["q"]), "p.q"
-    for part in range(2):  # so that the second is merged with the first
+    for part in range(2):  # two, so that fragments are merged
         pq.write_table(pa.table({"text": texts(4, f"of {part}"), "p": column}), tmp_path / f"{part}.parquet")
     source = DatasetSource(
         "parquet", data_files=[str(tmp_path / "*.parquet")], columns={"text": "text", "path": name}, shard_seed=None
@@ -98,7 +98,7 @@ def test_a_language_that_is_not_utf8_is_a_stream_and_counted(tmp_path: Path):
     store = built(tmp_path, tmp_path / "x.parquet", language_column="lang")
     assert [stream.language for stream in store.streams()] == sorted(value or "" for value in MENDED)
     assert store.commit.noted == {"metadata_not_utf8": 2}
-    # By that name it can be asked for.
+    # The repaired name selects it.
     one = built(tmp_path, tmp_path / "x.parquet", language_column="lang", languages=["src/caf\ufffd.py"])
     assert (one.commit.documents, one.commit.noted) == (1, {"metadata_not_utf8": 1})
 
@@ -120,7 +120,7 @@ def test_metadata_of_json_that_is_no_unicode_is_replaced_and_counted(tmp_path: P
 
 def test_what_cannot_be_a_language_is_refused(tmp_path: Path):
     pq.write_table(pa.table({"text": texts(2), "lang": ["x" * 1_000_000, "C"]}), tmp_path / "x.parquet")
-    with pytest.raises(SourceError, match=r"a language of 1,000,000 bytes, expected 65,536 at most: set source\.lang"):
+    with pytest.raises(SourceError, match=r"a language of 1,000,000 bytes, expected at most 65,536: set source\.lang"):
         built(tmp_path, tmp_path / "x.parquet", language_column="lang")
     assert built(tmp_path, tmp_path / "x.parquet", language_column="lang", languages=["C"]).commit.documents == 1
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_a_language_is_refused(tmp_path: Path):
 def test_rows_that_lance_could_not_read_again_are_not_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, byte_store: Callable[..., TokenStore]
 ):
-    """As when a source of one's own gives them, past the check of the batch."""
+    """A user's own source may yield such strings, past the check of the batch."""
     monkeypatch.setattr(documents_module, "valid_strings", lambda values: (values, None))
 
     class Odd(ListSource):
@@ -141,7 +141,7 @@ def test_rows_that_lance_could_not_read_again_are_not_stored(
 
 
 def test_a_store_that_is_damaged_in_this_way_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As versions before this one wrote them; where there were nulls besides, Lance did notice."""
+    """Written as by earlier versions; Lance noticed only if there were nulls as well."""
     for part in range(2):
         paths = strings([value or b"" for value in BAD])
         pq.write_table(pa.table({"text": texts(4, f"of {part}"), "p": paths}), tmp_path / f"{part}.parquet")
@@ -234,7 +234,7 @@ META = [{"set": "C4", "in": {"l": "Go"}, "by": [{"n": "x"}]}, {"set": "Git", "in
 
 @pytest.mark.parametrize("kind", ["parquet", "json"])
 def test_fields_of_structs_are_columns_everywhere(tmp_path: Path, kind: str):
-    """As text, word, language and filter; null where the struct is."""
+    """As text, word, language and filter; null if the struct is null."""
     rows = [{"body": {"text": f"text {i}"}, "meta": META[i % 3], "a.b": "own", "a": {"b": "inner"}} for i in range(6)]
     file = tmp_path / f"x.{'parquet' if kind == 'parquet' else 'jsonl'}"
     if kind == "parquet":
@@ -255,7 +255,7 @@ def test_fields_of_structs_are_columns_everywhere(tmp_path: Path, kind: str):
         opened = DatasetSource(kind, {"text": "body.text"}, data_files=[str(file)], where=where).open()
         assert sum(len(batch) for batch in opened.read(0, 0)) == count, where
     with pytest.raises(
-        ConfigError, match=r"has no column 'meta.sets': did you mean 'meta.set'\? there are .*source.where"
+        ConfigError, match=r"has no column 'meta.sets' \(did you mean 'meta.set'\?\): it has .*source.where"
     ):
         DatasetSource(kind, {"text": "body.text"}, data_files=[str(file)], where={"meta.sets": ["C4"]}).open()
 
@@ -286,7 +286,7 @@ def test_shards_may_differ(
     with caplog.at_level(logging.WARNING):
         store = built(tmp_path, tmp_path / "*.parquet", **options)
     assert store.commit.documents == count
-    told = [message for message in caplog.messages if "has no column 'license', which is null there" in message]
+    told = [message for message in caplog.messages if "has no column 'license': null is stored" in message]
     assert len(told) == (not second)
 
 
@@ -299,14 +299,16 @@ def test_a_shard_without_text_is_the_shards_fault_where_others_have_it(tmp_path:
             pq.write_table(table, tmp_path / f"{i}.parquet")
         else:
             (tmp_path / f"{i}.json").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
-    told = r"Shard '.*' has no column 'text', .*: did you mean 'Text'\? there are Text, x; .*source\.on_bad_shard=skip, and run"
+    told = (
+        r"Shard '.*' has no column 'text' \(did you mean 'Text'\?\), .*: it has Text, x; .*on_bad_shard=skip, and run"
+    )
     with pytest.raises(SourceError, match=told):
         built(tmp_path, tmp_path / f"*.{kind}", kind=kind)
     store = built(tmp_path, tmp_path / f"*.{kind}", kind=kind, on_bad_shard="skip")
     assert (store.commit.documents, len(store.commit.bad_shards)) == (3, 1)
-    # What no shard has is no fault of theirs.
+    # A column that no shard has is a mistake in the settings.
     for policy in ("error", "skip"):
-        with pytest.raises(ConfigError, match=r"has no column 'body': there are .*; set source\.columns\.$"):
+        with pytest.raises(ConfigError, match=r"has no column 'body': it has .*; set source\.columns\.$"):
             built(tmp_path, tmp_path / f"*.{kind}", kind=kind, columns={"text": "body"}, on_bad_shard=policy)
 
 
@@ -344,7 +346,7 @@ def test_empty_shards_and_columns_of_no_pieces_are_read(tmp_path: Path):
 
 def test_a_name_of_two_columns_is_refused(tmp_path: Path):
     pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"]), tmp_path / "x.parquet")
-    with pytest.raises(LightningLanceError, match="has 2 columns 'text', of which none is meant"):
+    with pytest.raises(LightningLanceError, match="has 2 columns 'text', expected one: rename"):
         built(tmp_path, tmp_path / "x.parquet")
 
 
@@ -353,7 +355,7 @@ def test_nothing_is_left_beneath_nulls():
     null = pa.Array.from_buffers(pa.large_binary(), 3, [pa.py_buffer(b"\x05"), *raw.buffers()[1:]])
     assert without_rest(null).buffers()[2].to_pybytes() == b"abcx"
     assert without_rest(raw) is raw
-    # Where the text was not UTF-8, too: Arrow's functions look at all bytes.
+    # The same for text that was not UTF-8: Arrow's functions read all bytes.
     texts, invalid = decode_utf8(raw)
     assert texts.buffers()[2].to_pybytes() == b"abcx"
     assert invalid is not None
@@ -378,9 +380,9 @@ def test_what_datasets_reads_has_the_same_columns(tmp_path: Path):
     assert [stream.language for stream in store.streams()] == ["", "a", "b"]
     some = built(tmp_path, tmp_path / "x.arrow", where={"tags": ["x"], "license": ["mit"]}, **options)
     assert (described(some, "lic"), described(some, "set")) == (["mit"] * 2, ["a"] * 2)
-    with pytest.raises(ConfigError, match=r"has no column 'licence': did you mean 'license'\?"):
+    with pytest.raises(ConfigError, match=r"has no column 'licence' \(did you mean 'license'\?"):
         built(tmp_path, tmp_path / "x.arrow", kind="arrow", where={"licence": ["mit"]})
-    # Of shards that differ, it refuses all that are not as the first one.
+    # `datasets` refuses shards that differ from the first one.
     write_arrow(pa.table({"text": texts(2), "other": [1, 2]}), tmp_path / "y.arrow")
     with pytest.raises(SourceError, match=r"y.arrow' .* cannot be read: CastError: .*source\.on_bad_shard=skip"):
         built(tmp_path, tmp_path / "*.arrow", kind="arrow")

@@ -21,7 +21,7 @@ from tests.support.streams import EOS, streams
 
 
 def test_literal_hashes():
-    """These are on disk: another hash would take documents for new that are in the store."""
+    """Hashes are on disk: with another hash, stored documents would count as new."""
     texts = pa.array(["", "a", " a\n", "def f():\n    pass", "é\u3000", None])
     assert text_hashes(texts).tolist() == [
         0x2D06800538D394C2,
@@ -74,7 +74,7 @@ corpus = st.lists(
 
 
 def kept(made: list[Document]) -> list[Document]:
-    """The definition: a set of stripped texts."""
+    """Return the documents that de-duplication keeps, by definition: a set of stripped texts."""
     seen, result = set[str](), []
     for entry in made:
         if entry[0] and entry[0].strip() and entry[0].strip() not in seen:
@@ -92,7 +92,7 @@ def expected(made: list[Document]) -> dict[tuple[str, str], list[int]]:
 
 
 class Failing(ListSource):
-    """Raises before a shard, as a network does, once for each of `failures`."""
+    """A source that fails once before each shard in `failures`, as a network does."""
 
     failures: list[int]
 
@@ -121,7 +121,7 @@ def test_the_store_is_that_of_a_set_based_one(
     by_tokens: bool,
     failures: list[int],
 ):
-    """Whatever the batches, the commits, the budgets it grew by, and the failures it went on from."""
+    """For any batches, commits, growing budgets and failures."""
     source = Failing(tuple(made), 4, per_batch, dedup="exact")
     object.__setattr__(source, "failures", failures.copy())
     folder = tmp_path_factory.mktemp("data")

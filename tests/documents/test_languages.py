@@ -60,7 +60,7 @@ def test_extensions_can_be_added():
 def test_a_language_that_is_not_there_is_refused_with_the_nearest_and_all_there_are():
     check_languages(["Rust"], ["Python", "Rust"], "It")
     with pytest.raises(
-        ConfigError, match=r"^It has no language 'rust': did you mean 'Rust'\? there are Python, Rust\.$"
+        ConfigError, match=r"^It has no language 'rust' \(did you mean 'Rust'\?\): it has Python, Rust\.$"
     ):
         check_languages(["rust"], ["Rust", "Python"], "It")
     assert nearest("Pyton", ["Perl", "Python"]) == "Python"

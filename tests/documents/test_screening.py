@@ -24,7 +24,7 @@ from tests.support.stored import stored
 from tests.support.stores import ListSource, documents
 
 LINE = "let a=1;" * 40  # one line without spaces, longer than the limit of these tests
-# What a document is: what is stored of it (None: nothing), why it is left out, what is remarkable.
+# Document: the stored text (None for nothing), the reason to skip it, its counted properties.
 TABLE: list[tuple[str, bytes, str | None, str | None, list[str]]] = [
     ("plain", b"text\n", "text\n", None, []),
     ("empty", b"", None, "empty", []),
@@ -52,14 +52,14 @@ TABLE: list[tuple[str, bytes, str | None, str | None, list[str]]] = [
 
 
 def streamed(tmp_path: Path, kind: str) -> tuple[Source, int]:
-    """The table's documents as a source, and how many nulls it has besides."""
+    """Return a source of the table's documents, and the number of additional nulls."""
     if kind == "files":
         for i, (name, data, *_) in enumerate(TABLE):
             (tmp_path / f"{i:02}-{name}").write_bytes(data)
         return FilesSource(["*"], root=str(tmp_path), shard_seed=None), 0
     raw = pa.array([*(data for _, data, *_ in TABLE), None], pa.binary())
     if kind == "string":
-        # Arrow itself lets nobody do this; other writers do.
+        # Arrow itself refuses to make such strings; other writers do.
         raw = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
     for part, rows in enumerate((slice(0, 7), slice(7, None))):
         pq.write_table(pa.table({"text": raw[rows]}), tmp_path / f"{part}.parquet")
@@ -89,7 +89,7 @@ def test_long_documents_are_one_document_or_none(tmp_path: Path, how: Literal["s
     assert (store.commit.noted, store.commit.skipped) == (({"split": 1}, {}) if how == "split" else ({}, {"long": 1}))
     rows = lance.dataset(store.uri).to_table(["documents"]).to_pylist()
     assert sum(len(row["documents"]) for row in rows) == count
-    # Part of what is stored, so part of the recipe.
+    # It changes what is stored, so it is in the settings.
     other = prepare(source, ByteTokenizer(), data_dir=tmp_path, **{**options, "max_document_bytes": 101})
     assert other.uri != store.uri
 
@@ -121,7 +121,7 @@ def test_what_was_left_out_is_told_at_the_end(tmp_path: Path, caplog: pytest.Log
 
 
 def word_piece() -> str:
-    """A tokenizer that only `tokenizers` can run, with special tokens of two kinds of brackets."""
+    """Return a tokenizer that only `tokenizers` can run, with special tokens in two kinds of brackets."""
     model = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
     special = ["[UNK]", "[EOS]", "<extra_1>", "<extra_2>"]
@@ -133,7 +133,7 @@ def word_piece() -> str:
 def test_special_spellings_are_counted_whatever_the_engine(tmp_path: Path, engine: str):
     spec = word_piece() if engine == "word pieces" else ByteTokenizer().load(None, tmp_path).to_json()
     if engine == "tokenizers":
-        # An option that the fast engine does not know.
+        # An option that gigatoken does not support.
         fields = json.loads(spec)
         fields["pre_tokenizer"]["use_regex"] = False
         spec = json.dumps(fields)
@@ -168,7 +168,7 @@ def test_counts_are_of_the_first_and_none_is_left_out():
 
 
 def test_one_line_of_megabytes_is_done_in_bounded_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What 50 MB without a space are in benchmarks/bench_memory.py, smaller: the engine never gets more than a piece."""
+    """A small version of the 50 MB line in benchmarks/bench_memory.py: the engine never gets more than a piece."""
     sizes: list[int] = []
     honest = Tokenizer.encode_batch
 

@@ -9,7 +9,7 @@ from lightning_lance.errors import ConfigError
 
 
 def test_a_literal_table():
-    """These are on disk: a change of the rule would put validation documents into training."""
+    """Splits are on disk: another rule would move validation documents into training."""
     groups = pa.array(["torvalds/linux", "python/cpython", "numpy/numpy", "a", "", "é"])
     assert split_codes(groups, 0.5).tolist() == [0, 1, 1, 0, 1, 0]
 
@@ -29,7 +29,7 @@ def test_a_larger_share_keeps_those_of_the_smaller(groups: list[str], fraction: 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.05, 0.3, 0.9])
 def test_the_share_is_met_within_sampling_error(share: float):
-    """Over many sets of keys: each within five standard deviations, and their spread that of independent draws."""
+    """Over many sets of keys, each share is within five standard deviations, and their spread is that of independent draws."""
     count, sets = 2_000, 50
     found = [split_codes(pa.array([f"{s}/repo{i}" for i in range(count)]), share).sum() for s in range(sets)]
     deviation = (count * share * (1 - share)) ** 0.5

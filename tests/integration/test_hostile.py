@@ -272,7 +272,7 @@ LONG = "9" * 5000
     ("field", "value", "message"),
     [
         ("fingerprint", 7, "fingerprint is 7: expected text"),
-        ("fingerprint", "\ud800", "expected text of whole characters"),
+        ("fingerprint", "\ud800", "expected valid Unicode text"),
         ("recipe", [], "recipe is a list: expected an object"),
         ("pin", None, "pin is None: expected an object"),
         ("eos_id", 257, "eos_id is 257: expected a whole number from 0 to 256"),
@@ -325,9 +325,9 @@ def test_a_deep_recipe_is_refused_and_unknown_fields_are_kept(store: Path):
     deep: Any = {}
     for _ in range(200):
         deep = {"a": [deep]}
-    with pytest.raises(ValueError, match="recipe is nested 50 times or deeper"):
+    with pytest.raises(ValueError, match="recipe is nested 50 levels deep or more"):
         commit_from(json.dumps({**made, "recipe": deep}))
-    with pytest.raises(ValueError, match="unknown is nested 50 times or deeper"):
+    with pytest.raises(ValueError, match="unknown is nested 50 levels deep or more"):
         commit_from(json.dumps({**made, "invented": deep}))
     assert asdict(commit_from(json.dumps({**made, "invented": 3}))) == {**made, "unknown": {"invented": 3}}
     with pytest.raises(ValueError, match="shards is missing"):

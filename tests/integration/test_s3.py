@@ -192,8 +192,8 @@ def test_reads_wait_for_the_bucket_together(
             {"endpoint_url": "nowhere"},
             "Invalid endpoint: nowhere; check source.storage_options",
         ),
-        ("s3://nowhere/x.parquet", {}, "No file matches|is in a bucket that is not there"),
-        ("s3://nowhere/*.parquet", {}, "No file matches|is in a bucket that is not there"),
+        ("s3://nowhere/x.parquet", {}, "No file matches|The bucket of source .* does not exist"),
+        ("s3://nowhere/*.parquet", {}, "No file matches|The bucket of source .* does not exist"),
         ("s3://bucket/x.parquet", {"client_kwargs": {"foo": 1}}, "check source.storage_options"),
     ],
 )
@@ -214,7 +214,7 @@ def test_a_source_without_credentials(endpoint: str, tmp_path: Path, monkeypatch
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     corpus = DatasetSource("parquet", data_files=["s3://b/x.parquet"], storage_options={"endpoint_url": endpoint})
-    with pytest.raises(SourceError, match="needs credentials, and there are none: give them by environment variables"):
+    with pytest.raises(SourceError, match="needs credentials, but none were found: set environment variables"):
         prepare(corpus, ByteTokenizer(), data_dir=tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""What others wrote does not control the terminal: not in errors, logs, reprs, nor in what commands print."""
+"""Foreign text does not control the terminal: not in errors, logs and reprs, nor in the output of commands."""
 
 import ast
 import logging
@@ -82,7 +82,7 @@ def test_all_modules_log_through_it():
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "logging.getLogger":
-                # Loggers of other libraries are asked for by their names.
+                # Loggers of other libraries are looked up by name.
                 known = file.stem in ("escaping", "request_logs")
                 assert known or isinstance(node.args[0], ast.Constant), f"{file.name}:{node.lineno}"
 
@@ -121,7 +121,7 @@ def test_the_commands_show_escapes(tmp_path: Path):
 
 
 def test_clean_shows_escapes_and_says_all_on_any_terminal(tmp_path: Path):
-    """Of a place and a tag with odd names, on a terminal that has no letters but ASCII."""
+    """With odd names of a path and a tag, on an ASCII terminal."""
     uri = tmp_path / "d\xe9j\xe0\u202e.lance"
     prepare(ListSource(documents("a text")), ByteTokenizer(), str(uri), val_fraction=0.0)
     (uri / "_refs/tags/n\u2028o.json").touch()

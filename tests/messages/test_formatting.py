@@ -51,7 +51,7 @@ def test_figures_are_told(told: str | None, expected: str | None):
 
 @given(st.integers(2, 10**18))
 def test_what_is_told_is_the_number_to_a_percent(number: int):
-    """Never `0.0 M`: a unit is taken only where there is one of it."""
+    """Never `0.0 M`: a unit is used from 1 on."""
     for told in (format_bytes(number), format_tokens(number)):
         figure, unit = re.fullmatch(r"([\d,.]+) (.+)", told).groups()  # type: ignore[union-attr]
         assert float(figure.replace(",", "")) * UNITS[unit] == pytest.approx(number, rel=0.01)

@@ -1,4 +1,4 @@
-"""What counts as a secret, and what is shown in its place."""
+"""What counts as a secret, and what is shown instead."""
 
 import json
 import string
@@ -51,7 +51,7 @@ def test_a_url_without_its_secrets(url: str, public: str):
     assert public_url(url) == public
     assert public_url(public) == public
     assert has_secret(url)
-    # A URL in a sentence is the same.
+    # The same for a URL in a sentence.
     assert redacted(f"Cannot read {url!r} ({url}), try again.") == f"Cannot read {public!r} ({public}), try again."
 
 
@@ -173,12 +173,12 @@ def test_a_secret_of_odd_signs_is_hidden_however_it_is_spelled(secret: str, way:
 
 
 def test_half_a_secret_is_not_told():
-    """What a message shows is cut after its secrets are hidden."""
+    """A message is cut after its secrets are hidden."""
     secret = "S3cr3t" * 5
     redaction.remember_options({"password": secret})
     for length in range(60, 100):
         assert "S3cr" not in described("x" * length + secret)
     for length in range(80, 150, 5):
         with pytest.raises(StoreError) as raised, lance_io.no_panic():
-            raise BaseException("x" * (length + 140) + " " + secret)  # as Lance panics
+            raise BaseException("x" * (length + 140) + " " + secret)  # like a panic of Lance
         assert "S3cr" not in str(raised.value)

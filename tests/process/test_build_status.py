@@ -62,7 +62,7 @@ def test_a_failure_stays_and_becomes_the_error_of_others(tmp_path: Path, error: 
     made = failure_of(found, "x.lance")
     assert type(made) is kind
     assert str(made).startswith(
-        f"The build of 'x.lance' by {found.builder} failed, and this process waited for it: {told} ("
+        f"This process waited for the build of 'x.lance' by {found.builder}, which failed: {told} ("
     )
 
 
@@ -110,7 +110,7 @@ def test_a_file_of_another_form_is_no_status(tmp_path: Path, content: str):
     )
     file = put(tmp_path, content)
     assert read_status(file) is None
-    # It is others', and hinders no build.
+    # A foreign file stays, and does not stop the build.
     prepare(ListSource(documents("text")), ByteTokenizer(), str(tmp_path / "x.lance"), val_fraction=0.0)
     assert file.read_text() == content
 
@@ -126,7 +126,7 @@ def test_a_status_that_a_power_cut_has_emptied_is_written_again(tmp_path: Path, 
 def test_a_pipe_is_no_status_and_nobody_waits_for_it(tmp_path: Path):
     file = tmp_path / "x.building.json"
     os.mkfifo(file)
-    # With somebody to write, a read that should not be ends.
+    # The pipe has a writer, so that a wrong read ends.
     writer = os.open(file, os.O_RDWR)
     os.write(writer, json.dumps(STATUS).encode())
     assert read_status(file) is None

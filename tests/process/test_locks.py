@@ -30,7 +30,7 @@ lease.release()
 
 @pytest.fixture
 def hold(tmp_path: Path):
-    """Starts a process that holds the lease until it is taken from it."""
+    """Start a process that holds the lease until it is taken away."""
     started: list[subprocess.Popen[str]] = []
 
     def start(host: str = "", seconds: float = locks.LEASE_SECONDS) -> subprocess.Popen[str]:
@@ -90,11 +90,11 @@ def test_who_waits_says_so(
 def test_a_silent_holder_is_replaced_and_learns_it(
     tmp_path: Path, hold: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch, fate: str
 ):
-    """Killed on another machine, where nobody can ask for its process; or stopped, and coming back."""
+    """Killed on another machine, which cannot be asked for its process; or stopped and resumed."""
     monkeypatch.setattr(locks, "LEASE_SECONDS", 1.5)
     holder = hold("elsewhere" if fate == "killed" else "", 1.5)
     lease = Lease(tmp_path / "folder/x.lock")
-    # As long as there are signs of life, nobody takes over.
+    # Nobody takes over while there are heartbeats.
     begin = time.monotonic()
     while time.monotonic() - begin < 2.5:
         assert not lease.take()
@@ -104,7 +104,7 @@ def test_a_silent_holder_is_replaced_and_learns_it(
     if fate == "stopped":
         holder.send_signal(signal.SIGCONT)
         assert holder.communicate(timeout=20)[0] == "lost\n"
-    # What it left, and its release, do not touch the new holder's.
+    # Its thread and its release do not touch the new lease.
     assert not lease.lost
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["x.lock"]
     lease.release()
@@ -118,7 +118,7 @@ def test_the_lease_of_one_that_was_killed_elsewhere_is_waited_for_and_no_other(
     holder, lock = hold("elsewhere", 1.5), tmp_path / "folder/x.lock"
     lease = Lease(lock)
     assert not lease.take_from_the_dead()
-    # It looks old by a clock that is wrong, until its next sign of life.
+    # A wrong clock makes it look old until the next heartbeat.
     os.utime(lock, (0, 0))
     assert not lease.take_from_the_dead()
     holder.kill()
@@ -132,7 +132,7 @@ def test_the_lease_of_one_that_was_killed_elsewhere_is_waited_for_and_no_other(
 
 
 def test_an_empty_file_blocks_nobody_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Its maker was killed, or the machine lost power, between making and writing it."""
+    """Its process was killed, or the machine lost power, between creating and writing it."""
     monkeypatch.setattr(locks, "LEASE_SECONDS", 0.3)
     (tmp_path / "x.lock").touch()
     lease = Lease(tmp_path / "x.lock")
@@ -142,10 +142,12 @@ def test_an_empty_file_blocks_nobody_for_ever(tmp_path: Path, monkeypatch: pytes
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=r"The folder '.*/file/x' cannot be made \(Not a directory\): choose another"):
+    with pytest.raises(
+        ConfigError, match=r"The folder '.*/file/x' cannot be created \(Not a directory\): choose another"
+    ):
         Lease(tmp_path / "file/x/y.lock")
     (tmp_path / "y.lock").mkdir()
-    with pytest.raises(StoreError, match=r"The file '.*y\.lock' cannot be written \(.*\): make room"):
+    with pytest.raises(StoreError, match=r"The file '.*y\.lock' cannot be written \(.*\): check free space"):
         Lease(tmp_path / "y.lock").take()
 
 

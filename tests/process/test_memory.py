@@ -6,7 +6,7 @@ import pytest
 
 from lightning_lance.process.memory import give_back, resident
 
-# What a thread leaves behind: most of it was freed, but not what came last.
+# A thread leaves memory behind: most of it freed, the last block not.
 GONE = """
 import sys, threading
 import numpy as np
@@ -37,7 +37,7 @@ def test_memory_is_told_in_bytes_or_not_at_all():
     assert held is None or held > 10 << 20
 
 
-# As a loader's batches come and go, in a process that has never freed anything as large before.
+# Like the batches of a loader, in a process that has not yet freed any block of this size.
 AFTERWARDS = """
 import resource
 import numpy as np
@@ -57,5 +57,5 @@ print(faults() - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_after_large_blocks_went_back_memory_is_used_again_as_before():
     done = subprocess.run([sys.executable, "-c", AFTERWARDS], capture_output=True, text=True, check=True, timeout=60)
-    # A page of 4 KB each time that it does not keep: 512 for each block of 2 MB.
+    # If the block is not kept, each use faults in its pages: 512 pages of 4 KB per block of 2 MB.
     assert int(done.stdout) < 512

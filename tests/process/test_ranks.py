@@ -15,7 +15,7 @@ def test_a_process_alone_agrees_with_itself():
         raise_on_all_ranks(KeyError("x"))
 
 
-# Two real ranks, which hold what their place in the list says.
+# Two real ranks; each holds the value at its index.
 SCRIPT = """
 import os
 import sys
@@ -43,14 +43,14 @@ def test_ranks_that_disagree_all_get_the_table(tmp_path: Path):
     told = [rank.output()[0] for rank in ranks]
     assert told[0] == told[1]
     assert told[0].splitlines() == [
-        "StoreError The ranks disagree about the data in cursor, len: start all of them with one configuration, on the same "
-        "store.",
+        "StoreError The ranks disagree about the data in cursor, len: start all of them with the same configuration and the "
+        "same store.",
         "rank 0: cursor 2, len 5",
         "rank 1: cursor 3, len 4",
     ]
 
 
-# What the others hear of a rank that fails alone, in one pair of processes: it cannot open the store, does not come, is killed.
+# The error on the other rank if one fails alone, in one pair of processes: it cannot open the store, is late, is killed.
 ALONE = """
 import os, signal, sys, time
 from datetime import timedelta
@@ -97,8 +97,12 @@ def test_a_rank_that_fails_alone_is_named_to_the_others_at_once(tmp_path: Path):
     (first, errors), (second, _) = [rank.output() for rank in ranks]
     assert codes == [0, -9], errors
     failed, absent, killed = first.splitlines()
-    assert failed == "failed StoreError The data could not be prepared by rank 1: 'no store'"
+    assert failed == "failed StoreError Rank 1 could not prepare the data: 'no store'"
     assert second.splitlines() == ["failed KeyError 'no store'"]
-    assert absent.startswith("absent StoreError Rank 1 did not come to compare the data within 1 s, or ended before (")
-    assert killed.startswith("killed StoreError Rank 1 did not come to compare the data within 0 s, or ended before (")
-    assert killed.endswith("look for the error in its own output, and start all ranks again.")
+    assert absent.startswith(
+        "absent StoreError Rank 1 did not arrive within 1 s to compare the data, or ended before ("
+    )
+    assert killed.startswith(
+        "killed StoreError Rank 1 did not arrive within 0 s to compare the data, or ended before ("
+    )
+    assert killed.endswith("look for the error in the output of that rank, and start all ranks again.")

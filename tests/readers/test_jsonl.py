@@ -211,7 +211,7 @@ def test_a_bad_first_file_does_not_stop_the_opening(tmp_path: Path, kind: str):
     with pytest.raises(SourceError, match=r"Shard '.*0\.jsonl.*source\.on_bad_shard=skip"):
         [*DatasetSource("json", **files).open().read(0, 0)]
     # Which columns there are, the next file tells.
-    with pytest.raises(ConfigError, match=r"has no column 'body': there are text, x; set source\.columns\."):
+    with pytest.raises(ConfigError, match=r"has no column 'body': it has text, x; set source\.columns\."):
         DatasetSource("json", {"text": "body"}, on_bad_shard="skip", **files).open()
 
 
@@ -220,7 +220,7 @@ def test_columns_may_be_missing_in_some_lines_but_not_in_all(tmp_path: Path):
     columns = {"text": "text", "license": "license"}
     opened = DatasetSource("json", columns, data_files=[place]).open()
     assert [batch.column("license").to_pylist() for batch in opened.read(0, 0)] == [[None, "['mit']"]]
-    with pytest.raises(ConfigError, match=r"has no column 'repo': there are text, license; set source\.columns\."):
+    with pytest.raises(ConfigError, match=r"has no column 'repo': it has text, license; set source\.columns\."):
         DatasetSource("json", {"text": "text", "repo": "repo"}, data_files=[place]).open()
     numbers = write(tmp_path, b'{"text": 1}\n{"text": 2}\n', "n.jsonl")
     with pytest.raises(SourceError, match=r"Column 'text' of .* cannot be read as 'text': it holds int64, expected"):

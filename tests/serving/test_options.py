@@ -106,10 +106,10 @@ def test_the_loader_says_the_same(store: TokenStore, name: str, value: Any, sent
     [
         (
             {"mix": {"python": 1}},
-            "The source, for mix, has no language 'python': did you mean 'Python'? there are Python, Rust.",
+            "The source, for mix, has no language 'python' (did you mean 'Python'?): it has Python, Rust.",
         ),
-        ({"mix": {1: 1}}, "The source, for mix, has no language 1: there are Python, Rust."),
-        ({"where": {"language": ["C"]}}, "The source, for where, has no language 'C': there are Python, Rust."),
+        ({"mix": {1: 1}}, "The source, for mix, has no language 1: it has Python, Rust."),
+        ({"where": {"language": ["C"]}}, "The source, for where, has no language 'C': it has Python, Rust."),
     ],
 )
 def test_languages_that_the_source_will_not_give_are_refused_before_anything_is_built(

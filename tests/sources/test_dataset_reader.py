@@ -1,4 +1,4 @@
-"""Shards of a Hub that fails, read all the same; the Hub is on loopback, and the clients are the real ones."""
+"""Shards of a failing Hub are read in spite of it; the Hub is on loopback, and the clients are the real ones."""
 
 import errno
 import gzip
@@ -103,10 +103,10 @@ def test_a_hub_that_fails_gives_the_same_store(hub: Hub, tmp_path: Path):
     assert got == expected
     happened = sum(number for kind, number in hub.faults.kinds.items() if kind)
     assert {"errors", "limited", "cut", "stalls", "down"} <= {*hub.faults.kinds}
-    # A line for each, and a count at the end of each build; connections that were refused come on top.
+    # A line for each, and a count at the end of each build; refused connections come on top.
     lines = [line for line in told.splitlines() if "; try " in line]
     assert len(lines) >= happened
-    counts = [line for line in told.splitlines() if "times and was tried again" in line]
+    counts = [line for line in told.splitlines() if "times and was retried" in line]
     assert sum(int(line.split(" failed ")[1].split()[0]) for line in counts) == len(lines)
 
 
@@ -151,7 +151,7 @@ print(json.dumps([fails("none"), fails("corpus", columns={"text": "body"})]))
     assert missing[0] == "ConfigError"
     assert "There is no dataset 'own/none' on the Hub" in missing[1]
     assert column[0] == "ConfigError"
-    assert "has no column 'body': there are text, language, ignored" in column[1]
+    assert "has no column 'body': it has text, language, ignored" in column[1]
     assert told == ""
 
 
@@ -170,14 +170,14 @@ print(json.dumps([made.commit.tokens, made.commit.files, made.commit.pin, read])
     opened = list(dict.fromkeys(Path(request.file).name for request in asked if request.file))
     assert len(opened) <= 3
     assert sum(not request.file for request in asked) < 12  # a few for the listing, and none for each file
-    # The recipe of the subset: which files, how many rows of each, at which commit.
+    # The subset is reproducible from its files, the rows of each, and the commit.
     assert pin == {"revision": hub.sha("datasets/own/many")}
     assert [Path(file).name for file in files] == opened[: len(files)]
     assert 100 < sum(files.values()) <= 200
-    # One column of three, and then the row groups of one language of three.
+    # One of three columns, then the row groups of one of three languages.
     assert read == {"all": ROWS, "Rust": ROWS // 3}
     size = sum(len(text) + 4 for text in table(0)["text"].to_pylist())
-    footers = 2 * 2 * (64 << 10) + (8 << 10)  # each for the columns and for the rows; and headers of pages
+    footers = 2 * 2 * (64 << 10) + (8 << 10)  # for the columns and for the rows, and page headers
     assert size * 4 / 3 <= hub.bytes_served("data/0.parquet") < size * 4 / 3 + footers
 
 
@@ -208,7 +208,7 @@ def test_a_bad_shard_is_named_or_left_out(tmp_path: Path, kind: str):
         return texts, opened.trouble.bad_shards
 
     with pytest.raises(
-        SourceError, match=r"mend the shard, or leave out the rest of it by source\.on_bad_shard=skip, and run"
+        SourceError, match=r"repair the shard, or skip the rest of it with source\.on_bad_shard=skip, and run"
     ):
         read("error")
     texts, bad_shards = read("skip")
@@ -233,7 +233,7 @@ print(json.dumps([made.commit.documents, made.commit.bad_shards, made.commit.exh
     (documents, bad, exhausted), told = run(hub, tmp_path, script)
     assert (documents, exhausted) == (2 * ROWS, True)
     assert [(Path(shard["shard"]).name, shard["row"]) for shard in bad] == [("1.parquet", 0)]
-    assert "cannot be read from row 0 on; the rest of it is left out" in told
+    assert "cannot be read from row 0 on; the rest of it is skipped" in told
 
 
 def test_a_build_stays_on_the_commit_that_it_first_saw(hub: Hub, tmp_path: Path):
@@ -306,7 +306,7 @@ def test_a_prepared_store_opens_no_socket(hub: Hub, tmp_path: Path):
     first = hub.run(PRELUDE + COMMAND, tmp_path, timeout=120)
     assert first.returncode == 0, first.stderr
     hub.requests.clear()
-    # The Hub has another tokenizer by now, which nobody asks for.
+    # The Hub has another tokenizer by now, which is not requested.
     (folder / "tokenizer.json").write_text("{}")
     for script in (PRELUDE + FIT + COMMAND, "import os; os.environ['HF_HUB_OFFLINE'] = '1'\n" + PRELUDE + COMMAND):
         again = hub.run(OFFLINE + script, tmp_path, timeout=120)
@@ -319,7 +319,7 @@ def test_a_prepared_store_opens_no_socket(hub: Hub, tmp_path: Path):
 @pytest.mark.parametrize("kind", ["parquet", "json"])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_disk_that_fails_gives_each_row_once(kind: str, seed: int, monkeypatch: pytest.MonkeyPatch):
-    """What does not come from the Hub is read on after the last row that was given."""
+    """Sources other than the Hub resume after the last yielded row."""
     fs, lots = fsspec.filesystem("memory"), Random(seed)
     fs.pipe("/flaky/0.parquet", b"")
     rows = table(0).select(["text", "language"])

@@ -62,7 +62,7 @@ def test_parquet_gives_the_wanted_rows_in_order(corpus: Path):
         "path": "src/0-3.py",
         "license": "mit",
     }
-    # Rows count what the filter lets through, in each shard.
+    # Rows count those that pass the filter, in each shard.
     assert [entry["row"] for entry in entries] == [*range(ROWS // 6)] * SHARDS
 
 
@@ -118,7 +118,7 @@ def test_a_folder_per_language(tmp_path: Path):
     assert [(e["language"], e["text"]) for e in read(source("c++", "rust"))] == [("c++", "in c++"), ("rust", "in rust")]
     assert {entry["language"] for entry in read(source())} == {"python", "rust", "c++"}
     assert len(source("rust").open().shards) == 1
-    with pytest.raises(ConfigError, match=r"no language 'Rust': did you mean 'rust'\? there are c\+\+, python, rust"):
+    with pytest.raises(ConfigError, match=r"no language 'Rust' \(did you mean 'rust'\?\): it has c\+\+, python, rust"):
         source("Rust").open()
 
 
@@ -146,19 +146,19 @@ def test_a_hub_source_has_an_identity_without_the_hub(monkeypatch: pytest.Monkey
 
 
 def test_what_cannot_be_is_refused_before_anything_is_read(corpus: Path):
-    with pytest.raises(ConfigError, match="gives no column for 'text'"):
+    with pytest.raises(ConfigError, match="names no column for 'text'"):
         DatasetSource("parquet", {"body": "content"})
     with pytest.raises(ConfigError, match="write a list"):
         DatasetSource("parquet", data_files="x.parquet")
     with pytest.raises(ConfigError, match=r"has no languages, got languages=\['Python'\]"):
         DatasetSource("fineweb", languages=["Python"])
-    with pytest.raises(ConfigError, match="has no 'path'"):
+    with pytest.raises(ConfigError, match="no 'path' in"):
         DatasetSource("parquet", extensions=code_extensions())
     with pytest.raises(ConfigError, match=r"No file matches '.*/x-\*.parquet' in '.*': check source.data_files"):
         DatasetSource("parquet", data_files=[str(corpus / "train-*.parquet"), str(corpus / "x-*.parquet")]).open()
-    with pytest.raises(ConfigError, match="has no column 'body': there are content, repo_name, path, license, size"):
+    with pytest.raises(ConfigError, match="has no column 'body': it has content, repo_name, path, license, size"):
         DatasetSource("parquet", {"text": "body"}, data_files=[str(corpus / "train-0.parquet")]).open()
-    # The key that cures is the one that names the column.
+    # The message names the keys that name the column.
     options: dict[str, Any]
     for options, keys in [
         ({"columns": {"text": "body"}}, "source.columns"),
@@ -170,7 +170,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(corpus: Path):
         files = [str(corpus / "train-0.parquet")]
         with pytest.raises(ConfigError) as refused:
             DatasetSource("parquet", **{"columns": {"text": "content"}, **options}, data_files=files).open()
-        assert str(refused.value).endswith(f"there are content, repo_name, path, license, size; set {keys}.")
+        assert str(refused.value).endswith(f"it has content, repo_name, path, license, size; set {keys}.")
 
 
 # From here on, a Hub on loopback, and the command line in a process of its own, since HF_ENDPOINT is read at import.
@@ -218,14 +218,14 @@ def test_github_code_is_streamed_without_its_script_and_only_as_far_as_needed(hu
     assert hub.bytes_served("*.parquet") < 3 * hub.bytes_served("*00000-of*") + 200_000
     assert not [request for request in hub.requests if request.file.endswith(".py") and request.sent]
 
-    # With all that the first command left behind, the store is found without asking anybody.
+    # The second command finds the store without a request.
     asked = len(hub.requests)
     code, out, _ = prepare(
         hub, tmp_path, "source=github_code", "languages=[Python]", f"max_documents={python_rows // 2}"
     )
     assert (code, len(hub.requests)) == (0, asked)
 
-    # A larger budget goes on where the smaller one ended; no budget takes the rest.
+    # A larger budget resumes after the smaller one; without a budget, the rest is read.
     code, out, err = prepare(hub, tmp_path, "source=github_code", "languages=[Python]")
     assert (code, err) == (0, "")
     assert f"{python_rows * SHARDS} documents" in out.splitlines()[-1]
@@ -254,11 +254,11 @@ def test_github_code_is_streamed_without_its_script_and_only_as_far_as_needed(hu
                 "source.data_files=['hf://datasets/own/plain/data/{language}/*.parquet']",
                 "languages=[ruby]",
             ],
-            "Source 'parquet' has no language 'ruby': there are python, rust.",
+            "Source 'parquet' has no language 'ruby': it has python, rust.",
         ),
-        (["source=hub", "source.path=own/plain", "source.split=test"], "has no split 'test': there are train."),
-        (["source=hub", "source.path=own/plain", "source.columns.text=code"], "has no column 'code': there are text"),
-        (["source=github_code", "languages=[Pyton]"], "has no language 'Pyton': did you mean 'Python'?"),
+        (["source=hub", "source.path=own/plain", "source.split=test"], "has no split 'test': it has train."),
+        (["source=hub", "source.path=own/plain", "source.columns.text=code"], "has no column 'code': it has text"),
+        (["source=github_code", "languages=[Pyton]"], "has no language 'Pyton' (did you mean 'Python'?)"),
     ],
 )
 def test_what_the_hub_refuses_is_told_in_one_sentence(hub: Hub, tmp_path: Path, arguments: list[str], message: str):
@@ -290,7 +290,7 @@ def test_a_mirror_without_a_check_of_terms(hub: Hub, tmp_path: Path, monkeypatch
 
 
 def test_requests_are_no_lines_of_the_log_in_python_either(hub: Hub, tmp_path: Path):
-    """Whatever the Hub's client is called; and the logging of the user's own requests stays as it is."""
+    """For any package of the Hub's client; the logging of the user's own requests is unchanged."""
     script = """
 import logging
 logging.basicConfig(level="INFO", format="%(name)s %(levelname)s %(message)s")
@@ -313,11 +313,11 @@ print(logging.getLogger(client).level, logging.getLogger(client).filters, loggin
 
 
 def test_an_endpoint_that_is_down_is_one_sentence(hub: Hub, tmp_path: Path):
-    """Also where the tokenizer is what is asked for first."""
+    """The same if the tokenizer is requested first."""
     files = "source.data_files=['hf://datasets/a/b/x.parquet']"
     for tokenizer, told in {
         "bytes": "Source 'parquet' gave up on GET http://127.0.0.1:9/api/datasets/a/b after 1 try (ConnectError",
-        "gpt2": "The tokenizer 'openai-community/gpt2' cannot be loaded, since there is no answer from the Hub (HEAD http",
+        "gpt2": "The tokenizer 'openai-community/gpt2' cannot be loaded, since the Hub does not answer (HEAD http",
     }.items():
         arguments = ["prepare", "source=parquet", files, "source.max_retries=0", f"tokenizer={tokenizer}"]
         before = "import os; os.environ['HF_ENDPOINT'] = 'http://127.0.0.1:9'; "

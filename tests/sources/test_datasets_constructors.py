@@ -34,7 +34,7 @@ SHARED = {
     "name": st.sampled_from(["mine", "yours"]),
 }
 FILES = {"storage_options": st.just({"anon": True}), "follow_links": st.booleans()}
-# Local or of the Hub: training files, and validation files.
+# Training and validation files, local or on the Hub.
 PLACES = [
     (["{root}/a.{ending}"], ["{root}/b.{ending}"]),
     (["{root}/[a].{ending}", "{root}/a.*"], ["{root}/b.*"]),
@@ -53,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outcome(make: Callable[[], DatasetSource]) -> Any:
-    """What comes of a source: itself, its identity and its place; or the sentence that refuses it."""
+    """Return a source with its identity and place, or its error message."""
     try:
         source = make()
         plan = make_plan(source, ByteTokenizer(), data_dir="data")

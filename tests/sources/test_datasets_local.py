@@ -1,4 +1,4 @@
-"""Sources of `datasets` that have something wrong with them."""
+"""Wrong `datasets` sources."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_a_language_or_file_that_is_named_twice_is_read_once(tmp_path: Path):
     template = str(tmp_path / "{language}/*.parquet")
     assert texts(DatasetSource("parquet", data_files=[template], languages=["python", "python"])) == ["a"]
     both = [str(tmp_path / "python/*.parquet"), str(tmp_path / "python/x*.parquet")]
-    with pytest.raises(ConfigError, match=r"by several of source\.data_files"):
+    with pytest.raises(ConfigError, match=r"with several patterns of source\.data_files"):
         DatasetSource("parquet", data_files=both).open()
 
 
@@ -39,10 +39,10 @@ def test_an_extension_belongs_to_one_language():
 
 @pytest.mark.parametrize("word", ["id", "row", "offset", "language"])
 def test_words_of_the_store_are_refused(word: str):
-    with pytest.raises(ConfigError, match=f"uses the word '{word}', which the store has already"):
+    with pytest.raises(ConfigError, match=f"uses the reserved word '{word}'"):
         DatasetSource("parquet", {"text": "text", word: "x"})
     with pytest.raises(
-        ConfigError, match=r"has already: give source\.language_column=lang, from which the language comes, or"
+        ConfigError, match=r"word 'language': set source\.language_column=lang to store it as the language, or"
     ):
         DatasetSource("parquet", {"text": "text", "language": "lang"})
 
@@ -50,8 +50,8 @@ def test_words_of_the_store_are_refused(word: str):
 @pytest.mark.parametrize(
     ("columns", "told"),
     [
-        ({"text": None}, "gives None for 'text': expected the name of a column, or leave the word out"),
-        ({"text": "text", "license": ["x"]}, "gives \\['x'\\] for 'license': expected the name of a column"),
+        ({"text": None}, "has None for 'text': expected the name of a column, or remove the word"),
+        ({"text": "text", "license": ["x"]}, "has \\['x'\\] for 'license': expected the name of a column"),
         ({"text": "text", "": "x"}, "has the word '': expected text"),
         ({"text": "text", None: "x"}, "has the word None: expected text"),
         ({"text": "text", "caf\udce9": "x"}, r"has the word 'caf\\udce9': expected text"),

@@ -11,7 +11,7 @@ SOURCE = DatasetSource("parquet", data_files=["hf://datasets/own/name@main/data/
 
 
 class OfflineModeIsEnabled(Exception):  # noqa: N818
-    """Named as the Hub client's."""
+    """An error with a name of the Hub client."""
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ class OfflineModeIsEnabled(Exception):  # noqa: N818
     ],
 )
 def test_an_error_becomes_a_sentence(error: Exception, kind: type[LightningLanceError], message: str):
-    """What no server of a test can bring about; test_datasets.py has what the Hub itself answers."""
+    """Errors that no test server can cause; for answers of the Hub, see test_datasets.py."""
     told = explain(error, SOURCE)
     assert type(told) is kind
     assert message in str(told)
@@ -58,7 +58,7 @@ def test_the_cause_counts_too():
 def test_files_of_another_format_are_refused_by_their_names(
     tmp_path: Path, path: str, files: list[str], told: str | None
 ):
-    """Where all of them say so: others may be what they have to be, whatever they are called."""
+    """Only if all files have the ending of another format: others may have the right one under any name."""
     for file in files:
         (tmp_path / file).touch()
     source = DatasetSource(path, data_files=[f"{tmp_path}/*"])

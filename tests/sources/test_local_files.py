@@ -54,7 +54,7 @@ def found(root: Path, *patterns: str, **rules: object) -> list[str]:
     return [match.name for pattern in patterns for match in search.find(pattern)]
 
 
-# A tree: names of files, or of folders with a tree in them.
+# A tree: names of files, and folders with trees in them.
 trees = st.recursive(
     st.none(), lambda inner: st.dictionaries(st.sampled_from(NAMES), inner, min_size=1, max_size=4), max_leaves=12
 )
@@ -74,7 +74,7 @@ def make(root: Path, tree: dict[str, object] | None) -> None:
 def test_without_links_it_finds_what_glob_and_datasets_find_in_their_order(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[str, object] | None, parts: list[str], before: str
 ):
-    """The fingerprints of stores that are there depend on it."""
+    """Fingerprints of existing stores depend on it."""
     from datasets.data_files import FILES_TO_IGNORE, resolve_pattern
 
     assert set(FILES_TO_IGNORE) == IGNORED_NAMES
@@ -84,12 +84,12 @@ def test_without_links_it_finds_what_glob_and_datasets_find_in_their_order(
         (root / "a").mkdir(exist_ok=True)
     pattern = before.replace("{root}", str(root)) + "/".join(parts)
     if (root / pattern).is_dir() or (before == "a/../" and (root / "a").is_file()):
-        return  # a folder means its files, here
+        return  # here, a folder stands for its files
     matches = {match for match in glob.glob(pattern, root_dir=root, recursive=True) if (root / match).is_file()}  # noqa: PTH207
     kept = sorted(match for match in matches if not {*Path(match).parts[:-1]} & {"x"})
     search = Search(str(root), Rules({"x"}, bounded=True))
     names = [search.from_root(match) for match in search.find(pattern)]
-    # Python takes `file/**` for the file.
+    # Python's glob returns the file for `file/**`.
     if parts[-1] != "**" or parts == ["**"]:
         assert names == [os.path.relpath(root / match, root) for match in kept]
     try:
@@ -101,7 +101,7 @@ def test_without_links_it_finds_what_glob_and_datasets_find_in_their_order(
 
 
 def visible(folder: Path, root: Path, seen: set[Path]) -> set[Path]:
-    """All real files that can be reached through names that are not hidden, by links within the root too."""
+    """Return all real files that are reachable through names that are not hidden, including links within the root."""
     real = folder.resolve()
     if real in seen or not real.is_relative_to(root):
         return set()
@@ -147,7 +147,7 @@ def test_each_real_file_is_found_once_whatever_links_there_are(
     for match in matches:
         assert (root / match.name).resolve() == Path(match.real)
         real = Path(match.real).relative_to(root)
-        # The name without links is taken where it is one that the pattern finds.
+        # The name without links is preferred if the pattern finds it.
         assert match.linked == any(part.startswith(".") for part in real.parts)
     everything = Search(str(root), Rules(bounded=True, follow_links=True)).find("**/*")
     assert {Path(match.real) for match in everything} - {Path(match.real) for match in matches} <= {top / "out/secret"}
@@ -189,12 +189,12 @@ def test_what_is_left_out_is_counted_and_told(tree: Path):
         (
             logging.WARNING,
             f"Source 'mine' does not follow 2 links out of its folder, such as 'l.py' -> '{tree.parent}/out/h.py': "
-            "source.follow_links=true reads what they lead to.",
+            "to read their targets, set source.follow_links=true.",
         ),
         (
             logging.INFO,
-            "Source 'mine' leaves out 7 files that match: 2 a link that leads nowhere, 3 hidden or in a hidden folder, 1 in a "
-            "folder of source.exclude, 1 no regular file.",
+            "Source 'mine' skips 7 matching files: a broken link (2), hidden or in a hidden folder (3), in a folder of "
+            "source.exclude (1), not a regular file (1).",
         ),
     ]
 
@@ -222,7 +222,7 @@ def test_stores_and_what_lies_beside_them_are_found_by_their_names_only(tmp_path
 def test_links_out_of_the_root_are_followed_if_asked(tree: Path):
     search = Search(str(tree), Rules({"node_modules"}, bounded=True, follow_links=True))
     files = search.find("**/*.py")
-    # Two links lead to the one file.
+    # Two links to one file.
     assert [match.name for match in files] == ["a.py", "b/c.py", "l.py"]
     told = search.account.remarks("mine", {match.real for match in files}, follow_links=True)
     assert any("follows 2 links out of its folder, such as 'l.py'" in sentence for _, sentence in told)
@@ -233,9 +233,9 @@ def test_a_link_by_its_name_is_bounded_by_the_root_too(tree: Path):
     for pattern in ("out/*.py", "l.py", "out", f"{tree}/out/*.py"):
         search = Search(str(tree), Rules(bounded=True))
         assert search.find(pattern) == []
-        assert "is a link that leads out to" in search.account.reason()
+        assert "is a link out of its folder to" in search.account.reason()
         assert len(Search(str(tree), Rules(bounded=True, follow_links=True)).find(pattern)) == 1
-    # What does not begin in the root leads out by itself.
+    # A pattern that does not begin in the root has no boundary.
     assert found(tree, "../out/*.py", bounded=True) == ["../out/h.py"]
     assert found(tree, "b/../../out/h.py", bounded=True) == ["../out/h.py"]
 
@@ -271,7 +271,7 @@ def test_what_exists_means_itself_and_a_folder_its_files(tmp_path: Path):
     )
     assert found(tmp_path, "run [1]/*.x") == ["run [1]/a.x"]
     assert found(tmp_path, "part[1].x", "q?", "s*", "{a,b}.x", "[") == ["part[1].x", "q?", "s*", "{a,b}.x", "["]
-    # After a wildcard, a name with brackets is both.
+    # After a wildcard, a name with brackets matches literally and as a pattern.
     assert found(tmp_path.parent, f"{tmp_path.name[:-1]}*/part[1].x") == [
         f"{tmp_path.name}/part1.x",
         f"{tmp_path.name}/part[1].x",
@@ -282,7 +282,7 @@ def test_what_exists_means_itself_and_a_folder_its_files(tmp_path: Path):
     search.find("d")
     search.find("s*")
     assert search.account.counts() == {OTHER_FORMAT: 1}
-    assert search.account.literal == ["'s*' exists and means itself, not the pattern that would match 'st' too"]
+    assert search.account.literal == ["'s*' exists and is taken literally, so it does not match 'st' as a pattern"]
 
 
 def test_names_that_describe_a_dataset_are_counted(tmp_path: Path):

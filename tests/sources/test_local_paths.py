@@ -47,13 +47,13 @@ def test_a_list_of_paths():
 @pytest.mark.parametrize(
     ("pattern", "told"),
     [
-        ("~nobody-of-this-name/x", "there is no such home folder"),
-        ("$HOME/x", "variables such as .HOME are not filled in"),
+        ("~nobody-of-this-name/x", "this home folder does not exist"),
+        ("$HOME/x", "variables such as .HOME are not expanded"),
         ("a\\b.txt", r"write / between folders, not \\"),
         ("{a,b}.txt", "braces are not wildcards"),
-        ("folder/nam.txt", "the nearest name that is there is 'name.txt'"),
-        ("fodler/name.txt", "the nearest name that is there is 'folder'"),
-        ("cafe\u0301", "the nearest name that is there is 'caf\u00e9'"),
+        ("folder/nam.txt", "the most similar name is 'name.txt'"),
+        ("fodler/name.txt", "the most similar name is 'folder'"),
+        ("cafe\u0301", "the most similar name is 'caf\u00e9'"),
         ("*.txt", "^$"),
         ("quite/different", "^$"),
     ],
@@ -75,20 +75,20 @@ def test_the_folder_of_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert data_folder(f"file://{tmp_path}/x") == f"{tmp_path}/x"
     assert data_folder("~/data") == f"{tmp_path}/home/data"
     assert caplog.messages == []
-    # What earlier versions made.
+    # Made by earlier versions.
     (tmp_path / "~/data").mkdir(parents=True)
     assert data_folder("~/data") == f"{tmp_path}/home/data"
-    assert "there is also a folder that is called '~/data'" in caplog.text
+    assert "The folder with the name '~/data' is not used" in caplog.text
     for given, told in [
         ("", "expected the path of a folder"),
         (3, "data_dir is 3: expected the path of a folder"),
         ("a\0", "expected the path of a folder"),
-        ("s3://bucket/x", "expected a local folder; give a store in a bucket by its uri"),
-        ("~nobody-of-this-name/x", "there is no such home folder"),
-        ("$HOME/x", r"nothing fills in the variable: write its value, or \$\{oc.env:HOME\}"),
+        ("s3://bucket/x", "expected a local folder; for a store in a bucket, set uri"),
+        ("~nobody-of-this-name/x", "this home folder does not exist"),
+        ("$HOME/x", r"variables are not expanded: write the path, or \$\{oc.env:HOME\}"),
         ("file", "data_dir is 'file', but 'file' is a file: choose another"),
         ("file/x/y", "data_dir is 'file/x/y', but 'file' is a file"),
-        ("gone", "'gone' leads nowhere"),
+        ("gone", "'gone' is a broken link"),
     ]:
         with pytest.raises(ConfigError, match=told):
             data_folder(given)

@@ -29,7 +29,7 @@ TRAIN, VAL = (
 
 
 def sources(folder: Path, **options: Any) -> dict[str, DatasetSource]:
-    """One corpus, its validation documents by files and by the split of a dataset."""
+    """One corpus, with validation documents by files and by a split."""
     for split, shards in (("train", TRAIN), ("validation", VAL)):
         for number, texts in enumerate(shards):
             write(folder, f"{split}-{number}.parquet", texts)
@@ -53,7 +53,7 @@ def tokens(*texts: str) -> list[int]:
 def test_validation_is_the_split_of_that_name_first_and_within_the_budget(
     tmp_path_factory: pytest.TempPathFactory, kind: str, budgets: list[int], by_tokens: bool, commit_tokens: int
 ):
-    """However it was built, grown and committed."""
+    """For any way of building, growing and committing it."""
     folder = tmp_path_factory.mktemp("data")
     source = sources(folder / "corpus")[kind]
     val, train = flat(VAL), flat(TRAIN)
@@ -111,9 +111,9 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path):
     files = [str(tmp_path / "*.parquet")]
     with pytest.raises(ConfigError, match="is read for training and for validation"):
         DatasetSource("parquet", data_files=files, val_files=files).open()
-    with pytest.raises(ConfigError, match=r"has data_files: give its validation documents by source\.val_files"):
+    with pytest.raises(ConfigError, match=r"has data_files: use source\.val_files"):
         DatasetSource("parquet", data_files=files, val_split="validation")
-    with pytest.raises(ConfigError, match=r"has no data_files: give its validation documents by source\.val_split"):
+    with pytest.raises(ConfigError, match=r"has no data_files: use source\.val_split"):
         DatasetSource("some/dataset", val_files=files)
     with pytest.raises(ConfigError, match=r"no split 'dev'"):
         DatasetSource(str(tmp_path), val_split="dev").open()

@@ -36,7 +36,7 @@ def test_training_ends_after_so_much_text(tmp_path: Path):
 
 
 def test_a_trained_tokenizer_needs_a_source(tmp_path: Path):
-    with pytest.raises(ConfigError, match="needs the source"):
+    with pytest.raises(ConfigError, match="needs a source"):
         TrainedBPE().load(None, tmp_path)
 
 
@@ -111,7 +111,7 @@ def test_a_tokenizer_of_the_hub(tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link", "not UTF-8", "empty"])
 def test_what_lies_where_a_trained_tokenizer_is_kept_is_refused_in_one_sentence(tmp_path: Path, kind: str):
-    """A pipe was waited for, for ever."""
+    """Opening a pipe would block forever."""
     choice = TrainedBPE(vocab_size=300)
     choice.load(SOURCE, tmp_path)
     (file,) = tmp_path.glob("list-bpe300-*.json")

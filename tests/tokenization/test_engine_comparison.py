@@ -1,4 +1,4 @@
-"""What the engines see differently is asked of them, and never stored."""
+"""Differences between the engines are found by comparison, and never stored."""
 
 import json
 from itertools import pairwise
@@ -21,7 +21,7 @@ DEEPSEEK = [
     "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
     PUNCTUATION + "[^\r\n" + r"\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[" + "\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
 ]
-# One that gigatoken reads as possessive, and Oniguruma does not.
+# A quantifier that is possessive for gigatoken, and not for Oniguruma.
 POSSESSIVE = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]"
     r"|\s+(?!\S)|\s+"
@@ -48,7 +48,7 @@ PIPELINES = {
 
 
 def loaded(fields: dict[str, Any], engine: str = "auto") -> Tokenizer:
-    """A tokenizer in whose ids every border of a word shows."""
+    """Return a tokenizer whose ids show every word border."""
     spec = engine_comparison._small(fields, joined=True)
     spec["added_tokens"] = [token(len(spec["model"]["vocab"]), EOS)]
     return Tokenizer(json.dumps(spec), engine=engine)
@@ -84,7 +84,7 @@ def test_characters_of_all_planes_have_the_ids_of_tokenizers(engines: tuple[Toke
 
 @pytest.mark.parametrize("name", ["llama3", "gpt_neox", "deepseek"])
 def test_what_is_known_is_what_the_engines_say(name: str):
-    """Three blocks; benchmarks/engine_comparison.py asks about all."""
+    """For three blocks; benchmarks/engine_comparison.py compares all."""
     comparison = EngineComparison(PIPELINES[name])
     assert comparison.agrees()
     blocks = [0x301, 0x105D2, 0x1FA54]

@@ -47,24 +47,24 @@ def with_added(*tokens: dict[str, object], normalizer: str | None = None) -> str
 @pytest.mark.parametrize(
     ("spec", "text"),
     [
-        # What NFC makes of the text, or of what follows: the Greek question mark, and a stroke through a character.
+        # NFC changes the text or a following mark: the Greek question mark, a stroke through a character.
         (with_added(added("end;"), normalizer="NFC"), "end\u037e"),
         (with_added(added("<end>"), normalizer="NFC"), "<end>\u0338"),
         (with_added(added("e\u0301nd"), normalizer="NFC"), "\u00e9nd"),
-        # A token that is not normalized comes first.
+        # A token that is not normalized is found first.
         (with_added(added("<t>x", normalized=False), added("y<t>")), "y<t>x"),
         (with_added(added("y<t>x"), added("<t>", normalized=False)), "y<t>x"),
         (with_added(added("  "), added(" a", normalized=False)), "   a"),
-        # A special token is plain text, and still hides what it overlaps.
+        # A special token is plain text, and still hides tokens that overlap it.
         (with_added(added("<t>x", special=True), added("<t>")), "<t>x"),
         (with_added(added("x<t>y", special=True), added("<t>")), "x<t>y"),
-        # White space that a token takes along, or another has.
+        # White space that a token strips, or that another token has.
         (with_added(added("  "), added("<t>", lstrip=True, normalized=False)), "a  <t>"),
     ],
 )
 def test_added_tokens_are_found_as_the_tokenizers_library_finds_them(spec: str, text: str):
     tokenizer, reference = Tokenizer(spec), Tokenizer(spec, engine="tokenizers")
-    # The texts of the first comparison tell no difference.
+    # The first comparison finds no difference.
     tokenizer.encode_batch(pa.array(["plain text"] * 100, pa.large_string()))
     texts = pa.array(["plain text"] * 10 + [text], pa.large_string())
     assert tokenizer.encode_batch(texts).ids.tolist() == reference.encode_batch(texts).ids.tolist()
@@ -133,7 +133,7 @@ def test_calls_take_all_texts_once_and_no_more_than_a_worker(sizes: list[int], b
         calls = [*gigatoken_module._calls(borders)]
     assert [i for low, high in calls for i in range(low, high)] == [*range(len(sizes))]
     assert all(sum(sizes[low:high]) < 10 for low, high in calls)
-    # None could take the first text of the next one too.
+    # No call has room for the first text of the next one.
     assert all(sum(sizes[low : high + 1]) >= 10 for low, high in calls[:-1])
 
 
@@ -147,12 +147,12 @@ def test_no_more_threads_encode_than_there_are_workers(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("told", "anew"),
     [
-        # Megabytes at each look, and at which of them another engine is made.
+        # Megabytes at each check, and the checks at which the engine is replaced.
         ([900, 900, 900, 900], []),
         ([100, 499, 500, 501, 499, 900, 900], [3, 5]),
-        # What does not go with an engine is no reason to make yet another.
+        # Memory that is not freed with an engine does not cause another replacement.
         ([100, 600, 600, 600, 600, 1000, 1001], [1, 6]),
-        # The engine before may still be in use at the first look.
+        # The old engine may still be in use at the first check.
         ([100, 600, 500, 450, 850, 851], [1, 5]),
         ([None, None, None, None, None, None], [2, 5]),
     ],
@@ -163,7 +163,7 @@ def test_engines_that_have_grown_are_made_anew(
     made, looks = [], iter(told)
     texts = pa.array(["some text"] * 10, pa.large_string())
     expected = byte_tokenizer().encode_batch(texts).ids.tolist()
-    # A look at each batch of 90 bytes.
+    # A check at each batch of 90 bytes.
     monkeypatch.setattr(gigatoken_module, "_LOOK_BYTES", 1)
     monkeypatch.setattr(gigatoken_module, "_MOST_BYTES", 200)
     tokenizer = byte_tokenizer()
@@ -199,7 +199,7 @@ print(most >> 20)
 
 @pytest.mark.skipif(gigatoken_module.resident() is None, reason="the system does not tell the memory of a process")
 def test_memory_does_not_follow_the_words_of_a_corpus():
-    """Words that never come twice: an engine remembers all of them."""
+    """Memory stays bounded with words that never repeat, although an engine caches each of them."""
     bounded, unbounded = (
         int(subprocess.run([sys.executable, "-c", WORDS, room], capture_output=True, text=True, check=True).stdout)
         for room in ("60", "100000")

@@ -37,7 +37,7 @@ def test_the_identity_is_that_of_the_loaded_tokenizer(
     try:
         loaded = Tokenizer(spec, asked)
     except ConfigError:
-        return  # whatever it says of itself, it is loaded before anything is built
+        return  # a file with a false identity is still loaded and checked before a build
     assert identity_of_text(spec, asked) == identity_of(loaded)
 
 
@@ -81,7 +81,7 @@ def test_what_is_not_there_has_no_identity(tmp_path: Path):
     source = ListSource(documents("some text"))
     for config in (TokenizerFile("nowhere"), PretrainedTokenizer("no/where"), TrainedBPE(270)):
         assert config.identify(source, tmp_path) is None
-    # Whether transformers reads it otherwise has to be asked once, which loading does.
+    # The comparison with transformers needs one load.
     (tmp_path / "tokenizer.json").write_text(byte_tokenizer().to_json())
     config = PretrainedTokenizer(str(tmp_path))
     assert config.identify(source, tmp_path) is None

@@ -27,7 +27,7 @@ def test_pieces_are_bounded_whole_characters_and_make_the_text(text: str, limit:
     assert b"".join(made).decode() == text
     for i, piece in enumerate(made):
         piece.decode()
-        # No crumbs either: each but the last is more than half of what it may be, less one character.
+        # All pieces but the last are longer than half the limit, less one character.
         assert limit // 2 - 3 <= len(piece) <= limit or i == len(made) - 1
         assert len(piece) <= limit
 
@@ -36,7 +36,7 @@ def test_pieces_are_bounded_whole_characters_and_make_the_text(text: str, limit:
     ("text", "first"),
     [
         ("0123456789abcdef", "0123456789abcdef"),  # no longer than the limit
-        ("0123456789\nab\ncde fgh", "0123456789\nab\n"),  # the last line end that text surrounds
+        ("0123456789\nab\ncde fgh", "0123456789\nab\n"),  # the last line end between characters that are not spaces
         ("0123456789a\n\ncd  fgh", "0123456789a\n\n"),  # a line end
         ("0123456789a\n bc defg", "0123456789a\n"),
         ("0123456789a bcd efgh", "0123456789a bcd"),  # before a space
@@ -52,7 +52,7 @@ def test_where_a_text_is_cut(text: str, first: str):
 
 @given(st.lists(texts, max_size=6), limits)
 def test_a_text_in_pieces_is_one_text(many: list[str], limit: int):
-    """In bytes, where cuts show nowhere, whatever is long among what is short or empty."""
+    """With a byte tokenizer, cuts never change the ids, for any mix of long, short and empty texts."""
     array = pa.array(["before", *many], pa.large_string()).slice(1)
     ids, offsets = encode_texts(byte_tokenizer(), array, limit)
     assert [bytes(ids[low:high].tolist()).decode() for low, high in pairwise(offsets)] == many
@@ -83,7 +83,7 @@ def test_the_ids_do_not_depend_on_the_batch(bpe: Tokenizer):
 
 
 def test_wrong_rules_are_told():
-    with pytest.raises(ConfigError, match="max_document_bytes is 15: expected a whole number of bytes, 16 at least"):
+    with pytest.raises(ConfigError, match="max_document_bytes is 15: expected a whole number of bytes, at least 16"):
         LongDocuments(15)
     with pytest.raises(ConfigError, match="long_documents is 'cut': expected split or skip"):
         LongDocuments(16, "cut")  # type: ignore[arg-type]

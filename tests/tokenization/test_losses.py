@@ -1,4 +1,4 @@
-"""Text that a tokenizer loses is counted, by document; a tokenizer that loses none is not asked."""
+"""Text that a tokenizer loses is counted per document; a lossless tokenizer is not checked."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ LETTERS = {letter: place for place, letter in enumerate("abcdefghijklmnopqrstuvw
 
 
 def bpe(**parts: Any) -> str:
-    """A BPE of small letters, a space and a dot: it drops all else."""
+    """Return a BPE with tokens for small letters, the space and the dot; it drops all other characters."""
     model = tokenizers.Tokenizer(models.BPE(LETTERS, [], unk_token=parts.pop("unk_token", None)))
     for name, part in parts.items():
         setattr(model, name, part)
@@ -127,7 +127,7 @@ def test_what_a_unigram_does_not_know(tmp_path: Path):
 def test_a_model_that_cannot_encode_is_one_sentence(tmp_path: Path):
     model = tokenizers.Tokenizer(models.Unigram([("a", -1.0), ("b", -1.0)], unk_id=None))
     model.add_special_tokens(["</s>"])
-    with pytest.raises(ConfigError, match="has no token for text that it does not know") as caught:
+    with pytest.raises(ConfigError, match="has no unknown token") as caught:
         noted(model.to_str(), ["ab", "x"], tmp_path)
     assert "\n" not in str(caught.value)
 

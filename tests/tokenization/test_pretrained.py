@@ -1,4 +1,4 @@
-"""tokenizer.json is the tokenizer, whichever way it is named, and stores of earlier versions stay found."""
+"""tokenizer.json is the tokenizer, however it is named, and stores of earlier versions are still found."""
 
 import json
 import logging
@@ -33,7 +33,7 @@ KNOWN = {
 }
 SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA3}, "behavior": "Isolated", "invert": False}
 LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-# As a repository without a config.json has it, that names a class with another pre-tokenizer.
+# Like a repository without config.json that names a class with another pre-tokenizer.
 MISNAMED = {
     "tokenizer.json": tokenizer_json(
         [EOS], pre_tokenizer={"type": "Sequence", "pretokenizers": [SPLIT, LEVEL]}, model={"type": "BPE"}
@@ -43,8 +43,8 @@ MISNAMED = {
 
 
 @pytest.fixture(autouse=True)
-def nothing_was_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(configs, "_said", set())
+def nothing_was_said():
+    configs._warn_once.cache_clear()
 
 
 @pytest.mark.parametrize("family", [*KNOWN])
@@ -64,7 +64,7 @@ def test_the_file_counts_and_not_the_class_that_transformers_would_take(tmp_path
     assert loaded.digest == TokenizerFile(str(folder)).load(None, tmp_path).digest
     (message,) = [record.getMessage() for record in caplog.records]
     assert "because of GPT2Tokenizer (other pre_tokenizer)" in message
-    # Once in a process; and the next process knows it without transformers.
+    # Once in a process; the next one reads the stored result, without transformers.
     caplog.clear()
     PretrainedTokenizer(str(folder)).load(None, tmp_path)
     assert not caplog.records
@@ -82,13 +82,13 @@ def test_torch_is_not_loaded_and_transformers_is_asked_once(tmp_path: Path):
         for _ in range(2)
     ]
     assert [run.stdout.strip() for run in printed] == ["[False, True]", "[False, False]"]
-    assert all("transformers reads it otherwise" in run.stderr for run in printed)
+    assert all("transformers reads it differently" in run.stderr for run in printed)
 
 
 @pytest.mark.parametrize("given", ["folder", "uri"])
 @pytest.mark.parametrize("spelled", [0, 1])
 def test_stores_that_earlier_versions_named_otherwise_are_found_and_grow(tmp_path: Path, given: str, spelled: int):
-    """The store is made under the digest that an earlier version gave, with the tokenizer beside it as it was then."""
+    """Build a store with the digest of an earlier version, and the tokenizer file of that version beside it."""
     folder = write_repository(tmp_path / "neox", REPOSITORIES["neox"])
     source = ListSource(documents(*[f"the thing {i}" for i in range(8)]))
     uri = str(tmp_path / "x.lance") if given == "uri" else None
@@ -231,14 +231,14 @@ def test_the_hub_gives_the_same_tokenizer_as_a_folder_and_is_asked_once(tmp_path
         lines = first.stdout.splitlines()
         assert lines[:2] == [f"{digest} {EOS}"] * 2
         assert first.stderr.count("because of GPT2Tokenizer (other pre_tokenizer)") == 1
-        assert "no such model on the Hub" in lines[2]
+        assert "the Hub has no such model" in lines[2]
         assert "no such revision" in lines[3]
         files = [
             request.file for request in hub.requests if request.repo == "models/own/misnamed" and request.status == 200
         ]
-        # Whether the Hub answers at all, then whether there is another one, and the file.
+        # One request to see whether the Hub answers, one for the revision, and the file.
         assert files.count("tokenizer.json") <= 4
-        # The cache of huggingface_hub will do without a network.
+        # Without a network, the cache of huggingface_hub is used.
         asked = len(hub.requests)
         offline = load("other", "own/misnamed", "no/such", HF_HUB_OFFLINE="1")
         assert offline.stdout.splitlines()[0] == f"{digest} {EOS}"
@@ -247,7 +247,7 @@ def test_the_hub_gives_the_same_tokenizer_as_a_folder_and_is_asked_once(tmp_path
 
 
 def test_what_an_earlier_version_kept_stays_in_use_and_is_told_of(tmp_path: Path, caplog: Any, monkeypatch: Any):
-    """It is what transformers made of the repository; the cache of huggingface_hub still has the file."""
+    """An earlier version kept the conversion by transformers; the cache of huggingface_hub still has tokenizer.json."""
     write_repository(tmp_path / "own", MISNAMED)
     kept = write_repository(
         tmp_path / "own%2Fmisnamed@main",
@@ -259,16 +259,16 @@ def test_what_an_earlier_version_kept_stays_in_use_and_is_told_of(tmp_path: Path
     assert not caplog.records
     monkeypatch.setattr(configs, "in_cache", lambda *_: tmp_path / "own/tokenizer.json")
     for _ in range(2):
-        monkeypatch.setattr(configs, "_said", set())
+        configs._warn_once.cache_clear()
         assert PretrainedTokenizer("own/misnamed").load(None, tmp_path).digest == before
         (message,) = [record.getMessage() for record in caplog.records]
-        assert "(other pre_tokenizer); it stays in use" in message
+        assert "(other pre_tokenizer). It stays in use" in message
         caplog.clear()
     assert json.loads((kept / ORIGIN).read_text())["differs"] == ["pre_tokenizer"]
 
 
 def test_readings_of_transformers_are_those_of_its_loader(tmp_path: Path):
-    """The small repository that is made for the comparison stands for the whole one."""
+    """The stub that is compared gives the same result as the whole repository."""
     from transformers import AutoTokenizer
 
     for name, files in {**REPOSITORIES, "misnamed": MISNAMED}.items():

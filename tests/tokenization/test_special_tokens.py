@@ -1,4 +1,4 @@
-"""A token that ends documents is never made of their text, and who would make it so is refused when it is loaded."""
+"""No text is encoded to the EOS token; a tokenizer that would do so raises an error when it is loaded."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ def byte_level(**changes: Any) -> dict[str, Any]:
 
 
 def words(*vocabulary: str, unknown: str = "<unk>", **changes: Any) -> tokenizers.Tokenizer:
-    """A tokenizer of whole words, as they stand between spaces."""
+    """Return a tokenizer of whole words between spaces."""
     model = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=unknown))
     model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     for name, value in changes.items():
@@ -41,11 +41,9 @@ def test_an_eos_token_that_is_not_marked_as_special():
     fields["added_tokens"][0]["special"] = False
     message = refused(fields)
     assert "since it is not marked as special" in message
-    assert (
-        "choose another one by tokenizer.eos_token, such as one of its special tokens, of which it has none" in message
-    )
+    assert "choose another one with tokenizer.eos_token, such as one of its special tokens (it has none)" in message
     fields["added_tokens"].append(token(262, "<end>"))
-    assert "special tokens, <end>" in refused(fields)
+    assert "special tokens (<end>)" in refused(fields)
     assert load(fields, "<end>").eos_id == 262
 
 
@@ -58,11 +56,11 @@ def test_whatever_its_other_marks_are(flags: dict[str, bool]):
 
 @pytest.mark.parametrize("eos", ["the", "\u0120the", "t", "in", "\u0120"])
 def test_a_word_of_the_vocabulary_ends_no_document(eos: str):
-    assert f"makes its EOS token {eos!r} of the text" in refused(byte_level(), eos)
+    assert f" to its EOS token {eos!r}" in refused(byte_level(), eos)
 
 
 def test_a_whole_word_that_no_merge_makes():
-    """With ignore_merges, a word of the vocabulary is its token."""
+    """With ignore_merges, a word of the vocabulary is one token."""
     fields = byte_level(
         pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     )
@@ -70,20 +68,20 @@ def test_a_whole_word_that_no_merge_makes():
     fields["added_tokens"] = [token(262, EOS)]
     assert load(fields, "<end>").eos_id == 261
     fields["model"]["ignore_merges"] = True
-    assert "makes its EOS token '<end>'" in refused(fields, "<end>")
+    assert " to its EOS token '<end>'" in refused(fields, "<end>")
 
 
 def test_a_normalizer_that_spells_it():
     made = words("<unk>", "<end>", "a", normalizer=normalizers.Replace("STOP", "<end>"))
-    assert "makes its EOS token '<end>' of the text" in refused(made.to_str(), "<end>")
+    assert " to its EOS token '<end>'" in refused(made.to_str(), "<end>")
     lowercase = words("<unk>", "a", normalizer=normalizers.Lowercase())
     lowercase.add_tokens([AddedToken("<END>", normalized=True)])
-    assert "makes its EOS token '<END>'" in refused(lowercase.to_str(), "<END>")
+    assert " to its EOS token '<END>'" in refused(lowercase.to_str(), "<END>")
 
 
 def test_the_token_for_the_unknown_ends_no_document():
-    assert "also stands for text that it does not know" in refused(words("</s>", "a", unknown="</s>").to_str())
-    # A model that knows all bytes has no use for it.
+    assert "is also its unknown token" in refused(words("</s>", "a", unknown="</s>").to_str())
+    # A model with all bytes does not need it.
     fields = byte_level()
     fields["model"] |= {"unk_token": EOS, "vocab": {**fields["model"]["vocab"], EOS: 261}}
     assert load(fields).eos_token == EOS
@@ -108,5 +106,5 @@ def test_padding_may_be_eos():
 
 
 def test_a_tokenizer_without_any_special_token_says_so():
-    assert "special tokens, of which it has none" in refused(tokenizer_json([], model={"type": "BPE"}))
+    assert "special tokens (it has none)" in refused(tokenizer_json([], model={"type": "BPE"}))
     assert "has no EOS token '<nothing>'" in refused(byte_tokenizer().to_json(), "<nothing>")

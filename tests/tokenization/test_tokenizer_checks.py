@@ -1,4 +1,4 @@
-"""A tokenizer from somebody else is input: whatever its file holds, it is used as it says, or refused in one sentence."""
+"""A foreign tokenizer.json is either used as it is, or raises an error of one sentence."""
 
 import copy
 import json
@@ -37,7 +37,7 @@ def vocabulary(**ids: Any) -> str:
     [
         ("[]", "expected an object with a model"),
         ("null", "expected an object with a model"),
-        ("{", "is no tokenizer.json"),
+        ("{", "is not a tokenizer.json"),
         ("[" * 100_000 + "]" * 100_000, "recursion"),
         ('{"model":' + '{"a":' * 900 + "1" + "}" * 901, "recursion"),
         (changed(model=None), "expected an object with a model"),
@@ -50,15 +50,15 @@ def vocabulary(**ids: Any) -> str:
         (changed(normalizer={"prepend": "a"}), "expected a normalizer that is an object with a type"),
         (changed(normalizer={"type": "Sequence", "normalizers": [["a"]]}), "expected a normalizer that is an object"),
         (changed(pre_tokenizer=["a"]), "expected a pre_tokenizer that is an object with a type"),
-        (changed(pre_tokenizer={"type": "Sequence", "pretokenizers": {}}), "expected pretokenizers that are a list"),
+        (changed(pre_tokenizer={"type": "Sequence", "pretokenizers": {}}), "expected pretokenizers to be a list"),
         (changed(decoder=["a"]), "expected a decoder that is an object"),
-        (changed(added_tokens=[{**EOS, "id": 5}]), "has the id 5, but the library makes it 256"),
-        (changed(added_tokens=[{**EOS, "id": 10**9}]), "has the id 1000000000, but the library makes it 256"),
-        (changed(added_tokens=[{**EOS, "id": -1}]), "is no tokenizer.json"),
-        (changed(added_tokens=[EOS, {**EOS, "content": "<x>"}]), "'<x>' has the id 256, but the library makes it 257"),
+        (changed(added_tokens=[{**EOS, "id": 5}]), "has the id 5, but 256 in the tokenizers library"),
+        (changed(added_tokens=[{**EOS, "id": 10**9}]), "has the id 1000000000, but 256 in the tokenizers"),
+        (changed(added_tokens=[{**EOS, "id": -1}]), "is not a tokenizer.json"),
+        (changed(added_tokens=[EOS, {**EOS, "content": "<x>"}]), "'<x>' has the id 256, but 257 in the tokenizers"),
         (vocabulary(zz=10**9), "258 tokens and an id of 1,000,000,000: expected ids below 66,052"),
         (vocabulary(zz=2**32 - 1), "an id of 4,294,967,295: expected ids below"),
-        (vocabulary(zz="1"), "is no tokenizer.json"),
+        (vocabulary(zz="1"), "is not a tokenizer.json"),
         (vocabulary(a=98), "its tokens 'a' and 'b' share the id 98"),
         (changed(model=UNIGRAM, pre_tokenizer=None, decoder=None, added_tokens=[{**EOS, "id": 2}]), "cannot encode a text"),
     ],
@@ -80,8 +80,8 @@ def test_gaps_as_real_tokenizers_have_them_are_allowed():
     [
         ("{", "cannot be read as JSON"),
         ("[]", "expected a JSON object"),
-        ('{"eos_token": 7}', "expected a text"),
-        ('{"eos_token": {"content": ["a"]}}', "expected a text"),
+        ('{"eos_token": 7}', "expected text"),
+        ('{"eos_token": {"content": ["a"]}}', "expected text"),
         ("[" * 100_000, "cannot be read as JSON"),
     ],
 )
@@ -93,7 +93,7 @@ def test_an_odd_file_beside_it_is_refused_too(tmp_path: Path, text: str, message
 
 
 def test_an_id_beyond_the_vocabulary_is_not_stored(byte_store: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    """Whatever engine gave it."""
+    """From any engine."""
     encode = Tokenizer.encode_batch
 
     def gives_more(self: Tokenizer, texts: pa.Array) -> Encoded:

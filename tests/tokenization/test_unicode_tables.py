@@ -11,9 +11,9 @@ from lightning_lance.documents.arrow import offsets_and_bytes
 from lightning_lance.tokenization import unicode_tables
 from lightning_lance.tokenization.unicode_tables import (
     BLOCK,
+    KNOWN,
     NEWER,
     Differing,
-    newer_characters,
     split_at_new_characters,
 )
 
@@ -29,7 +29,7 @@ some = st.lists(st.one_of(few, st.text("ab ", min_size=5, max_size=30)), max_siz
 @given(st.lists(some, max_size=5), st.text(max_size=9))
 def test_texts_with_newer_characters_are_found(texts: list[str], before: str):
     expected = [any(low <= ord(c) <= high for c in text for low, high in RANGES) for text in texts]
-    found = newer_characters(pa.array([before, *texts], pa.large_string()).slice(1))
+    found = KNOWN.find(pa.array([before, *texts], pa.large_string()).slice(1))
     assert (found is None) == (not any(expected))
     assert found is None or found.tolist() == expected
 
@@ -48,7 +48,7 @@ def test_newer_characters_stand_apart(texts: list[str], before: str, at_spaces: 
     array = pa.array([before, *texts], pa.large_string()).slice(1)
     parts = split_at_new_characters(array, at_spaces)
     if parts is None:
-        assert newer_characters(array) is None
+        assert KNOWN.find(array) is None
         return
     pieces, firsts = parts.pieces.to_pylist(), parts.firsts.tolist()
     assert [pieces[low:high] for low, high in pairwise(firsts)] == [
@@ -61,18 +61,18 @@ def test_newer_characters_stand_apart(texts: list[str], before: str, at_spaces: 
     for low, high in pairwise(firsts):
         if not at_spaces:
             assert high == low + 1
-        # No more pieces than needed, and none without a reason.
+        # No more pieces than needed.
         assert all(holds[i] != holds[i + 1] for i in range(low, high - 1))
         for piece, following in pairwise(pieces[low:high]):
             assert is_cut(piece + following, len(piece))
         if at_spaces:
             for i in range(low, high):
-                # What stands apart is a stretch of words each of which holds one.
+                # A separate piece is a stretch of words, each with such a character.
                 assert not holds[i] or all(map(has_newer, words_of(pieces[i])))
 
 
 def is_cut(text: str, place: int) -> bool:
-    """Tell whether a text may be cut at a place: before a single space, between two characters that are surely visible."""
+    """Return whether a text may be cut at a place: before a single space between two certainly visible characters."""
     around = text[place - 1 : place + 2]
     return (
         len(around) == 3
@@ -88,7 +88,7 @@ def words_of(text: str) -> list[str]:
 
 
 def test_all_white_space_of_unicode_may_be_a_border():
-    """No text is cut beside white space of any kind, as an engine may know it."""
+    """No text is cut beside white space of any kind."""
     for point in range(0x80, 0x110000):
         if chr(point).isspace():
             assert not is_cut(f"a {chr(point)}", 1)
@@ -138,7 +138,7 @@ def has_newer(text: str) -> bool:
 
 
 def cut_as_told(text: str, pieces: list[str]) -> list[str]:
-    """Cut a text into pieces as long as some."""
+    """Return a text in pieces of the same lengths as `pieces`."""
     cuts = [0]
     for piece in pieces:
         cuts.append(cuts[-1] + len(piece))
