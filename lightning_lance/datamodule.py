@@ -1,4 +1,4 @@
-"""The Lightning plugin. Only this module and `callbacks` know Lightning."""
+"""`LanceDataModule`. Only this module and `callbacks` import Lightning."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _Given = ParamSpec("_Given")
 
 _log = logger(__name__)
 
-# Of the order of validation windows: not the run's own, so that runs with other seeds validate on the same sample.
+# Seed of the order of validation windows. Not the run's own, so that all runs validate on the same sample.
 _VALIDATION_SEED = 0
 
 
 @contextmanager
 def _failing_together() -> Iterator[None]:
-    """Raise on all ranks what fails on one of them."""
+    """Raise the error of one rank on all ranks."""
     failure: Exception | None = None
     try:
         yield
@@ -63,14 +63,15 @@ def _failing_together() -> Iterator[None]:
 
 
 def _without_moved_arguments(init: Callable[_Given, None]) -> Callable[_Given, None]:
-    """Name the new place of an argument of earlier versions, where Python says no more than that it is unexpected."""
+    """Make the error for an argument of earlier versions name its new place; Python's own only calls it unexpected."""
 
     @functools.wraps(init)
     def checked(*args: _Given.args, **kwargs: _Given.kwargs) -> None:
-        # It took a source and a tokenizer first.
+        # Earlier versions took a source and a tokenizer first.
         named = ["source", *map(str, kwargs)] if len(args) == 5 else [*map(str, kwargs)]
         for name in named:
-            if moved := moved_argument(name):
+            moved = moved_argument(name)
+            if moved:
                 raise ConfigError(moved)
         init(*args, **kwargs)
 
@@ -81,32 +82,35 @@ class LanceDataModule(LightningDataModule):
     """Prepares token stores once, and serves random windows of them to any LightningModule.
 
     Batches are dicts; see `make_batch`. Ranks get disjoint windows, also with a default Trainer. A checkpoint holds the
-    place in the data, and `fit(ckpt_path=...)` continues after the last batch that was trained on.
+    cursor, and `fit(ckpt_path=...)` continues after the last trained batch.
 
-    Nothing here changes what is stored. What is served may change from run to run without a new build.
+    No argument changes the stored tokens, so all of them may change from run to run without a new build.
 
     Args:
-        corpus: A `Corpus`, which is built where it is not there; the place of a store that was built elsewhere; or a mapping
-            of names to these, all with one tokenizer.
+        corpus: A `Corpus`, which is built if necessary; the place of a store that was built elsewhere; or a mapping of names
+            to these, all with one tokenizer.
         context_length: Tokens that the model sees.
         batch_size: Windows per batch and rank.
-        order: `shuffle`, `random`, `sequential` or `fixed`, for training. Validation, test and prediction go through all
-            `val` windows in one `fixed` order, whatever the seed: the same in every round and for any number of ranks.
-        seed: Of the order.
-        shuffle_block: Windows that stay together in `shuffle`, for disks and buckets that want longer reads.
+        order: `shuffle`, `random`, `sequential` or `fixed`, for training. Validation, test and prediction read all `val`
+            windows in one `fixed` order: the same in every round, for any seed and any number of ranks.
+        seed: Seed of the order.
+        shuffle_block: Windows that stay together in `shuffle`, for disks and buckets that need longer reads.
         where: Streams to serve, such as `{"language": ["Python"]}`.
         mix: Weights of languages, such as `{"Python": 0.7, "Rust": 0.3}`, or of the names in `corpus`, for training. A
             language or store without a weight is not validated either; one with a weight is, each window once.
-        remainder: `drop`, `wrap` or `short`: the windows at an epoch's end that fill no batch; see `WindowLoader`.
-        extend: `never`, or `next_epoch` to adopt what was appended to the store when an epoch begins.
-        on_data_change: `error`, `restart` or `continue`: a checkpoint of other data; see `WindowLoader`.
+        remainder: `drop`, `wrap` or `short`, for the windows at the end of an epoch that fill no batch; see `WindowLoader`.
+        extend: `never`, or `next_epoch` to adopt appended tokens when an epoch begins.
+        on_data_change: `error`, `restart` or `continue`, for a checkpoint of other data; see `WindowLoader`.
         batch_format: `default` or `huggingface`.
-        document_ids: With `position_ids`, `cu_seqlens` and `mask_boundary_targets`: more in a batch; see `Collator`.
-        fim: Fill-in-the-middle, in training: the tokenizer's tokens `prefix_token`, `middle_token`, `suffix_token`, and
+        document_ids: Like `position_ids`, `cu_seqlens` and `mask_boundary_targets`, adds to a batch; see `Collator`.
+        position_ids: See `Collator`.
+        cu_seqlens: See `Collator`.
+        mask_boundary_targets: See `Collator`.
+        fim: Fill-in-the-middle for training: the tokenizer's tokens `prefix_token`, `middle_token`, `suffix_token`, and
             `fim_rate` and `spm_rate`; see `FillInTheMiddle`.
         build: How builds run, such as `{"rebuild": True}`; see `BuildOptions`. With `wait_for_tokens` nothing is built: the
             run waits for a build in another process, and trains on those tokens; see `extend`.
-        verify: Hold every file of the stores against its checksum first.
+        verify: Check every file of the stores against its checksum first.
         storage_options: Credentials and the like for stores that are given by their place.
 
     Raises:
@@ -167,22 +171,22 @@ class LanceDataModule(LightningDataModule):
         self.serving.check_names([*self.corpora], languages)
         if self.build.rebuild and not built:
             raise ConfigError(
-                "rebuild is True, but without a Corpus nothing is built: leave it out, and the store is served as it is."
+                "rebuild is True, but a store without a Corpus cannot be built: leave rebuild out to serve the store as it is."
             )
-        # On local disks each node builds, or finds what a node that shares the disk has built; a bucket is everybody's.
+        # On local disks each node builds, or finds the store of a node that shares the disk. All nodes share a bucket.
         self.prepare_data_per_node = any(corpus.is_local for corpus in self.corpora.values())
         self._stores: dict[str, TokenStore] = {}
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
         self._failure: Exception | None = None
-        self._fits = False  # whether it was set up for training
+        self._fits = False  # whether `setup` was called for training
         self._tags = TrainingTags()
         self._fitted_by: weakref.ref[Any] | None = None  # the Trainer of this fit
-        self._begins_again = False  # what another Trainer has trained on is trained on again
+        self._begins_again = False  # a new Trainer trains again on the windows of the last one
 
     @property
     def corpus(self) -> Corpus | ReadyStore:
-        """What is served, of several the first."""
+        """The corpus or store that is served; the first of several."""
         return next(iter(self.corpora.values()))
 
     @property
@@ -192,7 +196,7 @@ class LanceDataModule(LightningDataModule):
 
     @property
     def batch_size(self) -> int:
-        """Windows per batch and rank. May be set, as the tuners of Lightning do."""
+        """Windows per batch and rank. Lightning's tuners set it."""
         return self.serving.batch_size
 
     @batch_size.setter
@@ -204,14 +208,14 @@ class LanceDataModule(LightningDataModule):
         return f"{type(self).__name__}({what!r}, context_length={self.context_length}, batch_size={self.batch_size})"
 
     def __str__(self) -> str:
-        # Lightning's own asks for all loaders, which would begin them anew, and takes them for torch's.
+        # Lightning's own makes all loaders, which would restart them, and expects torch's.
         return repr(self)
 
     def prepare_data(self) -> None:
-        """Build the stores that are not there, see `Corpus.prepare`; or wait for tokens, see `BuildOptions`.
+        """Build missing stores, see `Corpus.prepare`; or wait for tokens, see `BuildOptions`.
 
-        Among several processes, an error is kept for `setup`: the others wait in a barrier, and would only see that this
-        one is gone.
+        With several processes, `setup` raises an error of this one: the others wait in a barrier, and would only see that
+        this process is gone.
         """
         try:
             self._prepare()
@@ -223,7 +227,7 @@ class LanceDataModule(LightningDataModule):
     def _prepare(self) -> None:
         if self._builds:
             check_one_tokenizer(self.corpora)
-            self._fill_in()  # its tokens may not be the tokenizer's: seen before hours of building
+            self._fill_in()  # fails before hours of building if the tokenizer does not have its tokens
         for corpus in self.corpora.values():
             corpus.run(self.build)
         if self.verify:
@@ -240,7 +244,7 @@ class LanceDataModule(LightningDataModule):
         """Open the stores.
 
         Raises:
-            StoreError: If one is not committed, or not complete; on all ranks, with the cause, if one could not prepare it.
+            StoreError: If one has no commit or is unfinished; on all ranks, with the cause, if one rank could not prepare it.
         """
         failure, self._failure = self._failure, None
         raise_on_all_ranks(failure, SETTING_UP)
@@ -274,24 +278,24 @@ class LanceDataModule(LightningDataModule):
             stores = self._open()
             if self._tags.keep_all(stores.values()):
                 return stores
-            # A builder that goes on had removed what was open, before it could be kept.
+            # A running build removed an open version before it was tagged.
             self._let_go_of_others([])
         raise not_kept(stores.values())
 
     def _remove_tags(self) -> None:
-        """Take this run's tags away, which nothing needs that was saved."""
+        """Remove this run's tags, which no saved checkpoint needs."""
         self._tags.remove()
         self._let_go_of_others([])
 
     def _let_go_of_others(self, stores: Iterable[TokenStore]) -> None:
-        """Take this run's tags away from the versions that it has adopted, but for those of some stores."""
+        """Remove this run's tags from the versions that it has adopted, except those of some stores."""
         if self.serving.extend == "next_epoch":
             extents = [store.commit.extent for store in stores]
             for store in self._stores.values():
                 store.let_go_of_others(extents)
 
     def _begin_fit(self) -> None:
-        """Go on where the last fit of the same Trainer stopped; with another Trainer, begin at the first window."""
+        """Continue after the last fit of the same Trainer; with another Trainer, begin at the first window."""
         last, trainer_before = self._loader, self._fitted_by
         self._loader = self._state = None
         self._fitted_by = weakref.ref(self.trainer) if self.trainer is not None else None
@@ -304,11 +308,11 @@ class LanceDataModule(LightningDataModule):
             self._begins_again = last.state_dict()["cursor"] > 0
 
     def on_exception(self, exception: BaseException) -> None:
-        """Take tags away again, where a run ends before it has saved a checkpoint: one that is refused leaves none."""
+        """Remove the tags of a run that ends before it has saved a checkpoint, such as one whose checkpoint is refused."""
         self._remove_tags()
 
     def teardown(self, stage: str) -> None:
-        """Keep what a run has trained on that ended well: its model may be saved yet."""
+        """Keep the versions that a successful run has trained on: its model may still be saved."""
         self._tags.keep_for_checkpoints(None if self._loader is None else self._loader.stores.values())
         self._let_go_of_others([])
 
@@ -324,12 +328,12 @@ class LanceDataModule(LightningDataModule):
             StoreError: Before `setup`.
         """
         if not self._stores:
-            raise StoreError("The token store is not open yet: call prepare_data() and setup('fit'), or let a Trainer.")
+            raise StoreError("The token store is not open yet: call prepare_data() and setup('fit'), or use a Trainer.")
         return self._stores
 
     @property
     def store(self) -> TokenStore:
-        """The open store, of several the first. StoreError before `setup`."""
+        """The open store; the first of several. StoreError before `setup`."""
         return next(iter(self.stores.values()))
 
     @property
@@ -348,17 +352,17 @@ class LanceDataModule(LightningDataModule):
 
     @property
     def _first_corpus(self) -> Corpus | ReadyStore:
-        """A corpus that knows its tokenizer without a store, if there is one: all of them have the same."""
+        """A corpus that knows its tokenizer without a store, if there is one. All corpora have the same tokenizer."""
         for corpus in self.corpora.values():
             if isinstance(corpus, Corpus):
                 return corpus
         return self.corpus
 
     def train_dataloader(self) -> WindowLoader:
-        """Return the loader of the training windows, at the place where the last one, or the checkpoint, was."""
+        """Return the loader of the training windows, at the cursor of the last one or of the checkpoint."""
         state = self._loader.state_dict() if self._loader is not None else self._state
         if state is None and self._begins_again:
-            _log.warning("This fit has another Trainer than the one before, so it begins at the first window again.")
+            _log.warning("This fit has another Trainer than the last one, so it begins at the first window again.")
         self._begins_again = False
         loader = self._train_loader(resumable=not self._anew)
         if state is not None and not self._anew:
@@ -371,7 +375,7 @@ class LanceDataModule(LightningDataModule):
 
     @property
     def _anew(self) -> bool:
-        """Whether each epoch begins with the first window: a run that overfits wants the same batches in all of them."""
+        """Whether each epoch begins at the first window, as in a run that overfits on the same batches."""
         return bool(getattr(self.trainer, "overfit_batches", 0))
 
     def _train_loader(self, resumable: bool = True) -> WindowLoader:
@@ -386,9 +390,9 @@ class LanceDataModule(LightningDataModule):
         return FillInTheMiddle.named(self.tokenizer, **named)
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
-        """Return the loader of the validation windows; an empty list, with a warning, where there are none.
+        """Return the loader of the validation windows; an empty list, with a warning, if there are none.
 
-        The windows come in one random order over all streams, so the first batches are a sample of all that is validated.
+        The windows come in one random order over all streams, so the first batches are a sample of the whole split.
         """
         loader = self._make_loader(
             "val",
@@ -402,7 +406,7 @@ class LanceDataModule(LightningDataModule):
         if len(loader):
             return loader
         _log.warning(
-            "The store has no validation window of %d + 1 tokens for each rank: raise val_fraction, or store more documents.",
+            "The store has too few validation windows of %d + 1 tokens for all ranks: raise val_fraction, or the budget.",
             self.context_length,
         )
         return []
@@ -420,7 +424,7 @@ class LanceDataModule(LightningDataModule):
 
     @property
     def _mixed_languages(self) -> Mapping[str, Sequence[str]]:
-        """The languages of `where` that the mixture has a weight for; all of `where` without a mixture of languages."""
+        """The part of `where` that the mixture has a weight for; all of it without a mixture of languages."""
         where, mix = self.serving.where, self.serving.mix
         if not mix or len(self.stores) > 1:
             return where
@@ -443,13 +447,13 @@ class LanceDataModule(LightningDataModule):
             **given,
         )
 
-    # Lightning keeps the state of the train loader by itself, and loses it when a scheduler asks for the number of steps
-    # before the loops are restored. So the cursor is kept here too, and given to a loader that may be there already.
+    # Lightning saves the state of the train loader, but loses it when a scheduler asks for the number of steps before the
+    # loops are restored. So the cursor is saved here too, and restored into a loader that may exist already.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the data, in plain types, and tag the versions of the stores that are read.
+        """Return the cursor, in plain types, and tag the versions of the stores in use.
 
-        Before the loader is made, that is where it will begin: the tuners save it before their trials and go back to it.
+        Before the loader is made, this is the state at which it will begin: tuners save it before their trials.
         """
         if self._loader is None:
             if self._state is not None or self._fitted_by is None:
@@ -460,14 +464,14 @@ class LanceDataModule(LightningDataModule):
         return self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a checkpoint, on the tokens that the stores had then; one that is refused changes nothing.
+        """Continue from a checkpoint, on the tokens that the stores had then. An error changes nothing.
 
         An empty state means the first window.
 
         Raises:
-            StoreError: If its state cannot be, or, where it is trained on, is of other data; see `WindowLoader`.
+            StoreError: If the state is invalid, or, in training, of other data; see `WindowLoader`.
         """
-        # Of another type, what is empty is no state.
+        # An empty value of another type is not a state.
         if isinstance(state_dict, Mapping) and not state_dict:
             self._state = None
             if self._loader is not None:
@@ -480,7 +484,7 @@ class LanceDataModule(LightningDataModule):
             self._loader.expected = state
         elif self._fits and not self._anew:
             self._try(state, stores)
-        # Nothing has changed up to here, so a state that is refused changes nothing.
+        # Last, so that an error above changes nothing.
         self._adopt(state, stores)
 
     def _stores_then(self, state: Mapping[str, Any]) -> dict[str, TokenStore]:
@@ -488,9 +492,11 @@ class LanceDataModule(LightningDataModule):
         stores = dict(self.stores)
         saved = {entry["name"]: entry for entry in state["stores"]}
         for name, store in stores.items():
-            # Of another store, or of documents that are gone, only training has to know: the loader will refuse it.
-            mine = name in saved and saved[name]["fingerprint"] == store.fingerprint
-            if mine and not store.forgot(extent := extent_in(saved[name])):
+            # A state of another store, or of removed documents, is refused by the loader, and only in training.
+            if name not in saved or saved[name]["fingerprint"] != store.fingerprint:
+                continue
+            extent = extent_in(saved[name])
+            if not store.forgot(extent):
                 stores[name] = store.at(extent)
         return stores
 
@@ -498,13 +504,13 @@ class LanceDataModule(LightningDataModule):
         """Make the next loader continue from a state, and read the stores as they were then."""
         self._state = state
         for name, store in stores.items():
-            self._tell_growth(self._stores[name], store)
+            self._warn_growth(self._stores[name], store)
             self._stores[name] = store
             if self._tags:
                 self._tags.keep(store)
 
     def _try(self, state: Mapping[str, Any], stores: Mapping[str, TokenStore]) -> None:
-        """Check that the train loader, which is made later, will take a state."""
+        """Check that the train loader, which is made later, will accept a state."""
         options = self.serving
         selection = WindowSelection(
             stores,
@@ -518,26 +524,23 @@ class LanceDataModule(LightningDataModule):
         )
         Cursor(selection, options.on_data_change).check(state)
 
-    def _tell_growth(self, opened: TokenStore, continued: TokenStore) -> None:
-        """Log that a run goes on with fewer tokens than there are by now, and how to adopt the others."""
-        there, used = opened.commit.stored_tokens, continued.commit.stored_tokens
-        if there <= used or not is_rank_zero():
+    def _warn_growth(self, opened: TokenStore, continued: TokenStore) -> None:
+        """Log that the store has grown since the checkpoint, and how to adopt the new tokens."""
+        stored = opened.commit.stored_tokens
+        used = continued.commit.stored_tokens
+        if stored <= used or not is_rank_zero():
             return
-        adopted = (
-            "the next epoch adopts the others"
-            if self.serving.extend == "next_epoch"
-            else "data.extend=next_epoch adopts the others"
-        )
+        how = "the next epoch" if self.serving.extend == "next_epoch" else "data.extend=next_epoch"
         _log.warning(
-            "The run goes on with the %s of its checkpoint; %s are in %s by now: %s.",
+            "The run continues with the %s of its checkpoint; %s now has %s: %s adopts the others.",
             format_tokens(used),
-            format_tokens(there),
             opened.uri,
-            adopted,
+            format_tokens(stored),
+            how,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Log, for a mixture, how many windows each component has given and how often it was gone through."""
+        """Log the windows and epochs of each component of a mixture."""
         trainer = self.trainer
         if trainer is not None and trainer.training and self.serving.mix and self._loader is not None:
             every = getattr(trainer, "log_every_n_steps", 0)

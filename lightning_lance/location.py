@@ -1,4 +1,4 @@
-"""Where stores and folders are: checked, in one spelling; the files beside a store; and the options of its file system."""
+"""The places of stores and folders, checked and normalized; the files beside a store; and the options of its file system."""
 
 from __future__ import annotations
 
@@ -13,36 +13,39 @@ from urllib.parse import unquote
 from lightning_lance.errors import ConfigError, described
 from lightning_lance.messages.redaction import has_secret, public_url, remember_options, remember_url
 
-# Of a file's or a folder's name, on nearly all file systems; and of a whole path on Linux.
-_LONGEST_NAME, _LONGEST_PATH = 255, 4096
+# Bytes of a file name, on nearly all file systems.
+_LONGEST_NAME = 255
+# Bytes of a path on Linux, with the NUL at its end.
+_LONGEST_PATH = 4096
 # `file:///data/x`, `file://localhost/data/x`, `file:/data/x`; with two slashes also a relative path.
 _FILE_URI = re.compile(r"file:(?://(?:localhost(?=/))?|(?=/))(?P<path>.*)", re.IGNORECASE | re.DOTALL)
 _LANCE = ".lance"
-# Of places that are on no disk of this machine.
+# Places that are not on a disk of this machine.
 _URL = re.compile(
     r"(?P<scheme>s3a?|gc?s|az|azure|abfss?|hf|https?|oss|memory):(?P<slashes>/+)(?P<rest>.*)", re.IGNORECASE | re.DOTALL
 )
-# How files end that lie beside stores, and the name of a tokenizer that was trained, or of its lock.
+# Endings of files beside stores, first those that nothing else has.
 _STATUS = ".building.json"
-_OF_NO_OTHER = (".store-lock", ".store-building.json", ".store-tokenizer.json")
-_OF_OTHERS_TOO = (".lock", ".tokenizer.json")
-# In the folder of a tokenizer of the Hub, which is called `model@revision`: where its files are from.
+_UNIQUE_ENDINGS = (".store-lock", ".store-building.json", ".store-tokenizer.json")
+_COMMON_ENDINGS = (".lock", ".tokenizer.json")
+# Names the origin of the files in the folder of a Hub tokenizer, `model@revision`.
 ORIGIN = "origin.json"
+# A trained tokenizer, or its lock.
 _TRAINED = re.compile(r".+-bpe\d+-[0-9a-f]{16}\.(json|lock)", re.DOTALL)
 
 Neighbour = Literal["lock", "building.json", "tokenizer.json"]
 
 
 def check_place(name: str, place: Any, such: str = "data/mine.lance") -> str:
-    """Give a place as a string.
+    """Return a place as a string.
 
     Args:
-        name: Of the argument.
-        place: What was given for it.
+        name: Name of the argument.
+        place: Its value.
         such: An example.
 
     Raises:
-        ConfigError: If it is no string or path, cannot be a path, or holds a secret.
+        ConfigError: If it is not a string or path, cannot be a path, or holds a secret.
     """
     if not isinstance(place, (str, Path)):
         raise ConfigError(f"{name} is {described(place)}: expected a place, such as {such}.")
@@ -53,53 +56,52 @@ def check_place(name: str, place: Any, such: str = "data/mine.lance") -> str:
     if has_secret(text):
         remember_url(text)
         raise ConfigError(
-            f"{name} is {public_url(text)!r} with a password, a key or a signature in it, which would be kept in checkpoints "
-            "and logs: give those by environment variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by "
-            "storage_options."
+            f"{name} is {public_url(text)!r} with a password, a key or a signature, which checkpoints and logs would keep: "
+            "give it by environment variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or by storage_options."
         )
     _check_text(name, text, such)
     return text
 
 
 def _check_text(name: str, text: str, such: str) -> None:
-    """Refuse what no path can be. ConfigError says why."""
+    """Check that a text can be a path. ConfigError says why not."""
     if "\0" in text:
-        raise ConfigError(f"{name} is {text!r}: a path has no NUL characters; expected such as {such}.")
-    if "://" not in text:
-        try:
-            encoded = os.fsencode(text)
-        except UnicodeEncodeError as error:
-            raise ConfigError(f"{name} is {text[:100]!r}: a path has no halves of surrogate pairs.") from error
-        if len(encoded) >= _LONGEST_PATH or any(
-            len(part) > _LONGEST_NAME for part in encoded.split(os.fsencode(os.sep))
-        ):
-            raise ConfigError(
-                f"{name} is {len(encoded):,} bytes long ({text[:60]!r}...): a path has up to {_LONGEST_PATH - 1:,} bytes, and "
-                f"each name in it up to {_LONGEST_NAME}; give a shorter one."
-            )
+        raise ConfigError(f"{name} is {text!r}: a path cannot contain NUL characters; expected a place such as {such}.")
+    if "://" in text:
+        return
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name} is {text[:100]!r}: a path cannot contain lone surrogates; correct it.") from error
+    longest_name = max(map(len, encoded.split(os.fsencode(os.sep))))
+    if len(encoded) >= _LONGEST_PATH or longest_name > _LONGEST_NAME:
+        raise ConfigError(
+            f"{name} is {len(encoded):,} bytes long ({text[:60]!r}...): a path has up to {_LONGEST_PATH - 1:,} bytes, and "
+            f"each name in it up to {_LONGEST_NAME}; give a shorter one."
+        )
 
 
 def _check_url(name: str, text: str) -> None:
-    """Refuse what was meant as a URL and would be taken for a folder here."""
+    """Check that a text is not a malformed URL, which would become the name of a folder."""
     url = _URL.fullmatch(text)
     if url is None or os.path.lexists(text):
         return
     if not url["rest"]:
         raise ConfigError(
-            f"{name} is {text!r}, which names nothing: expected such as {url['scheme']}://bucket/x.lance."
+            f"{name} is {text!r}, which has no bucket: expected a place such as {url['scheme']}://bucket/x.lance."
         )
     if len(url["slashes"]) == 1:
         raise ConfigError(
-            f"{name} is {public_url(text)!r}, with one slash where a URL has two, as pathlib writes it: give a string, "
+            f"{name} is {public_url(text)!r}, with one slash where a URL has two, as pathlib writes it: give the string "
             f"{url['scheme']}://..."
         )
 
 
 def checked_storage_options(name: str, options: Any) -> dict[str, str]:
-    """Give the options of a file system as Lance takes them, all of them strings; their values are never shown.
+    """Return the options of a file system as strings, as Lance takes them. Errors never show their values.
 
     Raises:
-        ConfigError: If they are no mapping of names to strings, numbers or true and false.
+        ConfigError: If they are not a mapping of names to strings, numbers, or true and false.
     """
     if options is None:
         return {}
@@ -110,7 +112,7 @@ def checked_storage_options(name: str, options: Any) -> dict[str, str]:
     checked = {}
     for key, value in options.items():
         if not isinstance(key, str):
-            raise ConfigError(f"{name} has a key of type {type(key).__name__}: expected the names of options.")
+            raise ConfigError(f"{name} has a key of type {type(key).__name__}: expected names, such as aws_region.")
         if isinstance(value, bool):
             checked[key] = str(value).lower()
         elif isinstance(value, (str, int, float, Path)):
@@ -124,22 +126,22 @@ def checked_storage_options(name: str, options: Any) -> dict[str, str]:
 
 
 def is_local(uri: str) -> bool:
-    """Whether a place is on a disk of this machine, and not in an object store."""
+    """Return whether a place is on a disk of this machine, and not in an object store."""
     return "://" not in uri
 
 
 def store_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
-    """Return the place of a store in one spelling, which neither a change of folder nor a moved link changes.
+    """Return the place of a store in one spelling, independent of the working folder and of links.
 
     A local place becomes absolute, without `~`, `..`, `file://`, trailing slashes or links: so two spellings of one place
-    share its lease, and two places share nothing. That of an object store only loses its trailing slashes.
+    share its lease, and two places share nothing. The place of an object store only loses its trailing slashes.
 
     Args:
         uri: As a user gave it.
-        name: Of the argument, for the error.
+        name: Name of the argument, for the error.
 
     Raises:
-        ConfigError: If it is no place, or a link that leads nowhere.
+        ConfigError: If it is not a place, or is a broken link.
     """
     given = given_place(uri, name)
     if not is_local(given):
@@ -152,16 +154,16 @@ def given_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
     """Return the place of a store as `store_place`, but with its links.
 
     Raises:
-        ConfigError: If it is no place.
+        ConfigError: If it is not a place.
     """
-    uri = check_place(name, uri)
-    file = _FILE_URI.fullmatch(uri)
-    path = _decoded(file["path"]) if file else uri
+    path = check_place(name, uri)
+    file = _FILE_URI.fullmatch(path)
     if file:
+        path = _decoded(file["path"])
         _check_text(name, path, "data/mine.lance")
     if not is_local(path):
         return path.rstrip("/")
-    # Not normalised: behind a link, `..` is another folder than in the text.
+    # Not normalized: behind a link, `..` is another folder than in the text.
     return str(_absolute(path))
 
 
@@ -169,7 +171,7 @@ def local_folder(path: str | os.PathLike[str], name: str) -> str:
     """Return the path of a folder of stores in one spelling; see `store_place`.
 
     Raises:
-        ConfigError: If it is no local path.
+        ConfigError: If it is not a local path.
     """
     place = store_place(check_place(name, path, "the folder data"), name)
     if not is_local(place):
@@ -178,7 +180,7 @@ def local_folder(path: str | os.PathLike[str], name: str) -> str:
 
 
 def beside(uri: str, what: Neighbour) -> Path | None:
-    """Return the place of a file that lies beside a local store, however its place is spelled; None for an object store.
+    """Return the place of a file beside a local store, given in any spelling; None for an object store.
 
     `x.lance` has `x.lock`, and `x` has `x.store-lock`: no two stores share a file.
     """
@@ -187,23 +189,23 @@ def beside(uri: str, what: Neighbour) -> Path | None:
 
 
 def beside_place(place: str, what: Neighbour) -> Path:
-    """Return the place of a file that lies beside a local store, whose place `store_place` gave."""
-    folder, name = Path(place).parent, Path(place).name
-    if name.endswith(_LANCE):
-        return folder / f"{name.removesuffix(_LANCE)}.{what}"
-    return folder / f"{name}.store-{what}"
+    """Return the place of a file beside a local store, whose place `store_place` returned."""
+    path = Path(place)
+    if path.name.endswith(_LANCE):
+        return path.parent / f"{path.name.removesuffix(_LANCE)}.{what}"
+    return path.parent / f"{path.name}.store-{what}"
 
 
 def is_own_file(name: str, others: Collection[str]) -> bool:
-    """Return whether a file lies beside a store, or is a tokenizer that was trained, by its name.
+    """Return whether a file belongs to a store beside it, or is a trained tokenizer, by its name.
 
     Args:
-        name: Of the file.
-        others: Names of what is in the same folder. The lock of a store comes before the store, but not before its status.
+        name: Name of the file.
+        others: All names in the same folder. A store's lock is made before the store, but not before its status.
     """
-    if name.endswith((_STATUS, *_OF_NO_OTHER)) or _TRAINED.fullmatch(name):
+    if name.endswith((_STATUS, *_UNIQUE_ENDINGS)) or _TRAINED.fullmatch(name):
         return True
-    for ending in _OF_OTHERS_TOO:
+    for ending in _COMMON_ENDINGS:
         store = name.removesuffix(ending)
         if store != name and not {f"{store}{_LANCE}", f"{store}{_STATUS}"}.isdisjoint(others):
             return True
@@ -211,7 +213,7 @@ def is_own_file(name: str, others: Collection[str]) -> bool:
 
 
 def is_own_folder(place: str, name: str) -> bool:
-    """Return whether a folder is a store, finished or not, or any other Lance dataset, or holds a tokenizer of the Hub.
+    """Return whether a folder is a store, finished or not, or another Lance dataset, or holds a Hub tokenizer.
 
     Args:
         place: Its path.
@@ -223,9 +225,9 @@ def is_own_folder(place: str, name: str) -> bool:
 
 
 def tokenizer_file(place: str) -> Path:
-    """Return where the tokenizer of a local store, whose place `store_place` gave, is written.
+    """Return where the tokenizer of a local store is written; `store_place` returned its place.
 
-    That of `x` goes to the same place as that of `x.lance`, as it always did, as long as there is no `x.lance`.
+    As in earlier versions, the tokenizer of `x` goes to the same place as that of `x.lance`, unless there is an `x.lance`.
     """
     other = f"{place}{_LANCE}"
     taken = os.path.lexists(other) or os.path.lexists(beside_place(other, "lock"))
@@ -235,10 +237,10 @@ def tokenizer_file(place: str) -> Path:
 
 
 def tokenizer_files(given: str) -> list[Path]:
-    """Return where the tokenizer of a local store may be kept, the likeliest first.
+    """Return where the tokenizer of a local store may be, the likeliest place first.
 
-    It may be that of another store: of `x` or `x.lance`. Earlier versions wrote it beside a link to the store. So whoever reads
-    one has to compare its digest.
+    A file may belong to another store, `x` or `x.lance`, and earlier versions wrote it beside a link to the store. So
+    readers must compare its digest.
 
     Args:
         given: The store, as `given_place` returns it.
@@ -254,26 +256,24 @@ def _absolute(path: str) -> Path:
     try:
         return Path(path).expanduser().absolute()
     except RuntimeError as error:
-        raise ConfigError(
-            f"{path!r} begins with the home of somebody who is unknown here: give the whole path."
-        ) from error
+        raise ConfigError(f"{path!r} begins with the home folder of an unknown user: give the whole path.") from error
     except OSError as error:
         raise ConfigError(
-            f"{path!r} is relative to a folder that is gone: give the whole path, or change to another folder."
+            f"{path!r} is relative to a working folder that no longer exists: give the whole path, or change the folder."
         ) from error
 
 
 def _decoded(path: str) -> str:
-    """Return what the path of a URI means; a file that has its very spelling is meant too."""
-    with suppress(OSError, ValueError):  # it is too long, or has what no path has
+    """Return the path of a URI decoded, or as it is if such a file exists."""
+    with suppress(OSError, ValueError):  # too long, or not a path
         if Path(path).exists():
             return path
-    # What is not UTF-8, as paths have it.
+    # Bytes that are not UTF-8 are kept, as in other paths.
     return unquote(path, errors="surrogateescape")
 
 
 def _check_links(given: str) -> None:
-    """Refuse a link, on the way or at the end, that leads back to itself or into a folder that is not there."""
+    """Check that no link in a path leads back to itself, or into a folder that does not exist."""
     path = Path(given)
     for place in (*reversed(path.parents), path):
         if not place.is_symlink() or place.exists():
@@ -283,6 +283,6 @@ def _check_links(given: str) -> None:
             raise ConfigError(f"{str(place)!r} is a link that leads back to itself: remove it, or give another place.")
         if not target.parent.is_dir():
             raise ConfigError(
-                f"{str(place)!r} is a link to {str(target)!r}, where nothing is: mount that disk, make its folder, or "
+                f"{str(place)!r} is a link to {str(target)!r}, which does not exist: mount that disk, create its folder, or "
                 "remove the link."
             )

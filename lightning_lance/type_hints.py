@@ -1,7 +1,7 @@
-"""What constructors say that they take, so that a value of another kind is named where they fail with words of their own.
+"""Checks of arguments against type annotations, with messages that name the argument.
 
-`type_mismatch` reads the annotations of anybody's constructor, for values of a configuration. `check_arguments` holds what
-was given in Python against the annotations of our own, which are exact.
+`type_mismatch` reads the annotations of any constructor, for values of a configuration. `check_arguments` checks arguments
+against the annotations of this package, which are exact.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from lightning_lance.errors import LARGEST, ConfigError, described
 from lightning_lance.messages.formatting import nearest
-from lightning_lance.messages.redaction import is_secret_name, redacted
+from lightning_lance.messages.redaction import is_secret_name
 
-# Kind of an annotation: what it takes, and in words. A bool is a number in Python, and a number may be meant as text: the
-# command line makes one of a commit that has digits only.
+# By annotation, the accepted types, and their name. A bool is a number in Python. A number may be meant as text: the command
+# line parses a commit hash of digits only as one.
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
     int: ((int,), "a whole number"),
@@ -36,60 +36,64 @@ _SAME = {list: Sequence, tuple: Sequence, Iterable: Sequence, dict: Mapping}
 
 
 def type_mismatch(target: Callable[..., Any], name: str, value: Any) -> str | None:
-    """Tell in words what an argument takes, if its annotation leaves no doubt that `value` is none of it.
+    """Return what an argument takes, in words, if its annotation clearly excludes `value`.
 
     Args:
         target: A class or function.
-        name: Of its argument.
-        value: A plain value, as a configuration holds it.
+        name: Name of its argument.
+        value: A plain value of a configuration.
 
     Returns:
-        Such as `a whole number or null`; None if the value may be right, or nobody can tell.
+        Such as `a whole number or null`; None if the value may be right.
     """
     try:
-        annotation = get_type_hints(target.__init__ if inspect.isclass(target) else target)[name]
+        annotation = _hints(target)[name]
         default = inspect.signature(target).parameters[name].default
-    # No such name; or an annotation that is for type checkers only, or for readers.
+    # There is no such argument, or its annotation cannot be evaluated.
     except (KeyError, NameError, TypeError, AttributeError, SyntaxError, ValueError):
         return None
-    if value is None and default is None:  # many leave it out of the annotation
+    if value is None and default is None:  # often not in the annotation
         return None
-    union = get_origin(annotation) in (Union, types.UnionType)
-    kinds = [get_origin(kind) or kind for kind in (get_args(annotation) if union else (annotation,))]
-    kinds = list(dict.fromkeys(_SAME.get(kind, kind) for kind in kinds))
+    parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    kinds: dict[Any, None] = {}
+    for part in parts:
+        kind = get_origin(part) or part
+        kinds[_SAME.get(kind, kind)] = None
     if any(kind not in _KINDS or isinstance(value, _KINDS[kind][0]) for kind in kinds):
         return None
-    # As 1e3, which is a float, is read.
+    # 1e3 is parsed as a float.
     if int in kinds and isinstance(value, float) and value.is_integer():
         return None
     return " or ".join(_KINDS[kind][1].format(value=value) for kind in kinds)
 
 
 def check_arguments(target: Callable[..., Any], given: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse arguments of another kind than a class or function of ours says that it takes.
+    """Check arguments against the annotations of a class or function of this package.
 
-    Whole numbers may be spelled as floats (1e6), and be of numpy; lists may be tuples and sets. What is annotated by a protocol
-    or by Any is not looked at.
+    Whole numbers may be written as floats (1e6), and be numpy's; lists may be tuples and sets. Arguments that are annotated
+    with a protocol or Any are not checked.
 
     Args:
         target: The class or function.
-        given: Arguments by name; those that the target does not name are not looked at.
-        prefix: Of their names in the message, such as `source.`.
+        given: Arguments by name. Names that the target does not have are not checked.
+        prefix: Prefix of their names in the message, such as `source.`.
 
     Raises:
-        ConfigError: Naming the first argument that is of another kind.
+        ConfigError: Naming the first argument of another type.
     """
     hints = _hints(target)
     for name, value in given.items():
         if name not in hints or _fits(value, hints[name]):
             continue
-        shown = (
-            f"of type {type(value).__name__}" if is_secret_name(name) or name == "storage_options" else described(value)
-        )
+        shown = described(value)
+        if is_secret_name(name) or name == "storage_options":
+            shown = f"of type {type(value).__name__}"
         if isinstance(value, str) and _takes_list(hints[name]):
             raise ConfigError(f"{prefix}{name} is the string {shown}: write a list, [{value[:100]}].")
-        bound = f", up to {LARGEST:,}" if is_number(value) and abs(value) > LARGEST else ""
-        raise ConfigError(f"{prefix}{name} is {shown}: expected {_in_words(hints[name])}{bound}{_hint(value)}.")
+        expected = _in_words(hints[name])
+        if is_number(value) and abs(value) > LARGEST:
+            expected += f", up to {LARGEST:,}"
+        raise ConfigError(f"{prefix}{name} is {shown}: expected {expected}{_hint(value)}.")
 
 
 def options_of(kind: type[_Options], name: str, given: Any) -> _Options:
@@ -97,11 +101,11 @@ def options_of(kind: type[_Options], name: str, given: Any) -> _Options:
 
     Args:
         kind: The dataclass of the group.
-        name: Of the argument.
+        name: Name of the argument.
         given: An object of `kind`, a mapping of its fields, or None for the defaults.
 
     Raises:
-        ConfigError: If it is anything else, names a field that there is not, or a value cannot be used.
+        ConfigError: If it is anything else, has an unknown field, or a value cannot be used.
     """
     if isinstance(given, kind):
         return given
@@ -112,7 +116,7 @@ def options_of(kind: type[_Options], name: str, given: Any) -> _Options:
         if key not in fields:
             near = nearest(str(key), fields)
             hint = f"did you mean {near!r}? " if near else ""
-            raise ConfigError(f"{name} has {key!r}: {hint}expected some of {', '.join(fields)}.")
+            raise ConfigError(f"{name} has the key {key!r}: {hint}expected some of {', '.join(fields)}.")
     return kind(**(given or {}))
 
 
@@ -139,16 +143,16 @@ def _fits(value: Any, kind: Any) -> bool:
         listed = isinstance(value, (Sequence, Set, KeysView, ValuesView)) and not isinstance(value, (str, bytes))
         return listed and all(_fits(part, inner[0]) for part in value)
     if origin is Mapping:
-        return isinstance(value, Mapping) and all(
-            _fits(key, inner[0]) and _fits(part, inner[1]) for key, part in value.items()
-        )
+        if not isinstance(value, Mapping):
+            return False
+        return all(_fits(key, inner[0]) and _fits(part, inner[1]) for key, part in value.items())
     if kind is None:
         return value is None
     return not _is_plain_class(kind) or isinstance(value, kind)
 
 
 def _is_bool(value: Any) -> bool:
-    import numpy as np  # in functions: what the command line says of its keys needs none
+    import numpy as np  # in functions: the command line checks its keys without numpy
 
     return isinstance(value, (bool, np.bool_))
 
@@ -166,10 +170,10 @@ def _is_text(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a number, of Python or numpy; a bool is none."""
+    """Return whether a value is a number, of Python or numpy; a bool is not."""
     import numpy as np
 
-    # numpy's float64 is a float; its bool and its complex numbers are no such numbers.
+    # numpy's float64 is a float. Its bool and its complex numbers are neither integers nor floats.
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
@@ -181,17 +185,18 @@ def _is_plain_class(kind: Any) -> bool:
 
 
 def _in_words(kind: Any) -> str:
-    """Describe in words what an annotation takes."""
-    origin, inner = get_origin(kind), get_args(kind)
+    """Return what an annotation takes, in words."""
+    origin = get_origin(kind)
+    inner = get_args(kind)
     if origin in (Union, types.UnionType):
         parts = dict.fromkeys(_in_words(part) for part in inner)
         return " or ".join(parts)
     if origin is Literal:
         return f"one of {', '.join(inner)}"
     if origin is Sequence:
-        return f"a list, each of it {_in_words(inner[0])}"
+        return f"a list, each item {_in_words(inner[0])}"
     if origin is Mapping:
-        return f"a mapping of names, each to {_in_words(inner[1])}"
+        return f"a mapping of names, each value {_in_words(inner[1])}"
     words = {
         int: "a whole number",
         float: "a number",
@@ -217,7 +222,7 @@ def _hint(value: Any) -> str:
 
 
 def as_text(value: Any) -> Any:
-    """Give a path, or a number that the command line made of a name with digits only, as text; the rest as it is."""
+    """Return a path as text, and a number too, since the command line parses names of digits as numbers; others as they are."""
     if isinstance(value, Path):
         return os.fspath(value)
     import numpy as np
@@ -227,7 +232,7 @@ def as_text(value: Any) -> Any:
     return value
 
 
-# What people have at hand in place of what is expected, by the library that it is of.
+# Cures for objects of other libraries, given in place of a tokenizer or a source.
 _SAVED_TOKENIZER = {
     "tokenizers": "save it, as in tokenizer.save('tokenizer.json'), and use TokenizerFile('tokenizer.json')",
     "transformers": (
@@ -251,7 +256,7 @@ def check_source(value: Any) -> None:
     """Check that a value can be a source.
 
     Raises:
-        ConfigError: Saying what it is, and what to write.
+        ConfigError: Naming its type, and what to write instead.
     """
     if _is_object_with(value, _SOURCE_METHODS):
         return
@@ -272,7 +277,7 @@ def check_tokenizer(value: Any) -> None:
     """Check that a value can be a choice of a tokenizer.
 
     Raises:
-        ConfigError: Saying what it is, and what to write.
+        ConfigError: Naming its type, and what to write instead.
     """
     if _is_object_with(value, _TOKENIZER_METHODS):
         return
@@ -305,10 +310,10 @@ def not_a_corpus(name: str, value: Any) -> ConfigError:
 
 
 def check_no_loaded_tokenizer(name: str, value: Any) -> None:
-    """Check that a value is not an object or class of a tokenizer library, which no fingerprint can name.
+    """Check that a value is not an object or class of a tokenizer library, which has no stable fingerprint.
 
     Raises:
-        ConfigError: Saying how to save it.
+        ConfigError: Naming how to save it.
     """
     found = _libraries(value) & _SAVED_TOKENIZER.keys()
     if not found:
@@ -366,7 +371,7 @@ def _libraries(value: Any) -> set[str]:
 
 
 def _hint_for(value: Any, methods: Sequence[str] | None) -> str:
-    """Return how to make an object of a class or function; nothing for a class whose objects would not do."""
+    """Return how to make an object of a class or function; nothing for a class whose objects are not accepted."""
     if isinstance(value, type) and (not methods or not all(hasattr(value, method) for method in methods)):
         return ""
     return _hint(value)
@@ -376,15 +381,12 @@ def _of_wrong_kind(name: str, value: Any, cure: str) -> ConfigError:
     # Some libraries' objects are dicts, which would be shown whole.
     library = _libraries(value) - {"builtins", "abc", "typing", "collections"}
     plain = inspect.isclass(value) or inspect.isroutine(value) or not library
-    shown = described(value) if plain or isinstance(value, Path) else _type_of(value)
+    shown = f"of type {type(value).__module__.partition('.')[0]}.{type(value).__name__}"
+    if plain or isinstance(value, Path):
+        shown = described(value)
     return ConfigError(f"{name} is {shown}: {cure}.")
 
 
-def _type_of(value: Any) -> str:
-    return f"of type {type(value).__module__.partition('.')[0]}.{type(value).__name__}"
-
-
 def _shown(value: str | Path) -> str:
-    """Return a path or name as it is spelled in Python, without its secrets."""
-    shown = redacted(repr(os.fspath(value)))
-    return shown if len(shown) <= 100 else f"{shown[:100]}..."
+    """Return a path or name as a Python literal, without its secrets."""
+    return described(os.fspath(value))

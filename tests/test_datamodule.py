@@ -183,7 +183,7 @@ def test_setup_refuses_what_is_not_committed_or_not_complete(tmp_path: Path):
     ):
         make_data(tmp_path).setup("fit")
     make_data(tmp_path, max_documents=5).prepare_data()
-    with pytest.raises(StoreError, match=r"is unfinished .* it continues"):
+    with pytest.raises(StoreError, match=r"is unfinished .* again to continue it"):
         make_data(tmp_path, max_documents=9).setup("fit")
     with pytest.raises(StoreError, match="is not open yet"):
         _ = make_data(tmp_path).store
@@ -212,7 +212,7 @@ def test_no_validation_documents_is_a_warning(tmp_path: Path, caplog: pytest.Log
     with pytest.warns(UserWarning, match="Total length of `list` across ranks is zero"):
         make_trainer(tmp_path, max_steps=1).fit(model, datamodule=make_data(tmp_path, val_fraction=0.0))
     assert len(model.seen["train"]) == 1
-    assert "The store has no validation window of 32 + 1 tokens" in caplog.text
+    assert "The store has too few validation windows of 32 + 1 tokens" in caplog.text
 
 
 def test_a_checkpoint_tags_its_version_so_that_no_clean_up_removes_it(tmp_path: Path):
@@ -590,9 +590,9 @@ def test_a_resume_on_a_store_that_has_grown_says_what_it_trains_on(tmp_path: Pat
     first = make_trainer(tmp_path, max_steps=3, limit_val_batches=0)
     first.fit(Recorder(), datamodule=make_data(tmp_path, max_documents=30))
     first.save_checkpoint(tmp_path / "x.ckpt")
-    assert "The run goes on" not in caplog.text
+    assert "The run continues" not in caplog.text
     make_trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(
         Recorder(), datamodule=make_data(tmp_path), ckpt_path=tmp_path / "x.ckpt"
     )
-    assert "The run goes on with the 6,030 tokens of its checkpoint; 8,040 tokens are in " in caplog.text
-    assert "by now: data.extend=next_epoch adopts the others." in caplog.text
+    assert "The run continues with the 6,030 tokens of its checkpoint; " in caplog.text
+    assert " now has 8,040 tokens: data.extend=next_epoch adopts the others." in caplog.text

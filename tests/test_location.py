@@ -85,17 +85,17 @@ def test_a_file_that_has_the_very_spelling_of_a_uri_is_meant(folder: Path):
     [
         ("loop", "is a link that leads back to itself"),
         ("loop/x.lance", "is a link that leads back to itself"),
-        ("unmounted", "where nothing is: mount that disk"),
-        ("unmounted/x.lance", "where nothing is: mount that disk"),
+        ("unmounted", "which does not exist: mount that disk"),
+        ("unmounted/x.lance", "which does not exist: mount that disk"),
         ("", "is empty: expected a place"),
         (7, "is 7: expected a place"),
-        ("a\0b", "a path has no NUL characters"),
-        ("file:///data/a%00b", "a path has no NUL characters"),
+        ("a\0b", "a path cannot contain NUL characters"),
+        ("file:///data/a%00b", "a path cannot contain NUL characters"),
         (f"file:///data/{'a' * 300}", "each name in it up to 255"),
         (f"file:///{'a/' * 2500}", "a path has up to 4,095 bytes"),
-        ("a\ud800b", "a path has no halves of surrogate pairs"),
-        ("~nobody-of-this-name/x", "somebody who is unknown here"),
-        ("s3://", "which names nothing: expected such as s3://bucket/x.lance"),
+        ("a\ud800b", "a path cannot contain lone surrogates"),
+        ("~nobody-of-this-name/x", "the home folder of an unknown user"),
+        ("s3://", "which has no bucket: expected a place such as s3://bucket/x.lance"),
         (str(Path("s3://bucket/x.lance")), "with one slash where a URL has two, as pathlib writes it"),
     ],
 )
@@ -110,7 +110,7 @@ def test_a_folder_that_is_gone_is_told(folder: Path):
     (folder / "gone").mkdir()
     os.chdir("gone")
     (folder / "gone").rmdir()
-    with pytest.raises(ConfigError, match="relative to a folder that is gone"):
+    with pytest.raises(ConfigError, match="relative to a working folder that no longer exists"):
         store_place("x.lance")
     assert store_place("/x.lance") == "/x.lance"
 
@@ -227,7 +227,7 @@ def test_a_tokenizer_of_the_user_is_not_overwritten(folder: Path):
     # Spelled as other programs do; and as a build does.
     mine.write_text(json.dumps(json.loads(made), indent=2))
     with pytest.raises(
-        ConfigError, match=r"x\.tokenizer\.json', where the tokenizer of the store goes, is there already"
+        ConfigError, match=r"x\.tokenizer\.json', where the tokenizer of the store goes, exists already"
     ):
         prepare(SOURCE, TrainedBPE(270), "data/x.lance", val_fraction=0.0)
     assert mine.read_text() == json.dumps(json.loads(made), indent=2)

@@ -46,16 +46,16 @@ class Build:
         source: Where the documents come from.
         plan: What is stored, and where.
         budget: When it ends.
-        version: Version of the store that it goes on from, 0 if there is none.
-        commit: The note of that version.
-        storage_options: Credentials and such for an object store.
+        version: Version of the store to continue from; 0 if there is none.
+        commit: Metadata of that version.
+        storage_options: Credentials and the like for an object store.
         durable: Whether each commit of a local store is forced onto the disk.
 
     Attributes:
-        committed: The note of the last commit, None before the first.
+        committed: Metadata of the last commit; None before the first.
 
     Raises:
-        SourceError: If the source cannot be opened, or is not the one that the store was begun with.
+        SourceError: If the source cannot be opened, or has other files than when the store was begun.
     """
 
     def __init__(
@@ -68,16 +68,19 @@ class Build:
         storage_options: Mapping[str, str] | None,
         durable: bool = True,
     ) -> None:
-        self._source, self._plan, self._budget, self._storage_options = source, plan, budget, storage_options
+        self._source = source
+        self._plan = plan
+        self._budget = budget
+        self._storage_options = storage_options
         self._durable = durable
         self._opened: OpenedSource = source.open(commit.pin if commit else None)
         shards = xxhash.xxh3_64_hexdigest("\0".join(self._opened.shards).encode())
-        # The fingerprint of a source that hashes its files has told already that they are the same, wherever they lie by now.
+        # Where hashes of the files are in the fingerprint, the files are the same, even if they were moved.
         hashes_files = "files" in plan.recipe["source"]
         if commit is not None and commit.shards != shards and not hashes_files:
             raise SourceError(
-                f"The files of source {source.name!r} are not those that the store {plan.uri!r} was begun with: bring them "
-                "back, or remove the store to build it anew."
+                f"Source {source.name!r} has other files than when the store {plan.uri!r} was begun: restore them, or remove "
+                "the store to build it again."
             )
         tokenizer = plan.tokenizer
         self._first = commit or CommitMetadata(
@@ -89,7 +92,8 @@ class Build:
             tokenizer.eos_id,
             tokenizer.vocab_size,
         )
-        self._version, self.committed = version, commit
+        self._version = version
+        self.committed = commit
         self._val_fraction = float(plan.recipe["val_fraction"])
         self._dedup = source.dedup == "exact"
         self._packer = Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), source.metadata, self._dedup)
@@ -97,7 +101,7 @@ class Build:
         self._rows: RowWriter | None = None
 
     def close(self) -> None:
-        """Leave behind nothing that is not committed."""
+        """Remove the rows that are not committed."""
         if self._rows is not None:
             self._rows.abandon()
             self._rows = None
@@ -106,13 +110,12 @@ class Build:
         """Read until the budget is met or the source ends.
 
         Args:
-            turn: Is told the progress, and tells whether another process has taken over.
+            turn: Publishes the progress, and knows whether another process has taken over.
             commit_tokens: Tokens per commit; None for a fragment that is never merged.
-            commit_seconds: Longest time between two commits, whether documents were kept or not: what is read twice after a
-                kill.
+            commit_seconds: Longest time between two commits, even if no document was kept: the work that a kill costs.
 
         Raises:
-            CommitConflict: If another process has committed meanwhile, or has taken over.
+            CommitConflict: If another process has committed, or has taken over.
             SourceError: If the source cannot be read, or has no documents.
         """
         for level, remark in self._opened.trouble.remarks:
@@ -120,9 +123,10 @@ class Build:
         # Before anything is written here; not in `__init__`, after which a store may be replaced.
         self._take_over()
         self._keep_tokenizer()
-        plan, first = self._plan, self._first
+        plan = self._plan
+        first = self._first
         num_shards = len(self._opened.shards)
-        # What is stored is what is committed: the hashes are read from the store, so they can be no other than its documents'.
+        # From the store itself, so they are exactly the hashes of its committed documents.
         hashes = stored_hashes(plan.uri, self._storage_options) if self._dedup else None
         ledger = Ledger(first, self._budget, self._opened.shards, self._source.wanted, hashes)
         unit = ledger.next_unit()
@@ -140,7 +144,8 @@ class Build:
         if commit_tokens is None:
             commit_tokens = FULL_BYTES // token_dtype(plan.tokenizer.vocab_size).itemsize
         space = DiskSpaceCheck(plan, self._budget, self._opened)
-        asked, last = first, time.monotonic()
+        last_commit = first
+        last_time = time.monotonic()
         with (
             closing(batches),
             ThreadPoolExecutor(1, thread_name_prefix="commit") as commits,
@@ -154,7 +159,7 @@ class Build:
                     self._check_first_shard(ledger)
                 else:
                     self._add(ledger, shard, batch)
-                    del batch  # it may be large, and the next one takes its time
+                    del batch  # it may be large, and reading the next one takes time
                 now = ledger.commit
                 space.look(now, self.committed)
                 share = self._budget.share(now, num_shards)
@@ -164,11 +169,12 @@ class Build:
                     raise CommitConflict(f"Another process has taken over the build of {self._plan.uri!r}.")
                 if ledger.met:
                     break
-                # By the clock also where nothing was kept: the cursor has moved, and that was work.
-                late = now != asked and time.monotonic() - last > commit_seconds
+                # Even if no document was kept, the cursor has moved, and reading again would cost that work.
+                late = now != last_commit and time.monotonic() - last_time > commit_seconds
                 if late or self._packer.num_tokens >= commit_tokens:
                     self._commit_rows(commits, now)
-                    asked, last = now, time.monotonic()
+                    last_commit = now
+                    last_time = time.monotonic()
                     progress.committed(share, now.documents, now.tokens)
             else:
                 self._check_not_empty(ledger)
@@ -184,28 +190,29 @@ class Build:
             self._check_found(ledger)
 
     def _take_over(self) -> None:
-        """Begin without what killed builders left, before as much is written again."""
-        uri, options = self._plan.uri, self._storage_options
+        """Remove the files that killed builders left, before as many are written again."""
+        uri = self._plan.uri
+        options = self._storage_options
         check_no_links(uri)
-        left = find_orphans(uri, options)
-        if left and self._version:
-            self._version = fence_stale_builders(uri, self._version, left, options, self._durable)
-        elif left:
-            # A version without rows: so nobody can make the first one any more out of what goes.
+        orphans = find_orphans(uri, options)
+        if orphans and self._version:
+            self._version = fence_stale_builders(uri, self._version, orphans, options, self._durable)
+        elif orphans:
+            # A first version without rows: a builder that was only stopped can no longer commit these files as the first one.
             nothing = PendingFragments(None, self._packer.schema, [], {})
             self._version = append_commit(uri, nothing, self._first, options, self._durable)
             self.committed = self._first
-            clean_up(uri, options, left)
+            clean_up(uri, options, orphans)
 
     def _keep_tokenizer(self) -> None:
-        """Write the tokenizer beside a local store; one that an earlier version spelled otherwise stays as it is."""
+        """Write the tokenizer beside a local store. Keep the file of an earlier version, which has another digest."""
         file = self._plan.tokenizer_file
-        spelled_so = self._first.recipe.get("tokenizer") == self._plan.tokenizer.digest
-        if file is not None and (spelled_so or not file.exists()):
+        same_digest = self._first.recipe.get("tokenizer") == self._plan.tokenizer.digest
+        if file is not None and (same_digest or not file.exists()):
             keep_tokenizer(self._plan)
 
     def _write(self, rows: Sequence[pa.RecordBatch]) -> None:
-        """Give rows to the data file of the next commit."""
+        """Write rows to the data file of the next commit."""
         plan = self._plan
         try:
             for batch in rows:
@@ -216,71 +223,80 @@ class Build:
                     )
                 self._rows.put(batch)
         except (StoreError, ValueError, OSError):
-            self._check_alone()
+            self._check_no_other_builder()
             raise
 
-    def _check_alone(self) -> None:
-        """If another has gone on meanwhile, and removed what was being read, it is that which went wrong."""
+    def _check_no_other_builder(self) -> None:
+        """Raise CommitConflict if another builder has committed: its clean-up is then the cause of an error here."""
         version, now = last_version(self._plan.uri, self._storage_options)
-        # By the note: what this builder has merged has the same.
+        # Metadata and not versions are compared: a merge by this builder makes a new version with the same metadata.
         if now != self.committed:
             raise conflict(self._plan.uri, self._version, version)
 
     def _commit_rows(self, commits: ThreadPoolExecutor, commit: CommitMetadata, final: bool = False) -> None:
         """Commit all rows and their metadata. Not in this thread, which may be interrupted."""
         self._write(self._packer.flush())
+        uri = self._plan.uri
+        options = self._storage_options
         rows = self._rows
-        uri, options, version = self._plan.uri, self._storage_options, self._version
 
         def append() -> None:
             written: PendingFragments | None = None
             try:
-                written = (rows or RowWriter(uri, version, commit.fingerprint, self._packer.schema, options)).close()
+                # A commit without rows moves the cursor.
+                writer = rows or RowWriter(uri, self._version, commit.fingerprint, self._packer.schema, options)
+                written = writer.close()
                 if final:
                     self._version = commit_final(uri, written, commit, options, durable=self._durable)
                 else:
                     self._version = append_commit(uri, written, commit, options, self._durable)
-                self.committed, written = commit, None
+                self.committed = commit
+                written = None
                 if not final:
                     self._version = compact(uri, self._version, options, durable=self._durable)
             except BaseException as error:
                 if written is not None:
                     forget_written(uri, written, options)
-                # What the disk has not taken is this builder's own, though it does not count as made.
+                # After NotForcedError the newest version is this builder's own, and not a conflict.
                 if isinstance(error, (StoreError, ValueError, OSError)) and not isinstance(error, NotForcedError):
-                    self._check_alone()
+                    self._check_no_other_builder()
                 raise
 
         commits.submit(append).result()
         self._rows = None
 
-    def _add(self, ledger: Ledger, shard: int, made: EncodedBatch) -> None:
-        """Fold a batch into the ledger, and pack the documents that are to be stored."""
-        result = made.result(shard)
+    def _add(self, ledger: Ledger, shard: int, batch: EncodedBatch) -> None:
+        """Fold a batch into the ledger, and pack the documents to store."""
+        result = batch.result(shard)
         folded = ledger.fold(result)
         if self._dedup and folded.forgotten.any():
             self._packer.forget(np.asarray(result.documents.column("hash"))[folded.forgotten])
-        self._pack(made, result, folded)
+        self._pack(batch, result, folded)
 
-    def _pack(self, made: EncodedBatch, result: UnitResult, folded: Folded) -> None:
+    def _pack(self, batch: EncodedBatch, result: UnitResult, folded: Folded) -> None:
         stored = folded.stored
         count = int(np.count_nonzero(stored))
         if not count:
             return
-        ids, offsets = made.encoded.ids, made.encoded.offsets
+        ids, offsets = batch.encoded
         if stored[:count].all():
-            # The first ones, up to the budget: without a copy.
-            ids, offsets = ids[: offsets[count]], offsets[: count + 1]
-            texts, described = made.documents.slice(0, count), result.documents.slice(0, count)
+            # All up to the end of the budget: slices, without a copy.
+            ids = ids[: offsets[count]]
+            offsets = offsets[: count + 1]
+            texts = batch.documents.slice(0, count)
+            described = result.documents.slice(0, count)
         else:
             lengths = np.diff(offsets)
-            ids, offsets = ids[np.repeat(stored, lengths)], np.append(0, np.cumsum(lengths[stored]))
-            texts, described = (table.filter(pa.array(stored)) for table in (made.documents, result.documents))
+            ids = ids[np.repeat(stored, lengths)]
+            offsets = np.append(0, np.cumsum(lengths[stored]))
+            texts = batch.documents.filter(pa.array(stored))
+            described = result.documents.filter(pa.array(stored))
         self._write(self._packer.add(ids, offsets, splits_of(texts, self._val_fraction), described))
 
     def _check_first_shard(self, ledger: Ledger) -> None:
-        """Tell early that a language may be misspelt, or is rare: the corpus may be a terabyte."""
-        shards, missing = len(self._opened.shards), ledger.missing
+        """Warn early that a language may be misspelled, or is rare: the corpus may be a terabyte."""
+        shards = len(self._opened.shards)
+        missing = ledger.missing
         if ledger.commit.shard != 1 or not missing or shards == 1:
             return
         present = self._opened.present_languages()
@@ -289,19 +305,23 @@ class Build:
         # Where folders are languages, those of other shards are known.
         missing = [language for language in missing if language not in present]
         if missing:
-            named = ", ".join(language for language in present if language)
-            there = f"it has {named}" if named else "its documents name no language"
-            _log.warning("The first of %d shards has no document of %s; %s.", shards, ", ".join(missing), there)
+            named = ", ".join(filter(None, present))
+            found = f"it has {named}" if named else "its documents name no language"
+            _log.warning("The first of %d shards has no document of %s; %s.", shards, ", ".join(missing), found)
 
     def _check_found(self, ledger: Ledger) -> None:
-        if missing := ledger.missing:
+        """Raise ConfigError if a wanted language was not found."""
+        missing = ledger.missing
+        if missing:
             known = {*self._opened.present_languages(), *ledger.commit.languages} - {*missing}
             check_languages(missing, sorted(known), f"Source {self._source.name!r}")
 
     def _check_not_empty(self, ledger: Ledger) -> None:
         if not ledger.commit.documents:
             self._check_found(ledger)
-            named = {"blank": "blank (nothing but white space)"}
-            skipped = [f"{count} {named.get(why, why)}" for why, count in ledger.commit.skipped.items()] or ["none"]
-            what = f"Source {self._source.name!r} gave no documents (skipped: {', '.join(skipped)})"
-            raise SourceError(f"{what}: check what it reads and what it filters.")
+            reasons = {"blank": "blank (only white space)"}
+            counts = [f"{count} {reasons.get(why, why)}" for why, count in ledger.commit.skipped.items()]
+            skipped = ", ".join(counts) or "none"
+            raise SourceError(
+                f"Source {self._source.name!r} gave no documents (skipped: {skipped}): check its files and filters."
+            )

@@ -1,4 +1,4 @@
-"""Whose turn it is to build a store: one process builds, those that ask for the same store meanwhile wait for it."""
+"""Which process builds a store: one does, and the others that ask for the same store wait for it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lightning_lance.process.locks import POLL_SECONDS, Lease
 
 _log = logger(__name__)
 
-# Between two lines of a process that waits.
-_TELL_SECONDS = 10.0
-# How much longer than a commit may take those wait who can only see commits: the time of reading on and of writing.
+# Between two log lines of a waiting process.
+_LOG_SECONDS = 10.0
+# A process that only sees commits waits this much longer than their interval: for reading and writing.
 COMMIT_MARGIN_SECONDS = 30.0
 
 
@@ -33,53 +33,56 @@ class BuildCoordinator(Protocol):
         """Whether another process has taken over from this one."""
 
     def wait(self, commit: CommitMetadata | None) -> None:
-        """Try to become the builder; if another one is, tell its progress, and wait a moment.
+        """Try to become the builder; if another process is, log its progress and wait a moment.
 
         Args:
             commit: The last commit of the store.
 
         Raises:
-            SourceError: If the builder that was waited for failed because of the source.
-            StoreError: If it failed for another cause.
+            SourceError: If that builder failed because of the source.
+            StoreError: If it failed for another reason.
         """
 
     def finishing(self) -> bool:
-        """Wait a moment if another process has stored all and still tidies up, and tell whether it did so."""
+        """Wait a moment if another process has made the last commit and still cleans up. Return whether it does."""
 
     def progress(self, documents: int, tokens: int, share: float) -> None:
-        """Tell those who wait how far this build is."""
+        """Publish the progress of this build to waiting processes."""
 
     def conflict(self) -> None:
-        """Another process has committed, so what this one has packed is not needed."""
+        """Stop being the builder if another process has taken over, after a commit that conflicted with another."""
 
     def failed(self, error: BaseException) -> None:
-        """Tell those who wait why the build failed."""
+        """Publish to waiting processes why the build failed."""
 
     def __enter__(self) -> BuildCoordinator: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Leave it to others."""
+        """Let another process build."""
 
 
 class LeaseTurn:
-    """The turn by a lease, for stores in folders, shared ones too; with a status file. See `BuildCoordinator`.
+    """The turn by a lease and a status file, for stores in folders, also on shared disks. See `BuildCoordinator`.
 
     Args:
         uri: The store.
-        fingerprint: Of what is built.
-        lock_file: Of the lease.
-        status_file: Who builds, and how far it is.
+        fingerprint: Fingerprint of the corpus.
+        lock_file: File of the lease.
+        status_file: Where the builder publishes its name and progress.
     """
 
     def __init__(self, uri: str, fingerprint: str, lock_file: Path, status_file: Path) -> None:
-        self._uri, self._fingerprint, self._status_file = uri, fingerprint, status_file
+        self._uri = uri
+        self._fingerprint = fingerprint
+        self._status_file = status_file
         self._lock_file = lock_file
         self._lease: Lease | None = None
         self._status: StatusFile | None = None
-        self._told, self._next = False, 0.0
-        # A failure from before is no reason not to try.
+        self._logged_builder = False
+        self._next_log = 0.0
+        # An earlier failure does not keep this process from trying.
         self._before = read_status(status_file)
         self.mine = False
 
@@ -97,17 +100,20 @@ class LeaseTurn:
                 self._lease.release()
             raise failure_of(status, self._uri)
         if taken:
-            # Before it has packed anything, it tells those who wait what is there.
-            done = (0, 0) if commit is None else (commit.documents, commit.tokens)
-            self._status = StatusFile(self._status_file, self._fingerprint, *done)
+            # Published before anything is packed, so that waiting processes see what is committed.
+            documents = 0 if commit is None else commit.documents
+            tokens = 0 if commit is None else commit.tokens
+            self._status = StatusFile(self._status_file, self._fingerprint, documents, tokens)
             self._status.begin()
             self.mine = True
             return
         now = time.monotonic()
-        # A builder that has just begun has not yet written who it is.
-        self._next = self._next or now + (0 if status else 4 * POLL_SECONDS)
-        if now >= self._next or (status and not self._told):
-            self._told, self._next = True, now + _TELL_SECONDS
+        if not self._next_log and not status:
+            # A builder that has just begun has not written its name yet.
+            self._next_log = now + 4 * POLL_SECONDS
+        if now >= self._next_log or (status and not self._logged_builder):
+            self._logged_builder = True
+            self._next_log = now + _LOG_SECONDS
             _log.warning("Another process builds %s; waiting for it (%s).", self._uri, status or self._lock_file)
         time.sleep(POLL_SECONDS)
 
@@ -119,10 +125,10 @@ class LeaseTurn:
             return False
         self._lease = self._lease or Lease(self._lock_file)
         try:
-            if self._lease.take():  # it has died
+            if self._lease.take():  # the builder has died
                 self._lease.release()
                 return False
-        except StoreError:  # who may only read waits for nobody
+        except StoreError:  # without write access there is no lease to wait for
             return False
         time.sleep(POLL_SECONDS)
         return True
@@ -137,7 +143,7 @@ class LeaseTurn:
 
     def conflict(self) -> None:
         if self.lost:
-            _log.warning("Another process has taken over the build of %s, while this one stood still.", self._uri)
+            _log.warning("Another process has taken over the build of %s, while this process was stalled.", self._uri)
             self._leave()
 
     def failed(self, error: BaseException) -> None:
@@ -149,7 +155,8 @@ class LeaseTurn:
             self._status.remove()
         if self._lease is not None:
             self._lease.release()
-        self.mine, self._status = False, None
+        self.mine = False
+        self._status = None
 
     def __enter__(self) -> LeaseTurn:
         return self
@@ -161,19 +168,22 @@ class LeaseTurn:
 
 
 class CommitTurn:
-    """The turn by commits, for stores in buckets, which have no leases: whoever loses a commit waits. See `BuildCoordinator`.
+    """The turn by commits, for stores in buckets, which have no leases: a process whose commit conflicts waits.
+
+    See `BuildCoordinator`.
 
     Args:
         uri: The store.
-        patience: Seconds without a commit after which the builder is taken for dead.
+        patience: Seconds without a commit after which the builder is considered dead.
     """
 
     def __init__(self, uri: str, patience: float) -> None:
-        self._uri, self._patience = uri, patience
+        self._uri = uri
+        self._patience = patience
         self._seen: CommitMetadata | None = None
-        # When the store last grew, on this machine's clock, as far as this process saw; None before it lost a commit.
+        # When this process last saw the store grow, by its own clock; None before its first conflict.
         self._since: float | None = None
-        self._told: float | None = None
+        self._last_log: float | None = None
         self.mine = False
 
     @property
@@ -186,14 +196,13 @@ class CommitTurn:
             self.mine = True
             return
         if commit != self._seen:
-            self._seen, self._since = commit, now
-        if self._told is None or now - self._told > _TELL_SECONDS:
-            self._told = now
-            done = (
-                "nothing yet"
-                if commit is None
-                else f"{pluralize(commit.documents, 'document')}, {format_tokens(commit.tokens)}"
-            )
+            self._seen = commit
+            self._since = now
+        if self._last_log is None or now - self._last_log > _LOG_SECONDS:
+            self._last_log = now
+            done = "nothing yet"
+            if commit is not None:
+                done = f"{pluralize(commit.documents, 'document')}, {format_tokens(commit.tokens)}"
             _log.warning("Another process builds %s; waiting for it (committed: %s).", self._uri, done)
         time.sleep(POLL_SECONDS)
 
@@ -203,7 +212,10 @@ class CommitTurn:
     def progress(self, documents: int, tokens: int, share: float) -> None: ...
 
     def conflict(self) -> None:
-        self.mine, self._seen, self._since, self._told = False, None, time.monotonic(), None
+        self.mine = False
+        self._seen = None
+        self._since = time.monotonic()
+        self._last_log = None
 
     def failed(self, error: BaseException) -> None: ...
 

@@ -1,8 +1,7 @@
-"""Whether there is room on disk for what a build is asked for, told before it is filled."""
+"""A check, before the disk is full, that a build fits on it."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 from pathlib import Path
 
@@ -17,20 +16,20 @@ from lightning_lance.tokenization.tokenizer import token_dtype
 
 _log = logger(__name__)
 
-# What a store needs besides its tokens: where documents begin and what is known of them, manifests, padding.
-_BESIDES = 1.1
+# A store's size by that of its tokens: it also holds the documents' offsets and metadata, manifests, and padding.
+_OVERHEAD = 1.1
 
 
 def expected_tokens(budget: Budget, seen: CommitMetadata, num_bytes: int | None, num_shards: int) -> float | None:
-    """Estimate the tokens of the whole store; None if nothing tells yet.
+    """Estimate the tokens of the whole store; None if there is no estimate yet.
 
-    Whatever ends the reading first counts: the budget in tokens; that in documents, at the mean length so far; the size of
-    the source, at the tokens per byte so far; or, between two shards, all shards at the tokens of those that are done.
+    The lowest of these bounds counts: the budget in tokens; the budget in documents, at the mean length so far; the size of
+    the source, at the tokens per byte so far, or between two shards, the number of shards, at the tokens per shard so far.
 
     Args:
-        budget: What is asked for.
-        seen: What is read, up to now.
-        num_bytes: Bytes of text in the source, if it knows.
+        budget: How much to store.
+        seen: What has been read so far.
+        num_bytes: Bytes of text in the source, if known.
         num_shards: Shards of the source.
     """
     bounds: list[float] = []
@@ -46,70 +45,82 @@ def expected_tokens(budget: Budget, seen: CommitMetadata, num_bytes: int | None,
 
 
 def merging_bytes(new: float, loose: float) -> float:
-    """Give the room that merging needs for a while: what is merged is there twice until it is committed.
+    """Return the bytes that merging needs for a while: merged fragments exist twice until the merge is committed.
 
     Args:
         new: Bytes that the build adds.
-        loose: Bytes of fragments before them that are merged with them.
+        loose: Bytes of earlier fragments that are merged with them.
     """
-    # Never as much as two full fragments; in a build that nothing disturbs, one and the commit that fills it.
+    # Never as much as two full fragments. An undisturbed build needs one, and the commit that fills it.
     return min(new + loose, 2 * FULL_BYTES)
 
 
 class DiskSpaceCheck:
-    """Looks once, as soon as it can be told, whether a build fits; reads nothing of the source for it.
+    """Checks once, as soon as there is an estimate, that a build fits. Reads nothing of the source for it.
 
     Args:
-        plan: What is built.
+        plan: What is stored, and where.
         budget: How much of it.
         opened: The source.
     """
 
     def __init__(self, plan: Plan, budget: Budget, opened: OpenedSource) -> None:
-        self._plan, self._budget = plan, budget
-        self._num_bytes, self._num_shards = opened.num_bytes, len(opened.shards)
-        self._told = self._asked_to_wait = "://" in plan.uri  # a bucket has no end
+        self._plan = plan
+        self._budget = budget
+        self._num_bytes = opened.num_bytes
+        self._num_shards = len(opened.shards)
+        self._done = "://" in plan.uri  # a bucket has no end
+        self._announced = False
 
     def look(self, seen: CommitMetadata, stored: CommitMetadata | None) -> None:
-        """Tell what the build needs and what is free, the first time that it can be told; until then, when it can be.
+        """Log once what the build needs and how much disk space is free; before there is an estimate, when there will be.
 
         Args:
-            seen: What is read, stored or not.
-            stored: The last commit, of this build or of one before, if there is one.
+            seen: What has been read, committed or not.
+            stored: The last commit, of this build or an earlier one, if there is one.
 
         Raises:
-            ConfigError: If it cannot fit.
+            ConfigError: If the store cannot fit.
         """
-        if self._told:
+        if self._done:
             return
         tokens = expected_tokens(self._budget, seen, self._num_bytes, self._num_shards)
-        if tokens is None and self._asked_to_wait:
+        if tokens is None and self._announced:
             return
-        folder = next(place for place in Path(self._plan.uri).absolute().parents if place.is_dir())
+        uri = self._plan.uri
+        folder = next(place for place in Path(uri).absolute().parents if place.is_dir())
         free = shutil.disk_usage(folder).free
-        room = f"{format_bytes(free)} are free in {str(folder)!r}"
+        space = f"{format_bytes(free)} are free in {str(folder)!r}"
         if tokens is None:
-            self._asked_to_wait = True
-            first = f"after the first of {self._num_shards:,} shards" if not seen.shard else "at the end of a shard"
-            when = "when all is read" if self._num_shards == 1 else first
-            _log.info("What the store %r needs is known %s, and %s.", self._plan.uri, when, room)
+            self._announced = True
+            _log.info("The size of the store %r can be estimated %s; %s.", uri, self._when_known(seen), space)
             return
-        self._told = True
+        self._done = True
         width = token_dtype(self._plan.tokenizer.vocab_size).itemsize
-        # What is free now is what is left after the commits up to now.
-        has = stored.tokens if stored is not None else 0
-        least = max(tokens - has, 0) * width
-        more, all_of_it = (" more than it has by now", " in all") if has else ("", "")
-        needed = least * _BESIDES
-        merging = merging_bytes(needed, uncompacted_bytes(self._plan.uri))
-        what = (
-            f"{self._plan.uri!r} needs about {format_bytes(needed)}{more} ({format_tokens(tokens)} of {width} bytes"
-            f"{all_of_it}), and {room}; while it is merged, up to {format_bytes(merging)} more are needed"
-        )
-        cure = "lower max_tokens or max_documents, make room, or give a data_dir (or uri) on a larger disk"
-        # A number that was asked for is certain, one that was worked out from a part of the source is not, and how much is
-        # merged depends on the commits: a build of a minute is one, and has nothing to merge.
-        if least > (free if tokens == self._budget.max_tokens else 2 * free):
+        # Committed tokens already take their space.
+        committed = stored.tokens if stored is not None else 0
+        least = max(tokens - committed, 0) * width
+        needed = least * _OVERHEAD
+        merging = merging_bytes(needed, uncompacted_bytes(uri))
+        size = f"{format_tokens(tokens)} of {width} bytes"
+        amount = f"{format_bytes(needed)} ({size})"
+        if committed:
+            amount = f"{format_bytes(needed)} more than it has now ({size} in total)"
+        what = f"{uri!r} needs about {amount}, and up to {format_bytes(merging)} more while it is merged; {space}"
+        cure = "lower max_tokens or max_documents, free disk space, or give a data_dir (or uri) on a larger disk"
+        # A budget in tokens is exact; an estimate from a part of the source may be far off. Space for merging is not required:
+        # a build of a minute makes one commit, and merges nothing.
+        limit = free if tokens == self._budget.max_tokens else 2 * free
+        if least > limit:
             raise ConfigError(f"The store {what}: {cure}.")
-        tight = needed + merging > free
-        _log.log(logging.WARNING if tight else logging.INFO, "The store %s%s.", what, f": {cure}" * tight)
+        if needed + merging > free:
+            _log.warning("The store %s: %s.", what, cure)
+        else:
+            _log.info("The store %s.", what)
+
+    def _when_known(self, seen: CommitMetadata) -> str:
+        if self._num_shards == 1:
+            return "when the whole source is read"
+        if seen.shard:
+            return "at the end of a shard"
+        return f"after the first of {self._num_shards:,} shards"

@@ -16,10 +16,10 @@ from lightning_lance.tokenization.tokenizer import Tokenizer, is_kept_tokenizer
 
 
 def check_tokenizer_file(plan: Plan) -> None:
-    """Refuse to write the tokenizer of a store over a file of others; before anything else is written or removed.
+    """Check that no other file is where the tokenizer goes, before anything is written or removed.
 
     Raises:
-        ConfigError: If such a file is there.
+        ConfigError: If there is one that no build has written.
     """
     file = plan.tokenizer_file
     if file is None or not os.path.lexists(file):
@@ -27,22 +27,23 @@ def check_tokenizer_file(plan: Plan) -> None:
     found = _text_of(file)
     if found is None or (found != plan.tokenizer.to_json() and not is_kept_tokenizer(found)):
         raise ConfigError(
-            f"The file {str(file)!r}, where the tokenizer of the store goes, is there already, and no build has written it: "
+            f"The file {str(file)!r}, where the tokenizer of the store goes, exists already, and no build has written it: "
             "move it elsewhere, or give another uri."
         )
 
 
 def keep_tokenizer(plan: Plan) -> None:
-    """Write the tokenizer beside a local store, over none but another that a build has written there.
+    """Write the tokenizer beside a local store. Only the tokenizer of another build is overwritten.
 
     Raises:
-        ConfigError: If a file of others is there.
-        OSError: If it cannot be written.
+        ConfigError: If there is a file that no build has written.
+        OSError: If the tokenizer cannot be written.
     """
     check_tokenizer_file(plan)
-    file, text = plan.tokenizer_file, plan.tokenizer.to_json()
+    file = plan.tokenizer_file
     if file is None:
         return
+    text = plan.tokenizer.to_json()
     found = _text_of(file)
     if found == text:
         return
@@ -52,37 +53,39 @@ def keep_tokenizer(plan: Plan) -> None:
 
 
 def _text_of(file: Path) -> str | None:
-    """Read a file; None if there is none, or a link, or no text."""
+    """Read a file; None if it does not exist, is a link, or is not text."""
     try:
-        return None if file.is_symlink() else content_of(file).decode()
+        if file.is_symlink():
+            return None
+        return content_of(file).decode()
     except (OSError, UnicodeDecodeError):
         return None
 
 
 def _keep_for_other_store(plan: Plan, file: Path, text: str) -> None:
-    """Copy the tokenizer of a store `x`, which may be built at this time, before that of `x.lance` takes its place."""
+    """Copy the tokenizer of a store `x`, which may be under construction, before that of `x.lance` replaces it."""
     other = plan.uri.removesuffix(".lance")
-    mine = beside_place(other, "tokenizer.json")
-    there = Path(other).is_dir() or os.path.lexists(beside_place(other, "lock"))
-    if mine != file and there and not os.path.lexists(mine):
-        write_atomic(mine, text)
+    copy = beside_place(other, "tokenizer.json")
+    exists = Path(other).is_dir() or os.path.lexists(beside_place(other, "lock"))
+    if copy != file and exists and not os.path.lexists(copy):
+        write_atomic(copy, text)
 
 
 def tokenizer_beside(store: TokenStore) -> Tokenizer:
-    """Load the tokenizer that is kept beside a local store.
+    """Load the tokenizer beside a local store.
 
     Raises:
-        ConfigError: If it is not there.
-        StoreError: If it is another one.
+        ConfigError: If there is none.
+        StoreError: If it is not the one that made the store.
     """
-    files, made_by = store.tokenizer_files, store.commit.recipe.get("tokenizer")
-    for file in files:
-        if file.is_file():
-            tokenizer = TokenizerFile(str(file), store.commit.eos_token).load(None, Path())
-            if made_by == tokenizer.digest or made_by in tokenizer.other_digests:
-                return tokenizer
-    found = [str(file) for file in files if file.is_file()]
+    files = store.tokenizer_files
+    digest = store.commit.recipe.get("tokenizer")
+    found = [file for file in files if file.is_file()]
+    for file in found:
+        tokenizer = TokenizerFile(str(file), store.commit.eos_token).load(None, Path())
+        if digest == tokenizer.digest or digest in tokenizer.other_digests:
+            return tokenizer
     if found:
-        raise StoreError(f"The tokenizer {found[0]!r} is not the one that made {store.uri!r}: bring that one back.")
+        raise StoreError(f"The tokenizer {str(found[0])!r} is not the one that made {store.uri!r}: restore that one.")
     where = str(files[0]) if files else store.uri
-    raise ConfigError(f"There is no tokenizer.json at {where!r}: bring back the one that made {store.uri!r}.")
+    raise ConfigError(f"There is no tokenizer.json at {where!r}: restore the one that made {store.uri!r}.")

@@ -1,7 +1,7 @@
 """The ledger of a build: the only place that knows the order of the source.
 
-It folds the results of units in that order, and decides which documents the store holds, where the budget ends, and what the
-next commit says of itself. It reads and writes nothing.
+It folds the results of units in that order, and decides which documents the store holds, where the budget ends, and the
+metadata of the next commit. It reads and writes nothing.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from lightning_lance.errors import SourceError
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.maintenance.forgetting import apply_forget_rules
 
-# Files that the commit metadata names: enough for small budgets, few enough that many commits of a terabyte stay small.
+# Files that the commit metadata names: enough for small budgets, few enough to keep the many commits of a terabyte small.
 _LISTED_FILES = 20
 
 
 class Folded(NamedTuple):
-    """What becomes of the n documents of a result.
+    """Which of the n documents of a result are stored.
 
     Documents that are neither stored nor forgotten are duplicates, or lie behind the end of the budget.
 
     Attributes:
         stored: (n,) bool: documents to store. If all are, the files of the unit can be committed as they are.
-        forgotten: (n,) bool: documents that count, but that a forget rule leaves out. De-duplication keeps their hashes.
+        forgotten: (n,) bool: documents that count, but are removed by a forget rule. De-duplication keeps their hashes.
     """
 
     stored: np.ndarray
@@ -44,7 +44,7 @@ class Ledger:
     """Folds results, each from the cursor on.
 
     Args:
-        commit: Metadata of the commit to go on from.
+        commit: Metadata of the commit to continue from.
         budget: Where to end.
         shards: Names of the shards, in the order of the source.
         wanted: Languages that the source must have to be exhausted.
@@ -52,8 +52,8 @@ class Ledger:
 
     Attributes:
         commit: Metadata of the next commit.
-        seen: The texts so far; None without de-duplication. To encode no duplicates, a build may ask it ahead of `fold`,
-            in source order. Such results come without hashes.
+        seen: Hashes of the texts so far; None without de-duplication. To encode no duplicates, a build may add to it before
+            `fold`, in source order. The results then come without hashes.
     """
 
     def __init__(
@@ -77,24 +77,27 @@ class Ledger:
 
     @property
     def missing(self) -> list[str]:
-        """Wanted languages of which there is no document yet."""
+        """Wanted languages without a document so far."""
         return [language for language in self._wanted if language not in self.commit.languages]
 
     def next_unit(self) -> Unit:
         """Return the unit that begins at the cursor: the rest of its shard, up to the rest of the budget."""
-        commit, budget = self.commit, self._budget
-        documents = None if budget.max_documents is None else budget.max_documents - commit.documents
-        tokens = None if budget.max_tokens is None else budget.max_tokens - commit.tokens
+        commit = self.commit
+        documents = self._budget.max_documents
+        if documents is not None:
+            documents -= commit.documents
+        tokens = self._budget.max_tokens
+        if tokens is not None:
+            tokens -= commit.tokens
         return Unit(commit.shard, commit.row, max_documents=documents, max_tokens=tokens)
 
     def fold(self, result: UnitResult) -> Folded:
         """Take the documents of a result up to the budget, and move the cursor behind them.
 
-        The document that reaches the budget is taken whole. Everything behind it, skipped rows too, is left for a later build:
-        then nothing of a result is taken any more.
+        The document that reaches the budget is taken whole. Everything behind it, skipped rows too, is left for a later build.
 
         Raises:
-            SourceError: If the result does not follow the cursor: the source gives rows again, or in another order.
+            SourceError: If the result does not follow the cursor, since the source repeats or reorders rows.
         """
         stored = np.zeros(len(result.rows), bool)
         forgotten = np.zeros(len(result.rows), bool)
@@ -105,24 +108,25 @@ class Ledger:
         end, met = self._end(new, result.num_tokens)
         new[end:] = False
         documents = result.documents if new.all() else result.documents.filter(pa.array(new))
-        gone, commit = apply_forget_rules(self.commit, documents, result.num_tokens[new])
-        forgotten[new] = gone
-        stored[new] = ~gone
+        removed, commit = apply_forget_rules(self.commit, documents, result.num_tokens[new])
+        forgotten[new] = removed
+        stored[new] = ~removed
 
-        # The store goes on behind the last document, or behind all rows that were read.
+        # The next build continues behind the last document, or behind all rows that were read.
         row = commit.row if result.next_row is None else result.next_row
+        skipped = {reason: len(rows) for reason, rows in result.skipped.items()}
         if met:
             row = int(result.rows[end - 1]) + 1
-        skipped = {why: int(np.searchsorted(rows, row)) if met else len(rows) for why, rows in result.skipped.items()}
-        duplicates = end - int(np.count_nonzero(new))
-        skipped["duplicate"] = skipped.get("duplicate", 0) + duplicates
-        noted = {what: mask[new] for what, mask in result.noted.items()}
+            skipped = {reason: int(np.searchsorted(rows, row)) for reason, rows in result.skipped.items()}
+        count = int(np.count_nonzero(new))
+        skipped["duplicate"] = skipped.get("duplicate", 0) + end - count
+        noted = {remark: mask[new] for remark, mask in result.noted.items()}
         files = [*(commit.files | {self._shards[result.shard]: row}).items()]
         self.commit = replace(
             commit,
             shard=result.shard,
             row=row,
-            documents=commit.documents + int(np.count_nonzero(new)),
+            documents=commit.documents + count,
             tokens=commit.tokens + int(result.num_tokens[new].sum()),
             text_bytes=commit.text_bytes + int(result.text_bytes[new].sum()),
             languages=_add_counts(commit.languages, _counts(documents.column("language"))),
@@ -138,7 +142,7 @@ class Ledger:
         """Move the cursor to the next shard.
 
         Args:
-            bad: Why the rest of this one is left out, if it is.
+            bad: Why the rest of this one is skipped, if it is.
         """
         bad_shards = [*self.commit.bad_shards]
         if bad:
@@ -146,7 +150,7 @@ class Ledger:
         self.commit = replace(self.commit, shard=self.commit.shard + 1, row=0, bad_shards=bad_shards)
 
     def end_source(self) -> None:
-        """Note that no shard is left. With a language missing the build stays open: run again, it says so again."""
+        """Record that no shard is left. If a language is missing, the store stays unfinished, and each run says so."""
         self.commit = replace(self.commit, exhausted=not self.missing)
 
     def _check_order(self, result: UnitResult) -> None:
@@ -154,24 +158,24 @@ class Ledger:
         first = int(result.rows[0]) if len(result.rows) else commit.row
         if result.shard != commit.shard or first < commit.row:
             raise SourceError(
-                f"The source gave row {first:,} of shard {result.shard:,} where the build is at row {commit.row:,} of shard "
-                f"{commit.shard:,}: read(shard, row) must give rows in order, from that row on."
+                f"The source gave row {first:,} of shard {result.shard:,}, expected row {commit.row:,} of shard "
+                f"{commit.shard:,} or a later one: read(shard, row) must give rows in order, from that row on."
             )
 
     def _first_seen(self, result: UnitResult) -> np.ndarray:
-        """Return which documents have a text that none before them has, (n,) bool."""
+        """Return which documents have a new text, (n,) bool."""
         if self.seen is None or result.hashes is None:
             return np.ones(len(result.rows), bool)
         return self.seen.add(result.hashes)
 
     def _end(self, new: np.ndarray, num_tokens: np.ndarray) -> tuple[int, bool]:
-        """Return how many documents come before the end of the budget, duplicates among them, and whether it is met."""
-        commit, budget = self.commit, self._budget
+        """Return the number of documents up to the end of the budget, duplicates included, and whether it is met."""
+        budget = self._budget
         reached = np.zeros(len(new), bool)
         if budget.max_documents is not None:
-            reached |= commit.documents + np.cumsum(new) >= budget.max_documents
+            reached |= self.commit.documents + np.cumsum(new) >= budget.max_documents
         if budget.max_tokens is not None:
-            reached |= commit.tokens + np.cumsum(num_tokens * new) >= budget.max_tokens
+            reached |= self.commit.tokens + np.cumsum(num_tokens * new) >= budget.max_tokens
         if not reached.any():
             return len(new), False
         return int(reached.argmax()) + 1, True
@@ -182,7 +186,7 @@ def _counts(languages: pa.ChunkedArray) -> dict[str, int]:
 
 
 def _add_counts(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int]:
-    """Add counts by name, sorted; new ones only where there are any."""
+    """Add counts by name, sorted. Names without a count are not added."""
     total = dict(old)
     for name, count in new.items():
         if count:

@@ -14,9 +14,11 @@ from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.format.rows import BLOCK, Stream, forgotten_rows, store_schema
 
-# Tokens of a stream that are given together, in bytes: a little more than a page of Lance's, which then is made of them without
-# a copy. Less where there are several streams, which share what is held, but not less than is worth its trouble.
-_TOGETHER_BYTES, _HELD_BYTES, _LEAST_BYTES = 9 << 20, 27 << 20, 256 << 10
+# Tokens of a stream that are returned together: a little more than a page of Lance, which then needs no copy of them.
+_TOGETHER_BYTES = 9 << 20
+# Tokens of all streams that are held. Several streams share them, but each gets enough to be efficient.
+_HELD_BYTES = 27 << 20
+_LEAST_BYTES = 256 << 10
 
 
 def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.dtype[Any]) -> np.ndarray:
@@ -26,13 +28,14 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
         ids: (total,) token ids.
         offsets: (n + 1,) borders of the n documents in `ids`.
         eos_id: The id of EOS.
-        dtype: Of the result; must hold every id.
+        dtype: Type of the result; must hold every id.
 
     Returns:
         (total + n,) tokens.
 
     Raises:
-        StoreError: If an id does not fit `dtype`, or a document already holds EOS.
+        StoreError: If an id does not fit `dtype`.
+        ConfigError: If a document already holds EOS.
     """
     if ids.itemsize > dtype.itemsize and len(ids) and int(ids.max()) > np.iinfo(dtype).max:
         raise StoreError(
@@ -43,7 +46,7 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
             f"A text was encoded to the EOS id {eos_id}, which would cut its document in two: choose a tokenizer.eos_token "
             "that is a special token."
         )
-    # Straight into place: a copy more of all tokens costs as much as the rest of the packing.
+    # Straight into place: one more copy of all tokens costs as much as the rest of the packing.
     joined = np.empty(len(ids) + len(offsets) - 1, dtype)
     joined[offsets[1:] + np.arange(len(offsets) - 1)] = eos_id
     for i, (low, high) in enumerate(pairwise(offsets.tolist())):
@@ -52,7 +55,7 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
 
 
 class _End:
-    """The last blocks of a stream, which are not full: tokens, and the documents that begin among them."""
+    """The unfinished blocks at the end of a stream: tokens, and the documents that begin in them."""
 
     def __init__(self, rows: int, dtype: np.dtype[Any]) -> None:
         self.tokens = np.empty(rows * BLOCK, dtype)
@@ -61,7 +64,7 @@ class _End:
         self.documents: list[pa.Table] = []
 
     def fill(self, tokens: np.ndarray) -> np.ndarray:
-        """Take what there is room for, and give the rest."""
+        """Take the tokens that fit, and return the rest."""
         taken = tokens[: len(self.tokens) - self.size]
         self.tokens[self.size : self.size + len(taken)] = taken
         self.size += len(taken)
@@ -75,18 +78,18 @@ class _End:
 
 
 class Packer:
-    """Turns encoded documents into rows of the store, as soon as these are full.
+    """Turns encoded documents into rows of the store, as soon as the rows are full.
 
-    Holds some megabytes of tokens: a quarter of one of each stream, and up to 27 besides.
+    Holds some megabytes of tokens: a quarter of a megabyte for each stream, and up to 27 more.
 
     Args:
         eos_id: The id that ends every document.
-        dtype: uint16 or uint32, of the tokens.
+        dtype: Type of the tokens, uint16 or uint32.
         metadata: Names of the string columns kept with each document.
         hashed: Whether the column `hash` is kept too.
 
     Attributes:
-        schema: Of the rows.
+        schema: Schema of the rows.
         num_tokens: Tokens taken since the last `flush`.
     """
 
@@ -101,12 +104,12 @@ class Packer:
     def add(
         self, ids: np.ndarray, offsets: np.ndarray, splits: np.ndarray, documents: pa.Table
     ) -> list[pa.RecordBatch]:
-        """Take n documents, and give the rows that are full, if there are many by now.
+        """Take n documents, and return full rows once there are many.
 
         Args:
             ids: (total,) token ids, without EOS.
             offsets: (n + 1,) borders of the documents in `ids`.
-            splits: (n,) places in `SPLITS`.
+            splits: (n,) indices into `SPLITS`.
             documents: n rows with `language`, `id`, the metadata, and `hash` if it is kept.
         """
         languages = as_single_chunk(documents.column("language")).dictionary_encode()
@@ -118,27 +121,28 @@ class Packer:
         for code in np.unique(streams).tolist():
             split, language = divmod(code, len(languages.dictionary))
             mine = np.flatnonzero(streams == code)
-            # Neighbours of one stream go together.
+            # Neighbouring documents of one stream are one run.
             cuts = [0, *(np.flatnonzero(np.diff(mine) != 1) + 1).tolist(), len(mine)]
             runs = [joined[borders[mine[low]] : borders[mine[high - 1] + 1]] for low, high in pairwise(cuts)]
             described = documents if len(mine) == len(documents) else documents.take(pa.array(mine))
             lengths = (borders[1:] - borders[:-1])[mine]
-            full += self._append(
-                Stream(SPLITS[split], languages.dictionary[language].as_py()), runs, lengths, described
-            )
+            stream = Stream(SPLITS[split], languages.dictionary[language].as_py())
+            full += self._append(stream, runs, lengths, described)
         return full
 
     def forget(self, hashes: np.ndarray) -> None:
-        """Take the hashes, (n,) uint64, of documents of which nothing else is to be kept."""
+        """Take the hashes, (n,) uint64, of documents of which nothing else is kept."""
         if len(hashes):
             self._forgotten.append(hashes)
 
     def flush(self) -> list[pa.RecordBatch]:
-        """Give all other rows, which empties this. The last block of each stream is padded with zeros."""
+        """Return all remaining rows. The last block of each stream is padded with zeros."""
         rows = [self._rows(stream, end) for stream, end in sorted(self._ends.items()) if end.size]
         if self._forgotten:
             rows += forgotten_rows(np.concatenate(self._forgotten), self.schema).to_batches()
-        self._ends, self._forgotten, self.num_tokens = {}, [], 0
+        self._ends = {}
+        self._forgotten = []
+        self.num_tokens = 0
         return rows
 
     def _append(
@@ -147,16 +151,19 @@ class Packer:
         end = self._ends.get(stream) or self._new_end(stream)
         starts = end.size + np.cumsum(lengths) - lengths
         for run in runs:
-            while len(run := end.fill(run)) or end.size == len(end.tokens):
+            rest = end.fill(run)
+            while end.size == len(end.tokens):
                 here = int(np.searchsorted(starts, end.size))
                 end.describe(starts[:here], documents.slice(0, here))
                 yield self._rows(stream, end)
-                starts, documents = starts[here:] - end.size, documents.slice(here)
+                starts = starts[here:] - end.size
+                documents = documents.slice(here)
                 end = self._new_end(stream)
+                rest = end.fill(rest)
         end.describe(starts, documents)
 
     def _new_end(self, stream: Stream) -> _End:
-        # Little of a stream that is new: how many there will be, the first documents do not tell.
+        # A new stream begins small: the first documents do not show how many streams there will be.
         share = _HELD_BYTES // len(self._ends) if stream in self._ends else 0
         others = sum(end.tokens.nbytes for other, end in self._ends.items() if other != stream)
         size = max(min(share, _TOGETHER_BYTES, _HELD_BYTES - others), _LEAST_BYTES)
@@ -185,9 +192,10 @@ class Packer:
         documents = pa.concat_tables(end.documents) if end.documents else None
         fields = [pa.array((starts % BLOCK).astype(np.int32))]
         for field in list(struct)[1:]:
-            # Copied: an empty slice of strings keeps an offset that Lance takes for damage.
-            fields.append(
-                pa.array([], field.type) if documents is None else documents.column(field.name).combine_chunks()
-            )
+            # A copy: an empty slice of strings keeps an offset that Lance considers damage.
+            values = pa.array([], field.type)
+            if documents is not None:
+                values = documents.column(field.name).combine_chunks()
+            fields.append(values)
         borders = np.searchsorted(starts, np.arange(num_rows + 1) * BLOCK).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(borders), pa.StructArray.from_arrays(fields, fields=list(struct)))

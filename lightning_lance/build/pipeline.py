@@ -1,4 +1,4 @@
-"""Documents of a source read and encoded, ahead of who packs them."""
+"""Read and encode the documents of a source, ahead of the packing."""
 
 from __future__ import annotations
 
@@ -28,17 +28,20 @@ from lightning_lance.tokenization.gigatoken import ENCODERS, Encoded
 from lightning_lance.tokenization.long_texts import encode_texts, in_pieces
 from lightning_lance.tokenization.tokenizer import Tokenizer
 
-# Batches read ahead, and those that wait for an encoder or for who packs them, beside those that are being encoded.
-_READ_AHEAD, _WAITING = 2, 2
+# Batches read ahead.
+_READ_AHEAD = 2
 
-# Threads for the `tokenizers` library, which uses all cores for each batch, but waits for the last at its end.
-_OF_TOKENIZERS = 2
+# Batches that wait for an encoder or for the packing, besides those that are being encoded.
+_WAITING = 2
 
-# Text under way before nothing more is read: more than those batches hold, except where single documents are larger.
+# Threads for the `tokenizers` library: it uses all cores for a batch, but at its end some are idle.
+_TOKENIZERS_THREADS = 2
+
+# Text in flight at which reading pauses: more than these batches hold, except where single documents are larger.
 _ROOM_BYTES = 64 << 20
 
-# Text after which Arrow gives back what it has freed: it keeps ever more of it, some 100 MB over gigabytes of text. Ten
-# milliseconds each time.
+# Text after which Arrow returns freed memory to the system, in some ten milliseconds. It would keep some 100 MB over
+# gigabytes of text.
 _RELEASE_BYTES = 32 << 20
 
 
@@ -47,12 +50,12 @@ class EncodedBatch(NamedTuple):
 
     Attributes:
         batch: The document batch.
-        sizes: Bytes of its texts, -1 for null.
-        wanted: Rows that are kept.
+        sizes: Bytes of its texts; -1 for null.
+        wanted: Indices of the rows that are kept.
         documents: Those rows.
-        encoded: Their ids.
-        skipped: Reason to which rows of the batch are left out for it.
-        noted: Remark to which of the documents it holds for.
+        encoded: Their token ids.
+        skipped: By reason, a mask of the rows that are skipped.
+        noted: By remark, a mask of the documents that it applies to.
     """
 
     batch: pa.Table
@@ -64,13 +67,15 @@ class EncodedBatch(NamedTuple):
     noted: dict[str, np.ndarray]
 
     def result(self, shard: int) -> UnitResult:
-        """Return what the ledger needs to know of the batch, as the result of a unit. Duplicates are among the skipped rows."""
+        """Return the batch as the result of a unit, for the ledger. Duplicates are among the skipped rows."""
         rows = np.asarray(self.batch.column("row"))
         seen = len(rows)
-        behind = next_row(self.batch) or (int(rows[-1]) + 1 if seen else None)
+        behind = next_row(self.batch)
+        if not behind:
+            behind = int(rows[-1]) + 1 if seen else None
         kept = np.flatnonzero(~np.logical_or.reduce([*self.skipped.values()]))
         if len(self.wanted) < len(kept):
-            # An upper bound was reached: the next document, not encoded any more, is for another unit.
+            # The upper bound was reached: the next document was not encoded, and is for another unit.
             seen = int(kept[len(self.wanted)])
             behind = int(rows[seen])
         # `shard:row` finds a document in the source again.
@@ -83,47 +88,51 @@ class EncodedBatch(NamedTuple):
             text_bytes=self.sizes[self.wanted],
             documents=self.documents.drop_columns(["row", "text"]).append_column("id", ids),
             noted=self.noted,
-            skipped={why: rows[:seen][mask[:seen]] for why, mask in self.skipped.items()},
+            skipped={reason: rows[:seen][mask[:seen]] for reason, mask in self.skipped.items()},
             next_row=behind,
         )
 
 
 class _Backpressure:
-    """Lets the reading run ahead only as far as memory is meant for and the budget will need, so that no more is fetched.
+    """Bounds reading ahead by memory and by the rest of the budget, so that no more is fetched than needed.
 
-    How many tokens a text will be is estimated from those before it; before there are any, a byte is taken for a token.
+    The tokens of a text are estimated from the texts before it, and before there are any, as one for each byte.
     """
 
     def __init__(self, max_documents: int | None, max_tokens: int | None) -> None:
-        self._limits = [math.inf if limit is None else limit for limit in (max_documents, max_tokens)]
+        self._max_documents = math.inf if max_documents is None else max_documents
+        self._max_tokens = math.inf if max_tokens is None else max_tokens
         self._changed = threading.Condition()
         self._batches = 0
-        # Documents and bytes of text that were read and not yet taken; documents, bytes and tokens that were.
-        self._ahead, self._taken = np.zeros(2, np.int64), np.zeros(3, np.int64)
+        # Documents and bytes of text that were read and not yet taken.
+        self._ahead = np.zeros(2, np.int64)
+        # Documents, bytes and tokens that were taken.
+        self._taken = np.zeros(3, np.int64)
         self._closed = False
 
     def is_tight(self) -> bool:
-        """Whether what is read already may be enough, or is as much as memory is meant for."""
+        """Whether the texts read so far may be enough, or fill the memory for them."""
         documents, size, tokens = self._taken.tolist()
         ahead, ahead_size = self._ahead.tolist()
-        expected = tokens + ahead + ahead_size * (tokens / size if size else 1.0)
-        enough = documents + ahead >= self._limits[0] or expected >= self._limits[1]
+        tokens_per_byte = tokens / size if size else 1.0
+        expected = tokens + ahead + ahead_size * tokens_per_byte
+        enough = documents + ahead >= self._max_documents or expected >= self._max_tokens
         return bool(enough or ahead_size > _ROOM_BYTES)
 
     def wait(self) -> bool:
-        """Wait until more may be read; False if no more is wanted."""
+        """Wait until more may be read. Return False if no more is needed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self._batches or not self.is_tight())
             return not self._closed
 
     def add(self, sizes: np.ndarray) -> None:
-        """A batch was read, of texts of these sizes."""
+        """Count a batch that was read, by the sizes of its texts."""
         with self._changed:
             self._batches += 1
             self._ahead += _amount(sizes)
 
     def take(self, sizes: np.ndarray, wanted: np.ndarray, tokens: int) -> None:
-        """A batch was not enough: `tokens` without EOS came of its `wanted` texts, and nothing of the others."""
+        """Count a batch as taken: its `wanted` texts gave `tokens`, without EOS."""
         with self._changed:
             self._batches -= 1
             self._ahead -= _amount(sizes)
@@ -131,7 +140,7 @@ class _Backpressure:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nothing more is wanted."""
+        """Stop the reading."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -155,15 +164,16 @@ def encoded_batches(
         shard: Place of the first shard to read.
         row: First row to read of it.
         max_documents: Documents to encode; None for all.
-        max_tokens: Tokens, EOS included, after which no more will be asked for; None for no bound.
-        long: What becomes of long documents.
-        known: Texts not to encode again; those read are added, and their documents get a column `hash`. None keeps all.
+        max_tokens: Tokens, EOS included, after which no more are needed; None for no bound.
+        long: How long documents are treated.
+        known: Hashes of texts not to encode again. New ones are added, and documents get a column `hash`. None keeps all.
 
     Yields:
         (shard, batch) pairs, and (shard, None) after the last batch of each shard.
     """
     left = max_documents
-    room, special = _Backpressure(max_documents, max_tokens), spelled(tokenizer.special_tokens)
+    room = _Backpressure(max_documents, max_tokens)
+    special = spelled(tokenizer.special_tokens)
     ahead: deque[tuple[int, Future[EncodedBatch] | None]] = deque()
 
     def oldest() -> Generator[tuple[int, EncodedBatch | None], None, None]:
@@ -174,12 +184,12 @@ def encoded_batches(
         made = encoding.result()
         taken = made.sizes, made.wanted, len(made.encoded.ids)
         yield place, made
-        # Only now does who packs it let go of it.
+        # Only now has the consumer released it.
         room.take(*taken)
 
     with (
         closing(read_ahead(_batches(opened, shard, row, room), _READ_AHEAD)) as batches,
-        _encoders(ENCODERS if tokenizer.engine == "gigatoken" else _OF_TOKENIZERS) as encoders,
+        _encoders(ENCODERS if tokenizer.engine == "gigatoken" else _TOKENIZERS_THREADS) as encoders,
         closing(room),
     ):
         for place, batch in batches:
@@ -190,17 +200,18 @@ def encoded_batches(
                 skipped = skip_reasons(batch, sizes, long)
                 kept = ~np.logical_or.reduce([*skipped.values()])
                 if known is not None:
-                    # Before they are encoded, which is what takes the time; here, since here they come in order.
+                    # Before encoding, which takes the time; and here, where the texts come in order.
                     hashes = text_hashes(batch.column("text"))
                     batch = batch.append_column("hash", pa.array(hashes))
                     skipped["duplicate"] = np.zeros(len(batch), bool)
                     skipped["duplicate"][kept] = ~known.add(hashes[kept])
                     kept &= ~skipped["duplicate"]
                 wanted = np.flatnonzero(kept)[:left]
-                left = None if left is None else left - len(wanted)
+                if left is not None:
+                    left -= len(wanted)
                 made = encoders.submit(_encode, tokenizer, special, long, batch, sizes, wanted, skipped)
                 ahead.append((place, made))
-                # It may be a gigabyte, and the next one takes its time.
+                # They may hold a gigabyte, and reading the next batch takes time.
                 del batch, made
             while ahead and (len(ahead) > ENCODERS + _WAITING or room.is_tight()):
                 yield from oldest()
@@ -214,7 +225,7 @@ def _encoders(threads: int) -> Iterator[ThreadPoolExecutor]:
     try:
         yield pool
     finally:
-        # Who stops in the middle waits for what is being encoded, and not for what waits itself.
+        # A consumer that stops early waits for the batches being encoded, and not for queued ones.
         pool.shutdown(cancel_futures=True)
 
 
@@ -237,8 +248,8 @@ def _encode(
     largest = int(encoded.ids.max(initial=0))
     if largest >= tokenizer.vocab_size:
         raise ConfigError(
-            f"The engine {tokenizer.engine} gave the id {largest:,}, and the tokenizer has {tokenizer.vocab_size:,}: give a "
-            "tokenizer.json that is whole."
+            f"The engine {tokenizer.engine} gave the id {largest:,}, but the tokenizer has {tokenizer.vocab_size:,} ids: give "
+            "a complete tokenizer.json."
         )
     if tokenizer.losses.possible:
         noted |= tokenizer.losses.find(texts, encoded, in_pieces(texts, long.max_bytes))
@@ -246,12 +257,13 @@ def _encode(
 
 
 def _rows(batch: pa.Table, wanted: np.ndarray) -> pa.Table:
-    """Take rows, the texts without a copy where only empty ones are left out."""
+    """Take rows, without a copy of the texts if only empty ones are skipped."""
     if len(wanted) == len(batch):
         return batch
     texts = as_single_chunk(batch.column("text"))
     borders, _ = offsets_and_bytes(texts)
-    low, high = borders[wanted], borders[wanted + 1]
+    low = borders[wanted]
+    high = borders[wanted + 1]
     if not len(wanted) or (low[1:] != high[:-1]).any():
         return batch.take(pa.array(wanted))
     others = batch.drop_columns(["text"]).take(pa.array(wanted))

@@ -34,7 +34,7 @@ _log = logger(__name__)
 
 @dataclass(frozen=True)
 class Budget:
-    """How much of a source to store; whatever is reached first ends the reading.
+    """How much of a source to store. The bound that is reached first ends the build.
 
     Attributes:
         max_documents: Documents; None for no bound.
@@ -46,11 +46,13 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None and not is_count(value):
+            if value is None:
+                continue
+            if not is_count(value):
                 raise ConfigError(
                     f"{name} is {described(value)}: expected a positive whole number, or null for no bound."
                 )
-            object.__setattr__(self, name, None if value is None else int(value))
+            object.__setattr__(self, name, int(value))
 
     def __str__(self) -> str:
         asked = [f"{name}={value:,}" for name, value in vars(self).items() if value is not None]
@@ -65,13 +67,15 @@ class Budget:
         )
 
     def share(self, commit: CommitMetadata, num_shards: int) -> float:
-        """Tell how much is done, 0 to 1: of the budget, or of the shards where there is none."""
+        """Return the share that is done, 0 to 1: of the budget, or of the shards if there is no budget."""
+        if commit.exhausted:
+            return 1.0
         shares = [commit.shard / max(num_shards, 1)]
         if self.max_documents is not None:
             shares.append(commit.documents / self.max_documents)
         if self.max_tokens is not None:
             shares.append(commit.tokens / self.max_tokens)
-        return 1.0 if commit.exhausted else max(shares)
+        return max(shares)
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,10 @@ class Plan:
     """What a build will store, and where.
 
     Attributes:
-        recipe: All that decides the stored tokens, and nothing else; JSON types.
+        recipe: The settings that decide the stored tokens, and no others; JSON types.
         fingerprint: Hash of the recipe.
         uri: Place of the store.
-        chosen: The tokenizer, which is loaded when first needed.
+        chosen: The tokenizer, which is loaded on first use.
     """
 
     recipe: dict[str, Any] = field(repr=False)
@@ -92,37 +96,37 @@ class Plan:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The loaded tokenizer. ConfigError if it cannot be had."""
+        """The loaded tokenizer. ConfigError if it cannot be loaded."""
         return self.chosen.loaded
 
     def older_recipes(self) -> list[dict[str, Any]]:
-        """Return the recipes of earlier versions for the same store: they spelled the tokenizer otherwise."""
+        """Return the recipes of earlier versions for the same store: their digests of the tokenizer differ."""
         return [{**self.recipe, "tokenizer": digest} for digest in self.tokenizer.other_digests]
 
     def made(self, commit: CommitMetadata) -> bool:
-        """Tell whether a store with this commit is of the same recipe."""
+        """Return whether a store with this commit was built with the same settings."""
         if commit.fingerprint == self.fingerprint:
             return True
         return commit.fingerprint in map(_fingerprint, self.older_recipes())
 
     @property
     def long_documents(self) -> LongDocuments:
-        """What becomes of documents with much text."""
+        """How long documents are treated."""
         return LongDocuments(self.recipe["max_document_bytes"], self.recipe["long_documents"])
 
     @property
     def tokenizer_file(self) -> Path | None:
-        """Where the tokenizer is kept beside a local store."""
+        """The file of the tokenizer beside a local store."""
         return tokenizer_file(self.uri) if is_local(self.uri) else None
 
     @property
     def lock_file(self) -> Path | None:
-        """What keeps the builders of a local store apart, while one builds."""
+        """The file of the lease on a local store, which its builder holds."""
         return lock_file(self.uri)
 
     @property
     def status_file(self) -> Path | None:
-        """What the builder of a local store tells those who wait, while it builds, or after it failed."""
+        """The file in which the builder of a local store publishes its progress, or its failure."""
         return status_file(self.uri)
 
 
@@ -136,17 +140,19 @@ def make_plan(
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     long_documents: Literal["split", "skip"] = "split",
 ) -> Plan:
-    """Work out the fingerprint, and from it the place of the store. Reads no documents (but may train a tokenizer).
+    """Return the plan of a store: its fingerprint, and its place. Reads no documents, but may train a tokenizer.
 
-    Args: as for `prepare`.
+    Args: as for `Corpus`.
 
     Raises:
-        ConfigError: If source or tokenizer cannot be had.
+        ConfigError: If the source or the tokenizer cannot be used.
     """
     check_val_fraction(val_fraction)
     long = LongDocuments(max_document_bytes, long_documents)
     folder = Path(data_folder(data_dir))
-    given = None if uri is None or (isinstance(uri, str) and not uri) else store_place(uri)
+    given = None
+    if uri is not None and uri != "":
+        given = store_place(uri)
     chosen = ChosenTokenizer.of(tokenizer, source, folder / "tokenizers")
     identity = chosen.identity
     own = source.has_validation
@@ -172,7 +178,7 @@ def make_plan(
 
     plan = Plan(recipe, fingerprint, place(fingerprint), chosen)
     if not Path(plan.uri).exists():
-        # A store that an earlier version made of the same goes on under its own name.
+        # A store that an earlier version built from the same settings keeps its name.
         for older in plan.older_recipes():
             found = place(_fingerprint(older))
             if Path(found).exists():
@@ -188,7 +194,7 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
     """Open the store of a plan, at the first version that meets the budget.
 
     Raises:
-        StoreError: If it is not committed, not complete, or another store.
+        StoreError: If the store has no commit, is unfinished, or was built with other settings.
     """
     commit = last_commit(plan.uri, storage_options=storage_options)
     if commit is None:
@@ -200,20 +206,21 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
         raise StoreError(
             f"The token store {plan.uri!r} is unfinished ({pluralize(commit.documents, 'document')}, "
             f"{pluralize(commit.tokens, 'token')}; asked for {budget}){_last_failure(plan)}: "
-            "run 'lightning-lance prepare' again, it continues."
+            "run 'lightning-lance prepare' again to continue it."
         )
-    # Versions from before something was forgotten are kept for checkpoints only.
+    # Versions from before the last removal of documents are kept for checkpoints only.
     rules = len(commit.forgotten)
 
+    def serves(commit: CommitMetadata) -> bool:
+        return len(commit.forgotten) >= rules and budget.met(commit)
+
     def first() -> int:
-        return first_version(
-            plan.uri, lambda commit: len(commit.forgotten) >= rules and budget.met(commit), storage_options
-        )
+        return first_version(plan.uri, serves, storage_options)
 
     store = open_with_retry(first, lambda version: TokenStore.open(plan.uri, version, storage_options))
     if budget.max_documents is not None and store.commit.documents > budget.max_documents:
         _log.warning(
-            "The token store %s has %s documents where the budget is %s: it was built with a larger budget.",
+            "The token store %s has %s documents, but the budget is %s: it was built with a larger budget.",
             plan.uri,
             f"{store.commit.documents:,}",
             f"{budget.max_documents:,}",
@@ -223,26 +230,34 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
 
 def _last_failure(plan: Plan) -> str:
     status = read_status(plan.status_file) if plan.status_file else None
-    return f", since its build failed ({status.failure})" if status is not None and status.failure else ""
+    if status is None or not status.failure:
+        return ""
+    return f", since its build failed ({status.failure})"
 
 
 def check_same(commit: CommitMetadata, plan: Plan) -> None:
-    """Refuse a store that another recipe made.
+    """Check that a store was built with the settings of a plan.
 
     Raises:
-        StoreError: Naming each field that differs, stored -> asked.
+        StoreError: Naming each setting that differs, stored -> asked.
     """
-    if not plan.made(commit):
-        stored, asked = _flat(commit.recipe), _flat(plan.recipe)
-        fields = sorted(key for key in stored.keys() | asked.keys() if stored.get(key) != asked.get(key))
-        changes = "; ".join(f"{key}: {stored.get(key)!r} -> {asked.get(key)!r}" for key in fields)
-        raise StoreError(
-            f"The token store {plan.uri!r} was made by another recipe ({changes}): give another uri, or none, to build "
-            "another store, or set rebuild=true to replace this one."
-        )
+    if plan.made(commit):
+        return
+    stored = _flat(commit.recipe)
+    asked = _flat(plan.recipe)
+    keys = sorted(stored.keys() | asked.keys())
+    changes = [f"{key}: {stored.get(key)!r} -> {asked.get(key)!r}" for key in keys if stored.get(key) != asked.get(key)]
+    raise StoreError(
+        f"The token store {plan.uri!r} was built with other settings ({'; '.join(changes)}): give another uri, or none, to "
+        "build another store, or set rebuild=true to replace this one."
+    )
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict) and value:
-        return {key: leaf for name, part in value.items() for key, leaf in _flat(part, f"{prefix}{name}.").items()}
-    return {prefix.rstrip("."): value}
+    """Return nested settings as one dict, with dots in its keys."""
+    if not isinstance(value, dict) or not value:
+        return {prefix.rstrip("."): value}
+    flat: dict[str, Any] = {}
+    for name, part in value.items():
+        flat |= _flat(part, f"{prefix}{name}.")
+    return flat

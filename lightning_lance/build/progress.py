@@ -1,4 +1,4 @@
-"""What a long build shows: a bar on a terminal, and nothing but log lines elsewhere."""
+"""The progress of a build: a bar on a terminal, and log lines."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from lightning_lance.messages.formatting import format_percent, format_tokens, p
 _log = logger(__name__)
 
 _KNOWN = "{desc}: {percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]"
-# Of a single shard without a budget, nobody knows how much is left.
+# In a single shard without a budget, the rest is not known.
 _UNKNOWN = "{desc}{postfix} [{elapsed}]"
 
 
 class BuildProgress:
-    """Documents, tokens, MB/s of text, share of the budget and time left, of one build.
+    """Shows documents, tokens, MB/s of text, share of the budget, and time left of a build.
 
     Args:
-        name: What is built.
-        share: Share of the budget that was done before, 0 to 1.
-        documents: Documents that were stored before.
+        name: Name of the source.
+        share: Share of the budget that is done already, 0 to 1.
+        documents: Documents that are stored already.
     """
 
     def __init__(self, name: str, share: float, documents: int) -> None:
         self._name = name
         self._begin = time.perf_counter()
         self._bytes = 0
-        # disable=None: no bar where standard error is no terminal.
+        # disable=None: no bar if standard error is not a terminal.
         self._bar = tqdm(
             total=1.0,
             initial=share,
@@ -52,22 +52,27 @@ class BuildProgress:
         self._bar.close()
 
     def update(self, share: float, documents: int, tokens: int, text_bytes: int) -> None:
-        """Show where the build is: the share done, documents and tokens in all, and bytes of text since the last call."""
+        """Show the share done, all documents and tokens, and the bytes of text since the last call."""
         self._bytes += text_bytes
         self._bar.bar_format = _KNOWN if share else _UNKNOWN
         self._bar.set_postfix_str(self._figures(documents, tokens), refresh=False)
         self._bar.update(min(share, 1.0) - self._bar.n)
 
     def committed(self, share: float, documents: int, tokens: int) -> None:
-        """Log that a commit was made."""
-        told = format_percent(share)
-        _log.info("%s: committed %s%s.", self._name, self._figures(documents, tokens), f" ({told})" if told else "")
+        """Log a commit."""
+        percent = format_percent(share)
+        done = f" ({percent})" if percent else ""
+        _log.info("%s: committed %s%s.", self._name, self._figures(documents, tokens), done)
 
     def ended(self, skipped: Mapping[str, int], noted: Mapping[str, int]) -> None:
-        """Log how many documents the store leaves out, by reason, and what is remarkable about those it has."""
-        told = {"left out": _listed(skipped), "of those kept": _listed(noted)}
-        if any(told.values()):
-            _log.info("%s: %s.", self._name, "; ".join(f"{what}: {count}" for what, count in told.items() if count))
+        """Log the number of skipped documents, by reason, and of stored documents, by remark."""
+        parts = []
+        if any(skipped.values()):
+            parts.append(f"skipped: {_listed(skipped)}")
+        if any(noted.values()):
+            parts.append(f"stored, with remarks: {_listed(noted)}")
+        if parts:
+            _log.info("%s: %s.", self._name, "; ".join(parts))
 
     def _figures(self, documents: int, tokens: int) -> str:
         rate = self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6

@@ -1,4 +1,4 @@
-"""Rows on their way into a data file while more of them are made."""
+"""Write rows into a data file while more are made."""
 
 from __future__ import annotations
 
@@ -18,83 +18,85 @@ from lightning_lance.format.lance_names import DATA
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.process.memory import give_back
 
-# Batches of rows that wait to be written: some megabytes each.
+# Batches of rows that wait to be written, some megabytes each.
 _WAITING = 1
-# Between two looks at whether there is still anybody who gives rows.
-_LOOK_SECONDS = 0.1
-_GIVEN_UP = "what was written was given up"
+# Between two checks that the writer was not abandoned.
+_POLL_SECONDS = 0.1
+_ABANDONED = "the rows of this commit were abandoned"
 
 
 class RowWriter:
-    """Writes rows as they come into one data file, in a thread. Nothing is committed: see `append_commit`.
+    """Writes rows to one data file, in a thread. Commits nothing: see `append_commit`.
 
     Args:
         uri: The store.
-        version: The version that the builder has seen last, 0 if there was none.
-        fingerprint: Of the store.
-        schema: Of the rows.
-        storage_options: Credentials and such for object stores.
+        version: The version that the builder has seen last; 0 if there was none.
+        fingerprint: Fingerprint of the store.
+        schema: Schema of the rows.
+        storage_options: Credentials and the like for an object store.
 
     Raises:
-        CommitConflict: If there is another version by now.
+        CommitConflict: If there is a newer version.
     """
 
     def __init__(
         self, uri: str, version: int, fingerprint: str, schema: pa.Schema, storage_options: Mapping[str, str] | None
     ) -> None:
-        self._uri, self._schema, self._storage_options = uri, schema, storage_options
+        self._uri = uri
+        self._schema = schema
+        self._storage_options = storage_options
         self._before = newest_at(uri, version, storage_options, fingerprint)
         self._rows: queue.Queue[pa.RecordBatch | None] = queue.Queue(_WAITING)
         self._result: Future[PendingFragments] = Future()
-        self._given_up = threading.Event()
-        # Held by whichever of `close` and `abandon` came first.
+        self._abandoned = threading.Event()
+        # Taken by the first call of `close` or `abandon`.
         self._ended = threading.Lock()
-        # No daemon: at the end of the process it removes its file, should nobody have closed this.
+        # Not a daemon: if the process ends without closing the writer, the thread removes its file.
         threading.Thread(target=self._write, name="write").start()
 
     def _write(self) -> None:
         try:
             made = write_rows(self._uri, self._before, self._schema, self._coming(), self._storage_options)
             self._result.set_result(PendingFragments(self._before, self._schema, *made))
-        except BaseException as error:  # it belongs to who gave the rows
+        except BaseException as error:  # raised by `put` or `close`
             self._result.set_exception(error)
         give_back()
 
     def _coming(self) -> Iterator[pa.RecordBatch]:
         # Lance removes a file whose rows end with an error.
-        while not self._given_up.is_set() and threading.main_thread().is_alive():
+        while not self._abandoned.is_set() and threading.main_thread().is_alive():
             with suppress(queue.Empty):
-                rows = self._rows.get(timeout=_LOOK_SECONDS)
+                rows = self._rows.get(timeout=_POLL_SECONDS)
                 if rows is None:
                     return
                 yield rows
-        raise ValueError(_GIVEN_UP)
+        raise ValueError(_ABANDONED)
 
     def put(self, rows: pa.RecordBatch | None) -> None:
-        """Take rows; None after the last. Waits where the disk is slower.
+        """Queue rows for writing; None after the last. Waits if the disk is slower.
 
         Raises:
-            CommitConflict: If writing failed since there is another version by now.
-            StoreError: If it cannot be written, or could not be read again.
+            CommitConflict: If writing failed because there is a newer version.
+            StoreError: If the rows cannot be written, or could not be read again.
         """
         if rows is not None:
             _check_readable(rows, self._uri)
         while not self._result.done():
             with suppress(queue.Full):
-                self._rows.put(rows, timeout=0.1)
+                self._rows.put(rows, timeout=_POLL_SECONDS)
                 return
         self._result.result()
 
     def close(self) -> PendingFragments:
-        """Wait until all is written. What becomes of the file then is the caller's affair.
+        """Wait until all rows are written. The caller then commits or removes the file.
 
         Raises:
-            CommitConflict: If that fails since there is another version by now.
-            StoreError: If it cannot be written.
-            ValueError: If it was abandoned.
+            CommitConflict: If writing fails because there is a newer version.
+            StoreError: If the rows cannot be written.
+            ValueError: If the writer was abandoned.
         """
         if not self._ended.acquire(blocking=False):
-            raise ValueError(_GIVEN_UP)
+            raise ValueError(_ABANDONED)
         try:
             self.put(None)
             return self._result.result()
@@ -103,30 +105,30 @@ class RowWriter:
             raise
 
     def abandon(self) -> None:
-        """Leave nothing of it behind, if it is not closed."""
+        """Remove the file, unless the writer is closed."""
         if self._ended.acquire(blocking=False):
-            # From here on that is done, whether or not it is waited for.
-            self._given_up.set()
+            # From here on the thread removes the file, even if the wait is interrupted.
+            self._abandoned.set()
             wait([self._result])
             _remove_empty(self._uri)
 
 
 def _check_readable(rows: pa.RecordBatch, uri: str) -> None:
-    """Refuse rows that Lance would write and never decode again, such as strings that are not UTF-8.
+    """Check that Lance can decode the rows that it writes: it would also write strings that are not UTF-8.
 
-    No source should give any; it costs a microsecond for each document to be sure.
+    Sources should not give any; the check costs a microsecond for each document.
     """
     try:
         rows.validate(full=True)
     except pa.ArrowInvalid as error:
         raise StoreError(
-            f"Rows for the token store {uri!r} are not valid ({in_one_line(error, 200)}), so none of them was "
-            "stored: a source must give documents whose strings are all UTF-8."
+            f"Rows for the token store {uri!r} are not valid ({in_one_line(error, 200)}) and were not stored: all strings "
+            "in the documents of a source must be UTF-8."
         ) from error
 
 
 def forget_written(uri: str, written: PendingFragments, storage_options: Mapping[str, str] | None) -> None:
-    """Remove what was written, but for what has become part of the newest version."""
+    """Remove the files that were written, except those that are part of the newest version."""
     delete_uncommitted(uri, written.files, [written.before, dataset_at(uri, None, storage_options)], storage_options)
     _remove_empty(uri)
 
@@ -134,5 +136,5 @@ def forget_written(uri: str, written: PendingFragments, storage_options: Mapping
 def _remove_empty(uri: str) -> None:
     if "://" not in uri:
         for folder in (Path(uri, DATA), Path(uri)):
-            with suppress(OSError):  # where it isn't empty, there is a store
+            with suppress(OSError):  # a folder that is not empty holds a store
                 folder.rmdir()

@@ -1,4 +1,4 @@
-"""One process builds a store, going on where the last one stopped; the others wait for it."""
+"""Build a store in one process, after its last commit; the other processes wait."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def build(
         plan: What is stored, and where.
         budget: How much of it.
         options: How the build runs.
-        storage_options: Credentials and such for an object store.
+        storage_options: Credentials and the like for an object store.
 
     Returns:
         Whether this process built something.
 
     Raises:
-        ConfigError: If something else is at the place of the store.
+        ConfigError: If other files are at the place of the store.
         SourceError: If the source cannot be read, or has no documents.
-        StoreError: If another store is there, and `options.rebuild` does not allow to replace it.
+        StoreError: If another store is there, and `options.rebuild` is not set.
         BuildInterrupted: After Ctrl-C.
     """
     _check_place(plan)
@@ -63,16 +63,16 @@ def build(
     try:
         return runner.run()
     except KeyboardInterrupt:
-        raise BuildInterrupted(_how_to_go_on(plan.uri, runner.committed)) from None
+        raise BuildInterrupted(_how_to_continue(plan.uri, runner.committed)) from None
 
 
 class _Found(NamedTuple):
-    """What is at the place of a store.
+    """The state of the place of a store.
 
     Attributes:
-        version: The version to go on from; 0 for none.
-        commit: Its metadata; None for none.
-        replaced: Whether another store is there that is to be replaced.
+        version: The version to continue from; 0 if there is none.
+        commit: Its metadata; None if there is none.
+        replaced: Whether another store is there, and the build replaces it.
     """
 
     version: int
@@ -81,10 +81,10 @@ class _Found(NamedTuple):
 
 
 class _Runner:
-    """This process's part in the building of a store. For the arguments see `build`; not safe to use again.
+    """This process's part in the build of a store, for one call of `run`. For the arguments see `build`.
 
     Attributes:
-        committed: Metadata of the last commit that was seen or made; None for none.
+        committed: Metadata of the last commit that was seen or made; None before the first.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class _Runner:
         self.committed: CommitMetadata | None = None
 
     def run(self) -> bool:
-        """Build when it is this process's turn, until the store is complete. Return whether this process built."""
+        """Build or wait until the store is complete. Return whether this process built."""
         built = False
         with self._turn() as turn:
             while True:
                 found = self._look()
                 self.committed = found.commit
                 if self._is_met(found.commit):
-                    # A clean-up that still runs may remove the version that was found complete.
+                    # A clean-up that still runs may remove the version found here.
                     if not turn.finishing():
                         return built
                     continue
@@ -130,10 +130,10 @@ class _Runner:
         return LeaseTurn(self._plan.uri, self._plan.fingerprint, lock, status)
 
     def _look(self) -> _Found:
-        """Return what is at the place of the store. A store that a newer version of this package wrote is never replaced.
+        """Return the state of the store's place. A store that a newer version of this package wrote is never replaced.
 
         Raises:
-            StoreError: If it is no token store, or one of another format that is not to be replaced.
+            StoreError: If it is not a token store, or has another format and `rebuild` is not set.
         """
         try:
             version, commit = last_version(self._plan.uri, self._storage_options)
@@ -146,14 +146,14 @@ class _Runner:
         return _Found(version, commit, replaced=False)
 
     def _is_met(self, commit: CommitMetadata | None) -> bool:
-        """Return whether nothing is left to build. StoreError if the store is of another corpus."""
+        """Return whether the store is complete. StoreError if it was built with other settings."""
         if commit is None:
             return False
         check_same(commit, self._plan)
         return self._budget.met(commit)
 
     def _check_goes_on(self, version: int, commit: CommitMetadata) -> None:
-        """Check, before hours of work, that nobody has changed the store, and that all of it is in its folder.
+        """Check, before hours of work, that the store is unchanged, and that all its files are in its folder.
 
         Raises:
             StoreError: Naming the change.
@@ -161,20 +161,20 @@ class _Runner:
         uri = self._plan.uri
         check_no_links(uri)
         dataset = dataset_at(uri, version, self._storage_options)
-        if dataset is not None:  # else another builder has gone on
-            fragments_of(dataset)  # all of them in its folder
+        if dataset is not None:  # None if another builder has removed this version
+            fragments_of(dataset)  # checks that they are in its folder
             check_unchanged(dataset, uri, self._storage_options)
         if commit.unknown:
             _log.warning(
-                "The token store %s was written by a newer version of lightning-lance, whose fields %s are kept as they are.",
+                "The token store %s was written by a newer version of lightning-lance; its unknown fields %s are kept.",
                 uri,
                 ", ".join(sorted(commit.unknown)),
             )
 
     def _build(self, turn: BuildCoordinator, found: _Found) -> bool:
-        """Build, and return whether the build came to its end; False if another process has committed meanwhile."""
+        """Build, and return whether the build is complete; False if another process has committed first."""
         try:
-            self._go_on(turn, found)
+            self._run_build(turn, found)
         except CommitConflict as error:
             _log.debug("%s", error)
             turn.conflict()
@@ -186,7 +186,7 @@ class _Runner:
             raise cause from error
         return True
 
-    def _go_on(self, turn: BuildCoordinator, found: _Found) -> None:
+    def _run_build(self, turn: BuildCoordinator, found: _Found) -> None:
         build = self._begin(found)
         try:
             build.run(turn, self._options.commit_tokens, self._options.commit_seconds)
@@ -194,50 +194,59 @@ class _Runner:
             self.committed = build.committed
 
     def _begin(self, found: _Found) -> Build:
-        plan, durable = self._plan, self._options.durable
+        plan = self._plan
         build = Build(
-            self._source, plan, self._budget, found.version, found.commit, self._storage_options, durable=durable
+            self._source,
+            plan,
+            self._budget,
+            found.version,
+            found.commit,
+            self._storage_options,
+            durable=self._options.durable,
         )
-        # The source could be opened.
+        # Nothing is removed before the source is open.
         check_tokenizer_file(plan)
         if found.replaced:
             remove_store(plan.uri, self._storage_options)
-            _log.warning("The token store %s, which another recipe made, is replaced.", plan.uri)
+            _log.warning("The token store %s was built with other settings, and is replaced.", plan.uri)
         else:  # a rebuild may have been killed while it removed the old store
             finish_removal(plan.uri)
         return build
 
     def _failed(self, turn: BuildCoordinator, error: Exception) -> Exception:
-        """Tell the waiting processes of a failure, and return what to raise."""
+        """Publish a failure to the waiting processes, and return the error to raise."""
         cause = _cause(error, self._plan.uri)
         turn.failed(cause)
-        # Not where the same would end in the same way, or begins anew: the error itself says what to do.
+        # A ConfigError would come again: its own message has the cure.
         if self.committed is not None and not isinstance(error, ConfigError):
-            _log.warning("%s", _how_to_go_on(self._plan.uri, self.committed))
+            _log.warning("%s", _how_to_continue(self._plan.uri, self.committed))
         return cause
 
 
-def _how_to_go_on(uri: str, commit: CommitMetadata | None) -> str:
+def _how_to_continue(uri: str, commit: CommitMetadata | None) -> str:
     if commit is None:
-        return f"Nothing is committed in {uri!r} yet: run it again, it begins anew."
-    documents, are = pluralize(commit.documents, "document"), "is" if commit.documents == 1 else "are"
+        return f"Nothing is committed in {uri!r} yet: run it again to start from the beginning."
+    documents = pluralize(commit.documents, "document")
+    are = "is" if commit.documents == 1 else "are"
     return (
-        f"{documents} ({format_tokens(commit.tokens)}) {are} committed in {uri!r}: run it again, it goes on from there."
+        f"{documents} ({format_tokens(commit.tokens)}) {are} committed in {uri!r}: run it again to continue from there."
     )
 
 
 def _cause(error: Exception, uri: str) -> Exception:
-    """Say a full disk in one sentence: it comes as an error of whichever library wrote."""
+    """Return a StoreError for a full disk, which each library reports in its own way; any other error as it is."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or any(words in str(error) for words in ("No space left on device", "Disk quota exceeded")):
-        return StoreError(f"The disk of {uri!r} is full: make room there, or move the store, and run it again.")
+        return StoreError(f"The disk of {uri!r} is full: free some space, or move the store, and run it again.")
     return error
 
 
 def _check_place(plan: Plan) -> None:
-    """Refuse to build among files that are no store: only what a builder left that was killed may be there."""
+    """Check that the store's folder does not exist, is a store, or holds only the files of a killed builder."""
     place = Path(plan.uri)
     if not is_local(plan.uri) or not place.exists() or (place / VERSIONS).exists():
         return
     if not place.is_dir() or foreign_files(plan.uri):
-        raise ConfigError(f"{plan.uri!r} is there already and is no token store: give a uri where nothing is yet.")
+        raise ConfigError(
+            f"{plan.uri!r} exists already and is not a token store: give a uri where there is nothing yet."
+        )

@@ -1,8 +1,8 @@
 """A unit of build work, and its result.
 
-A unit reads, screens and encodes some rows of one shard. It knows no other unit, no commit, and of the budget only an upper
-bound. So it can run in another process, or run again. Its result says of each document what the ledger needs to decide whether
-the document belongs into the store (see `ledger.py`). Both are plain values, without texts or tokens.
+A unit reads, screens and encodes some rows of one shard. It knows no other unit, no commit, and only an upper bound of the
+budget. So it can run in another process, or again. With its result the ledger decides which documents to store (see
+`ledger.py`). Both are plain values, without texts or tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Unit:
     """A shard, or a row range of one.
 
     Attributes:
-        shard: Place of the shard in the source.
+        shard: Index of the shard in the source.
         row: First row.
         end: Row after the last one; None for the rest of the shard.
         max_documents: Documents after which no more are needed; None for no bound.
@@ -37,7 +37,7 @@ class Unit:
 
 
 class UnitFile(NamedTuple):
-    """A data file that a unit has written and nobody has committed.
+    """A data file that a unit has written, not committed yet.
 
     Attributes:
         fragment: Lance's description of it, as JSON.
@@ -52,20 +52,20 @@ class UnitFile(NamedTuple):
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What a unit found, or the first rows of one: n documents that passed its screening, and the rows that did not.
+    """The result of a unit, or of its first rows: n documents that passed the screening, and the skipped rows.
 
     Attributes:
-        shard: Place of the shard.
+        shard: Index of the shard.
         rows: (n,) int64 rows of the documents, rising.
         num_tokens: (n,) int64 tokens of each, EOS included.
         text_bytes: (n,) int64 bytes of their texts.
         documents: n rows: `language`, `id`, and the metadata; the columns that a forget rule may name.
-        noted: Remark to (n,) bool.
-        skipped: Reason to the rows left out for it, rising.
-        next_row: First row that was not read; None if that is not known, because there was no row.
+        noted: By remark, (n,) bool.
+        skipped: By reason, the skipped rows, rising.
+        next_row: First row that was not read; None if it is not known, because there was no row.
         ends_shard: Whether no row follows.
-        bad_shard: Why the rest of the shard is left out, if it is.
-        hashes: (n,) uint64 hashes of the texts, by which the ledger finds duplicates; None if there are none left to find.
+        bad_shard: Why the rest of the shard is skipped, if it is.
+        hashes: (n,) uint64 hashes of the texts, by which the ledger finds duplicates; None if there are no duplicates.
         files: The data files of the documents. None if the documents are packed after folding, as in the local build.
     """
 

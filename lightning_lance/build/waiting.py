@@ -1,8 +1,7 @@
-"""Waiting for a store that another process builds."""
+"""Wait for a store that another process builds."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 
@@ -17,31 +16,32 @@ from lightning_lance.process.locks import LeaseWatch, lock_file
 
 _log = logger(__name__)
 
-# Between two looks at a store that another process builds.
+# Between two checks of the store.
 _POLL_SECONDS = 1.0
-# Between two lines that say what is waited for, where nothing changes.
-_TELL_SECONDS = 60.0
-# A builder that failed and is started again may begin after the run that waits for it.
+# Between two log lines, if nothing changes.
+_LOG_SECONDS = 60.0
+# After a failed build, a new builder has this long to begin.
 _BEGIN_SECONDS = 60.0
 
 
 def wait_for(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> None:
-    """Wait until a build that runs elsewhere has committed so many tokens, or all that its source has.
+    """Wait until a build in another process has committed some number of tokens, or its whole source.
 
-    What it waits for is told whenever that changes, and every minute.
+    The state of the build is logged when it changes, and every minute.
 
     Args:
-        uri: The store, as `store_place` gives it.
-        tokens: How many.
-        storage_options: Credentials and such for an object store.
+        uri: The store.
+        tokens: Number of tokens.
+        storage_options: Credentials and the like for an object store.
 
     Raises:
-        SourceError: If that build fails because of its source; or had failed before, and no other begins within a minute.
-        StoreError: If it fails, or had failed, for another cause; or if its process is gone, and no other takes over.
+        SourceError: If the build fails because of its source; or had failed before, and no other begins within a minute.
+        StoreError: If it fails, or had failed, for another reason; or if its process is gone, and no other takes over.
     """
     uri = store_place(uri)
-    file, began, waiting = status_file(uri), time.monotonic(), _Waiting(uri, tokens)
-    before = status = read_status(file) if file else None
+    waiting = _Waiting(uri, tokens)
+    began = time.monotonic()
+    before = status = _status_of(uri)
     while True:
         commit = last_commit(uri, storage_options=storage_options)
         if commit is not None and (commit.tokens >= tokens or commit.exhausted):
@@ -52,56 +52,70 @@ def wait_for(uri: str, tokens: int, storage_options: Mapping[str, str] | None = 
                 raise failure_of(status, uri)
         waiting.look(commit, status)
         time.sleep(_POLL_SECONDS)
-        # Before the commits: those of a build that failed are all there then.
-        status = read_status(file) if file else None
+        # Read before the commits, so that a failure is seen after the last commit of the build.
+        status = _status_of(uri)
+
+
+def _status_of(uri: str) -> BuildStatus | None:
+    file = status_file(uri)
+    return read_status(file) if file else None
 
 
 class _Waiting:
-    """Tells what a process waits for that builds nothing itself, and whether there is still somebody to wait for."""
+    """Logs the state of a build in another process, and notices if that process is gone."""
 
     def __init__(self, uri: str, tokens: int) -> None:
         lock = lock_file(uri)
-        self._uri, self._tokens = uri, tokens
+        self._uri = uri
+        self._tokens = tokens
         self._watch = None if lock is None else LeaseWatch(lock)
         self._committed = -1
-        self._grown = self._told = time.monotonic()
-        self._who: str | None = None
+        self._last_growth = time.monotonic()
+        self._last_log = time.monotonic()
+        self._state: str | None = None
 
     def look(self, commit: CommitMetadata | None, status: BuildStatus | None) -> None:
-        """Look at the store and its builder, and say what there is to say. StoreError if the builder is gone for good."""
+        """Check the store and its builder, and log changes. StoreError if the builder is gone for good."""
         now = time.monotonic()
         committed = 0 if commit is None else commit.tokens
-        silence = None if self._watch is None else self._watch.silence()
-        patience = math.inf if self._watch is None else self._watch.patience
-        gone = silence is not None and silence > patience
-        if silence is not None and silence > 2 * patience:
-            raise StoreError(
-                f"The token store {self._uri!r} has {committed:,} of the {self._tokens:,} tokens that min_tokens asks for, and "
-                f"its builder ({_builder(status)}) has shown no sign of life for {silence:.0f} seconds: run "
-                "'lightning-lance prepare' again, it goes on after the last commit, and start this again."
-            )
-        if committed != self._committed:
-            self._grown = now
-        who = self._builder_told(status, silence, gone, now)
-        due = now - self._told > _TELL_SECONDS
-        if committed != self._committed or due or (gone and who != self._who):
+        grown = committed != self._committed
+        if grown:
+            self._last_growth = now
+        gone = False
+        if self._watch is None:
+            state = self._state_of_bucket(now)
+        else:
+            silence = self._watch.silence()
+            if silence is not None and silence > 2 * self._watch.patience:
+                raise StoreError(
+                    f"The token store {self._uri!r} has {committed:,} of the {self._tokens:,} tokens that wait_for_tokens asks "
+                    f"for, and its builder ({_builder(status)}) has shown no sign of life for {silence:.0f} seconds: run "
+                    "'lightning-lance prepare' again to continue after the last commit, and start this again."
+                )
+            gone = silence is not None and silence > self._watch.patience
+            state = ""
+            if silence is None:
+                state = ", and no process builds it: run 'lightning-lance prepare' for it"
+            elif gone:
+                state = f", and its builder ({_builder(status)}) shows no sign of life"
+        if grown or now - self._last_log > _LOG_SECONDS or (gone and state != self._state):
             _log.warning(
                 "Waiting for the store %s: %s of %s tokens are committed%s.",
                 self._uri,
                 f"{committed:,}",
                 f"{self._tokens:,}",
-                who,
+                state,
             )
-            self._committed, self._told, self._who = committed, now, who
+            self._committed = committed
+            self._last_log = now
+            self._state = state
 
-    def _builder_told(self, status: BuildStatus | None, silence: float | None, gone: bool, now: float) -> str:
-        if self._watch is None:
-            minutes = int((now - self._grown) / 60)
-            return f", the last of them {pluralize(minutes, 'minute')} ago or more" if minutes else ""
-        if silence is None:
-            return ", and no process builds it: run 'lightning-lance prepare' for it"
-        return f", and its builder ({_builder(status)}) shows no sign of life" if gone else ""
+    def _state_of_bucket(self, now: float) -> str:
+        minutes = int((now - self._last_growth) / 60)
+        if not minutes:
+            return ""
+        return f", the last of them {pluralize(minutes, 'minute')} ago or more"
 
 
 def _builder(status: BuildStatus | None) -> str:
-    return "which has not told who it is" if status is None else status.builder
+    return "not known yet" if status is None else status.builder

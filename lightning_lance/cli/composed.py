@@ -1,7 +1,7 @@
-"""What Hydra composes, shows and writes, without the secrets in it: those only the task gets.
+"""Keep secrets out of everything that Hydra composes, shows and writes; only the task gets them.
 
-Hydra writes the configuration of a run beside its results, prints it when asked, and repeats it in its errors. So a secret
-is taken out as soon as a configuration is composed, and put back into the copy that the task gets.
+Hydra writes the configuration of a run beside its results, prints it on request, and repeats it in its errors. So secrets
+are removed as soon as a configuration is composed, and put back into the copy for the task.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lightning_lance.messages.redaction import (
 )
 
 _ENVIRONMENT = ("hydra", "job", "env_set")
-# A word of what is given for a mapping, perhaps after its key.
+# A word in the value of a mapping, perhaps after its key.
 _WORD = re.compile(r"(?:([\w.-]+)\s*[:=]\s*)?(\"[^\"]*\"|'[^']*'|[^\s,{}\[\]]+)")
 
 _Path = tuple[str | int, ...]
@@ -40,7 +40,7 @@ class HiddenValues:
     """The secrets of a configuration, by their place in it.
 
     Args:
-        resolved: Whether the configuration will be shown with its interpolations resolved, which may name the environment.
+        resolved: Whether the configuration is shown with interpolations resolved, which may read environment variables.
     """
 
     def __init__(self, resolved: bool = False) -> None:
@@ -48,7 +48,7 @@ class HiddenValues:
         self._resolved = resolved
 
     def hide(self, config: DictConfig) -> None:
-        """Take the secrets out of a composed configuration, and out of the overrides in it."""
+        """Remove the secrets from a composed configuration and its overrides."""
         for path, value, secret in list(_leaves(_plain(config), ())):
             if path[:2] == ("hydra", "overrides") or not self._is_hidden(config, path, value, secret):
                 continue
@@ -57,7 +57,7 @@ class HiddenValues:
                 remember_option(str(path[-1]), str(value))
             shown = MISSING
             if path[:-1] == _ENVIRONMENT and not self._resolved:
-                # Hydra itself needs these, which are for the environment.
+                # Hydra itself needs these: it puts them into the environment.
                 os.environ[str(path[-1])] = str(value)
                 shown = f"${{oc.env:{path[-1]}}}"
             _set(config, path, shown)
@@ -76,10 +76,10 @@ class HiddenValues:
         return secret and not is_harmless_option(str(path[-1]))
 
     def give_back(self, config: DictConfig) -> None:
-        """Put the secrets back into the configuration that a task gets.
+        """Put the secrets back into the configuration for the task.
 
         Raises:
-            ConfigError: If one is missing, since the configuration is one that was written without its secrets.
+            ConfigError: If one is missing, because the configuration was written without its secrets.
         """
         for path, value in self._values.items():
             if path[0] != "hydra":
@@ -88,8 +88,8 @@ class HiddenValues:
             if value == MISSING and (secret or isinstance(path[-1], int)):
                 place = ".".join(str(key) for key in path if isinstance(key, str))
                 raise ConfigError(
-                    f"The key {place} has no value: secrets are not written with the configuration of a run; give it on the "
-                    f"command line, as in {place}=..., or name a variable of the environment, as in {place}=${{oc.env:NAME}}."
+                    f"The key {place} has no value: secrets are not saved with the configuration of a run; give it on the "
+                    f"command line, as in {place}=..., or name an environment variable, as in {place}=${{oc.env:NAME}}."
                 )
 
 
@@ -98,12 +98,15 @@ def _plain(config: DictConfig) -> Any:
 
 
 def _leaves(value: Any, path: _Path, secret: bool = False) -> Iterator[tuple[_Path, Any, bool]]:
-    """Give all values with their places, and whether they are secret by their place."""
-    keys: Any = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    for key in keys:
-        named = isinstance(key, str) and (key in SECRET_MAPPINGS or is_secret_name(key))
-        yield from _leaves(value[key], (*path, key), secret or named)
-    if not isinstance(value, (dict, list)):
+    """Yield all values with their paths, and whether the path makes them secret."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            named = isinstance(key, str) and (key in SECRET_MAPPINGS or is_secret_name(key))
+            yield from _leaves(inner, (*path, key), secret or named)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _leaves(inner, (*path, place), secret)
+    else:
         yield path, value, secret
 
 
@@ -116,7 +119,7 @@ def _keys(node: Any) -> Any:
 
 
 def _set(config: DictConfig, path: _Path, value: Any) -> None:
-    # Of Hydra's own part nothing may be changed otherwise, and of the rest no key be added.
+    # Without these flags, Hydra's own part is read-only, and no key can be added to the rest.
     node: Any = config
     for key in path[:-1]:
         if key not in _keys(node) or OmegaConf.is_missing(node, key):
@@ -128,67 +131,76 @@ def _set(config: DictConfig, path: _Path, value: Any) -> None:
 
 
 def _hide_overrides(config: DictConfig) -> None:
-    """Take the secrets out of what Hydra keeps of the command line."""
+    """Remove the secrets from Hydra's record of the command line."""
     overrides = _plain(config.hydra.overrides)
     for part, texts in overrides.items():
         for place, text in enumerate(texts):
             _set(config, ("hydra", "overrides", part, place), shown_override(text))
     if all(shown_override(text) == text for text in overrides["task"]):
         return
-    # The name that a folder may have by them.
+    # The overrides may also name an output folder.
     style = config.hydra.job.config.override_dirname
-    pairs = [shown_override(text).lstrip("+~").partition("=") for text in overrides["task"]]
-    items = sorted(f"{key}{style.kv_sep}{value}" for key, _, value in pairs if key not in style.exclude_keys)
-    _set(config, ("hydra", "job", "override_dirname"), style.item_sep.join(items))
+    items = []
+    for text in overrides["task"]:
+        key, _, value = shown_override(text).lstrip("+~").partition("=")
+        if key not in style.exclude_keys:
+            items.append(f"{key}{style.kv_sep}{value}")
+    _set(config, ("hydra", "job", "override_dirname"), style.item_sep.join(sorted(items)))
 
 
 def remember_arguments(arguments: Sequence[str]) -> None:
     """Remember the secrets of a command line, which an error may repeat before there is a configuration."""
     secret = False
     for argument in arguments:
+        value = argument
         pair = re.fullmatch(r"[+~]*([\w.@/-]+)=(.*)", argument, re.DOTALL)
-        # A shell splits what is not quoted: words without a key belong to the value before them.
+        # A shell splits unquoted text: words without a key belong to the value before them.
         if pair:
-            secret = is_secret_override(pair[1], pair[2])
-        value = pair[2] if pair else argument
+            value = pair[2]
+            secret = is_secret_override(pair[1], value)
         remember_url(value)
-        for word in _WORD.finditer(value) if secret else ():
-            spelled = word[2].strip("'\"")
-            if spelled.endswith(":") or "://" in spelled or spelled.startswith("$"):
-                continue
-            if word[1]:
-                remember_option(word[1], spelled)
-            else:
-                remember(spelled)
+        if secret:
+            _remember_words(value)
+
+
+def _remember_words(value: str) -> None:
+    for key, text in _WORD.findall(value):
+        word = text.strip("'\"")
+        if word.endswith(":") or "://" in word or word.startswith("$"):
+            continue
+        if key:
+            remember_option(key, word)
+        else:
+            remember(word)
 
 
 def check_command_line(arguments: Sequence[str]) -> None:
-    """Refuse options and arguments in an order that Hydra does not understand; itself, it would repeat all of them.
+    """Check that Hydra understands the order of options and arguments. Its own error would repeat all of them.
 
     Raises:
-        SystemExit: With a sentence.
+        SystemExit: With a message.
     """
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
         for argument in arguments:
             message = message.replace(argument, shown_override(argument))
-        sys.exit(f"error: {redacted(message)}: give options such as --cfg first, and after them all key=value.")
+        sys.exit(f"error: {redacted(message)}: give options such as --cfg first, and every key=value after them.")
 
-    parser.error = refuse  # type: ignore[method-assign] # the parser's own way to be told what to do
+    parser.error = refuse  # type: ignore[method-assign] # argparse's own hook
     parser.parse_args(list(arguments))
 
 
 @contextmanager
 def without_secrets(arguments: Sequence[str] = ()) -> Iterator[HiddenValues]:
-    """Within it, what Hydra composes has no secrets; what it had is given back by what this gives.
+    """Make Hydra compose configurations without secrets inside this context. The result can put them back.
 
     Args:
-        arguments: Of the command line.
+        arguments: Arguments of the command line.
     """
     remember_arguments(arguments)
     hidden = HiddenValues(resolved="--resolve" in arguments)
-    # Hydra has no other place that all of its ways to a configuration go through: runs, sweeps, --cfg, --info and --help.
+    # The only function that runs, sweeps, --cfg, --info and --help all call.
     load: Callable[..., DictConfig] = ConfigLoaderImpl.load_configuration
 
     def loading(*given: Any, **named: Any) -> DictConfig:

@@ -1,6 +1,6 @@
-"""A function as a command with a configuration: its keys, and whatever goes wrong told in one sentence.
+"""Turn a function into a command with a Hydra configuration, whose errors are one sentence.
 
-This is the only module that knows Hydra.
+Only this module and `composed` import Hydra.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -48,31 +48,31 @@ from lightning_lance.process.request_logs import quiet_requests
 from lightning_lance.type_hints import type_mismatch
 
 _CONF = "lightning_lance.conf"
-# Of Hydra: set, it does not print errors itself.
+# If it is set, Hydra does not print errors itself.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
-# Keys whose value is a dict that the user fills. Hydra adds keys to a dict only where a + says so.
+# Keys whose value is a dict that the user fills. Hydra adds keys to a dict only after a +.
 _DICTS = re.compile(
     r"(data\.(where|mix|fim|storage_options)|corpus\.storage_options|source\.(columns|where|extensions|storage_options))=\{"
 )
-# Groups and nodes of the configuration whose keys errors name without their place.
+# Nodes of the configuration whose keys are named without the node in errors.
 _NODES = ("corpus", "data", "build")
-# Keys that are no words of a sentence, so that they mean the key wherever they stand.
+# Keys that are not English words, so that they mean the key anywhere in a sentence.
 _NO_WORDS = ("uri", "fim")
-# What OmegaConf says of a reference to what is not there.
+# OmegaConf's error for a reference to a missing key.
 _MISSED = re.compile(
     r"Interpolation key '(?P<key>[\w.]+)' not found|Environment variable '(?P<variable>\w+)' not found"
 )
 
 
 def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable[[], None]:
-    """Make a command of a function: give it the composed configuration, with the overrides of the command line.
+    """Return a command that calls a function with the composed configuration and the overrides of the command line.
 
-    What the user can mend is told in one sentence on standard error, with exit code 1; set HYDRA_FULL_ERROR=1 for the
+    Errors that the user can correct are one sentence on standard error, with exit code 1; set HYDRA_FULL_ERROR=1 for the
     traceback. After Ctrl-C the exit code is 130, after SIGTERM 143.
 
     Args:
         task: The function.
-        trains: Whether it saves checkpoints, from which it goes on when it was interrupted.
+        trains: Whether it saves checkpoints, from which an interrupted run can continue.
     """
 
     @functools.wraps(task)
@@ -99,7 +99,7 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
 
 
 class _Guarded:
-    """A run of a command of which errors are told in one sentence.
+    """A run of a command whose errors are one sentence.
 
     Args:
         task: The function.
@@ -107,8 +107,10 @@ class _Guarded:
     """
 
     def __init__(self, task: Callable[[DictConfig], None], trains: bool) -> None:
-        self._task, self._trains = task, trains
-        self._signals, self._began = InterruptHandler(), time.time()
+        self._task = task
+        self._trains = trains
+        self._signals = InterruptHandler()
+        self._began = time.time()
         self._config: DictConfig | None = None
         self._given: list[str] = []
         self._error: BaseException | None = None
@@ -123,7 +125,7 @@ class _Guarded:
                 raise
             self._error = self._error or _no_option(error, sys.argv[1:])
         except (KeyboardInterrupt, SystemExit) as error:
-            # Lightning makes SystemExit of both signals.
+            # Lightning turns both signals into SystemExit.
             if self._signals.received is None:
                 raise
             self._end_interrupted(error)
@@ -136,7 +138,7 @@ class _Guarded:
             self._guard(config)
 
         with self._signals:
-            # Otherwise Hydra prints errors of the configuration itself, over several lines.
+            # Otherwise Hydra prints errors of the configuration over several lines.
             os.environ[_FULL_ERROR] = "1"
             try:
                 _hydra_main(guarded)
@@ -144,25 +146,25 @@ class _Guarded:
                 os.environ.pop(_FULL_ERROR, None)
 
     def _guard(self, config: DictConfig) -> None:
-        """Run the task, and keep what goes wrong from Hydra, which would print a line of its own before it."""
+        """Run the task, and keep its error from Hydra, which would print a line of its own before it."""
         self._config = config
         # Unresolved: a reference to a missing key is reported with the rest of the configuration.
         given: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
         self._given.extend(given)
-        # Only for Hydra's own part: processes that the task starts shall tell errors in one sentence too.
+        # Unset before the task: processes that it starts also report errors in one sentence.
         os.environ.pop(_FULL_ERROR, None)
         try:
             self._task(config)
         except (LightningLanceError, HydraException, OmegaConfBaseException) as error:
             self._error = self._error or error
-        except Exception:  # a bug, of which Hydra would print all that it says
+        except Exception:  # a bug: Hydra would print it with its secrets
             sys.stderr.write(redacted(traceback.format_exc()))
             sys.exit(1)
 
     def _end_interrupted(self, error: BaseException) -> NoReturn:
-        # Processes that Lightning has started get the signal too; one of them tells.
+        # Processes that Lightning has started get the signal too; one of them prints the message.
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            how = _how_to_go_on(error, self._config if self._trains else None, self._began)
+            how = _how_to_continue(error, self._config if self._trains else None, self._began)
             say(f"interrupted: {how}", file=sys.stderr)
         sys.exit(self._signals.exit_code)
 
@@ -170,24 +172,22 @@ class _Guarded:
 def help_of(
     name: str, arguments: Sequence[str], groups: Sequence[str], keys: Sequence[str], data: Sequence[str]
 ) -> str:
-    """Tell what a command reads of the configuration, where that is not all of it.
+    """Return the help text of a command that reads a part of the configuration.
 
     Args:
-        name: Of the command.
-        arguments: Of the command line; what they choose is shown.
+        name: Name of the command.
+        arguments: Arguments of the command line, whose choices are shown.
         groups: Groups of options that it reads.
-        keys: Keys at the root, and groups, of which it reads all.
+        keys: Keys and groups at the root that it reads whole.
         data: Keys below `data`.
     """
+    options: dict[str, str] = {}
     try:
         with initialize_config_module(_CONF, version_base="1.3"), without_secrets(arguments):
             config: Any = OmegaConf.to_container(compose("config", overrides=_filled(arguments)), resolve=False)
             loader = GlobalHydra.instance().config_loader()
-            options = {
-                # `_base` is what others begin with, and no option.
-                group: [name for name in loader.get_group_options(group) if not name.startswith("_")]
-                for group in groups
-            }
+            for group in groups:
+                options[group] = ", ".join(_public(loader.get_group_options(group)))
     except (HydraException, OmegaConfBaseException) as error:
         fail(redacted(_one_sentence(error, None)))
     except ValueError as error:
@@ -196,18 +196,23 @@ def help_of(
     lines = [
         f"{name} reads these keys of the configuration, as key=value: source=github_code max_documents=1000",
         "\n== Groups: group=option ==\n",
-        *(f"{group}: {', '.join(names)}" for group, names in options.items()),
+        *(f"{group}: {names}" for group, names in options.items()),
         "\n== Keys: key=value, below a group as group.key=value ==\n",
         OmegaConf.to_yaml(OmegaConf.create(_set_by_users(shown))),
-        "The keys of training may be given too. The README says what each key means.",
+        "Keys of training are accepted too. The README says what each key means.",
     ]
     return "\n".join(lines)
+
+
+def _public(names: Iterable[str]) -> list[str]:
+    """Return the names of options. Others, such as `_base`, are parts of several options."""
+    return [name for name in names if not name.startswith("_")]
 
 
 def _set_by_users(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
-    return {key: _set_by_users(value) for key, value in config.items() if not key.startswith("_")}
+    return {key: _set_by_users(config[key]) for key in _public(config)}
 
 
 def _filled(arguments: Sequence[str]) -> list[str]:
@@ -219,60 +224,81 @@ def _hydra_main(task: Callable[[DictConfig], None]) -> None:
 
 
 def last_checkpoints(config: DictConfig) -> list[Path]:
-    """Find the checkpoints of `output_dir` that `ckpt_path=last` means."""
+    """Return the checkpoints of `output_dir` for `ckpt_path=last`."""
     return sorted(Path(config.get("output_dir") or ".", "checkpoints").glob("last*.ckpt"))
 
 
-def _how_to_go_on(error: BaseException, trained: DictConfig | None, began: float) -> str:
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, and the errors that it was raised from."""
     cause: BaseException | None = error
     while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _how_to_continue(error: BaseException, trained: DictConfig | None, began: float) -> str:
+    for cause in _causes(error):
         if isinstance(cause, BuildInterrupted):
             return str(cause)
-        cause = cause.__cause__ or cause.__context__
     if trained is None:
-        return "run it again, it goes on after what was committed."
-    # One from before this run is no place to go on from, unless this one had begun there.
+        return "run it again to continue after the last commit."
+    # A checkpoint from before this run counts only if this run began there.
     if trained.get("ckpt_path") or any(file.stat().st_mtime > began for file in last_checkpoints(trained)):
-        return "run it again with ckpt_path=last, it goes on from the last checkpoint."
-    return "no checkpoint was saved yet: run it again, it trains from the beginning (what is built is not built again)."
+        return "run it again with ckpt_path=last to continue from the last checkpoint."
+    return (
+        "no checkpoint was saved yet: run it again to train from the beginning (finished stores are not built again)."
+    )
 
 
 def _one_sentence(error: BaseException, config: DictConfig | None, given: Sequence[str] = ()) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         if isinstance(cause, LightningLanceError):
             return _with_places(str(cause), config)
-        if isinstance(cause, (ConfigKeyError, ConfigAttributeError)):
-            return _unknown_key(cause)
-        if isinstance(cause, (MissingMandatoryValue, InterpolationToMissingValueError)):
-            key = re.sub(r"^(data\.)?(corpus\.)?(?=(source|tokenizer)\.)", "", str(cause.full_key or cause.key))
-            return f"The key {key} has no value: give it one on the command line, as in {key}=..."
-        if isinstance(cause, MissingConfigException) and cause.options and cause.missing_cfg_file:
-            return _unknown_option(cause.missing_cfg_file, cause.options)
-        if isinstance(cause, OverrideParseException):
-            return _not_understood(cause.override)
-        if found := _MISSED.search(str(cause)) if isinstance(cause, InterpolationResolutionError) else None:
-            if found["variable"]:
-                return f"The environment variable {found['variable']!r} is not set, which the configuration asks for: set it."
-            name = found["key"]
-            return (
-                f"There is no key {name!r}, as ${{{name}}} says: an environment variable is written ${{oc.env:{name}}}."
-            )
-        cause = cause.__cause__ or cause.__context__
+        sentence = _explained(cause)
+        if sentence:
+            return sentence
     if isinstance(error, InstantiationException) and config is not None:
         return _cannot_be_made(error, config, given)
     return " ".join(str(error).split())
 
 
+def _explained(error: BaseException) -> str | None:
+    """Return an error of Hydra or OmegaConf in one sentence; None for others."""
+    if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
+        return _unknown_key(error)
+    if isinstance(error, (MissingMandatoryValue, InterpolationToMissingValueError)):
+        key = re.sub(r"^(data\.)?(corpus\.)?(?=(source|tokenizer)\.)", "", str(error.full_key or error.key))
+        return f"The key {key} has no value: give it one on the command line, as in {key}=..."
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        return _unknown_option(error.missing_cfg_file, error.options)
+    if isinstance(error, OverrideParseException):
+        return _not_understood(error.override)
+    if isinstance(error, InterpolationResolutionError):
+        return _missing_reference(str(error))
+    return None
+
+
+def _missing_reference(text: str) -> str | None:
+    found = _MISSED.search(text)
+    if found is None:
+        return None
+    variable, key = found.group("variable", "key")
+    if variable:
+        return f"The environment variable {variable!r} is not set, but the configuration refers to it: set it."
+    return f"There is no key {key!r} for ${{{key}}}: write an environment variable as ${{oc.env:{key}}}."
+
+
 def _with_places(sentence: str, config: DictConfig | None) -> str:
-    """Add where on the command line the keys of a sentence are: it names arguments, most of which are below a node."""
+    """Add the places of a sentence's keys on the command line: it names arguments, which are mostly below a node."""
     if config is None:
         return sentence
     places: dict[str, str] = {}
     for node in _NODES:
         keys = config.get(node)
-        for key in map(str, keys if isinstance(keys, DictConfig) else ()):
-            if key not in config and not key.startswith("_") and _names(sentence, key):
+        if not isinstance(keys, DictConfig):
+            continue
+        for key in _public(map(str, keys)):
+            if key not in config and _names(sentence, key):
                 places.setdefault(key, f"{node}.{key}")
     if not places:
         return sentence
@@ -289,102 +315,109 @@ def _not_understood(override: str) -> str:
     examples = "context_length=512, 'languages=[Python,Rust]' or 'data.mix={Python: 0.7, Rust: 0.3}'"
     override = shown_override(override)
     if "=" not in override:
-        return f"Got {override!r}, which is no key=value: expected such as {examples}."
+        return f"Got {override!r}, which is not key=value: expected text such as {examples}."
     return (
-        f"The value of {override!r} cannot be read: expected such as {examples}; close what it opens, and quote text that has "
-        f"signs like , : = ~ ( [ {{ once more, as in 'key=\"a, b\"'."
+        f"The value of {override!r} cannot be parsed: expected text such as {examples}; close all brackets and quotes, and "
+        f"quote text with characters such as , : = ~ ( [ {{ twice, as in 'key=\"a, b\"'."
     )
 
 
 def _no_option(error: ValueError, arguments: Sequence[str]) -> ConfigError:
-    """Say what Hydra raises where a group is given what is no name, such as null or a number."""
-    if nothing := [argument for argument in arguments if argument in ("source=null", "tokenizer=null")]:
-        return ConfigError(
-            f"{nothing[0]} names no option: leave it out, or, to train on a store that is there, give data.corpus=PLACE."
-        )
-    told = " ".join(str(error).split()).rstrip(".")
-    # Groups have no dots in their names; what the command adds itself has some, or is Hydra's.
+    """Return the error for Hydra's ValueError if a group is set to something other than a name, such as null or a number."""
+    for argument in arguments:
+        if argument in ("source=null", "tokenizer=null"):
+            return ConfigError(
+                f"{argument} is not the name of an option: leave it out, or, to train on an existing store, give "
+                "data.corpus=PLACE."
+            )
+    reason = " ".join(str(error).split()).rstrip(".")
+    # Only a group has neither dots nor slashes in its name.
     given = [shown_override(argument) for argument in arguments if not re.match(r"[^=]*[./]", argument)]
-    return ConfigError(f"The configuration cannot be composed ({told}): check {', '.join(given) or 'its groups'}.")
+    return ConfigError(f"The configuration is not valid ({reason}): check {', '.join(given) or 'its groups'}.")
 
 
 def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Sequence[str]) -> str:
-    """Say which value a constructor has stumbled over: by what it says that it takes, else by what was given for it."""
-    place = match[1] if (match := re.search(r"full_key: (\S+)", str(error))) else ""
-    # Hydra writes `callbacks0` for what is set as `callbacks.0`.
+    """Return which value a constructor fails on: the one that its annotations exclude, else the ones from the user."""
+    match = re.search(r"full_key: (\S+)", str(error))
+    place = match[1] if match else ""
+    # Hydra writes `callbacks0` for the key `callbacks.0`.
     place = re.sub(r"(?<=[a-z_])(\d+)(?=\.|$)", r".\1", place)
-    # What is set at the root is passed on by corpus, and that by data.
+    # Users set these keys at the root; data and corpus refer to them.
     group = re.sub(r"^(data\.)?(corpus\.)?(?=(source|tokenizer)\b)|^data\.(?=corpus\b|build\b)", "", place)
     node = OmegaConf.select(config, place) if place else None
     if isinstance(node, DictConfig):
-        for told in _misfits(node, group):
-            return told
+        for sentence in _misfits(node, group):
+            return sentence
     cause = error.__cause__
-    told = " ".join(str(cause or error).split()).rstrip(".")
+    reason = " ".join(str(cause or error).split()).rstrip(".")
     if cause is not None and type(cause) is not ValueError:
-        told = f"{type(cause).__name__}: {told}"
+        reason = f"{type(cause).__name__}: {reason}"
     mine = [shown_override(text) for text in given if re.match(rf"\+*{re.escape(group)}[.=]", text)]
-    return f"{group or 'The configuration'} cannot be made ({told}): check {', '.join(mine) or 'its keys'}."
+    return f"{group or 'The configuration'} cannot be made ({reason}): check {', '.join(mine) or 'its keys'}."
 
 
 def _misfits(node: DictConfig, place: str, target: str | None = None) -> Iterator[str]:
-    """Find values that a constructor cannot take by what it says: in a sentence each, with the key as it is set."""
+    """Yield a sentence for each value that a constructor's annotations exclude, with the key that the user sets."""
     target = target or node.get("_target_")
     takes = get_object(target) if target else None
     written: Any = OmegaConf.to_container(node, resolve=False)
-    for name, spelled in written.items():
-        if spelled == "???":
+    for name, text in written.items():
+        if text == "???":
             continue
-        # What is the same in two places is set in one of them, and passed on by the other.
-        passed_on = re.fullmatch(r"\$\{([\w.]+)\}", str(spelled))
-        key = passed_on[1] if passed_on else f"{place}.{name!s}"
+        # A value that refers to another key is set there.
+        reference = re.fullmatch(r"\$\{([\w.]+)\}", str(text))
+        key = reference[1] if reference else f"{place}.{name!s}"
         value = node[name]
         if isinstance(value, DictConfig) and "_target_" in value:
             yield from _misfits(value, key)
             continue
+        if takes is None:
+            continue
         plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-        if takes is not None and (expected := type_mismatch(takes, str(name), plain)):
+        expected = type_mismatch(takes, str(name), plain)
+        if expected:
             shown = f"of type {type(plain).__name__}" if is_secret_key(key) else repr(plain)
             yield f"{key} is {shown}: expected {expected}."
 
 
 def _unknown_option(file: str, options: Any) -> str:
     group, _, name = file.rpartition("/")
-    # What others are made of is no option by itself.
-    known = sorted(option for option in options if not option.startswith("_"))
-    near = nearest(name, known)
-    hint = f"did you mean {near!r}? " if near else ""
-    return f"There is no {group} {name!r}: {hint}there are {', '.join(known)}."
+    known = sorted(_public(options))
+    return f"There is no {group} {name!r}: {_did_you_mean(name, known)}expected one of {', '.join(known)}."
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
-    if moved := moved_key(str(error.full_key)):
+    moved = moved_key(str(error.full_key))
+    if moved:
         return moved
     parent = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
-    known = [str(key) for key in parent if key not in ("_target_", "_convert_", "hydra")]
-    near = nearest(str(error.key), known)
-    hint = f"did you mean {near!r}? " if near else ""
-    place = str(error.full_key).rpartition(".")[0]
+    known = sorted(str(key) for key in parent if key not in ("_target_", "_convert_", "hydra"))
+    place = str(error.full_key).rpartition(".")[0] or "the configuration"
     return (
-        f"There is no key {error.full_key!r}: {hint}{place or 'the configuration'} has {', '.join(sorted(known))} "
+        f"There is no key {error.full_key!r}: {_did_you_mean(str(error.key), known)}{place} has {', '.join(known)} "
         f"(to add a key that the constructor takes, write +{error.full_key}=...)."
     )
 
 
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = nearest(name, known)
+    return f"did you mean {near!r}? " if near else ""
+
+
 def _check_is_stored(config: DictConfig) -> None:
-    """Refuse keys of a corpus where none is built: they would be passed over in silence."""
+    """Check that keys of a corpus are not set if none is built: they would be ignored silently."""
     served: Any = OmegaConf.to_container(config.data, resolve=False)
     if "corpus" not in served or "${corpus}" in str(served["corpus"]) or "_target_" in str(served["corpus"]):
         return
     if config.get("languages"):
         raise ConfigError(
-            f"languages is {list(config.languages)}, which a source is asked for, and there is none: say which languages of a "
-            "store to serve by data.where={language: [...]}."
+            f"languages is {list(config.languages)}, but there is no source to select them from: select languages of a store "
+            "by data.where={language: [...]}."
         )
     for key in ("max_documents", "max_tokens"):
         if config.get(key) is not None:
             raise ConfigError(
-                f"{key} is {config[key]}, but data.corpus is a store that is there, and nothing is built: leave it out."
+                f"{key} is {config[key]}, but data.corpus is an existing store, and nothing is built: leave {key} out."
             )
 
 
@@ -397,7 +430,7 @@ def make(config: DictConfig, group: str, **changes: Any) -> Any:
         **changes: Values that replace those of the configuration.
 
     Raises:
-        ConfigError: If a constructor refuses a value, or says that it takes others.
+        ConfigError: If a constructor refuses a value, or its annotations exclude it.
         InstantiationException: If a constructor fails otherwise.
     """
     if group == "data":
@@ -408,7 +441,7 @@ def make(config: DictConfig, group: str, **changes: Any) -> Any:
         if isinstance(error.__cause__, LightningLanceError):
             raise error.__cause__ from None
         raise
-    # Some only keep what they are given, and would stumble over it after hours of building.
-    for told in _misfits(config[group], group, changes.get("_target_")):
-        raise ConfigError(told)
+    # Some constructors check nothing, and would fail after hours of building.
+    for sentence in _misfits(config[group], group, changes.get("_target_")):
+        raise ConfigError(sentence)
     return made

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to a command: it cleans up and says how to go on; the second time it ends at once."""
+"""Handle Ctrl-C and SIGTERM: a command cleans up and says how to continue; a second signal ends it at once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# For the thread that is first to say that the process ends.
+# Time for the first thread to print that the process ends.
 _LAST_SECONDS = 1.0
 
 
 class InterruptHandler:
-    """While this is entered, both signals raise KeyboardInterrupt in the main thread; a second one ends the process at once.
+    """A context in which both signals raise KeyboardInterrupt in the main thread; a second signal ends the process at once.
 
     Attributes:
-        received: The signal that came; None before.
+        received: The first signal; None before it.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class InterruptHandler:
 
     @property
     def exit_code(self) -> int:
-        """What a shell gives for a process that the signal ended: 130 or 143."""
+        """The exit code that a shell reports for a process ended by the signal: 130 or 143."""
         return 128 + (self.received or signal.SIGINT)
 
     def __enter__(self) -> InterruptHandler:
@@ -42,12 +42,12 @@ class InterruptHandler:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, before in self._before.items():
-            # A command that was interrupted is at its end: nothing may hold it up any more.
+            # An interrupted command is about to end: another signal ends it at once.
             signal.signal(number, before if self.received is None else self._again)
 
     def _first(self, number: int, frame: FrameType | None) -> None:
         if signal.getsignal(number) != self._first:
-            # Lightning has put a handler of its own in place, which calls this one too, and decides when to stop.
+            # Lightning has installed its own handler, which calls this one too, and decides when to stop.
             self.received = self.received or number
         elif self.received is not None:
             self._again(number, frame)
@@ -57,34 +57,32 @@ class InterruptHandler:
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
-        """Let a thread see the second signal too: the main thread may be in a call that does not return to Python."""
+        """Watch for a second signal in a thread: the main thread may be in a call that does not return to Python."""
         read, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
         threading.Thread(target=self._wait_for_another, args=(read,), daemon=True).start()
 
     def _wait_for_another(self, read: int) -> None:
-        while came := os.read(read, 1):
-            # Of a handler that somebody else has put in place, the main thread knows.
-            if came[0] in _SIGNALS and signal.getsignal(came[0]) in (self._first, self._again):
-                self._again(came[0], None)
+        while number := os.read(read, 1):
+            # Handlers of others are called in the main thread.
+            if number[0] in _SIGNALS and signal.getsignal(number[0]) in (self._first, self._again):
+                self._again(number[0], None)
 
     def _again(self, number: int, frame: FrameType | None) -> None:
         if not self._ending.acquire(blocking=False):
-            # The other thread ends the process; or this one, that a third signal has interrupted in it.
+            # The other thread is ending the process; or this thread is, and a third signal has interrupted it.
             threading.Event().wait(_LAST_SECONDS)
             os._exit(128 + number)
-        # No clean-up, which may be what hangs: what is half-written goes with the next build, as after a kill.
+        # No clean-up, since it may hang: the next build removes unfinished files, as after a kill.
         with contextlib.suppress(OSError):
-            os.write(
-                sys.__stderr__.fileno() if sys.__stderr__ else 2,
-                b"interrupted again: stopped at once; what was committed is safe.\n",
-            )
+            stderr = sys.__stderr__.fileno() if sys.__stderr__ else 2
+            os.write(stderr, b"interrupted again: stopped at once; all commits are safe.\n")
         os._exit(128 + number)
 
 
 def _forget_wakeup() -> None:
-    """Begin a forked process: a signal to it is none to its parent, whose pipe it has."""
+    """Detach a forked process from its parent's pipe, so that its signals do not reach the parent."""
     with contextlib.suppress(ValueError):
         signal.set_wakeup_fd(-1)
 

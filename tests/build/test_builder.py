@@ -1,4 +1,4 @@
-"""What one run of a build does at its edges; what it stores is in test_runner.py."""
+"""Edge cases of one run of a build; test_runner.py tests what it stores."""
 
 import logging
 import os
@@ -44,20 +44,20 @@ class Ends(ListSource):
 
 @pytest.mark.parametrize("text", ["some text", None])
 def test_the_clock_makes_commits_also_where_nothing_is_kept(tmp_path: Path, text: str | None):
-    """Work that was done is not done again, whether it gave documents or not."""
+    """Finished work is not repeated, with or without documents."""
     uri = str(tmp_path / "x.lance")
     with pytest.raises(SourceError, match="the network is gone"):
         prepare(Ends(documents(*[text] * 40)), ByteTokenizer(), uri, commit_seconds=0.0)
     version, commit = last_version(uri)
     assert commit is not None
-    # Two batches are on their way to the packer when the third fails.
+    # Two batches are in flight when the third fails.
     assert commit.shard >= 4
     assert commit.documents == (0 if text is None else 4 * commit.shard + commit.row)
     assert version >= 4
 
 
 def test_rows_that_are_not_wanted_are_not_read_again(tmp_path: Path):
-    """A long shard of which nothing is wanted, but the first document and the last."""
+    """A long shard with two wanted documents, the first and the last."""
 
     class Gone(ListSource):
         def read(self, shard: int, row: int) -> Iterator[pa.Table]:
@@ -93,17 +93,19 @@ def test_no_commit_comes_before_its_time(tmp_path: Path):
 
 
 def test_an_interruption_says_what_is_safe(tmp_path: Path):
-    """Ctrl-C comes in the main thread, here by way of the source."""
+    """Ctrl-C in the main thread, here raised by the source."""
 
     class Pressed(Ends):
         error = KeyboardInterrupt()
 
     uri, made = str(tmp_path / "x.lance"), documents(*["some text"] * 40)
-    with pytest.raises(BuildInterrupted, match=r"^Nothing is committed in '.*' yet: run it again, it begins anew\.$"):
+    with pytest.raises(
+        BuildInterrupted, match=r"^Nothing is committed in '.*' yet: run it again to start from the beginning\.$"
+    ):
         prepare(Pressed(made), ByteTokenizer(), uri)
     with pytest.raises(
         BuildInterrupted,
-        match=r"^\d+ documents \(.* tokens\) are committed in '.*': run it again, it goes on from there\.$",
+        match=r"^\d+ documents \(.* tokens\) are committed in '.*': run it again to continue from there\.$",
     ):
         prepare(Pressed(made), ByteTokenizer(), uri, commit_tokens=1)
     assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
@@ -123,7 +125,7 @@ def test_who_finds_another_commit_stops(tmp_path: Path):
 
 
 def test_what_a_builder_that_begins_removes_nobody_can_commit(tmp_path: Path):
-    """A builder was stopped between its data file and its commit, and comes back before the new one has committed."""
+    """A builder stops between its data file and its commit, and resumes before the new builder has committed."""
     made, uri = documents(*["some text"] * 40), str(tmp_path / "x.lance")
     stored = prepare(Ends(made), ByteTokenizer(), uri, val_fraction=0.0, max_documents=8)
     stream = stored.read(np.array([0]), stored.num_tokens())[0].tolist()
@@ -144,7 +146,7 @@ def test_what_a_builder_that_begins_removes_nobody_can_commit(tmp_path: Path):
 
 
 class Panic(BaseException):
-    """As Lance raises them: no Exception."""
+    """A BaseException, as Lance raises it."""
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ class Panic(BaseException):
 def test_an_error_of_whatever_kind_leaves_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, kind: type[BaseException]
 ):
-    """In the first commit, in a later one, in the last, which merges, and after it."""
+    """In the first, a later, and the last commit, which merges, and after it."""
     uri, source = tmp_path / "x.lance", ListSource(documents(*["0123456789" * 10_000] * 24))
     options: dict[str, Any] = {"uri": str(uri), "val_fraction": 0.0, "commit_tokens": 1_000_000}
 
@@ -199,7 +201,7 @@ def test_what_builders_left_that_were_killed_before_their_first_commit_does_not_
     with pytest.raises(SourceError):
         prepare(Ends(made), ByteTokenizer(), str(uri), val_fraction=0.0)
     assert find_orphans(str(uri)) == set()
-    # One of them has only stood still, and comes back to its commit.
+    # One of them was only stopped, and resumes with its commit.
     note = replace(last_version(str(tmp_path / "y.lance"))[1], tokens=1)
     with pytest.raises(CommitConflict):
         replace_fragments(str(uri), None, rows.schema, written, files, note, None)
@@ -219,7 +221,7 @@ def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, cap
         options: dict[str, Any] = {"uri": str(disk / "x.lance"), "val_fraction": 0.0, "commit_tokens": 400_000}
         with (
             caplog.at_level(logging.WARNING),
-            pytest.raises(StoreError, match=r"^The disk of '.*/x\.lance' is full: make room"),
+            pytest.raises(StoreError, match=r"^The disk of '.*/x\.lance' is full: free some space"),
         ):
             prepare(source, ByteTokenizer(), **options)
         _, commit = last_version(options["uri"])
@@ -245,9 +247,9 @@ def test_what_running_again_cannot_cure_is_not_advised_and_its_cause_goes_with_t
     for source in (Wrong(made), Ends(made)):
         with pytest.raises((ConfigError, SourceError)):
             prepare(source, ByteTokenizer(), str(tmp_path / f"{type(source).__name__}.lance"))
-    # Nothing was committed that could be gone on from: the error itself says what to do.
+    # Nothing was committed to continue from: the error itself has the cure.
     assert caplog.messages == []
-    # Who waits is told of both.
+    # The waiting process sees both.
     assert {path.stem for path in tmp_path.glob("*.building.json")} == {"Wrong.building", "Ends.building"}
     prepare(ListSource(made), ByteTokenizer(), str(tmp_path / "Wrong.lance"))
     assert {path.stem for path in tmp_path.glob("*.building.json")} == {"Ends.building"}

@@ -1,4 +1,4 @@
-"""Who builds; with real processes in test_runner.py."""
+"""Which process builds. test_runner.py has tests with real processes."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def test_one_has_it_and_the_other_waits_and_says_so(tmp_path: Path, caplog: pyte
         assert not second.mine
         (line,) = caplog.messages
         assert line.startswith(f"Another process builds x.lance; waiting for it (process {os.getpid()} on ")
-        # A conflict is no reason to stop for who still holds the lease.
+        # The holder of the lease continues after a conflict.
         first.conflict()
         assert first.mine
         first.__exit__(None, None, None)
@@ -56,7 +56,7 @@ def test_a_failure_is_told_to_those_who_wait_and_to_nobody_else(tmp_path: Path):
         fails.__exit__(None, None, None)
         with pytest.raises(StoreError, match="the disk is full"):
             waits.wait(None)
-        # Not of the same store's recipe, so not its failure.
+        # A failure of another store.
         other.wait(None)
         assert other.mine
     StatusFile(tmp_path / "x.building.json", "f").failed(StoreError("the disk is full"))

@@ -1,4 +1,4 @@
-"""What is stored, as one object: built, found, named, and mixed with others."""
+"""`Corpus`: built, found, named, and mixed with others."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ TEXT = ListSource(documents(*["xyz" * 90] * 20))
 
 
 def letters_of(model: Recorder) -> list[set[str]]:
-    """The letters of each training window."""
+    """Return the letters of each training window."""
     windows = [window for batch in model.seen["train"] for window in batch]
     return [{chr(token) for token in window if token < 256} for window in windows]
 

@@ -50,10 +50,11 @@ def told(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_build_that_cannot_fit_is_refused_before_anything_is_stored(tmp_path: Path):
-    """With the real disk: no disk has room for 10^18 tokens."""
+    """With the real disk: no disk holds 10^18 tokens."""
     for budget in ({"max_tokens": 10**18}, {"max_documents": 10**18}):
         with pytest.raises(
-            ConfigError, match=r"needs about [\d,.]+ TB \([\d,]+ T tokens of 2 bytes\), and [\d,.]+ [GT]B are free"
+            ConfigError,
+            match=r"needs about [\d,.]+ TB \([\d,]+ T tokens of 2 bytes\), and .* merged; [\d,.]+ [GT]B are free in '",
         ):
             build(tmp_path, **budget)
     assert not list((tmp_path / "data").glob("*.lance"))
@@ -71,24 +72,24 @@ def test_what_is_needed_and_free_is_told_once(tmp_path: Path, caplog: pytest.Log
     with caplog.at_level("INFO", "lightning_lance"):
         build(tmp_path, max_documents=40)
     assert [
-        "needs about 220 bytes more than it has by now (200 tokens of 2 bytes in all), and " in m for m in told(caplog)
+        "needs about 220 bytes more than it has now (200 tokens of 2 bytes in total), and " in m for m in told(caplog)
     ] == [True]
 
 
 def test_without_a_budget_it_is_told_when_it_will_be_known_and_then_what_is_missing_by_then(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    """Ten shards of 20 tokens: after the first, 180 are missing, of 2 bytes."""
+    """Ten shards of 20 tokens: after the first, 180 tokens of 2 bytes are missing."""
     with caplog.at_level("INFO", "lightning_lance"):
         build(tmp_path, commit_seconds=0)
     lines = [m for m in caplog.messages if " free in " in m]
     assert len(lines) == 2
-    assert " is known after the first of 10 shards, and " in lines[0]
-    assert "needs about 396 bytes more than it has by now (200 tokens of 2 bytes in all), and " in lines[1]
+    assert " can be estimated after the first of 10 shards; " in lines[0]
+    assert "needs about 396 bytes more than it has now (200 tokens of 2 bytes in total), and " in lines[1]
     caplog.clear()
     with caplog.at_level("INFO", "lightning_lance"):
         prepare(ListSource(documents("text"), per_shard=40), ByteTokenizer(), data_dir=tmp_path)
-    assert " is known when all is read, and " in next(m for m in caplog.messages if " free in " in m)
+    assert " can be estimated when the whole source is read; " in next(m for m in caplog.messages if " free in " in m)
 
 
 def test_growing_needs_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -105,9 +106,9 @@ def test_what_was_worked_out_from_a_part_is_a_warning_until_it_is_far_off(
 ):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=250))
     build(tmp_path, max_documents=40)  # 400 bytes, as it looks after the first batch
-    assert [record.levelname for record in caplog.records if "make room" in record.message] == ["WARNING"]
+    assert [record.levelname for record in caplog.records if "free disk space" in record.message] == ["WARNING"]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=190))
-    with pytest.raises(ConfigError, match="make room"):
+    with pytest.raises(ConfigError, match="free disk space"):
         prepare(ListSource(documents(*["text"] * 40)), ByteTokenizer(), str(tmp_path / "x"), max_documents=40)
 
 
@@ -127,7 +128,7 @@ def test_what_is_merged_is_there_twice_but_never_more_than_two_full_fragments(ne
 def test_where_there_is_no_room_to_merge_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """The store itself would fit; a growth writes anew what is there of a fragment that is not full, too."""
+    """The store itself would fit, but its growth also rewrites the last fragment, which is not full."""
     store = build(tmp_path, max_documents=20)
     loose = uncompacted_bytes(store.uri)
     assert loose == sum(path.stat().st_size for path in Path(store.uri, "data").iterdir())
@@ -139,6 +140,4 @@ def test_where_there_is_no_room_to_merge_is_told(
         shutil.copytree(store.uri, place)
         made = ListSource(documents(*["text"] * 40))
         prepare(made, ByteTokenizer(), str(place), max_documents=40)
-        assert [
-            record.levelname for record in caplog.records if "while it is merged, up to" in record.message
-        ] == levels
+        assert [record.levelname for record in caplog.records if "more while it is merged" in record.message] == levels

@@ -1,4 +1,4 @@
-"""The law of the fingerprint: it changes if and only if what is stored would."""
+"""The law of the fingerprint: it changes if and only if the stored tokens change."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ from tests.support.streams import streams
 
 CODE = {"text": "content", "repo": "repo_name", "path": "path", "license": "license"}
 FIM = {"prefix_token": "a", "middle_token": "b", "suffix_token": "c", "fim_rate": 0.5}
-# What a source may be told, spelled in several ways; the first of each is the usual one. Pairs of tables where one option
+# Options of a source, each spelled in several ways; the first of each is the usual one. Pairs of tables where one option
 # alone makes no sense.
 SOURCE: dict[str, list[dict[str, Any]]] = {
     "columns": [{"columns": CODE}, {"columns": dict(reversed(CODE.items()))}, {"columns": {**CODE, "repo": "license"}}]
@@ -133,7 +133,7 @@ def fingerprint(choice: Choice, folder: Path) -> str:
 
 
 def stored(choice: Choice, folder: Path, uri: Path) -> Any:
-    """What a build of it stores: all streams, and what is known of every document."""
+    """Return what a build of it stores: all streams, and the metadata of all documents."""
     store = corpus_of(choice, folder, uri=str(uri), max_documents=None, max_tokens=None, wait_for_tokens=None).prepare()
     rows = lance.dataset(store.uri).to_table(columns=["documents"]).column("documents").to_pylist()
     return streams(store), [{**document, "hash": None} for row in rows for document in row], store.commit.eos_id
@@ -141,7 +141,7 @@ def stored(choice: Choice, folder: Path, uri: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def kinds(corpus: Path) -> dict[str, list[int]]:
-    """Of each option, which spellings are the same one: those of which builds store the same. Found by building all."""
+    """Group the spellings of each option by what their builds store."""
     found = {}
     for field, count in FIELDS.items():
         built: list[Any] = []
@@ -185,7 +185,7 @@ choices = st.fixed_dictionaries({}, optional={key: st.integers(0, n - 1) for key
 def test_it_changes_if_and_only_if_what_is_stored_would(
     corpus: Path, kinds: dict[str, list[int]], choice: Choice, changes: Choice, fields: set[str]
 ):
-    """For any two configurations that differ in some options, or are the same spelled differently."""
+    """For any two configurations that differ in some options, or only in spelling."""
     other = {**choice, **{field: changes.get(field, 0) for field in fields}}
     same = all(kinds[field][choice.get(field, 0)] == kinds[field][other.get(field, 0)] for field in FIELDS)
     assert (fingerprint(choice, corpus) == fingerprint(other, corpus)) == same
@@ -240,7 +240,7 @@ def test_a_tokenizer_that_was_used_is_the_same(tmp_path: Path):
 
 
 def test_columns_in_another_order_go_on_with_the_store(corpus: Path, tmp_path: Path):
-    """They have one fingerprint, so what the one began the other has to be able to continue."""
+    """They have one fingerprint, so each must be able to continue the build of the other."""
     sources = [corpus_of({"source.columns": i}, corpus).source for i in (0, 1)]
     uri = str(tmp_path / "x.lance")
     for source, budget in zip(sources, (3, 9), strict=True):

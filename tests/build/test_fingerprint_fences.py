@@ -1,4 +1,4 @@
-"""Fingerprints of fixed files, as the first versions made them: stores that are there must be found for good."""
+"""Fingerprints of fixed files, as in the first versions: existing stores must always be found."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The law of the fingerprint for layouts of files: it changes if and only if what is stored would."""
+"""The law of the fingerprint for layouts of files: it changes if and only if the stored tokens change."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stored(source: Any) -> Any:
-    """What a build would store: texts with their language, path and split, in order."""
+    """Return the texts that a build would store with their language, path and split, in order."""
     opened = source.open()
     rows = [row for i in range(len(opened.shards)) for batch in opened.read(i, 0) for row in batch.to_pylist()]
     return [(row["text"], row["language"], row.get("path"), row.get("split")) for row in rows]
@@ -69,14 +69,14 @@ datasets = st.fixed_dictionaries(
 
 
 def of_files(root: Path, options: dict[str, Any]) -> tuple[Any, str] | None:
-    """What a source of files stores, and its fingerprint; None if it cannot be."""
+    """Return the documents of a source of files, and its fingerprint; None if the source is invalid."""
     filled = {
         key: [pattern.replace("{root}", str(root)) for pattern in value] if key.endswith("_files") else value
         for key, value in options.items()
     }
     try:
         source = DatasetSource("parquet", **filled)
-        # What the options say for themselves is told apart also where it changes nothing here.
+        # Different options have different fingerprints, even if they change nothing here.
         said = (options["shard_seed"], source.wanted, source.language_column, source.has_validation)
         rows = stored(source)
         return ((said, rows), fingerprint(source, root)) if rows else None
@@ -99,7 +99,7 @@ def test_of_local_files_it_changes_if_and_only_if_what_is_stored_would(
 
 
 def test_local_layouts_that_are_spelled_differently(root: Path, monkeypatch: pytest.MonkeyPatch):
-    """Every two of the patterns, alone: the property may draw few of the pairs that matter."""
+    """Every pair of patterns: the property test may draw few of the important pairs."""
     monkeypatch.chdir(root)
     made = [of_files(root, {"data_files": [pattern], "shard_seed": 0}) for pattern in PATTERNS]
     known = [each for each in made if each is not None]
@@ -117,7 +117,7 @@ def test_a_template_is_not_the_same_as_the_files(root: Path, monkeypatch: pytest
         for val in ([], ["rs/deep/*"], ["rs/{language}/*"])
     }
     assert len(prints) == 6
-    # Where the language comes from elsewhere, the template does not matter.
+    # If the language comes from elsewhere, the template does not matter.
     columns = {"text": "text", "path": "path"}
     for options in (
         {"language_column": "lang"},
@@ -207,8 +207,8 @@ def test_of_files_it_changes_if_and_only_if_what_is_stored_would(
         assert (first[0] == second[0]) == (first[1] == second[1])
 
 
-# Of files on the Hub or in a bucket, the fingerprint knows no more than names and what the bucket says: two of one fingerprint
-# are stored alike, and the spelling may tell apart what is not.
+# The fingerprint of files on the Hub or in a bucket knows only names and the metadata of the bucket: two with one fingerprint
+# are stored alike; other spellings may differ.
 REMOTE = [
     ["d/*/*.parquet"], ["d/{language}/*.parquet"], ["d/py/*.parquet", "d/rs/*.parquet"], ["d/rs/*.parquet", "d/py/*.parquet"],
     ["d/{language}/**/*.parquet"], ["**/{language}/0.parquet"],

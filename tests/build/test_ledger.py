@@ -1,4 +1,4 @@
-"""The laws of the ledger. There is no source, no tokenizer and no store: results are made from rows in memory."""
+"""The laws of the ledger, without source, tokenizer and store: results are made from rows in memory."""
 
 import json
 import pickle
@@ -24,7 +24,7 @@ EMPTY = CommitMetadata("fingerprint", {}, {}, "shards", "<eos>", 0, 256)
 
 
 class Row(NamedTuple):
-    """A row of a shard: a document, one that the screening leaves out, or one that the filters of the source hide."""
+    """A row of a shard: a document, a row that the screening skips, or a row that the source filters."""
 
     kind: str
     text: int
@@ -56,7 +56,7 @@ rules = st.lists(
 
 @dataclass(frozen=True)
 class Batching:
-    """Where results end within a shard, whether the last one ends it itself, and who finds the duplicates."""
+    """Where results end within a shard, whether the last one ends the shard, and where duplicates are found."""
 
     size: Sequence[int] = (1,)
     ends_shard: bool = True
@@ -75,7 +75,7 @@ batchings = st.builds(Batching, st.lists(st.integers(1, 5), min_size=1, max_size
 
 
 def result_of(corpus: Corpus, shard: int, low: int, high: int, hashed: bool) -> UnitResult:
-    """The rows from `low` to `high` of a shard, as a unit would give them."""
+    """Return the rows from `low` to `high` of a shard as the result of a unit."""
     found = [(row, made) for row, made in enumerate(corpus[shard]) if low <= row < high and made.kind == "document"]
     made = [made for _, made in found]
     table = {
@@ -100,7 +100,7 @@ def result_of(corpus: Corpus, shard: int, low: int, high: int, hashed: bool) -> 
 
 
 def without(result: UnitResult, duplicate: np.ndarray) -> UnitResult:
-    """The result of a build that asked for duplicates before it encoded."""
+    """Return the result of a build that removed duplicates before encoding."""
     return replace(
         result,
         rows=result.rows[~duplicate],
@@ -115,7 +115,7 @@ def without(result: UnitResult, duplicate: np.ndarray) -> UnitResult:
 
 @dataclass(frozen=True)
 class Stored:
-    """What is committed: the metadata, the documents by id, and the hashes that de-duplication goes on from."""
+    """The committed state: the metadata, the documents by id, and the hashes for de-duplication."""
 
     commit: CommitMetadata = EMPTY
     ids: tuple[str, ...] = ()
@@ -130,7 +130,7 @@ def built(
     before: Stored = Stored(),
     kill_after: int | None = None,
 ) -> Stored:
-    """Goes on from a commit. Killed after some results, the state at that moment is the last commit."""
+    """Continue from a commit. If killed after some results, return the last commit of that moment."""
     names = [f"shard {i}" for i in range(len(corpus))]
     known = [np.array(before.hashes, np.uint64)] if dedup else None
     ledger = Ledger(before.commit, budget, names, hashes=known)
@@ -229,7 +229,7 @@ def test_a_budget_is_kept_to_the_document(corpus: Corpus, batching: Batching, bu
     assert stored.commit.documents == count
     assert stored.commit.tokens == sum(tokens[:count])
     if budget.met(stored.commit) and not stored.commit.exhausted:
-        # Its last document reached it, and the one before did not.
+        # The last document reached the budget, and the one before did not.
         assert budget.max_documents is None or count <= budget.max_documents
         assert budget.max_tokens is None or sum(tokens[: count - 1]) < budget.max_tokens
     else:
@@ -271,7 +271,7 @@ def test_killed_builds_end_with_what_one_build_gives(
     dedup: bool,
     data: st.DataObject,
 ):
-    """Each attempt goes on from the last commit, in results of its own sizes; what it had not folded is lost."""
+    """Each attempt continues from the last commit, in results of its own sizes; results that were not folded are lost."""
     stored = ruled(forget)
     for batching in attempts[:-1]:
         stored = built(corpus, batching, budget, dedup, stored, kill_after=data.draw(st.integers(0, 6)))
@@ -295,10 +295,10 @@ DOCUMENT = Row("document", 1, 3, "Python", "r1", False)
 def test_a_result_that_does_not_follow_the_cursor_is_refused():
     corpus = [[DOCUMENT] * 4, [DOCUMENT]]
     ledger = Ledger(EMPTY, Budget(), ["a", "b"])
-    with pytest.raises(SourceError, match="gave row 0 of shard 1 where the build is at row 0 of shard 0"):
+    with pytest.raises(SourceError, match="gave row 0 of shard 1, expected row 0 of shard 0"):
         ledger.fold(result_of(corpus, 1, 0, 1, False))
     ledger.fold(result_of(corpus, 0, 0, 2, False))
-    with pytest.raises(SourceError, match="gave row 1 of shard 0 where the build is at row 2 of shard 0"):
+    with pytest.raises(SourceError, match="gave row 1 of shard 0, expected row 2 of shard 0"):
         ledger.fold(result_of(corpus, 0, 1, 4, False))
     assert (ledger.commit.documents, ledger.commit.row) == (2, 2)
 
@@ -337,7 +337,7 @@ def test_the_last_twenty_shards_are_listed():
 
 
 def test_units_and_results_are_plain_values():
-    """They go to other processes and come back."""
+    """They are sent to other processes and back."""
     unit = Unit(3, 10, 20, max_tokens=5)
     assert pickle.loads(pickle.dumps(unit)) == unit
     info = DataFileInfo(10, "whole", "tokens", (StreamPart("train", "Python", 3, 1),))

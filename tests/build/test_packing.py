@@ -44,7 +44,7 @@ def pack(packer: Packer, documents: Documents, first: int) -> list[pa.RecordBatc
 
 @pytest.fixture(scope="module", params=[1, 2, 256], autouse=True)
 def _rows_together(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Rows are given as soon as a few of a stream are full, or only in the end."""
+    """Rows are returned as soon as a few of a stream are full, or only at the end."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_TOGETHER_BYTES", "_LEAST_BYTES"):
             patch.setattr(f"lightning_lance.build.packing.{name}", 2 * BLOCK * request.param)
@@ -117,7 +117,7 @@ def test_what_is_held_does_not_follow_the_number_of_streams(monkeypatch: pytest.
         sizes += [len(batch) for batch in pack(packer, [(0, f"L{i % streams}", [1] * (BLOCK // 3))], i)]
         assert sum(end.tokens.nbytes for end in packer._ends.values()) <= max(24, streams) * row
     assert max(sizes) == max(1, min(9, 24 // streams))
-    # One after the other, each until it holds as much as it can.
+    # One after the other, each until it is full.
     packer = Packer(EOS, np.dtype(np.uint16), ["path"])
     for i in range(streams):
         while not (end := packer._ends.get(Stream("train", f"L{i}"))) or end.size < len(end.tokens) - BLOCK // 2:

@@ -42,13 +42,13 @@ def test_the_texts_from_the_cursor_on_come_in_order_up_to_the_limit(shard: int, 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.sampled_from(["Python", ""]))
 def test_units_with_an_upper_bound_follow_each_other(limit: int, per_batch: int, language: str):
-    """The result of a batch that the bound has cut says where the next unit begins; skipped rows count once."""
+    """The result of a batch that the bound cuts names the first row of the next unit; skipped rows count once."""
     made = [document for text in TEXTS for document in (*documents(text), *documents("hidden", language="Rust"))]
     languages = (language,) if language else ()
     source = ListSource(tuple(made), per_shard=8, per_batch=per_batch, languages=languages)
 
     def results(shard: int, row: int, bound: int | None) -> Iterator[tuple[list[str], dict[str, int], int | None]]:
-        """The documents of one unit, result by result, up to the one that reaches the bound."""
+        """Return the documents of one unit, result by result, up to the one that reaches the bound."""
         for place, batch in encoded_batches(source, TOKENIZER, shard, row, bound):
             if place != shard or batch is None:
                 return
@@ -116,13 +116,13 @@ def test_only_few_batches_are_read_ahead():
     assert first is not None
     assert isinstance(first.batch, pa.Table)
     threading.Event().wait(0.3)
-    # Encoded or waiting, and one more that makes the first go; read, and one in hand.
+    # Encoded or waiting, and one more that releases the first; read ahead, and one being read.
     assert len(read) <= ENCODERS + pipeline._WAITING + pipeline._READ_AHEAD + 2
     batches.close()
 
 
 def test_no_more_is_read_while_large_documents_are_under_way(monkeypatch: pytest.MonkeyPatch):
-    """One at a time, once a document alone is more than what may be under way; and small ones after it come through."""
+    """One at a time, if a single document exceeds the bound of text in flight; small ones after it still pass."""
     monkeypatch.setattr(pipeline, "_ROOM_BYTES", 1000)
     read: list[int] = []
 

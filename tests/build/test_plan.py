@@ -93,7 +93,7 @@ def test_the_fingerprint_is_the_same_in_every_process(tmp_path: Path):
 def test_another_recipe_at_the_same_place_is_refused_with_what_differs(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     prepare(SOURCE, ByteTokenizer(), uri)
-    with pytest.raises(StoreError, match=r"made by another recipe \(source.languages: \[\] -> \['Python'\]\)"):
+    with pytest.raises(StoreError, match=r"built with other settings \(source.languages: \[\] -> \['Python'\]\)"):
         prepare(replace(SOURCE, languages=("Python",)), ByteTokenizer(), uri)
     with pytest.raises(StoreError, match=r"\(val_fraction: 0.01 -> 0.5\)"):
         prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.5)
@@ -115,10 +115,10 @@ def test_a_store_of_another_recipe_is_replaced_if_that_is_asked_for(tmp_path: Pa
         prepare(other, ByteTokenizer(), uri)
     new = prepare(other, ByteTokenizer(), uri, max_documents=2, rebuild=True)
     assert new.commit.documents == 2
-    # Whoever had the old one open reads on, and nothing of it stays beside the new one.
+    # An open reader of the old store continues, and no file of it stays beside the new one.
     assert old.read([0], 10)[0].tolist() == [*b"some text", 256]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.lance", "x.tokenizer.json"]
-    # Of this recipe it is continued, not replaced.
+    # A store with these settings is continued, not replaced.
     grown = prepare(other, ByteTokenizer(), uri, rebuild=True)
     assert (grown.version, grown.commit.documents) == (new.version + 1, 3)
 
@@ -140,7 +140,7 @@ def test_a_rebuild_that_was_stopped_goes_on(tmp_path: Path):
         with pytest.raises(SourceError):
             prepare(other, ByteTokenizer(), uri, rebuild=True, commit_tokens=1)
     read.clear()
-    # As if it had been killed while it removed the old one; whoever goes on need not ask for a rebuild.
+    # As if killed while it removed the old store; the next build needs no `rebuild` to continue.
     (tmp_path / "x.lance.being-removed").mkdir()
     assert prepare(other, ByteTokenizer(), uri, commit_tokens=1).commit.documents == 16
     assert min(read) > (0, 0)
@@ -159,7 +159,7 @@ def test_a_rebuild_touches_nothing_before_it_can_begin_and_no_folder_that_is_no_
     assert prepare(SOURCE, ByteTokenizer(), uri).version == version
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="is no token store"):
+    with pytest.raises(ConfigError, match="is not a token store"):
         prepare(SOURCE, ByteTokenizer(), str(tmp_path / "folder"), rebuild=True)
     lance.write_dataset(pa.table({"x": [1]}), tmp_path / "foreign.lance")
     with pytest.raises(StoreError, match="is not a token store"):

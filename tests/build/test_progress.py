@@ -31,7 +31,7 @@ def test_a_terminal_gets_documents_tokens_rate_share_and_time_left(
 def test_no_share_where_nobody_knows_it(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """Of a single shard without a budget: neither in the log nor in the bar."""
+    """For a single shard without a budget: neither in the log nor in the bar."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with caplog.at_level(logging.INFO), BuildProgress("corpus", 0.0, 0) as progress:
         progress.update(0.0, 1, 3000, 10_000_000)

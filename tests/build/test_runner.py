@@ -66,7 +66,7 @@ def test_the_streams_are_the_documents_joined_by_eos(
     val_fraction: float,
     commit_tokens: int,
 ):
-    """Whatever the shards, the batches and the commits."""
+    """For any shards, batches and commits."""
     store = prepare(
         ListSource(made, per_shard, per_batch),
         ByteTokenizer(),
@@ -86,7 +86,7 @@ def test_the_streams_are_the_documents_joined_by_eos(
 
 
 class Breaks(ListSource):
-    """Fails when it has given some batches, each time it is asked, until nothing is left of `breaks`."""
+    """Fails after some batches in each build, until `breaks` is used up."""
 
     breaks: ClassVar[list[int]] = []
 
@@ -124,7 +124,7 @@ def test_a_budget_is_kept_to_the_document_and_a_larger_one_goes_on(
     commit_seconds: float,
     breaks: list[int],
 ):
-    """Growing in steps, with commits of any size and builds that break off, is building at once; every step is exact."""
+    """Growing in steps, with commits of any size and builds that fail, equals one build; every step is exact."""
     folder, Breaks.breaks = tmp_path_factory.mktemp("data"), breaks
     source = Breaks(made, 4, per_batch)
     whole = [entry for entry in made if kept(entry[0])]
@@ -189,7 +189,7 @@ def test_a_budget_ends_the_reading(tmp_path: Path):
 
     made = documents(*["x" * 100] * 400)
     prepare(Watched(made, per_shard=4, per_batch=4), ByteTokenizer(), data_dir=tmp_path, max_documents=8)
-    # What was read ahead, and no more.
+    # Only the batches read ahead.
     assert max(read) <= 6
 
 
@@ -232,7 +232,7 @@ def test_a_language_that_no_document_has_is_told_with_those_there_are(tmp_path: 
         prepare(ListSource(made, languages=("Rusty",)), ByteTokenizer(), data_dir=tmp_path)
     with pytest.raises(ConfigError, match="has no language 'Klingon': it has Python, Rust"):
         prepare(ListSource(made, languages=("Python", "Klingon")), ByteTokenizer(), data_dir=tmp_path)
-    # A word that looks like one of the first shard is told after that shard, not after the whole corpus.
+    # A misspelled language is reported after the first shard, not after the whole corpus.
     many = documents(*["a"] * 4000)
     with pytest.raises(ConfigError, match="did you mean 'Python'"):
         prepare(ListSource(many, languages=("Pyton",), name="many"), ByteTokenizer(), data_dir=tmp_path)
@@ -244,7 +244,7 @@ def test_a_source_that_changed_under_an_unfinished_build_is_refused(tmp_path: Pa
             return {}
 
     prepare(Stubborn(documents(*"abcdef")), ByteTokenizer(), data_dir=tmp_path, max_documents=2)
-    with pytest.raises(SourceError, match=r"are not those that the store .* was begun with"):
+    with pytest.raises(SourceError, match=r"has other files than when the store .* was begun"):
         prepare(Stubborn(documents(*"abcdefghi")), ByteTokenizer(), data_dir=tmp_path)
 
 
@@ -269,7 +269,7 @@ def test_an_error_of_the_source_keeps_what_was_committed(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
-    """What an uninterrupted build gives."""
+    """Return the store of an uninterrupted build."""
     uri = str(tmp_path_factory.mktemp("whole") / "x.lance")
     return prepare(Watched(STDLIB, 20, 4), ByteTokenizer(), uri, val_fraction=0.3)
 
@@ -281,7 +281,7 @@ def builders() -> Iterator[Builders]:
 
 
 def unreferenced(uri: Path) -> set[str]:
-    """Data files that are of no version yet, or of none any more."""
+    """Return the data files that belong to no version."""
     files = {path.name for path in (uri / "data").glob("*")}
     if not list(uri.glob("_versions/*.manifest")):
         return files
@@ -290,12 +290,12 @@ def unreferenced(uri: Path) -> set[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files in a folder."""
+    """Return all files in a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def beside(uri: Path) -> set[str]:
-    """What a build leaves beside its store."""
+    """Return the files that a build leaves beside its store."""
     return {path.name for path in uri.parent.iterdir()} - {uri.name}
 
 
@@ -310,7 +310,7 @@ def test_a_killed_build_goes_on_and_nothing_is_lost_or_doubled(tmp_path: Path, w
     for kill in range(20):
         limit = {"max_tokens": whole.commit.tokens * 3 // 4} if kill < 10 else {}
         builder = builders.start(uri, commit_tokens=50_000, **limit)
-        # At the next sign of a commit (a data file, its transaction, the manifest), or some signs later, or soon after.
+        # At the next step of a commit (a data file, its transaction, the manifest), some steps later, or soon after.
         for _ in range(chance.randint(0, 6)):
             before = names()
             until(lambda before=before: names() != before)
@@ -366,7 +366,7 @@ def test_what_a_killed_growth_left_goes_with_a_clean_or_a_build_and_stays_where_
     first = ask()
     grows = builders.start(uri, source={"gate": gate, "at": 30})
     until(lambda: Path(gate + ".reached").exists() and find_orphans(str(uri)))
-    # Not while it lives: it may commit that at any time. And nobody waits for it who needs nothing of it.
+    # Not while it is alive: it may commit them at any time. Processes that need nothing of it do not wait.
     left, begin = find_orphans(str(uri)), time.monotonic()
     assert "is being written by another process" in str(clean(str(uri)).left)
     assert ask().version == first.version
@@ -390,7 +390,7 @@ def test_what_a_killed_growth_left_goes_with_a_clean_or_a_build_and_stays_where_
 def test_where_checksums_cannot_be_written_nothing_goes_that_they_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """As on a disk that is full exactly in the clean-up: the store is not taken for damaged, and a clean makes it tidy."""
+    """As on a disk that is full during the clean-up: the store does not count as damaged, and `clean` removes the rest."""
     uri, source = str(tmp_path / "x.lance"), ListSource(documents(*["some text"] * 40))
 
     def fails(*_: Any) -> None:
@@ -422,7 +422,7 @@ def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenSt
     started = [builders.start(uri, source={"gate": gate, "at": 20}, commit_tokens=50_000) for _ in range(4)]
     until(Path(gate + ".reached").exists)
     until(lambda: beside(uri) >= {"x.building.json", "x.lock"})
-    # All wait now: one for the gate, the others for that one.
+    # All wait now: one for the gate, the others for its build.
     time.sleep(1)
     Path(gate).touch()
     results = [builder.result() for builder in started]
@@ -441,7 +441,7 @@ def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenSt
 
 
 def test_a_builder_that_dies_or_stands_still_is_replaced(tmp_path: Path, whole: TokenStore, builders: Builders):
-    """The one that stood still comes back, and commits nothing."""
+    """The stopped builder resumes, and commits nothing."""
     uri, gates = tmp_path / "store/x.lance", [str(tmp_path / f"gate{i}") for i in range(2)]
 
     def start(gate: str, at: int) -> Builder:
@@ -487,7 +487,7 @@ def test_those_who_wait_for_a_build_that_fails_tell_its_cause(
     assert re.match(
         r"SourceError: The build of .* by process \d+ on .* failed, .*: the network is gone ", told["error"]
     )
-    # A new run tries again, and leaves nothing.
+    # A new run tries again, and leaves no files.
     assert "version" in builders.start(uri).result()
     assert beside(uri) == {"x.tokenizer.json"}
 
@@ -500,7 +500,7 @@ from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import TrainedBPE
 source = DatasetSource("parquet", data_files=[sys.argv[1]])
 Corpus(source, TrainedBPE(vocab_size=2048, train_bytes=10**6), sys.argv[2]).prepare()
-# Linux hands the peak of a parent on to what it starts, in ru_maxrss; VmHWM is of this program alone.
+# On Linux, ru_maxrss of a child includes the peak of its parent; VmHWM does not.
 status = Path("/proc/self/status")
 peak = re.search("VmHWM:\\s+(\\d+) kB", status.read_text())[1] if status.exists() else None
 print(peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
@@ -508,7 +508,7 @@ print(peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 def test_memory_does_not_follow_the_corpus_nor_its_longest_document(tmp_path: Path):
-    """130 MB of text, with documents of 50 MB, in less than the 1.5 GB that is promised for any corpus."""
+    """130 MB of text, with documents of 50 MB, in less than the promised 1.5 GB."""
     longest = ("".join(TEXTS) * 20)[:50_000_000]
     for shard in range(2):
         table = pa.table({"text": [longest, *TEXTS * 3]})

@@ -32,7 +32,7 @@ def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_
         return not futures.wait([waits], timeout=0.3).done
 
     with ThreadPoolExecutor(1) as thread:
-        # The failure of the last build, which is begun again soon.
+        # The failure of the last build, which starts again soon.
         StatusFile(file, "f").failed(SourceError("the network is gone"))
         waits = thread.submit(wait_for, uri, 15)
         assert left_waiting(waits)
@@ -50,7 +50,7 @@ def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_
             StoreError, match=rf"The build of '{uri}' by process \d+ on .* failed, .*: the disk is full"
         ):
             waits.result(60)
-        # What is there is no failure, whatever became of the builder.
+        # Committed tokens are enough, even if the builder failed.
         wait_for(uri, 15)
         monkeypatch.setattr(waiting, "_BEGIN_SECONDS", 0.1)
         with pytest.raises(StoreError, match="the disk is full"):
@@ -60,16 +60,16 @@ def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_
 def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    """A lease that nobody keeps fresh, as a builder leaves that was killed, here or on another machine."""
+    """A stale lease, as of a builder that was killed, here or on another machine."""
     monkeypatch.setattr(waiting, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(waiting, "_TELL_SECONDS", 0.2)
+    monkeypatch.setattr(waiting, "_LOG_SECONDS", 0.2)
     monkeypatch.setattr(locks, "LEASE_SECONDS", 0.3)
     uri, lock = str(tmp_path / "x.lance"), tmp_path / "x.lock"
     said = f"Waiting for the store {uri}: 10 of 15 tokens are committed"
     prepare(SOURCE, ByteTokenizer(), uri, max_documents=1)
 
     def until_told(what: str, live: bool = False) -> None:
-        """Wait for a line; a builder that lives keeps its lease fresh meanwhile."""
+        """Wait for a line, while a live builder keeps its lease fresh."""
         begin = time.monotonic()
         while f"{said}{what}" not in [record.getMessage() for record in caplog.records]:
             assert time.monotonic() - begin < 30, caplog.messages
@@ -92,7 +92,7 @@ def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
                 waits.result(60)
             assert any("shows no sign of life" in message for message in caplog.messages)
         finally:
-            # Another one takes over, and what is asked for is there.
+            # Another builder takes over, and commits the tokens.
             lock.unlink(missing_ok=True)
             prepare(SOURCE, ByteTokenizer(), uri)
     wait_for(uri, 15)

@@ -1,4 +1,4 @@
-"""Sentences of the command line, made in this process; test_main.py and tests/examples run it."""
+"""Messages of the command line, in this process; test_main.py and tests/examples run real commands."""
 
 import logging
 import os
@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_lance.cli.hydra_app import _how_to_go_on, _one_sentence, command, help_of, make
+from lightning_lance.cli.hydra_app import _how_to_continue, _one_sentence, command, help_of, make
 from lightning_lance.errors import BuildInterrupted, ConfigError
 
 
@@ -24,7 +24,7 @@ def config(tmp_path: Path) -> Iterator[DictConfig]:
 
 @pytest.fixture
 def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Arguments for a command in this process, whose files and loggers are put back."""
+    """Yield arguments for a command in this process, and restore its folder and loggers."""
     root = logging.getLogger()
     handlers, level = [*root.handlers], root.level
     monkeypatch.chdir(tmp_path)
@@ -41,9 +41,9 @@ def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         ("order is 'x': expected one of shuffle, random, sequential, fixed.", "data.order"),
         ("mix.Rust is 0: expected a weight above 0; remove components that you do not want.", "data.mix"),
         ("where has the column 'x': expected language.", "data.where"),
-        ("x was made by another recipe: give another uri, or set rebuild=true.", "build.rebuild, corpus.uri"),
+        ("x was built with other settings: give another uri, or set rebuild=true.", "build.rebuild, corpus.uri"),
         ("'a/fim': lower batch_size or context_length.", "data.batch_size"),
-        # Root keys are as they are spelled; words are words; places are places.
+        # Root keys need no place; ordinary words and parts of paths are not keys.
         ("context_length is 0: expected a whole number from 1 on.", ""),
         ("max_tokens is -1: lower max_documents, in the order that is where the seed is.", ""),
         ("source.storage_options is 1: in 'batch_size', at x/batch_size/y.", ""),
@@ -58,16 +58,18 @@ def test_keys_are_told_with_their_place_on_the_command_line(config: DictConfig, 
 
 def test_an_option_that_is_not_there(config: DictConfig):
     error = MissingConfigException("many lines", "tokenizer/gtp2", ["bpe", "gpt2"])
-    assert _one_sentence(error, None) == "There is no tokenizer 'gtp2': did you mean 'gpt2'? there are bpe, gpt2."
+    assert _one_sentence(error, None) == "There is no tokenizer 'gtp2': did you mean 'gpt2'? expected one of bpe, gpt2."
 
 
 def test_an_argument_that_cannot_be_read():
     told = _one_sentence(OverrideParseException("foo", "no viable alternative"), None)
     assert told.startswith(
-        "Got 'foo', which is no key=value: expected such as context_length=512, 'languages=[Python,Rust]'"
+        "Got 'foo', which is not key=value: expected text such as context_length=512, 'languages=[Python,Rust]'"
     )
     told = _one_sentence(OverrideParseException("languages=[Python", "no viable alternative"), None)
-    assert told.startswith("The value of 'languages=[Python' cannot be read: expected such as context_length=512, ")
+    assert told.startswith(
+        "The value of 'languages=[Python' cannot be parsed: expected text such as context_length=512, "
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_what_a_constructor_stumbles_over_is_named(config: DictConfig, group: st
 
 
 def test_what_a_constructor_only_keeps_is_refused_too(config: DictConfig):
-    """Else it would be stumbled over after hours of building."""
+    """Otherwise it would fail after hours of building."""
     for key, value in {"source.shard_seed": "x", "data.seed": "y"}.items():
         changed = config.copy()
         OmegaConf.update(changed, key, value)
@@ -111,30 +113,30 @@ def test_what_a_constructor_only_keeps_is_refused_too(config: DictConfig):
 
 
 def test_how_an_interrupted_training_goes_on(config: DictConfig, tmp_path: Path):
-    """With the last checkpoint only if there is one, of this run or of the one that it went on from."""
+    """From the last checkpoint only if there is one, of this run or of the run that it continues."""
     now, pressed = time.time(), KeyboardInterrupt()
-    assert _how_to_go_on(pressed, None, now) == "run it again, it goes on after what was committed."
-    assert _how_to_go_on(pressed, config, now).startswith("no checkpoint was saved yet: run it again, it trains from")
+    assert _how_to_continue(pressed, None, now) == "run it again to continue after the last commit."
+    assert _how_to_continue(pressed, config, now).startswith("no checkpoint was saved yet: run it again to train from")
     (tmp_path / "checkpoints").mkdir()
     last = tmp_path / "checkpoints/last.ckpt"
     last.touch()
     os.utime(last, (now - 9, now - 9))
-    assert _how_to_go_on(pressed, config, now).startswith("no checkpoint was saved yet")
+    assert _how_to_continue(pressed, config, now).startswith("no checkpoint was saved yet")
     os.utime(last, (now + 9, now + 9))
-    goes_on = "run it again with ckpt_path=last, it goes on from the last checkpoint."
-    assert _how_to_go_on(pressed, config, now) == goes_on
+    goes_on = "run it again with ckpt_path=last to continue from the last checkpoint."
+    assert _how_to_continue(pressed, config, now) == goes_on
     os.utime(last, (now - 9, now - 9))
     config.ckpt_path = "last"
-    assert _how_to_go_on(pressed, config, now) == goes_on
+    assert _how_to_continue(pressed, config, now) == goes_on
     ended = SystemExit(1)
     ended.__context__ = BuildInterrupted("nothing is lost.")  # Lightning's, of a build that was interrupted
-    assert _how_to_go_on(ended, config, now) == "nothing is lost."
+    assert _how_to_continue(ended, config, now) == "nothing is lost."
 
 
 @pytest.mark.parametrize("argument", ["trainer=null", "tokenizer=1"])
 def test_what_is_no_name_of_an_option_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch, argument: str):
     monkeypatch.setattr(sys, "argv", ["x", argument, "hydra.run.dir=."])
-    with pytest.raises(SystemExit, match=f"^error: The configuration cannot be composed .*: check {argument}\\.$"):
+    with pytest.raises(SystemExit, match=f"^error: The configuration is not valid .*: check {argument}\\.$"):
         command(lambda config: None)()
     with pytest.raises(SystemExit, match=f": check {argument}\\.$"):
         help_of("x", [argument], [], [], [])
@@ -145,19 +147,19 @@ def test_what_is_no_name_of_an_option_is_told_in_a_sentence(monkeypatch: pytest.
     [
         (
             ["source=null", "tokenizer=null"],
-            "source=null names no option: leave it out, or, to train on a store that is there",
+            "source=null is not the name of an option: leave it out, or, to train on an existing store",
         ),
-        (["source.root=~/x"], "The value of 'source.root=~/x' cannot be read: .* signs like , : = ~ "),
+        (["source.root=~/x"], "The value of 'source.root=~/x' cannot be parsed: .* characters such as , : = ~ "),
         (
             ["data_dir=${MINE}/x"],
-            r"There is no key 'MINE', as \$\{MINE\} says: an environment variable is written \$\{oc.env:",
+            r"There is no key 'MINE' for \$\{MINE\}: write an environment variable as \$\{oc.env:",
         ),
         (["data_dir=${oc.env:NO_SUCH}"], "The environment variable 'NO_SUCH' is not set"),
         (
             ["data.corpus=x", "languages=[Python]"],
-            r"languages is \['Python'\], which a source is asked for",
+            r"languages is \['Python'\], but there is no source to select them from",
         ),
-        (["data.corpus={a: x, b: y}", "max_tokens=5"], "max_tokens is 5, but data.corpus is a store that is there"),
+        (["data.corpus={a: x, b: y}", "max_tokens=5"], "max_tokens is 5, but data.corpus is an existing store"),
         (["data.uri=x.lance"], r"There is no key 'data\.uri': .* corpus\.uri, .* data\.corpus=PLACE"),
         (["data.source=null"], r"There is no key 'data\.source': source is chosen as source=.* data\.corpus=PLACE"),
         (["data.max_tokens=5"], r"There is no key 'data\.max_tokens': it is max_tokens\.$"),

@@ -21,7 +21,7 @@ mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
 
 @pytest.mark.parametrize("waits", ["time.sleep(60)", DEADLOCK.strip()], ids=["sleep", "deadlock"])
 def test_a_second_interruption_ends_it_at_once(waits: str):
-    """Even where the first one waits for something that does not come to its end, in Python or below it."""
+    """Even if the first one waits for something that never ends, in Python or below it."""
     script = """
 import ctypes, signal, threading, time
 from lightning_lance.cli.interrupts import InterruptHandler
@@ -41,7 +41,7 @@ with InterruptHandler() as signals:
     for line in ("ready\n", "cleaning\n"):
         assert process.stdout.readline() == line
         process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[1] == "interrupted again: stopped at once; what was committed is safe.\n"
+    assert process.communicate(timeout=20)[1] == "interrupted again: stopped at once; all commits are safe.\n"
     assert process.returncode == 130
 
 
@@ -82,9 +82,7 @@ def test_what_a_second_interruption_leaves_goes_with_the_next_build(tmp_path: Pa
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "closes\n"
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[1].endswith(
-        "interrupted again: stopped at once; what was committed is safe.\n"
-    )
+    assert process.communicate(timeout=20)[1].endswith("interrupted again: stopped at once; all commits are safe.\n")
     assert process.returncode == 130
     assert find_orphans(uri)
     store = prepare(ListSource(documents(*["0123456789" * 100_000] * 6), 1), ByteTokenizer(), uri, val_fraction=0.0)

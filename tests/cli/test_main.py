@@ -20,7 +20,7 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
     assert line.startswith(f"{tmp_path}/data/python_stdlib-")
     assert "30 documents" in line
     assert run(tmp_path, *arguments) == (0, line + "\n", "")
-    # A store, and nothing else: no folders of Hydra, no log.
+    # Only a store: no folders of Hydra, no log.
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -30,9 +30,8 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (
             ["conext_length=3"],
             "There is no key 'conext_length': did you mean 'context_length'? the configuration has build, ckpt_path, "
-            "context_length, corpus, data, data_dir, languages, max_documents, max_tokens, model, output_dir, seed, "
-            "source, tokenizer, trainer "
-            "(to add a key that the constructor takes, write +conext_length=...).",
+            "context_length, corpus, data, data_dir, languages, max_documents, max_tokens, model, output_dir, seed, source, "
+            "tokenizer, trainer (to add a key that the constructor takes, write +conext_length=...).",
         ),
         (
             ["source.shardseed=3"],
@@ -40,7 +39,7 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         ),
         (
             ["source=parket"],
-            "There is no source 'parket': did you mean 'parquet'? there are files, fineweb, github_code, ",
+            "There is no source 'parket': did you mean 'parquet'? expected one of files, fineweb, github_code, ",
         ),
         (["source=files"], "The key source.patterns has no value: give it one on the command line"),
         (["source=files", "source.patterns=['no/*.py']"], "No file matches 'no/*.py' in '"),
@@ -49,8 +48,11 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (["languages=[Pyton]"], "has no language 'Pyton' (did you mean 'Python'?): it has Assembly, Batchfile, C"),
         (["languages=[Rust]"], "Source 'python_stdlib' has no language 'Rust': it has Python."),
         (["source=fineweb", "languages=[English]"], "Source 'fineweb' has no languages, got languages=['English']"),
-        (["foo"], "Got 'foo', which is no key=value: expected such as context_length=512, "),
-        (["languages=[Python"], "The value of 'languages=[Python' cannot be read: expected such as context_length=512"),
+        (["foo"], "Got 'foo', which is not key=value: expected text such as context_length=512, "),
+        (
+            ["languages=[Python"],
+            "The value of 'languages=[Python' cannot be parsed: expected text such as context_length=512",
+        ),
         (
             ["source=parquet", "source.data_files=[c.parquet]", "source.columns=content"],
             "source.columns of 'parquet' is 'content': expected a mapping of our words to its columns, such as {text: cont",
@@ -85,7 +87,7 @@ def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path, arguments: list[
     assert err.startswith("error: ")
     assert sentence in err
     assert err.count("\n") == 1
-    # Told before anything is read, and before a tokenizer is trained.
+    # Reported before anything is read, and before a tokenizer is trained.
     assert "Training" not in out
     assert list(tmp_path.iterdir()) == []
 
@@ -203,7 +205,7 @@ def test_help_of_prepare_shows_its_own_keys(
         "uri",
         "verify",
     } <= words
-    # And none of training, nor of Hydra.
+    # No keys of training or Hydra.
     others = {
         "trainer",
         "n_layer",
@@ -227,7 +229,7 @@ def test_help_of_prepare_shows_its_own_keys(
     ("number", "code", "moment"), [(signal.SIGTERM, 143, "before"), (signal.SIGINT, 130, "between")]
 )
 def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, code: int, moment: str):
-    """At once, while it builds nothing yet, and between two commits."""
+    """Before the build begins, and between two commits."""
     arguments = ["prepare", "tokenizer=bytes", "build.commit_seconds=0", f"corpus.uri={tmp_path}/x.lance"]
     process = subprocess.Popen(
         [*COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -239,11 +241,11 @@ def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, cod
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert re.fullmatch(
-        r"interrupted: .*committed in .*: run it again, it (goes on from there|begins anew)\.\n", err
+        r"interrupted: .*committed in .*: run it again to (continue from there|start from the beginning)\.\n", err
     ), err
     if moment == "between":
         assert "documents (" in err
-    # A store that is on its way, and nothing else.
+    # Only an unfinished store.
     assert {path.name for path in tmp_path.iterdir()} <= {"x.lance", "x.tokenizer.json"}
     if moment == "between":
         assert run(tmp_path, *arguments)[0] == 0

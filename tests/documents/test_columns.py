@@ -136,7 +136,7 @@ def test_rows_that_lance_could_not_read_again_are_not_stored(
             for batch in super().read(shard, row):
                 yield batch.set_column(batch.column_names.index("repo"), "repo", strings([b"\xff"] * len(batch)))
 
-    with pytest.raises(StoreError, match=r"are not valid .*Invalid UTF8 .*a source must give documents whose strings"):
+    with pytest.raises(StoreError, match=r"are not valid .*Invalid UTF8 .*and were not stored: all strings"):
         byte_store(source=Odd(documents("a", "b")))
 
 

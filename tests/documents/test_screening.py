@@ -111,13 +111,13 @@ def test_counts_end_where_the_budget_ends_and_go_on_with_it(tmp_path: Path):
 def test_what_was_left_out_is_told_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level("INFO", "lightning_lance"):
         prepare(ListSource(documents("a", "", "b\0", "")), ByteTokenizer(), data_dir=tmp_path)
-        assert "list: left out: 2 empty; of those kept: 1 nul." in caplog.messages
+        assert "list: skipped: 2 empty; stored, with remarks: 1 nul." in caplog.messages
         caplog.clear()
         prepare(ListSource(documents("a", "b\0")), ByteTokenizer(), data_dir=tmp_path)
-        assert "list: of those kept: 1 nul." in caplog.messages
+        assert "list: stored, with remarks: 1 nul." in caplog.messages
         caplog.clear()
         prepare(ListSource(documents("a", "b")), ByteTokenizer(), data_dir=tmp_path)
-        assert not any("of those kept" in message for message in caplog.messages)
+        assert not any("with remarks" in message for message in caplog.messages)
 
 
 def word_piece() -> str:

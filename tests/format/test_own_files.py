@@ -152,12 +152,12 @@ def test_a_folder_of_the_user_is_no_unfinished_store(tmp_path: Path):
     """It has a folder `data`, like a store that was never committed."""
     project = tmp_path / "project"
     put(project / "data/thesis.tex")
-    with pytest.raises(ConfigError, match="is there already and is no token store"):
+    with pytest.raises(ConfigError, match="exists already and is not a token store"):
         build(project)
     assert contents(project)
     put(project / "data" / f"{UUID}.lance")
     (project / "data/thesis.tex").unlink()
-    with pytest.raises(ConfigError, match="is there already and is no token store"):
+    with pytest.raises(ConfigError, match="exists already and is not a token store"):
         build(project, rebuild=True)
     assert (project / "data" / f"{UUID}.lance").exists()
 

@@ -269,7 +269,7 @@ def test_the_task_gets_what_the_configuration_on_disk_has_not(run: Callable[...,
 
     # Run again from there, it says what is missing.
     again, _ = run(got.append, "-cp", str(tmp_path / "out/.hydra"), "-cn", "config")
-    assert re.match(r"error: The key source.data_files has no value: secrets are not written with the config", again)
+    assert re.match(r"error: The key source.data_files has no value: secrets are not saved with the config", again)
     more = ["source.data_files=[c.parquet]", "trainer.logger.api_key=x", "source.storage_options={anon: true}"]
     again, _ = run(got.append, "-cp", str(tmp_path / "out/.hydra"), "-cn", "config", *more)
     assert re.match(r"error: The key source.storage_options.key has no value", again)

@@ -48,7 +48,9 @@ OURS = [
 
 
 def test_a_rebuild_is_refused_where_nothing_is_built(store: TokenStore):
-    with pytest.raises(ConfigError, match=r"^rebuild is True, but without a Corpus nothing is built: leave it out"):
+    with pytest.raises(
+        ConfigError, match=r"^rebuild is True, but a store without a Corpus cannot be built: leave rebuild out"
+    ):
         LanceDataModule(store.uri, 8, 2, build={"rebuild": True})
 
 
@@ -153,7 +155,10 @@ def test_what_a_mixture_leaves_out_is_told(store: TokenStore, tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"rebuilt": True}, "build has 'rebuilt': did you mean 'rebuild'? expected some of rebuild, commit_seconds"),
+        (
+            {"rebuilt": True},
+            "build has the key 'rebuilt': did you mean 'rebuild'? expected some of rebuild, commit_seconds",
+        ),
         (["rebuild"], "build is ['rebuild']: expected a mapping of rebuild, commit_seconds"),
         ({"commit_seconds": -1}, "commit_seconds is -1: expected a number of seconds, such as 60."),
         ({"commit_seconds": True}, "commit_seconds is True: expected a number of seconds, such as 60."),

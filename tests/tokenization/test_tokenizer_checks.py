@@ -102,5 +102,5 @@ def test_an_id_beyond_the_vocabulary_is_not_stored(byte_store: Callable[..., Any
 
     monkeypatch.setattr(Tokenizer, "encode_batch", gives_more)
     byte_store("a text")
-    with pytest.raises(ConfigError, match="gave the id 257, and the tokenizer has 257"):
+    with pytest.raises(ConfigError, match="gave the id 257, but the tokenizer has 257 ids"):
         byte_store("another", "with a z")
