@@ -2,7 +2,7 @@
 
 The rooms of the house, in the order in which they may import: each knows itself and those above it.
 
-    errors, messages, json_checks, type_hints, location     words, and checks of what is given
+    errors, messages, lance_names, json_checks, type_hints, location     words, and checks of what is given
     documents       the batch that flows through a build, and all that is decided about one document
     process         this process and its neighbours: locks, status files, memory, prefetch, ranks
     readers         from bytes to tables of documents

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from urllib.parse import unquote
 
 from lightning_lance.errors import ConfigError, described
+from lightning_lance.lance_names import VERSIONS
 from lightning_lance.messages.redaction import has_secret, public_url, remember_options, remember_url
 
 # Bytes of a file name, on nearly all file systems.
@@ -219,7 +220,7 @@ def is_own_folder(place: str, name: str) -> bool:
         place: Its path.
         name: Its name.
     """
-    if name.endswith(_LANCE) or Path(place, "_versions").is_dir():
+    if name.endswith(_LANCE) or Path(place, VERSIONS).is_dir():
         return True
     return "@" in name and Path(place, ORIGIN).is_file()
 

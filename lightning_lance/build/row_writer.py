@@ -14,7 +14,7 @@ import pyarrow as pa
 from lightning_lance.errors import StoreError
 from lightning_lance.format.commit import newest_at
 from lightning_lance.format.lance_io import PendingFragments, dataset_at, delete_uncommitted, write_rows
-from lightning_lance.format.lance_names import DATA
+from lightning_lance.lance_names import DATA
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.process.memory import give_back
 

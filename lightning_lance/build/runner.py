@@ -21,10 +21,10 @@ from lightning_lance.errors import (
 )
 from lightning_lance.format.commit import last_version
 from lightning_lance.format.lance_io import dataset_at, finish_removal, fragments_of, refuse_in_fork, remove_store
-from lightning_lance.format.lance_names import VERSIONS
 from lightning_lance.format.lineage import check_unchanged
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links, foreign_files
+from lightning_lance.lance_names import VERSIONS
 from lightning_lance.location import is_local
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens, pluralize

@@ -18,7 +18,8 @@ from lance.file import LanceFileSession
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import dataset_at, lance_options, lance_said, opening
-from lightning_lance.format.lance_names import (
+from lightning_lance.json_checks import count_of, json_of, list_of, object_of, text_of
+from lightning_lance.lance_names import (
     TRANSACTIONS,
     VERSIONS,
     is_manifest,
@@ -26,7 +27,6 @@ from lightning_lance.format.lance_names import (
     transaction_of,
     version_of,
 )
-from lightning_lance.json_checks import count_of, json_of, list_of, object_of, text_of
 from lightning_lance.messages.escaping import logger
 from lightning_lance.process.files import write_atomic
 from lightning_lance.process.locks import content_of

@@ -30,11 +30,11 @@ from lightning_lance.format.lance_io import (
     lance_options,
     not_written,
 )
-from lightning_lance.format.lance_names import manifest_of, transaction_of
 from lightning_lance.format.layout import DataFileInfo, files_of, properties_of
 from lightning_lance.format.lineage import METADATA, check_unchanged, lineage_of, properties_at
 from lightning_lance.format.metadata import CommitMetadata, check_format, commit_from, stored_metadata
 from lightning_lance.json_checks import field_of, json_of, metadata_of, object_of
+from lightning_lance.lance_names import manifest_of, transaction_of
 from lightning_lance.messages.redaction import shown_cause
 
 

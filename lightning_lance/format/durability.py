@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from lightning_lance.format.lance_names import DATA, data_file_at
+from lightning_lance.lance_names import DATA, data_file_at
 from lightning_lance.location import is_local
 
 # The errors of file systems, mostly network ones, that cannot force folders, or anything.

@@ -20,7 +20,6 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.format.hashing import hash_file, hash_local
-from lightning_lance.format.lance_names import data_file_at, removal_order
 from lightning_lance.format.layout import DataFileInfo, LayoutCounter
 from lightning_lance.format.own_files import (
     check_no_links,
@@ -30,6 +29,7 @@ from lightning_lance.format.own_files import (
     is_plain_name,
 )
 from lightning_lance.format.schema import block_of, check_keys, tokens_of
+from lightning_lance.lance_names import data_file_at, removal_order
 from lightning_lance.location import check_place, checked_storage_options, is_local
 from lightning_lance.messages.redaction import in_one_line, shown_cause
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from lance.file import LanceFileReader
 
 from lightning_lance.errors import StoreError
-from lightning_lance.format.lance_names import (
+from lightning_lance.lance_names import (
     FOLDERS,
     MAGIC,
     VERSIONS,

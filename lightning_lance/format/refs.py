@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from lightning_lance.format.checksums import Root
-from lightning_lance.format.lance_names import BRANCHES, TAGS, branch_file, ref_of
+from lightning_lance.lance_names import BRANCHES, TAGS, branch_file, ref_of
 from lightning_lance.messages.redaction import in_one_line
 
 

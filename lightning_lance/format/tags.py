@@ -16,10 +16,10 @@ from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format.checksums import Root, stays, versions_on_list
 from lightning_lance.format.commit import is_commit, read_commit
 from lightning_lance.format.lance_io import data_files, dataset_at, lance_said, not_written
-from lightning_lance.format.lance_names import tag_file
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs
+from lightning_lance.lance_names import tag_file
 from lightning_lance.messages.redaction import shown_cause
 
 _BUILD = "build-"

@@ -9,10 +9,10 @@ from lightning_lance.errors import LightningLanceError, StoreError
 from lightning_lance.format.checksums import SUMS, Root, read_sums, write_sums
 from lightning_lance.format.commit import last_version, read_commit
 from lightning_lance.format.lance_io import dataset_at, finish_removal, lance_said, removal_folder, versions_of
-from lightning_lance.format.lance_names import manifest_of, tag_file
 from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.refs import Damage, read_refs
 from lightning_lance.format.tags import is_ours, means, set_tag
+from lightning_lance.lance_names import manifest_of, tag_file
 from lightning_lance.location import is_local, store_place
 from lightning_lance.maintenance.compaction import end_build, lacks_its_end
 from lightning_lance.maintenance.removal import (

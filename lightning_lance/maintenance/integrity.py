@@ -40,12 +40,12 @@ from lightning_lance.format.lance_io import (
     reading,
     refuse_in_fork,
 )
-from lightning_lance.format.lance_names import TAGS, data_file_at, is_manifest, manifest_of, tag_file, version_of
 from lightning_lance.format.layout import DataFileInfo, check_parts
 from lightning_lance.format.lineage import Change, change_of, cure
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs
 from lightning_lance.format.schema import begins_of, block_of, check_dtype, check_keys, tokens_of
+from lightning_lance.lance_names import TAGS, data_file_at, is_manifest, manifest_of, tag_file, version_of
 from lightning_lance.location import is_local, store_place
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.redaction import in_one_line

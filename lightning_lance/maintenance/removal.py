@@ -15,7 +15,11 @@ from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import Root, stays, versions_on_list, write_sums
 from lightning_lance.format.commit import data_file_infos, is_commit, newest_at, read_commit, replace_fragments
 from lightning_lance.format.lance_io import dataset_at, file_names, fragments_of, lance_options, lance_said, versions_of
-from lightning_lance.format.lance_names import (
+from lightning_lance.format.lineage import lineage_of
+from lightning_lance.format.own_files import check_no_links, is_builders, is_data_file, left_files
+from lightning_lance.format.refs import read_refs
+from lightning_lance.format.tags import build_tag_is_older, is_ours, keep_build, lacks_build_tag, means
+from lightning_lance.lance_names import (
     DATA,
     DELETIONS,
     INDICES,
@@ -25,10 +29,6 @@ from lightning_lance.format.lance_names import (
     tag_file,
     transaction_of,
 )
-from lightning_lance.format.lineage import lineage_of
-from lightning_lance.format.own_files import check_no_links, is_builders, is_data_file, left_files
-from lightning_lance.format.refs import read_refs
-from lightning_lance.format.tags import build_tag_is_older, is_ours, keep_build, lacks_build_tag, means
 from lightning_lance.location import is_local
 from lightning_lance.messages.escaping import logger, shown
 

@@ -14,9 +14,9 @@ from lance.fragment import FragmentMetadata
 from lightning_lance.documents.splits import FORGOTTEN
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import PendingFragments, lance_options, write_rows
-from lightning_lance.format.lance_names import data_file_at
 from lightning_lance.format.layout import DataFileInfo, StreamPart
 from lightning_lance.format.rows import forgotten_rows
+from lightning_lance.lance_names import data_file_at
 from lightning_lance.process.memory import large_blocks_given_back
 
 # Rows read at once: 4 MB of uint16 tokens, and their documents.

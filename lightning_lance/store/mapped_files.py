@@ -11,7 +11,7 @@ from lance.file import LanceFileReader
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import take_blocks
-from lightning_lance.format.lance_names import data_file_at
+from lightning_lance.lance_names import data_file_at
 from lightning_lance.messages.escaping import logger
 from lightning_lance.store.segments import MappedFiles
 

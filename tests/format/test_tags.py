@@ -13,9 +13,9 @@ from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format import tags
 from lightning_lance.format.checksums import SUMS, write_sums
 from lightning_lance.format.lance_io import remove_store
-from lightning_lance.format.lance_names import manifest_of
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.versions import first_version
+from lightning_lance.lance_names import manifest_of
 from lightning_lance.maintenance import removal
 from lightning_lance.maintenance.integrity import verify_store
 from tests.support.merges import NOTE, append

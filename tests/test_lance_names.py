@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore
-from lightning_lance.format import lance_names as names
+from lightning_lance import lance_names as names
 from tests.support.merges import NOTE, append
 from tests.support.paths import ROOT
 
