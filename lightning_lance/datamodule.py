@@ -232,7 +232,7 @@ class LanceDataModule(LightningDataModule):
             corpus.run(self.build)
         if self.verify:
             for corpus in self.corpora.values():
-                raise_if_damaged(corpus.uri, corpus.storage_options)
+                raise_if_damaged(corpus.location)
 
     @property
     def _builds(self) -> bool:

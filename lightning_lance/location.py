@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -33,6 +34,25 @@ _COMMON_ENDINGS = (".lock", ".tokenizer.json")
 ORIGIN = "origin.json"
 # A trained tokenizer, or its lock.
 _TRAINED = re.compile(r".+-bpe\d+-[0-9a-f]{16}\.(json|lock)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class StoreLocation:
+    """Where a store is, and how to reach it.
+
+    Attributes:
+        uri: Its place, as `store_place` gives it.
+        storage_options: Credentials and the like for an object store; None for a local store. Never shown.
+    """
+
+    uri: str
+    storage_options: Mapping[str, str] | None = field(default=None, repr=False)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is on a disk of this machine."""
+        return is_local(self.uri)
+
 
 Neighbour = Literal["lock", "building.json", "tokenizer.json"]
 

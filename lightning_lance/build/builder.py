@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -48,7 +48,6 @@ class Build:
         budget: When it ends.
         version: Version of the store to continue from; 0 if there is none.
         commit: Metadata of that version.
-        storage_options: Credentials and the like for an object store.
         durable: Whether each commit of a local store is forced onto the disk.
 
     Attributes:
@@ -65,13 +64,12 @@ class Build:
         budget: Budget,
         version: int,
         commit: CommitMetadata | None,
-        storage_options: Mapping[str, str] | None,
         durable: bool = True,
     ) -> None:
         self._source = source
+        self._location = plan.location
         self._plan = plan
         self._budget = budget
-        self._storage_options = storage_options
         self._durable = durable
         self._opened: OpenedSource = source.open(commit.pin if commit else None)
         shards = xxhash.xxh3_64_hexdigest("\0".join(self._opened.shards).encode())
@@ -127,7 +125,7 @@ class Build:
         first = self._first
         num_shards = len(self._opened.shards)
         # From the store itself, so they are exactly the hashes of its committed documents.
-        hashes = stored_hashes(plan.uri, self._storage_options) if self._dedup else None
+        hashes = stored_hashes(self._location) if self._dedup else None
         ledger = Ledger(first, self._budget, self._opened.shards, self._source.wanted, hashes)
         unit = ledger.next_unit()
         batches = encoded_batches(
@@ -192,17 +190,16 @@ class Build:
     def _take_over(self) -> None:
         """Remove the files that killed builders left, before as many are written again."""
         uri = self._plan.uri
-        options = self._storage_options
         check_no_links(uri)
-        orphans = find_orphans(uri, options)
+        orphans = find_orphans(self._location)
         if orphans and self._version:
-            self._version = fence_stale_builders(uri, self._version, orphans, options, self._durable)
+            self._version = fence_stale_builders(self._location, self._version, orphans, self._durable)
         elif orphans:
             # A first version without rows: a builder that was only stopped can no longer commit these files as the first one.
             nothing = PendingFragments(None, self._packer.schema, [], {})
-            self._version = append_commit(uri, nothing, self._first, options, self._durable)
+            self._version = append_commit(self._location, nothing, self._first, self._durable)
             self.committed = self._first
-            clean_up(uri, options, orphans)
+            clean_up(self._location, orphans)
 
     def _keep_tokenizer(self) -> None:
         """Write the tokenizer beside a local store. Keep the file of an earlier version, which has another digest."""
@@ -213,14 +210,11 @@ class Build:
 
     def _write(self, rows: Sequence[pa.RecordBatch]) -> None:
         """Write rows to the data file of the next commit."""
-        plan = self._plan
         try:
             for batch in rows:
                 if self._rows is None:
                     fingerprint = self._first.fingerprint
-                    self._rows = RowWriter(
-                        plan.uri, self._version, fingerprint, self._packer.schema, self._storage_options
-                    )
+                    self._rows = RowWriter(self._location, self._version, fingerprint, self._packer.schema)
                 self._rows.put(batch)
         except (StoreError, ValueError, OSError):
             self._check_no_other_builder()
@@ -228,7 +222,7 @@ class Build:
 
     def _check_no_other_builder(self) -> None:
         """Raise CommitConflict if another builder has committed: its clean-up is then the cause of an error here."""
-        version, now = last_version(self._plan.uri, self._storage_options)
+        version, now = last_version(self._location)
         # Metadata and not versions are compared: a merge by this builder makes a new version with the same metadata.
         if now != self.committed:
             raise conflict(self._plan.uri, self._version, version)
@@ -236,27 +230,25 @@ class Build:
     def _commit_rows(self, commits: ThreadPoolExecutor, commit: CommitMetadata, final: bool = False) -> None:
         """Commit all rows and their metadata. Not in this thread, which may be interrupted."""
         self._write(self._packer.flush())
-        uri = self._plan.uri
-        options = self._storage_options
         rows = self._rows
 
         def append() -> None:
             written: PendingFragments | None = None
             try:
                 # A commit without rows moves the cursor.
-                writer = rows or RowWriter(uri, self._version, commit.fingerprint, self._packer.schema, options)
+                writer = rows or RowWriter(self._location, self._version, commit.fingerprint, self._packer.schema)
                 written = writer.close()
                 if final:
-                    self._version = commit_final(uri, written, commit, options, durable=self._durable)
+                    self._version = commit_final(self._location, written, commit, durable=self._durable)
                 else:
-                    self._version = append_commit(uri, written, commit, options, self._durable)
+                    self._version = append_commit(self._location, written, commit, self._durable)
                 self.committed = commit
                 written = None
                 if not final:
-                    self._version = compact(uri, self._version, options, durable=self._durable)
+                    self._version = compact(self._location, self._version, durable=self._durable)
             except BaseException as error:
                 if written is not None:
-                    forget_written(uri, written, options)
+                    forget_written(self._location, written)
                 # After NotForcedError the newest version is this builder's own, and not a conflict.
                 if isinstance(error, (StoreError, ValueError, OSError)) and not isinstance(error, NotForcedError):
                     self._check_no_other_builder()

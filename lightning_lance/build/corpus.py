@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from lightning_lance.build.waiting import wait_for
 from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import ConfigError
-from lightning_lance.location import checked_storage_options, given_place, is_local
+from lightning_lance.location import StoreLocation, checked_storage_options, given_place, is_local
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.sources.local_paths import data_folder
@@ -103,6 +103,7 @@ class Corpus:
             val_fraction=self._val_fraction,
             max_document_bytes=self._max_document_bytes,
             long_documents=self._long_documents,
+            storage_options=self.storage_options,
         )
 
     @property
@@ -114,6 +115,11 @@ class Corpus:
     def uri(self) -> str:
         """Place of the store."""
         return self.plan.uri
+
+    @property
+    def location(self) -> StoreLocation:
+        """Where the store is, with the options of its object store."""
+        return self.plan.location
 
     @property
     def is_local(self) -> bool:
@@ -172,8 +178,8 @@ class Corpus:
     def run(self, options: BuildOptions) -> None:
         """Build, or wait; see `prepare`, which opens the store too."""
         if options.wait_for_tokens is not None:
-            wait_for(self.uri, options.wait_for_tokens, self.storage_options)
-        elif build(self.source, self.plan, self.budget, options, self.storage_options):
+            wait_for(self.location, options.wait_for_tokens)
+        elif build(self.source, self.plan, self.budget, options):
             self._warn_without_validation(self.open())
 
     def open(self, *, growing: bool = False) -> TokenStore:
@@ -189,7 +195,7 @@ class Corpus:
             StoreError: If it is not there, not complete, or of another corpus.
         """
         if not growing:
-            return open_prepared(self.plan, self.budget, self.storage_options)
+            return open_prepared(self.plan, self.budget)
         store = TokenStore.open(self.uri, storage_options=self.storage_options)
         check_same(store.commit, self.plan)
         return store
@@ -215,17 +221,20 @@ class ReadyStore:
     """A store that was built elsewhere: it is served as it is.
 
     Attributes:
-        uri: Its place.
-        storage_options: Credentials and the like for an object store.
+        location: Where it is.
     """
 
-    uri: str
-    storage_options: Mapping[str, str] = field(repr=False)
+    location: StoreLocation
+
+    @property
+    def uri(self) -> str:
+        """Its place."""
+        return self.location.uri
 
     @property
     def is_local(self) -> bool:
         """Whether the store is on a disk of this machine."""
-        return is_local(self.uri)
+        return self.location.is_local
 
     @property
     def vocab_size(self) -> int:
@@ -244,11 +253,11 @@ class ReadyStore:
     def run(self, options: BuildOptions) -> None:
         """Wait for tokens, if that is asked for; else there is nothing to do."""
         if options.wait_for_tokens is not None:
-            wait_for(self.uri, options.wait_for_tokens, self.storage_options)
+            wait_for(self.location, options.wait_for_tokens)
 
     def open(self, *, growing: bool = True) -> TokenStore:
         """Open the newest version."""
-        return TokenStore.open(self.uri, storage_options=self.storage_options)
+        return TokenStore.open(self.uri, storage_options=self.location.storage_options)
 
 
 def corpora_of(given: Any, storage_options: Mapping[str, str] | None) -> dict[str, Corpus | ReadyStore]:
@@ -293,9 +302,9 @@ def _corpus_of(name: str, value: Any, storage_options: Mapping[str, str]) -> Cor
     if isinstance(value, Corpus):
         return value
     if isinstance(value, str) and value.strip():
-        return ReadyStore(given_place(value, name), storage_options)
+        return ReadyStore(StoreLocation(given_place(value, name), storage_options))
     if isinstance(value, Path | os.PathLike):
-        return ReadyStore(given_place(os.fspath(value), name), storage_options)
+        return ReadyStore(StoreLocation(given_place(os.fspath(value), name), storage_options))
     raise not_a_corpus(name, value)
 
 

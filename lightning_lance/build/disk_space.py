@@ -101,7 +101,7 @@ class DiskSpaceCheck:
         committed = stored.tokens if stored is not None else 0
         least = max(tokens - committed, 0) * width
         needed = least * _OVERHEAD
-        merging = merging_bytes(needed, uncompacted_bytes(uri))
+        merging = merging_bytes(needed, uncompacted_bytes(self._plan.location))
         size = f"{format_tokens(tokens)} of {width} bytes"
         amount = f"{format_bytes(needed)} ({size})"
         if committed:

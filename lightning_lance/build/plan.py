@@ -17,7 +17,7 @@ from lightning_lance.errors import ConfigError, StoreError, described, is_count
 from lightning_lance.format.commit import last_commit
 from lightning_lance.format.metadata import FORMAT_VERSION, CommitMetadata
 from lightning_lance.format.versions import first_version, open_with_retry
-from lightning_lance.location import is_local, store_place, tokenizer_file
+from lightning_lance.location import StoreLocation, store_place, tokenizer_file
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.process.build_status import read_status, status_file
@@ -85,13 +85,13 @@ class Plan:
     Attributes:
         recipe: The settings that decide the stored tokens, and no others; JSON types.
         fingerprint: Hash of the recipe.
-        uri: Place of the store.
+        location: Where the store is.
         chosen: The tokenizer, which is loaded on first use.
     """
 
     recipe: dict[str, Any] = field(repr=False)
     fingerprint: str
-    uri: str
+    location: StoreLocation
     chosen: ChosenTokenizer
 
     @property
@@ -115,9 +115,14 @@ class Plan:
         return LongDocuments(self.recipe["max_document_bytes"], self.recipe["long_documents"])
 
     @property
+    def uri(self) -> str:
+        """The place of the store."""
+        return self.location.uri
+
+    @property
     def tokenizer_file(self) -> Path | None:
         """The file of the tokenizer beside a local store."""
-        return tokenizer_file(self.uri) if is_local(self.uri) else None
+        return tokenizer_file(self.uri) if self.location.is_local else None
 
     @property
     def lock_file(self) -> Path | None:
@@ -139,6 +144,7 @@ def make_plan(
     val_fraction: float = 0.01,
     max_document_bytes: int = MAX_DOCUMENT_BYTES,
     long_documents: Literal["split", "skip"] = "split",
+    storage_options: Mapping[str, str] | None = None,
 ) -> Plan:
     """Return the plan of a store: its fingerprint, and its place. Reads no documents, but may train a tokenizer.
 
@@ -150,9 +156,7 @@ def make_plan(
     check_val_fraction(val_fraction)
     long = LongDocuments(max_document_bytes, long_documents)
     folder = Path(data_folder(data_dir))
-    given = None
-    if uri is not None and uri != "":
-        given = store_place(uri)
+    given = None if uri is None or (isinstance(uri, str) and not uri) else store_place(uri)
     chosen = ChosenTokenizer.of(tokenizer, source, folder / "tokenizers")
     identity = chosen.identity
     own = source.has_validation
@@ -171,18 +175,18 @@ def make_plan(
     recipe = json.loads(json.dumps(recipe))
     fingerprint = _fingerprint(recipe)
     if given:
-        return Plan(recipe, fingerprint, given, chosen)
+        return Plan(recipe, fingerprint, StoreLocation(given, storage_options), chosen)
 
-    def place(fingerprint: str) -> str:
-        return store_place(folder / f"{source.name}-{fingerprint[:12]}.lance")
+    def place(fingerprint: str) -> StoreLocation:
+        return StoreLocation(store_place(folder / f"{source.name}-{fingerprint[:12]}.lance"))
 
     plan = Plan(recipe, fingerprint, place(fingerprint), chosen)
     if not Path(plan.uri).exists():
         # A store that an earlier version built from the same settings keeps its name.
         for older in plan.older_recipes():
             found = place(_fingerprint(older))
-            if Path(found).exists():
-                return replace(plan, recipe=older, fingerprint=_fingerprint(older), uri=found)
+            if Path(found.uri).exists():
+                return replace(plan, recipe=older, fingerprint=_fingerprint(older), location=found)
     return plan
 
 
@@ -190,13 +194,13 @@ def _fingerprint(recipe: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())
 
 
-def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str] | None = None) -> TokenStore:
+def open_prepared(plan: Plan, budget: Budget) -> TokenStore:
     """Open the store of a plan, at the first version that meets the budget.
 
     Raises:
         StoreError: If the store has no commit, is unfinished, or was built with other settings.
     """
-    commit = last_commit(plan.uri, storage_options=storage_options)
+    commit = last_commit(plan.location)
     if commit is None:
         raise StoreError(
             f"There is no committed token store at {plan.uri!r}{_last_failure(plan)}: run 'lightning-lance prepare' first."
@@ -215,9 +219,9 @@ def open_prepared(plan: Plan, budget: Budget, storage_options: Mapping[str, str]
         return len(commit.forgotten) >= rules and budget.met(commit)
 
     def first() -> int:
-        return first_version(plan.uri, serves, storage_options)
+        return first_version(plan.location, serves)
 
-    store = open_with_retry(first, lambda version: TokenStore.open(plan.uri, version, storage_options))
+    store = open_with_retry(first, lambda version: TokenStore.open(plan.uri, version, plan.location.storage_options))
     if budget.max_documents is not None and store.commit.documents > budget.max_documents:
         _log.warning(
             "The token store %s has %s documents, but the budget is %s: it was built with a larger budget.",

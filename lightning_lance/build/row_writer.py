@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +15,7 @@ from lightning_lance.errors import StoreError
 from lightning_lance.format.commit import newest_at
 from lightning_lance.format.lance_io import PendingFragments, dataset_at, delete_uncommitted, write_rows
 from lightning_lance.lance_names import DATA
+from lightning_lance.location import StoreLocation
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.process.memory import give_back
 
@@ -29,23 +30,19 @@ class RowWriter:
     """Writes rows to one data file, in a thread. Commits nothing: see `append_commit`.
 
     Args:
-        uri: The store.
+        location: The store.
         version: The version that the builder has seen last; 0 if there was none.
         fingerprint: Fingerprint of the store.
         schema: Schema of the rows.
-        storage_options: Credentials and the like for an object store.
 
     Raises:
         CommitConflict: If there is a newer version.
     """
 
-    def __init__(
-        self, uri: str, version: int, fingerprint: str, schema: pa.Schema, storage_options: Mapping[str, str] | None
-    ) -> None:
-        self._uri = uri
+    def __init__(self, location: StoreLocation, version: int, fingerprint: str, schema: pa.Schema) -> None:
+        self._location = location
         self._schema = schema
-        self._storage_options = storage_options
-        self._before = newest_at(uri, version, storage_options, fingerprint)
+        self._before = newest_at(location, version, fingerprint)
         self._rows: queue.Queue[pa.RecordBatch | None] = queue.Queue(_WAITING)
         self._result: Future[PendingFragments] = Future()
         self._abandoned = threading.Event()
@@ -56,7 +53,7 @@ class RowWriter:
 
     def _write(self) -> None:
         try:
-            made = write_rows(self._uri, self._before, self._schema, self._coming(), self._storage_options)
+            made = write_rows(self._location, self._before, self._schema, self._coming())
             self._result.set_result(PendingFragments(self._before, self._schema, *made))
         except BaseException as error:  # raised by `put` or `close`
             self._result.set_exception(error)
@@ -80,7 +77,7 @@ class RowWriter:
             StoreError: If the rows cannot be written, or could not be read again.
         """
         if rows is not None:
-            _check_readable(rows, self._uri)
+            _check_readable(rows, self._location.uri)
         while not self._result.done():
             with suppress(queue.Full):
                 self._rows.put(rows, timeout=_POLL_SECONDS)
@@ -101,7 +98,7 @@ class RowWriter:
             self.put(None)
             return self._result.result()
         except BaseException:
-            _remove_empty(self._uri)
+            _remove_empty(self._location.uri)
             raise
 
     def abandon(self) -> None:
@@ -110,7 +107,7 @@ class RowWriter:
             # From here on the thread removes the file, even if the wait is interrupted.
             self._abandoned.set()
             wait([self._result])
-            _remove_empty(self._uri)
+            _remove_empty(self._location.uri)
 
 
 def _check_readable(rows: pa.RecordBatch, uri: str) -> None:
@@ -127,10 +124,10 @@ def _check_readable(rows: pa.RecordBatch, uri: str) -> None:
         ) from error
 
 
-def forget_written(uri: str, written: PendingFragments, storage_options: Mapping[str, str] | None) -> None:
+def forget_written(location: StoreLocation, written: PendingFragments) -> None:
     """Remove the files that were written, except those that are part of the newest version."""
-    delete_uncommitted(uri, written.files, [written.before, dataset_at(uri, None, storage_options)], storage_options)
-    _remove_empty(uri)
+    delete_uncommitted(location, written.files, [written.before, dataset_at(location, None)])
+    _remove_empty(location.uri)
 
 
 def _remove_empty(uri: str) -> None:

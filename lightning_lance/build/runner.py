@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +37,6 @@ def build(
     plan: Plan,
     budget: Budget,
     options: BuildOptions,
-    storage_options: Mapping[str, str] | None = None,
 ) -> bool:
     """Build a store until the budget is met, or wait while another process does.
 
@@ -47,7 +45,6 @@ def build(
         plan: What is stored, and where.
         budget: How much of it.
         options: How the build runs.
-        storage_options: Credentials and the like for an object store.
 
     Returns:
         Whether this process built something.
@@ -59,7 +56,7 @@ def build(
         BuildInterrupted: After Ctrl-C.
     """
     _check_place(plan)
-    runner = _Runner(source, plan, budget, options, storage_options)
+    runner = _Runner(source, plan, budget, options)
     try:
         return runner.run()
     except KeyboardInterrupt:
@@ -93,13 +90,11 @@ class _Runner:
         plan: Plan,
         budget: Budget,
         options: BuildOptions,
-        storage_options: Mapping[str, str] | None,
     ) -> None:
         self._source = source
         self._plan = plan
         self._budget = budget
         self._options = options
-        self._storage_options = storage_options
         self.committed: CommitMetadata | None = None
 
     def run(self) -> bool:
@@ -136,7 +131,7 @@ class _Runner:
             StoreError: If it is not a token store, or has another format and `rebuild` is not set.
         """
         try:
-            version, commit = last_version(self._plan.uri, self._storage_options)
+            version, commit = last_version(self._plan.location)
         except FormatError as error:
             if error.newer or not self._options.rebuild:
                 raise
@@ -160,10 +155,10 @@ class _Runner:
         """
         uri = self._plan.uri
         check_no_links(uri)
-        dataset = dataset_at(uri, version, self._storage_options)
+        dataset = dataset_at(self._plan.location, version)
         if dataset is not None:  # None if another builder has removed this version
             fragments_of(dataset)  # checks that they are in its folder
-            check_unchanged(dataset, uri, self._storage_options)
+            check_unchanged(dataset, self._plan.location)
         if commit.unknown:
             _log.warning(
                 "The token store %s was written by a newer version of lightning-lance; its unknown fields %s are kept.",
@@ -201,13 +196,12 @@ class _Runner:
             self._budget,
             found.version,
             found.commit,
-            self._storage_options,
             durable=self._options.durable,
         )
         # Nothing is removed before the source is open.
         check_tokenizer_file(plan)
         if found.replaced:
-            remove_store(plan.uri, self._storage_options)
+            remove_store(self._plan.location)
             _log.warning("The token store %s was built with other settings, and is replaced.", plan.uri)
         else:  # a rebuild may have been killed while it removed the old store
             finish_removal(plan.uri)

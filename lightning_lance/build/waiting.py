@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.commit import last_commit
 from lightning_lance.format.metadata import CommitMetadata
-from lightning_lance.location import store_place
+from lightning_lance.location import StoreLocation, store_place
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.process.build_status import BuildStatus, failure_of, read_status, status_file
@@ -24,36 +23,35 @@ _LOG_SECONDS = 60.0
 _BEGIN_SECONDS = 60.0
 
 
-def wait_for(uri: str, tokens: int, storage_options: Mapping[str, str] | None = None) -> None:
+def wait_for(location: StoreLocation, tokens: int) -> None:
     """Wait until a build in another process has committed some number of tokens, or its whole source.
 
     The state of the build is logged when it changes, and every minute.
 
     Args:
-        uri: The store.
+        location: The store.
         tokens: Number of tokens.
-        storage_options: Credentials and the like for an object store.
 
     Raises:
         SourceError: If the build fails because of its source; or had failed before, and no other begins within a minute.
         StoreError: If it fails, or had failed, for another reason; or if its process is gone, and no other takes over.
     """
-    uri = store_place(uri)
-    waiting = _Waiting(uri, tokens)
+    location = StoreLocation(store_place(location.uri), location.storage_options)
+    waiting = _Waiting(location.uri, tokens)
     began = time.monotonic()
-    before = status = _status_of(uri)
+    before = status = _status_of(location.uri)
     while True:
-        commit = last_commit(uri, storage_options=storage_options)
+        commit = last_commit(location)
         if commit is not None and (commit.tokens >= tokens or commit.exhausted):
             return
         if status is not None and status.failure:
             known = before is not None and before.failure is not None and before.run == status.run
             if not known or time.monotonic() - began > _BEGIN_SECONDS:
-                raise failure_of(status, uri)
+                raise failure_of(status, location.uri)
         waiting.look(commit, status)
         time.sleep(_POLL_SECONDS)
         # Read before the commits, so that a failure is seen after the last commit of the build.
-        status = _status_of(uri)
+        status = _status_of(location.uri)
 
 
 def _status_of(uri: str) -> BuildStatus | None:

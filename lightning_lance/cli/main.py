@@ -102,7 +102,7 @@ def _prepare(config: DictConfig) -> None:
         corpus.run(build)
         store = corpus.open(growing=build.wait_for_tokens is not None)
         if data["verify"]:
-            raise_if_damaged(store.uri, corpus.storage_options)
+            raise_if_damaged(corpus.location)
         commit = store.commit
         say(
             f"{store.uri}: {pluralize(commit.stored_documents, 'document')}, {store.num_tokens('train'):,} train and "

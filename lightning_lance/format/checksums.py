@@ -27,6 +27,7 @@ from lightning_lance.lance_names import (
     transaction_of,
     version_of,
 )
+from lightning_lance.location import StoreLocation
 from lightning_lance.messages.escaping import logger
 from lightning_lance.process.files import write_atomic
 from lightning_lance.process.locks import content_of
@@ -47,17 +48,16 @@ class Root:
     """The folder of a store, local or in a bucket.
 
     Args:
-        uri: The store.
-        storage_options: Credentials and other options of object stores.
+        location: The store.
     """
 
-    def __init__(self, uri: str, storage_options: Mapping[str, str] | None) -> None:
+    def __init__(self, location: StoreLocation) -> None:
         # Local files are not read through Lance: it lists nothing if one name is not UTF-8, respells some names, and blocks
         # on a pipe.
-        self._folder = None if "://" in uri else Path(uri)
-        options = lance_options(storage_options)
-        with opening(uri):
-            self._session = LanceFileSession(uri, options)
+        self._folder = None if "://" in location.uri else Path(location.uri)
+        options = lance_options(location.storage_options)
+        with opening(location.uri):
+            self._session = LanceFileSession(location.uri, options)
 
     def list(self, folder: str) -> list[str]:
         """Return the paths of the files in a folder."""
@@ -124,7 +124,7 @@ def sum_of(session: Root, path: str) -> Sum:
     return Sum(len(content), xxhash.xxh3_64_hexdigest(content))
 
 
-def write_sums(uri: str, storage_options: Mapping[str, str] | None, only: Collection[int] | None = None) -> bool:
+def write_sums(location: StoreLocation, only: Collection[int] | None = None) -> bool:
     """Update the checksums. Known ones are kept, since they are of the files as they were written.
 
     The list also coordinates a clean-up with a run that tags a version (`stays`). The clean-up removes versions from the
@@ -132,25 +132,24 @@ def write_sums(uri: str, storage_options: Mapping[str, str] | None, only: Collec
     version back on the list.
 
     Args:
-        uri: The store.
-        storage_options: Credentials and other options of object stores.
+        location: The store.
         only: Versions to list, before the others are removed; None for the listed ones and newer ones.
 
     Returns:
         Whether the list was written. If not, the versions on it must not be removed.
     """
     try:
-        _write(uri, storage_options, only)
+        _write(location, only)
         return True
     except (ValueError, OSError, RuntimeError, StoreError) as error:
         # The commit was made, and the next one adds its checksums.
-        _log.warning("The checksums of %s could not be written: %s", uri, lance_said(error))
+        _log.warning("The checksums of %s could not be written: %s", location.uri, lance_said(error))
         return False
 
 
-def _write(uri: str, storage_options: Mapping[str, str] | None, only: Collection[int] | None) -> None:
-    session = Root(uri, storage_options)
-    dataset = dataset_at(uri, None, storage_options)
+def _write(location: StoreLocation, only: Collection[int] | None) -> None:
+    session = Root(location)
+    dataset = dataset_at(location, None)
     try:
         known = read_sums(session) or {}
     except ValueError:
@@ -180,10 +179,10 @@ def listed_versions(sums: Mapping[str, Sum]) -> set[int]:
     return set(map(version_of, filter(is_manifest, sums)))
 
 
-def versions_on_list(uri: str, storage_options: Mapping[str, str] | None) -> set[int]:
+def versions_on_list(location: StoreLocation) -> set[int]:
     """Return the versions on the list of checksums; none if the list is missing or damaged."""
     try:
-        return listed_versions(read_sums(Root(uri, storage_options)) or {})
+        return listed_versions(read_sums(Root(location)) or {})
     except (ValueError, OSError):
         return set()
 

@@ -35,23 +35,19 @@ from lightning_lance.format.lineage import METADATA, check_unchanged, lineage_of
 from lightning_lance.format.metadata import CommitMetadata, check_format, commit_from, stored_metadata
 from lightning_lance.json_checks import field_of, json_of, metadata_of, object_of
 from lightning_lance.lance_names import manifest_of, transaction_of
+from lightning_lance.location import StoreLocation
 from lightning_lance.messages.redaction import shown_cause
 
 
 def append_commit(
-    uri: str,
-    written: PendingFragments,
-    commit: CommitMetadata,
-    storage_options: Mapping[str, str] | None = None,
-    durable: bool = True,
+    location: StoreLocation, written: PendingFragments, commit: CommitMetadata, durable: bool = True
 ) -> int:
     """Make a version of the pending fragments and all before them. Make the store if there is none.
 
     Args:
-        uri: The store.
+        location: The store.
         written: The fragments to add.
         commit: The commit metadata.
-        storage_options: Credentials and other options of object stores.
         durable: Whether the version is forced onto the disk; see `replace_fragments`.
 
     Returns:
@@ -68,20 +64,11 @@ def append_commit(
         fragments = fragments_of(before)
         known = data_file_infos(before)
     return replace_fragments(
-        uri,
-        before,
-        written.schema,
-        [*fragments, *written.fragments],
-        {**known, **written.files},
-        commit,
-        storage_options,
-        durable,
+        location, before, written.schema, [*fragments, *written.fragments], {**known, **written.files}, commit, durable
     )
 
 
-def newest_at(
-    uri: str, version: int | None, storage_options: Mapping[str, str] | None, fingerprint: str | None = None
-) -> Any:
+def newest_at(location: StoreLocation, version: int | None, fingerprint: str | None = None) -> Any:
     """Open the newest version of a store to write to it; None if there is no store.
 
     Raises:
@@ -89,37 +76,35 @@ def newest_at(
             was built anew counts its versions from 1 again.
         StoreError: If another program has changed its rows.
     """
-    dataset = dataset_at(uri, None, storage_options)
+    dataset = dataset_at(location, None)
     now = 0 if dataset is None else int(dataset.version)
     if version is not None and now != version:
-        raise conflict(uri, version, now)
-    if version and fingerprint is not None and read_commit(dataset, uri).fingerprint != fingerprint:
-        raise conflict(uri, version, now)
+        raise conflict(location.uri, version, now)
+    if version and fingerprint is not None and read_commit(dataset, location.uri).fingerprint != fingerprint:
+        raise conflict(location.uri, version, now)
     if dataset is not None:
-        check_unchanged(dataset, uri, storage_options)
+        check_unchanged(dataset, location)
     return dataset
 
 
 def replace_fragments(
-    uri: str,
+    location: StoreLocation,
     before: Any | None,
     schema: pa.Schema,
     fragments: Sequence[FragmentMetadata],
     files: Mapping[str, DataFileInfo],
     commit: CommitMetadata,
-    storage_options: Mapping[str, str] | None,
     durable: bool = True,
 ) -> int:
     """Make a version of exactly these fragments, right after the version `before`, or not at all.
 
     Args:
-        uri: The store.
+        location: The store.
         before: Its dataset at the preceding version; None to make the first.
         schema: The schema of the rows.
         fragments: All fragments of the new version, in order. Those that `before` lacks are removed if the commit fails.
         files: Information about their data files, by path; other files are ignored.
         commit: The commit metadata.
-        storage_options: Credentials and other options of object stores.
         durable: Whether the version of a local store is forced onto the disk before this returns, so that a power cut can
             neither lose nor damage it: its data files first, then its manifest and transaction, then their folders.
 
@@ -133,7 +118,7 @@ def replace_fragments(
     paths = file_names(fragments)
     version = 0 if before is None else int(before.version)
     metadata = json.dumps(stored_metadata(commit))
-    with metadata_of(uri):
+    with metadata_of(location.uri):
         # Write nothing that could not be read again.
         commit_from(object_of(json_of(metadata, "it"), "it"))
     transaction = lance.Transaction(
@@ -146,80 +131,80 @@ def replace_fragments(
     )
     if durable:
         # Before the manifest that names them: a disk may store files in another order than they were written.
-        _force_new(uri, before, paths, storage_options)
+        _force_new(location, before, paths)
     try:
         # Lance would put an append on top of any commit made meanwhile. An overwrite without a retry makes the manifest of
         # this very version, or fails.
         lance.LanceDataset.commit(
-            uri if before is None else before,
+            location.uri if before is None else before,
             transaction,
             max_retries=0,
-            storage_options=lance_options(storage_options),
+            storage_options=lance_options(location.storage_options),
         )
     except BaseException as error:
         # A bucket may have made the version although its answer was lost. Lance's second request then finds it existing.
-        made = _uuid_of(uri, version + 1, storage_options) == transaction.uuid
+        made = _uuid_of(location, version + 1) == transaction.uuid
         if made and isinstance(error, Exception):
-            _end_commit(uri, version + 1, transaction.uuid, durable, storage_options)
+            _end_commit(location, version + 1, transaction.uuid, durable)
             return version + 1
-        now = dataset_at(uri, None, storage_options)
-        delete_uncommitted(uri, paths, [before, now], storage_options)
+        now = dataset_at(location, None)
+        delete_uncommitted(location, paths, [before, now])
         if now is not None and int(now.version) != version and not made:
-            raise conflict(uri, version, int(now.version)) from shown_cause(error)
+            raise conflict(location.uri, version, int(now.version)) from shown_cause(error)
         if isinstance(error, (ValueError, OSError)):
-            raise not_written(uri, error) from shown_cause(error)
+            raise not_written(location.uri, error) from shown_cause(error)
         raise
-    now = dataset_at(uri, None, storage_options)
+    now = dataset_at(location, None)
     late = now is not None and int(now.version) > version + 1
-    if late or not _is_founded(uri, before, paths, storage_options):
+    if late or not _is_founded(location, before, paths):
         # This builder was suspended while another one removed old versions, or built the store anew. So the number of this
         # version was free again, but its files may be gone.
-        if _uuid_of(uri, version + 1, storage_options) == transaction.uuid:
+        if _uuid_of(location, version + 1) == transaction.uuid:
             with contextlib.suppress(ValueError, OSError):
-                Root(uri, storage_options).delete_file(manifest_of(version + 1))
-        now = dataset_at(uri, None, storage_options)
-        delete_uncommitted(uri, paths, [before, now], storage_options)
-        raise conflict(uri, version, 0 if now is None else int(now.version))
-    _end_commit(uri, version + 1, transaction.uuid, durable, storage_options)
+                Root(location).delete_file(manifest_of(version + 1))
+        now = dataset_at(location, None)
+        delete_uncommitted(location, paths, [before, now])
+        raise conflict(location.uri, version, 0 if now is None else int(now.version))
+    _end_commit(location, version + 1, transaction.uuid, durable)
     return version + 1
 
 
-def _force_new(uri: str, before: Any | None, paths: Sequence[str], storage_options: Mapping[str, str] | None) -> None:
+def _force_new(location: StoreLocation, before: Any | None, paths: Sequence[str]) -> None:
     """Force the data files that a version adds onto the disk; remove them if that fails."""
     known = set() if before is None else {*data_files(before)}
     try:
-        force_data_files(uri, [path for path in paths if path not in known])
+        force_data_files(location.uri, [path for path in paths if path not in known])
     except BaseException as error:
-        delete_uncommitted(uri, paths, [before], storage_options)
+        delete_uncommitted(location, paths, [before])
         if isinstance(error, OSError):
-            raise not_written(uri, error) from shown_cause(error)
+            raise not_written(location.uri, error) from shown_cause(error)
         raise
 
 
-def _end_commit(uri: str, version: int, uuid: str, durable: bool, storage_options: Mapping[str, str] | None) -> None:
+def _end_commit(location: StoreLocation, version: int, uuid: str, durable: bool) -> None:
     """Force a version that was just made onto the disk, and write its checksums. NotForcedError if the disk fails."""
     if durable:
         try:
-            force_version(uri, manifest_of(version), transaction_of(version, uuid), is_first=version == 1)
+            force_version(location.uri, manifest_of(version), transaction_of(version, uuid), is_first=version == 1)
         except OSError as error:
-            raise NotForcedError(str(not_written(uri, error))) from shown_cause(error)
-    write_sums(uri, storage_options)
+            raise NotForcedError(str(not_written(location.uri, error))) from shown_cause(error)
+    write_sums(location)
 
 
-def _is_founded(uri: str, before: Any | None, paths: Sequence[str], storage_options: Mapping[str, str] | None) -> bool:
+def _is_founded(location: StoreLocation, before: Any | None, paths: Sequence[str]) -> bool:
     """Return whether the preceding version still exists, or at least all of these files do."""
     if before is None:
         return True
     version = int(before.version)
     with contextlib.suppress(ValueError, OSError):
-        if _uuid_of(uri, version, storage_options) == str(before.read_transaction(version).uuid):
+        if _uuid_of(location, version) == str(before.read_transaction(version).uuid):
             return True
-    session = data_session(uri, storage_options)
+    session = data_session(location)
     return all(session.contains(path) for path in paths)
 
 
-def _uuid_of(uri: str, version: int, storage_options: Mapping[str, str] | None) -> str | None:
-    dataset = dataset_at(uri, version, storage_options)
+def _uuid_of(location: StoreLocation, version: int) -> str | None:
+    dataset = dataset_at(location, version)
     return None if dataset is None else str(dataset.read_transaction(version).uuid)
 
 
@@ -247,26 +232,24 @@ def is_commit(dataset: Any) -> bool:
     return METADATA in (properties_at(dataset, int(dataset.version)) or {})
 
 
-def last_commit(
-    uri: str, version: int | None = None, storage_options: Mapping[str, str] | None = None
-) -> CommitMetadata | None:
+def last_commit(location: StoreLocation, version: int | None = None) -> CommitMetadata | None:
     """Read the last commit up to a version; None if there is no store. StoreError if it is not a token store."""
     if version is None:
-        return last_version(uri, storage_options)[1]
-    dataset = dataset_at(uri, version, storage_options)
-    return None if dataset is None else read_commit(dataset, uri)
+        return last_version(location)[1]
+    dataset = dataset_at(location, version)
+    return None if dataset is None else read_commit(dataset, location.uri)
 
 
-def last_version(uri: str, storage_options: Mapping[str, str] | None = None) -> tuple[int, CommitMetadata | None]:
+def last_version(location: StoreLocation) -> tuple[int, CommitMetadata | None]:
     """Return the newest version and its commit; 0 and None if there is no store. StoreError if it is not a token store."""
-    dataset = dataset_at(uri, None, storage_options)
+    dataset = dataset_at(location, None)
     while dataset is not None:
         version = int(dataset.version)
         try:
-            return version, read_commit(dataset, uri)
+            return version, read_commit(dataset, location.uri)
         except (StoreError, ValueError, OSError):
             # A builder may have made a newer version, and removed this one.
-            dataset = dataset_at(uri, None, storage_options)
+            dataset = dataset_at(location, None)
             if dataset is not None and int(dataset.version) == version:
                 raise
     return 0, None

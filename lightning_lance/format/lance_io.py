@@ -30,7 +30,7 @@ from lightning_lance.format.own_files import (
 )
 from lightning_lance.format.schema import block_of, check_keys, tokens_of
 from lightning_lance.lance_names import data_file_at, removal_order
-from lightning_lance.location import check_place, checked_storage_options, is_local
+from lightning_lance.location import StoreLocation, check_place, checked_storage_options, is_local
 from lightning_lance.messages.redaction import in_one_line, shown_cause
 
 # Lance warns of every fork, but a forked process does not use it: see `TokenStore.read`.
@@ -82,18 +82,20 @@ def refuse_in_fork(what: str) -> None:
     _worker = os.getpid()
 
 
-def dataset_at(uri: str, version: int | None, storage_options: Mapping[str, str] | None) -> Any:
+def dataset_at(location: StoreLocation, version: int | None) -> Any:
     """Open a Lance dataset at a version, or the newest; None if there is none. StoreError if it cannot be opened."""
-    check_place("uri", uri)
-    options = lance_options(storage_options)
+    check_place("uri", location.uri)
+    options = lance_options(location.storage_options)
     try:
-        return lance.dataset(uri, version=version, storage_options=options)
+        return lance.dataset(location.uri, version=version, storage_options=options)
     except (ValueError, OSError, RuntimeError) as error:
         if "not found" in str(error).lower() and not _no_bucket(error):
             return None
-        if "not a directory" in str(error).lower() and not os.path.isdir(uri):  # noqa: PTH112 - raises nothing
+        if "not a directory" in str(error).lower() and not os.path.isdir(location.uri):  # noqa: PTH112 - raises nothing
             return None
-        raise StoreError(f"The token store {uri!r} cannot be opened: {lance_said(error)}.") from shown_cause(error)
+        raise StoreError(f"The token store {location.uri!r} cannot be opened: {lance_said(error)}.") from shown_cause(
+            error
+        )
 
 
 def fragments_of(dataset: Any) -> list[FragmentMetadata]:
@@ -254,14 +256,14 @@ def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
     return tokens
 
 
-def data_session(uri: str, storage_options: Mapping[str, str] | None) -> LanceFileSession:
+def data_session(location: StoreLocation) -> LanceFileSession:
     """Open the folder of the data files, local or in a bucket."""
-    options = lance_options(storage_options)
-    with opening(uri):
-        return LanceFileSession(f"{uri}/data", options)
+    options = lance_options(location.storage_options)
+    with opening(location.uri):
+        return LanceFileSession(f"{location.uri}/data", options)
 
 
-def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
+def remove_store(location: StoreLocation) -> None:
     """Remove a token store, so that another can be built in its place. A process that has it mapped can still read it.
 
     A kill at any moment leaves the whole store or none: a local store is renamed as a whole first. In a bucket, tags and
@@ -272,22 +274,24 @@ def remove_store(uri: str, storage_options: Mapping[str, str] | None) -> None:
         StoreError: If it cannot be removed, or its folder contains files of others.
     """
     try:
-        if is_local(uri):
-            _remove_folder(uri)
+        if is_local(location.uri):
+            _remove_folder(location.uri)
             return
-        options = lance_options(storage_options)
-        session = LanceFileSession(uri, options)
+        options = lance_options(location.storage_options)
+        session = LanceFileSession(location.uri, options)
         files = [str(file) for file in session.list()]
-        _check_foreign(uri, foreign_objects(uri, files, options, _listed_files(uri, storage_options)))
+        _check_foreign(location.uri, foreign_objects(location, files, _listed_files(location)))
         for file in sorted(files, key=removal_order):
             session.delete_file(file)
     except (ValueError, OSError) as error:
-        raise StoreError(f"The token store {uri!r} cannot be removed: {lance_said(error)}.") from shown_cause(error)
+        raise StoreError(f"The token store {location.uri!r} cannot be removed: {lance_said(error)}.") from shown_cause(
+            error
+        )
 
 
 def _remove_folder(uri: str) -> None:
     check_no_links(uri)
-    _check_foreign(uri, foreign_files(uri, _listed_files(uri)))
+    _check_foreign(uri, foreign_files(uri, _listed_files(StoreLocation(uri))))
     finish_removal(uri)
     removing = removal_folder(uri)
     if os.path.lexists(removing):
@@ -317,39 +321,34 @@ def finish_removal(uri: str) -> None:
     if not is_local(uri) or removing.is_symlink() or not removing.is_dir():
         return
     # The killed removal may have removed the versions, so that the names of their files are unknown.
-    if not foreign_files(str(removing), _listed_files(str(removing))):
+    if not foreign_files(str(removing), _listed_files(StoreLocation(str(removing)))):
         shutil.rmtree(removing)
 
 
-def _listed_files(uri: str, storage_options: Mapping[str, str] | None = None) -> set[str]:
+def _listed_files(location: StoreLocation) -> set[str]:
     """Return the paths of the data files of all versions of a store that can be read."""
     listed: set[str] = set()
     with suppress(ValueError, OSError, StoreError):
-        dataset = dataset_at(uri, None, storage_options)
+        dataset = dataset_at(location, None)
         for number in [] if dataset is None else versions_of(dataset):
             with suppress(ValueError, OSError, StoreError):
-                version = dataset_at(uri, number, storage_options)
+                version = dataset_at(location, number)
                 listed.update(map(data_file_at, data_files(version)))
     return listed
 
 
 def write_rows(
-    uri: str,
-    before: Any | None,
-    schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
-    storage_options: Mapping[str, str] | None,
+    location: StoreLocation, before: Any | None, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
 ) -> tuple[list[FragmentMetadata], dict[str, DataFileInfo]]:
     """Write rows into a data file that no version has yet. No rows make no file. After any error, no file stays.
 
     Must not run in the main thread: Ctrl-C within Lance would leave files.
 
     Args:
-        uri: The store.
+        location: The store.
         before: Its dataset; None if it has no version.
         schema: The schema of the rows.
         batches: The rows.
-        storage_options: Credentials and other options of object stores.
 
     Returns:
         The fragment of the file, and the description of the file by path.
@@ -364,38 +363,38 @@ def write_rows(
     try:
         written = write_fragments(
             reader,
-            uri if before is None else before,
+            location.uri if before is None else before,
             mode="create" if before is None else "append",
             max_rows_per_file=_ROWS_PER_FILE,
-            storage_options=lance_options(storage_options),
+            storage_options=lance_options(location.storage_options),
         )
         paths = file_names(written)
         fragments = [fragment for fragment in written if fragment.physical_rows]
         files = {}
         for fragment in fragments:
             (file,) = fragment.files
-            if "://" in uri:
-                whole = hash_file(data_session(uri, storage_options), file.path, file.file_size_bytes)
+            if "://" in location.uri:
+                whole = hash_file(data_session(location), file.path, file.file_size_bytes)
             else:
-                whole = hash_local(Path(uri, data_file_at(file.path)))
+                whole = hash_local(Path(location.uri, data_file_at(file.path)))
             files[file.path] = counter.info(file.file_size_bytes, whole)
     except BaseException as error:
-        delete_uncommitted(uri, paths, [], storage_options)
+        delete_uncommitted(location, paths, [])
         if not isinstance(error, (ValueError, OSError)):
             raise
         # Another builder may have made a version, and removed the files that this one was reading.
-        newest = dataset_at(uri, None, storage_options)
+        newest = dataset_at(location, None)
         expected = 0 if before is None else int(before.version)
         found = 0 if newest is None else int(newest.version)
         if found != expected:
-            raise conflict(uri, expected, found) from shown_cause(error)
-        raise (undecodable(uri) if _is_not_utf8(error) else not_written(uri, error)) from shown_cause(error)
+            raise conflict(location.uri, expected, found) from shown_cause(error)
+        raise (undecodable(location.uri) if _is_not_utf8(error) else not_written(location.uri, error)) from shown_cause(
+            error
+        )
     return fragments, files
 
 
-def delete_uncommitted(
-    uri: str, paths: Iterable[str], datasets: Iterable[Any], storage_options: Mapping[str, str] | None
-) -> None:
+def delete_uncommitted(location: StoreLocation, paths: Iterable[str], datasets: Iterable[Any]) -> None:
     """Remove the data files that belong to none of the datasets, of which some may be None."""
     unused = {*paths}
     for dataset in datasets:
@@ -403,7 +402,7 @@ def delete_uncommitted(
             unused -= {*data_files(dataset)}
     if not unused:
         return
-    session = data_session(uri, storage_options)
+    session = data_session(location)
     for path in unused:
         with suppress(ValueError, OSError):
             session.delete_file(path)

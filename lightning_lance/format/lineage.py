@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import dataset_at, fragments_of, stream_columns, versions_of
+from lightning_lance.location import StoreLocation
 
 # The property of a transaction that holds the metadata of a commit.
 METADATA = "lightning_lance"
@@ -108,7 +109,7 @@ def _transaction_at(dataset: Any, version: int) -> Any | None:
         return None
 
 
-def change_of(dataset: Any, uri: str, storage_options: Mapping[str, str] | None = None) -> Change | None:
+def change_of(dataset: Any, location: StoreLocation) -> Change | None:
     """Return the changes of other programs to the open version since its commit; None if its rows are unchanged.
 
     Raises:
@@ -117,9 +118,11 @@ def change_of(dataset: Any, uri: str, storage_options: Mapping[str, str] | None 
     committed, operations = lineage_of(dataset)
     if committed is None or committed == int(dataset.version):
         return None
-    before = dataset_at(uri, committed, storage_options)
+    before = dataset_at(location, committed)
     if before is None:
-        raise StoreError(f"Version {committed} of the token store {uri!r} was removed while it was read: try again.")
+        raise StoreError(
+            f"Version {committed} of the token store {location.uri!r} was removed while it was read: try again."
+        )
     if _description(before) == _description(dataset):
         return None
     overwritten = "Overwrite" in operations
@@ -130,17 +133,18 @@ def change_of(dataset: Any, uri: str, storage_options: Mapping[str, str] | None 
     return Change(committed, what, of_rows, overwritten, readable=not of_rows or changes == {_ADDED})
 
 
-def check_unchanged(dataset: Any, uri: str, storage_options: Mapping[str, str] | None = None) -> None:
+def check_unchanged(dataset: Any, location: StoreLocation) -> None:
     """Check that no other program has changed the rows of a version: its commit metadata would count other tokens.
 
     Raises:
         StoreError: Naming the changes, and the cure.
     """
-    change = change_of(dataset, uri, storage_options)
+    change = change_of(dataset, location)
     if change is not None and change.of_rows:
         raise StoreError(
-            f"The token store {uri!r} was changed by another program since version {change.committed} ({change.what}); to add "
-            f"or remove documents now could lose or repeat tokens: {cure(uri, change)}; or build another store."
+            f"The token store {location.uri!r} was changed by another program since version {change.committed} "
+            f"({change.what}); to add or remove documents now could lose or repeat tokens: {cure(location.uri, change)}; "
+            "or build another store."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from lance.file import LanceFileReader
@@ -21,7 +21,7 @@ from lightning_lance.lance_names import (
     may_be_left,
     uuid_of,
 )
-from lightning_lance.location import is_local
+from lightning_lance.location import StoreLocation, is_local
 
 # Besides Lance's own files: the checksums, and half-written ones of a killed builder.
 _SUMS = re.compile(r"lightning_lance\.sums\.json")
@@ -80,12 +80,12 @@ def is_builders(uri: str, path: str) -> bool:
     return True
 
 
-def is_data_file(place: str, storage_options: dict[str, str] | None = None) -> bool:
+def is_data_file(place: str, storage_options: Mapping[str, str] | None = None) -> bool:
     """Return whether a Lance file, local or in a bucket, has the columns of a token store."""
     if is_local(place) and not _ends_as_lance(Path(place)):
         return False
     try:
-        schema = LanceFileReader(place, storage_options).metadata().schema
+        schema = LanceFileReader(place, dict(storage_options) if storage_options else None).metadata().schema
     # Lance raises errors of any kind for a file that it did not write.
     except Exception:
         return False
@@ -119,15 +119,12 @@ def foreign_files(uri: str, listed: Collection[str] = ()) -> list[str]:
     return foreign
 
 
-def foreign_objects(
-    uri: str, paths: Collection[str], storage_options: dict[str, str] | None, listed: Collection[str] = ()
-) -> list[str]:
+def foreign_objects(location: StoreLocation, paths: Collection[str], listed: Collection[str] = ()) -> list[str]:
     """Return the paths of objects of others at the place of a store in a bucket.
 
     Args:
-        uri: The store.
+        location: The store.
         paths: The paths of all objects there.
-        storage_options: Credentials and other options, in Lance's form.
         listed: The paths of the data files of its versions.
     """
 
@@ -137,7 +134,7 @@ def foreign_objects(
             return True
         if not _may_be_left(path):
             return False
-        return not is_lance_file(path) or is_data_file(f"{uri}/{path}", storage_options)
+        return not is_lance_file(path) or is_data_file(f"{location.uri}/{path}", location.storage_options)
 
     return sorted(path for path in paths if not is_own(path))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 from lightning_lance.format.checksums import Root
 from lightning_lance.lance_names import BRANCHES, TAGS, branch_file, ref_of
+from lightning_lance.location import StoreLocation
 from lightning_lance.messages.redaction import in_one_line
 
 
@@ -39,13 +39,13 @@ class Refs(NamedTuple):
     unreadable: dict[str, Damage]
 
 
-def read_refs(uri: str, storage_options: Mapping[str, str] | None) -> Refs:
+def read_refs(location: StoreLocation) -> Refs:
     """Read all tags and branches, without those removed meanwhile.
 
     Raises:
         OSError: If the store cannot be read.
     """
-    session = Root(uri, storage_options)
+    session = Root(location)
     refs = Refs({}, {}, {}, {})
     for name, content in _files(session, TAGS):
         if isinstance(content, Damage):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs
 from lightning_lance.lance_names import tag_file
+from lightning_lance.location import StoreLocation
 from lightning_lance.messages.redaction import shown_cause
 
 _BUILD = "build-"
@@ -56,12 +57,7 @@ def means(name: str, commit: CommitMetadata) -> bool:
 
 
 def tag_version(
-    dataset: Any,
-    uri: str,
-    extent: StoreContent,
-    storage_options: Mapping[str, str] | None,
-    name: str | None = None,
-    fingerprint: str | None = None,
+    dataset: Any, location: StoreLocation, extent: StoreContent, name: str | None = None, fingerprint: str | None = None
 ) -> bool:
     """Tag the open version permanently, unless the tag is on a version of equal content already.
 
@@ -70,9 +66,8 @@ def tag_version(
 
     Args:
         dataset: The version.
-        uri: The store.
+        location: The store.
         extent: The content of the version.
-        storage_options: Credentials and other options of object stores.
         name: The name of the tag; None for `checkpoint-...`, named by the content.
         fingerprint: The fingerprint of the opened store; None accepts any.
 
@@ -87,12 +82,12 @@ def tag_version(
     name = name or checkpoint_tag(extent)
     if not _NAME.fullmatch(name) or name.endswith(".lock"):
         raise ConfigError(f"The tag is {name!r}: expected letters, digits, '-', '_', and single dots between these.")
-    opened = _Opened(dataset, uri, extent, storage_options, fingerprint)
+    opened = _Opened(dataset, location, extent, fingerprint)
     if opened.kept_by(name) is not None:
         return True
     # Other processes rely on a tag of this name, so it is made only once a run's tag keeps the version.
     run = secrets.token_hex(8)
-    if not keep_for_run(dataset, uri, extent, storage_options, run, fingerprint):
+    if not keep_for_run(dataset, location, extent, run, fingerprint):
         return False
     try:
         set_tag(dataset, name)
@@ -106,12 +101,7 @@ def tag_version(
 
 
 def keep_for_run(
-    dataset: Any,
-    uri: str,
-    extent: StoreContent,
-    storage_options: Mapping[str, str] | None,
-    run: str,
-    fingerprint: str | None = None,
+    dataset: Any, location: StoreLocation, extent: StoreContent, run: str, fingerprint: str | None = None
 ) -> bool:
     """Tag the open version for a run, which removes the tag later.
 
@@ -128,7 +118,7 @@ def keep_for_run(
         StoreReplaced: If another store was built at this place.
         StoreError: If the store cannot be written.
     """
-    opened = _Opened(dataset, uri, extent, storage_options, fingerprint)
+    opened = _Opened(dataset, location, extent, fingerprint)
     name = run_tag(extent, run)
     tagged = opened.kept_by(name)
     # Another rank was first.
@@ -156,13 +146,11 @@ def untag(dataset: Any, extent: StoreContent, run: str) -> None:
     _remove(dataset, run_tag(extent, run))
 
 
-def let_go_of_others(
-    dataset: Any, uri: str, storage_options: Mapping[str, str] | None, run: str, extents: Collection[StoreContent]
-) -> None:
+def let_go_of_others(dataset: Any, location: StoreLocation, run: str, extents: Collection[StoreContent]) -> None:
     """Remove the tags of a run from all versions except those of some contents."""
     kept = {run_tag(extent, run) for extent in extents}
     with suppress(*_LANCE_ERRORS):
-        for name in read_refs(uri, storage_options).tags:
+        for name in read_refs(location).tags:
             if name.endswith(f"{_RUN}{run}") and name not in kept:
                 _remove(dataset, name)
 
@@ -171,9 +159,8 @@ class _Opened(NamedTuple):
     """An opened version; the arguments of `tag_version`."""
 
     dataset: Any
-    uri: str
+    location: StoreLocation
     extent: StoreContent
-    storage_options: Mapping[str, str] | None
     fingerprint: str | None
 
     @property
@@ -182,55 +169,55 @@ class _Opened(NamedTuple):
 
     def kept_by(self, name: str) -> int | None:
         """Return the version of a tag, if its content is the same; None if not, or if there is no such tag."""
-        tagged = read_refs(self.uri, self.storage_options).tags.get(name)
+        tagged = read_refs(self.location).tags.get(name)
         return tagged if tagged is not None and self._is_at(tagged) else None
 
     def is_there(self) -> bool:
         """Return whether the version exists. StoreReplaced if another store was built there, StoreError if none is left."""
         if self._is_at(self.version):
             return True
-        check_not_replaced(self.uri, self.fingerprint, self.storage_options)
-        if dataset_at(self.uri, None, self.storage_options) is None:
+        check_not_replaced(self.location, self.fingerprint)
+        if dataset_at(self.location, None) is None:
             raise self.not_tagged("the store is gone")
         return False
 
     def _is_at(self, version: int) -> bool:
-        there = dataset_at(self.uri, version, self.storage_options)
+        there = dataset_at(self.location, version)
         if there is None:
             return False
         # Other programs may have moved the rows of a version that they made.
         if version != self.version and not is_commit(there):
             return False
-        commit = read_commit(there, self.uri)
+        commit = read_commit(there, self.location.uri)
         return commit.extent == self.extent and self.fingerprint in (None, commit.fingerprint)
 
     def stays(self, version: int) -> bool:
         """Return whether no clean-up is about to remove a version, in which case it would not see a new tag."""
-        if stays(versions_on_list(self.uri, self.storage_options), version):
+        if stays(versions_on_list(self.location), version):
             return True
-        newest = dataset_at(self.uri, None, self.storage_options)
+        newest = dataset_at(self.location, None)
         # The newest version is never removed, whatever the list says: the list may be an old copy.
         return newest is not None and int(newest.version) == version
 
     def not_tagged(self, error: object) -> StoreError:
         """Return the error of a version that cannot be tagged."""
         return StoreError(
-            f"Version {self.version} of the token store {self.uri!r} cannot be tagged ({lance_said(error)}): grant write "
-            "access to the store, and try again."
+            f"Version {self.version} of the token store {self.location.uri!r} cannot be tagged ({lance_said(error)}): grant "
+            "write access to the store, and try again."
         )
 
 
-def check_not_replaced(uri: str, fingerprint: str | None, storage_options: Mapping[str, str] | None) -> None:
+def check_not_replaced(location: StoreLocation, fingerprint: str | None) -> None:
     """Check that no other store was built at this place since it was opened with `fingerprint`.
 
     Raises:
         StoreReplaced: If another one was.
     """
-    now = dataset_at(uri, None, storage_options)
+    now = dataset_at(location, None)
     if fingerprint is None or now is None:
         return
-    if read_commit(now, uri).fingerprint != fingerprint:
-        raise replaced(uri)
+    if read_commit(now, location.uri).fingerprint != fingerprint:
+        raise replaced(location.uri)
 
 
 def replaced(uri: str) -> StoreReplaced:
@@ -259,26 +246,26 @@ def keep_build(dataset: Any, uri: str) -> None:
         raise not_written(uri, error) from shown_cause(error)
 
 
-def lacks_build_tag(dataset: Any, uri: str, storage_options: Mapping[str, str] | None = None) -> bool:
+def lacks_build_tag(dataset: Any, location: StoreLocation) -> bool:
     """Return whether the open version lacks the tag of a build. Versions of other programs need none."""
-    return is_commit(dataset) and _build_tag(dataset, uri) not in read_refs(uri, storage_options).tags
+    return is_commit(dataset) and _build_tag(dataset, location.uri) not in read_refs(location).tags
 
 
-def build_tag_is_older(dataset: Any, uri: str, storage_options: Mapping[str, str] | None = None) -> bool:
+def build_tag_is_older(dataset: Any, location: StoreLocation) -> bool:
     """Return whether the build's tag is on an older version of the same files.
 
     Fencing off a killed builder makes a version once more. Processes that map the files of the older one keep them.
     """
     if not is_commit(dataset):
         return False
-    tagged = read_refs(uri, storage_options).tags.get(_build_tag(dataset, uri))
+    tagged = read_refs(location).tags.get(_build_tag(dataset, location.uri))
     if tagged is None or tagged >= int(dataset.version):
         return False
-    older = dataset_at(uri, tagged, storage_options)
+    older = dataset_at(location, tagged)
     return (
         older is not None
         and is_commit(older)
-        and read_commit(older, uri) == read_commit(dataset, uri)
+        and read_commit(older, location.uri) == read_commit(dataset, location.uri)
         and data_files(older) == data_files(dataset)
     )
 
@@ -313,12 +300,11 @@ def _is_readable(dataset: Any, name: str) -> bool:
     return True
 
 
-def retag(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> list[str]:
+def retag(location: StoreLocation, purge: bool) -> list[str]:
     """Move the build's tag to the newest version after documents were forgotten, and untag older versions.
 
     Args:
-        uri: The store.
-        storage_options: Credentials and other options of object stores.
+        location: The store.
         purge: Whether to remove all other tags of older versions too.
 
     Returns:
@@ -327,35 +313,35 @@ def retag(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> l
     Raises:
         StoreError: If the store cannot be written.
     """
-    dataset = dataset_at(uri, None, storage_options)
-    newest = read_commit(dataset, uri)
-    build_tag = _build_tag(dataset, uri)
-    session = Root(uri, storage_options)
+    dataset = dataset_at(location, None)
+    newest = read_commit(dataset, location.uri)
+    build_tag = _build_tag(dataset, location.uri)
+    session = Root(location)
     removed = []
     try:
-        for name in tags_from_before(uri, newest, storage_options):
+        for name in tags_from_before(location, newest):
             if name == build_tag:
                 dataset.tags.update(name, int(dataset.version))
             elif purge or name.startswith(_BUILD):
                 session.delete_file(tag_file(name))
                 removed.append(name)
-        for name in read_refs(uri, storage_options).damaged:
+        for name in read_refs(location).damaged:
             if name == build_tag:
-                keep_build(dataset, uri)
+                keep_build(dataset, location.uri)
             elif purge and is_ours(name):
                 # It may keep a version with the documents, so it has to go.
                 session.delete_file(tag_file(name))
                 removed.append(name)
     except _LANCE_ERRORS as error:
-        raise not_written(uri, error) from shown_cause(error)
+        raise not_written(location.uri, error) from shown_cause(error)
     return sorted(removed)
 
 
-def tags_from_before(uri: str, newest: CommitMetadata, storage_options: Mapping[str, str] | None) -> list[str]:
+def tags_from_before(location: StoreLocation, newest: CommitMetadata) -> list[str]:
     """Return the tags of versions with documents that the newest commit has forgotten."""
     found = []
-    for name, version in read_refs(uri, storage_options).tags.items():
-        before = dataset_at(uri, version, storage_options)
-        if before is not None and read_commit(before, uri).extent.forgotten != newest.extent.forgotten:
+    for name, version in read_refs(location).tags.items():
+        before = dataset_at(location, version)
+        if before is not None and read_commit(before, location.uri).extent.forgotten != newest.extent.forgotten:
             found.append(name)
     return sorted(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeVar
 
 from lightning_lance.errors import StoreError
@@ -13,6 +13,7 @@ from lightning_lance.format.lance_io import dataset_at, lance_said, versions_of
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs
+from lightning_lance.location import StoreLocation
 from lightning_lance.messages.redaction import in_one_line, shown_cause
 
 # Attempts to list the versions of a store while a builder removes some.
@@ -21,36 +22,36 @@ _LIST_TRIES = 5
 Opened = TypeVar("Opened")
 
 
-def first_version(
-    uri: str, holds: Callable[[CommitMetadata], bool], storage_options: Mapping[str, str] | None = None
-) -> int:
+def first_version(location: StoreLocation, holds: Callable[[CommitMetadata], bool]) -> int:
     """Return the first version whose commit passes a test that all later commits pass too. StoreError if none does.
 
     Versions that a clean-up is about to remove are ignored.
     """
 
     def passes(version: int) -> bool:
-        return holds(_commit_at(uri, version, storage_options))
+        return holds(_commit_at(location, version))
 
     while True:
-        versions = _staying(uri, storage_options)
+        versions = _staying(location)
         try:
             place = bisect.bisect_left(versions, True, key=passes)
             break
         except StoreError:
             # A builder may have removed one of the versions meanwhile.
-            if versions == _staying(uri, storage_options):
+            if versions == _staying(location):
                 raise
     if place == len(versions):
-        raise StoreError(f"No version of the token store {uri!r} is complete: run 'lightning-lance prepare' again.")
+        raise StoreError(
+            f"No version of the token store {location.uri!r} is complete: run 'lightning-lance prepare' again."
+        )
     return versions[place]
 
 
-def _versions(uri: str, storage_options: Mapping[str, str] | None) -> list[int]:
+def _versions(location: StoreLocation) -> list[int]:
     """Return the versions of a store in ascending order."""
     tries = 0
     while True:
-        dataset = dataset_at(uri, None, storage_options)
+        dataset = dataset_at(location, None)
         if dataset is None:
             return []
         try:
@@ -59,46 +60,40 @@ def _versions(uri: str, storage_options: Mapping[str, str] | None) -> list[int]:
             tries += 1
             if tries == _LIST_TRIES:
                 raise StoreError(
-                    f"The versions of {uri!r} cannot be listed ({lance_said(error)}): check the store with "
+                    f"The versions of {location.uri!r} cannot be listed ({lance_said(error)}): check the store with "
                     "'lightning-lance verify'."
                 ) from shown_cause(error)
 
 
-def _staying(uri: str, storage_options: Mapping[str, str] | None) -> list[int]:
+def _staying(location: StoreLocation) -> list[int]:
     """Return the versions that are to stay, in ascending order; a killed clean-up may have left others."""
-    versions = _versions(uri, storage_options)
-    on_list = versions_on_list(uri, storage_options)
+    versions = _versions(location)
+    on_list = versions_on_list(location)
     if all(stays(on_list, version) for version in versions):
         return versions
-    kept = {versions[-1], *read_refs(uri, storage_options).tags.values()}
+    kept = {versions[-1], *read_refs(location).tags.values()}
     return [version for version in versions if version in kept or stays(on_list, version)]
 
 
-def find_version(
-    uri: str,
-    extent: StoreContent,
-    storage_options: Mapping[str, str] | None = None,
-    fingerprint: str | None = None,
-) -> int | None:
+def find_version(location: StoreLocation, extent: StoreContent, fingerprint: str | None = None) -> int | None:
     """Return the newest version of a store with some content, preferably one of this package; None if there is none.
 
     Args:
-        uri: The store.
+        location: The store.
         extent: The content.
-        storage_options: Credentials and other options of object stores.
         fingerprint: The fingerprint of the store; None accepts any.
     """
     by_others = None
-    for version in reversed(_versions(uri, storage_options)):
+    for version in reversed(_versions(location)):
         try:
-            found = dataset_at(uri, version, storage_options)
+            found = dataset_at(location, version)
             if found is None:
                 continue
-            commit = read_commit(found, uri)
+            commit = read_commit(found, location.uri)
             is_ours = is_commit(found)
         except (StoreError, ValueError, OSError):
             # A builder may have removed it meanwhile.
-            if dataset_at(uri, version, storage_options) is None:
+            if dataset_at(location, version) is None:
                 continue
             raise
         if commit.extent != extent or fingerprint not in (None, commit.fingerprint):
@@ -109,16 +104,18 @@ def find_version(
     return by_others
 
 
-def _commit_at(uri: str, version: int, storage_options: Mapping[str, str] | None) -> CommitMetadata:
+def _commit_at(location: StoreLocation, version: int) -> CommitMetadata:
     try:
-        commit = last_commit(uri, version, storage_options)
+        commit = last_commit(location, version)
     except (ValueError, OSError) as error:
         raise StoreError(
-            f"Version {version} of the token store {uri!r} cannot be read ({in_one_line(error, 200)}): check it with "
+            f"Version {version} of the token store {location.uri!r} cannot be read ({in_one_line(error, 200)}): check it with "
             "'lightning-lance verify'."
         ) from shown_cause(error)
     if commit is None:
-        raise StoreError(f"Version {version} of the token store {uri!r} was removed while it was read: try again.")
+        raise StoreError(
+            f"Version {version} of the token store {location.uri!r} was removed while it was read: try again."
+        )
     return commit
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from lightning_lance.build.kept_tokenizer import tokenizer_beside
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.format.commit import last_commit
-from lightning_lance.location import check_place
+from lightning_lance.location import StoreLocation, check_place
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.cursor import Cursor
@@ -183,7 +183,7 @@ def _open_cursor(
     stores = {}
     for entry in state["stores"]:
         name = entry["name"]
-        if name not in uris and last_commit(entry["uri"], storage_options=storage_options) is None:
+        if name not in uris and last_commit(StoreLocation(entry["uri"], storage_options)) is None:
             raise StoreError(
                 f"There is no token store at {entry['uri']!r}, which the checkpoint was trained on: if it has moved, give its "
                 f"new place with {name or 'uri'}=PLACE."

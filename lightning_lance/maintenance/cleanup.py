@@ -13,7 +13,7 @@ from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.refs import Damage, read_refs
 from lightning_lance.format.tags import is_ours, means, set_tag
 from lightning_lance.lance_names import manifest_of, tag_file
-from lightning_lance.location import is_local, store_place
+from lightning_lance.location import StoreLocation, is_local, store_place
 from lightning_lance.maintenance.compaction import end_build, lacks_its_end
 from lightning_lance.maintenance.removal import (
     clean_up,
@@ -55,122 +55,124 @@ def clean(uri: str, storage_options: Mapping[str, str] | None = None) -> Cleaned
     Raises:
         StoreError: If there is no store, or it cannot be read or written.
     """
-    uri = store_place(uri)
-    check_no_links(uri)
-    if dataset_at(uri, None, storage_options) is None:
-        raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
+    location = StoreLocation(store_place(uri), storage_options)
+    check_no_links(location.uri)
+    if dataset_at(location, None) is None:
+        raise StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
     # Raises if it is not a token store.
-    last_version(uri, storage_options)
+    last_version(location)
     cleaned = Cleaned([], [])
     try:
-        _mend_tags(uri, storage_options, cleaned)
-        _mend_sums(uri, storage_options, cleaned)
-        if is_local(uri):
-            _remove_leftovers(uri, storage_options, cleaned)
+        _mend_tags(location, cleaned)
+        _mend_sums(location, cleaned)
+        if is_local(location.uri):
+            _remove_leftovers(location, cleaned)
         else:
             # Without a lease, another process may be building. The next build removes orphans.
-            _end_build(uri, storage_options, cleaned)
+            _end_build(location, cleaned)
     except (ValueError, OSError, RuntimeError) as error:
         if isinstance(error, LightningLanceError):
             raise
         raise StoreError(
-            f"The token store {uri!r} cannot be cleaned ({lance_said(error)}): grant write access, and run it again."
+            f"The token store {location.uri!r} cannot be cleaned ({lance_said(error)}): grant write access, and run it again."
         ) from shown_cause(error)
     return cleaned
 
 
-def _mend_tags(uri: str, storage_options: Mapping[str, str] | None, cleaned: Cleaned) -> None:
-    for name, damage in _wrong_tags(uri, storage_options):
+def _mend_tags(location: StoreLocation, cleaned: Cleaned) -> None:
+    for name, damage in _wrong_tags(location):
         file = shown(tag_file(name))
         if damage.loss == "unknown":
             cleaned.left.append(f"{file} {damage.why}: remove it by hand if it is not needed")
         elif is_ours(name):
-            _mend_tag(uri, storage_options, cleaned, name, damage)
+            _mend_tag(location, cleaned, name, damage)
         elif damage.loss == "nothing":
-            Root(uri, storage_options).delete_file(tag_file(name))
+            Root(location).delete_file(tag_file(name))
             cleaned.done.append(f"{file} {damage.why}: removed")
         else:
             cleaned.left.append(
                 f"{file} {damage.why}, and another program made it: remove it by hand if it is not needed"
             )
-    for file, damage in read_refs(uri, storage_options).unreadable.items():
+    for file, damage in read_refs(location).unreadable.items():
         cleaned.left.append(f"{shown(file)} {damage.why}: restore it, or remove it by hand if the branch is not needed")
 
 
-def _wrong_tags(uri: str, storage_options: Mapping[str, str] | None) -> Iterator[tuple[str, Damage]]:
+def _wrong_tags(location: StoreLocation) -> Iterator[tuple[str, Damage]]:
     """Yield the tags that cannot be read, and those whose version is missing."""
-    refs = read_refs(uri, storage_options)
-    session = Root(uri, storage_options)
+    refs = read_refs(location)
+    session = Root(location)
     yield from sorted(refs.damaged.items())
     for name, version in sorted(refs.tags.items()):
         if not session.contains(manifest_of(version)):
             yield name, Damage(f"names version {version}, which is missing", "content")
 
 
-def _mend_tag(uri: str, storage_options: Mapping[str, str] | None, cleaned: Cleaned, name: str, damage: Damage) -> None:
+def _mend_tag(location: StoreLocation, cleaned: Cleaned, name: str, damage: Damage) -> None:
     """Move a tag of this package to the version that its name describes, or remove it."""
     file = shown(tag_file(name))
-    version = _version_meant(uri, storage_options, name)
+    version = _version_meant(location, name)
     if version is None:
-        Root(uri, storage_options).delete_file(tag_file(name))
+        Root(location).delete_file(tag_file(name))
         cleaned.done.append(f"{file} {damage.why}: removed, since no version has the content in its name")
     else:
         set_tag(version, name)
         cleaned.done.append(f"{file} {damage.why}: repaired, names version {int(version.version)} again")
 
 
-def _version_meant(uri: str, storage_options: Mapping[str, str] | None, name: str) -> Any:
+def _version_meant(location: StoreLocation, name: str) -> Any:
     """Return the newest version that the name of a tag describes, opened; None if there is none."""
-    newest = dataset_at(uri, None, storage_options)
+    newest = dataset_at(location, None)
     for number in reversed(versions_of(newest)):
-        version = dataset_at(uri, number, storage_options)
-        if version is not None and means(name, read_commit(version, uri)):
+        version = dataset_at(location, number)
+        if version is not None and means(name, read_commit(version, location.uri)):
             return version
     return None
 
 
-def _mend_sums(uri: str, storage_options: Mapping[str, str] | None, cleaned: Cleaned) -> None:
+def _mend_sums(location: StoreLocation, cleaned: Cleaned) -> None:
     try:
-        why = "is missing" if read_sums(Root(uri, storage_options)) is None else ""
+        why = "is missing" if read_sums(Root(location)) is None else ""
     except ValueError:
         why = "is damaged"
-    if why and write_sums(uri, storage_options):
+    if why and write_sums(location):
         cleaned.done.append(f"{SUMS} {why}: written again from today's files")
 
 
-def _remove_leftovers(uri: str, storage_options: Mapping[str, str] | None, cleaned: Cleaned) -> None:
+def _remove_leftovers(location: StoreLocation, cleaned: Cleaned) -> None:
     """Remove the leftovers of killed builders and clean-ups, unless another process is building, which removes them."""
-    file = lock_file(uri)
+    file = lock_file(location.uri)
     if file is None:
         return
     lease = Lease(file)
     if not lease.take_from_the_dead():
-        cleaned.left.append(f"{uri} is being written by another process, which removes leftovers itself: nothing to do")
+        cleaned.left.append(
+            f"{location.uri} is being written by another process, which removes leftovers itself: nothing to do"
+        )
         return
     try:
-        _remove_files(uri, storage_options, cleaned)
-        _end_build(uri, storage_options, cleaned)
-        _remove_versions(uri, storage_options, cleaned)
+        _remove_files(location, cleaned)
+        _end_build(location, cleaned)
+        _remove_versions(location, cleaned)
     finally:
         lease.release()
 
 
-def _end_build(uri: str, storage_options: Mapping[str, str] | None, cleaned: Cleaned) -> None:
+def _end_build(location: StoreLocation, cleaned: Cleaned) -> None:
     """Tag the last version of a build that was killed before it could do so."""
-    if not _refs_are_whole(uri, storage_options) or not lacks_its_end(uri, storage_options):
+    if not _refs_are_whole(location) or not lacks_its_end(location):
         return
-    dataset = dataset_at(uri, None, storage_options)
-    end_build(uri, dataset, storage_options)
+    dataset = dataset_at(location, None)
+    end_build(location, dataset)
     cleaned.done.append(f"version {int(dataset.version)}, the last of a build: tagged, so that it is kept")
 
 
-def _remove_versions(uri: str, storage_options: Mapping[str, str] | None, cleaned: Cleaned) -> None:
-    if not _refs_are_whole(uri, storage_options):
+def _remove_versions(location: StoreLocation, cleaned: Cleaned) -> None:
+    if not _refs_are_whole(location):
         return
-    half = half_removed(uri, storage_options)
-    unneeded = unneeded_versions(uri, storage_options) - half
+    half = half_removed(location)
+    unneeded = unneeded_versions(location) - half
     if half or unneeded:
-        clean_up(uri, storage_options)
+        clean_up(location)
     if half:
         cleaned.done.append(f"{pluralize(len(half), 'version')} half removed by a killed clean-up: removed")
     if unneeded:
@@ -179,30 +181,30 @@ def _remove_versions(uri: str, storage_options: Mapping[str, str] | None, cleane
         )
 
 
-def _refs_are_whole(uri: str, storage_options: Mapping[str, str] | None) -> bool:
+def _refs_are_whole(location: StoreLocation) -> bool:
     """Return whether all tags and branches can be read. Otherwise no version is removed."""
-    refs = read_refs(uri, storage_options)
+    refs = read_refs(location)
     return not refs.damaged and not refs.unreadable
 
 
-def _remove_files(uri: str, storage_options: Mapping[str, str] | None, cleaned: Cleaned) -> None:
-    status = status_file(uri)
+def _remove_files(location: StoreLocation, cleaned: Cleaned) -> None:
+    status = status_file(location.uri)
     if status is not None and status.exists():
         found = read_status(status)
         # The cause of a failure stays for waiting processes.
         if found is not None and found.failure is None:
             remove_status(status)
             cleaned.done.append(f"{status}, of a dead builder: removed")
-    removing = removal_folder(uri)
+    removing = removal_folder(location.uri)
     if removing.exists():
-        finish_removal(uri)
+        finish_removal(location.uri)
         if not removing.exists():
             cleaned.done.append(f"{removing}, the rest of a store that was replaced: removed")
-    orphans = find_orphans(uri, storage_options)
+    orphans = find_orphans(location)
     if orphans:
-        version = last_version(uri, storage_options)[0]
-        fence_stale_builders(uri, version, orphans, storage_options)
-        remaining = orphans & find_orphans(uri, storage_options)
+        version = last_version(location)[0]
+        fence_stale_builders(location, version, orphans)
+        remaining = orphans & find_orphans(location)
         for path in sorted(orphans - remaining):
             cleaned.done.append(f"{shown(path)}, a file of no version: removed")
         for path in sorted(remaining):

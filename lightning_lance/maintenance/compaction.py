@@ -18,6 +18,7 @@ from lightning_lance.format.lance_io import PendingFragments, dataset_at, delete
 from lightning_lance.format.layout import DataFileInfo
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.tags import build_tag_is_older, keep_build, lacks_build_tag
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.removal import clean_up
 from lightning_lance.maintenance.repacking import rewrite_fragments
 from lightning_lance.messages.escaping import logger
@@ -37,20 +38,12 @@ _CLEAN_EVERY = 8
 _NEVER_MERGED = 1 << 62
 
 
-def compact(
-    uri: str,
-    version: int,
-    storage_options: Mapping[str, str] | None = None,
-    *,
-    full: int = FULL_BYTES,
-    durable: bool = True,
-) -> int:
+def compact(location: StoreLocation, version: int, *, full: int = FULL_BYTES, durable: bool = True) -> int:
     """Merge the fragments that are due, and remove versions that nothing keeps.
 
     Args:
-        uri: The store.
+        location: The store.
         version: The last version that the builder has made. Only the one builder of a store may call this.
-        storage_options: Credentials and other options of object stores.
         full: Bytes of a full fragment, which is not merged.
         durable: Whether merged fragments are forced onto the disk before anything is removed; see `replace_fragments`.
 
@@ -63,43 +56,40 @@ def compact(
     """
     merged = False
     while True:
-        dataset = newest_at(uri, version, storage_options)
+        dataset = newest_at(location, version)
         files = data_file_infos(dataset)
         fragments = fragments_of(dataset)
         groups = merge_groups(_sizes(fragments, files), full, final=False)
         groups += [range(i, i + 1) for i, fragment in enumerate(fragments) if _is_mixed(fragment, files)]
         if not groups:
             break
-        version = _merge(uri, dataset, groups[0], storage_options, durable)
+        version = _merge(location, dataset, groups[0], durable)
         merged = True
     if not merged and version % _CLEAN_EVERY == 0:
-        clean_up(uri, storage_options)
+        clean_up(location)
     return version
 
 
-def _merge(uri: str, dataset: Any, group: range, storage_options: Mapping[str, str] | None, durable: bool) -> int:
+def _merge(location: StoreLocation, dataset: Any, group: range, durable: bool) -> int:
     """Make a version in which neighbouring fragments are one, and remove the versions that it replaces.
 
     One group at a time, since the disk holds the old fragments too until then.
     """
     fragments = fragments_of(dataset)
     files = data_file_infos(dataset)
-    merged, infos, _ = rewrite_fragments(uri, dataset, fragments[group.start : group.stop], files, storage_options)
+    merged, infos, _ = rewrite_fragments(location, dataset, fragments[group.start : group.stop], files)
     fragments[group.start : group.stop] = merged
-    commit = read_commit(dataset, uri)
-    version = replace_fragments(
-        uri, dataset, dataset.schema, fragments, {**files, **infos}, commit, storage_options, durable
-    )
-    _log.info("%s: merged into %d fragments.", uri, len(fragments))
-    clean_up(uri, storage_options)
+    commit = read_commit(dataset, location.uri)
+    version = replace_fragments(location, dataset, dataset.schema, fragments, {**files, **infos}, commit, durable)
+    _log.info("%s: merged into %d fragments.", location.uri, len(fragments))
+    clean_up(location)
     return version
 
 
 def commit_final(
-    uri: str,
+    location: StoreLocation,
     written: PendingFragments,
     commit: CommitMetadata,
-    storage_options: Mapping[str, str] | None = None,
     *,
     full: int = FULL_BYTES,
     durable: bool = True,
@@ -132,44 +122,41 @@ def commit_final(
         first = groups[0].start if groups else len(fragments)
         if not groups or groups[0].stop == len(sizes):
             break
-        version = _merge(uri, before, groups[0], storage_options, durable)
-        before = newest_at(uri, version, storage_options, commit.fingerprint)
+        version = _merge(location, before, groups[0], durable)
+        before = newest_at(location, version, commit.fingerprint)
     merged = written.fragments
     infos = written.files
     if first < len(fragments):
-        merged, infos, _ = rewrite_fragments(uri, before, fragments[first:], files, storage_options, more=written)
-        delete_uncommitted(uri, written.files, [before], storage_options)
+        merged, infos, _ = rewrite_fragments(location, before, fragments[first:], files, more=written)
+        delete_uncommitted(location, written.files, [before])
     fragments[first:] = merged
-    version = replace_fragments(
-        uri, before, written.schema, fragments, {**files, **infos}, commit, storage_options, durable
-    )
-    end_build(uri, dataset_at(uri, version, storage_options), storage_options)
+    version = replace_fragments(location, before, written.schema, fragments, {**files, **infos}, commit, durable)
+    end_build(location, dataset_at(location, version))
     return version
 
 
-def end_build(uri: str, dataset: Any, storage_options: Mapping[str, str] | None = None) -> None:
+def end_build(location: StoreLocation, dataset: Any) -> None:
     """Tag the last version of a build, and remove all other versions that nothing keeps.
 
     If a builder is killed before this, `lightning-lance clean` does it.
 
     Args:
-        uri: The store.
+        location: The store.
         dataset: Its newest version.
-        storage_options: Credentials and other options of object stores.
     """
-    keep_build(dataset, uri)
-    clean_up(uri, storage_options)
+    keep_build(dataset, location.uri)
+    clean_up(location)
 
 
-def lacks_its_end(uri: str, storage_options: Mapping[str, str] | None = None, *, full: int = FULL_BYTES) -> bool:
+def lacks_its_end(location: StoreLocation, *, full: int = FULL_BYTES) -> bool:
     """Return whether the newest version is compacted like the end of a build, but its tag is missing or older."""
-    dataset = dataset_at(uri, None, storage_options)
+    dataset = dataset_at(location, None)
     if dataset is None:
         return False
-    if build_tag_is_older(dataset, uri, storage_options):
+    if build_tag_is_older(dataset, location):
         return True
     sizes = _sizes(fragments_of(dataset), data_file_infos(dataset))
-    return lacks_build_tag(dataset, uri, storage_options) and not merge_groups(sizes, full, final=True)
+    return lacks_build_tag(dataset, location) and not merge_groups(sizes, full, final=True)
 
 
 def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
@@ -212,9 +199,9 @@ def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
     return [group for group in groups if len(group) > 1]
 
 
-def uncompacted_bytes(uri: str, storage_options: Mapping[str, str] | None = None, *, full: int = FULL_BYTES) -> int:
+def uncompacted_bytes(location: StoreLocation, *, full: int = FULL_BYTES) -> int:
     """Return the bytes of the last fragments of a store that are no full one together, so that growth rewrites them."""
-    dataset = dataset_at(uri, None, storage_options)
+    dataset = dataset_at(location, None)
     if dataset is None:
         return 0
     total = 0

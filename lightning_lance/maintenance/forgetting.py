@@ -35,7 +35,7 @@ from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.refs import read_refs
 from lightning_lance.format.tags import retag
-from lightning_lance.location import store_place
+from lightning_lance.location import StoreLocation, store_place
 from lightning_lance.maintenance.removal import (
     announce_purge,
     clean_up,
@@ -105,102 +105,97 @@ def forget(
         StoreError: If there is no store, or it cannot be written.
         CommitConflict: If another process committed first in every attempt.
     """
-    uri = store_place(uri)
+    location = StoreLocation(store_place(uri), storage_options)
     check_arguments(forget, {"rule": rule, "purge": purge})
     refuse_in_fork("Forgetting")
     # Checked before the lease, which would make a folder.
-    dataset = _opened(uri, storage_options)
-    read_commit(dataset, uri)
-    check_no_links(uri)
-    check_unchanged(dataset, uri, storage_options)
+    dataset = _opened(location)
+    read_commit(dataset, location.uri)
+    check_no_links(location.uri)
+    check_unchanged(dataset, location)
     _check(dataset, rule)
-    file = lock_file(uri)
-    alone: AbstractContextManager[None] = nullcontext() if file is None else exclusive(file, f"writing to {uri}")
+    file = lock_file(location.uri)
+    alone: AbstractContextManager[None] = (
+        nullcontext() if file is None else exclusive(file, f"writing to {location.uri}")
+    )
     stopped = threading.Event()
 
     def matches(documents: pa.StructArray, language: str) -> np.ndarray:
         if stopped.is_set():
-            raise StoreError(f"No documents of {uri!r} were forgotten: the command was interrupted; run it again.")
+            raise StoreError(
+                f"No documents of {location.uri!r} were forgotten: the command was interrupted; run it again."
+            )
         return _matches_within(rule, documents, language)
 
     # In another thread: an interruption within Lance would leave files, or a commit that is not reported.
     with alone, ThreadPoolExecutor(1, thread_name_prefix="forget") as thread:
         try:
-            with reading_documents(uri):
-                return thread.submit(_forget, uri, rule, matches, storage_options, purge, tell).result()
+            with reading_documents(location.uri):
+                return thread.submit(_forget, location, rule, matches, purge, tell).result()
         finally:
             stopped.set()
 
 
 def _forget(
-    uri: str,
-    rule: Rule,
-    matches: DocumentFilter,
-    storage_options: Mapping[str, str] | None,
-    purge: bool,
-    tell: Callable[[int, int], None],
+    location: StoreLocation, rule: Rule, matches: DocumentFilter, purge: bool, tell: Callable[[int, int], None]
 ) -> Forgotten:
-    orphans = find_orphans(uri)
+    orphans = find_orphans(location)
     if orphans:
-        fence_stale_builders(uri, int(_opened(uri, storage_options).version), orphans, storage_options)
+        fence_stale_builders(location, int(_opened(location).version), orphans)
     for attempt in range(1, _TRIES + 1):
         try:
-            done = _forget_once(uri, rule, matches, storage_options, tell)
+            done = _forget_once(location, rule, matches, tell)
             break
         except CommitConflict:
             if attempt == _TRIES:
                 raise
-    purged = _remove_older(uri, storage_options, purge)
-    return done._replace(kept=_still_kept(uri, storage_options), purged=purged)
+    purged = _remove_older(location, purge)
+    return done._replace(kept=_still_kept(location), purged=purged)
 
 
-def _remove_older(uri: str, storage_options: Mapping[str, str] | None, purge: bool) -> list[str]:
+def _remove_older(location: StoreLocation, purge: bool) -> list[str]:
     """Remove the versions with forgotten documents, unless they are kept. Return the purged tags."""
     if not purge:
-        retag(uri, storage_options, purge)
-        clean_up(uri, storage_options)
+        retag(location, purge)
+        clean_up(location)
         return []
     # A starting run either sees this announcement, or made its tag before, which is then removed like those of older runs.
-    announce_purge(uri, storage_options)
-    purged = retag(uri, storage_options, purge)
+    announce_purge(location)
+    purged = retag(location, purge)
     for _ in range(_TRIES):
-        clean_up(uri, storage_options)
-        before = versions_from_before(uri, _opened(uri, storage_options), storage_options)
+        clean_up(location)
+        before = versions_from_before(location, _opened(location))
         # A starting run that sees the announcement removes its tag, which may have kept the version until now.
-        if not before or _still_kept(uri, storage_options):
+        if not before or _still_kept(location):
             return purged
     raise StoreError(
-        f"The documents are forgotten, but older versions of {uri!r} that contain them could not be removed (see the log): run "
-        "it again with purge=true."
+        f"The documents are forgotten, but older versions of {location.uri!r} that contain them could not be removed (see the "
+        "log): run it again with purge=true."
     )
 
 
-def _still_kept(uri: str, storage_options: Mapping[str, str] | None) -> list[str]:
+def _still_kept(location: StoreLocation) -> list[str]:
     """Return the tags and branches that keep versions with forgotten documents."""
-    dataset = _opened(uri, storage_options)
-    before = {*versions_from_before(uri, dataset, storage_options)}
-    refs = read_refs(uri, storage_options)
+    dataset = _opened(location)
+    before = {*versions_from_before(location, dataset)}
+    refs = read_refs(location)
     tags = [name for name, version in refs.tags.items() if version in before]
     branches = [f"branch {name}" for name, version in refs.branches.items() if version in before]
     return [shown(name) for name in sorted(tags) + sorted(branches)]
 
 
 def _forget_once(
-    uri: str,
-    rule: Rule,
-    matches: DocumentFilter,
-    storage_options: Mapping[str, str] | None,
-    tell: Callable[[int, int], None],
+    location: StoreLocation, rule: Rule, matches: DocumentFilter, tell: Callable[[int, int], None]
 ) -> Forgotten:
-    dataset = _opened(uri, storage_options)
-    commit = read_commit(dataset, uri)
+    dataset = _opened(location)
+    commit = read_commit(dataset, location.uri)
     files = data_file_infos(dataset)
     fragments = fragments_of(dataset)
-    check_unchanged(dataset, uri, storage_options)
+    check_unchanged(dataset, location)
     if layout_of(fragments, files) is None:
         raise StoreError(
-            f"The rows of the token store {uri!r} were moved or deleted by another program, so its documents cannot be found: "
-            "build it again."
+            f"The rows of the token store {location.uri!r} were moved or deleted by another program, so its documents cannot "
+            "be found: build it again."
         )
     documents = tokens = 0
     affected: list[int] = []
@@ -223,9 +218,7 @@ def _forget_once(
     written: list[str] = []
     try:
         for place in reversed(affected):
-            rewritten, infos, dropped = rewrite_fragments(
-                uri, dataset, [fragments[place]], files, storage_options, matches
-            )
+            rewritten, infos, dropped = rewrite_fragments(location, dataset, [fragments[place]], files, matches)
             written += infos
             fragments[place : place + 1] = rewritten
             files |= infos
@@ -233,10 +226,10 @@ def _forget_once(
             removed.tokens += dropped.tokens
             removed.languages = dict(Counter(removed.languages) + Counter(dropped.languages))
     except BaseException:
-        delete_uncommitted(uri, written, [dataset], storage_options)
+        delete_uncommitted(location, written, [dataset])
         raise
     commit = _with_rule(commit, rule, removed.documents, removed.tokens, removed.languages)
-    version = replace_fragments(uri, dataset, dataset.schema, fragments, files, commit, storage_options)
+    version = replace_fragments(location, dataset, dataset.schema, fragments, files, commit)
     return Forgotten(removed.documents, removed.tokens, version, [], [], rule_kept, near)
 
 
@@ -353,10 +346,10 @@ def _near(rule: Rule, commit: CommitMetadata, values: Callable[[str], set[str]])
     return near
 
 
-def _opened(uri: str, storage_options: Mapping[str, str] | None) -> Any:
-    dataset = dataset_at(uri, None, storage_options)
+def _opened(location: StoreLocation) -> Any:
+    dataset = dataset_at(location, None)
     if dataset is None:
-        raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
+        raise StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
     return dataset
 
 

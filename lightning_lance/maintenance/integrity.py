@@ -46,7 +46,7 @@ from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs
 from lightning_lance.format.schema import begins_of, block_of, check_dtype, check_keys, tokens_of
 from lightning_lance.lance_names import TAGS, data_file_at, is_manifest, manifest_of, tag_file, version_of
-from lightning_lance.location import is_local, store_place
+from lightning_lance.location import StoreLocation, is_local, store_place
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.type_hints import check_arguments
@@ -88,7 +88,7 @@ def verify_store(
     Raises:
         StoreError: If there is no store, or one of a newer version of this package.
     """
-    uri = store_place(uri)
+    location = StoreLocation(store_place(uri), storage_options)
     check_arguments(verify_store, {"seed": seed})
     if not is_share(sample):
         raise ConfigError(
@@ -99,35 +99,35 @@ def verify_store(
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(_PAUSE_SECONDS)
-        state = _state(uri, storage_options)
+        state = _state(location)
         try:
-            found = _check_once(uri, storage_options, sample, seed)
+            found = _check_once(location, sample, seed)
         except (ValueError, OSError, RuntimeError) as error:
             if isinstance(error, LightningLanceError):
                 raise
             # The store may have been removed meanwhile.
-            found = [Problem(uri, f"cannot be read ({_brief(error)})", _RESTORE)]
+            found = [Problem(location.uri, f"cannot be read ({_brief(error)})", _RESTORE)]
         # The first commit of a store is made just before its list of checksums.
         early = attempt < _TRIES_FOR_SUMS and all(problem.place == SUMS for problem in found)
-        if not found or (_state(uri, storage_options) == state and not early):
+        if not found or (_state(location) == state and not early):
             return found
         # The store was written or rebuilt meanwhile. Damage lasts, but files that a builder was about to write or remove do not
         # stay missing.
-        lasting = [problem for problem in found if problem in before and problem.place not in (SUMS, uri)]
+        lasting = [problem for problem in found if problem in before and problem.place not in (SUMS, location.uri)]
         if lasting:
             return lasting
         before = found
     return before
 
 
-def _state(uri: str, storage_options: Mapping[str, str] | None) -> tuple[object, ...]:
+def _state(location: StoreLocation) -> tuple[object, ...]:
     """Return a value that changes with every commit, clean-up and rebuild."""
     folder = None
-    if is_local(uri):
+    if is_local(location.uri):
         with suppress(OSError):
-            folder = Path(uri).stat().st_ino
+            folder = Path(location.uri).stat().st_ino
     try:
-        session = Root(uri, storage_options)
+        session = Root(location)
         sums = session.content(SUMS) if session.contains(SUMS) else None
         return folder, sums, frozenset(listed(session)), tuple(session.names(TAGS))
     except (ValueError, OSError, RuntimeError):
@@ -135,41 +135,41 @@ def _state(uri: str, storage_options: Mapping[str, str] | None) -> tuple[object,
         return folder, object()
 
 
-def _check_once(uri: str, storage_options: Mapping[str, str] | None, sample: float, seed: int) -> list[Problem]:
-    session = _session_of(uri, storage_options)
+def _check_once(location: StoreLocation, sample: float, seed: int) -> list[Problem]:
+    session = _session_of(location)
     # Lance must not read damaged manifests: it may do anything.
     problems = _check_sums(session)
     if problems:
-        _check_format(uri, storage_options)
+        _check_format(location)
         return problems
-    versions, problems = _read_versions(uri, session, storage_options)
-    problems = problems or _check_metadata(uri, versions)
+    versions, problems = _read_versions(location, session)
+    problems = problems or _check_metadata(location.uri, versions)
     if problems:
         return problems
     places_of: dict[str, list[tuple[_Version, FragmentMetadata]]] = {}
     for version in versions:
         for fragment in version.fragments:
             places_of.setdefault(fragment.files[0].path, []).append((version, fragment))
-    problems = _check_refs(uri, session, storage_options)
-    files = data_session(uri, storage_options)
+    problems = _check_refs(location, session)
+    files = data_session(location)
     chosen = np.random.default_rng(seed).random(len(places_of)) < sample
     paths = tqdm(sorted(places_of), desc="verify", disable=None)
     for path, whole in zip(paths, chosen.tolist(), strict=True):
         places = places_of[path]
-        found = _check_data_file(uri, files, path, places, whole)
+        found = _check_data_file(location.uri, files, path, places, whole)
         if found and any(_stays(session, version.number) for version, _ in places):
             problems += found
-    return problems or _check_changes(uri, versions[-1]) or _check_counts(uri, versions[-1])
+    return problems or _check_changes(location.uri, versions[-1]) or _check_counts(location.uri, versions[-1])
 
 
-def _session_of(uri: str, storage_options: Mapping[str, str] | None) -> Any:
+def _session_of(location: StoreLocation) -> Any:
     """Open the folder of a store. StoreError if there is no store."""
-    if not is_local(uri) or Path(uri).is_dir():
-        with opening(uri):
-            session = Root(uri, storage_options)
+    if not is_local(location.uri) or Path(location.uri).is_dir():
+        with opening(location.uri):
+            session = Root(location)
             if listed(session) or session.contains(SUMS):
                 return session
-    raise StoreError(f"There is no committed token store at {uri!r}: check the address.")
+    raise StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
 
 
 def _check_data_file(
@@ -215,13 +215,13 @@ class _Version(NamedTuple):
     commit: CommitMetadata
 
 
-def _check_format(uri: str, storage_options: Mapping[str, str] | None) -> None:
+def _check_format(location: StoreLocation) -> None:
     """Raise FormatError for a store of a newer version of this package, which may have other checksums."""
     try:
-        with reading(uri):
-            dataset = dataset_at(uri, None, storage_options)
+        with reading(location.uri):
+            dataset = dataset_at(location, None)
             if dataset is not None:
-                read_commit(dataset, uri)
+                read_commit(dataset, location.uri)
     except FormatError as error:
         if error.newer:
             raise
@@ -236,9 +236,7 @@ def _stays(session: Any, version: int) -> bool:
     return stays(listed_versions(sums or {}), version)
 
 
-def _read_versions(
-    uri: str, session: Any, storage_options: Mapping[str, str] | None
-) -> tuple[list[_Version], list[Problem]]:
+def _read_versions(location: StoreLocation, session: Any) -> tuple[list[_Version], list[Problem]]:
     """Read all versions, oldest first. There is at least one version, or a problem."""
     read: list[_Version] = []
     while not read:
@@ -246,7 +244,7 @@ def _read_versions(
         for number in numbers:
             try:
                 with no_panic():
-                    read.append(_read_version(uri, number, storage_options))
+                    read.append(_read_version(location, number))
             except FormatError:
                 # Another format is not damage.
                 raise
@@ -254,35 +252,35 @@ def _read_versions(
                 if _stays(session, number):
                     return read, [Problem(manifest_of(number), f"cannot be read ({_brief(error)})", _RESTORE)]
         if not numbers:
-            return read, [Problem(uri, "has no version", _RESTORE)]
+            return read, [Problem(location.uri, "has no version", _RESTORE)]
     return read, []
 
 
-def _read_version(uri: str, number: int, storage_options: Mapping[str, str] | None) -> _Version:
-    dataset = dataset_at(uri, number, storage_options)
+def _read_version(location: StoreLocation, number: int) -> _Version:
+    dataset = dataset_at(location, number)
     # First: a newer version of this package may have changed everything else.
-    read_commit(dataset, uri)
+    read_commit(dataset, location.uri)
     fragments = [fragment for fragment in fragments_of(dataset) if fragment.files]
-    check_fragments(uri, fragments)
+    check_fragments(location.uri, fragments)
     files = data_file_infos(dataset)
-    change = change_of(dataset, uri, storage_options)
+    change = change_of(dataset, location)
     # And last: it fails for a version that was removed meanwhile.
-    return _Version(number, dataset, fragments, files, change, read_commit(dataset, uri))
+    return _Version(number, dataset, fragments, files, change, read_commit(dataset, location.uri))
 
 
-def raise_if_damaged(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
+def raise_if_damaged(location: StoreLocation) -> None:
     """Check that a store is undamaged.
 
     Raises:
         StoreError: Naming the first damage.
     """
-    problems = verify_store(uri, storage_options)
+    problems = verify_store(location.uri, location.storage_options)
     if not problems:
         return
     more = ""
     if len(problems) > 1:
-        more = f" (and {len(problems) - 1} more: see 'lightning-lance verify {uri}')"
-    raise StoreError(f"The token store {uri!r} is damaged: {str(problems[0]).rstrip('.')}{more}.")
+        more = f" (and {len(problems) - 1} more: see 'lightning-lance verify {location.uri}')"
+    raise StoreError(f"The token store {location.uri!r} is damaged: {str(problems[0]).rstrip('.')}{more}.")
 
 
 def _read_sums(session: Any) -> tuple[dict[str, Sum] | None, str]:
@@ -329,18 +327,18 @@ def _check_sum(session: Any, path: str, expected: Sum) -> str:
     return "" if found == expected else "differs from its checksum"
 
 
-def _check_refs(uri: str, session: Root, storage_options: Mapping[str, str] | None) -> list[Problem]:
+def _check_refs(location: StoreLocation, session: Root) -> list[Problem]:
     """Check that every tag and branch can be read, and that the versions of tags exist."""
-    first = _wrong_refs(uri, session, storage_options)
+    first = _wrong_refs(location, session)
     if not first:
         return []
     # A tag may have been made or moved just before its version was removed.
-    return [problem for problem in _wrong_refs(uri, session, storage_options) if problem in first]
+    return [problem for problem in _wrong_refs(location, session) if problem in first]
 
 
-def _wrong_refs(uri: str, session: Root, storage_options: Mapping[str, str] | None) -> list[Problem]:
-    refs = read_refs(uri, storage_options)
-    cure = f"run 'lightning-lance clean {uri}', which repairs it or names the cure"
+def _wrong_refs(location: StoreLocation, session: Root) -> list[Problem]:
+    refs = read_refs(location)
+    cure = f"run 'lightning-lance clean {location.uri}', which repairs it or names the cure"
     damaged = {tag_file(name): damage for name, damage in refs.damaged.items()} | refs.unreadable
     problems = [Problem(shown(file), damage.why, cure) for file, damage in sorted(damaged.items())]
     for name, version in sorted(refs.tags.items()):

@@ -6,7 +6,7 @@ when it belongs to no version and the builder that wrote it can no longer commit
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,28 +29,21 @@ from lightning_lance.lance_names import (
     tag_file,
     transaction_of,
 )
-from lightning_lance.location import is_local
+from lightning_lance.location import StoreLocation, is_local
 from lightning_lance.messages.escaping import logger, shown
 
 _log = logger(__name__)
 
 
-def fence_stale_builders(
-    uri: str,
-    version: int,
-    orphans: Collection[str],
-    storage_options: Mapping[str, str] | None = None,
-    durable: bool = True,
-) -> int:
+def fence_stale_builders(location: StoreLocation, version: int, orphans: Collection[str], durable: bool = True) -> int:
     """Make a version once more, so that no earlier builder can commit, and remove the files that killed builders left.
 
     A builder that was only suspended finds a conflict when it commits. So its files are safe to remove.
 
     Args:
-        uri: The store.
+        location: The store.
         version: The version that this builder has seen.
         orphans: The result of `find_orphans`.
-        storage_options: Credentials and other options of object stores.
         durable: Whether the version is forced onto the disk before anything is removed; see `replace_fragments`.
 
     Returns:
@@ -60,49 +53,48 @@ def fence_stale_builders(
         CommitConflict: If another process has committed.
         StoreError: If the store cannot be written.
     """
-    before = newest_at(uri, version, storage_options)
+    before = newest_at(location, version)
     version = replace_fragments(
-        uri,
+        location,
         before,
         before.schema,
         fragments_of(before),
         data_file_infos(before),
-        read_commit(before, uri),
-        storage_options,
+        read_commit(before, location.uri),
         durable,
     )
-    move_build_tag(uri, version, storage_options)
-    clean_up(uri, storage_options, orphans)
+    move_build_tag(location, version)
+    clean_up(location, orphans)
     return version
 
 
-def move_build_tag(uri: str, version: int, storage_options: Mapping[str, str] | None = None) -> None:
+def move_build_tag(location: StoreLocation, version: int) -> None:
     """Move the build's tag to a version that was made once more from the same files, so that the older one can go."""
-    dataset = dataset_at(uri, version, storage_options)
-    if dataset is not None and build_tag_is_older(dataset, uri, storage_options):
-        keep_build(dataset, uri)
+    dataset = dataset_at(location, version)
+    if dataset is not None and build_tag_is_older(dataset, location):
+        keep_build(dataset, location.uri)
 
 
-def find_orphans(uri: str, storage_options: Mapping[str, str] | None = None) -> set[str]:
+def find_orphans(location: StoreLocation) -> set[str]:
     """Return the files of a local store that belong to no version, such as those of a killed builder.
 
     Only files with the name and content of a builder's file count. The caller must hold the lease of the store: without it,
     another builder may be about to commit them. In a bucket there is no lease, so none are returned.
     """
-    if not is_local(uri):
+    if not is_local(location.uri):
         return set()
-    dataset = dataset_at(uri, None, storage_options)
+    dataset = dataset_at(location, None)
     try:
-        orphans = left_files(uri)
+        orphans = left_files(location.uri)
         if dataset is not None:
-            orphans -= _files_of_versions(uri, versions_of(dataset), storage_options)
-        return {path for path in orphans if is_builders(uri, path)}
+            orphans -= _files_of_versions(location, versions_of(dataset))
+        return {path for path in orphans if is_builders(location.uri, path)}
     except (ValueError, OSError, StoreError):
         # A resumed builder may be removing versions: the next build looks again.
         return set()
 
 
-def clean_up(uri: str, storage_options: Mapping[str, str] | None = None, orphans: Collection[str] = ()) -> None:
+def clean_up(location: StoreLocation, orphans: Collection[str] = ()) -> None:
     """Remove all versions that nothing keeps, and orphans that no version has by now.
 
     Only the files of the removed versions go, and none if the store contains links. A reader that maps the files of an older
@@ -110,99 +102,98 @@ def clean_up(uri: str, storage_options: Mapping[str, str] | None = None, orphans
     commit, and another builder may be about to commit them.
 
     Args:
-        uri: The store.
-        storage_options: Credentials and other options of object stores.
+        location: The store.
         orphans: The result of `find_orphans`. The caller must have committed since, so that no other builder can commit them.
     """
-    dataset = dataset_at(uri, None, storage_options)
+    dataset = dataset_at(location, None)
     if dataset is None:
         return
     try:
-        check_no_links(uri)
+        check_no_links(location.uri)
         if orphans:
             # These first, since the disk may be full.
-            for path in {*orphans} - _files_of_versions(uri, versions_of(dataset), storage_options):
-                Path(uri, path).unlink(missing_ok=True)
-        kept = _announce(uri, dataset, storage_options)
+            for path in {*orphans} - _files_of_versions(location, versions_of(dataset)):
+                Path(location.uri, path).unlink(missing_ok=True)
+        kept = _announce(location, dataset)
         if kept is not None:
-            _remove_versions(uri, {*versions_of(dataset)} - kept, storage_options)
+            _remove_versions(location, {*versions_of(dataset)} - kept)
     except (ValueError, OSError, RuntimeError, StoreError) as error:
         # The store is whole, only larger than necessary.
-        _log.warning("Old versions of %s could not be removed: %s", uri, lance_said(error))
+        _log.warning("Old versions of %s could not be removed: %s", location.uri, lance_said(error))
 
 
-def _announce(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> set[int] | None:
+def _announce(location: StoreLocation, dataset: Any) -> set[int] | None:
     """Remove versions from the list of checksums. Return those that stay; None if the list cannot be written.
 
     A run makes its tag first, then reads the list (`tags.keep_for_run`). A clean-up writes the list first, then reads the
     tags. So at least one sees the other: an earlier tag is found here, and a later run does not find its version on the list.
     """
-    kept = _kept_versions(uri, dataset, storage_options)
+    kept = _kept_versions(location, dataset)
     while True:
         # Versions on the list must exist: `verify` reports a missing one.
-        if not write_sums(uri, storage_options, kept):
+        if not write_sums(location, kept):
             return None
-        tagged = _kept_versions(uri, dataset, storage_options) - kept
+        tagged = _kept_versions(location, dataset) - kept
         if not tagged.intersection(versions_of(dataset)):
             return kept
         kept |= tagged
 
 
-def announce_purge(uri: str, storage_options: Mapping[str, str] | None = None) -> None:
+def announce_purge(location: StoreLocation) -> None:
     """Remove all versions with forgotten documents from the list of checksums, so that no run begins with one.
 
     Raises:
         StoreError: If the store cannot be written.
     """
-    dataset = dataset_at(uri, None, storage_options)
-    kept = {*versions_of(dataset)} - set(versions_from_before(uri, dataset, storage_options))
-    if not write_sums(uri, storage_options, kept):
+    dataset = dataset_at(location, None)
+    kept = {*versions_of(dataset)} - set(versions_from_before(location, dataset))
+    if not write_sums(location, kept):
         raise StoreError(
-            f"The documents are forgotten, but older versions of {uri!r} still contain them, since the list of checksums "
-            "cannot be written: free disk space or grant access, and run it again."
+            f"The documents are forgotten, but older versions of {location.uri!r} still contain them, since the list of "
+            "checksums cannot be written: free disk space or grant access, and run it again."
         )
 
 
-def versions_from_before(uri: str, dataset: Any, storage_options: Mapping[str, str] | None = None) -> list[int]:
+def versions_from_before(location: StoreLocation, dataset: Any) -> list[int]:
     """Return the versions with documents that the newest version, `dataset`, has forgotten."""
-    rules = read_commit(dataset, uri).extent.forgotten
+    rules = read_commit(dataset, location.uri).extent.forgotten
     found = []
     for number in versions_of(dataset):
-        version = dataset_at(uri, number, storage_options)
-        if version is not None and read_commit(version, uri).extent.forgotten != rules:
+        version = dataset_at(location, number)
+        if version is not None and read_commit(version, location.uri).extent.forgotten != rules:
             found.append(number)
     return found
 
 
-def half_removed(uri: str, storage_options: Mapping[str, str] | None = None) -> set[int]:
+def half_removed(location: StoreLocation) -> set[int]:
     """Return the versions that a killed clean-up has removed from the list of checksums, but not from the store."""
-    dataset = dataset_at(uri, None, storage_options)
+    dataset = dataset_at(location, None)
     if dataset is None:
         return set()
-    on_list = versions_on_list(uri, storage_options)
+    on_list = versions_on_list(location)
     announced = {version for version in versions_of(dataset) if not stays(on_list, version)}
-    return announced - _kept_versions(uri, dataset, storage_options)
+    return announced - _kept_versions(location, dataset)
 
 
-def unneeded_versions(uri: str, storage_options: Mapping[str, str] | None = None) -> set[int]:
+def unneeded_versions(location: StoreLocation) -> set[int]:
     """Return the versions that `clean_up` would remove; none while the store's build is unfinished."""
-    dataset = dataset_at(uri, None, storage_options)
-    if dataset is None or not is_commit(dataset) or lacks_build_tag(dataset, uri, storage_options):
+    dataset = dataset_at(location, None)
+    if dataset is None or not is_commit(dataset) or lacks_build_tag(dataset, location):
         return set()
-    return {*versions_of(dataset)} - _kept_versions(uri, dataset, storage_options)
+    return {*versions_of(dataset)} - _kept_versions(location, dataset)
 
 
-def _kept_versions(uri: str, dataset: Any, storage_options: Mapping[str, str] | None) -> set[int]:
+def _kept_versions(location: StoreLocation, dataset: Any) -> set[int]:
     """Return the versions that stay: the newest, the commit it was made from, and those with a tag or a branch.
 
     Raises:
         StoreError: If the file of a tag or a branch is damaged, so that its version is unknown.
     """
-    refs = read_refs(uri, storage_options)
+    refs = read_refs(location)
     foreign = {tag_file(name): damage for name, damage in refs.damaged.items() if not is_ours(name)}
     for file, damage in (foreign | refs.unreadable).items():
         raise StoreError(
-            f"{shown(file)} {damage.why}, and may keep any of them: run 'lightning-lance clean {uri}' for a cure."
+            f"{shown(file)} {damage.why}, and may keep any of them: run 'lightning-lance clean {location.uri}' for a cure."
         )
     kept = {int(dataset.version), *refs.tags.values(), *refs.branches.values()}
     committed = lineage_of(dataset).committed
@@ -212,19 +203,19 @@ def _kept_versions(uri: str, dataset: Any, storage_options: Mapping[str, str] | 
         return kept
     # The names of this package's own damaged tags are enough to find their versions.
     for number in {*versions_of(dataset)} - kept:
-        version = dataset_at(uri, number, storage_options)
-        if version is not None and any(means(name, read_commit(version, uri)) for name in refs.damaged):
+        version = dataset_at(location, number)
+        if version is not None and any(means(name, read_commit(version, location.uri)) for name in refs.damaged):
             kept.add(number)
     return kept
 
 
-def _files_of_versions(uri: str, versions: Collection[int], storage_options: Mapping[str, str] | None) -> set[str]:
+def _files_of_versions(location: StoreLocation, versions: Collection[int]) -> set[str]:
     """Return the data files, deletion files and transactions of versions. StoreError if one of them is gone."""
     files = set()
     for number in versions:
-        version = dataset_at(uri, number, storage_options)
+        version = dataset_at(location, number)
         if version is None:
-            raise StoreError(f"Version {number} of {uri!r} was removed meanwhile.")
+            raise StoreError(f"Version {number} of {location.uri!r} was removed meanwhile.")
         files.add(transaction_of(number, version.read_transaction(number).uuid))
         fragments = fragments_of(version)
         files.update(map(data_file_at, file_names(fragments)))
@@ -234,7 +225,7 @@ def _files_of_versions(uri: str, versions: Collection[int], storage_options: Map
     return files
 
 
-def _remove_versions(uri: str, versions: Collection[int], storage_options: Mapping[str, str] | None) -> None:
+def _remove_versions(location: StoreLocation, versions: Collection[int]) -> None:
     """Remove the manifests of versions, then the files that no other version has.
 
     Lance's own clean-up would also remove files of others that no version has.
@@ -243,44 +234,48 @@ def _remove_versions(uri: str, versions: Collection[int], storage_options: Mappi
     for number in sorted(versions):
         # The rest of a version that a killed clean-up has half removed is found among the orphans.
         with suppress(ValueError, OSError, StoreError):
-            files |= _files_of_versions(uri, [number], storage_options)
-    root = Root(uri, storage_options)
+            files |= _files_of_versions(location, [number])
+    root = Root(location)
     for number in sorted(versions):
         root.delete_file(manifest_of(number))
     if versions:
-        _remove_unused_files(uri, files, storage_options)
-    if not is_local(uri):
-        _remove_orphans_in_bucket(uri, storage_options)
+        _remove_unused_files(location, files)
+    if not is_local(location.uri):
+        _remove_orphans_in_bucket(location)
 
 
-def _remove_unused_files(uri: str, files: Collection[str], storage_options: Mapping[str, str] | None) -> None:
+def _remove_unused_files(location: StoreLocation, files: Collection[str]) -> None:
     """Remove those files of removed versions that no other version has.
 
     Lance does not do this reliably: it keeps files that are new by this machine's clock, but a shared disk may be ahead.
     """
-    root = Root(uri, storage_options)
-    dataset = dataset_at(uri, None, storage_options)
+    root = Root(location)
+    dataset = dataset_at(location, None)
     unused: set[str] = set()
     for folder in {file.partition("/")[0] for file in files}:
         unused.update(f"{folder}/{Path(path).name}" for path in root.list(folder))
     # Nearly always the newest version has all that are left, and no other version needs to be read.
-    unused &= {*files} - _files_of_versions(uri, [int(dataset.version)], storage_options)
+    unused &= {*files} - _files_of_versions(location, [int(dataset.version)])
     if unused:
-        for file in unused - _files_of_versions(uri, versions_of(dataset), storage_options):
+        for file in unused - _files_of_versions(location, versions_of(dataset)):
             root.delete_file(file)
 
 
-def _remove_orphans_in_bucket(uri: str, storage_options: Mapping[str, str] | None) -> None:
+def _remove_orphans_in_bucket(location: StoreLocation) -> None:
     """Let Lance remove orphans from a bucket once they are a week old, unless there are files of others."""
-    dataset = dataset_at(uri, None, storage_options)
-    root = Root(uri, storage_options)
+    dataset = dataset_at(location, None)
+    root = Root(location)
     orphans = {path for folder in (DATA, DELETIONS, INDICES) for path in root.list(folder)}
-    orphans -= _files_of_versions(uri, versions_of(dataset), storage_options)
-    if all(_is_data_file(uri, path, storage_options) for path in orphans):
+    orphans -= _files_of_versions(location, versions_of(dataset))
+    if all(_is_data_file(location, path) for path in orphans):
         # Lance never removes the newest version, so naming it alone removes no version.
         dataset.cleanup_old_versions(versions=[int(dataset.version)], error_if_tagged_old_versions=False)
 
 
-def _is_data_file(uri: str, path: str, storage_options: Mapping[str, str] | None) -> bool:
+def _is_data_file(location: StoreLocation, path: str) -> bool:
     folder, _, name = path.partition("/")
-    return folder == DATA and is_data_name(name) and is_data_file(f"{uri}/{path}", lance_options(storage_options))
+    return (
+        folder == DATA
+        and is_data_name(name)
+        and is_data_file(f"{location.uri}/{path}", lance_options(location.storage_options))
+    )

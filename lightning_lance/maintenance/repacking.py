@@ -17,6 +17,7 @@ from lightning_lance.format.lance_io import PendingFragments, lance_options, wri
 from lightning_lance.format.layout import DataFileInfo, StreamPart
 from lightning_lance.format.rows import forgotten_rows
 from lightning_lance.lance_names import data_file_at
+from lightning_lance.location import StoreLocation
 from lightning_lance.process.memory import large_blocks_given_back
 
 # Rows read at once: 4 MB of uint16 tokens, and their documents.
@@ -40,11 +41,10 @@ class RewriteStats:
 
 
 def rewrite_fragments(
-    uri: str,
+    location: StoreLocation,
     dataset: Any,
     fragments: Sequence[FragmentMetadata],
     files: Mapping[str, DataFileInfo],
-    storage_options: Mapping[str, str] | None = None,
     drop: DocumentFilter | None = None,
     more: PendingFragments | None = None,
 ) -> tuple[list[FragmentMetadata], dict[str, DataFileInfo], RewriteStats]:
@@ -54,11 +54,10 @@ def rewrite_fragments(
     store with hashes. Nothing is committed: see `replace_fragments`.
 
     Args:
-        uri: The store.
+        location: The store.
         dataset: The version of the fragments.
         fragments: Neighbouring fragments, in order.
         files: The descriptions of their files, by path.
-        storage_options: Credentials and other options of object stores.
         drop: Selects documents to drop, with their tokens and EOS; None keeps all.
         more: Pending fragments to append.
 
@@ -73,30 +72,28 @@ def rewrite_fragments(
         rows = files[path].num_rows
         if rows != fragment.physical_rows:
             raise StoreError(
-                f"The data file {path!r} of the token store {uri!r} has {fragment.physical_rows:,} rows, but its metadata says "
-                f"{rows:,}: 'lightning-lance verify' lists the damage."
+                f"The data file {path!r} of the token store {location.uri!r} has {fragment.physical_rows:,} rows, but its "
+                f"metadata says {rows:,}: 'lightning-lance verify' lists the damage."
             )
     dropped = RewriteStats()
-    batches = _streams(_Reader(uri, dataset, more, storage_options), fragments, files, drop, dropped)
+    batches = _streams(_Reader(location, dataset, more), fragments, files, drop, dropped)
     with large_blocks_given_back():
-        rewritten, infos = write_rows(uri, dataset, dataset.schema, batches, storage_options)
+        rewritten, infos = write_rows(location, dataset, dataset.schema, batches)
     return rewritten, infos, dropped
 
 
 class _Reader:
     """Reads rows of a dataset's fragments, and of a pending data file, whose fragment id is None."""
 
-    def __init__(
-        self, uri: str, dataset: Any, more: PendingFragments | None, storage_options: Mapping[str, str] | None
-    ) -> None:
+    def __init__(self, location: StoreLocation, dataset: Any, more: PendingFragments | None) -> None:
         self.dataset = dataset
-        self._storage_options = lance_options(storage_options)
+        self._storage_options = lance_options(location.storage_options)
         self._pending = ""
         #: The parts of the pending data file.
         self.pending_parts: tuple[StreamPart, ...] = ()
         if more is not None and more.files:
             [(path, info)] = more.files.items()
-            self._pending = f"{uri.rstrip('/')}/{data_file_at(path)}"
+            self._pending = f"{location.uri.rstrip('/')}/{data_file_at(path)}"
             self.pending_parts = info.parts
 
     def batches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import dataset_at, reading, reading_documents, stream_columns
 from lightning_lance.format.schema import begins_of
+from lightning_lance.location import StoreLocation
 
 # Rows whose documents are in memory at a time.
 _BATCH_ROWS = 8192
@@ -24,23 +25,20 @@ _BATCH_ROWS = 8192
 _NOT_METADATA = ("offset", "hash")
 
 
-def document_lists(
-    uri: str, dataset: Any, field: str, storage_options: Mapping[str, str] | None = None
-) -> Iterator[pa.ListArray]:
+def document_lists(location: StoreLocation, dataset: Any, field: str) -> Iterator[pa.ListArray]:
     """Yield one field of the documents of all rows, in order, as lists of structs, some rows at a time.
 
     Args:
-        uri: The store.
+        location: The store.
         dataset: Its dataset.
         field: `offset`, `hash`, ...
-        storage_options: Credentials and other options of object stores.
     """
     for fragment in dataset.get_fragments():
         files = fragment.data_files()
         if len(files) == 1 and not fragment.num_deletions:
             # A dataset reads the whole column, with all metadata. Its files can read one leaf of it.
-            file = f"{uri.rstrip('/')}/data/{files[0].path}"
-            reader = LanceFileReader(file, dict(storage_options or {}) or None, [f"documents.item.{field}"])
+            file = f"{location.uri.rstrip('/')}/data/{files[0].path}"
+            reader = LanceFileReader(file, dict(location.storage_options or {}) or None, [f"documents.item.{field}"])
             batches = reader.read_all(batch_size=_BATCH_ROWS).to_batches()
         else:
             batches = fragment.to_batches(columns=["documents"], batch_size=_BATCH_ROWS)
@@ -48,12 +46,12 @@ def document_lists(
             yield batch.column("documents")
 
 
-def stored_hashes(uri: str, storage_options: Mapping[str, str] | None = None) -> Iterator[np.ndarray]:
+def stored_hashes(location: StoreLocation) -> Iterator[np.ndarray]:
     """Yield the hashes of all documents of a store, in pieces; none if there is no store."""
-    dataset = dataset_at(uri, None, storage_options)
+    dataset = dataset_at(location, None)
     if dataset is not None:
-        with reading(uri):
-            for lists in document_lists(uri, dataset, "hash", storage_options):
+        with reading(location.uri):
+            for lists in document_lists(location, dataset, "hash"):
                 hashes = lists.flatten().field("hash")
                 if hashes.null_count or hashes.type != pa.uint64():
                     raise ValueError("documents lack the hashes of their texts")
@@ -64,22 +62,20 @@ class Provenance:
     """Finds the documents of windows. Reads nothing before the first call, then keeps 16 bytes per block.
 
     Args:
-        uri: The store.
+        location: The store.
         dataset: Its dataset.
-        storage_options: Credentials and other options of object stores.
     """
 
-    def __init__(self, uri: str, dataset: Any, storage_options: Mapping[str, str] | None = None) -> None:
-        self._uri = uri
+    def __init__(self, location: StoreLocation, dataset: Any) -> None:
+        self._location = location
         self._dataset = dataset
-        self._storage_options = storage_options
         self._process = os.getpid()
 
     @cached_property
     def _blocks(self) -> dict[str, _Blocks]:
         rows = stream_columns(self._dataset)
         num_tokens = np.asarray(rows.column("num_tokens"))
-        lists = document_lists(self._uri, self._dataset, "offset", self._storage_options)
+        lists = document_lists(self._location, self._dataset, "offset")
         counts = np.concatenate([np.empty(0, np.int32), *map(_lengths, lists)])
         if len(counts) != len(rows):
             raise ValueError(f"only {len(counts):,} of {len(rows):,} rows have lists of documents")
@@ -112,10 +108,10 @@ class Provenance:
         for i in range(int((last - first).max(initial=-1)) + 1):
             needed.append(first[first + i <= last] + i)
         block = np.unique(np.concatenate(needed))
-        with reading_documents(self._uri):
+        with reading_documents(self._location.uri):
             taken = self._dataset.take(blocks.row[block].tolist(), columns=["language", "documents"])
         lists = as_single_chunk(taken.column("documents"))
-        offsets = begins_of(self._uri, lists, np.diff(blocks.starts)[block])
+        offsets = begins_of(self._location.uri, lists, np.diff(blocks.starts)[block])
         of_block = np.repeat(np.arange(len(block)), np.asarray(lists.value_lengths()))
         described = lists.flatten()
         begins = blocks.starts[block[of_block]] + offsets

@@ -34,6 +34,7 @@ from lightning_lance.format.schema import block_of, check_dtype
 from lightning_lance.format.tags import check_not_replaced, keep_for_run, let_go_of_others, replaced, tag_version, untag
 from lightning_lance.format.versions import find_version, gone, open_with_retry
 from lightning_lance.location import (
+    StoreLocation,
     checked_storage_options,
     given_place,
     is_local,
@@ -79,6 +80,7 @@ class TokenStore:
         if not isinstance(dataset, lance.LanceDataset):
             raise not_opened(uri)
         self.uri = uri
+        self._location = StoreLocation(uri, storage_options)
         self._opening = (storage_options, reader)
         # The uri as the user wrote it.
         self._given = uri
@@ -86,7 +88,7 @@ class TokenStore:
         self.commit = read_commit(dataset, uri)
         if "format" not in self.commit.recipe:
             raise StoreError(f"The token store {uri!r} does not record its format: restore it from a copy.")
-        self._change = change_of(dataset, uri, storage_options)
+        self._change = change_of(dataset, self._location)
         self._report_change()
         check_columns(dataset, uri)
         self._dataset = dataset
@@ -99,7 +101,7 @@ class TokenStore:
         self._kept_for_checkpoints = False
         # The same content at another version, once the open version was removed.
         self._elsewhere: TokenStore | None = None
-        self._provenance = Provenance(uri, dataset, storage_options)
+        self._provenance = Provenance(self._location, dataset)
         self.dtype: np.dtype[Any]
         self._block, self.dtype = block_of(uri, dataset.schema)
         check_dtype(uri, self.dtype, self.commit.recipe, self.commit.vocab_size)
@@ -144,11 +146,12 @@ class TokenStore:
         storage_options = checked_storage_options("storage_options", storage_options)
         given = given_place(uri)
         place = store_place(uri)
+        location = StoreLocation(place, storage_options)
         if verify:
-            raise_if_damaged(place, storage_options)
+            raise_if_damaged(location)
         while True:
             with reading(place):
-                dataset = dataset_at(place, version, storage_options)
+                dataset = dataset_at(location, version)
             if dataset is None:
                 what = f"version {version} of a token store" if version is not None else "token store"
                 raise StoreError(f"There is no committed {what} at {place!r}: run 'lightning-lance prepare' first.")
@@ -160,7 +163,7 @@ class TokenStore:
             except StoreError:
                 # A builder may have merged the files of this version meanwhile, and removed it.
                 with reading(place):
-                    now = dataset_at(place, version, storage_options)
+                    now = dataset_at(location, version)
                 if now is not None and data_files(now) == data_files(dataset):
                     raise
 
@@ -178,7 +181,7 @@ class TokenStore:
         try:
             store = TokenStore.open(self.uri, version, *self._opening)
         except StoreError:
-            check_not_replaced(self.uri, self.fingerprint, self._opening[0])
+            check_not_replaced(self._location, self.fingerprint)
             raise
         if store.fingerprint != self.fingerprint:
             raise replaced(self.uri)
@@ -187,7 +190,7 @@ class TokenStore:
         return store
 
     def _version_with(self, extent: StoreContent) -> int | None:
-        return find_version(self.uri, extent, self._opening[0], self.fingerprint)
+        return find_version(self._location, extent, self.fingerprint)
 
     def forgot(self, extent: StoreContent) -> bool:
         """Return whether documents of a content were forgotten since, and no version with them is left."""
@@ -202,7 +205,7 @@ class TokenStore:
         def find() -> int:
             found = self._version_with(extent)
             if found is None:
-                check_not_replaced(self.uri, self.fingerprint, self._opening[0])
+                check_not_replaced(self._location, self.fingerprint)
                 raise StoreError(
                     f"The checkpoint was trained on the first {extent.tokens:,} tokens of the store, but no version of "
                     f"{self.uri!r} ends there: prepare it with the budget of that run."
@@ -252,7 +255,7 @@ class TokenStore:
             StoreError: If the store cannot be written.
         """
         check_no_links(self.uri)
-        return tag_version(self._dataset, self.uri, self.commit.extent, self._opening[0], name, self.fingerprint)
+        return tag_version(self._dataset, self._location, self.commit.extent, name, self.fingerprint)
 
     def keep_for_training(self, run: str | None = None) -> bool:
         """Tag the open version for a training run. Log a warning if the tag cannot be written.
@@ -273,7 +276,11 @@ class TokenStore:
             if not self._kept:
                 check_no_links(self.uri)
                 self._kept = keep_for_run(
-                    self._dataset, self.uri, self.commit.extent, self._opening[0], self._run, self.fingerprint
+                    self._dataset,
+                    self._location,
+                    self.commit.extent,
+                    self._run,
+                    self.fingerprint,
                 )
         except StoreReplaced:
             raise
@@ -308,7 +315,7 @@ class TokenStore:
 
     def let_go_of_others(self, extents: Collection[StoreContent]) -> None:
         """Remove the tags of this run from all versions except those of some contents."""
-        let_go_of_others(self._dataset, self.uri, self._opening[0], self._run, extents)
+        let_go_of_others(self._dataset, self._location, self._run, extents)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Handles and maps cannot be pickled: another process opens the same content again.
@@ -425,7 +432,7 @@ class TokenStore:
     def _is_there(self) -> bool:
         """Return whether the open version still exists."""
         with reading(self.uri):
-            now = dataset_at(self.uri, self.version, self._opening[0])
+            now = dataset_at(self._location, self.version)
             return now is not None and data_files(now) == data_files(self._dataset)
 
     def _found_again(self, error: StoreError) -> TokenStore:
@@ -445,7 +452,7 @@ class TokenStore:
             if store._streams == self._streams and store._is_ours:
                 return store
             break
-        check_not_replaced(self.uri, self.fingerprint, self._opening[0])
+        check_not_replaced(self._location, self.fingerprint)
         raise gone(self.uri, self.version) from error
 
     def _take(self, table: SegmentTable, starts: np.ndarray, length: int) -> np.ndarray:
@@ -591,17 +598,18 @@ def _reopened(
         StoreReplaced: If the store was replaced by another.
         StoreError: If no version of this content is left.
     """
+    location = StoreLocation(uri, opening[0])
     try:
         store = TokenStore.open(uri, version, *opening)
         if store._content == content:
             return store
     except StoreError:
-        if dataset_at(uri, version, opening[0]) is not None:
+        if dataset_at(location, version) is not None:
             raise
-    check_not_replaced(uri, content.fingerprint, opening[0])
+    check_not_replaced(location, content.fingerprint)
 
     def find() -> int:
-        found = find_version(uri, content.extent, opening[0], content.fingerprint) if content.is_ours else None
+        found = find_version(location, content.extent, content.fingerprint) if content.is_ours else None
         if found is None:
             raise gone(uri, version)
         return found

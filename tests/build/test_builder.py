@@ -20,6 +20,7 @@ from lightning_lance.build.plan import Budget, make_plan
 from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, SourceError, StoreError
 from lightning_lance.format.commit import data_file_infos, last_version, replace_fragments
 from lightning_lance.format.lance_io import dataset_at, fragments_of, write_rows
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.maintenance.removal import find_orphans
 from lightning_lance.tokenization.configs import ByteTokenizer
@@ -48,7 +49,7 @@ def test_the_clock_makes_commits_also_where_nothing_is_kept(tmp_path: Path, text
     uri = str(tmp_path / "x.lance")
     with pytest.raises(SourceError, match="the network is gone"):
         prepare(Ends(documents(*[text] * 40)), ByteTokenizer(), uri, commit_seconds=0.0)
-    version, commit = last_version(uri)
+    version, commit = last_version(StoreLocation(uri))
     assert commit is not None
     # Two batches are in flight when the third fails.
     assert commit.shard >= 4
@@ -71,7 +72,7 @@ def test_rows_that_are_not_wanted_are_not_read_again(tmp_path: Path):
     source, uri = Gone(made, per_shard=100, languages=("Python",), dedup="exact"), str(tmp_path / "x.lance")
     with pytest.raises(SourceError, match="the network is gone"):
         prepare(source, ByteTokenizer(), uri, commit_seconds=0.0)
-    _, commit = last_version(uri)
+    _, commit = last_version(StoreLocation(uri))
     assert commit is not None
     assert (commit.documents, commit.shard) == (1, 0)
     assert commit.row > 80
@@ -89,7 +90,7 @@ def test_no_commit_comes_before_its_time(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     with pytest.raises(SourceError):
         prepare(Ends(documents(*["some text"] * 40)), ByteTokenizer(), uri)
-    assert last_version(uri) == (0, None)
+    assert last_version(StoreLocation(uri)) == (0, None)
 
 
 def test_an_interruption_says_what_is_safe(tmp_path: Path):
@@ -115,12 +116,12 @@ def test_an_interruption_says_what_is_safe(tmp_path: Path):
 def test_who_finds_another_commit_stops(tmp_path: Path):
     source, uri = ListSource(documents(*["some text"] * 40)), str(tmp_path / "x.lance")
     plan = make_plan(source, ByteTokenizer(), uri)
-    build = Build(source, plan, Budget(), 0, None, None)
+    build = Build(source, plan, Budget(), 0, None)
     prepare(source, ByteTokenizer(), uri, max_documents=7)
-    before = last_version(uri)
+    before = last_version(StoreLocation(uri))
     with pytest.raises(CommitConflict):
         build.run(CommitTurn(uri, 0), 1, 60.0)
-    assert last_version(uri) == before
+    assert last_version(StoreLocation(uri)) == before
     assert prepare(source, ByteTokenizer(), uri).commit.documents == 40
 
 
@@ -129,17 +130,17 @@ def test_what_a_builder_that_begins_removes_nobody_can_commit(tmp_path: Path):
     made, uri = documents(*["some text"] * 40), str(tmp_path / "x.lance")
     stored = prepare(Ends(made), ByteTokenizer(), uri, val_fraction=0.0, max_documents=8)
     stream = stored.read(np.array([0]), stored.num_tokens())[0].tolist()
-    dataset = dataset_at(uri, None, None)
+    dataset = dataset_at(StoreLocation(uri), None)
     rows = dataset.to_table()
-    written, files = write_rows(uri, dataset, rows.schema, rows.to_batches(), None)
+    written, files = write_rows(StoreLocation(uri), dataset, rows.schema, rows.to_batches())
     notes = data_file_infos(dataset)
     with pytest.raises(SourceError):
         prepare(Ends(made), ByteTokenizer(), uri, val_fraction=0.0)
     note = replace(stored.commit, documents=16, tokens=2 * stored.commit.tokens)
     fragments = [*fragments_of(dataset), *written]
-    assert find_orphans(uri) == set()
+    assert find_orphans(StoreLocation(uri)) == set()
     with pytest.raises(CommitConflict):
-        replace_fragments(uri, dataset, rows.schema, fragments, {**notes, **files}, note, None)
+        replace_fragments(StoreLocation(uri), dataset, rows.schema, fragments, {**notes, **files}, note)
     store = TokenStore.open(uri, verify=True)
     assert store.commit == stored.commit
     assert store.read(np.array([0]), store.num_tokens())[0].tolist() == stream
@@ -181,7 +182,7 @@ def test_an_error_of_whatever_kind_leaves_no_file(
             try:
                 prepare(source, ByteTokenizer(), **options)
             except kind:
-                assert find_orphans(str(uri)) == set()
+                assert find_orphans(StoreLocation(str(uri))) == set()
                 assert uri.exists() == (calls > 0 or place == "maintenance.compaction.end_build")
         if count[0] >= 0:
             break
@@ -196,15 +197,15 @@ def test_what_builders_left_that_were_killed_before_their_first_commit_does_not_
 
     made, uri = documents(*["some text"] * 40), tmp_path / "x.lance"
     rows = prepare(ListSource(made), ByteTokenizer(), str(tmp_path / "y.lance"), val_fraction=0.0)._dataset.to_table()
-    written, files = write_rows(str(uri), None, rows.schema, rows.to_batches(), None)
-    assert len(find_orphans(str(uri))) == 1
+    written, files = write_rows(StoreLocation(str(uri)), None, rows.schema, rows.to_batches())
+    assert len(find_orphans(StoreLocation(str(uri)))) == 1
     with pytest.raises(SourceError):
         prepare(Ends(made), ByteTokenizer(), str(uri), val_fraction=0.0)
-    assert find_orphans(str(uri)) == set()
+    assert find_orphans(StoreLocation(str(uri))) == set()
     # One of them was only stopped, and resumes with its commit.
-    note = replace(last_version(str(tmp_path / "y.lance"))[1], tokens=1)
+    note = replace(last_version(StoreLocation(str(tmp_path / "y.lance")))[1], tokens=1)
     with pytest.raises(CommitConflict):
-        replace_fragments(str(uri), None, rows.schema, written, files, note, None)
+        replace_fragments(StoreLocation(str(uri)), None, rows.schema, written, files, note)
     store = prepare(Mended(made), ByteTokenizer(), str(uri), val_fraction=0.0)
     assert store.read(np.array([0]), store.num_tokens())[0].tolist() == [*b"some text", 256] * 40
     assert not verify_store(str(uri))
@@ -224,7 +225,7 @@ def test_a_full_disk_is_told_and_goes_on_after_room_was_made(tmp_path: Path, cap
             pytest.raises(StoreError, match=r"^The disk of '.*/x\.lance' is full: free some space"),
         ):
             prepare(source, ByteTokenizer(), **options)
-        _, commit = last_version(options["uri"])
+        _, commit = last_version(StoreLocation(options["uri"]))
         assert commit is not None
         assert 0 < commit.documents < 60
         assert any(message.startswith(f"{commit.documents} documents (") for message in caplog.messages)

@@ -11,6 +11,7 @@ from lightning_lance.build.disk_space import expected_tokens, merging_bytes
 from lightning_lance.build.plan import Budget
 from lightning_lance.errors import ConfigError
 from lightning_lance.format.metadata import CommitMetadata
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.compaction import FULL_BYTES, uncompacted_bytes
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer
@@ -130,9 +131,9 @@ def test_where_there_is_no_room_to_merge_is_told(
 ):
     """The store itself would fit, but its growth also rewrites the last fragment, which is not full."""
     store = build(tmp_path, max_documents=20)
-    loose = uncompacted_bytes(store.uri)
+    loose = uncompacted_bytes(StoreLocation(store.uri))
     assert loose == sum(path.stat().st_size for path in Path(store.uri, "data").iterdir())
-    assert uncompacted_bytes(store.uri, full=loose) == 0
+    assert uncompacted_bytes(StoreLocation(store.uri), full=loose) == 0
     for free, levels in ((220 + 220 + loose - 1, ["WARNING"]), (220 + 220 + loose + 1, [])):
         caplog.clear()
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))

@@ -13,6 +13,7 @@ import pytest
 from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.errors import ConfigError, SourceError, StoreError
 from lightning_lance.format.metadata import CommitMetadata
+from lightning_lance.location import StoreLocation
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.chosen import ChosenTokenizer
 from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile, TrainedBPE
@@ -101,10 +102,10 @@ def test_another_recipe_at_the_same_place_is_refused_with_what_differs(tmp_path:
 
 def test_same_recipe_is_the_same(tmp_path: Path):
     chosen = ChosenTokenizer.of(ByteTokenizer(), SOURCE, tmp_path)
-    mine = Plan({"a": 1}, "f", "x.lance", chosen)
+    mine = Plan({"a": 1}, "f", StoreLocation("x.lance"), chosen)
     check_same(CommitMetadata("f", {"a": 1}, {}, "", "<eos>", 0, 1), mine)
     assert mine.tokenizer_file == Path("x.tokenizer.json")
-    assert Plan({}, "f", "s3://bucket/x.lance", chosen).tokenizer_file is None
+    assert Plan({}, "f", StoreLocation("s3://bucket/x.lance"), chosen).tokenizer_file is None
 
 
 def test_a_store_of_another_recipe_is_replaced_if_that_is_asked_for(tmp_path: Path):

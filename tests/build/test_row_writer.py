@@ -11,6 +11,7 @@ from lightning_lance.build.row_writer import forget_written
 from lightning_lance.errors import CommitConflict, StoreError
 from lightning_lance.format.commit import append_commit, last_version
 from lightning_lance.format.lance_io import dataset_at
+from lightning_lance.location import StoreLocation
 from tests.support.commits import NOTE, rows_of, writer_of
 from tests.support.paths import ROOT
 
@@ -28,8 +29,8 @@ def test_what_is_put_is_what_is_committed_in_its_order(tmp_path: Path):
                 writer.put(rows)
         written = writer.close()
         assert len(written.fragments) == len(written.files) == bool(some)
-        assert append_commit(uri, written, replace(NOTE, row=version)) == version + 1
-    stored, expected = dataset_at(uri, None, None).to_table(), pa.concat_tables(parts)
+        assert append_commit(StoreLocation(uri), written, replace(NOTE, row=version)) == version + 1
+    stored, expected = dataset_at(StoreLocation(uri), None).to_table(), pa.concat_tables(parts)
     for name in ("tokens", "num_tokens", "split"):
         assert stored.column(name).to_pylist() == expected.column(name).to_pylist()
 
@@ -42,7 +43,7 @@ def test_nothing_is_left_of_what_is_abandoned(tmp_path: Path):
             writer.put(rows_of(1).to_batches()[0])
         writer.abandon()
         assert files_in(tmp_path) == []
-    assert append_commit(uri, writer_of(uri).close(), NOTE) == 1
+    assert append_commit(StoreLocation(uri), writer_of(uri).close(), NOTE) == 1
     before, writer = files_in(tmp_path), writer_of(uri, 1)
     writer.put(rows_of(1).to_batches()[0])
     writer.abandon()
@@ -53,9 +54,9 @@ def test_what_is_committed_is_not_forgotten(tmp_path: Path):
     uri, writer = str(tmp_path / "x.lance"), writer_of(str(tmp_path / "x.lance"))
     writer.put(rows_of(1).to_batches()[0])
     written = writer.close()
-    append_commit(uri, written, NOTE)
-    forget_written(uri, written, None)
-    assert dataset_at(uri, None, None).to_table() == rows_of(1)
+    append_commit(StoreLocation(uri), written, NOTE)
+    forget_written(StoreLocation(uri), written)
+    assert dataset_at(StoreLocation(uri), None).to_table() == rows_of(1)
 
 
 def test_who_has_seen_another_version_writes_nothing(tmp_path: Path):
@@ -79,7 +80,7 @@ def test_a_failure_reaches_who_puts(tmp_path: Path):
     with pytest.raises(StoreError, match="cannot be written"):
         writer.close()
     writer.abandon()
-    assert last_version(uri) == (0, None)
+    assert last_version(StoreLocation(uri)) == (0, None)
     assert np.asarray(rows.column("num_tokens")).sum() == len(rows) * 2048
 
 
@@ -112,4 +113,4 @@ def test_a_process_that_ends_leaves_no_half_of_a_data_file(tmp_path: Path, ends:
     assert done.stderr == "" or done.stderr.endswith("\nKeyboardInterrupt\n")
     assert (done.returncode == 0) == (not ends)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert last_version(str(tmp_path / "x.lance")) == (0, None)
+    assert last_version(StoreLocation(str(tmp_path / "x.lance"))) == (0, None)

@@ -27,6 +27,7 @@ from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.format.checksums import Root
 from lightning_lance.format.commit import last_commit, last_version
 from lightning_lance.format.tags import keep_build
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance import compaction
 from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.maintenance.integrity import verify_store
@@ -260,7 +261,7 @@ def test_an_error_of_the_source_keeps_what_was_committed(tmp_path: Path):
     with pytest.raises(SourceError, match="the network is gone"):
         prepare(source, ByteTokenizer(), data_dir=tmp_path, commit_tokens=10)
     (uri,) = tmp_path.glob("*.lance")
-    before = last_commit(str(uri))
+    before = last_commit(StoreLocation(str(uri)))
     assert before is not None
     assert 0 < before.documents <= 12
     mended.append(True)
@@ -340,7 +341,7 @@ def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_a_clea
     uri, source = str(tmp_path / "x.lance"), ListSource(documents(*["some text"] * 40))
     done = subprocess.run([sys.executable, "-c", DIES, str(ROOT), uri], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    ended = last_version(uri)[0]
+    ended = last_version(StoreLocation(uri))[0]
     assert lance.dataset(uri).tags.list() == {}
     before = contents(Path(uri))
     assert prepare(source, ByteTokenizer(), uri, max_documents=3).version < ended
@@ -365,13 +366,13 @@ def test_what_a_killed_growth_left_goes_with_a_clean_or_a_build_and_stays_where_
 
     first = ask()
     grows = builders.start(uri, source={"gate": gate, "at": 30})
-    until(lambda: Path(gate + ".reached").exists() and find_orphans(str(uri)))
+    until(lambda: Path(gate + ".reached").exists() and find_orphans(StoreLocation(str(uri))))
     # Not while it is alive: it may commit them at any time. Processes that need nothing of it do not wait.
-    left, begin = find_orphans(str(uri)), time.monotonic()
+    left, begin = find_orphans(StoreLocation(str(uri))), time.monotonic()
     assert "is being written by another process" in str(clean(str(uri)).left)
     assert ask().version == first.version
     assert time.monotonic() - begin < 5
-    assert find_orphans(str(uri)) == left
+    assert find_orphans(StoreLocation(str(uri))) == left
     assert beside(uri) == {"x.tokenizer.json", "x.lock", "x.building.json"}
     assert grows.kill()
     (uri.parent / "x.building.json.0123.part").touch()
@@ -380,7 +381,7 @@ def test_what_a_killed_growth_left_goes_with_a_clean_or_a_build_and_stays_where_
     assert contents(uri.parent) == before
     assert clean(str(uri)).left == []
     assert ask().commit == first.commit
-    assert find_orphans(str(uri)) == set()
+    assert find_orphans(StoreLocation(str(uri))) == set()
     assert beside(uri) == {"x.tokenizer.json"}
     assert "version" in builders.start(uri).result()
     assert_same(TokenStore.open(uri), whole)
@@ -475,7 +476,7 @@ def test_those_who_wait_for_a_build_that_fails_tell_its_cause(
     until(lambda: (uri.parent / "x.building.json").exists())
     time.sleep(1)
     with ThreadPoolExecutor(1) as thread:
-        trains = thread.submit(wait_for, str(uri), 10**9)
+        trains = thread.submit(wait_for, StoreLocation(str(uri)), 10**9)
         until(lambda: "Waiting for the store" in caplog.text)
         Path(gate).touch()
         with pytest.raises(SourceError, match=r"The build of .* by process \d+ on .* failed, .*: the network is gone "):

@@ -13,6 +13,7 @@ from lightning_lance.build import waiting
 from lightning_lance.build.waiting import wait_for
 from lightning_lance.errors import SourceError, StoreError
 from lightning_lance.format.commit import last_commit
+from lightning_lance.location import StoreLocation
 from lightning_lance.process import locks
 from lightning_lance.process.build_status import StatusFile
 from lightning_lance.tokenization.configs import ByteTokenizer
@@ -34,16 +35,20 @@ def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_
     with ThreadPoolExecutor(1) as thread:
         # The failure of the last build, which starts again soon.
         StatusFile(file, "f").failed(SourceError("the network is gone"))
-        waits = thread.submit(wait_for, uri, 15)
+        waits = thread.submit(wait_for, StoreLocation(uri), 15)
         assert left_waiting(waits)
         lives = StatusFile(file, "f").begin()
         prepare(SOURCE, ByteTokenizer(), str(tmp_path / "y.lance"))
         (tmp_path / "y.lance").rename(uri)
         waits.result(60)
-        waits = thread.submit(wait_for, uri, 10**9)
+        waits = thread.submit(wait_for, StoreLocation(uri), 10**9)
         waits.result(60)  # the source has no more
-        append_commit(uri, lance.dataset(uri).to_table().slice(0, 0), replace(last_commit(uri), exhausted=False))
-        waits = thread.submit(wait_for, uri, 10**9)
+        append_commit(
+            StoreLocation(uri),
+            lance.dataset(uri).to_table().slice(0, 0),
+            replace(last_commit(StoreLocation(uri)), exhausted=False),
+        )
+        waits = thread.submit(wait_for, StoreLocation(uri), 10**9)
         assert left_waiting(waits)
         lives.failed(StoreError("the disk is full"))
         with pytest.raises(
@@ -51,10 +56,10 @@ def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_
         ):
             waits.result(60)
         # Committed tokens are enough, even if the builder failed.
-        wait_for(uri, 15)
+        wait_for(StoreLocation(uri), 15)
         monkeypatch.setattr(waiting, "_BEGIN_SECONDS", 0.1)
         with pytest.raises(StoreError, match="the disk is full"):
-            wait_for(uri, 10**9)
+            wait_for(StoreLocation(uri), 10**9)
 
 
 def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
@@ -78,7 +83,7 @@ def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
             time.sleep(0.01)
 
     with ThreadPoolExecutor(1) as thread:
-        waits = thread.submit(wait_for, uri, 15)
+        waits = thread.submit(wait_for, StoreLocation(uri), 15)
         try:
             nobody = ", and no process builds it: run 'lightning-lance prepare' for it."
             until_told(nobody)
@@ -95,4 +100,4 @@ def test_who_waits_says_what_for_and_ends_with_a_builder_that_is_gone(
             # Another builder takes over, and commits the tokens.
             lock.unlink(missing_ok=True)
             prepare(SOURCE, ByteTokenizer(), uri)
-    wait_for(uri, 15)
+    wait_for(StoreLocation(uri), 15)

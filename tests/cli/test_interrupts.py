@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.removal import find_orphans
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.builders import until
@@ -78,14 +79,14 @@ def test_what_a_second_interruption_leaves_goes_with_the_next_build(tmp_path: Pa
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "hangs\n"
-    until(lambda: find_orphans(uri))  # half of a data file
+    until(lambda: find_orphans(StoreLocation(uri)))  # half of a data file
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == "closes\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=20)[1].endswith("interrupted again: stopped at once; all commits are safe.\n")
     assert process.returncode == 130
-    assert find_orphans(uri)
+    assert find_orphans(StoreLocation(uri))
     store = prepare(ListSource(documents(*["0123456789" * 100_000] * 6), 1), ByteTokenizer(), uri, val_fraction=0.0)
     assert store.commit.documents == 6
-    assert find_orphans(uri) == set()
+    assert find_orphans(StoreLocation(uri)) == set()
     assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}

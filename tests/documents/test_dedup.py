@@ -13,6 +13,7 @@ from lightning_lance.documents.dedup import SeenHashes, check_dedup, text_hashes
 from lightning_lance.documents.splits import SPLITS, split_codes
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.format.commit import last_commit
+from lightning_lance.location import StoreLocation
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
@@ -182,7 +183,7 @@ def test_duplicates_are_not_tokenized_and_do_not_count_for_the_budget(tmp_path: 
 def test_without_it_copies_stay_and_no_hash_is_stored(tmp_path: Path):
     made = tuple(("same", "Python", f"r{i}") for i in range(5))
     store = prepare(ListSource(made), ByteTokenizer(), data_dir=tmp_path)
-    commit = last_commit(store.uri)
+    commit = last_commit(StoreLocation(store.uri))
     assert commit is not None
     assert (commit.documents, "duplicate" in commit.skipped) == (5, False)
     fields = lance.dataset(store.uri).schema.field("documents").type.value_type

@@ -18,6 +18,7 @@ from lightning_lance.format.commit import last_commit, last_version, replace_fra
 from lightning_lance.format.lance_io import dataset_at, fragments_of, remove_store, write_rows
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.rows import BLOCK
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.integrity import verify_store
 from tests.support.bucket import Bucket, serving
 from tests.support.commits import NOTE, rows_of
@@ -33,7 +34,7 @@ def race(uri: str, number: int, options: dict[str, str], barrier: Barrier, told:
         barrier.wait(60)
         try:
             note = replace(NOTE, row=number, documents=version + 1, tokens=2 * (version + 1))
-            won.append(append_commit(uri, rows_of(number), note, options, expected_version=version))
+            won.append(append_commit(StoreLocation(uri, options), rows_of(number), note, expected_version=version))
         except CommitConflict:
             won.append(0)
         barrier.wait(60)
@@ -61,11 +62,11 @@ def raced(uri: str, options: dict[str, str]) -> list[int]:
 
 
 def check_raced(uri: str, winners: list[int], options: dict[str, str]) -> None:
-    dataset = dataset_at(uri, None, options)
+    dataset = dataset_at(StoreLocation(uri, options), None)
     table = dataset.to_table()
     assert [row[0] for row in table.column("tokens").to_pylist()] == winners
     # The commit metadata is the winner's too: tokens and cursor are one transaction.
-    assert [last_commit(uri, version, options).row for version in range(1, ROUNDS + 1)] == winners
+    assert [last_commit(StoreLocation(uri, options), version).row for version in range(1, ROUNDS + 1)] == winners
     assert int(dataset.version) == ROUNDS
     assert len(lance.file.LanceFileSession(f"{uri}/_transactions", options or None).list()) == ROUNDS
     data = {file.path for fragment in dataset.get_fragments() for file in fragment.data_files()}
@@ -91,37 +92,37 @@ def test_so_it_is_in_a_bucket(bucket: Bucket):
 def test_a_commit_whose_answer_was_lost_was_made(bucket: Bucket):
     """The bucket stores the manifest, but its answer is lost: the second request finds the manifest existing."""
     uri, options = "s3://bucket/lost/x.lance", bucket.lance_options
-    append_commit(uri, rows_of(1), NOTE, options)
+    append_commit(StoreLocation(uri, options), rows_of(1), NOTE)
     bucket.lose_answer("/_versions/")
-    assert append_commit(uri, rows_of(2), NOTE, options, expected_version=1) == 2
+    assert append_commit(StoreLocation(uri, options), rows_of(2), NOTE, expected_version=1) == 2
     assert bucket.lost == 1
-    assert dataset_at(uri, None, options).count_rows() == 2
+    assert dataset_at(StoreLocation(uri, options), None).count_rows() == 2
 
 
 def test_another_version_than_the_expected_is_refused_before_anything_is_written(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     with pytest.raises(CommitConflict, match=r"it has version 0, expected 3.*run again"):
-        append_commit(uri, rows_of(1), NOTE, expected_version=3)
+        append_commit(StoreLocation(uri), rows_of(1), NOTE, expected_version=3)
     assert not Path(uri).exists()
-    assert append_commit(uri, rows_of(1), NOTE, expected_version=0) == 1
+    assert append_commit(StoreLocation(uri), rows_of(1), NOTE, expected_version=0) == 1
     files = sorted(Path(uri).rglob("*"))
     with pytest.raises(CommitConflict, match="it has version 1, expected 0"):
-        append_commit(uri, rows_of(1), NOTE, expected_version=0)
+        append_commit(StoreLocation(uri), rows_of(1), NOTE, expected_version=0)
     assert sorted(Path(uri).rglob("*")) == files
 
 
 def test_a_builder_that_stood_still_commits_nothing_also_where_its_version_is_free_again(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    append_commit(uri, rows_of(1), NOTE)
+    append_commit(StoreLocation(uri), rows_of(1), NOTE)
     # It has written its rows on top of version 1, and is suspended.
-    before = dataset_at(uri, None, None)
-    made, notes = write_rows(uri, before, before.schema, rows_of(99).to_batches(), None)
+    before = dataset_at(StoreLocation(uri), None)
+    made, notes = write_rows(StoreLocation(uri), before, before.schema, rows_of(99).to_batches())
     for number in range(2, 4):
-        append_commit(uri, rows_of(number), replace(NOTE, tokens=2 * number))
-    finish(uri, rows_of(4), replace(NOTE, tokens=8))
+        append_commit(StoreLocation(uri), rows_of(number), replace(NOTE, tokens=2 * number))
+    finish(StoreLocation(uri), rows_of(4), replace(NOTE, tokens=8))
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [4]
     with pytest.raises(CommitConflict):
-        replace_fragments(uri, before, before.schema, [*fragments_of(before), *made], notes, NOTE, None)
+        replace_fragments(StoreLocation(uri), before, before.schema, [*fragments_of(before), *made], notes, NOTE)
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [4]
     assert len(list(Path(uri, "data").iterdir())) == 1
     assert not verify_store(uri)
@@ -130,33 +131,33 @@ def test_a_builder_that_stood_still_commits_nothing_also_where_its_version_is_fr
 def test_a_builder_that_stood_still_commits_nothing_to_a_store_that_was_built_anew(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     for number in range(1, 4):
-        append_commit(uri, rows_of(number), NOTE)
-    before = dataset_at(uri, None, None)
-    made, notes = write_rows(uri, before, before.schema, rows_of(99).to_batches(), None)
-    remove_store(uri, None)
+        append_commit(StoreLocation(uri), rows_of(number), NOTE)
+    before = dataset_at(StoreLocation(uri), None)
+    made, notes = write_rows(StoreLocation(uri), before, before.schema, rows_of(99).to_batches())
+    remove_store(StoreLocation(uri))
     anew = replace(NOTE, fingerprint="other", tokens=0)
     # As many versions as it had seen, then fewer.
     for versions in (1, 3):
-        while last_version(uri)[0] < versions:
+        while last_version(StoreLocation(uri))[0] < versions:
             anew = replace(anew, tokens=anew.tokens + 2)
-            append_commit(uri, rows_of(7), anew)
+            append_commit(StoreLocation(uri), rows_of(7), anew)
         with pytest.raises(CommitConflict, match=f"it has version {versions}, expected 3"):
-            replace_fragments(uri, before, before.schema, [*fragments_of(before), *made], notes, NOTE, None)
-        assert last_version(uri) == (versions, anew)
+            replace_fragments(StoreLocation(uri), before, before.schema, [*fragments_of(before), *made], notes, NOTE)
+        assert last_version(StoreLocation(uri)) == (versions, anew)
         assert len(list(Path(uri, "data").iterdir())) == versions
     assert not verify_store(uri)
 
 
 def test_files_that_the_newest_version_has_are_not_taken_back(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    append_commit(uri, rows_of(1), NOTE)
-    before = dataset_at(uri, None, None)
-    append_commit(uri, rows_of(2), NOTE)
-    append_commit(uri, rows_of(3), replace(NOTE, tokens=6))
+    append_commit(StoreLocation(uri), rows_of(1), NOTE)
+    before = dataset_at(StoreLocation(uri), None)
+    append_commit(StoreLocation(uri), rows_of(2), NOTE)
+    append_commit(StoreLocation(uri), rows_of(3), replace(NOTE, tokens=6))
     # Like a builder whose commit was made although its answer was lost.
-    now = dataset_at(uri, None, None)
+    now = dataset_at(StoreLocation(uri), None)
     with pytest.raises(CommitConflict):
-        replace_fragments(uri, before, before.schema, fragments_of(now), {}, NOTE, None)
+        replace_fragments(StoreLocation(uri), before, before.schema, fragments_of(now), {}, NOTE)
     assert not verify_store(uri)
 
 
@@ -165,55 +166,61 @@ def test_the_last_version_is_looked_for_again_where_it_is_removed_meanwhile(
 ):
     """A builder commits and cleans up between the opening of the newest version and the reading of its commit."""
     uri, opened, done = str(tmp_path / "x.lance"), commit.dataset_at, list[int]()
-    append_commit(uri, rows_of(1), NOTE)
+    append_commit(StoreLocation(uri), rows_of(1), NOTE)
 
     def open_and_finish(*arguments: Any) -> Any:
         dataset = opened(*arguments)
         if not done:
             done.append(dataset.version)
-            finish(uri, rows_of(2), replace(NOTE, documents=2, tokens=4))
+            finish(StoreLocation(uri), rows_of(2), replace(NOTE, documents=2, tokens=4))
         return dataset
 
     monkeypatch.setattr(commit, "dataset_at", open_and_finish)
-    version, note = last_version(uri)
+    version, note = last_version(StoreLocation(uri))
     assert (version, note.documents, done) == (2, 2, [1])
 
 
 def test_a_store_that_was_built_anew_is_not_gone_on_from(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    append_commit(uri, rows_of(1), NOTE, None, 0)
-    remove_store(uri, None)
-    append_commit(uri, rows_of(7), replace(NOTE, fingerprint="other"), None, 0)
+    append_commit(StoreLocation(uri), rows_of(1), NOTE, 0)
+    remove_store(StoreLocation(uri))
+    append_commit(StoreLocation(uri), rows_of(7), replace(NOTE, fingerprint="other"), 0)
     for append in (append_commit, finish):
         with pytest.raises(CommitConflict):
-            append(uri, rows_of(2), NOTE, None, 1)
+            append(uri, rows_of(2), NOTE, 1)
     assert lance.dataset(uri).version == 1
     assert len(list(Path(uri, "data").iterdir())) == 1
 
 
 def test_a_plain_append_of_others_counts_too(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    append_commit(uri, rows_of(1), NOTE)
+    append_commit(StoreLocation(uri), rows_of(1), NOTE)
     lance.write_dataset(rows_of(2), uri, mode="append")
     with pytest.raises(CommitConflict):
-        append_commit(uri, rows_of(3), NOTE, expected_version=1)
+        append_commit(StoreLocation(uri), rows_of(3), NOTE, expected_version=1)
 
 
 def test_a_commit_without_rows_moves_the_cursor(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     for version in range(3):
         assert (
-            append_commit(uri, rows_of(1).slice(0, 0), replace(NOTE, row=version), expected_version=version)
+            append_commit(
+                StoreLocation(uri), rows_of(1).slice(0, 0), replace(NOTE, row=version), expected_version=version
+            )
             == version + 1
         )
-    append_commit(uri, rows_of(1), replace(NOTE, row=9))
-    assert (last_commit(uri, 2).row, last_commit(uri).row, lance.dataset(uri).count_rows()) == (1, 9, 1)
+    append_commit(StoreLocation(uri), rows_of(1), replace(NOTE, row=9))
+    assert (
+        last_commit(StoreLocation(uri), 2).row,
+        last_commit(StoreLocation(uri)).row,
+        lance.dataset(uri).count_rows(),
+    ) == (1, 9, 1)
 
 
 def test_a_commit_is_one_file_whatever_its_rows(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    append_commit(uri, rows_of(1, 3000 * BLOCK - 1), NOTE)
-    append_commit(uri, pa.concat_tables([rows_of(i) for i in range(50)]), NOTE)
+    append_commit(StoreLocation(uri), rows_of(1, 3000 * BLOCK - 1), NOTE)
+    append_commit(StoreLocation(uri), pa.concat_tables([rows_of(i) for i in range(50)]), NOTE)
     assert len(lance.dataset(uri).get_fragments()) == 2
 
 
@@ -221,7 +228,7 @@ def test_what_cannot_be_written_is_told(tmp_path: Path):
     (tmp_path / "x.lance").mkdir()
     (tmp_path / "x.lance" / "data").touch()
     with pytest.raises(StoreError, match=r"cannot be written \(.*free disk space or grant access, then run again"):
-        append_commit(str(tmp_path / "x.lance"), rows_of(1), NOTE)
+        append_commit(StoreLocation(str(tmp_path / "x.lance")), rows_of(1), NOTE)
 
 
 def test_a_note_comes_back_from_json():

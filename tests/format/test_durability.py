@@ -14,6 +14,7 @@ from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.format import durability
 from lightning_lance.format.commit import last_version
 from lightning_lance.format.lance_io import data_files, dataset_at
+from lightning_lance.location import StoreLocation
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.commits import NOTE, rows_of
 from tests.support.corpora import prepare
@@ -139,14 +140,14 @@ def failing(monkeypatch: pytest.MonkeyPatch, fails: Callable[[str], bool], numbe
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_what_the_disk_does_not_take_is_not_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
     uri = str(tmp_path / "x.lance")
-    append_commit(uri, rows_of(1), NOTE)
+    append_commit(StoreLocation(uri), rows_of(1), NOTE)
     before = sorted(path for path in Path(uri).rglob("*") if path.is_file())
     with monkeypatch.context() as patch:
         failing(patch, lambda path: "/data/" in path, number)
         with pytest.raises(StoreError, match=r"cannot be written \(.*(Input/output error|No space left)"):
-            append_commit(uri, rows_of(2), NOTE)
+            append_commit(StoreLocation(uri), rows_of(2), NOTE)
     assert sorted(path for path in Path(uri).rglob("*") if path.is_file()) == before
-    assert append_commit(uri, rows_of(2), NOTE) == 2
+    assert append_commit(StoreLocation(uri), rows_of(2), NOTE) == 2
 
 
 def test_a_manifest_that_the_disk_does_not_take_counts_as_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -155,9 +156,9 @@ def test_a_manifest_that_the_disk_does_not_take_counts_as_no_commit(tmp_path: Pa
     with monkeypatch.context() as patch:
         failing(patch, lambda path: path.endswith(".manifest"), errno.EIO)
         with pytest.raises(StoreError, match="cannot be written"):
-            append_commit(uri, rows_of(1), NOTE)
-    assert last_version(uri) == (1, NOTE)
-    assert dataset_at(uri, None, None).count_rows() == 1
+            append_commit(StoreLocation(uri), rows_of(1), NOTE)
+    assert last_version(StoreLocation(uri)) == (1, NOTE)
+    assert dataset_at(StoreLocation(uri), None).count_rows() == 1
 
 
 def test_a_build_that_the_disk_does_not_take_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -167,7 +168,7 @@ def test_a_build_that_the_disk_does_not_take_says_so_and_goes_on(tmp_path: Path,
         failing(patch, lambda path: path.endswith(f"{2**64 - 1 - 3:020d}.manifest"), errno.EIO)
         with pytest.raises(StoreError, match="cannot be written"):
             prepare(source, ByteTokenizer(), uri, **OPTIONS)  # type: ignore[arg-type]
-    assert last_version(uri)[0] == 3
+    assert last_version(StoreLocation(uri))[0] == 3
     store = prepare(source, ByteTokenizer(), uri, **OPTIONS)  # type: ignore[arg-type]
     assert store.commit == prepare(source, ByteTokenizer(), str(tmp_path / "y.lance"), **OPTIONS).commit  # type: ignore[arg-type]
 
@@ -175,7 +176,7 @@ def test_a_build_that_the_disk_does_not_take_says_so_and_goes_on(tmp_path: Path,
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
 def test_a_file_system_that_forces_nothing_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
     failing(monkeypatch, lambda path: True, number)
-    assert append_commit(str(tmp_path / "x.lance"), rows_of(1), NOTE) == 1
+    assert append_commit(StoreLocation(str(tmp_path / "x.lance")), rows_of(1), NOTE) == 1
 
 
 def test_in_a_bucket_nothing_is_forced(monkeypatch: pytest.MonkeyPatch):

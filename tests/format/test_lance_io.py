@@ -20,6 +20,7 @@ from lightning_lance.format.lance_io import (
 )
 from lightning_lance.format.layout import files_of, layout_of
 from lightning_lance.format.rows import BLOCK
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.integrity import verify_store
 from tests.support.bucket import serving
 from tests.support.commits import NOTE
@@ -31,22 +32,22 @@ from tests.support.stores import append_commit
 def test_a_data_file_is_one_and_its_note_tells_what_is_in_it(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     rows = rows_of([part_of("a", 5000), part_of("b", 10)])
-    (fragment,), files = write_rows(uri, None, rows.schema, rows.to_batches(max_chunksize=2), None)
+    (fragment,), files = write_rows(StoreLocation(uri), None, rows.schema, rows.to_batches(max_chunksize=2))
     (path,) = files
     file = tmp_path / "x.lance" / "data" / path
     assert files[path].size == file.stat().st_size == fragment.files[0].file_size_bytes
     assert files[path].parts == (part_of("a", 5000), part_of("b", 10))
-    assert hash_file(data_session(uri, None), path, files[path].size) == files[path].whole
+    assert hash_file(data_session(StoreLocation(uri)), path, files[path].size) == files[path].whole
     assert layout_of([fragment], files) == [*files[path].parts]
     # Uncommitted rows are in no version, and no rows make no file.
-    assert dataset_at(uri, None, None) is None
-    assert write_rows(uri, None, rows.schema, [], None) == ([], {})
+    assert dataset_at(StoreLocation(uri), None) is None
+    assert write_rows(StoreLocation(uri), None, rows.schema, []) == ([], {})
 
 
 def test_the_notes_of_others_files_are_unknown(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     rows = rows_of([part_of("a", 5000)])
-    (fragment,), files = write_rows(uri, None, rows.schema, rows.to_batches(), None)
+    (fragment,), files = write_rows(StoreLocation(uri), None, rows.schema, rows.to_batches())
     assert layout_of([fragment], {}) is None
     assert (
         layout_of([fragment], {path: note._replace(parts=(part_of("a", 1),)) for path, note in files.items()}) is None
@@ -55,17 +56,17 @@ def test_the_notes_of_others_files_are_unknown(tmp_path: Path):
 
 
 def test_what_is_no_dataset_is_told_from_none(tmp_path: Path):
-    assert dataset_at(str(tmp_path / "none.lance"), None, None) is None
+    assert dataset_at(StoreLocation(str(tmp_path / "none.lance")), None) is None
     (tmp_path / "x.lance" / "_versions").mkdir(parents=True)
     (tmp_path / "x.lance" / "_versions" / "1.manifest").write_bytes(b"nothing")
     with pytest.raises(StoreError, match="cannot be opened"):
-        dataset_at(str(tmp_path / "x.lance"), None, None)
+        dataset_at(StoreLocation(str(tmp_path / "x.lance")), None)
 
 
 def test_blocks_are_taken_by_row(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     lance.write_dataset(rows_of([part_of("a", 5000)]), uri)
-    dataset = dataset_at(uri, None, None)
+    dataset = dataset_at(StoreLocation(uri), None)
     assert len(fragments_of(dataset)) == 1
     assert take_blocks(dataset, np.array([2, 0])).sum(axis=1).tolist() == [5000 - 2 * BLOCK, BLOCK]
 
@@ -93,17 +94,19 @@ def test_a_removal_that_is_killed_leaves_the_store_or_none():
         for deletions in (1, 2, 3, 4, 6):
             uri = f"s3://bucket/{deletions}/x.lance"
             for number in (1, 2):
-                append_commit(uri, number_rows(number), replace(NOTE, tokens=2 * number), options)
-            dataset_at(uri, None, options).tags.create("checkpoint-4", 2)
+                append_commit(StoreLocation(uri, options), number_rows(number), replace(NOTE, tokens=2 * number))
+            dataset_at(StoreLocation(uri, options), None).tags.create("checkpoint-4", 2)
             allowed[:] = [deletions]
             with pytest.raises(StoreError, match="cannot be removed"):
-                remove_store(uri, options)
+                remove_store(StoreLocation(uri, options))
             allowed.clear()
-            left.append(last_version(uri, options)[0])
+            left.append(last_version(StoreLocation(uri, options))[0])
             if left[-1]:
-                assert dataset_at(uri, None, options).to_table() == pa.concat_tables(map(number_rows, (1, 2)))
-                remove_store(uri, options)
-            append_commit(uri, number_rows(3), replace(NOTE, fingerprint="other", tokens=2), options, 0)
+                assert dataset_at(StoreLocation(uri, options), None).to_table() == pa.concat_tables(
+                    map(number_rows, (1, 2))
+                )
+                remove_store(StoreLocation(uri, options))
+            append_commit(StoreLocation(uri, options), number_rows(3), replace(NOTE, fingerprint="other", tokens=2), 0)
             assert verify_store(uri, options) == []
-            assert dataset_at(uri, None, options).tags.list() == {}
+            assert dataset_at(StoreLocation(uri, options), None).tags.list() == {}
         assert left == [2, 2, 2, 0, 0]

@@ -13,6 +13,7 @@ import pytest
 from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lineage import change_of, lineage_of
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.maintenance.removal import clean_up
@@ -98,7 +99,7 @@ def test_what_others_changed_is_named_and_not_built_on(tmp_path: Path, name: str
     assert problems
     assert not any("remove the store" in problem for problem in problems)
     # Its earlier content is there, also for checkpoints and smaller budgets.
-    clean_up(str(uri))
+    clean_up(StoreLocation(str(uri)))
     assert stream(build(uri, 6)) == stream(TokenStore.open(uri, 1)) == begun
     WindowLoader(build(uri, 6), 16, 4).load_state_dict(state)
     # The cure in the message works.
@@ -159,7 +160,7 @@ def test_what_changes_no_row_is_carried(
     begun = stream(build(uri, 6))
     for operation in operations:
         operation(lance.dataset(uri))
-    assert change_of(lance.dataset(uri), str(uri)) is None
+    assert change_of(lance.dataset(uri), StoreLocation(str(uri))) is None
     assert stream(TokenStore.open(uri)) == begun
     assert stream(build(uri)) == whole
     assert verify_store(str(uri)) == []
@@ -171,8 +172,8 @@ def test_a_compaction_is_carried(tmp_path: Path, whole: list[int], monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr("lightning_lance.build.builder.commit_final", only_append)
         prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0, max_documents=8, commit_tokens=1)
-    compact(lance.dataset(uri))
-    change = change_of(lance.dataset(uri), str(uri))
+    compact(StoreLocation(lance.dataset(uri)))
+    change = change_of(lance.dataset(uri), StoreLocation(str(uri)))
     assert change is not None
     assert (change.of_rows, change.readable) == (False, True)
     # For operations that are gone, the rows are compared.

@@ -20,7 +20,7 @@ from lightning_lance.format.commit import data_file_infos
 from lightning_lance.format.lance_io import fragments_of
 from lightning_lance.format.layout import properties_of
 from lightning_lance.format.own_files import is_plain_name
-from lightning_lance.location import beside
+from lightning_lance.location import StoreLocation, beside
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.maintenance.removal import clean_up, find_orphans
@@ -62,7 +62,7 @@ def call_all(uri: Path) -> dict[str, str]:
         "open": lambda: TokenStore.open(uri),
         "verify": lambda: verify_store(str(uri)),
         "keep": lambda: TokenStore.open(uri).keep_for_training(),
-        "clean": lambda: clean_up(str(uri), orphans=find_orphans(str(uri))),
+        "clean": lambda: clean_up(StoreLocation(str(uri)), orphans=find_orphans(StoreLocation(str(uri)))),
         "complete": lambda: build(uri, max_documents=10),
         "grow": lambda: build(uri),
         "forget": lambda: forget(str(uri), {"repo": "repo1"}),
@@ -247,7 +247,7 @@ def renamed(uri: Path, name: str, noted: bool) -> Path:
     operation = lance.LanceOperation.Overwrite(dataset.lance_schema, [fragment])
     made = lance.Transaction(read_version=0, operation=operation, transaction_properties=properties)
     lance.LanceDataset.commit(str(copy), made)
-    assert write_sums(str(copy), None)
+    assert write_sums(StoreLocation(str(copy)))
     return copy
 
 
@@ -306,16 +306,16 @@ def test_in_a_bucket_lance_cleans_up_only_where_nothing_is_of_others(monkeypatch
     with serving() as bucket:
         options = bucket.lance_options
         for number in (1, 2):
-            append_commit(uri, rows_of(number), NOTE, options)
+            append_commit(StoreLocation(uri, options), rows_of(number), NOTE)
         # A file of a builder, and one of another program.
         written(uri, rows_of(3), options=options)
-        clean_up(uri, options)
+        clean_up(StoreLocation(uri, options))
         assert cleaned == [uri]
         assert [entry["version"] for entry in lance.dataset(uri, storage_options=options).versions()] == [2]
         for key in (f"data/{UUID}.lance", "data/thesis.lance", "_deletions/thesis.arrow"):
-            append_commit(uri, rows_of(4), NOTE, options)
+            append_commit(StoreLocation(uri, options), rows_of(4), NOTE)
             bucket.client.put_object(Bucket="bucket", Key=f"x.lance/{key}", Body=b"years of work")
-            clean_up(uri, options)
+            clean_up(StoreLocation(uri, options))
             assert cleaned == [uri]
             assert len(lance.dataset(uri, storage_options=options).versions()) == 1
             bucket.client.delete_object(Bucket="bucket", Key=f"x.lance/{key}")

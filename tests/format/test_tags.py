@@ -16,6 +16,7 @@ from lightning_lance.format.lance_io import remove_store
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.versions import first_version
 from lightning_lance.lance_names import manifest_of
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance import removal
 from lightning_lance.maintenance.integrity import verify_store
 from tests.support.merges import NOTE, append
@@ -30,16 +31,16 @@ def test_a_tag_stays_where_the_streams_are_the_same_and_moves_where_not(tmp_path
     uri, note = str(tmp_path / "x.lance"), NOTE
     for i in range(3):
         note = append(uri, [(0, "C", 3000)], i, note)
-    append_commit(uri, lance.dataset(uri).to_table().slice(0, 0), note)
+    append_commit(StoreLocation(uri), lance.dataset(uri).to_table().slice(0, 0), note)
     versions = {version: lance.dataset(uri, version=version) for version in (1, 2, 3, 4)}
     # A tag of this name from an earlier store at this place.
     versions[1].tags.create("checkpoint-9003", 1)
-    assert tags.tag_version(versions[3], uri, StoreContent(9003), None)
+    assert tags.tag_version(versions[3], StoreLocation(uri), StoreContent(9003))
     assert tags_of(uri) == {"checkpoint-9003": 3}
     # Version 4 has the content of version 3.
-    assert tags.tag_version(versions[4], uri, StoreContent(9003), None)
+    assert tags.tag_version(versions[4], StoreLocation(uri), StoreContent(9003))
     assert tags_of(uri) == {"checkpoint-9003": 3}
-    assert tags.tag_version(versions[2], uri, StoreContent(6002), None, "checkpoint-9003")
+    assert tags.tag_version(versions[2], StoreLocation(uri), StoreContent(6002), "checkpoint-9003")
     assert tags_of(uri) == {"checkpoint-9003": 2}
 
 
@@ -48,30 +49,30 @@ def test_what_a_builder_has_removed_is_not_kept(tmp_path: Path):
     note = append(uri, [(0, "C", 3000)], 0, note)
     opened = lance.dataset(uri)
     note = append(uri, [(0, "C", 3000)], 1, note)
-    finish(uri, opened.to_table().slice(0, 0), note)
-    assert not tags.tag_version(opened, uri, StoreContent(3001), None)
+    finish(StoreLocation(uri), opened.to_table().slice(0, 0), note)
+    assert not tags.tag_version(opened, StoreLocation(uri), StoreContent(3001))
     assert tags_of(uri) == {f"build-{note.tokens}": 3}
     # Nor if a tag of that name is on another version.
     lance.dataset(uri).tags.create("checkpoint-3001", 3)
-    assert not tags.tag_version(opened, uri, StoreContent(3001), None)
+    assert not tags.tag_version(opened, StoreLocation(uri), StoreContent(3001))
     # A build's own tag keeps that version too, but may go with the next one forgotten.
-    assert tags.tag_version(lance.dataset(uri), uri, note.extent, None)
+    assert tags.tag_version(lance.dataset(uri), StoreLocation(uri), note.extent)
     assert tags_of(uri)[f"checkpoint-{note.tokens}"] == 3
-    assert not tags.lacks_build_tag(lance.dataset(uri), uri)
+    assert not tags.lacks_build_tag(lance.dataset(uri), StoreLocation(uri))
     append(uri, [(0, "C", 3000)], 2, note)
-    assert tags.lacks_build_tag(lance.dataset(uri), uri)
+    assert tags.lacks_build_tag(lance.dataset(uri), StoreLocation(uri))
     lance.dataset(uri).delete("split = 'val'")
     assert lance.dataset(uri).version == 5
-    assert not tags.lacks_build_tag(lance.dataset(uri), uri)
+    assert not tags.lacks_build_tag(lance.dataset(uri), StoreLocation(uri))
 
 
 def test_of_a_store_that_is_gone_as_a_whole_nothing_can_be_kept(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     append(uri, [(0, "C", 3000)], 0)
     opened = lance.dataset(uri)
-    remove_store(uri, None)
+    remove_store(StoreLocation(uri))
     with pytest.raises(StoreError, match=r"cannot be tagged \(the store is gone\): grant"):
-        tags.tag_version(opened, uri, StoreContent(3001), None)
+        tags.tag_version(opened, StoreLocation(uri), StoreContent(3001))
 
 
 def test_each_run_has_a_tag_of_its_own(tmp_path: Path):
@@ -129,7 +130,7 @@ def test_a_run_sees_a_clean_up_that_has_begun_and_a_clean_up_sees_a_run(
 
     monkeypatch.setattr(removal, "write_sums", before_the_list_is_written)
     monkeypatch.setattr(removal, "_remove_versions", after_it)
-    removal.clean_up(uri)
+    removal.clean_up(StoreLocation(uri))
     assert kept[0] is kept[1] is True
     assert kept[-2:] == [False, False]
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [1, 3]
@@ -142,16 +143,16 @@ def test_what_a_killed_clean_up_was_about_to_remove_is_kept_no_more(tmp_path: Pa
     uri, note = str(tmp_path / "x.lance"), NOTE
     for i in range(3):
         note = append(uri, [(0, "C", 3000)], i, note)
-    assert write_sums(uri, None, {3})
+    assert write_sums(StoreLocation(uri), {3})
     note = append(uri, [(0, "C", 3000)], 3, note)
     assert not TokenStore.open(uri, 2).keep()
-    assert first_version(uri, lambda commit: commit.tokens >= 3001) == 3
+    assert first_version(StoreLocation(uri), lambda commit: commit.tokens >= 3001) == 3
     assert TokenStore.open(uri, 3).keep("a.b")
     sums = tmp_path / "x.lance" / SUMS
     sums.write_text(sums.read_text().replace("x", "y"))
     assert TokenStore.open(uri, 2).keep()
     shutil.rmtree(tmp_path / "x.lance" / "_refs")
-    assert write_sums(uri, None)
+    assert write_sums(StoreLocation(uri))
     lance.dataset(uri, version=3).restore()
     for version in (4, 5):
         Path(tmp_path, "x.lance", manifest_of(version)).unlink()
@@ -172,13 +173,13 @@ def test_a_store_that_was_built_anew_is_not_tagged(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
     append(uri, [(0, "C", 3000)], 0)
     store = TokenStore.open(uri)
-    remove_store(uri, None)
+    remove_store(StoreLocation(uri))
     append(uri, [(0, "C", 3000)], 0, replace(NOTE, fingerprint="another"))
     for keeps in (store.keep_for_training, store.keep):
         with pytest.raises(StoreReplaced, match="was replaced by one with other settings while it was read"):
             keeps()
     assert tags_of(uri) == {}
-    remove_store(uri, None)
+    remove_store(StoreLocation(uri))
     append(uri, [(0, "C", 10)], 0)
     # In a store of the same recipe, another version has this number.
     assert not store.keep()
@@ -188,6 +189,6 @@ def test_what_a_build_ended_with_is_one_version_though_it_was_made_twice(tmp_pat
     """A new builder makes the version once more, so that no killed builder can commit."""
     uri = str(tmp_path / "x.lance")
     append(uri, [(0, "C", 3000)], 0, full=1 << 30)
-    removal.fence_stale_builders(uri, 1, set())
+    removal.fence_stale_builders(StoreLocation(uri), 1, set())
     assert tags_of(uri) == {"build-3001": 2}
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2]

@@ -19,6 +19,7 @@ from lightning_lance.format.commit import data_file_infos, read_commit
 from lightning_lance.format.lance_io import fragments_of
 from lightning_lance.format.layout import properties_of
 from lightning_lance.inspection.resume import verify_resume
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.tokenization.configs import ByteTokenizer
@@ -44,7 +45,7 @@ def rewritten(uri: str, text: str) -> None:
     properties = {"lightning_lance": text, **properties_of(data_file_infos(dataset))}
     made = lance.Transaction(read_version=dataset.version, operation=operation, transaction_properties=properties)
     lance.LanceDataset.commit(dataset, made, max_retries=0)
-    write_sums(uri, None)
+    write_sums(StoreLocation(uri))
 
 
 def of_format(uri: str, number: Any, **more: Any) -> None:
@@ -77,7 +78,7 @@ def test_a_store_of_a_newer_version_is_told_as_such_and_stays(uri: str, tmp_path
         lambda: build(uri, val_fraction=0.5, rebuild=True),
         lambda: build(uri, rebuild=True),
         lambda: forget(uri, {"repo": "repo1"}),
-        lambda: wait_for(uri, 10),
+        lambda: wait_for(StoreLocation(uri), 10),
         lambda: verify_resume(str(checkpoint), {}),
         lambda: served.setup("fit"),
     ]

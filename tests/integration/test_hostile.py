@@ -30,6 +30,7 @@ from lightning_lance.format.lance_io import dataset_at, fragments_of
 from lightning_lance.format.layout import files_of, properties_of
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.json_checks import json_of, object_of
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.tokenization.configs import ByteTokenizer
@@ -122,7 +123,7 @@ def truth(store: Path) -> dict[str, list[int]]:
 
 
 def metadata_of(store: Path) -> dict[str, Any]:
-    dataset = dataset_at(str(store), None, None)
+    dataset = dataset_at(StoreLocation(str(store)), None)
     return {
         COMMIT: asdict(read_commit(dataset, str(store))),
         FILES: json.loads(properties_of(data_file_infos(dataset))[FILES]),
@@ -134,7 +135,7 @@ def rewritten(store: Path, folder: Path, properties: dict[str, str]) -> Path:
     made = folder / "h.lance"
     shutil.rmtree(made, ignore_errors=True)
     shutil.copytree(store, made)
-    dataset = dataset_at(str(made), None, None)
+    dataset = dataset_at(StoreLocation(str(made)), None)
     operation = lance.LanceOperation.Overwrite(dataset.lance_schema, fragments_of(dataset))
     lance.LanceDataset.commit(
         dataset,
@@ -145,7 +146,7 @@ def rewritten(store: Path, folder: Path, properties: dict[str, str]) -> Path:
     for tag in now.tags.list():
         now.tags.delete(tag)
     now.cleanup_old_versions(older_than=timedelta(0))
-    write_sums(str(made), None)
+    write_sums(StoreLocation(str(made)))
     return made
 
 
@@ -408,7 +409,7 @@ def test_odd_columns_are_refused_in_one_sentence(
         read_version=dataset.version, operation=operation, transaction_properties=properties
     )
     lance.LanceDataset.commit(dataset, transaction, max_retries=0)
-    write_sums(uri, None)
+    write_sums(StoreLocation(uri))
     answer = reader(Path(uri))
     for kind in ("auto", "take"):
         assert isinstance(answer[kind], str), f"{kind} gave {answer[kind]}"
@@ -421,7 +422,7 @@ def test_a_data_file_of_two_fragments_or_another_folder_is_refused(store: Path, 
     for change in ("twice", "elsewhere"):
         made = tmp_path / f"{change}.lance"
         shutil.copytree(store, made)
-        dataset = dataset_at(str(made), None, None)
+        dataset = dataset_at(StoreLocation(str(made)), None)
         fragments = fragments_of(dataset)
         told = [fragment.to_json() for fragment in fragments]
         if change == "twice":
@@ -437,7 +438,7 @@ def test_a_data_file_of_two_fragments_or_another_folder_is_refused(store: Path, 
             read_version=dataset.version, operation=operation, transaction_properties=properties
         )
         lance.LanceDataset.commit(dataset, transaction, max_retries=0)
-        write_sums(str(made), None)
+        write_sums(StoreLocation(str(made)))
         with pytest.raises(StoreError, match=r"is in it twice|is outside its folder"):
             TokenStore.open(made)
         assert verify_store(str(made))

@@ -12,6 +12,7 @@ from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import SUMS, write_sums
 from lightning_lance.format.refs import read_refs
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance import removal
 from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.maintenance.forgetting import forget
@@ -126,9 +127,9 @@ def test_a_tag_of_any_name_keeps_its_version_and_stops_no_clean_up(tmp_path: Pat
     lance.dataset(uri).tags.create("a", 1)
     tags = tmp_path / "x.lance" / "_refs" / "tags"
     (tags / "a.json").rename(tags / f"{name}.json")
-    assert read_refs(uri, None).tags == {name: 1}
+    assert read_refs(StoreLocation(uri)).tags == {name: 1}
     assert TokenStore.open(uri, 3).keep()
-    removal.clean_up(uri)
+    removal.clean_up(StoreLocation(uri))
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [1, 3]
     assert len(list((tmp_path / "x.lance" / "_transactions").iterdir())) == 2
     assert verify_store(uri) == []
@@ -142,7 +143,7 @@ def test_versions_of_branches_stay_and_their_tags_are_theirs(tmp_path: Path):
     branch = lance.dataset(uri).create_branch("mine", 2)
     lance.write_dataset(branch.to_table().slice(0, 1), branch, mode="append")
     lance.dataset(uri).tags.create("theirs", ("mine", 3))
-    removal.clean_up(uri)
+    removal.clean_up(StoreLocation(uri))
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2, 4]
     assert lance.dataset(uri).checkout_version(("mine", None)).count_rows() == 5
     assert verify_store(uri) == []
@@ -177,7 +178,7 @@ def test_what_killed_builders_and_clean_ups_left_goes(copied: Path):
     # A clean-up removes versions from the list before it removes them.
     note = append(uri, [(0, "C", 10)], 0, TokenStore.open(uri).commit)
     append(uri, [(0, "C", 10)], 1, note)
-    assert write_sums(uri, None, {1, 4})
+    assert write_sums(StoreLocation(uri), {1, 4})
     assert clean(uri).done == ["1 version half removed by a killed clean-up: removed"]
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [1, 2, 4]
 
@@ -222,14 +223,14 @@ def test_the_command(copied: Path):
 def test_a_tag_in_a_bucket_is_mended_too():
     with serving() as bucket:
         uri, options, note = "s3://bucket/cleaning/x.lance", bucket.lance_options, replace(COMMIT, tokens=5001)
-        append_commit(uri, rows_of(1, 5000), note, options)
-        append_commit(uri, rows_of(1, 50), replace(note, tokens=5052), options)
+        append_commit(StoreLocation(uri, options), rows_of(1, 5000), note)
+        append_commit(StoreLocation(uri, options), rows_of(1, 50), replace(note, tokens=5052))
         first, second = (TokenStore.open(uri, version, options) for version in (1, 2))
         assert first.keep_for_training("ab")
         first.keep_for_checkpoints()
-        append_commit(uri, rows_of(1, 50), replace(note, tokens=5103), options)
-        removal.clean_up(uri, options)
-        assert read_refs(uri, options).tags == {"checkpoint-5001": 1}
+        append_commit(StoreLocation(uri, options), rows_of(1, 50), replace(note, tokens=5103))
+        removal.clean_up(StoreLocation(uri, options))
+        assert read_refs(StoreLocation(uri, options)).tags == {"checkpoint-5001": 1}
         assert not second.keep()
         tags = "cleaning/x.lance/_refs/tags"
         for name in ("checkpoint-5001", "my tag"):

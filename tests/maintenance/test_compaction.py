@@ -28,6 +28,7 @@ from lightning_lance.format.commit import data_file_infos, last_commit, last_ver
 from lightning_lance.format.lance_io import fragments_of, write_rows
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.rows import BLOCK
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance import compaction, removal, repacking
 from lightning_lance.maintenance.compaction import compact, merge_groups
 from lightning_lance.maintenance.integrity import verify_store
@@ -49,14 +50,14 @@ def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_eac
             if tidy_each:
                 before = lance.dataset(uri).version
                 # At most once, unless a commit is as large as a full fragment.
-                assert compact(uri, before, full=full) <= before + 1 or full < 1 << 30
+                assert compact(StoreLocation(uri), before, full=full) <= before + 1 or full < 1 << 30
                 assert contents(uri) == contents(other)
-                assert last_commit(uri) == note
-        before = last_version(uri)[0]
+                assert last_commit(StoreLocation(uri)) == note
+        before = last_version(StoreLocation(uri))[0]
         append(other, parts[-1], numbered, note)
         note = append(uri, parts[-1], numbered, note, full)
         assert contents(uri) == contents(other)
-        assert last_commit(uri) == note
+        assert last_commit(StoreLocation(uri)) == note
         check_same_readers(uri)
         dataset = lance.dataset(uri)
         assert len(dataset.versions()) == 1
@@ -85,15 +86,15 @@ def test_a_fragment_of_streams_that_take_turns_is_put_in_order(tmp_path: Path, m
         rows += packer.add(np.full(BLOCK, i, np.uint32), offsets, np.zeros(1, np.int8), described)
     whole = packed(packer, rows)
     for place in (uri, other):
-        append_commit(place, whole, NOTE)
-    assert compact(uri, 1, full=1) == 1
+        append_commit(StoreLocation(place), whole, NOTE)
+    assert compact(StoreLocation(uri), 1, full=1) == 1
     monkeypatch.setattr(compaction, "_MANY_PARTS", 8)
-    assert compact(uri, 1, full=1) == 2
+    assert compact(StoreLocation(uri), 1, full=1) == 2
     (note,) = data_file_infos(lance.dataset(uri)).values()
     assert [part.language for part in note.parts] == names
     assert contents(uri) == contents(other)
     monkeypatch.setattr(compaction, "_MANY_PARTS", 1)
-    assert compact(uri, 2, full=1) == 2
+    assert compact(StoreLocation(uri), 2, full=1) == 2
 
 
 def test_groups_by_literal_sizes():
@@ -203,14 +204,14 @@ def test_a_build_takes_no_more_disk_than_its_store_and_two_full_fragments(
             # Merges of the largest size, each killed before its commit, one after the other.
             dataset = lance.dataset(uri)
             for _ in range(full // commit):
-                write_rows(uri, dataset, dataset.schema, dataset.to_table().slice(0, 6).to_batches(), None)
-            fence_stale_builders(uri, int(dataset.version), find_orphans(uri))
+                write_rows(StoreLocation(uri), dataset, dataset.schema, dataset.to_table().slice(0, 6).to_batches())
+            fence_stale_builders(StoreLocation(uri), int(dataset.version), find_orphans(StoreLocation(uri)))
         if i == 89:
             append(uri, [(0, "C", 6 * BLOCK - 1)], i, note, full)
             break
         note = append(uri, [(0, "C", 6 * BLOCK - 1)], i, note)
         folder.look()
-        compact(uri, last_version(uri)[0], full=full)
+        compact(StoreLocation(uri), last_version(StoreLocation(uri))[0], full=full)
     assert folder.size() > 6 * full
     assert folder.most < folder.size() + (2 * full if killed else full + 2 * commit)
     # Eight versions, each with its manifest and its transaction, and a few more during a merge.
@@ -222,11 +223,11 @@ def test_versions_stay_few_where_no_document_is_kept(tmp_path: Path):
     note = append(uri, [(0, "C", 3000)], 0)
     nothing = lance.dataset(uri).to_table().slice(0, 0)
     for row in range(40):
-        append_commit(uri, nothing, replace(note, row=row))
-        compact(uri, last_version(uri)[0])
+        append_commit(StoreLocation(uri), nothing, replace(note, row=row))
+        compact(StoreLocation(uri), last_version(StoreLocation(uri))[0])
         assert len(lance.dataset(uri).versions()) <= 8
-    assert last_commit(uri) == replace(note, row=39)
-    assert len(read_sums(Root(uri, None))) == len(listed(Root(uri, None))) <= 16
+    assert last_commit(StoreLocation(uri)) == replace(note, row=39)
+    assert len(read_sums(Root(StoreLocation(uri)))) == len(listed(Root(StoreLocation(uri)))) <= 16
 
 
 def test_pages_are_large_and_memory_bounded(tmp_path: Path):
@@ -292,7 +293,7 @@ def test_a_killed_merge_leaves_a_store_that_is_whole(tmp_path: Path, killed: str
         assert contents(uri) == contents(other, 4)
     check_same_readers(uri)
     assert len(list(Path(uri, "data").iterdir())) == 5
-    clean_up(uri, orphans=find_orphans(uri))
+    clean_up(StoreLocation(uri), orphans=find_orphans(StoreLocation(uri)))
     assert len(list(Path(uri, "data").iterdir())) == (4 if version == 4 else 1)
     if version == 4:
         append(uri, [(0, "C", 5)], 8, note, 1 << 30)
@@ -323,30 +324,30 @@ def test_files_of_no_version_go(tmp_path: Path):
     append(uri, [(0, "C", 10)], 0)
     # Killed before its second commit, and before its first.
     before = lance.dataset(uri)
-    made, _ = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
+    made, _ = write_rows(StoreLocation(uri), before, before.schema, before.to_table().to_batches())
     left = Path(uri, "data", made[0].files[0].path)
     other = str(tmp_path / "y.lance")
-    first, _ = write_rows(other, None, before.schema, before.to_table().to_batches(), None)
-    assert find_orphans(other) == {f"data/{first[0].files[0].path}"}
-    found = find_orphans(uri)
+    first, _ = write_rows(StoreLocation(other), None, before.schema, before.to_table().to_batches())
+    assert find_orphans(StoreLocation(other)) == {f"data/{first[0].files[0].path}"}
+    found = find_orphans(StoreLocation(uri))
     assert found == {f"data/{left.name}"}
     append(uri, [(0, "C", 10)], 1)
-    clean_up(uri, orphans=found)
+    clean_up(StoreLocation(uri), orphans=found)
     assert not left.exists()
     assert lance.dataset(uri).count_rows() == 2
 
 
 def test_a_builder_that_comes_back_to_its_clean_up_takes_no_file_from_the_next_one(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    left = find_orphans(uri)
+    left = find_orphans(StoreLocation(uri))
     note = append(uri, [(0, "C", 10)], 0)
     # It is suspended after this commit, and the next builder has written but not committed.
     before = lance.dataset(uri)
-    made, notes = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
-    clean_up(uri, orphans=left)
+    made, notes = write_rows(StoreLocation(uri), before, before.schema, before.to_table().to_batches())
+    clean_up(StoreLocation(uri), orphans=left)
     note = replace(note, documents=2, tokens=2 * note.tokens)
     files = {**data_file_infos(before), **notes}
-    replace_fragments(uri, before, before.schema, [*fragments_of(before), *made], files, note, None)
+    replace_fragments(StoreLocation(uri), before, before.schema, [*fragments_of(before), *made], files, note)
     assert TokenStore.open(uri, verify=True).num_tokens("train") == 22
 
 
@@ -355,9 +356,9 @@ def test_a_merge_on_top_of_anothers_commit_is_refused(tmp_path: Path):
     for i in range(2):
         append(uri, [(0, "C", 10)], i)
     with pytest.raises(CommitConflict):
-        compact(uri, 1)
+        compact(StoreLocation(uri), 1)
     with pytest.raises(CommitConflict):
-        finish(uri, lance.dataset(uri).to_table(), NOTE, None, 1)
+        finish(StoreLocation(uri), lance.dataset(uri).to_table(), NOTE, 1)
     assert lance.dataset(uri).version == 2
 
 
@@ -367,10 +368,10 @@ def test_what_others_have_changed_is_not_gone_on_from(tmp_path: Path):
         note = append(uri, [(0, "C", 3 * BLOCK)], i, note)
     lance.write_dataset(lance.dataset(uri).to_table().slice(0, 1), uri, mode="append")
     with pytest.raises(StoreError, match=r"changed by another program since version 3 \(rows were appended\)"):
-        finish(uri, lance.dataset(uri).to_table().slice(0, 0), note)
+        finish(StoreLocation(uri), lance.dataset(uri).to_table().slice(0, 0), note)
     assert lance.dataset(uri).version == 4
     # The version from before stays, though no tag keeps it.
-    clean_up(uri)
+    clean_up(StoreLocation(uri))
     lance.dataset(uri, version=3).restore()
-    finish(uri, lance.dataset(uri).to_table().slice(0, 0), note)
+    finish(StoreLocation(uri), lance.dataset(uri).to_table().slice(0, 0), note)
     assert TokenStore.open(uri).num_tokens() == 3 * (3 * BLOCK + 1)

@@ -23,6 +23,7 @@ from lightning_lance.format.commit import last_version
 from lightning_lance.format.lance_io import write_rows
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.metadata import CommitMetadata
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance import forgetting
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
@@ -379,7 +380,7 @@ def test_interrupted_it_leaves_no_file(tmp_path: Path):
     assert process.stdout.readline() == "hashes\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1].endswith("KeyboardInterrupt\n")
-    assert find_orphans(str(uri)) == set()
+    assert find_orphans(StoreLocation(str(uri))) == set()
     assert not verify_store(str(uri))
     assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
 
@@ -389,10 +390,10 @@ def test_what_it_removes_nobody_can_commit(tmp_path: Path):
     uri = tmp_path / "x.lance"
     version = build(ListSource(documents("some text")), uri).version
     before = lance.dataset(uri)
-    write_rows(str(uri), before, before.schema, before.to_table().to_batches(), None)
+    write_rows(StoreLocation(str(uri)), before, before.schema, before.to_table().to_batches())
     assert forget(str(uri), {"repo": "nobody"}).documents == 0
-    assert find_orphans(str(uri)) == set()
-    assert last_version(str(uri))[0] == version + 1
+    assert find_orphans(StoreLocation(str(uri))) == set()
+    assert last_version(StoreLocation(str(uri)))[0] == version + 1
 
 
 def test_it_waits_for_a_builder(tmp_path: Path, caplog: pytest.LogCaptureFixture):

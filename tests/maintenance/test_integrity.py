@@ -15,6 +15,7 @@ import pytest
 from lightning_lance import TokenStore
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import SUMS
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.integrity import verify_store
 from tests.support.bucket import serving
 from tests.support.commands import run
@@ -179,7 +180,7 @@ def test_a_damaged_store_is_refused_at_the_opening_that_asks(store: Path, tmp_pa
 def test_a_store_in_a_bucket_is_checked_too(tmp_path: Path):
     with serving() as bucket:
         uri, options = "s3://bucket/integrity/x.lance", bucket.lance_options
-        append_commit(uri, rows_of(1, 5000), NOTE_OF_5001, options)
+        append_commit(StoreLocation(uri, options), rows_of(1, 5000), NOTE_OF_5001)
         assert verify_store(uri, options) == []
         (found,) = bucket.client.list_objects(Bucket="bucket", Prefix="integrity/x.lance/data/")["Contents"]
         key = found["Key"]
@@ -196,14 +197,14 @@ def test_a_store_in_a_bucket_is_checked_too(tmp_path: Path):
 
 def test_what_others_wrote_has_no_checksum(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    append_commit(uri, rows_of(1, 5000), NOTE_OF_5001)
+    append_commit(StoreLocation(uri), rows_of(1, 5000), NOTE_OF_5001)
     lance.write_dataset(rows_of(2), uri, mode="append")
     assert [problem.what for problem in verify_store(uri)] == ["was written by another program, so it has no checksum"]
 
 
 def test_counts_that_disagree_are_found(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    append_commit(uri, rows_of(1, 4000), NOTE_OF_5001)
+    append_commit(StoreLocation(uri), rows_of(1, 4000), NOTE_OF_5001)
     assert [problem.what for problem in verify_store(uri)] == [
         "version 1 has 4,001 tokens, but its commit metadata says 5,001"
     ]

@@ -3,12 +3,14 @@ from dataclasses import replace
 
 import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_lance.format.commit import data_file_infos, replace_fragments
 from lightning_lance.format.lance_io import fragments_of
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.repacking import rewrite_fragments
 from tests.support.merges import NOTE, Made, append, check_same_readers, commits, contents
 
@@ -28,16 +30,20 @@ def test_documents_are_dropped_with_all_their_tokens(parts: list[list[Made]], go
             append(other, [document], number)
         dataset = lance.dataset(uri)
         before = dataset.count_rows()
+
+        def drop(documents: pa.StructArray, _: str) -> np.ndarray:
+            return np.array([int(i) in gone for i in documents.field("id").to_pylist()], bool)
+
+        before_files = data_file_infos(dataset)
         fragments, files, dropped = rewrite_fragments(
-            uri, dataset, fragments_of(dataset), data_file_infos(dataset),
-            drop=lambda documents, _: np.array([int(i) in gone for i in documents.field("id").to_pylist()], bool),
-        )  # fmt: skip
+            StoreLocation(uri), dataset, fragments_of(dataset), before_files, drop=drop
+        )
         assert lance.dataset(uri).count_rows() == before
         forgotten = [made for i, made in enumerate(m for part in parts for m in part) if i in gone]
         assert dropped.documents == len(forgotten) == sum(dropped.languages.values())
         assert dropped.tokens == sum(size + 1 for _, _, size in forgotten)
         shorter = replace(note, tokens=note.tokens - dropped.tokens)
-        replace_fragments(uri, dataset, dataset.schema, fragments, files, shorter, None)
+        replace_fragments(StoreLocation(uri), dataset, dataset.schema, fragments, files, shorter)
         assert contents(uri) == (contents(other) if left else {})
         if left:
             check_same_readers(uri)

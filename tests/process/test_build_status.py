@@ -7,6 +7,7 @@ import pytest
 from lightning_lance.build.coordination import LeaseTurn
 from lightning_lance.errors import SourceError, StoreError
 from lightning_lance.format.commit import last_commit
+from lightning_lance.location import StoreLocation
 from lightning_lance.process import build_status as status
 from lightning_lance.process.build_status import BuildStatus, StatusFile, failure_of, read_status
 from lightning_lance.tokenization.configs import ByteTokenizer
@@ -36,9 +37,9 @@ def test_who_waits_is_told_what_the_store_has_before_anything_is_packed(
     uri, lock, file = str(tmp_path / "x.lance"), tmp_path / "x.lock", tmp_path / "x.building.json"
     prepare(ListSource(documents(*["text"] * 30)), ByteTokenizer(), uri, max_documents=20)
     with LeaseTurn(uri, "f", lock, file) as builder, LeaseTurn(uri, "f", lock, file) as waiting:
-        builder.wait(last_commit(uri))
+        builder.wait(last_commit(StoreLocation(uri)))
         assert builder.mine
-        waiting.wait(last_commit(uri))
+        waiting.wait(last_commit(StoreLocation(uri)))
         assert not waiting.mine
     (told,) = [message for message in caplog.messages if "Another process builds" in message]
     assert told.endswith(": 20 documents, 100 tokens).")

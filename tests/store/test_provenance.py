@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lightning_lance import TokenStore
 from lightning_lance.documents.splits import SPLITS, split_codes
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.location import StoreLocation
 from lightning_lance.store.provenance import document_lists, stored_hashes
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
@@ -115,17 +116,19 @@ def test_rows_that_others_deleted_or_moved_are_no_trouble(tmp_path: Path):
     store = prepare(
         ListSource(made, dedup="exact"), ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0, commit_tokens=1
     )
-    before = [hashes.tolist() for hashes in stored_hashes(store.uri)]
+    before = [hashes.tolist() for hashes in stored_hashes(StoreLocation(store.uri))]
     lance.dataset(store.uri).optimize.compact_files()
     compacted = TokenStore.open(store.uri)
     windows = np.arange(0, store.num_tokens() - 500, 777)
     assert compacted.documents(windows, 500).equals(store.documents(windows, 500))
     lance.dataset(store.uri).delete("num_tokens < 1000")
     dataset = lance.dataset(store.uri)
-    lists = [entry for part in document_lists(store.uri, dataset, "offset") for entry in part.to_pylist()]
+    lists = [
+        entry for part in document_lists(StoreLocation(store.uri), dataset, "offset") for entry in part.to_pylist()
+    ]
     whole = dataset.to_table(columns=["documents"]).column("documents").to_pylist()
     assert [[doc["offset"] for doc in docs] for docs in lists] == [[doc["offset"] for doc in docs] for docs in whole]
-    assert sum(len(part) for part in stored_hashes(store.uri)) <= sum(map(len, before))
+    assert sum(len(part) for part in stored_hashes(StoreLocation(store.uri))) <= sum(map(len, before))
 
 
 def test_a_forked_process_is_told_to_ask_elsewhere(tmp_path: Path, byte_store):

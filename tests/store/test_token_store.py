@@ -18,6 +18,7 @@ from lightning_lance.format.commit import replace_fragments
 from lightning_lance.format.lance_io import data_files, write_rows
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.rows import BLOCK
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.removal import clean_up
 from lightning_lance.tokenization.configs import ByteTokenizer
@@ -127,7 +128,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
         TokenStore.open(foreign)
     write(str(tmp_path / "new.lance"), [[(0, "C", [1])]])
     append_commit(
-        str(tmp_path / "new.lance"),
+        StoreLocation(str(tmp_path / "new.lance")),
         packed(Packer(EOS, np.dtype(np.uint16), []), []),
         replace(NOTE, recipe={"format": 3}),
     )
@@ -142,7 +143,7 @@ def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
 
 def test_a_store_that_two_built_at_once_is_refused(byte_store: MakeStore):
     store = byte_store("some text")
-    append_commit(store.uri, lance.dataset(store.uri).to_table(), store.commit)
+    append_commit(StoreLocation(store.uri), lance.dataset(store.uri).to_table(), store.commit)
     with pytest.raises(StoreError, match="has 20 tokens, but its metadata says 10: two processes built it at once"):
         TokenStore.open(store.uri)
 
@@ -169,10 +170,10 @@ def test_what_is_read_late_of_a_version_that_is_gone_is_read_of_one_that_holds_t
     traveller = pickle.dumps(stores[2])
     # The version is made once more from other files, as a merge does, and removed.
     before = lance.dataset(uri)
-    made, notes = write_rows(uri, before, before.schema, before.to_table().to_batches(), None)
-    replace_fragments(uri, before, before.schema, made, notes, stores[0].commit, None)
+    made, notes = write_rows(StoreLocation(uri), before, before.schema, before.to_table().to_batches())
+    replace_fragments(StoreLocation(uri), before, before.schema, made, notes, stores[0].commit)
     lance.dataset(uri).tags.delete(f"build-{stores[0].commit.tokens}")
-    clean_up(uri)
+    clean_up(StoreLocation(uri))
     assert [entry["version"] for entry in lance.dataset(uri).versions()] == [2]
     assert not (tmp_path / "x.lance" / "data" / data_files(before)[0]).exists()
     for store in (*stores, pickle.loads(traveller), pickle.loads(pickle.dumps(stores[1]))):

@@ -8,6 +8,7 @@ import pyarrow as pa
 from lightning_lance.build.packing import Packer
 from lightning_lance.build.row_writer import RowWriter
 from lightning_lance.format.metadata import CommitMetadata
+from lightning_lance.location import StoreLocation
 from tests.support.stores import packed
 
 EOS = 60_000
@@ -25,4 +26,4 @@ def rows_of(number: int, count: int = 1) -> pa.Table:
 
 
 def writer_of(uri: str, version: int = 0) -> RowWriter:
-    return RowWriter(uri, version, NOTE.fingerprint, rows_of(1).schema, None)
+    return RowWriter(StoreLocation(uri), version, NOTE.fingerprint, rows_of(1).schema)

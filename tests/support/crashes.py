@@ -30,6 +30,7 @@ from lance.file import LanceFileSession
 
 from lightning_lance.format import lance_io
 from lightning_lance.format.commit import last_commit
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance import compaction
 from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.process import locks
@@ -277,7 +278,7 @@ def _one(kind: str, folder: Path, begun: str, at: tuple[str, int] | None) -> dic
 
     def again() -> Any:
         uri = str(folder / "x.lance")
-        before = last_commit(uri)
+        before = last_commit(StoreLocation(uri))
         store = build(kind, folder)
         if before == store.commit:
             # Nothing was left to build, and a store that is only found is not written to: so what was left goes with this.

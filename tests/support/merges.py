@@ -17,6 +17,7 @@ from lightning_lance.format.lance_io import fragments_of
 from lightning_lance.format.layout import layout_of
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.rows import BLOCK
+from lightning_lance.location import StoreLocation
 from tests.support.stores import append_commit, finish, packed
 
 EOS = 60_000
@@ -52,9 +53,9 @@ def append(
     )
     note = replace(note, documents=note.documents + len(part), tokens=note.tokens + packer.num_tokens)
     if full is None:
-        append_commit(uri, packed(packer, full_rows), note)
+        append_commit(StoreLocation(uri), packed(packer, full_rows), note)
     else:
-        finish(uri, packed(packer, full_rows), note, full=full)
+        finish(StoreLocation(uri), packed(packer, full_rows), note, full=full)
     return note
 
 

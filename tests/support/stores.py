@@ -14,6 +14,7 @@ from lightning_lance.format import commit as commit_module
 from lightning_lance.format.commit import newest_at
 from lightning_lance.format.lance_io import PendingFragments, write_rows
 from lightning_lance.format.metadata import CommitMetadata
+from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance import compaction
 from lightning_lance.sources.source import ReadReport
 
@@ -81,29 +82,26 @@ def written(
     uri: str, rows: pa.Table, version: int | None = None, options: Any = None, fingerprint: Any = None
 ) -> PendingFragments:
     """Writes rows that are to follow a version, the newest for None, and commits nothing."""
-    before = newest_at(uri, version, options, fingerprint)
-    return PendingFragments(before, rows.schema, *write_rows(uri, before, rows.schema, rows.to_batches(), options))
+    before = newest_at(StoreLocation(uri, options), version, fingerprint)
+    return PendingFragments(
+        before, rows.schema, *write_rows(StoreLocation(uri, options), before, rows.schema, rows.to_batches())
+    )
 
 
 def append_commit(
-    uri: str, rows: pa.Table, note: CommitMetadata, options: Any = None, expected_version: int | None = None
+    location: StoreLocation, rows: pa.Table, note: CommitMetadata, expected_version: int | None = None
 ) -> int:
     """Writes rows and commits them."""
-    made = written(uri, rows, expected_version, options, note.fingerprint)
-    return commit_module.append_commit(uri, made, note, options)
+    made = written(location.uri, rows, expected_version, location.storage_options, note.fingerprint)
+    return commit_module.append_commit(location, made, note)
 
 
 def finish(
-    uri: str,
-    rows: pa.Table,
-    note: CommitMetadata,
-    options: Any = None,
-    expected_version: int | None = None,
-    **others: Any,
+    location: StoreLocation, rows: pa.Table, note: CommitMetadata, expected_version: int | None = None, **others: Any
 ) -> int:
     """Writes rows and ends a build with them."""
-    made = written(uri, rows, expected_version, options, note.fingerprint)
-    return compaction.commit_final(uri, made, note, options, **others)
+    made = written(location.uri, rows, expected_version, location.storage_options, note.fingerprint)
+    return compaction.commit_final(location, made, note, **others)
 
 
 def packed(packer: Packer, full: Sequence[pa.RecordBatch]) -> pa.Table:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from lightning_lance.build.packing import Packer
 from lightning_lance.format.metadata import CommitMetadata
+from lightning_lance.location import StoreLocation
 from tests.support.stores import append_commit, packed
 
 EOS = 60_000
@@ -28,4 +29,4 @@ def write(uri: str, commits: list[list[tuple[int, str, list[int]]]], dtype: type
         described = pa.table({"language": pa.array(names, pa.string()), "id": pa.array(names, pa.string())})
         full = packer.add(ids, offsets, np.array([split for split, _, _ in part], np.int8), described)
         note = replace(note, documents=note.documents + len(part), tokens=note.tokens + packer.num_tokens)
-        append_commit(uri, packed(packer, full), note)
+        append_commit(StoreLocation(uri), packed(packer, full), note)
