@@ -1,19 +1,23 @@
-# make install | train | test | lint | peers; see README.md. PYTHON chooses the interpreter (3.10 or newer).
+# make install | train | test | test-lowest | lint | peers; see README.md. PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 # As in `make test PYTHON=python3.13 VENV=.venv-3.13`: one folder for each version.
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The versions to install.
+CONSTRAINTS ?= constraints.txt
+# The oldest Python; of what constraints-lowest.txt names, some has no wheel for Python 3.13.
+LOWEST_PYTHON ?= python3.10
 # Overrides for `make train`, such as ARGS="context_length=256 trainer.max_steps=50".
 ARGS ?=
 
-.PHONY: install train test lint peers clean
+.PHONY: install train test test-lowest lint peers clean
 
 install: $(VENV)/installed
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
 train: install
@@ -21,6 +25,10 @@ train: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+# The same tests with the lowest versions that pyproject.toml allows.
+test-lowest:
+	$(MAKE) test PYTHON=$(LOWEST_PYTHON) VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
 
 lint: install
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -432,7 +432,7 @@ class GPTModule(lightning.LightningModule):
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B * T,)
         return loss.view(targets.shape).sum(dim=1) / (targets != -100).sum(dim=1)  # (B,)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW (arXiv:1711.05101), its learning rate by `cosine_with_warmup` over the Trainer's optimizer steps.
 
         Raises:

@@ -24,6 +24,8 @@ MAKERS = {
     "not_kept",
     "replaced",
     "undecodable",
+    "_contradicts",
+    "_impossible",
     "_no_match",
     "_found_twice",
     "_of_wrong_kind",

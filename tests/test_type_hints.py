@@ -1,6 +1,7 @@
 import inspect
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,9 @@ def test_what_an_argument_takes_in_words(name: str, value: Any, told: str | None
 
 def test_of_libraries_too_and_where_names_are_known_to_type_checkers_only():
     assert type_mismatch(lightning.Trainer, "max_steps", "abc") == "a whole number"
-    assert type_mismatch(lightning.Trainer, "limit_val_batches", "abc") == "a whole number or a number or null"
+    told = type_mismatch(lightning.Trainer, "limit_val_batches", "abc") or ""
+    # In an order that Python 3.10 takes from whoever has spelled the same union first.
+    assert sorted(told.split(" or ")) == ["a number", "a whole number", "null"]
     for name, value in {"precision": "foo", "devices": "auto", "max_time": "0:1", "callbacks": []}.items():
         assert type_mismatch(lightning.Trainer, name, value) is None
     assert type_mismatch(only_checked, "number", "abc") is None
@@ -96,7 +99,9 @@ def test_of_libraries_too_and_where_names_are_known_to_type_checkers_only():
 
 def test_null_is_right_where_it_is_the_default():
     assert type_mismatch(without_null, "number", None) is None
-    assert type_mismatch(without_null, "number", "abc") == "a whole number"
+    # Python 3.10 itself adds null to what is annotated, where it is the default.
+    or_null = " or null" if sys.version_info < (3, 11) else ""
+    assert type_mismatch(without_null, "number", "abc") == f"a whole number{or_null}"
     assert type_mismatch(without_null, "share", None) == "a number"
 
 

@@ -81,17 +81,17 @@ class Lease:
         self._lost.clear()
         self._check_own()
         try:
-            self._lease.acquire(blocking=False)
-        except Timeout:
-            self._remove_blank()
-            return False
+            # The first try may only clear away what a holder that has died left: filelock before 4.2 does not take it then.
+            if self._try() or self._try():
+                return True
         except LeaseSettingsMismatch as error:
             raise self._not_own() from error
         except OSError as error:
             raise StoreError(
                 f"The file {str(self._path)!r} cannot be written ({error.strerror}): check free space and permissions."
             ) from error
-        return True
+        self._remove_blank()
+        return False
 
     def take_from_the_dead(self) -> bool:
         """Take the lease if its holder is dead. For a holder on another machine, wait for one missed heartbeat.
@@ -112,6 +112,12 @@ class Lease:
     def release(self) -> None:
         """Release the lease. Does nothing if it was lost or is not held."""
         self._lease.release(force=True)
+
+    def _try(self) -> bool:
+        with suppress(Timeout):
+            self._lease.acquire(blocking=False)
+            return True
+        return False
 
     def _check_own(self) -> None:
         """Raise StoreError for a file that is not a lease, such as Poetry's `poetry.lock` beside a store `poetry.lance`."""

@@ -21,14 +21,16 @@ def splitmix64(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Return uint64 words scrambled, one to one, by the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    scrambled: npt.NDArray[np.uint64] = words ^ (words >> np.uint64(31))
+    return scrambled
 
 
 def lowbias32(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
     """Return uint32 words scrambled, one to one, by `lowbias32`, a hash that Wellons (2018) found by search."""
     words = (words ^ (words >> np.uint32(16))) * np.uint32(0x7FEB352D)
     words = (words ^ (words >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return words ^ (words >> np.uint32(16))
+    scrambled: npt.NDArray[np.uint32] = words ^ (words >> np.uint32(16))
+    return scrambled
 
 
 def permute(positions: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

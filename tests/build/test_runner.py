@@ -479,15 +479,15 @@ def test_those_who_wait_for_a_build_that_fails_tell_its_cause(
         trains = thread.submit(wait_for, StoreLocation(str(uri)), 10**9)
         until(lambda: "Waiting for the store" in caplog.text)
         Path(gate).touch()
-        with pytest.raises(SourceError, match=r"The build of .* by process \d+ on .* failed, .*: the network is gone "):
+        with pytest.raises(
+            SourceError, match=r"waited for the build of .* by process \d+ on .*, which failed: the network is gone "
+        ):
             trains.result(60)
     assert fails.result()["error"] == "SourceError: the network is gone"
     assert re.match(r"\d+ documents \(.* tokens\) are committed in ", fails.result()["messages"][0])
     told = waits.result()
     assert told["reads"] == 0
-    assert re.match(
-        r"SourceError: The build of .* by process \d+ on .* failed, .*: the network is gone ", told["error"]
-    )
+    assert re.match(r"SourceError: .* by process \d+ on .*, which failed: the network is gone ", told["error"])
     # A new run tries again, and leaves no files.
     assert "version" in builders.start(uri).result()
     assert beside(uri) == {"x.tokenizer.json"}

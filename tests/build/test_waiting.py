@@ -52,7 +52,7 @@ def test_who_waits_for_tokens_waits_for_a_builder_that_lives_and_fails_with_one_
         assert left_waiting(waits)
         lives.failed(StoreError("the disk is full"))
         with pytest.raises(
-            StoreError, match=rf"The build of '{uri}' by process \d+ on .* failed, .*: the disk is full"
+            StoreError, match=rf"waited for the build of '{uri}' by process \d+ on .*, which failed: the disk is full"
         ):
             waits.result(60)
         # Committed tokens are enough, even if the builder failed.

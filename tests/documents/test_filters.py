@@ -38,6 +38,10 @@ KINDS: list[tuple[pa.DataType, list[Any]]] = [
     (pa.timestamp("us", "UTC"), [DAY.replace(tzinfo=UTC)]), (pa.time64("us"), [dt.time(1, 2), dt.time(3)]),
     (pa.decimal128(6, 2), [Decimal("1.50"), Decimal("-2")]), (pa.decimal32(6, 2), [Decimal("1.50")]),
 ]  # fmt: skip
+if int(pa.__version__.split(".")[0]) < 25:
+    # Arrow 21 makes no such dictionary of Python's values, and writes no such decimals.
+    _LATER = [pa.dictionary(pa.uint16(), pa.large_string()), pa.decimal32(6, 2)]
+    KINDS = [(kind, pool) for kind, pool in KINDS if kind not in _LATER]
 # A wrapping type, the function that wraps a value, and the name to filter by.
 SHAPES: dict[str, tuple[str, Callable[[pa.DataType], pa.DataType], Callable[[Any], Any], Callable[[Any], Any]]] = {
     "flat": ("x", lambda kind: kind, lambda made: made[0], lambda value: value),
@@ -102,6 +106,8 @@ def test_parquet_keeps_what_python_keeps(
     values = values if views else values.slice(cut)
     file = tmp_path_factory.getbasetemp() / "law.parquet"
     table = pa.table({"text": [str(i) for i in range(len(values))], "x": values})
+    # Without Parquet's own dictionary, Arrow cannot write an empty dictionary in a struct that is null.
+    dictionary = dictionary or any(pa.types.is_dictionary(kind) for kind in _leaves(values.type))
     pq.write_table(table, file, group, write_statistics=statistics, use_dictionary=dictionary)
     rows = pq.read_table(file).to_pylist()
     expected = [made["text"] for made in rows if kept(found(made["x"]), wanted)]

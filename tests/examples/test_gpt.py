@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.attention import flex_attention
 
 from lightning_lance.serving.batches import Collator
 from tests.support.paths import ROOT
@@ -315,6 +316,9 @@ def test_documents_in_one_window_are_learned_as_if_they_were_alone(seed):
     assert_packed_is_separate(make(), windows_of_documents(seed), exact=1e-5)
 
 
+@pytest.mark.skipif(
+    not hasattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"), reason="this torch has no switch for it"
+)
 def test_flex_attention_attends_as_the_other(monkeypatch):
     """Uncompiled, which CPUs are able to do, without gradients."""
     model, batch = make(), packed(windows_of_documents(0))

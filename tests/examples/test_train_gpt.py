@@ -55,7 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_a_store_is_built_and_a_model_trained_and_a_sample_written(trained: tuple[Path, str]):
     folder, printed = trained
-    assert "Training a tokenizer of 1024 ids" in printed
+    assert "Training a tokenizer with 1024 ids" in printed
     assert "python_stdlib: committed 200 documents" in printed
     assert "val_loss" in printed
     assert "--- a sample ---" in printed

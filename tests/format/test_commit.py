@@ -187,7 +187,7 @@ def test_a_store_that_was_built_anew_is_not_gone_on_from(tmp_path: Path):
     append_commit(StoreLocation(uri), rows_of(7), replace(NOTE, fingerprint="other"), 0)
     for append in (append_commit, finish):
         with pytest.raises(CommitConflict):
-            append(uri, rows_of(2), NOTE, 1)
+            append(StoreLocation(uri), rows_of(2), NOTE, 1)
     assert lance.dataset(uri).version == 1
     assert len(list(Path(uri, "data").iterdir())) == 1
 

@@ -172,7 +172,7 @@ def test_a_compaction_is_carried(tmp_path: Path, whole: list[int], monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr("lightning_lance.build.builder.commit_final", only_append)
         prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0, max_documents=8, commit_tokens=1)
-    compact(StoreLocation(lance.dataset(uri)))
+    compact(lance.dataset(uri))
     change = change_of(lance.dataset(uri), StoreLocation(str(uri)))
     assert change is not None
     assert (change.of_rows, change.readable) == (False, True)

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from tests.support.stores import ListSource, append_commit, documents, written
 SOURCE = ListSource(documents(*[f"document {i}" * 20 for i in range(20)]))
 # A name as Lance gives it to data files, and nobody else does.
 UUID = "010000111010101011001110" + "14063884c53af381efafad97ff"
-LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC).timestamp()
+LONG_AGO = datetime(2001, 1, 1, tzinfo=timezone.utc).timestamp()
 
 
 def put(place: Path, text: str = "years of work") -> Path:

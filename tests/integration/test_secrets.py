@@ -176,7 +176,7 @@ def test_the_place_of_a_store_holds_no_secret(uri: str):
         lambda: forget(uri, {"path": "x"}),
         lambda: verify_store(uri),
     ):
-        with pytest.raises(ConfigError, match="give those by environment variables") as refused:
+        with pytest.raises(ConfigError, match="give it by environment variables") as refused:
             refuse()  # type: ignore[no-untyped-call]
         assert not SECRETS.search(str(refused.value))
 

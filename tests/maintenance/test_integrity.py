@@ -116,12 +116,13 @@ sys.path[:0] = [sys.argv[1]]
 from lightning_lance.maintenance.compaction import compact
 from tests.support.merges import NOTE, append
 from lightning_lance.format.commit import last_version
-note = NOTE
+from lightning_lance.location import StoreLocation
+note, place = NOTE, StoreLocation(sys.argv[2])
 for i in range(50):
     last = i == 49
     note = append(sys.argv[2], [(0, "C", 3000), (1, "Rust", 500)], 2 * i, note, 60_000 if last else None)
     if not last:
-        compact(sys.argv[2], last_version(sys.argv[2])[0], full=60_000)
+        compact(place, last_version(place)[0], full=60_000)
     print(i, flush=True)
 """
 

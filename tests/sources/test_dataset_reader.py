@@ -122,8 +122,8 @@ def build(retries):
     except LightningLanceError as error:
         return str(error)
 first = build(2)
-from lightning_lance.format.commit import last_commit
-print(json.dumps([first, last_commit(str(next(Path("data").glob("*.lance")))).documents]))
+from lightning_lance import TokenStore
+print(json.dumps([first, TokenStore.open(next(Path("data").glob("*.lance"))).commit.documents]))
 """
     (error, documents), told = run(hub, tmp_path, script)
     assert "gave up on GET" in error

@@ -275,9 +275,7 @@ def test_a_dataset_by_name(hub: Hub, tmp_path: Path):
     assert (code, err) == (0, "")
     assert "40 documents" in out.splitlines()[-1]
     (store,) = (tmp_path / "data").glob("*.lance")
-    script = (
-        f"from lightning_lance.format.commit import last_commit; print(last_commit({str(store)!r}).pin['revision'])"
-    )
+    script = f"from lightning_lance import TokenStore; print(TokenStore.open({str(store)!r}).commit.pin['revision'])"
     assert hub.run(script, tmp_path).stdout.strip() == hub.sha("datasets/own/plain")
 
 
