@@ -10,6 +10,7 @@ import pytest
 from lightning_lance.cli.main import main
 from lightning_lance.errors import StoreError
 from tests.support.commands import COMMAND, run
+from tests.support.paths import ROOT
 
 
 def test_prepare_builds_and_finds_again(tmp_path: Path):
@@ -101,7 +102,9 @@ def test_a_traceback_for_those_who_ask(tmp_path: Path):
 def test_help_version_and_other_words(tmp_path: Path):
     assert "lightning-lance prepare key=value" in run(tmp_path)[1]
     assert run(tmp_path, "--help")[1] == run(tmp_path)[1]
-    assert run(tmp_path, "--version")[1] == "0.1.0\n"
+    stated = re.search('^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert stated is not None
+    assert run(tmp_path, "--version")[1] == f"{stated[1]}\n"
     code, _, err = run(tmp_path, "prepair")
     assert code == 1
     assert err.startswith(
