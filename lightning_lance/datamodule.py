@@ -13,7 +13,7 @@ from typing import Any, ParamSpec
 
 from lightning import LightningDataModule
 
-from lightning_lance.build.corpus import Corpus, ReadyStore, check_one_tokenizer, corpora_of
+from lightning_lance.build.corpus import Corpus, ReadyStore, check_builds, check_together, corpora_of, mix_of
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.errors import ConfigError, StoreError, flag
 from lightning_lance.maintenance.integrity import raise_if_damaged
@@ -68,7 +68,8 @@ def _without_moved_arguments(init: Callable[_Given, None]) -> Callable[_Given, N
     @functools.wraps(init)
     def checked(*args: _Given.args, **kwargs: _Given.kwargs) -> None:
         # Earlier versions took a source and a tokenizer first.
-        named = ["source", *map(str, kwargs)] if len(args) == 5 else [*map(str, kwargs)]
+        took_tokenizer = len(args) == 5 or (len(args) > 2 and hasattr(args[2], "load"))
+        named = ["source", *map(str, kwargs)] if took_tokenizer else [*map(str, kwargs)]
         for name in named:
             moved = moved_argument(name)
             if moved:
@@ -151,7 +152,7 @@ class LanceDataModule(LightningDataModule):
             seed=seed,
             shuffle_block=shuffle_block,
             where={} if where is None else where,
-            mix={} if mix is None else mix,
+            mix=mix_of(corpus, mix) or {} if mix is None or isinstance(mix, Mapping) else mix,
             remainder=remainder,
             extend=extend,
             on_data_change=on_data_change,
@@ -169,10 +170,7 @@ class LanceDataModule(LightningDataModule):
         built = [corpus for corpus in self.corpora.values() if isinstance(corpus, Corpus)]
         languages = list(built[0].source.wanted or ()) if len(built) == 1 else []
         self.serving.check_names([*self.corpora], languages)
-        if self.build.rebuild and not built:
-            raise ConfigError(
-                "rebuild is True, but a store without a Corpus cannot be built: leave rebuild out to serve the store as it is."
-            )
+        check_builds(self.corpora, self.build)
         # On local disks each node builds, or finds the store of a node that shares the disk. All nodes share a bucket.
         self.prepare_data_per_node = any(corpus.is_local for corpus in self.corpora.values())
         self._stores: dict[str, TokenStore] = {}
@@ -207,6 +205,10 @@ class LanceDataModule(LightningDataModule):
         what = self.corpora if len(self.corpora) > 1 else self.corpus
         return f"{type(self).__name__}({what!r}, context_length={self.context_length}, batch_size={self.batch_size})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A Trainer of another process is not the one of the last fit.
+        return {**self.__dict__, "_fitted_by": None}
+
     def __str__(self) -> str:
         # Lightning's own makes all loaders, which would restart them, and expects torch's.
         return repr(self)
@@ -226,7 +228,7 @@ class LanceDataModule(LightningDataModule):
 
     def _prepare(self) -> None:
         if self._builds:
-            check_one_tokenizer(self.corpora)
+            check_together(self.corpora)
             self._fill_in()  # fails before hours of building if the tokenizer does not have its tokens
         for corpus in self.corpora.values():
             corpus.run(self.build)

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from lightning_lance.errors import LARGEST, ConfigError, described
 from lightning_lance.messages.formatting import nearest
+from lightning_lance.messages.moved_names import moved_option
 from lightning_lance.messages.redaction import is_secret_name
 
 # By annotation, the accepted types, and their name. A bool is a number in Python. A number may be meant as text: the command
@@ -114,7 +115,7 @@ def options_of(kind: type[_Options], name: str, given: Any) -> _Options:
         raise ConfigError(f"{name} is {described(given)}: expected a mapping of {', '.join(fields)}.")
     for key in given or {}:
         if key not in fields:
-            near = nearest(str(key), fields)
+            near = moved_option(str(key)) or nearest(str(key), fields)
             hint = f"did you mean {near!r}? " if near else ""
             raise ConfigError(f"{name} has the key {key!r}: {hint}expected some of {', '.join(fields)}.")
     return kind(**(given or {}))

@@ -17,7 +17,7 @@ from lightning_lance.build.waiting import wait_for
 from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import ConfigError
-from lightning_lance.location import StoreLocation, checked_storage_options, given_place, is_local
+from lightning_lance.location import StoreLocation, checked_storage_options, given_place, is_local, store_place
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.sources.local_paths import data_folder
@@ -48,13 +48,6 @@ class Corpus:
         long_documents: `split` encodes longer ones in pieces, `skip` leaves them out.
         storage_options: Credentials and the like for an object store.
 
-    Attributes:
-        source: As given.
-        tokenizer_config: The tokenizer as given.
-        budget: Documents and tokens to store.
-        data_dir: As given, absolute.
-        storage_options: As given.
-
     Raises:
         ConfigError: If an argument cannot be used.
     """
@@ -78,19 +71,46 @@ class Corpus:
         check_val_fraction(val_fraction)
         LongDocuments(max_document_bytes, long_documents)
         uri = as_text(uri)
-        self.source = source
-        self.tokenizer_config = tokenizer
-        self.budget = Budget(max_documents, max_tokens)
-        self.storage_options = checked_storage_options("storage_options", storage_options)
+        self._source = source
+        self._tokenizer_config = tokenizer
+        self._budget = Budget(max_documents, max_tokens)
+        self._storage_options = checked_storage_options("storage_options", storage_options)
         # As it is now, whatever folder the process changes to later.
         self._given_uri = None if uri is None or (isinstance(uri, str) and not uri) else given_place(uri)
-        self.data_dir = data_folder(as_text(data_dir))
+        self._data_dir = data_folder(as_text(data_dir))
         self._val_fraction = val_fraction
         self._max_document_bytes = max_document_bytes
         self._long_documents: Literal["split", "skip"] = long_documents
 
     def __repr__(self) -> str:
         return f"Corpus({self.source!r}, {self.tokenizer_config!r}, {str(self.budget)!r})"
+
+    # Read only: the fingerprint is of them.
+
+    @property
+    def source(self) -> Source:
+        """Where the documents come from."""
+        return self._source
+
+    @property
+    def tokenizer_config(self) -> TokenizerConfig:
+        """Which tokenizer."""
+        return self._tokenizer_config
+
+    @property
+    def budget(self) -> Budget:
+        """Documents and tokens to store."""
+        return self._budget
+
+    @property
+    def data_dir(self) -> str:
+        """The folder of derived stores and trained tokenizers."""
+        return self._data_dir
+
+    @property
+    def storage_options(self) -> Mapping[str, str]:
+        """Credentials and the like for an object store."""
+        return self._storage_options
 
     @cached_property
     def plan(self) -> Plan:
@@ -292,8 +312,18 @@ def corpora_of(given: Any, storage_options: Mapping[str, str] | None) -> dict[st
 
 
 def _name(name: Any) -> str:
-    if not isinstance(name, str) or not name.strip():
-        raise ConfigError(f"corpus has the name {name!r}: expected a word for each corpus or store, such as code.")
+    # The command verify-resume takes NAME=PLACE, and uri=PLACE for a single store.
+    if (
+        not isinstance(name, str)
+        or name == "uri"
+        or "=" in name
+        or name != name.strip()
+        or not name.isprintable()
+        or not name
+    ):
+        raise ConfigError(
+            f"corpus has the name {name!r}: expected a word for each corpus or store, such as code, without = and not uri."
+        )
     return name
 
 
@@ -320,17 +350,42 @@ def _check_trained_once(corpora: Mapping[str, Corpus | ReadyStore]) -> None:
         )
 
 
-def check_one_tokenizer(corpora: Mapping[str, Corpus | ReadyStore]) -> None:
-    """Check that several corpora have one tokenizer, before anything is built.
+def check_together(corpora: Mapping[str, Corpus | ReadyStore]) -> None:
+    """Check that several corpora are several stores of one tokenizer, before anything is built.
 
     Raises:
-        ConfigError: Naming two that differ.
+        ConfigError: Naming two that are not.
         StoreError: If a store that was built elsewhere is not there.
     """
-    digests = {name: corpus.tokenizer_digests() for name, corpus in corpora.items()} if len(corpora) > 1 else {}
-    first = next(iter(digests), "")
+    if len(corpora) < 2:
+        return
+    names: dict[str, str] = {}
+    for name, corpus in corpora.items():
+        other = names.setdefault(store_place(corpus.uri), name)
+        if other != name:
+            raise ConfigError(
+                f"The corpora {other!r} and {name!r} are one store, {corpus.uri!r}: give each a place of its own, or one "
+                "store one name, with a larger weight in mix."
+            )
+    digests = {name: corpus.tokenizer_digests() for name, corpus in corpora.items()}
+    first = next(iter(digests))
     for name, mine in digests.items():
         if mine.isdisjoint(digests[first]):
             raise ConfigError(
                 f"The corpora {first!r} and {name!r} have different tokenizers, and a model reads one only: give both the same."
             )
+
+
+def check_builds(corpora: Mapping[str, Corpus | ReadyStore], options: BuildOptions) -> None:
+    """Refuse a rebuild where nothing is built. ConfigError says so."""
+    if options.rebuild and not any(isinstance(corpus, Corpus) for corpus in corpora.values()):
+        raise ConfigError(
+            "rebuild is True, but a store without a Corpus cannot be built: leave rebuild out, and the store is served "
+            "as it is."
+        )
+
+
+def mix_of(given: Any, mix: Mapping[str, float] | None) -> Mapping[str, float] | None:
+    """Return the weights to serve by: of a single corpus that was given by name, its name needs no weight."""
+    single = isinstance(given, Mapping) and len(given) == 1
+    return {} if single and isinstance(mix, Mapping) and mix and [*mix] == [*given] else mix

@@ -38,6 +38,10 @@ class BuildOptions:
             raise ConfigError(
                 f"commit_seconds is {described(self.commit_seconds)}: expected a number of seconds, such as 60."
             )
+        if self.rebuild and self.wait_for_tokens is not None:
+            raise ConfigError(
+                "rebuild is True and wait_for_tokens is given: a run that waits builds nothing; give one of them."
+            )
         for name in ("commit_tokens", "wait_for_tokens"):
             value = getattr(self, name)
             if value is not None:

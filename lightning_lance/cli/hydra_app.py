@@ -54,6 +54,8 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _DICTS = re.compile(
     r"(data\.(where|mix|fim|storage_options)|corpus\.storage_options|source\.(columns|where|extensions|storage_options))=\{"
 )
+# Overrides that only a build reads.
+_OF_A_BUILD = re.compile(r"\+*((corpus|source|tokenizer)[.=]|build\.(?!wait_for_tokens)\w+=)")
 # Nodes of the configuration whose keys are named without the node in errors.
 _NODES = ("corpus", "data", "build")
 # Keys that are not English words, so that they mean the key anywhere in a sentence.
@@ -405,9 +407,10 @@ def _did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def _check_is_stored(config: DictConfig) -> None:
-    """Check that keys of a corpus are not set if none is built: they would be ignored silently."""
-    served: Any = OmegaConf.to_container(config.data, resolve=False)
-    if "corpus" not in served or "${corpus}" in str(served["corpus"]) or "_target_" in str(served["corpus"]):
+    """Refuse keys of a corpus or its build where none is built: they would be ignored without a word."""
+    served = config.data.get("corpus")
+    parts = [served, *(served.values() if isinstance(served, DictConfig) else ())]
+    if served is None or any(isinstance(part, DictConfig) and "_target_" in part for part in parts):
         return
     if config.get("languages"):
         raise ConfigError(
@@ -418,6 +421,13 @@ def _check_is_stored(config: DictConfig) -> None:
         if config.get(key) is not None:
             raise ConfigError(
                 f"{key} is {config[key]}, but data.corpus is an existing store, and nothing is built: leave {key} out."
+            )
+    given: list[str] = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    for override in given:
+        if _OF_A_BUILD.match(override):
+            raise ConfigError(
+                f"{shown_override(override)} is given, but data.corpus is an existing store, and nothing is built: leave it out"
+                f"{' (a store in a bucket takes data.storage_options)' if 'storage_options' in override else ''}."
             )
 
 

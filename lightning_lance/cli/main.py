@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.cli.overrides import shown_override
-from lightning_lance.errors import LightningLanceError
+from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.moved_names import moved_key
 from lightning_lance.messages.redaction import redacted, remember_options
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
 # What `prepare` reads: groups, keys and nodes of the root of the configuration, and keys below `data`.
 _ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir", "corpus", "build")
-_DATA = ("verify",)
+_DATA = ("corpus", "mix", "verify", "storage_options")
 # How options of object stores begin, where they are given like the other pairs of a command.
 _OPTIONS = ("aws_", "azure_", "google_", "allow_http")
 
@@ -77,7 +78,7 @@ _COMMANDS = {
 def _prepare(config: DictConfig) -> None:
     from dataclasses import fields
 
-    from lightning_lance.build.corpus import Corpus, check_one_tokenizer, corpora_of
+    from lightning_lance.build.corpus import Corpus, check_builds, check_together, corpora_of, mix_of
     from lightning_lance.build.options import BuildOptions
     from lightning_lance.cli.hydra_app import make
     from lightning_lance.maintenance.integrity import raise_if_damaged
@@ -87,15 +88,19 @@ def _prepare(config: DictConfig) -> None:
 
     # The arguments of the datamodule, without the datamodule: a build needs neither torch nor Lightning.
     data = make(config, "data", _target_="builtins.dict")
+    served = [field.name for field in (*fields(BatchOptions), *fields(ServingOptions))]
+    _check_keys(data, {"corpus", "fim", "build", "verify", "storage_options", *served})
+    data["mix"] = mix_of(data["corpus"], data["mix"])
     corpora = corpora_of(data["corpus"], data["storage_options"])
     built = [corpus for corpus in corpora.values() if isinstance(corpus, Corpus)]
     build = options_of(BuildOptions, "build", data["build"])
+    check_builds(corpora, build)
     # What cannot be served is refused before hours of building.
     BatchOptions(**{field.name: data[field.name] for field in fields(BatchOptions)})
     serving = ServingOptions(**{field.name: data[field.name] for field in fields(ServingOptions)})
     serving.check_names([*corpora], list(built[0].source.wanted or ()) if len(built) == 1 else [])
     if build.wait_for_tokens is None:
-        check_one_tokenizer(corpora)
+        check_together(corpora)
     if (fim := fill_in_the_middle(data["fim"])) and built:
         FillInTheMiddle.named(built[0].tokenizer, **{**vars(fim), "seed": fim.seed or 0})
     for corpus in corpora.values():
@@ -108,6 +113,18 @@ def _prepare(config: DictConfig) -> None:
             f"{store.uri}: {pluralize(commit.stored_documents, 'document')}, {store.num_tokens('train'):,} train and "
             f"{store.num_tokens('val'):,} val tokens, version {store.version}"
         )
+
+
+def _check_keys(data: Mapping[str, Any], known: Set[str]) -> None:
+    """Refuse keys below `data` that were added or removed: only `LanceDataModule` itself would see them."""
+    for key in data:
+        if key not in known:
+            raise ConfigError(
+                moved_key(f"data.{key}") or f"There is no key 'data.{key}': data has {', '.join(sorted(known))}."
+            )
+    for key in sorted(known):
+        if key not in data:
+            raise ConfigError(f"The key data.{key} is missing: leave out what removes it.")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -55,3 +55,8 @@ def moved_key(key: str) -> str | None:
     if name in _BUILD:
         return f"There is no key {key!r}: it is build.{_BUILD[name]}."
     return None
+
+
+def moved_option(name: str) -> str | None:
+    """Return the name of an option of a build that had another one; None for any other."""
+    return _BUILD.get(name)

@@ -189,7 +189,7 @@ class WindowLoader:
             _log.warning(
                 "mix has no weight for %s, so it is not served: add a weight, or exclude it with %s.",
                 format_list([repr(name) for name in serving.without_weight]),
-                "uri" if len(stores) > 1 else "where",
+                "corpus" if len(stores) > 1 else "where",
             )
         self.context_length = serving.context_length
         self.batch_size = batch_size

@@ -1,5 +1,6 @@
 """`Corpus`: built, found, named, and mixed with others."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,57 @@ def test_arguments_of_earlier_versions_are_told_with_their_new_place(arguments: 
         LanceDataModule(CODE, ByteTokenizer(), 16, 8)  # type: ignore[misc]
     with pytest.raises(ImportError, match=r"Corpus\(source, tokenizer, \.\.\.\)\.prepare\(\)"):
         from lightning_lance import prepare  # noqa: F401
+
+
+@pytest.mark.parametrize("name", ["uri", "a=b", " a", "a\n", "", "\x1b[31m"])
+def test_names_that_no_command_could_take_are_refused(name: str):
+    with pytest.raises(ConfigError, match="corpus has the name"):
+        LanceDataModule({name: "x.lance", "y": "y.lance"}, 16, 8)
+
+
+def test_two_corpora_of_one_place_are_refused_before_anything_is_built(tmp_path: Path):
+    place = tmp_path / "x.lance"
+    corpora: dict[str, Any] = {"a": Corpus(CODE, ByteTokenizer(), place), "b": Corpus(TEXT, ByteTokenizer(), place)}
+    for second in (corpora["b"], str(place), Corpus(CODE, ByteTokenizer(), place, max_documents=5)):
+        with pytest.raises(ConfigError, match="The corpora 'a' and 'b' are one store"):
+            LanceDataModule({**corpora, "b": second}, 16, 8, build={"rebuild": True}).prepare_data()
+    assert not place.exists()
+
+
+def test_what_the_fingerprint_is_of_cannot_be_changed():
+    corpus = Corpus(CODE, ByteTokenizer())
+    for name in ("source", "tokenizer_config", "budget", "data_dir", "storage_options", "uri"):
+        with pytest.raises(AttributeError):
+            setattr(corpus, name, TEXT)
+
+
+def test_a_single_corpus_may_have_a_name_and_a_weight(tmp_path: Path):
+    corpus = Corpus(CODE, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0)
+    data = LanceDataModule({"code": corpus}, 16, 8, mix={"code": 2})
+    data.prepare_data()
+    data.setup("fit")
+    assert len(data.train_dataloader()) > 0
+
+
+def test_a_run_that_waits_rebuilds_nothing():
+    with pytest.raises(ConfigError, match="a run that waits builds nothing"):
+        LanceDataModule(Corpus(CODE, ByteTokenizer()), 16, 8, build={"rebuild": True, "wait_for_tokens": 5})
+    with pytest.raises(ConfigError, match=r"build has the key 'min_tokens': did you mean 'wait_for_tokens'\?"):
+        LanceDataModule("x.lance", 16, 8, build={"min_tokens": 5})
+
+
+def test_a_module_that_was_fitted_can_be_pickled(tmp_path: Path):
+    data = LanceDataModule(Corpus(CODE, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0), 16, 8)
+    make_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(Recorder(), datamodule=data)
+    data.trainer = None
+    again = pickle.loads(pickle.dumps(data))
+    assert again.store.uri == data.store.uri
+
+
+def test_an_old_call_with_keywords_is_told_its_new_place_too():
+    for call in (
+        lambda: LanceDataModule(CODE, ByteTokenizer(), 64, batch_size=8),  # type: ignore[misc,arg-type]
+        lambda: LanceDataModule(CODE, ByteTokenizer(), context_length=64, batch_size=8),  # type: ignore[misc,arg-type]
+    ):
+        with pytest.raises(ConfigError, match="LanceDataModule has no source: give it a corpus"):
+            call()

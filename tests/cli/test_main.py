@@ -68,6 +68,21 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
             ["tokenizer.vocab_size=9"],
             "tokenizer.vocab_size is 9: expected a whole number, at least 257 for 256 bytes and EOS.",
         ),
+        (["+data.uri=x"], "There is no key 'data.uri': the place of a store that is built is corpus.uri"),
+        (["+data.bogus=3"], "There is no key 'data.bogus': data has batch_format, "),
+        (["~data.corpus"], "The key data.corpus is missing: leave out what removes it."),
+        (
+            ["data.corpus=x.lance", "source=files", "source.patterns=[a]"],
+            "source=files is given, but data.corpus is an existing",
+        ),
+        (
+            ["data.corpus=x.lance", "corpus.uri=y"],
+            "corpus.uri=y is given, but data.corpus is an existing store, and nothing",
+        ),
+        (
+            ["data.corpus=x.lance", "build.rebuild=true"],
+            "build.rebuild=true is given, but data.corpus is an existing store",
+        ),
         (
             ["corpus.val_fraction=2"],
             "val_fraction is 2: expected a share of the documents, 0 <= val_fraction < 1; on the command line: corpus.",

@@ -148,7 +148,7 @@ def test_what_a_mixture_leaves_out_is_told(store: TokenStore, tmp_path: Path, ca
     WindowLoader({"a": store, "b": store}, 8, 2, mix={"b": 1})
     assert caplog.messages == [
         "mix has no weight for 'Rust', so it is not served: add a weight, or exclude it with where.",
-        "mix has no weight for 'a', so it is not served: add a weight, or exclude it with uri.",
+        "mix has no weight for 'a', so it is not served: add a weight, or exclude it with corpus.",
     ]
 
 
