@@ -2,7 +2,7 @@
 
 The rooms of the house, in the order in which they may import: each knows itself and those above it.
 
-    errors, messages, lance_names, json_checks, type_hints, location     words, and checks of what is given
+    errors, messages, lance_names, lazy_names, json_checks, type_hints, location     words, and checks of what is given
     documents       the batch that flows through a build, and all that is decided about one document
     process         this process and its neighbours: locks, status files, memory, prefetch, ranks
     readers         from bytes to tables of documents
@@ -18,8 +18,9 @@ The rooms of the house, in the order in which they may import: each knows itself
     cli             the commands
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from lightning_lance.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from lightning_lance.build.corpus import Corpus
@@ -38,15 +39,10 @@ _HOME = {
     "WindowLoader": "serving.loader",
 }
 
-
-def __dir__() -> list[str]:
-    return __all__
+_get, __dir__ = lazy_names(__name__, _HOME)
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first asked for: Lance takes a second to import, torch and Lightning take several.
     if name == "prepare":
         raise ImportError("lightning_lance has no prepare: write Corpus(source, tokenizer, ...).prepare().")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    return _get(name)

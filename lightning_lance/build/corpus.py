@@ -76,7 +76,9 @@ class Corpus:
         self._budget = Budget(max_documents, max_tokens)
         self._storage_options = checked_storage_options("storage_options", storage_options)
         # As it is now, whatever folder the process changes to later.
-        self._given_uri = None if uri is None or (isinstance(uri, str) and not uri) else given_place(uri)
+        self._given_uri: str | None = None
+        if uri is not None and not (isinstance(uri, str) and not uri):
+            self._given_uri = given_place(uri)
         self._data_dir = data_folder(as_text(data_dir))
         self._val_fraction = val_fraction
         self._max_document_bytes = max_document_bytes
@@ -228,12 +230,10 @@ class Corpus:
         if not self.source.has_validation:
             documents = pluralize(store.commit.documents, "document")
             why = f"of {documents} none fell to val_fraction={self._val_fraction}"
-        _log.warning(
-            "The token store %s has nothing to validate on, since %s: %sanother val_fraction makes another store.",
-            self.uri,
-            why,
-            "" if store.commit.exhausted else "a larger budget adds to it, and ",
-        )
+        cure = "another val_fraction makes another store"
+        if not store.commit.exhausted:
+            cure = f"a larger budget adds to it, and {cure}"
+        _log.warning("The token store %s has nothing to validate on, since %s: %s.", self.uri, why, cure)
 
 
 @dataclass(frozen=True)
@@ -387,5 +387,6 @@ def check_builds(corpora: Mapping[str, Corpus | ReadyStore], options: BuildOptio
 
 def mix_of(given: Any, mix: Mapping[str, float] | None) -> Mapping[str, float] | None:
     """Return the weights to serve by: of a single corpus that was given by name, its name needs no weight."""
-    single = isinstance(given, Mapping) and len(given) == 1
-    return {} if single and isinstance(mix, Mapping) and mix and [*mix] == [*given] else mix
+    if isinstance(given, Mapping) and isinstance(mix, Mapping) and len(given) == 1 and [*mix] == [*given]:
+        return {}
+    return mix

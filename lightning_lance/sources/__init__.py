@@ -1,7 +1,8 @@
 """Sources of documents: which files, in which order, with which access."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lightning_lance.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from lightning_lance.documents.languages import code_extensions
@@ -22,13 +23,4 @@ _HOME = {
     "python_stdlib": "sources.files",
 }
 
-
-def __dir__() -> list[str]:
-    return __all__
-
-
-def __getattr__(name: str) -> Any:
-    # Imported when first asked for: pyarrow takes a third of a second to import.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"lightning_lance.{_HOME[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOME)
