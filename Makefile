@@ -24,7 +24,8 @@ train: install
 	$(BIN)/python examples/train_gpt.py $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m compileall -q lightning_lance conf examples tests
+	$(BIN)/python -m pytest --numprocesses 4
 
 # The same tests with the lowest versions that pyproject.toml allows.
 test-lowest:

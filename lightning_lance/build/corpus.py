@@ -201,7 +201,7 @@ class Corpus:
         """Build, or wait; see `prepare`, which opens the store too."""
         if options.wait_for_tokens is not None:
             wait_for(self.location, options.wait_for_tokens)
-        elif build(self.source, self.plan, self.budget, options):
+        elif build(self.source, self.plan, self.budget, options) and self._wants_validation:
             self._warn_without_validation(self.open())
 
     def open(self, *, growing: bool = False) -> TokenStore:
@@ -222,9 +222,12 @@ class Corpus:
         check_same(store.commit, self.plan)
         return store
 
+    @property
+    def _wants_validation(self) -> bool:
+        return bool(self._val_fraction) or self.source.has_validation
+
     def _warn_without_validation(self, store: TokenStore) -> None:
-        wanted = self._val_fraction or self.source.has_validation
-        if not wanted or store.num_tokens("val"):
+        if store.num_tokens("val"):
             return
         why = "the source gave none"
         if not self.source.has_validation:

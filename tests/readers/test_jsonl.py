@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.documents.columns import REPLACED
@@ -26,6 +26,7 @@ from lightning_lance.readers.retry import is_transient
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.stored import stored
 
 # A line, the text that it gives, and why it is left out.
@@ -131,7 +132,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lines")
 
 
-@settings(max_examples=300)
+@examples(120)
 @given(
     LINES, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.booleans(), st.sampled_from(KINDS),
     st.sampled_from([7, 40, 300, 1 << 20]), st.integers(0, 14), st.booleans(), st.booleans(),

@@ -18,6 +18,8 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
+# Number of the filters of warnings that Python has by itself.
+OWN_FILTERS = len(warnings.filters)
 # Time without a client after which the server ends.
 _IDLE_SECONDS = 10.0
 
@@ -45,10 +47,21 @@ def requested(place: str) -> dict[str, Any]:
                 ready.unregister(key.fileobj)
                 clients -= 1
             elif os.fork() == 0:
-                return watched(json.loads(line), key.data)
+                request = watched(json.loads(line), key.data)
+                close(ready)
+                return request
     Path(place).unlink()
     Path(f"{place}.lock").unlink(missing_ok=True)
     sys.exit()
+
+
+def close(ready: selectors.BaseSelector) -> None:
+    """Close what only the server itself needs."""
+    for key in [*ready.get_map().values()]:
+        if key.data is not None:
+            key.data.close()
+        key.fileobj.close()  # type: ignore[union-attr]
+    ready.close()
 
 
 def watched(request: dict[str, Any], client: TextIO) -> dict[str, Any]:
@@ -80,7 +93,10 @@ def become(request: dict[str, Any]) -> Any:
     sys.path[1:1] = [path for path in request["environment"].get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.warnoptions[:] = request["warnings"]
     for action in request["warnings"]:
-        warnings.simplefilter(action)
+        # Behind the filters of what was imported, as `-W` has it, and before Python's own.
+        warnings.filters.insert(len(warnings.filters) - OWN_FILTERS, (action, None, Warning, None, 0))
+    # No result of the filters before is kept.
+    warnings.simplefilter("default", append=True)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     if sys.argv[0] != "-c":
         main.__file__ = str(script)
