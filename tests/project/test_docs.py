@@ -34,7 +34,7 @@ from tests.support.paths import ROOT
 from tests.support.warm import TRAINING, server
 
 # Before whatever the page says, so that the page has the last word.
-SMALL_BUILD = ("tokenizer.vocab_size=300",)
+SMALL_BUILD = ("tokenizer.vocab_size=300", "corpus.val_fraction=0.1")
 SMALL_RUN = (
     "data.batch_size=2", "context_length=32", "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.warmup_steps=1",
     "trainer.max_steps=6", "trainer.limit_val_batches=1", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1",
@@ -222,13 +222,15 @@ def small(given: list[str], defaults: tuple[str, ...]) -> list[str]:
     if {"--help", "--cfg", "-h"} & {*given}:
         return given
     keys = {argument.partition("=")[0] for argument in given}
-    # Another tokenizer has other keys, and a store that is there has its own.
-    own_tokenizer = any(re.match(r"(tokenizer|data\.corpus|experiment)=(?!bpe|smoke)", argument) for argument in given)
+    left_out = []
+    if "data.corpus" in keys:  # nothing is built
+        left_out = ["tokenizer.", "corpus."]
+    elif not {"tokenizer=bpe", "experiment=smoke"} & {*given} and {"tokenizer", "experiment"} & keys:
+        left_out = ["tokenizer."]  # another tokenizer has other keys
     chosen = []
     for default in defaults:
-        if default.partition("=")[0] in keys or (own_tokenizer and default.startswith("tokenizer.")):
-            continue
-        chosen.append(default)
+        if default.partition("=")[0] not in keys and not default.startswith(tuple(left_out)):
+            chosen.append(default)
     return [*chosen, *given]
 
 
