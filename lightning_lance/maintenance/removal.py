@@ -1,7 +1,8 @@
 """The rules of removal: which versions and files of a store may go, when, and how a stale builder is fenced off.
 
 A version goes when it is neither the newest nor kept by a tag or a branch. A file goes with the last version that has it, or
-when it belongs to no version and the builder that wrote it can no longer commit it. ARCHITECTURE.md shows the states.
+when it belongs to no version and the builder that wrote it can no longer commit it.
+docs/internals/commit-protocol.md shows the states.
 """
 
 from __future__ import annotations
