@@ -21,11 +21,7 @@ FORGOTTEN = "forgotten"
 
 
 def check_val_fraction(val_fraction: float) -> None:
-    """Check `val_fraction`.
-
-    Raises:
-        ConfigError: If it is not a number in [0, 1).
-    """
+    """Raise ConfigError if `val_fraction` is not a number in [0, 1)."""
     number = isinstance(val_fraction, (int, float)) and not isinstance(val_fraction, bool)
     if not number or not 0 <= val_fraction < 1:
         raise ConfigError(

@@ -20,7 +20,6 @@ from email.utils import parsedate_to_datetime
 from random import Random
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import zstandard
 
@@ -29,6 +28,7 @@ from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.redaction import in_one_line, redacted, shown_cause
 from lightning_lance.process.request_logs import quiet_requests
+from lightning_lance.type_hints import is_number
 
 _log = logger(__name__)
 
@@ -90,9 +90,10 @@ class RetryPolicy:
 
     def __init__(self, name: str, max_retries: int, timeout_seconds: float) -> None:
         self._name = name
-        self.max_retries = 0 if _is_zero(max_retries) else whole_number("source.max_retries", max_retries)
-        number = isinstance(timeout_seconds, (int, float, np.number)) and not isinstance(timeout_seconds, bool)
-        if not number or not 0 < timeout_seconds <= _LONGEST_TIMEOUT:
+        self.max_retries = 0
+        if not is_number(max_retries) or max_retries != 0:
+            self.max_retries = whole_number("source.max_retries", max_retries)
+        if not is_number(timeout_seconds) or not 0 < timeout_seconds <= _LONGEST_TIMEOUT:
             raise ConfigError(
                 f"source.timeout_seconds is {described(timeout_seconds)}: expected a number above 0, up to "
                 f"{_LONGEST_TIMEOUT:,}."
@@ -116,15 +117,17 @@ class RetryPolicy:
             SourceError: If there were too many failures.
         """
         told = str(error)
+        shown = None
         if isinstance(error, BaseException):
             cause = _of_network(error)
             told = f"{type(cause).__name__}: {cause}"
+            shown = shown_cause(error)
         what, told = redacted(what), in_one_line(told, 200)
         if tries > self.max_retries:
             raise SourceError(
                 f"Source {self._name!r} gave up on {what} after {pluralize(tries, 'try', 'tries')} ({told}): all that is "
                 "committed is safe; run the same again later and it goes on from there, or raise source.max_retries."
-            ) from (shown_cause(error) if isinstance(error, BaseException) else None)
+            ) from shown
         seconds = min(_FIRST_WAIT * 2.0 ** min(tries - 1, 20), _LONGEST_WAIT) * self._random.uniform(0.5, 1.0)
         seconds = max(seconds, min(asked or 0.0, _LONGEST_ASKED))
         self.incidents[told.split(":")[0]] += 1
@@ -181,10 +184,6 @@ class RetryPolicy:
                 return response
             response.close()
             self.wait(tries, what, f"HTTP {response.status_code}", _asked(response.headers))
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(value == 0)
 
 
 def _patient(plain: Callable[..., Any]) -> Callable[..., Any]:
