@@ -289,7 +289,9 @@ class RowFilter:
         for condition in self.conditions:
             values = column_at(table, condition.column)
             passes &= condition.keeps(None) if values is None else condition.mask(values, where)
-        return table if passes.all() else table.filter(pa.array(passes))
+        if passes.all():
+            return table
+        return table.filter(pa.array(passes))
 
 
 def _among(words: pa.Array, wanted: Iterable[str]) -> np.ndarray:

@@ -144,7 +144,8 @@ def type_of(values: Sequence[Any]) -> str:
 
 def rows_of(block: bytes) -> list[bytes]:
     """Return the lines of a block that are rows, without the white space around them."""
-    return [line for line in (line.strip(SPACE) for line in block.split(b"\n")) if line]
+    lines = (line.strip(SPACE) for line in block.split(b"\n"))
+    return list(filter(None, lines))
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:

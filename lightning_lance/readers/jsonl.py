@@ -281,7 +281,9 @@ def _full(stream: Any, size: int) -> bytes:
     while size and (part := stream.read(size)):
         parts.append(part)
         size -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    if len(parts) == 1:
+        return parts[0]
+    return b"".join(parts)
 
 
 def _check_lines(data: bytes) -> None:

@@ -224,10 +224,15 @@ def causes(error: BaseException) -> list[BaseException]:
     return found
 
 
+def _kinds(error: BaseException) -> set[str]:
+    """Return the names of the class of an error and of its bases."""
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
 def is_transient(error: BaseException) -> bool:
     """Return whether the same call may succeed later: the network, a server or a disk failed."""
     found = causes(error)
-    if any(kind.__name__ in _NEVER for cause in found for kind in type(cause).__mro__):
+    if any(_NEVER & _kinds(cause) for cause in found):
         return False
     # `datasets` keeps only the name of that error.
     if any("OfflineModeIsEnabled" in str(cause) for cause in found):
@@ -240,7 +245,7 @@ def is_transient(error: BaseException) -> bool:
             status = getattr(response, "status_code", None) or getattr(cause, "status", None)
         if status in _STATUSES:
             return True
-        names = {kind.__name__ for kind in type(cause).__mro__}
+        names = _kinds(cause)
         # In Python 3.10, those of asyncio and of concurrent.futures are classes of their own.
         if names & _NETWORK or "TimeoutError" in names or isinstance(cause, ConnectionError):
             return True
@@ -252,7 +257,7 @@ def is_transient(error: BaseException) -> bool:
 def _of_network(error: BaseException) -> BaseException:
     """Return the network error behind an error: some libraries say that a file is missing where its server is."""
     for cause in causes(error):
-        if {kind.__name__ for kind in type(cause).__mro__} & _NETWORK:
+        if _kinds(cause) & _NETWORK:
             return cause
     return error
 
