@@ -155,7 +155,7 @@ def test_rows_are_those_of_python_line_by_line(
         assert rows(shard, 0, filters, starts) == expected
     assert rows(shard, row, filters, starts) == expected[row:]
     assert bool(starts) == (kind == "")
-    assert {*shard.columns(["text", "x"])} >= {"text", "x"}
+    assert {*shard.columns(["text", "x"], "text")} >= {"text", "x"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,7 +239,7 @@ def test_one_array_or_one_object_is_left_to_datasets(tmp_path: Path, kind: str, 
         read = [[t for batch in opened.read(i, 0) for t in batch.column("text").to_pylist()] for i in range(3)]
         assert sorted(read) == [["a", "b"], ["c", "d"], ["e"]]
     with pytest.raises(NotLines):
-        LinesShard(str(tmp_path / f"0.json{kind}"), {}).columns(["text"])
+        LinesShard(str(tmp_path / f"0.json{kind}"), {}).columns(["text"], "text")
 
 
 def test_other_options_of_datasets_are_left_to_it(tmp_path: Path):
@@ -315,7 +315,7 @@ def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
 def read(place):
     shard = LinesShard(place, {})
-    found = "text" in shard.columns(["text"])
+    found = "text" in shard.columns(["text"], "text")
     return found and sum(table.nbytes for _, table in shard.tables(["text"], "text", None, 0, {}))
 small, *places = sys.argv[1:]
 read(small)
