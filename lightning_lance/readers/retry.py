@@ -317,7 +317,7 @@ def is_transient(error: BaseException) -> bool:
             return True
         names = {kind.__name__ for kind in type(cause).__mro__}
         # In Python 3.10, those of asyncio and of concurrent.futures are classes of their own.
-        if names & _NETWORK or "TimeoutError" in names or isinstance(cause, ConnectionError):
+        if names & _NETWORK or "TimeoutError" in names or isinstance(cause, (ConnectionError, socket.gaierror)):
             return True
         if isinstance(cause, OSError) and cause.errno in _ERRNOS:
             return True

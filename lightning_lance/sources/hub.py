@@ -180,6 +180,15 @@ def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
         return SourceError(
             f"Source {source.name!r} cannot be reached ({text[:200]}): check the network, then run again."
         )
+    answers = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes(error)]
+    status = next(filter(None, answers), None)
+    if "HfHubHTTPError" in kinds and status is not None:
+        from huggingface_hub import constants
+
+        return SourceError(
+            f"The dataset {repo!r} cannot be read, since {constants.ENDPOINT} answers HTTP {status}: check that it is a Hub "
+            "(HF_ENDPOINT), and the name."
+        )
     check = "; check source.storage_options" if source.storage_options else ""
     return SourceError(
         f"Source {source.name!r} cannot be read: {type(error).__name__}: {text[:400].rstrip('.')}{check}."
