@@ -18,7 +18,7 @@ from lightning_lance.build.ledger import Ledger
 from lightning_lance.build.packing import Packer
 from lightning_lance.build.pipeline import EncodedBatch, encoded_batches
 from lightning_lance.build.plan import Budget, Plan
-from lightning_lance.build.progress import BuildProgress
+from lightning_lance.build.progress import BuildProgress, tell_begun
 from lightning_lance.build.row_writer import RowWriter, forget_written
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import splits_of
@@ -130,13 +130,14 @@ class Build:
         if commit_tokens is None:
             commit_tokens = FULL_BYTES // token_dtype(plan.tokenizer.vocab_size).itemsize
         space = DiskSpaceCheck(plan, self._budget, self._opened)
+        tell_begun(self._source.name, num_shards, str(self._budget), plan.uri, first.documents)
         last_commit = first
         last_time = time.monotonic()
         with (
             closing(batches),
             ThreadPoolExecutor(1, thread_name_prefix="commit") as commits,
             closing(self),
-            BuildProgress(self._source.name, share, first.documents) as progress,
+            BuildProgress(self._source.name, share) as progress,
         ):
             for shard, batch in batches:
                 before = ledger.commit.text_bytes
@@ -168,8 +169,6 @@ class Build:
             now = ledger.commit
             self._commit_rows(commits, now, final=True)
             progress.update(1.0, now.documents, now.tokens, 0)
-            progress.committed(1.0, now.documents, now.tokens)
-            progress.ended(now.skipped, now.noted)
         if self._opened.trouble.incidents:
             _log.warning("Source %r failed %s.", self._source.name, self._opened.trouble)
         if not ledger.met:

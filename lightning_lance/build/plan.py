@@ -17,7 +17,8 @@ from lightning_lance.errors import ConfigError, StoreError, described, is_count
 from lightning_lance.format.commit import last_commit
 from lightning_lance.format.metadata import FORMAT_VERSION, CommitMetadata
 from lightning_lance.format.versions import first_version, open_with_retry
-from lightning_lance.location import StoreLocation, store_place, tokenizer_file
+from lightning_lance.lance_names import VERSIONS
+from lightning_lance.location import StoreLocation, is_local, store_place, tokenizer_file
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.process.build_status import read_status, status_file
@@ -146,6 +147,8 @@ def make_plan(
     long = LongDocuments(max_document_bytes, long_documents)
     folder = Path(data_folder(data_dir))
     given = None if uri is None or (isinstance(uri, str) and not uri) else store_place(uri)
+    # Before a tokenizer is trained, which would be kept there.
+    _check_in_no_store(given or str(folder / "x.lance"), "uri" if given else "data_dir")
     chosen = ChosenTokenizer.of(tokenizer, source, folder / "tokenizers")
     identity = chosen.identity
     own = source.has_validation
@@ -177,6 +180,18 @@ def make_plan(
             if Path(found.uri).exists():
                 return replace(plan, recipe=older, fingerprint=_fingerprint(older), location=found)
     return plan
+
+
+def _check_in_no_store(place: str, name: str) -> None:
+    """Refuse a new store in the folder of another one, whose clean-up would meet its files."""
+    if not is_local(place) or (Path(place) / VERSIONS).exists():
+        return
+    for folder in Path(place).parents:
+        if (folder / VERSIONS).is_dir():
+            given = place if name == "uri" else str(Path(place).parent)
+            raise ConfigError(
+                f"{name} is {given!r}, in the folder of the store {str(folder)!r}: give a place outside of it."
+            )
 
 
 def _fingerprint(recipe: Mapping[str, Any]) -> str:

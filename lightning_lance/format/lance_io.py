@@ -413,7 +413,7 @@ def not_written(uri: str, error: Exception) -> StoreError:
 
 def lance_options(location: StoreLocation) -> dict[str, str] | None:
     """Return the storage options of a place in Lance's form: strings, or None if there are none."""
-    return checked_storage_options("storage_options", location.storage_options) or None
+    return dict(checked_storage_options("storage_options", location.storage_options)) or None
 
 
 # Patterns of Lance's errors about buckets, and plain messages in their place. The first match counts.

@@ -78,7 +78,7 @@ class TokenStore:
             raise not_opened(uri)
         self.uri = uri
         self._location = StoreLocation(uri, storage_options)
-        self._opening = (storage_options, reader)
+        self._opening = (self._location.storage_options, reader)
         # The uri as the user wrote it.
         self._given = uri
         self.version = int(dataset.version)
@@ -151,7 +151,9 @@ class TokenStore:
                 dataset = dataset_at(location, version)
             if dataset is None:
                 what = f"version {version} of a token store" if version is not None else "token store"
-                raise StoreError(f"There is no committed {what} at {place!r}: run 'lightning-lance prepare' first.")
+                raise StoreError(
+                    f"There is no committed {what} at {place!r}: check the place, or build a store there first."
+                )
             try:
                 with reading(place):
                     store = cls(place, dataset, storage_options, reader)

@@ -151,6 +151,14 @@ def in_cache(model: str, revision: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def is_cached(model: str) -> bool:
+    """Return whether the cache of `huggingface_hub`, which `transformers` reads too, has any file of a repository."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"), "snapshots").is_dir()
+
+
 class Reading(NamedTuple):
     """How `transformers` reads a repository that has a tokenizer.json.
 

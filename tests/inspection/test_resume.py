@@ -5,8 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_lance import Corpus, LanceDataModule
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.inspection.resume import find_loader_states, verify_resume
+from lightning_lance.tokenization import ByteTokenizer
+from tests.support.stores import ListSource, documents
 from tests.support.training import Recorder, make_data, make_trainer
 from tests.support.warm import TRAINING, server
 
@@ -35,6 +38,23 @@ def test_a_checkpoint_is_worked_out_anew(folder: Path):
     batch = next(iter(data.train_dataloader()))["input_ids"]
     shown = [repr(data.tokenizer.decode(row[:24].tolist()))[:70] for row in batch[:4]]
     assert [line.partition(": ")[2] for line in said[3:]] == shown
+
+
+def test_of_several_stores_the_one_of_each_window_is_named(tmp_path: Path):
+    corpora = {
+        name: Corpus(
+            ListSource(documents(*[letter * 40] * 20)), ByteTokenizer(), tmp_path / f"{name}.lance", val_fraction=0.0
+        )
+        for name, letter in (("code", "a"), ("prose", "b"))
+    }
+    trainer = make_trainer(tmp_path, max_steps=3, limit_val_batches=0)
+    trainer.fit(Recorder(), datamodule=LanceDataModule(corpora, 16, 4, mix={"code": 1, "prose": 1}))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    lines = verify_resume(str(tmp_path / "x.ckpt"), {}).splitlines()[3:]
+    named = {"code": "aaa", "prose": "bbb"}
+    assert {line.partition(" of ")[2].partition(":")[0] for line in lines} == {*named}
+    for line in lines:
+        assert named[line.partition(" of ")[2].partition(":")[0]] in line
 
 
 def test_a_store_that_has_moved_is_told(folder: Path, tmp_path: Path):

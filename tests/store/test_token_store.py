@@ -115,9 +115,7 @@ def test_a_store_travels_as_an_address(byte_store: MakeStore):
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
-    with pytest.raises(
-        StoreError, match=r"There is no committed token store at .* run 'lightning-lance prepare' first"
-    ):
+    with pytest.raises(StoreError, match=r"There is no committed token store at .*: check the place"):
         TokenStore.open(tmp_path / "none.lance")
     (tmp_path / "file.lance").touch()
     for place in ("file.lance", "file.lance/x.lance"):

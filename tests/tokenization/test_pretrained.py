@@ -238,7 +238,7 @@ def test_the_hub_gives_the_same_tokenizer_as_a_folder_and_is_asked_once(tmp_path
         asked = len(hub.requests)
         offline = load("other", "own/misnamed", "no/such", HF_HUB_OFFLINE="1")
         assert offline.stdout.splitlines()[0] == f"{digest} {EOS}"
-        assert "cannot be loaded" in offline.stdout.splitlines()[1]
+        assert "cannot be loaded, since offline mode is on" in offline.stdout.splitlines()[1]
         assert len(hub.requests) == asked
 
 
