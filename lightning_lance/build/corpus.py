@@ -198,20 +198,24 @@ class Corpus:
             durable=durable,
             wait_for_tokens=wait_for_tokens,
         )
-        self.run(options)
-        return self.open(growing=wait_for_tokens is not None)
+        built = self._build(options)
+        return self.open(growing=wait_for_tokens is not None) if built is None else built
 
     def run(self, options: BuildOptions) -> bool:
         """Build, or wait; see `prepare`, which opens the store too. Return whether this process built something."""
+        return self._build(options) is not None
+
+    def _build(self, options: BuildOptions) -> TokenStore | None:
         if options.wait_for_tokens is not None:
             wait_for(self.location, options.wait_for_tokens)
-            return False
+            return None
         if not build(self.source, self.plan, self.budget, options):
-            return False
+            return None
         store = self.open()
-        self._warn_without_validation(store)
+        if self._wants_validation:
+            self._warn_without_validation(store)
         tell_stored(store)
-        return True
+        return store
 
     def open(self, *, growing: bool = False) -> TokenStore:
         """Open the store, which must be complete.
@@ -231,9 +235,12 @@ class Corpus:
         check_same(store.commit, self.plan)
         return store
 
+    @property
+    def _wants_validation(self) -> bool:
+        return bool(self._val_fraction) or self.source.has_validation
+
     def _warn_without_validation(self, store: TokenStore) -> None:
-        wanted = self._val_fraction or self.source.has_validation
-        if not wanted or store.num_tokens("val"):
+        if store.num_tokens("val"):
             return
         why = "the source gave none"
         if not self.source.has_validation:

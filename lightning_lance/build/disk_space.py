@@ -51,22 +51,14 @@ def expected_tokens(budget: Budget, seen: CommitMetadata, num_bytes: int | None,
 def merging_bytes(new: float, loose: float) -> float:
     """Return the bytes that merging needs for a while: merged fragments exist twice until the merge is committed.
 
-    Args:
-        new: Bytes that the build adds.
-        loose: Bytes of earlier fragments that are merged with them.
+    The build adds `new` bytes, and merges them with the `loose` ones of earlier fragments.
     """
     # Never as much as two full fragments. An undisturbed build needs one, and the commit that fills it.
     return min(new + loose, 2 * FULL_BYTES)
 
 
 class DiskSpaceCheck:
-    """Checks once, as soon as there is an estimate, that a build fits. Reads nothing of the source for it.
-
-    Args:
-        plan: What is stored, and where.
-        budget: How much of it.
-        opened: The source.
-    """
+    """Checks once, as soon as there is an estimate, that a build fits. Reads nothing of the source for it."""
 
     def __init__(self, plan: Plan, budget: Budget, opened: OpenedSource) -> None:
         self._plan = plan
@@ -79,9 +71,7 @@ class DiskSpaceCheck:
     def look(self, seen: CommitMetadata, stored: CommitMetadata | None) -> None:
         """Log once what a large build needs and how much disk space is free.
 
-        Args:
-            seen: What has been read, committed or not.
-            stored: The last commit, of this build or an earlier one, if there is one.
+        What was `seen` was read, but only what is `stored` was committed, by this build or an earlier one.
 
         Raises:
             ConfigError: If the store cannot fit.

@@ -209,7 +209,7 @@ def help_of(
         *(f"{group}: {names}" for group, names in options.items()),
         "\n== Keys: key=value, below a group as group.key=value ==\n",
         OmegaConf.to_yaml(OmegaConf.create(_set_by_users(shown))),
-        "Keys of training are accepted too. The README says what each key means.",
+        "Keys of training are accepted too. The documentation says what each key means.",
     ]
     return "\n".join(lines)
 

@@ -22,7 +22,6 @@ from email.utils import parsedate_to_datetime
 from random import Random
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import zstandard
 
@@ -31,6 +30,7 @@ from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.redaction import in_one_line, redacted, shown_cause
 from lightning_lance.process.request_logs import quiet_requests
+from lightning_lance.type_hints import is_number
 
 _log = logger(__name__)
 
@@ -120,9 +120,10 @@ class RetryPolicy:
         reached: bool = False,
     ) -> None:
         self._name = name
-        self.max_retries = 0 if _is_zero(max_retries) else whole_number("source.max_retries", max_retries)
-        number = isinstance(timeout_seconds, (int, float, np.number)) and not isinstance(timeout_seconds, bool)
-        if not number or not 0 < timeout_seconds <= _LONGEST_TIMEOUT:
+        self.max_retries = 0
+        if not is_number(max_retries) or max_retries != 0:
+            self.max_retries = whole_number("source.max_retries", max_retries)
+        if not is_number(timeout_seconds) or not 0 < timeout_seconds <= _LONGEST_TIMEOUT:
             raise ConfigError(
                 f"source.timeout_seconds is {described(timeout_seconds)}: expected a number above 0, up to "
                 f"{_LONGEST_TIMEOUT:,}."
@@ -148,15 +149,17 @@ class RetryPolicy:
             SourceError: If there were too many failures.
         """
         told = str(error)
+        shown = None
         if isinstance(error, BaseException):
             cause = _of_network(error)
             told = f"{type(cause).__name__}: {cause}"
+            shown = shown_cause(error)
         what, told = redacted(what), in_one_line(told, 200)
         if tries > self.max_retries:
             raise SourceError(
                 f"Source {self._name!r} gave up on {what} after {pluralize(tries, 'try', 'tries')} ({told}): all that is "
                 "committed is safe; run the same again later and it goes on from there, or raise source.max_retries."
-            ) from (shown_cause(error) if isinstance(error, BaseException) else None)
+            ) from shown
         seconds = min(_FIRST_WAIT * 2.0 ** min(tries - 1, 20), _LONGEST_WAIT) * self._random.uniform(0.5, 1.0)
         seconds = max(seconds, min(asked or 0.0, _LONGEST_ASKED))
         self.incidents[told.split(":")[0]] += 1
@@ -248,10 +251,6 @@ def _hub() -> str:
     return str(constants.ENDPOINT)
 
 
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(value == 0)
-
-
 def _patient(plain: Callable[..., Any]) -> Callable[..., Any]:
     def send(request: Any, **options: Any) -> Any:
         patience = getattr(_active, "patience", None)
@@ -292,6 +291,11 @@ def causes(error: BaseException) -> list[BaseException]:
     return found
 
 
+def _kinds(error: BaseException) -> set[str]:
+    """Return the names of the class of an error and of its bases."""
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
 def raise_own(error: BaseException) -> None:
     """Raise the error of this package that an error is, or was raised from by a library in between; return if it is none."""
     for cause in causes(error):
@@ -302,7 +306,7 @@ def raise_own(error: BaseException) -> None:
 def is_transient(error: BaseException) -> bool:
     """Return whether the same call may succeed later: the network, a server or a disk failed."""
     found = causes(error)
-    if any(kind.__name__ in _NEVER for cause in found for kind in type(cause).__mro__):
+    if any(_NEVER & _kinds(cause) for cause in found):
         return False
     # `datasets` keeps only the name of that error.
     if any("OfflineModeIsEnabled" in str(cause) for cause in found):
@@ -315,7 +319,7 @@ def is_transient(error: BaseException) -> bool:
             status = getattr(response, "status_code", None) or getattr(cause, "status", None)
         if status in _STATUSES:
             return True
-        names = {kind.__name__ for kind in type(cause).__mro__}
+        names = _kinds(cause)
         # In Python 3.10, those of asyncio and of concurrent.futures are classes of their own.
         if names & _NETWORK or "TimeoutError" in names or isinstance(cause, (ConnectionError, socket.gaierror)):
             return True
@@ -350,7 +354,7 @@ def _why_unreachable(error: BaseException) -> str:
 def _of_network(error: BaseException) -> BaseException:
     """Return the network error behind an error: some libraries say that a file is missing where its server is."""
     for cause in causes(error):
-        if {kind.__name__ for kind in type(cause).__mro__} & _NETWORK:
+        if _kinds(cause) & _NETWORK:
             return cause
     return error
 

@@ -132,10 +132,8 @@ def _identity_of_file(file: Path, eos_token: str | None) -> tuple[TokenizerIdent
     spec = _text_of(file)
     try:
         beside = read_beside(file.parent)
-        eos = named_eos(beside) if eos_token is None else eos_token
+        eos = _eos_of(eos_token, beside)
     except (OSError, UnicodeDecodeError, ConfigError):
-        return None, {}
-    if spec is None:
         return None, {}
     return identity_of_text(with_eos(spec, eos, beside), eos), beside
 
@@ -151,11 +149,7 @@ def _from_file(file: Path, eos_token: str | None) -> tuple[Tokenizer, Beside]:
 
 
 def _is_there(file: Path) -> bool:
-    """Return whether a file exists, without waiting for a pipe.
-
-    Raises:
-        ConfigError: If it is not a regular file, but a folder, a pipe or a broken link.
-    """
+    """Return whether a file exists, without waiting for a pipe. ConfigError for a folder, a pipe or a broken link."""
     if file.is_file():
         return True
     if os.path.lexists(file):
@@ -165,12 +159,12 @@ def _is_there(file: Path) -> bool:
     return False
 
 
-def _text_of(file: Path) -> str | None:
-    """Return the text of a file, without waiting for a pipe; None if there is no such text."""
-    try:
-        return file.read_text(encoding="utf-8") if file.is_file() else None
-    except (OSError, UnicodeDecodeError):
-        return None
+def _text_of(file: Path) -> str:
+    """Return the text of a file, without waiting for a pipe; "" if there is none, or no file."""
+    with suppress(OSError, UnicodeDecodeError):
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+    return ""
 
 
 def _read_text(file: Path) -> str:
@@ -181,8 +175,12 @@ def _read_text(file: Path) -> str:
 
 
 def _from_text(spec: str, eos_token: str | None, beside: Beside) -> Tokenizer:
-    eos = named_eos(beside) if eos_token is None else eos_token
+    eos = _eos_of(eos_token, beside)
     return Tokenizer(with_eos(spec, eos, beside), eos)
+
+
+def _eos_of(asked: str | None, beside: Beside) -> str | None:
+    return named_eos(beside) if asked is None else asked
 
 
 @dataclass(frozen=True)
@@ -228,8 +226,10 @@ class PretrainedTokenizer:
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerConfig.load`."""
         file = self._local_file
+        if file is not None and file.is_file():
+            return self._shipped(file, folder)
         if file is not None:
-            return self._shipped(file, folder) if file.is_file() else self._converted()[0]
+            return self._converted()[0]
         kept = folder / self._kept_name
         if not (kept / TOKENIZER).is_file():
             folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +267,7 @@ class PretrainedTokenizer:
         loaded, beside = _from_file(file, self.eos_token)
         reading = compared(loaded, beside, folder)
         self._warn_of(reading)
-        return loaded.known_as([reading.digest] if reading.digest else [])
+        return loaded.known_as(reading.digest)
 
     def _warn_of(self, reading: Reading) -> None:
         if reading.differs:
@@ -480,8 +480,9 @@ class TrainedBPE:
 
     def identify(self, source: Source | None, folder: Path) -> TokenizerIdentity | None:
         """Return the identity of the tokenizer without loading it; None if it is not trained yet."""
-        spec = None if source is None else _text_of(self._file(source, folder))
-        return None if spec is None else identity_of_text(spec, None)
+        if source is None:
+            return None
+        return identity_of_text(_text_of(self._file(source, folder)), None)
 
     def _file(self, source: Source, folder: Path) -> Path:
         recipe = json.dumps([source.identity(), self.vocab_size, self.train_bytes], sort_keys=True)

@@ -1,6 +1,4 @@
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from lightning_lance.inspection.resume import find_loader_states, verify_resume
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.stores import ListSource, documents
 from tests.support.training import Recorder, make_data, make_trainer
+from tests.support.warm import TRAINING, server
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +59,8 @@ def test_of_several_stores_the_one_of_each_window_is_named(tmp_path: Path):
 
 def test_a_store_that_has_moved_is_told(folder: Path, tmp_path: Path):
     shutil.copytree(folder / "x.lance", tmp_path / "y.lance")
-    script = "import sys; from lightning_lance.cli.main import main; main()"
-    command = [sys.executable, "-c", script, "verify-resume", str(folder / "x.ckpt"), f"uri={tmp_path}/y.lance"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    arguments = ("verify-resume", folder / "x.ckpt", f"uri={tmp_path}/y.lance")
+    done = server(TRAINING).run("from lightning_lance.cli.main import main; main()", *arguments, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"in {tmp_path}/y.lance version 1" in done.stdout
     with pytest.raises(ConfigError, match="has no store 'code': expected uri=PLACE for its only store"):
