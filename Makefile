@@ -13,24 +13,29 @@ ARGS ?=
 .PHONY: install train test test-lowest lint peers clean
 
 install: $(VENV)/installed
+	@echo "Installed in $(VENV). Next:"
+	@echo "  make train                              train the sample GPT on the standard library, in minutes on a CPU"
+	@echo "  $(BIN)/lightning-lance --help             the other commands"
+	@echo "  make test                               the tests"
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@# Without the warnings that setuptools has for every editable install.
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	touch $@
 
-train: install
-	$(BIN)/python examples/train_gpt.py $(ARGS)
+train: $(VENV)/installed
+	$(BIN)/lightning-lance train $(ARGS)
 
-test: install
+test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 # The same tests with the lowest versions that pyproject.toml allows.
 test-lowest:
 	$(MAKE) test PYTHON=$(LOWEST_PYTHON) VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
 
-lint: install
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -47,4 +52,4 @@ peers: .venv-peers/installed
 	touch $@
 
 clean:
-	rm -rf data outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
