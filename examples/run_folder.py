@@ -111,6 +111,10 @@ class LossCurve(lightning.Callback):
         if trainer.is_global_zero:
             self.metrics.begin(trainer.global_step)
 
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Log by the number of optimizer steps: Lightning's own count may be one ahead after a resume."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Draw what is known so far."""
         if trainer.is_global_zero and not trainer.sanity_checking and time.monotonic() > self._next:
@@ -146,15 +150,11 @@ def draw_losses(rows: Sequence[Mapping[str, str]], picture: Path) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for name in rows[0] if rows else []:
+    names = [name for name in (rows[0] if rows else []) if name.startswith(("train_loss", "val_loss"))]
+    for name in sorted(names):
         points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
-        if not points or not name.startswith(("train_loss", "val_loss")):
-            continue
-        few = "." if len(points) < 50 else ""
-        if name == "train_loss":
-            axes.plot(*zip(*points, strict=True), label=name, color="tab:blue", linewidth=1, alpha=0.8, marker=few)
-        else:
-            axes.plot(*zip(*points, strict=True), label=name, marker=few)
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else "")
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     if axes.lines:

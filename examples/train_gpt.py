@@ -67,7 +67,8 @@ def train(config: DictConfig) -> None:
     if checkpoint is not None and not check_checkpoint(checkpoint, model, trainer):
         return
     curves = [LossCurve(logger) for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-    trainer.callbacks[:0] = [*progress(), SaveAtEnd(), *curves]
+    trainer.callbacks[:0] = [*progress(), *curves]
+    trainer.callbacks.append(SaveAtEnd())
     try:
         trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
     except ModelError as error:
@@ -88,15 +89,20 @@ def progress() -> list[lightning.Callback]:
 
 
 class SaveAtEnd(lightning.Callback):
-    """Saves the last steps too, where their number is no multiple of the checkpoints' own interval."""
+    """Saves the last step too, where its number is no multiple of the checkpoints' own interval.
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Save `last.ckpt` again, unless it is of this step. Lightning itself saves where none was saved yet."""
+    Lightning would save after the end, when it has already counted the epoch as a whole.
+    """
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Save `last.ckpt` after the last step, unless that was saved."""
+        if trainer.global_step != trainer.max_steps:
+            return
         for callback in trainer.checkpoint_callbacks:
-            if not isinstance(callback, ModelCheckpoint) or not callback.save_last or not callback.last_model_path:
+            if not isinstance(callback, ModelCheckpoint) or not callback.save_last:
                 continue
             if callback._last_global_step_saved != trainer.global_step:
-                trainer.save_checkpoint(callback.last_model_path)
+                callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
 
 
 def make_trainer(config: DictConfig) -> lightning.Trainer:
@@ -264,7 +270,12 @@ def again(max_steps: int) -> str:
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     changed = tuple(f"{change.partition('=')[0]}=" for change in changes)
     kept = [shown_override(override) for override in given if not override.lstrip("+").startswith(changed)]
-    return shlex.join([*program(), *kept, *changes])
+    return " ".join(map(quoted, [*program(), *kept, *changes]))
+
+
+def quoted(word: str) -> str:
+    """Return a word as a shell takes it, easy to read where it has single quotes in it."""
+    return f'"{word}"' if "'" in word and not {*word} & {*'"$`!\\'} else shlex.quote(word)
 
 
 def program() -> list[str]:

@@ -77,7 +77,9 @@ def test_a_store_is_built_and_a_model_trained_and_a_sample_written(trained: tupl
     assert lines[end + 3] == (
         "metrics in outputs/metrics.csv, their curve in outputs/loss.png, checkpoint in outputs/checkpoints/last.ckpt"
     )
-    assert lines[end + 4].startswith("to go on: lightning-lance train experiment=smoke source=files ")
+    assert lines[end + 4].startswith(
+        "to go on: lightning-lance train experiment=smoke source=files \"source.patterns=['*.py']\" "
+    )
     assert lines[end + 4].endswith(" ckpt_path=last trainer.max_steps=24")
     assert len(lines) == end + 5
     assert (folder / "outputs/loss.png").read_bytes().startswith(b"\x89PNG")
@@ -97,6 +99,8 @@ def test_the_metrics_of_a_step_are_one_row(trained: tuple[Path, str]):
 def test_the_last_checkpoint_is_of_the_last_step(trained: tuple[Path, str]):
     saved = torch.load(trained[0] / "step12.ckpt", weights_only=True)
     assert saved["global_step"] == 12
+    # Within the epoch, so that the next run goes on in it.
+    assert saved["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"] == 0
 
 
 def test_a_second_run_builds_nothing_and_goes_on_from_the_checkpoint(trained: tuple[Path, str]):
