@@ -5,7 +5,8 @@
     lightning-lance train ckpt_path=last                    # go on where the last run stopped
     lightning-lance train --help                            # all that can be set
 
-The same as `python examples/train_gpt.py` in a clone. Any key of the configuration can be given; see conf/.
+The same as `python examples/train_gpt.py` in a clone. Any key of the configuration can be given; see conf/ and
+docs/reference/configuration.md.
 """
 
 import shlex

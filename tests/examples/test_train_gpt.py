@@ -1,6 +1,7 @@
 """The sample's training: the command, and the script, as a user runs them; and what they refuse, in this process."""
 
 import csv
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_a_store_is_built_and_a_model_trained_and_a_sample_written(trained: tupl
     folder, printed = trained
     lines = printed.splitlines()
     assert "Training a tokenizer with 300 ids" in printed
-    assert "40 documents" in printed
+    assert sum(".lance: 40 documents, " in line for line in lines) == 1
     # Where there is no terminal, a line after the first step, and then now and then; no bar, and nothing before the words.
     assert [line for line in lines if line.startswith("step 1 of 12, loss ")]
     assert "steps/s" not in printed
@@ -228,8 +229,7 @@ def test_two_processes_by_way_of_hydra(tmp_path: Path):
         Path(COMMAND[0]), tmp_path, "train", *SMALL, "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_steps=2"
     )
     assert code == 0, err
-    assert out.count("Training a tokenizer with 300 ids") == 1
-    assert len([*tmp_path.glob("data/*.lance")]) == 1
+    assert out.count(".lance: 40 documents, ") == 1
     assert out.count("--- the model goes on ---") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "outputs", "texts"]
     assert [row["step"] for row in rows(tmp_path / "outputs/metrics.csv")] == ["0", "1"]
@@ -239,6 +239,18 @@ def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path):
     code, out, err = run(SCRIPT, tmp_path, "max_documents=0")
     assert (code, out) == (1, "")
     assert err == "error: max_documents is 0: expected a positive whole number, or null for no bound.\n"
+
+
+def test_a_log_for_programs_is_json(trained: tuple[Path, str]):
+    folder, _ = trained
+    overrides = ["output_dir=json", "trainer.max_steps=1", "progress=json", "logger=none"]
+    code, out, err = run(Path(COMMAND[0]), folder, "train", *SMALL, *overrides)
+    assert (code, err) == (0, "")
+    logged = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    (step,) = [line for line in logged if line["event"] == "trained"]
+    assert step["message"].startswith("step 1 of 1, loss ")
+    assert (step["level"], step["step"]) == ("info", 1)
+    assert 5 < step["train_loss"] < 6.5
 
 
 @pytest.mark.parametrize(
