@@ -13,17 +13,22 @@ ARGS ?=
 .PHONY: install train test test-lowest lint docs peers clean
 
 install: $(VENV)/installed
+	@echo "Installed in $(VENV). Next:"
+	@echo "  make train                              train the sample GPT on the standard library, in minutes on a CPU"
+	@echo "  $(BIN)/lightning-lance --help             the other commands"
+	@echo "  make test                               the tests"
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,docs]'
+	@# Without the warnings that setuptools has for every editable install.
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,docs]'
 	touch $@
 
-train: install
-	$(BIN)/python examples/train_gpt.py $(ARGS)
+train: $(VENV)/installed
+	$(BIN)/lightning-lance train $(ARGS)
 
-test: install
+test: $(VENV)/installed
 	$(BIN)/python -m compileall -q lightning_lance conf examples tests
 	$(BIN)/python -m pytest --numprocesses 4
 
@@ -31,14 +36,14 @@ test: install
 test-lowest:
 	$(MAKE) test PYTHON=$(LOWEST_PYTHON) VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
 
-lint: install
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
 # The documentation, in site/. A link that leads nowhere, or a name that is not there, is an error. Needs no network.
-docs: install
+docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # An environment of their own for what benchmarks/ compare this package with.
@@ -52,4 +57,4 @@ peers: .venv-peers/installed
 	touch $@
 
 clean:
-	rm -rf data outputs build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

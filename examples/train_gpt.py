@@ -1,42 +1,56 @@
 """Trains the sample GPT on random windows of a token store, which is built first if it is not there.
 
-    python examples/train_gpt.py                                    # the standard library, on a CPU, in minutes
-    python examples/train_gpt.py experiment=github_code_python      # 5,000,000 Python files of GitHub, on a GPU
-    python examples/train_gpt.py ckpt_path=last                     # go on where the last run stopped
-    python examples/train_gpt.py --help                             # all that can be set
+    lightning-lance train                                   # the standard library, on a CPU, in minutes
+    lightning-lance train experiment=github_code_python     # 5,000,000 Python files of GitHub, on a GPU
+    lightning-lance train ckpt_path=last                    # go on where the last run stopped
+    lightning-lance train --help                            # all that can be set
 
-Any key of the configuration can be given; see conf/ and docs/reference/configuration.md.
+The same as `python examples/train_gpt.py` in a clone. Any key of the configuration can be given; see conf/ and
+docs/reference/configuration.md.
 """
 
-import logging
+import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
-from gpt import GPTModule, ModelError, check_same_model
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from omegaconf import DictConfig
 
 from lightning_lance import LanceDataModule
 from lightning_lance.cli.hydra_app import command, last_checkpoints, make
+from lightning_lance.cli.overrides import shown_override
 from lightning_lance.errors import ConfigError
+from lightning_lance.examples.gpt import GPTModule, ModelError, check_same_model
+from lightning_lance.examples.on_screen import ProgressLines, StepBar, without_tips
+from lightning_lance.examples.run_folder import WITHOUT_PICTURE, LossCurve, MetricsFile
 from lightning_lance.inspection.resume import load_checkpoint
-from lightning_lance.messages.escaping import shown_lines
-from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.escaping import say, shown_lines
+from lightning_lance.messages.formatting import format_tokens, pluralize
 
-_log = logging.getLogger("train_gpt")
-
-# Between two lines that tell how far the training is, where there is no terminal to show a bar on.
-_TELL_SECONDS = 30.0
+# Of the sample: tokens of its prompt and of what the model writes, and lines of each on the screen.
+_PROMPT_TOKENS = 16
+_SAMPLE_TOKENS = 200
+_PROMPT_LINES = 3
+_SAMPLE_LINES = 9
+_WIDTH = 120
 
 
 @command
 def main(config: DictConfig) -> None:
-    """Build, train, validate, and let the model write a document."""
+    """Build, train, validate, and let the model write."""
+    with without_tips():
+        train(config)
+
+
+def train(config: DictConfig) -> None:
+    """Do what the configuration says, in this process."""
     lightning.seed_everything(config.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
     # Whatever cannot be is said here, before anything is built.
@@ -50,43 +64,77 @@ def main(config: DictConfig) -> None:
             f"model.context_length is {model.hparams.context_length}, and windows have context_length={data.context_length} "
             f"tokens: leave model.context_length out, or make it {data.context_length} at least."
         )
-    terminal = sys.stderr.isatty()
-    trainer: lightning.Trainer = make(config, "trainer", enable_progress_bar=terminal)
+    trainer = make_trainer(config)
     if checkpoint is not None and not check_checkpoint(checkpoint, model, trainer):
         return
-    if not terminal:
-        trainer.callbacks.append(ProgressLines())
+    curves = [LossCurve(logger) for logger in trainer.loggers if isinstance(logger, MetricsFile)]
+    trainer.callbacks[:0] = [*progress(), *curves]
+    trainer.callbacks.append(SaveAtEnd())
     try:
         trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
     except ModelError as error:
         raise ConfigError(f"The model does not go with the data or the trainer: {error}") from error
     if trainer.is_global_zero:
-        figures = {name: round(float(value), 4) for name, value in sorted(trainer.callback_metrics.items())}
-        print(f"step {trainer.global_step}: " + ", ".join(f"{name} {value}" for name, value in figures.items()))
         # A model that is sharded over several devices cannot write on one of them.
         if not isinstance(trainer.strategy, FSDPStrategy):
-            print(f"--- a sample ---\n{shown_lines(sample(model, data))}\n----------------")
+            say(*sample(model, data).split("\n"))
+        say(*summary(trainer, data, curves))
 
 
-class ProgressLines(lightning.Callback):
-    """A line in the log after the first step, and then now and then: for training without a terminal."""
+def progress() -> list[lightning.Callback]:
+    """Return a bar for a terminal, and lines for a log."""
+    shown: list[lightning.Callback] = [StepBar()] if sys.stderr.isatty() else []
+    if not shown or not sys.stdout.isatty():
+        shown.append(ProgressLines())
+    return shown
 
-    def __init__(self) -> None:
-        self._next = 0.0
+
+class SaveAtEnd(lightning.Callback):
+    """Saves the last step too, where its number is no multiple of the checkpoints' own interval.
+
+    Lightning would save after the end, when it has already counted the epoch as a whole.
+    """
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """Tell the step, and what was last logged of the loss and the speed."""
-        if not trainer.is_global_zero or time.monotonic() < self._next:
+        """Save `last.ckpt` after the last step, unless that was saved."""
+        if trainer.global_step != trainer.max_steps:
             return
-        self._next = time.monotonic() + _TELL_SECONDS
-        of = f" of {trainer.max_steps:,}" if trainer.max_steps > 0 else ""
-        told = [f"step {trainer.global_step:,}{of}"]
-        figures = trainer.callback_metrics
-        if "train_loss" in figures:
-            told.append(f"loss {float(figures['train_loss']):.3f}")
-        if "tokens_per_second" in figures:
-            told.append(f"{float(figures['tokens_per_second']):,.0f} tokens/s")
-        _log.info("%s", ", ".join(told))
+        for callback in trainer.checkpoint_callbacks:
+            if not isinstance(callback, ModelCheckpoint) or not callback.save_last:
+                continue
+            if callback._last_global_step_saved != trainer.global_step:
+                callback._save_last_checkpoint(trainer, callback._monitor_candidates(trainer))
+
+
+def make_trainer(config: DictConfig) -> lightning.Trainer:
+    """Make the trainer, with this script's bar in place of Lightning's."""
+    changes: dict[str, Any] = {"enable_progress_bar": False}
+    # Lightning's would count the parameters before there are any.
+    changes["enable_model_summary"] = config.trainer.get("enable_model_summary", False)
+    changes["val_check_interval"] = validation_interval(config)
+    try:
+        trainer: lightning.Trainer = make(config, "trainer", **changes)
+    except InstantiationException as error:
+        name = getattr(error.__cause__, "name", None)
+        others = [other for other in config.logger if other != "csv"]
+        if isinstance(error.__cause__, ImportError) and others:
+            raise ConfigError(
+                f"logger={others[0]} needs a package that is not installed ({name or error.__cause__}): "
+                f"pip install {others[0]}, or leave the override out."
+            ) from error
+        raise
+    return trainer
+
+
+def validation_interval(config: DictConfig) -> Any:
+    """Return the steps between two validations: ten rounds a run at least, unless the command line says otherwise."""
+    interval, steps = config.trainer.get("val_check_interval"), config.trainer.get("max_steps")
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    if any(override.lstrip("+").startswith("trainer.val_check_interval=") for override in given):
+        return interval
+    if not all(isinstance(number, int) and number > 0 for number in (interval, steps)):
+        return interval
+    return min(interval, max(1, steps // 10))
 
 
 def find_checkpoint(config: DictConfig) -> Path | None:
@@ -153,11 +201,91 @@ def make_model(config: DictConfig) -> GPTModule:
 
 
 def sample(model: GPTModule, data: LanceDataModule) -> str:
-    """Let the model write a document: what it puts after EOS."""
+    """Return the beginning of a validation document, and what the model writes after it, in at most 15 lines."""
+    tokenizer, store = data.tokenizer, data.store
+    split = "val" if store.num_tokens("val") >= _PROMPT_TOKENS else "train"
+    length = min(_PROMPT_TOKENS, store.num_tokens(split))
+    prompt = until(store.read(np.zeros(1, np.int64), length, split)[0].tolist(), tokenizer.eos_id)
     generator = torch.Generator(model.device).manual_seed(0)
-    prompt = torch.tensor([[data.tokenizer.eos_id]], device=model.device)
-    ids = model.eval().model.generate(prompt, 200, temperature=0.8, top_k=50, generator=generator)
-    return data.tokenizer.decode(ids[0, 1:].tolist())
+    ids = torch.tensor([prompt], device=model.device)
+    written = model.eval().model.generate(ids, _SAMPLE_TOKENS, temperature=0.8, top_k=50, generator=generator)
+    text = tokenizer.decode(until(written[0, len(prompt) :].tolist(), tokenizer.eos_id))
+    return "\n".join(
+        [
+            "--- a prompt: the beginning of a document ---",
+            first_lines(tokenizer.decode(prompt), _PROMPT_LINES),
+            "--- the model goes on ---",
+            first_lines(text, _SAMPLE_LINES),
+            "---",
+        ]
+    )
+
+
+def until(ids: list[int], eos_id: int) -> list[int]:
+    """Return the ids before EOS; one at least, since a model continues something."""
+    return ids[: max(1, ids.index(eos_id))] if eos_id in ids else ids
+
+
+def first_lines(text: str, most: int) -> str:
+    """Return the first lines of a text, with an ellipsis where something is left out."""
+    lines = [line if len(line) <= _WIDTH else f"{line[:_WIDTH]}..." for line in shown_lines(text).split("\n")]
+    return "\n".join(lines if len(lines) <= most else [*lines[: most - 1], "..."])
+
+
+def summary(trainer: lightning.Trainer, data: LanceDataModule, curves: list[LossCurve]) -> list[str]:
+    """Return the last lines of a run: what it was trained on, how far it came, where that is, and how to go on."""
+    stores = [
+        f"{near(store.uri)}, version {store.version}: {format_tokens(store.num_tokens('train'))} to train on, "
+        f"{format_tokens(store.num_tokens('val'))} to validate on"
+        for store in data.stores.values()
+    ]
+    losses = [
+        f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()) if "loss" in name
+    ]
+    found: list[str] = []
+    for curve in curves:
+        found.append(f"metrics in {curve.metrics.file}")
+        found.append(WITHOUT_PICTURE if curve.missing else f"their curve in {curve.picture}")
+    checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "")
+    if checkpoint:
+        found.append(f"checkpoint in {near(checkpoint)}")
+    lines = [f"trained on {'; '.join(stores)}", f"step {trainer.global_step:,}: {', '.join(losses)}"]
+    if found:
+        lines.append(", ".join(found))
+    if checkpoint:
+        lines.append(f"to go on: {again(trainer.max_steps)}")
+    return lines
+
+
+def near(place: str) -> str:
+    """Return a path as seen from the current folder, where it is below that."""
+    path, here = Path(place), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else place
+
+
+def again(max_steps: int) -> str:
+    """Return the command that trains on, for as many steps again."""
+    changes = ["ckpt_path=last"]
+    if max_steps > 0:
+        changes.append(f"trainer.max_steps={2 * max_steps}")
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    changed = tuple(f"{change.partition('=')[0]}=" for change in changes)
+    kept = [shown_override(override) for override in given if not override.lstrip("+").startswith(changed)]
+    return " ".join(map(quoted, [*program(), *kept, *changes]))
+
+
+def quoted(word: str) -> str:
+    """Return a word as a shell takes it, easy to read where it has single quotes in it."""
+    return f'"{word}"' if "'" in word and not {*word} & {*'"$`!\\'} else shlex.quote(word)
+
+
+def program() -> list[str]:
+    """Return the words that this script was started with."""
+    if __name__ != "__main__":
+        return ["lightning-lance", "train"]
+    if __spec__ is not None:
+        return ["python", "-m", __spec__.name]
+    return ["python", sys.argv[0]]
 
 
 if __name__ == "__main__":

@@ -546,8 +546,11 @@ class LanceDataModule(LightningDataModule):
         trainer = self.trainer
         if trainer is not None and trainer.training and self.serving.mix and self._loader is not None:
             every = getattr(trainer, "log_every_n_steps", 0)
-            if every and trainer.global_step % every == 0 and trainer.is_global_zero and trainer.logger:
+            # The steps at which Lightning logs too, so that all metrics of a step are one row.
+            due = every > 0 and (trainer.global_step + 1) % every == 0
+            if due and trainer.is_global_zero and trainer.loggers:
                 counted = self._loader.components().items()
                 metrics = {f"data/{name}/{what}": value for name, part in counted for what, value in part.items()}
-                trainer.logger.log_metrics(metrics, step=trainer.global_step)
+                for metrics_logger in trainer.loggers:
+                    metrics_logger.log_metrics(metrics, step=trainer.global_step)
         return batch

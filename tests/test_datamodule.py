@@ -409,7 +409,7 @@ def test_a_mixture_is_counted_in_the_log(tmp_path: Path):
     )
     logged = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
     assert logged[0] == "data/Python/epochs,data/Python/windows,step"
-    assert [line.split(",")[1:] for line in logged[1:]] == [["8", "0"], ["24", "2"]]
+    assert [line.split(",")[1:] for line in logged[1:]] == [["16", "1"], ["32", "3"]]
 
 
 def test_fill_in_the_middle_takes_the_tokens_of_the_tokenizer(tmp_path: Path):

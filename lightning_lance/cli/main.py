@@ -7,6 +7,8 @@ import sys
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,6 +33,7 @@ _DATA = ("corpus", "mix", "verify", "storage_options")
 _OPTIONS = ("aws_", "azure_", "google_", "allow_http")
 
 USAGE = """\
+lightning-lance train key=value ...     train the sample GPT on a token store, which is built first if it is not there
 lightning-lance prepare key=value ...   build the token store, without training
 lightning-lance verify URI              check a token store against its checksums; sample=0.1 reads a tenth of its files
 lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; purge=true removes old versions too
@@ -112,6 +115,18 @@ def _prepare(config: DictConfig) -> None:
             raise_if_damaged(corpus.location)
         if not was_built:
             tell_stored(store)
+
+
+def _train(arguments: Sequence[str]) -> None:
+    from lightning_lance.cli.hydra_app import command
+
+    def task(config: DictConfig) -> None:
+        # Once the command line is right, since torch takes long to import.
+        import_module("lightning_lance.examples.train_gpt").main.__wrapped__(config)
+
+    # Lightning runs this file for further devices.
+    sys.argv[:] = [str(files("lightning_lance.examples") / "train_gpt.py"), *arguments]
+    command(task)()
 
 
 def _check_keys(data: Mapping[str, Any], known: Set[str]) -> None:
@@ -282,6 +297,8 @@ def _main() -> None:
 
         sys.argv[:] = [f"{sys.argv[0]} prepare", *rest, *_NO_FOLDER]
         command(_prepare, trains=False)()
+    elif name == "train":
+        _train(rest)
     elif name in _COMMANDS:
         {"verify": _verify, "forget": _forget, "clean": _clean, "verify-resume": _verify_resume}[name](rest)
     elif name == "--version":
@@ -291,9 +308,9 @@ def _main() -> None:
     elif name in ("--help", "-h", "help"):
         print(USAGE, end="")
     else:
-        near = nearest(name, ["prepare", *_COMMANDS])
+        near = nearest(name, ["train", "prepare", *_COMMANDS])
         meant = f"did you mean {near}? " if near else ""
         fail(
-            f"there is no command {shown_override(name)!r}: expected prepare, verify, forget, clean or verify-resume. "
+            f"there is no command {shown_override(name)!r}: expected train, prepare, verify, forget, clean or verify-resume. "
             f"{meant}lightning-lance --help says more."
         )

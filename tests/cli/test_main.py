@@ -38,8 +38,8 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (
             ["conext_length=3"],
             "There is no key 'conext_length': did you mean 'context_length'? the configuration has build, ckpt_path, "
-            "context_length, corpus, data, data_dir, languages, max_documents, max_tokens, model, output_dir, progress, seed, "
-            "source, tokenizer, trainer (to add a key that the constructor takes, write +conext_length=...).",
+            "context_length, corpus, data, data_dir, languages, logger, max_documents, max_tokens, model, output_dir, "
+            "progress, seed, source, tokenizer, trainer (to add a key that the constructor takes, write +conext_length=...).",
         ),
         (
             ["source.shardseed=3"],
@@ -142,7 +142,7 @@ def test_help_version_and_other_words(tmp_path: Path):
     code, _, err = run(tmp_path, "prepair")
     assert code == 1
     assert err.startswith(
-        "error: there is no command 'prepair': expected prepare, verify, forget, clean or verify-resume."
+        "error: there is no command 'prepair': expected train, prepare, verify, forget, clean or verify-resume."
     )
     assert err.endswith(" did you mean prepare? lightning-lance --help says more.\n")
     assert err.count("\n") == 1
@@ -314,6 +314,8 @@ MAIN = "import lightning_lance.cli.main as cli; sys.argv[1:] = {}; cli.main()"
         (MAIN.format(["verfy", "x"]), HYDRA | ARRAYS | TORCH),
         (MAIN.format(["forget", "x"]), HYDRA | ARRAYS | TORCH),
         (MAIN.format(["prepare", "-h"]), ARRAYS | TORCH),
+        (MAIN.format(["train", "-h"]), ARRAYS | TORCH),
+        (MAIN.format(["train", "contxt_length=3"]), ARRAYS | TORCH),
         (MAIN.format(["prepare", "contxt_length=3"]), ARRAYS | TORCH),
         (MAIN.format(["verify", "x", "y"]), HYDRA | ARRAYS | TORCH),
         (MAIN.format(["verify", "x"]), HYDRA | TORCH),

@@ -1,9 +1,8 @@
-"""The example script as a user runs it: in a process, with overrides."""
+"""The sample's training: the command, and the script, as a user runs them; and what they refuse, in this process."""
 
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,79 +13,121 @@ import torch
 from hydra import compose, initialize_config_module
 
 from lightning_lance.errors import ConfigError
+from tests.support.commands import COMMAND
 from tests.support.paths import ROOT
 from tests.support.warm import TRAINING, server
 
 SCRIPT = ROOT / "examples/train_gpt.py"
+# Forty files of a few words, which a model of a few weights learns in some steps.
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 SMALL = [
-    "experiment=smoke",
-    "model.n_layer=1",
-    "model.n_head=2",
-    "model.n_embd=32",
-    "model.learning_rate=0.02",
-    "data.batch_size=4",
-]
+    "experiment=smoke", "source=files", "source.patterns=['*.py']", "source.root=texts", "corpus.val_fraction=0.2",
+    "tokenizer.vocab_size=300", "context_length=16", "data.batch_size=4",
+    "model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.learning_rate=0.05",
+    "trainer.max_steps=12", "trainer.log_every_n_steps=1", "trainer.callbacks.0.every_n_train_steps=5",
+]  # fmt: skip
 
 
-def train(folder: Path, *overrides: str) -> str:
-    done = server(TRAINING).run(SCRIPT, *SMALL, *overrides, folder=folder, warnings=["ignore"], timeout=200)
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
+def write_texts(folder: Path) -> None:
+    (folder / "texts").mkdir()
+    for number in range(40):
+        names = [WORDS[(number * step) % 10] for step in range(1, 30)]
+        (folder / f"texts/{number}.py").write_text("\n".join(f"def {name}(x):\n    return x" for name in names))
 
 
-def losses(folder: Path) -> list[tuple[int, float]]:
-    """Steps and training losses of all runs in the folder, in the order of the runs."""
-    rows: list[tuple[int, float]] = []
-    for file in sorted(folder.glob("outputs/lightning_logs/version_*/metrics.csv")):
-        with file.open() as stream:
-            rows += [
-                (int(row["step"]), float(row["train_loss"])) for row in csv.DictReader(stream) if row.get("train_loss")
-            ]
-    return rows
+def run(script: Path, folder: Path, *arguments: str) -> tuple[int, str, str]:
+    done = server(TRAINING).run(script, *arguments, folder=folder, timeout=200)
+    return done.returncode, done.stdout, done.stderr
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open() as stream:
+        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What `lightning-lance train` leaves and prints, from a folder with nothing but texts."""
     folder = tmp_path_factory.mktemp("train")
-    printed = train(folder, "trainer.log_every_n_steps=1", "trainer.callbacks.0.every_n_train_steps=12")
+    write_texts(folder)
+    code, out, err = run(Path(COMMAND[0]), folder, "train", *SMALL, "data.mix={Python: 1}")
+    # Neither tips nor tables of Lightning, nor warnings of libraries.
+    assert (code, err) == (0, "")
     shutil.copy(folder / "outputs/checkpoints/last.ckpt", folder / "step12.ckpt")
-    return folder, printed
+    return folder, out
 
 
 def test_a_store_is_built_and_a_model_trained_and_a_sample_written(trained: tuple[Path, str]):
     folder, printed = trained
-    assert "Training a tokenizer with 1024 ids" in printed
-    assert ".lance: 200 documents, " in printed
-    assert "val_loss" in printed
-    assert "--- a sample ---" in printed
-    # Where there is no terminal, a line after the first step, and then now and then; no bar.
-    lines = [line for line in printed.splitlines() if "[train_gpt][INFO] - step 1 of 20, loss " in line]
-    assert len(lines) == 1
-    assert "it/s" not in printed
-    steps = losses(folder)
-    assert [step for step, _ in steps] == list(range(20))
-    assert 6.5 < steps[0][1] < 7.5  # ln(1024) is 6.9
-    assert steps[-1][1] < steps[0][1] - 0.5
-    torch.load(folder / "outputs/checkpoints/last.ckpt", weights_only=True)
+    lines = printed.splitlines()
+    assert "Training a tokenizer with 300 ids" in printed
+    assert sum(".lance: 40 documents, " in line for line in lines) == 1
+    # Where there is no terminal, a line after the first step, and then now and then; no bar, and nothing before the words.
+    assert [line for line in lines if line.startswith("step 1 of 12, loss ")]
+    assert "steps/s" not in printed
+    assert "[INFO]" not in printed
+    assert "💡" not in printed
+    begin, end = lines.index("--- a prompt: the beginning of a document ---"), lines.index("---")
+    assert lines[begin + 1].startswith("def ")
+    assert "--- the model goes on ---" in lines[begin:end]
+    assert end - begin < 15
+    assert lines[end + 1].startswith("trained on data/files-")
+    assert " to train on, " in lines[end + 1]
+    assert lines[end + 2].startswith("step 12: train_loss ")
+    assert ", val_loss " in lines[end + 2]
+    assert lines[end + 3] == (
+        "metrics in outputs/metrics.csv, their curve in outputs/loss.png, checkpoint in outputs/checkpoints/last.ckpt"
+    )
+    assert lines[end + 4].startswith(
+        "to go on: lightning-lance train experiment=smoke source=files \"source.patterns=['*.py']\" "
+    )
+    assert lines[end + 4].endswith(" ckpt_path=last trainer.max_steps=24")
+    assert len(lines) == end + 5
+    assert (folder / "outputs/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_metrics_of_a_step_are_one_row(trained: tuple[Path, str]):
+    metrics = rows(trained[0] / "outputs/metrics.csv")
+    assert [int(row["step"]) for row in metrics] == list(range(12))
+    losses = [float(row["train_loss"]) for row in metrics]
+    assert 5.2 < losses[0] < 6.2  # ln(300) is 5.7
+    assert losses[-1] < losses[0] - 0.5
+    # In the first tenth of the run.
+    assert all(row["val_loss"] for row in metrics)
+    assert [int(row["data/Python/windows"]) for row in metrics] == [4 * step for step in range(1, 13)]
+
+
+def test_the_last_checkpoint_is_of_the_last_step(trained: tuple[Path, str]):
+    saved = torch.load(trained[0] / "step12.ckpt", weights_only=True)
+    assert saved["global_step"] == 12
+    # Within the epoch, so that the next run goes on in it.
+    assert saved["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"] == 0
 
 
 def test_a_second_run_builds_nothing_and_goes_on_from_the_checkpoint(trained: tuple[Path, str]):
     """Its losses are those of the run that went through: the same batches, in the same order."""
     folder, _ = trained
-    whole = losses(folder)
-    printed = train(
-        folder, "ckpt_path=last", "trainer.log_every_n_steps=1", "trainer.callbacks.0.every_n_train_steps=12"
-    )
-    assert "Training a tokenizer" not in printed
-    assert "committed" not in printed
-    resumed = losses(folder)[len(whole) :]
-    assert [step for step, _ in resumed] == list(range(12, 20))
-    assert [loss for _, loss in resumed] == pytest.approx([loss for _, loss in whole[12:]], abs=2e-3)
+    file = folder / "outputs/metrics.csv"
+    whole = rows(file)
+    (five,) = (folder / "outputs/checkpoints").glob("*step=10.ckpt")
+    mixed = ["data.mix={Python: 1}", f"ckpt_path='{five}'"]
+    code, out, err = run(SCRIPT, folder, *SMALL, *mixed)
+    assert (code, err) == (0, "")
+    assert "Training a tokenizer" not in out
+    assert "40 documents" not in out
+    assert "outputs/metrics.csv has 2 rows of an earlier run: they are in metrics-1.csv now." in out
+    assert out.splitlines()[-1].startswith(f"to go on: python {SCRIPT} experiment=smoke ")
+    assert rows(file.with_name("metrics-1.csv")) == whole[10:]
+    again = rows(file)
+    assert again[:10] == whole[:10]
+    assert [int(row["step"]) for row in again] == list(range(12))
+    for name in ("train_loss", "val_loss"):
+        assert [float(row[name]) for row in again] == pytest.approx([float(row[name]) for row in whole], abs=2e-3)
 
 
 def run_in(folder: Path, *overrides: str) -> None:
     """Run it in this process, for what it says before it trains."""
-    import train_gpt
+    from lightning_lance.examples import train_gpt
 
     with initialize_config_module("lightning_lance.conf", version_base="1.3"):
         config = compose("config", overrides=[*SMALL, f"output_dir={folder}/none", f"data_dir={folder}/no", *overrides])
@@ -106,7 +147,7 @@ def test_a_run_that_is_done_says_so_and_how_to_train_on(trained: tuple[Path, str
 
 @pytest.mark.parametrize(
     ("override", "differs"),
-    [("model.n_layer=3", "n_layer: 1 -> 3"), ("model.vocab_size=2048", "vocab_size: 1024 -> 2048")],
+    [("model.n_layer=3", "n_layer: 1 -> 3"), ("model.vocab_size=2048", "vocab_size: 300 -> 2048")],
 )
 def test_a_checkpoint_of_another_model_is_refused_before_anything_is_built(
     trained: tuple[Path, str], override: str, differs: str
@@ -127,8 +168,39 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path):
         run_in(tmp_path, f"ckpt_path={tmp_path}/x.ckpt")
 
 
+@pytest.mark.parametrize(
+    ("interval", "steps", "expected"), [(30, 300, 30), (30, 100, 10), (30, 5, 1), (30, -1, 30), (0.5, 100, 0.5)]
+)
+def test_a_short_run_validates_ten_times(interval: float, steps: int, expected: float):
+    from lightning_lance.examples import train_gpt
+
+    with initialize_config_module("lightning_lance.conf", version_base="1.3"):
+        config = compose("config", overrides=[f"trainer.val_check_interval={interval}", f"trainer.max_steps={steps}"])
+    assert train_gpt.validation_interval(config) == expected
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_logger_whose_package_is_missing_says_how_to_get_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for module in (name, "tensorboardX", f"{name}.compat"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        ConfigError, match=f"^logger={name} needs a package that is not installed .*: pip install {name}, or"
+    ):
+        run_in(tmp_path, f"logger={name}")
+
+
+def test_without_a_logger_there_are_no_metrics(tmp_path: Path):
+    from lightning_lance.examples import train_gpt
+
+    with initialize_config_module("lightning_lance.conf", version_base="1.3"):
+        config = compose("config", overrides=["logger=none", f"output_dir={tmp_path}"])
+    assert train_gpt.make_trainer(config).loggers == []
+
+
 def test_lines_of_progress_are_seldom(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    import train_gpt
+    from lightning_lance.examples import on_screen
 
     trainer: Any = SimpleNamespace(
         is_global_zero=True,
@@ -137,14 +209,14 @@ def test_lines_of_progress_are_seldom(caplog: pytest.LogCaptureFixture, monkeypa
         callback_metrics={"tokens_per_second": torch.tensor(12345.6)},
     )
     now = [100.0]
-    monkeypatch.setattr(train_gpt.time, "monotonic", lambda: now[0])
-    lines = train_gpt.ProgressLines()
+    monkeypatch.setattr(on_screen.time, "monotonic", lambda: now[0])
+    lines = on_screen.ProgressLines()
     with caplog.at_level("INFO"):
         for seconds in (0, 10, 29, 30, 59, 61):
             now[0] = 100.0 + seconds
             lines.on_train_batch_end(trainer)
     assert caplog.messages == ["step 1,200 of 3,000, 12,346 tokens/s"] * 3
-    lines = train_gpt.ProgressLines()
+    lines = on_screen.ProgressLines()
     trainer.is_global_zero = False
     lines.on_train_batch_end(trainer)
     assert len(caplog.messages) == 3
@@ -152,18 +224,33 @@ def test_lines_of_progress_are_seldom(caplog: pytest.LogCaptureFixture, monkeypa
 
 def test_two_processes_by_way_of_hydra(tmp_path: Path):
     """Lightning starts the second process itself, with Hydra's overrides: one output folder, one store."""
-    printed = train(tmp_path, "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_steps=4")
-    assert printed.count(".lance: 200 documents, ") == 1
-    assert printed.count("--- a sample ---") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "outputs"]
+    write_texts(tmp_path)
+    code, out, err = run(
+        Path(COMMAND[0]), tmp_path, "train", *SMALL, "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_steps=2"
+    )
+    assert code == 0, err
+    assert out.count(".lance: 40 documents, ") == 1
+    assert out.count("--- the model goes on ---") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "outputs", "texts"]
+    assert [row["step"] for row in rows(tmp_path / "outputs/metrics.csv")] == ["0", "1"]
 
 
 def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path):
-    command = [sys.executable, str(SCRIPT), "max_documents=0"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 1
-    assert done.stderr.endswith("error: max_documents is 0: expected a positive whole number, or null for no bound.\n")
-    assert json.dumps(done.stderr).count("Traceback") == 0
+    code, out, err = run(SCRIPT, tmp_path, "max_documents=0")
+    assert (code, out) == (1, "")
+    assert err == "error: max_documents is 0: expected a positive whole number, or null for no bound.\n"
+
+
+def test_a_log_for_programs_is_json(trained: tuple[Path, str]):
+    folder, _ = trained
+    overrides = ["output_dir=json", "trainer.max_steps=1", "progress=json", "logger=none"]
+    code, out, err = run(Path(COMMAND[0]), folder, "train", *SMALL, *overrides)
+    assert (code, err) == (0, "")
+    logged = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    (step,) = [line for line in logged if line["event"] == "trained"]
+    assert step["message"].startswith("step 1 of 1, loss ")
+    assert (step["level"], step["step"]) == ("info", 1)
+    assert 5 < step["train_loss"] < 6.5
 
 
 @pytest.mark.parametrize(
@@ -191,7 +278,7 @@ def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path):
 def test_what_cannot_be_is_refused_before_anything_is_built(
     overrides: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import train_gpt
+    from lightning_lance.examples import train_gpt
 
     if "trainer=gpu" in overrides and (torch.cuda.is_available() or torch.backends.mps.is_available()):
         pytest.skip("there is one here")

@@ -245,7 +245,7 @@ GIVEN = [
     "source.data_files=['https://u:HUSHPW@host/x.parquet?sig=HUSHSIG', c.parquet]",
     f"source.storage_options={OPTIONS}",
     "corpus.storage_options={aws_secret_access_key: HUSHKEY, aws_region: eu, aws_session_token: '${oc.env:HOME}'}",
-    "+trainer.logger.api_key=HUSHAPI",
+    "+logger.csv.api_key=HUSHAPI",
     "+hydra.job.env_set.MY_PASSWORD=HUSHENV",
 ]
 
@@ -259,7 +259,7 @@ def test_the_task_gets_what_the_configuration_on_disk_has_not(run: Callable[...,
     assert config.source.storage_options.client_kwargs.endpoint_url == "http://u:HUSHPW@h"
     assert config.source.data_files == ["https://u:HUSHPW@host/x.parquet?sig=HUSHSIG", "c.parquet"]
     assert config.data.corpus.source.storage_options.key == "HUSHID"
-    assert config.trainer.logger.api_key == "HUSHAPI"
+    assert config.logger.csv.api_key == "HUSHAPI"
     assert left_in(tmp_path) == {}
     assert not SECRETS.search(printed)
     written = OmegaConf.load(tmp_path / "out/.hydra/config.yaml")
@@ -270,7 +270,7 @@ def test_the_task_gets_what_the_configuration_on_disk_has_not(run: Callable[...,
     # Run again from there, it says what is missing.
     again, _ = run(got.append, "-cp", str(tmp_path / "out/.hydra"), "-cn", "config")
     assert re.match(r"error: The key source.data_files has no value: secrets are not saved with the config", again)
-    more = ["source.data_files=[c.parquet]", "trainer.logger.api_key=x", "source.storage_options={anon: true}"]
+    more = ["source.data_files=[c.parquet]", "logger.csv.api_key=x", "source.storage_options={anon: true}"]
     again, _ = run(got.append, "-cp", str(tmp_path / "out/.hydra"), "-cn", "config", *more)
     assert re.match(r"error: The key source.storage_options.key has no value", again)
 

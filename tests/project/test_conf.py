@@ -8,14 +8,15 @@ from typing import Any
 import lightning
 import pytest
 import yaml
-from gpt import Block, GPTModule
 from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_lance import LanceDataModule
 from lightning_lance.documents.languages import CODE_EXTENSIONS
 from lightning_lance.documents.text_filter import TextFilter
+from lightning_lance.examples.gpt import Block, GPTModule
+from lightning_lance.examples.run_folder import MetricsFile
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer, PretrainedTokenizer, TokenizerFile, TrainedBPE
@@ -54,6 +55,7 @@ def test_the_groups_are_those_that_are_promised():
         "corpus": "default",
         "tokenizer": "bpe bytes file gpt2 gpt_neox llama3 qwen3",
         "data": "default",
+        "logger": "csv none tensorboard wandb",
         "model": "gpt_medium gpt_nano gpt_small",
         "trainer": "cpu ddp fsdp gpu",
         "experiment": "code_and_text github_code_python smoke",
@@ -123,7 +125,18 @@ def test_every_trainer(option: str):
         changes["strategy"] = "auto"
     trainer = instantiate(config.trainer, **changes)
     assert isinstance(trainer, lightning.Trainer)
+    assert [type(logger) for logger in trainer.loggers] == [MetricsFile]
     assert trainer.checkpoint_callback.dirpath == str(Path("out/checkpoints").resolve())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("option", GROUPS["logger"])
+def test_every_logger(option: str):
+    config = compose("config", overrides=[f"logger={option}", "output_dir=out"])
+    names = [] if option == "none" else ["csv"] if option == "csv" else ["csv", option]
+    assert list(config.logger) == names
+    for logger in config.logger.values():
+        arguments = {key: value for key, value in logger.items() if not str(key).startswith("_")}
+        inspect.signature(get_class(logger._target_)).bind(**arguments)
 
 
 def test_the_tutorials_experiment():

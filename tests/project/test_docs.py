@@ -196,15 +196,11 @@ class Reader:
     def _script(self, words: list[str]) -> tuple[str | None, list[str]]:
         """Return the Python that a command stands for, and its arguments; None for a command of the system."""
         if words[0] == "lightning-lance":
-            if words[1] == "train" and not is_a_command("train"):
-                # It has the arguments of the sample script.
-                words = ["python", "examples/train_gpt.py", *words[2:]]
-            elif words[1] == "train":
+            if words[1] == "train":
                 return COMMAND, ["train", *small(words[2:], SMALL_BUILD + SMALL_RUN)]
-            elif words[1] == "prepare":
+            if words[1] == "prepare":
                 return COMMAND, ["prepare", *small(words[2:], SMALL_BUILD)]
-            else:
-                return COMMAND, words[1:]
+            return COMMAND, words[1:]
         if words[0] == "python" and words[1] == "examples/train_gpt.py":
             script = SCRIPT.format(script=str(ROOT / words[1]))
             return script, small(words[2:], SMALL_BUILD + SMALL_RUN)
@@ -273,10 +269,10 @@ def check_command(words: list[str]) -> None:
             assert re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE), (
                 extra
             )
-    elif "examples/train_gpt.py" in words:
-        check_overrides(words[words.index("examples/train_gpt.py") + 1 :])
+    elif "lightning_lance.examples.train_gpt" in words:
+        check_overrides(words[words.index("lightning_lance.examples.train_gpt") + 1 :])
     elif words[0] == "lightning-lance":
-        assert is_a_command(words[1]) or words[1] in ("train", "--version"), words
+        assert is_a_command(words[1]) or words[1] == "--version", words
         if words[1] in ("train", "prepare"):
             check_overrides(words[2:])
 

@@ -26,7 +26,10 @@ BUILDING = (
     "lightning_lance.cli.main", "pandas", "pyarrow.dataset", "pyarrow.parquet", "tokenizers",
 )  # fmt: skip
 # What training needs, on top. The clients of the Hub are among it, as the environment of the tests sets them up.
-TRAINING = ("lightning.pytorch", "transformers", "lightning_lance.datamodule", *BUILDING)
+TRAINING = (
+    "lightning.pytorch", "transformers", "lightning_lance.datamodule", "lightning_lance.examples.train_gpt",
+    "matplotlib.backends.backend_agg", "matplotlib.figure", *BUILDING,
+)  # fmt: skip
 
 
 class WarmProcess:

@@ -1,0 +1,1 @@
+"""The sample GPT and its training script, importable as `lightning_lance.examples`."""

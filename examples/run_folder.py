@@ -1,0 +1,193 @@
+"""The folder of a run: one `metrics.csv`, which a resumed run goes on with, and a picture of the losses."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+_log = logging.getLogger(__name__)
+
+#: Where matplotlib is missing.
+WITHOUT_PICTURE = "no picture of the losses (pip install 'lightning-lance[plot]' draws one)"
+# At most so often, in seconds, the picture is drawn during a run.
+_DRAW_SECONDS = 60.0
+
+
+class MetricsFile(Logger):
+    """Writes `metrics.csv`: one row for each step that logs something, complete on disk at any time.
+
+    A run that goes on from a checkpoint goes on with the file. Rows that it will write again, and those of an earlier run
+    that began anew, are kept in a file beside.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.file = Path(folder, "metrics.csv")
+        self._columns: list[str] = []
+        self._row: dict[str, Any] = {}
+        self._row_begins = 0  # in the file
+        self._begun = False
+
+    @property
+    def name(self) -> str:
+        """A name, which Lightning asks for; it is in no path."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """No version: the folder is the run's."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The folder of the run."""
+        return str(self.file.parent)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing: Hydra writes the whole configuration."""
+
+    def begin(self, step: int) -> None:
+        """Keep the rows before a step in the file, and the others in a file beside.
+
+        Args:
+            step: The first one that will be logged: 0 in a run that begins anew.
+        """
+        self._begun = True
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        rows = read_metrics(self.file)
+        others = [row for row in rows if int(row["step"]) >= step]
+        if others:
+            beside = _free_name(self.file)
+            _write(beside, [*others[0]], others)
+            _log.info("%s has %d rows of an earlier run: they are in %s now.", self.file, len(others), beside.name)
+        self._columns = [*rows[0]] if rows and step else ["step"]
+        self._row = {}
+        _write(self.file, self._columns, rows[: len(rows) - len(others)] if step else [])
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add metrics to the row of their step."""
+        if not self._begun:
+            self.begin(step or 0)
+        if step is None:
+            step = self._row.get("step", -1) + 1
+        if step != self._row.get("step"):
+            self._row = {"step": step}
+            self._row_begins = self.file.stat().st_size
+        self._row.update(metrics)
+        new = [name for name in self._row if name not in self._columns]
+        if new:
+            self._columns += new
+            _write(self.file, self._columns, [row for row in read_metrics(self.file) if int(row["step"]) != step])
+            self._row_begins = self.file.stat().st_size
+        with self.file.open("r+", encoding="utf-8", newline="") as stream:
+            stream.seek(self._row_begins)
+            csv.DictWriter(stream, self._columns).writerow(self._row)
+            stream.truncate()
+
+
+class LossCurve(lightning.Callback):
+    """Draws `loss.png` beside a `metrics.csv` now and then, and tells that file where a run goes on."""
+
+    def __init__(self, metrics: MetricsFile) -> None:
+        self.metrics = metrics
+        self._next = time.monotonic() + _DRAW_SECONDS
+        self.picture = metrics.file.with_name("loss.png")
+        self.missing = False  # whether matplotlib is
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin at the step of the checkpoint, or at 0."""
+        if trainer.is_global_zero:
+            self.metrics.begin(trainer.global_step)
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Log by the number of optimizer steps: Lightning's own count may be one ahead after a resume."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw what is known so far."""
+        if trainer.is_global_zero and not trainer.sanity_checking and time.monotonic() > self._next:
+            self._draw()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw the whole run."""
+        if trainer.is_global_zero:
+            self._draw()
+
+    def _draw(self) -> None:
+        try:
+            draw_losses(read_metrics(self.metrics.file), self.picture)
+        except ImportError:
+            self.missing = True
+        self._next = time.monotonic() + _DRAW_SECONDS
+
+
+def draw_losses(rows: Sequence[Mapping[str, str]], picture: Path) -> None:
+    """Draw the training and validation losses of a run.
+
+    Args:
+        rows: Of `metrics.csv`.
+        picture: A PNG file. One that is there is replaced.
+
+    Raises:
+        ImportError: Without matplotlib.
+    """
+    # No pyplot: it looks for a display.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    names = [name for name in (rows[0] if rows else []) if name.startswith(("train_loss", "val_loss"))]
+    for name in sorted(names):
+        points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else "")
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    unfinished = picture.with_suffix(".part")
+    figure.savefig(unfinished, format="png")
+    unfinished.replace(picture)
+
+
+def read_metrics(file: Path) -> list[dict[str, str]]:
+    """Return the rows of a `metrics.csv`, as text; none if there is no file. A row that a kill has cut off is left out."""
+    if not file.exists():
+        return []
+    with file.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream, restval=""))
+    return [row for row in rows if (row.get("step") or "").isdecimal() and None not in row]
+
+
+def _write(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+    """Write a file with a header as a whole, or not at all."""
+    unfinished = file.with_suffix(".part")
+    with unfinished.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    unfinished.replace(file)
+
+
+def _free_name(file: Path) -> Path:
+    """Return the first of metrics-1.csv, metrics-2.csv... that is not there."""
+    number = 1
+    while True:
+        free = file.with_name(f"{file.stem}-{number}{file.suffix}")
+        if not free.exists():
+            return free
+        number += 1
