@@ -233,6 +233,7 @@ class LanceDataModule(LightningDataModule):
         self._tags = TrainingTags()
         self._fitted_by: weakref.ref[Any] | None = None  # the Trainer of this fit
         self._opened: dict[str, TokenStore] = {}  # as `setup` found them, before a checkpoint goes back to fewer tokens
+        self._val_names: list[str] | None = None
         self._told_no_validation = False
         self._begins_again = False  # a new Trainer trains again on the windows of the last one
 
@@ -323,6 +324,7 @@ class LanceDataModule(LightningDataModule):
                 name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)
             }
         self._opened = dict(self._stores)
+        self._val_names = None
         self._fits = fit
         self._watch()
         if fit:
@@ -480,7 +482,9 @@ class LanceDataModule(LightningDataModule):
         loader = self.predict_dataloader()
         if isinstance(loader, list) or self.serving.val_by == "none":
             return loader
-        return [loader, *self._val_parts().values()]
+        parts = self._val_parts()
+        self._val_names = ["", *parts]
+        return [loader, *parts.values()]
 
     test_dataloader = val_dataloader
 
@@ -503,7 +507,12 @@ class LanceDataModule(LightningDataModule):
 
         A model logs by `dataloader_idx`, such as `val_loss` and `val_loss/Python`.
         """
-        return ["", *(self._val_parts() if self.serving.val_by != "none" else ())]
+        if self.serving.val_by == "none":
+            return [""]
+        # A model may ask for each batch.
+        if self._val_names is None:
+            self._val_names = ["", *self._val_parts()]
+        return self._val_names
 
     def _val_parts(self) -> dict[str, WindowLoader]:
         """Return a validation loader for each language or store that has one global batch of windows at least."""
@@ -622,7 +631,9 @@ class LanceDataModule(LightningDataModule):
             if name not in saved or saved[name]["fingerprint"] != store.fingerprint:
                 continue
             extent = extent_in(saved[name])
-            if self.serving.extend == "now" and extent.forgotten == store.commit.extent.forgotten:
+            content = store.commit.extent
+            adopts = extent.forgotten == content.forgotten and extent.tokens <= content.tokens
+            if self.serving.extend == "now" and adopts:
                 continue
             if not store.forgot(extent):
                 stores[name] = store.at(extent)

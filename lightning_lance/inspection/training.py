@@ -86,5 +86,9 @@ def _epochs(loader: WindowLoader, limits: list[Limit]) -> str:
         return ""
     limit = min(limits)
     epochs = loader.epochs_of(limit.batches)
-    named = [f"{value:.3g} of {name}" if name else f"{value:.3g}" for name, value in epochs.items()]
+    named = [f"{_short(value)} of {name}" if name else _short(value) for name, value in epochs.items()]
     return f"; {limit.name} makes {format_list(named)} epochs"
+
+
+def _short(epochs: float) -> str:
+    return f"{epochs:,.0f}" if epochs >= 100 else f"{epochs:.3g}"

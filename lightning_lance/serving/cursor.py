@@ -49,6 +49,8 @@ class Cursor:
         self._adopted: list[TokenStore] = []
         # The differences between the data and the state that was loaded last.
         self._changes = ""
+        # What loading it did about a store that has grown.
+        self._grew = ""
         self.restart()
 
     def restart(self) -> None:
@@ -212,6 +214,8 @@ class Cursor:
         # Lightning loads the same state more than once.
         if resumed._changes not in ("", self._changes):
             _log.warning("The data differs from the checkpoint's (%s): %s.", resumed._changes, self._on_data_change)
+        if resumed._grew not in ("", self._grew) and is_rank_zero():
+            _log.info("%s", resumed._grew)
         vars(self).update(vars(resumed))
 
     def check(self, state: Mapping[str, Any]) -> None:
@@ -230,6 +234,7 @@ class Cursor:
     def _continue_from(self, state: Mapping[str, Any]) -> None:
         opened = self.serving
         self._grown = ()
+        self._grew = ""
         self._take_over(state)
         if self._grows:
             self._grow(opened)
@@ -279,14 +284,22 @@ class Cursor:
 
     def _grow(self, opened: WindowSelection) -> None:
         """Go on, within the epoch, with what the stores held when they were opened, if more than the state says."""
-        now = replace(self.serving, stores=opened.stores)
-        if now.content() == self.serving.content() or self.ended or self.value == self.epoch_end:
+        if self.ended or self.value == self.epoch_end:
+            return  # the next epoch adopts it
+        stores = dict(self.serving.stores)
+        for name, store in opened.stores.items():
+            before = self.serving.stores[name]
+            if store.commit.tokens <= before.commit.tokens:
+                continue
+            if _continues(before, store, self.serving.split):
+                stores[name] = store
+            else:
+                self._grew = (
+                    "Documents were forgotten since the checkpoint, so what was appended is adopted by the next epoch."
+                )
+        if stores == self.serving.stores:
             return
-        if not _continues(self.serving, now):
-            _log.warning(
-                "Documents were forgotten since the checkpoint: what was appended is adopted by the next epoch."
-            )
-            return
+        now = replace(self.serving, stores=stores)
         epochs, places = self._places()
         growth = Growth(self.serving.content(), epochs.tolist(), places.tolist())
         single = len(places) == 1 and places[0] == self.position
@@ -304,7 +317,7 @@ class Cursor:
         if not any(isinstance(order, GrownOrder) for order in orders.values()):
             self._grown = ()
         self._move(taken)
-        _log.info("The rest of epoch %d has the %s too that were appended.", self.epoch, format_tokens(added))
+        self._grew = f"The rest of epoch {self.epoch} also has the {format_tokens(added)} that were appended."
 
     def _selection_of(self, state: Mapping[str, Any]) -> WindowSelection:
         """Return the selection of a state of the very same stores. StoreError if its epoch has another length."""
@@ -403,16 +416,12 @@ class Cursor:
         self._digest = 0
 
 
-def _continues(before: WindowSelection, now: WindowSelection) -> bool:
-    """Return whether the stores hold all that they held before, in streams that have grown at their ends only."""
-    for name, store in before.stores.items():
-        later = now.stores[name]
-        if later.commit.extent.forgotten != store.commit.extent.forgotten:
-            return False
-        sizes = {stream.language: stream.num_tokens for stream in later.streams(now.split)}
-        if any(sizes.get(stream.language, 0) < stream.num_tokens for stream in store.streams(before.split)):
-            return False
-    return True
+def _continues(before: TokenStore, now: TokenStore, split: str) -> bool:
+    """Return whether a store holds all that it held before, in streams that have grown at their ends only."""
+    if now.commit.extent.forgotten != before.commit.extent.forgotten:
+        return False
+    sizes = {stream.language: stream.num_tokens for stream in now.streams(split)}
+    return all(sizes.get(stream.language, 0) >= stream.num_tokens for stream in before.streams(split))
 
 
 def _change(name: str, values: tuple[Any, Any]) -> str:

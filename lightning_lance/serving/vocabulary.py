@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 
 # Names of embeddings that take no tokens: positions, segments, distances, times.
-_OF_OTHERS = re.compile(r"pos|wpe|seg|type|rel|dist|time|bias|layer|expert|class|lang|speaker")
+_OF_OTHERS = re.compile(r"pos|wpe|segment|type|relative|distance|time|bias|^layer|expert|class|lang|speaker")
 # Names of embeddings that do.
-_OF_TOKENS = re.compile(r"(^|[._])(wte|tok|vocab|word|emb|input)")
+_OF_TOKENS = re.compile(r"^(wte|tok|vocab|word|emb|input|text|char|byte)")
 
 
 def vocabulary_of(model: torch.nn.Module, context_length: int) -> tuple[str, int] | None:
@@ -39,7 +39,7 @@ def vocabulary_of(model: torch.nn.Module, context_length: int) -> tuple[str, int
     if not found:
         return None
     name, rows = max(found.items(), key=lambda item: item[1])
-    return (name, rows) if _OF_TOKENS.search(name.lower()) or _predicts(model, rows) else None
+    return (name, rows) if _OF_TOKENS.search(_own_name(name)) or _predicts(model, rows) else None
 
 
 def _declared(model: torch.nn.Module) -> Iterator[tuple[str, int]]:
