@@ -14,11 +14,7 @@ from lightning_lance.tokenization.tokenizer import is_kept_tokenizer
 
 
 def check_tokenizer_file(plan: Plan) -> None:
-    """Check that no other file is where the tokenizer goes, before anything is written or removed.
-
-    Raises:
-        ConfigError: If there is one that no build has written.
-    """
+    """Raise ConfigError if there is a file where the tokenizer goes that no build has written."""
     file = plan.tokenizer_file
     if file is None or not os.path.lexists(file):
         return

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.cli.overrides import shown_override
+from lightning_lance.cli.streams import safe_output
 from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say
-from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.formatting import nearest, pluralize
 from lightning_lance.messages.moved_names import moved_key
 from lightning_lance.messages.redaction import redacted, remember_options
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 # A build leaves a store and nothing else: no output folder, no log file.
 _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
 # What `prepare` reads: groups, keys and nodes of the root of the configuration, and keys below `data`.
-_ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir", "corpus", "build")
+_ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir", "corpus", "build", "progress")
 _DATA = ("corpus", "mix", "verify", "storage_options")
 # How options of object stores begin, where they are given like the other pairs of a command.
 _OPTIONS = ("aws_", "azure_", "google_", "allow_http")
@@ -80,6 +81,7 @@ def _prepare(config: DictConfig) -> None:
 
     from lightning_lance.build.corpus import Corpus, check_builds, check_together, corpora_of, mix_of
     from lightning_lance.build.options import BuildOptions
+    from lightning_lance.build.progress import tell_stored
     from lightning_lance.cli.hydra_app import make
     from lightning_lance.maintenance.integrity import raise_if_damaged
     from lightning_lance.serving.fim import FillInTheMiddle
@@ -104,15 +106,12 @@ def _prepare(config: DictConfig) -> None:
     if (fim := fill_in_the_middle(data["fim"])) and built:
         FillInTheMiddle.named(built[0].tokenizer, **{**vars(fim), "seed": fim.seed or 0})
     for corpus in corpora.values():
-        corpus.run(build)
+        was_built = corpus.run(build)
         store = corpus.open(growing=build.wait_for_tokens is not None)
         if data["verify"]:
             raise_if_damaged(corpus.location)
-        commit = store.commit
-        say(
-            f"{store.uri}: {pluralize(commit.stored_documents, 'document')}, {store.num_tokens('train'):,} train and "
-            f"{store.num_tokens('val'):,} val tokens, version {store.version}"
-        )
+        if not was_built:
+            tell_stored(store)
 
 
 def _check_keys(data: Mapping[str, Any], known: Set[str]) -> None:
@@ -262,11 +261,12 @@ def _documents(found: Sequence[int], do: str, does: str) -> str:
 
 def main() -> None:
     """Run the command `lightning-lance`."""
-    try:
-        _main()
-    except Exception:  # a bug; an error of ours is a sentence by now
-        sys.stderr.write(redacted(traceback.format_exc()))
-        sys.exit(1)
+    with safe_output():
+        try:
+            _main()
+        except Exception:  # a bug; an error of ours is a sentence by now
+            sys.stderr.write(redacted(traceback.format_exc()))
+            sys.exit(1)
 
 
 def _main() -> None:
@@ -291,6 +291,9 @@ def _main() -> None:
     elif name in ("--help", "-h", "help"):
         print(USAGE, end="")
     else:
-        sys.exit(
-            f"error: there is no command {name!r}: expected prepare, verify, forget, clean or verify-resume.\n\n{USAGE}"
+        near = nearest(name, ["prepare", *_COMMANDS])
+        meant = f"did you mean {near}? " if near else ""
+        fail(
+            f"there is no command {shown_override(name)!r}: expected prepare, verify, forget, clean or verify-resume. "
+            f"{meant}lightning-lance --help says more."
         )

@@ -56,7 +56,7 @@ _TRIES = 5
 # The most distinct values of a key that are searched for a likely spelling.
 _MOST_VALUES = 10_000
 # Fields of a document that are not metadata.
-_NOT_KEYS = ("offset", "hash")
+_NOT_KEYS = {"offset", "hash"}
 
 
 class Forgotten(NamedTuple):
@@ -340,8 +340,8 @@ def _near(rule: Rule, commit: CommitMetadata, values: Callable[[str], set[str]])
     near: dict[str, str] = {}
     for key, value in rule.items():
         known = {*commit.stored_languages} if key == "language" else values(key)
-        similar = None if value in known else nearest(value, sorted(known))
-        if similar is not None:
+        similar = nearest(value, sorted(known))
+        if similar is not None and value not in known:
             near[key] = similar
     return near
 
@@ -353,14 +353,9 @@ def _opened(location: StoreLocation) -> Any:
     return dataset
 
 
-def keys_of(dataset: Any) -> Sequence[str]:
-    """Return the keys that a rule may have."""
-    struct = dataset.schema.field("documents").type.value_type
-    return sorted(["language", *(field.name for field in struct if field.name not in _NOT_KEYS)])
-
-
 def _check(dataset: Any, rule: Rule) -> None:
-    keys = keys_of(dataset)
+    struct = dataset.schema.field("documents").type.value_type
+    keys = sorted({"language", *struct.names} - _NOT_KEYS)
     if not rule:
         raise ConfigError(f"The rule is empty: expected key=value, with one of the keys {', '.join(keys)}.")
     for key in sorted(rule):

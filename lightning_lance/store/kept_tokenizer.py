@@ -31,5 +31,5 @@ def kept_tokenizer(uri: str, files: Sequence[Path], commit: CommitMetadata) -> T
             return tokenizer
     if found:
         raise StoreError(f"The tokenizer {str(found[0])!r} is not the one that made {uri!r}: restore that one.")
-    where = str(files[0]) if files else uri
+    where = str(next(iter(files), uri))
     raise ConfigError(f"There is no tokenizer.json at {where!r}: restore the one that made {uri!r}.")

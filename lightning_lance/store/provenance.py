@@ -15,7 +15,7 @@ from lance.file import LanceFileReader
 from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import StoreError
-from lightning_lance.format.lance_io import dataset_at, reading, reading_documents, stream_columns
+from lightning_lance.format.lance_io import dataset_at, lance_options, reading, reading_documents, stream_columns
 from lightning_lance.format.schema import begins_of
 from lightning_lance.location import StoreLocation
 
@@ -26,19 +26,13 @@ _NOT_METADATA = ("offset", "hash")
 
 
 def document_lists(location: StoreLocation, dataset: Any, field: str) -> Iterator[pa.ListArray]:
-    """Yield one field of the documents of all rows, in order, as lists of structs, some rows at a time.
-
-    Args:
-        location: The store.
-        dataset: Its dataset.
-        field: `offset`, `hash`, ...
-    """
+    """Yield one field (`offset`, `hash`, ...) of the documents of all rows, in order, as lists of structs, some at a time."""
     for fragment in dataset.get_fragments():
         files = fragment.data_files()
         if len(files) == 1 and not fragment.num_deletions:
             # A dataset reads the whole column, with all metadata. Its files can read one leaf of it.
             file = f"{location.uri.rstrip('/')}/data/{files[0].path}"
-            reader = LanceFileReader(file, dict(location.storage_options or {}) or None, [f"documents.item.{field}"])
+            reader = LanceFileReader(file, lance_options(location), [f"documents.item.{field}"])
             batches = reader.read_all(batch_size=_BATCH_ROWS).to_batches()
         else:
             batches = fragment.to_batches(columns=["documents"], batch_size=_BATCH_ROWS)
@@ -59,12 +53,7 @@ def stored_hashes(location: StoreLocation) -> Iterator[np.ndarray]:
 
 
 class Provenance:
-    """Finds the documents of windows. Reads nothing before the first call, then keeps 16 bytes per block.
-
-    Args:
-        location: The store.
-        dataset: Its dataset.
-    """
+    """Finds the documents of windows. Reads nothing before the first call, then keeps 16 bytes per block."""
 
     def __init__(self, location: StoreLocation, dataset: Any) -> None:
         self._location = location
