@@ -215,7 +215,7 @@ class Cursor:
         if resumed._changes not in ("", self._changes):
             _log.warning("The data differs from the checkpoint's (%s): %s.", resumed._changes, self._on_data_change)
         if resumed._grew not in ("", self._grew) and is_rank_zero():
-            _log.info("%s", resumed._grew)
+            _log.warning("%s", resumed._grew)
         vars(self).update(vars(resumed))
 
     def check(self, state: Mapping[str, Any]) -> None:
