@@ -416,15 +416,21 @@ class GPTModule(lightning.LightningModule):
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Adds a batch to `val_loss`."""
-        loss = self._predict(batch, batch["targets"])[1]  # ()
-        self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch["input_ids"]))
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds a batch to `val_loss`, or to that of a language or store, such as `val_loss/Python`."""
+        self._log_loss("val_loss", batch, dataloader_idx)
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Adds a batch to `test_loss`."""
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds a batch to `test_loss`, or to that of a language or store."""
+        self._log_loss("test_loss", batch, dataloader_idx)
+
+    def _log_loss(self, name: str, batch: dict[str, Tensor], dataloader_idx: int) -> None:
         loss = self._predict(batch, batch["targets"])[1]  # ()
-        self.log("test_loss", loss, sync_dist=True, batch_size=len(batch["input_ids"]))
+        whole = dataloader_idx == 0
+        if not whole:
+            name += f"/{self.trainer.datamodule.val_names[dataloader_idx]}"  # type: ignore[attr-defined]
+        size = len(batch["input_ids"])
+        self.log(name, loss, prog_bar=whole, sync_dist=True, batch_size=size, add_dataloader_idx=False)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of each window, (B,) float32: which text the model finds odd."""

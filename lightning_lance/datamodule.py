@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,13 +12,16 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, ParamSpec
 
-from lightning import LightningDataModule
+import torch
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_lance.build.corpus import Corpus, ReadyStore, check_builds, check_together, corpora_of, mix_of
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.errors import ConfigError, StoreError, flag
+from lightning_lance.inspection.training import Limit, training_line
 from lightning_lance.maintenance.integrity import raise_if_damaged
-from lightning_lance.messages.escaping import logger
+from lightning_lance.messages.escaping import logger, shown
 from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.messages.moved_names import moved_argument
 from lightning_lance.process.ranks import SETTING_UP, broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
@@ -33,11 +37,13 @@ from lightning_lance.serving.options import (
     OnDataChange,
     Remainder,
     ServingOptions,
+    ValBy,
     fill_in_the_middle,
 )
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.selection import WindowSelection, extent_in
 from lightning_lance.serving.states import checked_state
+from lightning_lance.serving.vocabulary import vocabulary_of
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
 from lightning_lance.store.training_tags import TrainingTags
 from lightning_lance.tokenization.tokenizer import Tokenizer
@@ -79,6 +85,48 @@ def _without_moved_arguments(init: Callable[_Given, None]) -> Callable[_Given, N
     return checked
 
 
+class _Watch(Callback):
+    """Checks the model against the data before the first step, and tells in a line what is trained on.
+
+    A datamodule has no hook between the moment when the model is made and the first step. Trials of tuners take callbacks
+    away, so they tell nothing.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the model."""
+        self._check(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the model, unless it trains: then it has passed."""
+        if trainer.state.fn != "fit":
+            self._check(trainer, pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the model."""
+        self._check(trainer, pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the model."""
+        self._check(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell what is trained on."""
+        data = _datamodule_of(trainer)
+        if data is not None:
+            data._tell_training()
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = _datamodule_of(trainer)
+        if data is not None:
+            data.check_model(pl_module)
+
+
+def _datamodule_of(trainer: Trainer) -> LanceDataModule | None:
+    """Return the LanceDataModule of a Trainer. A Trainer may go on with other data."""
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, LanceDataModule) else None
+
+
 class LanceDataModule(LightningDataModule):
     """Prepares token stores once, and serves random windows of them to any LightningModule.
 
@@ -100,8 +148,10 @@ class LanceDataModule(LightningDataModule):
         mix: Weights of languages, such as `{"Python": 0.7, "Rust": 0.3}`, or of the names in `corpus`, for training. A
             language or store without a weight is not validated either; one with a weight is, each window once.
         remainder: `drop`, `wrap` or `short`, for the windows at the end of an epoch that fill no batch; see `WindowLoader`.
-        extend: `never`, or `next_epoch` to adopt appended tokens when an epoch begins.
+        extend: `never`; `next_epoch` to adopt appended tokens when an epoch begins; or `now`, to adopt them also when a run
+            resumes: the rest of its epoch has them too, each window once.
         on_data_change: `error`, `restart` or `continue`, for a checkpoint of other data; see `WindowLoader`.
+        val_by: `language` or `store` adds a validation and test loader for each; see `val_names`.
         batch_format: `default` or `huggingface`.
         document_ids: Like `position_ids`, `cu_seqlens` and `mask_boundary_targets`, adds to a batch; see `Collator`.
         position_ids: See `Collator`.
@@ -133,6 +183,7 @@ class LanceDataModule(LightningDataModule):
         remainder: Remainder = "drop",
         extend: Extend = "never",
         on_data_change: OnDataChange = "error",
+        val_by: ValBy = "none",
         batch_format: BatchFormat = "default",
         document_ids: bool = False,
         position_ids: bool = False,
@@ -156,6 +207,7 @@ class LanceDataModule(LightningDataModule):
             remainder=remainder,
             extend=extend,
             on_data_change=on_data_change,
+            val_by=val_by,
         )
         self.batch = BatchOptions(
             batch_format=batch_format,
@@ -180,6 +232,9 @@ class LanceDataModule(LightningDataModule):
         self._fits = False  # whether `setup` was called for training
         self._tags = TrainingTags()
         self._fitted_by: weakref.ref[Any] | None = None  # the Trainer of this fit
+        self._opened: dict[str, TokenStore] = {}  # as `setup` found them, before a checkpoint goes back to fewer tokens
+        self._val_names: list[str] | None = None
+        self._told_no_validation = False
         self._begins_again = False  # a new Trainer trains again on the windows of the last one
 
     @property
@@ -268,7 +323,10 @@ class LanceDataModule(LightningDataModule):
             self._stores = {
                 name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)
             }
+        self._opened = dict(self._stores)
+        self._val_names = None
         self._fits = fit
+        self._watch()
         if fit:
             self._begin_fit()
             for store in self._stores.values():  # nodes may have stores of their own
@@ -291,7 +349,7 @@ class LanceDataModule(LightningDataModule):
 
     def _let_go_of_others(self, stores: Iterable[TokenStore]) -> None:
         """Remove this run's tags from the versions that it has adopted, except those of some stores."""
-        if self.serving.extend == "next_epoch":
+        if self.serving.extend != "never":
             extents = [store.commit.extent for store in stores]
             for store in self._stores.values():
                 store.let_go_of_others(extents)
@@ -308,6 +366,30 @@ class LanceDataModule(LightningDataModule):
             self._adopt(state, self._stores_then(state))
         else:
             self._begins_again = last.state_dict()["cursor"] > 0
+
+    def _watch(self) -> None:
+        """Add the callback that checks the model and tells about the data to this Trainer, once."""
+        callbacks = getattr(self.trainer, "callbacks", None)
+        if callbacks is not None and not any(isinstance(callback, _Watch) for callback in callbacks):
+            callbacks.append(_Watch())
+
+    def check_model(self, model: torch.nn.Module) -> None:
+        """Check that a model has a row for every token of the tokenizer. A Trainer does so before its first step.
+
+        Raises:
+            ConfigError: If its embedding has fewer. Models of which it is not known which embedding takes the tokens pass.
+        """
+        found = vocabulary_of(model, self.context_length)
+        if found is None:
+            return
+        name, rows = found
+        needed = max(store.commit.vocab_size for store in self.stores.values())
+        if rows < needed:
+            raise ConfigError(
+                f"The model's vocabulary is too small for the data: its embedding {name!r} has {rows:,} rows, but the "
+                f"tokenizer has ids up to {needed - 1:,}: make it with vocab_size={needed} (the datamodule's vocab_size), or "
+                "store the data with the model's own tokenizer."
+            )
 
     def on_exception(self, exception: BaseException) -> None:
         """Remove the tags of a run that ends before it has saved a checkpoint, such as one whose checkpoint is refused."""
@@ -394,27 +476,78 @@ class LanceDataModule(LightningDataModule):
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
         """Return the loader of the validation windows; an empty list, with a warning, if there are none.
 
-        The windows come in one random order over all streams, so the first batches are a sample of the whole split.
+        The windows come in one random order over all streams, so the first batches are a sample of the whole split. With
+        `val_by`, a list: this loader, and one for each language or store; see `val_names`.
         """
-        loader = self._make_loader(
+        loader = self.predict_dataloader()
+        if isinstance(loader, list) or self.serving.val_by == "none":
+            return loader
+        parts = self._val_parts()
+        self._val_names = ["", *parts]
+        return [loader, *parts.values()]
+
+    test_dataloader = val_dataloader
+
+    def predict_dataloader(self) -> WindowLoader | list[WindowLoader]:
+        """Return the one loader of all validation windows; an empty list, with a warning, if there are none."""
+        loader = self._val_loader(self._mixed_stores, self._mixed_languages)
+        if len(loader):
+            return loader
+        if not self._told_no_validation and is_rank_zero():
+            self._told_no_validation = True
+            _log.warning(
+                "The store has too few validation windows of %d + 1 tokens for all ranks: raise val_fraction, or the budget.",
+                self.context_length,
+            )
+        return []
+
+    @property
+    def val_names(self) -> list[str]:
+        """What each validation loader is of: "" for the one of everything, and with `val_by` a language or store each.
+
+        A model logs by `dataloader_idx`, such as `val_loss` and `val_loss/Python`.
+        """
+        if self.serving.val_by == "none":
+            return [""]
+        # A model may ask for each batch.
+        if self._val_names is None:
+            self._val_names = ["", *self._val_parts()]
+        return self._val_names
+
+    def _val_parts(self) -> dict[str, WindowLoader]:
+        """Return a validation loader for each language or store that has one global batch of windows at least."""
+        stores, where = self._mixed_stores, self._mixed_languages
+        if self.serving.val_by == "store":
+            chosen = {name: ({name: store}, where) for name, store in stores.items() if name}
+        else:
+            wanted = where.get("language") or sorted(
+                {stream.language for store in stores.values() for stream in store.streams("val")}
+            )
+            chosen = {name: (stores, {"language": [name]}) for name in wanted if name}
+        parts = {}
+        for name, (some, languages) in chosen.items():
+            held = {key: store for key, store in some.items() if self._has_window(store, languages)}
+            if held:
+                parts[name] = self._val_loader(held, languages)
+        return {name: part for name, part in parts.items() if len(part)}
+
+    def _has_window(self, store: TokenStore, where: Mapping[str, Sequence[str]]) -> bool:
+        languages = where.get("language")
+        return any(
+            stream.num_tokens > self.context_length and (not languages or stream.language in languages)
+            for stream in store.streams("val")
+        )
+
+    def _val_loader(self, stores: Mapping[str, TokenStore], where: Mapping[str, Sequence[str]]) -> WindowLoader:
+        return self._make_loader(
             "val",
-            stores=self._mixed_stores,
-            where=self._mixed_languages,
+            stores=stores,
+            where=where,
             seed=_VALIDATION_SEED,
             order="fixed",
             remainder="short",
             resumable=False,
         )
-        if len(loader):
-            return loader
-        _log.warning(
-            "The store has too few validation windows of %d + 1 tokens for all ranks: raise val_fraction, or the budget.",
-            self.context_length,
-        )
-        return []
-
-    test_dataloader = val_dataloader
-    predict_dataloader = val_dataloader
 
     @property
     def _mixed_stores(self) -> dict[str, TokenStore]:
@@ -491,13 +624,17 @@ class LanceDataModule(LightningDataModule):
 
     def _stores_then(self, state: Mapping[str, Any]) -> dict[str, TokenStore]:
         """Return the stores as they were when a state was saved."""
-        stores = dict(self.stores)
+        stores = dict(self._opened if self.serving.extend == "now" else self.stores)
         saved = {entry["name"]: entry for entry in state["stores"]}
         for name, store in stores.items():
             # A state of another store, or of removed documents, is refused by the loader, and only in training.
             if name not in saved or saved[name]["fingerprint"] != store.fingerprint:
                 continue
             extent = extent_in(saved[name])
+            content = store.commit.extent
+            adopts = extent.forgotten == content.forgotten and extent.tokens <= content.tokens
+            if self.serving.extend == "now" and adopts:
+                continue
             if not store.forgot(extent):
                 stores[name] = store.at(extent)
         return stores
@@ -524,7 +661,7 @@ class LanceDataModule(LightningDataModule):
             where=options.where,
             mix=options.mix,
         )
-        Cursor(selection, options.on_data_change).check(state)
+        Cursor(selection, options.on_data_change, grows=options.extend == "now").check(state)
 
     def _warn_growth(self, opened: TokenStore, continued: TokenStore) -> None:
         """Log that the store has grown since the checkpoint, and how to adopt the new tokens."""
@@ -532,14 +669,42 @@ class LanceDataModule(LightningDataModule):
         used = continued.commit.stored_tokens
         if stored <= used or not is_rank_zero():
             return
-        how = "the next epoch" if self.serving.extend == "next_epoch" else "data.extend=next_epoch"
+        how = "the next epoch adopts the others"
+        if self.serving.extend == "never":
+            how = "data.extend=now or data.extend=next_epoch adopts the others"
         _log.warning(
-            "The run continues with the %s of its checkpoint; %s now has %s: %s adopts the others.",
+            "The run goes on with the %s of its checkpoint; %s now has %s: %s.",
             format_tokens(used),
             opened.uri,
             format_tokens(stored),
             how,
         )
+
+    def _limits(self, loader: WindowLoader) -> list[Limit]:
+        """Return where the Trainer ends this fit."""
+        trainer = self.trainer
+        if trainer is None:
+            return []
+        limits = []
+        if trainer.max_steps > 0:
+            limits.append(
+                Limit(trainer.max_steps * trainer.accumulate_grad_batches, f"max_steps={trainer.max_steps:,}")
+            )
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            batches = int(min(trainer.num_training_batches, len(loader)))
+            limits.append(Limit(trainer.max_epochs * batches, f"max_epochs={trainer.max_epochs:,}"))
+        return limits
+
+    def _tell_training(self) -> None:
+        """Tell in one line what this fit trains on."""
+        if self._loader is None or not is_rank_zero():
+            return
+        line = training_line(self._loader, self.corpora, self._opened, self._limits(self._loader))
+        # Without a logging configuration, Lightning's own lines are seen and others are not.
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("%s", line)
+        else:
+            rank_zero_info(shown(line))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Log the windows and epochs of each component of a mixture."""

@@ -583,16 +583,3 @@ def test_a_resume_on_other_data_says_so_once(tmp_path: Path, caplog: pytest.LogC
     )
     told = [message for message in caplog.messages if "The data differs from the checkpoint's" in message]
     assert told == [f"The data differs from the checkpoint's (seed: 0 -> 1): {on_data_change}."]
-
-
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-def test_a_resume_on_a_store_that_has_grown_says_what_it_trains_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    first = make_trainer(tmp_path, max_steps=3, limit_val_batches=0)
-    first.fit(Recorder(), datamodule=make_data(tmp_path, max_documents=30))
-    first.save_checkpoint(tmp_path / "x.ckpt")
-    assert "The run continues" not in caplog.text
-    make_trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(
-        Recorder(), datamodule=make_data(tmp_path), ckpt_path=tmp_path / "x.ckpt"
-    )
-    assert "The run continues with the 6,030 tokens of its checkpoint; " in caplog.text
-    assert " now has 8,040 tokens: data.extend=next_epoch adopts the others." in caplog.text

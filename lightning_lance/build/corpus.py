@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_lance.build.kept_tokenizer import tokenizer_beside
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, open_prepared
 from lightning_lance.build.progress import tell_stored
@@ -280,7 +279,7 @@ class ReadyStore:
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the store. ConfigError if it is not kept beside it."""
-        return tokenizer_beside(self.open())
+        return self.open().tokenizer
 
     def tokenizer_digests(self) -> set[str]:
         """Return the hashes by which the store may name its tokenizer. StoreError if there is no store yet."""

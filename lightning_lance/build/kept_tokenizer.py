@@ -1,4 +1,4 @@
-"""The tokenizer that a local store keeps beside it."""
+"""The tokenizer that a local store keeps beside it, written."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import os
 from pathlib import Path
 
 from lightning_lance.build.plan import Plan
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.errors import ConfigError
 from lightning_lance.location import beside_place
 from lightning_lance.process.files import write_atomic
 from lightning_lance.process.locks import content_of
-from lightning_lance.store.token_store import TokenStore
-from lightning_lance.tokenization.configs import TokenizerFile
-from lightning_lance.tokenization.tokenizer import Tokenizer, is_kept_tokenizer
+from lightning_lance.tokenization.tokenizer import is_kept_tokenizer
 
 
 def check_tokenizer_file(plan: Plan) -> None:
@@ -65,23 +63,3 @@ def _keep_for_other_store(plan: Plan, file: Path, text: str) -> None:
     exists = Path(other).is_dir() or os.path.lexists(beside_place(other, "lock"))
     if copy != file and exists and not os.path.lexists(copy):
         write_atomic(copy, text)
-
-
-def tokenizer_beside(store: TokenStore) -> Tokenizer:
-    """Load the tokenizer beside a local store.
-
-    Raises:
-        ConfigError: If there is none.
-        StoreError: If it is not the one that made the store.
-    """
-    files = store.tokenizer_files
-    digest = store.commit.recipe.get("tokenizer")
-    found = [file for file in files if file.is_file()]
-    for file in found:
-        tokenizer = TokenizerFile(str(file), store.commit.eos_token).load(None, Path())
-        if digest == tokenizer.digest or digest in tokenizer.other_digests:
-            return tokenizer
-    if found:
-        raise StoreError(f"The tokenizer {str(found[0])!r} is not the one that made {store.uri!r}: restore that one.")
-    where = str(next(iter(files), store.uri))
-    raise ConfigError(f"There is no tokenizer.json at {where!r}: restore the one that made {store.uri!r}.")

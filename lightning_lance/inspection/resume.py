@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from lightning_lance.build.kept_tokenizer import tokenizer_beside
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.format.commit import last_commit
 from lightning_lance.location import StoreLocation, check_place
@@ -158,10 +157,10 @@ def _state_in(checkpoint: Any, file: str) -> dict[str, Any]:
     first = states[0]
     for other in states[1:]:
         for name, value in first.items():
-            if other[name] != value:
+            if other.get(name) != value:
                 raise StoreError(
                     f"The checkpoint {file!r} contains two positions in the data: {name} is {str(value)[:100]} and "
-                    f"{str(other[name])[:100]}; use an unmodified checkpoint."
+                    f"{str(other.get(name))[:100]}; use an unmodified checkpoint."
                 )
     return first
 
@@ -209,7 +208,7 @@ def _next_windows(cursor: Cursor) -> Iterator[str]:
     tokenizer = None
     # Without a tokenizer, the ids are shown.
     with suppress(LightningLanceError):
-        tokenizer = tokenizer_beside(store)
+        tokenizer = store.tokenizer
     places = zip(positions.tolist(), found.store.tolist(), found.start.tolist(), tokens[:, :24].tolist(), strict=True)
     for position, number, start, window in places:
         of_store = f" of {names[number]}" if len(names) > 1 else ""

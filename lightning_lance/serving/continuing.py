@@ -43,7 +43,7 @@ class _Identity(NamedTuple):
 
 def unchanged(serving: WindowSelection, before: WindowSelection) -> Continued:
     """Return all components as known, where the stores are the very same."""
-    known = {name: Known(name, order) for name, order in before.mixture().orders.items()}
+    known = {name: Known(name, order) for name, order in before.orders().items()}
     return Continued(serving, known, frozenset())
 
 

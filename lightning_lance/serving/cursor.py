@@ -11,9 +11,11 @@ import numpy as np
 
 from lightning_lance.errors import ConfigError, StoreError, one_of
 from lightning_lance.messages.escaping import logger
+from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.process.ranks import broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
 from lightning_lance.serving.continuing import Continued, continued, unchanged
-from lightning_lance.serving.mixture import Mixture, Schedule, WindowLocations
+from lightning_lance.serving.growth import GrownOrder, Growth
+from lightning_lance.serving.mixture import Schedule, WindowLocations
 from lightning_lance.serving.options import OnDataChange
 from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.permutation import splitmix64
@@ -33,24 +35,31 @@ class Cursor:
     Args:
         serving: The windows that are served.
         on_data_change: See `WindowLoader`.
+        grows: Whether a state that is loaded goes on, within its epoch, with what was appended to the stores since.
 
     Raises:
         ConfigError: If `on_data_change` is unknown.
     """
 
-    def __init__(self, serving: WindowSelection, on_data_change: OnDataChange = "error") -> None:
+    def __init__(self, serving: WindowSelection, on_data_change: OnDataChange = "error", grows: bool = False) -> None:
+        self._grows = grows
         self._on_data_change = one_of("on_data_change", on_data_change, get_args(OnDataChange))
         self.serving = serving
         # Store versions adopted during the run. Their tags go once the run has moved on.
         self._adopted: list[TokenStore] = []
         # The differences between the data and the state that was loaded last.
         self._changes = ""
+        # What loading it did about a store that has grown.
+        self._grew = ""
         self.restart()
 
     def restart(self) -> None:
         """Go to the first window of epoch 0."""
+        self._grown: tuple[Growth, ...] = ()  # the growths of the stores within an epoch that is still served
         self._mixture = self.serving.mixture()
-        self.value = self.epoch = self.epoch_start = self._origin = self._digest = self._digest_from = 0
+        self.value = self.epoch = self.epoch_start = self._digest = self._digest_from = 0
+        #: The position at which the mixture begins. Before it, other data, weights or another context length were served.
+        self.origin = 0
         #: Whether the epoch's last batch was handed out. The windows after it stay dropped, even for a resume with smaller
         #: batches.
         self.ended = False
@@ -72,7 +81,7 @@ class Cursor:
 
     def locate(self, positions: np.ndarray) -> WindowLocations:
         """Return the windows at some positions, (n,) int64, in the cursor's count."""
-        return self._mixture.locate(positions - self._origin)
+        return self._mixture.locate(positions - self.origin)
 
     def digests(self, positions: np.ndarray, found: WindowLocations) -> np.ndarray:
         """Return hashes of windows and their positions, (n,) uint64; a sum modulo 2**64 identifies a sequence of windows."""
@@ -100,8 +109,20 @@ class Cursor:
         self.value = self._digest_from = self.epoch_start
         self._digest = 0
         self.ended = False
+        self._drop_growths()
         if extend:
             self._adopt(newest)
+
+    def _drop_growths(self) -> None:
+        """Forget the growths of the stores once all components have left the epochs in which they came."""
+        if self._grown and (self._places()[0] > np.asarray(self._grown[-1].epochs)).all():
+            self._grown = ()
+            self._mixture = self.serving.mixture(self._mixture.taken.tolist())
+
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the epoch of each component, and the place in it of its next window."""
+        consumed = self._mixture.consumed(self.value - self.origin)
+        return np.divmod(consumed, np.maximum(self._mixture.sizes, 1))
 
     def _adopt(self, newest: Mapping[str, TokenStore]) -> None:
         """Serve the newest versions of rank 0 from here on, if their content is new."""
@@ -111,8 +132,9 @@ class Cursor:
             return
         stores = {name: newest[name].at(extent) for name, extent in zip(newest, extents, strict=True)}
         # Each component begins a new epoch, since the borders of its unserved windows have moved.
-        epochs = -(-self._mixture.consumed(self.value - self._origin) // self._mixture.sizes)
+        epochs = -(-self._mixture.consumed(self.value - self.origin) // self._mixture.sizes)
         self.serving = replace(self.serving, stores=stores)
+        self._grown = ()
         for store in stores.values():
             store.keep_for_training()
         for store in self._adopted:
@@ -157,9 +179,13 @@ class Cursor:
 
     def components(self) -> dict[str, dict[str, float]]:
         """Return the windows and epochs that each component of the mixture has served so far."""
-        windows = self._mixture.consumed(self.value - self._origin)
+        windows = self._mixture.consumed(self.value - self.origin)
         rows = zip(self._mixture.orders, windows.tolist(), (windows / self._mixture.sizes).tolist(), strict=True)
         return {name: {"windows": consumed, "epochs": epochs} for name, consumed, epochs in rows}
+
+    def epochs_of(self, windows: int) -> dict[str, float]:
+        """Return the epochs of each component that as many windows make from the begin of a run."""
+        return self._mixture.epochs_of(windows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types, the same on all ranks."""
@@ -168,12 +194,13 @@ class Cursor:
             "epoch": self.epoch,
             "epoch_start": self.epoch_start,
             "ended": self.ended,
-            "origin": self._origin,
+            "origin": self.origin,
             "taken": self._mixture.taken.tolist(),
             "digest": f"{self._digest:016x}",
             "digest_from": self._digest_from,
             "num_windows": self.num_windows,
             **self.serving.describe(),
+            **({"grown": [growth.described() for growth in self._grown]} if self._grown else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -187,6 +214,8 @@ class Cursor:
         # Lightning loads the same state more than once.
         if resumed._changes not in ("", self._changes):
             _log.warning("The data differs from the checkpoint's (%s): %s.", resumed._changes, self._on_data_change)
+        if resumed._grew not in ("", self._grew) and is_rank_zero():
+            _log.warning("%s", resumed._grew)
         vars(self).update(vars(resumed))
 
     def check(self, state: Mapping[str, Any]) -> None:
@@ -203,6 +232,14 @@ class Cursor:
         return resumed
 
     def _continue_from(self, state: Mapping[str, Any]) -> None:
+        opened = self.serving
+        self._grown = ()
+        self._grew = ""
+        self._take_over(state)
+        if self._grows:
+            self._grow(opened)
+
+    def _take_over(self, state: Mapping[str, Any]) -> None:
         differences = self.serving.differences(state)
         self._changes = "; ".join(_change(name, values) for name, values in differences.items())
         if differences:
@@ -213,14 +250,16 @@ class Cursor:
         check_epoch(state)
         # Components are counted in the order of `mix`, which equal dicts need not share.
         if [*before.mix] != [*self.serving.mix] or before.describe() != self.serving.describe():
+            self._grown = self._kept_growths(state, before)
             self._convert(state, unchanged(self.serving, before))
             return
-        self._mixture = self.serving.mixture(state["taken"])
+        self._grown = tuple(Growth.of(growth) for growth in state.get("grown", ()))
+        self._mixture = self.serving.mixture(state["taken"], self._grown)
         self.value = state["cursor"]
         self.epoch = state["epoch"]
         self.epoch_start = state["epoch_start"]
         self.ended = state["ended"]
-        self._origin = state["origin"]
+        self.origin = state["origin"]
         self._digest = int(state["digest"], 16)
         self._digest_from = state["digest_from"]
 
@@ -243,6 +282,43 @@ class Cursor:
         else:
             self._convert(state, continued(self.serving, state))
 
+    def _grow(self, opened: WindowSelection) -> None:
+        """Go on, within the epoch, with what the stores held when they were opened, if more than the state says."""
+        if self.ended or self.value == self.epoch_end:
+            return  # the next epoch adopts it
+        stores = dict(self.serving.stores)
+        for name, store in opened.stores.items():
+            before = self.serving.stores[name]
+            if store.commit.tokens <= before.commit.tokens:
+                continue
+            if _continues(before, store, self.serving.split):
+                stores[name] = store
+            else:
+                self._grew = (
+                    "Documents were forgotten since the checkpoint, so what was appended is adopted by the next epoch."
+                )
+        if stores == self.serving.stores:
+            return
+        now = replace(self.serving, stores=stores)
+        epochs, places = self._places()
+        growth = Growth(self.serving.content(), epochs.tolist(), places.tolist())
+        single = len(places) == 1 and places[0] == self.position
+        added = now.num_tokens - self.serving.num_tokens
+        self.serving = now
+        self._grown = (*self._grown, growth)
+        orders = now.mixture(None, self._grown).orders
+        taken = []
+        for epoch, place, order in zip(epochs.tolist(), places.tolist(), orders.values(), strict=True):
+            here = order.first_place if isinstance(order, GrownOrder) and order.epoch == epoch else place
+            taken.append(epoch * order.num_windows + here)
+        if single:
+            # The epoch of the only component ends with that of the run.
+            self.value = self.epoch_start + taken[0] % now.mixture().num_windows
+        if not any(isinstance(order, GrownOrder) for order in orders.values()):
+            self._grown = ()
+        self._move(taken)
+        self._grew = f"The rest of epoch {self.epoch} also has the {format_tokens(added)} that were appended."
+
     def _selection_of(self, state: Mapping[str, Any]) -> WindowSelection:
         """Return the selection of a state of the very same stores. StoreError if its epoch has another length."""
         before = replace(self.serving, context_length=state["context_length"], mix=state["mix"])
@@ -254,21 +330,37 @@ class Cursor:
             )
         return before
 
+    def _kept_growths(self, state: Mapping[str, Any], before: WindowSelection) -> tuple[Growth, ...]:
+        """Return the growths in a state, for the components in today's order; none for another context length."""
+        grown = [Growth.of(growth) for growth in state.get("grown", ())]
+        if grown and before.context_length != self.serving.context_length:
+            if self.serving.order == "sequential":
+                raise StoreError(
+                    "The stores have grown within the epoch of the checkpoint (extend=now), so in sequential order the rest "
+                    f"of it has no place with another context_length: finish it with {before.context_length}."
+                )
+            return ()
+        numbers = {name: number for number, name in enumerate(before.mix or {"": 1})}
+        now = [numbers[name] for name in self.serving.mix or {"": 1}]
+        return tuple(
+            Growth(growth.content, [growth.epochs[i] for i in now], [growth.places[i] for i in now]) for growth in grown
+        )
+
     def _convert(self, state: Mapping[str, Any], found: Continued) -> None:
         """Continue each component of a state with another context length, other weights or other data."""
         self.serving = found.serving
-        mixture = self.serving.mixture()
+        orders = self.serving.orders()
         if state["ended"]:
             # Drop the windows that the epoch left over, as the begin of the next epoch does.
             state = {**state, "cursor": state["epoch_start"] + state["num_windows"]}
-        position = self._convert_position(state, found, mixture)
+        position = self._convert_position(state, found, orders)
         self.epoch = state["epoch"]
         self.ended = state["ended"]
         self.epoch_start = self._convert_windows(state["epoch_start"], state)
         self.value = self.epoch_start + position
         consumed = _consumed(state)
-        taken = dict.fromkeys(mixture.orders, 0)
-        for name, order in mixture.orders.items():
+        taken = dict.fromkeys(orders, 0)
+        for name, order in orders.items():
             if name in found.known:
                 known = found.known[name]
                 taken[name] = self._convert_component(state, consumed[known.name], known.order, order)
@@ -292,18 +384,19 @@ class Cursor:
         epochs, within = divmod(windows, size)
         return epochs * now.num_windows + min(self._convert_windows(within, state), now.num_windows)
 
-    def _convert_position(self, state: Mapping[str, Any], found: Continued, now: Mixture) -> int:
+    def _convert_position(self, state: Mapping[str, Any], found: Continued, orders: Mapping[str, WindowOrder]) -> int:
         """Return the position in the epoch, in windows of today; the end of an epoch stays its end."""
         consumed = state["cursor"] - state["epoch_start"]
+        size = sum(order.num_windows for order in orders.values())
         if consumed == state["num_windows"]:
-            return now.num_windows
-        if len(now.orders) == len(state["taken"]) == 1:
+            return size
+        if len(orders) == len(state["taken"]) == 1:
             # With a single component, its epochs are those of the run.
-            [(name, order)] = now.orders.items()
+            [(name, order)] = orders.items()
             known = found.known.get(name)
             if known is not None and known.order is not None:
                 return order.after(consumed, known.order)
-        return min(self._convert_windows(consumed, state), now.num_windows)
+        return min(self._convert_windows(consumed, state), size)
 
     def _convert_windows(self, windows: int, state: Mapping[str, Any]) -> int:
         """Return the number of windows that have the tokens of `windows` of the state's context length, rounded up."""
@@ -318,9 +411,17 @@ class Cursor:
                 f"The position in the data is {furthest:,} windows: expected 2**60 at most; use an unmodified checkpoint, or "
                 "start without it."
             )
-        self._mixture = self.serving.mixture(taken)
-        self._origin = self._digest_from = self.value
+        self._mixture = self.serving.mixture(taken, self._grown)
+        self.origin = self._digest_from = self.value
         self._digest = 0
+
+
+def _continues(before: TokenStore, now: TokenStore, split: str) -> bool:
+    """Return whether a store holds all that it held before, in streams that have grown at their ends only."""
+    if now.commit.extent.forgotten != before.commit.extent.forgotten:
+        return False
+    sizes = {stream.language: stream.num_tokens for stream in now.streams(split)}
+    return all(sizes.get(stream.language, 0) >= stream.num_tokens for stream in before.streams(split))
 
 
 def _change(name: str, values: tuple[Any, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,8 @@ import torch
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, one_of, whole_numbers
 from lightning_lance.serving.batches import Batch, Collator
+from lightning_lance.serving.fim import FillInTheMiddle
+from lightning_lance.serving.options import BatchFormat
 from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.selection import WindowSelection, warn_of_unserved_text
 from lightning_lance.store.token_store import TokenStore
@@ -27,17 +28,34 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
         store: The token store.
         context_length: Tokens that the model sees.
         split: `train` or `val`.
-        **batch: Further fields of an item; see `Collator`. Not `cu_seqlens`, which describes a whole batch.
+        batch_format: `default` or `huggingface`; this and what follows, see `Collator`.
+        document_ids: Add the number of each token's document.
+        position_ids: Add the position of each token in its document.
+        cu_seqlens: Refused: it describes a whole batch.
+        mask_boundary_targets: Do not train on the first token of another document.
+        fim: Rearranges documents for fill-in-the-middle.
 
     Raises:
         ConfigError: If an argument cannot be used.
     """
 
-    def __init__(self, store: TokenStore, context_length: int, split: str = "train", **batch: Any) -> None:
+    def __init__(
+        self,
+        store: TokenStore,
+        context_length: int,
+        split: str = "train",
+        *,
+        batch_format: BatchFormat = "default",
+        document_ids: bool = False,
+        position_ids: bool = False,
+        cu_seqlens: bool = False,
+        mask_boundary_targets: bool = False,
+        fim: FillInTheMiddle | None = None,
+    ) -> None:
         if not isinstance(store, TokenStore):
             raise not_a_store("store", store)
         check_arguments(TokenWindows, {"split": split})
-        if batch.get("cu_seqlens"):
+        if cu_seqlens:
             raise ConfigError(
                 "cu_seqlens describes a whole batch, but TokenWindows has single windows: use a WindowLoader."
             )
@@ -47,7 +65,14 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
         self.store = store
         self.context_length = self._windows.context_length
         self.split = split
-        self._make = Collator(store.commit.eos_id, **batch)
+        self._make = Collator(
+            store.commit.eos_id,
+            batch_format=batch_format,
+            document_ids=document_ids,
+            position_ids=position_ids,
+            mask_boundary_targets=mask_boundary_targets,
+            fim=fim,
+        )
 
     def __len__(self) -> int:
         return self._windows.num_windows

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from copy import copy
 from itertools import islice
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, cast, get_args
 
 import numpy as np
 import torch
@@ -19,13 +19,16 @@ from lightning_lance.errors import ConfigError, StoreError, described, flag, int
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
 from lightning_lance.process.ranks import check_ranks_agree
+from lightning_lance.serving import steps
 from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.cursor import Cursor
+from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.mixture import WindowLocations
-from lightning_lance.serving.options import OnDataChange, Remainder
+from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.selection import WindowSelection, warn_of_unserved_text
 from lightning_lance.serving.states import checked_state
+from lightning_lance.serving.steps import ServedWindows
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.type_hints import not_a_store
 
@@ -149,10 +152,16 @@ class WindowLoader:
             fills the batch with the first windows of the next epoch, which repeats them; `short` makes one smaller batch,
             equal on all ranks, and skips at most `world_size - 1` windows.
         resumable: False starts each `iter` at the first window of epoch 0, for validation; there may be no batch then.
-        extend: Adopt appended tokens at the beginning of each epoch.
+        extend: Adopt appended tokens: `never`; `next_epoch`, at the beginning of each epoch; `now`, also when a state is
+            loaded: the rest of its epoch has them too, each window once. True means `next_epoch`.
         on_data_change: How to treat a state of other data: `error`; `restart` at the first window; `continue` each
             remaining component at its position, and begin each new one at its first window.
-        **batch: Further fields of a batch; see `Collator`.
+        batch_format: `default` or `huggingface`; this and what follows, see `Collator`.
+        document_ids: Add the number of each token's document.
+        position_ids: Add the position of each token in its document.
+        cu_seqlens: Add the borders of documents for attention kernels.
+        mask_boundary_targets: Do not train on the first token of another document.
+        fim: Rearranges documents for fill-in-the-middle.
 
     Raises:
         ConfigError: If an argument cannot be used, or the selection is too short for a single batch.
@@ -174,9 +183,14 @@ class WindowLoader:
         world_size: int = 1,
         remainder: Remainder = "drop",
         resumable: bool = True,
-        extend: bool = False,
+        extend: Extend | bool = "never",
         on_data_change: OnDataChange = "error",
-        **batch: Any,
+        batch_format: BatchFormat = "default",
+        document_ids: bool = False,
+        position_ids: bool = False,
+        cu_seqlens: bool = False,
+        mask_boundary_targets: bool = False,
+        fim: FillInTheMiddle | None = None,
     ) -> None:
         batch_size = whole_number("batch_size", batch_size)
         rank = integer("rank", rank)
@@ -185,7 +199,7 @@ class WindowLoader:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")
         stores = _named_stores(store)
         serving = WindowSelection(stores, split, context_length, order, seed, shuffle_block, where or {}, mix or {})
-        if serving.without_weight:
+        if serving.without_weight and rank == 0:
             _log.warning(
                 "mix has no weight for %s, so it is not served: add a weight, or exclude it with %s.",
                 format_list([repr(name) for name in serving.without_weight]),
@@ -193,14 +207,23 @@ class WindowLoader:
             )
         self.context_length = serving.context_length
         self.batch_size = batch_size
-        self.remainder = one_of("remainder", remainder, get_args(Remainder))
+        self.remainder = cast(Remainder, one_of("remainder", remainder, get_args(Remainder)))
         self.resumable = flag("resumable", resumable)
-        self.extend = flag("extend", extend)
+        self.extend = extend if isinstance(extend, str) else ("next_epoch" if flag("extend", extend) else "never")
+        one_of("extend", self.extend, get_args(Extend))
         self._rank = rank
         self._world_size = world_size
         self._global_size = world_size * batch_size
-        self._make = Collator(next(iter(stores.values())).commit.eos_id, **batch)
-        self._cursor = Cursor(serving, on_data_change)
+        self._make = Collator(
+            next(iter(stores.values())).commit.eos_id,
+            batch_format=batch_format,
+            document_ids=document_ids,
+            position_ids=position_ids,
+            cu_seqlens=cu_seqlens,
+            mask_boundary_targets=mask_boundary_targets,
+            fim=fim,
+        )
+        self._cursor = Cursor(serving, on_data_change, grows=self.extend == "now")
         #: If set, `load_state_dict` accepts no other state. Lightning saves the states of loader and datamodule apart and
         #: loads the datamodule's first.
         self.expected: Mapping[str, Any] | None = None
@@ -209,7 +232,8 @@ class WindowLoader:
         #: Identifies the iterator that was begun last, the only one that may continue.
         self._turn: object = None
         self._check_size(self._cursor)
-        warn_of_unserved_text(serving)
+        if rank == 0:
+            warn_of_unserved_text(serving)
 
     def _check_size(self, cursor: Cursor) -> None:
         if not self.resumable or self._steps(0, cursor):
@@ -239,11 +263,47 @@ class WindowLoader:
 
     def _steps(self, position: int, cursor: Cursor) -> int:
         """Return the number of batches from a position of an epoch to its end."""
-        steps, rest = divmod(cursor.num_windows - position, self._global_size)
-        if self.remainder == "drop":
-            return steps
-        least = 1 if self.remainder == "wrap" else self._world_size
-        return steps + (rest >= least)
+        return self._sizes.steps(cursor.num_windows - position)
+
+    @property
+    def step(self) -> int:
+        """Number of the next batch, counted from the first one of the run in batches of this size on as many ranks."""
+        return steps.next_step(self._cursor, self._sizes)
+
+    def windows(self, step: int, rank: int | None = None) -> ServedWindows:
+        """Return the windows of a batch, past or to come, with their documents and text. Moves nothing.
+
+        Args:
+            step: Number of the batch, from 0: of the run, if all its batches had this size on as many ranks. The next batch
+                is `step` of the loader. Without accumulation of gradients, the Trainer's `global_step` counts the same.
+            rank: Whose batch; None for this process.
+
+        Raises:
+            ConfigError: If there is no such step or rank.
+            StoreError: If the step was before the data, the weights or `context_length` changed in this run.
+        """
+        step = integer("step", step)
+        rank = self._rank if rank is None else integer("rank", rank)
+        if not 0 <= rank < self._world_size:
+            raise ConfigError(f"rank is {rank} of {self._world_size}: expected 0 <= rank < world_size.")
+        with self._alone():
+            cursor = copy(self._cursor)
+        found = cursor.locate(steps.positions_of(step, rank, cursor, self._sizes))
+        tokens = self._make.rearrange(cursor.serving.read(found), found.start, found.epoch)
+        return ServedWindows(step, rank, found, tokens, cursor.serving)
+
+    @property
+    def _sizes(self) -> steps.StepSizes:
+        return steps.StepSizes(self.batch_size, self._world_size, self.remainder)
+
+    def epochs_of(self, steps: int) -> dict[str, float]:
+        """Return the epochs of each component of the mixture that some steps make; without a mixture, it is named ""."""
+        return self._cursor.epochs_of(steps * self._global_size)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the streams that are served."""
+        return self._cursor.serving.num_tokens
 
     def components(self) -> dict[str, dict[str, float]]:
         """Return the windows and epochs that each component of the mixture has served so far."""
@@ -255,7 +315,7 @@ class WindowLoader:
             return self._cursor.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state, with the tokens that the stores had then; takes effect at the next `iter`.
+        """Continue from a state, with the tokens that the stores had then (see `extend`); takes effect at the next `iter`.
 
         World size and batch size may differ. With another `context_length` the epoch continues after the same number of
         tokens (in `sequential` order, of the very stream). With other weights of `mix` each component continues at its
@@ -270,7 +330,7 @@ class WindowLoader:
             return
         state = checked_state(state)
         expected = self.expected or state
-        fields = sorted(name for name in state if state[name] != expected.get(name))
+        fields = sorted(name for name in {*state, *expected} if state.get(name) != expected.get(name))
         if fields:
             raise StoreError(
                 f"The checkpoint's datamodule and loop disagree about the position in the data ({', '.join(fields)}): it was "
@@ -288,10 +348,10 @@ class WindowLoader:
         self._cursor.restart()
 
     def roll_over(self) -> None:
-        """Begin the next epoch if the last one has ended; with `extend`, adopt appended tokens."""
+        """Begin the next epoch if the last one has ended; unless `extend` is `never`, adopt appended tokens."""
         with self._alone():
             if self._cursor.ended or self._steps(self._cursor.position, self._cursor) <= 0:
-                self._cursor.next_epoch(self.extend)
+                self._cursor.next_epoch(self.extend != "never")
 
     def __iter__(self) -> BatchIterator:
         """Return an iterator to the end of the epoch, which reads the cursor at its first `next`; see `BatchIterator`."""

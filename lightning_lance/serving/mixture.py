@@ -13,7 +13,7 @@ import numpy as np
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.messages.formatting import pluralize
-from lightning_lance.serving.order import WindowOrder
+from lightning_lance.serving.growth import Ordered
 
 # The longest table of a schedule. Weights of four decimals need no more than 10,000.
 _LONGEST_PERIOD = 1 << 17
@@ -134,7 +134,7 @@ class Mixture:
 
     def __init__(
         self,
-        orders: Mapping[str, WindowOrder],
+        orders: Mapping[str, Ordered],
         stores: Sequence[Sequence[int]],
         weights: Mapping[str, float],
         taken: Sequence[int] | None = None,
@@ -160,6 +160,11 @@ class Mixture:
         """Return the windows that each component has served in total after `positions` of this mixture."""
         consumed: np.ndarray = self.taken + self._schedule.counts(positions)
         return consumed
+
+    def epochs_of(self, positions: int) -> dict[str, float]:
+        """Return the epochs of each component that as many positions make from the begin of a run."""
+        epochs = self._schedule.counts(positions) / np.maximum(self.sizes, 1)
+        return dict(zip(self.orders, epochs.tolist(), strict=True))
 
     def locate(self, positions: np.ndarray) -> WindowLocations:
         """Return the windows at some positions.

@@ -16,12 +16,14 @@ from lightning_lance.serving.selection import check_selection
 BatchFormat = Literal["default", "huggingface"]
 Remainder = Literal["drop", "wrap", "short"]
 OnDataChange = Literal["error", "restart", "continue"]
-Extend = Literal["never", "next_epoch"]
+Extend = Literal["never", "next_epoch", "now"]
+ValBy = Literal["none", "language", "store"]
 
 _CHOICES = {
     "remainder": get_args(Remainder),
     "extend": get_args(Extend),
     "on_data_change": get_args(OnDataChange),
+    "val_by": get_args(ValBy),
 }
 
 
@@ -38,8 +40,10 @@ class ServingOptions:
         where: Streams to serve, such as `{"language": ["Python"]}`; empty serves all.
         mix: Weights of languages, or of stores where there are several; empty serves all windows alike.
         remainder: The windows at an epoch's end that fill no batch: `drop`, `wrap` or `short`.
-        extend: `never`, or `next_epoch` to adopt what was appended to the store when an epoch begins.
+        extend: What was appended to the store: `never` adopts it; `next_epoch` does when an epoch begins, `now` also when a
+            run resumes.
         on_data_change: A checkpoint of other data: `error`, `restart` or `continue`.
+        val_by: Whether validation has further loaders, one for each `language` or `store`.
 
     Raises:
         ConfigError: If a value cannot be used, whatever the store.
@@ -55,6 +59,7 @@ class ServingOptions:
     remainder: Remainder = "drop"
     extend: Extend = "never"
     on_data_change: OnDataChange = "error"
+    val_by: ValBy = "none"
 
     def __post_init__(self) -> None:
         where, mix = check_selection({} if self.where is None else self.where, {} if self.mix is None else self.mix)
@@ -80,7 +85,7 @@ class ServingOptions:
             "shuffle_block": self.shuffle_block,
             "mix": self.mix,
             "remainder": self.remainder,
-            "extend": self.extend == "next_epoch",
+            "extend": self.extend,
             "on_data_change": self.on_data_change,
         }
 

@@ -133,22 +133,32 @@ class WindowOrder:
         if self.order == "random":
             return self._random(epoch, positions)
         if self.order == "shuffle":
-            positions = self._shuffled(epoch, positions)
+            positions = self.shuffled(positions, self.num_windows, epoch)
         elif self.order == "fixed" and self.num_windows:
             positions = permute(positions, self.num_windows, key_words(*self.key, "fixed", count=ROUNDS))
         stream = np.searchsorted(self._ends, positions, side="right")
         within = positions - (self._ends - self._counts)[stream]
         return stream, self._bases(epoch)[stream] + within * self.context_length
 
-    def _shuffled(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        keys = key_words(*self.key, "permutation", epoch, count=ROUNDS)
-        size = self.num_windows
+    def counts(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the number of windows of each stream in an epoch; the same in all."""
+        return self._counts
+
+    def ends(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return where the windows of each stream end in an epoch: the offset of the last target within the stream."""
+        starts = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
+        ends: npt.NDArray[np.int64] = self._bases(epoch) - starts + self._counts * self.context_length
+        return ends
+
+    def shuffled(self, positions: npt.NDArray[np.int64], size: int, *draw: object) -> npt.NDArray[np.int64]:
+        """Return the places of some positions in a random order of `size` places, which `draw` chooses."""
+        keys = key_words(*self.key, "permutation", *draw, count=ROUNDS)
         if self.shuffle_block is None or not size:
             return permute(positions, size, keys)
         block = min(self.shuffle_block, size)
         rest = size - size % block
-        block_keys = key_words(*self.key, "block", epoch, count=ROUNDS)
-        draws = key_words(*self.key, "turn", epoch, count=2)
+        block_keys = key_words(*self.key, "block", *draw, count=ROUNDS)
+        draws = key_words(*self.key, "turn", *draw, count=2)
         chosen = permute(np.minimum(positions, rest - 1) // block, rest // block, keys)
         # All blocks share one inner order, rotated by another draw in each.
         turn = (splitmix64(chosen.astype(np.uint64) + draws[0]) % np.uint64(block)).astype(np.int64)

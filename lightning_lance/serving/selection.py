@@ -14,6 +14,7 @@ from lightning_lance.errors import ConfigError, described, integer, one_of, word
 from lightning_lance.format.layout import StoreContent, StreamExtent
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
+from lightning_lance.serving.growth import Content, Growth, Ordered, grown_order
 from lightning_lance.serving.mixture import Mixture, WindowLocations, check_weights
 from lightning_lance.serving.order import Order, WindowOrder, check_order
 from lightning_lance.store.token_store import TokenStore
@@ -157,22 +158,63 @@ class WindowSelection:
         """The selected components without a weight in the mixture, which are not served."""
         return sorted({*self._components} - {*self.mix}) if self.mix else []
 
-    def mixture(self, taken: Sequence[int] | None = None) -> Mixture:
-        """Return the order of the windows; `taken` are the windows that each component has served before."""
-        weights = self.mix or {"": 1}
-        streams: dict[str, list[StreamExtent]] = {name: [] for name in weights}
-        places: dict[str, list[int]] = {name: [] for name in weights}
-        for component, place, stream in self._selected():
-            streams[component].append(stream)
-            places[component].append(place)
-        orders = {name: self._order(streams[name], name) for name in weights}
-        return Mixture(orders, list(places.values()), weights, taken)
+    def mixture(self, taken: Sequence[int] | None = None, grown: Sequence[Growth] = ()) -> Mixture:
+        """Return the order of the windows.
 
-    def _selected(self) -> Iterator[tuple[str, int, StreamExtent]]:
+        Args:
+            taken: Windows that each component has served before.
+            grown: What the stores held before, where they have grown within an epoch; the earliest first.
+
+        Raises:
+            StoreError: If the stores do not continue what `grown` says.
+        """
+        contents = [*(growth.content for growth in grown), self.content()]
+        of_components = self._streams_of(contents[0])
+        orders: dict[str, Ordered] = {**self._orders(of_components, contents[0])}
+        for growth, content in zip(grown, contents[1:], strict=True):
+            before, of_components = of_components, self._streams_of(content)
+            orders_now = self._orders(of_components, content)
+            for component, (name, (stores, streams)) in enumerate(of_components.items()):
+                earlier, now = orders[name], orders_now[name]
+                known = [*zip(before[name][0], (stream.language for stream in before[name][1]), strict=True)]
+                present = [*zip(stores, (stream.language for stream in streams), strict=True)]
+                orders[name] = grown_order(
+                    earlier, now, known, present, growth.epochs[component], growth.places[component]
+                )
+        places = [stores for stores, _ in of_components.values()]
+        return Mixture(orders, places, self.mix or {"": 1}, taken)
+
+    def orders(self) -> dict[str, WindowOrder]:
+        """Return the order of each component."""
+        content = self.content()
+        return self._orders(self._streams_of(content), content)
+
+    def _orders(
+        self, of_components: Mapping[str, tuple[list[int], list[StreamExtent]]], content: Content
+    ) -> dict[str, WindowOrder]:
+        return {name: self._order(streams, name, content) for name, (_, streams) in of_components.items()}
+
+    def content(self) -> Content:
+        """Return what the stores hold of the split."""
+        return Content(
+            [store.commit.extent.tokens for store in self.stores.values()],
+            [store.streams(self.split) for store in self.stores.values()],
+        )
+
+    def _streams_of(self, content: Content) -> dict[str, tuple[list[int], list[StreamExtent]]]:
+        """Return the streams of each component, and the index of each stream's store."""
+        found: dict[str, tuple[list[int], list[StreamExtent]]] = {name: ([], []) for name in self.mix or {"": 1}}
+        for component, place, stream in self._selected(content):
+            found[component][0].append(place)
+            found[component][1].append(stream)
+        return found
+
+    def _selected(self, content: Content | None = None) -> Iterator[tuple[str, int, StreamExtent]]:
         """Yield the streams that are served: (component, index of the store, stream)."""
         languages = {*self.where.get("language", ())}
-        for place, (name, store) in enumerate(self.stores.items()):
-            for stream in store.streams(self.split):
+        streams = (self.content() if content is None else content).streams
+        for place, name in enumerate(self.stores):
+            for stream in streams[place]:
                 if languages and stream.language not in languages:
                     continue
                 component = name if len(self.stores) > 1 else stream.language
@@ -195,6 +237,14 @@ class WindowSelection:
             languages &= set().union(*(self.stores[name].commit.stored_languages for name in self.mix))
         return sorted(languages - {stream.language for _, _, stream in self._selected()})
 
+    def stores_without_text(self) -> list[str]:
+        """Return the names of the stores, of several that are served, without a stream in the split."""
+        served = self.mix or self.stores
+        if len(self.stores) == 1 or len(served) == 1:
+            return []
+        with_text = {[*self.stores][place] for _, place, _ in self._selected()}
+        return sorted({*served} - with_text)
+
     def too_short(self) -> TooShort | None:
         """Count the streams that are shorter than a window, and so never served; None if there are none."""
         selected = list(self._selected())
@@ -216,11 +266,10 @@ class WindowSelection:
             languages=sorted({stream.language for stream in short}),
         )
 
-    def _order(self, streams: Sequence[StreamExtent], component: str) -> WindowOrder:
+    def _order(self, streams: Sequence[StreamExtent], component: str, content: Content) -> WindowOrder:
         key: list[object] = []
-        for store in self.stores.values():
-            extent = store.commit.extent
-            key += [store.fingerprint, extent.tokens, *extent.forgotten]
+        for store, tokens in zip(self.stores.values(), content.tokens, strict=True):
+            key += [store.fingerprint, tokens, *store.commit.extent.forgotten]
         key.append(self.seed)
         if self.mix:
             key.append(component)
@@ -312,16 +361,24 @@ def _count_documents(store: TokenStore, split: str, streams: Sequence[StreamExte
     return documents
 
 
+# What was told, so that it is told once, however many loaders a run makes.
+_told: set[object] = set()
+
+
 def warn_of_unserved_text(serving: WindowSelection) -> None:
-    """Log a warning about selected languages without text, and about streams that are shorter than a window."""
-    if not serving.num_tokens:
+    """Log a warning about selected languages and stores without text, and about streams that are shorter than a window."""
+    streams = [[store.uri, store.commit.extent] for store in serving.stores.values()]
+    key = repr((streams, serving.split, serving.context_length, serving.where, [*serving.mix]))
+    if not serving.num_tokens or key in _told:
         return
-    languages = serving.languages_without_text()
-    if languages:
-        cure = "store more documents"
-        if serving.split == "val":
-            cure += ", or raise val_fraction (which builds another store)"
-        _log.warning("Split %r has no text of %s: %s.", serving.split, format_list(languages), cure)
+    _told.add(key)
+    cure = "store more documents"
+    if serving.split == "val":
+        cure += ", or raise val_fraction (which builds another store)"
+    missing = [("", serving.languages_without_text()), ("the corpus ", serving.stores_without_text())]
+    for kind, names in missing:
+        if names:
+            _log.warning("Split %r has no text of %s%s: %s.", serving.split, kind, format_list(names), cure)
     short = serving.too_short()
     if short is not None:
         _log.warning("%s", _short_streams_sentence(short, serving))

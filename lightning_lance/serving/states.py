@@ -154,7 +154,29 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
     "where": _mapping_of(_words),
     "mix": _mapping_of(_weight),
 }
-#: The names of all fields of a state.
+
+
+def _growths(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _Wrong("a list of growths")
+    growths = []
+    for growth in value:
+        if not isinstance(growth, Mapping) or {*growth} != {*_GROWTH}:
+            raise _Wrong(f"growths with {', '.join(_GROWTH)} each")
+        growths.append({name: read(growth[name]) for name, read in _GROWTH.items()})
+    return growths
+
+
+_GROWTH: dict[str, Callable[[Any], Any]] = {
+    "tokens": _list_of(_count),
+    "streams": _list_of(_mapping_of(_count)),
+    "epochs": _list_of(_count),
+    "places": _list_of(_count),
+}
+# Where the stores have grown within an epoch that is still served.
+_OPTIONAL_FIELDS: dict[str, Callable[[Any], Any]] = {"grown": _growths}
+
+#: The names of the fields that every state has.
 FIELDS = frozenset(_FIELDS)
 
 
@@ -175,13 +197,14 @@ def checked_state(state: Any) -> dict[str, Any]:
             f"The state lacks {', '.join(missing)}: expected a state saved by this version of lightning-lance; {_CURE}."
         )
     for name in state:
-        if name not in FIELDS:
+        if name not in FIELDS and name not in _OPTIONAL_FIELDS:
             raise StoreError(
                 f"The state has the unknown field {_shown(name)}: expected a state saved by this version of lightning-lance; "
                 f"{_CURE}."
             )
     plain = {}
-    for name, read in _FIELDS.items():
+    optional = {name: read for name, read in _OPTIONAL_FIELDS.items() if name in state}
+    for name, read in {**_FIELDS, **optional}.items():
         try:
             plain[name] = read(state[name])
         except _Wrong as expected:
@@ -226,6 +249,11 @@ def _contradiction(state: Mapping[str, Any]) -> str:
     components = len(state["mix"]) or 1
     if len(state["taken"]) != components:
         return f"taken has {len(state['taken']):,} numbers, but there are {components} components"
+    for growth in state.get("grown", ()):
+        stores = len(state["stores"])
+        sizes = [len(growth["tokens"]), len(growth["streams"]), len(growth["epochs"]), len(growth["places"])]
+        if sizes != [stores, stores, components, components]:
+            return f"grown has {sizes} entries, but there are {stores} stores and {components} components"
     if begin > cursor:
         return f"its epoch begins at {begin:,}, beyond the cursor at {cursor:,}"
     if not max(origin, begin) <= state["digest_from"] <= cursor:

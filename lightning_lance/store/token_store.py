@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -43,9 +44,11 @@ from lightning_lance.location import (
 )
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
+from lightning_lance.store.kept_tokenizer import kept_tokenizer
 from lightning_lance.store.mapped_files import map_tokens
 from lightning_lance.store.provenance import Provenance
 from lightning_lance.store.segments import MappedFiles, SegmentTable
+from lightning_lance.tokenization.tokenizer import Tokenizer
 from lightning_lance.type_hints import check_arguments, not_a_place, not_opened
 
 _log = logger(__name__)
@@ -330,9 +333,50 @@ class TokenStore:
         return f"TokenStore({self.uri!r}, version={self.version}, tokens={tokens}, streams=[{shown(streams)}])"
 
     @property
+    def location(self) -> StoreLocation:
+        """Where it is, with the options of its object store."""
+        return self._location
+
+    @property
     def tokenizer_files(self) -> list[Path]:
         """The places where the tokenizer of a local store may be, the likeliest first."""
         return tokenizer_files(self._given)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the store, from the file beside it.
+
+        Raises:
+            ConfigError: If there is none, as for a store in a bucket: take `Corpus.tokenizer`.
+            StoreError: If the file is of another tokenizer.
+        """
+        return kept_tokenizer(self.uri, self.tokenizer_files, self.commit)
+
+    def decode(self, ids: Any) -> Any:
+        """Return the text of token ids, with EOS spelled out.
+
+        Args:
+            ids: Token ids in one dimension, as a list, an array or a tensor; or in more, such as those of a batch.
+
+        Returns:
+            A text; for more dimensions than one, a list of texts, or of such lists.
+
+        Raises:
+            ConfigError: If an id is not one of the tokenizer, such as the -100 of masked targets, or there is no tokenizer.
+        """
+        given = ids.tolist() if hasattr(ids, "tolist") else ids
+        if isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
+            given = list(given)
+            if given and np.ndim(given[0]):
+                return [self.decode(row) for row in given]
+        tokens = whole_numbers("ids", given)
+        size = self.commit.vocab_size
+        wrong = tokens[(tokens < 0) | (tokens >= size)]
+        if len(wrong):
+            raise ConfigError(
+                f"ids has {wrong[0]}: expected ids of tokens, from 0 to {size - 1:,}; leave the others out."
+            )
+        return self.tokenizer.decode(tokens.tolist())
 
     @property
     def fingerprint(self) -> str:

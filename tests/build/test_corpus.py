@@ -9,7 +9,6 @@ import lightning
 import pytest
 
 from lightning_lance import Corpus, LanceDataModule
-from lightning_lance.build.kept_tokenizer import tokenizer_beside
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.sources import DatasetSource, FilesSource
 from lightning_lance.tokenization import ByteTokenizer, TokenizerFile, TrainedBPE
@@ -248,7 +247,7 @@ def test_another_working_folder_changes_nothing(tmp_path: Path, monkeypatch: pyt
         assert corpus.fingerprint == fingerprint
         store = corpus.prepare()
         assert store.uri.startswith(str(tmp_path / "here"))
-        assert tokenizer_beside(store).decode(store.read([0], store.num_tokens())[0].tolist()).startswith("here")
+        assert store.tokenizer.decode(store.read([0], store.num_tokens())[0].tolist()).startswith("here")
     assert pickle.loads(pickle.dumps(made[0])).fingerprint == fingerprints[0]
 
 

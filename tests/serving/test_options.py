@@ -28,10 +28,11 @@ WRONG = [
     ("mix", {"Python": 0}, "mix.Python is 0: expected a weight above 0; remove components that you do not want."),
     ("remainder", "keep", "remainder is 'keep': expected one of drop, wrap, short."),
     ("on_data_change", "ignore", "on_data_change is 'ignore': expected one of error, restart, continue."),
+    ("extend", "always", "extend is 'always': expected one of never, next_epoch, now."),
     ("batch_format", "hf", "batch_format is 'hf': expected one of default, huggingface."),
 ]
 OURS = [
-    ("extend", "always", "extend is 'always': expected one of never, next_epoch."),
+    ("val_by", "each", "val_by is 'each': expected one of none, language, store."),
     ("document_ids", "yes", "document_ids is 'yes': expected true or false."),
     ("rebuild", 1, "rebuild is 1: expected true or false."),
     (

@@ -158,6 +158,9 @@ def test_streams_without_a_window_are_counted(tmp_path: Path, caplog: pytest.Log
     WindowLoader(store, 31, 1, mix={"Go": 1, "Zig": 2})
     assert "never served" not in caplog.text
     TokenWindows(store, 31)
+    assert "never served" not in caplog.text  # each is told once
+    serving_module._told.clear()
+    TokenWindows(store, 31)
     assert "2 of 4 streams of split 'train'" in caplog.text
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from lightning_lance.build.kept_tokenizer import tokenizer_beside
 from lightning_lance.build.plan import make_plan
 from lightning_lance.errors import ConfigError
 from lightning_lance.location import ORIGIN
@@ -106,7 +105,7 @@ def test_stores_that_earlier_versions_named_otherwise_are_found_and_grow(tmp_pat
     grown = prepare(source, PretrainedTokenizer(str(folder)), uri, **options)
     assert (grown.uri, grown.commit.documents, grown.fingerprint) == (earlier.uri, 8, earlier.fingerprint)
     assert len([*tmp_path.glob("*.lance"), *(tmp_path / "data").glob("*.lance")]) == 1
-    assert tokenizer_beside(grown).eos_token == EOS
+    assert grown.tokenizer.eos_token == EOS
 
 
 def test_another_tokenizer_is_still_another_store(tmp_path: Path):

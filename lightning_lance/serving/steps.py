@@ -1,0 +1,140 @@
+"""Batches by number: which windows a step of a run serves, past or to come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.serving.cursor import Cursor
+from lightning_lance.serving.mixture import WindowLocations
+from lightning_lance.serving.options import Remainder
+from lightning_lance.serving.selection import WindowSelection
+
+
+class StepSizes(NamedTuple):
+    """How an epoch is cut into steps.
+
+    Attributes:
+        batch_size: Windows of a batch, on each rank.
+        world_size: The number of ranks.
+        remainder: What happens to the windows at an epoch's end that fill no step; see `WindowLoader`.
+    """
+
+    batch_size: int
+    world_size: int
+    remainder: Remainder
+
+    @property
+    def windows(self) -> int:
+        """Windows of a whole step, on all ranks."""
+        return self.batch_size * self.world_size
+
+    def steps(self, windows: int) -> int:
+        """Return the number of steps of some windows up to the end of an epoch."""
+        whole, rest = divmod(windows, self.windows)
+        if self.remainder == "drop":
+            return whole
+        least = 1 if self.remainder == "wrap" else self.world_size
+        return whole + (rest >= least)
+
+
+@dataclass(frozen=True, eq=False)
+class ServedWindows:
+    """The windows of one batch of one rank.
+
+    Attributes:
+        step: Number of the batch.
+        rank: Whose batch.
+        found: Where the windows are.
+        tokens: (batch_size, context_length + 1) tokens, rearranged where the loader does so (`fim`).
+        serving: The selection that they are of.
+    """
+
+    step: int
+    rank: int
+    found: WindowLocations
+    tokens: np.ndarray
+    serving: WindowSelection
+
+    def __repr__(self) -> str:
+        return f"ServedWindows(step={self.step}, rank={self.rank}, starts={self.starts.tolist()})"
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Offsets of the windows among the tokens of their split and store, (batch_size,) int64."""
+        return self.found.start
+
+    @property
+    def stores(self) -> list[str]:
+        """Name of each window's store."""
+        names = [*self.serving.stores]
+        return [names[place] for place in self.found.store.tolist()]
+
+    @cached_property
+    def documents(self) -> pa.Table:
+        """The documents in the windows, as `TokenStore.documents` gives them: `window` counts within this batch."""
+        parts = []
+        for place, store in enumerate(self.serving.stores.values()):
+            mine = np.flatnonzero(self.found.store == place)
+            if not len(mine):
+                continue
+            part = store.documents(self.starts[mine], self.serving.context_length + 1, self.serving.split)
+            windows = mine[part.column("window").to_numpy()]
+            at = part.schema.get_field_index("window")
+            parts.append(
+                part.set_column(at, part.schema.field("window"), pa.array(windows, part.schema.field(at).type))
+            )
+        together: pa.Table = pa.concat_tables(parts, promote_options="default")
+        return together.take(pa.array(np.argsort(together.column("window").to_numpy(), kind="stable")))
+
+    @cached_property
+    def text(self) -> list[str]:
+        """The text of each window, by the tokenizer beside the first store."""
+        texts: list[str] = next(iter(self.serving.stores.values())).decode(self.tokens)
+        return texts
+
+
+def next_step(cursor: Cursor, sizes: StepSizes) -> int:
+    """Return the number of the step that begins at a cursor, in steps of these sizes since the begin of the run."""
+    whole = sizes.steps(cursor.num_windows)
+    done = whole if cursor.ended else min(cursor.position // sizes.windows, whole)
+    return cursor.epoch * whole + done
+
+
+def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
+    """Return the positions of a rank's windows in a step, (n,) int64, in the cursor's count.
+
+    Raises:
+        ConfigError: If there is no such step.
+        StoreError: If the step was served from another mixture than the cursor's.
+    """
+    whole = sizes.steps(cursor.num_windows)
+    if step < 0 or not whole:
+        raise ConfigError(f"step is {step}: expected a number of a batch, from 0.")
+    epoch, within = divmod(step, whole)
+    begin = cursor.epoch_start + (epoch - cursor.epoch) * cursor.num_windows
+    end = begin + cursor.num_windows
+    position = begin + within * sizes.windows
+    if epoch == cursor.epoch and not cursor.ended and cursor.value < cursor.epoch_end:
+        # After a resume with other sizes, steps begin where the earlier ones ended.
+        position += cursor.position % sizes.windows
+    if position < cursor.origin or begin < 0:
+        raise StoreError(
+            f"Step {step:,} was served before the data, the weights or context_length changed in this run, at window "
+            f"{cursor.origin:,}: load a checkpoint from before, with the settings of that time, to see it."
+        )
+    size = sizes.batch_size
+    left = max(0, end - position)
+    if left < sizes.windows and sizes.remainder == "short":
+        size = left // sizes.world_size
+    if not size or (left < sizes.windows and sizes.remainder == "drop"):
+        raise ConfigError(f"There is no step {step:,}: its epoch ends before, since a resume moved its steps.")
+    return np.arange(position + rank * size, position + (rank + 1) * size)
