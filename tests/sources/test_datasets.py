@@ -148,8 +148,10 @@ def test_a_hub_source_has_an_identity_without_the_hub(monkeypatch: pytest.Monkey
 def test_what_cannot_be_is_refused_before_anything_is_read(corpus: Path):
     with pytest.raises(ConfigError, match="names no column for 'text'"):
         DatasetSource("parquet", {"body": "content"})
-    with pytest.raises(ConfigError, match="write a list"):
-        DatasetSource("parquet", data_files="x.parquet")
+    with pytest.raises(
+        ConfigError, match=r"is \{content: text, repo: r\}, which .* as in \{text: content, r: repo\}\.$"
+    ):
+        DatasetSource("parquet", {"content": "text", "repo": "r"})
     with pytest.raises(ConfigError, match=r"has no languages, got languages=\['Python'\]"):
         DatasetSource("fineweb", languages=["Python"])
     with pytest.raises(ConfigError, match="no 'path' in"):
