@@ -17,8 +17,9 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from lightning_lance.cli.overrides import MISSING, SECRET_MAPPINGS, is_secret_override, shown_override
+from lightning_lance.cli.overrides import MISSING, SECRET_MAPPINGS, is_secret_override, shell_accident, shown_override
 from lightning_lance.errors import ConfigError
+from lightning_lance.messages.escaping import fail
 from lightning_lance.messages.redaction import (
     has_secret,
     is_harmless_option,
@@ -175,11 +176,16 @@ def _remember_words(value: str) -> None:
 
 
 def check_command_line(arguments: Sequence[str]) -> None:
-    """Check that Hydra understands the order of options and arguments. Its own error would repeat all of them.
+    """Check that the shell has left the arguments whole, and that Hydra understands their order.
+
+    Hydra's own error would repeat all of them.
 
     Raises:
         SystemExit: With a message.
     """
+    accident = shell_accident(arguments)
+    if accident is not None:
+        fail(redacted(accident))
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:

@@ -54,6 +54,8 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _DICTS = re.compile(
     r"(data\.(where|mix|fim|storage_options)|corpus\.storage_options|source\.(columns|where|extensions|storage_options))=\{"
 )
+# Keys whose value is a list, or a mapping in its place.
+_MAPPED = re.compile(r"(source\.)?languages=\{")
 # Overrides that only a build reads.
 _OF_A_BUILD = re.compile(r"\+*((corpus|source|tokenizer)[.=]|build\.(?!wait_for_tokens)\w+=)")
 # Nodes of the configuration whose keys are named without the node in errors.
@@ -218,7 +220,14 @@ def _set_by_users(config: Any) -> Any:
 
 
 def _filled(arguments: Sequence[str]) -> list[str]:
-    return [f"+{argument}" if _DICTS.match(argument) else argument for argument in arguments]
+    filled = []
+    for argument in arguments:
+        if _MAPPED.match(argument):
+            # Hydra merges no mapping into a list.
+            filled += [f"~{argument.partition('=')[0]}", f"+{argument}"]
+        else:
+            filled.append(f"+{argument}" if _DICTS.match(argument) else argument)
+    return filled
 
 
 def _hydra_main(task: Callable[[DictConfig], None]) -> None:
@@ -412,10 +421,12 @@ def _check_is_stored(config: DictConfig) -> None:
     parts = [served, *(served.values() if isinstance(served, DictConfig) else ())]
     if served is None or any(isinstance(part, DictConfig) and "_target_" in part for part in parts):
         return
-    if config.get("languages"):
+    languages = config.get("languages")
+    if languages:
+        plain = OmegaConf.to_container(languages) if OmegaConf.is_config(languages) else languages
         raise ConfigError(
-            f"languages is {list(config.languages)}, but there is no source to select them from: select languages of a store "
-            "by data.where={language: [...]}."
+            f"languages is {plain}, but there is no source to select them from: select languages of a store by "
+            "data.where={language: [...]}."
         )
     for key in ("max_documents", "max_tokens"):
         if config.get(key) is not None:
