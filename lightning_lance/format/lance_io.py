@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,6 +120,11 @@ def file_names(fragments: Iterable[FragmentMetadata]) -> list[str]:
 def versions_of(dataset: Any) -> list[int]:
     """Return the versions of a dataset in ascending order."""
     return sorted(int(entry["version"]) for entry in dataset.versions())
+
+
+def times_of(dataset: Any) -> dict[int, datetime]:
+    """Return when each version of a dataset was made, with the time zone of this machine."""
+    return {int(entry["version"]): entry["timestamp"].astimezone() for entry in dataset.versions()}
 
 
 def _check_inside(uri: str, file: Any) -> None:
@@ -261,6 +267,18 @@ def data_session(location: StoreLocation) -> LanceFileSession:
     options = lance_options(location.storage_options)
     with opening(location.uri):
         return LanceFileSession(f"{location.uri}/data", options)
+
+
+def folders_in_bucket(place: StoreLocation) -> list[str]:
+    """Return the names of the folders directly below a place in an object store.
+
+    Raises:
+        StoreError: If it cannot be listed.
+    """
+    with opening(place.uri):
+        session = LanceFileSession(place.uri, lance_options(place.storage_options))
+        folders = session.list_with_delimiter().common_prefixes
+    return sorted({str(folder).rstrip("/").rpartition("/")[2] for folder in folders})
 
 
 def remove_store(location: StoreLocation) -> None:
