@@ -38,7 +38,7 @@ from omegaconf.errors import (
 
 from lightning_lance.cli.composed import check_command_line, without_secrets
 from lightning_lance.cli.interrupts import InterruptHandler
-from lightning_lance.cli.overrides import is_secret_key, shown_override
+from lightning_lance.cli.overrides import is_secret_key, shell_accident, shown_override
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.formatting import nearest
@@ -186,6 +186,9 @@ def help_of(
         data: Keys below `data`.
     """
     options: dict[str, str] = {}
+    accident = shell_accident(arguments)
+    if accident is not None:
+        fail(redacted(accident))
     try:
         with initialize_config_module(_CONF, version_base="1.3"), without_secrets(arguments):
             config: Any = OmegaConf.to_container(compose("config", overrides=_filled(arguments)), resolve=False)

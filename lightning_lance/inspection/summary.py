@@ -54,9 +54,9 @@ class StoreSummary:
     Attributes:
         name: Its name in the folder.
         uri: Its place.
-        state: `complete`, `building`, `unfinished` or `failed`; or, for a folder that cannot be opened as a store, one word
-            why: `empty` (nothing is committed), `removing` (a removal was killed), `foreign` (a Lance dataset of others),
-            `newer` or `older` (of another version of this package), `denied`, `damaged`.
+        state: `complete`, `building`, `unfinished`, or `failed` if its last build did. Of a folder that cannot be opened as a
+            store, one word why: `empty` (nothing is committed), `removing` (a removal was killed), `foreign` (a dataset of
+            others), `newer` or `older` (of another version of this package), `denied`, `damaged`.
         source: The name of its source.
         tokenizer: The name of its tokenizer.
         documents: Documents.
@@ -296,11 +296,13 @@ def _opened_summary(
 def _state(location: StoreLocation, dataset: Any, commit: CommitMetadata) -> str:
     if _is_building(location):
         return "building"
-    if commit.exhausted or not lacks_build_tag(dataset, location):
+    if commit.exhausted:
         return "complete"
     status = status_file(location.uri)
     found = None if status is None else read_status(status)
-    return "failed" if found is not None and found.failure else "unfinished"
+    if found is not None and found.failure:
+        return "failed"
+    return "unfinished" if lacks_build_tag(dataset, location) else "complete"
 
 
 def _is_building(location: StoreLocation) -> bool:

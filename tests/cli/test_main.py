@@ -329,9 +329,9 @@ def test_what_needs_no_library_imports_none(run_this: str, absent: set[str]):
 
 
 def test_the_names_of_a_room_are_what_they_are_named():
-    from lightning_lance import maintenance, sources, tokenization
+    from lightning_lance import inspection, maintenance, sources, tokenization
 
-    for room in (maintenance, sources, tokenization):
+    for room in (inspection, maintenance, sources, tokenization):
         assert dir(room) == sorted(room.__all__)
         for name in room.__all__:
             assert getattr(room, name).__name__ == name
