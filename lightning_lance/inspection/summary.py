@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -314,13 +315,9 @@ def _why(location: StoreLocation, error: LightningLanceError) -> str:
     """Return in one word why a store cannot be opened."""
     if isinstance(error, FormatError):
         return "newer" if error.newer else "older"
-    if is_local(location.uri):
-        folders = [Path(location.uri), Path(location.uri, VERSIONS)]
-        if any(folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK) for folder in folders[:1]):
-            return "denied"
-        if "ermission denied" in str(error):
-            return "denied"
-    elif "access is denied" in str(error) or "credentials" in str(error):
+    if is_local(location.uri) and not os.access(location.uri, os.R_OK | os.X_OK):
+        return "denied"
+    if re.search(r"[Pp]ermission denied|access is denied|credentials are", str(error)):
         return "denied"
     with suppress(LightningLanceError), reading(location.uri):
         dataset = dataset_at(location, None)
@@ -363,7 +360,8 @@ def _last_read(location: StoreLocation) -> datetime | None:
     times = []
     with suppress(OSError):
         if is_local(location.uri):
-            times = [entry.stat().st_atime for entry in os.scandir(f"{location.uri}/{DATA}") if entry.is_file()]
+            with os.scandir(f"{location.uri}/{DATA}") as entries:
+                times = [entry.stat().st_atime for entry in entries if entry.is_file()]
     return datetime.fromtimestamp(max(times), timezone.utc) if times else None
 
 
