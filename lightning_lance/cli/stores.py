@@ -165,13 +165,14 @@ def remove_command(arguments: Sequence[str]) -> None:
     from lightning_lance.location import StoreLocation, store_place
     from lightning_lance.maintenance.deletion import check_removable, remove
 
-    with ending_in_a_sentence("run it again, it removes the rest."):
+    with ending_in_a_sentence("nothing was removed."):
         commit = check_removable(StoreLocation(store_place(uri), options), ignore_runs)
         what = "a damaged or unfinished token store"
         if commit is not None:
             what = f"{pluralize(commit.stored_documents, 'document')}, {format_tokens(commit.stored_tokens)}"
         if not sure:
             _ask(uri, what)
+    with ending_in_a_sentence("run it again, it removes the rest."):
         beside = remove(uri, options, ignore_runs)
     if as_json:
         say_json({"uri": uri, "removed": [uri, *beside]})

@@ -55,6 +55,11 @@ def test_stores_in_a_bucket():
         # Nobody knows whether it has a builder.
         location = StoreLocation("s3://bucket/new.lance", options)
         append_commit(location, rows_of(1), NOTE)
+        assert [(store.name, store.state) for store in list_stores("s3://bucket", options)] == [
+            ("new.lance", "unfinished")
+        ]
+        with pytest.raises(StoreError, match="the bucket does not exist: check its name"):
+            list_stores("s3://nobucket", options)
         with pytest.raises(
             StoreError, match=r"is unfinished, and its last commit is from .*: stop it, and try again 5 min"
         ):
