@@ -1,4 +1,4 @@
-# make install | train | test | test-lowest | lint | peers; see README.md. PYTHON chooses the interpreter (3.10 or newer).
+# make install | train | test | test-lowest | lint | docs | peers; see CONTRIBUTING.md. PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 # As in `make test PYTHON=python3.13 VENV=.venv-3.13`: one folder for each version.
 VENV ?= .venv
@@ -10,21 +10,22 @@ LOWEST_PYTHON ?= python3.10
 # Overrides for `make train`, such as ARGS="context_length=256 trainer.max_steps=50".
 ARGS ?=
 
-.PHONY: install train test test-lowest lint peers clean
+.PHONY: install train test test-lowest lint docs peers clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev,docs]'
 	touch $@
 
 train: install
 	$(BIN)/python examples/train_gpt.py $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m compileall -q lightning_lance conf examples tests
+	$(BIN)/python -m pytest --numprocesses 4
 
 # The same tests with the lowest versions that pyproject.toml allows.
 test-lowest:
@@ -35,6 +36,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+# The documentation, in site/. A link that leads nowhere, or a name that is not there, is an error. Needs no network.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # An environment of their own for what benchmarks/ compare this package with.
 peers: .venv-peers/installed
@@ -47,4 +52,4 @@ peers: .venv-peers/installed
 	touch $@
 
 clean:
-	rm -rf data outputs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf data outputs build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@
     python examples/train_gpt.py ckpt_path=last                     # go on where the last run stopped
     python examples/train_gpt.py --help                             # all that can be set
 
-Any key of the configuration can be given; see conf/ and the README.
+Any key of the configuration can be given; see conf/ and docs/reference/configuration.md.
 """
 
 import logging

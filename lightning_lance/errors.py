@@ -21,7 +21,12 @@ class LightningLanceError(Exception):
 
     Secrets in the message are hidden. Control characters are escaped, since file names and data of others may contain them.
     Further arguments are lines below the message.
+
+    Attributes:
+        place: The key of the configuration whose constructor raised the error; empty if unknown.
     """
+
+    place: str = ""
 
     def __init__(self, *lines: object) -> None:
         super().__init__(*(redacted(line) if isinstance(line, str) else line for line in lines))

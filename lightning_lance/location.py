@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
 from lightning_lance.errors import ConfigError, described
 from lightning_lance.lance_names import VERSIONS
-from lightning_lance.messages.redaction import has_secret, public_url, remember_options, remember_url
+from lightning_lance.messages.escaping import logger
+from lightning_lance.messages.redaction import (
+    has_secret,
+    is_harmless_option,
+    public_url,
+    remember_options,
+    remember_url,
+)
+
+_log = logger(__name__)
 
 # Bytes of a file name, on nearly all file systems.
 _LONGEST_NAME = 255
@@ -36,6 +47,40 @@ ORIGIN = "origin.json"
 _TRAINED = re.compile(r".+-bpe\d+-[0-9a-f]{16}\.(json|lock)", re.DOTALL)
 
 
+class StorageOptions(dict[str, Any]):
+    """Options of a file system. A pickle, and so a checkpoint, holds none of them that may be a secret.
+
+    Only a process that this one is starting, such as a rank of `ddp_spawn`, gets all of them.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if get_spawning_popen() is not None:
+            return StorageOptions, (dict(self),)
+        kept = {name: value for name, value in self.items() if _may_be_kept(name, value)}
+        return _restored, (kept, sorted(self.keys() - kept.keys()))
+
+    def __copy__(self) -> StorageOptions:
+        return StorageOptions(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StorageOptions:
+        return StorageOptions({name: deepcopy(value, memo) for name, value in self.items()})
+
+
+def _may_be_kept(name: str, value: Any) -> bool:
+    plain = isinstance(value, (str, int, float)) and not has_secret(str(value))
+    return plain and is_harmless_option(str(name))
+
+
+def _restored(kept: Mapping[str, Any], left_out: Sequence[str]) -> StorageOptions:
+    """Return the options of a pickle."""
+    if left_out:
+        _log.warning(
+            "%s of storage_options is not kept in pickles and checkpoints: give it by environment variables.",
+            ", ".join(left_out),
+        )
+    return StorageOptions(kept)
+
+
 @dataclass(frozen=True)
 class StoreLocation:
     """Where a store is, and how to reach it.
@@ -47,6 +92,10 @@ class StoreLocation:
 
     uri: str
     storage_options: Mapping[str, str] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.storage_options is not None:
+            object.__setattr__(self, "storage_options", StorageOptions(self.storage_options))
 
     @property
     def is_local(self) -> bool:
@@ -107,6 +156,10 @@ def _check_url(name: str, text: str) -> None:
     url = _URL.fullmatch(text)
     if url is None or os.path.lexists(text):
         return
+    if url["scheme"].lower() == "memory":
+        raise ConfigError(
+            f"{name} is {text!r}, which would be gone with the process: give a folder, such as /dev/shm/x.lance."
+        )
     if not url["rest"]:
         raise ConfigError(
             f"{name} is {text!r}, which has no bucket: expected a place such as {url['scheme']}://bucket/x.lance."
@@ -118,19 +171,19 @@ def _check_url(name: str, text: str) -> None:
         )
 
 
-def checked_storage_options(name: str, options: Any) -> dict[str, str]:
+def checked_storage_options(name: str, options: Any) -> StorageOptions:
     """Return the options of a file system as strings, as Lance takes them. Errors never show their values.
 
     Raises:
         ConfigError: If they are not a mapping of names to strings, numbers, or true and false.
     """
     if options is None:
-        return {}
+        return StorageOptions()
     if not isinstance(options, Mapping):
         raise ConfigError(
             f"{name} is of type {type(options).__name__}: expected a mapping, such as {{aws_region: us-east-1}}."
         )
-    checked = {}
+    checked = StorageOptions()
     for key, value in options.items():
         if not isinstance(key, str):
             raise ConfigError(f"{name} has a key of type {type(key).__name__}: expected names, such as aws_region.")
@@ -180,12 +233,31 @@ def given_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
     path = check_place(name, uri)
     file = _FILE_URI.fullmatch(path)
     if file:
+        check_no_host(name, path)
         path = _decoded(file["path"])
         _check_text(name, path, "data/mine.lance")
     if not is_local(path):
         return path.rstrip("/")
     # Not normalized: behind a link, `..` is another folder than in the text.
     return str(_absolute(path))
+
+
+def check_no_host(name: str, path: str) -> None:
+    """Check that a URI of a file names no other machine: `file://` with two slashes is followed by a host, or a relative path.
+
+    Raises:
+        ConfigError: If it does, naming both ways to write a path.
+    """
+    file = _FILE_URI.fullmatch(path)
+    host, slash, rest = file["path"].partition("/") if file else ("", "", "")
+    if not host or not slash or host.startswith("~"):
+        return
+    if os.path.isdir(host) or os.path.isdir(unquote(host)):  # noqa: PTH112 - Path raises an error for names that are too long
+        return
+    raise ConfigError(
+        f"{name} is {path!r}, which is on the host {host!r} or in a folder of that name, which does not exist here: write a "
+        f"path of this machine with three slashes, as in file:///{rest}, or without file://."
+    )
 
 
 def local_folder(path: str | os.PathLike[str], name: str) -> str:

@@ -7,6 +7,7 @@ against the annotations of this package, which are exact.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import os
@@ -14,7 +15,7 @@ import types
 from collections.abc import Callable, Iterable, KeysView, Mapping, Sequence, Set, ValuesView
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_lance.errors import LARGEST, ConfigError, described
 from lightning_lance.messages.formatting import nearest
@@ -33,6 +34,8 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     type(None): ((type(None),), "null"),
 }
 _Options = TypeVar("_Options")
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 _SAME = {list: Sequence, tuple: Sequence, Iterable: Sequence, dict: Mapping}
 
 
@@ -119,6 +122,30 @@ def options_of(kind: type[_Options], name: str, given: Any) -> _Options:
             hint = f"did you mean {near!r}? " if near else ""
             raise ConfigError(f"{name} has the key {key!r}: {hint}expected some of {', '.join(fields)}.")
     return kind(**(given or {}))
+
+
+def refusing(
+    moved: Callable[[str], str | None], *own: str
+) -> Callable[[Callable[_Given, _Result]], Callable[_Given, _Result]]:
+    """Return a decorator whose function names the new place of an argument that has moved.
+
+    Args:
+        moved: One of the functions of `moved_names`. Python's own error only calls the argument unexpected.
+        *own: Arguments that the function does have.
+    """
+
+    def decorator(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+        @functools.wraps(function)
+        def checked(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
+            for name in kwargs:
+                sentence = None if name in own else moved(name)
+                if sentence is not None:
+                    raise ConfigError(sentence)
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorator
 
 
 def _takes_list(kind: Any) -> bool:

@@ -12,13 +12,14 @@ from lightning_lance import TokenStore
 from lightning_lance.format import durability
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.corpora import prepare
+from tests.support.laws import FACTOR
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 
 sys.path.insert(0, str(ROOT / "examples"))
 
 # On a loaded machine any example may be slow.
-settings.register_profile("project", deadline=None)
+settings.register_profile("project", deadline=None, max_examples=50 * FACTOR)
 settings.load_profile("project")
 
 

@@ -25,7 +25,7 @@ from lightning_lance.tokenization.tokenizer import train_bpe
 from tests.support.corpora import data_of, prepare
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
-from tests.support.training import SOURCE, Recorder, make_data, make_trainer
+from tests.support.training import SMALL, SOURCE, Recorder, make_data, make_trainer
 from tests.support.warm import run_ranks
 
 
@@ -60,7 +60,7 @@ def test_fit_validate_test_and_predict(tmp_path: Path):
 @pytest.mark.parametrize("step", [1, 7, "epoch", "epoch + 1"])
 def test_a_resumed_run_trains_on_the_batches_that_would_have_come(tmp_path: Path, step: Any, counts_steps: bool):
     whole = Recorder()
-    data = make_data(tmp_path)
+    data = make_data(tmp_path, source=SMALL)
     make_trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(whole, datamodule=data)
     epoch = len(data.train_dataloader())
     step = step if isinstance(step, int) else epoch + (step != "epoch")
@@ -68,13 +68,13 @@ def test_a_resumed_run_trains_on_the_batches_that_would_have_come(tmp_path: Path
     first = Recorder(counts_steps)
     save = ModelCheckpoint(tmp_path / "saved", filename="{step}", every_n_train_steps=step, save_top_k=-1)
     interrupted = {"enable_checkpointing": True, "callbacks": [save], "limit_val_batches": 0}
-    make_trainer(tmp_path, max_steps=step, **interrupted).fit(first, datamodule=make_data(tmp_path))
+    make_trainer(tmp_path, max_steps=step, **interrupted).fit(first, datamodule=make_data(tmp_path, source=SMALL))
     checkpoint = tmp_path / "saved" / f"step={step}.ckpt"
     torch.load(checkpoint, weights_only=True)
 
     resumed = Recorder(counts_steps)
     trainer = make_trainer(tmp_path, max_epochs=3, limit_val_batches=0)
-    trainer.fit(resumed, datamodule=make_data(tmp_path), ckpt_path=checkpoint)
+    trainer.fit(resumed, datamodule=make_data(tmp_path, source=SMALL), ckpt_path=checkpoint)
     assert first.seen["train"] + resumed.seen["train"] == whole.seen["train"]
 
 
@@ -113,9 +113,9 @@ def test_a_second_fit_begins_anew(tmp_path: Path):
 
 def test_loaders_that_are_made_anew_during_a_fit_go_on(tmp_path: Path):
     whole, reloaded = Recorder(), Recorder()
-    make_trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(whole, datamodule=make_data(tmp_path))
+    make_trainer(tmp_path, max_epochs=3, limit_val_batches=0).fit(whole, datamodule=make_data(tmp_path, source=SMALL))
     trainer = make_trainer(tmp_path, max_epochs=3, limit_val_batches=0, reload_dataloaders_every_n_epochs=1)
-    trainer.fit(reloaded, datamodule=make_data(tmp_path))
+    trainer.fit(reloaded, datamodule=make_data(tmp_path, source=SMALL))
     assert reloaded.seen["train"] == whole.seen["train"]
 
 

@@ -1,7 +1,10 @@
 """One place is spelled one way, and two places share nothing."""
 
+import copy
 import json
+import multiprocessing.context
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance import LanceDataModule, TokenStore, WindowLoader
+from lightning_lance import Corpus, LanceDataModule, TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.location import beside, beside_place, store_place, tokenizer_files
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.process.build_status import status_file
 from lightning_lance.process.locks import lock_file
+from lightning_lance.sources import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
 from tests.support.corpora import data_of, prepare
 from tests.support.stores import ListSource, documents
@@ -58,6 +62,42 @@ def test_each_spelling_of_a_place_is_the_same_place(folder: Path, spelled: str):
     assert store_place(given) == str(folder / "data/x.lance")
     assert lock_file(given) == folder / "data/x.lock"
     assert status_file(given) == folder / "data/x.building.json"
+
+
+@pytest.mark.parametrize("given", ["file://host/x.lance", "FILE://server/share/x.lance", "file://no%20such/x.lance"])
+def test_another_machine_is_refused(folder: Path, given: str):
+    """Where a folder has the name, it is a relative path, as before."""
+    with pytest.raises(
+        ConfigError, match=r"on the host '.*' or in a folder of that name.* file:///.*x\.lance, or without"
+    ):
+        store_place(given)
+    with pytest.raises(ConfigError, match=r"data_files is '(file|FILE)://"):
+        DatasetSource.parquet([given])
+
+
+def test_the_memory_of_a_process_is_no_place():
+    with pytest.raises(ConfigError, match="uri is 'memory://x', which would be gone with the process: give a folder"):
+        store_place("memory://x")
+
+
+def test_options_are_not_pickled_unless_for_a_process_of_this_one(caplog: pytest.LogCaptureFixture):
+    options = {"aws_region": "eu", "aws_secret_access_key": "HUSHKEY", "endpoint_url": "http://u:HUSHPW@h"}
+    source = DatasetSource.parquet(["s3://bucket/x.parquet"], storage_options=options)
+    made = Corpus(source, ByteTokenizer(), "s3://bucket/x.lance", storage_options=options)
+    written = pickle.dumps(made)
+    assert b"HUSH" not in written
+    again = pickle.loads(written)
+    assert again.storage_options == again.source.storage_options == {"aws_region": "eu"}
+    assert "aws_secret_access_key, endpoint_url of storage_options is not kept in pickles" in caplog.text
+    for copied in (copy.copy(made), copy.deepcopy(made)):
+        assert copied.storage_options == copied.source.storage_options == options
+    # As a rank of ddp_spawn, for which multiprocessing sets this.
+    multiprocessing.context.set_spawning_popen(object())
+    try:
+        given = pickle.dumps(made)
+    finally:
+        multiprocessing.context.set_spawning_popen(None)
+    assert pickle.loads(given).storage_options == pickle.loads(given).source.storage_options == options
 
 
 def test_a_parent_behind_a_link_is_that_of_where_it_leads(folder: Path):

@@ -15,13 +15,12 @@ import xxhash
 from lightning_lance.build.coordination import BuildCoordinator
 from lightning_lance.build.disk_space import DiskSpaceCheck
 from lightning_lance.build.kept_tokenizer import keep_tokenizer
-from lightning_lance.build.ledger import Folded, Ledger
+from lightning_lance.build.ledger import Ledger
 from lightning_lance.build.packing import Packer
 from lightning_lance.build.pipeline import EncodedBatch, encoded_batches
 from lightning_lance.build.plan import Budget, Plan
-from lightning_lance.build.progress import BuildProgress
+from lightning_lance.build.progress import BuildProgress, tell_begun
 from lightning_lance.build.row_writer import RowWriter, forget_written
-from lightning_lance.build.unit import UnitResult
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import splits_of
 from lightning_lance.errors import CommitConflict, NotForcedError, SourceError, StoreError
@@ -43,13 +42,7 @@ _log = logger(__name__)
 class Build:
     """One run of a build: batches are read, folded into the ledger, packed and committed.
 
-    Args:
-        source: Where the documents come from.
-        plan: What is stored, and where.
-        budget: When it ends.
-        version: Version of the store to continue from; 0 if there is none.
-        commit: Metadata of that version.
-        durable: Whether each commit of a local store is forced onto the disk.
+    It continues from a version of the store, 0 if there is none, and its metadata.
 
     Attributes:
         committed: Metadata of the last commit; None before the first.
@@ -108,12 +101,7 @@ class Build:
             self._rows = None
 
     def run(self, turn: BuildCoordinator, commit_tokens: int | None, commit_seconds: float) -> None:
-        """Read until the budget is met or the source ends.
-
-        Args:
-            turn: Publishes the progress, and knows whether another process has taken over.
-            commit_tokens: Tokens per commit; None for a fragment that is never merged.
-            commit_seconds: Longest time between two commits, even if no document was kept: the work that a kill costs.
+        """Read until the budget is met or the source ends. For the times of commits see `BuildOptions`.
 
         Raises:
             CommitConflict: If another process has committed, or has taken over.
@@ -145,13 +133,14 @@ class Build:
         if commit_tokens is None:
             commit_tokens = FULL_BYTES // token_dtype(plan.tokenizer.vocab_size).itemsize
         space = DiskSpaceCheck(plan, self._budget, self._opened)
+        tell_begun(self._source.name, num_shards, str(self._budget), plan.uri, first.documents)
         last_commit = first
         last_time = time.monotonic()
         with (
             closing(batches),
             ThreadPoolExecutor(1, thread_name_prefix="commit") as commits,
             closing(self),
-            BuildProgress(self._source.name, share, first.documents) as progress,
+            BuildProgress(self._source.name, share) as progress,
         ):
             for shard, batch in batches:
                 before = ledger.commit.text_bytes
@@ -183,8 +172,6 @@ class Build:
             now = ledger.commit
             self._commit_rows(commits, now, final=True)
             progress.update(1.0, now.documents, now.tokens, 0)
-            progress.committed(1.0, now.documents, now.tokens)
-            progress.ended(now.skipped, now.noted)
         if self._opened.trouble.incidents:
             _log.warning("Source %r failed %s.", self._source.name, self._opened.trouble)
         if not ledger.met:
@@ -263,13 +250,9 @@ class Build:
     def _add(self, ledger: Ledger, shard: int, batch: EncodedBatch) -> None:
         """Fold a batch into the ledger, and pack the documents to store."""
         result = batch.result(shard)
-        folded = ledger.fold(result)
-        if self._dedup and folded.forgotten.any():
-            self._packer.forget(np.asarray(result.documents.column("hash"))[folded.forgotten])
-        self._pack(batch, result, folded)
-
-    def _pack(self, batch: EncodedBatch, result: UnitResult, folded: Folded) -> None:
-        stored = folded.stored
+        stored, forgotten = ledger.fold(result)
+        if self._dedup:
+            self._packer.forget(np.asarray(result.documents.column("hash"))[forgotten])
         count = int(np.count_nonzero(stored))
         if not count:
             return

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.metadata import CommitMetadata
@@ -22,29 +20,32 @@ _LOG_SECONDS = 10.0
 COMMIT_MARGIN_SECONDS = 30.0
 
 
-class BuildCoordinator(Protocol):
-    """A process's part in the building of one store, from when it asks until the store is complete."""
+class BuildCoordinator:
+    """A process's part in the building of one store, from when it asks until the store is complete. Use as a context.
 
-    mine: bool
-    """Whether this process builds."""
+    Attributes:
+        mine: Whether this process builds.
+    """
+
+    mine = False
 
     @property
     def lost(self) -> bool:
         """Whether another process has taken over from this one."""
+        return False
 
     def wait(self, commit: CommitMetadata | None) -> None:
-        """Try to become the builder; if another process is, log its progress and wait a moment.
-
-        Args:
-            commit: The last commit of the store.
+        """Try to become the builder; if another process is, log what it has committed, and wait a moment.
 
         Raises:
             SourceError: If that builder failed because of the source.
             StoreError: If it failed for another reason.
         """
+        raise NotImplementedError
 
     def finishing(self) -> bool:
         """Wait a moment if another process has made the last commit and still cleans up. Return whether it does."""
+        return False
 
     def progress(self, documents: int, tokens: int, share: float) -> None:
         """Publish the progress of this build to waiting processes."""
@@ -55,23 +56,18 @@ class BuildCoordinator(Protocol):
     def failed(self, error: BaseException) -> None:
         """Publish to waiting processes why the build failed."""
 
-    def __enter__(self) -> BuildCoordinator: ...
+    def __enter__(self) -> BuildCoordinator:
+        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
         """Let another process build."""
 
 
-class LeaseTurn:
-    """The turn by a lease and a status file, for stores in folders, also on shared disks. See `BuildCoordinator`.
-
-    Args:
-        uri: The store.
-        fingerprint: Fingerprint of the corpus.
-        lock_file: File of the lease.
-        status_file: Where the builder publishes its name and progress.
-    """
+class LeaseTurn(BuildCoordinator):
+    """The turn by a lease and a status file, for stores in folders, also on shared disks."""
 
     def __init__(self, uri: str, fingerprint: str, lock_file: Path, status_file: Path) -> None:
         self._uri = uri
@@ -84,7 +80,6 @@ class LeaseTurn:
         self._next_log = 0.0
         # An earlier failure does not keep this process from trying.
         self._before = read_status(status_file)
-        self.mine = False
 
     @property
     def lost(self) -> bool:
@@ -101,9 +96,8 @@ class LeaseTurn:
             raise failure_of(status, self._uri)
         if taken:
             # Published before anything is packed, so that waiting processes see what is committed.
-            documents = 0 if commit is None else commit.documents
-            tokens = 0 if commit is None else commit.tokens
-            self._status = StatusFile(self._status_file, self._fingerprint, documents, tokens)
+            committed = () if commit is None else (commit.documents, commit.tokens)
+            self._status = StatusFile(self._status_file, self._fingerprint, *committed)
             self._status.begin()
             self.mine = True
             return
@@ -144,13 +138,13 @@ class LeaseTurn:
     def conflict(self) -> None:
         if self.lost:
             _log.warning("Another process has taken over the build of %s, while this process was stalled.", self._uri)
-            self._leave()
+            self.leave()
 
     def failed(self, error: BaseException) -> None:
         if self._status is not None and not self.lost:
             self._status.failed(error)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         if self._status is not None:
             self._status.remove()
         if self._lease is not None:
@@ -158,23 +152,11 @@ class LeaseTurn:
         self.mine = False
         self._status = None
 
-    def __enter__(self) -> LeaseTurn:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._leave()
-
-
-class CommitTurn:
+class CommitTurn(BuildCoordinator):
     """The turn by commits, for stores in buckets, which have no leases: a process whose commit conflicts waits.
 
-    See `BuildCoordinator`.
-
-    Args:
-        uri: The store.
-        patience: Seconds without a commit after which the builder is considered dead.
+    After `patience` seconds without a commit, the builder is considered dead.
     """
 
     def __init__(self, uri: str, patience: float) -> None:
@@ -184,11 +166,6 @@ class CommitTurn:
         # When this process last saw the store grow, by its own clock; None before its first conflict.
         self._since: float | None = None
         self._last_log: float | None = None
-        self.mine = False
-
-    @property
-    def lost(self) -> bool:
-        return False
 
     def wait(self, commit: CommitMetadata | None) -> None:
         now = time.monotonic()
@@ -206,22 +183,8 @@ class CommitTurn:
             _log.warning("Another process builds %s; waiting for it (committed: %s).", self._uri, done)
         time.sleep(POLL_SECONDS)
 
-    def finishing(self) -> bool:
-        return False
-
-    def progress(self, documents: int, tokens: int, share: float) -> None: ...
-
     def conflict(self) -> None:
         self.mine = False
         self._seen = None
         self._since = time.monotonic()
         self._last_log = None
-
-    def failed(self, error: BaseException) -> None: ...
-
-    def __enter__(self) -> CommitTurn:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...

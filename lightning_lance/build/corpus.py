@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from lightning_lance.build.kept_tokenizer import tokenizer_beside
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, open_prepared
+from lightning_lance.build.progress import tell_stored
 from lightning_lance.build.runner import build
 from lightning_lance.build.waiting import wait_for
 from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
@@ -20,12 +21,13 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.location import StoreLocation, checked_storage_options, given_place, is_local, store_place
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.moved_names import moved_argument_of_corpus, moved_argument_of_prepare
 from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.configs import TokenizerConfig, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer
-from lightning_lance.type_hints import as_text, check_source, check_tokenizer, not_a_corpus
+from lightning_lance.type_hints import as_text, check_source, check_tokenizer, not_a_corpus, refusing
 
 _log = logger(__name__)
 
@@ -52,6 +54,7 @@ class Corpus:
         ConfigError: If an argument cannot be used.
     """
 
+    @refusing(moved_argument_of_corpus)
     def __init__(
         self,
         source: Source,
@@ -162,6 +165,7 @@ class Corpus:
         """Return the hashes by which stores may name the tokenizer."""
         return {self.plan.chosen.identity.digest, str(self.plan.recipe["tokenizer"])}
 
+    @refusing(moved_argument_of_prepare, *(field.name for field in fields(BuildOptions)))
     def prepare(
         self,
         *,
@@ -194,15 +198,24 @@ class Corpus:
             durable=durable,
             wait_for_tokens=wait_for_tokens,
         )
-        self.run(options)
-        return self.open(growing=wait_for_tokens is not None)
+        built = self._build(options)
+        return self.open(growing=wait_for_tokens is not None) if built is None else built
 
-    def run(self, options: BuildOptions) -> None:
-        """Build, or wait; see `prepare`, which opens the store too."""
+    def run(self, options: BuildOptions) -> bool:
+        """Build, or wait; see `prepare`, which opens the store too. Return whether this process built something."""
+        return self._build(options) is not None
+
+    def _build(self, options: BuildOptions) -> TokenStore | None:
         if options.wait_for_tokens is not None:
             wait_for(self.location, options.wait_for_tokens)
-        elif build(self.source, self.plan, self.budget, options):
-            self._warn_without_validation(self.open())
+            return None
+        if not build(self.source, self.plan, self.budget, options):
+            return None
+        store = self.open()
+        if self._wants_validation:
+            self._warn_without_validation(store)
+        tell_stored(store)
+        return store
 
     def open(self, *, growing: bool = False) -> TokenStore:
         """Open the store, which must be complete.
@@ -222,9 +235,12 @@ class Corpus:
         check_same(store.commit, self.plan)
         return store
 
+    @property
+    def _wants_validation(self) -> bool:
+        return bool(self._val_fraction) or self.source.has_validation
+
     def _warn_without_validation(self, store: TokenStore) -> None:
-        wanted = self._val_fraction or self.source.has_validation
-        if not wanted or store.num_tokens("val"):
+        if store.num_tokens("val"):
             return
         why = "the source gave none"
         if not self.source.has_validation:
@@ -270,10 +286,11 @@ class ReadyStore:
         """Return the hashes by which the store may name its tokenizer. StoreError if there is no store yet."""
         return {str(self.open().commit.recipe.get("tokenizer"))}
 
-    def run(self, options: BuildOptions) -> None:
-        """Wait for tokens, if that is asked for; else there is nothing to do."""
+    def run(self, options: BuildOptions) -> bool:
+        """Wait for tokens, if that is asked for; else there is nothing to do. Return False, since nothing is built."""
         if options.wait_for_tokens is not None:
             wait_for(self.location, options.wait_for_tokens)
+        return False
 
     def open(self, *, growing: bool = True) -> TokenStore:
         """Open the newest version."""

@@ -16,6 +16,10 @@ from lightning_lance.tokenization.tokenizer import token_dtype
 
 _log = logger(__name__)
 
+# Space is worth a line from this size on, or from this share of what is free.
+_WORTH_A_LINE = 1e9
+_SHARE_WORTH_A_LINE = 0.5
+
 # A store's size by that of its tokens: it also holds the documents' offsets and metadata, manifests, and padding.
 _OVERHEAD = 1.1
 
@@ -47,22 +51,14 @@ def expected_tokens(budget: Budget, seen: CommitMetadata, num_bytes: int | None,
 def merging_bytes(new: float, loose: float) -> float:
     """Return the bytes that merging needs for a while: merged fragments exist twice until the merge is committed.
 
-    Args:
-        new: Bytes that the build adds.
-        loose: Bytes of earlier fragments that are merged with them.
+    The build adds `new` bytes, and merges them with the `loose` ones of earlier fragments.
     """
     # Never as much as two full fragments. An undisturbed build needs one, and the commit that fills it.
     return min(new + loose, 2 * FULL_BYTES)
 
 
 class DiskSpaceCheck:
-    """Checks once, as soon as there is an estimate, that a build fits. Reads nothing of the source for it.
-
-    Args:
-        plan: What is stored, and where.
-        budget: How much of it.
-        opened: The source.
-    """
+    """Checks once, as soon as there is an estimate, that a build fits. Reads nothing of the source for it."""
 
     def __init__(self, plan: Plan, budget: Budget, opened: OpenedSource) -> None:
         self._plan = plan
@@ -73,11 +69,9 @@ class DiskSpaceCheck:
         self._announced = False
 
     def look(self, seen: CommitMetadata, stored: CommitMetadata | None) -> None:
-        """Log once what the build needs and how much disk space is free; before there is an estimate, when there will be.
+        """Log once what a large build needs and how much disk space is free.
 
-        Args:
-            seen: What has been read, committed or not.
-            stored: The last commit, of this build or an earlier one, if there is one.
+        What was `seen` was read, but only what is `stored` was committed, by this build or an earlier one.
 
         Raises:
             ConfigError: If the store cannot fit.
@@ -93,7 +87,7 @@ class DiskSpaceCheck:
         space = f"{format_bytes(free)} are free in {str(folder)!r}"
         if tokens is None:
             self._announced = True
-            _log.info("The size of the store %r can be estimated %s; %s.", uri, self._when_known(seen), space)
+            _log.debug("The size of the store %r can be estimated %s; %s.", uri, self._when_known(seen), space)
             return
         self._done = True
         width = token_dtype(self._plan.tokenizer.vocab_size).itemsize
@@ -115,8 +109,10 @@ class DiskSpaceCheck:
             raise ConfigError(f"The store {what}: {cure}.")
         if needed + merging > free:
             _log.warning("The store %s: %s.", what, cure)
-        else:
+        elif needed + merging > min(_WORTH_A_LINE, _SHARE_WORTH_A_LINE * free):
             _log.info("The store %s.", what)
+        else:
+            _log.debug("The store %s.", what)
 
     def _when_known(self, seen: CommitMetadata) -> str:
         if self._num_shards == 1:

@@ -16,11 +16,7 @@ from lightning_lance.tokenization.tokenizer import Tokenizer, is_kept_tokenizer
 
 
 def check_tokenizer_file(plan: Plan) -> None:
-    """Check that no other file is where the tokenizer goes, before anything is written or removed.
-
-    Raises:
-        ConfigError: If there is one that no build has written.
-    """
+    """Raise ConfigError if there is a file where the tokenizer goes that no build has written."""
     file = plan.tokenizer_file
     if file is None or not os.path.lexists(file):
         return
@@ -87,5 +83,5 @@ def tokenizer_beside(store: TokenStore) -> Tokenizer:
             return tokenizer
     if found:
         raise StoreError(f"The tokenizer {str(found[0])!r} is not the one that made {store.uri!r}: restore that one.")
-    where = str(files[0]) if files else store.uri
+    where = str(next(iter(files), store.uri))
     raise ConfigError(f"There is no tokenizer.json at {where!r}: restore the one that made {store.uri!r}.")

@@ -104,7 +104,9 @@ class Ledger:
         if self.met:
             return Folded(stored, forgotten)
         self._check_order(result)
-        new = self._first_seen(result)
+        new = np.ones(len(result.rows), bool)
+        if self.seen is not None and result.hashes is not None:
+            new = self.seen.add(result.hashes)
         end, met = self._end(new, result.num_tokens)
         new[end:] = False
         documents = result.documents if new.all() else result.documents.filter(pa.array(new))
@@ -139,11 +141,7 @@ class Ledger:
         return Folded(stored, forgotten)
 
     def end_shard(self, bad: Mapping[str, Any] | None = None) -> None:
-        """Move the cursor to the next shard.
-
-        Args:
-            bad: Why the rest of this one is skipped, if it is.
-        """
+        """Move the cursor to the next shard; `bad` says why the rest of this one is skipped, if it is."""
         bad_shards = [*self.commit.bad_shards]
         if bad:
             bad_shards.append(dict(bad))
@@ -161,12 +159,6 @@ class Ledger:
                 f"The source gave row {first:,} of shard {result.shard:,}, expected row {commit.row:,} of shard "
                 f"{commit.shard:,} or a later one: read(shard, row) must give rows in order, from that row on."
             )
-
-    def _first_seen(self, result: UnitResult) -> np.ndarray:
-        """Return which documents have a new text, (n,) bool."""
-        if self.seen is None or result.hashes is None:
-            return np.ones(len(result.rows), bool)
-        return self.seen.add(result.hashes)
 
     def _end(self, new: np.ndarray, num_tokens: np.ndarray) -> tuple[int, bool]:
         """Return the number of documents up to the end of the budget, duplicates included, and whether it is met."""

@@ -28,7 +28,7 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
         ids: (total,) token ids.
         offsets: (n + 1,) borders of the n documents in `ids`.
         eos_id: The id of EOS.
-        dtype: Type of the result; must hold every id.
+        dtype: Type of the result.
 
     Returns:
         (total + n,) tokens.
@@ -164,7 +164,9 @@ class Packer:
 
     def _new_end(self, stream: Stream) -> _End:
         # A new stream begins small: the first documents do not show how many streams there will be.
-        share = _HELD_BYTES // len(self._ends) if stream in self._ends else 0
+        share = 0
+        if stream in self._ends:
+            share = _HELD_BYTES // len(self._ends)
         others = sum(end.tokens.nbytes for other, end in self._ends.items() if other != stream)
         size = max(min(share, _TOGETHER_BYTES, _HELD_BYTES - others), _LEAST_BYTES)
         end = _End(max(size // (BLOCK * self._dtype.itemsize), 1), self._dtype)

@@ -240,9 +240,8 @@ def _encode(
 ) -> EncodedBatch:
     documents = _rows(batch, wanted)
     noted = flags_of(documents, special, long)
-    documents = documents.select(
-        [name for name in documents.column_names if name not in ("not_utf8", "not_json", "bom", REPLACED)]
-    )
+    kept = [name for name in documents.column_names if name not in ("not_utf8", "not_json", "bom", REPLACED)]
+    documents = documents.select(kept)
     texts = as_single_chunk(documents.column("text"))
     encoded = encode_texts(tokenizer, texts, long.max_bytes)
     largest = int(encoded.ids.max(initial=0))

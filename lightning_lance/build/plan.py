@@ -17,12 +17,12 @@ from lightning_lance.errors import ConfigError, StoreError, described, is_count
 from lightning_lance.format.commit import last_commit
 from lightning_lance.format.metadata import FORMAT_VERSION, CommitMetadata
 from lightning_lance.format.versions import first_version, open_with_retry
-from lightning_lance.location import StoreLocation, store_place, tokenizer_file
+from lightning_lance.lance_names import VERSIONS
+from lightning_lance.location import StoreLocation, is_local, store_place, tokenizer_file
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.redaction import redacted
 from lightning_lance.process.build_status import read_status, status_file
-from lightning_lance.process.locks import lock_file
 from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
@@ -127,16 +127,6 @@ class Plan:
         """The file of the tokenizer beside a local store."""
         return tokenizer_file(self.uri) if self.location.is_local else None
 
-    @property
-    def lock_file(self) -> Path | None:
-        """The file of the lease on a local store, which its builder holds."""
-        return lock_file(self.uri)
-
-    @property
-    def status_file(self) -> Path | None:
-        """The file in which the builder of a local store publishes its progress, or its failure."""
-        return status_file(self.uri)
-
 
 def make_plan(
     source: Source,
@@ -160,6 +150,8 @@ def make_plan(
     long = LongDocuments(max_document_bytes, long_documents)
     folder = Path(data_folder(data_dir))
     given = None if uri is None or (isinstance(uri, str) and not uri) else store_place(uri)
+    # Before a tokenizer is trained, which would be kept there.
+    _check_in_no_store(given or str(folder / "x.lance"), "uri" if given else "data_dir")
     chosen = ChosenTokenizer.of(tokenizer, source, folder / "tokenizers")
     identity = chosen.identity
     own = source.has_validation
@@ -211,6 +203,18 @@ def _shown(text: str) -> str:
     return redacted(text).encode("utf-8", "backslashreplace").decode()
 
 
+def _check_in_no_store(place: str, name: str) -> None:
+    """Refuse a new store in the folder of another one, whose clean-up would meet its files."""
+    if not is_local(place) or (Path(place) / VERSIONS).exists():
+        return
+    for folder in Path(place).parents:
+        if (folder / VERSIONS).is_dir():
+            given = place if name == "uri" else str(Path(place).parent)
+            raise ConfigError(
+                f"{name} is {given!r}, in the folder of the store {str(folder)!r}: give a place outside of it."
+            )
+
+
 def _fingerprint(recipe: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(recipe, sort_keys=True).encode())
 
@@ -239,10 +243,10 @@ def open_prepared(plan: Plan, budget: Budget) -> TokenStore:
     def serves(commit: CommitMetadata) -> bool:
         return len(commit.forgotten) >= rules and budget.met(commit)
 
-    def first() -> int:
-        return first_version(plan.location, serves)
-
-    store = open_with_retry(first, lambda version: TokenStore.open(plan.uri, version, plan.location.storage_options))
+    store = open_with_retry(
+        lambda: first_version(plan.location, serves),
+        lambda version: TokenStore.open(plan.uri, version, plan.location.storage_options),
+    )
     if budget.max_documents is not None and store.commit.documents > budget.max_documents:
         _log.warning(
             "The token store %s has %s documents, but the budget is %s: it was built with a larger budget.",
@@ -254,18 +258,14 @@ def open_prepared(plan: Plan, budget: Budget) -> TokenStore:
 
 
 def _last_failure(plan: Plan) -> str:
-    status = read_status(plan.status_file) if plan.status_file else None
+    status = read_status(status_file(plan.uri))
     if status is None or not status.failure:
         return ""
     return f", since its build failed ({status.failure})"
 
 
 def check_same(commit: CommitMetadata, plan: Plan) -> None:
-    """Check that a store was built with the settings of a plan.
-
-    Raises:
-        StoreError: Naming each setting that differs, stored -> asked.
-    """
+    """Raise StoreError if a store was built with other settings than those of a plan, naming each, stored -> asked."""
     if plan.made(commit):
         return
     stored = _flat(commit.recipe)

@@ -29,14 +29,8 @@ _ABANDONED = "the rows of this commit were abandoned"
 class RowWriter:
     """Writes rows to one data file, in a thread. Commits nothing: see `append_commit`.
 
-    Args:
-        location: The store.
-        version: The version that the builder has seen last; 0 if there was none.
-        fingerprint: Fingerprint of the store.
-        schema: Schema of the rows.
-
     Raises:
-        CommitConflict: If there is a newer version.
+        CommitConflict: If there is a newer version than the one that the builder has seen last; 0 if there was none.
     """
 
     def __init__(self, location: StoreLocation, version: int, fingerprint: str, schema: pa.Schema) -> None:

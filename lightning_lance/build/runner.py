@@ -11,13 +11,7 @@ from lightning_lance.build.coordination import COMMIT_MARGIN_SECONDS, BuildCoord
 from lightning_lance.build.kept_tokenizer import check_tokenizer_file
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.build.plan import Budget, Plan, check_same
-from lightning_lance.errors import (
-    BuildInterrupted,
-    CommitConflict,
-    ConfigError,
-    FormatError,
-    StoreError,
-)
+from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, FormatError, StoreError
 from lightning_lance.format.commit import last_version
 from lightning_lance.format.lance_io import dataset_at, finish_removal, fragments_of, refuse_in_fork, remove_store
 from lightning_lance.format.lineage import check_unchanged
@@ -27,27 +21,15 @@ from lightning_lance.lance_names import VERSIONS
 from lightning_lance.location import is_local
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens, pluralize
+from lightning_lance.process.build_status import status_file
+from lightning_lance.process.locks import lock_file
 from lightning_lance.sources.source import Source
 
 _log = logger(__name__)
 
 
-def build(
-    source: Source,
-    plan: Plan,
-    budget: Budget,
-    options: BuildOptions,
-) -> bool:
-    """Build a store until the budget is met, or wait while another process does.
-
-    Args:
-        source: Where the documents come from.
-        plan: What is stored, and where.
-        budget: How much of it.
-        options: How the build runs.
-
-    Returns:
-        Whether this process built something.
+def build(source: Source, plan: Plan, budget: Budget, options: BuildOptions) -> bool:
+    """Build a store until the budget is met, or wait while another process does. Return whether this process built something.
 
     Raises:
         ConfigError: If other files are at the place of the store.
@@ -64,13 +46,7 @@ def build(
 
 
 class _Found(NamedTuple):
-    """The state of the place of a store.
-
-    Attributes:
-        version: The version to continue from; 0 if there is none.
-        commit: Its metadata; None if there is none.
-        replaced: Whether another store is there, and the build replaces it.
-    """
+    """The version to continue from and its metadata, if there is one; or whether another store is there, to be replaced."""
 
     version: int
     commit: CommitMetadata | None
@@ -78,23 +54,14 @@ class _Found(NamedTuple):
 
 
 class _Runner:
-    """This process's part in the build of a store, for one call of `run`. For the arguments see `build`.
+    """This process's part in the build of a store, for one call of `run`."""
 
-    Attributes:
-        committed: Metadata of the last commit that was seen or made; None before the first.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        plan: Plan,
-        budget: Budget,
-        options: BuildOptions,
-    ) -> None:
+    def __init__(self, source: Source, plan: Plan, budget: Budget, options: BuildOptions) -> None:
         self._source = source
         self._plan = plan
         self._budget = budget
         self._options = options
+        # Metadata of the last commit that was seen or made.
         self.committed: CommitMetadata | None = None
 
     def run(self) -> bool:
@@ -104,12 +71,13 @@ class _Runner:
             while True:
                 found = self._look()
                 self.committed = found.commit
-                if self._is_met(found.commit):
-                    # A clean-up that still runs may remove the version found here.
-                    if not turn.finishing():
-                        return built
-                    continue
                 if found.commit is not None:
+                    check_same(found.commit, self._plan)
+                    if self._budget.met(found.commit):
+                        # A clean-up that still runs may remove the version found here.
+                        if not turn.finishing():
+                            return built
+                        continue
                     self._check_goes_on(found.version, found.commit)
                 _ = self._plan.tokenizer  # loaded, and so checked, before anything is waited for or begun
                 if turn.mine:
@@ -119,17 +87,14 @@ class _Runner:
                     turn.wait(found.commit)
 
     def _turn(self) -> BuildCoordinator:
-        lock, status = self._plan.lock_file, self._plan.status_file
+        lock = lock_file(self._plan.uri)
+        status = status_file(self._plan.uri)
         if lock is None or status is None:
             return CommitTurn(self._plan.uri, self._options.commit_seconds + COMMIT_MARGIN_SECONDS)
         return LeaseTurn(self._plan.uri, self._plan.fingerprint, lock, status)
 
     def _look(self) -> _Found:
-        """Return the state of the store's place. A store that a newer version of this package wrote is never replaced.
-
-        Raises:
-            StoreError: If it is not a token store, or has another format and `rebuild` is not set.
-        """
+        """Return the state of the store's place. A store that a newer version of this package wrote is never replaced."""
         try:
             version, commit = last_version(self._plan.location)
         except FormatError as error:
@@ -140,19 +105,8 @@ class _Runner:
             return _Found(0, None, replaced=True)
         return _Found(version, commit, replaced=False)
 
-    def _is_met(self, commit: CommitMetadata | None) -> bool:
-        """Return whether the store is complete. StoreError if it was built with other settings."""
-        if commit is None:
-            return False
-        check_same(commit, self._plan)
-        return self._budget.met(commit)
-
     def _check_goes_on(self, version: int, commit: CommitMetadata) -> None:
-        """Check, before hours of work, that the store is unchanged, and that all its files are in its folder.
-
-        Raises:
-            StoreError: Naming the change.
-        """
+        """Check, before hours of work, that the store is unchanged, and that all its files are in its folder."""
         uri = self._plan.uri
         check_no_links(uri)
         dataset = dataset_at(self._plan.location, version)
@@ -169,7 +123,11 @@ class _Runner:
     def _build(self, turn: BuildCoordinator, found: _Found) -> bool:
         """Build, and return whether the build is complete; False if another process has committed first."""
         try:
-            self._run_build(turn, found)
+            build = self._begin(found)
+            try:
+                build.run(turn, self._options.commit_tokens, self._options.commit_seconds)
+            finally:
+                self.committed = build.committed
         except CommitConflict as error:
             _log.debug("%s", error)
             turn.conflict()
@@ -181,23 +139,9 @@ class _Runner:
             raise cause from error
         return True
 
-    def _run_build(self, turn: BuildCoordinator, found: _Found) -> None:
-        build = self._begin(found)
-        try:
-            build.run(turn, self._options.commit_tokens, self._options.commit_seconds)
-        finally:
-            self.committed = build.committed
-
     def _begin(self, found: _Found) -> Build:
         plan = self._plan
-        build = Build(
-            self._source,
-            plan,
-            self._budget,
-            found.version,
-            found.commit,
-            durable=self._options.durable,
-        )
+        build = Build(self._source, plan, self._budget, found.version, found.commit, durable=self._options.durable)
         # Nothing is removed before the source is open.
         check_tokenizer_file(plan)
         if found.replaced:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-
-from lightning_lance.format.layout import DataFileInfo
 
 
 @dataclass(frozen=True)
@@ -36,20 +34,6 @@ class Unit:
     max_tokens: int | None = None
 
 
-class UnitFile(NamedTuple):
-    """A data file that a unit has written, not committed yet.
-
-    Attributes:
-        fragment: Lance's description of it, as JSON.
-        path: Its path below `data/`.
-        info: Its size, its hashes, and the stream parts in it.
-    """
-
-    fragment: str
-    path: str
-    info: DataFileInfo
-
-
 @dataclass(frozen=True)
 class UnitResult:
     """The result of a unit, or of its first rows: n documents that passed the screening, and the skipped rows.
@@ -66,7 +50,6 @@ class UnitResult:
         ends_shard: Whether no row follows.
         bad_shard: Why the rest of the shard is skipped, if it is.
         hashes: (n,) uint64 hashes of the texts, by which the ledger finds duplicates; None if there are no duplicates.
-        files: The data files of the documents. None if the documents are packed after folding, as in the local build.
     """
 
     shard: int
@@ -80,4 +63,3 @@ class UnitResult:
     ends_shard: bool = False
     bad_shard: Mapping[str, Any] | None = None
     hashes: np.ndarray | None = None
-    files: tuple[UnitFile, ...] | None = None

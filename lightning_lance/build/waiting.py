@@ -28,10 +28,6 @@ def wait_for(location: StoreLocation, tokens: int) -> None:
 
     The state of the build is logged when it changes, and every minute.
 
-    Args:
-        location: The store.
-        tokens: Number of tokens.
-
     Raises:
         SourceError: If the build fails because of its source; or had failed before, and no other begins within a minute.
         StoreError: If it fails, or had failed, for another reason; or if its process is gone, and no other takes over.
@@ -39,7 +35,8 @@ def wait_for(location: StoreLocation, tokens: int) -> None:
     location = StoreLocation(store_place(location.uri), location.storage_options)
     waiting = _Waiting(location.uri, tokens)
     began = time.monotonic()
-    before = status = _status_of(location.uri)
+    file = status_file(location.uri)
+    before = status = read_status(file)
     while True:
         commit = last_commit(location)
         if commit is not None and (commit.tokens >= tokens or commit.exhausted):
@@ -51,12 +48,7 @@ def wait_for(location: StoreLocation, tokens: int) -> None:
         waiting.look(commit, status)
         time.sleep(_POLL_SECONDS)
         # Read before the commits, so that a failure is seen after the last commit of the build.
-        status = _status_of(location.uri)
-
-
-def _status_of(uri: str) -> BuildStatus | None:
-    file = status_file(uri)
-    return read_status(file) if file else None
+        status = read_status(file)
 
 
 class _Waiting:
@@ -80,8 +72,11 @@ class _Waiting:
         if grown:
             self._last_growth = now
         gone = False
+        state = ""
         if self._watch is None:
-            state = self._state_of_bucket(now)
+            minutes = int((now - self._last_growth) / 60)
+            if minutes:
+                state = f", the last of them {pluralize(minutes, 'minute')} ago or more"
         else:
             silence = self._watch.silence()
             if silence is not None and silence > 2 * self._watch.patience:
@@ -91,7 +86,6 @@ class _Waiting:
                     "'lightning-lance prepare' again to continue after the last commit, and start this again."
                 )
             gone = silence is not None and silence > self._watch.patience
-            state = ""
             if silence is None:
                 state = ", and no process builds it: run 'lightning-lance prepare' for it"
             elif gone:
@@ -107,12 +101,6 @@ class _Waiting:
             self._committed = committed
             self._last_log = now
             self._state = state
-
-    def _state_of_bucket(self, now: float) -> str:
-        minutes = int((now - self._last_growth) / 60)
-        if not minutes:
-            return ""
-        return f", the last of them {pluralize(minutes, 'minute')} ago or more"
 
 
 def _builder(status: BuildStatus | None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -17,7 +16,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from lightning_lance.cli.overrides import MISSING, SECRET_MAPPINGS, is_secret_override, shell_accident, shown_override
+from lightning_lance.cli.overrides import MISSING, SECRET_MAPPINGS, is_secret_override, shown_override
 from lightning_lance.errors import ConfigError
 from lightning_lance.messages.escaping import fail
 from lightning_lance.messages.redaction import (
@@ -175,26 +174,31 @@ def _remember_words(value: str) -> None:
             remember(word)
 
 
-def check_command_line(arguments: Sequence[str]) -> None:
-    """Check that the shell has left the arguments whole, and that Hydra understands their order.
-
-    Hydra's own error would repeat all of them.
+def options_first(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a command with Hydra's options, such as --cfg, before each key=value, as Hydra expects them.
 
     Raises:
-        SystemExit: With a message.
+        SystemExit: With a message, for an unknown option or one without its value. Hydra's own would repeat all arguments.
     """
-    accident = shell_accident(arguments)
-    if accident is not None:
-        fail(redacted(accident))
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
         for argument in arguments:
             message = message.replace(argument, shown_override(argument))
-        sys.exit(f"error: {redacted(message)}: give options such as --cfg first, and every key=value after them.")
+        fail(f"{redacted(message)}: expected key=value, or an option such as --cfg job or --help.")
 
     parser.error = refuse  # type: ignore[method-assign] # argparse's own hook
-    parser.parse_args(list(arguments))
+    parsed, unknown = parser.parse_known_intermixed_args(list(arguments))
+    if unknown:
+        refuse(f"there is no option {unknown[0]}")
+    overrides = parsed.overrides
+    options = list(arguments)
+    for override in overrides:
+        # The last of its kind, as the value of an option may look the same.
+        options.reverse()
+        options.remove(override)
+        options.reverse()
+    return [*options, *overrides]
 
 
 @contextmanager

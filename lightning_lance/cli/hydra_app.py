@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,10 +37,11 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from lightning_lance.cli.composed import check_command_line, without_secrets
+from lightning_lance.cli.composed import options_first, without_secrets
 from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.cli.overrides import is_secret_key, shell_accident, shown_override
-from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError
+from lightning_lance.cli.streams import safe_output
+from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError, one_of
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.formatting import nearest
 from lightning_lance.messages.moved_names import moved_key
@@ -48,6 +50,8 @@ from lightning_lance.process.request_logs import quiet_requests
 from lightning_lance.type_hints import type_mismatch
 
 _CONF = "lightning_lance.conf"
+# How a command says what it does.
+_PROGRESS = ("lines", "json")
 # If it is set, Hydra does not print errors itself.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 # Keys whose value is a dict that the user fills. Hydra adds keys to a dict only after a +.
@@ -81,16 +85,22 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
 
     @functools.wraps(task)
     def run() -> None:
-        sys.argv[1:] = _filled(sys.argv[1:])
-        with without_secrets(sys.argv[1:]) as hidden, quiet_requests():
+        given = sys.argv[1:]
+        sys.argv[1:] = _filled(given)
+        with safe_output(), without_secrets(sys.argv[1:]) as hidden, quiet_requests():
 
             @functools.wraps(task)
             def with_secrets(config: DictConfig) -> None:
                 hidden.give_back(config)
+                if one_of("progress", config.progress, _PROGRESS) == "json":
+                    from lightning_lance.cli.job_log import write_json_lines
+
+                    write_json_lines()
                 task(config)
 
             try:
-                check_command_line(sys.argv[1:])
+                _check_whole(given)
+                sys.argv[1:] = options_first(sys.argv[1:])
                 if os.environ.get(_FULL_ERROR) == "1":
                     _hydra_main(with_secrets)
                 else:
@@ -186,9 +196,7 @@ def help_of(
         data: Keys below `data`.
     """
     options: dict[str, str] = {}
-    accident = shell_accident(arguments)
-    if accident is not None:
-        fail(redacted(accident))
+    _check_whole(arguments)
     try:
         with initialize_config_module(_CONF, version_base="1.3"), without_secrets(arguments):
             config: Any = OmegaConf.to_container(compose("config", overrides=_filled(arguments)), resolve=False)
@@ -206,9 +214,16 @@ def help_of(
         *(f"{group}: {names}" for group, names in options.items()),
         "\n== Keys: key=value, below a group as group.key=value ==\n",
         OmegaConf.to_yaml(OmegaConf.create(_set_by_users(shown))),
-        "Keys of training are accepted too. The README says what each key means.",
+        "Keys of training are accepted too. The documentation says what each key means.",
     ]
     return "\n".join(lines)
+
+
+def _check_whole(arguments: Sequence[str]) -> None:
+    """End with a sentence if the shell has cut or expanded an argument."""
+    accident = shell_accident(arguments)
+    if accident is not None:
+        fail(redacted(accident))
 
 
 def _public(names: Iterable[str]) -> list[str]:
@@ -267,7 +282,7 @@ def _how_to_continue(error: BaseException, trained: DictConfig | None, began: fl
 def _one_sentence(error: BaseException, config: DictConfig | None, given: Sequence[str] = ()) -> str:
     for cause in _causes(error):
         if isinstance(cause, LightningLanceError):
-            return _with_places(str(cause), config)
+            return _with_places(cause, config)
         sentence = _explained(cause)
         if sentence:
             return sentence
@@ -302,10 +317,14 @@ def _missing_reference(text: str) -> str | None:
     return f"There is no key {key!r} for ${{{key}}}: write an environment variable as ${{oc.env:{key}}}."
 
 
-def _with_places(sentence: str, config: DictConfig | None) -> str:
-    """Add the places of a sentence's keys on the command line: it names arguments, which are mostly below a node."""
+def _with_places(error: LightningLanceError, config: DictConfig | None) -> str:
+    """Return an error with its keys' places on the command line: it names arguments, which are mostly below a node."""
+    sentence = str(error)
     if config is None:
         return sentence
+    if error.place.endswith(".source"):
+        # Each of several corpora has a source of its own.
+        sentence = re.sub(r"\bsource\.(?=\w)", f"{_set_at(error.place, config)}.", sentence)
     places: dict[str, str] = {}
     for node in _NODES:
         keys = config.get(node)
@@ -313,10 +332,50 @@ def _with_places(sentence: str, config: DictConfig | None) -> str:
             continue
         for key in _public(map(str, keys)):
             if key not in config and _names(sentence, key):
-                places.setdefault(key, f"{node}.{key}")
+                places.setdefault(key, f"{_place_of(node, error.place, config)}.{key}")
     if not places:
         return sentence
     return f"{sentence.rstrip('.')}; on the command line: {', '.join(places.values())}."
+
+
+def _place_of(node: str, failed: str, config: DictConfig) -> str:
+    """Return where users set the keys of a node. Of several corpora, each has a node of its own.
+
+    Args:
+        node: One of `_NODES`.
+        failed: The place whose constructor has failed; empty if unknown.
+        config: The whole configuration.
+    """
+    if node != "corpus":
+        return node
+    served = config.data.get("corpus")
+    if not isinstance(served, DictConfig) or "_target_" in served:
+        return node
+    if not failed.startswith("data.corpus."):
+        return f"{_set_at('data.corpus', config)}.NAME"
+    name = failed.split(".")[2]
+    return _set_at(f"data.corpus.{name}", config)
+
+
+def _set_at(place: str, config: DictConfig) -> str:
+    """Return the key by which users set a place of the configuration: one that refers to another is set there."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    return _followed(place, plain)[0]
+
+
+def _followed(place: str, plain: Any) -> tuple[str, Any]:
+    """Return the key that a place refers to, and what is there; None if nothing is."""
+    key, node = "", plain
+    for part in place.split("."):
+        key = f"{key}.{part}" if key else part
+        if isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            node = node[int(part)]
+        else:
+            node = node.get(part) if isinstance(node, dict) else None
+        reference = re.fullmatch(r"\$\{([\w.]+)\}", str(node))
+        if reference:
+            key, node = _followed(reference[1], plain)
+    return key, node
 
 
 def _names(sentence: str, key: str) -> bool:
@@ -350,14 +409,17 @@ def _no_option(error: ValueError, arguments: Sequence[str]) -> ConfigError:
     return ConfigError(f"The configuration is not valid ({reason}): check {', '.join(given) or 'its groups'}.")
 
 
+def _failed_at(error: InstantiationException) -> str:
+    """Return the place in the configuration whose constructor has failed; empty if unknown."""
+    match = re.search(r"full_key: (\S+)", str(error))
+    # Hydra writes `callbacks0` for the key `callbacks.0`.
+    return re.sub(r"(?<=[a-z_])(\d+)(?=\.|$)", r".\1", match[1]) if match else ""
+
+
 def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Sequence[str]) -> str:
     """Return which value a constructor fails on: the one that its annotations exclude, else the ones from the user."""
-    match = re.search(r"full_key: (\S+)", str(error))
-    place = match[1] if match else ""
-    # Hydra writes `callbacks0` for the key `callbacks.0`.
-    place = re.sub(r"(?<=[a-z_])(\d+)(?=\.|$)", r".\1", place)
-    # Users set these keys at the root; data and corpus refer to them.
-    group = re.sub(r"^(data\.)?(corpus\.)?(?=(source|tokenizer)\b)|^data\.(?=corpus\b|build\b)", "", place)
+    place = _failed_at(error)
+    group = _set_at(place, config) if place else ""
     node = OmegaConf.select(config, place) if place else None
     if isinstance(node, DictConfig):
         for sentence in _misfits(node, group):
@@ -460,10 +522,13 @@ def make(config: DictConfig, group: str, **changes: Any) -> Any:
     if group == "data":
         _check_is_stored(config)
     try:
-        made = instantiate(config[group], **changes)
+        # A copy, since references are replaced by what they refer to, and errors name the keys that users set.
+        made = instantiate(deepcopy(config)[group], **changes)
     except InstantiationException as error:
-        if isinstance(error.__cause__, LightningLanceError):
-            raise error.__cause__ from None
+        cause = error.__cause__
+        if isinstance(cause, LightningLanceError):
+            cause.place = _failed_at(error)
+            raise cause from None
         raise
     # Some constructors check nothing, and would fail after hours of building.
     for sentence in _misfits(config[group], group, changes.get("_target_")):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from lightning_lance.cli.arguments import ending_in_a_sentence, read_arguments
+from lightning_lance.cli.overrides import shown_override
 from lightning_lance.cli.stores import (
     clean_command,
     forget_command,
@@ -16,9 +17,10 @@ from lightning_lance.cli.stores import (
     remove_command,
     verify_command,
 )
+from lightning_lance.cli.streams import safe_output
 from lightning_lance.errors import ConfigError
-from lightning_lance.messages.escaping import end_quietly, say
-from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.escaping import fail, say
+from lightning_lance.messages.formatting import nearest
 from lightning_lance.messages.moved_names import moved_key
 from lightning_lance.messages.redaction import redacted
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 # A build leaves a store and nothing else: no output folder, no log file.
 _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
 # What `prepare` reads: groups, keys and nodes of the root of the configuration, and keys below `data`.
-_ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir", "corpus", "build")
+_ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir", "corpus", "build", "progress")
 _DATA = ("corpus", "mix", "verify", "storage_options")
 USAGE = """\
 lightning-lance prepare key=value ...   build the token store, without training
@@ -56,6 +58,7 @@ def _prepare(config: DictConfig) -> None:
 
     from lightning_lance.build.corpus import Corpus, check_builds, check_together, corpora_of, mix_of
     from lightning_lance.build.options import BuildOptions
+    from lightning_lance.build.progress import tell_stored
     from lightning_lance.cli.hydra_app import make
     from lightning_lance.maintenance.integrity import raise_if_damaged
     from lightning_lance.serving.fim import FillInTheMiddle
@@ -80,15 +83,12 @@ def _prepare(config: DictConfig) -> None:
     if (fim := fill_in_the_middle(data["fim"])) and built:
         FillInTheMiddle.named(built[0].tokenizer, **{**vars(fim), "seed": fim.seed or 0})
     for corpus in corpora.values():
-        corpus.run(build)
+        was_built = corpus.run(build)
         store = corpus.open(growing=build.wait_for_tokens is not None)
         if data["verify"]:
             raise_if_damaged(corpus.location)
-        commit = store.commit
-        say(
-            f"{store.uri}: {pluralize(commit.stored_documents, 'document')}, {store.num_tokens('train'):,} train and "
-            f"{store.num_tokens('val'):,} val tokens, version {store.version}"
-        )
+        if not was_built:
+            tell_stored(store)
 
 
 def _check_keys(data: Mapping[str, Any], known: Set[str]) -> None:
@@ -126,16 +126,12 @@ _RUN: Mapping[str, Callable[[Sequence[str]], None]] = {
 
 def main() -> None:
     """Run the command `lightning-lance`."""
-    try:
+    with safe_output():
         try:
             _main()
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        end_quietly()
-    except Exception:  # a bug; an error of ours is a sentence by now
-        sys.stderr.write(redacted(traceback.format_exc()))
-        sys.exit(1)
+        except Exception:  # a bug; an error of ours is a sentence by now
+            sys.stderr.write(redacted(traceback.format_exc()))
+            sys.exit(1)
 
 
 def _main() -> None:
@@ -161,4 +157,9 @@ def _main() -> None:
         print(USAGE, end="")
     else:
         *first, last = ["prepare", *_RUN]
-        sys.exit(f"error: there is no command {name!r}: expected {', '.join(first)} or {last}.\n\n{USAGE}")
+        near = nearest(name, [*first, last])
+        meant = f"did you mean {near}? " if near else ""
+        fail(
+            f"there is no command {shown_override(name)!r}: expected {', '.join(first)} or {last}. {meant}"
+            "lightning-lance --help says more."
+        )

@@ -88,16 +88,7 @@ def select_columns(table: pa.Table, columns: Mapping[str, str], where: str) -> d
 
 
 def check_text(schema: pa.Schema, name: str, where: str) -> None:
-    """Check that a shard has a text column.
-
-    Args:
-        schema: Schema of the shard.
-        name: Name of its text column, or of a field.
-        where: Name of the shard, for messages.
-
-    Raises:
-        UnfitShard: If the column is missing, or does not hold text.
-    """
+    """Raise UnfitShard if the text column of a shard, which `where` names, is missing or does not hold text."""
     steps = steps_to(schema, name)
     if steps is None:
         raise UnfitShard(
@@ -120,11 +111,7 @@ _RESERVED = {"row", "id", "offset", "hash", "language", "tokens", "split", "not_
 
 
 def validate_columns(columns: Mapping[str, str], where: str) -> None:
-    """Check `source.columns`.
-
-    Args:
-        columns: Our word to the name of a column.
-        where: Name of the source, for messages.
+    """Check `source.columns`, our words to the names of columns; `where` names the source.
 
     Raises:
         ConfigError: If it is not a mapping, `text` is missing, or a word is reserved.
@@ -218,13 +205,11 @@ def document_batch(
         # The mark is part of the encoding, not of the text: a model would learn to write it, and equal texts would differ.
         columns = {**columns, "bom": bom}
         texts = pc.if_else(bom, pc.utf8_slice_codeunits(texts, 1), texts)
-    strings, replaced = _valid({"language": languages.cast(pa.string()), **columns})
-    table = pa.table({"row": np.arange(first_row, end, dtype=np.int64), "text": texts, **strings})
-    if replaced is not None:
-        table = table.append_column(REPLACED, pa.array(replaced))
+    others = _valid({"language": languages.cast(pa.string()), **columns}, len(languages))
+    table = pa.table({"row": np.arange(first_row, end, dtype=np.int64), "text": texts, **others})
     keep = text_filter.keep(texts)
     if wanted:
-        in_language = np.asarray(pc.is_in(strings["language"], value_set=pa.array(list(wanted), pa.string())))
+        in_language = np.asarray(pc.is_in(others["language"], value_set=pa.array(list(wanted), pa.string())))
         if "not_json" in columns:
             in_language = in_language | np.asarray(columns["not_json"])
         keep &= in_language
@@ -233,23 +218,22 @@ def document_batch(
     return table.replace_schema_metadata({_COVERED: str(end)})
 
 
-def _valid(columns: Mapping[str, pa.Array]) -> tuple[dict[str, pa.Array], np.ndarray | None]:
-    """Return the columns other than the text with valid UTF-8, and (n,) bool, the rows that were repaired, None if none.
-
-    Lance writes a string that is not UTF-8 to pages that it cannot read.
-    """
+def _valid(columns: Mapping[str, pa.Array], num_rows: int) -> dict[str, pa.Array]:
+    """Return the columns other than the text with valid UTF-8: Lance writes other strings to pages that it cannot read."""
     made: dict[str, pa.Array] = {}
-    marks: list[np.ndarray] = []
+    replaced = np.zeros(num_rows, bool)
     for word, column in columns.items():
         if word == REPLACED:
-            marks.append(np.asarray(column))
+            replaced |= np.asarray(column)
         elif word != "text" and pa.types.is_string(column.type):
             made[word], repaired = valid_strings(column)
             if repaired is not None:
-                marks.append(repaired)
+                replaced |= repaired
         elif word != "text":
             made[word] = column
-    return made, np.logical_or.reduce(marks) if marks else None
+    if replaced.any():
+        made[REPLACED] = pa.array(replaced)
+    return made
 
 
 def next_row(batch: pa.Table) -> int | None:

@@ -76,7 +76,9 @@ def _fields_of(kind: pa.DataType) -> list[pa.Field]:
     """Return the fields of a struct, or of the structs in a list."""
     while is_list(kind):
         kind = kind.value_type
-    return list(kind) if pa.types.is_struct(kind) else []
+    if not pa.types.is_struct(kind):
+        return []
+    return list(kind)
 
 
 def check_unique(schema: pa.Schema, names: Collection[str], where: str) -> None:
@@ -263,7 +265,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 def _is_bytes(kind: pa.DataType) -> bool:
     is_binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-    return bool(_is_string(kind) or is_binary or pa.types.is_null(kind))
+    return bool(is_string(kind) or is_binary or pa.types.is_null(kind))
 
 
 def text_bytes(values: pa.Array) -> pa.Array:
@@ -354,10 +356,13 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
         return pa.map_(_as_bytes(kind.key_type), _as_bytes(kind.item_type))
     if pa.types.is_struct(kind):
         return pa.struct([(field.name, _as_bytes(field.type)) for field in kind])
-    return pa.large_binary() if _is_string(kind) else kind
+    if is_string(kind):
+        return pa.large_binary()
+    return kind
 
 
-def _is_string(kind: pa.DataType) -> bool:
+def is_string(kind: pa.DataType) -> bool:
+    """Return whether a type is a string or a large string."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
@@ -371,4 +376,6 @@ def _decoded(value: Any, kind: pa.DataType) -> Any:
         return [(_decoded(key, kind.key_type), _decoded(item, kind.item_type)) for key, item in value]
     if pa.types.is_struct(kind):
         return {field.name: _decoded(value[field.name], field.type) for field in kind}
-    return value.decode("utf-8", "replace") if _is_string(kind) else value
+    if is_string(kind):
+        return value.decode("utf-8", "replace")
+    return value

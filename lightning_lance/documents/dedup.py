@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.documents.arrow import as_single_chunk
+from lightning_lance.documents.arrow import as_single_chunk, offsets_and_bytes
 from lightning_lance.errors import ConfigError, described
 
 Dedup = Literal["none", "exact"]
@@ -20,11 +21,7 @@ _GROWTH = 4
 
 
 def check_dedup(dedup: str) -> None:
-    """Check `source.dedup`.
-
-    Raises:
-        ConfigError: If it is neither `none` nor `exact`.
-    """
+    """Raise ConfigError if `source.dedup` is neither `none` nor `exact`."""
     if not isinstance(dedup, str) or dedup not in get_args(Dedup):
         raise ConfigError(f"source.dedup is {described(dedup)}: expected {' or '.join(get_args(Dedup))}.")
 
@@ -34,19 +31,13 @@ def text_hashes(texts: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
     With 64 bits and 100 million texts, the chance of any collision is 1 in 3,700.
     """
-    if isinstance(texts, pa.ChunkedArray):
-        texts = as_single_chunk(texts)
-    trimmed = pc.utf8_trim_whitespace(pc.fill_null(texts, "").cast(pa.large_string()))
-    _, offsets, data = trimmed.buffers()
-    if not len(trimmed):
-        return np.empty(0, np.uint64)
+    trimmed = pc.utf8_trim_whitespace(pc.fill_null(as_single_chunk(texts), "").cast(pa.large_string()))
+    borders, data = offsets_and_bytes(trimmed)
     # Hashed in Arrow's own memory: a million `bytes` objects cost more than their hashes.
-    borders = np.frombuffer(offsets, np.int64)[trimmed.offset :].tolist()
-    view = memoryview(data or b"")
+    view = data.data
     digest = xxhash.xxh3_64_intdigest
-    return np.fromiter(
-        (digest(view[borders[i] : borders[i + 1]]) for i in range(len(trimmed))), np.uint64, len(trimmed)
-    )
+    hashes = (digest(view[low:high]) for low, high in pairwise(borders.tolist()))
+    return np.fromiter(hashes, np.uint64, len(trimmed))
 
 
 class SeenHashes:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import datetime
 import decimal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -46,10 +47,7 @@ class Statistics(Protocol):
 
 
 def checked_where(where: Any) -> dict[str, list[Any]]:
-    """Return `source.where` with lists of plain Python values.
-
-    Args:
-        where: Column to the values to keep, in any collection, including numpy's and Arrow's.
+    """Return `source.where`, columns to any collections of values to keep, with lists of plain Python values.
 
     Raises:
         ConfigError: If it is not such a mapping, or would keep no row.
@@ -58,13 +56,12 @@ def checked_where(where: Any) -> dict[str, list[Any]]:
         raise ConfigError(
             f"source.where is {where!r}: expected a mapping of columns to values to keep, such as {{license: [mit]}}."
         )
-    return {_checked_name(column): _checked_values(column, values) for column, values in where.items()}
-
-
-def _checked_name(column: Any) -> str:
-    if not isinstance(column, str):
-        raise ConfigError(f"source.where has the column {column!r}: expected a name. Write it in quotes.")
-    return column
+    checked: dict[str, list[Any]] = {}
+    for column, values in where.items():
+        if not isinstance(column, str):
+            raise ConfigError(f"source.where has the column {column!r}: expected a name. Write it in quotes.")
+        checked[column] = _checked_values(column, values)
+    return checked
 
 
 def _checked_values(column: str, values: Any) -> list[Any]:
@@ -103,29 +100,31 @@ def plain_value(value: Any) -> str | int | float | bool | None:
     return str(value)
 
 
-class Condition(Protocol):
-    """A condition on the values of one column."""
+@dataclass(frozen=True)
+class Condition(ABC):
+    """A condition on the values of one column, `spelled` as in the store.
 
-    @property
-    def column(self) -> str:
-        """Name of the column or field (see columns.py)."""
-        ...
+    Attributes:
+        column: Name of the column or field (see columns.py).
+    """
+
+    column: str
 
     def mask(self, values: pa.Array, where: str) -> np.ndarray:
         """Return which (n,) values of a column meet the condition, as (n,) bool; `where` names the shard, for messages."""
-        ...
+        return self.mask_of_words(in_words(values)[0])
 
     def check(self, kind: pa.DataType, where: str) -> None:
         """Check that values of a type can meet the condition; raise UnfitShard if not."""
-        ...
+        return  # any value can
 
+    @abstractmethod
     def mask_of_words(self, words: pa.Array) -> np.ndarray:
-        """Return the same for values of JSON, `spelled` as text. None of them is a list."""
-        ...
+        """Return which values of JSON meet the condition; `words` are their spellings. None of them is a list."""
 
+    @abstractmethod
     def keeps(self, value: Any) -> bool:
         """Return whether a value of a line of JSON meets the condition."""
-        ...
 
     def possible(self, kind: pa.DataType, statistics: Statistics | None, rows: int | None) -> bool:
         """Return whether a row group may hold a value that meets the condition, by its statistics.
@@ -135,14 +134,13 @@ class Condition(Protocol):
             statistics: Statistics of the row group; None if it has none.
             rows: Number of its rows; None for a column with lists or structs.
         """
-        ...
+        return True
 
 
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(Condition):
     """The value, or an element of a list, is one of the wanted values."""
 
-    column: str
     values: tuple[Any, ...]
 
     @cached_property
@@ -154,16 +152,6 @@ class OneOf:
         return None in self.values
 
     def check(self, kind: pa.DataType, where: str) -> None:
-        # `mask` checks every table.
-        if kind not in self._checked:
-            self._check(kind, where)
-            self._checked.add(kind)
-
-    @cached_property
-    def _checked(self) -> set[pa.DataType]:
-        return set()
-
-    def _check(self, kind: pa.DataType, where: str) -> None:
         while is_list(kind):
             kind = kind.value_type
         if pa.types.is_null(kind):
@@ -175,9 +163,16 @@ class OneOf:
         inner = plain_type(kind)
         if pa.types.is_nested(inner):
             raise UnfitShard(f"{what}, whose values cannot be compared: filter by another column", of_text=False)
-        if not self._null and not any(_is_comparable(value, inner) for value in self.values):
+        if not self._null and not self._may_equal(inner):
             given = ", ".join(repr(plain_value(value)) for value in self.values)
             raise UnfitShard(f"{what}, which never equals {given}: list values of its type", of_text=False)
+
+    def _may_equal(self, kind: pa.DataType) -> bool:
+        """Return whether a type can hold a wanted value. Any two numbers are comparable, whether or not they fit."""
+        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        if is_number and any(_number(value) is not None for value in self.values):
+            return True
+        return len(self._of_type(kind)) > 0
 
     def mask(self, values: pa.Array, where: str) -> np.ndarray:
         self.check(values.type, where)
@@ -236,17 +231,10 @@ class OneOf:
 
 
 @dataclass(frozen=True)
-class SpelledAs:
-    """The value, spelled as in the store, is one of the wanted words: a language."""
+class SpelledAs(Condition):
+    """The value is one of the wanted words: a language."""
 
-    column: str
     values: tuple[str, ...]
-
-    def check(self, kind: pa.DataType, where: str) -> None:
-        pass
-
-    def mask(self, values: pa.Array, where: str) -> np.ndarray:
-        return self.mask_of_words(in_words(values)[0])
 
     def mask_of_words(self, words: pa.Array) -> np.ndarray:
         return _among(words, self.values)
@@ -262,17 +250,10 @@ class SpelledAs:
 
 
 @dataclass(frozen=True)
-class EndsWith:
-    """The value, spelled as in the store, has one of the wanted endings: a path of a language."""
+class EndsWith(Condition):
+    """The value has one of the wanted endings: a path of a language."""
 
-    column: str
     tails: tuple[str, ...]
-
-    def check(self, kind: pa.DataType, where: str) -> None:
-        pass
-
-    def mask(self, values: pa.Array, where: str) -> np.ndarray:
-        return self.mask_of_words(in_words(values)[0])
 
     def mask_of_words(self, words: pa.Array) -> np.ndarray:
         found = np.zeros(len(words), bool)
@@ -282,9 +263,6 @@ class EndsWith:
 
     def keeps(self, value: Any) -> bool:
         return value is not None and (spelled(value) or "").endswith(self.tails)
-
-    def possible(self, kind: pa.DataType, statistics: Statistics | None, rows: int | None) -> bool:
-        return True
 
 
 @dataclass(frozen=True)
@@ -299,15 +277,7 @@ class RowFilter:
         return list(dict.fromkeys(condition.column for condition in self.conditions))
 
     def check(self, schema: pa.Schema, where: str) -> None:
-        """Check that the filter fits the types of the columns.
-
-        Args:
-            schema: Schema of the shard.
-            where: Name of the shard, for messages.
-
-        Raises:
-            UnfitShard: If it does not; names the column, its type and the cure.
-        """
+        """Raise UnfitShard if the filter does not fit the types of the columns; `where` names the shard."""
         for condition in self.conditions:
             steps = steps_to(schema, condition.column)
             if steps is not None:
@@ -319,7 +289,9 @@ class RowFilter:
         for condition in self.conditions:
             values = column_at(table, condition.column)
             passes &= condition.keeps(None) if values is None else condition.mask(values, where)
-        return table if passes.all() else table.filter(pa.array(passes))
+        if passes.all():
+            return table
+        return table.filter(pa.array(passes))
 
 
 def _among(words: pa.Array, wanted: Iterable[str]) -> np.ndarray:
@@ -390,17 +362,6 @@ def _comparable_with(bound: Any, value: Any) -> Any:
     return value
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
-def _is_comparable(value: Any, kind: pa.DataType) -> bool:
-    """Return whether a value can equal one of a type. Any two numbers are comparable, whether or not they fit."""
-    if _is_number(kind):
-        return _number(value) is not None
-    return bool(_in_type(value, kind))
-
-
 def _number(value: Any) -> int | float | decimal.Decimal | None:
     if isinstance(value, (int, float, decimal.Decimal)):
         return value
@@ -415,21 +376,8 @@ def _number(value: Any) -> int | float | decimal.Decimal | None:
 
 def _in_type(value: Any, kind: pa.DataType) -> list[pa.Array]:
     """Return arrays of a plain type, each with one value that equals `value`; empty if the type has no such value."""
-    makers: Sequence[tuple[Callable[[pa.DataType], bool], Callable[[Any, pa.DataType], list[Any]]]] = [
-        (is_text, _as_text),
-        (pa.types.is_boolean, _as_bool),
-        (pa.types.is_integer, _as_integer),
-        (pa.types.is_floating, _as_float),
-        (pa.types.is_decimal, _as_decimal),
-        (pa.types.is_date, _as_date),
-        (pa.types.is_timestamp, _as_timestamp),
-        (pa.types.is_time, _as_time),
-        (pa.types.is_duration, _as_duration),
-    ]
-    if value is None:
-        return []
-    for is_kind, make in makers:
-        if is_kind(kind):
+    for is_kind, given, make in _MAKERS:
+        if is_kind(kind) and isinstance(value, given):
             try:
                 return [_array(made, kind) for made in make(value, kind)]
             except (pa.ArrowException, ArithmeticError, ValueError, TypeError):
@@ -445,10 +393,13 @@ def _as_text(value: Any, kind: pa.DataType) -> list[Any]:
     return [pa.array([text], pa.string()) for text in spellings_of(value)]
 
 
+_TRUTH = {"true": True, "1": True, 1: True, "false": False, "0": False, 0: False}
+
+
 def _as_bool(value: Any, kind: pa.DataType) -> list[Any]:
     if isinstance(value, str):
-        return {"true": [True], "1": [True], "false": [False], "0": [False]}.get(value.lower(), [])
-    return [bool(value)] if isinstance(value, (int, float)) and value in (0, 1) else []
+        value = value.lower()
+    return [_TRUTH[value]] if value in _TRUTH else []
 
 
 def _as_integer(value: Any, kind: pa.DataType) -> list[Any]:
@@ -473,42 +424,63 @@ def _as_decimal(value: Any, kind: pa.DataType) -> list[Any]:
         return []
     if isinstance(value, str):
         return [decimal.Decimal(value)]
-    return [decimal.Decimal(str(int(number) if isinstance(number, bool) else number))]
+    if isinstance(number, bool):
+        number = int(number)
+    return [decimal.Decimal(str(number))]
 
 
 def _as_date(value: Any, kind: pa.DataType) -> list[Any]:
     if isinstance(value, str):
         return [pa.array([value]).cast(pa.date32())]
     if isinstance(value, datetime.datetime):
-        is_midnight = value.time() == datetime.time() and value.tzinfo is None
-        return [value.date()] if is_midnight else []
-    return [value] if isinstance(value, datetime.date) else []
+        if value.time() != datetime.time() or value.tzinfo is not None:
+            return []
+        return [value.date()]
+    return [value]
 
 
 def _as_timestamp(value: Any, kind: pa.DataType) -> list[Any]:
     if isinstance(value, str):
         return [_parsed(value, kind)]
-    if isinstance(value, datetime.datetime):
-        has_no_instant = kind.tz is None and value.tzinfo is not None
-        return [] if has_no_instant else [pa.array([value])]
-    # Like Arrow, we take a time without a zone as UTC.
-    return [pa.array([value]).cast(pa.timestamp(kind.unit))] if isinstance(value, datetime.date) else []
+    if not isinstance(value, datetime.datetime):
+        # Like Arrow, we take a time without a zone as UTC.
+        return [pa.array([value]).cast(pa.timestamp(kind.unit))]
+    if kind.tz is None and value.tzinfo is not None:
+        return []
+    return [pa.array([value])]
 
 
 def _parsed(text: str, kind: pa.DataType) -> pa.Array:
     written = pa.array([text])
-    if kind.tz is None:
-        return written.cast(kind)
     try:
         return written.cast(kind)
     except pa.ArrowInvalid:
+        if kind.tz is None:
+            raise
         return written.cast(pa.timestamp(kind.unit)).cast(kind)
 
 
 def _as_time(value: Any, kind: pa.DataType) -> list[Any]:
-    time = datetime.time.fromisoformat(value) if isinstance(value, str) else value
-    return [pa.array([time])] if isinstance(time, datetime.time) and time.tzinfo is None else []
+    if isinstance(value, str):
+        value = datetime.time.fromisoformat(value)
+    if value.tzinfo is not None:
+        return []
+    return [pa.array([value])]
 
 
 def _as_duration(value: Any, kind: pa.DataType) -> list[Any]:
-    return [pa.array([value])] if isinstance(value, datetime.timedelta) else []
+    return [pa.array([value])]
+
+
+# For each kind of type: the values that may equal one of it, and what makes arrays of them.
+_MAKERS: list[tuple[Callable[[pa.DataType], bool], Any, Callable[[Any, pa.DataType], list[Any]]]] = [
+    (is_text, object, _as_text),
+    (pa.types.is_boolean, (str, int, float), _as_bool),
+    (pa.types.is_integer, object, _as_integer),
+    (pa.types.is_floating, object, _as_float),
+    (pa.types.is_decimal, object, _as_decimal),
+    (pa.types.is_date, (str, datetime.date), _as_date),
+    (pa.types.is_timestamp, (str, datetime.date), _as_timestamp),
+    (pa.types.is_time, (str, datetime.time), _as_time),
+    (pa.types.is_duration, datetime.timedelta, _as_duration),
+]

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.errors import ConfigError
 from lightning_lance.messages.formatting import suggestion
 
@@ -135,11 +136,7 @@ def renamed(languages: pa.Array, aliases: Mapping[str, Sequence[str]]) -> pa.Arr
 
 
 def check_extensions(extensions: Mapping[str, Sequence[str]]) -> None:
-    """Check that each extension belongs to one language.
-
-    Raises:
-        ConfigError: If two languages have the same extension; names both.
-    """
+    """Raise ConfigError if two languages have the same extension."""
     owner: dict[str, str] = {}
     for language, tails in extensions.items():
         for tail in tails:
@@ -159,9 +156,7 @@ def language_of_path(paths: pa.ChunkedArray | pa.Array, extensions: Mapping[str,
     Returns:
         (n,) strings.
     """
-    if isinstance(paths, pa.ChunkedArray):
-        paths = paths.combine_chunks()
-    tails = pc.struct_field(pc.extract_regex(paths.cast(pa.string()), _TAIL), "tail")
+    tails = pc.struct_field(pc.extract_regex(as_single_chunk(paths).cast(pa.string()), _TAIL), "tail")
     languages_of_tails = {tail: language for language, its_tails in extensions.items() for tail in its_tails}
     index = pc.index_in(tails, value_set=pa.array([*languages_of_tails], pa.string()))
     return pc.fill_null(pa.array([*languages_of_tails.values()], pa.string()).take(index), OTHER)

@@ -21,11 +21,7 @@ FORGOTTEN = "forgotten"
 
 
 def check_val_fraction(val_fraction: float) -> None:
-    """Check `val_fraction`.
-
-    Raises:
-        ConfigError: If it is not a number in [0, 1).
-    """
+    """Raise ConfigError if `val_fraction` is not a number in [0, 1)."""
     number = isinstance(val_fraction, (int, float)) and not isinstance(val_fraction, bool)
     if not number or not 0 <= val_fraction < 1:
         raise ConfigError(
@@ -34,15 +30,7 @@ def check_val_fraction(val_fraction: float) -> None:
 
 
 def split_codes(groups: pa.Array, val_fraction: float) -> np.ndarray:
-    """Return the split of each document.
-
-    Args:
-        groups: (n,) string or large_string group keys, no nulls.
-        val_fraction: Share of the groups in the validation split.
-
-    Returns:
-        (n,) int8 indices into `SPLITS`.
-    """
+    """Return the splits of documents by their (n,) group keys, strings without nulls, as (n,) int8 indices into `SPLITS`."""
     limit = int(val_fraction * 2**64)
     keys = groups.cast(pa.large_binary()).to_pylist()
     return np.fromiter((xxhash.xxh3_64_intdigest(key) < limit for key in keys), dtype=np.int8, count=len(keys))

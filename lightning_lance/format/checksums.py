@@ -19,14 +19,7 @@ from lance.file import LanceFileSession
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import dataset_at, lance_options, lance_said, opening
 from lightning_lance.json_checks import count_of, json_of, list_of, object_of, text_of
-from lightning_lance.lance_names import (
-    TRANSACTIONS,
-    VERSIONS,
-    is_manifest,
-    of_a_version,
-    transaction_of,
-    version_of,
-)
+from lightning_lance.lance_names import TRANSACTIONS, VERSIONS, is_manifest, of_a_version, transaction_of, version_of
 from lightning_lance.location import StoreLocation
 from lightning_lance.messages.escaping import logger
 from lightning_lance.process.files import write_atomic
@@ -45,17 +38,13 @@ class Sum(NamedTuple):
 
 
 class Root:
-    """The folder of a store, local or in a bucket.
-
-    Args:
-        location: The store.
-    """
+    """The folder of a store, local or in a bucket."""
 
     def __init__(self, location: StoreLocation) -> None:
         # Local files are not read through Lance: it lists nothing if one name is not UTF-8, respells some names, and blocks
         # on a pipe.
         self._folder = None if "://" in location.uri else Path(location.uri)
-        options = lance_options(location.storage_options)
+        options = lance_options(location)
         with opening(location.uri):
             self._session = LanceFileSession(location.uri, options)
 
@@ -190,19 +179,13 @@ def versions_on_list(location: StoreLocation) -> set[int]:
 def stays(on_list: Collection[int], version: int) -> bool:
     """Return whether a version is to stay. One that is not on the list is about to be removed.
 
-    Args:
-        on_list: Versions on the list.
-        version: The version. One that is newer than all on the list was committed after the list was written.
+    But one that is newer than all on the list was committed after the list was written.
     """
     return version in on_list or version > max(on_list, default=0)
 
 
 def read_sums(session: Root) -> dict[str, Sum] | None:
-    """Read the checksums; None if there are none.
-
-    Raises:
-        ValueError: If the file of the checksums is damaged.
-    """
+    """Read the checksums; None if there are none. ValueError if their file is damaged."""
     if not session.contains(SUMS):
         return None
     stored = object_of(json_of(session.content(SUMS).decode(), "the list of checksums"), "the list of checksums")

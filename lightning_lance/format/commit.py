@@ -29,6 +29,7 @@ from lightning_lance.format.lance_io import (
     fragments_of,
     lance_options,
     not_written,
+    number_of,
 )
 from lightning_lance.format.layout import DataFileInfo, files_of, properties_of
 from lightning_lance.format.lineage import METADATA, check_unchanged, lineage_of, properties_at
@@ -42,30 +43,18 @@ from lightning_lance.messages.redaction import shown_cause
 def append_commit(
     location: StoreLocation, written: PendingFragments, commit: CommitMetadata, durable: bool = True
 ) -> int:
-    """Make a version of the pending fragments and all before them. Make the store if there is none.
+    """Make a version of the pending fragments and all before them, and the store if there is none. Return the new version.
 
-    Args:
-        location: The store.
-        written: The fragments to add.
-        commit: The commit metadata.
-        durable: Whether the version is forced onto the disk; see `replace_fragments`.
-
-    Returns:
-        The new version.
+    For `durable` see `replace_fragments`.
 
     Raises:
         CommitConflict: If another version came first. The pending fragments are removed.
         StoreError: If the store cannot be written.
     """
     before = written.before
-    fragments: list[FragmentMetadata] = []
-    known: dict[str, DataFileInfo] = {}
-    if before is not None:
-        fragments = fragments_of(before)
-        known = data_file_infos(before)
-    return replace_fragments(
-        location, before, written.schema, [*fragments, *written.fragments], {**known, **written.files}, commit, durable
-    )
+    fragments = [*fragments_of(before), *written.fragments]
+    files = {**data_file_infos(before), **written.files}
+    return replace_fragments(location, before, written.schema, fragments, files, commit, durable)
 
 
 def newest_at(location: StoreLocation, version: int | None, fingerprint: str | None = None) -> Any:
@@ -77,7 +66,7 @@ def newest_at(location: StoreLocation, version: int | None, fingerprint: str | N
         StoreError: If another program has changed its rows.
     """
     dataset = dataset_at(location, None)
-    now = 0 if dataset is None else int(dataset.version)
+    now = number_of(dataset)
     if version is not None and now != version:
         raise conflict(location.uri, version, now)
     if version and fingerprint is not None and read_commit(dataset, location.uri).fingerprint != fingerprint:
@@ -116,7 +105,7 @@ def replace_fragments(
         StoreError: If the store cannot be written. After any error, new files stay only if the version was made.
     """
     paths = file_names(fragments)
-    version = 0 if before is None else int(before.version)
+    version = number_of(before)
     metadata = json.dumps(stored_metadata(commit))
     with metadata_of(location.uri):
         # Write nothing that could not be read again.
@@ -139,7 +128,7 @@ def replace_fragments(
             location.uri if before is None else before,
             transaction,
             max_retries=0,
-            storage_options=lance_options(location.storage_options),
+            storage_options=lance_options(location),
         )
     except BaseException as error:
         # A bucket may have made the version although its answer was lost. Lance's second request then finds it existing.
@@ -155,8 +144,7 @@ def replace_fragments(
             raise not_written(location.uri, error) from shown_cause(error)
         raise
     now = dataset_at(location, None)
-    late = now is not None and int(now.version) > version + 1
-    if late or not _is_founded(location, before, paths):
+    if number_of(now) > version + 1 or not _is_founded(location, before, paths):
         # This builder was suspended while another one removed old versions, or built the store anew. So the number of this
         # version was free again, but its files may be gone.
         if _uuid_of(location, version + 1) == transaction.uuid:
@@ -164,14 +152,14 @@ def replace_fragments(
                 Root(location).delete_file(manifest_of(version + 1))
         now = dataset_at(location, None)
         delete_uncommitted(location, paths, [before, now])
-        raise conflict(location.uri, version, 0 if now is None else int(now.version))
+        raise conflict(location.uri, version, number_of(now))
     _end_commit(location, version + 1, transaction.uuid, durable)
     return version + 1
 
 
 def _force_new(location: StoreLocation, before: Any | None, paths: Sequence[str]) -> None:
     """Force the data files that a version adds onto the disk; remove them if that fails."""
-    known = set() if before is None else {*data_files(before)}
+    known = {*data_files(before)}
     try:
         force_data_files(location.uri, [path for path in paths if path not in known])
     except BaseException as error:
@@ -208,12 +196,14 @@ def _uuid_of(location: StoreLocation, version: int) -> str | None:
     return None if dataset is None else str(dataset.read_transaction(version).uuid)
 
 
-def data_file_infos(dataset: Any) -> dict[str, DataFileInfo]:
-    """Return information about the data files of an open dataset, by path. It lacks files of other programs.
+def data_file_infos(dataset: Any | None) -> dict[str, DataFileInfo]:
+    """Return information about the data files of an open dataset, if there is one, by path. It lacks files of other programs.
 
     Raises:
         StoreError: If it is damaged.
     """
+    if dataset is None:
+        return {}
     with metadata_of(dataset.uri):
         return files_of(_commit_properties(dataset) or {})
 
@@ -250,7 +240,7 @@ def last_version(location: StoreLocation) -> tuple[int, CommitMetadata | None]:
         except (StoreError, ValueError, OSError):
             # A builder may have made a newer version, and removed this one.
             dataset = dataset_at(location, None)
-            if dataset is not None and int(dataset.version) == version:
+            if number_of(dataset) == version:
                 raise
     return 0, None
 

@@ -24,10 +24,6 @@ _CLOSED = (errno.EACCES, errno.EPERM, errno.EISDIR)
 def force_data_files(uri: str, names: Iterable[str]) -> None:
     """Write data files of a local store, and their folder, through to the disk, before the commit that names them.
 
-    Args:
-        uri: The store.
-        names: The names of the data files.
-
     Raises:
         OSError: If the disk fails. No commit may name the files then.
     """
@@ -41,16 +37,9 @@ def force_data_files(uri: str, names: Iterable[str]) -> None:
 
 
 def force_version(uri: str, manifest: str, transaction: str, is_first: bool) -> None:
-    """Write the manifest and the transaction of a local store's version through to the disk.
+    """Write the manifest and the transaction of a local store's version through to the disk. OSError if the disk fails.
 
-    Args:
-        uri: The store.
-        manifest: Path of its manifest in the store.
-        transaction: Path of its transaction in the store.
-        is_first: Whether the folders of the store are new.
-
-    Raises:
-        OSError: If the disk fails.
+    If it `is_first`, the folders of the store are new.
     """
     if not is_local(uri):
         return

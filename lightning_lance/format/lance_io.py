@@ -7,7 +7,7 @@ import re
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -66,14 +66,7 @@ _worker: int | None = None
 
 
 def refuse_in_fork(what: str) -> None:
-    """Check that this process is not a fork of one that has worked on a store, since it would hang or crash.
-
-    Args:
-        what: The task, as the beginning of a message.
-
-    Raises:
-        StoreError: If it is such a fork.
-    """
+    """Raise StoreError if this process is a fork of one that has worked on a store, so `what` it does would hang or crash."""
     global _worker
     if _worker not in (None, os.getpid()):
         raise StoreError(
@@ -86,7 +79,7 @@ def refuse_in_fork(what: str) -> None:
 def dataset_at(location: StoreLocation, version: int | None) -> Any:
     """Open a Lance dataset at a version, or the newest; None if there is none. StoreError if it cannot be opened."""
     check_place("uri", location.uri)
-    options = lance_options(location.storage_options)
+    options = lance_options(location)
     try:
         return lance.dataset(location.uri, version=version, storage_options=options)
     except (ValueError, OSError, RuntimeError) as error:
@@ -94,21 +87,34 @@ def dataset_at(location: StoreLocation, version: int | None) -> Any:
             return None
         if "not a directory" in str(error).lower() and not os.path.isdir(location.uri):  # noqa: PTH112 - raises nothing
             return None
-        raise StoreError(f"The token store {location.uri!r} cannot be opened: {lance_said(error)}.") from shown_cause(
-            error
-        )
+        raise _not_opened(location.uri, error) from shown_cause(error)
 
 
-def fragments_of(dataset: Any) -> list[FragmentMetadata]:
-    """Return the fragments of an open dataset.
+def _not_opened(uri: str, error: Exception) -> StoreError:
+    return StoreError(f"The token store {uri!r} cannot be opened: {lance_said(error)}.")
+
+
+def fragments_of(dataset: Any | None) -> list[FragmentMetadata]:
+    """Return the fragments of an open dataset; none if there is no dataset.
 
     Raises:
         StoreError: If one has a file outside the folder of the store. Such a file is neither read nor removed.
     """
+    if dataset is None:
+        return []
     fragments = [fragment.metadata for fragment in dataset.get_fragments()]
     for fragment in fragments:
         for file in fragment.files:
-            _check_inside(dataset.uri, file)
+            if file.base_id is not None:
+                raise StoreError(
+                    f"The Lance dataset {dataset.uri!r} is a shallow clone, with data files in the folder of another one: copy "
+                    "the folder of the token store itself."
+                )
+            if not is_plain_name(file.path):
+                raise StoreError(
+                    f"The Lance dataset {dataset.uri!r} is damaged or malicious: its data file {file.path!r} is outside its "
+                    "folder; use another copy of it."
+                )
     return fragments
 
 
@@ -117,27 +123,21 @@ def file_names(fragments: Iterable[FragmentMetadata]) -> list[str]:
     return [file.path for fragment in fragments for file in fragment.files]
 
 
-def versions_of(dataset: Any) -> list[int]:
-    """Return the versions of a dataset in ascending order."""
+def number_of(dataset: Any | None) -> int:
+    """Return the version of an open dataset; 0 if there is none."""
+    return 0 if dataset is None else int(dataset.version)
+
+
+def versions_of(dataset: Any | None) -> list[int]:
+    """Return the versions of a dataset in ascending order; none if there is no dataset."""
+    if dataset is None:
+        return []
     return sorted(int(entry["version"]) for entry in dataset.versions())
 
 
 def times_of(dataset: Any) -> dict[int, datetime]:
     """Return when each version of a dataset was made, with the time zone of this machine."""
     return {int(entry["version"]): entry["timestamp"].astimezone() for entry in dataset.versions()}
-
-
-def _check_inside(uri: str, file: Any) -> None:
-    if file.base_id is not None:
-        raise StoreError(
-            f"The Lance dataset {uri!r} is a shallow clone, with data files in the folder of another one: copy the folder of "
-            "the token store itself."
-        )
-    if not is_plain_name(file.path):
-        raise StoreError(
-            f"The Lance dataset {uri!r} is damaged or malicious: its data file {file.path!r} is outside its folder; use "
-            "another copy of it."
-        )
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def opening(uri: str) -> Iterator[None]:
     except LightningLanceError:
         raise
     except (ValueError, OSError, RuntimeError) as error:
-        raise StoreError(f"The token store {uri!r} cannot be opened: {lance_said(error)}.") from shown_cause(error)
+        raise _not_opened(uri, error) from shown_cause(error)
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def no_panic() -> Iterator[None]:
         raise StoreError(f"Lance has panicked: {in_one_line(error)}") from error
 
 
-def data_files(dataset: Any) -> list[str]:
+def data_files(dataset: Any | None) -> list[str]:
     """Return the names of the data files of an open dataset. No two files ever share a name, so they identify a version."""
     return file_names(fragments_of(dataset))
 
@@ -182,11 +182,7 @@ def reading(uri: str) -> Iterator[None]:
 
 
 def check_fragments(uri: str, fragments: Sequence[FragmentMetadata]) -> None:
-    """Check that each data file of a store lies in its own folder and belongs to one fragment.
-
-    Raises:
-        StoreError: Naming the file.
-    """
+    """Raise StoreError if a data file of a store is not directly in its folder, or belongs to two fragments."""
     for path, count in Counter(file_names(fragments)).items():
         damage = ""
         if count > 1:
@@ -225,11 +221,7 @@ def undecodable(uri: str) -> StoreError:
 
 
 def check_sizes(uri: str, fragments: Iterable[FragmentMetadata]) -> None:
-    """Check that all data files of a local store exist in full length, since a map must not reach beyond a file's end.
-
-    Raises:
-        StoreError: Naming the first file that is missing or has another size.
-    """
+    """Raise StoreError if a data file of a local store is missing or has another size: a map must not reach beyond its end."""
     for fragment in fragments:
         for file in fragment.files:
             path = Path(uri, data_file_at(file.path))
@@ -264,7 +256,7 @@ def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
 
 def data_session(location: StoreLocation) -> LanceFileSession:
     """Open the folder of the data files, local or in a bucket."""
-    options = lance_options(location.storage_options)
+    options = lance_options(location)
     with opening(location.uri):
         return LanceFileSession(f"{location.uri}/data", options)
 
@@ -276,7 +268,7 @@ def folders_in_bucket(place: StoreLocation) -> list[str]:
         StoreError: If it cannot be listed.
     """
     with opening(place.uri):
-        session = LanceFileSession(place.uri, lance_options(place.storage_options))
+        session = LanceFileSession(place.uri, lance_options(place))
         folders = session.list_with_delimiter().common_prefixes
     return sorted({str(folder).rstrip("/").rpartition("/")[2] for folder in folders})
 
@@ -295,16 +287,14 @@ def remove_store(location: StoreLocation) -> None:
         if is_local(location.uri):
             _remove_folder(location.uri)
             return
-        options = lance_options(location.storage_options)
-        session = LanceFileSession(location.uri, options)
+        session = LanceFileSession(location.uri, lance_options(location))
         files = [str(file) for file in session.list()]
         _check_foreign(location.uri, foreign_objects(location, files, _listed_files(location)))
         for file in sorted(files, key=removal_order):
             session.delete_file(file)
     except (ValueError, OSError) as error:
-        raise StoreError(f"The token store {location.uri!r} cannot be removed: {lance_said(error)}.") from shown_cause(
-            error
-        )
+        what = f"The token store {location.uri!r} cannot be removed: {lance_said(error)}."
+        raise StoreError(what) from shown_cause(error)
 
 
 def _remove_folder(uri: str) -> None:
@@ -347,11 +337,9 @@ def _listed_files(location: StoreLocation) -> set[str]:
     """Return the paths of the data files of all versions of a store that can be read."""
     listed: set[str] = set()
     with suppress(ValueError, OSError, StoreError):
-        dataset = dataset_at(location, None)
-        for number in [] if dataset is None else versions_of(dataset):
+        for number in versions_of(dataset_at(location, None)):
             with suppress(ValueError, OSError, StoreError):
-                version = dataset_at(location, number)
-                listed.update(map(data_file_at, data_files(version)))
+                listed.update(map(data_file_at, data_files(dataset_at(location, number))))
     return listed
 
 
@@ -384,7 +372,7 @@ def write_rows(
             location.uri if before is None else before,
             mode="create" if before is None else "append",
             max_rows_per_file=_ROWS_PER_FILE,
-            storage_options=lance_options(location.storage_options),
+            storage_options=lance_options(location),
         )
         paths = file_names(written)
         fragments = [fragment for fragment in written if fragment.physical_rows]
@@ -401,14 +389,14 @@ def write_rows(
         if not isinstance(error, (ValueError, OSError)):
             raise
         # Another builder may have made a version, and removed the files that this one was reading.
-        newest = dataset_at(location, None)
-        expected = 0 if before is None else int(before.version)
-        found = 0 if newest is None else int(newest.version)
+        expected = number_of(before)
+        found = number_of(dataset_at(location, None))
+        cause = not_written(location.uri, error)
         if found != expected:
-            raise conflict(location.uri, expected, found) from shown_cause(error)
-        raise (undecodable(location.uri) if _is_not_utf8(error) else not_written(location.uri, error)) from shown_cause(
-            error
-        )
+            cause = conflict(location.uri, expected, found)
+        elif _is_not_utf8(error):
+            cause = undecodable(location.uri)
+        raise cause from shown_cause(error)
     return fragments, files
 
 
@@ -416,8 +404,7 @@ def delete_uncommitted(location: StoreLocation, paths: Iterable[str], datasets: 
     """Remove the data files that belong to none of the datasets, of which some may be None."""
     unused = {*paths}
     for dataset in datasets:
-        if dataset is not None:
-            unused -= {*data_files(dataset)}
+        unused -= {*data_files(dataset)}
     if not unused:
         return
     session = data_session(location)
@@ -442,9 +429,9 @@ def not_written(uri: str, error: Exception) -> StoreError:
     )
 
 
-def lance_options(storage_options: Mapping[str, str] | None) -> dict[str, str] | None:
-    """Return storage options in Lance's form: strings, or None if there are none."""
-    return checked_storage_options("storage_options", storage_options) or None
+def lance_options(location: StoreLocation) -> dict[str, str] | None:
+    """Return the storage options of a place in Lance's form: strings, or None if there are none."""
+    return dict(checked_storage_options("storage_options", location.storage_options)) or None
 
 
 # Patterns of Lance's errors about buckets, and plain messages in their place. The first match counts.

@@ -183,15 +183,9 @@ def _part_of(value: Any, streams: Sequence[tuple[str, str]]) -> StreamPart:
 
 
 def check_parts(parts: Iterable[StreamPart], block: int, uri: str) -> None:
-    """Check that in each part all blocks but the last are full, and the last is not empty. Forgotten rows have no tokens.
+    """Raise StoreError if in a part a block (of so many tokens) but the last is not full, or the last is empty.
 
-    Args:
-        parts: The parts of a store.
-        block: Tokens of a full row.
-        uri: The store.
-
-    Raises:
-        StoreError: Naming the first wrong part.
+    Forgotten rows have no tokens.
     """
     for part in parts:
         if part.split not in (*SPLITS, FORGOTTEN):

@@ -63,10 +63,9 @@ class Change(NamedTuple):
 
 
 def lineage_of(dataset: Any) -> Lineage:
-    """Return the commit that the open version was made from. A restored version was made from the one it restores.
+    """Return the commit that the open version was made from. StoreError if the open version was removed.
 
-    Raises:
-        StoreError: If the open version was removed.
+    A restored version was made from the one it restores.
     """
     version = int(dataset.version)
     properties = properties_at(dataset, version)
@@ -77,12 +76,10 @@ def lineage_of(dataset: Any) -> Lineage:
     versions = versions_of(dataset)
     operations: list[str] = []
     while True:
-        transaction = _transaction_at(dataset, version)
-        operation = None if transaction is None else transaction.operation
+        operation: Any = getattr(_transaction_at(dataset, version), "operation", None)
         name = _UNKNOWN if operation is None else type(operation).__name__
-        restored = getattr(operation, "version", None) if name == "Restore" else None
-        if restored is not None and int(restored) < version:
-            before = int(restored)
+        if name == "Restore" and int(operation.version) < version:
+            before = int(operation.version)
             operations = []
         else:
             before = max((other for other in versions if other < version), default=0)
@@ -110,11 +107,7 @@ def _transaction_at(dataset: Any, version: int) -> Any | None:
 
 
 def change_of(dataset: Any, location: StoreLocation) -> Change | None:
-    """Return the changes of other programs to the open version since its commit; None if its rows are unchanged.
-
-    Raises:
-        StoreError: If the version of the commit is gone.
-    """
+    """Return the changes of other programs to the open version since its commit; None if its rows are unchanged."""
     committed, operations = lineage_of(dataset)
     if committed is None or committed == int(dataset.version):
         return None
@@ -134,11 +127,7 @@ def change_of(dataset: Any, location: StoreLocation) -> Change | None:
 
 
 def check_unchanged(dataset: Any, location: StoreLocation) -> None:
-    """Check that no other program has changed the rows of a version: its commit metadata would count other tokens.
-
-    Raises:
-        StoreError: Naming the changes, and the cure.
-    """
+    """Raise StoreError if another program has changed the rows of a version: its commit metadata would count other tokens."""
     change = change_of(dataset, location)
     if change is not None and change.of_rows:
         raise StoreError(
@@ -154,11 +143,7 @@ def cure(uri: str, change: Change) -> str:
 
 
 def check_columns(dataset: Any, uri: str) -> None:
-    """Check that a version has the columns of every store.
-
-    Raises:
-        StoreError: Naming the missing columns.
-    """
+    """Raise StoreError if a version lacks columns of every store."""
     missing = [name for name in COLUMNS[:-1] if name not in dataset.schema.names]
     if missing:
         committed, _ = lineage_of(dataset)

@@ -114,7 +114,7 @@ class CommitMetadata:
 
 
 def commit_from(stored: Mapping[str, Any]) -> CommitMetadata:
-    """Return a commit from its stored metadata, after checking each field. Unknown fields are kept unchanged.
+    """Return a commit from its stored metadata. Unknown fields are kept unchanged.
 
     Raises:
         ValueError: If a field is missing, or has a wrong type or value.
@@ -179,11 +179,7 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
 
 
 def check_format(found: Any, uri: str) -> None:
-    """Check that this version of the package can read a format. None passes: other checks report a missing format.
-
-    Raises:
-        FormatError: If the format is older or newer.
-    """
+    """Raise FormatError for a format of an older or newer version. None passes: other checks report a missing format."""
     if found is None or found == FORMAT_VERSION:
         return
     if isinstance(found, int) and found < FORMAT_VERSION:

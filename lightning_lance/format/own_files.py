@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from lance.file import LanceFileReader
 
+from lightning_lance.documents.columns import is_unicode
 from lightning_lance.errors import StoreError
 from lightning_lance.lance_names import (
     FOLDERS,
@@ -23,6 +24,7 @@ from lightning_lance.lance_names import (
     uuid_of,
 )
 from lightning_lance.location import StoreLocation, is_local
+from lightning_lance.messages.formatting import format_list
 
 # Besides Lance's own files: the checksums, and half-written ones of a killed builder.
 _SUMS = re.compile(r"lightning_lance\.sums\.json")
@@ -49,24 +51,16 @@ def check_no_links(uri: str) -> None:
                 f"The token store {uri!r} contains the link {_path_in(uri, entry)!r}, and writing or removing through it would "
                 "change files elsewhere: replace it with the files themselves, or move the whole store and link to that."
             )
-        if entry.parent.name == VERSIONS and not _is_utf8(entry.name):
+        if entry.parent.name == VERSIONS and not is_unicode(entry.name):
             raise StoreError(
                 f"The token store {uri!r} has a file in {VERSIONS} whose name is not UTF-8 ({entry.name!r}), so Lance lists no "
                 "version: move the file elsewhere."
             )
 
 
-def _is_utf8(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def left_files(uri: str) -> set[str]:
     """Return the paths of files in a local store that a killed builder may have left, by their names."""
-    paths = {_path_in(uri, entry) for entry in _entries(Path(uri)) if _is_file(entry)}
+    paths = [_path_in(uri, entry) for entry in _entries(Path(uri)) if entry.is_file() and not entry.is_symlink()]
     return set(filter(_may_be_left, paths))
 
 
@@ -86,7 +80,7 @@ def is_data_file(place: str, storage_options: Mapping[str, str] | None = None) -
     if is_local(place) and not _ends_as_lance(Path(place)):
         return False
     try:
-        schema = LanceFileReader(place, dict(storage_options) if storage_options else None).metadata().schema
+        schema = LanceFileReader(place, dict(storage_options or {}) or None).metadata().schema
     # Lance raises errors of any kind for a file that it did not write.
     except Exception:
         return False
@@ -98,7 +92,7 @@ def sizes_of(uri: str) -> dict[str, int]:
     sizes = {}
     for entry in _entries(Path(uri)):
         with suppress(OSError):  # it may have been removed meanwhile
-            if _is_file(entry):
+            if entry.is_file() and not entry.is_symlink():
                 sizes[_path_in(uri, entry)] = entry.stat().st_size
     return sizes
 
@@ -110,34 +104,23 @@ def is_plain_name(name: str) -> bool:
 
 
 def foreign_files(uri: str, listed: Collection[str] = ()) -> list[str]:
-    """Return the paths of files of others, and of links, in the folder of a local store.
+    """Return the paths of files of others, and of links, in the folder of a local store; `listed` are its data files' paths."""
 
-    Args:
-        uri: The folder.
-        listed: The paths of the data files of its versions.
-    """
-    foreign = []
-    for entry in _entries(Path(uri)):
-        path = _path_in(uri, entry)
+    def is_own(entry: Path, path: str) -> bool:
         if entry.is_symlink():
-            is_own = False
-        elif entry.is_dir():
-            is_own = is_folder(path)
-        else:
-            is_own = _is_own(uri, path, listed)
-        if not is_own:
-            foreign.append(path)
-    return foreign
+            return False
+        if entry.is_dir():
+            return is_folder(path)
+        if path in listed or _belongs(path):
+            return True
+        return _may_be_left(path) and entry.is_file() and is_builders(uri, path)
+
+    paths = [(entry, _path_in(uri, entry)) for entry in _entries(Path(uri))]
+    return [path for entry, path in paths if not is_own(entry, path)]
 
 
 def foreign_objects(location: StoreLocation, paths: Collection[str], listed: Collection[str] = ()) -> list[str]:
-    """Return the paths of objects of others at the place of a store in a bucket.
-
-    Args:
-        location: The store.
-        paths: The paths of all objects there.
-        listed: The paths of the data files of its versions.
-    """
+    """Return the paths of objects of others among those at the place of a store in a bucket; `listed` are its data files'."""
 
     def is_own(path: str) -> bool:
         # Some tools make objects to represent folders.
@@ -152,15 +135,7 @@ def foreign_objects(location: StoreLocation, paths: Collection[str], listed: Col
 
 def describe_files(paths: Collection[str]) -> str:
     """Return the names of the first files, for a message."""
-    first = sorted(paths)[:_SHOWN]
-    more = len(paths) - len(first)
-    return ", ".join(map(repr, first)) + (f" and {more:,} more" if more else "")
-
-
-def _is_own(uri: str, path: str, listed: Collection[str]) -> bool:
-    if path in listed or _belongs(path):
-        return True
-    return _may_be_left(path) and _is_file(Path(uri, path)) and is_builders(uri, path)
+    return format_list([*map(repr, sorted(paths))], _SHOWN)
 
 
 def _entries(root: Path) -> Iterator[Path]:
@@ -180,10 +155,6 @@ def _entries(root: Path) -> Iterator[Path]:
 
 def _path_in(uri: str, entry: Path) -> str:
     return entry.relative_to(uri).as_posix()
-
-
-def _is_file(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink()
 
 
 def _may_be_left(path: str) -> bool:

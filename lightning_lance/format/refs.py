@@ -42,14 +42,10 @@ class Refs(NamedTuple):
 
 
 def read_refs(location: StoreLocation) -> Refs:
-    """Read all tags and branches, without those removed meanwhile.
-
-    Raises:
-        OSError: If the store cannot be read.
-    """
+    """Read all tags and branches, without those removed meanwhile. OSError if the store cannot be read."""
     session = Root(location)
     refs = Refs({}, {}, {}, {}, {})
-    for name, content in _files(session, TAGS):
+    for name, content in _files(session, TAGS, "version"):
         if isinstance(content, Damage):
             refs.damaged[name] = content
         elif content.get("branch") in (None, "main"):
@@ -57,7 +53,7 @@ def read_refs(location: StoreLocation) -> Refs:
             when = content.get("updatedAt") or content.get("createdAt")
             if isinstance(when, str):
                 refs.times[name] = when
-    for name, content in _files(session, BRANCHES):
+    for name, content in _files(session, BRANCHES, "parentVersion"):
         if isinstance(content, Damage):
             refs.unreadable[branch_file(name)] = content
         elif content.get("parentBranch") in (None, "main"):
@@ -65,10 +61,9 @@ def read_refs(location: StoreLocation) -> Refs:
     return refs
 
 
-def _files(session: Root, folder: str) -> list[tuple[str, dict[str, Any] | Damage]]:
-    """Return the tags or branches in a folder: name, and its content or damage."""
+def _files(session: Root, folder: str, number: str) -> list[tuple[str, dict[str, Any] | Damage]]:
+    """Return the tags or branches in a folder: name, and its content, in which `number` is a version, or damage."""
     found: list[tuple[str, dict[str, Any] | Damage]] = []
-    number = "version" if folder == TAGS else "parentVersion"
     for file in session.names(folder):
         name = ref_of(file)
         if name is None:

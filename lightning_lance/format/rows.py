@@ -47,12 +47,7 @@ def store_schema(dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = F
 
 
 def forgotten_rows(hashes: np.ndarray, schema: pa.Schema) -> pa.Table:
-    """Return rows without tokens, whose documents have no fields but the hashes of their texts.
-
-    Args:
-        hashes: (n,) uint64.
-        schema: The schema of the store, with `hash`.
-    """
+    """Return rows without tokens, whose documents have no fields but the hashes of their texts, (n,) uint64."""
     num_rows = -(-len(hashes) // _HASHES)
     block = schema.field("tokens").type.list_size
     struct = schema.field("documents").type.value_type

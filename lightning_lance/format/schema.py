@@ -19,20 +19,15 @@ _KEYS = {"num_tokens": pa.int32(), "split": pa.string(), "language": pa.string()
 
 
 def block_of(uri: str, schema: pa.Schema) -> tuple[int, np.dtype[Any]]:
-    """Return the tokens of a row and their dtype, after checking the columns that reading needs.
-
-    Raises:
-        StoreError: If a column is missing or has another type.
-    """
+    """Return the tokens of a row and their dtype. StoreError if a column is missing or has another type."""
     for name, expected in _KEYS.items():
         found = _type_of(uri, schema, name)
         if found != expected:
             _misfit(uri, name, found, str(expected))
     tokens = _type_of(uri, schema, "tokens")
     expected = f"fixed_size_list of uint16 or uint32, of 1 to {_LARGEST_BLOCK:,} tokens"
-    if not pa.types.is_fixed_size_list(tokens) or tokens.value_type not in _TOKENS:
-        _misfit(uri, "tokens", tokens, expected)
-    if not 1 <= tokens.list_size <= _LARGEST_BLOCK:
+    is_list = pa.types.is_fixed_size_list(tokens) and tokens.value_type in _TOKENS
+    if not is_list or not 1 <= tokens.list_size <= _LARGEST_BLOCK:
         _misfit(uri, "tokens", tokens, expected)
     return int(tokens.list_size), np.dtype(tokens.value_type.to_pandas_dtype())
 
@@ -49,7 +44,7 @@ def check_dtype(uri: str, dtype: np.dtype[Any], recipe: Mapping[str, Any], vocab
 
 def tokens_of(uri: str, column: pa.ChunkedArray | pa.Array, block: int) -> np.ndarray:
     """Return the tokens of rows, (n, block), without a copy if they are in one piece. StoreError if some are null."""
-    rows = as_single_chunk(column) if isinstance(column, pa.ChunkedArray) else column
+    rows = as_single_chunk(column)
     tokens = rows.flatten()
     if rows.null_count or tokens.null_count or len(tokens) != len(rows) * block:
         raise StoreError(f"The token store {uri!r} has rows with null in their tokens: {_CURE}.")
@@ -57,11 +52,7 @@ def tokens_of(uri: str, column: pa.ChunkedArray | pa.Array, block: int) -> np.nd
 
 
 def check_keys(uri: str, rows: pa.Table | pa.RecordBatch, block: int) -> None:
-    """Check the columns that assign rows to streams: `num_tokens`, `split`, `language`.
-
-    Raises:
-        StoreError: If one has nulls, or a count is negative or larger than a block.
-    """
+    """Raise StoreError if `num_tokens`, `split` or `language` has nulls, or a count is negative or larger than a block."""
     for name in _KEYS:
         if rows.column(name).null_count:
             raise StoreError(f"The token store {uri!r} has rows whose {name} is null: {_CURE}.")
@@ -85,8 +76,9 @@ def begins_of(uri: str, lists: pa.ListArray, num_tokens: np.ndarray | None = Non
         StoreError: If lists are null, or an offset is outside its block or not above the one before it.
     """
     documents = lists.flatten()
-    field = documents.type.get_field_index("offset") if pa.types.is_struct(documents.type) else -1
-    offsets = documents.field(field) if field >= 0 else None
+    offsets = None
+    if pa.types.is_struct(documents.type) and documents.type.get_field_index("offset") >= 0:
+        offsets = documents.field("offset")
     if offsets is None or offsets.type != pa.int32() or lists.null_count or documents.null_count or offsets.null_count:
         raise StoreError(f"The token store {uri!r} has rows without the offsets of their documents: {_CURE}.")
     begins = np.asarray(offsets).astype(np.int64)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format.checksums import Root, stays, versions_on_list
 from lightning_lance.format.commit import is_commit, read_commit
-from lightning_lance.format.lance_io import data_files, dataset_at, lance_said, not_written
+from lightning_lance.format.lance_io import data_files, dataset_at, lance_said, not_written, number_of
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs
@@ -200,9 +200,8 @@ class _Opened(NamedTuple):
         """Return whether no clean-up is about to remove a version, in which case it would not see a new tag."""
         if stays(versions_on_list(self.location), version):
             return True
-        newest = dataset_at(self.location, None)
         # The newest version is never removed, whatever the list says: the list may be an old copy.
-        return newest is not None and int(newest.version) == version
+        return number_of(dataset_at(self.location, None)) == version
 
     def not_tagged(self, error: object) -> StoreError:
         """Return the error of a version that cannot be tagged."""
@@ -213,11 +212,7 @@ class _Opened(NamedTuple):
 
 
 def check_not_replaced(location: StoreLocation, fingerprint: str | None) -> None:
-    """Check that no other store was built at this place since it was opened with `fingerprint`.
-
-    Raises:
-        StoreReplaced: If another one was.
-    """
+    """Raise StoreReplaced if another store was built at this place since it was opened with `fingerprint`."""
     now = dataset_at(location, None)
     if fingerprint is None or now is None:
         return
@@ -308,15 +303,7 @@ def _is_readable(dataset: Any, name: str) -> bool:
 def retag(location: StoreLocation, purge: bool) -> list[str]:
     """Move the build's tag to the newest version after documents were forgotten, and untag older versions.
 
-    Args:
-        location: The store.
-        purge: Whether to remove all other tags of older versions too.
-
-    Returns:
-        The tags that were removed.
-
-    Raises:
-        StoreError: If the store cannot be written.
+    With `purge`, all other tags of older versions are removed too. Return the removed tags. StoreError if that fails.
     """
     dataset = dataset_at(location, None)
     newest = read_commit(dataset, location.uri)

@@ -52,8 +52,6 @@ def _versions(location: StoreLocation) -> list[int]:
     tries = 0
     while True:
         dataset = dataset_at(location, None)
-        if dataset is None:
-            return []
         try:
             return versions_of(dataset)
         except (ValueError, OSError) as error:
@@ -78,10 +76,7 @@ def _staying(location: StoreLocation) -> list[int]:
 def find_version(location: StoreLocation, extent: StoreContent, fingerprint: str | None = None) -> int | None:
     """Return the newest version of a store with some content, preferably one of this package; None if there is none.
 
-    Args:
-        location: The store.
-        extent: The content.
-        fingerprint: The fingerprint of the store; None accepts any.
+    If a fingerprint is given, it must be that of the version.
     """
     by_others = None
     for version in reversed(_versions(location)):

@@ -204,11 +204,14 @@ def _next_windows(cursor: Cursor) -> Iterator[str]:
     positions = np.arange(cursor.value, min(cursor.value + _NEXT, cursor.epoch_end))
     found = cursor.locate(positions)
     tokens = cursor.serving.read(found)
+    names = list(cursor.serving.stores)
     store = next(iter(cursor.serving.stores.values()))
     tokenizer = None
     # Without a tokenizer, the ids are shown.
     with suppress(LightningLanceError):
         tokenizer = tokenizer_beside(store)
-    for position, start, window in zip(positions.tolist(), found.start.tolist(), tokens[:, :24].tolist(), strict=True):
+    places = zip(positions.tolist(), found.store.tolist(), found.start.tolist(), tokens[:, :24].tolist(), strict=True)
+    for position, number, start, window in places:
+        of_store = f" of {names[number]}" if len(names) > 1 else ""
         text = repr(tokenizer.decode(window))[:70] if tokenizer else " ".join(map(str, window[:12]))
-        yield f"  window {position:,} at token {start:,}: {text}"
+        yield f"  window {position:,} at token {start:,}{of_store}: {text}"

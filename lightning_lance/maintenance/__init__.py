@@ -10,9 +10,6 @@ if TYPE_CHECKING:
 
 __all__ = ["forget", "verify_store"]
 
-_HOME = {
-    "forget": "maintenance.forgetting",
-    "verify_store": "maintenance.integrity",
-}
+_HOME = {"forget": "maintenance.forgetting", "verify_store": "maintenance.integrity"}
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -130,11 +130,13 @@ def _version_meant(location: StoreLocation, name: str) -> Any:
 
 
 def _mend_sums(location: StoreLocation, cleaned: Cleaned) -> None:
+    why = "is missing"
     try:
-        why = "is missing" if read_sums(Root(location)) is None else ""
+        if read_sums(Root(location)) is not None:
+            return
     except ValueError:
         why = "is damaged"
-    if why and write_sums(location):
+    if write_sums(location):
         cleaned.done.append(f"{SUMS} {why}: written again from today's files")
 
 
@@ -188,13 +190,12 @@ def _refs_are_whole(location: StoreLocation) -> bool:
 
 
 def _remove_files(location: StoreLocation, cleaned: Cleaned) -> None:
-    status = status_file(location.uri)
-    if status is not None and status.exists():
-        found = read_status(status)
-        # The cause of a failure stays for waiting processes.
-        if found is not None and found.failure is None:
-            remove_status(status)
-            cleaned.done.append(f"{status}, of a dead builder: removed")
+    file = status_file(location.uri)
+    status = read_status(file)
+    # The cause of a failure stays for waiting processes.
+    if file is not None and status is not None and status.failure is None:
+        remove_status(file)
+        cleaned.done.append(f"{file}, of a dead builder: removed")
     removing = removal_folder(location.uri)
     if removing.exists():
         finish_removal(location.uri)

@@ -39,16 +39,13 @@ _NEVER_MERGED = 1 << 62
 
 
 def compact(location: StoreLocation, version: int, *, full: int = FULL_BYTES, durable: bool = True) -> int:
-    """Merge the fragments that are due, and remove versions that nothing keeps.
+    """Merge the fragments that are due, and remove versions that nothing keeps. Return the newest version.
 
     Args:
         location: The store.
         version: The last version that the builder has made. Only the one builder of a store may call this.
         full: Bytes of a full fragment, which is not merged.
-        durable: Whether merged fragments are forced onto the disk before anything is removed; see `replace_fragments`.
-
-    Returns:
-        The newest version: `version`, or a later one.
+        durable: As for `replace_fragments`; before anything is removed.
 
     Raises:
         CommitConflict: If another process has committed.
@@ -97,13 +94,10 @@ def commit_final(
     """Make the last commit of a build: merge the pending fragments with the small ones before them, in one transaction.
 
     So every version with all tokens is compacted. It gets the tag `build-<tokens>`, by which the same budget finds it after the
-    store has grown. All other versions that nothing keeps are removed.
+    store has grown. All other versions that nothing keeps are removed. Return the new version.
 
     Args: as for `append_commit`, and
         full: Bytes of a full fragment, which is not merged.
-
-    Returns:
-        The new version.
 
     Raises:
         CommitConflict: If another version came first.
@@ -136,19 +130,15 @@ def commit_final(
 
 
 def end_build(location: StoreLocation, dataset: Any) -> None:
-    """Tag the last version of a build, and remove all other versions that nothing keeps.
+    """Tag the last version of a build, its newest one, and remove all other versions that nothing keeps.
 
     If a builder is killed before this, `lightning-lance clean` does it.
-
-    Args:
-        location: The store.
-        dataset: Its newest version.
     """
     keep_build(dataset, location.uri)
     clean_up(location)
 
 
-def lacks_its_end(location: StoreLocation, *, full: int = FULL_BYTES) -> bool:
+def lacks_its_end(location: StoreLocation) -> bool:
     """Return whether the newest version is compacted like the end of a build, but its tag is missing or older."""
     dataset = dataset_at(location, None)
     if dataset is None:
@@ -156,7 +146,7 @@ def lacks_its_end(location: StoreLocation, *, full: int = FULL_BYTES) -> bool:
     if build_tag_is_older(dataset, location):
         return True
     sizes = _sizes(fragments_of(dataset), data_file_infos(dataset))
-    return lacks_build_tag(dataset, location) and not merge_groups(sizes, full, final=True)
+    return lacks_build_tag(dataset, location) and not merge_groups(sizes, FULL_BYTES, final=True)
 
 
 def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
@@ -202,8 +192,6 @@ def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
 def uncompacted_bytes(location: StoreLocation, *, full: int = FULL_BYTES) -> int:
     """Return the bytes of the last fragments of a store that are no full one together, so that growth rewrites them."""
     dataset = dataset_at(location, None)
-    if dataset is None:
-        return 0
     total = 0
     for size in reversed(_sizes(fragments_of(dataset), data_file_infos(dataset))):
         if total + size >= full:

@@ -56,7 +56,7 @@ _TRIES = 5
 # The most distinct values of a key that are searched for a likely spelling.
 _MOST_VALUES = 10_000
 # Fields of a document that are not metadata.
-_NOT_KEYS = ("offset", "hash")
+_NOT_KEYS = {"offset", "hash"}
 
 
 class Forgotten(NamedTuple):
@@ -405,8 +405,8 @@ def _near(rule: Rule, commit: CommitMetadata, values: Callable[[str], set[str]])
     near: dict[str, str] = {}
     for key, value in rule.items():
         known = {*commit.stored_languages} if key == "language" else values(key)
-        similar = None if value in known else nearest(value, sorted(known))
-        if similar is not None:
+        similar = nearest(value, sorted(known))
+        if similar is not None and value not in known:
             near[key] = similar
     return near
 
@@ -421,7 +421,7 @@ def _opened(location: StoreLocation) -> Any:
 def keys_of(dataset: Any) -> Sequence[str]:
     """Return the keys that a rule may have."""
     struct = dataset.schema.field("documents").type.value_type
-    return sorted(["language", *(field.name for field in struct if field.name not in _NOT_KEYS)])
+    return sorted({"language", *struct.names} - _NOT_KEYS)
 
 
 def keys_at(uri: str, storage_options: Mapping[str, str] | None = None) -> Sequence[str]:

@@ -18,16 +18,7 @@ from lance.fragment import FragmentMetadata
 from tqdm import tqdm
 
 from lightning_lance.errors import ConfigError, FormatError, LightningLanceError, StoreError, described
-from lightning_lance.format.checksums import (
-    SUMS,
-    Root,
-    Sum,
-    listed,
-    listed_versions,
-    read_sums,
-    stays,
-    sum_of,
-)
+from lightning_lance.format.checksums import SUMS, Root, Sum, listed, listed_versions, read_sums, stays, sum_of
 from lightning_lance.format.commit import data_file_infos, read_commit
 from lightning_lance.format.hashing import hash_file, hash_tokens
 from lightning_lance.format.lance_io import (
@@ -49,7 +40,7 @@ from lightning_lance.lance_names import TAGS, data_file_at, is_manifest, manifes
 from lightning_lance.location import StoreLocation, is_local, store_place
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.redaction import in_one_line
-from lightning_lance.type_hints import check_arguments
+from lightning_lance.type_hints import check_arguments, is_number
 
 _RESTORE = "restore it from a copy, or remove the store and build it again"
 # Rows read at once.
@@ -90,7 +81,7 @@ def verify_store(
     """
     location = StoreLocation(store_place(uri), storage_options)
     check_arguments(verify_store, {"seed": seed})
-    if not is_share(sample):
+    if not is_number(sample) or not 0 < sample <= 1:
         raise ConfigError(
             f"sample is {described(sample)}: expected a share of the data files, above 0 and up to 1, such as 0.1."
         )
@@ -175,33 +166,26 @@ def _session_of(location: StoreLocation) -> Any:
 def _check_data_file(
     uri: str, files: Any, path: str, places: Sequence[tuple[_Version, FragmentMetadata]], whole: bool
 ) -> list[Problem]:
-    """Check a data file in the newest version that no other program has changed.
-
-    Args:
-        uri: The store.
-        files: Its data files.
-        path: The file.
-        places: The versions that have it, and its fragment in each.
-        whole: Whether to read the whole file.
-    """
+    """Check a data file, as a `whole` or not, in the newest version that has it and that no other program has changed."""
     # Changes of other programs are reported separately, and leave the file as it was.
     version, fragment = next((place for place in reversed(places) if not _is_changed(place[0])), places[-1])
     info = version.files.get(path)
+    place = _place_of(path, fragment)
     if is_local(uri) and not Path(uri, data_file_at(path)).is_file():
-        return [Problem(_place_of(path, fragment), "is missing", _RESTORE)]
-    found = _check_file(files, path, fragment, info, whole)
-    if not found and whole and info is not None and not _is_changed(version):
-        return _check_rows(version.dataset, path, fragment, info, version.commit)
-    return found
+        return [Problem(place, "is missing", _RESTORE)]
+    if info is None:
+        return [Problem(place, "was written by another program, so it has no checksum", "check it by other means")]
+    damage = _file_damage(files, path, info, whole)
+    if not damage and whole and not _is_changed(version):
+        # The file may have been damaged before writing, or its description may be wrong.
+        damage = _row_damage(version.dataset, fragment, info, version.commit)
+    if not damage:
+        return []
+    return [Problem(place, damage, _RESTORE)]
 
 
 def _place_of(path: str, fragment: FragmentMetadata) -> str:
     return f"{data_file_at(path)} (fragment {fragment.id})"
-
-
-def is_share(sample: Any) -> bool:
-    """Return whether a value is a share of the data files, above 0 and up to 1."""
-    return isinstance(sample, (int, float, np.number)) and not isinstance(sample, bool) and bool(0 < sample <= 1)
 
 
 class _Version(NamedTuple):
@@ -269,11 +253,7 @@ def _read_version(location: StoreLocation, number: int) -> _Version:
 
 
 def raise_if_damaged(location: StoreLocation) -> None:
-    """Check that a store is undamaged.
-
-    Raises:
-        StoreError: Naming the first damage.
-    """
+    """Raise StoreError if a store is damaged."""
     problems = verify_store(location.uri, location.storage_options)
     if not problems:
         return
@@ -324,7 +304,9 @@ def _check_sum(session: Any, path: str, expected: Sum) -> str:
         return f"cannot be read ({_brief(error)})"
     if found.size != expected.size:
         return f"has {found.size:,} bytes, expected {expected.size:,}"
-    return "" if found == expected else "differs from its checksum"
+    if found != expected:
+        return "differs from its checksum"
+    return ""
 
 
 def _check_refs(location: StoreLocation, session: Root) -> list[Problem]:
@@ -345,16 +327,6 @@ def _wrong_refs(location: StoreLocation, session: Root) -> list[Problem]:
         if not session.contains(manifest_of(version)):
             problems.append(Problem(shown(tag_file(name)), f"names version {version}, which is missing", cure))
     return problems
-
-
-def _check_file(
-    session: Any, path: str, fragment: FragmentMetadata, info: DataFileInfo | None, whole: bool
-) -> list[Problem]:
-    if info is None:
-        what = "was written by another program, so it has no checksum"
-        return [Problem(_place_of(path, fragment), what, "check it by other means")]
-    damage = _file_damage(session, path, info, whole)
-    return [Problem(_place_of(path, fragment), damage, _RESTORE)] if damage else []
 
 
 def _file_damage(session: Any, path: str, info: DataFileInfo, whole: bool) -> str:
@@ -379,14 +351,6 @@ def _is_readable(session: Any, path: str, offset: int) -> bool:
         return len(session.read_range(path, offset, 1)) > 0
     except Exception:  # Lance raises any kind of error beyond the end
         return False
-
-
-def _check_rows(
-    dataset: Any, path: str, fragment: FragmentMetadata, info: DataFileInfo, commit: CommitMetadata
-) -> list[Problem]:
-    """Check the decoded rows of a file: it may have been damaged before writing, or its description may be wrong."""
-    damage = _row_damage(dataset, fragment, info, commit)
-    return [Problem(_place_of(path, fragment), damage, _RESTORE)] if damage else []
 
 
 def _row_damage(dataset: Any, fragment: FragmentMetadata, info: DataFileInfo, commit: CommitMetadata) -> str:
@@ -469,11 +433,7 @@ class _Rows:
     def _ends_fit(self, ids: np.ndarray, counts: np.ndarray, of_row: np.ndarray, begins: np.ndarray) -> bool:
         """Return whether a document begins right after each EOS, and nowhere else.
 
-        Args:
-            ids: (n, block) tokens of some rows, with padding.
-            counts: (n,) tokens of each row, without padding.
-            of_row: (n,) the part of each row.
-            begins: (documents,) offsets of documents among all the tokens, with padding.
+        Of n rows: `ids`, (n, block), and `begins`, (documents,) offsets in them, are with padding; `counts`, (n,), is without.
         """
         found = np.flatnonzero(ids == self._eos_id)
         row, place = np.divmod(found, self._block)

@@ -1,7 +1,8 @@
 """The rules of removal: which versions and files of a store may go, when, and how a stale builder is fenced off.
 
 A version goes when it is neither the newest nor kept by a tag or a branch. A file goes with the last version that has it, or
-when it belongs to no version and the builder that wrote it can no longer commit it. ARCHITECTURE.md shows the states.
+when it belongs to no version and the builder that wrote it can no longer commit it.
+docs/internals/commit-protocol.md shows the states.
 """
 
 from __future__ import annotations
@@ -38,16 +39,8 @@ _log = logger(__name__)
 def fence_stale_builders(location: StoreLocation, version: int, orphans: Collection[str], durable: bool = True) -> int:
     """Make a version once more, so that no earlier builder can commit, and remove the files that killed builders left.
 
-    A builder that was only suspended finds a conflict when it commits. So its files are safe to remove.
-
-    Args:
-        location: The store.
-        version: The version that this builder has seen.
-        orphans: The result of `find_orphans`.
-        durable: Whether the version is forced onto the disk before anything is removed; see `replace_fragments`.
-
-    Returns:
-        The new version.
+    A builder that was only suspended finds a conflict when it commits. So its files, `orphans`, are safe to remove. Return the
+    new version, which follows the one that this builder has seen.
 
     Raises:
         CommitConflict: If another process has committed.
@@ -63,16 +56,12 @@ def fence_stale_builders(location: StoreLocation, version: int, orphans: Collect
         read_commit(before, location.uri),
         durable,
     )
-    move_build_tag(location, version)
+    made = dataset_at(location, version)
+    if made is not None and build_tag_is_older(made, location):
+        # So that the older version of the same files can go.
+        keep_build(made, location.uri)
     clean_up(location, orphans)
     return version
-
-
-def move_build_tag(location: StoreLocation, version: int) -> None:
-    """Move the build's tag to a version that was made once more from the same files, so that the older one can go."""
-    dataset = dataset_at(location, version)
-    if dataset is not None and build_tag_is_older(dataset, location):
-        keep_build(dataset, location.uri)
 
 
 def find_orphans(location: StoreLocation) -> set[str]:
@@ -86,8 +75,7 @@ def find_orphans(location: StoreLocation) -> set[str]:
     dataset = dataset_at(location, None)
     try:
         orphans = left_files(location.uri)
-        if dataset is not None:
-            orphans -= files_of_versions(location, versions_of(dataset))
+        orphans -= files_of_versions(location, versions_of(dataset))
         return {path for path in orphans if is_builders(location.uri, path)}
     except (ValueError, OSError, StoreError):
         # A resumed builder may be removing versions: the next build looks again.
@@ -99,11 +87,7 @@ def clean_up(location: StoreLocation, orphans: Collection[str] = ()) -> None:
 
     Only the files of the removed versions go, and none if the store contains links. A reader that maps the files of an older
     version keeps them while it is open. New files of no version stay: this process may have been suspended after its last
-    commit, and another builder may be about to commit them.
-
-    Args:
-        location: The store.
-        orphans: The result of `find_orphans`. The caller must have committed since, so that no other builder can commit them.
+    commit, and another builder may be about to commit them. So the caller must have committed since it found the orphans.
     """
     dataset = dataset_at(location, None)
     if dataset is None:
@@ -143,7 +127,7 @@ def announce_purge(location: StoreLocation) -> None:
     """Remove all versions with forgotten documents from the list of checksums, so that no run begins with one.
 
     Raises:
-        StoreError: If the store cannot be written.
+        StoreError: If the list cannot be written.
     """
     dataset = dataset_at(location, None)
     kept = {*versions_of(dataset)} - set(versions_from_before(location, dataset))
@@ -184,11 +168,7 @@ def unneeded_versions(location: StoreLocation) -> set[int]:
 
 
 def _kept_versions(location: StoreLocation, dataset: Any) -> set[int]:
-    """Return the versions that stay: the newest, the commit it was made from, and those with a tag or a branch.
-
-    Raises:
-        StoreError: If the file of a tag or a branch is damaged, so that its version is unknown.
-    """
+    """Return the versions that stay: the newest, the commit it was made from, and those with a tag or a branch."""
     refs = read_refs(location)
     foreign = {tag_file(name): damage for name, damage in refs.damaged.items() if not is_ours(name)}
     for file, damage in (foreign | refs.unreadable).items():
@@ -267,15 +247,10 @@ def _remove_orphans_in_bucket(location: StoreLocation) -> None:
     root = Root(location)
     orphans = {path for folder in (DATA, DELETIONS, INDICES) for path in root.list(folder)}
     orphans -= files_of_versions(location, versions_of(dataset))
-    if all(_is_data_file(location, path) for path in orphans):
-        # Lance never removes the newest version, so naming it alone removes no version.
-        dataset.cleanup_old_versions(versions=[int(dataset.version)], error_if_tagged_old_versions=False)
-
-
-def _is_data_file(location: StoreLocation, path: str) -> bool:
-    folder, _, name = path.partition("/")
-    return (
-        folder == DATA
-        and is_data_name(name)
-        and is_data_file(f"{location.uri}/{path}", lance_options(location.storage_options))
-    )
+    for path in orphans:
+        folder, _, name = path.partition("/")
+        is_own_name = folder == DATA and is_data_name(name)
+        if not is_own_name or not is_data_file(f"{location.uri}/{path}", lance_options(location)):
+            return
+    # Lance never removes the newest version, so naming it alone removes no version.
+    dataset.cleanup_old_versions(versions=[int(dataset.version)], error_if_tagged_old_versions=False)

@@ -87,7 +87,7 @@ class _Reader:
 
     def __init__(self, location: StoreLocation, dataset: Any, more: PendingFragments | None) -> None:
         self.dataset = dataset
-        self._storage_options = lance_options(location.storage_options)
+        self._storage_options = lance_options(location)
         self._pending = ""
         #: The parts of the pending data file.
         self.pending_parts: tuple[StreamPart, ...] = ()
@@ -158,15 +158,7 @@ def read_part(
 
 
 class _Repacking:
-    """Repacks rows of one stream into full blocks.
-
-    Args:
-        schema: The schema of the rows.
-        split: The split of the stream.
-        language: The language of the stream.
-        drop: Selects documents to drop.
-        dropped: Counts these.
-    """
+    """Repacks rows of one stream into full blocks, without the documents to `drop`, which `dropped` counts."""
 
     def __init__(
         self, schema: pa.Schema, split: str, language: str, drop: DocumentFilter | None, dropped: RewriteStats

@@ -7,19 +7,13 @@ write through this module, so messages need no escaping of their own.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
-from contextlib import suppress
 from typing import NoReturn, TextIO
 
 # C0, DEL and C1; line and paragraph separators; marks of text direction; and halves of surrogate pairs, which stand for bytes
 # of file names and cannot be printed. Other characters, such as Chinese or emoji, stay.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-# As of a program that SIGPIPE has ended.
-_CLOSED_PIPE = 128 + 13
 
 
 def shown(text: str) -> str:
@@ -33,24 +27,11 @@ def shown_lines(text: str) -> str:
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:
-    """Print lines with control characters escaped, and flush; characters that the terminal cannot show are escaped too.
-
-    If nobody reads standard output any more, as after `| head`, the command ends without a word.
-    """
+    """Print lines with control characters escaped, and flush; characters that the terminal cannot show are escaped too."""
     stream = file or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    try:
-        for line in lines:
-            print(shown(line).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-    except BrokenPipeError:
-        end_quietly()
-
-
-def end_quietly() -> NoReturn:
-    """End with the exit code of a program that wrote to a closed pipe, and keep Python from writing to it again."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(_CLOSED_PIPE)
+    for line in lines:
+        print(shown(line).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def fail(sentence: str) -> NoReturn:

@@ -20,7 +20,9 @@ def pluralize(number: int, noun: str, nouns: str | None = None) -> str:
 def format_list(names: Sequence[str], most: int = 5) -> str:
     """Return names as a list: `Python, Rust`; of many, the first ones and the number of others."""
     shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+    if len(names) > most:
+        shown += f" and {len(names) - most:,} more"
+    return shown
 
 
 def format_number(number: float) -> str:
@@ -48,13 +50,17 @@ def format_percent(share: float) -> str | None:
     """Return a share, 0 to 1, in percent; None for 0, which also stands for an unknown share."""
     if share <= 0:
         return None
-    return "less than 1 %" if share < 0.01 else f"{100 * min(share, 1.0):.0f} %"
+    if share < 0.01:
+        return "less than 1 %"
+    return f"{100 * min(share, 1.0):.0f} %"
 
 
 def _short(number: float) -> str:
     if number < 10:
         return f"{number:.2f}"
-    return f"{number:.1f}" if number < 100 else f"{number:,.0f}"
+    if number < 100:
+        return f"{number:.1f}"
+    return f"{number:,.0f}"
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

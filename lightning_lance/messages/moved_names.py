@@ -9,6 +9,10 @@ _BUILD = {
     "durable": "durable",
     "min_tokens": "wait_for_tokens",
 }
+_SERVED = (
+    "context_length", "batch_size", "order", "seed", "shuffle_block", "where", "mix", "remainder", "extend", "on_data_change",
+    "batch_format", "document_ids", "position_ids", "cu_seqlens", "mask_boundary_targets", "fim", "build", "verify",
+)  # fmt: skip
 # Of the keys of a configuration, those that are at its root.
 _AT_ROOT = ("data_dir", "max_documents", "max_tokens")
 
@@ -35,11 +39,41 @@ def moved_argument(name: str) -> str | None:
     return None
 
 
+def moved_argument_of_corpus(name: str) -> str | None:
+    """Return where an argument that a `Corpus` does not have belongs; None for any other name."""
+    if name in _BUILD:
+        asked = f"{_BUILD[name]}=..."
+        return (
+            f"Corpus has no {name}: it is about the build, corpus.prepare({asked}), or BuildOptions({asked}) as the build of a "
+            "LanceDataModule."
+        )
+    if name in _SERVED:
+        return f"Corpus has no {name}: it is about what is served, LanceDataModule(corpus, ..., {name}=...)."
+    return None
+
+
+def moved_argument_of_prepare(name: str) -> str | None:
+    """Return where an argument that `Corpus.prepare` does not have belongs; None for any other name."""
+    if name in _BUILD:
+        return f"prepare has no {name}: it is {_BUILD[name]}."
+    if name in _CORPUS:
+        return f"prepare has no {name}: it belongs to the corpus, Corpus(source, tokenizer, {name}=...)."
+    return None
+
+
 def moved_key(key: str) -> str | None:
     """Return where a key of the configuration is by now; None for any other."""
     group, _, name = key.partition(".")
     if group != "data":
         return None
+    if name.startswith("build."):
+        return f"There is no key {key!r}: it is {name}."
+    if name.startswith("corpus."):
+        inner = name.removeprefix("corpus.")
+        return (
+            f"There is no key {key!r}: a key of the corpus is {inner if inner in _AT_ROOT else name}, and several stores that "
+            f"are there are served by name, as 'data.corpus={{{inner.partition('.')[0]}: PLACE, ...}}'."
+        )
     if name in ("source", "tokenizer"):
         chosen = f"{name} is chosen as {name}=..., and a store that is there is served by data.corpus=PLACE"
         return f"There is no key {key!r}: {chosen}."

@@ -86,19 +86,21 @@ def public_url(url: str) -> str:
 
     Each URL of a chain (fsspec joins them with `::`) is handled separately.
     """
-    return "::".join(_public_part(part) if "://" in part else part for part in url.split("::"))
+    return "::".join(map(_public_part, url.split("::")))
 
 
 def _public_part(url: str) -> str:
+    if "://" not in url:
+        return url
     rest, hash_sign, fragment = _USER.sub(r"\1", url).partition("#")
     place, question_mark, query = rest.partition("?")
     kept_query = _public_query(query)
     kept_fragment = _public_query(fragment)
     # A pattern may end in `?`, which stands for one character.
-    if kept_query != query:
-        question_mark = "?" if kept_query else ""
-    if kept_fragment != fragment:
-        hash_sign = "#" if kept_fragment else ""
+    if query and not kept_query:
+        question_mark = ""
+    if fragment and not kept_fragment:
+        hash_sign = ""
     return f"{place}{question_mark}{kept_query}{hash_sign}{kept_fragment}"
 
 

@@ -87,8 +87,10 @@ def status_file(uri: str) -> Path | None:
     return beside(uri, "building.json")
 
 
-def read_status(path: Path) -> BuildStatus | None:
-    """Read a status file; None if it is missing or invalid."""
+def read_status(path: Path | None) -> BuildStatus | None:
+    """Read a status file; None if it is missing or invalid, or there is no place for it."""
+    if path is None:
+        return None
     try:
         content = object_of(json_of(content_of(path).decode(), "it"), "it")
         # Earlier versions wrote fewer fields, later ones may write more.
@@ -122,13 +124,9 @@ def failure_of(status: BuildStatus, uri: str) -> SourceError | StoreError:
 
 
 class StatusFile:
-    """Writes the status of one build. Errors of writing are ignored, since the build is worth more than its status.
+    """Writes the status of one build of a corpus, which begins with the documents and tokens that the store has already.
 
-    Args:
-        path: The file.
-        fingerprint: Fingerprint of the corpus.
-        documents: Documents already in the store.
-        tokens: Tokens already in the store.
+    Errors of writing are ignored, since the build is worth more than its status.
     """
 
     def __init__(self, path: Path, fingerprint: str, documents: int = 0, tokens: int = 0) -> None:

@@ -94,16 +94,12 @@ class Lease:
         return False
 
     def take_from_the_dead(self) -> bool:
-        """Take the lease if its holder is dead. For a holder on another machine, wait for one missed heartbeat.
-
-        Raises:
-            StoreError: If the file cannot be written.
-        """
+        """Take the lease if its holder is dead. For a holder on another machine, wait for one missed heartbeat."""
         first = None
         while not self.take():
             with suppress(FileNotFoundError):
                 sign = self._path.stat().st_mtime
-                first = sign if first is None else first
+                first = first or sign
                 if sign != first or time.time() - sign < 2 * LEASE_SECONDS:
                     return False
             time.sleep(POLL_SECONDS)
@@ -121,15 +117,11 @@ class Lease:
 
     def _check_own(self) -> None:
         """Raise StoreError for a file that is not a lease, such as Poetry's `poetry.lock` beside a store `poetry.lance`."""
-        try:
+        with suppress(OSError):  # there is no file, or `take` raises
             mode = self._path.lstat().st_mode
-            if stat.S_ISDIR(mode):
-                return  # `take` raises
             mine = stat.S_ISREG(mode) and _begins_as_lease(self._path)
-        except OSError:
-            return  # there is no file, or `take` raises
-        if not mine:
-            raise self._not_own()
+            if not mine and not stat.S_ISDIR(mode):  # for a folder, `take` raises
+                raise self._not_own()
 
     def _not_own(self) -> StoreError:
         return StoreError(
@@ -169,11 +161,7 @@ def seems_held(path: Path) -> bool:
 
 
 class LeaseWatch:
-    """Observes a lease without taking it or writing to it.
-
-    Args:
-        path: The lease file.
-    """
+    """Observes the lease of a file without taking it or writing to it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -202,12 +190,7 @@ class LeaseWatch:
 
 @contextmanager
 def exclusive(path: str | Path, what: str) -> Iterator[None]:
-    """Hold a lease while the block runs. Other processes wait for it.
-
-    Args:
-        path: The lease file; its folder is created.
-        what: The work, for the log of a waiting process: `training a tokenizer`.
-    """
+    """Hold a lease while the block runs; a process that waits for it logs `what` it is for, as in `training a tokenizer`."""
     lease = Lease(path)
     warned = False
     while not lease.take():

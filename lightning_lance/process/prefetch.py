@@ -21,10 +21,6 @@ def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]
 
     Its errors are raised here. Closing this generator closes the iterator and waits a few seconds for the thread to end, not
     longer, since it may be reading from a network that does not answer.
-
-    Args:
-        items: The iterator.
-        depth: Number of items to hold ready.
     """
     ahead: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()

@@ -45,13 +45,9 @@ def _connected() -> bool:
 
 
 def _meet(seconds: float | None) -> None:
-    """Wait until all ranks have arrived here. With gloo, a dead rank is noticed at once.
+    """Wait until all ranks have arrived here, at most so long, or for the timeout of the process group.
 
-    Args:
-        seconds: How long to wait for a missing rank; None for the timeout of the process group.
-
-    Raises:
-        StoreError: If a rank does not arrive; names the missing ranks.
+    StoreError if one does not arrive. With gloo, a dead rank is noticed at once.
     """
     count = _count_meeting()
     store: Any = dist.distributed_c10d._get_default_store()
@@ -168,12 +164,7 @@ def broadcast_from_rank_zero(value: Any, seconds: float | None = None) -> Any:
 def raise_on_all_ranks(mine: Exception | None, seconds: float | None = None) -> None:
     """Raise on all ranks if one has failed: its own error on that rank, a StoreError with the cause on the others.
 
-    Args:
-        mine: The error of this rank, if it failed.
-        seconds: As in `_meet`.
-
-    Raises:
-        StoreError: If another rank failed, or does not arrive.
+    StoreError also if a rank does not arrive; `seconds` as in `_meet`.
     """
     if not _connected():
         if mine is not None:

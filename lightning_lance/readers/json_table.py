@@ -45,9 +45,9 @@ def table_of(lines: Sequence[bytes], columns: Sequence[str], text: str, filters:
     rows = [parsed(line) for line in lines]
     cells = {name: _values(rows, name) for name in columns}
     rounded = {place for values in cells.values() for place in _rounded(values)}
+    for place in rounded:
+        rows[place] = _by_json(lines[place])
     if rounded:
-        for place in rounded:
-            rows[place] = _by_json(lines[place])
         cells = {name: _values(rows, name) for name in columns}
     not_json = np.array([row is None for row in rows])
     replaced = np.zeros(len(rows), bool)
@@ -144,7 +144,8 @@ def type_of(values: Sequence[Any]) -> str:
 
 def rows_of(block: bytes) -> list[bytes]:
     """Return the lines of a block that are rows, without the white space around them."""
-    return [line for line in (line.strip(SPACE) for line in block.split(b"\n")) if line]
+    lines = (line.strip(SPACE) for line in block.split(b"\n"))
+    return list(filter(None, lines))
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +50,28 @@ class _Remote:
     """A remote file, read from a place to its end in growing pieces."""
 
     def __init__(self, file: Any, place: int) -> None:
-        self._file, self._place, self._size = file, place, file.size
-        self._piece, self._at, self._next = b"", 0, _FIRST_PIECE
+        self._file = file
+        self._place = place
+        self._size = file.size
+        # The last piece, what was read of it, and the size of the next one.
+        self._piece = b""
+        self._at = 0
+        self._next = _FIRST_PIECE
         self.closed = False
         if place:
             file.seek(place)
 
     def read(self, size: int) -> bytes:
         if self._at == len(self._piece):
-            self._piece, self._at = self._file.read(self._next), 0
+            self._piece = self._file.read(self._next)
+            self._at = 0
             self._place += len(self._piece)
             if not self._piece and self._size is not None and self._place < self._size:
                 raise ConnectionError(f"{self._place} of {self._size} bytes came")
             self._next = min(2 * self._next, _PIECE_BYTES)
-        self._at, low = min(self._at + size, len(self._piece)), self._at
-        return bytes(self._piece[low : self._at])
+        part = self._piece[self._at : self._at + size]
+        self._at += len(part)
+        return bytes(part)
 
     def peek(self, size: int) -> bytes:
         piece = self.read(size)
@@ -89,39 +96,41 @@ class LinesShard:
     """
 
     def __init__(self, path: str, storage_options: Mapping[str, Any], block_bytes: int = BLOCK_BYTES) -> None:
-        self._path, self._options, self._block_bytes = path, storage_options, block_bytes
+        self._path = path
+        self._options = storage_options
+        self._block_bytes = block_bytes
         # A signature may stand behind the name.
         self._name = public_url(path)
         self._compressed = self._name.endswith((".gz", ".zst"))
 
-    def columns(self, wanted: Sequence[str], text: str | None = None) -> list[str]:
+    def columns(self, wanted: Sequence[str], text: str) -> list[str]:
         """Return the names of its columns, from as many lines as show the wanted ones, some MB at most.
 
         Args:
             wanted: Columns, or fields of objects in them.
-            text: The column that has to hold text; None for none.
+            text: The one of them that has to hold text.
 
         Raises:
             UnfitShard: If that column is there, and holds no text.
         """
         found: dict[str, None] = {}
         others: list[Any] = []
-        is_text = text is None
+        is_text = False
         # The fields of objects of which one is wanted, for messages.
         outer = {name.split(".")[0] for name in wanted if "." in name}
         for start, block in self._blocks(0):
-            lines, bad = rows_of(block), 0
+            lines = rows_of(block)
+            bad = 0
             for line in lines:
                 row = parsed(line)
-                bad += row is None
-                found.update(dict.fromkeys(row or ()))
-                found.update({name: None for name in wanted if row is not None and is_there(row, name)})
-                for key in outer:
-                    inner = None if row is None else row.get(key)
-                    found.update({f"{key}.{name}": None for name in inner} if isinstance(inner, dict) else {})
-                value = None if text is None else value_of(row, text)
+                if row is None:
+                    bad += 1
+                    continue
+                found.update(dict.fromkeys(_names_in(row, wanted, outer)))
+                value = value_of(row, text)
                 is_text = is_text or isinstance(value, str)
-                others += [] if is_text or value is None else [value]
+                if not is_text and value is not None:
+                    others.append(value)
                 if is_text and found.keys() >= {*wanted}:
                     return list(found)
             if lines and bad == len(lines):
@@ -157,7 +166,8 @@ class LinesShard:
             UnfitShard: If it begins with some MB of lines without text, before the first table.
         """
         start = max((place for place, before in starts.items() if before <= row), default=0)
-        first, begun = starts.get(start, 0), start > 0
+        first = starts.get(start, 0)
+        begun = start > 0
         for place, block in self._blocks(start):
             if not self._compressed:
                 starts[place] = first
@@ -165,7 +175,8 @@ class LinesShard:
             if not lines:
                 continue
             if filters is None and first + len(lines) <= row:
-                first, begun = first + len(lines), True
+                first += len(lines)
+                begun = True
                 continue
             table = table_of(lines, columns, text, filters)
             if not begun and pc.all(table.column(NOT_JSON)).as_py():
@@ -176,7 +187,8 @@ class LinesShard:
             if filters is not None:
                 passes = table.column(PASSES)
                 table = table.drop_columns([PASSES])
-                table = table if pc.all(passes).as_py() else table.filter(passes)
+                if not pc.all(passes).as_py():
+                    table = table.filter(passes)
             for low in range(0, len(table), _TABLE_ROWS):
                 yield first + low, table.slice(low, _TABLE_ROWS)
             first += len(table)
@@ -195,8 +207,9 @@ class LinesShard:
 
     def _blocks(self, start: int) -> Generator[tuple[int, bytes], None, None]:
         """Read blocks of whole lines, each with its place in the text."""
-        held: list[bytes | memoryview] = []
-        size, place = min(_FIRST_BLOCK, self._block_bytes), start
+        held: list[bytes] = []
+        size = min(_FIRST_BLOCK, self._block_bytes)
+        place = start
         raw, stream = self._open(start)
         try:
             if self._compressed and not raw.peek(1):
@@ -206,20 +219,21 @@ class LinesShard:
                 if place == 0 and not held:
                     _check_lines(data)
                 end = data.rfind(b"\n") + 1
-                held.append(memoryview(data)[:end] if end else data)
                 if end:
-                    block = b"".join(held)
+                    block = b"".join([*held, memoryview(data)[:end]])
                     held = [data[end:]]
-                    yield place, block.removeprefix(_BOM) if place == 0 else block
+                    yield place, _without_bom(block, place)
                     place += len(block)
-                elif sum(map(len, held)) > _LONGEST_LINE:
+                    continue
+                held.append(data)
+                if sum(map(len, held)) > _LONGEST_LINE:
                     raise ValueError(f"a line is longer than {_LONGEST_LINE} bytes")
             last = b"".join(held)
             # A compressed file that was cut off between two frames looks whole, but seldom ends at a line end.
             if self._compressed and last.strip(SPACE) and parsed(last) is None:
                 raise EOFError("the file ends in the middle of a line")
             if last:
-                yield place, last.removeprefix(_BOM) if place == 0 else last
+                yield place, _without_bom(last, place)
         finally:
             if stream is not raw:
                 stream.close()
@@ -245,13 +259,31 @@ class LinesShard:
         return raw, raw
 
 
+def _names_in(row: Mapping[str, Any], wanted: Sequence[str], outer: Collection[str]) -> Iterator[str]:
+    """Yield the keys of a line, the wanted names that it has, and the fields of its `outer` objects."""
+    yield from row
+    for name in wanted:
+        if is_there(row, name):
+            yield name
+    for key in outer:
+        inner = row.get(key)
+        if isinstance(inner, dict):
+            yield from (f"{key}.{name}" for name in inner)
+
+
+def _without_bom(block: bytes, place: int) -> bytes:
+    return block.removeprefix(_BOM) if place == 0 else block
+
+
 def _full(stream: Any, size: int) -> bytes:
     """Read `size` bytes, fewer only at the end."""
     parts: list[bytes] = []
     while size and (part := stream.read(size)):
         parts.append(part)
         size -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    if len(parts) == 1:
+        return parts[0]
+    return b"".join(parts)
 
 
 def _check_lines(data: bytes) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lightning_lance.documents.columns import leaves, simple_table, steps_to, type_at
+from lightning_lance.documents.columns import is_string, leaves, simple_table, steps_to, type_at
 from lightning_lance.documents.filters import Condition, RowFilter
 
 # Rows decoded at a time: about so many bytes, and so many rows at most, since some rows are much longer than others.
@@ -32,7 +33,8 @@ class _Parts:
     """
 
     def __init__(self, fetcher: Callable[[int, int], bytes], size: int) -> None:
-        self._fetcher, self._size = fetcher, size
+        self._fetcher = fetcher
+        self._size = size
         self._known: dict[tuple[int, int], bytes] = {}
 
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
@@ -67,10 +69,12 @@ class ParquetShard:
         #: For messages.
         self.name = f"shard {path!r}"
         self._parts: _Parts | None = None
+        piece = _LOCAL_PIECE_BYTES
         if "://" in path:
             from fsspec.caching import BaseCache
             from fsspec.core import url_to_fs
 
+            piece = _PIECE_BYTES
             fs, place = url_to_fs(path, **storage_options)
             # Without a cache of fsspec, which would fetch more than is needed.
             self._source: Any = fs.open(place, "rb", cache_type="none")
@@ -84,20 +88,14 @@ class ParquetShard:
         else:
             # As bytes, since some names are not UTF-8.
             self._source = pa.OSFile(os.fsencode(path))
-        piece = _PIECE_BYTES if "://" in path else _LOCAL_PIECE_BYTES
         # Arrow's own reading ahead (`pre_buffer`) goes on after a reader is closed: a build that stops in the middle of a shard
         # because its budget is met would abort or hang at exit.
-        self._file = pq.ParquetFile(self._source, buffer_size=piece, pre_buffer=False)
+        opened = partial(pq.ParquetFile, self._source, buffer_size=piece, pre_buffer=False)
+        self._file = opened()
         coded = [field.name for field in self._file.schema_arrow if _is_coded_text(field.type)]
         if coded:
             # Read as such they may hold what is not UTF-8. Otherwise Arrow makes them of strings, and checks those.
-            self._file = pq.ParquetFile(
-                self._source,
-                metadata=self._file.metadata,
-                buffer_size=piece,
-                pre_buffer=False,
-                read_dictionary=coded,
-            )
+            self._file = opened(metadata=self._file.metadata, read_dictionary=coded)
         #: The names and types of its columns.
         self.schema: pa.Schema = self._file.schema_arrow
 
@@ -132,13 +130,15 @@ class ParquetShard:
         Yields:
             The place of a table's first row among the rows that pass, and the table. Its first rows may lie before `row`.
         """
-        groups = self._groups(filters)
+        filters = filters or RowFilter(())
+        # By the statistics of the row groups.
+        groups = [group for group in range(self._file.num_row_groups) if self._may_pass(group, filters)]
         first = 0
-        for place, group in enumerate(groups):
+        # No row group has the number -1.
+        for group, following in zip(groups, [*groups[1:], -1], strict=False):
             first = starts.setdefault(group, first)
-            following = groups[place + 1] if place + 1 < len(groups) else None
             if row > first:
-                after = starts.get(following) if following is not None else None
+                after = starts.get(following)
                 if after is None:
                     after = first + self._count(group, filters)
                 if after <= row:
@@ -148,11 +148,8 @@ class ParquetShard:
                 yield first, table
                 first += len(table)
 
-    def _groups(self, filters: RowFilter | None) -> list[int]:
-        """Return the row groups in which the filter may let a row through, by their statistics."""
-        groups = range(self._file.num_row_groups)
-        conditions = () if filters is None else filters.conditions
-        return [group for group in groups if all(self._possible(group, condition) for condition in conditions)]
+    def _may_pass(self, group: int, filters: RowFilter) -> bool:
+        return all(self._possible(group, condition) for condition in filters.conditions)
 
     def _possible(self, group: int, condition: Condition) -> bool:
         steps = steps_to(self.schema, condition.column)
@@ -169,33 +166,37 @@ class ParquetShard:
 
     def _leaves(self, columns: Sequence[str]) -> list[int]:
         """Return the places of the leaves of some columns among those of the file, without missing ones."""
-        ways = [steps for steps in (steps_to(self.schema, name) for name in columns) if steps is not None]
-        return sorted({leaf for steps in ways for leaf in leaves(self.schema, steps)})
+        found: set[int] = set()
+        for name in columns:
+            steps = steps_to(self.schema, name)
+            if steps is not None:
+                found.update(leaves(self.schema, steps))
+        return sorted(found)
 
-    def _count(self, group: int, filters: RowFilter | None) -> int:
-        if filters is None:
+    def _count(self, group: int, filters: RowFilter) -> int:
+        if not filters.conditions:
             return int(self._file.metadata.row_group(group).num_rows)
         return sum(len(table) for table in self._decoded(group, filters.columns, filters))
 
-    def _decoded(
-        self, group: int, columns: Sequence[str], filters: RowFilter | None
-    ) -> Generator[pa.Table, None, None]:
+    def _decoded(self, group: int, columns: Sequence[str], filters: RowFilter) -> Generator[pa.Table, None, None]:
         found = self._leaves(columns)
         described = self._file.metadata.row_group(group)
         if not found:  # all columns are missing, so all rows are alike
             rows = pa.table({"": pa.nulls(described.num_rows)})
-            yield rows if filters is None else filters.passing(rows, self.name)
+            yield filters.passing(rows, self.name)
             return
         if self._parts is not None:
             ranges = self._ranges(group, found)
-            self._parts.ahead(ranges if sum(high - low for low, high in ranges) <= _AHEAD_BYTES else [])
+            if sum(high - low for low, high in ranges) > _AHEAD_BYTES:
+                ranges = []
+            self._parts.ahead(ranges)
         size = sum(described.column(i).total_uncompressed_size for i in found)
         rows = min(max(_DECODED_BYTES * described.num_rows // max(size, 1), 1), _DECODED_ROWS)
         paths = [self._file.schema.column(i).path for i in found]
         # Without threads: a remote file is read by this thread only, and by none after its end.
         for batch in self._file.iter_batches(rows, [group], paths, use_threads=False):
             table = simple_table(pa.Table.from_batches([batch]))
-            yield table if filters is None else filters.passing(table, self.name)
+            yield filters.passing(table, self.name)
 
     def _ranges(self, group: int, found: Sequence[int]) -> list[tuple[int, int]]:
         """Return the places of a row group's columns in the file, neighbours joined."""
@@ -210,6 +211,4 @@ class ParquetShard:
 
 def _is_coded_text(kind: pa.DataType) -> bool:
     """Return whether a column holds strings as numbers, as pandas and Polars write categories."""
-    if not pa.types.is_dictionary(kind):
-        return False
-    return bool(pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))
+    return bool(pa.types.is_dictionary(kind) and is_string(kind.value_type))

@@ -8,7 +8,9 @@ Reads from elsewhere (a bucket, a disk) are retried by the reader of a shard.
 from __future__ import annotations
 
 import errno
+import os
 import re
+import socket
 import threading
 import time
 import zlib
@@ -20,7 +22,6 @@ from email.utils import parsedate_to_datetime
 from random import Random
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import zstandard
 
@@ -29,6 +30,7 @@ from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.redaction import in_one_line, redacted, shown_cause
 from lightning_lance.process.request_logs import quiet_requests
+from lightning_lance.type_hints import is_number
 
 _log = logger(__name__)
 
@@ -38,6 +40,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.2, 60.0
 _LONGEST_ASKED = 300.0
 # A day: sockets refuse larger numbers.
 _LONGEST_TIMEOUT = 86_400
+# Before anything was reached: a wrong name or a machine without a network is told soon, a moment's failure is waited out.
+_FIRST_SECONDS, _FIRST_CONNECT_SECONDS = 2.0, 5.0
 
 # Too early, too late, too many, and faults of the server.
 _STATUSES = {408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524}
@@ -71,6 +75,15 @@ _NEVER = {
     "InvalidURL",
 }
 
+# Errors of clients that could not even connect, by name; see `_NETWORK`.
+_NO_CONNECTION = {
+    "ConnectError", "ConnectTimeout", "ProxyError", "ClientConnectorError", "ConnectionTimeoutError",
+    "EndpointConnectionError", "ConnectTimeoutError", "ConnectionRefusedError", "gaierror",
+}  # fmt: skip
+_NO_ROUTE = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
+# The Hub's client asks here which coding agent may run it, before its first request, and waits for the answer.
+_AGENTS = "/api/agent-harnesses"
+
 _Result = TypeVar("_Result")
 
 _active = threading.local()
@@ -79,27 +92,47 @@ _active = threading.local()
 class RetryPolicy:
     """Retries failures of one source, and counts them.
 
+    Before anything was reached, a server that cannot be connected to is tried for a few seconds only, without a word.
+
     Args:
         name: The source, for messages.
         max_retries: Tries after the first, in a row and without progress, before it gives up.
         timeout_seconds: The longest silence of a server.
+        what: What is read, as the user calls it, for the message that it cannot be reached.
+        cure: What to do then.
+        reached: Whether it was reached before, by an earlier build.
+
+    Attributes:
+        incidents: Retried failures, by what happened.
+        reached: Whether anything has answered yet.
 
     Raises:
         ConfigError: If a number is out of its range.
     """
 
-    def __init__(self, name: str, max_retries: int, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        max_retries: int,
+        timeout_seconds: float,
+        what: str = "",
+        cure: str = "check the network, and run again",
+        reached: bool = False,
+    ) -> None:
         self._name = name
-        self.max_retries = 0 if _is_zero(max_retries) else whole_number("source.max_retries", max_retries)
-        number = isinstance(timeout_seconds, (int, float, np.number)) and not isinstance(timeout_seconds, bool)
-        if not number or not 0 < timeout_seconds <= _LONGEST_TIMEOUT:
+        self.max_retries = 0
+        if not is_number(max_retries) or max_retries != 0:
+            self.max_retries = whole_number("source.max_retries", max_retries)
+        if not is_number(timeout_seconds) or not 0 < timeout_seconds <= _LONGEST_TIMEOUT:
             raise ConfigError(
                 f"source.timeout_seconds is {described(timeout_seconds)}: expected a number above 0, up to "
                 f"{_LONGEST_TIMEOUT:,}."
             )
         self.timeout_seconds = float(timeout_seconds)
-        #: Retried failures, by what happened.
         self.incidents: Counter[str] = Counter()
+        self.reached = reached
+        self._what = what or f"Source {name!r}"
+        self._cure = cure
         # Many machines that fail together must not come back together.
         self._random = Random()
 
@@ -116,15 +149,17 @@ class RetryPolicy:
             SourceError: If there were too many failures.
         """
         told = str(error)
+        shown = None
         if isinstance(error, BaseException):
             cause = _of_network(error)
             told = f"{type(cause).__name__}: {cause}"
+            shown = shown_cause(error)
         what, told = redacted(what), in_one_line(told, 200)
         if tries > self.max_retries:
             raise SourceError(
                 f"Source {self._name!r} gave up on {what} after {pluralize(tries, 'try', 'tries')} ({told}): all that is "
                 "committed is safe; run the same again later and it goes on from there, or raise source.max_retries."
-            ) from (shown_cause(error) if isinstance(error, BaseException) else None)
+            ) from shown
         seconds = min(_FIRST_WAIT * 2.0 ** min(tries - 1, 20), _LONGEST_WAIT) * self._random.uniform(0.5, 1.0)
         seconds = max(seconds, min(asked or 0.0, _LONGEST_ASKED))
         self.incidents[told.split(":")[0]] += 1
@@ -134,15 +169,35 @@ class RetryPolicy:
     def call(self, what: str, function: Callable[[], _Result]) -> _Result:
         """Call a function, again as long as its error is transient."""
         tries = 0
+        began = time.monotonic()
         while True:
             try:
                 with self.active():
-                    return function()
+                    result = function()
             except Exception as error:
-                if isinstance(error, LightningLanceError) or not is_transient(error):
+                raise_own(error)
+                if not is_transient(error):
                     raise
                 tries += 1
-                self.wait(tries, what, error)
+                if self._is_first_contact(error):
+                    self._try_to_reach(tries, began, error)
+                else:
+                    self.wait(tries, what, error)
+            else:
+                self.reached = True
+                return result
+
+    def _is_first_contact(self, error: BaseException) -> bool:
+        return not self.reached and _is_unreachable(error)
+
+    def _try_to_reach(self, tries: int, began: float, error: Exception, place: str = "") -> None:
+        """Wait a moment before another first contact. SourceError after a few seconds."""
+        if tries > self.max_retries or time.monotonic() - began > _FIRST_SECONDS:
+            where = f"{place}: " if place else ""
+            raise SourceError(
+                f"{self._what} cannot be reached ({where}{_why_unreachable(error)}): {self._cure}."
+            ) from shown_cause(error)
+        time.sleep(_FIRST_WAIT * tries)
 
     @contextmanager
     def active(self) -> Generator[None, None, None]:
@@ -166,35 +221,46 @@ class RetryPolicy:
         """Send a request of the Hub's client until the answer is no transient failure."""
         what = f"{request.method} {request.url}"
         tries = 0
+        began = time.monotonic()
         while True:
             tries += 1
             times = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout_seconds)
+            if not self.reached:
+                times["connect"] = min(self.timeout_seconds, _FIRST_CONNECT_SECONDS)
             request.extensions = {**request.extensions, "timeout": times}
             try:
                 response = plain(request, **options)
             except Exception as error:
                 if not is_transient(error):
                     raise
-                self.wait(tries, what, error)
+                if self._is_first_contact(error):
+                    self._try_to_reach(tries, began, error, _hub())
+                else:
+                    self.wait(tries, what, error)
                 continue
+            self.reached = True
             if response.status_code not in _STATUSES:
                 return response
             response.close()
             self.wait(tries, what, f"HTTP {response.status_code}", _asked(response.headers))
 
 
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(value == 0)
+def _hub() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
 
 
 def _patient(plain: Callable[..., Any]) -> Callable[..., Any]:
-    from huggingface_hub import constants
-
     def send(request: Any, **options: Any) -> Any:
         patience = getattr(_active, "patience", None)
+        hub = _hub()
         # `datasets` counts downloads on another server by the same client: that may fail.
-        if patience is None or not str(request.url).startswith(constants.ENDPOINT):
+        if patience is None or not str(request.url).startswith(hub):
             return plain(request, **options)
+        if str(request.url) == f"{hub}{_AGENTS}":
+            # Its client takes any error for "no agent".
+            raise ConnectionError("a build does not wait for that")
         return patience.send(plain, request, options)
 
     send.patient = True  # type: ignore[attr-defined] # so that a client is wrapped once
@@ -225,10 +291,22 @@ def causes(error: BaseException) -> list[BaseException]:
     return found
 
 
+def _kinds(error: BaseException) -> set[str]:
+    """Return the names of the class of an error and of its bases."""
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def raise_own(error: BaseException) -> None:
+    """Raise the error of this package that an error is, or was raised from by a library in between; return if it is none."""
+    for cause in causes(error):
+        if isinstance(cause, LightningLanceError):
+            raise cause from cause.__cause__
+
+
 def is_transient(error: BaseException) -> bool:
     """Return whether the same call may succeed later: the network, a server or a disk failed."""
     found = causes(error)
-    if any(kind.__name__ in _NEVER for cause in found for kind in type(cause).__mro__):
+    if any(_NEVER & _kinds(cause) for cause in found):
         return False
     # `datasets` keeps only the name of that error.
     if any("OfflineModeIsEnabled" in str(cause) for cause in found):
@@ -241,19 +319,42 @@ def is_transient(error: BaseException) -> bool:
             status = getattr(response, "status_code", None) or getattr(cause, "status", None)
         if status in _STATUSES:
             return True
-        names = {kind.__name__ for kind in type(cause).__mro__}
+        names = _kinds(cause)
         # In Python 3.10, those of asyncio and of concurrent.futures are classes of their own.
-        if names & _NETWORK or "TimeoutError" in names or isinstance(cause, ConnectionError):
+        if names & _NETWORK or "TimeoutError" in names or isinstance(cause, (ConnectionError, socket.gaierror)):
             return True
         if isinstance(cause, OSError) and cause.errno in _ERRNOS:
             return True
     return False
 
 
+def _is_unreachable(error: BaseException) -> bool:
+    """Return whether there was no connection at all: no name, no route, no server at the port."""
+    for cause in causes(error):
+        if {kind.__name__ for kind in type(cause).__mro__} & _NO_CONNECTION:
+            return True
+        if isinstance(cause, OSError) and cause.errno in _NO_ROUTE:
+            return True
+    return False
+
+
+def _why_unreachable(error: BaseException) -> str:
+    found = causes(error)
+    for cause in found:
+        if isinstance(cause, socket.gaierror):
+            return "its name does not resolve"
+        if isinstance(cause, OSError) and cause.errno in _NO_ROUTE:
+            return os.strerror(cause.errno).lower()
+    if any(isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__ for cause in found):
+        return "no answer"
+    network = _of_network(error)
+    return in_one_line(str(network) or type(network).__name__, 200).rstrip(".")
+
+
 def _of_network(error: BaseException) -> BaseException:
     """Return the network error behind an error: some libraries say that a file is missing where its server is."""
     for cause in causes(error):
-        if {kind.__name__ for kind in type(cause).__mro__} & _NETWORK:
+        if _kinds(cause) & _NETWORK:
             return cause
     return error
 

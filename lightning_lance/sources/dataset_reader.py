@@ -39,7 +39,7 @@ from lightning_lance.messages.redaction import in_one_line, public_url, shown_ca
 from lightning_lance.readers.json_table import NOT_JSON
 from lightning_lance.readers.jsonl import ENDINGS, LinesShard, NotLines
 from lightning_lance.readers.parquet import ParquetShard
-from lightning_lance.readers.retry import is_bad_data, is_transient
+from lightning_lance.readers.retry import is_bad_data, is_transient, raise_own
 from lightning_lance.sources.dataset_spec import HUB_FILE, DatasetSpec
 from lightning_lance.sources.hub import explain, files_identity, open_builder
 from lightning_lance.sources.local_paths import is_local, readable
@@ -153,7 +153,8 @@ def explained(source: DatasetSpec) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # there are a dozen classes, from four libraries
-        if isinstance(error, LightningLanceError) or is_transient(error):
+        raise_own(error)
+        if is_transient(error):
             raise
         raise explain(error, source) from shown_cause(error)
 
@@ -174,7 +175,7 @@ class OpenedDataset:
 
     def __init__(self, source: DatasetSpec, pin: Mapping[str, Any]) -> None:
         self._source = source
-        self._patience = source.patience()
+        self._patience = source.patience(reached=bool(pin))
         self._listing: Listing = self._patience.call("listing the files", lambda: listing(source, pin, reading=True))
         self._builder = self._listing.builder
         self._files = self._listing.files
@@ -458,6 +459,7 @@ class OpenedDataset:
             except LightningLanceError:
                 raise
             except Exception as error:  # of the format, the network, the file system
+                raise_own(error)
                 if is_transient(error):
                     tries += 1
                     self._patience.wait(tries, f"reading {name}", error)

@@ -22,9 +22,10 @@ from lightning_lance.documents.languages import (
 )
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, described
-from lightning_lance.messages.redaction import hidden_values, redacted, remember_options, remember_url
+from lightning_lance.location import StorageOptions
+from lightning_lance.messages.redaction import hidden_values, public_url, redacted, remember_options, remember_url
 from lightning_lance.readers.retry import RetryPolicy
-from lightning_lance.sources.local_paths import local_path, path_list, readable
+from lightning_lance.sources.local_paths import from_folder, is_local, local_path, path_list, readable, working_folder
 from lightning_lance.type_hints import as_text, check_arguments
 
 # A file of a dataset on the Hub: `hf://datasets/owner/name[@revision]/path`.
@@ -141,8 +142,11 @@ class DatasetSpec:
     on_bad_shard: str = "error"
     name: str = "dataset"
     follow_links: bool = False
+    # The folder that relative paths are relative to, whatever folder the process changes to later.
+    base: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "base", working_folder())
         self._keep_secrets()
         # Strings, since they are keys and part of the fingerprint.
         for key in ("data_files", "val_files"):
@@ -218,6 +222,7 @@ class DatasetSpec:
                 "{anon: true}."
             )
         remember_options(self.storage_options)
+        object.__setattr__(self, "storage_options", StorageOptions(self.storage_options))
         urls: list[Any] = [self.path]
         for files in (self.data_files, self.val_files):
             if isinstance(files, Sequence):
@@ -227,9 +232,13 @@ class DatasetSpec:
                 remember_url(url)
 
     def __repr__(self) -> str:
-        shown = {part.name: getattr(self, part.name) for part in fields(self)}
+        shown = {part.name: getattr(self, part.name) for part in fields(self) if part.repr}
         shown["storage_options"] = hidden_values(self.storage_options)
         return f"DatasetSource({', '.join(f'{name}={redacted(repr(value))}' for name, value in shown.items())})"
+
+    def at_base(self, path: str) -> str:
+        """Return a local path as it was when the source was made."""
+        return from_folder(self.base, path)
 
     @property
     def wanted(self) -> Sequence[str]:
@@ -290,16 +299,32 @@ class DatasetSpec:
         """Whether the documents come from the Hugging Face Hub."""
         if self.data_files:
             return all(pattern.startswith("hf://") for pattern in self._data_files)
-        return not os.path.exists(self.path)  # noqa: PTH110 - Path raises an error for names that are too long
+        return not os.path.exists(self.at_base(self.path))  # noqa: PTH110 - Path raises an error for names that are too long
 
     @property
     def tells_language_by_folder(self) -> bool:
         """Whether `{language}` in `data_files` determines the language of the documents."""
         return bool(self.templates) and not self.language_column and self.extensions is None
 
-    def patience(self) -> RetryPolicy:
-        """Return the retry policy of this source."""
-        return RetryPolicy(self.name, self.max_retries, self.timeout_seconds)
+    def patience(self, reached: bool = False) -> RetryPolicy:
+        """Return the retry policy of this source; `reached` if an earlier build has read it."""
+        what, cure = self._address()
+        return RetryPolicy(self.name, self.max_retries, self.timeout_seconds, what, cure, reached)
+
+    def _address(self) -> tuple[str, str]:
+        """Return what is read, as the user calls it, and what to do if it cannot be reached."""
+        repositories = list(dict.fromkeys(repo for repo, _ in self.repositories().values()))
+        if not self.data_files:
+            repositories = [self.path]
+        if repositories:
+            cure = (
+                "check the network, set HF_ENDPOINT to a mirror of the Hub, or download the files and read them by "
+                "source=parquet or source=jsonl"
+            )
+            return f"The dataset {repositories[0]!r}", cure
+        remote = [public_url(pattern) for pattern in self._data_files if not is_local(pattern)]
+        where = f" ({remote[0]!r})" if remote else ""
+        return f"Source {self.name!r}{where}", "check the address and the network, and run again"
 
     def repositories(self) -> dict[str, tuple[str, str | None]]:
         """Return the Hub repositories in `data_files`, as spelled there, with their names and revisions."""

@@ -71,10 +71,12 @@ class DatasetSource(DatasetSpec):
 
     def _part(self, val: bool) -> DatasetSource:
         """Return the training or validation documents as a separate source."""
-        if not val:
-            return replace(self, val_split=None, val_files=())
-        split = self.val_split or self.split
-        return replace(self, split=split, data_files=self.val_files, val_split=None, val_files=())
+        part = replace(self, val_split=None, val_files=())
+        if val:
+            part = replace(part, split=self.val_split or self.split, data_files=self.val_files)
+        # A copy is made in another folder, perhaps.
+        object.__setattr__(part, "base", self.base)
+        return part
 
     def identity(self) -> dict[str, Any]:
         if self.has_validation:

@@ -25,7 +25,15 @@ from lightning_lance.documents.languages import (
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.sources.local_files import LocalFile, Rules, Search
-from lightning_lance.sources.local_paths import hint, local_path, path_list, readable, what_is_there
+from lightning_lance.sources.local_paths import (
+    from_folder,
+    hint,
+    local_path,
+    path_list,
+    readable,
+    what_is_there,
+    working_folder,
+)
 from lightning_lance.sources.source import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -130,8 +138,11 @@ class FilesSource:
     dedup: Dedup = "none"
     name: str = "files"
     follow_links: bool = False
+    # The folder that `root` is relative to, whatever folder the process changes to later.
+    _base: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_base", working_folder())
         object.__setattr__(self, "root", as_text(self.root))
         object.__setattr__(self, "languages", language_list(self.languages))
         if isinstance(self.languages, Mapping):
@@ -170,7 +181,8 @@ class FilesSource:
 
     @property
     def _folder(self) -> str:
-        return local_path(str(self.root)) or "."
+        root = local_path(str(self.root))
+        return self._base if root in ("", ".") else from_folder(self._base, root)
 
     def _files(self, counting: bool = False) -> tuple[list[tuple[str, str]], list[tuple[int, str]]]:
         """Return the files in the order in which they are read.

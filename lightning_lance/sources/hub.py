@@ -19,7 +19,7 @@ import xxhash
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.messages.redaction import in_one_line, public_url, shown_cause
-from lightning_lance.readers.retry import causes, is_transient
+from lightning_lance.readers.retry import causes, is_transient, raise_own
 from lightning_lance.sources.dataset_spec import DatasetSpec
 from lightning_lance.sources.files import content_identity
 from lightning_lance.sources.local_paths import is_local
@@ -46,6 +46,8 @@ def open_builder(source: DatasetSpec, pin: Mapping[str, Any], local: Mapping[str
     if local is None:
         local = local_shards(source).files
     try:
+        # Before `datasets` is imported, which takes seconds.
+        files = {source.split: _checked_patterns(source, pin, local)} if source.data_files else None
         import datasets
         from datasets import load_dataset_builder
 
@@ -53,14 +55,15 @@ def open_builder(source: DatasetSpec, pin: Mapping[str, Any], local: Mapping[str
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
         # It locks its cache even for files that it only streams.
         with _scratch_folder() as cache:
-            if source.data_files:
-                files = {source.split: _checked_patterns(source, pin, local)}
+            if files is not None:
                 options = source.file_system or None
                 return load_dataset_builder(source.path, data_files=files, storage_options=options, cache_dir=cache)
             revision = pin.get("revision") or source.revision
-            return load_dataset_builder(source.path, source.config, revision=revision, cache_dir=cache)
+            path = source.path if source.on_hub else source.at_base(source.path)
+            return load_dataset_builder(path, source.config, revision=revision, cache_dir=cache)
     except Exception as error:  # there are a dozen classes, from four libraries
-        if isinstance(error, LightningLanceError) or is_transient(error):
+        raise_own(error)
+        if is_transient(error):
             raise
         raise explain(error, source) from shown_cause(error)
 
@@ -119,7 +122,7 @@ def _check_terms(api: Any, repo: str) -> None:
         raise
     except HfHubHTTPError as error:
         # The dataset exists, so a mirror of the Hub does not know this request.
-        if getattr(error.response, "status_code", None) not in (404, 405, 501):
+        if getattr(error.response, "status_code", None) not in (400, 404, 405, 410, 501):
             raise
 
 
@@ -168,9 +171,23 @@ def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
     explained = _of_file_system(error, text, kinds, source)
     if explained is not None:
         return explained
-    if kinds & {"ConnectionError", "ConnectError", "ConnectTimeout", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
+    if "OfflineModeIsEnabled" in kinds or "OfflineModeIsEnabled" in text:
+        return SourceError(
+            f"The dataset {repo!r} cannot be read in offline mode: unset HF_HUB_OFFLINE, or download the files and read them "
+            "by source=parquet or source=jsonl."
+        )
+    if kinds & {"ConnectionError", "ConnectError", "ConnectTimeout", "LocalEntryNotFoundError"}:
         return SourceError(
             f"Source {source.name!r} cannot be reached ({text[:200]}): check the network, then run again."
+        )
+    answers = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes(error)]
+    status = next(filter(None, answers), None)
+    if "HfHubHTTPError" in kinds and status is not None:
+        from huggingface_hub import constants
+
+        return SourceError(
+            f"The dataset {repo!r} cannot be read, since {constants.ENDPOINT} answers HTTP {status}: check that it is a Hub "
+            "(HF_ENDPOINT), and the name."
         )
     check = "; check source.storage_options" if source.storage_options else ""
     return SourceError(

@@ -155,6 +155,8 @@ class Account:
             listed = ", ".join(f"{why} ({count:,})" for why, count in sorted(left_out.items()))
             total = pluralize(sum(left_out.values()), "matching file")
             level = logging.WARNING if FOLDER in left_out else logging.INFO
+            if {*left_out} == {EXCLUDED}:
+                level = logging.DEBUG  # as the settings say
             lines.append((level, f"Source {source!r} skips {total}: {listed}."))
         twice = {real: names for real, names in self.names.items() if real in read}
         if twice:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from lightning_lance.errors import ConfigError
-from lightning_lance.location import local_folder
+from lightning_lance.location import check_no_host, local_folder
 from lightning_lance.messages.escaping import logger
 
 _log = logger(__name__)
@@ -24,6 +24,19 @@ _VARIABLE = re.compile(r"\$\{?(\w+)")
 def is_local(path: str) -> bool:
     """Return whether a path or pattern is local: not a URL, or one that begins with `file://`."""
     return "://" not in path or path.startswith(_LOCAL_URLS)
+
+
+def working_folder() -> str:
+    """Return the folder that relative paths are relative to, or `/` if it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
+def from_folder(folder: str, path: str) -> str:
+    """Return a path, relative ones as seen from a folder."""
+    return os.path.join(folder, path)
 
 
 def readable(name: str) -> str:
@@ -75,6 +88,7 @@ def path_list(key: str, given: Any, such: str) -> tuple[str, ...]:
             raise ConfigError(f"{key} has an empty string: expected a path, such as {such!r}.")
         if "\0" in local_path(text):
             raise ConfigError(f"{key} has {text!r}: a path cannot have a null character in it.")
+        check_no_host(key, text)
         made.append(text)
     return tuple(made)
 

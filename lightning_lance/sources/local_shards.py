@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from lightning_lance.documents.languages import check_languages, language_pattern, no_language
 from lightning_lance.errors import ConfigError
@@ -69,7 +68,7 @@ def local_shards(source: DatasetSpec, counting: bool = False) -> LocalShards:
         matches = search.find(pattern)
         if not matches:
             raise _no_match(source, template, pattern)
-        paths = [_absolute(match.name) for match in matches]
+        paths = [_absolute(source, match.name) for match in matches]
         check_format(source.path, paths)
         for match, path in zip(matches, paths, strict=True):
             if match.real in names:
@@ -114,7 +113,7 @@ def real_once(source: DatasetSpec, files: Sequence[str]) -> tuple[list[int], dic
         ConfigError: If no file is left.
     """
     account = Account()
-    folder = os.path.realpath(source.path)
+    folder = os.path.realpath(source.at_base(source.path))
     best: dict[str, int] = {}
     for place, file in enumerate(files):
         real = os.path.realpath(file)
@@ -143,18 +142,11 @@ def all_local(source: DatasetSpec) -> bool:
 def _search(source: DatasetSpec, counting: bool) -> Search:
     endings = _ENDINGS.get(source.path, ())
     rules = Rules(ignored=IGNORED_NAMES, special=True, endings=endings, follow_links=source.follow_links)
-    return Search(_here(), rules, counting)
+    return Search(source.base, rules, counting)
 
 
-def _here() -> str:
-    try:
-        return str(Path.cwd())
-    except FileNotFoundError:  # the working folder was removed
-        return "/"
-
-
-def _absolute(name: str) -> str:
-    return name if name.startswith("/") else os.path.normpath(f"{_here()}/{name}")
+def _absolute(source: DatasetSpec, name: str) -> str:
+    return name if name.startswith("/") else os.path.normpath(f"{source.base}/{name}")
 
 
 def _language(search: Search, match: LocalFile, template: str, language: str | None) -> str:
@@ -189,7 +181,7 @@ def _no_match(source: DatasetSpec, template: str | None, pattern: str) -> Config
     search = _search(source, counting=True)
     search.find(pattern)
     reason = search.account.reason() or hint(pattern, search.root)
-    if os.path.isdir(local_path(pattern)):  # noqa: PTH112 - Path raises an error for names that are too long
+    if os.path.isdir(source.at_base(local_path(pattern))):  # noqa: PTH112 - Path raises an error for names that are too long
         reason = f"for a folder, write a pattern such as {pattern}/*"
         if source.path in _ENDINGS:
             read = ", ".join(f"*{ending}" for ending in _ENDINGS[source.path][:3])

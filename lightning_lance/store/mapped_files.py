@@ -19,13 +19,7 @@ _log = logger(__name__)
 
 
 def map_tokens(uri: str, dataset: Any, block: int, dtype: np.dtype[Any]) -> tuple[MappedFiles, np.ndarray] | None:
-    """Map the token pages of an open dataset; None if Lance's layout or the disk does not allow it.
-
-    Args:
-        uri: The store.
-        dataset: Its dataset.
-        block: Tokens of a row.
-        dtype: The dtype of the tokens.
+    """Map the token pages of an open dataset, of `block` tokens a row; None if Lance's layout or the disk does not allow it.
 
     Returns:
         The mapped files, and (pages, 2) int64: the place of each page in them, in tokens, and its rows.

@@ -17,7 +17,7 @@ from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import StoreError
 from lightning_lance.format.commit import data_file_infos
-from lightning_lance.format.lance_io import dataset_at, reading, reading_documents, stream_columns
+from lightning_lance.format.lance_io import dataset_at, lance_options, reading, reading_documents, stream_columns
 from lightning_lance.format.schema import begins_of
 from lightning_lance.lance_names import data_file_at
 from lightning_lance.location import StoreLocation
@@ -29,19 +29,13 @@ _NOT_METADATA = ("offset", "hash")
 
 
 def document_lists(location: StoreLocation, dataset: Any, field: str) -> Iterator[pa.ListArray]:
-    """Yield one field of the documents of all rows, in order, as lists of structs, some rows at a time.
-
-    Args:
-        location: The store.
-        dataset: Its dataset.
-        field: `offset`, `hash`, ...
-    """
+    """Yield one field (`offset`, `hash`, ...) of the documents of all rows, in order, as lists of structs, some at a time."""
     for fragment in dataset.get_fragments():
         files = fragment.data_files()
         if len(files) == 1 and not fragment.num_deletions:
             # A dataset reads the whole column, with all metadata. Its files can read one leaf of it.
             file = f"{location.uri.rstrip('/')}/data/{files[0].path}"
-            reader = LanceFileReader(file, dict(location.storage_options or {}) or None, [f"documents.item.{field}"])
+            reader = LanceFileReader(file, lance_options(location), [f"documents.item.{field}"])
             batches = reader.read_all(batch_size=_BATCH_ROWS).to_batches()
         else:
             batches = fragment.to_batches(columns=["documents"], batch_size=_BATCH_ROWS)
@@ -62,12 +56,7 @@ def stored_hashes(location: StoreLocation) -> Iterator[np.ndarray]:
 
 
 class Provenance:
-    """Finds the documents of windows. Reads nothing before the first call, then keeps 16 bytes per block.
-
-    Args:
-        location: The store.
-        dataset: Its dataset.
-    """
+    """Finds the documents of windows. Reads nothing before the first call, then keeps 16 bytes per block."""
 
     def __init__(self, location: StoreLocation, dataset: Any) -> None:
         self._location = location
@@ -183,6 +172,6 @@ def count_documents(location: StoreLocation, dataset: Any, split: str) -> dict[s
 
 def _offsets(location: StoreLocation, path: str, first: int, rows: int) -> Iterator[pa.ListArray]:
     file = f"{location.uri.rstrip('/')}/{data_file_at(path)}"
-    reader = LanceFileReader(file, dict(location.storage_options or {}) or None, ["documents.item.offset"])
+    reader = LanceFileReader(file, lance_options(location), ["documents.item.offset"])
     for batch in reader.read_range(first, rows, batch_size=_BATCH_ROWS).to_batches():
         yield batch.column("documents")

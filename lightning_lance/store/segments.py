@@ -47,12 +47,7 @@ class SegmentTable:
 
     @classmethod
     def from_parts(cls, num_tokens: np.ndarray, places: np.ndarray) -> SegmentTable:
-        """Return the table of parts that follow each other.
-
-        Args:
-            num_tokens: (n,) tokens of each part, in the order of the stream.
-            places: (n,) place of the first token of each part, in tokens.
-        """
+        """Return the table of n parts that follow each other in the stream: their tokens, and places of their first ones."""
         if not len(places):
             return cls(np.zeros(1, np.int64), np.empty(0, np.int64))
         first = np.concatenate([[0], np.flatnonzero(places[:-1] + num_tokens[:-1] != places[1:]) + 1])
@@ -65,11 +60,7 @@ class SegmentTable:
         return int(self.starts[-1])
 
     def check(self, starts: np.ndarray, length: int) -> None:
-        """Check that windows lie in the stream.
-
-        Raises:
-            StoreError: If one begins before the first token or ends after the last.
-        """
+        """Raise StoreError if a window begins before the first token of the stream or ends after the last."""
         if length < 1:
             raise StoreError(f"The length of windows is {length}: expected 1 or more.")
         if len(starts) and (int(starts.min()) < 0 or int(starts.max()) + length > self.num_tokens):
@@ -140,11 +131,7 @@ class MappedFiles:
         self._announcements = 0
 
     def place(self, file: int, offset: int, tokens: int) -> int:
-        """Return the place, in tokens, of a byte offset in a file.
-
-        Raises:
-            StoreError: If the offset is not a multiple of the token size, or the tokens exceed the file.
-        """
+        """Return the place, in tokens, of a byte offset in a file. StoreError if it is not aligned, or outside the file."""
         if offset % self._item:
             raise StoreError(
                 f"The tokens at byte {offset} are not aligned to {self._item} bytes, so they cannot be mapped."
@@ -179,11 +166,7 @@ class MappedFiles:
         return windows
 
     def fill(self, windows: np.ndarray, runs: Runs) -> None:
-        """Copy pieces of windows into `windows`.
-
-        Raises:
-            StoreError: If a piece does not lie within one file. Nothing is read then.
-        """
+        """Copy pieces of windows into `windows`. StoreError, before anything is read, if a piece is not within one file."""
         self._files_of(runs.place, runs.length)
         tokens = self._view(1)[:, 0]
         for row, column, place, count in zip(*(part.tolist() for part in runs), strict=True):

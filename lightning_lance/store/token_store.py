@@ -55,6 +55,7 @@ _log = logger(__name__)
 KEEP_TRIES = 20
 
 Read = TypeVar("Read")
+Reader = Literal["auto", "mapped", "take"]
 
 
 class TokenStore:
@@ -71,17 +72,13 @@ class TokenStore:
     """
 
     def __init__(
-        self,
-        uri: str,
-        dataset: Any = None,
-        storage_options: Mapping[str, str] | None = None,
-        reader: Literal["auto", "mapped", "take"] = "auto",
+        self, uri: str, dataset: Any = None, storage_options: Mapping[str, str] | None = None, reader: Reader = "auto"
     ) -> None:
         if not isinstance(dataset, lance.LanceDataset):
             raise not_opened(uri)
         self.uri = uri
         self._location = StoreLocation(uri, storage_options)
-        self._opening = (storage_options, reader)
+        self._opening = (self._location.storage_options, reader)
         # The uri as the user wrote it.
         self._given = uri
         self.version = int(dataset.version)
@@ -125,7 +122,7 @@ class TokenStore:
         uri: str | Path,
         version: int | None = None,
         storage_options: Mapping[str, str] | None = None,
-        reader: Literal["auto", "mapped", "take"] = "auto",
+        reader: Reader = "auto",
         verify: bool = False,
     ) -> TokenStore:
         """Open a store.
@@ -154,7 +151,9 @@ class TokenStore:
                 dataset = dataset_at(location, version)
             if dataset is None:
                 what = f"version {version} of a token store" if version is not None else "token store"
-                raise StoreError(f"There is no committed {what} at {place!r}: run 'lightning-lance prepare' first.")
+                raise StoreError(
+                    f"There is no committed {what} at {place!r}: check the place, or build a store there first."
+                )
             try:
                 with reading(place):
                     store = cls(place, dataset, storage_options, reader)
@@ -174,7 +173,9 @@ class TokenStore:
             StoreReplaced: If the store was replaced by another.
             StoreError: If there is no such version.
         """
-        return self if version == self.version else self._opened_again(version)
+        if version == self.version:
+            return self
+        return self._opened_again(version)
 
     def _opened_again(self, version: int | None) -> TokenStore:
         """Open the same store for the same run at another version; None is the newest."""
@@ -236,7 +237,9 @@ class TokenStore:
         """
         # Not by its number: a builder may remove that version before it is open.
         newest = self._opened_again(None)
-        return self if newest.version == self.version and newest.commit == self.commit else newest
+        if newest.version == self.version and newest.commit == self.commit:
+            return self
+        return newest
 
     def keep(self, name: str | None = None) -> bool:
         """Tag the open version, so that no clean-up removes it.
@@ -275,13 +278,8 @@ class TokenStore:
         try:
             if not self._kept:
                 check_no_links(self.uri)
-                self._kept = keep_for_run(
-                    self._dataset,
-                    self._location,
-                    self.commit.extent,
-                    self._run,
-                    self.fingerprint,
-                )
+                extent = self.commit.extent
+                self._kept = keep_for_run(self._dataset, self._location, extent, self._run, self.fingerprint)
         except StoreReplaced:
             raise
         except StoreError as error:
@@ -409,16 +407,7 @@ class TokenStore:
         )
 
     def _lazily(self, here: Callable[[], Read], elsewhere: Callable[[TokenStore], Read]) -> Read:
-        """Read from the open version or, once that was removed, from another one of the same content.
-
-        Args:
-            here: Reads from this store.
-            elsewhere: Reads from another store.
-
-        Raises:
-            StoreReplaced: If the store was replaced by another.
-            StoreError: If the version was removed and no other has its content; or if it exists and cannot be read.
-        """
+        """Read `here`, from the open version or, once that was removed, `elsewhere`, from another one of the same content."""
         if self._elsewhere is None:
             try:
                 with reading(self.uri):
@@ -587,17 +576,9 @@ class _Content(NamedTuple):
 
 
 def _reopened(
-    uri: str,
-    version: int,
-    opening: tuple[Mapping[str, str] | None, Literal["auto", "mapped", "take"]],
-    content: _Content,
+    uri: str, version: int, opening: tuple[Mapping[str, str] | None, Reader], content: _Content
 ) -> TokenStore:
-    """Open a pickled store, at its version or, if that was removed, at another one of the same content.
-
-    Raises:
-        StoreReplaced: If the store was replaced by another.
-        StoreError: If no version of this content is left.
-    """
+    """Open a pickled store, at its version or, if that was removed, at another one of the same content."""
     location = StoreLocation(uri, opening[0])
     try:
         store = TokenStore.open(uri, version, *opening)

@@ -31,14 +31,10 @@ class ChosenTokenizer:
 
     @classmethod
     def of(cls, config: TokenizerConfig, source: Source, folder: Path) -> ChosenTokenizer:
-        """Return the tokenizer of a config. It is loaded only if its identity cannot be read from a file.
-
-        Raises:
-            ConfigError: If it cannot be loaded.
-        """
+        """Return the tokenizer of a config. It is loaded only if its identity cannot be read from a file."""
         # A user's own config needs only `load`.
-        identify = getattr(config, "identify", None)
-        known = None if identify is None else identify(source, folder)
+        identify = getattr(config, "identify", lambda source, folder: None)
+        known = identify(source, folder)
         if known is not None:
             return cls(known, config, source, folder)
         loaded = config.load(source, folder)
@@ -49,11 +45,7 @@ class ChosenTokenizer:
 
     @cached_property
     def loaded(self) -> Tokenizer:
-        """The loaded tokenizer.
-
-        Raises:
-            ConfigError: If it cannot be loaded, or its file has changed since its identity was read.
-        """
+        """The loaded tokenizer. ConfigError if it cannot be loaded, or its file has changed since its identity was read."""
         loaded = self.config.load(self.source, self.folder)
         if loaded.digest != self.identity.digest:
             raise ConfigError(

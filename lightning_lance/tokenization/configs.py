@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,8 @@ from lightning_lance.messages.redaction import in_one_line, shown_cause
 from lightning_lance.process.files import write_atomic
 from lightning_lance.process.locks import exclusive
 from lightning_lance.process.request_logs import quiet_requests
-from lightning_lance.readers.retry import RetryPolicy, causes
+from lightning_lance.readers.retry import RetryPolicy, causes, raise_own
+from lightning_lance.sources.local_paths import working_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.tokenization.identity import TokenizerIdentity, identity_of_text
 from lightning_lance.tokenization.pretrained import (
@@ -34,6 +35,7 @@ from lightning_lance.tokenization.pretrained import (
     compared,
     fetched,
     in_cache,
+    is_cached,
     named_eos,
     read_beside,
     read_object,
@@ -50,6 +52,8 @@ _LONGEST_NAME = 255
 # Fewer than for a source: a tokenizer needs few requests, and a user waits for the first.
 _TRIES = 5
 _TIMEOUT_SECONDS = 30.0
+# What helps without the Hub.
+_INSTEAD = "use a downloaded tokenizer.json by tokenizer=file (TokenizerFile)"
 
 _log = logger(__name__)
 
@@ -96,8 +100,11 @@ class TokenizerFile:
 
     path: str
     eos_token: str | None = None
+    # The folder that `path` is relative to, whatever folder the process changes to later.
+    _base: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_base", working_folder())
         check_no_loaded_tokenizer("tokenizer.path", self.path)
         object.__setattr__(self, "path", check_place("tokenizer.path", self.path, "my/tokenizer.json"))
         check_arguments(TokenizerFile, vars(self), "tokenizer.")
@@ -122,7 +129,7 @@ class TokenizerFile:
 
     @property
     def _file(self) -> Path:
-        return _tokenizer_at(Path(self.path).expanduser())
+        return _tokenizer_at(Path(self._base, Path(self.path).expanduser()))
 
 
 def _tokenizer_at(path: Path) -> Path:
@@ -135,10 +142,8 @@ def _identity_of_file(file: Path, eos_token: str | None) -> tuple[TokenizerIdent
     spec = _text_of(file)
     try:
         beside = read_beside(file.parent)
-        eos = named_eos(beside) if eos_token is None else eos_token
+        eos = _eos_of(eos_token, beside)
     except (OSError, UnicodeDecodeError, ConfigError):
-        return None, {}
-    if spec is None:
         return None, {}
     return identity_of_text(with_eos(spec, eos, beside), eos), beside
 
@@ -154,11 +159,7 @@ def _from_file(file: Path, eos_token: str | None) -> tuple[Tokenizer, Beside]:
 
 
 def _is_there(file: Path) -> bool:
-    """Return whether a file exists, without waiting for a pipe.
-
-    Raises:
-        ConfigError: If it is not a regular file, but a folder, a pipe or a broken link.
-    """
+    """Return whether a file exists, without waiting for a pipe. ConfigError for a folder, a pipe or a broken link."""
     if file.is_file():
         return True
     if os.path.lexists(file):
@@ -168,12 +169,12 @@ def _is_there(file: Path) -> bool:
     return False
 
 
-def _text_of(file: Path) -> str | None:
-    """Return the text of a file, without waiting for a pipe; None if there is no such text."""
-    try:
-        return file.read_text(encoding="utf-8") if file.is_file() else None
-    except (OSError, UnicodeDecodeError):
-        return None
+def _text_of(file: Path) -> str:
+    """Return the text of a file, without waiting for a pipe; "" if there is none, or no file."""
+    with suppress(OSError, UnicodeDecodeError):
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+    return ""
 
 
 def _read_text(file: Path) -> str:
@@ -184,8 +185,12 @@ def _read_text(file: Path) -> str:
 
 
 def _from_text(spec: str, eos_token: str | None, beside: Beside) -> Tokenizer:
-    eos = named_eos(beside) if eos_token is None else eos_token
+    eos = _eos_of(eos_token, beside)
     return Tokenizer(with_eos(spec, eos, beside), eos)
+
+
+def _eos_of(asked: str | None, beside: Beside) -> str | None:
+    return named_eos(beside) if asked is None else asked
 
 
 @dataclass(frozen=True)
@@ -209,8 +214,11 @@ class PretrainedTokenizer:
     eos_token: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False
+    # See `TokenizerFile`.
+    _base: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_base", working_folder())
         check_no_loaded_tokenizer("tokenizer.model", self.model)
         object.__setattr__(self, "model", check_place("tokenizer.model", self.model, "gpt2"))
         object.__setattr__(self, "revision", as_text(self.revision))
@@ -233,8 +241,10 @@ class PretrainedTokenizer:
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerConfig.load`."""
         file = self._local_file
+        if file is not None and file.is_file():
+            return self._shipped(file, folder)
         if file is not None:
-            return self._shipped(file, folder) if file.is_file() else self._converted()[0]
+            return self._converted()[0]
         kept = folder / self._kept_name
         if not (kept / TOKENIZER).is_file():
             folder.mkdir(parents=True, exist_ok=True)
@@ -264,7 +274,7 @@ class PretrainedTokenizer:
     @property
     def _local_file(self) -> Path | None:
         """The tokenizer.json of a local model, which may be missing; None for a model on the Hub."""
-        path = Path(self.model).expanduser()
+        path = Path(self._base, Path(self.model).expanduser())
         return _tokenizer_at(path) if path.exists() else None
 
     def _shipped(self, file: Path, folder: Path) -> Tokenizer:
@@ -272,7 +282,7 @@ class PretrainedTokenizer:
         loaded, beside = _from_file(file, self.eos_token)
         reading = compared(loaded, beside, folder)
         self._warn_of(reading)
-        return loaded.known_as([reading.digest] if reading.digest else [])
+        return loaded.known_as(reading.digest)
 
     def _warn_of(self, reading: Reading) -> None:
         if reading.differs:
@@ -307,13 +317,18 @@ class PretrainedTokenizer:
 
     def _keep(self, kept: Path) -> None:
         """Store the files of a repository on the Hub, or their conversion by transformers if it has no tokenizer.json."""
-        silence = _hub_silence(self.model)
+        patience = _patience(self.model)
+        silence = _hub_silence(self.model, patience)
         try:
-            with quiet_requests():
+            with quiet_requests(), patience.active():
                 files = fetched(self.model, self.revision or "main", local_only=silence is not None)
         except (OSError, ValueError) as error:
+            raise_own(error)
             cure = _cure(error, self.model)
             raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {cure}.") from shown_cause(error)
+        if silence is not None and files is None and not is_cached(self.model):
+            # Importing transformers, which would say so too, takes several seconds.
+            raise _silent(silence)
         origin = TOKENIZER
         if not files:
             loaded, eos = self._converted(silence)
@@ -342,7 +357,7 @@ class PretrainedTokenizer:
         """Return the conversion by transformers of a repository without a tokenizer.json, and its EOS token.
 
         Args:
-            silence: Why the Hub does not answer; None if it does, or was not asked.
+            silence: The sentence for a Hub that gives nothing; None if it answers.
         """
         from transformers import AutoTokenizer
 
@@ -358,10 +373,8 @@ class PretrainedTokenizer:
         # Several libraries raise many kinds, for instance if a conversion needs a missing package.
         except Exception as error:
             if silence is not None:
-                raise SourceError(
-                    f"The tokenizer {self.model!r} cannot be loaded, since the Hub does not answer ({silence}): check the "
-                    "network and HF_ENDPOINT and run again, or use tokenizer=file."
-                ) from None
+                raise _silent(silence) from None
+            raise_own(error)
             cure = _cure(error, self.model)
             raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {cure}.") from shown_cause(error)
         backend = getattr(made, "backend_tokenizer", None)
@@ -378,23 +391,49 @@ def _warn_once(message: str) -> None:
     _log.warning("%s", message)
 
 
-def _hub_silence(model: str) -> str | None:
-    """Return why the Hub does not answer a request; None if it does, or in offline mode.
+def _patience(model: str) -> RetryPolicy:
+    return RetryPolicy(
+        model,
+        _TRIES,
+        _TIMEOUT_SECONDS,
+        f"The tokenizer {model!r}",
+        f"check the network, set HF_ENDPOINT to a mirror of the Hub, or {_INSTEAD}",
+    )
+
+
+def _hub_silence(model: str, patience: RetryPolicy) -> str | None:
+    """Return the sentence for a Hub that does not answer a request, or must not be asked; None if it answers.
 
     Otherwise its client would try each of several files for half a minute.
     """
     from huggingface_hub import constants, get_session, hf_hub_url
 
     if constants.HF_HUB_OFFLINE:
-        return None
+        return (
+            f"The tokenizer {model!r} cannot be loaded, since offline mode is on and the cache of huggingface_hub lacks it: "
+            f"unset HF_HUB_OFFLINE, or {_INSTEAD}."
+        )
     try:
-        with RetryPolicy(model, _TRIES, _TIMEOUT_SECONDS).active():
+        with patience.active():
             get_session().head(hf_hub_url(model, "tokenizer.json"))
     except SourceError as error:
-        return str(error).partition(" gave up on ")[2].partition(": all that")[0]
+        if not patience.reached:
+            return str(error)
+        reason = str(error).partition(" gave up on ")[2].partition(": all that")[0]
+        return (
+            f"The tokenizer {model!r} cannot be loaded, since the Hub does not answer ({reason}): check the network and "
+            f"HF_ENDPOINT and run again, or {_INSTEAD}."
+        )
     except Exception as error:  # a bad name or address: the download raises a better error
         _log.debug("%s", error)
     return None
+
+
+def _silent(sentence: str) -> ConfigError | SourceError:
+    """Return the error for a Hub that gives nothing: in offline mode, the user's own settings are its cause."""
+    from huggingface_hub import constants
+
+    return (ConfigError if constants.HF_HUB_OFFLINE else SourceError)(sentence)
 
 
 def _cure(error: Exception, model: str) -> str:
@@ -461,8 +500,9 @@ class TrainedBPE:
 
     def identify(self, source: Source | None, folder: Path) -> TokenizerIdentity | None:
         """Return the identity of the tokenizer without loading it; None if it is not trained yet."""
-        spec = None if source is None else _text_of(self._file(source, folder))
-        return None if spec is None else identity_of_text(spec, None)
+        if source is None:
+            return None
+        return identity_of_text(_text_of(self._file(source, folder)), None)
 
     def _file(self, source: Source, folder: Path) -> Path:
         recipe = json.dumps([source.identity(), self.vocab_size, self.train_bytes], sort_keys=True)

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,7 @@ _STRETCH = 128
 
 
 class EngineComparison:
-    """Both engines with the normalizer and pre-tokenizer of a tokenizer, and a small vocabulary.
-
-    Args:
-        fields: A parsed tokenizer.json.
+    """Both engines with the normalizer and pre-tokenizer of a parsed tokenizer.json, and a small vocabulary.
 
     Raises:
         Exception: If either engine cannot load it.
@@ -92,7 +89,7 @@ class EngineComparison:
             if self._seen > _AT_MOST:
                 self._make_fast()
             points = _characters(block * BLOCK, (block + 1) * BLOCK)
-            found.append(self._among_others(points))
+            found.append(self._unlike_points(points, [_AMONG.format(chr(point)) for point in points]))
             if self._composes:
                 found += [self._sorted(points), self._composed(points)]
         return np.unique(np.concatenate(found))
@@ -102,15 +99,10 @@ class EngineComparison:
         texts = [*_PLAIN, *(_AMONG.format(chr(point)) for point in range(0x80))]
         return not self._unlike(texts).any()
 
-    def _among_others(self, points: Sequence[int]) -> np.ndarray:
-        """Return the characters that the engines treat differently among those of other classes."""
-        return self._unlike_points(points, [_AMONG.format(chr(point)) for point in points])
-
     def _sorted(self, points: Sequence[int]) -> np.ndarray:
         """Return the characters that the engines sort differently among accents."""
         pattern = "a".join(f"{{0}}{mark}a{mark}{{0}}" for mark in _ACCENTS)
-        texts = [pattern.format(chr(point)) for point in points]
-        return self._unlike_points(points, texts)
+        return self._unlike_points(points, [pattern.format(chr(point)) for point in points])
 
     def _composed(self, points: Sequence[int]) -> np.ndarray:
         """Return the characters that only one engine composes with another.
@@ -160,15 +152,12 @@ def _characters(low: int, high: int) -> list[int]:
 
 
 def differing_characters(fields: Mapping[str, Any]) -> Differing | None:
-    """Return the characters that the engines treat differently with a tokenizer; None if they disagree on ASCII.
+    """Return the characters that the engines treat differently with a tokenizer.json that both can load.
 
-    Args:
-        fields: A parsed tokenizer.json that both can load.
+    None if they disagree on ASCII.
     """
-    fallback = bool(fields["model"].get("byte_fallback"))
-    parts: dict[str, Any] = {"model": {"byte_fallback": fallback}}
-    for name in ("normalizer", "pre_tokenizer"):
-        parts[name] = fields.get(name)
+    parts = {name: fields.get(name) for name in ("normalizer", "pre_tokenizer")}
+    parts["model"] = {"byte_fallback": bool(fields["model"].get("byte_fallback"))}
     return _of_pipeline(json.dumps(parts, sort_keys=True))
 
 
@@ -235,9 +224,7 @@ def _is_late(point: int) -> bool:
 def _small(fields: Mapping[str, Any], joined: bool) -> dict[str, Any]:
     """Return a byte tokenizer.json with the normalizer and pre-tokenizer of another one.
 
-    Args:
-        fields: The other tokenizer.json.
-        joined: Whether to have tokens of the last byte of a character and the first of the next.
+    If it is `joined`, it has tokens of the last byte of a character and the first of the next.
     """
     fallback = bool(fields["model"].get("byte_fallback"))
     names = byte_characters()
@@ -246,15 +233,15 @@ def _small(fields: Mapping[str, Any], joined: bool) -> dict[str, Any]:
     vocabulary = {name: byte for byte, name in enumerate(names)}
     firsts = range(0xC2, 0xF5)
     lasts = range(0x80, 0xC0)
-    merges = []
+    merges: list[tuple[int, int]] = []
     if joined and not fallback:
-        merges += [(last, first) for last in (*_NEIGHBOURS, *lasts) for first in firsts]
-        merges += [(last, first) for last in (*lasts, *_NEIGHBOURS) for first in _NEIGHBOURS]
+        merges += product((*_NEIGHBOURS, *lasts), firsts)
+        merges += product((*lasts, *_NEIGHBOURS), _NEIGHBOURS)
     pairs = [(names[last], names[first]) for last, first in dict.fromkeys(merges)]
     vocabulary |= {one + other: 256 + place for place, (one, other) in enumerate(pairs)}
+    model = {"type": "BPE", "vocab": vocabulary, "merges": pairs, "byte_fallback": fallback, "unk_token": None}
     if fallback:
         vocabulary["<unk>"] = 256
-    model = {"type": "BPE", "vocab": vocabulary, "merges": pairs, "byte_fallback": fallback}
-    model["unk_token"] = "<unk>" if fallback else None
+        model["unk_token"] = "<unk>"
     kept = {name: fields.get(name) for name in ("normalizer", "pre_tokenizer")}
     return {"version": "1.0", "added_tokens": [], **kept, **UNUSED, "decoder": None, "model": model}

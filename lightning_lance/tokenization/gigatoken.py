@@ -118,7 +118,7 @@ class GigatokenEngine:
                 self._size = 0
                 self._least = None
             elif memory is not None:
-                self._least = memory if self._least is None else min(memory, self._least)
+                self._least = min(memory, self._least or memory)
             self._next = self._size + _LOOK_BYTES
 
     def _has_grown(self, memory: int | None) -> bool:
@@ -177,13 +177,7 @@ def _calls(borders: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def load_fast(spec: str, fields: dict[str, Any], dtype: np.dtype[Any]) -> GigatokenEngine | None:
-    """Load a `tokenizer.json`; None if gigatoken cannot.
-
-    Args:
-        spec: Its text, as `json.dumps` writes `fields` with `ensure_ascii=False`.
-        fields: The same, parsed.
-        dtype: The dtype of the stored tokens.
-    """
+    """Load a `tokenizer.json`; None if gigatoken cannot. `spec` is what `json.dumps` writes, with `ensure_ascii=False`."""
     # Without these entries, gigatoken takes the spelling of a special token as plain text.
     added = fields.get("added_tokens") or []
     plain = [token for token in added if not token["special"]]

@@ -29,14 +29,9 @@ class TokenizerIdentity(NamedTuple):
 
 
 def identity_of_text(spec: str, eos_token: str | None) -> TokenizerIdentity | None:
-    """Return the identity of a `tokenizer.json`, the same as that of its `Tokenizer`, without loading it.
+    """Return the identity of a `tokenizer.json`, given its text, without loading it: the same as that of its `Tokenizer`.
 
-    Args:
-        spec: Text of the file.
-        eos_token: The token that ends a document; None finds it.
-
-    Returns:
-        The identity, or None for a file that must be loaded to be checked. A build always loads and checks it.
+    None for a file that must be loaded to be checked. A build always loads and checks it.
     """
     try:
         fields = json.loads(spec)
@@ -52,11 +47,7 @@ def identity_of_text(spec: str, eos_token: str | None) -> TokenizerIdentity | No
 
 
 def _vocabulary(fields: Fields) -> Mapping[str, int]:
-    """Return all tokens with their ids.
-
-    Raises:
-        ValueError: If two pieces have the same spelling, or an added token has another id than its piece.
-    """
+    """Return all tokens with their ids. ValueError if two have the same spelling, or a token has two ids."""
     pieces: Any = fields["model"]["vocab"]
     if isinstance(pieces, dict):
         vocabulary = dict(pieces)

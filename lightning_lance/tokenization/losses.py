@@ -14,7 +14,7 @@ import xxhash
 
 from lightning_lance.tokenization.gigatoken import Encoded
 from lightning_lance.tokenization.special_tokens import unknown_token
-from lightning_lance.tokenization.tokenizer_json import byte_characters
+from lightning_lance.tokenization.tokenizer_json import byte_characters, steps_of
 from lightning_lance.tokenization.unicode_tables import COMPARED
 
 # Normalizers that change the form of characters only.
@@ -27,21 +27,17 @@ _BYTES = byte_characters()
 
 
 class Losses:
-    """Finds the documents that cannot be decoded to their whole text.
-
-    Args:
-        fields: A parsed tokenizer.json.
-        reference: The same tokenizer, loaded by the `tokenizers` library.
-    """
+    """Finds the documents that cannot be decoded to their whole text; `reference` is the tokenizer in `tokenizers`."""
 
     def __init__(self, fields: Mapping[str, Any], reference: Any) -> None:
         import tokenizers
 
-        complete = _knows_all_bytes(fields)
+        steps = [*steps_of(fields.get("normalizer"), "normalizers")]
+        splits = [*steps_of(fields.get("pre_tokenizer"), "pretokenizers")]
+        self._in_bytes = any(part["type"] == "ByteLevel" for part in [*steps, *splits])
+        complete = _knows_all_bytes(fields["model"], self._in_bytes)
         unknown = None if complete else unknown_token(fields["model"])
         self._unknown = None if unknown is None else reference.token_to_id(unknown)
-        steps = [*_steps(fields.get("normalizer"))]
-        splits = [*_steps(fields.get("pre_tokenizer"))]
         changing = [step for step in steps if step["type"] not in _REVERSIBLE and not _writes_spaces(step)]
         self._normalizer = None
         if any(step["type"] not in _SAME for step in changing):
@@ -54,7 +50,6 @@ class Losses:
         # A BPE without an unknown token silently drops unknown characters.
         silent = fields["model"]["type"] == "BPE" and unknown is None and not complete
         self._letters = _letters(fields) if silent else None
-        self._in_bytes = any(part["type"] == "ByteLevel" for part in [*steps, *splits])
         self._reference = reference
         self._removes = any(map(_removes, splits))
 
@@ -136,26 +131,13 @@ def _letters(fields: Mapping[str, Any]) -> set[str]:
     return {piece for piece in [*pieces, *added] if len(piece) == 1}
 
 
-def _knows_all_bytes(fields: Mapping[str, Any]) -> bool:
+def _knows_all_bytes(model: Mapping[str, Any], in_bytes: bool) -> bool:
     """Return whether a model has a token for each byte, as its input or as a fallback."""
-    model = fields["model"]
     vocabulary = model.get("vocab") or {}
     pieces = {*vocabulary} if isinstance(vocabulary, dict) else {piece[0] for piece in vocabulary}
     if model.get("byte_fallback") and all(f"<0x{byte:02X}>" in pieces for byte in range(256)):
         return True
-    parts = [*_steps(fields.get("normalizer")), *_steps(fields.get("pre_tokenizer"))]
-    in_bytes = any(part["type"] == "ByteLevel" for part in parts)
     return in_bytes and model["type"] == "BPE" and pieces.issuperset(_BYTES)
-
-
-def _steps(part: Any) -> Iterator[Mapping[str, Any]]:
-    """Yield the steps of a normalizer or pre-tokenizer, which may be a sequence of sequences."""
-    if isinstance(part, dict):
-        if part.get("type") == "Sequence":
-            for inner in part.get("normalizers") or part.get("pretokenizers") or []:
-                yield from _steps(inner)
-        else:
-            yield part
 
 
 def _writes_spaces(step: Mapping[str, Any]) -> bool:

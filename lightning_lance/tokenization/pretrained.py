@@ -40,20 +40,12 @@ _GENERIC = {"AutoTokenizer", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "
 
 
 def read_beside(folder: Path) -> dict[str, Fields]:
-    """Read the configurations beside a tokenizer.json. Missing ones are left out.
-
-    Raises:
-        ConfigError: If one is not a JSON object.
-    """
+    """Read the configurations beside a tokenizer.json. Missing ones are left out. ConfigError if one is not a JSON object."""
     return {name: read_object(folder / name) for name in BESIDE if (folder / name).is_file()}
 
 
 def read_object(file: Path) -> Fields:
-    """Read a JSON object.
-
-    Raises:
-        ConfigError: If the file holds anything else.
-    """
+    """Read a JSON object. ConfigError if the file holds anything else."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -86,13 +78,7 @@ def named_eos(beside: Beside) -> str | None:
 
 
 def with_eos(spec: str, eos: str | None, beside: Beside) -> str:
-    """Return a tokenizer.json with its EOS token, which some repositories add in tokenizer_config.json only.
-
-    Args:
-        spec: Text of the file.
-        eos: The token that ends a document; None if it is not named.
-        beside: The files beside it.
-    """
+    """Return a tokenizer.json with its EOS token, which some repositories add in tokenizer_config.json only."""
     added = {token["content"]: {**token, "id": number} for number, token in _added_by_config(beside).items()}
     # Most files contain it already, and need no parsing.
     if eos not in added or json.dumps(eos) in spec or json.dumps(eos, ensure_ascii=False) in spec:
@@ -165,6 +151,14 @@ def in_cache(model: str, revision: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def is_cached(model: str) -> bool:
+    """Return whether the cache of `huggingface_hub`, which `transformers` reads too, has any file of a repository."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=model, repo_type="model"), "snapshots").is_dir()
+
+
 class Reading(NamedTuple):
     """How `transformers` reads a repository that has a tokenizer.json.
 
@@ -180,12 +174,9 @@ class Reading(NamedTuple):
 
 
 def compared(loaded: Tokenizer, beside: Beside, folder: Path) -> Reading:
-    """Compare a loaded tokenizer.json with the tokenizer that `transformers` would load, once; then return the stored result.
+    """Compare a loaded tokenizer.json with the tokenizer that `transformers` would load.
 
-    Args:
-        loaded: The tokenizer.
-        beside: The files beside it.
-        folder: Folder of stored results.
+    The result is stored in the folder, and returned from there the next time.
     """
     known = remembered(loaded.digest, beside, folder)
     if known is not None:
@@ -200,13 +191,7 @@ def compared(loaded: Tokenizer, beside: Beside, folder: Path) -> Reading:
 
 
 def remembered(digest: str, beside: Beside, folder: Path) -> Reading | None:
-    """Return the stored result of `compared`, None if there is none.
-
-    Args:
-        digest: Digest of the tokenizer.
-        beside: The files beside it.
-        folder: Folder of stored results.
-    """
+    """Return the stored result of `compared` for the digest of a tokenizer, None if there is none."""
     with suppress(ConfigError, TypeError):
         return Reading(**read_object(_answer_file(digest, beside, folder)))
     return None
@@ -222,11 +207,6 @@ def as_transformers_reads(fields: Fields, beside: Beside, eos_id: int) -> Readin
 
     Its model classes build the normalizer and the pre-tokenizer themselves, and ignore those in the file. So a class loads the
     file without most of its vocabulary, which is fast and needs no torch. A tokenizer that cannot be compared counts as equal.
-
-    Args:
-        fields: The parsed tokenizer.json, whose model names its type.
-        beside: The files beside it.
-        eos_id: The id that ends a document.
     """
     name = _class_name(fields, beside)
     stub = _stub(fields, beside)
@@ -246,13 +226,7 @@ def as_transformers_reads(fields: Fields, beside: Beside, eos_id: int) -> Readin
 
 
 def _all_added(fields: Fields, beside: Beside, some: Sequence[Fields]) -> list[Fields]:
-    """Return all added tokens of a tokenizer with their ids, and with the options that a stub has for some of them.
-
-    Args:
-        fields: The whole tokenizer.json.
-        beside: The files beside it, which may add tokens.
-        some: Added tokens of the stub.
-    """
+    """Return all added tokens of a whole tokenizer with their ids, and with the options of `some`, those of a stub."""
     added = {token["content"]: token for token in fields.get("added_tokens") or []}
     numbers = {content: token["id"] for content, token in added.items()}
     for number, token in _added_by_config(beside).items():
@@ -332,8 +306,8 @@ def _class_of_model(model_type: Any) -> str | None:
         classes = [value for value in vars(import_module(name)).values() if isinstance(value, type)]
     except Exception:  # an unknown model type, or a missing dependency
         return None
-    own = [found.__name__ for found in classes if found.__module__ == name and found.__name__.endswith("Tokenizer")]
-    return own[0] if own else None
+    own = (found.__name__ for found in classes if found.__module__ == name)
+    return next((found for found in own if found.endswith("Tokenizer")), None)
 
 
 def _made_by(name: str, fields: Fields, beside: Beside) -> Fields:

@@ -42,16 +42,9 @@ def find_eos(asked: str | None, vocabulary: Mapping[str, int], special: Iterable
 
 
 def check_special_tokens(reference: Any, fields: Mapping[str, Any], vocabulary: Mapping[str, int], eos: str) -> None:
-    """Check that a tokenizer encodes no plain text to a special token, nor to the EOS token.
+    """Raise ConfigError if a tokenizer encodes plain text to a special token or to the EOS token.
 
-    Args:
-        reference: The `tokenizers.Tokenizer`, which takes the spelling of special tokens as text.
-        fields: Its parsed file.
-        vocabulary: Token to id, including added tokens.
-        eos: The token that ends a document.
-
-    Raises:
-        ConfigError: If it does; names the token.
+    `reference` is the `tokenizers.Tokenizer`, which takes the spelling of special tokens as text, `fields` its parsed file.
     """
     unknown = unknown_token(fields["model"])
     added = fields.get("added_tokens") or []
@@ -68,15 +61,11 @@ def check_special_tokens(reference: Any, fields: Mapping[str, Any], vocabulary: 
 
 
 def unknown_token(model: Mapping[str, Any]) -> str | None:
-    """Return the unknown token of a model, None if it has none.
-
-    Raises:
-        ConfigError: If its index is out of range.
-    """
+    """Return the unknown token of a model, None if it has none. ConfigError if its index is out of range."""
     token = model.get("unk_token")
     # Unigram models have the index of a piece.
-    place = model.get("unk_id") if model["type"] == "Unigram" else None
-    if place is not None:
+    if model["type"] == "Unigram" and model.get("unk_id") is not None:
+        place = model["unk_id"]
         pieces = model.get("vocab") or []
         if not 0 <= place < len(pieces):
             raise ConfigError(

@@ -83,7 +83,7 @@ class Tokenizer:
                 f"This is not a tokenizer.json of the tokenizers library: {error}; use one that the library has written."
             ) from error
         self._engine = engine
-        self._also: tuple[str, ...] = ()
+        self._also: list[str] = []
         self._reference.encode_special_tokens = True
         self.special_tokens = [token["content"] for token in fields.get("added_tokens") or [] if token["special"]]
         self.eos_token = find_eos(eos_token, vocabulary, self.special_tokens)
@@ -118,9 +118,9 @@ class Tokenizer:
         found = other_digests(json.loads(self._spec), self._reference.to_str(), self.eos_id)
         return tuple(dict.fromkeys([*found, *self._also]))
 
-    def known_as(self, digests: Iterable[str]) -> Tokenizer:
-        """Add digests that stores may have for this tokenizer. Returns the tokenizer."""
-        self._also = (*self._also, *digests)
+    def known_as(self, digest: str | None) -> Tokenizer:
+        """Add a digest that stores may have for this tokenizer, if there is one. Returns the tokenizer."""
+        self._also += filter(None, [digest])
         return self
 
     @property
@@ -163,7 +163,7 @@ class Tokenizer:
             self.encode_batch(parts.pieces.filter(pa.array(~newer))),
             self._encode_reference(parts.pieces.filter(pa.array(newer))),
         ]
-        rows = [iter([ids[low:high] for low, high in pairwise(offsets)]) for ids, offsets in encoded]
+        rows = [iter(np.split(ids, offsets[1:-1])) for ids, offsets in encoded]
         merged = [next(rows[int(other)]) for other in newer]
         ends = np.cumsum([0, *map(len, merged)], dtype=np.int64)
         return Encoded(np.concatenate(merged), ends[parts.firsts])
@@ -178,8 +178,7 @@ class Tokenizer:
             with _encoding():
                 rows = self._reference.encode_batch_fast(some, add_special_tokens=False)
             ids += [np.asarray(row.ids, self._dtype) for row in rows]
-        offsets = np.zeros(len(ids) + 1, dtype=np.int64)
-        np.cumsum([len(row) for row in ids], out=offsets[1:])
+        offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
         return Encoded(np.concatenate(ids or [np.empty(0, self._dtype)]), offsets)
 
     def _first_difference(self, fast: GigatokenEngine, texts: pa.Array, encoded: Encoded) -> str | None:
@@ -278,11 +277,7 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Check that a trained vocabulary has room for 256 bytes and EOS.
-
-    Raises:
-        ConfigError: If `vocab_size` is not a whole number from 257 to 2**32 - 1.
-    """
+    """Raise ConfigError if a trained vocabulary has no room for 256 bytes and EOS, or 2**32 ids or more."""
     if not is_count(vocab_size) or not 257 <= vocab_size < 2**32:
         raise ConfigError(
             f"tokenizer.vocab_size is {described(vocab_size)}: expected a whole number, at least 257 for 256 bytes and EOS."

@@ -45,11 +45,7 @@ def _check_part(name: str, part: Any, inner: str) -> None:
 
 
 def check_ids(added: Iterable[Mapping[str, Any]], vocabulary: Mapping[str, int]) -> None:
-    """Check the ids that the `tokenizers` library has for a `tokenizer.json`.
-
-    Args:
-        added: Added tokens in the file, with `content` and `id`.
-        vocabulary: All tokens with their ids.
+    """Check the ids that the `tokenizers` library has for a `tokenizer.json`, which adds some tokens.
 
     Raises:
         ValueError: If there is no token, an id is far too large, two tokens share an id, or an added token has another id than

@@ -57,17 +57,15 @@ def typed(fields: Mapping[str, Any]) -> Fields:
         kind = "BPE"
     elif "max_input_chars_per_word" in model:
         kind = "WordPiece"
+    elif isinstance(model.get("vocab"), dict):
+        kind = "WordLevel"
     else:
-        kind = "WordLevel" if isinstance(model.get("vocab"), dict) else "Unigram"
+        kind = "Unigram"
     return {**fields, "model": {"type": kind, **model}}
 
 
 def fields_in_use(fields: Mapping[str, Any]) -> Fields:
-    """Return the fields of a tokenizer for documents: without added tokens, truncation and random dropout.
-
-    Args:
-        fields: A parsed `tokenizer.json`, as its authors wrote it.
-    """
+    """Return the fields of a parsed `tokenizer.json` for documents: without added tokens, truncation and random dropout."""
     used = {**typed(fields), **UNUSED}
     if used["model"].get("dropout"):
         used["model"] = {**used["model"], "dropout": None}
@@ -79,9 +77,6 @@ def canonical(fields: Mapping[str, Any]) -> Fields:
 
     Files come from many versions of `tokenizers`, and `transformers` rewrites them. The form is that of its classes for GPT-2,
     GPT-NeoX and Qwen, and of `tokenizers` 0.23 for all others. The digest in a store is that of this form.
-
-    Args:
-        fields: A parsed `tokenizer.json`, whose model names its type.
     """
     made: Fields = {"version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": None, "decoder": None}
     made |= {**fields, **UNUSED}
@@ -127,23 +122,17 @@ def digest_of(fields: Mapping[str, Any], eos_id: int) -> str:
     return xxhash.xxh3_128_hexdigest(f"{eos_id}\0{text}".encode())
 
 
-def other_digests(fields: Mapping[str, Any], rewritten: str, eos_id: int) -> tuple[str, ...]:
-    """Return other digests that stores of the same tokenizer may have.
+def other_digests(fields: Mapping[str, Any], rewritten: str, eos_id: int) -> list[str]:
+    """Return other digests that stores of the same tokenizer may have; `rewritten` is the file as `tokenizers` writes it.
 
     Earlier versions hashed the file itself, or its form in `transformers`.
-
-    Args:
-        fields: A parsed `tokenizer.json`.
-        rewritten: The same in the form that `tokenizers` writes.
-        eos_id: The id that ends a document.
     """
     forms = [{**fields, **UNUSED}, {**json.loads(rewritten), **UNUSED}]
     one = canonical(fields)
     if one["model"]["type"] == "BPE" and not any(one["model"][affix] for affix in _AFFIXES):
         for empty in (None, ""):
             forms.append({**one, "model": {**one["model"], **dict.fromkeys(_AFFIXES, empty)}})
-    digests = [digest_of(form, eos_id) for form in forms]
-    return tuple(dict.fromkeys(digests))
+    return [digest_of(form, eos_id) for form in forms]
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -162,8 +151,8 @@ def _meaning(fields: Mapping[str, Any]) -> Fields:
         # Each byte has a token, so nothing is unknown.
         model |= {"unk_token": None, "fuse_unk": None, "unk_id": None}
     return {
-        "normalizer": [*_steps(made["normalizer"], "normalizers")],
-        "pre_tokenizer": [*_steps(made["pre_tokenizer"], "pretokenizers")],
+        "normalizer": [*steps_of(made["normalizer"], "normalizers")],
+        "pre_tokenizer": [*steps_of(made["pre_tokenizer"], "pretokenizers")],
         "model": model,
         "vocabulary": made["model"].get("vocab"),
         "merges": made["model"].get("merges"),
@@ -172,10 +161,10 @@ def _meaning(fields: Mapping[str, Any]) -> Fields:
     }
 
 
-def _steps(part: Any, inner: str) -> Iterator[Any]:
-    """Yield the steps of a part, which may be a sequence of sequences."""
+def steps_of(part: Any, inner: str) -> Iterator[Any]:
+    """Yield the steps of a part, which may be a sequence of sequences; `inner` is the field with their steps."""
     if isinstance(part, dict) and part.get("type") == "Sequence":
         for step in part[inner]:
-            yield from _steps(step, inner)
+            yield from steps_of(step, inner)
     elif part is not None:
         yield part

@@ -1,6 +1,7 @@
 """`Corpus`: built, found, named, and mixed with others."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import lightning
 import pytest
 
 from lightning_lance import Corpus, LanceDataModule
+from lightning_lance.build.kept_tokenizer import tokenizer_beside
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.sources import DatasetSource, FilesSource
 from lightning_lance.tokenization import ByteTokenizer, TokenizerFile, TrainedBPE
 from lightning_lance.tokenization.tokenizer import train_bpe
 from tests.support.stores import ListSource, documents
@@ -178,6 +181,75 @@ def test_two_corpora_of_one_place_are_refused_before_anything_is_built(tmp_path:
         with pytest.raises(ConfigError, match="The corpora 'a' and 'b' are one store"):
             LanceDataModule({**corpora, "b": second}, 16, 8, build={"rebuild": True}).prepare_data()
     assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (
+            lambda: Corpus(CODE, ByteTokenizer(), rebuild=True),  # type: ignore[call-arg]
+            r"Corpus has no rebuild: it is about the build, corpus\.prepare\(rebuild=\.\.\.\), or BuildOptions\(rebuild=",
+        ),
+        (
+            lambda: Corpus(CODE, ByteTokenizer(), min_tokens=3),  # type: ignore[call-arg]
+            r"Corpus has no min_tokens: .* BuildOptions\(wait_for_tokens=",
+        ),
+        (
+            lambda: Corpus(CODE, ByteTokenizer(), context_length=3),  # type: ignore[call-arg]
+            r"Corpus has no context_length: it is about what is served, LanceDataModule\(corpus, .*context_length=",
+        ),
+        (
+            lambda: Corpus(CODE, ByteTokenizer()).prepare(min_tokens=3),  # type: ignore[call-arg]
+            "prepare has no min_tokens: it is wait_for_tokens.",
+        ),
+        (
+            lambda: Corpus(CODE, ByteTokenizer()).prepare(max_tokens=3),  # type: ignore[call-arg]
+            r"prepare has no max_tokens: it belongs to the corpus, Corpus\(source, tokenizer, max_tokens=",
+        ),
+    ],
+)
+def test_an_argument_at_the_wrong_place_is_told_the_right_one(call: Callable[[], Any], sentence: str):
+    with pytest.raises(ConfigError, match=sentence):
+        call()
+
+
+def test_a_store_in_the_folder_of_another_is_refused_before_a_tokenizer_is_trained(tmp_path: Path):
+    outer = Corpus(CODE, ByteTokenizer(), tmp_path / "x.lance", val_fraction=0.0).prepare()
+    before = sorted(tmp_path.rglob("*"))
+    for place in ({"uri": tmp_path / "x.lance/sub/y.lance"}, {"data_dir": tmp_path / "x.lance/sub"}):
+        with pytest.raises(
+            ConfigError, match=r"is '.*/x.lance/sub.*', in the folder of the store '.*/x.lance': give a place"
+        ):
+            Corpus(CODE, TrainedBPE(300), **place).prepare()  # type: ignore[arg-type]
+    assert sorted(tmp_path.rglob("*")) == before
+    assert outer.num_tokens() > 0
+
+
+def test_another_working_folder_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Relative paths mean what they meant when the source and the tokenizer were made."""
+    for folder in ("here", "there"):
+        (tmp_path / folder / "texts").mkdir(parents=True)
+        (tmp_path / folder / "texts/a.txt").write_text(folder)
+        (tmp_path / folder / "lines.jsonl").write_text(f'{{"text": "{folder}"}}\n')
+        (tmp_path / folder / "tokenizer.json").write_text(train_bpe([[folder * 9]], 260).to_json())
+    monkeypatch.chdir(tmp_path / "here")
+    made = [
+        Corpus(source, TokenizerFile("tokenizer.json"), val_fraction=0.0)
+        for source in (
+            FilesSource(["texts/*.txt"]),
+            FilesSource(["*.txt"], root="texts"),
+            DatasetSource.jsonl(["*.jsonl"]),
+            DatasetSource.jsonl(["lines.jsonl"], val_files=["no.jsonl"])._part(val=False),
+        )
+    ]
+    fingerprints = [Corpus(corpus.source, corpus.tokenizer_config, val_fraction=0.0).fingerprint for corpus in made]
+    monkeypatch.chdir(tmp_path / "there")
+    for corpus, fingerprint in zip(made, fingerprints, strict=True):
+        assert corpus.fingerprint == fingerprint
+        store = corpus.prepare()
+        assert store.uri.startswith(str(tmp_path / "here"))
+        assert tokenizer_beside(store).decode(store.read([0], store.num_tokens())[0].tolist()).startswith("here")
+    assert pickle.loads(pickle.dumps(made[0])).fingerprint == fingerprints[0]
 
 
 def test_what_the_fingerprint_is_of_cannot_be_changed():

@@ -62,7 +62,7 @@ def test_a_build_that_cannot_fit_is_refused_before_anything_is_stored(tmp_path: 
 
 
 def test_what_is_needed_and_free_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level("INFO", "lightning_lance"):
+    with caplog.at_level("DEBUG", "lightning_lance"):
         build(tmp_path, max_documents=20)
         (tmp_path / "a.txt").write_text("text")
         prepare(FilesSource(["*.txt"], root=str(tmp_path)), ByteTokenizer(), data_dir=tmp_path, max_tokens=10**18)
@@ -70,7 +70,7 @@ def test_what_is_needed_and_free_is_told_once(tmp_path: Path, caplog: pytest.Log
         True
     ] * 2
     caplog.clear()
-    with caplog.at_level("INFO", "lightning_lance"):
+    with caplog.at_level("DEBUG", "lightning_lance"):
         build(tmp_path, max_documents=40)
     assert [
         "needs about 220 bytes more than it has now (200 tokens of 2 bytes in total), and " in m for m in told(caplog)
@@ -81,16 +81,37 @@ def test_without_a_budget_it_is_told_when_it_will_be_known_and_then_what_is_miss
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     """Ten shards of 20 tokens: after the first, 180 tokens of 2 bytes are missing."""
-    with caplog.at_level("INFO", "lightning_lance"):
+    with caplog.at_level("DEBUG", "lightning_lance"):
         build(tmp_path, commit_seconds=0)
     lines = [m for m in caplog.messages if " free in " in m]
     assert len(lines) == 2
     assert " can be estimated after the first of 10 shards; " in lines[0]
     assert "needs about 396 bytes more than it has now (200 tokens of 2 bytes in total), and " in lines[1]
     caplog.clear()
-    with caplog.at_level("INFO", "lightning_lance"):
+    with caplog.at_level("DEBUG", "lightning_lance"):
         prepare(ListSource(documents("text"), per_shard=40), ByteTokenizer(), data_dir=tmp_path)
     assert " can be estimated when the whole source is read; " in next(m for m in caplog.messages if " free in " in m)
+
+
+@pytest.mark.parametrize(
+    ("free", "shown"),
+    [(10**12, False), (1000, True), (10**9, False)],
+    ids=["small", "half of what is free", "below half"],
+)
+def test_people_are_told_only_where_it_matters(
+    free: int, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A build of 40 documents, 440 bytes and as many again for a merge."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with caplog.at_level("INFO", "lightning_lance"):
+        build(tmp_path, max_documents=40)
+    assert bool(told(caplog)) is shown
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
+    caplog.clear()
+    with caplog.at_level("INFO", "lightning_lance"):
+        source = ListSource(documents(*["text"] * 40), name="large")
+        prepare(source, ByteTokenizer(), data_dir=tmp_path / "data", max_tokens=10**9)
+    assert "The store " in told(caplog)[0]
 
 
 def test_growing_needs_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import Corpus
@@ -20,10 +20,11 @@ from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
-from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerFile, TrainedBPE
+from lightning_lance.tokenization.configs import ByteTokenizer, TokenizerConfig, TokenizerFile, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.builders import TEXTS
 from tests.support.corpora import data_of, prepare
+from tests.support.laws import examples
 from tests.support.paths import ROOT
 from tests.support.streams import streams
 
@@ -118,14 +119,23 @@ FIELDS = {
 FIELDS["tokenizer"] = len(TOKENIZERS)
 
 
-def corpus_of(choice: Choice, folder: Path, **changes: Any) -> Corpus:
+def source_of(choice: Choice, folder: Path) -> DatasetSource:
     source = {key: value for name in SOURCE for key, value in SOURCE[name][choice.get(f"source.{name}", 0)].items()}
     source["data_files"] = [str(folder / file) for file in source["data_files"]]
-    options = {key: value for name in DATA for key, value in DATA[name][choice.get(name, 0)].items()} | changes
+    return DatasetSource("parquet", **source)
+
+
+def tokenizer_of(choice: Choice, folder: Path) -> TokenizerConfig:
     tokenizer = TOKENIZERS[choice.get("tokenizer", 0)]
     if isinstance(tokenizer, TokenizerFile):
         tokenizer = TokenizerFile(str(folder / tokenizer.path), tokenizer.eos_token)
-    return data_of(DatasetSource("parquet", **source), tokenizer, data_dir=str(folder / "data"), **options).corpus
+    return tokenizer
+
+
+def corpus_of(choice: Choice, folder: Path, **changes: Any) -> Corpus:
+    options = {key: value for name in DATA for key, value in DATA[name][choice.get(name, 0)].items()} | changes
+    source, tokenizer = source_of(choice, folder), tokenizer_of(choice, folder)
+    return data_of(source, tokenizer, data_dir=str(folder / "data"), **options).corpus
 
 
 def fingerprint(choice: Choice, folder: Path) -> str:
@@ -180,7 +190,7 @@ def test_every_single_option_is_told_apart_or_not_as_it_should(corpus: Path, kin
 choices = st.fixed_dictionaries({}, optional={key: st.integers(0, n - 1) for key, n in FIELDS.items()})
 
 
-@settings(max_examples=20)
+@examples(10)
 @given(choices, choices, st.sets(st.sampled_from(sorted(FIELDS)), max_size=2))
 def test_it_changes_if_and_only_if_what_is_stored_would(
     corpus: Path, kinds: dict[str, list[int]], choice: Choice, changes: Choice, fields: set[str]
@@ -191,7 +201,7 @@ def test_it_changes_if_and_only_if_what_is_stored_would(
     assert (fingerprint(choice, corpus) == fingerprint(other, corpus)) == same
 
 
-@settings(max_examples=5)
+@examples(5)
 @given(choices, st.randoms(use_true_random=False))
 def test_what_has_one_fingerprint_is_stored_as_one(
     tmp_path_factory: pytest.TempPathFactory, corpus: Path, kinds: dict[str, list[int]], choice: Choice, chance: Any
@@ -214,9 +224,12 @@ def test_what_has_one_fingerprint_is_stored_as_one(
 SCRIPT = """
 import sys; sys.path[:0] = [sys.argv[1]]
 from pathlib import Path
-from tests.build.test_fingerprint import fingerprint
+from tests.build.test_fingerprint import Corpus, source_of, tokenizer_of
+folder = Path(sys.argv[2])
 for tokenizer in (1, 3):
-    print(fingerprint({"source.language": 5, "source.where": 6, "tokenizer": tokenizer}, Path(sys.argv[2])))
+    choice = {"source.language": 5, "source.where": 6, "tokenizer": tokenizer}
+    parts = source_of(choice, folder), tokenizer_of(choice, folder)
+    print(Corpus(*parts, data_dir=folder / "data", val_fraction=0.1).fingerprint)
 """
 
 

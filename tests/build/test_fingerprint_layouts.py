@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.build.plan import make_plan
@@ -17,6 +17,7 @@ from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import serving
 from tests.support.hub import Hub
+from tests.support.laws import examples
 from tests.support.paths import ROOT
 
 FILES = ["py/0", "py/1", "rs/0", "rs/deep/2", "c [x]/0", "c x/0", ".h/0", "__s/0", "3"]
@@ -84,7 +85,7 @@ def of_files(root: Path, options: dict[str, Any]) -> tuple[Any, str] | None:
         return None
 
 
-@settings(max_examples=25)
+@examples(13)
 @given(datasets, datasets, st.booleans())
 def test_of_local_files_it_changes_if_and_only_if_what_is_stored_would(
     root: Path, one: dict[str, Any], other: dict[str, Any], similar: bool
@@ -175,7 +176,7 @@ sources = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=25)
+@examples(13)
 @given(sources, sources, st.booleans())
 def test_of_files_it_changes_if_and_only_if_what_is_stored_would(
     tmp_path_factory: pytest.TempPathFactory, one: dict[str, Any], other: dict[str, Any], similar: bool

@@ -106,7 +106,7 @@ def test_only_the_last_block_of_a_stream_is_not_full(documents: Documents):
         assert not any(row["tokens"][row["num_tokens"] :])
 
 
-@pytest.mark.parametrize("streams", [1, 2, 5, 40])
+@pytest.mark.parametrize("streams", [1, 3, 30])
 def test_what_is_held_does_not_follow_the_number_of_streams(monkeypatch: pytest.MonkeyPatch, streams: int):
     row = 2 * BLOCK
     for name, rows in (("_TOGETHER_BYTES", 9), ("_HELD_BYTES", 24), ("_LEAST_BYTES", 1)):

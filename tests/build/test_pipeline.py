@@ -14,6 +14,7 @@ from lightning_lance.build.pipeline import encoded_batches
 from lightning_lance.sources.source import OpenedSource
 from lightning_lance.tokenization.gigatoken import ENCODERS
 from lightning_lance.tokenization.tokenizer import byte_tokenizer
+from tests.support.laws import examples
 from tests.support.stores import ListSource, documents
 
 TEXTS = ["one", "", None, "four", "five", "six", None, "eight", "nine", "ten", "eleven"]
@@ -40,6 +41,7 @@ def test_the_texts_from_the_cursor_on_come_in_order_up_to_the_limit(shard: int, 
     assert made == expected
 
 
+@examples(20)
 @given(st.integers(1, 4), st.integers(1, 5), st.sampled_from(["Python", ""]))
 def test_units_with_an_upper_bound_follow_each_other(limit: int, per_batch: int, language: str):
     """The result of a batch that the bound cuts names the first row of the next unit; skipped rows count once."""

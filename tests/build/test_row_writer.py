@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from lightning_lance.format.lance_io import dataset_at
 from lightning_lance.location import StoreLocation
 from tests.support.commits import NOTE, rows_of, writer_of
 from tests.support.paths import ROOT
+from tests.support.warm import BUILDING, server
 
 
 def files_in(folder: Path) -> list[str]:
@@ -108,8 +107,7 @@ while not list(Path(sys.argv[2]).glob("data/.tmp*")):
     ],
 )
 def test_a_process_that_ends_leaves_no_half_of_a_data_file(tmp_path: Path, ends: str):
-    command = [sys.executable, "-c", WRITE.format(ends=ends), str(ROOT), str(tmp_path / "x.lance")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = server(BUILDING).run(WRITE.format(ends=ends), ROOT, tmp_path / "x.lance", timeout=60)
     assert done.stderr == "" or done.stderr.endswith("\nKeyboardInterrupt\n")
     assert (done.returncode == 0) == (not ends)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

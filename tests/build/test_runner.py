@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore
@@ -36,6 +36,7 @@ from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.builders import STDLIB, TEXTS, Builder, Builders, Watched, until
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.paths import ROOT
 from tests.support.stores import Document, ListSource, documents, kept
 from tests.support.streams import expected, provenance, streams
@@ -57,7 +58,7 @@ made_documents = (
 )
 
 
-@settings(max_examples=25)
+@examples(13)
 @given(made_documents, st.integers(1, 5), st.integers(1, 5), st.sampled_from([0.0, 0.5]), st.integers(1, 5000))
 def test_the_streams_are_the_documents_joined_by_eos(
     tmp_path_factory: pytest.TempPathFactory,
@@ -107,7 +108,7 @@ class Breaks(ListSource):
 budgets = st.tuples(st.none() | st.integers(1, 12), st.none() | st.integers(1, 3000))
 
 
-@settings(max_examples=12)
+@examples(6)
 @given(
     made_documents,
     st.integers(1, 5),
@@ -153,7 +154,7 @@ def test_a_budget_is_kept_to_the_document_and_a_larger_one_goes_on(
     assert_same(store, prepare(source, ByteTokenizer(), str(folder / "whole.lance"), **options))
 
 
-@settings(max_examples=10)
+@examples(5)
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=30))
 def test_the_stream_is_what_the_tokenizers_library_gives(tmp_path_factory: pytest.TempPathFactory, texts: list[str]):
     texts = [*texts, "def f(x):\n    return x<|endoftext|>\n" * 9]

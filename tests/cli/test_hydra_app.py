@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -110,6 +111,33 @@ def test_what_a_constructor_only_keeps_is_refused_too(config: DictConfig):
             make(changed, "data")
         assert str(refused.value).startswith(f"{key.removeprefix('data.')} is {value!r}: expected a whole number")
     assert make(config, "data").serving.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("corpora.code.val_fraction=2", r"val_fraction is 2: .*; on the command line: corpora\.code\.val_fraction\.$"),
+        (
+            "corpora.text.long_documents=x",
+            r"long_documents is 'x': .*; on the command line: corpora\.text\.long_documents\.$",
+        ),
+        ("sources.code.max_retries=-1", r"^sources\.code\.max_retries is -1: expected"),
+        ("sources.text.shard_seed=x", r"^sources\.text\.shard_seed is 'x': expected"),
+    ],
+)
+def test_errors_of_several_corpora_name_the_keys_of_the_one(override: str, sentence: str):
+    with initialize_config_module("lightning_lance.conf", version_base="1.3"):
+        config = compose("config", overrides=["experiment=code_and_text", override])
+    with pytest.raises((ConfigError, InstantiationException)) as refused:
+        make(config, "data")
+    assert re.search(sentence, _one_sentence(refused.value, config))
+
+
+def test_an_error_of_some_corpus_names_where_they_are():
+    with initialize_config_module("lightning_lance.conf", version_base="1.3"):
+        config = compose("config", overrides=["experiment=code_and_text"])
+    told = _one_sentence(ConfigError("x was built with other settings: give another uri."), config)
+    assert told.endswith("; on the command line: corpora.NAME.uri.")
 
 
 def test_how_an_interrupted_training_goes_on(config: DictConfig, tmp_path: Path):

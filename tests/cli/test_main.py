@@ -23,6 +23,13 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
     assert line.startswith(f"{tmp_path}/data/python_stdlib-")
     assert "30 documents" in line
     assert run(tmp_path, *arguments) == (0, line + "\n", "")
+    # One line for what is read, and that one; the disk is large enough.
+    assert [text.partition(" ")[0] for text in out.splitlines()[:-1] if "nothing to validate on" not in text] == [
+        "Reading"
+    ]
+    code, shown, err = run(tmp_path, *arguments, "--cfg", "job")
+    assert (code, err) == (0, "")
+    assert "max_documents: 30" in shown
     # Only a store: no folders of Hydra, no log.
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -33,8 +40,8 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (
             ["conext_length=3"],
             "There is no key 'conext_length': did you mean 'context_length'? the configuration has build, ckpt_path, "
-            "context_length, corpus, data, data_dir, languages, max_documents, max_tokens, model, output_dir, seed, source, "
-            "tokenizer, trainer (to add a key that the constructor takes, write +conext_length=...).",
+            "context_length, corpus, data, data_dir, languages, max_documents, max_tokens, model, output_dir, progress, seed, "
+            "source, tokenizer, trainer (to add a key that the constructor takes, write +conext_length=...).",
         ),
         (
             ["source.shardseed=3"],
@@ -82,6 +89,18 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         ),
         (["+data.uri=x"], "There is no key 'data.uri': the place of a store that is built is corpus.uri"),
         (["+data.bogus=3"], "There is no key 'data.bogus': data has batch_format, "),
+        (["data.build.rebuild=true"], "There is no key 'data.build.rebuild': it is build.rebuild."),
+        (
+            ["data.corpus.uri=x.lance"],
+            "There is no key 'data.corpus.uri': a key of the corpus is corpus.uri, and several",
+        ),
+        (["data.corpus=nope.lance"], "/nope.lance': check the place"),
+        (["corpus.uri=memory://x"], "uri is 'memory://x', which would be gone with the process: give a folder"),
+        (["progress=xml"], "progress is 'xml': expected one of lines, json."),
+        (
+            ["tokenizer=bytes", "--foo", "a=b"],
+            "there is no option --foo: expected key=value, or an option such as --cfg job",
+        ),
         (["~data.corpus"], "The key data.corpus is missing: leave out what removes it."),
         (
             ["data.corpus=x.lance", "source=files", "source.patterns=[a]"],
@@ -137,6 +156,8 @@ def test_help_version_and_other_words(tmp_path: Path):
     assert err.startswith(
         "error: there is no command 'prepair': expected prepare, list, info, verify, forget, clean, remove or verify-resume."
     )
+    assert err.endswith(" did you mean prepare? lightning-lance --help says more.\n")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.documents.dedup import SeenHashes, check_dedup, text_hashes
@@ -17,6 +17,7 @@ from lightning_lance.location import StoreLocation
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.stores import Document, ListSource
 from tests.support.streams import EOS, streams
 
@@ -104,7 +105,7 @@ class Failing(ListSource):
         return super().read(shard, row)
 
 
-@settings(max_examples=50)
+@examples(20)
 @given(
     corpus,
     st.integers(1, 6),

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lightning_lance.documents.filters import EndsWith, OneOf, RowFilter, SpelledAs, checked_where
@@ -22,6 +22,7 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.readers.jsonl import LinesShard
 from lightning_lance.readers.parquet import ParquetShard
 from lightning_lance.sources.datasets import DatasetSource
+from tests.support.laws import examples
 
 UTC = dt.timezone.utc
 DAY, MORNING = dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 1, 6, 30)
@@ -88,7 +89,7 @@ def columns(draw: Any) -> tuple[pa.Array, str, Callable[[Any], Any], list[Any]]:
     return values, name, found, draw(st.lists(st.sampled_from(wanted), min_size=1, max_size=3))
 
 
-@settings(max_examples=80)
+@examples(32)
 @given(columns(), st.booleans(), st.booleans(), st.integers(1, 5), st.integers(0, 12), st.integers(0, 3))
 def test_parquet_keeps_what_python_keeps(
     tmp_path_factory: pytest.TempPathFactory,
@@ -172,7 +173,7 @@ def _equal(value: Any, one: Any) -> bool:
     return bool(value == one) or (value != value and one != one)
 
 
-@settings(max_examples=100)
+@examples(40)
 @given(
     JSON_COLUMNS, st.lists(st.sampled_from(["a", "mit", 5, 0, 1.5, 5.0, True, None, math.nan]), min_size=1, max_size=3),
     st.sampled_from(["x", "x.y", "x.y.z", "o.y"]), st.booleans(), st.booleans(), st.sampled_from([20, 1 << 20]),

@@ -56,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_a_store_is_built_and_a_model_trained_and_a_sample_written(trained: tuple[Path, str]):
     folder, printed = trained
     assert "Training a tokenizer with 1024 ids" in printed
-    assert "python_stdlib: committed 200 documents" in printed
+    assert ".lance: 200 documents, " in printed
     assert "val_loss" in printed
     assert "--- a sample ---" in printed
     # Where there is no terminal, a line after the first step, and then now and then; no bar.
@@ -153,7 +153,7 @@ def test_lines_of_progress_are_seldom(caplog: pytest.LogCaptureFixture, monkeypa
 def test_two_processes_by_way_of_hydra(tmp_path: Path):
     """Lightning starts the second process itself, with Hydra's overrides: one output folder, one store."""
     printed = train(tmp_path, "trainer.devices=2", "+trainer.strategy=ddp", "trainer.max_steps=4")
-    assert printed.count("committed 200 documents") == 1
+    assert printed.count(".lance: 200 documents, ") == 1
     assert printed.count("--- a sample ---") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "outputs"]
 

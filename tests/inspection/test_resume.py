@@ -1,15 +1,17 @@
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lightning_lance import Corpus, LanceDataModule
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.inspection.resume import find_loader_states, verify_resume
+from lightning_lance.tokenization import ByteTokenizer
+from tests.support.stores import ListSource, documents
 from tests.support.training import Recorder, make_data, make_trainer
+from tests.support.warm import TRAINING, server
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +40,27 @@ def test_a_checkpoint_is_worked_out_anew(folder: Path):
     assert [line.partition(": ")[2] for line in said[3:]] == shown
 
 
+def test_of_several_stores_the_one_of_each_window_is_named(tmp_path: Path):
+    corpora = {
+        name: Corpus(
+            ListSource(documents(*[letter * 40] * 20)), ByteTokenizer(), tmp_path / f"{name}.lance", val_fraction=0.0
+        )
+        for name, letter in (("code", "a"), ("prose", "b"))
+    }
+    trainer = make_trainer(tmp_path, max_steps=3, limit_val_batches=0)
+    trainer.fit(Recorder(), datamodule=LanceDataModule(corpora, 16, 4, mix={"code": 1, "prose": 1}))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    lines = verify_resume(str(tmp_path / "x.ckpt"), {}).splitlines()[3:]
+    named = {"code": "aaa", "prose": "bbb"}
+    assert {line.partition(" of ")[2].partition(":")[0] for line in lines} == {*named}
+    for line in lines:
+        assert named[line.partition(" of ")[2].partition(":")[0]] in line
+
+
 def test_a_store_that_has_moved_is_told(folder: Path, tmp_path: Path):
     shutil.copytree(folder / "x.lance", tmp_path / "y.lance")
-    script = "import sys; from lightning_lance.cli.main import main; main()"
-    command = [sys.executable, "-c", script, "verify-resume", str(folder / "x.ckpt"), f"uri={tmp_path}/y.lance"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    arguments = ("verify-resume", folder / "x.ckpt", f"uri={tmp_path}/y.lance")
+    done = server(TRAINING).run("from lightning_lance.cli.main import main; main()", *arguments, timeout=100)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"in {tmp_path}/y.lance version 1" in done.stdout
     with pytest.raises(ConfigError, match="has no store 'code': expected uri=PLACE for its only store"):

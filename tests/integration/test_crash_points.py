@@ -17,7 +17,7 @@ import pytest
 from tests.support.crashes import KINDS, Server
 
 # Points of each kind of build, where not all are asked for.
-SAMPLE = 8
+SAMPLE = 5
 # Of the clock: a slow build reports its progress more often.
 BY_THE_CLOCK = "x.building.json"
 

@@ -11,12 +11,13 @@ from itertools import pairwise
 import pyarrow as pa
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer, train_bpe
 from lightning_lance.tokenization.unicode_tables import NEWER
+from tests.support.laws import examples
 from tests.support.paths import ROOT
 from tests.support.small_tokenizers import TRAINING, byte_level, sentence_piece, unigram
 
@@ -157,7 +158,7 @@ def engines(request: pytest.FixtureRequest) -> tuple[Tokenizer, Tokenizer]:
     return fast, Tokenizer(fast.to_json(), fast.eos_token, engine="tokenizers")
 
 
-@settings(max_examples=80)
+@examples(32)
 @given(st.lists(mixed, min_size=1, max_size=6))
 def test_the_ids_are_those_of_tokenizers(engines: tuple[Tokenizer, Tokenizer], texts: list[str]):
     """A difference would be a warning, too, since the build compares a sample itself: and warnings are errors here."""
@@ -170,7 +171,7 @@ def test_the_ids_are_those_of_tokenizers(engines: tuple[Tokenizer, Tokenizer], t
     assert not specials & {i for row in ids for i in row}
 
 
-@settings(max_examples=60)
+@examples(24)
 @given(st.lists(st.lists(st.sampled_from([*NEWEST, *WORDS]), max_size=25).map("".join), min_size=1, max_size=4))
 def test_words_near_newer_characters_have_the_ids_of_tokenizers(engines: tuple[Tokenizer, Tokenizer], texts: list[str]):
     fast, reference = engines

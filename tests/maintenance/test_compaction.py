@@ -16,7 +16,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lance.file import LanceFileReader
 
@@ -34,11 +34,12 @@ from lightning_lance.maintenance.compaction import compact, merge_groups
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.maintenance.removal import clean_up, fence_stale_builders, find_orphans
 from tests.support import stores
+from tests.support.laws import examples
 from tests.support.merges import EOS, NOTE, Made, append, check_same_readers, commits, contents
 from tests.support.stores import append_commit, finish, packed
 
 
-@settings(max_examples=25)
+@examples(13)
 @given(commits, st.sampled_from([1, 30_000, 1 << 30]), st.booleans())
 def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_each: bool):
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +142,7 @@ def test_fragments_are_few_however_the_build_came_to_them(sizes: list[int], late
         assert sum(size for size in sizes if size < 1 << 62) == whole
 
 
-@settings(max_examples=50)
+@examples(20)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=400))
 def test_tokens_are_written_few_times_however_long_the_build(sizes: list[int]):
     full, written, most, fragments = 10_000, 0, 0, []

@@ -13,7 +13,7 @@ from typing import Any
 import lance
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, WindowLoader
@@ -34,6 +34,7 @@ from tests.support.bucket import serving
 from tests.support.builders import until
 from tests.support.commands import run
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.stores import Document, ListSource, documents, only_append
 from tests.support.streams import expected, provenance, streams
 
@@ -80,7 +81,7 @@ def counts(commit: CommitMetadata) -> Any:
     return [entry for entry in commit.forgotten if entry["documents"]]
 
 
-@settings(max_examples=20)
+@examples(10)
 @given(made, st.lists(condition, min_size=1, max_size=2, unique_by=str), st.integers(1, 25), st.integers(1, 6000))
 def test_what_is_left_is_a_store_without_those_documents(
     tmp_path_factory: pytest.TempPathFactory,
@@ -119,7 +120,7 @@ def test_what_is_left_is_a_store_without_those_documents(
         assert verify_store(store.uri) == []
 
 
-@settings(max_examples=15)
+@examples(8)
 @given(made, st.lists(condition, min_size=1, max_size=2, unique_by=str), st.integers(1, 25), st.booleans())
 def test_to_forget_and_then_grow_is_to_grow_and_then_forget(
     tmp_path_factory: pytest.TempPathFactory,

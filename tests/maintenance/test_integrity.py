@@ -118,8 +118,8 @@ from tests.support.merges import NOTE, append
 from lightning_lance.format.commit import last_version
 from lightning_lance.location import StoreLocation
 note, place = NOTE, StoreLocation(sys.argv[2])
-for i in range(50):
-    last = i == 49
+for i in range(30):
+    last = i == 29
     note = append(sys.argv[2], [(0, "C", 3000), (1, "Rust", 500)], 2 * i, note, 60_000 if last else None)
     if not last:
         compact(place, last_version(place)[0], full=60_000)

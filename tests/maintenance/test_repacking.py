@@ -5,17 +5,18 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.format.commit import data_file_infos, replace_fragments
 from lightning_lance.format.lance_io import fragments_of
 from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.repacking import rewrite_fragments
+from tests.support.laws import examples
 from tests.support.merges import NOTE, Made, append, check_same_readers, commits, contents
 
 
-@settings(max_examples=20)
+@examples(10)
 @given(commits, st.sets(st.integers(0, 40)), st.sampled_from([1, 2, 1024]))
 def test_documents_are_dropped_with_all_their_tokens(parts: list[list[Made]], gone: set[int], rows: int):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:

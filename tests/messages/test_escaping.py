@@ -20,6 +20,7 @@ from lightning_lance.maintenance.integrity import Problem
 from lightning_lance.messages.escaping import logger, say, shown, shown_lines
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.commands import run
 from tests.support.corpora import prepare
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
@@ -106,18 +107,10 @@ def test_the_commands_show_escapes(tmp_path: Path):
         "parquet", data_files=[str(tmp_path / "c.parquet")], columns={"text": "text", "repo": "repo"}
     )
     prepare(source, ByteTokenizer(), uri, val_fraction=0.0, max_documents=5)
-    command = [
-        sys.executable,
-        "-c",
-        "from lightning_lance.cli.main import main; main()",
-        "forget",
-        uri,
-        "repo=owner/name",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0
-    assert "did you mean repo=owner/name\\x1b[2J\\u202e?" in done.stdout
-    assert not any(character in done.stdout + done.stderr for character in "\x1b\u202e")
+    code, out, err = run(tmp_path, "forget", uri, "repo=owner/name")
+    assert code == 0
+    assert "did you mean repo=owner/name\\x1b[2J\\u202e?" in out
+    assert not any(character in out + err for character in "\x1b\u202e")
 
 
 def test_clean_shows_escapes_and_says_all_on_any_terminal(tmp_path: Path):

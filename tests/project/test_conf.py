@@ -1,4 +1,4 @@
-"""Every option of every group is composed and made; every comment that the README's table relies on is there."""
+"""Every option of every group is composed and made; every comment that the documentation relies on is there."""
 
 import inspect
 from collections.abc import Iterator

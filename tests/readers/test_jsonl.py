@@ -13,7 +13,7 @@ import fsspec
 import pyarrow as pa
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.documents.columns import REPLACED
@@ -26,6 +26,7 @@ from lightning_lance.readers.retry import is_transient
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.stored import stored
 
 # A line, the text that it gives, and why it is left out.
@@ -131,7 +132,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lines")
 
 
-@settings(max_examples=300)
+@examples(120)
 @given(
     LINES, st.sampled_from([b"\n", b"\r\n"]), st.booleans(), st.booleans(), st.sampled_from(KINDS),
     st.sampled_from([7, 40, 300, 1 << 20]), st.integers(0, 14), st.booleans(), st.booleans(),
@@ -154,7 +155,7 @@ def test_rows_are_those_of_python_line_by_line(
         assert rows(shard, 0, filters, starts) == expected
     assert rows(shard, row, filters, starts) == expected[row:]
     assert bool(starts) == (kind == "")
-    assert {*shard.columns(["text", "x"])} >= {"text", "x"}
+    assert {*shard.columns(["text", "x"], "text")} >= {"text", "x"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -238,7 +239,7 @@ def test_one_array_or_one_object_is_left_to_datasets(tmp_path: Path, kind: str, 
         read = [[t for batch in opened.read(i, 0) for t in batch.column("text").to_pylist()] for i in range(3)]
         assert sorted(read) == [["a", "b"], ["c", "d"], ["e"]]
     with pytest.raises(NotLines):
-        LinesShard(str(tmp_path / f"0.json{kind}"), {}).columns(["text"])
+        LinesShard(str(tmp_path / f"0.json{kind}"), {}).columns(["text"], "text")
 
 
 def test_other_options_of_datasets_are_left_to_it(tmp_path: Path):
@@ -314,7 +315,7 @@ def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) >> 10
 def read(place):
     shard = LinesShard(place, {})
-    found = "text" in shard.columns(["text"])
+    found = "text" in shard.columns(["text"], "text")
     return found and sum(table.nbytes for _, table in shard.tables(["text"], "text", None, 0, {}))
 small, *places = sys.argv[1:]
 read(small)

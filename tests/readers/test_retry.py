@@ -1,12 +1,15 @@
 import asyncio
 import concurrent.futures
 import errno
+import socket
+import time
 import zlib
 
 import pyarrow as pa
 import pytest
 
 from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.readers import retry
 from lightning_lance.readers.retry import RetryPolicy, _asked, is_bad_data, is_transient
 from lightning_lance.sources.datasets import DatasetSource
 
@@ -88,6 +91,49 @@ def test_waits_grow_vary_and_end(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(SourceError, match=r"after 1 try \(OSError: cut\)"):
         RetryPolicy("mine", 0, 30.0).wait(1, "reading x", OSError("cut"))
     assert patience.incidents == {"OSError": 12, "HTTP 429": 2}
+
+
+@pytest.mark.parametrize(
+    ("host", "why"), [("127.0.0.1", "connection refused"), ("no-such-host.invalid", "its name does not resolve")]
+)
+def test_what_was_never_reached_is_told_soon_and_what_was_is_waited_for(
+    host: str, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(retry, "_FIRST_SECONDS", 0.5)
+
+    def connect() -> None:
+        socket.create_connection((host, 9), 5)
+
+    patience = RetryPolicy("mine", 20, 30.0, "The dataset 'a/b'", "set HF_ENDPOINT")
+    began = time.monotonic()
+    with pytest.raises(SourceError, match=rf"^The dataset 'a/b' cannot be reached \({why}\): set HF_ENDPOINT\.$"):
+        patience.call("listing", connect)
+    assert time.monotonic() - began < 5
+    assert caplog.messages == []
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    patience.call("listing", lambda: None)
+    for known in (patience, RetryPolicy("mine", 20, 30.0, reached=True)):
+        with pytest.raises(SourceError, match="gave up on reading after 21 tries"):
+            known.call("reading", connect)
+    assert len(caplog.messages) == 40
+
+
+def test_an_error_of_ours_passes_through_a_library_unchanged():
+    """Otherwise it would be tried again, or told once more in the words of the library."""
+    told = SourceError("once")
+
+    def library() -> None:
+        try:
+            try:
+                raise told from ConnectionRefusedError()
+            except SourceError as error:
+                raise ConnectionError("Couldn't reach the Hub") from error
+        except ConnectionError:
+            raise OSError("could not connect")  # noqa: B904 - as libraries do
+
+    with pytest.raises(SourceError) as raised:
+        RetryPolicy("mine", 20, 30.0).call("listing", library)
+    assert raised.value is told
 
 
 def test_only_what_time_cures_is_done_again(monkeypatch: pytest.MonkeyPatch):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore
@@ -16,6 +16,7 @@ from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.stores import ListSource, documents
 from tests.support.walks import walk
 
@@ -63,7 +64,7 @@ def resumed(place: Cursor, before: Cursor) -> Cursor:
     return place
 
 
-@settings(max_examples=25)
+@examples(13)
 @given(st.integers(0, 300), st.integers(1, 200), st.booleans())
 def test_a_new_component_begins_and_the_others_go_on(
     stores: dict[str, TokenStore], before: int, after: int, weights_too: bool
@@ -219,7 +220,7 @@ def test_other_orders_go_on_after_as_many_tokens(
         assert now.num_windows * then <= consumed * first + then - 1
 
 
-@settings(max_examples=25)
+@examples(13)
 @given(st.integers(2, 59), st.sampled_from([(64, 32), (32, 64), (40, 15), (15, 40)]), st.booleans())
 def test_many_short_streams_are_neither_passed_over_nor_served_again(
     many: TokenStore, consumed: int, pair: tuple[int, int], two_stores: bool

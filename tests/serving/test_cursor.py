@@ -5,7 +5,7 @@ from typing import Any
 import lance
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore
@@ -14,6 +14,7 @@ from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.stores import ListSource, documents, only_append
 from tests.support.walks import walk
 
@@ -40,7 +41,7 @@ def cursor(store: TokenStore, on_data_change: Any = "error", **changes: Any) -> 
 mixes = st.sampled_from([{}, {"Python": 0.7, "Rust": 0.3}, {"Rust": 5, "Python": 1}])
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(mixes, st.sampled_from([None, 5]), st.lists(st.integers(0, 200), min_size=2, max_size=4))
 def test_a_state_continues_the_walk_and_its_digest(
     store: TokenStore, mix: dict[str, float], block: int | None, parts: list[int]
@@ -57,7 +58,7 @@ def test_a_state_continues_the_walk_and_its_digest(
     assert place.state_dict() == whole.state_dict()
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_new_weights_leave_each_component_where_it_was(store: TokenStore, before: int, after: int):
     """Each component continues in its own order, whatever its weight."""

@@ -5,8 +5,6 @@ import itertools
 import multiprocessing
 import os
 import pickle
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
 from tests.support.forks import in_a_fork
 from tests.support.stores import ListSource, documents
+from tests.support.warm import TRAINING, server
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:lance is not fork-safe", "ignore:This process .* is multi-threaded", "ignore:This DataLoader will create"
@@ -310,7 +309,7 @@ threading.Thread(target=late).start()
 
 
 def test_a_thread_that_trains_on_after_the_main_threads_end_gets_its_windows(store: TokenStore):
-    done = subprocess.run([sys.executable, "-c", LATE, store.uri], capture_output=True, text=True, timeout=100)
+    done = server(TRAINING).run(LATE, store.uri, timeout=100)
     assert done.stderr == ""
     served, length = done.stdout.split()
     assert served == length

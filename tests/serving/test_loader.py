@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, WindowLoader
@@ -17,6 +17,7 @@ from lightning_lance.serving.loader import Remainder
 from lightning_lance.serving.order import Order
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.stores import ListSource, documents
 
 MakeStore = Callable[..., TokenStore]
@@ -57,7 +58,7 @@ contexts, batch_sizes, world_sizes = st.integers(1, 40), st.integers(1, 5), st.i
 orders = st.sampled_from(["shuffle", "random", "sequential", "fixed"])
 
 
-@settings(max_examples=60)
+@examples(24)
 @given(
     contexts,
     batch_sizes,
@@ -88,7 +89,7 @@ def test_ranks_are_disjoint_and_complete(
     assert len(everything) - len(merged) < (world_size * batch_size if remainder == "drop" else world_size)
 
 
-@settings(max_examples=60)
+@examples(24)
 @given(contexts, batch_sizes, orders, st.integers(0, 60), st.integers(0, 60))
 def test_a_state_continues_with_the_batches_that_would_have_come(
     store: TokenStore, context_length: int, batch_size: int, order: Order, first: int, second: int
@@ -119,7 +120,7 @@ def test_a_state_continues_with_the_batches_that_would_have_come(
     assert parts + take(again, 9) == whole
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 4), st.integers(1, 4))
 def test_another_world_size_and_batch_size_continue_the_same_order(
     store: TokenStore, steps: int, batch_size: int, world_size: int, new_world_size: int
@@ -208,7 +209,7 @@ def test_the_two_parts_of_a_checkpoint_must_say_the_same(store: TokenStore):
         resumed.load_state_dict(loader.state_dict())
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(contexts, batch_sizes, world_sizes, st.integers(1, 3))
 def test_wrapped_batches_are_whole_and_their_windows_come_again(
     store: TokenStore, context_length: int, batch_size: int, world_size: int, epochs: int

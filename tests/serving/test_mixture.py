@@ -2,13 +2,14 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.format.layout import StreamExtent
 from lightning_lance.serving.mixture import Mixture, Schedule
 from lightning_lance.serving.order import WindowOrder
+from tests.support.laws import examples
 
 weights_of = st.lists(st.decimals("0.01", "20", places=2).map(float), min_size=1, max_size=6)
 
@@ -57,7 +58,7 @@ def order(start: int, num_tokens: int, name: str) -> WindowOrder:
     return WindowOrder([StreamExtent(name, start, num_tokens)], 4, "shuffle", ("fingerprint", 1, 0, name))
 
 
-@settings(max_examples=50)
+@examples(20)
 @given(weights_of.filter(lambda values: len(values) > 1), st.integers(0, 50), st.integers(0, 50), st.data())
 def test_each_component_walks_its_own_order_over_and_over(
     values: list[float], taken: int, first: int, data: st.DataObject

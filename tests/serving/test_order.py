@@ -3,13 +3,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.format.layout import StreamExtent
 from lightning_lance.serving.order import Order, WindowOrder, windows_of
 from lightning_lance.serving.permutation import key_words, lowbias32, permute, splitmix64
+from tests.support.laws import examples
 
 KEY = ("fingerprint", 1, 0)
 
@@ -178,7 +179,7 @@ def test_epochs_and_seeds_and_versions_differ():
     assert len({min(starts) % 8 for starts in seen}) > 1
 
 
-@settings(max_examples=20)
+@examples(10)
 @given(st.integers(0, 1000))
 def test_random_windows_are_drawn_evenly_from_all_offsets(seed: int):
     windows = WindowOrder(extents(30, 4, 30), 4, "random", ("f", 1, seed))

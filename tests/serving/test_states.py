@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import LanceDataModule, TokenStore, WindowLoader
@@ -17,6 +17,7 @@ from lightning_lance.inspection.resume import verify_resume
 from lightning_lance.serving.states import FIELDS, checked_state
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.stores import ListSource, documents
 
 SOURCE = ListSource(
@@ -82,7 +83,7 @@ def saved(store: TokenStore) -> list[tuple[dict[str, float], dict[str, Any]]]:
     return made
 
 
-@settings(max_examples=80)
+@examples(32)
 @given(
     st.integers(0, 7),
     st.sampled_from(["error", "restart", "continue"]),
@@ -112,7 +113,7 @@ def test_one_changed_field_is_refused_and_changes_nothing_or_gives_an_epoch_that
     at(make(store, mix=mix, on_data_change=on_data_change), loader.state_dict())
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(st.sampled_from(["name", "uri", "fingerprint", "tokens", "forgotten", "version", "more"]), odd_values)
 def test_one_changed_field_of_a_store_is_refused_or_does_not_matter(store: TokenStore, field: str, value: Any):
     saved = make(store)

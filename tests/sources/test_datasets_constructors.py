@@ -8,7 +8,7 @@ from typing import Any, Literal, get_type_hints
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.build.plan import make_plan
@@ -17,6 +17,7 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.sources import DatasetSource, FilesSource
 from lightning_lance.sources.dataset_spec import DatasetSpec, FileOptions, HubOptions
 from lightning_lance.tokenization.configs import ByteTokenizer
+from tests.support.laws import examples
 
 COLUMNS = {"text": "content", "path": "path"}
 SHARED = {
@@ -62,7 +63,7 @@ def outcome(make: Callable[[], DatasetSource]) -> Any:
     return type(source), source, source.identity(), plan.fingerprint, plan.uri
 
 
-@settings(deadline=None, max_examples=100)
+@examples(40)
 @given(
     kind=st.sampled_from(["parquet", "jsonl"]),
     place=st.sampled_from(PLACES),
@@ -85,7 +86,7 @@ def test_files(
     assert short == outcome(lambda: DatasetSource(path, data_files=files, **options))
 
 
-@settings(deadline=None, max_examples=100)
+@examples(40)
 @given(
     place=st.fixed_dictionaries({}, optional={"config": st.sampled_from([None, "sample"]), "split": st.just("test")}),
     options=st.fixed_dictionaries({}, optional={**SHARED, **HUB}),
@@ -98,7 +99,7 @@ def test_datasets_of_the_hub(place: dict[str, Any], options: dict[str, Any]):
 
 def test_every_option_of_the_constructor_can_be_given_with_its_type():
     types = get_type_hints(DatasetSpec)
-    names = {field.name for field in fields(DatasetSpec)}
+    names = {field.name for field in fields(DatasetSpec) if field.init}
     for options, own in ((FileOptions, {"path", "data_files"}), (HubOptions, {"path", "config", "split"})):
         typed = get_type_hints(options)
         assert {name: types[name] for name in typed} == typed

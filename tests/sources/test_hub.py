@@ -20,7 +20,7 @@ class OfflineModeIsEnabled(Exception):  # noqa: N818
         (
             OfflineModeIsEnabled("no network"),
             SourceError,
-            "Source 'mine' cannot be reached (no network): check the network",
+            "The dataset 'own/name' cannot be read in offline mode: unset HF_HUB_OFFLINE, or download the files",
         ),
         (ConnectionError("refused"), SourceError, "Source 'mine' cannot be reached (refused)"),
         (

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.sources.local_files import (
@@ -21,6 +21,7 @@ from lightning_lance.sources.local_files import (
     Search,
 )
 from lightning_lance.sources.local_shards import IGNORED_NAMES
+from tests.support.laws import examples
 
 NAMES = ["a", "b", "a.py", "b.py", ".h", "__s", "x-y", "x", "[q]", "config.json", "README.md", "c d", "é"]
 PARTS = [
@@ -70,7 +71,7 @@ def make(root: Path, tree: dict[str, object] | None) -> None:
             make(root / name, inner)  # type: ignore[arg-type]
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(trees, st.lists(st.sampled_from(PARTS), min_size=1, max_size=4), st.sampled_from(["", "./", "{root}/", "a/../"]))
 def test_without_links_it_finds_what_glob_and_datasets_find_in_their_order(
     tmp_path_factory: pytest.TempPathFactory, tree: dict[str, object] | None, parts: list[str], before: str
@@ -129,7 +130,7 @@ links = st.lists(
 )
 
 
-@settings(max_examples=40)
+@examples(20)
 @given(links)
 def test_each_real_file_is_found_once_whatever_links_there_are(
     tmp_path_factory: pytest.TempPathFactory, made: list[tuple[str, str, str]]

@@ -5,7 +5,7 @@ import lance
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.build.plan import make_plan
@@ -14,6 +14,7 @@ from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.streams import EOS, streams
 
 
@@ -48,7 +49,7 @@ def tokens(*texts: str) -> list[int]:
     return [token for text in texts for token in [*text.encode(), EOS]]
 
 
-@settings(max_examples=8)
+@examples(5)
 @given(st.sampled_from(["files", "split"]), st.lists(st.integers(1, 20), max_size=2), st.booleans(), st.integers(1, 60))
 def test_validation_is_the_split_of_that_name_first_and_within_the_budget(
     tmp_path_factory: pytest.TempPathFactory, kind: str, budgets: list[int], by_tokens: bool, commit_tokens: int

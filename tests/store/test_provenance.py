@@ -7,7 +7,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore
@@ -17,6 +17,7 @@ from lightning_lance.location import StoreLocation
 from lightning_lance.store.provenance import document_lists, stored_hashes
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.stores import Document, ListSource
 
 LONG = 5000  # over three blocks
@@ -43,7 +44,7 @@ def spans(made: list[Document], split: str) -> list[tuple[int, int, str, str, st
     return found
 
 
-@settings(max_examples=20)
+@examples(10)
 @given(documents, st.integers(1, 6000), st.lists(st.integers(1, 25), max_size=2), st.booleans(), st.data())
 def test_the_documents_of_windows_are_those_of_a_walk_through_all(
     tmp_path_factory: pytest.TempPathFactory,

@@ -8,7 +8,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import TokenStore
@@ -23,6 +23,7 @@ from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.removal import clean_up
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.stores import ListSource, append_commit, documents, only_append, packed
 from tests.support.written import EOS, NOTE, write
 
@@ -35,7 +36,7 @@ document = st.tuples(
 commits = st.lists(st.lists(document, min_size=1, max_size=5), min_size=1, max_size=4)
 
 
-@settings(max_examples=25)
+@examples(13)
 @given(commits, st.sampled_from([np.uint16, np.uint32]), st.data())
 def test_both_readers_give_the_logical_stream(
     tmp_path_factory: pytest.TempPathFactory,
@@ -69,7 +70,7 @@ def test_both_readers_give_the_logical_stream(
             assert all(np.array_equal(w, stream[a : a + length]) for w, a in zip(windows, starts, strict=True))
 
 
-@settings(max_examples=30)
+@examples(15)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5000)), min_size=1, max_size=12),
     st.integers(1, 9000),
@@ -114,9 +115,7 @@ def test_a_store_travels_as_an_address(byte_store: MakeStore):
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
-    with pytest.raises(
-        StoreError, match=r"There is no committed token store at .* run 'lightning-lance prepare' first"
-    ):
+    with pytest.raises(StoreError, match=r"There is no committed token store at .*: check the place"):
         TokenStore.open(tmp_path / "none.lance")
     (tmp_path / "file.lance").touch()
     for place in ("file.lance", "file.lance/x.lance"):
@@ -216,7 +215,7 @@ def test_a_store_that_was_built_anew_by_another_recipe_is_never_taken_for_the_sa
     stores = [TokenStore.open(uri, reader=reader) for reader in ("mapped", "take")]
     traveller = pickle.dumps(stores[0])
     prepare(
-        ListSource(documents(*["other"] * 4000)),
+        ListSource(documents(*["other " * 300] * 14)),
         ByteTokenizer(),
         uri,
         val_fraction=0.0,

@@ -17,6 +17,10 @@ from tests.support.stores import ListSource, documents
 SOURCE = ListSource(documents(*["".join(random.Random(i).choices("abcdefghij \n", k=200)) for i in range(40)]))
 
 
+# Of few steps.
+SMALL = ListSource(SOURCE.documents[:18])
+
+
 class Recorder(lightning.LightningModule):
     """A model that learns little and writes down which windows it was given."""
 
@@ -53,7 +57,8 @@ class Recorder(lightning.LightningModule):
 
 def make_data(folder: Path, **changes: Any) -> LanceDataModule:
     arguments = {"context_length": 32, "batch_size": 8, "val_fraction": 0.2, **changes}
-    return data_of(SOURCE, ByteTokenizer(), data_dir=str(folder), **arguments)
+    source = arguments.pop("source", SOURCE)
+    return data_of(source, ByteTokenizer(), data_dir=str(folder), **arguments)
 
 
 def make_trainer(folder: Path, **changes: Any) -> lightning.Trainer:

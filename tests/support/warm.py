@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+
+from filelock import FileLock
 
 from tests.support.paths import ROOT
 
@@ -52,21 +55,17 @@ class WarmProcess:
 
 
 class WarmServer:
-    """Starts the processes; ends with the process that made it."""
+    """Starts the processes. One server serves all workers of pytest, and ends after the last of them.
+
+    Args:
+        modules: What it imports.
+    """
 
     def __init__(self, modules: Sequence[str]) -> None:
-        # More threads than one would be started by an import, and would be missing in the forks.
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.warm_server", *modules],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=environment,
-        )
         self._results = tempfile.TemporaryDirectory()
         self._started = 0
+        self._connection = connected(modules)
+        self._answers = self._connection.makefile()
         atexit.register(self.close)
 
     def start(
@@ -101,11 +100,8 @@ class WarmServer:
             "stdout": str(place / "stdout"),
             "stderr": str(place / "stderr"),
         }
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps(request) + "\n")
-        self._server.stdin.flush()
-        return WarmProcess(int(self._server.stdout.readline()), place / "result")
+        self._connection.sendall(json.dumps(request).encode() + b"\n")
+        return WarmProcess(int(self._answers.readline()), place / "result")
 
     def run(
         self,
@@ -122,9 +118,34 @@ class WarmServer:
         return subprocess.CompletedProcess([str(script), *map(str, arguments)], code, *process.output())
 
     def close(self) -> None:
-        """End the server, and forget what was written."""
-        self._server.communicate()
+        """Disconnect, and forget what was written."""
+        self._connection.close()
         self._results.cleanup()
+
+
+def connected(modules: Sequence[str]) -> socket.socket:
+    """Return a connection to the server that has imported these modules. Starts it if this is the first to ask."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    name = hashlib.sha256(" ".join(modules).encode()).hexdigest()[:8]
+    place = Path(tempfile.gettempdir()) / f"warm-{run}-{name}"
+    with FileLock(f"{place}.lock", timeout=100):
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(str(place))
+            return connection
+        except OSError:
+            place.unlink(missing_ok=True)
+        start_server(place, modules)
+        connection.connect(str(place))
+        return connection
+
+
+def start_server(place: Path, modules: Sequence[str]) -> None:
+    """Start a server, and wait until it listens."""
+    # More threads than one would be started by an import, and would be missing in the forks.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.support.warm_server", str(place), *modules]
+    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment, check=True)
 
 
 @cache

@@ -1,6 +1,6 @@
 """A process that has imported what is slow to import, and forks for each script that it is told to run.
 
-Each line of its standard input is a request of `tests.support.warm`. The fork that runs the script returns to the end of
+Each line from a client is a request of `tests.support.warm`. The fork that runs the script returns to the end of
 this module, so that it ends as any interpreter does: with its traceback, its threads awaited and its `atexit`.
 """
 
@@ -9,28 +9,67 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import selectors
 import signal
+import socket
 import sys
 import types
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+# Number of the filters of warnings that Python has by itself.
+OWN_FILTERS = len(warnings.filters)
+# Time without a client after which the server ends.
+_IDLE_SECONDS = 10.0
 
 
-def requested() -> dict[str, Any]:
-    """Return, in a fork, what it shall run."""
-    for line in sys.stdin:
-        if os.fork() == 0:
-            return watched(json.loads(line))
+def requested(place: str) -> dict[str, Any]:
+    """Return, in a fork, what it shall run. The server itself ends some time after its last client."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(place)
+    listener.listen()
+    # Whoever started it waits for no more than this.
+    if os.fork():
+        os._exit(0)
+    ready = selectors.DefaultSelector()
+    ready.register(listener, selectors.EVENT_READ)
+    clients = 0
+    while events := ready.select(None if clients else _IDLE_SECONDS):
+        for key, _ in events:
+            if key.fileobj is listener:
+                client, _ = listener.accept()
+                ready.register(client, selectors.EVENT_READ, client.makefile("rw"))
+                clients += 1
+                continue
+            line = key.data.readline()
+            if not line:
+                ready.unregister(key.fileobj)
+                clients -= 1
+            elif os.fork() == 0:
+                request = watched(json.loads(line), key.data)
+                close(ready)
+                return request
+    Path(place).unlink()
+    Path(f"{place}.lock").unlink(missing_ok=True)
     sys.exit()
 
 
-def watched(request: dict[str, Any]) -> dict[str, Any]:
+def close(ready: selectors.BaseSelector) -> None:
+    """Close what only the server itself needs."""
+    for key in [*ready.get_map().values()]:
+        if key.data is not None:
+            key.data.close()
+        key.fileobj.close()  # type: ignore[union-attr]
+    ready.close()
+
+
+def watched(request: dict[str, Any], client: TextIO) -> dict[str, Any]:
     """Return in one more fork, and write down how that ends."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if (child := os.fork()) == 0:
         return request
-    print(child, flush=True)
+    print(child, file=client, flush=True)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     result = Path(request["result"])
     result.with_suffix(".new").write_text(str(code))
@@ -54,7 +93,10 @@ def become(request: dict[str, Any]) -> Any:
     sys.path[1:1] = [path for path in request["environment"].get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.warnoptions[:] = request["warnings"]
     for action in request["warnings"]:
-        warnings.simplefilter(action)
+        # Behind the filters of what was imported, as `-W` has it, and before Python's own.
+        warnings.filters.insert(len(warnings.filters) - OWN_FILTERS, (action, None, Warning, None, 0))
+    # No result of the filters before is kept.
+    warnings.simplefilter("default", append=True)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     if sys.argv[0] != "-c":
         main.__file__ = str(script)
@@ -62,7 +104,7 @@ def become(request: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
+    for name in sys.argv[2:]:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    exec(*become(requested()))
+    exec(*become(requested(sys.argv[1])))

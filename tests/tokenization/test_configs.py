@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +11,7 @@ from lightning_lance.tokenization.tokenizer import Tokenizer, train_bpe
 from tests.support.hub import Hub
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
+from tests.support.warm import BUILDING, server
 
 SOURCE = ListSource(documents(*[f"def function_{i}(argument): return argument * {i}\n" for i in range(40)]))
 
@@ -49,9 +48,9 @@ print(TrainedBPE(vocab_size=300).load(SOURCE, Path(sys.argv[1])).digest)
 
 
 def test_processes_that_train_at_once_get_one_tokenizer(tmp_path: Path):
-    command = [sys.executable, "-c", TRAIN, str(tmp_path), str(ROOT)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    digests = {process.communicate(timeout=100)[0] for process in processes}
+    processes = [server(BUILDING).start(TRAIN, tmp_path, ROOT) for _ in range(3)]
+    assert [process.wait(100) for process in processes] == [0] * 3
+    digests = {process.output()[0] for process in processes}
     assert digests == {TrainedBPE(vocab_size=300).load(SOURCE, tmp_path).digest + "\n"}
     assert len(list(tmp_path.glob("*.json"))) == 1
 
@@ -124,8 +123,7 @@ def test_what_lies_where_a_trained_tokenizer_is_kept_is_refused_in_one_sentence(
         file.symlink_to(tmp_path / "nowhere")
     else:
         file.write_bytes(b"" if kind == "empty" else b"\xff")
-    command = [sys.executable, "-c", TRAIN, str(tmp_path), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = server(BUILDING).run(TRAIN, tmp_path, ROOT, timeout=100)
     last = done.stderr.splitlines()[-1]
     assert last.startswith("lightning_lance.errors.ConfigError: ")
     assert file.name in last

@@ -6,13 +6,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.tokenization import engine_comparison
 from lightning_lance.tokenization.engine_comparison import EngineComparison, differing_characters
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from lightning_lance.tokenization.unicode_tables import BLOCK, KNOWN, NEWER, points_of
+from tests.support.laws import examples
 from tests.support.small_tokenizers import EOS, LLAMA3, QWEN, token
 
 PUNCTUATION = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|"""
@@ -74,7 +75,7 @@ odd = st.sampled_from(sorted({int(p) + step for p in points_of(NEWER)[::7] for s
 characters = st.one_of(st.sampled_from(ATOMS), st.characters(exclude_categories=["Cs"]), odd)
 
 
-@settings(max_examples=25)
+@examples(13)
 @given(st.lists(st.lists(characters, max_size=14).map("".join), min_size=1, max_size=6))
 def test_characters_of_all_planes_have_the_ids_of_tokenizers(engines: tuple[Tokenizer, Tokenizer], texts: list[str]):
     fast, reference = engines

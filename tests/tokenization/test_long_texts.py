@@ -3,13 +3,14 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.documents.screening import LongDocuments
 from lightning_lance.errors import ConfigError
 from lightning_lance.tokenization.long_texts import cut_points, encode_texts
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer, train_bpe
+from tests.support.laws import examples
 
 texts = st.text(st.sampled_from("ab \n\t\r.é東🙂"), max_size=200)
 limits = st.integers(16, 64)
@@ -63,7 +64,7 @@ def bpe() -> Tokenizer:
     return train_bpe([["def f(x):\n    return x + 1\n\n\nclass A:\n    pass\n"] * 5], 300)
 
 
-@settings(max_examples=50)
+@examples(20)
 @given(st.lists(st.sampled_from(["def f(x):", "    return x", "x = 'é'  # 東", "\tpass", "}"]), max_size=60), limits)
 def test_cuts_at_line_ends_change_no_token(bpe: Tokenizer, lines: list[str], limit: int):
     # Lines that begin with text, none of them empty: a cut falls between two of them.

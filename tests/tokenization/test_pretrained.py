@@ -3,7 +3,6 @@
 import json
 import logging
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from tests.support.corpora import prepare
 from tests.support.hub import Hub
 from tests.support.small_tokenizers import EOS, LLAMA3, repositories, token, tokenizer_json, write_repository
 from tests.support.stores import ListSource, documents
+from tests.support.warm import BUILDING, server
 
 REPOSITORIES = repositories()
 # Digests by an earlier version: of a PretrainedTokenizer, which was what AutoTokenizer made, and of a TokenizerFile, where it
@@ -77,10 +77,7 @@ def test_torch_is_not_loaded_and_transformers_is_asked_once(tmp_path: Path):
         f"PretrainedTokenizer({str(folder)!r}).load(None, Path({str(tmp_path)!r}))\n"
         "print([name in sys.modules for name in ('torch', 'transformers')])"
     )
-    printed = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
-        for _ in range(2)
-    ]
+    printed = [server(BUILDING).run(code, timeout=100) for _ in range(2)]
     assert [run.stdout.strip() for run in printed] == ["[False, True]", "[False, False]"]
     assert all("transformers reads it differently" in run.stderr for run in printed)
 
@@ -223,9 +220,8 @@ def test_the_hub_gives_the_same_tokenizer_as_a_folder_and_is_asked_once(tmp_path
     with Hub(tmp_path / "hub") as hub:
 
         def load(folder: str, *names: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-            command = [sys.executable, "-c", LOAD, str(tmp_path / folder), *names]
             environment = {**hub.environment(tmp_path / "home"), **variables}
-            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=True)
+            return server(BUILDING).run(LOAD, tmp_path / folder, *names, environment=environment, timeout=100)
 
         first = load("kept", "own/misnamed", "own/misnamed", "no/such", "own/misnamed@@nowhere")
         lines = first.stdout.splitlines()
@@ -242,7 +238,7 @@ def test_the_hub_gives_the_same_tokenizer_as_a_folder_and_is_asked_once(tmp_path
         asked = len(hub.requests)
         offline = load("other", "own/misnamed", "no/such", HF_HUB_OFFLINE="1")
         assert offline.stdout.splitlines()[0] == f"{digest} {EOS}"
-        assert "cannot be loaded" in offline.stdout.splitlines()[1]
+        assert "cannot be loaded, since offline mode is on" in offline.stdout.splitlines()[1]
         assert len(hub.requests) == asked
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -15,6 +15,7 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.tokenization import tokenizer as tokenizer_module
 from lightning_lance.tokenization.gigatoken import Encoded, GigatokenEngine
 from lightning_lance.tokenization.tokenizer import EOS_SPELLINGS, Tokenizer, byte_tokenizer, token_dtype, train_bpe
+from tests.support.laws import examples
 
 TEXTS = [
     "def main():\n    return 'x' * 17\n\n\n",
@@ -56,7 +57,7 @@ ATOMS = [
 text = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(ATOMS), max_size=12).map("".join))
 
 
-@settings(max_examples=200)
+@examples(80)
 @given(st.lists(text, max_size=6))
 def test_gigatoken_gives_the_ids_of_tokenizers(bpe: Tokenizer, texts: list[str]):
     reference = Tokenizer(bpe.to_json(), engine="tokenizers")
