@@ -15,6 +15,7 @@ from tests.support.paths import ROOT
 OWN = (ConfigError, SourceError, StoreError, FormatError, CommitConflict, NotForcedError, BuildInterrupted)
 # Functions that make one of these.
 MAKERS = {
+    "_silent",
     "explain",
     "conflict",
     "not_written",

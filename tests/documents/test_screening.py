@@ -111,10 +111,10 @@ def test_counts_end_where_the_budget_ends_and_go_on_with_it(tmp_path: Path):
 def test_what_was_left_out_is_told_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level("INFO", "lightning_lance"):
         prepare(ListSource(documents("a", "", "b\0", "")), ByteTokenizer(), data_dir=tmp_path)
-        assert "list: skipped: 2 empty; stored, with remarks: 1 nul." in caplog.messages
+        assert caplog.messages[-1].endswith(" (skipped: 2 empty; stored, with remarks: 1 nul)")
         caplog.clear()
         prepare(ListSource(documents("a", "b\0")), ByteTokenizer(), data_dir=tmp_path)
-        assert "list: stored, with remarks: 1 nul." in caplog.messages
+        assert caplog.messages[-1].endswith(" (stored, with remarks: 1 nul)")
         caplog.clear()
         prepare(ListSource(documents("a", "b")), ByteTokenizer(), data_dir=tmp_path)
         assert not any("with remarks" in message for message in caplog.messages)
