@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -74,7 +75,7 @@ class Build:
                 "the store to build it again."
             )
         tokenizer = plan.tokenizer
-        self._first = commit or CommitMetadata(
+        known = commit or CommitMetadata(
             plan.fingerprint,
             plan.recipe,
             self._opened.pin,
@@ -83,6 +84,8 @@ class Build:
             tokenizer.eos_id,
             tokenizer.vocab_size,
         )
+        # Of a store that is continued, the latest words count.
+        self._first = replace(known, labels=plan.labels)
         self._version = version
         self.committed = commit
         self._val_fraction = float(plan.recipe["val_fraction"])

@@ -21,6 +21,7 @@ from lightning_lance.lance_names import VERSIONS
 from lightning_lance.location import StoreLocation, is_local, store_place, tokenizer_file
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.redaction import redacted
 from lightning_lance.process.build_status import read_status, status_file
 from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
@@ -87,12 +88,14 @@ class Plan:
         fingerprint: Hash of the recipe.
         location: Where the store is.
         chosen: The tokenizer, which is loaded on first use.
+        labels: What the user wrote, for people who look at the store; see `CommitMetadata`.
     """
 
     recipe: dict[str, Any] = field(repr=False)
     fingerprint: str
     location: StoreLocation
     chosen: ChosenTokenizer
+    labels: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -166,13 +169,14 @@ def make_plan(
     }
     recipe = json.loads(json.dumps(recipe))
     fingerprint = _fingerprint(recipe)
+    labels = _labels(source, tokenizer)
     if given:
-        return Plan(recipe, fingerprint, StoreLocation(given, storage_options), chosen)
+        return Plan(recipe, fingerprint, StoreLocation(given, storage_options), chosen, labels)
 
     def place(fingerprint: str) -> StoreLocation:
         return StoreLocation(store_place(folder / f"{source.name}-{fingerprint[:12]}.lance"))
 
-    plan = Plan(recipe, fingerprint, place(fingerprint), chosen)
+    plan = Plan(recipe, fingerprint, place(fingerprint), chosen, labels)
     if not Path(plan.uri).exists():
         # A store that an earlier version built from the same settings keeps its name.
         for older in plan.older_recipes():
@@ -180,6 +184,23 @@ def make_plan(
             if Path(found.uri).exists():
                 return replace(plan, recipe=older, fingerprint=_fingerprint(older), location=found)
     return plan
+
+
+def _labels(source: Source, tokenizer: TokenizerConfig) -> dict[str, Any]:
+    """Return the words of the user about a source and a tokenizer, without secrets; JSON types.
+
+    A user's own source or tokenizer needs none.
+    """
+    own = {"source": source.name, "tokenizer": getattr(tokenizer, "label", type(tokenizer).__name__)}
+    labels: dict[str, Any] = {}
+    for name, value in {**own, **getattr(source, "labels", {})}.items():
+        labels[name] = _shown(value) if isinstance(value, str) else [_shown(part) for part in value]
+    return labels
+
+
+def _shown(text: str) -> str:
+    """Return a text without secrets, as valid Unicode, which names of files need not be."""
+    return redacted(text).encode("utf-8", "backslashreplace").decode()
 
 
 def _check_in_no_store(place: str, name: str) -> None:

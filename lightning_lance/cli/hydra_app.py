@@ -39,7 +39,7 @@ from omegaconf.errors import (
 
 from lightning_lance.cli.composed import options_first, without_secrets
 from lightning_lance.cli.interrupts import InterruptHandler
-from lightning_lance.cli.overrides import is_secret_key, shown_override
+from lightning_lance.cli.overrides import is_secret_key, shell_accident, shown_override
 from lightning_lance.cli.streams import safe_output
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError, one_of
 from lightning_lance.messages.escaping import fail, say
@@ -58,6 +58,8 @@ _FULL_ERROR = "HYDRA_FULL_ERROR"
 _DICTS = re.compile(
     r"(data\.(where|mix|fim|storage_options)|corpus\.storage_options|source\.(columns|where|extensions|storage_options))=\{"
 )
+# Keys whose value is a list, or a mapping in its place.
+_MAPPED = re.compile(r"(source\.)?languages=\{")
 # Overrides that only a build reads.
 _OF_A_BUILD = re.compile(r"\+*((corpus|source|tokenizer)[.=]|build\.(?!wait_for_tokens)\w+=)")
 # Nodes of the configuration whose keys are named without the node in errors.
@@ -83,7 +85,8 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
 
     @functools.wraps(task)
     def run() -> None:
-        sys.argv[1:] = _filled(sys.argv[1:])
+        given = sys.argv[1:]
+        sys.argv[1:] = _filled(given)
         with safe_output(), without_secrets(sys.argv[1:]) as hidden, quiet_requests():
 
             @functools.wraps(task)
@@ -96,6 +99,7 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
                 task(config)
 
             try:
+                _check_whole(given)
                 sys.argv[1:] = options_first(sys.argv[1:])
                 if os.environ.get(_FULL_ERROR) == "1":
                     _hydra_main(with_secrets)
@@ -192,6 +196,7 @@ def help_of(
         data: Keys below `data`.
     """
     options: dict[str, str] = {}
+    _check_whole(arguments)
     try:
         with initialize_config_module(_CONF, version_base="1.3"), without_secrets(arguments):
             config: Any = OmegaConf.to_container(compose("config", overrides=_filled(arguments)), resolve=False)
@@ -214,6 +219,13 @@ def help_of(
     return "\n".join(lines)
 
 
+def _check_whole(arguments: Sequence[str]) -> None:
+    """End with a sentence if the shell has cut or expanded an argument."""
+    accident = shell_accident(arguments)
+    if accident is not None:
+        fail(redacted(accident))
+
+
 def _public(names: Iterable[str]) -> list[str]:
     """Return the names of options. Others, such as `_base`, are parts of several options."""
     return [name for name in names if not name.startswith("_")]
@@ -226,7 +238,14 @@ def _set_by_users(config: Any) -> Any:
 
 
 def _filled(arguments: Sequence[str]) -> list[str]:
-    return [f"+{argument}" if _DICTS.match(argument) else argument for argument in arguments]
+    filled = []
+    for argument in arguments:
+        if _MAPPED.match(argument):
+            # Hydra merges no mapping into a list.
+            filled += [f"~{argument.partition('=')[0]}", f"+{argument}"]
+        else:
+            filled.append(f"+{argument}" if _DICTS.match(argument) else argument)
+    return filled
 
 
 def _hydra_main(task: Callable[[DictConfig], None]) -> None:
@@ -467,10 +486,12 @@ def _check_is_stored(config: DictConfig) -> None:
     parts = [served, *(served.values() if isinstance(served, DictConfig) else ())]
     if served is None or any(isinstance(part, DictConfig) and "_target_" in part for part in parts):
         return
-    if config.get("languages"):
+    languages = config.get("languages")
+    if languages:
+        plain = OmegaConf.to_container(languages) if OmegaConf.is_config(languages) else languages
         raise ConfigError(
-            f"languages is {list(config.languages)}, but there is no source to select them from: select languages of a store "
-            "by data.where={language: [...]}."
+            f"languages is {plain}, but there is no source to select them from: select languages of a store by "
+            "data.where={language: [...]}."
         )
     for key in ("max_documents", "max_tokens"):
         if config.get(key) is not None:

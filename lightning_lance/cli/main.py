@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence, Set
 from importlib import import_module
 from importlib.resources import files
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from lightning_lance.cli.interrupts import InterruptHandler
+from lightning_lance.cli.arguments import ending_in_a_sentence, read_arguments
 from lightning_lance.cli.overrides import shown_override
+from lightning_lance.cli.stores import (
+    clean_command,
+    forget_command,
+    info_command,
+    list_command,
+    remove_command,
+    verify_command,
+)
 from lightning_lance.cli.streams import safe_output
-from lightning_lance.errors import ConfigError, LightningLanceError
+from lightning_lance.errors import ConfigError
 from lightning_lance.messages.escaping import fail, say
-from lightning_lance.messages.formatting import nearest, pluralize
+from lightning_lance.messages.formatting import nearest
 from lightning_lance.messages.moved_names import moved_key
-from lightning_lance.messages.redaction import redacted, remember_options
+from lightning_lance.messages.redaction import redacted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,15 +34,15 @@ _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=
 # What `prepare` reads: groups, keys and nodes of the root of the configuration, and keys below `data`.
 _ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir", "corpus", "build", "progress")
 _DATA = ("corpus", "mix", "verify", "storage_options")
-# How options of object stores begin, where they are given like the other pairs of a command.
-_OPTIONS = ("aws_", "azure_", "google_", "allow_http")
-
 USAGE = """\
 lightning-lance train key=value ...     train the sample GPT on a token store, which is built first if it is not there
 lightning-lance prepare key=value ...   build the token store, without training
+lightning-lance list [DIR]              list the token stores in a folder or bucket: source, tokens, size, last use, state
+lightning-lance info URI                say all about a token store: settings, languages and splits, versions, disk space
 lightning-lance verify URI              check a token store against its checksums; sample=0.1 reads a tenth of its files
-lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; purge=true removes old versions too
+lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; dry_run=true only counts them
 lightning-lance clean URI               mend damaged tags, remove what killed builders left, and say what was done
+lightning-lance remove URI              remove a whole token store, after a question
 lightning-lance verify-resume CKPT      show that a run goes on exactly where a checkpoint was saved
 lightning-lance --version
 
@@ -45,36 +50,8 @@ Keys are those of the configuration: source=github_code 'languages=[Python]' tok
 lightning-lance prepare --cfg job       show the configuration
 lightning-lance prepare --help          show the keys that it reads, and the options of the groups
 lightning-lance COMMAND --help          say more of another command
+format=json makes list, info, verify, forget, clean and remove print JSON in one line.
 """
-
-_OPTION_HELP = (
-    f"an option of the object store; where none is given, a pair that begins with {', '.join(_OPTIONS)} is one"
-)
-# The arguments of each command, and what it does.
-_COMMANDS = {
-    "verify": (
-        "URI [sample=SHARE] [--storage-option KEY=VALUE ...]",
-        """Check every file of a token store against its checksum, and name what is damaged. Nothing is changed. sample=0.1
-        checks a tenth of the data files.""",
-    ),
-    "forget": (
-        "URI KEY=VALUE ... [purge=true] [--storage-option KEY=VALUE ...]",
-        """Leave out all documents for which each KEY=VALUE holds, now and when the store grows. The keys are id, language, and
-        the words of source.columns, as in repo=owner/name. purge=true also removes the older versions: checkpoints may need
-        them.""",
-    ),
-    "clean": (
-        "URI [--storage-option KEY=VALUE ...]",
-        """Mend what is provably damaged, remove what killed builders left, and say so line by line. What it cannot judge
-        stays, and is named. Stop builds first, or let them end: their files are left to them.""",
-    ),
-    "verify-resume": (
-        "CKPT [uri=PLACE | NAME=PLACE ...] [--storage-option KEY=VALUE ...]",
-        """Work out all windows of the checkpoint's epoch anew, compare their digest with the one saved in it, and show the
-        next windows. uri=PLACE says where the store has moved, NAME=PLACE where there are several stores.""",
-    ),
-}
-
 
 # A command imports what it needs once its arguments are right: Hydra, Lance and numpy take long.
 
@@ -141,137 +118,25 @@ def _check_keys(data: Mapping[str, Any], known: Set[str]) -> None:
             raise ConfigError(f"The key data.{key} is missing: leave out what removes it.")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message}.")
-
-
-def _read_arguments(
-    name: str, arguments: Sequence[str], keys: Collection[str] | None = None
-) -> tuple[str, dict[str, str], dict[str, str]]:
-    """Read a place, key=value pairs (`keys`: the possible ones, None for any), and options of the place's object store."""
-    usage, description = _COMMANDS[name]
-    parser = _Parser(f"lightning-lance {name}", f"lightning-lance {name} {usage}", description, allow_abbrev=False)
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    parser.add_argument("--storage-option", action="append", default=[], metavar="KEY=VALUE", help=_OPTION_HELP)
-    given, unknown = parser.parse_known_intermixed_args(arguments)
-    place, *words = given.words or [""]
-    # A place may have a = in it, as Lightning's checkpoints do.
-    if unknown or not place or ("=" in place and "://" not in place and not Path(place).exists()):
-        _expect(name, unknown[0] if unknown else place or "nothing")
-    # Where options are given as such, a column may be called azure_x.
-    prefixes = () if given.storage_option or "://" not in place else _OPTIONS
-    pairs: dict[str, str] = {}
-    options: dict[str, str] = {}
-    marked = [(word, True) for word in given.storage_option] + [(word, word.startswith(prefixes)) for word in words]
-    for word, is_option in marked:
-        key, is_pair, value = word.partition("=")
-        if not is_pair or not (is_option or keys is None or key in keys):
-            _expect(name, word)
-        if key in (options if is_option else pairs):
-            fail(f"{key} is given twice: give it once, and the other to another run.")
-        (options if is_option else pairs)[key] = value
-    remember_options(options)
-    return place, pairs, options
-
-
-def _expect(name: str, got: str) -> NoReturn:
-    fail(f"got {shown_override(got)}, expected {name} {_COMMANDS[name][0]}.")
-
-
-@contextmanager
-def _ending_in_a_sentence(interrupted: str) -> Iterator[None]:
-    """Say errors in one sentence, and on Ctrl-C what it means for the store."""
-    signals = InterruptHandler()
-    try:
-        with signals:
-            yield
-    except LightningLanceError as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        print(f"interrupted: {interrupted}", file=sys.stderr)
-        sys.exit(signals.exit_code)
-
-
 def _verify_resume(arguments: Sequence[str]) -> None:
-    file, moved, options = _read_arguments("verify-resume", arguments)
+    file, moved, options = read_arguments("verify-resume", arguments)
     uris = {"" if name == "uri" else name: place for name, place in moved.items()}
     from lightning_lance.inspection.resume import verify_resume
 
-    with _ending_in_a_sentence("nothing was changed."):
+    with ending_in_a_sentence("nothing was changed."):
         say(*verify_resume(file, uris, options).splitlines())
 
 
-def _verify(arguments: Sequence[str]) -> None:
-    uri, pairs, options = _read_arguments("verify", arguments, ("sample",))
-    asked = pairs.get("sample", "1")
-    try:
-        sample = float(asked)
-    except ValueError:
-        sample = 0.0
-    if not 0 < sample <= 1:
-        fail(f"sample is {asked}: expected a share of the data files, above 0 and up to 1, such as 0.1.")
-    from lightning_lance.maintenance.integrity import verify_store
-
-    with _ending_in_a_sentence("nothing was changed."):
-        problems = verify_store(uri, options, sample)
-    for problem in problems:
-        say(str(problem))
-    if problems:
-        fail(f"{uri}: {pluralize(len(problems), 'problem')}.")
-    say(f"{uri}: {'all' if sample == 1 else f'the sample of {sample:.3g}'} is as it was written.")
-
-
-def _clean(arguments: Sequence[str]) -> None:
-    uri, _, options = _read_arguments("clean", arguments, ())
-    from lightning_lance.maintenance.cleanup import clean
-
-    with _ending_in_a_sentence("run it again, it ends what was begun."):
-        cleaned = clean(uri, options)
-    for line in [*cleaned.done, *cleaned.left]:
-        say(f"{line}.")
-    if cleaned.left:
-        fail(f"{uri}: {pluralize(len(cleaned.left), 'problem')} left.")
-    if not cleaned.done:
-        say(f"{uri}: nothing to clean.")
-
-
-def _forget(arguments: Sequence[str]) -> None:
-    uri, rule, options = _read_arguments("forget", arguments)
-    purge = rule.pop("purge", "false")
-    if not rule:
-        _expect("forget", "no key=value")
-    if purge not in ("true", "false"):
-        _expect("forget", f"purge={purge}")
-    from lightning_lance.maintenance.forgetting import forget
-
-    def tell(*found: int) -> None:
-        say(f"{_documents(found, 'match', 'matches')}.")
-
-    with _ending_in_a_sentence("all is forgotten or nothing: run it again, it ends what was begun."):
-        done = forget(uri, rule, options, purge == "true", tell)
-    if done.documents:
-        what = _documents((done.documents, done.tokens), "are forgotten", "is forgotten")
-        say(f"{uri}: {what}, version {done.version}.")
-    else:
-        then = (
-            "the rule is kept for documents that will be added" if done.rule_kept else "its source has no more to add"
-        )
-        say(f"{uri}: nothing was forgotten, version {done.version}; {then}.")
-    for key, meant in done.near.items():
-        say(f"No document has {key}={rule[key]}: did you mean {key}={meant}?")
-    if done.purged:
-        say(f"Older versions, which held what was forgotten, are gone with their tags: {', '.join(done.purged)}.")
-    if done.kept:
-        say(
-            f"Older versions still hold what was forgotten, for checkpoints (tags {', '.join(done.kept)}): purge=true removes "
-            "them, and those checkpoints cannot go on."
-        )
-
-
-def _documents(found: Sequence[int], do: str, does: str) -> str:
-    number, tokens = found
-    return f"{pluralize(number, 'document')} ({pluralize(tokens, 'token')}) {does if number == 1 else do}"
+# What runs each command but `prepare`, given its arguments.
+_RUN: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "list": list_command,
+    "info": info_command,
+    "verify": verify_command,
+    "forget": forget_command,
+    "clean": clean_command,
+    "remove": remove_command,
+    "verify-resume": _verify_resume,
+}
 
 
 def main() -> None:
@@ -299,8 +164,8 @@ def _main() -> None:
         command(_prepare, trains=False)()
     elif name == "train":
         _train(rest)
-    elif name in _COMMANDS:
-        {"verify": _verify, "forget": _forget, "clean": _clean, "verify-resume": _verify_resume}[name](rest)
+    elif name in _RUN:
+        _RUN[name](rest)
     elif name == "--version":
         from importlib.metadata import version
 
@@ -308,9 +173,10 @@ def _main() -> None:
     elif name in ("--help", "-h", "help"):
         print(USAGE, end="")
     else:
-        near = nearest(name, ["train", "prepare", *_COMMANDS])
+        *first, last = ["train", "prepare", *_RUN]
+        near = nearest(name, [*first, last])
         meant = f"did you mean {near}? " if near else ""
         fail(
-            f"there is no command {shown_override(name)!r}: expected train, prepare, verify, forget, clean or verify-resume. "
-            f"{meant}lightning-lance --help says more."
+            f"there is no command {shown_override(name)!r}: expected {', '.join(first)} or {last}. {meant}"
+            "lightning-lance --help says more."
         )

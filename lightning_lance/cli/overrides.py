@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import groupby
 
 from lightning_lance.messages.redaction import has_secret, is_harmless_option, is_secret_name, redacted
 
@@ -10,6 +12,66 @@ from lightning_lance.messages.redaction import has_secret, is_harmless_option, i
 MISSING = "???"
 #: Mappings whose values are never shown.
 SECRET_MAPPINGS = ("storage_options", "env_set")
+
+# Keys that take lists of names or paths.
+_LISTS = ("languages", "data_files", "val_files", "patterns", "exclude")
+_PAIR = re.compile(r"(?P<key>[+~]*[\w.@/-]+)=(?P<value>.*)", re.DOTALL)
+# An entry of a mapping, and no URL.
+_ENTRY = re.compile(r"[\w.+-]+:(?!//).*", re.DOTALL)
+
+
+def shell_accident(arguments: Sequence[str]) -> str | None:
+    """Return a sentence about an argument that the shell has cut or expanded, with the right spelling; None if there is none.
+
+    Args:
+        arguments: Arguments of the command line.
+    """
+    return _cut_at_space(arguments) or _expanded_braces(arguments)
+
+
+def _cut_at_space(arguments: Sequence[str]) -> str | None:
+    """Explain a list or mapping with spaces in it: `languages=[Python,` and `Rust]`."""
+    for place, first in enumerate(arguments):
+        if not _PAIR.fullmatch(first) or _depth(first) < 1:
+            continue
+        whole = first
+        for count, part in enumerate(arguments[place + 1 :], start=2):
+            if _PAIR.fullmatch(part):
+                break
+            whole += f" {part}"
+            if _depth(whole) == 0:
+                return (
+                    f"{shown_override(whole)} arrived as {count} arguments, since the shell cuts at spaces: quote it, as in "
+                    f"'{shown_override(whole)}'."
+                )
+    return None
+
+
+def _depth(text: str) -> int:
+    """Return how many brackets outside of quotes are open at the end of a text."""
+    plain = re.sub(r"\"[^\"]*\"|'[^']*'", "", text)
+    return sum(plain.count(opening) for opening in "[{(") - sum(plain.count(closing) for closing in "]})")
+
+
+def _expanded_braces(arguments: Sequence[str]) -> str | None:
+    """Explain braces that the shell has expanded: `mix=a:1` and `mix=b:2`. Hydra would take the last one, without a word."""
+    found = [match for match in map(_PAIR.fullmatch, arguments) if match]
+    for key, same in groupby(found, lambda match: str(match["key"])):
+        values = [str(match["value"]) for match in same]
+        if len({*values}) < 2:
+            continue
+        joined = ", ".join(values)
+        if _ENTRY.fullmatch(values[0]):
+            whole = f"{key}={{{re.sub(r'(?<=[^:/]):(?=[^:/ ])', ': ', joined)}}}"
+        elif re.split(r"[.@/]", key)[-1] in _LISTS and not any(value.startswith("[") for value in values):
+            whole = f"{key}=[{joined}]"
+        else:
+            continue
+        return (
+            f"{key} is given {len(values)} times in a row, as where the shell expands braces, and only the last would count: "
+            f"quote the whole, as in '{shown_override(whole)}'."
+        )
+    return None
 
 
 def shown_override(text: str) -> str:

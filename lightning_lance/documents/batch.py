@@ -122,6 +122,12 @@ def validate_columns(columns: Mapping[str, str], where: str) -> None:
             "{text: content}."
         )
     if "text" not in columns:
+        turned = _turned(columns)
+        if turned is not None:
+            raise ConfigError(
+                f"source.columns of {where} is {in_yaml(columns)}, which has the source's columns first: our words come first, "
+                f"as in {in_yaml(turned)}."
+            )
         raise ConfigError(
             f"source.columns of {where} names no column for 'text': got {dict(columns)}, expected {{'text': NAME, ...}}."
         )
@@ -138,6 +144,17 @@ def validate_columns(columns: Mapping[str, str], where: str) -> None:
         if word == "language":
             cure = f"set source.language_column={columns['language']} to store it as the language, or {cure}"
         raise ConfigError(f"source.columns of {where} uses the reserved word {word!r}: {cure}.")
+
+
+def _turned(columns: Mapping[str, str]) -> dict[str, str] | None:
+    """Return `source.columns` the other way round, if that has a column for `text`; None if not."""
+    turned = {column: word for word, column in columns.items() if isinstance(column, str)}
+    return turned if "text" in turned and len(turned) == len(columns) else None
+
+
+def in_yaml(columns: Mapping[str, str]) -> str:
+    """Return `source.columns` as it is written on the command line: `{text: content}`."""
+    return f"{{{', '.join(f'{word}: {column}' for word, column in columns.items())}}}"
 
 
 def decode_utf8(raw: pa.Array) -> tuple[pa.Array, np.ndarray | None]:

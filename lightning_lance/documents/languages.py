@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from glob import has_magic
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,14 +72,67 @@ def check_languages(wanted: Sequence[str], known: Sequence[str], where: str) -> 
     Raises:
         ConfigError: If one of `wanted` is not in `known`; names the nearest one, and all.
     """
-    if isinstance(wanted, str):
-        raise ConfigError(f"languages is the string {wanted!r}: write a list, [{wanted}].")
     for language in wanted:
         if language not in known:
             raise ConfigError(
                 f"{where} has no language {language!r}{suggestion(language, known)}: it has "
                 f"{', '.join(sorted(known)) or 'none'}."
             )
+
+
+def language_list(given: Any) -> Any:
+    """Return the option `languages`, with a list of one in place of a single name. Other values are returned as they are.
+
+    Raises:
+        ConfigError: If several names are in one string.
+    """
+    if not isinstance(given, str):
+        return given
+    if "," in given:
+        raise ConfigError(f"languages is the string {given!r}: write a list, [{given}].")
+    return [given]
+
+
+def checked_aliases(given: Mapping[Any, Any]) -> dict[str, list[str]]:
+    """Return the languages of a mapping, each with all names that the source has for it, its own among them.
+
+    Args:
+        given: Language to its names in the source, such as `{"Python": ["PY", "python"]}`.
+
+    Raises:
+        ConfigError: If a name is not text, or belongs to two languages.
+    """
+    owners: dict[str, str] = {}
+    aliases: dict[str, list[str]] = {}
+    for language, names in given.items():
+        if names is None:
+            names = []
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, Iterable) or isinstance(names, (bytes, Mapping)):
+            raise ConfigError(f"languages.{language} is {names!r}: expected a list of names, such as [PY, python].")
+        for name in (language, *names):
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"languages has the name {name!r}: expected text, such as {{Python: [PY, python]}}.")
+            if owners.setdefault(name, language) != language:
+                raise ConfigError(
+                    f"languages has the name {name!r} for {owners[name]!r} and for {language!r}: remove it from one of them."
+                )
+        aliases[language] = sorted({language, *names})
+    return dict(sorted(aliases.items()))
+
+
+def renamed(languages: pa.Array, aliases: Mapping[str, Sequence[str]]) -> pa.Array:
+    """Return languages by the names of the user; those without one stay as they are.
+
+    Args:
+        languages: (n,) strings.
+        aliases: As `checked_aliases` returns them.
+    """
+    if not aliases:
+        return languages
+    owners = {name: language for language, names in aliases.items() for name in names}
+    place = pc.index_in(languages, value_set=pa.array([*owners], pa.string()))
+    return pc.coalesce(pa.array([*owners.values()], pa.string()).take(place), languages)
 
 
 def check_extensions(extensions: Mapping[str, Sequence[str]]) -> None:

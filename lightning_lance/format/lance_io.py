@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,6 +135,11 @@ def versions_of(dataset: Any | None) -> list[int]:
     return sorted(int(entry["version"]) for entry in dataset.versions())
 
 
+def times_of(dataset: Any) -> dict[int, datetime]:
+    """Return when each version of a dataset was made, with the time zone of this machine."""
+    return {int(entry["version"]): entry["timestamp"].astimezone() for entry in dataset.versions()}
+
+
 @contextmanager
 def opening(uri: str) -> Iterator[None]:
     """Raise Lance's errors about a place that it cannot open as StoreError."""
@@ -253,6 +259,18 @@ def data_session(location: StoreLocation) -> LanceFileSession:
     options = lance_options(location)
     with opening(location.uri):
         return LanceFileSession(f"{location.uri}/data", options)
+
+
+def folders_in_bucket(place: StoreLocation) -> list[str]:
+    """Return the names of the folders directly below a place in an object store.
+
+    Raises:
+        StoreError: If it cannot be listed.
+    """
+    with opening(place.uri):
+        session = LanceFileSession(place.uri, lance_options(place))
+        folders = session.list_with_delimiter().common_prefixes
+    return sorted({str(folder).rstrip("/").rpartition("/")[2] for folder in folders})
 
 
 def remove_store(location: StoreLocation) -> None:

@@ -58,6 +58,8 @@ class CommitMetadata:
         bad_shards: Damaged shards that are skipped (`source.on_bad_shard`), each from its `row` on.
         forgotten: Rules of documents to leave out, in the order in which they were given: each with its `rule` (key to value)
             and the `documents`, `tokens` and `languages` (to documents) that it removed and no earlier rule did.
+        labels: What the user wrote and the recipe lacks: the names of `source` and `tokenizer`, `patterns`, `root` and so on.
+            For people only: no part of the fingerprint, of comparisons, or of stores of earlier versions.
         unknown: Fields of a later version of this package; they are written again unchanged.
     """
 
@@ -80,6 +82,7 @@ class CommitMetadata:
     files: dict[str, int] = field(default_factory=dict)
     bad_shards: list[dict[str, Any]] = field(default_factory=list)
     forgotten: list[dict[str, Any]] = field(default_factory=list)
+    labels: dict[str, Any] = field(default_factory=dict, compare=False)
     unknown: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -171,6 +174,7 @@ _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "files": counts_of,
     "bad_shards": _bad_shards_of,
     "forgotten": _forgotten_of,
+    "labels": plain_of,
 }
 
 
@@ -193,4 +197,7 @@ def check_format(found: Any, uri: str) -> None:
 def stored_metadata(commit: CommitMetadata) -> dict[str, Any]:
     """Return the metadata of a commit in its stored form."""
     stored = asdict(commit)
+    if not commit.labels:
+        # As earlier versions wrote it.
+        del stored["labels"]
     return {**stored.pop("unknown"), **stored}

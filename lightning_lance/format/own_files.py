@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from lance.file import LanceFileReader
@@ -84,6 +85,16 @@ def is_data_file(place: str, storage_options: Mapping[str, str] | None = None) -
     except Exception:
         return False
     return {*schema.names} >= _COLUMNS
+
+
+def sizes_of(uri: str) -> dict[str, int]:
+    """Return the path of each file in the folder of a local store, without links, to its bytes."""
+    sizes = {}
+    for entry in _entries(Path(uri)):
+        with suppress(OSError):  # it may have been removed meanwhile
+            if entry.is_file() and not entry.is_symlink():
+                sizes[_path_in(uri, entry)] = entry.stat().st_size
+    return sizes
 
 
 def is_plain_name(name: str) -> bool:

@@ -28,12 +28,14 @@ class Refs(NamedTuple):
 
     Attributes:
         tags: Name of a tag to its version, without the tags of a branch's versions.
+        times: Name of a tag to when it was made or moved last, as Lance writes it; only where that is known.
         branches: Name of a branch to the version that it was made from, which Lance keeps.
         damaged: Name of an unreadable tag to its damage.
         unreadable: Path of an unreadable file of a branch to its damage.
     """
 
     tags: dict[str, int]
+    times: dict[str, str]
     branches: dict[str, int]
     damaged: dict[str, Damage]
     unreadable: dict[str, Damage]
@@ -42,12 +44,15 @@ class Refs(NamedTuple):
 def read_refs(location: StoreLocation) -> Refs:
     """Read all tags and branches, without those removed meanwhile. OSError if the store cannot be read."""
     session = Root(location)
-    refs = Refs({}, {}, {}, {})
+    refs = Refs({}, {}, {}, {}, {})
     for name, content in _files(session, TAGS, "version"):
         if isinstance(content, Damage):
             refs.damaged[name] = content
         elif content.get("branch") in (None, "main"):
             refs.tags[name] = content["version"]
+            when = content.get("updatedAt") or content.get("createdAt")
+            if isinstance(when, str):
+                refs.times[name] = when
     for name, content in _files(session, BRANCHES, "parentVersion"):
         if isinstance(content, Damage):
             refs.unreadable[branch_file(name)] = content

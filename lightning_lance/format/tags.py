@@ -48,6 +48,11 @@ def is_ours(name: str) -> bool:
     return _OURS.fullmatch(name) is not None
 
 
+def is_of_a_run(name: str) -> bool:
+    """Return whether a name is the tag of a run without a checkpoint so far. It goes when the run ends, unless it is killed."""
+    return is_ours(name) and _RUN in name
+
+
 def means(name: str, commit: CommitMetadata) -> bool:
     """Return whether one of this package's tags is for a version with this commit, by its name alone."""
     ours = _OURS.fullmatch(name)

@@ -81,6 +81,57 @@ class Forgotten(NamedTuple):
     near: Mapping[str, str]
 
 
+class Matching(NamedTuple):
+    """The documents that a rule would remove.
+
+    Attributes:
+        languages: Language to its documents and their tokens, EOS included; languages without one are left out.
+        near: If no document matches: key to a similar value in the store.
+    """
+
+    languages: dict[str, tuple[int, int]]
+    near: Mapping[str, str]
+
+    @property
+    def documents(self) -> int:
+        """Documents of all languages."""
+        return sum(documents for documents, _ in self.languages.values())
+
+    @property
+    def tokens(self) -> int:
+        """Their tokens, EOS included."""
+        return sum(tokens for _, tokens in self.languages.values())
+
+
+def matching(uri: str, rule: Rule, storage_options: Mapping[str, str] | None = None) -> Matching:
+    """Count the documents that `forget` would remove. Writes nothing, and needs no right to.
+
+    Args: as for `forget`.
+
+    Raises:
+        ConfigError: If the rule is empty, or has an unknown key.
+        StoreError: If there is no store, or it cannot be read.
+    """
+    location = StoreLocation(store_place(uri), storage_options)
+    check_arguments(forget, {"rule": rule})
+    refuse_in_fork("Forgetting")
+    dataset = _opened(location)
+    commit = read_commit(dataset, location.uri)
+    check_unchanged(dataset, location)
+    _check(dataset, rule)
+
+    def matches(documents: pa.StructArray, language: str) -> np.ndarray:
+        return _matches_within(rule, documents, language)
+
+    with reading_documents(location.uri):
+        fragments, files = _whole(dataset, location)
+        found: dict[str, tuple[int, int]] = {}
+        for fragment in fragments:
+            _add(found, _count(dataset, fragment, files, rule, matches))
+        near = {} if found else _near(rule, commit, lambda key: _values(dataset, fragments, files, key))
+    return Matching(dict(sorted(found.items())), near)
+
+
 def forget(
     uri: str,
     rule: Rule,
@@ -189,23 +240,18 @@ def _forget_once(
 ) -> Forgotten:
     dataset = _opened(location)
     commit = read_commit(dataset, location.uri)
-    files = data_file_infos(dataset)
-    fragments = fragments_of(dataset)
     check_unchanged(dataset, location)
-    if layout_of(fragments, files) is None:
-        raise StoreError(
-            f"The rows of the token store {location.uri!r} were moved or deleted by another program, so its documents cannot "
-            "be found: build it again."
-        )
-    documents = tokens = 0
+    fragments, files = _whole(dataset, location)
+    found: dict[str, tuple[int, int]] = {}
     affected: list[int] = []
     for place, fragment in enumerate(fragments):
-        matching, their_tokens = _count(dataset, fragment, files, rule, matches)
-        documents += matching
-        tokens += their_tokens
-        if matching:
+        counts = _count(dataset, fragment, files, rule, matches)
+        _add(found, counts)
+        if counts:
             affected.append(place)
-    tell(documents, tokens)
+    total = Matching(found, {})
+    documents = total.documents
+    tell(documents, total.tokens)
     # A rule that was given before may match nothing any more.
     known = any(entry["rule"] == dict(rule) for entry in commit.forgotten)
     near: dict[str, str] = {}
@@ -231,6 +277,24 @@ def _forget_once(
     commit = _with_rule(commit, rule, removed.documents, removed.tokens, removed.languages)
     version = replace_fragments(location, dataset, dataset.schema, fragments, files, commit)
     return Forgotten(removed.documents, removed.tokens, version, [], [], rule_kept, near)
+
+
+def _whole(dataset: Any, location: StoreLocation) -> tuple[list[Any], dict[str, DataFileInfo]]:
+    """Return the fragments of a dataset, and the descriptions of their files. StoreError if these do not cover all rows."""
+    fragments = fragments_of(dataset)
+    files = data_file_infos(dataset)
+    if layout_of(fragments, files) is None:
+        raise StoreError(
+            f"The rows of the token store {location.uri!r} were moved or deleted by another program, so its documents cannot "
+            "be found: build it again."
+        )
+    return fragments, files
+
+
+def _add(found: dict[str, tuple[int, int]], more: Mapping[str, tuple[int, int]]) -> None:
+    for language, (documents, tokens) in more.items():
+        before = found.get(language, (0, 0))
+        found[language] = (before[0] + documents, before[1] + tokens)
 
 
 def _with_rule(
@@ -291,10 +355,10 @@ def _matches_within(rule: Rule, documents: pa.StructArray, language: str) -> np.
 
 
 def _count(
-    dataset: Any, fragment: Any, files: Mapping[str, DataFileInfo], rule: Rule, matching: DocumentFilter
-) -> tuple[int, int]:
-    """Return the number of matching documents of a fragment, and of their tokens, from its small columns."""
-    documents = tokens = 0
+    dataset: Any, fragment: Any, files: Mapping[str, DataFileInfo], rule: Rule, selects: DocumentFilter
+) -> dict[str, tuple[int, int]]:
+    """Return the number of matching documents of a fragment and of their tokens, by language, from its small columns."""
+    found: dict[str, tuple[int, int]] = {}
     # Stream to whether its last document matches, which may continue in the stream's next batch: streams alternate.
     open_matches: dict[str, bool] = {}
     for split, language, batch in _batches(dataset, fragment, files, rule.get("language")):
@@ -304,12 +368,13 @@ def _count(
         described = lists.flatten()
         starts = np.repeat(np.cumsum(counts) - counts, np.asarray(lists.value_lengths().fill_null(0)))
         starts = starts + np.asarray(described.field("offset"))
-        matches = matching(described, language)
+        matches = selects(described, language)
         flags = np.append(open_matches.get(stream, False), matches)
-        tokens += int(np.diff(np.concatenate([[0], starts, [counts.sum()]]))[flags].sum())
-        documents += int(matches.sum())
+        tokens = int(np.diff(np.concatenate([[0], starts, [counts.sum()]]))[flags].sum())
         open_matches[stream] = bool(flags[-1])
-    return documents, tokens
+        if tokens:
+            _add(found, {language: (int(matches.sum()), tokens)})
+    return found
 
 
 def _batches(
@@ -353,9 +418,19 @@ def _opened(location: StoreLocation) -> Any:
     return dataset
 
 
-def _check(dataset: Any, rule: Rule) -> None:
+def keys_of(dataset: Any) -> Sequence[str]:
+    """Return the keys that a rule may have."""
     struct = dataset.schema.field("documents").type.value_type
-    keys = sorted({"language", *struct.names} - _NOT_KEYS)
+    return sorted({"language", *struct.names} - _NOT_KEYS)
+
+
+def keys_at(uri: str, storage_options: Mapping[str, str] | None = None) -> Sequence[str]:
+    """Return the keys that a rule for a store may have. StoreError if there is no store."""
+    return keys_of(_opened(StoreLocation(store_place(uri), storage_options)))
+
+
+def _check(dataset: Any, rule: Rule) -> None:
+    keys = keys_of(dataset)
     if not rule:
         raise ConfigError(f"The rule is empty: expected key=value, with one of the keys {', '.join(keys)}.")
     for key in sorted(rule):

@@ -75,7 +75,7 @@ def find_orphans(location: StoreLocation) -> set[str]:
     dataset = dataset_at(location, None)
     try:
         orphans = left_files(location.uri)
-        orphans -= _files_of_versions(location, versions_of(dataset))
+        orphans -= files_of_versions(location, versions_of(dataset))
         return {path for path in orphans if is_builders(location.uri, path)}
     except (ValueError, OSError, StoreError):
         # A resumed builder may be removing versions: the next build looks again.
@@ -96,7 +96,7 @@ def clean_up(location: StoreLocation, orphans: Collection[str] = ()) -> None:
         check_no_links(location.uri)
         if orphans:
             # These first, since the disk may be full.
-            for path in {*orphans} - _files_of_versions(location, versions_of(dataset)):
+            for path in {*orphans} - files_of_versions(location, versions_of(dataset)):
                 Path(location.uri, path).unlink(missing_ok=True)
         kept = _announce(location, dataset)
         if kept is not None:
@@ -189,7 +189,7 @@ def _kept_versions(location: StoreLocation, dataset: Any) -> set[int]:
     return kept
 
 
-def _files_of_versions(location: StoreLocation, versions: Collection[int]) -> set[str]:
+def files_of_versions(location: StoreLocation, versions: Collection[int]) -> set[str]:
     """Return the data files, deletion files and transactions of versions. StoreError if one of them is gone."""
     files = set()
     for number in versions:
@@ -214,7 +214,7 @@ def _remove_versions(location: StoreLocation, versions: Collection[int]) -> None
     for number in sorted(versions):
         # The rest of a version that a killed clean-up has half removed is found among the orphans.
         with suppress(ValueError, OSError, StoreError):
-            files |= _files_of_versions(location, [number])
+            files |= files_of_versions(location, [number])
     root = Root(location)
     for number in sorted(versions):
         root.delete_file(manifest_of(number))
@@ -235,9 +235,9 @@ def _remove_unused_files(location: StoreLocation, files: Collection[str]) -> Non
     for folder in {file.partition("/")[0] for file in files}:
         unused.update(f"{folder}/{Path(path).name}" for path in root.list(folder))
     # Nearly always the newest version has all that are left, and no other version needs to be read.
-    unused &= {*files} - _files_of_versions(location, [int(dataset.version)])
+    unused &= {*files} - files_of_versions(location, [int(dataset.version)])
     if unused:
-        for file in unused - _files_of_versions(location, versions_of(dataset)):
+        for file in unused - files_of_versions(location, versions_of(dataset)):
             root.delete_file(file)
 
 
@@ -246,7 +246,7 @@ def _remove_orphans_in_bucket(location: StoreLocation) -> None:
     dataset = dataset_at(location, None)
     root = Root(location)
     orphans = {path for folder in (DATA, DELETIONS, INDICES) for path in root.list(folder)}
-    orphans -= _files_of_versions(location, versions_of(dataset))
+    orphans -= files_of_versions(location, versions_of(dataset))
     for path in orphans:
         folder, _, name = path.partition("/")
         is_own_name = folder == DATA and is_data_name(name)

@@ -25,12 +25,17 @@ def format_list(names: Sequence[str], most: int = 5) -> str:
     return shown
 
 
-def format_tokens(number: float) -> str:
-    """Return a number of tokens with at least three digits: `812 tokens`, `61.3 M tokens`, `7.12 G tokens`."""
+def format_number(number: float) -> str:
+    """Return a large number with at least three digits: `812`, `61.3 M`, `7.12 G`."""
     for unit, letter in _TOKENS:
         if number >= unit:
-            return f"{_short(number / unit)} {letter} tokens"
-    return pluralize(round(number), "token")
+            return f"{_short(number / unit)} {letter}"
+    return f"{round(number):,}"
+
+
+def format_tokens(number: float) -> str:
+    """Return a number of tokens with at least three digits: `812 tokens`, `61.3 M tokens`, `7.12 G tokens`."""
+    return f"{format_number(number)} {'token' if round(number) == 1 else 'tokens'}"
 
 
 def format_bytes(num_bytes: float) -> str:

@@ -13,7 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_lance.documents.arrow import as_single_chunk
-from lightning_lance.documents.batch import check_text, document_batch, next_row, select_columns, split_by_bytes
+from lightning_lance.documents.batch import (
+    check_text,
+    document_batch,
+    in_yaml,
+    next_row,
+    select_columns,
+    split_by_bytes,
+)
 from lightning_lance.documents.columns import (
     UnfitShard,
     check_unique,
@@ -24,7 +31,7 @@ from lightning_lance.documents.columns import (
     simple_table,
     steps_to,
 )
-from lightning_lance.documents.languages import folder_language, language_of_path, no_language
+from lightning_lance.documents.languages import folder_language, language_of_path, no_language, renamed
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import suggestion
@@ -223,6 +230,16 @@ class OpenedDataset:
             raise self._no_column(missing, there)
 
     def _no_column(self, missing: Collection[str], there: Sequence[str]) -> ConfigError:
+        turned = {word: name for word, name in self._source.columns.items() if name in missing and word in there}
+        # No other word may be in its place.
+        turned.pop("text", None)
+        if turned:
+            right = {name: word for word, name in turned.items()}
+            return ConfigError(
+                f"Source {self._source.name!r} has no column {', '.join(map(repr, sorted(turned.values())))}, but "
+                f"{', '.join(map(repr, sorted(turned)))}: source.columns has {in_yaml(turned)} the wrong way round; our words "
+                f"come first, as in {in_yaml(right)}."
+            )
         named = ", ".join(f"{name!r}{suggestion(name, there)}" for name in sorted(missing))
         # The fields of a column only if one of them is missing.
         outer = tuple(f"{column.partition('.')[0]}." for column in missing)
@@ -313,9 +330,9 @@ class OpenedDataset:
                     if values is None:
                         continue
                     languages, _ = in_words(values)
-                    if source.extensions is not None:
+                    if source.extensions is not None and not source.language_column:
                         languages = language_of_path(languages, source.extensions)
-                    found.update(map(str, pc.unique(languages).to_pylist()))
+                    found.update(map(str, pc.unique(renamed(languages, source.aliases)).to_pylist()))
             return found
 
         with explained(source):
@@ -513,6 +530,7 @@ class OpenedDataset:
         if source.language_column:
             languages = columns.pop("language")
             _check_lengths(languages, source.language_column, file)
+            languages = renamed(languages, source.aliases)
         elif source.extensions is not None:
             languages = language_of_path(columns["path"], source.extensions)
         else:

@@ -13,7 +13,13 @@ from typing import Any, TypedDict
 from lightning_lance.documents.batch import validate_columns
 from lightning_lance.documents.dedup import Dedup, check_dedup
 from lightning_lance.documents.filters import Condition, EndsWith, OneOf, RowFilter, SpelledAs, checked_where
-from lightning_lance.documents.languages import check_extensions, check_languages, path_tails
+from lightning_lance.documents.languages import (
+    check_extensions,
+    check_languages,
+    checked_aliases,
+    language_list,
+    path_tails,
+)
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, described
 from lightning_lance.location import StorageOptions
@@ -48,7 +54,7 @@ class SharedOptions(TypedDict, total=False):
 
     columns: Mapping[str, str]
     revision: str | None
-    languages: Sequence[str]
+    languages: str | Sequence[str] | Mapping[str, Sequence[str]]
     language_column: str | None
     extensions: Mapping[str, Sequence[str]] | None
     where: Mapping[str, Sequence[Any]]
@@ -64,7 +70,7 @@ class SharedOptions(TypedDict, total=False):
 class FileOptions(SharedOptions, total=False):
     """Options of a `DatasetSource` of files."""
 
-    val_files: Sequence[str | Path]
+    val_files: str | Sequence[str | Path]
     storage_options: Mapping[str, Any]
     follow_links: bool
 
@@ -95,7 +101,9 @@ class DatasetSpec:
         val_split: Another split of the source, with validation documents; then `val_fraction` is not used.
         val_files: The same for `data_files`: files with validation documents.
         revision: Branch, tag or commit of a Hub dataset. A build pins the commit that it first resolves.
-        languages: Languages to keep; empty keeps all.
+        languages: Languages to keep, a list or a single one; empty keeps all. Where `language_column` says some of them in
+            other words, a mapping, such as `{"Python": ["PY", "python"]}`: documents of PY, python and Python are stored as
+            Python.
         language_column: Column that holds the language.
         extensions: Language to its extensions; needs the word `path` in `columns`.
         where: Column to the values to keep, such as `{"license": ["mit", None]}`. A list is kept if it has one of them. See
@@ -116,12 +124,12 @@ class DatasetSpec:
     path: str
     columns: Mapping[str, str] = field(default_factory=lambda: {"text": "text"})
     config: str | None = None
-    data_files: Sequence[str | Path] = ()
+    data_files: str | Sequence[str | Path] = ()
     split: str = "train"
     val_split: str | None = None
-    val_files: Sequence[str | Path] = ()
+    val_files: str | Sequence[str | Path] = ()
     revision: str | None = None
-    languages: Sequence[str] = ()
+    languages: str | Sequence[str] | Mapping[str, Sequence[str]] = ()
     language_column: str | None = None
     extensions: Mapping[str, Sequence[str]] | None = None
     where: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -143,6 +151,7 @@ class DatasetSpec:
         # Strings, since they are keys and part of the fingerprint.
         for key in ("data_files", "val_files"):
             object.__setattr__(self, key, [*path_list(f"source.{key}", getattr(self, key), "corpus/*.parquet")])
+        self._take_languages()
         self._check_kinds()
         if isinstance(self.columns, Mapping):
             # YAML reads names of digits as numbers.
@@ -169,12 +178,29 @@ class DatasetSpec:
                     f"Source {self.name!r} has source.extensions, but no 'path' in source.columns: add it, such as path: NAME."
                 )
             check_extensions(self.extensions)
-            check_languages(self.languages, [*self.extensions], f"Source {self.name!r}")
+            check_languages(self.wanted, [*self.extensions], f"Source {self.name!r}")
         if self.languages and not (self.language_column or self.extensions or self.templates):
             raise ConfigError(
                 f"Source {self.name!r} has no languages, got languages={list(self.languages)}: leave languages empty, or set "
                 "source.language_column or source.extensions."
             )
+
+    def _take_languages(self) -> None:
+        """Take a single language as a list of one, and a mapping without other names as a list."""
+        object.__setattr__(self, "languages", language_list(self.languages))
+        if not isinstance(self.languages, Mapping):
+            return
+        aliases = checked_aliases(self.languages)
+        if all(names == [language] for language, names in aliases.items()):
+            object.__setattr__(self, "languages", [*aliases])
+            return
+        if not self.language_column or self.templates:
+            where = "folders" if self.templates else "no column"
+            raise ConfigError(
+                f"Source {self.name!r} has {where} of languages, got the mapping {aliases}: list the languages to keep; other "
+                "names are for a source.language_column."
+            )
+        object.__setattr__(self, "languages", aliases)
 
     def _check_kinds(self) -> None:
         """Check the types of the options. Paths, and names of digits only, become text."""
@@ -220,6 +246,13 @@ class DatasetSpec:
         return sorted({readable(language) for language in self.languages})
 
     @property
+    def aliases(self) -> dict[str, list[str]]:
+        """Language to its names in the source; empty unless `languages` is a mapping."""
+        if not isinstance(self.languages, Mapping):
+            return {}
+        return {language: [*names] for language, names in self.languages.items()}
+
+    @property
     def metadata(self) -> Sequence[str]:
         return tuple(sorted(word for word in self.columns if word != "text"))
 
@@ -235,6 +268,22 @@ class DatasetSpec:
     @property
     def has_validation(self) -> bool:
         return bool(self.val_split or self.val_files)
+
+    @property
+    def labels(self) -> dict[str, str | list[str]]:
+        """The words of the user that the identity lacks, for people who look at a store."""
+        words = {"path": self.path, "config": self.config, "split": self.split, "val_split": self.val_split}
+        if self.data_files:
+            # `datasets` calls JSON Lines json.
+            words = {"format": "jsonl" if self.path == "json" else self.path}
+        labels: dict[str, str | list[str]] = {}
+        for name, word in {**words, "revision": self.revision}.items():
+            if word:
+                labels[name] = word
+        for name, files in (("data_files", self.data_files), ("val_files", self.val_files)):
+            if files:
+                labels[name] = [str(pattern) for pattern in files]
+        return labels
 
     @property
     def templates(self) -> list[str]:
@@ -325,7 +374,8 @@ class DatasetSpec:
         """Return the row filter of the reader, None if all rows pass."""
         conditions: list[Condition] = [OneOf(column, tuple(values)) for column, values in sorted(self.where.items())]
         if self.languages and self.language_column:
-            conditions.append(SpelledAs(self.language_column, tuple(self.wanted)))
+            spelled = sorted({name for names in self.aliases.values() for name in names}) or self.wanted
+            conditions.append(SpelledAs(self.language_column, tuple(spelled)))
         elif self.languages and self.extensions is not None:
             conditions.append(EndsWith(self.columns["path"], tuple(path_tails(self.wanted, self.extensions))))
         return RowFilter(tuple(conditions)) if conditions else None

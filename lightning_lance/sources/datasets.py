@@ -27,11 +27,11 @@ class DatasetSource(DatasetSpec):
     """
 
     @classmethod
-    def parquet(cls, files: Sequence[str | Path], **options: Unpack[FileOptions]) -> DatasetSource:
+    def parquet(cls, files: str | Sequence[str | Path], **options: Unpack[FileOptions]) -> DatasetSource:
         """Return a source of Parquet files.
 
         Args:
-            files: Files, folders and globs, local or with a protocol (`hf://datasets/...`, `s3://...`).
+            files: Files, folders and globs, local or with a protocol (`hf://datasets/...`, `s3://...`), or a single one.
             **options: See `DatasetSpec`.
 
         Raises:
@@ -40,11 +40,11 @@ class DatasetSource(DatasetSpec):
         return cls("parquet", data_files=files, **options)
 
     @classmethod
-    def jsonl(cls, files: Sequence[str | Path], **options: Unpack[FileOptions]) -> DatasetSource:
+    def jsonl(cls, files: str | Sequence[str | Path], **options: Unpack[FileOptions]) -> DatasetSource:
         """Return a source of JSON Lines files, plain or compressed as `.gz` or `.zst`.
 
         Args:
-            files: Files, folders and globs, local or with a protocol (`hf://datasets/...`, `s3://...`).
+            files: Files, folders and globs, local or with a protocol (`hf://datasets/...`, `s3://...`), or a single one.
             **options: See `DatasetSpec`.
 
         Raises:
@@ -98,7 +98,8 @@ class DatasetSource(DatasetSpec):
             "revision": None if local else self.revision,
             "data_files": [public_url(str(pattern)) for pattern in self.data_files],
             "columns": dict(self.columns),
-            "languages": self.wanted,
+            # A list of names stays a list, in all fingerprints so far.
+            "languages": self.aliases or self.wanted,
             "language_column": self.language_column,
             "extensions": extensions and {name: sorted({*tails}) for name, tails in extensions.items()},
             "where": where,

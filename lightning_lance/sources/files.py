@@ -15,7 +15,13 @@ import xxhash
 
 from lightning_lance.documents.batch import decode_utf8, document_batch
 from lightning_lance.documents.dedup import Dedup, check_dedup
-from lightning_lance.documents.languages import CODE_EXTENSIONS, check_extensions, check_languages, language_of_path
+from lightning_lance.documents.languages import (
+    CODE_EXTENSIONS,
+    check_extensions,
+    check_languages,
+    language_list,
+    language_of_path,
+)
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.sources.local_files import LocalFile, Rules, Search
@@ -107,12 +113,12 @@ class FilesSource:
     links lead to it.
 
     Attributes:
-        patterns: Files, folders, and globs (`**` matches any folders), relative to `root`, such as `["src", "docs/**/*.md"]`. A
-            folder stands for all files in it and below. Hidden files and folders are found only by patterns that name them. A
-            name that exists is taken literally, even if it has `*`, `?` or brackets in it.
+        patterns: Files, folders, and globs (`**` matches any folders), relative to `root`, such as `["src", "docs/**/*.md"]`;
+            one of them needs no list. A folder stands for all files in it and below. Hidden files and folders are found only by
+            patterns that name them. A name that exists is taken literally, even if it has `*`, `?` or brackets in it.
         root: Folder that the patterns and the stored paths are relative to.
         exclude: Names of folders to exclude at any depth.
-        languages: Languages to keep; empty keeps all, including files of unknown languages.
+        languages: Languages to keep, a list or a single one; empty keeps all, including files of unknown languages.
         extensions: Language to its extensions.
         text_filter: Texts to keep.
         shard_seed: Seed of the order in which files are read; None for alphabetical order. With a document or token budget, the
@@ -122,10 +128,10 @@ class FilesSource:
         follow_links: Whether links out of `root` are followed. Links within it always are.
     """
 
-    patterns: Sequence[str | Path]
+    patterns: str | Sequence[str | Path]
     root: str | Path = "."
     exclude: Sequence[str] = ("__pycache__", ".git", ".venv", "node_modules", "site-packages")
-    languages: Sequence[str] = ()
+    languages: str | Sequence[str] = ()
     extensions: Mapping[str, Sequence[str]] = field(default_factory=lambda: CODE_EXTENSIONS)
     text_filter: TextFilter = TextFilter()
     shard_seed: int | None = 0
@@ -138,7 +144,14 @@ class FilesSource:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_base", working_folder())
         object.__setattr__(self, "root", as_text(self.root))
-        if not path_list("source.patterns", self.patterns, "src/**/*.py"):
+        object.__setattr__(self, "languages", language_list(self.languages))
+        if isinstance(self.languages, Mapping):
+            raise ConfigError(
+                "languages is a mapping, but the language of a file follows from its extension: list languages, and give a "
+                "language other extensions by source.extensions."
+            )
+        object.__setattr__(self, "patterns", path_list("source.patterns", self.patterns, "src/**/*.py"))
+        if not self.patterns:
             raise ConfigError("source.patterns is empty: expected a list of paths, such as ['src/**/*.py'].")
         check_arguments(FilesSource, vars(self), "source.")
         check_extensions(self.extensions)
@@ -156,6 +169,15 @@ class FilesSource:
     @property
     def has_validation(self) -> bool:
         return False
+
+    @property
+    def labels(self) -> dict[str, str | list[str]]:
+        """The words of the user that the identity lacks, for people who look at a store."""
+        return {
+            "patterns": [str(pattern) for pattern in self.patterns],
+            "root": str(self.root),
+            "exclude": list(self.exclude),
+        }
 
     @property
     def _folder(self) -> str:
@@ -176,7 +198,7 @@ class FilesSource:
             raise ConfigError(f"source.root is {str(self.root)!r}, {what_is_there(root)}: expected a folder.")
         search = Search(root, Rules({*self.exclude}, bounded=True, follow_links=self.follow_links), counting)
         found: dict[str, LocalFile] = {}
-        for pattern in path_list("source.patterns", self.patterns, "src/**/*.py"):
+        for pattern in map(str, self.patterns):
             matches = search.find(pattern)
             if not matches:
                 raise ConfigError(self._no_match(pattern, root))
@@ -274,7 +296,7 @@ def _contents(files: Sequence[str]) -> pa.Array:
 
 
 def python_stdlib(
-    languages: Sequence[str] = (),
+    languages: str | Sequence[str] = (),
     text_filter: TextFilter = TextFilter(),  # noqa: B008 - frozen
     shard_seed: int | None = 0,
     dedup: Dedup = "none",

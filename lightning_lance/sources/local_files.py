@@ -29,7 +29,8 @@ from lightning_lance.messages.formatting import pluralize
 from lightning_lance.sources.local_paths import local_path, readable
 
 # Reasons for skipping a file that a pattern matches, for messages.
-HIDDEN = "hidden or in a hidden folder"
+HIDDEN = "hidden"
+IN_HIDDEN = "in a hidden folder"
 EXCLUDED = "in a folder of source.exclude"
 IGNORED = "named like a description of a dataset"
 OWN = "of a token store, or beside one"
@@ -104,12 +105,14 @@ class Account:
 
     Attributes:
         left_out: Real path of a skipped file to the reason.
+        folders: Real path of a skipped folder to the reason, without those in it.
         names: Real path of a file to its names, if it has several.
         outward: Path of a link out of its boundary to its target.
         literal: Sentences about names that look like patterns, and are taken literally.
     """
 
     left_out: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, str] = field(default_factory=dict)
     names: dict[str, set[str]] = field(default_factory=dict)
     outward: dict[str, str] = field(default_factory=dict)
     literal: list[str] = field(default_factory=list)
@@ -136,6 +139,9 @@ class Account:
         """
         lines = [(logging.WARNING, f"Source {source!r}: {sentence}.") for sentence in self.literal]
         left_out = Counter(why for real, why in self.left_out.items() if real not in read)
+        hidden = self._hidden(left_out)
+        if hidden:
+            lines.append((logging.INFO, f"Source {source!r}: {hidden}."))
         outward = {link: real for link, real in self.outward.items() if real not in read or follow_links}
         if outward:
             link, target = min(outward.items())
@@ -145,7 +151,7 @@ class Account:
             else:
                 cure = "to read their targets, set source.follow_links=true"
                 lines.append((logging.WARNING, f"Source {source!r} does not follow {links}: {cure}."))
-        if left_out:
+        if +left_out:
             listed = ", ".join(f"{why} ({count:,})" for why, count in sorted(left_out.items()))
             total = pluralize(sum(left_out.values()), "matching file")
             level = logging.WARNING if FOLDER in left_out else logging.INFO
@@ -158,6 +164,23 @@ class Account:
             files = pluralize(len(twice), "file")
             lines.append((logging.INFO, f"Source {source!r} reads {files} with {further} from links only once."))
         return lines
+
+    def _hidden(self, left_out: Counter[str]) -> str:
+        """Return a clause about hidden files, and hidden and excluded folders, and remove their files from the counts."""
+        folders = Counter(self.folders.values())
+        inside = left_out.pop(IN_HIDDEN, 0) + left_out.pop(EXCLUDED, 0)
+        counts = (
+            (left_out.pop(HIDDEN, 0), "hidden file", "hidden files"),
+            (folders[HIDDEN], "hidden folder", "hidden folders"),
+            (folders[EXCLUDED], "folder of source.exclude", "folders of source.exclude"),
+        )
+        parts = [pluralize(count, noun, nouns) for count, noun, nouns in counts if count]
+        if not parts:
+            return ""
+        total = sum(count for count, _, _ in counts)
+        listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+        content = f" (with {pluralize(inside, 'matching file')} in the folders)" if inside else ""
+        return f"{listed} {'was' if total == 1 else 'were'} left out{content}"
 
 
 class Search:
@@ -388,11 +411,12 @@ class _Walk:
     def _entered(self, folder: _Folder, name: str, part: _Part, is_link: bool) -> _Folder | None:
         """Return a folder within another one, None if it is skipped."""
         why = folder.why
-        if not why and name in self._rules.excluded:
-            why = EXCLUDED
-        if not why and part.passes_over(name, self._rules.special):
-            why = HIDDEN
         place = os.path.join(folder.real, name)
+        if not why and name in self._rules.excluded:
+            why = self._account.folders[place] = EXCLUDED
+        if not why and part.passes_over(name, self._rules.special):
+            self._account.folders[place] = HIDDEN
+            why = IN_HIDDEN
         if not why and not part.literal and is_own_folder(place, name):
             why = OWN
         if why and (is_link or not self._search.counting):

@@ -69,14 +69,14 @@ def path_list(key: str, given: Any, such: str) -> tuple[str, ...]:
 
     Args:
         key: Name of the option, for messages.
-        given: A list of strings and `Path` objects.
+        given: A list of strings and `Path` objects, or a single one.
         such: An example of a path, for messages.
 
     Raises:
         ConfigError: If it is not a list, or an element is not a path.
     """
     if isinstance(given, (str, os.PathLike)):
-        raise ConfigError(f"{key} is the string {os.fspath(given)!r}: write a list, [{os.fspath(given)!r}].")
+        given = [given]
     if not isinstance(given, Iterable) or isinstance(given, (bytes, Mapping)):
         raise ConfigError(f"{key} is {given!r}: expected a list of paths, such as [{such!r}].")
     made = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,8 +16,10 @@ from lance.file import LanceFileReader
 from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import StoreError
+from lightning_lance.format.commit import data_file_infos
 from lightning_lance.format.lance_io import dataset_at, lance_options, reading, reading_documents, stream_columns
 from lightning_lance.format.schema import begins_of
+from lightning_lance.lance_names import data_file_at
 from lightning_lance.location import StoreLocation
 
 # Rows whose documents are in memory at a time.
@@ -143,3 +146,32 @@ class _Blocks(NamedTuple):
     row: np.ndarray
     starts: np.ndarray
     begun: np.ndarray
+
+
+def count_documents(location: StoreLocation, dataset: Any, split: str) -> dict[str, int]:
+    """Return the documents of each language in a split, from the offsets of that split alone.
+
+    Raises:
+        StoreError: If the store is damaged, or its commit metadata does not cover all rows.
+    """
+    counts: Counter[str] = Counter()
+    with reading(location.uri):
+        infos = data_file_infos(dataset)
+        for fragment in dataset.get_fragments():
+            path = fragment.data_files()[0].path
+            if path not in infos or fragment.num_deletions or infos[path].num_rows != fragment.count_rows():
+                raise ValueError("its commit metadata does not cover all rows")
+            first = 0
+            for part in infos[path].parts:
+                if part.split == split:
+                    for lists in _offsets(location, path, first, part.rows):
+                        counts[part.language] += int(_lengths(lists).sum())
+                first += part.rows
+    return dict(sorted(counts.items()))
+
+
+def _offsets(location: StoreLocation, path: str, first: int, rows: int) -> Iterator[pa.ListArray]:
+    file = f"{location.uri.rstrip('/')}/{data_file_at(path)}"
+    reader = LanceFileReader(file, lance_options(location), ["documents.item.offset"])
+    for batch in reader.read_range(first, rows, batch_size=_BATCH_ROWS).to_batches():
+        yield batch.column("documents")

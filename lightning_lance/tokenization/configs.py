@@ -78,6 +78,11 @@ class TokenizerConfig(Protocol):
 class ByteTokenizer:
     """One token per byte. Needs no file; makes about four times as many tokens as a BPE."""
 
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        return "bytes"
+
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerConfig.load`."""
         return byte_tokenizer()
@@ -103,6 +108,11 @@ class TokenizerFile:
         check_no_loaded_tokenizer("tokenizer.path", self.path)
         object.__setattr__(self, "path", check_place("tokenizer.path", self.path, "my/tokenizer.json"))
         check_arguments(TokenizerFile, vars(self), "tokenizer.")
+
+    @property
+    def label(self) -> str:
+        """What a person calls it: the path as it was given."""
+        return self.path
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerConfig.load`."""
@@ -218,6 +228,11 @@ class PretrainedTokenizer:
                 f"tokenizer.model and tokenizer.revision have {len(self._kept_name):,} characters: expected the name of a "
                 f"model, such as gpt2, and at most {_LONGEST_NAME}."
             )
+
+    @property
+    def label(self) -> str:
+        """What a person calls it: the name of the model, and the revision if one was given."""
+        return f"{self.model}@{self.revision}" if self.revision else self.model
 
     @property
     def _kept_name(self) -> str:
@@ -459,6 +474,11 @@ class TrainedBPE:
         check_vocab_size(self.vocab_size)
         object.__setattr__(self, "vocab_size", int(self.vocab_size))
         object.__setattr__(self, "train_bytes", whole_number("tokenizer.train_bytes", self.train_bytes))
+
+    @property
+    def label(self) -> str:
+        """What a person calls it."""
+        return f"bpe of {self.vocab_size:,} ids"
 
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerConfig.load`."""

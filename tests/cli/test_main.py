@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from lightning_lance.cli.arguments import COMMANDS
 from lightning_lance.cli.main import main
 from lightning_lance.errors import StoreError
+from lightning_lance.inspection.summary import describe_store
 from tests.support.commands import COMMAND, run
 from tests.support.paths import ROOT
 
@@ -54,6 +56,16 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (["source=parquet", "source.data_files=['no/*.parquet']"], "No file matches 'no/*.parquet' in '"),
         (["tokenizer=file", "tokenizer.path=no.json"], "There is no tokenizer.json at 'no.json'"),
         (["languages=[Pyton]"], "has no language 'Pyton' (did you mean 'Python'?): it has Assembly, Batchfile, C"),
+        (
+            ["languages=[Python,", "Rust]"],
+            "languages=[Python, Rust] arrived as 2 arguments, since the shell cuts at spaces: quote it, as in "
+            "'languages=[Python, Rust]'.",
+        ),
+        (
+            ["data.mix=Python:0.7", "data.mix=Rust:0.3"],
+            "data.mix is given 2 times in a row, as where the shell expands braces, and only the last would count: quote the "
+            "whole, as in 'data.mix={Python: 0.7, Rust: 0.3}'.",
+        ),
         (["languages=[Rust]"], "Source 'python_stdlib' has no language 'Rust': it has Python."),
         (["source=fineweb", "languages=[English]"], "Source 'fineweb' has no languages, got languages=['English']"),
         (["foo"], "Got 'foo', which is not key=value: expected text such as context_length=512, "),
@@ -142,7 +154,8 @@ def test_help_version_and_other_words(tmp_path: Path):
     code, _, err = run(tmp_path, "prepair")
     assert code == 1
     assert err.startswith(
-        "error: there is no command 'prepair': expected train, prepare, verify, forget, clean or verify-resume."
+        "error: there is no command 'prepair': expected train, prepare, list, info, verify, forget, clean, remove or "
+        "verify-resume."
     )
     assert err.endswith(" did you mean prepare? lightning-lance --help says more.\n")
     assert err.count("\n") == 1
@@ -151,8 +164,17 @@ def test_help_version_and_other_words(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ("verify", "error: got nothing, expected verify URI [sample=SHARE] [--storage"),
-        ("verify sample=2", "error: got sample=2, expected verify URI [sample=SHARE] [--storage"),
+        ("verify", "error: got nothing, expected verify URI [sample=SHARE] [format=json] [--storage"),
+        ("verify sample=2", "error: got sample=2, expected verify URI [sample=SHARE] [format=json] [--storage"),
+        ("list x y", "error: got y, expected list [DIR] [format=json] [--storage"),
+        ("list", "error: There is no folder 'data': give the folder of the stores, as in lightning-lance list DIR."),
+        ("list format=xml", "error: got format=xml, expected list [DIR] [format=json]"),
+        ("info", "error: got nothing, expected info URI [format=json]"),
+        ("info x.lance", "error: There is no committed token store at '"),
+        ("remove", "error: got nothing, expected remove URI [yes=true]"),
+        ("remove x.lance yes=1", "error: got yes=1, expected remove URI [yes=true]"),
+        ("remove x.lance yes=true", "error: There is no token store at '"),
+        ("forget x.lance repo=a dry_run=yes", "error: got dry_run=yes, expected forget URI KEY=VALUE"),
         (
             "verify x.lance sample=2",
             "error: sample is 2: expected a share of the data files, above 0 and up to 1, such as 0.1.",
@@ -186,7 +208,7 @@ def test_the_other_commands_say_what_they_expect(
     assert str(ended.value.code).startswith(told)
 
 
-@pytest.mark.parametrize("name", ["verify", "forget", "clean", "verify-resume"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     for arguments in (["--help"], ["x.lance", "-h"]):
         monkeypatch.setattr(sys, "argv", ["lightning-lance", name, *arguments])
@@ -308,6 +330,7 @@ MAIN = "import lightning_lance.cli.main as cli; sys.argv[1:] = {}; cli.main()"
         (MAIN.format(["--help"]), HYDRA | ARRAYS | TORCH),
         (MAIN.format(["--version"]), HYDRA | ARRAYS | TORCH),
         (MAIN.format(["verify", "--help"]), HYDRA | ARRAYS | TORCH),
+        (MAIN.format(["list"]), HYDRA | TORCH),
         (MAIN.format(["forget", "-h"]), HYDRA | ARRAYS | TORCH),
         (MAIN.format(["clean", "-h"]), HYDRA | ARRAYS | TORCH),
         (MAIN.format(["verify-resume", "-h"]), HYDRA | ARRAYS | TORCH),
@@ -330,9 +353,9 @@ def test_what_needs_no_library_imports_none(run_this: str, absent: set[str]):
 
 
 def test_the_names_of_a_room_are_what_they_are_named():
-    from lightning_lance import maintenance, sources, tokenization
+    from lightning_lance import inspection, maintenance, sources, tokenization
 
-    for room in (maintenance, sources, tokenization):
+    for room in (inspection, maintenance, sources, tokenization):
         assert dir(room) == sorted(room.__all__)
         for name in room.__all__:
             assert getattr(room, name).__name__ == name
@@ -356,3 +379,8 @@ def test_dicts_are_filled_as_the_readme_says(tmp_path: Path):
     code, out, error = run(tmp_path, *arguments)
     assert code == 0, error
     assert "1 document," in out
+    # A mapping in place of the list of languages.
+    aliased = [*(part for part in arguments if not part.startswith("data.")), "languages={Crab: [Rust]}"]
+    code, out, error = run(tmp_path, *aliased, f"corpus.uri={tmp_path}/x.lance")
+    assert code == 0, error
+    assert describe_store(tmp_path / "x.lance").languages[0].language == "Crab"

@@ -148,8 +148,10 @@ def test_a_hub_source_has_an_identity_without_the_hub(monkeypatch: pytest.Monkey
 def test_what_cannot_be_is_refused_before_anything_is_read(corpus: Path):
     with pytest.raises(ConfigError, match="names no column for 'text'"):
         DatasetSource("parquet", {"body": "content"})
-    with pytest.raises(ConfigError, match="write a list"):
-        DatasetSource("parquet", data_files="x.parquet")
+    with pytest.raises(
+        ConfigError, match=r"is \{content: text, repo: r\}, which .* as in \{text: content, r: repo\}\.$"
+    ):
+        DatasetSource("parquet", {"content": "text", "repo": "r"})
     with pytest.raises(ConfigError, match=r"has no languages, got languages=\['Python'\]"):
         DatasetSource("fineweb", languages=["Python"])
     with pytest.raises(ConfigError, match="no 'path' in"):
@@ -324,3 +326,46 @@ def test_an_endpoint_that_is_down_is_one_sentence(hub: Hub, tmp_path: Path):
         assert process.returncode == 1
         assert process.stderr.startswith(f"error: {told}") or f"\nerror: {told}" in process.stderr, process.stderr
         assert "Traceback" not in process.stderr
+
+
+def test_languages_under_other_names(tmp_path: Path):
+    names = ["PY", "python", "Python", "rs", "C", None]
+    table = pa.table({"text": [f"text {name}" for name in names], "lang": names})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=1)
+    (tmp_path / "x.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in table.to_pylist()), encoding="utf-8")
+    plain: dict[str, Any] = {"language_column": "lang", "shard_seed": None}
+    aliased = {"Python": ["PY", "python"], "Rust": "rs"}
+    for make, file in ((DatasetSource.parquet, "x.parquet"), (DatasetSource.jsonl, "x.jsonl")):
+        files = str(tmp_path / file)
+        source = make(files, languages=aliased, **plain)
+        opened = source.open()
+        read = pa.concat_tables(opened.read(0, 0))
+        assert read.column("language").to_pylist() == ["Python", "Python", "Python", "Rust"]
+        assert read.column("row").to_pylist() == [0, 1, 2, 3]
+        assert opened.present_languages() == ["C", "None", "Python", "Rust"]
+        assert source.wanted == ["Python", "Rust"]
+        # A mapping has settings of its own; a list keeps those that it always had.
+        listed = make(files, languages=["Rust", "Python"], **plain)
+        assert listed.identity()["languages"] == ["Python", "Rust"]
+        assert source.identity()["languages"] == {"Python": ["PY", "Python", "python"], "Rust": ["Rust", "rs"]}
+        assert make(files, languages={"Rust": [], "Python": "Python"}, **plain).identity() == listed.identity()
+    for languages, told in [
+        ({"Python": ["PY"], "Go": ["PY"]}, "has the name 'PY' for 'Python' and for 'Go': remove it"),
+        ({"Python": 3}, r"languages\.Python is 3: expected a list of names"),
+        ({"Python": [3]}, "has the name 3: expected text"),
+    ]:
+        with pytest.raises(ConfigError, match=told):
+            DatasetSource.parquet(str(tmp_path / "x.parquet"), languages=languages, **plain)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"has folders of languages, got the mapping"):
+        DatasetSource.parquet("{language}/x.parquet", languages=aliased, language_column="lang")
+    with pytest.raises(ConfigError, match=r"has no column of languages, got the mapping"):
+        DatasetSource.parquet("x.parquet", languages=aliased)
+
+
+def test_columns_the_wrong_way_round_are_told_with_the_right_spelling(tmp_path: Path):
+    pq.write_table(pa.table({"text": ["a"], "repo_name": ["b"]}), tmp_path / "x.parquet")
+    source = DatasetSource.parquet(str(tmp_path / "x.parquet"), columns={"text": "text", "repo_name": "repo"})
+    with pytest.raises(
+        ConfigError, match=r"has \{repo_name: repo\} the wrong way round; .* as in \{repo: repo_name\}\.$"
+    ):
+        source.open()

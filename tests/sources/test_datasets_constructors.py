@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lightning_lance.build.plan import make_plan
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError
-from lightning_lance.sources import DatasetSource
+from lightning_lance.sources import DatasetSource, FilesSource
 from lightning_lance.sources.dataset_spec import DatasetSpec, FileOptions, HubOptions
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.laws import examples
@@ -117,9 +117,14 @@ def test_languages_of_folders_and_paths(root: Path):
     assert made[2]["folder_languages"] == ["a"]
 
 
+def test_one_string_is_a_list_of_one():
+    one = DatasetSource.parquet("x.parquet", val_files=Path("y.parquet"), languages="a", language_column="l")
+    many = DatasetSource.parquet(["x.parquet"], val_files=["y.parquet"], languages=["a"], language_column="l")
+    assert one == many
+    assert FilesSource("src", languages="Rust") == FilesSource(("src",), languages=["Rust"])
+
+
 def test_values_are_checked_as_ever():
-    with pytest.raises(ConfigError, match=r"source\.data_files is the string 'x\.parquet': write a list"):
-        DatasetSource.parquet("x.parquet")
     with pytest.raises(ConfigError, match=r"source\.dedup is 'fuzzy'"):
         DatasetSource.jsonl(["x.jsonl"], dedup="fuzzy")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"source\.path is None: expected text"):

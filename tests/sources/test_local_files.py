@@ -13,6 +13,7 @@ from lightning_lance.sources.local_files import (
     EXCLUDED,
     HIDDEN,
     IGNORED,
+    IN_HIDDEN,
     OTHER_FORMAT,
     OWN,
     SPECIAL,
@@ -184,9 +185,14 @@ def test_what_is_left_out_is_counted_and_told(tree: Path):
     search = Search(str(tree), Rules({"node_modules"}, bounded=True), counting=True)
     files = search.find("**/*.py")
     assert [match.name for match in files] == ["a.py", "b/c.py"]
-    assert search.account.counts() == {HIDDEN: 3, EXCLUDED: 1, BROKEN: 2, SPECIAL: 1}
+    assert search.account.counts() == {HIDDEN: 1, IN_HIDDEN: 2, EXCLUDED: 1, BROKEN: 2, SPECIAL: 1}
     told = search.account.remarks("mine", {match.real for match in files}, follow_links=False)
     assert told == [
+        (
+            logging.INFO,
+            "Source 'mine': 1 hidden file, 2 hidden folders and 1 folder of source.exclude were left out (with 3 matching "
+            "files in the folders).",
+        ),
         (
             logging.WARNING,
             f"Source 'mine' does not follow 2 links out of its folder, such as 'l.py' -> '{tree.parent}/out/h.py': "
@@ -194,8 +200,7 @@ def test_what_is_left_out_is_counted_and_told(tree: Path):
         ),
         (
             logging.INFO,
-            "Source 'mine' skips 7 matching files: a broken link (2), hidden or in a hidden folder (3), in a folder of "
-            "source.exclude (1), not a regular file (1).",
+            "Source 'mine' skips 3 matching files: a broken link (2), not a regular file (1).",
         ),
     ]
 

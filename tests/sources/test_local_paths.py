@@ -30,9 +30,8 @@ def test_names_that_are_not_utf8_are_readable():
 
 def test_a_list_of_paths():
     assert path_list("source.patterns", [Path("a/b"), "c/"], "x") == ("a/b", "c/")
+    assert path_list("source.patterns", "a,b", "x") == path_list("source.patterns", Path("a,b"), "x") == ("a,b",)
     for given, told in [
-        ("a", r"source.patterns is the string 'a': write a list, \['a'\]"),
-        (Path("a"), r"write a list, \['a'\]"),
         (None, r"source.patterns is None: expected a list of paths, such as \['x'\]"),
         ({"a": "b"}, "expected a list of paths"),
         (["a", 1], "source.patterns has 1: expected a path, such as 'x'"),

@@ -112,8 +112,10 @@ def test_what_is_not_there_is_told_in_one_sentence(tree: Path):
         FilesSource(["**/*"], root=str(tree), languages=["Pyton"])
     with pytest.raises(ConfigError, match="has no language 'Haskell': it has Other, Python, Rust"):
         FilesSource(["**/*"], root=str(tree), languages=["Haskell"]).open()
-    with pytest.raises(ConfigError, match="write a list"):
-        FilesSource("**/*.py")
+    with pytest.raises(ConfigError, match=r"languages is the string 'Python,Rust': write a list, \[Python,Rust\]\."):
+        FilesSource("**/*.py", languages="Python,Rust")
+    with pytest.raises(ConfigError, match=r"languages is a mapping, but .* source\.extensions\."):
+        FilesSource("**/*.py", languages={"Python": ["py"]})  # type: ignore[arg-type]
 
 
 def test_the_standard_library_is_a_corpus():

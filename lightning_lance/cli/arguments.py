@@ -1,0 +1,141 @@
+"""The grammar of the commands on stores and checkpoints: a place, key=value pairs, options of its object store."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from lightning_lance.cli.interrupts import InterruptHandler
+from lightning_lance.cli.overrides import shown_override
+from lightning_lance.errors import LightningLanceError
+from lightning_lance.messages.escaping import fail
+from lightning_lance.messages.redaction import remember_options
+
+# How options of object stores begin, where they are given like the other pairs of a command.
+_OPTIONS = ("aws_", "azure_", "google_", "allow_http")
+_OPTION_HELP = (
+    f"an option of the object store; where none is given, a pair that begins with {', '.join(_OPTIONS)} is one"
+)
+_STORAGE = "[--storage-option KEY=VALUE ...]"
+# The folder of stores where none is given: `data_dir` of the configuration.
+_FOLDER = "data"
+# The arguments of each command, and what it does.
+COMMANDS = {
+    "list": (
+        f"[DIR] [format=json] {_STORAGE}",
+        """List the token stores in a folder (data, if none is given) or at a place in a bucket: source, tokenizer, documents,
+        tokens, size on disk, when they were built and last used, and whether they are complete. Of a store that cannot be
+        opened, the state says why. Times of last use are as exact as the file system's.""",
+    ),
+    "info": (
+        f"URI [format=json] {_STORAGE}",
+        """Say all about a token store: its settings, documents and tokens of each language and split, its versions and
+        what keeps them, and its disk space. Nothing is changed.""",
+    ),
+    "verify": (
+        f"URI [sample=SHARE] [format=json] {_STORAGE}",
+        """Check every file of a token store against its checksum, and name what is damaged. Nothing is changed. sample=0.1
+        checks a tenth of the data files.""",
+    ),
+    "forget": (
+        f"URI KEY=VALUE ... [purge=true] [dry_run=true] [format=json] {_STORAGE}",
+        """Leave out all documents for which each KEY=VALUE holds, now and when the store grows. The keys are id, language, and
+        the words of source.columns, as in repo=owner/name. purge=true also removes the older versions: checkpoints may need
+        them. dry_run=true only counts the documents.""",
+    ),
+    "clean": (
+        f"URI [format=json] {_STORAGE}",
+        """Mend what is provably damaged, remove what killed builders left, and say so line by line. What it cannot judge
+        stays, and is named. Stop builds first, or let them end: their files are left to them.""",
+    ),
+    "remove": (
+        f"URI [yes=true] [ignore_runs=true] [format=json] {_STORAGE}",
+        """Remove a whole token store, with its tokenizer beside it. Asks first; without a terminal, yes=true is needed. Only a
+        token store is removed, and only if no process builds it or trains on it. ignore_runs=true ignores runs without a
+        checkpoint that were killed.""",
+    ),
+    "verify-resume": (
+        f"CKPT [uri=PLACE | NAME=PLACE ...] {_STORAGE}",
+        """Work out all windows of the checkpoint's epoch anew, compare their digest with the one saved in it, and show the
+        next windows. uri=PLACE says where the store has moved, NAME=PLACE where there are several stores.""",
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}.")
+
+
+def read_arguments(
+    name: str, arguments: Sequence[str], keys: Collection[str] | None = None
+) -> tuple[str, dict[str, str], dict[str, str]]:
+    """Read a place, key=value pairs (`keys`: the possible ones, None for any), and options of the place's object store."""
+    usage, description = COMMANDS[name]
+    parser = _Parser(f"lightning-lance {name}", f"lightning-lance {name} {usage}", description, allow_abbrev=False)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--storage-option", action="append", default=[], metavar="KEY=VALUE", help=_OPTION_HELP)
+    given, unknown = parser.parse_known_intermixed_args(arguments)
+    if name == "list" and (not given.words or _is_pair(given.words[0])):
+        given.words.insert(0, _FOLDER)
+    place, *words = given.words or [""]
+    if unknown or not place or _is_pair(place):
+        expect(name, unknown[0] if unknown else place or "nothing")
+    # Where options are given as such, a column may be called azure_x.
+    prefixes = () if given.storage_option or "://" not in place else _OPTIONS
+    pairs: dict[str, str] = {}
+    options: dict[str, str] = {}
+    marked = [(word, True) for word in given.storage_option] + [(word, word.startswith(prefixes)) for word in words]
+    for word, is_option in marked:
+        key, is_pair, value = word.partition("=")
+        if not is_pair or not (is_option or keys is None or key in keys):
+            expect(name, word)
+        if key in (options if is_option else pairs):
+            fail(f"{key} is given twice: give it once, and the other to another run.")
+        (options if is_option else pairs)[key] = value
+    remember_options(options)
+    return place, pairs, options
+
+
+def _is_pair(word: str) -> bool:
+    # A place may have a = in it, as Lightning's checkpoints do.
+    return "=" in word and "://" not in word and not Path(word).exists()
+
+
+def expect(name: str, got: str) -> NoReturn:
+    """End with a sentence about an argument that the command does not take."""
+    fail(f"got {shown_override(got)}, expected {name} {COMMANDS[name][0]}.")
+
+
+def is_set(name: str, pairs: Mapping[str, str], key: str) -> bool:
+    """Return whether a pair of a command is `true`; it is `false` where it is not given."""
+    value = pairs.get(key, "false")
+    if value not in ("true", "false"):
+        expect(name, f"{key}={value}")
+    return value == "true"
+
+
+def wants_json(name: str, pairs: Mapping[str, str]) -> bool:
+    """Return whether a command is asked for JSON rather than text."""
+    value = pairs.get("format", "text")
+    if value not in ("text", "json"):
+        expect(name, f"format={value}")
+    return value == "json"
+
+
+@contextmanager
+def ending_in_a_sentence(interrupted: str) -> Iterator[None]:
+    """Say errors in one sentence, and on Ctrl-C what it means for the store."""
+    signals = InterruptHandler()
+    try:
+        with signals:
+            yield
+    except LightningLanceError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        sys.exit(signals.exit_code)

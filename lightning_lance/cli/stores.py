@@ -1,0 +1,284 @@
+"""The commands on token stores: list, info, verify, forget, clean, remove."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, read_arguments, wants_json
+from lightning_lance.cli.tables import in_words, say_json, table, time_shown
+from lightning_lance.messages.escaping import fail, say
+from lightning_lance.messages.formatting import format_bytes, format_number, format_tokens, pluralize
+
+if TYPE_CHECKING:
+    from lightning_lance.inspection.summary import StoreInfo, StoreSummary
+    from lightning_lance.maintenance.forgetting import Forgotten
+
+# A command imports what it needs once its arguments are right: Lance and numpy take long.
+
+_NOTHING_CHANGED = "nothing was changed."
+# Columns of numbers.
+_NUMBERS = ("VERSION", "DOCUMENTS", "TOKENS", "SIZE")
+# Keys of `forget` that are no words of a document.
+_OF_FORGET = ("purge", "dry_run", "format")
+
+
+def list_command(arguments: Sequence[str]) -> None:
+    """Run `lightning-lance list`."""
+    folder, pairs, options = read_arguments("list", arguments, ("format",))
+    as_json = wants_json("list", pairs)
+    from lightning_lance.inspection.summary import list_stores
+
+    with ending_in_a_sentence(_NOTHING_CHANGED):
+        stores = list_stores(folder, options)
+    if as_json:
+        say_json(stores)
+    elif stores:
+        titles = ("NAME", "SOURCE", "TOKENIZER", "DOCUMENTS", "TOKENS", "SIZE", "BUILT", "USED", "STATE")
+        say(*table(titles, list(map(_line, stores)), _NUMBERS))
+    else:
+        say(f"There is no token store in {folder}.")
+
+
+def _line(store: StoreSummary) -> list[str | None]:
+    return [
+        store.name,
+        store.source,
+        store.tokenizer,
+        _count(store.documents),
+        None if store.tokens is None else format_number(store.tokens),
+        None if store.bytes is None else format_bytes(store.bytes),
+        time_shown(store.built),
+        time_shown(store.used),
+        store.state,
+    ]
+
+
+def info_command(arguments: Sequence[str]) -> None:
+    """Run `lightning-lance info`."""
+    uri, pairs, options = read_arguments("info", arguments, ("format",))
+    as_json = wants_json("info", pairs)
+    from lightning_lance.inspection.summary import describe_store
+
+    with ending_in_a_sentence(_NOTHING_CHANGED):
+        info = describe_store(uri, options)
+    if as_json:
+        facts = vars(info).copy()
+        say_json({**vars(facts.pop("summary")), **facts})
+    else:
+        _say_info(info)
+
+
+def _say_info(info: StoreInfo) -> None:
+    store = info.summary
+    total = f"{pluralize(store.documents or 0, 'document')}, {format_tokens(store.tokens or 0)}"
+    say(f"{store.uri}: {store.state}, {total}", "")
+    facts: list[list[str | None]] = [["fingerprint", info.fingerprint]]
+    facts += [["built", time_shown(store.built)], ["used", time_shown(store.used)]]
+    facts += [[name, in_words(value)] for name, value in info.settings.items()]
+    for reason, count in info.skipped.items():
+        facts.append([f"left out: {reason}", f"{count:,}"])
+    for entry in info.forgotten:
+        rule = " ".join(f"{key}={value}" for key, value in entry["rule"].items())
+        facts.append(["forgotten", f"{rule}: {_amount(entry['documents'], entry['tokens'])}"])
+    disk = info.disk
+    if disk is not None:
+        facts.append(["disk", f"{format_bytes(disk.total)}, of which {format_bytes(disk.newest)} tokens and documents"])
+        if disk.older:
+            facts.append(["", f"{format_bytes(disk.older)} only of older versions, kept by tags"])
+        if disk.reclaimable:
+            facts.append(["", f"{format_bytes(disk.reclaimable)} reclaimable: lightning-lance clean {store.uri}"])
+    say(*table(("SETTING", "VALUE"), facts), "")
+    rows: list[list[str | None]] = []
+    for one in info.languages:
+        row: list[str | None] = [one.language or "(none)"]
+        for split in ("train", "val"):
+            row += [_count(one.split_documents[split]), f"{one.split_tokens[split]:,}"]
+        rows.append(row)
+    titles = ("LANGUAGE", "TRAIN DOCUMENTS", "TRAIN TOKENS", "VAL DOCUMENTS", "VAL TOKENS")
+    say(*table(titles, rows, titles[1:]), "")
+    versions = [
+        [f"{one.version:,}", time_shown(one.made), _count(one.documents), _count(one.tokens), ", ".join(one.kept_by)]
+        for one in info.versions
+    ]
+    say(*table(("VERSION", "MADE", "DOCUMENTS", "TOKENS", "KEPT BY"), versions, _NUMBERS))
+
+
+def _count(number: int | None) -> str | None:
+    return None if number is None else f"{number:,}"
+
+
+def _amount(documents: int, tokens: int) -> str:
+    return f"{pluralize(documents, 'document')} ({pluralize(tokens, 'token')})"
+
+
+def verify_command(arguments: Sequence[str]) -> None:
+    """Run `lightning-lance verify`."""
+    uri, pairs, options = read_arguments("verify", arguments, ("sample", "format"))
+    as_json = wants_json("verify", pairs)
+    asked = pairs.get("sample", "1")
+    try:
+        sample = float(asked)
+    except ValueError:
+        sample = 0.0
+    if not 0 < sample <= 1:
+        fail(f"sample is {asked}: expected a share of the data files, above 0 and up to 1, such as 0.1.")
+    from lightning_lance.maintenance.integrity import verify_store
+
+    with ending_in_a_sentence(_NOTHING_CHANGED):
+        problems = list(map(str, verify_store(uri, options, sample)))
+    if as_json:
+        say_json({"uri": uri, "sample": sample, "problems": problems})
+    else:
+        say(*problems)
+    if problems:
+        fail(f"{uri}: {pluralize(len(problems), 'problem')}.")
+    if not as_json:
+        say(f"{uri}: {'all' if sample == 1 else f'the sample of {sample:.3g}'} is as it was written.")
+
+
+def clean_command(arguments: Sequence[str]) -> None:
+    """Run `lightning-lance clean`."""
+    uri, pairs, options = read_arguments("clean", arguments, ("format",))
+    as_json = wants_json("clean", pairs)
+    from lightning_lance.maintenance.cleanup import clean
+
+    with ending_in_a_sentence("run it again, it ends what was begun."):
+        cleaned = clean(uri, options)
+    if as_json:
+        say_json({"uri": uri, "done": cleaned.done, "left": cleaned.left})
+    else:
+        say(*(f"{line}." for line in [*cleaned.done, *cleaned.left]))
+    if cleaned.left:
+        fail(f"{uri}: {pluralize(len(cleaned.left), 'problem')} left.")
+    if not cleaned.done and not as_json:
+        say(f"{uri}: nothing to clean.")
+
+
+def remove_command(arguments: Sequence[str]) -> None:
+    """Run `lightning-lance remove`."""
+    uri, pairs, options = read_arguments("remove", arguments, ("yes", "ignore_runs", "format"))
+    as_json = wants_json("remove", pairs)
+    ignore_runs = is_set("remove", pairs, "ignore_runs")
+    sure = is_set("remove", pairs, "yes")
+    from lightning_lance.location import StoreLocation, store_place
+    from lightning_lance.maintenance.deletion import check_removable, remove
+
+    with ending_in_a_sentence("nothing was removed."):
+        commit = check_removable(StoreLocation(store_place(uri), options), ignore_runs)
+        what = "a damaged or unfinished token store"
+        if commit is not None:
+            what = f"{pluralize(commit.stored_documents, 'document')}, {format_tokens(commit.stored_tokens)}"
+        if not sure:
+            _ask(uri, what)
+    with ending_in_a_sentence("run it again, it removes the rest."):
+        beside = remove(uri, options, ignore_runs)
+    if as_json:
+        say_json({"uri": uri, "removed": [uri, *beside]})
+    else:
+        say(f"{uri}: removed ({what}).", *(f"{file}: removed." for file in beside))
+
+
+def _ask(uri: str, what: str) -> None:
+    """Ask whether a store is to be removed. End the command unless the answer is yes."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        fail(f"{uri} ({what}) is not removed without a question, and there is no terminal to ask: give yes=true.")
+    say(f"{uri} has {what}. Nothing brings it back.", file=sys.stderr)
+    sys.stderr.write("Remove it? [y/N] ")
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        fail("nothing was removed.")
+
+
+def forget_command(arguments: Sequence[str]) -> None:
+    """Run `lightning-lance forget`."""
+    uri, pairs, options = read_arguments("forget", arguments)
+    rule = {key: value for key, value in pairs.items() if key not in _OF_FORGET}
+    if not rule:
+        expect("forget", "no key=value")
+    purge = is_set("forget", pairs, "purge")
+    dry_run = is_set("forget", pairs, "dry_run")
+    as_json = wants_json("forget", pairs)
+    _check_unambiguous(uri, [key for key in _OF_FORGET if key in pairs], options)
+    if dry_run:
+        _count_matching(uri, rule, options, as_json)
+        return
+    from lightning_lance.maintenance.forgetting import forget
+
+    def tell(*found: int) -> None:
+        if not as_json:
+            say(f"{_documents(found, 'match', 'matches')}.")
+
+    with ending_in_a_sentence("all is forgotten or nothing: run it again, it ends what was begun."):
+        done = forget(uri, rule, options, purge, tell)
+    if as_json:
+        say_json({"uri": uri, "rule": rule, **done._asdict()})
+    else:
+        _say_forgotten(uri, rule, done)
+
+
+def _check_unambiguous(uri: str, given: Sequence[str], options: Mapping[str, str]) -> None:
+    """Refuse words of the command that are also words of the store's documents: they would not be part of the rule."""
+    if not given:
+        return
+    from lightning_lance.maintenance.forgetting import keys_at
+
+    with ending_in_a_sentence(_NOTHING_CHANGED):
+        for key in {*keys_at(uri, options)}.intersection(given):
+            fail(
+                f"{key} is a word of this command and of the documents of {uri}: forget by it in Python, with "
+                f"lightning_lance.maintenance.forget(uri, {{{key!r}: ...}})."
+            )
+
+
+def _count_matching(uri: str, rule: Mapping[str, str], options: Mapping[str, str], as_json: bool) -> None:
+    from lightning_lance.maintenance.forgetting import matching
+
+    with ending_in_a_sentence(_NOTHING_CHANGED):
+        found = matching(uri, rule, options)
+    if as_json:
+        languages = [
+            {"language": language, "documents": documents, "tokens": tokens}
+            for language, (documents, tokens) in found.languages.items()
+        ]
+        counts = {"documents": found.documents, "tokens": found.tokens, "languages": languages}
+        say_json({"uri": uri, "rule": rule, **counts, "near": found.near})
+        return
+    would = _documents((found.documents, found.tokens), "would be forgotten", "would be forgotten")
+    say(f"{uri}: {would}; nothing was changed.")
+    if found.languages:
+        rows = [
+            [language or "(none)", f"{count:,}", f"{tokens:,}"] for language, (count, tokens) in found.languages.items()
+        ]
+        say(*table(("LANGUAGE", "DOCUMENTS", "TOKENS"), rows, _NUMBERS))
+    _say_near(rule, found.near)
+
+
+def _say_forgotten(uri: str, rule: Mapping[str, str], done: Forgotten) -> None:
+    if done.documents:
+        what = _documents((done.documents, done.tokens), "are forgotten", "is forgotten")
+        say(f"{uri}: {what}, version {done.version}.")
+    else:
+        then = (
+            "the rule is kept for documents that will be added" if done.rule_kept else "its source has no more to add"
+        )
+        say(f"{uri}: nothing was forgotten, version {done.version}; {then}.")
+    _say_near(rule, done.near)
+    if done.purged:
+        say(f"Older versions, which held what was forgotten, are gone with their tags: {', '.join(done.purged)}.")
+    if done.kept:
+        say(
+            f"Older versions still hold what was forgotten, for checkpoints (tags {', '.join(done.kept)}): purge=true removes "
+            "them, and those checkpoints cannot go on."
+        )
+
+
+def _say_near(rule: Mapping[str, str], near: Mapping[str, str]) -> None:
+    for key, meant in near.items():
+        say(f"No document has {key}={rule[key]}: did you mean {key}={meant}?")
+
+
+def _documents(found: Sequence[int], do: str, does: str) -> str:
+    number, tokens = found
+    return f"{_amount(number, tokens)} {does if number == 1 else do}"

@@ -1,0 +1,422 @@
+"""Say what stores hold: a line for each store of a folder, and all about one. Reads commit metadata, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from lightning_lance.documents.splits import SPLITS
+from lightning_lance.errors import ConfigError, FormatError, LightningLanceError, StoreError
+from lightning_lance.format.commit import data_file_infos, last_commit, read_commit
+from lightning_lance.format.lance_io import (
+    dataset_at,
+    folders_in_bucket,
+    fragments_of,
+    reading,
+    removal_folder,
+    stream_columns,
+    times_of,
+)
+from lightning_lance.format.layout import StreamPart, layout_of, layout_of_rows
+from lightning_lance.format.lineage import lineage_of
+from lightning_lance.format.metadata import CommitMetadata
+from lightning_lance.format.own_files import sizes_of
+from lightning_lance.format.refs import Refs, read_refs
+from lightning_lance.format.schema import block_of
+from lightning_lance.format.tags import lacks_build_tag
+from lightning_lance.lance_names import DATA, VERSIONS
+from lightning_lance.location import StoreLocation, given_place, is_local, store_place
+from lightning_lance.maintenance.disk_usage import DiskUsage, disk_usage
+from lightning_lance.process.build_status import read_status, status_file
+from lightning_lance.process.locks import lock_file, seems_held
+from lightning_lance.store.provenance import count_documents
+
+_LANCE = ".lance"
+_REMOVING = removal_folder("").name
+# Settings of sources whose labels are better than the recipe, if they are known.
+_GIVEN = (
+    "path", "config", "split", "val_split", "data_files", "val_files", "patterns", "root", "exclude", "revision",
+)  # fmt: skip
+# Attempts while a builder removes versions.
+_TRIES = 5
+
+
+@dataclass(frozen=True)
+class StoreSummary:
+    """A store in a line. What is unknown is None.
+
+    Attributes:
+        name: Its name in the folder.
+        uri: Its place.
+        state: `complete`, `building`, `unfinished`, or `failed` if its last build did. Of a folder that cannot be opened as a
+            store, one word why: `empty` (nothing is committed), `removing` (a removal was killed), `foreign` (a dataset of
+            others), `newer` or `older` (of another version of this package), `denied`, `damaged`.
+        source: The name of its source.
+        tokenizer: The name of its tokenizer.
+        documents: Documents.
+        tokens: Tokens, EOS included.
+        bytes: Size on disk; in a bucket, of the data files of its newest version.
+        built: When its newest version was made.
+        used: When its tokens were last read, as far as the file system notes it, or a training run tagged it.
+    """
+
+    name: str
+    uri: str
+    state: str
+    source: str | None = None
+    tokenizer: str | None = None
+    documents: int | None = None
+    tokens: int | None = None
+    bytes: int | None = None
+    built: datetime | None = None
+    used: datetime | None = None
+
+
+@dataclass(frozen=True)
+class LanguageCount:
+    """The documents and tokens of a language; by split, None where the documents of the splits are unknown."""
+
+    language: str
+    documents: int
+    tokens: int
+    split_documents: Mapping[str, int | None]
+    split_tokens: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class VersionSummary:
+    """A version of a store.
+
+    Attributes:
+        version: Its number.
+        made: When it was made.
+        documents: Documents in it; None if it is damaged.
+        tokens: Tokens in it; None if it is damaged.
+        kept_by: Its tags, and branches as `branch NAME`; `newest` for the newest version.
+    """
+
+    version: int
+    made: datetime | None
+    documents: int | None
+    tokens: int | None
+    kept_by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """All about a store.
+
+    Attributes:
+        summary: The store in a line.
+        fingerprint: Hash of the settings that decide its tokens.
+        settings: Its settings in the words of the user, as far as they are known.
+        languages: Its documents and tokens.
+        skipped: Documents that the build left out, by reason.
+        forgotten: The rules by which documents were removed, with `documents` and `tokens`.
+        versions: Its versions, the newest first.
+        disk: Its disk space; None while a builder changes it.
+    """
+
+    summary: StoreSummary
+    fingerprint: str
+    settings: Mapping[str, Any]
+    languages: tuple[LanguageCount, ...]
+    skipped: Mapping[str, int]
+    forgotten: tuple[Mapping[str, Any], ...]
+    versions: tuple[VersionSummary, ...]
+    disk: DiskUsage | None = field(default=None)
+
+
+def list_stores(folder: str | os.PathLike[str], storage_options: Mapping[str, str] | None = None) -> list[StoreSummary]:
+    """Return the stores in a folder, or at a place in an object store; of a store itself, that store.
+
+    Args:
+        folder: The folder.
+        storage_options: Credentials and other options of object stores.
+
+    Raises:
+        ConfigError: If there is no such folder.
+        StoreError: If it cannot be listed.
+    """
+    place = given_place(folder, "the folder")
+    if not is_local(place):
+        names = [name for name in folders_in_bucket(StoreLocation(place, storage_options)) if name.endswith(_LANCE)]
+        if not names and place.endswith(_LANCE):
+            place, _, name = place.rpartition("/")
+            names = [name]
+        return [_summary_of(StoreLocation(f"{place}/{name}", storage_options), name) for name in names]
+    if not os.path.isdir(place):  # noqa: PTH112 - raises nothing
+        raise ConfigError(
+            f"There is no folder {str(folder)!r}: give the folder of the stores, as in lightning-lance list DIR."
+        )
+    if _is_a_store(place):
+        return [_summary_of(StoreLocation(place), Path(place).name)]
+    try:
+        names = sorted(os.listdir(place))  # noqa: PTH208 - names
+    except OSError as error:
+        raise StoreError(f"The folder {place!r} cannot be listed ({error.strerror}): grant read access.") from error
+    return [_summary_of(StoreLocation(f"{place}/{name}"), name) for name in names if _is_a_store(f"{place}/{name}")]
+
+
+def describe_store(uri: str | os.PathLike[str], storage_options: Mapping[str, str] | None = None) -> StoreInfo:
+    """Return all about a store.
+
+    Args:
+        uri: The store.
+        storage_options: Credentials and other options of object stores.
+
+    Raises:
+        StoreError: If there is none, or it cannot be read.
+    """
+    location = StoreLocation(store_place(uri), storage_options)
+    tries = 0
+    while True:
+        try:
+            with reading(location.uri):
+                return _described(location)
+        except FormatError:
+            raise
+        except StoreError:
+            # A builder may have removed a version meanwhile.
+            tries += 1
+            if tries == _TRIES or not _is_building(location):
+                raise
+
+
+def _described(location: StoreLocation) -> StoreInfo:
+    dataset = dataset_at(location, None)
+    if dataset is None:
+        raise StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
+    commit = read_commit(dataset, location.uri)
+    disk = None
+    # The tags of a store may be damaged, which `clean` repairs.
+    with suppress(StoreError):
+        disk = disk_usage(location, dataset)
+    refs = read_refs(location)
+    return StoreInfo(
+        _opened_summary(location, Path(location.uri).name, dataset, commit, refs),
+        commit.fingerprint,
+        settings_of(commit),
+        _languages(location, dataset, commit),
+        {reason: count for reason, count in commit.skipped.items() if count},
+        tuple(commit.forgotten),
+        _versions(location, dataset, refs),
+        disk,
+    )
+
+
+def settings_of(commit: CommitMetadata) -> dict[str, Any]:
+    """Return the settings of a store in the words of the user: their labels where they are known, then the recipe."""
+    recipe = commit.recipe
+    source = recipe.get("source")
+    source = source if isinstance(source, dict) else {}
+    labels = commit.labels
+    known: dict[str, Any] = {"source": labels.get("source"), "format": labels.get("format")}
+    for name in _GIVEN:
+        known[name] = labels.get(name) or source.get(name)
+    if known["format"]:
+        known["path"] = None
+    commit_of_source = commit.pin.get("revision")
+    known["commit"] = commit_of_source if isinstance(commit_of_source, str) else None
+    for name in ("columns", "language_column", "languages"):
+        known[name] = source.get(name)
+    known["where"] = _where(source.get("where"))
+    known["text_filter"] = _changed(source.get("text_filter"), {"min_bytes": 1})
+    known["dedup"] = source.get("dedup") if source.get("dedup") != "none" else None
+    known["tokenizer"] = labels.get("tokenizer")
+    known["vocab_size"] = commit.vocab_size
+    known["eos_token"] = commit.eos_token
+    for name in ("val_fraction", "max_document_bytes", "long_documents"):
+        known[name] = recipe.get(name)
+    return {name: value for name, value in known.items() if value not in (None, "", [], {})}
+
+
+def _where(stored: Any) -> Any:
+    """Return `source.where` as it was given: the recipe holds its values as JSON."""
+    if not isinstance(stored, dict):
+        return stored
+    with suppress(ValueError, TypeError):
+        return {column: [json.loads(value) for value in values] for column, values in stored.items()}
+    return stored
+
+
+def _changed(stored: Any, usual: Mapping[str, Any]) -> Any:
+    if not isinstance(stored, dict):
+        return stored
+    return {name: value for name, value in stored.items() if value != usual.get(name)}
+
+
+def _is_a_store(place: str) -> bool:
+    """Return whether a local folder is, or was, a Lance dataset, by its name or its content."""
+    if not os.path.isdir(place):  # noqa: PTH112 - raises nothing
+        return False
+    return place.endswith((_LANCE, _REMOVING)) or os.path.isdir(f"{place}/{VERSIONS}")  # noqa: PTH112
+
+
+def _summary_of(location: StoreLocation, name: str) -> StoreSummary:
+    if name.endswith(_REMOVING):
+        return StoreSummary(name, location.uri, "removing", bytes=_bytes_of(location))
+    try:
+        with reading(location.uri):
+            dataset = dataset_at(location, None)
+            if dataset is None:
+                state = "building" if _is_building(location) else "empty"
+                return StoreSummary(name, location.uri, state, bytes=_bytes_of(location))
+            commit = read_commit(dataset, location.uri)
+            return _opened_summary(location, name, dataset, commit, read_refs(location))
+    except LightningLanceError as error:
+        return StoreSummary(name, location.uri, _why(location, error), bytes=_bytes_of(location))
+
+
+def _opened_summary(
+    location: StoreLocation, name: str, dataset: Any, commit: CommitMetadata, refs: Refs
+) -> StoreSummary:
+    used = [_time_of(refs.times[tag]) for tag in refs.tags if tag.startswith("checkpoint-") and tag in refs.times]
+    used.append(_last_read(location))
+    return StoreSummary(
+        name,
+        location.uri,
+        _state(location, dataset, commit),
+        _source_of(name, commit),
+        _tokenizer_of(commit),
+        commit.stored_documents,
+        commit.stored_tokens,
+        _bytes_of(location, dataset),
+        times_of(dataset).get(int(dataset.version)),
+        max((when for when in used if when is not None), default=None),
+    )
+
+
+def _state(location: StoreLocation, dataset: Any, commit: CommitMetadata) -> str:
+    if _is_building(location):
+        return "building"
+    if commit.exhausted:
+        return "complete"
+    status = status_file(location.uri)
+    found = None if status is None else read_status(status)
+    if found is not None and found.failure:
+        return "failed"
+    return "unfinished" if lacks_build_tag(dataset, location) else "complete"
+
+
+def _is_building(location: StoreLocation) -> bool:
+    lock = lock_file(location.uri)
+    return lock is not None and seems_held(lock)
+
+
+def _why(location: StoreLocation, error: LightningLanceError) -> str:
+    """Return in one word why a store cannot be opened."""
+    if isinstance(error, FormatError):
+        return "newer" if error.newer else "older"
+    if is_local(location.uri) and not os.access(location.uri, os.R_OK | os.X_OK):
+        return "denied"
+    if re.search(r"[Pp]ermission denied|access is denied|credentials are", str(error)):
+        return "denied"
+    with suppress(LightningLanceError), reading(location.uri):
+        dataset = dataset_at(location, None)
+        if dataset is not None and lineage_of(dataset).committed is None:
+            return "foreign"
+    return "damaged"
+
+
+def _source_of(name: str, commit: CommitMetadata) -> str | None:
+    """Return the name of the source: its label, or from the derived name of the store, or the dataset or kind."""
+    label = commit.labels.get("source")
+    if isinstance(label, str) and label:
+        return label
+    stem, dash, fingerprint = name.removesuffix(_LANCE).rpartition("-")
+    if dash and len(fingerprint) == 12 and commit.fingerprint.startswith(fingerprint):
+        return stem
+    source = commit.recipe.get("source")
+    if not isinstance(source, dict):
+        return None
+    known = source.get("path") or source.get("kind")
+    return known if isinstance(known, str) else None
+
+
+def _tokenizer_of(commit: CommitMetadata) -> str | None:
+    label = commit.labels.get("tokenizer")
+    return label if isinstance(label, str) and label else f"{commit.vocab_size:,} ids"
+
+
+def _bytes_of(location: StoreLocation, dataset: Any = None) -> int | None:
+    with suppress(LightningLanceError, OSError):
+        if is_local(location.uri):
+            return sum(sizes_of(location.uri).values())
+        if dataset is not None:
+            return sum(file.file_size_bytes or 0 for fragment in fragments_of(dataset) for file in fragment.files)
+    return None
+
+
+def _last_read(location: StoreLocation) -> datetime | None:
+    """Return when a data file of a local store was read last. Many file systems note it once a day, and some never."""
+    times = []
+    with suppress(OSError):
+        if is_local(location.uri):
+            with os.scandir(f"{location.uri}/{DATA}") as entries:
+                times = [entry.stat().st_atime for entry in entries if entry.is_file()]
+    return datetime.fromtimestamp(max(times), timezone.utc) if times else None
+
+
+def _time_of(text: str) -> datetime | None:
+    """Return a time in the spelling of Lance, `2026-11-28T11:03:14.991148269Z`."""
+    with suppress(ValueError):
+        return datetime.fromisoformat(text[:19]).replace(tzinfo=timezone.utc)
+    return None
+
+
+def _languages(location: StoreLocation, dataset: Any, commit: CommitMetadata) -> tuple[LanguageCount, ...]:
+    documents = commit.stored_languages
+    tokens: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+    parts = layout_of(fragments_of(dataset), data_file_infos(dataset))
+    for part in _rows(location, dataset) if parts is None else parts:
+        if part.split in tokens:
+            tokens[part.split][part.language] = tokens[part.split].get(part.language, 0) + part.tokens
+    val: Mapping[str, int] | None = {}
+    if parts is None:
+        val = None
+    elif tokens["val"]:
+        try:
+            val = count_documents(location, dataset, "val")
+        except StoreError:
+            val = None
+    counts = []
+    for language in sorted({*documents, *tokens["train"], *tokens["val"]}):
+        total = documents.get(language, 0)
+        held_out = None if val is None else val.get(language, 0)
+        in_splits = {split: tokens[split].get(language, 0) for split in SPLITS}
+        of_splits = {"train": None if held_out is None else total - held_out, "val": held_out}
+        counts.append(LanguageCount(language, total, sum(in_splits.values()), of_splits, in_splits))
+    return tuple(counts)
+
+
+def _rows(location: StoreLocation, dataset: Any) -> list[StreamPart]:
+    """Return the parts of the rows of a store that other programs have changed, from the rows themselves."""
+    return layout_of_rows(stream_columns(dataset), block_of(location.uri, dataset.schema)[0])
+
+
+def _versions(location: StoreLocation, dataset: Any, refs: Refs) -> tuple[VersionSummary, ...]:
+    times = times_of(dataset)
+    newest = int(dataset.version)
+    found = []
+    for version in sorted({*times, newest}, reverse=True):
+        kept = [name for name, at in sorted(refs.tags.items()) if at == version]
+        kept += [f"branch {name}" for name, at in sorted(refs.branches.items()) if at == version]
+        commit = _commit_at(location, version)
+        documents, tokens = (None, None) if commit is None else (commit.stored_documents, commit.stored_tokens)
+        first = ["newest"] if version == newest else []
+        found.append(VersionSummary(version, times.get(version), documents, tokens, (*first, *kept)))
+    return tuple(found)
+
+
+def _commit_at(location: StoreLocation, version: int) -> CommitMetadata | None:
+    with suppress(StoreError):
+        return last_commit(location, version)
+    return None

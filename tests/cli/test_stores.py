@@ -1,0 +1,237 @@
+"""What list, info, forget and remove print, and when remove refuses."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pytest
+
+from lightning_lance import TokenStore
+from lightning_lance.cli.main import main
+from lightning_lance.process.locks import Lease
+from tests.support.paths import ROOT
+from tests.support.stores import ListSource, documents
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process: exit code, standard output, standard error."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lightning-lance", *map(str, arguments)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+        out, err = capsys.readouterr()
+        # Python itself prints a sentence that is given as an exit code.
+        return (1, out, f"{err}{code}\n") if isinstance(code, str) else (code or 0, out, err)
+
+    return command
+
+
+SOURCE = ListSource(
+    documents("def f(): pass", "x = 1", language="Python", repo="a")
+    + documents("fn main() {}", language="Rust", repo="b")
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path, byte_store: Callable[..., TokenStore]) -> TokenStore:
+    return byte_store(source=SOURCE, uri=tmp_path / "data/mine.lance")
+
+
+def test_list_shows_each_store_or_says_why_not(tmp_path: Path, store: TokenStore, run: Run):
+    data = tmp_path / "data"
+    shutil.copytree(ROOT / "tests/fixtures/store_0_1/code.lance", data / "old.lance")
+    shutil.copytree(store.uri, data / "bad\x1b[31m.lance")
+    for manifest in (data / "bad\x1b[31m.lance/_versions").glob("*.manifest"):
+        manifest.write_bytes(b"nonsense")
+    shutil.copytree(store.uri, data / "gone.lance.being-removed")
+    lance.write_dataset(pa.table({"a": [1]}), str(data / "others"))
+    (data / "empty.lance").mkdir()
+    (data / "no.lance").touch()
+    (data / "tokenizers").mkdir()
+    code, out, err = run("list", data, "format=json")
+    assert (code, err) == (0, "")
+    listed = {entry["name"]: entry for entry in json.loads(out)}
+    assert {name: entry["state"] for name, entry in listed.items()} == {
+        "bad\x1b[31m.lance": "damaged",
+        "empty.lance": "empty",
+        "gone.lance.being-removed": "removing",
+        "mine.lance": "complete",
+        "old.lance": "unfinished",
+        "others": "foreign",
+    }
+    mine, old = listed["mine.lance"], listed["old.lance"]
+    assert (mine["source"], mine["tokenizer"], mine["documents"], mine["tokens"]) == ("list", "bytes", 3, 33)
+    assert mine["built"]
+    assert mine["used"]
+    assert mine["bytes"] == sum(path.stat().st_size for path in Path(store.uri).rglob("*") if path.is_file())
+    # Of an earlier version, without the words of the user.
+    assert (old["source"], old["tokenizer"], old["tokens"]) == ("parquet", "384 ids", 10372)
+    code, out, _ = run("list", data)
+    assert code == 0
+    title, *lines = out.splitlines()
+    assert title.split() == ["NAME", "SOURCE", "TOKENIZER", "DOCUMENTS", "TOKENS", "SIZE", "BUILT", "USED", "STATE"]
+    assert len(lines) == 6
+    assert "\\x1b[31m.lance" in lines[0]
+    assert len({line.rindex(" ") for line in [title, *lines]}) == 1
+    assert run("list", store.uri)[1].count("\n") == 2
+    assert run("list", data / "tokenizers") == (0, f"There is no token store in {data}/tokenizers.\n", "")
+    assert run("list", data / "tokenizers", "format=json")[1] == "[]\n"
+
+
+def test_info_counts_languages_and_splits(run: Run, tmp_path: Path):
+    old = tmp_path / "old.lance"
+    shutil.copytree(ROOT / "tests/fixtures/store_0_1/code.lance", old)
+    code, out, err = run("info", old, "format=json")
+    assert (code, err) == (0, "")
+    info = json.loads(out)
+    tokens = {entry["language"]: entry["split_tokens"] for entry in info["languages"]}
+    assert tokens == {"Python": {"train": 2950, "val": 1228}, "Rust": {"train": 4163, "val": 2031}}
+    opened = TokenStore.open(old)
+    for entry in info["languages"]:
+        assert sum(entry["split_documents"].values()) == entry["documents"]
+        for split, count in entry["split_documents"].items():
+            extent = next(stream for stream in opened.streams(split) if stream.language == entry["language"])
+            begun = opened.documents([extent.start], extent.num_tokens, split)
+            assert len(begun) == count
+    assert info["settings"]["columns"] == {
+        "text": "content", "repo": "repo_name", "path": "path", "license": "license"
+    }  # fmt: skip
+    assert info["forgotten"][0]["rule"] == {"repo": "owner/repo3"}
+    assert info["versions"][0]["kept_by"] == ["newest", "checkpoint-11286-96171f6c"]
+    sizes = [path.stat().st_size for path in (old / "data").iterdir()]
+    assert info["disk"]["newest"] >= sum(sizes)
+    assert info["disk"]["reclaimable"] == 0
+    code, out, _ = run("info", old)
+    assert f"{old}: unfinished, " in out
+    assert "forgotten" in out
+
+
+def test_forget_counts_without_changing_anything(store: TokenStore, run: Run):
+    before = {path: path.read_bytes() for path in Path(store.uri).rglob("*") if path.is_file()}
+    code, out, err = run("forget", store.uri, "repo=a", "dry_run=true", "format=json")
+    assert (code, err) == (0, "")
+    counted = json.loads(out)
+    assert counted["languages"] == [{"language": "Python", "documents": 2, "tokens": 20}]
+    assert (
+        "2 documents (20 tokens) would be forgotten; nothing was changed."
+        in run("forget", store.uri, "repo=a", "dry_run=true")[1]
+    )
+    assert "did you mean language=Python?" in run("forget", store.uri, "language=Pyton", "dry_run=true")[1]
+    assert {path: path.read_bytes() for path in Path(store.uri).rglob("*") if path.is_file()} == before
+    code, out, _ = run("forget", store.uri, "repo=a", "format=json")
+    forgotten = json.loads(out)
+    assert (forgotten["documents"], forgotten["tokens"]) == (counted["documents"], counted["tokens"]) == (2, 20)
+    assert json.loads(run("clean", store.uri, "format=json")[1])["left"] == []
+    assert json.loads(run("verify", store.uri, "format=json")[1])["problems"] == []
+
+
+def test_a_word_of_the_command_that_is_also_a_documents_is_refused(byte_store: Callable[..., TokenStore], run: Run):
+    source = ListSource(documents("a"), metadata=("repo",))
+    uri = byte_store(source=source).uri
+    # As if `format` were a column.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_lance.maintenance.forgetting.keys_at", lambda *_: ["format", "repo"])
+        code, _, err = run("forget", uri, "repo=a", "format=json")
+    assert code == 1
+    assert "format is a word of this command and of the documents" in err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_remove_asks_and_takes_what_belongs_to_the_store(store: TokenStore, run: Run, monkeypatch: pytest.MonkeyPatch):
+    uri = store.uri
+    del store
+    beside = {path.name for path in Path(uri).parent.iterdir()}
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    code, out, err = run("remove", uri)
+    assert (code, out) == (1, "")
+    assert err.endswith("is not removed without a question, and there is no terminal to ask: give yes=true.\n")
+    monkeypatch.setattr(sys, "stdin", Terminal("\n"))
+    code, out, err = run("remove", uri, "format=json")
+    assert (code, out) == (1, "")
+    assert "3 documents, 33 tokens. Nothing brings it back.\nRemove it? [y/N] error: nothing was removed.\n" in err
+    assert {path.name for path in Path(uri).parent.iterdir()} == beside
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    code, out, _ = run("remove", uri, "format=json")
+    tokenizer = f"{uri.removesuffix('.lance')}.tokenizer.json"
+    assert (code, json.loads(out)["removed"]) == (0, [uri, tokenizer])
+    assert list(Path(uri).parent.iterdir()) == []
+
+
+def test_remove_refuses_what_is_in_use_or_not_provably_a_store(tmp_path: Path, store: TokenStore, run: Run):
+    uri = store.uri
+
+    def refused(place: object, *more: str) -> str:
+        code, out, err = run("remove", place, "yes=true", *more)
+        assert (code, out) == (1, "")
+        assert Path(str(place)).exists()
+        return err
+
+    lease = Lease(Path(uri).with_suffix(".lock"))
+    assert lease.take()
+    assert "is in use: another process is building it" in refused(uri)
+    lease.release()
+    store.keep_for_training()
+    assert "1 training run without a checkpoint so far keeps it (tags checkpoint-33-run-" in refused(uri)
+    script = (
+        "import mmap, sys, pathlib; f = next(pathlib.Path(sys.argv[1], 'data').iterdir()).open('rb'); "
+        "m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ); print(flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-S", "-c", script, uri], **pipes) as reader:  # type: ignore[call-overload]
+        reader.stdout.readline()
+        assert f"process {reader.pid} of this machine reads it" in refused(uri, "ignore_runs=true")
+        reader.communicate()
+    (Path(uri) / "thesis.txt").touch()
+    assert "its folder contains files of others ('thesis.txt')" in refused(uri, "ignore_runs=true")
+    (Path(uri) / "thesis.txt").unlink()
+    others = tmp_path / "others.lance"
+    lance.write_dataset(pa.table({"a": [1]}), str(others))
+    assert "is not provably a token store" in refused(others)
+    folder = tmp_path / "plain.lance"
+    folder.mkdir()
+    (folder / "data").mkdir()
+    (folder / "data/mine.txt").touch()
+    assert "There is no token store at" in refused(folder)
+    # A link, and what is damaged but ours by its content.
+    (tmp_path / "link.lance").symlink_to(uri)
+    for manifest in Path(uri, "_versions").glob("*.manifest"):
+        manifest.write_bytes(b"nonsense")
+    code, out, _ = run("remove", tmp_path / "link.lance", "yes=true")
+    assert (code, "a damaged or unfinished token store" in out) == (0, True)
+    assert not Path(uri).exists()
+
+
+def test_remove_ends_what_a_killed_removal_has_begun(store: TokenStore, run: Run):
+    Path(store.uri).rename(f"{store.uri}.being-removed")
+    assert run("remove", store.uri, "yes=true")[0] == 0
+    assert not list(Path(store.uri).parent.glob("*.lance*"))
+
+
+def test_a_closed_pipe_ends_a_command_quietly(store: TokenStore):
+    command = [sys.executable, "-c", "from lightning_lance.cli.main import main; main()"]
+    for arguments in (["--help"], ["list", str(Path(store.uri).parent)]):
+        with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as ended:
+            assert ended.stdout is not None
+            assert ended.stderr is not None
+            ended.stdout.close()
+            assert ended.stderr.read() == b""
+            assert ended.wait(60) == 0
