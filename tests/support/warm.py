@@ -26,7 +26,10 @@ BUILDING = (
     "lightning_lance.cli.main", "pandas", "pyarrow.dataset", "pyarrow.parquet", "tokenizers",
 )  # fmt: skip
 # What training needs, on top. The clients of the Hub are among it, as the environment of the tests sets them up.
-TRAINING = ("lightning.pytorch", "transformers", "lightning_lance.datamodule", *BUILDING)
+TRAINING = (
+    "lightning.pytorch", "transformers", "lightning_lance.datamodule", "lightning_lance.cli.hydra_app",
+    "hydra.main", "hydra._internal.hydra", "s3fs", *BUILDING,
+)  # fmt: skip
 
 
 class WarmProcess:
