@@ -22,14 +22,12 @@ from tests.support.paths import ROOT
 
 # What a build needs. None of these reads the environment when it is imported, as the clients of the Hub do.
 BUILDING = (
+    "hydra.main", "hydra._internal.hydra", "lightning_lance.cli.hydra_app", "s3fs",
     "aiohttp", "awkward", "gigatoken", "hydra", "lance", "lightning_lance.build.runner",
     "lightning_lance.cli.main", "pandas", "pyarrow.dataset", "pyarrow.parquet", "tokenizers",
 )  # fmt: skip
 # What training needs, on top. The clients of the Hub are among it, as the environment of the tests sets them up.
-TRAINING = (
-    "lightning.pytorch", "transformers", "lightning_lance.datamodule", "lightning_lance.cli.hydra_app",
-    "hydra.main", "hydra._internal.hydra", "s3fs", *BUILDING,
-)  # fmt: skip
+TRAINING = ("lightning.pytorch", "transformers", "lightning_lance.datamodule", *BUILDING)
 
 
 class WarmProcess:
