@@ -40,9 +40,14 @@ SMALL_RUN = (
     "trainer.max_steps=6", "trainer.limit_val_batches=1", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1",
     "trainer.callbacks.0.every_n_train_steps=2",
 )  # fmt: skip
-# Forces nothing onto the disk, as in all tests, and has a small standard library.
+# Forces nothing onto the disk, as in all tests, has a small standard library, and says where it hangs. Hydra reads YAML in C,
+# and does not compose each configuration once more to ask it whether it is a sweep.
 PRELUDE = """
-import types
+import faulthandler, types, yaml
+from hydra._internal.hydra import Hydra
+faulthandler.dump_traceback_later(200, exit=True)
+yaml.SafeLoader = yaml.CSafeLoader
+Hydra.get_mode = lambda *asked, **named: None
 from lightning_lance.format import durability
 from lightning_lance.sources import files
 durability._force = lambda path: None

@@ -22,6 +22,7 @@ from tests.support.paths import ROOT
 
 # What a build needs. None of these reads the environment when it is imported, as the clients of the Hub do.
 BUILDING = (
+    "hydra.main", "hydra._internal.hydra", "lightning_lance.cli.hydra_app", "s3fs",
     "aiohttp", "awkward", "gigatoken", "hydra", "lance", "lightning_lance.build.runner",
     "lightning_lance.cli.main", "pandas", "pyarrow.dataset", "pyarrow.parquet", "tokenizers",
 )  # fmt: skip

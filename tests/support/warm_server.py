@@ -6,6 +6,7 @@ this module, so that it ends as any interpreter does: with its traceback, its th
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -106,5 +107,8 @@ def become(request: dict[str, Any]) -> Any:
 if __name__ == "__main__":
     for name in sys.argv[2:]:
         importlib.import_module(name)
+    # No fork looks for garbage in what was imported, which would copy most of its memory.
+    gc.collect()
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     exec(*become(requested(sys.argv[1])))
