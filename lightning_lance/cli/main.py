@@ -173,10 +173,10 @@ def _main() -> None:
     elif name in ("--help", "-h", "help"):
         print(USAGE, end="")
     else:
-        *first, last = ["train", "prepare", *_RUN]
-        near = nearest(name, [*first, last])
+        commands = ["train", "prepare", *_RUN.keys()]
+        near = nearest(name, commands)
         meant = f"did you mean {near}? " if near else ""
         fail(
-            f"there is no command {shown_override(name)!r}: expected {', '.join(first)} or {last}. {meant}"
+            f"there is no command {shown_override(name)!r}: expected {', '.join(commands[:-1])} or {commands[-1]}. {meant}"
             "lightning-lance --help says more."
         )
