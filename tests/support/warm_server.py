@@ -16,6 +16,7 @@ import socket
 import sys
 import types
 import warnings
+import weakref
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -84,6 +85,9 @@ def become(request: dict[str, Any]) -> Any:
         opened = os.open(file, os.O_RDWR)
         os.dup2(opened, number)
         os.close(opened)
+    # What the server has opened is not closed by its forks.
+    for finalizer in [*weakref.finalize._registry]:  # type: ignore[attr-defined]
+        finalizer.atexit = False
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
