@@ -15,6 +15,7 @@ from tests.support.paths import ROOT
 OWN = (ConfigError, SourceError, StoreError, FormatError, CommitConflict, NotForcedError, BuildInterrupted)
 # Functions that make one of these.
 MAKERS = {
+    "_not_opened",
     "_silent",
     "explain",
     "conflict",

@@ -3,7 +3,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional
 
@@ -179,6 +179,11 @@ WRONG: list[Any] = [
 ]  # fmt: skip
 
 
+def given(kind: Any) -> list[str]:
+    """Return the names of what the constructor of a dataclass takes."""
+    return [field.name for field in fields(kind) if field.init]
+
+
 def calls() -> dict[str, Callable[[Any], Any]]:
     """Ways to give a value to what is public, that end before anything is built."""
     source, tokenizer = python_stdlib(), ByteTokenizer()
@@ -186,15 +191,15 @@ def calls() -> dict[str, Callable[[Any], Any]]:
         f"DatasetSource.{name}": lambda value, name=name: DatasetSource(
             **{"path": "parquet", "data_files": ["x"], name: value}
         )  # type: ignore[misc]
-        for name in DatasetSource.__dataclass_fields__
+        for name in given(DatasetSource)
     }
     made |= {
         f"FilesSource.{name}": lambda value, name=name: FilesSource(**{"patterns": ["x"], name: value})  # type: ignore[misc]
-        for name in FilesSource.__dataclass_fields__
+        for name in given(FilesSource)
     }
     made |= {
         f"TextFilter.{name}": lambda value, name=name: TextFilter(**{name: value})  # type: ignore[misc]
-        for name in TextFilter.__dataclass_fields__
+        for name in given(TextFilter)
     }
     optional = [*inspect.signature(LanceDataModule.__init__).parameters][4:]
     of_corpus = [*inspect.signature(Corpus.__init__).parameters][3:]
@@ -204,7 +209,7 @@ def calls() -> dict[str, Callable[[Any], Any]]:
     }
     made |= {
         f"BuildOptions.{name}": lambda value, name=name: BuildOptions(**{name: value})  # type: ignore[misc]
-        for name in BuildOptions.__dataclass_fields__
+        for name in given(BuildOptions)
     }
     made |= {
         f"LanceDataModule.{name}": lambda value, name=name: LanceDataModule("x.lance", 16, 2, **{name: value})  # type: ignore[misc]
