@@ -79,7 +79,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A few files of the standard library."""
     folder = tmp_path_factory.mktemp("library")
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:120]:
-        if file.stat().st_size < 30_000:
+        if file.stat().st_size < 16_000:
             shutil.copy(file, folder)
     return str(folder)
 
