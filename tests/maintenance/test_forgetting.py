@@ -228,7 +228,7 @@ def test_a_checkpoint_keeps_its_version_until_it_is_purged(tmp_path: Path):
     # The new store has other windows, in another order, with a tag of their own.
     new.keep_for_training()
     assert len(lance.dataset(old.uri).tags.list()) == 3
-    orders = [WindowLoader(store, 64, 2)._cursor.serving._order([], []).key for store in (old, new)]
+    orders = [WindowLoader(store, 64, 2)._cursor.serving.orders()[""].key for store in (old, new)]
     assert orders[0] != orders[1]
     pattern = np.frombuffer(b"31 31 31 ", np.uint8).astype(np.uint16).tobytes()  # of r1
     inside = [path for path in (tmp_path / "x.lance").rglob("*") if path.is_file() and pattern in path.read_bytes()]
