@@ -111,7 +111,8 @@ def make_trainer(config: DictConfig) -> lightning.Trainer:
     changes: dict[str, Any] = {"enable_progress_bar": False}
     # Lightning's would count the parameters before there are any.
     changes["enable_model_summary"] = config.trainer.get("enable_model_summary", False)
-    changes["val_check_interval"] = validation_interval(config)
+    changes["val_check_interval"] = ten_times_a_run(config, "val_check_interval")
+    changes["log_every_n_steps"] = ten_times_a_run(config, "log_every_n_steps")
     try:
         trainer: lightning.Trainer = make(config, "trainer", **changes)
     except InstantiationException as error:
@@ -126,11 +127,11 @@ def make_trainer(config: DictConfig) -> lightning.Trainer:
     return trainer
 
 
-def validation_interval(config: DictConfig) -> Any:
-    """Return the steps between two validations: ten rounds a run at least, unless the command line says otherwise."""
-    interval, steps = config.trainer.get("val_check_interval"), config.trainer.get("max_steps")
+def ten_times_a_run(config: DictConfig, key: str) -> Any:
+    """Return an interval in steps that comes ten times in a run at least, unless the command line says otherwise."""
+    interval, steps = config.trainer.get(key), config.trainer.get("max_steps")
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    if any(override.lstrip("+").startswith("trainer.val_check_interval=") for override in given):
+    if any(override.lstrip("+").startswith(f"trainer.{key}=") for override in given):
         return interval
     if not all(isinstance(number, int) and number > 0 for number in (interval, steps)):
         return interval

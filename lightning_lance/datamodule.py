@@ -41,7 +41,7 @@ from lightning_lance.serving.options import (
     fill_in_the_middle,
 )
 from lightning_lance.serving.order import Order
-from lightning_lance.serving.selection import WindowSelection, extent_in
+from lightning_lance.serving.selection import WindowSelection, check_one_tokenizer, extent_in
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.vocabulary import vocabulary_of
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
@@ -402,7 +402,9 @@ class LanceDataModule(LightningDataModule):
 
     def _open(self) -> dict[str, TokenStore]:
         growing = self.build.wait_for_tokens is not None
-        return {name: corpus.open(growing=growing) for name, corpus in self.corpora.items()}
+        stores = {name: corpus.open(growing=growing) for name, corpus in self.corpora.items()}
+        check_one_tokenizer(stores)
+        return stores
 
     @property
     def stores(self) -> dict[str, TokenStore]:

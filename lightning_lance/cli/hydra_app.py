@@ -11,8 +11,9 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -168,6 +169,7 @@ class _Guarded:
         # Unset before the task: processes that it starts also report errors in one sentence.
         os.environ.pop(_FULL_ERROR, None)
         try:
+            _check_added(config, given)
             self._task(config)
         except (LightningLanceError, HydraException, OmegaConfBaseException) as error:
             self._error = self._error or error
@@ -468,11 +470,32 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
         return moved
     parent = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
     known = sorted(str(key) for key in parent if key not in ("_target_", "_convert_", "hydra"))
-    place = str(error.full_key).rpartition(".")[0] or "the configuration"
+    place = str(error.full_key).rpartition(".")[0]
+    if not place:
+        return _unknown_root_key(str(error.key), parent)
+    other = f"; another {place} may be chosen, as in {place}=files" if place == "source" else ""
     return (
-        f"There is no key {error.full_key!r}: {_did_you_mean(str(error.key), known)}{place} has {', '.join(known)} "
-        f"(to add a key that the constructor takes, write +{error.full_key}=...)."
+        f"There is no key {error.full_key!r}: {_did_you_mean(str(error.key), known)}{place} has "
+        f"{', '.join(known)}{other} (to add a key that the constructor takes, write +{error.full_key}=...)."
     )
+
+
+def _check_added(config: DictConfig, given: Sequence[str]) -> None:
+    """Refuse values that the command line adds to the root of the configuration: nothing would read them."""
+    file = OmegaConf.load(str(files(_CONF) / "config.yaml"))
+    added = {text.partition("=")[0].lstrip("+") for text in given if text.startswith("+")} - {*map(str, file)}
+    known = {str(name): node for name, node in config.items() if name not in added}
+    for name in sorted(added.intersection(map(str, config))):
+        if not isinstance(config[name], DictConfig):
+            raise ConfigError(_unknown_root_key(name, known))
+
+
+def _unknown_root_key(key: str, config: Mapping[Any, Any]) -> str:
+    """Return a sentence for a key that the root of the configuration has not. One of a node is named with its node."""
+    nodes = [str(name) for name, node in config.items() if isinstance(node, DictConfig) and key in node]
+    known = sorted(str(name) for name in config if name != "hydra")
+    meant = f"did you mean {' or '.join(f'{node}.{key}' for node in nodes)}? " if nodes else _did_you_mean(key, known)
+    return f"There is no key {key!r}: {meant}the configuration has {', '.join(known)}."
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:

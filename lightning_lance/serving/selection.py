@@ -78,6 +78,18 @@ def _named(weights: Mapping[str, float]) -> dict[str, float]:
     return {word(name) if isinstance(name, str) else name: weight for name, weight in weights.items()}
 
 
+def check_one_tokenizer(stores: Mapping[str, TokenStore]) -> None:
+    """Check that the stores were built with one tokenizer. ConfigError if not."""
+    first = next(iter(stores))
+    tokenizer = stores[first].commit.recipe.get("tokenizer")
+    for name, store in stores.items():
+        if store.commit.recipe.get("tokenizer") != tokenizer:
+            raise ConfigError(
+                f"The stores {first!r} and {name!r} were built with different tokenizers, but a model has one: "
+                "rebuild one of the stores."
+            )
+
+
 @dataclass(frozen=True)
 class WindowSelection:
     """A selection of windows and their order. Together with a position, it determines every batch.
@@ -122,14 +134,7 @@ class WindowSelection:
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
-        first = next(iter(self.stores))
-        tokenizer = self.stores[first].commit.recipe.get("tokenizer")
-        for name, store in self.stores.items():
-            if store.commit.recipe.get("tokenizer") != tokenizer:
-                raise ConfigError(
-                    f"The stores {first!r} and {name!r} were built with different tokenizers, but a model has one: "
-                    "rebuild one of the stores."
-                )
+        check_one_tokenizer(self.stores)
         for values in self.where.values():
             check_languages(values, sorted(self._languages), "The data, for where,")
         if len(self.stores) == 1:

@@ -50,6 +50,8 @@ _log = logger(__name__)
 
 # Rows that `datasets` yields at a time: a hundred texts of 100 KB are 10 MB.
 _FETCH_ROWS = 100
+# Words of this package for columns.
+_OWN_WORDS = ("text", "language", "repo", "path", "license")
 # At most so many shards are opened to find all columns. Mostly the first one has them.
 _LOOKED_AT = 32
 # Longest language, in bytes. Real ones have about ten.
@@ -230,7 +232,12 @@ class OpenedDataset:
             raise self._no_column(missing, there)
 
     def _no_column(self, missing: Collection[str], there: Sequence[str]) -> ConfigError:
-        turned = {word: name for word, name in self._source.columns.items() if name in missing and word in there}
+        # A name that is like its word is misspelled, not in its place.
+        turned = {
+            word: name
+            for word, name in self._source.columns.items()
+            if name in missing and word in there and (name in _OWN_WORDS or not suggestion(name, [word]))
+        }
         # No other word may be in its place.
         turned.pop("text", None)
         if turned:

@@ -40,7 +40,11 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
             ["conext_length=3"],
             "There is no key 'conext_length': did you mean 'context_length'? the configuration has build, ckpt_path, "
             "context_length, corpus, data, data_dir, languages, logger, max_documents, max_tokens, model, output_dir, "
-            "progress, seed, source, tokenizer, trainer (to add a key that the constructor takes, write +conext_length=...).",
+            "progress, seed, source, tokenizer, trainer.",
+        ),
+        (
+            ["+val_fraction=0.1"],
+            "There is no key 'val_fraction': did you mean corpus.val_fraction? the configuration has ",
         ),
         (
             ["source.shardseed=3"],

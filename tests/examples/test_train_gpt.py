@@ -176,7 +176,7 @@ def test_a_short_run_validates_ten_times(interval: float, steps: int, expected: 
 
     with initialize_config_module("lightning_lance.conf", version_base="1.3"):
         config = compose("config", overrides=[f"trainer.val_check_interval={interval}", f"trainer.max_steps={steps}"])
-    assert train_gpt.validation_interval(config) == expected
+    assert train_gpt.ten_times_a_run(config, "val_check_interval") == expected
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
