@@ -62,6 +62,10 @@ class Problem(NamedTuple):
         return shown(f"{self.place}: {self.what}; {self.cure}.")
 
 
+# Between two looks at tags that seem to be wrong.
+_BETWEEN_LOOKS_SECONDS = 0.3
+
+
 def verify_store(
     uri: str, storage_options: Mapping[str, str] | None = None, sample: float = 1.0, seed: int = 0
 ) -> list[Problem]:
@@ -314,7 +318,8 @@ def _check_refs(location: StoreLocation, session: Root) -> list[Problem]:
     first = _wrong_refs(location, session)
     if not first:
         return []
-    # A tag may have been made or moved just before its version was removed.
+    # A tag may have been made or moved just before its version was removed, or the store is being replaced.
+    time.sleep(_BETWEEN_LOOKS_SECONDS)
     return [problem for problem in _wrong_refs(location, session) if problem in first]
 
 
