@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_lance.build.corpus import Corpus, ReadyStore, check_builds, check_together, corpora_of, mix_of
 from lightning_lance.build.options import BuildOptions
+from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, StoreError, flag
 from lightning_lance.inspection.training import Limit, training_line
 from lightning_lance.maintenance.integrity import raise_if_damaged
@@ -404,6 +405,10 @@ class LanceDataModule(LightningDataModule):
         growing = self.build.wait_for_tokens is not None
         stores = {name: corpus.open(growing=growing) for name, corpus in self.corpora.items()}
         check_one_tokenizer(stores)
+        if len(stores) == 1:
+            [store] = stores.values()
+            # Validation selects by the same names, and its error would name `where`.
+            check_languages([*self.serving.mix], sorted(store.commit.stored_languages), "The data, for mix,")
         return stores
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_lance.messages.escaping import shown
+from lightning_lance.messages.formatting import nearest
 from lightning_lance.messages.redaction import redacted
 
 if TYPE_CHECKING:
@@ -177,6 +178,16 @@ def word(value: str) -> str:
     return str.__str__(value)
 
 
+def causes(error: BaseException) -> list[BaseException]:
+    """Return an error and its causes, the error first."""
+    found: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in found:
+        found.append(current)
+        current = current.__cause__ or current.__context__
+    return found
+
+
 def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
     """Return one of the choices as a plain str.
 
@@ -184,5 +195,7 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
         ConfigError: If it is not one of the choices, naming them.
     """
     if not isinstance(value, str) or value not in choices:
-        raise ConfigError(f"{name} is {described(value)}: expected one of {', '.join(choices)}.")
+        near = nearest(value, choices) if isinstance(value, str) else None
+        meant = f" (did you mean {near!r}?)" if near else ""
+        raise ConfigError(f"{name} is {described(value)}: expected one of {', '.join(choices)}{meant}.")
     return word(value)

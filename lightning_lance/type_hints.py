@@ -313,6 +313,10 @@ def check_tokenizer(value: Any) -> None:
     if isinstance(value, (str, Path)):
         shown = _shown(value)
         cure = f"use PretrainedTokenizer({shown}) for a model, or TokenizerFile({shown}) for a tokenizer.json"
+        # As on the command line.
+        by_name = {"bytes": "ByteTokenizer()", "bpe": "TrainedBPE(8192)"}.get(str(value).lower())
+        if by_name is not None:
+            cure = f"use {by_name}"
     elif _is_object_with(value, _SOURCE_METHODS):
         cure = "the source comes first, then the tokenizer"
     else:

@@ -264,6 +264,10 @@ def _last_failure(plan: Plan) -> str:
     return f", since its build failed ({status.failure})"
 
 
+# Settings that an error names.
+_MOST_CHANGES = 6
+
+
 def check_same(commit: CommitMetadata, plan: Plan) -> None:
     """Raise StoreError if a store was built with other settings than those of a plan, naming each, stored -> asked."""
     if plan.made(commit):
@@ -272,9 +276,12 @@ def check_same(commit: CommitMetadata, plan: Plan) -> None:
     asked = _flat(plan.recipe)
     keys = sorted(stored.keys() | asked.keys())
     changes = [f"{key}: {stored.get(key)!r} -> {asked.get(key)!r}" for key in keys if stored.get(key) != asked.get(key)]
+    named = "; ".join(changes[:_MOST_CHANGES])
+    if len(changes) > _MOST_CHANGES:
+        named += f"; and {len(changes) - _MOST_CHANGES} more"
     raise StoreError(
-        f"The token store {plan.uri!r} was built with other settings ({'; '.join(changes)}): give another uri, or none, to "
-        "build another store, or set rebuild=true to replace this one."
+        f"The token store {plan.uri!r} was built with other settings ({named}): give another uri, or none, to build another "
+        "store, or set rebuild=true to replace this one."
     )
 
 

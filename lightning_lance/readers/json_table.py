@@ -185,7 +185,7 @@ def _whole(digits: str) -> int | float:
 
 
 def _texts(values: Sequence[Any]) -> pa.Array:
-    """Return texts as bytes, null for what is none."""
+    """Return texts as bytes, and null for any other value."""
     texts = [value if isinstance(value, str) else None for value in values]
     try:
         return pa.array(texts, pa.large_string()).cast(pa.large_binary())

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import zstandard
 
-from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, described, whole_number
+from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, causes, described, whole_number
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.redaction import in_one_line, redacted, shown_cause
@@ -40,7 +40,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.2, 60.0
 _LONGEST_ASKED = 300.0
 # A day: sockets refuse larger numbers.
 _LONGEST_TIMEOUT = 86_400
-# Before anything was reached: a wrong name or a machine without a network is told soon, a moment's failure is waited out.
+# Before anything was reached: long enough for a short failure, short for a wrong name or a machine without a network.
 _FIRST_SECONDS, _FIRST_CONNECT_SECONDS = 2.0, 5.0
 
 # Too early, too late, too many, and faults of the server.
@@ -279,16 +279,6 @@ def _asked(headers: Mapping[str, str]) -> float | None:
             return None
     limit = _RATE_LIMIT.search(headers.get("RateLimit", ""))
     return float(limit[1]) if limit else None
-
-
-def causes(error: BaseException) -> list[BaseException]:
-    """Return an error and its causes, the error first."""
-    found: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in found:
-        found.append(current)
-        current = current.__cause__ or current.__context__
-    return found
 
 
 def _kinds(error: BaseException) -> set[str]:

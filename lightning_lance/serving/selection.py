@@ -366,17 +366,17 @@ def _count_documents(store: TokenStore, split: str, streams: Sequence[StreamExte
     return documents
 
 
-# What was told, so that it is told once, however many loaders a run makes.
-_told: set[object] = set()
+# Warnings that were logged. A run makes several loaders, and logs each warning once.
+_logged: set[object] = set()
 
 
 def warn_of_unserved_text(serving: WindowSelection) -> None:
     """Log a warning about selected languages and stores without text, and about streams that are shorter than a window."""
     streams = [[store.uri, store.commit.extent] for store in serving.stores.values()]
     key = repr((streams, serving.split, serving.context_length, serving.where, [*serving.mix]))
-    if not serving.num_tokens or key in _told:
+    if not serving.num_tokens or key in _logged:
         return
-    _told.add(key)
+    _logged.add(key)
     cure = "store more documents"
     if serving.split == "val":
         cure += ", or raise val_fraction (which builds another store)"

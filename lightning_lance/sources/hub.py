@@ -17,9 +17,9 @@ from urllib.parse import unquote
 import xxhash
 
 from lightning_lance.documents.languages import check_languages
-from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
+from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, causes
 from lightning_lance.messages.redaction import in_one_line, public_url, shown_cause
-from lightning_lance.readers.retry import causes, is_transient, raise_own
+from lightning_lance.readers.retry import is_transient, raise_own
 from lightning_lance.sources.dataset_spec import DatasetSpec
 from lightning_lance.sources.files import content_identity
 from lightning_lance.sources.local_paths import is_local

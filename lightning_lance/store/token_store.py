@@ -342,6 +342,11 @@ class TokenStore:
         """The places where the tokenizer of a local store may be, the likeliest first."""
         return tokenizer_files(self._given)
 
+    @property
+    def vocab_size(self) -> int:
+        """Largest id of the tokenizer plus one: what the model's embedding needs."""
+        return self.commit.vocab_size
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that made the store, from the file beside it.

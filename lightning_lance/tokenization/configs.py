@@ -15,14 +15,14 @@ from urllib.parse import quote
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.errors import ConfigError, SourceError, whole_number
+from lightning_lance.errors import ConfigError, SourceError, causes, whole_number
 from lightning_lance.location import ORIGIN, check_place
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.redaction import in_one_line, shown_cause
 from lightning_lance.process.files import write_atomic
 from lightning_lance.process.locks import exclusive
 from lightning_lance.process.request_logs import quiet_requests
-from lightning_lance.readers.retry import RetryPolicy, causes, raise_own
+from lightning_lance.readers.retry import RetryPolicy, raise_own
 from lightning_lance.sources.local_paths import working_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.tokenization.identity import TokenizerIdentity, identity_of_text

@@ -453,9 +453,7 @@ def test_a_builder_that_dies_or_stands_still_is_replaced(tmp_path: Path, whole: 
     until(Path(gates[0] + ".reached").exists)
     stops = start(gates[1], 10)
     assert dies.kill()
-    begin = time.monotonic()
     until(Path(gates[1] + ".reached").exists)
-    assert time.monotonic() - begin < 45
     goes_on = start("", -1)
     stops.signal(signal.SIGSTOP)
     last = goes_on.result()

@@ -13,7 +13,8 @@ from hydra import compose, initialize_config_module
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_lance.cli.hydra_app import _how_to_continue, _one_sentence, command, help_of, make
+from lightning_lance.cli.config_errors import one_sentence
+from lightning_lance.cli.hydra_app import _how_to_continue, command, help_of, make
 from lightning_lance.errors import BuildInterrupted, ConfigError
 
 
@@ -51,23 +52,23 @@ def in_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     ],
 )
 def test_keys_are_told_with_their_place_on_the_command_line(config: DictConfig, sentence: str, places: str):
-    told = _one_sentence(ConfigError(sentence), config)
+    told = one_sentence(ConfigError(sentence), config)
     hint = told.removeprefix(sentence.rstrip("."))
     assert sorted(hint.removeprefix("; on the command line: ").rstrip(".").split(", ")) == places.split(", ")
-    assert _one_sentence(ConfigError(sentence), None) == sentence
+    assert one_sentence(ConfigError(sentence), None) == sentence
 
 
 def test_an_option_that_is_not_there(config: DictConfig):
     error = MissingConfigException("many lines", "tokenizer/gtp2", ["bpe", "gpt2"])
-    assert _one_sentence(error, None) == "There is no tokenizer 'gtp2': did you mean 'gpt2'? expected one of bpe, gpt2."
+    assert one_sentence(error, None) == "There is no tokenizer 'gtp2': did you mean 'gpt2'? expected one of bpe, gpt2."
 
 
 def test_an_argument_that_cannot_be_read():
-    told = _one_sentence(OverrideParseException("foo", "no viable alternative"), None)
+    told = one_sentence(OverrideParseException("foo", "no viable alternative"), None)
     assert told.startswith(
         "Got 'foo', which is not key=value: expected text such as context_length=512, 'languages=[Python,Rust]'"
     )
-    told = _one_sentence(OverrideParseException("languages=[Python", "no viable alternative"), None)
+    told = one_sentence(OverrideParseException("languages=[Python", "no viable alternative"), None)
     assert told.startswith(
         "The value of 'languages=[Python' cannot be parsed: expected text such as context_length=512, "
     )
@@ -99,7 +100,7 @@ def test_what_a_constructor_stumbles_over_is_named(config: DictConfig, group: st
     error = InstantiationException(f"Error in call to target 'x':\nValueError('no')\nfull_key: {place}")
     error.__cause__ = ValueError("no")
     given = ["data.seed=3", "+trainer.x=1", "trainer.y=2", "trainers=2"]
-    assert _one_sentence(error, config, given) == sentence
+    assert one_sentence(error, config, given) == sentence
 
 
 def test_what_a_constructor_only_keeps_is_refused_too(config: DictConfig):
@@ -130,13 +131,13 @@ def test_errors_of_several_corpora_name_the_keys_of_the_one(override: str, sente
         config = compose("config", overrides=["experiment=code_and_text", override])
     with pytest.raises((ConfigError, InstantiationException)) as refused:
         make(config, "data")
-    assert re.search(sentence, _one_sentence(refused.value, config))
+    assert re.search(sentence, one_sentence(refused.value, config))
 
 
 def test_an_error_of_some_corpus_names_where_they_are():
     with initialize_config_module("lightning_lance.conf", version_base="1.3"):
         config = compose("config", overrides=["experiment=code_and_text"])
-    told = _one_sentence(ConfigError("x was built with other settings: give another uri."), config)
+    told = one_sentence(ConfigError("x was built with other settings: give another uri."), config)
     assert told.endswith("; on the command line: corpora.NAME.uri.")
 
 

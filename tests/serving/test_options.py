@@ -20,7 +20,11 @@ from tests.support.stores import ListSource, documents
 WRONG = [
     ("batch_size", 0, "batch_size is 0: expected a whole number from 1 on."),
     ("context_length", 1.5, "context_length is 1.5: expected a whole number from 1 on."),
-    ("order", "shufle", "order is 'shufle': expected one of shuffle, random, sequential, fixed."),
+    (
+        "order",
+        "shufle",
+        "order is 'shufle': expected one of shuffle, random, sequential, fixed (did you mean 'shuffle'?).",
+    ),
     ("shuffle_block", 0, "shuffle_block is 0: expected a whole number from 1 on."),
     ("where", {"repo": ["x"]}, "where has the column 'repo': expected language."),
     ("where", {"language": "Python"}, "where.language is 'Python': expected a list, such as [Python]."),

@@ -159,7 +159,7 @@ def test_streams_without_a_window_are_counted(tmp_path: Path, caplog: pytest.Log
     assert "never served" not in caplog.text
     TokenWindows(store, 31)
     assert "never served" not in caplog.text  # each is told once
-    serving_module._told.clear()
+    serving_module._logged.clear()
     TokenWindows(store, 31)
     assert "2 of 4 streams of split 'train'" in caplog.text
 
@@ -173,7 +173,7 @@ def test_many_short_streams_are_counted_in_pieces(tmp_path: Path, monkeypatch: p
     assert (short.streams, short.tokens, short.documents) == (40, store.num_tokens(), 80)
 
 
-def test_languages_without_text_in_a_split_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_languages_without_text_in_a_split_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     entries = [("train " * 20, name, name) for name in ("Go", "Python", "Rust")] + [("val " * 20, "Go", "held out")]
     source = HeldOut(tuple(entries))
     store = prepare(source, ByteTokenizer(), data_dir=tmp_path)
