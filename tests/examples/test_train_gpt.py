@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_a_second_run_builds_nothing_and_goes_on_from_the_checkpoint(trained: tu
     assert "Training a tokenizer" not in out
     assert "40 documents" not in out
     assert "outputs/metrics.csv has 2 rows of an earlier run: they are in metrics-1.csv now." in out
-    assert out.splitlines()[-1].startswith(f"to go on: python {SCRIPT} experiment=smoke ")
+    assert out.splitlines()[-1].startswith(f"to go on: python {shlex.quote(str(SCRIPT))} experiment=smoke ")
     assert rows(file.with_name("metrics-1.csv")) == whole[10:]
     again = rows(file)
     assert again[:10] == whole[:10]
