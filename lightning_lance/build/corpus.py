@@ -168,6 +168,7 @@ class Corpus:
     def prepare(
         self,
         *,
+        engine: Any = "local",
         rebuild: bool = False,
         commit_seconds: float = 60.0,
         commit_tokens: int | None = None,
@@ -191,6 +192,7 @@ class Corpus:
             BuildInterrupted: After Ctrl-C.
         """
         options = BuildOptions(
+            engine=engine,
             rebuild=rebuild,
             commit_seconds=commit_seconds,
             commit_tokens=commit_tokens,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lightning_lance.build.builder import Build
 from lightning_lance.build.coordination import COMMIT_MARGIN_SECONDS, BuildCoordinator, CommitTurn, LeaseTurn
+from lightning_lance.build.engine import engine_of
 from lightning_lance.build.kept_tokenizer import check_tokenizer_file
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.build.plan import Budget, Plan, check_same
@@ -141,7 +142,10 @@ class _Runner:
 
     def _begin(self, found: _Found) -> Build:
         plan = self._plan
-        build = Build(self._source, plan, self._budget, found.version, found.commit, durable=self._options.durable)
+        engine = engine_of(self._options.engine)
+        build = engine.begin(
+            self._source, plan, self._budget, found.version, found.commit, durable=self._options.durable
+        )
         # Nothing is removed before the source is open.
         check_tokenizer_file(plan)
         if found.replaced:

@@ -253,6 +253,11 @@ class _OpenedFiles:
         paths = pa.array([readable(name) for name, _ in self._groups[0]], pa.string())
         return sorted(set(language_of_path(paths, self._source.extensions).to_pylist()))
 
+    def cuts(self, shard: int, part_bytes: int) -> list[int]:
+        sizes = [_size(path) for _, path in self._groups[shard]]
+        part = np.cumsum([0, *sizes[:-1]]) // part_bytes
+        return (np.flatnonzero(np.diff(part)) + 1).tolist()
+
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
         files = self._groups[shard][row:]
         if not files:

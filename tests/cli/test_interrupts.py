@@ -50,7 +50,7 @@ BUILD = """
 import sys, time
 sys.path[:0] = [sys.argv[1]]
 from tests.support.corpora import prepare
-from lightning_lance.build.builder import Build
+from lightning_lance.engines.local import LocalBuild as Build
 from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents

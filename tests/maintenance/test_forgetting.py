@@ -372,7 +372,7 @@ def test_interrupted_it_leaves_no_file(tmp_path: Path):
     """While the second of three fragments is rewritten."""
     uri = tmp_path / "x.lance"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_lance.build.builder.commit_final", only_append)
+        patch.setattr("lightning_lance.engines.local.commit_final", only_append)
         build(ListSource(tuple(("x" * 5000, "Python", f"r{i % 2}") for i in range(9)), 1, 1), uri, commit_tokens=15_000)
     assert len(lance.dataset(str(uri)).get_fragments()) == 3
     command = [sys.executable, "-c", INTERRUPTED, str(uri)]

@@ -151,7 +151,7 @@ def test_a_store_that_was_compacted_is_continued_at_the_version_of_the_state(
 ):
     """Lance may change the order of rows in a compacted version, with the same counts."""
     # A build without its last merge leaves something to compact.
-    monkeypatch.setattr("lightning_lance.build.builder.commit_final", only_append)
+    monkeypatch.setattr("lightning_lance.engines.local.commit_final", only_append)
     source = ListSource(documents("a" * 3000, "b" * 3000, "c" * 20_000), per_shard=1, per_batch=1)
     store = prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0, commit_tokens=3000)
     lance.dataset(store.uri).optimize.compact_files(target_rows_per_fragment=8)
