@@ -32,7 +32,7 @@ from lightning_lance.type_hints import type_mismatch
 
 CONF = "lightning_lance.conf"
 # Overrides that only a build reads.
-_OF_A_BUILD = re.compile(r"\+*((corpus|source|tokenizer)[.=]|build\.(?!wait_for_tokens)\w+=)")
+_OF_A_BUILD = re.compile(r"\+*((corpus|source|tokenizer|engine)[.=]|build\.(?!wait_for_tokens)\w+=)")
 # Nodes of the configuration whose keys are named without the node in errors.
 _NODES = ("corpus", "data", "build")
 # Keys that are not English words, so that they mean the key anywhere in a sentence.

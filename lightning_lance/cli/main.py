@@ -32,7 +32,18 @@ if TYPE_CHECKING:
 # A build leaves a store and nothing else: no output folder, no log file.
 _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
 # What `prepare` reads: groups, keys and nodes of the root of the configuration, and keys below `data`.
-_ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir", "corpus", "build", "progress")
+_ROOT = (
+    "source",
+    "tokenizer",
+    "languages",
+    "max_documents",
+    "max_tokens",
+    "data_dir",
+    "corpus",
+    "engine",
+    "build",
+    "progress",
+)
 _DATA = ("corpus", "mix", "verify", "storage_options")
 USAGE = """\
 lightning-lance train key=value ...     train the sample GPT on a token store, which is built first if it is not there

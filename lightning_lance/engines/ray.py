@@ -7,7 +7,9 @@ Ray's logs, so they are references; the work itself, with the options of its fil
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
@@ -22,10 +24,8 @@ from lightning_lance.errors import ConfigError, described, is_count
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.location import with_all_options
 from lightning_lance.maintenance.compaction import FULL_BYTES
-from lightning_lance.messages.escaping import logger
+from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.sources.source import Source
-
-_log = logger(__name__)
 
 # By name, since Ray is imported later: the worker, its node or what it had made is gone, or its memory was too small.
 _LOST = {
@@ -37,6 +37,9 @@ _LOST = {
     "ActorDiedError",
     "TaskUnschedulableError",
 }
+
+_HOST_AND_PORT = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
+_CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +116,25 @@ def _ray() -> Any:
     return ray
 
 
+def _check_reachable(address: str | None) -> None:
+    """Check that something listens at an address, for which Ray would wait minutes. ConfigError if not."""
+    named = _HOST_AND_PORT.fullmatch(address or "")
+    if named is None:
+        return
+    try:
+        socket.create_connection((named["host"].strip("[]"), int(named["port"])), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> ConfigError:
+    where = "on this machine" if address is None else f"at {address!r}"
+    return ConfigError(
+        f"There is no Ray cluster {where} ({in_one_line(error, 200)}): start one with 'ray start --head', or leave "
+        "engine.address and RAY_ADDRESS out for one of this build's own."
+    )
+
+
 class RayWorkers:
     """The workers of a Ray cluster; see `Workers`. Starts a cluster on this machine if there is none to connect to.
 
@@ -143,6 +165,8 @@ class RayWorkers:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Workers of a cluster on this machine would otherwise yield to every other process.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        address = self._engine.address or os.environ.get("RAY_ADDRESS")
+        _check_reachable(address)
         main = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGTERM) if main else None
         try:
@@ -154,10 +178,7 @@ class RayWorkers:
                 runtime_env={"env_vars": self._environment()},
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"There is no Ray cluster at {self._engine.address!r} ({str(error)[:200]}): start one with 'ray start --head', "
-                "or leave engine.address out to use this machine."
-            ) from error
+            raise _no_cluster(address, error) from error
         finally:
             # Ray replaces it, and leaves it replaced.
             if main:
