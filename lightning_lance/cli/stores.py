@@ -170,6 +170,8 @@ def _cleaned(uri: str, options: Mapping[str, str]) -> Cleaned:
         try:
             cleaned = clean(store.uri, options)
         except LightningLanceError as error:
+            if store.state == "empty":
+                continue  # nothing in it is provably ours
             total.left.append(str(error).rstrip("."))
             continue
         total.done.extend(f"{store.name}: {line}" for line in cleaned.done)

@@ -231,6 +231,10 @@ def _described(location: StoreLocation) -> StoreInfo:
 
 def _nothing_committed(location: StoreLocation) -> StoreError:
     status = read_status(status_file(location.uri))
+    if status is None and is_folder_of_stores(location.uri) and list_stores(location.uri):
+        return StoreError(
+            f"{location.uri!r} is a folder of token stores: lightning-lance list {location.uri} lists them."
+        )
     if status is None:
         return StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
     if status.failure is None:

@@ -202,7 +202,7 @@ def test_help_version_and_other_words(tmp_path: Path):
         ("clean x.lance --storage-option endpoint", "error: got endpoint, expected clean URI"),
         ("clean x.lance --storage endpoint=y", "error: got --storage, expected clean URI"),
         ("verify-resume uri=x", "error: got uri=x, expected verify-resume CKPT"),
-        ("verify-resume x.ckpt y", "error: got y, expected verify-resume CKPT [uri=PLACE | NAME=PLACE ...]"),
+        ("verify-resume x.ckpt y", "error: got y, expected verify-resume CKPT|DIR [uri=PLACE | NAME=PLACE ...]"),
     ],
 )
 def test_the_other_commands_say_what_they_expect(

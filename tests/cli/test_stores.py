@@ -117,11 +117,13 @@ def test_a_build_that_failed_before_its_first_commit_is_listed_and_cleaned(tmp_p
     for name in ("a.tokenizer.json", "lone.tokenizer.json"):
         shutil.copy(tokenizer, data / name)
     os.utime(data / "a.tokenizer.json", (1e9, 1e9))
-    others = {"mine.building.json", "a.tokenizer.json", "lone.tokenizer.json"}
+    (data / "no.lance").mkdir()
+    others = {"no.lance", "mine.building.json", "a.tokenizer.json", "lone.tokenizer.json"}
     code, out, err = run("list", data, "format=json")
     assert (code, err) == (0, "")
     states = {entry["name"]: entry["state"] for entry in json.loads(out)}
-    assert states == {"a.lance": "failed", "b": "failed", "killed.lance": "empty"}
+    assert states == {"a.lance": "failed", "b": "failed", "killed.lance": "empty", "no.lance": "empty"}
+    assert f"is a folder of token stores: lightning-lance list {data}" in run("info", data)[2]
     assert "failed before its first commit (Source 'list' gave no documents" in run("info", data / "a.lance")[2]
     assert run("clean", data / "b")[:2] == (
         0,
