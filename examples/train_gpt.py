@@ -32,7 +32,7 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.examples.gpt import GPTModule, ModelError, check_same_model
 from lightning_lance.examples.on_screen import ProgressLines, StepBar, without_tips
 from lightning_lance.examples.run_folder import WITHOUT_PICTURE, LossCurve, MetricsFile
-from lightning_lance.inspection.resume import load_checkpoint
+from lightning_lance.inspection.resume import checkpoint_at, load_checkpoint
 from lightning_lance.messages.escaping import logger, say, shown_lines
 from lightning_lance.messages.formatting import format_list, format_tokens, pluralize
 
@@ -167,6 +167,8 @@ def find_checkpoint(config: DictConfig) -> Path | None:
     found, where = [Path(config.ckpt_path)], f"at {config.ckpt_path!r}"
     if config.ckpt_path == "last":
         found, where = last_checkpoints(config), f"in {str(place)!r}"
+    elif found[0].is_dir() and found[0].suffix != ".ckpt":  # the folder of a run
+        found = [Path(checkpoint_at(config.ckpt_path))]
     if not any(path.exists() for path in found):
         raise ConfigError(f"There is no checkpoint {where}: check ckpt_path and output_dir, or leave ckpt_path out.")
     newest = max(found, key=lambda path: path.stat().st_mtime)

@@ -96,7 +96,7 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
         StoreError: If the checkpoint contradicts itself, its stores, or this order.
     """
     check_arguments(verify_resume, {"uris": uris})
-    file = _checkpoint_at(check_place("file", file, "outputs/checkpoints/last.ckpt"))
+    file = checkpoint_at(check_place("file", file, "outputs/checkpoints/last.ckpt"))
     checkpoint = load_checkpoint(file)
     first = _state_in(checkpoint, file)
     try:
@@ -107,7 +107,7 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
         raise _impossible(file, f"{type(error).__name__}: {error}") from error
 
 
-def _checkpoint_at(place: str) -> str:
+def checkpoint_at(place: str) -> str:
     """Return a checkpoint; of the folder of a run, or of its checkpoints, the newest `last.ckpt`."""
     if not Path(place).is_dir():
         return place

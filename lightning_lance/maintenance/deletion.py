@@ -56,7 +56,12 @@ def remove(uri: str, storage_options: Mapping[str, str] | None = None, ignore_ru
         if dataset_at_all(location):
             remove_store(location)
         finish_removal(location.uri)
-        return remove_beside(location, commit) if is_local(location.uri) else []
+        try:
+            return remove_beside(location, commit) if is_local(location.uri) else []
+        except OSError as error:
+            raise StoreError(
+                f"The files beside the token store {location.uri!r} cannot be removed ({error.strerror}): grant write access."
+            ) from error
 
 
 def check_removable(location: StoreLocation, ignore_runs: bool = False) -> CommitMetadata | None:

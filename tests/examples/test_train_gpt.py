@@ -134,6 +134,8 @@ def test_each_of_two_runs_in_a_folder_says_how_it_goes_on(trained: tuple[Path, s
     code, out, err = run(SCRIPT, folder, *given, "corpus.val_fraction=0.3", "trainer.max_steps=1")
     assert (code, err) == (0, "")
     assert out.splitlines()[-1].endswith(""" "ckpt_path='two runs/checkpoints/last-v1.ckpt'" trainer.max_steps=2""")
+    code, out, err = run(SCRIPT, folder, *given, "ckpt_path=outputs", "trainer.max_steps=12")
+    assert ".ckpt' has 12 steps, and trainer.max_steps is 12" in out
     code, out, err = run(SCRIPT, folder, *given, "ckpt_path=last", "trainer.max_steps=24")
     assert code == 1
     assert "two runs/checkpoints: going on with the newest, last-v1.ckpt, and not with last.ckpt." in out
@@ -303,6 +305,7 @@ def test_a_log_for_programs_is_json(trained: tuple[Path, str]):
             "model.context_length is 16, and windows have context_length=256 tokens: leave model.context_length out, or",
         ),
         (["ckpt_path=last"], "There is no checkpoint in '"),
+        (["ckpt_path=."], "There is no checkpoint in the folder '.': expected a file, or the folder of a run"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_built(
