@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import xxhash
 
@@ -16,9 +17,9 @@ from lightning_lance.build.packing import Packer
 from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.build.progress import BuildProgress, tell_begun
 from lightning_lance.documents.languages import check_languages
-from lightning_lance.errors import CommitConflict, SourceError
+from lightning_lance.errors import CommitConflict, LightningLanceError, SourceError
 from lightning_lance.format.commit import append_commit, last_version
-from lightning_lance.format.lance_io import PendingFragments, conflict
+from lightning_lance.format.lance_io import PendingFragments, conflict, dataset_at
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links
 from lightning_lance.maintenance.compaction import FULL_BYTES
@@ -112,6 +113,8 @@ class Build:
         self._val_fraction = float(plan.recipe["val_fraction"])
         self._dedup = source.dedup == "exact"
         self._packer = Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), source.metadata, self._dedup)
+        # The tokenizer beside the store, if this build has made it.
+        self._made_tokenizer: Path | None = None
 
     def close(self) -> None:
         """Remove what is not committed, and stop what still runs."""
@@ -190,7 +193,13 @@ class Build:
         file = self._plan.tokenizer_file
         same_digest = self._first.recipe.get("tokenizer") == self._plan.tokenizer.digest
         if file is not None and (same_digest or not file.exists()):
-            keep_tokenizer(self._plan)
+            self._made_tokenizer = file if keep_tokenizer(self._plan) else None
+
+    def undo(self) -> None:
+        """Remove the tokenizer that this build has made, if it ends without a store. The caller must have the turn."""
+        with suppress(OSError, LightningLanceError):
+            if self._made_tokenizer is not None and dataset_at(self._location, None) is None:
+                self._made_tokenizer.unlink(missing_ok=True)
 
     def _check_no_other_builder(self) -> None:
         """Raise CommitConflict if another builder has committed: its clean-up is then the cause of an error here."""

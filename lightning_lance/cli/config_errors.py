@@ -266,6 +266,12 @@ def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Se
 
 def _unknown_option(file: str, options: Any) -> str:
     group, _, name = file.rpartition("/")
+    if file.startswith("corpus/"):
+        place = file.removeprefix("corpus/")
+        return (
+            f"There is no corpus {place!r}: a store that is there is served by data.corpus={place}, and one that is built goes "
+            f"to corpus.uri={place}."
+        )
     known = sorted(public_names(options))
     return f"There is no {group} {name!r}: {_did_you_mean(name, known)}expected one of {', '.join(known)}."
 

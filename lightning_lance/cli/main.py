@@ -52,9 +52,9 @@ lightning-lance list [DIR]              list the token stores in a folder or buc
 lightning-lance info URI                say all about a token store: settings, languages and splits, versions, disk space
 lightning-lance verify URI              check a token store against its checksums; sample=0.1 reads a tenth of its files
 lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; dry_run=true only counts them
-lightning-lance clean URI               mend damaged tags, remove what killed builders left, and say what was done
+lightning-lance clean URI|DIR           mend damaged tags, remove what dead builders left, and say what was done
 lightning-lance remove URI              remove a whole token store, after a question
-lightning-lance verify-resume CKPT      show that a run goes on exactly where a checkpoint was saved
+lightning-lance verify-resume CKPT|DIR  show that a run goes on exactly where a checkpoint was saved
 lightning-lance --version
 
 Keys are those of the configuration: source=github_code 'languages=[Python]' tokenizer=gpt_neox max_documents=5_000_000

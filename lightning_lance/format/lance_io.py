@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import lance
 import numpy as np
@@ -38,6 +39,8 @@ from lightning_lance.messages.redaction import in_one_line, shown_cause
 # Lance warns of every fork, but a forked process does not use it: see `TokenStore.read`.
 warnings.filterwarnings("ignore", "lance is not fork-safe")
 
+# Characters that Lance encodes in paths.
+_ENCODED = re.compile(r'["#%*<>?\[\\\]^`{|}~]|[^ -~]')
 # One file for one commit, however large: Lance cuts files at 1,048,576 rows otherwise.
 _ROWS_PER_FILE = 2_000_000_000
 # Characters of Lance's error messages that are shown. They begin with whole paths.
@@ -263,6 +266,19 @@ def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
             "the damage."
         )
     return tokens
+
+
+def tags_to_write(dataset: Any) -> Any:
+    """Return the tags of a dataset, to write them.
+
+    Of a local store, Lance writes each by way of a path in which some characters are encoded as in a URL, and makes its
+    folders. They stay as litter, or cannot be made, as below a home folder with an umlaut. Its other local file system does
+    not.
+    """
+    uri = str(dataset.uri)
+    if is_local(uri) and _ENCODED.search(uri):
+        dataset = lance.dataset(f"file-object-store://{quote(uri)}")
+    return dataset.tags
 
 
 def data_session(location: StoreLocation) -> LanceFileSession:

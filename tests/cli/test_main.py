@@ -23,9 +23,9 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
     assert line.startswith(f"{tmp_path}/data/python_stdlib-")
     assert "30 documents" in line
     assert run(tmp_path, *arguments) == (0, line + "\n", "")
-    # One line for what is left out, one for what is read, and that one; the disk is large enough.
+    # One line for what is read, and that one; the disk is large enough.
     lines = [text.partition(" ")[0] for text in out.splitlines()[:-1] if "nothing to validate on" not in text]
-    assert lines == ["Source", "Reading"]
+    assert lines == ["Reading"]
     code, shown, err = run(tmp_path, *arguments, "--cfg", "job")
     assert (code, err) == (0, "")
     assert "max_documents: 30" in shown
@@ -53,6 +53,10 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (
             ["source=parket"],
             "There is no source 'parket': did you mean 'parquet'? expected one of files, fineweb, github_code, ",
+        ),
+        (
+            ["corpus=data/x.lance"],
+            "There is no corpus 'data/x.lance': a store that is there is served by data.corpus=data/x.lance",
         ),
         (["source=files"], "The key source.patterns has no value: give it one on the command line"),
         (["source=files", "source.patterns=['no/*.py']"], "No file matches 'no/*.py' in '"),
@@ -198,7 +202,7 @@ def test_help_version_and_other_words(tmp_path: Path):
         ("clean x.lance --storage-option endpoint", "error: got endpoint, expected clean URI"),
         ("clean x.lance --storage endpoint=y", "error: got --storage, expected clean URI"),
         ("verify-resume uri=x", "error: got uri=x, expected verify-resume CKPT"),
-        ("verify-resume x.ckpt y", "error: got y, expected verify-resume CKPT [uri=PLACE | NAME=PLACE ...]"),
+        ("verify-resume x.ckpt y", "error: got y, expected verify-resume CKPT|DIR [uri=PLACE | NAME=PLACE ...]"),
     ],
 )
 def test_the_other_commands_say_what_they_expect(

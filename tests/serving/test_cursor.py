@@ -104,6 +104,9 @@ def test_a_difference_is_named_field_by_field(store: TokenStore):
     said = r"seed: 7 -> 0; where: \{'language': \['Go'\]\} -> \{\}; stores: built with other settings"
     with pytest.raises(StoreError, match=rf"continues other data \({said}\): .*on_data_change=restart"):
         cursor(store).load_state_dict(other)
+    elsewhere = {**state, "stores": [{**state["stores"][0], "fingerprint": "f", "uri": "/old.lance"}]}
+    with pytest.raises(StoreError, match=f"stores: '/old.lance' -> '{store.uri}', built with other settings"):
+        cursor(store).load_state_dict(elsewhere)
 
 
 def test_a_store_whose_rows_were_deleted_is_continued_as_it_was_or_refused(tmp_path: Path):
