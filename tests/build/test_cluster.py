@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lightning_lance import Corpus, TokenStore
 from lightning_lance.build.cluster import ClusterBuild, Outcome
+from lightning_lance.build.unit import Unit
 from lightning_lance.errors import SourceError
 from lightning_lance.lance_names import UNITS
 from lightning_lance.maintenance import forget, verify_store
@@ -85,7 +86,7 @@ engines = st.builds(
 
 
 @given(texts, st.sampled_from(["none", "exact"]), budgets, engines, st.sampled_from([0.0, 60.0]))
-@examples(25)
+@examples(12)
 def test_the_store_is_that_of_the_local_engine(
     made: list[Any], dedup: Any, budget: dict[str, int], engine: FakeEngine, seconds: float
 ) -> None:
@@ -107,7 +108,7 @@ def test_the_store_is_that_of_the_local_engine(
 @given(
     texts, st.sampled_from(["none", "exact"]), budgets, engines, st.lists(st.integers(0, 12), max_size=3), st.booleans()
 )
-@examples(25)
+@examples(10)
 def test_drivers_that_die_lose_and_double_nothing(
     made: list[Any], dedup: Any, budget: dict[str, int], engine: FakeEngine, deaths: list[int], often: bool
 ) -> None:
@@ -125,7 +126,7 @@ def test_drivers_that_die_lose_and_double_nothing(
 
 
 @given(texts, st.sampled_from(["none", "exact"]), st.lists(st.booleans(), min_size=2, max_size=4), engines)
-@examples(20)
+@examples(8)
 def test_a_build_may_change_its_engine_and_forget(
     made: list[Any], dedup: Any, on_cluster: list[bool], engine: FakeEngine
 ) -> None:
@@ -191,11 +192,10 @@ def test_a_unit_that_ends_its_workers_is_named(tmp_path: Path) -> None:
 
     class Poisoned(FakeWorkers):
         def ended(self, seconds: float) -> Any:
-            task = min(self.waiting)
-            _, arguments = self.waiting[task]
-            if getattr(arguments[0], "row", None) == 2 and arguments[0].shard == 1:
-                del self.waiting[task]
-                return [(task, Outcome(error=DiedError("killed"), lost=True))]
+            for task, (_, arguments) in self.waiting.items():
+                if arguments[0] == Unit(1, 2):
+                    del self.waiting[task]
+                    return [(task, Outcome(error=DiedError("killed"), lost=True))]
             return super().ended(seconds)
 
     class Engine:
