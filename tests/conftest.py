@@ -1,5 +1,6 @@
 """What every test has: no deadline for examples, the examples to import, and stores of a few bytes."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,12 @@ sys.path.insert(0, str(ROOT / "examples"))
 # On a loaded machine any example may be slow.
 settings.register_profile("project", deadline=None, max_examples=50 * FACTOR)
 settings.load_profile("project")
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what was imported, which is not garbage: Lightning looks for some, through all that is there, in every fit."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
