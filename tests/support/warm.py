@@ -53,6 +53,19 @@ class WarmProcess:
             time.sleep(0.005)
         return int(self._result.read_text())
 
+    def is_running(self) -> bool:
+        """Return whether it has not ended yet."""
+        return not self._result.exists()
+
+    def wait_for_line(self, timeout: float, number: int = 1) -> str:
+        """Return its standard output once that has some number of lines."""
+        end = time.monotonic() + timeout
+        while (said := self.output()[0]).count("\n") < number:
+            assert time.monotonic() < end, f"it did not come: {self.output()}"
+            assert self.is_running() or self.output()[0].count("\n") >= number, self.output()
+            time.sleep(0.005)
+        return said
+
     def output(self) -> tuple[str, str]:
         """Return what it has written to its standard output and its standard error."""
         return self._result.with_name("stdout").read_text(), self._result.with_name("stderr").read_text()
