@@ -19,15 +19,19 @@ from tests.support.stores import ListSource, documents
 
 sys.path.insert(0, str(ROOT / "examples"))
 
+# Until all tests are imported: none of that is garbage.
+gc.disable()
+
 # On a loaded machine any example may be slow.
 settings.register_profile("project", deadline=None, max_examples=50 * FACTOR)
 settings.load_profile("project")
 
 
 def pytest_collection_finish() -> None:
-    """Set aside what was imported, which is not garbage: Lightning looks for some, through all that is there, in every fit."""
+    """Set aside what was imported: in every fit, Lightning looks for garbage in all that is there."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

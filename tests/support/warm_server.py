@@ -133,11 +133,13 @@ def leave() -> None:
 if __name__ == "__main__":
     # The first to register is the last to run.
     atexit.register(leave)
+    gc.disable()
     for name in sys.argv[2:]:
         importlib.import_module(name)
     # No fork looks for garbage in what was imported, which would copy most of its memory.
     gc.collect()
     gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     code, names = become(requested(sys.argv[1]))
     try:
