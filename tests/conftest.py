@@ -3,6 +3,7 @@
 import gc
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,15 @@ def no_forcing() -> Iterator[None]:
     """Forces nothing onto the disk: thousands of small commits would wait for it, and no test cuts the power."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(durability, "_force", lambda path: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed_once() -> Iterator[None]:
+    """Lists the entry points of all installed packages once; Lightning does so for every trainer."""
+    with pytest.MonkeyPatch.context() as patch:
+        if registry := sys.modules.get("lightning.fabric.utilities.registry"):
+            patch.setattr(registry, "entry_points", cache(registry.entry_points))
         yield
 
 

@@ -19,10 +19,10 @@ from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 
 TEXTS = [file.read_text(encoding="utf-8", errors="replace") for file in sorted(Path(python_stdlib().root).glob("*.py"))]
-# Two languages, and repositories of which some are for validation: 1,000 documents and 27 M tokens.
+# Two languages, and repositories of which some are for validation: 500 documents and 14 M tokens.
 STDLIB = tuple(
     entry
-    for i, text in enumerate(TEXTS * 5)
+    for i, text in enumerate(TEXTS * 3)
     for entry in documents(text, language="Rust" if i % 3 else "Python", repo=f"repo{i % 40}")
 )
 
