@@ -25,7 +25,7 @@ BUILDING = (
     "hydra.main", "hydra._internal.hydra", "lightning_lance.cli.hydra_app", "s3fs",
     "aiohttp", "awkward", "gigatoken", "hydra", "lance", "lightning_lance.build.runner",
     "lightning_lance.cli.main", "lightning_lance.inspection.summary", "lightning_lance.sources.local_files", "pandas",
-    "pyarrow.dataset", "pyarrow.parquet", "tokenizers", "tests.support.composed", "multiprocessing.synchronize", "zipp",
+    "pyarrow.dataset", "pyarrow.parquet", "tokenizers", "tests.support.compared", "tests.support.composed", "zipp",
 )  # fmt: skip
 # What training needs, on top. The clients of the Hub are among it, as the environment of the tests sets them up.
 TRAINING = (
