@@ -423,8 +423,8 @@ def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenSt
     started = [builders.start(uri, source={"gate": gate, "at": 20}, commit_tokens=500_000) for _ in range(4)]
     until(Path(gate + ".reached").exists)
     until(lambda: beside(uri) >= {"x.building.json", "x.lock"})
-    # All wait now: one for the gate, the others for its build.
-    time.sleep(1)
+    # All wait: one for the gate, the others for its build.
+    until(lambda: sum(builder.has_warned() for builder in started) == 3)
     Path(gate).touch()
     results = [builder.result() for builder in started]
     assert len({result["version"] for result in results}) == 1
@@ -472,7 +472,7 @@ def test_those_who_wait_for_a_build_that_fails_tell_its_cause(
     until(Path(gate + ".reached").exists)
     waits = builders.start(uri, source={"gate": gate, "at": 9})
     until(lambda: (uri.parent / "x.building.json").exists())
-    time.sleep(1)
+    until(waits.has_warned)
     with ThreadPoolExecutor(1) as thread:
         trains = thread.submit(wait_for, StoreLocation(str(uri)), 10**9)
         until(lambda: "Waiting for the store" in caplog.text)

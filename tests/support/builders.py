@@ -82,12 +82,17 @@ def run(line: str) -> None:
 
     asked = json.loads(line)
     told: dict[str, Any] = {"messages": []}
+    result = Path(asked.pop("result"))
+
+    def keep(record: logging.LogRecord) -> None:
+        told["messages"].append(record.getMessage())
+        result.with_suffix(".warned").touch()
+
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: told["messages"].append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = keep  # type: ignore[method-assign]
     logging.getLogger("lightning_lance").addHandler(handler)
     locks.LEASE_SECONDS = asked.pop("lease", locks.LEASE_SECONDS)
     source = Watched(STDLIB, 20, 4, **asked.pop("source", {}))
-    result = Path(asked.pop("result"))
     try:
         store = prepare(source, ByteTokenizer(), asked.pop("uri"), val_fraction=0.3, **asked)
         told["version"] = store.version
@@ -112,6 +117,10 @@ class Builder:
         except ProcessLookupError:
             return False
         return True
+
+    def has_warned(self) -> bool:
+        """Return whether it has logged a warning, as that it waits for another process."""
+        return self._result.with_suffix(".warned").exists()
 
     def kill(self) -> bool:
         """`kill -9`; whether it was still building."""
