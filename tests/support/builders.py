@@ -64,7 +64,7 @@ class Watched(ListSource):
         yield from super().read(shard, row)
 
 
-def until(holds: Callable[[], Any], seconds: float = 60) -> None:
+def until(holds: Callable[[], Any], seconds: float = 150) -> None:
     """Wait for what another process does."""
     begin = time.monotonic()
     while not holds():
@@ -131,7 +131,7 @@ class Builder:
         until(lambda: not self.alive())
         return not self._result.exists()
 
-    def result(self, seconds: float = 60) -> dict[str, Any]:
+    def result(self, seconds: float = 150) -> dict[str, Any]:
         until(self._result.exists, seconds)
         until(lambda: not self.alive())
         return json.loads(self._result.read_text())  # type: ignore[no-any-return]
