@@ -1,3 +1,4 @@
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from lightning_lance.errors import StoreError
 from lightning_lance.inspection.summary import describe_store
 from tests.support.commands import COMMAND, run
 from tests.support.paths import ROOT
+from tests.support.warm import BUILDING, server
 
 
 def test_prepare_builds_and_finds_again(tmp_path: Path):
@@ -300,15 +302,13 @@ def test_help_of_prepare_shows_its_own_keys(
 def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, code: int, moment: str):
     """Before the build begins, and between two commits."""
     arguments = ["prepare", "tokenizer=bytes", "build.commit_seconds=0", f"corpus.uri={tmp_path}/x.lance"]
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = server(BUILDING).start(Path(COMMAND[0]), *arguments, folder=tmp_path)
     awaited = "x.lock" if moment == "before" else "x.lance/_versions/*.manifest"
-    while process.poll() is None and not list(tmp_path.glob(awaited)):
+    while process.is_running() and not list(tmp_path.glob(awaited)):
         time.sleep(0.005)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    os.kill(process.pid, number)
+    assert process.wait(60) == code
+    _, err = process.output()
     assert re.fullmatch(
         r"interrupted: .*committed in .*: run it again to (continue from there|start from the beginning)\.\n", err
     ), err

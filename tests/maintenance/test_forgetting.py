@@ -2,11 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from tests.support.corpora import prepare
 from tests.support.laws import examples
 from tests.support.stores import Document, ListSource, documents, only_append
 from tests.support.streams import expected, provenance, streams
+from tests.support.warm import BUILDING, server
 
 text = st.text("ab", min_size=1, max_size=4) | st.integers(1, 5000).map(lambda size: "x" * size)
 made = st.lists(
@@ -287,9 +287,12 @@ def test_the_command(tmp_path: Path):
 
 
 SCRIPT = """
-import sys
+import sys, time
+from pathlib import Path
 from lightning_lance.maintenance.forgetting import forget
 print(flush=True)
+while not Path(sys.argv[2]).exists():
+    time.sleep(0.001)
 forget(sys.argv[1], {"repo": "r1"})
 """
 
@@ -341,16 +344,18 @@ def test_killed_at_any_moment_it_is_done_or_not(tmp_path: Path):
         return {path.name for path in data.rglob("*")}
 
     for kill in range(4):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, store.uri], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
+        process = server(BUILDING).start(SCRIPT, store.uri, tmp_path / "go")
+        process.wait_for_line(timeout=60)
         # After the first new file, or the next ones: the data file, its transaction, the manifest, the checksums.
         for _ in range(kill + 1):
             last = names()
-            while process.poll() is None and names() == last:
+            (tmp_path / "go").touch()
+            while process.is_running() and names() == last:
                 time.sleep(0.0005)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        (tmp_path / "go").unlink()
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait(60)
         now = TokenStore.open(store.uri)
         assert streams(now) == before if not now.commit.forgotten else now.commit.stored_documents == 40
     forget(store.uri, {"repo": "r1"})
@@ -387,12 +392,11 @@ def test_interrupted_it_leaves_no_file(tmp_path: Path):
         patch.setattr("lightning_lance.engines.local.commit_final", only_append)
         build(ListSource(tuple(("x" * 5000, "Python", f"r{i % 2}") for i in range(9)), 1, 1), uri, commit_tokens=15_000)
     assert len(lance.dataset(str(uri)).get_fragments()) == 3
-    command = [sys.executable, "-c", INTERRUPTED, str(uri)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "hashes\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1].endswith("KeyboardInterrupt\n")
+    process = server(BUILDING).start(INTERRUPTED, uri)
+    assert process.wait_for_line(timeout=60) == "hashes\n"
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == -signal.SIGINT
+    assert process.output()[1].endswith("KeyboardInterrupt\n")
     assert find_orphans(StoreLocation(str(uri))) == set()
     assert not verify_store(str(uri))
     assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
