@@ -7,11 +7,12 @@ each, in order.
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from lightning_lance.build.builder import Build, Pace
 from lightning_lance.build.coordination import BuildCoordinator
 from lightning_lance.build.ledger import Ledger
 from lightning_lance.build.progress import BuildProgress
-from lightning_lance.build.tasks import Decided, Work, key_of, run_merge, run_scan, run_unit
+from lightning_lance.build.tasks import Decided, Work, key_of, run_cuts, run_merge, run_scan, run_unit
 from lightning_lance.build.unit import Unit
 from lightning_lance.build.unit_results import Written, read_result, results_at
 from lightning_lance.errors import SourceError, StoreError
@@ -49,6 +50,7 @@ from lightning_lance.maintenance.removal import (
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.redaction import in_one_line
+from lightning_lance.readers.cuts import Cut
 from lightning_lance.sources.source import Divisible
 
 _log = logger(__name__)
@@ -100,6 +102,8 @@ class Workers(Protocol):
 class _State(Enum):
     """Where a unit is on its way."""
 
+    UNCUT = "uncut"
+    CUTTING = "cutting"
     NEW = "new"
     SCANNING = "scanning"
     SCANNED = "scanned"
@@ -259,10 +263,10 @@ class ClusterBuild(Build):
         )
         self._work = work
         self._workers = self._start(work)
-        units = self._units(ledger)
+        shards = self._shards_ahead(ledger)
         more = True
         while True:
-            more = more and self._add_pieces(units, ledger)
+            more = more and self._add_pieces(shards, ledger)
             self._submit_pieces(ledger)
             before = ledger.commit.text_bytes
             self._take_ended(ledger)
@@ -282,60 +286,64 @@ class ClusterBuild(Build):
         self._commit_last(ledger.commit, progress)
         progress.update(1.0, ledger.commit.documents, ledger.commit.tokens, 0)
 
-    def _units(self, ledger: Ledger) -> Iterator[Unit]:
-        """Yield the units from the cursor on, in order. Shards are cut only when their turn comes."""
+    def _shards_ahead(self, ledger: Ledger) -> Iterator[_Piece]:
+        """Yield the shards from the cursor on, in order."""
         cursor = ledger.next_unit()
+        state = _State.UNCUT if isinstance(self._opened, Divisible) else _State.NEW
         for shard in range(cursor.shard, len(self._shards)):
-            row = cursor.row if shard == cursor.shard else 0
-            cuts: list[int] = []
-            if isinstance(self._opened, Divisible):
-                cuts = [cut for cut in self._opened.cuts(shard, self._unit_bytes) if cut > row]
-            for end in [*cuts, None]:
-                yield Unit(shard, row, end)
-                row = end or 0
+            yield _Piece(Unit(shard, cursor.row if shard == cursor.shard else 0), state)
 
-    def _add_pieces(self, units: Iterator[Unit], ledger: Ledger) -> bool:
-        """Queue units up to the lead. Return whether there may be more."""
-        assert self._workers is not None  # noqa: S101 - for mypy
-        lead = self._max_lead or 4 * self._workers.slots
-        while len(self._queue) < lead and not self._is_enough(ledger):
-            unit = next(units, None)
-            if unit is None:
+    def _add_pieces(self, shards: Iterator[_Piece], ledger: Ledger) -> bool:
+        """Queue shards as long as units are wanted. Return whether there may be more."""
+        while len(self._queue) < self._wanted(ledger):
+            piece = next(shards, None)
+            if piece is None:
                 return False
-            self._queue.append(_Piece(unit))
+            self._queue.append(piece)
         return True
 
-    def _is_enough(self, ledger: Ledger) -> bool:
-        """Whether the units that are queued will meet the budget, judged by those so far."""
-        bounds = ledger.next_unit()
-        ahead = len(self._queue)
-        if bounds.max_documents is None and bounds.max_tokens is None:
-            return False
+    def _wanted(self, ledger: Ledger) -> int:
+        """Return how many units ahead of the ledger to begin: up to the lead, and no more than the budget seems to need."""
+        assert self._workers is not None  # noqa: S101 - for mypy
+        lead = self._max_lead or 4 * self._workers.slots
+        rest = ledger.next_unit()
+        if rest.max_documents is None and rest.max_tokens is None:
+            return lead
         if not self._folded:
-            assert self._workers is not None  # noqa: S101 - for mypy
-            return ahead >= self._workers.slots
-        now = ledger.commit
-        documents = (now.documents - self._first.documents) / self._folded
-        tokens = (now.tokens - self._first.tokens) / self._folded
-        enough = bounds.max_documents is not None and ahead * documents >= bounds.max_documents
-        enough |= bounds.max_tokens is not None and ahead * tokens >= bounds.max_tokens
-        return bool(enough and ahead)
+            return min(lead, self._workers.slots)
+        documents = ledger.commit.documents - self._first.documents
+        tokens = ledger.commit.tokens - self._first.tokens
+        needed = lead
+        for bound, done in ((rest.max_documents, documents), (rest.max_tokens, tokens)):
+            if bound is not None and done:
+                needed = min(needed, math.ceil(bound * self._folded / done))
+        return max(needed, 1)
 
     def _submit_pieces(self, ledger: Ledger) -> None:
         """Give tasks to free workers, the first units first."""
         assert self._workers is not None  # noqa: S101 - for mypy
-        # A scan may add the rest of its unit.
-        for piece in tuple(self._queue):
+        cut = True
+        # A scan may add the rest of its unit, and a cut its parts.
+        for piece in list(self._queue)[: self._wanted(ledger)]:
             if len(self._tasks) >= self._workers.slots:
                 return
-            if piece.state is _State.NEW and self._dedup and piece.hashes is None:
-                self._scan(piece, ledger)
-            elif piece.state is _State.NEW and (not self._dedup or piece.decided is not None):
-                self._run(piece, ledger)
+            # Units behind a shard that is not cut yet would lead by more than they may.
+            cut = cut and piece.state not in (_State.UNCUT, _State.CUTTING)
+            if piece.state is _State.UNCUT:
+                self._submit(piece, _State.CUTTING, run_cuts, piece.unit.shard, self._unit_bytes)
+            elif cut and piece.state is _State.NEW:
+                self._begin(piece, ledger)
+
+    def _begin(self, piece: _Piece, ledger: Ledger) -> None:
+        """Have a unit scanned, or run once its copies are known."""
+        if not self._dedup or piece.decided is not None:
+            self._run(piece, ledger)
+        elif piece.hashes is None:
+            self._scan(piece, ledger)
 
     def _bounded(self, unit: Unit, ledger: Ledger) -> Unit:
         rest = ledger.next_unit()
-        return Unit(unit.shard, unit.row, unit.end, rest.max_documents, rest.max_tokens)
+        return replace(unit, max_documents=rest.max_documents, max_tokens=rest.max_tokens)
 
     def _scan(self, piece: _Piece, ledger: Ledger) -> None:
         earlier = self._earlier("scan", piece.unit, key_of(self._work, piece.unit))
@@ -390,6 +398,8 @@ class ClusterBuild(Build):
                 self._lost(job, outcome)
             elif isinstance(job, _Merge):
                 job.made = outcome.value
+            elif job.state is _State.CUTTING:
+                self._cut(job, outcome.value)
             elif job.state is _State.SCANNING:
                 assert job.scan is not None  # noqa: S101 - for mypy
                 self._scanned(job, read_result(self._location, job.scan))
@@ -411,7 +421,7 @@ class ClusterBuild(Build):
         what = "A merge of fragments"
         if isinstance(job, _Piece):
             what = self._described(job.unit)
-            job.state = _State.NEW
+            job.state = _State.UNCUT if job.state is _State.CUTTING else _State.NEW
         said = in_one_line(error, 200)
         if job.tries > self._max_retries:
             raise SourceError(
@@ -426,6 +436,19 @@ class ClusterBuild(Build):
         rows = f"from row {unit.row:,} on" if unit.end is None else f"rows {unit.row:,} to {unit.end - 1:,}"
         return f"Shard {self._shards[unit.shard]!r} of source {self._source.name!r}, {rows},"
 
+    def _cut(self, piece: _Piece, cuts: Sequence[Cut]) -> None:
+        """Put the parts of a shard into its place."""
+        row = piece.unit.row
+        before = [cut for cut in cuts if cut.row <= row]
+        behind = [cut for cut in cuts if cut.row > row]
+        ends = [*(cut.row for cut in behind), None]
+        piece.unit = replace(piece.unit, end=ends[0], cut=before[-1] if before else None)
+        piece.state = _State.NEW
+        piece.tries = 0
+        place = self._queue.index(piece) + 1
+        for cut, end in zip(reversed(behind), reversed(ends), strict=False):
+            self._queue.insert(place, _Piece(Unit(piece.unit.shard, cut.row, end, cut=cut)))
+
     def _scanned(self, piece: _Piece, written: Written) -> None:
         piece.hashes = written.result.hashes
         piece.state = _State.SCANNED
@@ -433,8 +456,8 @@ class ClusterBuild(Build):
         ended = result.ends_shard or (piece.unit.end is not None and result.next_row == piece.unit.end)
         if not ended and result.next_row is not None:
             # The scan has ended early, since it found as much as the budget needs.
-            rest = Unit(piece.unit.shard, result.next_row, piece.unit.end)
-            piece.unit = Unit(piece.unit.shard, piece.unit.row, result.next_row)
+            rest = replace(piece.unit, row=result.next_row)
+            piece.unit = replace(piece.unit, end=result.next_row)
             self._queue.insert(self._queue.index(piece) + 1, _Piece(rest))
 
     def _decide(self, ledger: Ledger) -> None:

@@ -34,7 +34,8 @@ from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.lance_names import UnitName
 from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.repacking import rewrite_fragments
-from lightning_lance.sources.source import OpenedSource, ReadReport
+from lightning_lance.readers.cuts import Cut
+from lightning_lance.sources.source import Divisible, OpenedSource, ReadReport
 from lightning_lance.tokenization.tokenizer import Tokenizer, token_dtype
 
 # Bytes of text that a token has at most, on the average of any text that is worth training on.
@@ -90,6 +91,7 @@ class _Part:
 
     def __init__(self, opened: OpenedSource, unit: Unit) -> None:
         self._opened = opened
+        self._unit = unit
         self._end = unit.end
         self.shards: Sequence[str] = opened.shards[: unit.shard + 1]
         self.pin: dict[str, Any] = {}
@@ -103,6 +105,8 @@ class _Part:
         return self._opened.present_languages()
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        if self._unit.cut is not None and isinstance(self._opened, Divisible):
+            self._opened.begin_at(shard, self._unit.cut)
         for batch in self._opened.read(shard, row):
             if self._end is None:
                 yield batch
@@ -142,6 +146,16 @@ class _DecidedTexts:
                 "The source gave other documents when it was read again: restore its files, and run again."
             )
         return self._decided.new[here]
+
+
+def run_cuts(work: Work, shard: int, part_bytes: int) -> list[Cut]:
+    """Return where a shard may be cut into parts of about `part_bytes` of text.
+
+    Raises:
+        SourceError: If the source cannot be read.
+    """
+    opened = work.opened
+    return opened.cuts(shard, part_bytes) if isinstance(opened, Divisible) else []
 
 
 def run_scan(work: Work, unit: Unit, name: UnitName) -> None:

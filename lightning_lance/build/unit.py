@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lightning_lance.readers.cuts import Cut
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -25,6 +27,7 @@ class Unit:
         end: Row after the last one; None for the rest of the shard.
         max_documents: Documents after which no more are needed; None for no bound.
         max_tokens: Tokens, EOS included, after which no more are needed; None for no bound.
+        cut: A place of the shard at that row or before it; None if none is known.
     """
 
     shard: int
@@ -32,6 +35,7 @@ class Unit:
     end: int | None = None
     max_documents: int | None = None
     max_tokens: int | None = None
+    cut: Cut | None = None
 
 
 @dataclass(frozen=True)

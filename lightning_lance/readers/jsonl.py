@@ -14,6 +14,7 @@ from lightning_lance.documents.columns import UnfitShard
 from lightning_lance.documents.filters import RowFilter
 from lightning_lance.messages.formatting import suggestion
 from lightning_lance.messages.redaction import public_url
+from lightning_lance.readers.cuts import Cut
 from lightning_lance.readers.json_table import (
     NOT_JSON,
     PASSES,
@@ -36,6 +37,8 @@ _FIRST_PIECE, _PIECE_BYTES = 128 << 10, 4 << 20
 _TABLE_ROWS = 1000
 # A file without line ends is no JSON Lines.
 _LONGEST_LINE = 1 << 30
+# Behind any row.
+_BEHIND = 1 << 62
 _BOM = b"\xef\xbb\xbf"
 
 #: How the names of such files end.
@@ -143,6 +146,33 @@ class LinesShard:
                 "strings"
             )
         return list(found)
+
+    def cuts(self, text: str, filters: RowFilter | None, part_bytes: int) -> list[Cut]:
+        """Return where parts of about `part_bytes` begin, but for the first; none for a compressed file.
+
+        Lines are counted, and parsed only for a filter.
+        """
+        if self._compressed or self._size() < 2 * part_bytes:
+            return []
+        rows: dict[int, int] = {}
+        columns = [] if filters is None else filters.columns
+        for _ in self.tables(columns, text, filters, _BEHIND, rows):
+            pass
+        cuts: list[Cut] = []
+        begin = 0
+        for place in sorted(rows):
+            if place - begin >= part_bytes:
+                cuts.append(Cut(rows[place], place))
+                begin = place
+        return cuts
+
+    def _size(self) -> int:
+        if "://" not in self._path:
+            return Path(self._path).stat().st_size
+        from fsspec.core import url_to_fs
+
+        fs, place = url_to_fs(self._path, **self._options)
+        return int(fs.size(place))
 
     def tables(
         self, columns: Sequence[str], text: str, filters: RowFilter | None, row: int, starts: dict[int, int]

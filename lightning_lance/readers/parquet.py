@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from lightning_lance.documents.columns import is_string, leaves, simple_table, steps_to, type_at
 from lightning_lance.documents.filters import Condition, RowFilter
+from lightning_lance.readers.cuts import Cut
 
 # Rows decoded at a time: about so many bytes, and so many rows at most, since some rows are much longer than others.
 _DECODED_BYTES, _DECODED_ROWS = 8 << 20, 512
@@ -21,6 +22,8 @@ _HOLE_BYTES = 64 << 10
 _AHEAD_BYTES, _PIECE_BYTES = 64 << 20, 8 << 20
 # Read at a time of each column of a local file.
 _LOCAL_PIECE_BYTES = 1 << 20
+# Behind any row.
+_BEHIND = 1 << 62
 # Read at the end of a file: most footers are smaller.
 _FOOTER_BYTES = 64 << 10
 
@@ -116,19 +119,26 @@ class ParquetShard:
         """The number of its rows, wanted or not."""
         return int(self._file.metadata.num_rows)
 
-    def cuts(self, columns: Sequence[str], part_bytes: int) -> list[int]:
-        """Return the rows between parts, each of whole row groups with about `part_bytes` of these columns."""
+    def cuts(self, columns: Sequence[str], filters: RowFilter | None, part_bytes: int) -> list[Cut]:
+        """Return where parts begin, each of whole row groups with about `part_bytes` of some columns, but for the first part.
+
+        Where a filter is, its columns are read, since it decides the number of each row.
+        """
         found = self._leaves(columns)
-        cuts: list[int] = []
-        row = 0
+        groups = [self._file.metadata.row_group(group) for group in range(self._file.num_row_groups)]
+        sizes = [sum(group.column(i).total_uncompressed_size for i in found) for group in groups]
+        if sum(sizes) < 2 * part_bytes:
+            return []
+        rows: dict[int, int] = {}
+        for _ in self.tables([], filters, _BEHIND, rows):
+            pass
+        cuts: list[Cut] = []
         size = 0
-        for group in range(self._file.num_row_groups):
-            described = self._file.metadata.row_group(group)
-            if size >= part_bytes:
-                cuts.append(row)
+        for group, group_size in enumerate(sizes):
+            if size >= part_bytes and group in rows:
+                cuts.append(Cut(rows[group], group))
                 size = 0
-            row += int(described.num_rows)
-            size += sum(described.column(i).total_uncompressed_size for i in found)
+            size += group_size
         return cuts
 
     def tables(
@@ -148,6 +158,9 @@ class ParquetShard:
         filters = filters or RowFilter(())
         # By the statistics of the row groups.
         groups = [group for group in range(self._file.num_row_groups) if self._may_pass(group, filters)]
+        known = [group for group in groups if starts.get(group, row + 1) <= row]
+        if known:
+            groups = groups[groups.index(known[-1]) :]
         first = 0
         # No row group has the number -1.
         for group, following in zip(groups, [*groups[1:], -1], strict=False):

@@ -36,6 +36,7 @@ from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import suggestion
 from lightning_lance.messages.redaction import in_one_line, public_url, shown_cause
+from lightning_lance.readers.cuts import Cut
 from lightning_lance.readers.json_table import NOT_JSON
 from lightning_lance.readers.jsonl import ENDINGS, LinesShard, NotLines
 from lightning_lance.readers.parquet import ParquetShard
@@ -345,21 +346,25 @@ class OpenedDataset:
         with explained(source):
             return sorted(self._patience.call(f"reading {self.shards[0]}", find))
 
-    def cuts(self, shard: int, part_bytes: int) -> list[int]:
-        # Which rows pass a filter is not known before they are read.
-        if not self._parquet or self._source.filters() is not None:
+    def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
+        def find() -> list[Cut]:
+            filters = self._source.filters()
+            if self._parquet:
+                with self._parquet_shard(shard) as file:
+                    return file.cuts(self._column_names(), filters, part_bytes)
+            return self._lines_shard(shard).cuts(self._source.columns["text"], filters, part_bytes)
+
+        if not self._parquet and not self._lines:
             return []
-
-        def find() -> list[int]:
-            with self._parquet_shard(shard) as file:
-                return file.cuts(self._column_names(), part_bytes)
-
         try:
             return self._patience.call(f"reading {self.shards[shard]}", find)
         except Exception as error:
-            if not is_bad_data(error):
+            if is_transient(error) or not (is_bad_data(error) or isinstance(error, (NotLines, UnfitShard))):
                 raise
             return []  # reading it says what is wrong
+
+    def begin_at(self, shard: int, cut: Cut) -> None:
+        self._starts = (shard, {cut.place: cut.row})
 
     def __getstate__(self) -> dict[str, Any]:
         # What is streamed is begun anew in another process.

@@ -24,6 +24,7 @@ from lightning_lance.documents.languages import (
 )
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.readers.cuts import Cut
 from lightning_lance.sources.local_files import EXCLUDED, LocalFile, Rules, Search
 from lightning_lance.sources.local_paths import (
     from_folder,
@@ -255,10 +256,13 @@ class _OpenedFiles:
         paths = pa.array([readable(name) for name, _ in self._groups[0]], pa.string())
         return sorted(set(language_of_path(paths, self._source.extensions).to_pylist()))
 
-    def cuts(self, shard: int, part_bytes: int) -> list[int]:
+    def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
         sizes = [_size(path) for _, path in self._groups[shard]]
         part = np.cumsum([0, *sizes[:-1]]) // part_bytes
-        return (np.flatnonzero(np.diff(part)) + 1).tolist()
+        return [Cut(row, row) for row in (np.flatnonzero(np.diff(part)) + 1).tolist()]
+
+    def begin_at(self, shard: int, cut: Cut) -> None:
+        """Do nothing: any file is found at once."""
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
         files = self._groups[shard][row:]

@@ -16,6 +16,7 @@ import xxhash
 
 from lightning_lance.documents.dedup import Dedup
 from lightning_lance.messages.formatting import pluralize
+from lightning_lance.readers.cuts import Cut
 
 # At most so many rows per Arrow batch.
 BATCH_ROWS = 1000
@@ -79,11 +80,15 @@ class OpenedSource(Protocol):
 class Divisible(Protocol):
     """An opened source whose shards can be read in parts, by several workers at once."""
 
-    def cuts(self, shard: int, part_bytes: int) -> list[int]:
-        """Return rows, rising, at which a reading of a shard may begin, so that each part holds about `part_bytes` of text.
+    def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
+        """Return where a reading of a shard may begin besides its first row; each part holds about `part_bytes` of text.
 
-        None if what is before a row must be read to begin there.
+        May read the shard's columns for its filter, but never its texts. None for a shard that cannot be divided.
         """
+        ...
+
+    def begin_at(self, shard: int, cut: Cut) -> None:
+        """Note a place of a shard, so that `read` need not look for its row."""
         ...
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from lightning_lance.documents.dedup import Dedup
 from lightning_lance.errors import ConfigError
+from lightning_lance.readers.cuts import Cut
 from lightning_lance.sources.files import content_hash
 from lightning_lance.sources.local_paths import readable
 from lightning_lance.sources.source import Divisible, OpenedSource, ReadReport
@@ -64,21 +65,26 @@ class WithValidation:
     def present_languages(self) -> list[str]:
         return self._train.present_languages()
 
-    def cuts(self, shard: int, part_bytes: int) -> list[int]:
-        held_out = len(self._val.shards)
-        opened = self._val if shard < held_out else self._train
-        place = shard if shard < held_out else shard - held_out
+    def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
+        opened, place = self._part(shard)
         return opened.cuts(place, part_bytes) if isinstance(opened, Divisible) else []
 
-    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+    def begin_at(self, shard: int, cut: Cut) -> None:
+        opened, place = self._part(shard)
+        if isinstance(opened, Divisible):
+            opened.begin_at(place, cut)
+
+    def _part(self, shard: int) -> tuple[OpenedSource, int]:
+        """Return the source that has a shard, and its index there."""
         held_out = len(self._val.shards)
         if shard < held_out:
-            split = "val"
-            batches = self._val.read(shard, row)
-        else:
-            split = "train"
-            batches = self._train.read(shard - held_out, row)
-        for batch in batches:
+            return self._val, shard
+        return self._train, shard - held_out
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        opened, place = self._part(shard)
+        split = "val" if opened is self._val else "train"
+        for batch in opened.read(place, row):
             yield batch.append_column("split", pa.repeat(pa.scalar(split), len(batch)))
 
 

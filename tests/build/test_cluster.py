@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import Corpus, TokenStore
-from lightning_lance.build.cluster import ClusterBuild, Outcome
+from lightning_lance.build.cluster import ClusterBuild, Outcome, _State
 from lightning_lance.build.unit import Unit
 from lightning_lance.errors import SourceError
 from lightning_lance.lance_names import UNITS
 from lightning_lance.maintenance import forget, verify_store
+from lightning_lance.readers.cuts import Cut
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.laws import examples
 from tests.support.stores import ListSource
@@ -29,9 +30,12 @@ from tests.support.workers import DiedError, DriverDied, FakeEngine, FakeWorkers
 class DivisibleSource(ListSource):
     """A source whose shards are cut after any row."""
 
-    def cuts(self, shard: int, part_bytes: int) -> list[int]:
+    def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
         rows = len(self.documents[shard * self.per_shard :][: self.per_shard])
-        return [*range(part_bytes, rows, part_bytes)]
+        return [Cut(row, row) for row in range(part_bytes, rows, part_bytes)]
+
+    def begin_at(self, shard: int, cut: Cut) -> None:
+        pass
 
 
 texts = st.lists(
@@ -172,7 +176,8 @@ def test_units_ahead_of_the_ledger_are_bounded(tmp_path: Path) -> None:
 
         def looking(*arguments: Any) -> None:
             nonlocal widest
-            widest = max(widest, len(made._queue))
+            begun = [piece for piece in made._queue if piece.state not in (_State.UNCUT, _State.CUTTING, _State.NEW)]
+            widest = max(widest, len(begun))
             look(*arguments)
 
         made._look = looking  # type: ignore[method-assign]
@@ -193,7 +198,7 @@ def test_a_unit_that_ends_its_workers_is_named(tmp_path: Path) -> None:
     class Poisoned(FakeWorkers):
         def ended(self, seconds: float) -> Any:
             for task, (_, arguments) in self.waiting.items():
-                if arguments[0] == Unit(1, 2):
+                if arguments[0] == Unit(1, 2, cut=Cut(2, 2)):
                     del self.waiting[task]
                     return [(task, Outcome(error=DiedError("killed"), lost=True))]
             return super().ended(seconds)
@@ -215,7 +220,7 @@ def test_a_source_that_changes_between_scan_and_run_is_refused(tmp_path: Path) -
 
     class Changing(FakeWorkers):
         def ended(self, seconds: float) -> Any:
-            if self.done:
+            if "run_scan" in self.done:
                 changed = tuple((f"other {i}", "Python", f"r{i}") for i in range(4))
                 self.work = replace(self.work, opened=replace(source, documents=changed))
             return super().ended(seconds)

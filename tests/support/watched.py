@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lightning_lance.readers.cuts import Cut
 from lightning_lance.sources import FilesSource
 
 
@@ -71,8 +72,11 @@ class OpenedWatched:
             raise AttributeError(name)
         return getattr(self._opened, name)
 
-    def cuts(self, shard: int, part_bytes: int) -> list[int]:
+    def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
         return list(self._opened.cuts(shard, part_bytes))
+
+    def begin_at(self, shard: int, cut: Cut) -> None:
+        self._opened.begin_at(shard, cut)
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
         source = self._source

@@ -63,8 +63,9 @@ class FakeWorkers:
             if fate != "at once":
                 function(work, *arguments)
             if fate == "before its result":
-                name = next(each for each in arguments if isinstance(each, UnitName))
-                remove_unit_files(work.location, [name.result_path])
+                # Not all tasks write one.
+                names = [each for each in arguments if isinstance(each, UnitName)]
+                remove_unit_files(work.location, [name.result_path for name in names])
             return [(task, Outcome(error=DiedError(fate), lost=True))]
         if self.driver_dies is not None and self.driver_dies < 0:
             raise DriverDied
