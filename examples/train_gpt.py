@@ -9,6 +9,7 @@ The same as `python examples/train_gpt.py` in a clone. Any key of the configurat
 docs/reference/configuration.md.
 """
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lightning_lance import LanceDataModule
@@ -30,9 +32,11 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.examples.gpt import GPTModule, ModelError, check_same_model
 from lightning_lance.examples.on_screen import ProgressLines, StepBar, without_tips
 from lightning_lance.examples.run_folder import WITHOUT_PICTURE, LossCurve, MetricsFile
-from lightning_lance.inspection.resume import load_checkpoint
-from lightning_lance.messages.escaping import say, shown_lines
-from lightning_lance.messages.formatting import format_tokens, pluralize
+from lightning_lance.inspection.resume import checkpoint_at, load_checkpoint
+from lightning_lance.messages.escaping import logger, say, shown_lines
+from lightning_lance.messages.formatting import format_list, format_tokens, pluralize
+
+_log = logger("train_gpt")
 
 # Of the sample: tokens of its prompt and of what the model writes, and lines of each on the screen.
 _PROMPT_TOKENS = 16
@@ -67,11 +71,12 @@ def train(config: DictConfig) -> None:
     trainer = make_trainer(config)
     if checkpoint is not None and not check_checkpoint(checkpoint, model, trainer):
         return
+    check_loggers(trainer)
     curves = [LossCurve(logger) for logger in trainer.loggers if isinstance(logger, MetricsFile)]
     trainer.callbacks[:0] = [*progress(), *curves]
     trainer.callbacks.append(SaveAtEnd())
     try:
-        trainer.fit(model, datamodule=data, ckpt_path=config.ckpt_path)
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
     except ModelError as error:
         raise ConfigError(f"The model does not go with the data or the trainer: {error}") from error
     if trainer.is_global_zero:
@@ -127,6 +132,22 @@ def make_trainer(config: DictConfig) -> lightning.Trainer:
     return trainer
 
 
+def check_loggers(trainer: lightning.Trainer) -> None:
+    """Start the loggers of other packages: one that needs an account says so before anything is built."""
+    for logger_ in trainer.loggers:
+        if isinstance(logger_, MetricsFile):
+            continue
+        name = type(logger_).__name__.removesuffix("Logger").lower()
+        try:
+            _ = logger_.experiment
+        except Exception as error:  # each has its own
+            offline = ", or give logger.wandb.offline=true" if name == "wandb" else ""
+            raise ConfigError(
+                f"The logger {name} cannot begin ({type(error).__name__}: {str(error).rstrip('.')}): do what it says{offline}, "
+                "or leave logger out."
+            ) from error
+
+
 def ten_times_a_run(config: DictConfig, key: str) -> Any:
     """Return an interval in steps that comes ten times in a run at least, unless the command line says otherwise."""
     interval, steps = config.trainer.get(key), config.trainer.get("max_steps")
@@ -146,9 +167,23 @@ def find_checkpoint(config: DictConfig) -> Path | None:
     found, where = [Path(config.ckpt_path)], f"at {config.ckpt_path!r}"
     if config.ckpt_path == "last":
         found, where = last_checkpoints(config), f"in {str(place)!r}"
+    elif found[0].is_dir() and found[0].suffix != ".ckpt":  # the folder of a run
+        found = [Path(checkpoint_at(config.ckpt_path))]
     if not any(path.exists() for path in found):
         raise ConfigError(f"There is no checkpoint {where}: check ckpt_path and output_dir, or leave ckpt_path out.")
-    return max(found, key=lambda path: path.stat().st_mtime)
+    newest = max(found, key=lambda path: path.stat().st_mtime)
+    tell_others(newest, [path for path in found if path != newest])
+    return newest
+
+
+@rank_zero_only
+def tell_others(chosen: Path, others: list[Path]) -> None:
+    """Tell that a folder has checkpoints of several runs, and which is taken."""
+    if others:
+        names = format_list([path.name for path in others], 3)
+        _log.warning(
+            "Several runs are in %s: going on with the newest, %s, and not with %s.", chosen.parent, chosen.name, names
+        )
 
 
 def check_checkpoint(file: Path, model: GPTModule, trainer: lightning.Trainer) -> bool:
@@ -254,7 +289,7 @@ def summary(trainer: lightning.Trainer, data: LanceDataModule, curves: list[Loss
     if found:
         lines.append(", ".join(found))
     if checkpoint:
-        lines.append(f"to go on: {again(trainer.max_steps)}")
+        lines.append(f"to go on: {again(trainer.max_steps, near(checkpoint))}")
     return lines
 
 
@@ -264,15 +299,26 @@ def near(place: str) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else place
 
 
-def again(max_steps: int) -> str:
-    """Return the command that trains on, for as many steps again."""
-    changes = ["ckpt_path=last"]
+def again(max_steps: int, checkpoint: str) -> str:
+    """Return the command that trains on from a checkpoint, for as many steps again.
+
+    It names the file: `last` would be that of another run, once one has begun in the same folder.
+    """
+    changes = [f"ckpt_path={as_value(checkpoint)}"]
     if max_steps > 0:
         changes.append(f"trainer.max_steps={2 * max_steps}")
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     changed = tuple(f"{change.partition('=')[0]}=" for change in changes)
     kept = [shown_override(override) for override in given if not override.lstrip("+").startswith(changed)]
     return " ".join(map(quoted, [*program(), *kept, *changes]))
+
+
+def as_value(text: str) -> str:
+    """Return a text as a value of an override."""
+    if re.fullmatch(r"[\w./-]+", text):
+        return text
+    escaped = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def quoted(word: str) -> str:

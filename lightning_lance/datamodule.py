@@ -631,13 +631,19 @@ class LanceDataModule(LightningDataModule):
             if self._loader is not None:
                 self._loader.restart()
             return
-        state = checked_state(state_dict)
-        stores = self._stores_then(state)
-        if self._loader is not None:
-            self._loader.load_state_dict(state)
-            self._loader.expected = state
-        elif self._fits and not self._anew:
-            self._try(state, stores)
+        try:
+            state = checked_state(state_dict)
+            stores = self._stores_then(state)
+            if self._loader is not None:
+                self._loader.load_state_dict(state)
+                self._loader.expected = state
+            elif self._fits and not self._anew:
+                self._try(state, stores)
+        except StoreError as error:
+            file = getattr(self.trainer, "ckpt_path", None)
+            if not isinstance(file, (str, os.PathLike)) or type(error) is not StoreError:
+                raise
+            raise StoreError(f"ckpt_path is {os.fspath(file)!r}: {error}") from error
         # Last, so that an error above changes nothing.
         self._adopt(state, stores)
 

@@ -1,8 +1,12 @@
-"""The names of Lance's files in the folder of a store, as pylance 14 gives them. No other module knows them."""
+"""The names of the files in the folder of a store: Lance's own, as pylance 14 gives them, and those of units.
+
+No other module knows them.
+"""
 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 DATA = "data"
 TRANSACTIONS = "_transactions"
@@ -11,12 +15,18 @@ DELETIONS = "_deletions"
 INDICES = "_indices"
 TAGS = "_refs/tags"
 BRANCHES = "_refs/branches"
+# Results of units that no commit has yet.
+UNITS = "_units"
 # The folders of a store, except those of its indices, whose names are uuids. Lance's branches are not part of a token store.
-FOLDERS = (DATA, TRANSACTIONS, VERSIONS, DELETIONS, "_refs", TAGS, BRANCHES, INDICES)
+FOLDERS = (DATA, TRANSACTIONS, VERSIONS, DELETIONS, "_refs", TAGS, BRANCHES, INDICES, UNITS)
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
 # Lance writes a part of the uuid in bits, to spread the names of a bucket.
 _DATA_FILE = r"[01]{24}[0-9a-f]{26}\.lance"
+# A data file or the result of a unit, by its name, or what units of a cluster were merged into: what, shard, row, attempt.
+_UNIT = r"(?P<what>scan|unit|merged)-(?P<shard>\d{7})-(?P<row>\d{12})-(?P<attempt>[0-9a-f]{16})"
+_UNIT_DATA = rf"{_UNIT}\.lance"
+_UNIT_RESULT = rf"{_UNIT}\.arrow"
 # A half-written file.
 _HALF = r"\.tmp[A-Za-z0-9]{1,12}"
 _MANIFEST = r"\d+\.manifest"
@@ -27,7 +37,8 @@ _ANY_INDEX = f"{INDICES}/*"
 # The files that a killed builder may leave, by folder.
 _LEFT = {
     "": [_HALF],
-    DATA: [_HALF, _DATA_FILE],
+    DATA: [_HALF, _DATA_FILE, _UNIT_DATA],
+    UNITS: [_UNIT_RESULT, rf"{_UNIT_RESULT}\.[0-9a-f]{{16}}\.part"],
     TRANSACTIONS: [_HALF, _TRANSACTION, rf"{_TRANSACTION}#\d+"],
     VERSIONS: [_HALF, rf"{_MANIFEST}#\d+", rf"\.tmp_{_MANIFEST}_{_UUID}"],
 }
@@ -112,8 +123,46 @@ def of_a_version(path: str) -> bool:
 
 
 def is_data_name(name: str) -> bool:
-    """Return whether a name is one of Lance's data files."""
-    return re.fullmatch(_DATA_FILE, name) is not None
+    """Return whether a name is one of a data file."""
+    return re.fullmatch(_DATA_FILE, name) is not None or re.fullmatch(_UNIT_DATA, name) is not None
+
+
+class UnitName(NamedTuple):
+    """The name of an attempt at a unit, and of its files.
+
+    Attributes:
+        what: `unit` for rows to store, `scan` for their hashes, `merged` for rows of several units.
+        shard: Index of the shard.
+        row: Its first row.
+        attempt: 16 hexadecimal digits that no two attempts share.
+    """
+
+    what: str
+    shard: int
+    row: int
+    attempt: str
+
+    def __str__(self) -> str:
+        return f"{self.what}-{self.shard:07d}-{self.row:012d}-{self.attempt}"
+
+    @property
+    def data_name(self) -> str:
+        """The name of its data file."""
+        return f"{self}.lance"
+
+    @property
+    def result_path(self) -> str:
+        """The path of its result."""
+        return f"{UNITS}/{self}.arrow"
+
+
+def unit_of(path: str) -> UnitName | None:
+    """Return the unit of a data file or a result, by its path; None for any other file."""
+    name = path.rpartition("/")[2]
+    found = re.fullmatch(_UNIT_DATA, name) or re.fullmatch(_UNIT_RESULT, name)
+    if found is None:
+        return None
+    return UnitName(found["what"], int(found["shard"]), int(found["row"]), found["attempt"])
 
 
 def is_folder(path: str) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass, field
 from multiprocessing.context import get_spawning_popen
@@ -47,14 +48,28 @@ ORIGIN = "origin.json"
 _TRAINED = re.compile(r".+-bpe\d+-[0-9a-f]{16}\.(json|lock)", re.DOTALL)
 
 
+# Whether pickles that this thread makes are for its own workers; see `with_all_options`.
+_for_workers: ContextVar[bool] = ContextVar("for_workers", default=False)
+
+
+@contextmanager
+def with_all_options() -> Iterator[None]:
+    """Keep all storage options, secrets too, in pickles that are made inside this context for workers of this process."""
+    token = _for_workers.set(True)
+    try:
+        yield
+    finally:
+        _for_workers.reset(token)
+
+
 class StorageOptions(dict[str, Any]):
     """Options of a file system. A pickle, and so a checkpoint, holds none of them that may be a secret.
 
-    Only a process that this one is starting, such as a rank of `ddp_spawn`, gets all of them.
+    Only processes that work for this one, such as a rank of `ddp_spawn` or a worker of a cluster, get all of them.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if get_spawning_popen() is not None:
+        if get_spawning_popen() is not None or _for_workers.get():
             return StorageOptions, (dict(self),)
         kept = {name: value for name, value in self.items() if _may_be_kept(name, value)}
         return _restored, (kept, sorted(self.keys() - kept.keys()))

@@ -1,7 +1,9 @@
 """What every test has: no deadline for examples, the examples to import, and stores of a few bytes."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,19 @@ from tests.support.stores import ListSource, documents
 
 sys.path.insert(0, str(ROOT / "examples"))
 
+# Until all tests are imported: none of that is garbage.
+gc.disable()
+
 # On a loaded machine any example may be slow.
 settings.register_profile("project", deadline=None, max_examples=50 * FACTOR)
 settings.load_profile("project")
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what was imported: in every fit, Lightning looks for garbage in all that is there."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,6 +40,15 @@ def no_forcing() -> Iterator[None]:
     """Forces nothing onto the disk: thousands of small commits would wait for it, and no test cuts the power."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(durability, "_force", lambda path: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed_once() -> Iterator[None]:
+    """Lists the entry points of all installed packages once; Lightning does so for every trainer."""
+    with pytest.MonkeyPatch.context() as patch:
+        if registry := sys.modules.get("lightning.fabric.utilities.registry"):
+            patch.setattr(registry, "entry_points", cache(registry.entry_points))
         yield
 
 

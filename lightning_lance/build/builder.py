@@ -1,15 +1,12 @@
-"""One run of a build: read, tokenize, pack and commit, overlapped, in bounded memory."""
+"""One run of a build, on any engine: the source is opened, the ledger filled, and the end checked."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import xxhash
 
 from lightning_lance.build.coordination import BuildCoordinator
@@ -17,18 +14,15 @@ from lightning_lance.build.disk_space import DiskSpaceCheck
 from lightning_lance.build.kept_tokenizer import keep_tokenizer
 from lightning_lance.build.ledger import Ledger
 from lightning_lance.build.packing import Packer
-from lightning_lance.build.pipeline import EncodedBatch, encoded_batches
 from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.build.progress import BuildProgress, tell_begun
-from lightning_lance.build.row_writer import RowWriter, forget_written
 from lightning_lance.documents.languages import check_languages
-from lightning_lance.documents.splits import splits_of
-from lightning_lance.errors import CommitConflict, NotForcedError, SourceError, StoreError
+from lightning_lance.errors import CommitConflict, LightningLanceError, SourceError
 from lightning_lance.format.commit import append_commit, last_version
-from lightning_lance.format.lance_io import PendingFragments, conflict
+from lightning_lance.format.lance_io import PendingFragments, conflict, dataset_at
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links
-from lightning_lance.maintenance.compaction import FULL_BYTES, commit_final, compact
+from lightning_lance.maintenance.compaction import FULL_BYTES
 from lightning_lance.maintenance.removal import clean_up, fence_stale_builders, find_orphans
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import nearest
@@ -39,10 +33,38 @@ from lightning_lance.tokenization.tokenizer import token_dtype
 _log = logger(__name__)
 
 
-class Build:
-    """One run of a build: batches are read, folded into the ledger, packed and committed.
+class Pace:
+    """When a build commits: see `BuildOptions`.
 
-    It continues from a version of the store, 0 if there is none, and its metadata.
+    Args:
+        commit_tokens: Tokens after which it commits.
+        commit_seconds: Seconds after which it commits, if anything has changed.
+        commit: Metadata of the last commit.
+    """
+
+    def __init__(self, commit_tokens: int, commit_seconds: float, commit: CommitMetadata) -> None:
+        self._tokens = commit_tokens
+        self._seconds = commit_seconds
+        self._last = commit
+        self._since = time.monotonic()
+
+    def due(self, commit: CommitMetadata, tokens: int) -> bool:
+        """Whether to commit this metadata, with so many tokens since the last time."""
+        # Even if no document was kept, the cursor has moved, and reading again would cost that work.
+        late = commit != self._last and time.monotonic() - self._since > self._seconds
+        return late or tokens >= self._tokens
+
+    def committed(self, commit: CommitMetadata) -> None:
+        """Count from this commit on."""
+        self._last = commit
+        self._since = time.monotonic()
+
+
+class Build:
+    """One run of a build.
+
+    It continues from a version of the store, 0 if there is none, and its metadata. The engines decide where documents are read
+    and encoded.
 
     Attributes:
         committed: Metadata of the last commit; None before the first.
@@ -91,14 +113,11 @@ class Build:
         self._val_fraction = float(plan.recipe["val_fraction"])
         self._dedup = source.dedup == "exact"
         self._packer = Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), source.metadata, self._dedup)
-        # The data file of the next commit; None before its first row.
-        self._rows: RowWriter | None = None
+        # The tokenizer beside the store, if this build has made it.
+        self._made_tokenizer: Path | None = None
 
     def close(self) -> None:
-        """Remove the rows that are not committed."""
-        if self._rows is not None:
-            self._rows.abandon()
-            self._rows = None
+        """Remove what is not committed, and stop what still runs."""
 
     def run(self, turn: BuildCoordinator, commit_tokens: int | None, commit_seconds: float) -> None:
         """Read until the budget is met or the source ends. For the times of commits see `BuildOptions`.
@@ -118,64 +137,42 @@ class Build:
         # From the store itself, so they are exactly the hashes of its committed documents.
         hashes = stored_hashes(self._location) if self._dedup else None
         ledger = Ledger(first, self._budget, self._opened.shards, self._source.wanted, hashes)
-        unit = ledger.next_unit()
-        batches = encoded_batches(
-            self._opened,
-            plan.tokenizer,
-            unit.shard,
-            unit.row,
-            unit.max_documents,
-            unit.max_tokens,
-            plan.long_documents,
-            ledger.seen,
-        )
-        share = self._budget.share(first, num_shards)
         if commit_tokens is None:
             commit_tokens = FULL_BYTES // token_dtype(plan.tokenizer.vocab_size).itemsize
-        space = DiskSpaceCheck(plan, self._budget, self._opened)
         tell_begun(self._source.name, num_shards, str(self._budget), plan.uri, first.documents)
-        last_commit = first
-        last_time = time.monotonic()
-        with (
-            closing(batches),
-            ThreadPoolExecutor(1, thread_name_prefix="commit") as commits,
-            closing(self),
-            BuildProgress(self._source.name, share) as progress,
-        ):
-            for shard, batch in batches:
-                before = ledger.commit.text_bytes
-                if batch is None:
-                    ledger.end_shard(self._opened.trouble.bad_shards.get(shard))
-                    self._check_first_shard(ledger)
-                else:
-                    self._add(ledger, shard, batch)
-                    del batch  # it may be large, and reading the next one takes time
-                now = ledger.commit
-                space.look(now, self.committed)
-                share = self._budget.share(now, num_shards)
-                progress.update(share, now.documents, now.tokens, now.text_bytes - before)
-                turn.progress(now.documents, now.tokens, share)
-                if turn.lost:
-                    raise CommitConflict(f"Another process has taken over the build of {self._plan.uri!r}.")
-                if ledger.met:
-                    break
-                # Even if no document was kept, the cursor has moved, and reading again would cost that work.
-                late = now != last_commit and time.monotonic() - last_time > commit_seconds
-                if late or self._packer.num_tokens >= commit_tokens:
-                    self._commit_rows(commits, now)
-                    last_commit = now
-                    last_time = time.monotonic()
-                    progress.committed(share, now.documents, now.tokens)
-            else:
-                self._check_not_empty(ledger)
-                ledger.end_source()
-            now = ledger.commit
-            self._commit_rows(commits, now, final=True)
-            progress.update(1.0, now.documents, now.tokens, 0)
+        self._space = DiskSpaceCheck(plan, self._budget, self._opened)
+        with closing(self), BuildProgress(self._source.name, self._share(first)) as progress:
+            self._fill(ledger, turn, progress, Pace(commit_tokens, commit_seconds, first))
         if self._opened.trouble.incidents:
             _log.warning("Source %r failed %s.", self._source.name, self._opened.trouble)
         if not ledger.met:
             self._check_found(ledger)
+
+    def _fill(self, ledger: Ledger, turn: BuildCoordinator, progress: BuildProgress, pace: Pace) -> None:
+        """Read, encode, fold into the ledger, and commit until it is met or the source ends, the last commit included."""
+        raise NotImplementedError
+
+    def _look(self, ledger: Ledger, turn: BuildCoordinator, progress: BuildProgress, text_bytes: int) -> None:
+        """Show the progress, `text_bytes` of text since the last look, here and to waiting processes.
+
+        Raises:
+            CommitConflict: If another process has taken over.
+        """
+        now = ledger.commit
+        self._space.look(now, self.committed)
+        share = self._share(now)
+        progress.update(share, now.documents, now.tokens, text_bytes)
+        turn.progress(now.documents, now.tokens, share)
+        if turn.lost:
+            raise CommitConflict(f"Another process has taken over the build of {self._plan.uri!r}.")
+
+    def _share(self, commit: CommitMetadata) -> float:
+        return self._budget.share(commit, len(self._opened.shards))
+
+    def _end_source(self, ledger: Ledger) -> None:
+        """Record that no shard is left."""
+        self._check_not_empty(ledger)
+        ledger.end_source()
 
     def _take_over(self) -> None:
         """Remove the files that killed builders left, before as many are written again."""
@@ -196,19 +193,13 @@ class Build:
         file = self._plan.tokenizer_file
         same_digest = self._first.recipe.get("tokenizer") == self._plan.tokenizer.digest
         if file is not None and (same_digest or not file.exists()):
-            keep_tokenizer(self._plan)
+            self._made_tokenizer = file if keep_tokenizer(self._plan) else None
 
-    def _write(self, rows: Sequence[pa.RecordBatch]) -> None:
-        """Write rows to the data file of the next commit."""
-        try:
-            for batch in rows:
-                if self._rows is None:
-                    fingerprint = self._first.fingerprint
-                    self._rows = RowWriter(self._location, self._version, fingerprint, self._packer.schema)
-                self._rows.put(batch)
-        except (StoreError, ValueError, OSError):
-            self._check_no_other_builder()
-            raise
+    def undo(self) -> None:
+        """Remove the tokenizer that this build has made, if it ends without a store. The caller must have the turn."""
+        with suppress(OSError, LightningLanceError):
+            if self._made_tokenizer is not None and dataset_at(self._location, None) is None:
+                self._made_tokenizer.unlink(missing_ok=True)
 
     def _check_no_other_builder(self) -> None:
         """Raise CommitConflict if another builder has committed: its clean-up is then the cause of an error here."""
@@ -216,60 +207,6 @@ class Build:
         # Metadata and not versions are compared: a merge by this builder makes a new version with the same metadata.
         if now != self.committed:
             raise conflict(self._plan.uri, self._version, version)
-
-    def _commit_rows(self, commits: ThreadPoolExecutor, commit: CommitMetadata, final: bool = False) -> None:
-        """Commit all rows and their metadata. Not in this thread, which may be interrupted."""
-        self._write(self._packer.flush())
-        rows = self._rows
-
-        def append() -> None:
-            written: PendingFragments | None = None
-            try:
-                # A commit without rows moves the cursor.
-                writer = rows or RowWriter(self._location, self._version, commit.fingerprint, self._packer.schema)
-                written = writer.close()
-                if final:
-                    self._version = commit_final(self._location, written, commit, durable=self._durable)
-                else:
-                    self._version = append_commit(self._location, written, commit, self._durable)
-                self.committed = commit
-                written = None
-                if not final:
-                    self._version = compact(self._location, self._version, durable=self._durable)
-            except BaseException as error:
-                if written is not None:
-                    forget_written(self._location, written)
-                # After NotForcedError the newest version is this builder's own, and not a conflict.
-                if isinstance(error, (StoreError, ValueError, OSError)) and not isinstance(error, NotForcedError):
-                    self._check_no_other_builder()
-                raise
-
-        commits.submit(append).result()
-        self._rows = None
-
-    def _add(self, ledger: Ledger, shard: int, batch: EncodedBatch) -> None:
-        """Fold a batch into the ledger, and pack the documents to store."""
-        result = batch.result(shard)
-        stored, forgotten = ledger.fold(result)
-        if self._dedup:
-            self._packer.forget(np.asarray(result.documents.column("hash"))[forgotten])
-        count = int(np.count_nonzero(stored))
-        if not count:
-            return
-        ids, offsets = batch.encoded
-        if stored[:count].all():
-            # All up to the end of the budget: slices, without a copy.
-            ids = ids[: offsets[count]]
-            offsets = offsets[: count + 1]
-            texts = batch.documents.slice(0, count)
-            described = result.documents.slice(0, count)
-        else:
-            lengths = np.diff(offsets)
-            ids = ids[np.repeat(stored, lengths)]
-            offsets = np.append(0, np.cumsum(lengths[stored]))
-            texts = batch.documents.filter(pa.array(stored))
-            described = result.documents.filter(pa.array(stored))
-        self._write(self._packer.add(ids, offsets, splits_of(texts, self._val_fraction), described))
 
     def _check_first_shard(self, ledger: Ledger) -> None:
         """Warn early that a language may be misspelled, or is rare: the corpus may be a terabyte."""

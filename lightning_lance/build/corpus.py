@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_lance.build.options import BuildOptions
-from lightning_lance.build.plan import Budget, Plan, check_same, make_plan, open_prepared
+from lightning_lance.build.plan import Budget, Plan, check_before_training, check_same, make_plan, open_prepared
 from lightning_lance.build.progress import tell_stored
-from lightning_lance.build.runner import build
+from lightning_lance.build.runner import build, check_place
 from lightning_lance.build.waiting import wait_for
 from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.documents.splits import check_val_fraction
@@ -168,6 +168,7 @@ class Corpus:
     def prepare(
         self,
         *,
+        engine: Any = "local",
         rebuild: bool = False,
         commit_seconds: float = 60.0,
         commit_tokens: int | None = None,
@@ -191,6 +192,7 @@ class Corpus:
             BuildInterrupted: After Ctrl-C.
         """
         options = BuildOptions(
+            engine=engine,
             rebuild=rebuild,
             commit_seconds=commit_seconds,
             commit_tokens=commit_tokens,
@@ -208,6 +210,7 @@ class Corpus:
         if options.wait_for_tokens is not None:
             wait_for(self.location, options.wait_for_tokens)
             return None
+        self._check_before_training(options.rebuild)
         if not build(self.source, self.plan, self.budget, options):
             return None
         store = self.open()
@@ -215,6 +218,23 @@ class Corpus:
             self._warn_without_validation(store)
         tell_stored(store)
         return store
+
+    def _check_before_training(self, rebuild: bool) -> None:
+        """Check what is at the given place, before the plan trains a tokenizer."""
+        if self._given_uri is None or "plan" in vars(self):
+            return
+        location = StoreLocation(store_place(self._given_uri), self.storage_options)
+        check_place(location.uri)
+        if rebuild:
+            return
+        check_before_training(
+            self.source,
+            self.tokenizer_config,
+            location,
+            data_dir=self.data_dir,
+            val_fraction=self._val_fraction,
+            long_documents=LongDocuments(self._max_document_bytes, self._long_documents),
+        )
 
     def open(self, *, growing: bool = False) -> TokenStore:
         """Open the store, which must be complete.

@@ -26,8 +26,11 @@ def check_tokenizer_file(plan: Plan) -> None:
         )
 
 
-def keep_tokenizer(plan: Plan) -> None:
+def keep_tokenizer(plan: Plan) -> bool:
     """Write the tokenizer beside a local store. Only the tokenizer of another build is overwritten.
+
+    Returns:
+        Whether there is a new file.
 
     Raises:
         ConfigError: If there is a file that no build has written.
@@ -36,14 +39,15 @@ def keep_tokenizer(plan: Plan) -> None:
     check_tokenizer_file(plan)
     file = plan.tokenizer_file
     if file is None:
-        return
+        return False
     text = plan.tokenizer.to_json()
     found = _text_of(file)
     if found == text:
-        return
+        return False
     if found is not None:
         _keep_for_other_store(plan, file, found)
     write_atomic(file, text)
+    return found is None
 
 
 def _text_of(file: Path) -> str | None:

@@ -140,6 +140,11 @@ class Ledger:
             self.end_shard(result.bad_shard)
         return Folded(stored, forgotten)
 
+    def needs(self, result: UnitResult) -> int:
+        """Return how many documents of a result without duplicates are stored or forgotten: all, or those up to the budget."""
+        end, _ = self._end(np.ones(len(result.rows), bool), result.num_tokens)
+        return end
+
     def end_shard(self, bad: Mapping[str, Any] | None = None) -> None:
         """Move the cursor to the next shard; `bad` says why the rest of this one is skipped, if it is."""
         bad_shards = [*self.commit.bad_shards]

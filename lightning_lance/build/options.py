@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from lightning_lance.build.engine import engine_of
 from lightning_lance.errors import ConfigError, described, flag, whole_number
 from lightning_lance.type_hints import is_number
 
@@ -13,6 +15,8 @@ class BuildOptions:
     """How a build runs.
 
     Attributes:
+        engine: Where it runs: `local` for this process, `ray` for a cluster or all cores of this machine, a mapping with its
+            `name` and options, or an engine, such as `RayEngine(address="auto")`. A build may change its engine midway.
         rebuild: Whether a store of another corpus at the same place is replaced when the build begins. A store of this corpus
             is continued, so an interrupted rebuild goes on.
         commit_seconds: Longest time between two commits, in seconds: the work that a kill costs.
@@ -25,6 +29,7 @@ class BuildOptions:
         ConfigError: If a value cannot be used.
     """
 
+    engine: Any = "local"
     rebuild: bool = False
     commit_seconds: float = 60.0
     commit_tokens: int | None = None
@@ -32,6 +37,7 @@ class BuildOptions:
     wait_for_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "engine", engine_of(self.engine))
         object.__setattr__(self, "rebuild", flag("rebuild", self.rebuild))
         object.__setattr__(self, "durable", flag("durable", self.durable))
         if not is_number(self.commit_seconds) or not self.commit_seconds >= 0:

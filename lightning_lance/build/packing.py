@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lightning_lance.build.ledger import Folded
+from lightning_lance.build.pipeline import EncodedBatch
+from lightning_lance.build.unit import UnitResult
 from lightning_lance.documents.arrow import as_single_chunk
-from lightning_lance.documents.splits import SPLITS
+from lightning_lance.documents.splits import SPLITS, splits_of
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.format.rows import BLOCK, Stream, forgotten_rows, store_schema
 
@@ -201,3 +204,37 @@ class Packer:
             fields.append(values)
         borders = np.searchsorted(starts, np.arange(num_rows + 1) * BLOCK).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(borders), pa.StructArray.from_arrays(fields, fields=list(struct)))
+
+
+def pack_stored(
+    packer: Packer, batch: EncodedBatch, result: UnitResult, folded: Folded, val_fraction: float
+) -> list[pa.RecordBatch]:
+    """Pack the documents of a batch that the ledger stores, and return full rows once there are many.
+
+    Args:
+        packer: The packer.
+        batch: The batch.
+        result: Its result.
+        folded: What the ledger said of it.
+        val_fraction: Share of the documents for validation.
+    """
+    stored, forgotten = folded
+    if "hash" in result.documents.column_names:
+        packer.forget(np.asarray(result.documents.column("hash"))[forgotten])
+    count = int(np.count_nonzero(stored))
+    if not count:
+        return []
+    ids, offsets = batch.encoded
+    if stored[:count].all():
+        # All up to the end of the budget: slices, without a copy.
+        ids = ids[: offsets[count]]
+        offsets = offsets[: count + 1]
+        texts = batch.documents.slice(0, count)
+        described = result.documents.slice(0, count)
+    else:
+        lengths = np.diff(offsets)
+        ids = ids[np.repeat(stored, lengths)]
+        offsets = np.append(0, np.cumsum(lengths[stored]))
+        texts = batch.documents.filter(pa.array(stored))
+        described = result.documents.filter(pa.array(stored))
+    return packer.add(ids, offsets, splits_of(texts, val_fraction), described)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from lightning_lance.build.unit import UnitResult
 from lightning_lance.documents.arrow import as_single_chunk, offsets_and_bytes
 from lightning_lance.documents.batch import next_row
 from lightning_lance.documents.columns import REPLACED
-from lightning_lance.documents.dedup import SeenHashes, text_hashes
+from lightning_lance.documents.dedup import text_hashes
 from lightning_lance.documents.screening import LongDocuments, flags_of, skip_reasons, spelled
 from lightning_lance.errors import ConfigError
 from lightning_lance.process.memory import give_back_arrow
@@ -93,6 +93,14 @@ class EncodedBatch(NamedTuple):
         )
 
 
+class KnownTexts(Protocol):
+    """Knows which texts are copies of earlier ones; see `SeenHashes`."""
+
+    def add(self, hashes: np.ndarray) -> np.ndarray:
+        """Take the next texts by their (n,) uint64 hashes, and return (n,) bool: which are new."""
+        ...
+
+
 class _Backpressure:
     """Bounds reading ahead by memory and by the rest of the budget, so that no more is fetched than needed.
 
@@ -154,7 +162,7 @@ def encoded_batches(
     max_documents: int | None = None,
     max_tokens: int | None = None,
     long: LongDocuments = LongDocuments(),  # noqa: B008 - frozen
-    known: SeenHashes | None = None,
+    known: KnownTexts | None = None,
 ) -> Generator[tuple[int, EncodedBatch | None], None, None]:
     """Read and encode from a cursor on, in the source's order.
 
@@ -166,7 +174,7 @@ def encoded_batches(
         max_documents: Documents to encode; None for all.
         max_tokens: Tokens, EOS included, after which no more are needed; None for no bound.
         long: How long documents are treated.
-        known: Hashes of texts not to encode again. New ones are added, and documents get a column `hash`. None keeps all.
+        known: Knows which texts are copies, which are not encoded. Documents then get a column `hash`. None keeps all.
 
     Yields:
         (shard, batch) pairs, and (shard, None) after the last batch of each shard.

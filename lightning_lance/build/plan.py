@@ -27,7 +27,8 @@ from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.chosen import ChosenTokenizer
-from lightning_lance.tokenization.configs import TokenizerConfig
+from lightning_lance.tokenization.configs import TokenizerConfig, TrainedBPE
+from lightning_lance.tokenization.identity import TokenizerIdentity
 from lightning_lance.tokenization.tokenizer import Tokenizer, token_dtype
 
 _log = logger(__name__)
@@ -154,20 +155,7 @@ def make_plan(
     _check_in_no_store(given or str(folder / "x.lance"), "uri" if given else "data_dir")
     chosen = ChosenTokenizer.of(tokenizer, source, folder / "tokenizers")
     identity = chosen.identity
-    own = source.has_validation
-    recipe = {
-        "format": FORMAT_VERSION,
-        "source": source.identity(),
-        "tokenizer": identity.digest,
-        "eos_token": identity.eos_token,
-        "eos": "after every document",
-        "dtype": str(token_dtype(identity.vocab_size)),
-        "split": "the source's own" if own else "xxh3_64 of repo, else of the text without the white space around it",
-        "val_fraction": 0.0 if own else float(val_fraction),
-        "max_document_bytes": long.max_bytes,
-        "long_documents": long.how,
-    }
-    recipe = json.loads(json.dumps(recipe))
+    recipe = _recipe(source, identity, val_fraction, long)
     fingerprint = _fingerprint(recipe)
     labels = _labels(source, tokenizer)
     if given:
@@ -184,6 +172,50 @@ def make_plan(
             if Path(found.uri).exists():
                 return replace(plan, recipe=older, fingerprint=_fingerprint(older), location=found)
     return plan
+
+
+def _recipe(
+    source: Source, identity: TokenizerIdentity | None, val_fraction: float, long: LongDocuments
+) -> dict[str, Any]:
+    """Return the settings that decide the stored tokens; without a tokenizer, those that it does not decide."""
+    own = source.has_validation
+    recipe: dict[str, Any] = {"format": FORMAT_VERSION, "source": source.identity()}
+    if identity is not None:
+        recipe |= {"tokenizer": identity.digest, "eos_token": identity.eos_token}
+    recipe["eos"] = "after every document"
+    if identity is not None:
+        recipe["dtype"] = str(token_dtype(identity.vocab_size))
+    recipe |= {
+        "split": "the source's own" if own else "xxh3_64 of repo, else of the text without the white space around it",
+        "val_fraction": 0.0 if own else float(val_fraction),
+        "max_document_bytes": long.max_bytes,
+        "long_documents": long.how,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(recipe))
+    return plain
+
+
+def check_before_training(
+    source: Source,
+    tokenizer: TokenizerConfig,
+    location: StoreLocation,
+    *,
+    data_dir: str | Path,
+    val_fraction: float,
+    long_documents: LongDocuments,
+) -> None:
+    """Raise StoreError if another store is at the place of a new one, as far as that is known before a tokenizer is trained."""
+    if not isinstance(tokenizer, TrainedBPE) or tokenizer.identify(source, Path(data_dir, "tokenizers")) is not None:
+        return
+    commit = last_commit(location)
+    if commit is None:
+        return
+    asked = _recipe(source, None, val_fraction, long_documents)
+    stored = {name: value for name, value in commit.recipe.items() if name in asked}
+    if stored != asked:
+        raise _other_store(location.uri, stored, asked)
+    if commit.vocab_size > tokenizer.vocab_size:
+        raise _other_store(location.uri, {"vocab_size": commit.vocab_size}, {"vocab_size": tokenizer.vocab_size})
 
 
 def _labels(source: Source, tokenizer: TokenizerConfig) -> dict[str, Any]:
@@ -270,17 +302,20 @@ _MOST_CHANGES = 6
 
 def check_same(commit: CommitMetadata, plan: Plan) -> None:
     """Raise StoreError if a store was built with other settings than those of a plan, naming each, stored -> asked."""
-    if plan.made(commit):
-        return
-    stored = _flat(commit.recipe)
-    asked = _flat(plan.recipe)
+    if not plan.made(commit):
+        raise _other_store(plan.uri, commit.recipe, plan.recipe)
+
+
+def _other_store(uri: str, recipe: Mapping[str, Any], wanted: Mapping[str, Any]) -> StoreError:
+    stored = _flat(recipe)
+    asked = _flat(wanted)
     keys = sorted(stored.keys() | asked.keys())
     changes = [f"{key}: {stored.get(key)!r} -> {asked.get(key)!r}" for key in keys if stored.get(key) != asked.get(key)]
     named = "; ".join(changes[:_MOST_CHANGES])
     if len(changes) > _MOST_CHANGES:
         named += f"; and {len(changes) - _MOST_CHANGES} more"
-    raise StoreError(
-        f"The token store {plan.uri!r} was built with other settings ({named}): give another uri, or none, to build another "
+    return StoreError(
+        f"The token store {uri!r} was built with other settings ({named}): give another uri, or none, to build another "
         "store, or set rebuild=true to replace this one."
     )
 

@@ -97,6 +97,7 @@ class BuildProgress:
 
     def __init__(self, name: str, share: float) -> None:
         self._name = name
+        self._note = ""
         self._begin = time.perf_counter()
         self._bytes = 0
         # disable=None: no bar if standard error is not a terminal.
@@ -127,6 +128,10 @@ class BuildProgress:
         self._bar.set_postfix_str(self._figures(documents, tokens), refresh=False)
         self._bar.update(min(share, 1.0) - self._bar.n)
 
+    def note(self, text: str) -> None:
+        """Show how the work goes on beside the figures, such as the number of tasks."""
+        self._note = text
+
     def committed(self, share: float, documents: int, tokens: int) -> None:
         """Log a commit, where there is no bar to show it."""
         percent = format_percent(share)
@@ -145,7 +150,8 @@ class BuildProgress:
 
     def _figures(self, documents: int, tokens: int) -> str:
         rate = self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
-        return f"{pluralize(documents, 'document')}, {format_tokens(tokens)}, {rate:,.1f} MB/s"
+        figures = f"{pluralize(documents, 'document')}, {format_tokens(tokens)}, {rate:,.1f} MB/s"
+        return f"{figures}, {self._note}" if self._note else figures
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -29,12 +29,22 @@ _ABANDONED = "the rows of this commit were abandoned"
 class RowWriter:
     """Writes rows to one data file, in a thread. Commits nothing: see `append_commit`.
 
+    Args:
+        location: The store.
+        version: The version that the builder has seen last, 0 if there was none; None for any.
+        fingerprint: The fingerprint of the store.
+        schema: The schema of the rows.
+        name: The name of the file, for a store with a version; None for one of Lance's.
+
     Raises:
-        CommitConflict: If there is a newer version than the one that the builder has seen last; 0 if there was none.
+        CommitConflict: If there is a newer version than that.
     """
 
-    def __init__(self, location: StoreLocation, version: int, fingerprint: str, schema: pa.Schema) -> None:
+    def __init__(
+        self, location: StoreLocation, version: int | None, fingerprint: str, schema: pa.Schema, name: str | None = None
+    ) -> None:
         self._location = location
+        self._name = name
         self._schema = schema
         self._before = newest_at(location, version, fingerprint)
         self._rows: queue.Queue[pa.RecordBatch | None] = queue.Queue(_WAITING)
@@ -47,7 +57,7 @@ class RowWriter:
 
     def _write(self) -> None:
         try:
-            made = write_rows(self._location, self._before, self._schema, self._coming())
+            made = write_rows(self._location, self._before, self._schema, self._coming(), self._name)
             self._result.set_result(PendingFragments(self._before, self._schema, *made))
         except BaseException as error:  # raised by `put` or `close`
             self._result.set_exception(error)

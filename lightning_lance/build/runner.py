@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lightning_lance.build.builder import Build
 from lightning_lance.build.coordination import COMMIT_MARGIN_SECONDS, BuildCoordinator, CommitTurn, LeaseTurn
+from lightning_lance.build.engine import engine_of
 from lightning_lance.build.kept_tokenizer import check_tokenizer_file
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.build.plan import Budget, Plan, check_same
@@ -37,7 +38,7 @@ def build(source: Source, plan: Plan, budget: Budget, options: BuildOptions) -> 
         StoreError: If another store is there, and `options.rebuild` is not set.
         BuildInterrupted: After Ctrl-C.
     """
-    _check_place(plan)
+    check_place(plan.uri)
     runner = _Runner(source, plan, budget, options)
     try:
         return runner.run()
@@ -126,6 +127,10 @@ class _Runner:
             build = self._begin(found)
             try:
                 build.run(turn, self._options.commit_tokens, self._options.commit_seconds)
+            except BaseException:
+                if not turn.lost:
+                    build.undo()
+                raise
             finally:
                 self.committed = build.committed
         except CommitConflict as error:
@@ -141,7 +146,10 @@ class _Runner:
 
     def _begin(self, found: _Found) -> Build:
         plan = self._plan
-        build = Build(self._source, plan, self._budget, found.version, found.commit, durable=self._options.durable)
+        engine = engine_of(self._options.engine)
+        build = engine.begin(
+            self._source, plan, self._budget, found.version, found.commit, durable=self._options.durable
+        )
         # Nothing is removed before the source is open.
         check_tokenizer_file(plan)
         if found.replaced:
@@ -179,12 +187,10 @@ def _cause(error: Exception, uri: str) -> Exception:
     return error
 
 
-def _check_place(plan: Plan) -> None:
-    """Check that the store's folder does not exist, is a store, or holds only the files of a killed builder."""
-    place = Path(plan.uri)
-    if not is_local(plan.uri) or not place.exists() or (place / VERSIONS).exists():
+def check_place(uri: str) -> None:
+    """Check that a store's folder does not exist, is a store, or holds only the files of a killed builder."""
+    place = Path(uri)
+    if not is_local(uri) or not place.exists() or (place / VERSIONS).exists():
         return
-    if not place.is_dir() or foreign_files(plan.uri):
-        raise ConfigError(
-            f"{plan.uri!r} exists already and is not a token store: give a uri where there is nothing yet."
-        )
+    if not place.is_dir() or foreign_files(uri):
+        raise ConfigError(f"{uri!r} exists already and is not a token store: give a uri where there is nothing yet.")

@@ -7,8 +7,8 @@ budget. So it can run in another process, or again. With its result the ledger d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,3 +63,51 @@ class UnitResult:
     ends_shard: bool = False
     bad_shard: Mapping[str, Any] | None = None
     hashes: np.ndarray | None = None
+
+    def before(self, count: int) -> UnitResult:
+        """Return the result of the first documents, up to and with the last of `count`. There must be so many, at least one."""
+        row = int(self.rows[count - 1]) + 1
+        return replace(
+            self,
+            rows=self.rows[:count],
+            num_tokens=self.num_tokens[:count],
+            text_bytes=self.text_bytes[:count],
+            documents=self.documents.slice(0, count),
+            noted={remark: mask[:count] for remark, mask in self.noted.items()},
+            skipped={reason: rows[: np.searchsorted(rows, row)] for reason, rows in self.skipped.items()},
+            next_row=row,
+            ends_shard=False,
+            bad_shard=None,
+            hashes=None if self.hashes is None else self.hashes[:count],
+        )
+
+
+def joined(results: Sequence[UnitResult]) -> UnitResult:
+    """Return the results of consecutive parts of a shard, at least one, as one. The last one says how it ends."""
+    sizes = [len(result.rows) for result in results]
+    last = results[-1]
+    known = [result.next_row for result in results if result.next_row is not None]
+    hashes = [result.hashes for result in results if result.hashes is not None]
+    return replace(
+        last,
+        rows=np.concatenate([result.rows for result in results]),
+        num_tokens=np.concatenate([result.num_tokens for result in results]),
+        text_bytes=np.concatenate([result.text_bytes for result in results]),
+        documents=pa.concat_tables([result.documents for result in results], promote_options="default"),
+        noted={
+            remark: np.concatenate(
+                [result.noted.get(remark, np.zeros(size, bool)) for result, size in zip(results, sizes, strict=True)]
+            )
+            for remark in _names(result.noted for result in results)
+        },
+        skipped={
+            reason: np.concatenate([result.skipped.get(reason, np.zeros(0, np.int64)) for result in results])
+            for reason in _names(result.skipped for result in results)
+        },
+        next_row=known[-1] if known else None,
+        hashes=np.concatenate(hashes) if hashes else None,
+    )
+
+
+def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping))

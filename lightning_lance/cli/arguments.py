@@ -42,15 +42,17 @@ COMMANDS = {
         checks a tenth of the data files.""",
     ),
     "forget": (
-        f"URI KEY=VALUE ... [purge=true] [dry_run=true] [format=json] {_STORAGE}",
+        f"URI KEY=VALUE ... [purge=true] [dry_run=true] [future=true] [format=json] {_STORAGE}",
         """Leave out all documents for which each KEY=VALUE holds, now and when the store grows. The keys are id, language, and
         the words of source.columns, as in repo=owner/name. purge=true also removes the older versions: checkpoints may need
-        them. dry_run=true only counts the documents.""",
+        them. dry_run=true only counts the documents. A rule that matches none is refused, since it cannot be taken back;
+        future=true keeps it for documents that are added later.""",
     ),
     "clean": (
-        f"URI [format=json] {_STORAGE}",
-        """Mend what is provably damaged, remove what killed builders left, and say so line by line. What it cannot judge
-        stays, and is named. Stop builds first, or let them end: their files are left to them.""",
+        f"URI|DIR [format=json] {_STORAGE}",
+        """Mend what is provably damaged, remove what failed and killed builders left, and say so line by line. What it cannot
+        judge stays, and is named. Stop builds first, or let them end: their files are left to them. Of a folder, each token
+        store in it is cleaned.""",
     ),
     "remove": (
         f"URI [yes=true] [ignore_runs=true] [format=json] {_STORAGE}",
@@ -59,9 +61,10 @@ COMMANDS = {
         checkpoint that were killed.""",
     ),
     "verify-resume": (
-        f"CKPT [uri=PLACE | NAME=PLACE ...] {_STORAGE}",
+        f"CKPT|DIR [uri=PLACE | NAME=PLACE ...] {_STORAGE}",
         """Work out all windows of the checkpoint's epoch anew, compare their digest with the one saved in it, and show the
-        next windows. uri=PLACE says where the store has moved, NAME=PLACE where there are several stores.""",
+        next windows. Of the folder of a run, its newest last.ckpt is taken. uri=PLACE says where the store has moved,
+        NAME=PLACE where there are several stores.""",
     ),
 }
 

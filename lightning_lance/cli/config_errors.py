@@ -32,7 +32,7 @@ from lightning_lance.type_hints import type_mismatch
 
 CONF = "lightning_lance.conf"
 # Overrides that only a build reads.
-_OF_A_BUILD = re.compile(r"\+*((corpus|source|tokenizer)[.=]|build\.(?!wait_for_tokens)\w+=)")
+_OF_A_BUILD = re.compile(r"\+*((corpus|source|tokenizer|engine)[.=]|build\.(?!wait_for_tokens)\w+=)")
 # Nodes of the configuration whose keys are named without the node in errors.
 _NODES = ("corpus", "data", "build")
 # Keys that are not English words, so that they mean the key anywhere in a sentence.
@@ -266,6 +266,12 @@ def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Se
 
 def _unknown_option(file: str, options: Any) -> str:
     group, _, name = file.rpartition("/")
+    if file.startswith("corpus/"):
+        place = file.removeprefix("corpus/")
+        return (
+            f"There is no corpus {place!r}: a store that is there is served by data.corpus={place}, and one that is built goes "
+            f"to corpus.uri={place}."
+        )
     known = sorted(public_names(options))
     return f"There is no {group} {name!r}: {_did_you_mean(name, known)}expected one of {', '.join(known)}."
 

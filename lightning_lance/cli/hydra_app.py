@@ -200,6 +200,7 @@ def help_of(
     shown = {key: config[key] for key in keys} | {"data": {key: config["data"][key] for key in data}}
     lines = [
         f"{name} reads these keys of the configuration, as key=value: source=github_code max_documents=1000",
+        "Files of your own: source=files source.root=my/folder 'source.patterns=**/*.md'",
         "\n== Groups: group=option ==\n",
         *(f"{group}: {names}" for group, names in options.items()),
         "\n== Keys: key=value, below a group as group.key=value ==\n",

@@ -32,7 +32,18 @@ if TYPE_CHECKING:
 # A build leaves a store and nothing else: no output folder, no log file.
 _NO_FOLDER = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout")
 # What `prepare` reads: groups, keys and nodes of the root of the configuration, and keys below `data`.
-_ROOT = ("source", "tokenizer", "languages", "max_documents", "max_tokens", "data_dir", "corpus", "build", "progress")
+_ROOT = (
+    "source",
+    "tokenizer",
+    "languages",
+    "max_documents",
+    "max_tokens",
+    "data_dir",
+    "corpus",
+    "engine",
+    "build",
+    "progress",
+)
 _DATA = ("corpus", "mix", "verify", "storage_options")
 USAGE = """\
 lightning-lance train key=value ...     train the sample GPT on a token store, which is built first if it is not there
@@ -41,9 +52,9 @@ lightning-lance list [DIR]              list the token stores in a folder or buc
 lightning-lance info URI                say all about a token store: settings, languages and splits, versions, disk space
 lightning-lance verify URI              check a token store against its checksums; sample=0.1 reads a tenth of its files
 lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; dry_run=true only counts them
-lightning-lance clean URI               mend damaged tags, remove what killed builders left, and say what was done
+lightning-lance clean URI|DIR           mend damaged tags, remove what dead builders left, and say what was done
 lightning-lance remove URI              remove a whole token store, after a question
-lightning-lance verify-resume CKPT      show that a run goes on exactly where a checkpoint was saved
+lightning-lance verify-resume CKPT|DIR  show that a run goes on exactly where a checkpoint was saved
 lightning-lance --version
 
 Keys are those of the configuration: source=github_code 'languages=[Python]' tokenizer=gpt_neox max_documents=5_000_000

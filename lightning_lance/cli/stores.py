@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, read_arguments, wants_json
 from lightning_lance.cli.tables import in_words, say_json, table, time_shown
+from lightning_lance.errors import LightningLanceError
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.formatting import format_bytes, format_number, format_tokens, pluralize
 
 if TYPE_CHECKING:
     from lightning_lance.inspection.summary import StoreInfo, StoreSummary
+    from lightning_lance.maintenance.cleanup import Cleaned
     from lightning_lance.maintenance.forgetting import Forgotten
 
 # A command imports what it needs once its arguments are right: Lance and numpy take long.
@@ -21,7 +23,7 @@ _NOTHING_CHANGED = "nothing was changed."
 # Columns of numbers.
 _NUMBERS = ("VERSION", "DOCUMENTS", "TOKENS", "SIZE")
 # Keys of `forget` that are no words of a document.
-_OF_FORGET = ("purge", "dry_run", "format")
+_OF_FORGET = ("purge", "dry_run", "future", "format")
 
 
 def list_command(arguments: Sequence[str]) -> None:
@@ -142,10 +144,8 @@ def clean_command(arguments: Sequence[str]) -> None:
     """Run `lightning-lance clean`."""
     uri, pairs, options = read_arguments("clean", arguments, ("format",))
     as_json = wants_json("clean", pairs)
-    from lightning_lance.maintenance.cleanup import clean
-
     with ending_in_a_sentence("run it again, it ends what was begun."):
-        cleaned = clean(uri, options)
+        cleaned = _cleaned(uri, options)
     if as_json:
         say_json({"uri": uri, "done": cleaned.done, "left": cleaned.left})
     else:
@@ -154,6 +154,29 @@ def clean_command(arguments: Sequence[str]) -> None:
         fail(f"{uri}: {pluralize(len(cleaned.left), 'problem')} left.")
     if not cleaned.done and not as_json:
         say(f"{uri}: nothing to clean.")
+
+
+def _cleaned(uri: str, options: Mapping[str, str]) -> Cleaned:
+    """Clean a store, or each store in a folder."""
+    from lightning_lance.inspection.summary import is_folder_of_stores, list_stores
+    from lightning_lance.maintenance.cleanup import Cleaned, clean
+
+    if not is_folder_of_stores(uri):
+        return clean(uri, options)
+    total = Cleaned([], [])
+    for store in list_stores(uri, options):
+        if store.state == "foreign":
+            continue
+        try:
+            cleaned = clean(store.uri, options)
+        except LightningLanceError as error:
+            if store.state == "empty":
+                continue  # nothing in it is provably ours
+            total.left.append(str(error).rstrip("."))
+            continue
+        total.done.extend(f"{store.name}: {line}" for line in cleaned.done)
+        total.left.extend(f"{store.name}: {line}" for line in cleaned.left)
+    return total
 
 
 def remove_command(arguments: Sequence[str]) -> None:
@@ -199,6 +222,7 @@ def forget_command(arguments: Sequence[str]) -> None:
         expect("forget", "no key=value")
     purge = is_set("forget", pairs, "purge")
     dry_run = is_set("forget", pairs, "dry_run")
+    future = is_set("forget", pairs, "future")
     as_json = wants_json("forget", pairs)
     _check_unambiguous(uri, [key for key in _OF_FORGET if key in pairs], options)
     if dry_run:
@@ -211,7 +235,7 @@ def forget_command(arguments: Sequence[str]) -> None:
             say(f"{_documents(found, 'match', 'matches')}.")
 
     with ending_in_a_sentence("all is forgotten or nothing: run it again, it ends what was begun."):
-        done = forget(uri, rule, options, purge, tell)
+        done = forget(uri, rule, options, purge, tell, future)
     if as_json:
         say_json({"uri": uri, "rule": rule, **done._asdict()})
     else:

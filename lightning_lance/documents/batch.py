@@ -245,6 +245,16 @@ def next_row(batch: pa.Table) -> int | None:
     return None if end is None else int(end)
 
 
+def before_row(batch: pa.Table, end: int) -> pa.Table:
+    """Return the rows of a document batch before a row, `end`, which it covers, or all if it covers only earlier ones."""
+    rows = np.asarray(batch.column("row"))
+    covered = next_row(batch)
+    last = int(rows[-1]) + 1 if len(rows) else 0
+    if max(covered or 0, last) <= end:
+        return batch
+    return batch.slice(0, int(np.searchsorted(rows, end))).replace_schema_metadata({_COVERED: str(end)})
+
+
 def split_by_bytes(batch: pa.Table, max_bytes: int) -> list[pa.Table]:
     """Return a document batch in pieces of about `max_bytes` of text, so that long texts do not fill the memory."""
     sizes = np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), 0), dtype=np.int64)

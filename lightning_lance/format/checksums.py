@@ -87,6 +87,10 @@ class Root:
             self._session.download_file(path, str(Path(folder, "file")))
             return Path(folder, "file").read_bytes()
 
+    def upload(self, file: str, path: str) -> None:
+        """Copy a local file into a bucket, as one object."""
+        self._session.upload_file(file, path)
+
     def put(self, path: str, text: str) -> None:
         """Write a small file atomically."""
         if self._folder is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,12 +13,13 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import lance
 import numpy as np
 import pyarrow as pa
 from lance.file import LanceFileSession
-from lance.fragment import FragmentMetadata, write_fragments
+from lance.fragment import DataFile, FragmentMetadata, write_fragments
 
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
 from lightning_lance.format.hashing import hash_file, hash_local
@@ -37,6 +39,8 @@ from lightning_lance.messages.redaction import in_one_line, shown_cause
 # Lance warns of every fork, but a forked process does not use it: see `TokenStore.read`.
 warnings.filterwarnings("ignore", "lance is not fork-safe")
 
+# Characters that Lance encodes in paths.
+_ENCODED = re.compile(r'["#%*<>?\[\\\]^`{|}~]|[^ -~]')
 # One file for one commit, however large: Lance cuts files at 1,048,576 rows otherwise.
 _ROWS_PER_FILE = 2_000_000_000
 # Characters of Lance's error messages that are shown. They begin with whole paths.
@@ -121,6 +125,16 @@ def fragments_of(dataset: Any | None) -> list[FragmentMetadata]:
 def file_names(fragments: Iterable[FragmentMetadata]) -> list[str]:
     """Return the names of the data files of fragments."""
     return [file.path for fragment in fragments for file in fragment.files]
+
+
+def fragment_from(text: str) -> FragmentMetadata:
+    """Return a fragment from its JSON."""
+    return FragmentMetadata.from_json(text)
+
+
+def fragment_json(fragment: FragmentMetadata) -> str:
+    """Return a fragment as JSON."""
+    return json.dumps(fragment.to_json())
 
 
 def number_of(dataset: Any | None) -> int:
@@ -254,6 +268,19 @@ def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
     return tokens
 
 
+def tags_to_write(dataset: Any) -> Any:
+    """Return the tags of a dataset, to write them.
+
+    Of a local store, Lance writes each by way of a path in which some characters are encoded as in a URL, and makes its
+    folders. They stay as litter, or cannot be made, as below a home folder with an umlaut. Its other local file system does
+    not.
+    """
+    uri = str(dataset.uri)
+    if is_local(uri) and _ENCODED.search(uri):
+        dataset = lance.dataset(f"file-object-store://{quote(uri)}")
+    return dataset.tags
+
+
 def data_session(location: StoreLocation) -> LanceFileSession:
     """Open the folder of the data files, local or in a bucket."""
     options = lance_options(location)
@@ -344,7 +371,11 @@ def _listed_files(location: StoreLocation) -> set[str]:
 
 
 def write_rows(
-    location: StoreLocation, before: Any | None, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
+    location: StoreLocation,
+    before: Any | None,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    name: str | None = None,
 ) -> tuple[list[FragmentMetadata], dict[str, DataFileInfo]]:
     """Write rows into a data file that no version has yet. No rows make no file. After any error, no file stays.
 
@@ -355,6 +386,7 @@ def write_rows(
         before: Its dataset; None if it has no version.
         schema: The schema of the rows.
         batches: The rows.
+        name: The name of the file, for a store with a version; None for one of Lance's.
 
     Returns:
         The fragment of the file, and the description of the file by path.
@@ -364,16 +396,13 @@ def write_rows(
         StoreError: If it cannot be written.
     """
     counter = LayoutCounter()
-    reader = pa.RecordBatchReader.from_batches(schema, counter.counted(batches))
+    counted = counter.counted(batches)
     paths: list[str] = []
     try:
-        written = write_fragments(
-            reader,
-            location.uri if before is None else before,
-            mode="create" if before is None else "append",
-            max_rows_per_file=_ROWS_PER_FILE,
-            storage_options=lance_options(location),
-        )
+        if name is None:
+            written = _write_fragments(location, before, schema, counted)
+        else:
+            written = _write_named(location, before, schema, counted, name)
         paths = file_names(written)
         fragments = [fragment for fragment in written if fragment.physical_rows]
         files = {}
@@ -398,6 +427,36 @@ def write_rows(
             cause = undecodable(location.uri)
         raise cause from shown_cause(error)
     return fragments, files
+
+
+def _write_fragments(
+    location: StoreLocation, before: Any | None, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
+) -> list[FragmentMetadata]:
+    written: list[FragmentMetadata] = write_fragments(
+        pa.RecordBatchReader.from_batches(schema, batches),
+        location.uri if before is None else before,
+        mode="create" if before is None else "append",
+        max_rows_per_file=_ROWS_PER_FILE,
+        storage_options=lance_options(location),
+    )
+    return written
+
+
+def _write_named(
+    location: StoreLocation, before: Any, schema: pa.Schema, batches: Iterable[pa.RecordBatch], name: str
+) -> list[FragmentMetadata]:
+    """Write rows into a file of this name. Lance writes it under another name first, so it is whole or not there."""
+    rows = 0
+    writer = None
+    for batch in batches:
+        if writer is None:
+            writer = data_session(location).open_writer(name, schema=schema, version=before.data_storage_version)
+        writer.write_batch(batch)
+        rows += len(batch)
+    if writer is None:
+        return []
+    writer.close()
+    return [FragmentMetadata(id=0, files=[DataFile.create(before, name)], physical_rows=rows)]
 
 
 def delete_uncommitted(location: StoreLocation, paths: Iterable[str], datasets: Iterable[Any]) -> None:

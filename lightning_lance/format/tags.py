@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from lightning_lance.errors import ConfigError, StoreError, StoreReplaced
 from lightning_lance.format.checksums import Root, stays, versions_on_list
 from lightning_lance.format.commit import is_commit, read_commit
-from lightning_lance.format.lance_io import data_files, dataset_at, lance_said, not_written, number_of
+from lightning_lance.format.lance_io import data_files, dataset_at, lance_said, not_written, number_of, tags_to_write
 from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs
@@ -278,18 +278,18 @@ def set_tag(dataset: Any, name: str) -> None:
     """Make a tag, or move it. A tag with a damaged file is made again."""
     version = int(dataset.version)
     try:
-        dataset.tags.create(name, version)
+        tags_to_write(dataset).create(name, version)
         return
     except _LANCE_ERRORS as error:
         if "already exists" not in str(error):
             raise
     try:
-        dataset.tags.update(name, version)
+        tags_to_write(dataset).update(name, version)
     except _LANCE_ERRORS:
         if _is_readable(dataset, name):
             raise
         dataset.tags.delete(name)
-        dataset.tags.create(name, version)
+        tags_to_write(dataset).create(name, version)
 
 
 def _is_readable(dataset: Any, name: str) -> bool:
@@ -313,7 +313,7 @@ def retag(location: StoreLocation, purge: bool) -> list[str]:
     try:
         for name in tags_from_before(location, newest):
             if name == build_tag:
-                dataset.tags.update(name, int(dataset.version))
+                tags_to_write(dataset).update(name, int(dataset.version))
             elif purge or name.startswith(_BUILD):
                 session.delete_file(tag_file(name))
                 removed.append(name)

@@ -83,7 +83,8 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
     """Recompute the digest of the windows of a checkpoint's epoch, compare it with the saved one, and show the next windows.
 
     Args:
-        file: A checkpoint of Lightning, or any other with the `state_dict` of a `WindowLoader` in it.
+        file: A checkpoint of Lightning, or any other with the `state_dict` of a `WindowLoader` in it; of the folder of a run,
+            its newest `last.ckpt`.
         uris: Name to new address of stores that have moved; "" is the name of a single store.
         storage_options: Credentials and other options of object stores.
 
@@ -95,7 +96,7 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
         StoreError: If the checkpoint contradicts itself, its stores, or this order.
     """
     check_arguments(verify_resume, {"uris": uris})
-    file = check_place("file", file, "outputs/checkpoints/last.ckpt")
+    file = checkpoint_at(check_place("file", file, "outputs/checkpoints/last.ckpt"))
     checkpoint = load_checkpoint(file)
     first = _state_in(checkpoint, file)
     try:
@@ -104,6 +105,21 @@ def verify_resume(file: str, uris: Mapping[str, str], storage_options: Mapping[s
         if isinstance(error, LightningLanceError):
             raise
         raise _impossible(file, f"{type(error).__name__}: {error}") from error
+
+
+def checkpoint_at(place: str) -> str:
+    """Return a checkpoint; of the folder of a run, or of its checkpoints, the newest `last.ckpt`."""
+    if not Path(place).is_dir():
+        return place
+    found = [
+        file for folder in ("checkpoints", ".") for file in Path(place, folder).glob("last*.ckpt") if file.is_file()
+    ]
+    if not found:
+        raise ConfigError(
+            f"There is no checkpoint in the folder {place!r}: expected a file, or the folder of a run, which has "
+            "checkpoints/last.ckpt."
+        )
+    return str(max(found, key=lambda file: file.stat().st_mtime))
 
 
 def _is_loader_state(part: Mapping[Any, Any]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -44,6 +44,8 @@ _REMOVING = removal_folder("").name
 _GIVEN = (
     "path", "config", "split", "val_split", "data_files", "val_files", "patterns", "root", "exclude", "revision",
 )  # fmt: skip
+# The label of a trained tokenizer.
+_TRAINED = re.compile(r"bpe of [\d,]+ ids")
 # Attempts while a builder removes versions.
 _TRIES = 5
 
@@ -162,7 +164,22 @@ def list_stores(folder: str | os.PathLike[str], storage_options: Mapping[str, st
         names = sorted(os.listdir(place))  # noqa: PTH208 - names
     except OSError as error:
         raise StoreError(f"The folder {place!r} cannot be listed ({error.strerror}): grant read access.") from error
-    return [_summary_of(StoreLocation(f"{place}/{name}"), name) for name in names if _is_a_store(f"{place}/{name}")]
+    stores = {name for name in names if _is_a_store(f"{place}/{name}")} | _begun(place, names)
+    return [_summary_of(StoreLocation(f"{place}/{name}"), name) for name in sorted(stores)]
+
+
+def _begun(folder: str, names: Collection[str]) -> set[str]:
+    """Return the names of stores of which there is only the status of a build, which has committed nothing."""
+    found = set()
+    for name in names:
+        for ending, store in ((".store-building.json", ""), (".building.json", _LANCE)):
+            stem = name.removesuffix(ending)
+            if stem in ("", name):
+                continue
+            if f"{stem}{store}" not in names and read_status(Path(folder, name)) is not None:
+                found.add(f"{stem}{store}")
+            break
+    return found
 
 
 def describe_store(uri: str | os.PathLike[str], storage_options: Mapping[str, str] | None = None) -> StoreInfo:
@@ -193,7 +210,7 @@ def describe_store(uri: str | os.PathLike[str], storage_options: Mapping[str, st
 def _described(location: StoreLocation) -> StoreInfo:
     dataset = dataset_at(location, None)
     if dataset is None:
-        raise StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
+        raise _nothing_committed(location)
     commit = read_commit(dataset, location.uri)
     disk = None
     # The tags of a store may be damaged, which `clean` repairs.
@@ -209,6 +226,23 @@ def _described(location: StoreLocation) -> StoreInfo:
         tuple(commit.forgotten),
         _versions(location, dataset, refs),
         disk,
+    )
+
+
+def _nothing_committed(location: StoreLocation) -> StoreError:
+    status = read_status(status_file(location.uri))
+    if status is None and is_folder_of_stores(location.uri) and list_stores(location.uri):
+        return StoreError(
+            f"{location.uri!r} is a folder of token stores: lightning-lance list {location.uri} lists them."
+        )
+    if status is None:
+        return StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
+    if status.failure is None:
+        how = "it was stopped" if not _is_building(location) else "it goes on"
+        return StoreError(f"The build of {location.uri!r} has committed nothing so far, and {how} ({status}).")
+    return StoreError(
+        f"The build of {location.uri!r} failed before its first commit ({status.failure}): mend the cause and run it again, or "
+        f"remove what it left: lightning-lance clean {location.uri}"
     )
 
 
@@ -230,7 +264,7 @@ def settings_of(commit: CommitMetadata) -> dict[str, Any]:
     known["where"] = _where(source.get("where"))
     known["text_filter"] = _changed(source.get("text_filter"), {"min_bytes": 1})
     known["dedup"] = source.get("dedup") if source.get("dedup") != "none" else None
-    known["tokenizer"] = labels.get("tokenizer")
+    known["tokenizer"] = _tokenizer_of(commit) if labels.get("tokenizer") else None
     known["vocab_size"] = commit.vocab_size
     known["eos_token"] = commit.eos_token
     for name in ("val_fraction", "max_document_bytes", "long_documents"):
@@ -253,6 +287,12 @@ def _changed(stored: Any, usual: Mapping[str, Any]) -> Any:
     return {name: value for name, value in stored.items() if value != usual.get(name)}
 
 
+def is_folder_of_stores(place: str | os.PathLike[str]) -> bool:
+    """Return whether a place is a local folder, and not a store itself."""
+    folder = given_place(place, "the folder")
+    return is_local(folder) and os.path.isdir(folder) and not _is_a_store(folder)  # noqa: PTH112 - raises nothing
+
+
 def _is_a_store(place: str) -> bool:
     """Return whether a local folder is, or was, a Lance dataset, by its name or its content."""
     if not os.path.isdir(place):  # noqa: PTH112 - raises nothing
@@ -267,8 +307,7 @@ def _summary_of(location: StoreLocation, name: str) -> StoreSummary:
         with reading(location.uri):
             dataset = dataset_at(location, None)
             if dataset is None:
-                state = "building" if _is_building(location) else "empty"
-                return StoreSummary(name, location.uri, state, bytes=_bytes_of(location))
+                return StoreSummary(name, location.uri, _state_before_commit(location), bytes=_bytes_of(location))
             commit = read_commit(dataset, location.uri)
             return _opened_summary(location, name, dataset, commit, read_refs(location))
     except LightningLanceError as error:
@@ -294,14 +333,23 @@ def _opened_summary(
     )
 
 
+def _state_before_commit(location: StoreLocation) -> str:
+    if _is_building(location):
+        return "building"
+    return "failed" if _has_failed(location) else "empty"
+
+
+def _has_failed(location: StoreLocation) -> bool:
+    status = read_status(status_file(location.uri))
+    return status is not None and status.failure is not None
+
+
 def _state(location: StoreLocation, dataset: Any, commit: CommitMetadata) -> str:
     if _is_building(location):
         return "building"
     if commit.exhausted:
         return "complete"
-    status = status_file(location.uri)
-    found = None if status is None else read_status(status)
-    if found is not None and found.failure:
+    if _has_failed(location):
         return "failed"
     return "unfinished" if lacks_build_tag(dataset, location) else "complete"
 
@@ -342,8 +390,13 @@ def _source_of(name: str, commit: CommitMetadata) -> str | None:
 
 
 def _tokenizer_of(commit: CommitMetadata) -> str | None:
+    made = f"{commit.vocab_size:,} ids"
     label = commit.labels.get("tokenizer")
-    return label if isinstance(label, str) and label else f"{commit.vocab_size:,} ids"
+    if not isinstance(label, str) or not label:
+        return made
+    # The label of a trained tokenizer has the ids that were asked for: a small source makes fewer.
+    asked = _TRAINED.fullmatch(label)
+    return f"bpe of {made}" if asked else label
 
 
 def _bytes_of(location: StoreLocation, dataset: Any = None) -> int | None:

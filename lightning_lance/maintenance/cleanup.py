@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_lance.errors import LightningLanceError, StoreError
@@ -15,6 +16,7 @@ from lightning_lance.format.tags import is_ours, means, set_tag
 from lightning_lance.lance_names import manifest_of, tag_file
 from lightning_lance.location import StoreLocation, is_local, store_place
 from lightning_lance.maintenance.compaction import end_build, lacks_its_end
+from lightning_lance.maintenance.deletion import remove
 from lightning_lance.maintenance.removal import (
     clean_up,
     fence_stale_builders,
@@ -46,7 +48,8 @@ def clean(uri: str, storage_options: Mapping[str, str] | None = None) -> Cleaned
 
     A tag of this package with a damaged file or a missing version is moved to the version that its name describes, or removed
     if there is none. Any other damaged tag is removed only if its file is empty. Files of killed builders are removed, as the
-    next build would do, unless another process is building. A build that was killed after its last commit gets its tag.
+    next build would do, unless another process is building. A build that was killed after its last commit gets its tag. Of
+    builds that ended before their first commit everything is removed.
 
     Args:
         uri: The store.
@@ -58,7 +61,7 @@ def clean(uri: str, storage_options: Mapping[str, str] | None = None) -> Cleaned
     location = StoreLocation(store_place(uri), storage_options)
     check_no_links(location.uri)
     if dataset_at(location, None) is None:
-        raise StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
+        return _cleaned_of_all(location)
     # Raises if it is not a token store.
     last_version(location)
     cleaned = Cleaned([], [])
@@ -77,6 +80,13 @@ def clean(uri: str, storage_options: Mapping[str, str] | None = None) -> Cleaned
             f"The token store {location.uri!r} cannot be cleaned ({lance_said(error)}): grant write access, and run it again."
         ) from shown_cause(error)
     return cleaned
+
+
+def _cleaned_of_all(location: StoreLocation) -> Cleaned:
+    """Remove what builds have left that ended before their first commit. StoreError if there is nothing of the kind."""
+    folder = [location.uri] if is_local(location.uri) and Path(location.uri).is_dir() else []
+    beside = remove(location.uri, location.storage_options)
+    return Cleaned([f"{file}, of a build that committed nothing: removed" for file in [*folder, *beside]], [])
 
 
 def _mend_tags(location: StoreLocation, cleaned: Cleaned) -> None:

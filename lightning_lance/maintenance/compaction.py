@@ -56,7 +56,7 @@ def compact(location: StoreLocation, version: int, *, full: int = FULL_BYTES, du
         dataset = newest_at(location, version)
         files = data_file_infos(dataset)
         fragments = fragments_of(dataset)
-        groups = merge_groups(_sizes(fragments, files), full, final=False)
+        groups = merge_groups(fragment_sizes(fragments, files), full, final=False)
         groups += [range(i, i + 1) for i, fragment in enumerate(fragments) if _is_mixed(fragment, files)]
         if not groups:
             break
@@ -110,7 +110,7 @@ def commit_final(
     while before is not None:
         fragments = fragments_of(before)
         files = data_file_infos(before)
-        sizes = _sizes(fragments, files)
+        sizes = fragment_sizes(fragments, files)
         sizes += [info.size for info in written.files.values()]
         groups = merge_groups(sizes, full, final=True)
         first = groups[0].start if groups else len(fragments)
@@ -145,7 +145,7 @@ def lacks_its_end(location: StoreLocation) -> bool:
         return False
     if build_tag_is_older(dataset, location):
         return True
-    sizes = _sizes(fragments_of(dataset), data_file_infos(dataset))
+    sizes = fragment_sizes(fragments_of(dataset), data_file_infos(dataset))
     return lacks_build_tag(dataset, location) and not merge_groups(sizes, FULL_BYTES, final=True)
 
 
@@ -193,7 +193,7 @@ def uncompacted_bytes(location: StoreLocation, *, full: int = FULL_BYTES) -> int
     """Return the bytes of the last fragments of a store that are no full one together, so that growth rewrites them."""
     dataset = dataset_at(location, None)
     total = 0
-    for size in reversed(_sizes(fragments_of(dataset), data_file_infos(dataset))):
+    for size in reversed(fragment_sizes(fragments_of(dataset), data_file_infos(dataset))):
         if total + size >= full:
             break
         total += size
@@ -207,7 +207,7 @@ def _info(fragment: FragmentMetadata, files: Mapping[str, DataFileInfo]) -> Data
     return files.get(fragment.files[0].path)
 
 
-def _sizes(fragments: Sequence[FragmentMetadata], files: Mapping[str, DataFileInfo]) -> list[int]:
+def fragment_sizes(fragments: Sequence[FragmentMetadata], files: Mapping[str, DataFileInfo]) -> list[int]:
     """Return the bytes of fragments, with `_NEVER_MERGED` for one that another program has written or changed."""
     infos = [_info(fragment, files) for fragment in fragments]
     return [_NEVER_MERGED if info is None else info.size for info in infos]

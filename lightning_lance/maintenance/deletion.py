@@ -21,11 +21,12 @@ from lightning_lance.lance_names import DATA
 from lightning_lance.location import StoreLocation, beside_place, is_local, store_place, tokenizer_file
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import format_list, pluralize
-from lightning_lance.process.build_status import remove_status, status_file
+from lightning_lance.process.build_status import BuildStatus, read_status, remove_status, status_file
 from lightning_lance.process.locks import Lease, content_of, lock_file
 from lightning_lance.process.maps import processes_that_map
 from lightning_lance.tokenization.configs import TokenizerFile
 from lightning_lance.tokenization.identity import identity_of_text
+from lightning_lance.tokenization.tokenizer import is_kept_tokenizer
 
 # In a bucket there is no lease: an unfinished store with a younger commit may have a builder.
 _BUILDING = timedelta(minutes=5)
@@ -55,7 +56,12 @@ def remove(uri: str, storage_options: Mapping[str, str] | None = None, ignore_ru
         if dataset_at_all(location):
             remove_store(location)
         finish_removal(location.uri)
-        return _remove_beside(location, commit) if is_local(location.uri) else []
+        try:
+            return remove_beside(location, commit) if is_local(location.uri) else []
+        except OSError as error:
+            raise StoreError(
+                f"The files beside the token store {location.uri!r} cannot be removed ({error.strerror}): grant write access."
+            ) from error
 
 
 def check_removable(location: StoreLocation, ignore_runs: bool = False) -> CommitMetadata | None:
@@ -113,14 +119,15 @@ def _is_ours_by_content(uri: str) -> bool:
 
 
 def _is_rest(uri: str) -> bool:
-    """Return whether a local place has the rest of a killed builder, or of a killed removal, and nothing else."""
+    """Return whether a local place has the rest of a builder, or of a killed removal, and nothing else."""
     if not is_local(uri):
         return False
+    has_status = read_status(status_file(uri)) is not None
     if Path(uri).is_dir():
         data = Path(uri, DATA)
-        return data.is_dir() and any(data.iterdir()) and not foreign_files(uri)
+        return (has_status or (data.is_dir() and any(data.iterdir()))) and not foreign_files(uri)
     removing = removal_folder(uri)
-    return removing.is_dir() and not removing.is_symlink()
+    return (removing.is_dir() and not removing.is_symlink()) or (has_status and not os.path.lexists(uri))
 
 
 def _check_unused(location: StoreLocation, ignore_runs: bool) -> None:
@@ -173,21 +180,37 @@ def _alone(location: StoreLocation) -> Iterator[None]:
         lease.release()
 
 
-def _remove_beside(location: StoreLocation, commit: CommitMetadata | None) -> list[str]:
+def remove_beside(location: StoreLocation, commit: CommitMetadata | None) -> list[str]:
     """Remove the status of a build, and the tokenizer, unless it is another's. Return their paths."""
     removed = []
-    status = status_file(location.uri)
-    if status is not None and os.path.lexists(status):
-        remove_status(status)
-        if not os.path.lexists(status):
-            removed.append(str(status))
-    if commit is None:
-        return removed
-    for file in dict.fromkeys([beside_place(location.uri, "tokenizer.json"), tokenizer_file(location.uri)]):
-        if _is_tokenizer_of(file, commit) and not _has_other_store(file, location.uri):
-            file.unlink()
+    file = status_file(location.uri)
+    status = read_status(file)
+    for tokenizer in tokenizers_beside(location.uri):
+        ours = _is_of_build(tokenizer, status) if commit is None else _is_tokenizer_of(tokenizer, commit)
+        if ours and not _has_other_store(tokenizer, location.uri):
+            tokenizer.unlink()
+            removed.append(str(tokenizer))
+    # Last, since it says whose the tokenizer is.
+    if file is not None and os.path.lexists(file):
+        remove_status(file)
+        if not os.path.lexists(file):
             removed.append(str(file))
     return removed
+
+
+def tokenizers_beside(uri: str) -> list[Path]:
+    """Return the places of the tokenizer of a local store."""
+    return list(dict.fromkeys([beside_place(uri, "tokenizer.json"), tokenizer_file(uri)]))
+
+
+def _is_of_build(file: Path, status: BuildStatus | None) -> bool:
+    """Return whether a file is the tokenizer that a build has written which has committed nothing."""
+    if status is None or file.is_symlink():
+        return False
+    with suppress(OSError, ValueError):
+        began = datetime.strptime(status.since, "%Y-%m-%d %H:%M:%S UTC").replace(tzinfo=timezone.utc)
+        return file.stat().st_mtime >= began.timestamp() and is_kept_tokenizer(content_of(file).decode())
+    return False
 
 
 def _is_tokenizer_of(file: Path, commit: CommitMetadata) -> bool:

@@ -138,6 +138,7 @@ def forget(
     storage_options: Mapping[str, str] | None = None,
     purge: bool = False,
     tell: Callable[[int, int], None] = lambda documents, tokens: None,
+    future: bool = False,
 ) -> Forgotten:
     """Remove documents from a store. No window of the next version, or of later growth, contains them.
 
@@ -150,14 +151,15 @@ def forget(
         storage_options: Credentials and other options of object stores.
         purge: Whether to remove the tags of older versions, checkpoints' too, so that none of the tokens remain.
         tell: Called with the number of documents and tokens to forget, before anything is changed.
+        future: Whether a rule is kept that matches no document so far. A rule cannot be taken back.
 
     Raises:
-        ConfigError: If the rule is empty, or has an unknown key.
+        ConfigError: If the rule is empty, has an unknown key, or matches no document and `future` does not allow it.
         StoreError: If there is no store, or it cannot be written.
         CommitConflict: If another process committed first in every attempt.
     """
     location = StoreLocation(store_place(uri), storage_options)
-    check_arguments(forget, {"rule": rule, "purge": purge})
+    check_arguments(forget, {"rule": rule, "purge": purge, "future": future})
     refuse_in_fork("Forgetting")
     # Checked before the lease, which would make a folder.
     dataset = _opened(location)
@@ -182,20 +184,25 @@ def forget(
     with alone, ThreadPoolExecutor(1, thread_name_prefix="forget") as thread:
         try:
             with reading_documents(location.uri):
-                return thread.submit(_forget, location, rule, matches, purge, tell).result()
+                return thread.submit(_forget, location, rule, matches, purge, tell, future).result()
         finally:
             stopped.set()
 
 
 def _forget(
-    location: StoreLocation, rule: Rule, matches: DocumentFilter, purge: bool, tell: Callable[[int, int], None]
+    location: StoreLocation,
+    rule: Rule,
+    matches: DocumentFilter,
+    purge: bool,
+    tell: Callable[[int, int], None],
+    future: bool,
 ) -> Forgotten:
     orphans = find_orphans(location)
     if orphans:
         fence_stale_builders(location, int(_opened(location).version), orphans)
     for attempt in range(1, _TRIES + 1):
         try:
-            done = _forget_once(location, rule, matches, tell)
+            done = _forget_once(location, rule, matches, tell, future)
             break
         except CommitConflict:
             if attempt == _TRIES:
@@ -236,7 +243,7 @@ def _still_kept(location: StoreLocation) -> list[str]:
 
 
 def _forget_once(
-    location: StoreLocation, rule: Rule, matches: DocumentFilter, tell: Callable[[int, int], None]
+    location: StoreLocation, rule: Rule, matches: DocumentFilter, tell: Callable[[int, int], None], future: bool
 ) -> Forgotten:
     dataset = _opened(location)
     commit = read_commit(dataset, location.uri)
@@ -251,13 +258,15 @@ def _forget_once(
             affected.append(place)
     total = Matching(found, {})
     documents = total.documents
-    tell(documents, total.tokens)
     # A rule that was given before may match nothing any more.
     known = any(entry["rule"] == dict(rule) for entry in commit.forgotten)
     near: dict[str, str] = {}
+    rule_kept = not commit.exhausted
     if not documents and not known:
         near = _near(rule, commit, lambda key: _values(dataset, fragments, files, key))
-    rule_kept = not commit.exhausted
+        if not future:
+            raise _no_match(location.uri, rule, near, rule_kept)
+    tell(documents, total.tokens)
     if not documents and (known or commit.exhausted):
         return Forgotten(0, 0, int(dataset.version), [], [], rule_kept, near)
     removed = RewriteStats()
@@ -277,6 +286,17 @@ def _forget_once(
     commit = _with_rule(commit, rule, removed.documents, removed.tokens, removed.languages)
     version = replace_fragments(location, dataset, dataset.schema, fragments, files, commit)
     return Forgotten(removed.documents, removed.tokens, version, [], [], rule_kept, near)
+
+
+def _no_match(uri: str, rule: Rule, near: Mapping[str, str], would_keep: bool) -> ConfigError:
+    """Return the error for a rule that matches nothing: it may be mistyped, and it could not be taken back."""
+    given = " and ".join(f"{key}={value}" for key, value in rule.items())
+    meant = " and ".join(f"{key}={value}" for key, value in near.items())
+    hint = f"did you mean {meant}? " if meant else ""
+    cure = "check the value" if would_keep else "check the value, since its source has no more to add"
+    if would_keep:
+        cure += ", or give future=true to leave out such documents when the store grows, which cannot be taken back"
+    return ConfigError(f"No document of {uri!r} has {given}: {hint}{cure}.")
 
 
 def _whole(dataset: Any, location: StoreLocation) -> tuple[list[Any], dict[str, DataFileInfo]]:

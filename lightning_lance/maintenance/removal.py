@@ -24,11 +24,13 @@ from lightning_lance.lance_names import (
     DATA,
     DELETIONS,
     INDICES,
+    UNITS,
     data_file_at,
     is_data_name,
     manifest_of,
     tag_file,
     transaction_of,
+    unit_of,
 )
 from lightning_lance.location import StoreLocation, is_local
 from lightning_lance.messages.escaping import logger, shown
@@ -203,6 +205,27 @@ def files_of_versions(location: StoreLocation, versions: Collection[int]) -> set
             if fragment.deletion_file is not None:
                 files.add(fragment.deletion_file.path(fragment.id))
     return files
+
+
+def unit_files(location: StoreLocation) -> set[str]:
+    """Return the paths of the files of units that belong to no version: data files and results, in a bucket too."""
+    root = Root(location)
+    found = {f"{folder}/{Path(path).name}" for folder in (DATA, UNITS) for path in root.list(folder)}
+    found = {path for path in found if unit_of(path) is not None}
+    if found:
+        found -= files_of_versions(location, versions_of(dataset_at(location, None)))
+    return found
+
+
+def remove_unit_files(location: StoreLocation, paths: Collection[str]) -> None:
+    """Remove files of units that no version has, and that no builder can commit any more."""
+    root = Root(location)
+    for path in sorted(paths):
+        with suppress(ValueError, OSError):  # gone already; else the next build tries again
+            root.delete_file(path)
+    if location.is_local:
+        with suppress(OSError):  # it does not exist, or is not empty
+            Path(location.uri, UNITS).rmdir()
 
 
 def _remove_versions(location: StoreLocation, versions: Collection[int]) -> None:

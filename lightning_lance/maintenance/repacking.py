@@ -13,7 +13,7 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.documents.splits import FORGOTTEN
 from lightning_lance.errors import StoreError
-from lightning_lance.format.lance_io import PendingFragments, lance_options, write_rows
+from lightning_lance.format.lance_io import PendingFragments, file_names, lance_options, write_rows
 from lightning_lance.format.layout import DataFileInfo, StreamPart
 from lightning_lance.format.rows import forgotten_rows
 from lightning_lance.lance_names import data_file_at
@@ -47,6 +47,7 @@ def rewrite_fragments(
     files: Mapping[str, DataFileInfo],
     drop: DocumentFilter | None = None,
     more: PendingFragments | None = None,
+    name: str | None = None,
 ) -> tuple[list[FragmentMetadata], dict[str, DataFileInfo], RewriteStats]:
     """Write the rows of neighbouring fragments into one: each stream as one run of blocks, all full but the last.
 
@@ -60,6 +61,7 @@ def rewrite_fragments(
         files: The descriptions of their files, by path.
         drop: Selects documents to drop, with their tokens and EOS; None keeps all.
         more: Pending fragments to append.
+        name: The name of the file; None for one of Lance's.
 
     Returns:
         The new fragment, or none if no rows remain; the description of its file by path; and the counts of dropped documents.
@@ -78,34 +80,39 @@ def rewrite_fragments(
     dropped = RewriteStats()
     batches = _streams(_Reader(location, dataset, more), fragments, files, drop, dropped)
     with large_blocks_given_back():
-        rewritten, infos = write_rows(location, dataset, dataset.schema, batches)
+        rewritten, infos = write_rows(location, dataset, dataset.schema, batches, name)
     return rewritten, infos, dropped
 
 
+# A fragment of a dataset by its id, or a pending data file by its name.
+_Place = int | str
+
+
 class _Reader:
-    """Reads rows of a dataset's fragments, and of a pending data file, whose fragment id is None."""
+    """Reads rows of a dataset's fragments, and of pending data files."""
 
     def __init__(self, location: StoreLocation, dataset: Any, more: PendingFragments | None) -> None:
         self.dataset = dataset
         self._storage_options = lance_options(location)
-        self._pending = ""
-        #: The parts of the pending data file.
-        self.pending_parts: tuple[StreamPart, ...] = ()
-        if more is not None and more.files:
-            [(path, info)] = more.files.items()
-            self._pending = f"{location.uri.rstrip('/')}/{data_file_at(path)}"
-            self.pending_parts = info.parts
+        self._folder = location.uri.rstrip("/")
+        #: The parts of the pending data files, in order.
+        self.pending_parts: dict[_Place, tuple[StreamPart, ...]] = {}
+        if more is not None:
+            self.pending_parts = {path: more.files[path].parts for path in file_names(more.fragments)}
 
     def batches(
-        self, places: Sequence[tuple[int | None, int, int]], columns: Sequence[str] = ("documents",)
+        self, places: Sequence[tuple[_Place, int, int]], columns: Sequence[str] = ("documents",)
     ) -> Iterator[pa.RecordBatch]:
-        """Yield columns of places, each (fragment id, first row, rows), in bounded memory."""
-        file: LanceFileReader | None = None
-        for fragment_id, offset, rows in places:
-            if fragment_id is not None:
-                yield from read_part(self.dataset, fragment_id, offset, rows, columns)
+        """Yield columns of places, each (fragment or file, first row, rows), in bounded memory."""
+        files: dict[str, LanceFileReader] = {}
+        for place, offset, rows in places:
+            if isinstance(place, int):
+                yield from read_part(self.dataset, place, offset, rows, columns)
                 continue
-            file = file or LanceFileReader(self._pending, self._storage_options, [*columns])
+            if place not in files:
+                path = f"{self._folder}/{data_file_at(place)}"
+                files[place] = LanceFileReader(path, self._storage_options, [*columns])
+            file = files[place]
             for first in range(offset, offset + rows, _ROWS):
                 size = min(_ROWS, offset + rows - first)
                 yield from file.read_range(first, size, batch_size=_ROWS).to_batches()
@@ -118,15 +125,15 @@ def _streams(
     drop: DocumentFilter | None,
     dropped: RewriteStats,
 ) -> Iterator[pa.RecordBatch]:
-    parts_of: dict[int | None, tuple[StreamPart, ...]] = {}
+    parts_of: dict[_Place, tuple[StreamPart, ...]] = {}
     for fragment in fragments:
         parts_of[fragment.id] = files[fragment.files[0].path].parts
-    parts_of[None] = reader.pending_parts
-    runs: dict[tuple[str, str], list[tuple[int | None, int, int]]] = {}
-    for fragment_id, parts in parts_of.items():
+    parts_of |= reader.pending_parts
+    runs: dict[tuple[str, str], list[tuple[_Place, int, int]]] = {}
+    for place, parts in parts_of.items():
         first = 0
         for part in parts:
-            runs.setdefault(part[:2], []).append((fragment_id, first, part.rows))
+            runs.setdefault(part[:2], []).append((place, first, part.rows))
             first += part.rows
     schema = reader.dataset.schema
     forgotten = runs.pop((FORGOTTEN, ""), [])

@@ -116,6 +116,21 @@ class ParquetShard:
         """The number of its rows, wanted or not."""
         return int(self._file.metadata.num_rows)
 
+    def cuts(self, columns: Sequence[str], part_bytes: int) -> list[int]:
+        """Return the rows between parts, each of whole row groups with about `part_bytes` of these columns."""
+        found = self._leaves(columns)
+        cuts: list[int] = []
+        row = 0
+        size = 0
+        for group in range(self._file.num_row_groups):
+            described = self._file.metadata.row_group(group)
+            if size >= part_bytes:
+                cuts.append(row)
+                size = 0
+            row += int(described.num_rows)
+            size += sum(described.column(i).total_uncompressed_size for i in found)
+        return cuts
+
     def tables(
         self, columns: Sequence[str], filters: RowFilter | None, row: int, starts: dict[int, int]
     ) -> Generator[tuple[int, pa.Table], None, None]:

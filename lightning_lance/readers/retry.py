@@ -136,6 +136,14 @@ class RetryPolicy:
         # Many machines that fail together must not come back together.
         self._random = Random()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker waits by chances of its own.
+        return {**vars(self), "_random": None, "incidents": Counter()}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._random = Random()
+
     def wait(self, tries: int, what: str, error: object, asked: float | None = None) -> None:
         """Wait before the next try.
 

@@ -241,7 +241,7 @@ class Cursor:
 
     def _take_over(self, state: Mapping[str, Any]) -> None:
         differences = self.serving.differences(state)
-        self._changes = "; ".join(_change(name, values) for name, values in differences.items())
+        self._changes = "; ".join(self._change(name, values, state) for name, values in differences.items())
         if differences:
             self._continue_with_other_data(state, "stores.forgotten" in differences)
             return
@@ -281,6 +281,17 @@ class Cursor:
             self.restart()
         else:
             self._convert(state, continued(self.serving, state))
+
+    def _change(self, name: str, values: tuple[Any, Any], state: Mapping[str, Any]) -> str:
+        """Return a difference between a checkpoint and the data, for a message."""
+        before, now = values
+        if name == "stores.fingerprint":
+            uris = [entry["uri"] for entry in state["stores"]]
+            before, now = ", ".join(uris), ", ".join(store.uri for store in self.serving.stores.values())
+            if before == now:
+                return "stores: built with other settings"
+            return f"stores: {before!r} -> {now!r}, built with other settings"
+        return f"{name}: {before!r} -> {now!r}"
 
     def _grow(self, opened: WindowSelection) -> None:
         """Go on, within the epoch, with what the stores held when they were opened, if more than the state says."""
@@ -422,14 +433,6 @@ def _continues(before: TokenStore, now: TokenStore, split: str) -> bool:
         return False
     sizes = {stream.language: stream.num_tokens for stream in now.streams(split)}
     return all(sizes.get(stream.language, 0) >= stream.num_tokens for stream in before.streams(split))
-
-
-def _change(name: str, values: tuple[Any, Any]) -> str:
-    """Return a difference between a checkpoint and the data, for a message."""
-    if name == "stores.fingerprint":
-        return "stores: built with other settings"
-    before, now = values
-    return f"{name}: {before!r} -> {now!r}"
 
 
 def _consumed(state: Mapping[str, Any]) -> dict[str, int]:

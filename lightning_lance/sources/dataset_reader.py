@@ -345,6 +345,30 @@ class OpenedDataset:
         with explained(source):
             return sorted(self._patience.call(f"reading {self.shards[0]}", find))
 
+    def cuts(self, shard: int, part_bytes: int) -> list[int]:
+        # Which rows pass a filter is not known before they are read.
+        if not self._parquet or self._source.filters() is not None:
+            return []
+
+        def find() -> list[int]:
+            with self._parquet_shard(shard) as file:
+                return file.cuts(self._column_names(), part_bytes)
+
+        try:
+            return self._patience.call(f"reading {self.shards[shard]}", find)
+        except Exception as error:
+            if not is_bad_data(error):
+                raise
+            return []  # reading it says what is wrong
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is streamed is begun anew in another process.
+        return {**vars(self), "_dataset": None, "_starts": (-1, {}), "trouble": None}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self.trouble = ReadReport(self._patience.incidents)
+
     def _tables(
         self, shard: int, row: int, starts: dict[int, int], columns: Sequence[str], filtered: bool
     ) -> Generator[tuple[int, pa.Table], None, None]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_lance.documents.filters import plain_value
+from lightning_lance.errors import ConfigError
+from lightning_lance.messages.formatting import nearest
 from lightning_lance.messages.redaction import public_url
 from lightning_lance.sources.dataset_reader import OpenedDataset, identified_listing
 from lightning_lance.sources.dataset_spec import DatasetSpec, FileOptions, HubOptions
@@ -17,6 +19,18 @@ from lightning_lance.sources.validation import WithValidation, check_apart
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+
+def _check_options(name: str, options: Mapping[str, Any], kind: type) -> None:
+    """Refuse options that a way to make a source does not have, by the name that was called."""
+    known = sorted(kind.__annotations__)
+    for option in options:
+        if option not in known:
+            near = nearest(option, known)
+            hint = f"did you mean {near}? " if near else ""
+            raise ConfigError(
+                f"DatasetSource.{name} has no option {option}: {hint}expected some of {', '.join(known)}."
+            )
 
 
 class DatasetSource(DatasetSpec):
@@ -37,6 +51,7 @@ class DatasetSource(DatasetSpec):
         Raises:
             ConfigError: If a value cannot be used.
         """
+        _check_options("parquet", options, FileOptions)
         return cls("parquet", data_files=files, **options)
 
     @classmethod
@@ -50,6 +65,7 @@ class DatasetSource(DatasetSpec):
         Raises:
             ConfigError: If a value cannot be used.
         """
+        _check_options("jsonl", options, FileOptions)
         return cls("json", data_files=files, **options)
 
     @classmethod
@@ -67,6 +83,7 @@ class DatasetSource(DatasetSpec):
         Raises:
             ConfigError: If a value cannot be used.
         """
+        _check_options("hub", options, HubOptions)
         return cls(path, config=config, split=split, **options)
 
     def _part(self, val: bool) -> DatasetSource:

@@ -24,7 +24,7 @@ from lightning_lance.documents.languages import (
 )
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, SourceError
-from lightning_lance.sources.local_files import LocalFile, Rules, Search
+from lightning_lance.sources.local_files import EXCLUDED, LocalFile, Rules, Search
 from lightning_lance.sources.local_paths import (
     from_folder,
     hint,
@@ -211,7 +211,9 @@ class FilesSource:
             languages = language_of_path(pa.array([readable(name) for name, _ in files]), self.extensions).to_pylist()
             check_languages(self.languages, sorted(set(languages)), f"Source {self.name!r}")
             files = [file for file, language in zip(files, languages, strict=True) if language in self.languages]
-        remarks = search.account.remarks(self.name, found, self.follow_links)
+        # What is installed into Python is no part of its library.
+        expected = [EXCLUDED] if Path(root).samefile(_stdlib()) else []
+        remarks = search.account.remarks(self.name, found, self.follow_links, expected)
         return [files[i] for i in shard_order(len(files), self.shard_seed)], remarks
 
     def _no_match(self, pattern: str, root: str) -> str:
@@ -252,6 +254,11 @@ class _OpenedFiles:
     def present_languages(self) -> list[str]:
         paths = pa.array([readable(name) for name, _ in self._groups[0]], pa.string())
         return sorted(set(language_of_path(paths, self._source.extensions).to_pylist()))
+
+    def cuts(self, shard: int, part_bytes: int) -> list[int]:
+        sizes = [_size(path) for _, path in self._groups[shard]]
+        part = np.cumsum([0, *sizes[:-1]]) // part_bytes
+        return (np.flatnonzero(np.diff(part)) + 1).tolist()
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
         files = self._groups[shard][row:]
@@ -295,6 +302,10 @@ def _contents(files: Sequence[str]) -> pa.Array:
     )
 
 
+def _stdlib() -> str:
+    return sysconfig.get_paths()["stdlib"]
+
+
 def python_stdlib(
     languages: str | Sequence[str] = (),
     text_filter: TextFilter = TextFilter(),  # noqa: B008 - frozen
@@ -304,7 +315,7 @@ def python_stdlib(
     """Return a source of Python's standard library: about 1,800 files and 31 MB of real code on every machine."""
     return FilesSource(
         patterns=["**/*.py"],
-        root=sysconfig.get_paths()["stdlib"],
+        root=_stdlib(),
         languages=languages,
         text_filter=text_filter,
         shard_seed=shard_seed,

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from glob import has_magic
+from pathlib import PurePath
 
 from lightning_lance.errors import SourceError
 from lightning_lance.location import is_own_file, is_own_folder
@@ -129,17 +130,21 @@ class Account:
         counts = self.counts()
         return ", ".join(f"{counts[why]:,} {'is' if counts[why] == 1 else 'are'} {why}" for why in sorted(counts))
 
-    def remarks(self, source: str, read: Collection[str], follow_links: bool) -> list[tuple[int, str]]:
+    def remarks(
+        self, source: str, read: Collection[str], follow_links: bool, expected: Collection[str] = ()
+    ) -> list[tuple[int, str]]:
         """Return the lines for the log of a build, each with its level.
 
         Args:
             source: Name of the source.
             read: Real paths of the files that are read.
             follow_links: Whether links are followed out of their boundary.
+            expected: Reasons that nobody wonders about.
         """
         lines = [(logging.WARNING, f"Source {source!r}: {sentence}.") for sentence in self.literal]
-        left_out = Counter(why for real, why in self.left_out.items() if real not in read)
-        hidden = self._hidden(left_out)
+        skipped = {real: why for real, why in self.left_out.items() if real not in read and why not in expected}
+        left_out = Counter(skipped.values())
+        hidden = self._hidden(left_out, skipped)
         if hidden:
             lines.append((logging.INFO, f"Source {source!r}: {hidden}."))
         outward = {link: real for link, real in self.outward.items() if real not in read or follow_links}
@@ -165,9 +170,13 @@ class Account:
             lines.append((logging.INFO, f"Source {source!r} reads {files} with {further} from links only once."))
         return lines
 
-    def _hidden(self, left_out: Counter[str]) -> str:
-        """Return a clause about hidden files, and hidden and excluded folders, and remove their files from the counts."""
-        folders = Counter(self.folders.values())
+    def _hidden(self, left_out: Counter[str], skipped: Collection[str]) -> str:
+        """Return a clause about hidden files, and hidden and excluded folders, and remove their files from the counts.
+
+        Only folders with a matching file are counted: nobody misses the others.
+        """
+        missed = {str(parent) for file in skipped for parent in PurePath(file).parents}
+        folders = Counter(why for folder, why in self.folders.items() if folder in missed)
         inside = left_out.pop(IN_HIDDEN, 0) + left_out.pop(EXCLUDED, 0)
         counts = (
             (left_out.pop(HIDDEN, 0), "hidden file", "hidden files"),

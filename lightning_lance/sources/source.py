@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import xxhash
@@ -72,6 +72,18 @@ class OpenedSource(Protocol):
 
     def present_languages(self) -> list[str]:
         """Return the languages of the first shard, wanted or not, to suggest one in an error message."""
+        ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """An opened source whose shards can be read in parts, by several workers at once."""
+
+    def cuts(self, shard: int, part_bytes: int) -> list[int]:
+        """Return rows, rising, at which a reading of a shard may begin, so that each part holds about `part_bytes` of text.
+
+        None if what is before a row must be read to begin there.
+        """
         ...
 
 

@@ -14,7 +14,7 @@ from lightning_lance.documents.dedup import Dedup
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.files import content_hash
 from lightning_lance.sources.local_paths import readable
-from lightning_lance.sources.source import OpenedSource, ReadReport
+from lightning_lance.sources.source import Divisible, OpenedSource, ReadReport
 
 
 class WithValidation:
@@ -63,6 +63,12 @@ class WithValidation:
 
     def present_languages(self) -> list[str]:
         return self._train.present_languages()
+
+    def cuts(self, shard: int, part_bytes: int) -> list[int]:
+        held_out = len(self._val.shards)
+        opened = self._val if shard < held_out else self._train
+        place = shard if shard < held_out else shard - held_out
+        return opened.cuts(place, part_bytes) if isinstance(opened, Divisible) else []
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
         held_out = len(self._val.shards)

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pytest
 
 from lightning_lance import TokenStore
-from lightning_lance.build.builder import Build
 from lightning_lance.build.coordination import CommitTurn
 from lightning_lance.build.plan import Budget, make_plan
+from lightning_lance.engines.local import LocalBuild
 from lightning_lance.errors import BuildInterrupted, CommitConflict, ConfigError, SourceError, StoreError
 from lightning_lance.format.commit import data_file_infos, last_version, replace_fragments
 from lightning_lance.format.lance_io import dataset_at, fragments_of, write_rows
@@ -116,7 +116,7 @@ def test_an_interruption_says_what_is_safe(tmp_path: Path):
 def test_who_finds_another_commit_stops(tmp_path: Path):
     source, uri = ListSource(documents(*["some text"] * 40)), str(tmp_path / "x.lance")
     plan = make_plan(source, ByteTokenizer(), uri)
-    build = Build(source, plan, Budget(), 0, None)
+    build = LocalBuild(source, plan, Budget(), 0, None)
     prepare(source, ByteTokenizer(), uri, max_documents=7)
     before = last_version(StoreLocation(uri))
     with pytest.raises(CommitConflict):

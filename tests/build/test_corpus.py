@@ -41,6 +41,27 @@ def test_a_corpus_is_built_once_and_found_again(tmp_path: Path):
     assert corpus.tokenizer.digest == again.tokenizer.digest
 
 
+@pytest.mark.parametrize("change", [{"source": TEXT}, {"val_fraction": 0.5}, {"tokenizer": TrainedBPE(258)}])
+def test_another_store_at_its_place_is_told_before_a_tokenizer_is_trained(
+    change: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO")
+    given = {"source": CODE, "tokenizer": TrainedBPE(300), "uri": tmp_path / "x.lance", "data_dir": tmp_path / "a"}
+    if "tokenizer" in change:
+        # As many as it makes of two letters: the merges of "abc" * 90.
+        given["source"] = ListSource(documents(*["the quick brown fox jumps over it"] * 9))
+    Corpus(**given).prepare()
+    caplog.clear()
+    with pytest.raises(StoreError, match=r"x.lance' was built with other settings \("):
+        Corpus(**{**given, **change, "data_dir": tmp_path / "b"}).prepare()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/text").touch()
+    with pytest.raises(ConfigError, match="exists already and is not a token store"):
+        Corpus(**{**given, "uri": tmp_path / "mine", "data_dir": tmp_path / "b"}).prepare()
+    assert caplog.messages == []
+    assert not (tmp_path / "b").exists()
+
+
 def test_the_budget_is_no_part_of_the_fingerprint_and_a_larger_one_continues(tmp_path: Path):
     small, large = (Corpus(CODE, ByteTokenizer(), data_dir=tmp_path, max_documents=number) for number in (5, 9))
     assert small.fingerprint == large.fingerprint

@@ -113,7 +113,7 @@ def test_what_is_held_does_not_follow_the_number_of_streams(monkeypatch: pytest.
         monkeypatch.setattr(f"lightning_lance.build.packing.{name}", rows * row)
     packer = Packer(EOS, np.dtype(np.uint16), ["path"])
     sizes = []
-    for i in range(100 * streams):
+    for i in range(50 * streams):
         sizes += [len(batch) for batch in pack(packer, [(0, f"L{i % streams}", [1] * (BLOCK // 3))], i)]
         assert sum(end.tokens.nbytes for end in packer._ends.values()) <= max(24, streams) * row
     assert max(sizes) == max(1, min(9, 24 // streams))

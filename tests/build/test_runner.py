@@ -37,9 +37,9 @@ from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.builders import STDLIB, TEXTS, Builder, Builders, Watched, until
 from tests.support.corpora import prepare
 from tests.support.laws import examples
-from tests.support.paths import ROOT
 from tests.support.stores import Document, ListSource, documents, kept
 from tests.support.streams import expected, provenance, streams
+from tests.support.warm import BUILDING, server
 
 
 def assert_same(store: TokenStore, whole: TokenStore) -> None:
@@ -320,27 +320,26 @@ def test_a_killed_build_goes_on_and_nothing_is_lost_or_doubled(tmp_path: Path, w
         assert builder.kill(), "the build was through: make the corpus larger"
         inside += bool(unreferenced(uri))
     assert inside > 1
-    assert "version" in builders.start(uri, commit_tokens=50_000).result()
+    assert "version" in builders.start(uri, commit_tokens=500_000).result()
     assert_same(TokenStore.open(uri), whole)
     assert beside(uri) == {"x.tokenizer.json"}
 
 
 DIES = """
 import os, signal, sys
-sys.path[:0] = [sys.argv[1]]
 from tests.support.stores import ListSource, documents
 from tests.support.corpora import prepare
 from lightning_lance.maintenance import compaction
 from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.tokenization.configs import ByteTokenizer
 compaction.keep_build = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-prepare(ListSource(documents(*["some text"] * 40)), ByteTokenizer(), sys.argv[2], max_documents=10, commit_tokens=30)
+prepare(ListSource(documents(*["some text"] * 40)), ByteTokenizer(), sys.argv[1], max_documents=10, commit_tokens=30)
 """
 
 
 def test_what_a_builder_that_was_killed_after_its_last_commit_left_undone_a_clean_does(tmp_path: Path):
     uri, source = str(tmp_path / "x.lance"), ListSource(documents(*["some text"] * 40))
-    done = subprocess.run([sys.executable, "-c", DIES, str(ROOT), uri], capture_output=True, text=True)
+    done = server(BUILDING).run(DIES, uri, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
     ended = last_version(StoreLocation(uri))[0]
     assert lance.dataset(uri).tags.list() == {}
@@ -366,7 +365,7 @@ def test_what_a_killed_growth_left_goes_with_a_clean_or_a_build_and_stays_where_
         return prepare(Watched(STDLIB, 20, 4), ByteTokenizer(), str(uri), val_fraction=0.3, **small)
 
     first = ask()
-    grows = builders.start(uri, source={"gate": gate, "at": 30})
+    grows = builders.start(uri, source={"gate": gate, "at": 20})
     until(lambda: Path(gate + ".reached").exists() and find_orphans(StoreLocation(str(uri))))
     # Not while it is alive: it may commit them at any time. Processes that need nothing of it do not wait.
     left, begin = find_orphans(StoreLocation(str(uri))), time.monotonic()
@@ -421,11 +420,11 @@ def test_where_checksums_cannot_be_written_nothing_goes_that_they_list(
 
 def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenStore, builders: Builders):
     uri, gate = tmp_path / "store/x.lance", str(tmp_path / "gate")
-    started = [builders.start(uri, source={"gate": gate, "at": 20}, commit_tokens=50_000) for _ in range(4)]
+    started = [builders.start(uri, source={"gate": gate, "at": 20}, commit_tokens=500_000) for _ in range(4)]
     until(Path(gate + ".reached").exists)
     until(lambda: beside(uri) >= {"x.building.json", "x.lock"})
-    # All wait now: one for the gate, the others for its build.
-    time.sleep(1)
+    # All wait: one for the gate, the others for its build.
+    until(lambda: sum(builder.has_warned() for builder in started) == 3)
     Path(gate).touch()
     results = [builder.result() for builder in started]
     assert len({result["version"] for result in results}) == 1
@@ -447,7 +446,7 @@ def test_a_builder_that_dies_or_stands_still_is_replaced(tmp_path: Path, whole: 
     uri, gates = tmp_path / "store/x.lance", [str(tmp_path / f"gate{i}") for i in range(2)]
 
     def start(gate: str, at: int) -> Builder:
-        return builders.start(uri, source={"gate": gate, "at": at}, commit_tokens=50_000, lease=2.0)
+        return builders.start(uri, source={"gate": gate, "at": at}, commit_tokens=200_000, lease=2.0)
 
     dies = start(gates[0], 5)
     until(Path(gates[0] + ".reached").exists)
@@ -473,7 +472,7 @@ def test_those_who_wait_for_a_build_that_fails_tell_its_cause(
     until(Path(gate + ".reached").exists)
     waits = builders.start(uri, source={"gate": gate, "at": 9})
     until(lambda: (uri.parent / "x.building.json").exists())
-    time.sleep(1)
+    until(waits.has_warned)
     with ThreadPoolExecutor(1) as thread:
         trains = thread.submit(wait_for, StoreLocation(str(uri)), 10**9)
         until(lambda: "Waiting for the store" in caplog.text)

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from lightning_lance.maintenance.removal import find_orphans
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.builders import until
 from tests.support.corpora import prepare
-from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
+from tests.support.warm import BUILDING, server
 
 DEADLOCK = """
 mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
@@ -48,9 +49,8 @@ with InterruptHandler() as signals:
 
 BUILD = """
 import sys, time
-sys.path[:0] = [sys.argv[1]]
 from tests.support.corpora import prepare
-from lightning_lance.build.builder import Build
+from lightning_lance.engines.local import LocalBuild as Build
 from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.stores import ListSource, documents
@@ -68,23 +68,20 @@ def close(build):
 
 Build.close = close
 with InterruptHandler():
-    prepare(Stops(documents(*["0123456789" * 100_000] * 6), 1), ByteTokenizer(), sys.argv[2], val_fraction=0.0)
+    prepare(Stops(documents(*["0123456789" * 100_000] * 6), 1), ByteTokenizer(), sys.argv[1], val_fraction=0.0)
 """
 
 
 def test_what_a_second_interruption_leaves_goes_with_the_next_build(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    process = subprocess.Popen(
-        [sys.executable, "-c", BUILD, str(ROOT), uri], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "hangs\n"
+    process = server(BUILDING).start(BUILD, uri)
+    assert process.wait_for_line(timeout=60) == "hangs\n"
     until(lambda: find_orphans(StoreLocation(uri)))  # half of a data file
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == "closes\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=20)[1].endswith("interrupted again: stopped at once; all commits are safe.\n")
-    assert process.returncode == 130
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait_for_line(timeout=60, number=2) == "hangs\ncloses\n"
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(20) == 130
+    assert process.output()[1].endswith("interrupted again: stopped at once; all commits are safe.\n")
     assert find_orphans(StoreLocation(uri))
     store = prepare(ListSource(documents(*["0123456789" * 100_000] * 6), 1), ByteTokenizer(), uri, val_fraction=0.0)
     assert store.commit.documents == 6

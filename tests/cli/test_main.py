@@ -1,3 +1,4 @@
+import os
 import re
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from lightning_lance.errors import StoreError
 from lightning_lance.inspection.summary import describe_store
 from tests.support.commands import COMMAND, run
 from tests.support.paths import ROOT
+from tests.support.warm import BUILDING, server
 
 
 def test_prepare_builds_and_finds_again(tmp_path: Path):
@@ -23,9 +25,9 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
     assert line.startswith(f"{tmp_path}/data/python_stdlib-")
     assert "30 documents" in line
     assert run(tmp_path, *arguments) == (0, line + "\n", "")
-    # One line for what is left out, one for what is read, and that one; the disk is large enough.
+    # One line for what is read, and that one; the disk is large enough.
     lines = [text.partition(" ")[0] for text in out.splitlines()[:-1] if "nothing to validate on" not in text]
-    assert lines == ["Source", "Reading"]
+    assert lines == ["Reading"]
     code, shown, err = run(tmp_path, *arguments, "--cfg", "job")
     assert (code, err) == (0, "")
     assert "max_documents: 30" in shown
@@ -39,7 +41,7 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (
             ["conext_length=3"],
             "There is no key 'conext_length': did you mean 'context_length'? the configuration has build, ckpt_path, "
-            "context_length, corpus, data, data_dir, languages, logger, max_documents, max_tokens, model, output_dir, "
+            "context_length, corpus, data, data_dir, engine, languages, logger, max_documents, max_tokens, model, output_dir, "
             "progress, seed, source, tokenizer, trainer.",
         ),
         (
@@ -53,6 +55,10 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (
             ["source=parket"],
             "There is no source 'parket': did you mean 'parquet'? expected one of files, fineweb, github_code, ",
+        ),
+        (
+            ["corpus=data/x.lance"],
+            "There is no corpus 'data/x.lance': a store that is there is served by data.corpus=data/x.lance",
         ),
         (["source=files"], "The key source.patterns has no value: give it one on the command line"),
         (["source=files", "source.patterns=['no/*.py']"], "No file matches 'no/*.py' in '"),
@@ -198,7 +204,7 @@ def test_help_version_and_other_words(tmp_path: Path):
         ("clean x.lance --storage-option endpoint", "error: got endpoint, expected clean URI"),
         ("clean x.lance --storage endpoint=y", "error: got --storage, expected clean URI"),
         ("verify-resume uri=x", "error: got uri=x, expected verify-resume CKPT"),
-        ("verify-resume x.ckpt y", "error: got y, expected verify-resume CKPT [uri=PLACE | NAME=PLACE ...]"),
+        ("verify-resume x.ckpt y", "error: got y, expected verify-resume CKPT|DIR [uri=PLACE | NAME=PLACE ...]"),
     ],
 )
 def test_the_other_commands_say_what_they_expect(
@@ -296,15 +302,13 @@ def test_help_of_prepare_shows_its_own_keys(
 def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, code: int, moment: str):
     """Before the build begins, and between two commits."""
     arguments = ["prepare", "tokenizer=bytes", "build.commit_seconds=0", f"corpus.uri={tmp_path}/x.lance"]
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = server(BUILDING).start(Path(COMMAND[0]), *arguments, folder=tmp_path)
     awaited = "x.lock" if moment == "before" else "x.lance/_versions/*.manifest"
-    while process.poll() is None and not list(tmp_path.glob(awaited)):
+    while process.is_running() and not list(tmp_path.glob(awaited)):
         time.sleep(0.005)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    os.kill(process.pid, number)
+    assert process.wait(60) == code
+    _, err = process.output()
     assert re.fullmatch(
         r"interrupted: .*committed in .*: run it again to (continue from there|start from the beginning)\.\n", err
     ), err

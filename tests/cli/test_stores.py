@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,11 @@ import pytest
 
 from lightning_lance import TokenStore
 from lightning_lance.cli.main import main
+from lightning_lance.errors import SourceError
+from lightning_lance.process.build_status import StatusFile
 from lightning_lance.process.locks import Lease
+from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
+from tests.support.corpora import prepare
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 
@@ -91,6 +96,58 @@ def test_list_shows_each_store_or_says_why_not(tmp_path: Path, store: TokenStore
     assert run("list", store.uri)[1].count("\n") == 2
     assert run("list", data / "tokenizers") == (0, f"There is no token store in {data}/tokenizers.\n", "")
     assert run("list", data / "tokenizers", "format=json")[1] == "[]\n"
+
+
+EMPTY = ListSource(documents("", ""))
+
+
+def test_a_build_that_failed_before_its_first_commit_is_listed_and_cleaned(tmp_path: Path, run: Run):
+    data = tmp_path / "da ta"
+    with pytest.raises(SourceError, match="no documents"):
+        prepare(EMPTY, ByteTokenizer(), data / "a.lance")
+    with pytest.raises(SourceError, match="no documents"):
+        prepare(EMPTY, ByteTokenizer(), data / "b")
+    # A failed build takes its tokenizer with it, which a killed one cannot.
+    assert not [*data.glob("*tokenizer.json")]
+    StatusFile(data / "killed.building.json", "f").begin()
+    tokenizer = data / "killed.tokenizer.json"
+    tokenizer.write_text(ByteTokenizer().load(None, Path()).to_json())
+    # Of others.
+    (data / "mine.building.json").write_text("{}")
+    for name in ("a.tokenizer.json", "lone.tokenizer.json"):
+        shutil.copy(tokenizer, data / name)
+    os.utime(data / "a.tokenizer.json", (1e9, 1e9))
+    (data / "no.lance").mkdir()
+    others = {"no.lance", "mine.building.json", "a.tokenizer.json", "lone.tokenizer.json"}
+    code, out, err = run("list", data, "format=json")
+    assert (code, err) == (0, "")
+    states = {entry["name"]: entry["state"] for entry in json.loads(out)}
+    assert states == {"a.lance": "failed", "b": "failed", "killed.lance": "empty", "no.lance": "empty"}
+    assert f"is a folder of token stores: lightning-lance list {data}" in run("info", data)[2]
+    assert "failed before its first commit (Source 'list' gave no documents" in run("info", data / "a.lance")[2]
+    assert run("clean", data / "b")[:2] == (
+        0,
+        f"{data}/b.store-building.json, of a build that committed nothing: removed.\n",
+    )
+    lease = Lease(data / "killed.lock")
+    assert lease.take()
+    assert "in use" in run("clean", data)[1]
+    lease.release()
+    code, out, err = run("clean", data, "format=json")
+    assert (code, err) == (0, "")
+    assert {path.name for path in data.iterdir()} == others
+    assert f"killed.lance: {tokenizer}, of a build that committed nothing: removed" in json.loads(out)["done"]
+    assert run("clean", data)[:2] == (0, f"{data}: nothing to clean.\n")
+
+
+def test_a_trained_tokenizer_is_called_by_the_ids_that_it_has(tmp_path: Path, run: Run):
+    made = prepare(SOURCE, TrainedBPE(1000), tmp_path / "x.lance")
+    assert made.commit.vocab_size < 300
+    assert json.loads(run("list", tmp_path, "format=json")[1])[0]["tokenizer"] == f"bpe of {made.commit.vocab_size} ids"
+    assert (
+        json.loads(run("info", made.uri, "format=json")[1])["settings"]["tokenizer"]
+        == f"bpe of {made.commit.vocab_size} ids"
+    )
 
 
 def test_info_counts_languages_and_splits(run: Run, tmp_path: Path):

@@ -82,7 +82,7 @@ def test_a_store_is_built_and_a_model_trained_and_a_sample_written(trained: tupl
     assert lines[end + 4].startswith(
         "to go on: lightning-lance train experiment=smoke source=files \"source.patterns=['*.py']\" "
     )
-    assert lines[end + 4].endswith(" ckpt_path=last trainer.max_steps=24")
+    assert lines[end + 4].endswith(" ckpt_path=outputs/checkpoints/last.ckpt trainer.max_steps=24")
     assert len(lines) == end + 5
     assert (folder / "outputs/loss.png").read_bytes().startswith(b"\x89PNG")
 
@@ -124,6 +124,22 @@ def test_a_second_run_builds_nothing_and_goes_on_from_the_checkpoint(trained: tu
     assert [int(row["step"]) for row in again] == list(range(12))
     for name in ("train_loss", "val_loss"):
         assert [float(row[name]) for row in again] == pytest.approx([float(row[name]) for row in whole], abs=2e-3)
+
+
+def test_each_of_two_runs_in_a_folder_says_how_it_goes_on(trained: tuple[Path, str]):
+    folder, _ = trained
+    (folder / "two runs/checkpoints").mkdir(parents=True)
+    shutil.copy(folder / "step12.ckpt", folder / "two runs/checkpoints/last.ckpt")
+    given = [*SMALL, "output_dir='two runs'", "data.mix={Python: 1}"]
+    code, out, err = run(SCRIPT, folder, *given, "corpus.val_fraction=0.3", "trainer.max_steps=1")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1].endswith(""" "ckpt_path='two runs/checkpoints/last-v1.ckpt'" trainer.max_steps=2""")
+    code, out, err = run(SCRIPT, folder, *given, "ckpt_path=outputs", "trainer.max_steps=12")
+    assert ".ckpt' has 12 steps, and trainer.max_steps is 12" in out
+    code, out, err = run(SCRIPT, folder, *given, "ckpt_path=last", "trainer.max_steps=24")
+    assert code == 1
+    assert "two runs/checkpoints: going on with the newest, last-v1.ckpt, and not with last.ckpt." in out
+    assert "last-v1.ckpt': The checkpoint continues other data (stores: '" in err
 
 
 def run_in(folder: Path, *overrides: str) -> None:
@@ -190,6 +206,21 @@ def test_a_logger_whose_package_is_missing_says_how_to_get_it(
         ConfigError, match=f"^logger={name} needs a package that is not installed .*: pip install {name}, or"
     ):
         run_in(tmp_path, f"logger={name}")
+
+
+def test_a_logger_that_cannot_begin_says_so_before_anything_is_built():
+    from lightning_lance.examples import train_gpt
+
+    class WandbLogger:
+        @property
+        def experiment(self) -> Any:
+            raise RuntimeError("No API key configured.")
+
+    trainer: Any = SimpleNamespace(loggers=[WandbLogger()])
+    with pytest.raises(
+        ConfigError, match=r"RuntimeError: No API key configured\): .* or give logger.wandb.offline=true"
+    ):
+        train_gpt.check_loggers(trainer)
 
 
 def test_without_a_logger_there_are_no_metrics(tmp_path: Path):
@@ -274,6 +305,7 @@ def test_a_log_for_programs_is_json(trained: tuple[Path, str]):
             "model.context_length is 16, and windows have context_length=256 tokens: leave model.context_length out, or",
         ),
         (["ckpt_path=last"], "There is no checkpoint in '"),
+        (["ckpt_path=."], "There is no checkpoint in the folder '.': expected a file, or the folder of a run"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_built(

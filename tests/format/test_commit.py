@@ -1,10 +1,8 @@
 """Commits are conditional: of several builders on one version, one commits, and nothing of the others stays."""
 
 import json
-import multiprocessing
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +21,52 @@ from lightning_lance.maintenance.integrity import verify_store
 from tests.support.bucket import Bucket, serving
 from tests.support.commits import NOTE, rows_of
 from tests.support.stores import append_commit, finish
+from tests.support.warm import BUILDING, server
 
 PROCESSES, ROUNDS = 3, 5
 
 
-def race(uri: str, number: int, options: dict[str, str], barrier: Barrier, told: Any) -> None:
-    """Compete for a commit in every round: first to make the store, then on top of the round's version."""
-    won = []
-    for version in range(ROUNDS):
-        barrier.wait(60)
-        try:
-            note = replace(NOTE, row=number, documents=version + 1, tokens=2 * (version + 1))
-            won.append(append_commit(StoreLocation(uri, options), rows_of(number), note, expected_version=version))
-        except CommitConflict:
-            won.append(0)
-        barrier.wait(60)
-    told.put((number, won))
+# Competes for a commit in every round: first to make the store, then on top of the round's version.
+RACE = """
+import json, sys, time
+from dataclasses import replace
+from pathlib import Path
+from lightning_lance.errors import CommitConflict
+from lightning_lance.location import StoreLocation
+from tests.support.commits import NOTE, rows_of
+from tests.support.stores import append_commit
+uri, folder, number, processes, rounds, options = sys.argv[1], Path(sys.argv[2]), *map(json.loads, sys.argv[3:])
+won = []
+
+def meet(name):
+    (folder / f"{name}.{number}").touch()
+    # Not by `until`, which sleeps so long that one would always be the first.
+    end = time.monotonic() + 60
+    while len([*folder.glob(f"{name}.*")]) < processes:
+        assert time.monotonic() < end
+        time.sleep(0.0002)
+
+for version in range(rounds):
+    meet(f"{version}-begins")
+    try:
+        note = replace(NOTE, row=number, documents=version + 1, tokens=2 * (version + 1))
+        won.append(append_commit(StoreLocation(uri, options), rows_of(number), note, expected_version=version))
+    except CommitConflict:
+        won.append(0)
+    meet(f"{version}-ends")
+print(won)
+"""
 
 
-def raced(uri: str, options: dict[str, str]) -> list[int]:
+def raced(uri: str, options: dict[str, str], folder: Path) -> list[int]:
     """Let processes race, and return the winner of each round."""
-    context = multiprocessing.get_context("spawn")
-    barrier, told = context.Barrier(PROCESSES), context.Queue()
-    processes = [context.Process(target=race, args=(uri, i, options, barrier, told)) for i in range(PROCESSES)]
-    for process in processes:
-        process.start()
-    won = dict(told.get(timeout=120) for _ in processes)
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    folder.mkdir()
+    asked = [[number, PROCESSES, ROUNDS, options] for number in range(PROCESSES)]
+    processes = [server(BUILDING).start(RACE, uri, folder, *map(json.dumps, each)) for each in asked]
+    won = {}
+    for number, process in enumerate(processes):
+        assert process.wait(120) == 0, process.output()
+        won[number] = json.loads(process.output()[0])
     winners = []
     for version in range(1, ROUNDS + 1):
         made = [number for number, versions in won.items() if versions[version - 1] == version]
@@ -75,7 +90,7 @@ def check_raced(uri: str, winners: list[int], options: dict[str, str]) -> None:
 
 def test_of_processes_that_commit_on_one_version_one_does(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    check_raced(uri, raced(uri, {}), {})
+    check_raced(uri, raced(uri, {}, tmp_path / "race"), {})
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +99,9 @@ def bucket() -> Iterator[Bucket]:
         yield bucket
 
 
-def test_so_it_is_in_a_bucket(bucket: Bucket):
+def test_so_it_is_in_a_bucket(bucket: Bucket, tmp_path: Path):
     uri = "s3://bucket/race/x.lance"
-    check_raced(uri, raced(uri, bucket.lance_options), bucket.lance_options)
+    check_raced(uri, raced(uri, bucket.lance_options, tmp_path / "race"), bucket.lance_options)
 
 
 def test_a_commit_whose_answer_was_lost_was_made(bucket: Bucket):

@@ -170,7 +170,7 @@ def test_what_changes_no_row_is_carried(
 def test_a_compaction_is_carried(tmp_path: Path, whole: list[int], monkeypatch: pytest.MonkeyPatch):
     uri = tmp_path / "x.lance"
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_lance.build.builder.commit_final", only_append)
+        patch.setattr("lightning_lance.engines.local.commit_final", only_append)
         prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0, max_documents=8, commit_tokens=1)
     compact(lance.dataset(uri))
     change = change_of(lance.dataset(uri), StoreLocation(str(uri)))
@@ -201,7 +201,7 @@ def test_whole_fragments_that_are_gone_are_noticed(tmp_path: Path, monkeypatch: 
     """The remaining rows agree with their metadata: only the missing ones show the change."""
     uri = tmp_path / "x.lance"
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_lance.build.builder.commit_final", only_append)
+        patch.setattr("lightning_lance.engines.local.commit_final", only_append)
         prepare(SOURCE, ByteTokenizer(), uri, val_fraction=0.0, max_documents=8, commit_tokens=1)
     dataset = lance.dataset(uri)
     first = dataset.get_fragments()[0].fragment_id

@@ -19,12 +19,26 @@ from lightning_lance.lance_names import manifest_of
 from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance import removal
 from lightning_lance.maintenance.integrity import verify_store
+from lightning_lance.tokenization import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.merges import NOTE, append
-from tests.support.stores import append_commit, finish
+from tests.support.stores import ListSource, append_commit, documents, finish
 
 
 def tags_of(uri: str) -> dict[str, int]:
     return {name: tag["version"] for name, tag in lance.dataset(uri).tags.list().items()}
+
+
+def test_a_tag_is_written_below_any_folder_and_nothing_else_is(tmp_path: Path):
+    """Lance writes it by way of the encoded path, which may be nobody's to make."""
+    folder = tmp_path / "jürgen [~a%20b]"
+    folder.mkdir()
+    blocked = tmp_path / "j%C3%BCrgen %5B%7Ea%2520b%5D"
+    blocked.touch()
+    store = prepare(ListSource(documents("text")), ByteTokenizer(), folder / "x.lance", val_fraction=0.0)
+    assert [*tags_of(store.uri)] == [f"build-{store.commit.tokens}"]
+    tags.set_tag(lance.dataset(store.uri), f"build-{store.commit.tokens}")
+    assert {*tmp_path.iterdir()} == {folder, blocked}
 
 
 def test_a_tag_stays_where_the_streams_are_the_same_and_moves_where_not(tmp_path: Path):

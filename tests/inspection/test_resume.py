@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,17 @@ def test_a_checkpoint_is_worked_out_anew(folder: Path):
     batch = next(iter(data.train_dataloader()))["input_ids"]
     shown = [repr(data.tokenizer.decode(row[:24].tolist()))[:70] for row in batch[:4]]
     assert [line.partition(": ")[2] for line in said[3:]] == shown
+
+
+def test_of_the_folder_of_a_run_the_newest_checkpoint_is_taken(folder: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="There is no checkpoint in the folder "):
+        verify_resume(str(tmp_path), {})
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(folder / "x.ckpt", tmp_path / "checkpoints/last-v1.ckpt")
+    (tmp_path / "checkpoints/last.ckpt").write_text("older")
+    os.utime(tmp_path / "checkpoints/last.ckpt", (1e9, 1e9))
+    for place in (tmp_path, tmp_path / "checkpoints"):
+        assert verify_resume(str(place), {}).startswith(f"{tmp_path}/checkpoints/last-v1.ckpt: epoch 1, ")
 
 
 def test_of_several_stores_the_one_of_each_window_is_named(tmp_path: Path):

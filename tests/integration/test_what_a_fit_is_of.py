@@ -12,7 +12,6 @@ from torch import nn
 
 from lightning_lance import LanceDataModule, WindowLoader
 from lightning_lance.errors import ConfigError
-from lightning_lance.serving import selection
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import data_of
 from tests.support.stores import ListSource, documents
@@ -192,7 +191,6 @@ def test_stores_without_validation_text_are_told_once(tmp_path: Path, caplog: py
         )
         corpus.prepare_data()
         uris[name] = str(tmp_path / f"{name}.lance")
-    selection._told.clear()
     data = LanceDataModule(uris, 32, 4, val_by="store")
     trainer = make_trainer(tmp_path, max_steps=2, limit_val_batches=1)
     for _ in range(2):

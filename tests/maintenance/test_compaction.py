@@ -1,6 +1,5 @@
 """Merging keeps the streams and their documents unchanged, and leaves few fragments, versions and pages."""
 
-import multiprocessing
 import os
 import resource
 import shutil
@@ -37,6 +36,7 @@ from tests.support import stores
 from tests.support.laws import examples
 from tests.support.merges import EOS, NOTE, Made, append, check_same_readers, commits, contents
 from tests.support.stores import append_commit, finish, packed
+from tests.support.warm import BUILDING, server
 
 
 @examples(13)
@@ -266,15 +266,15 @@ def test_tagged_versions_stay_and_open_maps_too(tmp_path: Path):
         newest.at(StoreContent(9003))
 
 
-def _merge_and_die(uri: str, killed: str) -> None:
-    from lightning_lance.maintenance import compaction
-
-    def die(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    setattr(compaction, killed, die)
-    note = compaction.read_commit(lance.dataset(uri), uri)
-    append(uri, [(0, "C", 5)], 8, note, 1 << 30)
+MERGE_AND_DIE = """
+import os, signal, sys
+import lance
+from lightning_lance.maintenance import compaction
+from tests.support.merges import append
+uri, killed = sys.argv[1:]
+setattr(compaction, killed, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+append(uri, [(0, "C", 5)], 8, compaction.read_commit(lance.dataset(uri), uri), 1 << 30)
+"""
 
 
 @pytest.mark.parametrize(("killed", "version"), [("replace_fragments", 4), ("clean_up", 5)])
@@ -284,10 +284,7 @@ def test_a_killed_merge_leaves_a_store_that_is_whole(tmp_path: Path, killed: str
         note = append(uri, [(0, "C", 3000), (1, "Rust", 10)], 2 * i, note)
     other = str(tmp_path / "y.lance")
     shutil.copytree(uri, other)
-    process = multiprocessing.get_context("spawn").Process(target=_merge_and_die, args=(uri, killed))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    assert server(BUILDING).run(MERGE_AND_DIE, uri, killed, timeout=60).returncode == -signal.SIGKILL
     assert lance.dataset(uri).version == version
     append(other, [(0, "C", 5)], 8, note)
     if version == 4:

@@ -2,11 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from tests.support.corpora import prepare
 from tests.support.laws import examples
 from tests.support.stores import Document, ListSource, documents, only_append
 from tests.support.streams import expected, provenance, streams
+from tests.support.warm import BUILDING, server
 
 text = st.text("ab", min_size=1, max_size=4) | st.integers(1, 5000).map(lambda size: "x" * size)
 made = st.lists(
@@ -94,7 +94,7 @@ def test_what_is_left_is_a_store_without_those_documents(
     source = ListSource(tuple(made))
     before = build(source, folder / "x.lance", budget, commit_tokens)
     for rule in rules:
-        forget(before.uri, rule)
+        forget(before.uri, rule, future=True)
     for grown in (min(budget, len(made)), len(made)):
         # With the same budget, nothing is read; documents added later are left out too.
         store = build(source, folder / "x.lance", grown, commit_tokens)
@@ -134,11 +134,11 @@ def test_to_forget_and_then_grow_is_to_grow_and_then_forget(
     first, then = folder / "first.lance", folder / "then.lance"
     build(source, first, budget)
     for rule in rules:
-        forget(str(first), rule)
+        forget(str(first), rule, future=True)
     grown = build(source, first)
     whole = build(source, then)
     for rule in rules:
-        forget(str(then), rule)
+        forget(str(then), rule, future=True)
     forgotten = TokenStore.open(then)
     assert streams(grown) == streams(forgotten)
     assert readable(grown) == readable(forgotten)
@@ -193,11 +193,13 @@ def test_all_forgotten_is_an_empty_store(tmp_path: Path):
 def test_forgotten_twice_is_forgotten_once(tmp_path: Path):
     store = store_of(tmp_path)
     told: list[tuple[int, int]] = []
+    with pytest.raises(ConfigError, match="its source has no more to add"):
+        forget(store.uri, {"repo": "nobody"})
     first = forget(store.uri, {"repo": "r1"}, tell=lambda *found: told.append(found))
     again = forget(store.uri, {"repo": "r1"}, tell=lambda *found: told.append(found))
     assert (first.documents, again.documents, again.version) == (20, 0, first.version)
     assert told == [(20, first.tokens), (0, 0)]
-    assert forget(store.uri, {"repo": "nobody"}).version == first.version
+    assert forget(store.uri, {"repo": "nobody"}, future=True).version == first.version
     assert len(lance.dataset(store.uri).versions()) == 1
 
 
@@ -285,26 +287,42 @@ def test_the_command(tmp_path: Path):
 
 
 SCRIPT = """
-import sys
+import sys, time
+from pathlib import Path
 from lightning_lance.maintenance.forgetting import forget
 print(flush=True)
+while not Path(sys.argv[2]).exists():
+    time.sleep(0.001)
 forget(sys.argv[1], {"repo": "r1"})
 """
 
 
-def test_a_rule_that_nothing_matches_says_that_it_is_kept_and_what_may_be_meant(tmp_path: Path):
+def test_a_rule_that_nothing_matches_is_refused_unless_it_is_for_the_future(tmp_path: Path):
     store = store_of(tmp_path, max_documents=30)
-    done = forget(store.uri, {"language": "Pyhton"})
-    assert (done.documents, done.rule_kept, done.near) == (0, True, {"language": "Python"})
+
+    def refused(rule: dict[str, str]) -> str:
+        with pytest.raises(ConfigError, match=r"No document of '.*x\.lance' has ") as caught:
+            forget(store.uri, rule)
+        return str(caught.value)
+
+    assert refused({"language": "Pyhton"}).endswith(
+        "has language=Pyhton: did you mean language=Python? check the value, or give future=true to leave out such documents "
+        "when the store grows, which cannot be taken back."
+    )
     # Existing values are not mistakes, though no document has both.
-    assert forget(store.uri, {"language": "python", "repo": "r1", "id": "0:1"}).near == {"language": "Python"}
-    assert forget(store.uri, {"repo": "R2"}).near == {"repo": "r2"}
-    assert forget(store.uri, {"repo": "somebody/else"}).near == {}
-    assert forget(store.uri, {"repo": "r1"}).near == {}
-    # Nor is a rule that was given before.
+    assert "did you mean language=Python? " in refused({"language": "python", "repo": "r1", "id": "0:1"})
+    assert "did you mean" not in refused({"repo": "somebody/else"})
+    assert TokenStore.open(store.uri).version == store.version
+    done = forget(store.uri, {"repo": "R2"}, future=True)
+    assert (done.documents, done.rule_kept, done.near) == (0, True, {"repo": "r2"})
+    assert forget(store.uri, {"repo": "r1"}, future=True).near == {}
+    # A rule that was given before needs no permission.
     again = forget(store.uri, {"repo": "r1"})
     assert (again.documents, again.near) == (0, {})
-    code, out, _ = run(tmp_path, "forget", "x.lance", "repo=rr2")
+    code, out, err = run(tmp_path, "forget", "x.lance", "repo=rr2")
+    assert (code, out) == (1, "")
+    assert "did you mean repo=r2? " in err
+    code, out, _ = run(tmp_path, "forget", "x.lance", "repo=rr2", "future=true")
     assert code == 0
     assert out.splitlines() == [
         "0 documents (0 tokens) match.",
@@ -313,10 +331,7 @@ def test_a_rule_that_nothing_matches_says_that_it_is_kept_and_what_may_be_meant(
         "No document has repo=rr2: did you mean repo=r2?",
     ]
     assert [entry["rule"] for entry in TokenStore.open(store.uri).commit.forgotten if not entry["documents"]] == [
-        {"language": "Pyhton"},
-        {"language": "python", "repo": "r1", "id": "0:1"},
         {"repo": "R2"},
-        {"repo": "somebody/else"},
         {"repo": "rr2"},
     ]
 
@@ -329,16 +344,18 @@ def test_killed_at_any_moment_it_is_done_or_not(tmp_path: Path):
         return {path.name for path in data.rglob("*")}
 
     for kill in range(4):
-        process = subprocess.Popen([sys.executable, "-c", SCRIPT, store.uri], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
+        process = server(BUILDING).start(SCRIPT, store.uri, tmp_path / "go")
+        process.wait_for_line(timeout=60)
         # After the first new file, or the next ones: the data file, its transaction, the manifest, the checksums.
         for _ in range(kill + 1):
             last = names()
-            while process.poll() is None and names() == last:
+            (tmp_path / "go").touch()
+            while process.is_running() and names() == last:
                 time.sleep(0.0005)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        (tmp_path / "go").unlink()
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait(60)
         now = TokenStore.open(store.uri)
         assert streams(now) == before if not now.commit.forgotten else now.commit.stored_documents == 40
     forget(store.uri, {"repo": "r1"})
@@ -372,15 +389,14 @@ def test_interrupted_it_leaves_no_file(tmp_path: Path):
     """While the second of three fragments is rewritten."""
     uri = tmp_path / "x.lance"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_lance.build.builder.commit_final", only_append)
+        patch.setattr("lightning_lance.engines.local.commit_final", only_append)
         build(ListSource(tuple(("x" * 5000, "Python", f"r{i % 2}") for i in range(9)), 1, 1), uri, commit_tokens=15_000)
     assert len(lance.dataset(str(uri)).get_fragments()) == 3
-    command = [sys.executable, "-c", INTERRUPTED, str(uri)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "hashes\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1].endswith("KeyboardInterrupt\n")
+    process = server(BUILDING).start(INTERRUPTED, uri)
+    assert process.wait_for_line(timeout=60) == "hashes\n"
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == -signal.SIGINT
+    assert process.output()[1].endswith("KeyboardInterrupt\n")
     assert find_orphans(StoreLocation(str(uri))) == set()
     assert not verify_store(str(uri))
     assert {path.name for path in tmp_path.iterdir()} == {"x.lance", "x.tokenizer.json"}
@@ -392,7 +408,7 @@ def test_what_it_removes_nobody_can_commit(tmp_path: Path):
     version = build(ListSource(documents("some text")), uri).version
     before = lance.dataset(uri)
     write_rows(StoreLocation(str(uri)), before, before.schema, before.to_table().to_batches())
-    assert forget(str(uri), {"repo": "nobody"}).documents == 0
+    assert forget(str(uri), {"repo": "nobody"}, future=True).documents == 0
     assert find_orphans(StoreLocation(str(uri))) == set()
     assert last_version(StoreLocation(str(uri)))[0] == version + 1
 

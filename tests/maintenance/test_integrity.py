@@ -3,8 +3,6 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +14,14 @@ from lightning_lance import TokenStore
 from lightning_lance.errors import StoreError
 from lightning_lance.format.checksums import SUMS
 from lightning_lance.location import StoreLocation
+from lightning_lance.maintenance import integrity
 from lightning_lance.maintenance.integrity import verify_store
 from tests.support.bucket import serving
 from tests.support.commands import run
 from tests.support.commits import NOTE, rows_of
 from tests.support.merges import append
-from tests.support.paths import ROOT
 from tests.support.stores import append_commit
+from tests.support.warm import BUILDING, server
 
 WAYS = 200
 NOTE_OF_5001 = replace(NOTE, tokens=5001)
@@ -32,9 +31,9 @@ import sys, json
 import numpy as np
 from lightning_lance import TokenStore
 from lightning_lance.errors import StoreError
-for line in sys.stdin:
+for place in sys.argv[1:]:
     try:
-        store = TokenStore.open(line.strip())
+        store = TokenStore.open(place)
         for split in ("train", "val"):
             size = store.num_tokens(split)
             if size:
@@ -89,7 +88,10 @@ def test_a_whole_store_has_no_problem(store: Path):
     assert verify_store(str(store)) == []
 
 
-def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path: Path):
+def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Nobody writes to these stores, so there is nothing to wait for.
+    monkeypatch.setattr(integrity, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(integrity, "_BETWEEN_LOOKS_SECONDS", 0.0)
     draw = random.Random(0)
     copies, told = [], []
     for i in range(WAYS):
@@ -101,9 +103,7 @@ def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path:
         assert problems, f"not found: {what}"
         name = what.split("/")[-1]
         assert "swap" in what or any(name in problem.place for problem in problems), f"{what}: {problems}"
-    opened = subprocess.run(
-        [sys.executable, "-c", OPENS], input="\n".join(map(str, copies)), capture_output=True, text=True, timeout=300
-    )
+    opened = server(BUILDING).run(OPENS, *copies, timeout=200)
     answers = opened.stdout.splitlines()
     assert opened.returncode == 0, f"{told[len(answers)]}: {opened.stderr[-3000:]}"
     assert len(answers) == WAYS
@@ -112,15 +112,14 @@ def test_every_damage_is_found_and_named_and_harms_nobody(store: Path, tmp_path:
 
 BUILDS = """
 import sys
-sys.path[:0] = [sys.argv[1]]
 from lightning_lance.maintenance.compaction import compact
 from tests.support.merges import NOTE, append
 from lightning_lance.format.commit import last_version
 from lightning_lance.location import StoreLocation
-note, place = NOTE, StoreLocation(sys.argv[2])
+note, place = NOTE, StoreLocation(sys.argv[1])
 for i in range(30):
     last = i == 29
-    note = append(sys.argv[2], [(0, "C", 3000), (1, "Rust", 500)], 2 * i, note, 60_000 if last else None)
+    note = append(sys.argv[1], [(0, "C", 3000), (1, "Rust", 500)], 2 * i, note, 60_000 if last else None)
     if not last:
         compact(place, last_version(place)[0], full=60_000)
     print(i, flush=True)
@@ -130,15 +129,13 @@ for i in range(30):
 def test_a_store_that_is_being_built_is_not_taken_for_damaged(tmp_path: Path):
     """Versions and merged files are removed while the store is verified."""
     uri, checked = str(tmp_path / "x.lance"), 0
-    command = [sys.executable, "-c", BUILDS, str(ROOT), uri]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        while process.poll() is None:
-            assert verify_store(uri) == []
-            TokenStore.open(uri, verify=True)
-            checked += 1
-    assert process.returncode == 0
+    process = server(BUILDING).start(BUILDS, uri)
+    process.wait_for_line(timeout=60)
+    while process.is_running():
+        assert verify_store(uri) == []
+        TokenStore.open(uri, verify=True)
+        checked += 1
+    assert process.wait(timeout=60) == 0
     assert checked > 3
     assert verify_store(uri) == []
 
@@ -226,13 +223,12 @@ def test_what_is_no_store_is_refused(tmp_path: Path):
 
 REBUILDS = """
 import sys
-sys.path[:0] = [sys.argv[1]]
 from tests.support.stores import ListSource, documents
 from tests.support.corpora import prepare
 from lightning_lance.tokenization.configs import ByteTokenizer
 source = ListSource(documents(*["some text " * 50] * 12))
 for i in range(5):
-    prepare(source, ByteTokenizer(), sys.argv[2], val_fraction=i % 2 / 10, rebuild=True, commit_tokens=1, commit_seconds=0)
+    prepare(source, ByteTokenizer(), sys.argv[1], val_fraction=i % 2 / 10, rebuild=True, commit_tokens=1, commit_seconds=0)
     print(i, flush=True)
 """
 
@@ -240,21 +236,19 @@ for i in range(5):
 def test_a_store_that_is_rebuilt_meanwhile_is_not_taken_for_damaged(tmp_path: Path):
     """It is whole, missing, or replaced; a reader never sees Lance's own errors."""
     uri, checked, said = str(tmp_path / "x.lance"), 0, list[str]()
-    command = [sys.executable, "-c", REBUILDS, str(ROOT), uri]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        while process.poll() is None:
-            try:
-                store = TokenStore.open(uri)
-                assert verify_store(uri) == []
-                checked += 1
-                store.keep_for_training()
-                store.documents(np.zeros(1, np.int64), 5)
-                assert store.newest().fingerprint == store.fingerprint
-            except StoreError as error:
-                said.append(str(error))
-    assert process.returncode == 0
+    process = server(BUILDING).start(REBUILDS, uri)
+    process.wait_for_line(timeout=60)
+    while process.is_running():
+        try:
+            store = TokenStore.open(uri)
+            assert verify_store(uri) == []
+            checked += 1
+            store.keep_for_training()
+            store.documents(np.zeros(1, np.int64), 5)
+            assert store.newest().fingerprint == store.fingerprint
+        except StoreError as error:
+            said.append(str(error))
+    assert process.wait(timeout=60) == 0
     assert checked
     known = ("no committed", "was replaced by one with other settings", "was removed", "the store is gone")
     assert [what for what in said if not any(part in what for part in known)] == []

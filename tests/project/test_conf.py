@@ -54,6 +54,7 @@ def test_the_groups_are_those_that_are_promised():
         "source": "files fineweb github_code github_code_clean hub jsonl parquet python_stdlib starcoder the_stack wikitext",
         "corpus": "default",
         "tokenizer": "bpe bytes file gpt2 gpt_neox llama3 qwen3",
+        "engine": "local ray",
         "data": "default",
         "logger": "csv none tensorboard wandb",
         "model": "gpt_medium gpt_nano gpt_small",

@@ -1,8 +1,8 @@
 """The code of README.md and docs/ runs as it stands, and what they name is there.
 
 Each page has a folder of its own, with a reader's files in it. Its commands and its Python run there one after the other, and
-each may go on from those before. Two things are smaller than for a reader: the standard library is a few of its files, and
-training takes a few steps of a small model, where the page does not ask for others.
+each may go on from those before. Three things are smaller than for a reader: the standard library is a few of its files,
+training takes a few steps of a small model, where the page does not ask for others, and what the model writes is short.
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ faulthandler.dump_traceback_later(200, exit=True)
 yaml.SafeLoader = yaml.CSafeLoader
 Hydra.get_mode = lambda *asked, **named: None
 from lightning_lance.format import durability
+from lightning_lance.examples import train_gpt
 from lightning_lance.sources import files
+train_gpt._SAMPLE_TOKENS = 20
 durability._force = lambda path: None
 files.sysconfig = types.SimpleNamespace(get_paths=lambda: {{"stdlib": {library!r}}})
 """

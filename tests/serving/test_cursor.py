@@ -104,6 +104,9 @@ def test_a_difference_is_named_field_by_field(store: TokenStore):
     said = r"seed: 7 -> 0; where: \{'language': \['Go'\]\} -> \{\}; stores: built with other settings"
     with pytest.raises(StoreError, match=rf"continues other data \({said}\): .*on_data_change=restart"):
         cursor(store).load_state_dict(other)
+    elsewhere = {**state, "stores": [{**state["stores"][0], "fingerprint": "f", "uri": "/old.lance"}]}
+    with pytest.raises(StoreError, match=f"stores: '/old.lance' -> '{store.uri}', built with other settings"):
+        cursor(store).load_state_dict(elsewhere)
 
 
 def test_a_store_whose_rows_were_deleted_is_continued_as_it_was_or_refused(tmp_path: Path):
@@ -151,7 +154,7 @@ def test_a_store_that_was_compacted_is_continued_at_the_version_of_the_state(
 ):
     """Lance may change the order of rows in a compacted version, with the same counts."""
     # A build without its last merge leaves something to compact.
-    monkeypatch.setattr("lightning_lance.build.builder.commit_final", only_append)
+    monkeypatch.setattr("lightning_lance.engines.local.commit_final", only_append)
     source = ListSource(documents("a" * 3000, "b" * 3000, "c" * 20_000), per_shard=1, per_batch=1)
     store = prepare(source, ByteTokenizer(), data_dir=tmp_path, val_fraction=0.0, commit_tokens=3000)
     lance.dataset(store.uri).optimize.compact_files(target_rows_per_fragment=8)

@@ -2,12 +2,13 @@
 
 import copy
 import itertools
-import multiprocessing
+import json
 import os
 import pickle
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -280,21 +281,21 @@ def test_windows_of_a_store_that_a_pool_of_threads_reads_can_be_read_in_a_fork_i
             assert "start workers by 'forkserver' or 'spawn'" in str(in_the_fork)
 
 
-def pickled(loader: WindowLoader, pipe: Any) -> None:
-    pipe.send([rows(loader), loader.state_dict()["cursor"]])
+TRAVELLED = """
+import json, pickle, sys
+from pathlib import Path
+loader = pickle.loads(Path(sys.argv[1]).read_bytes())
+print(json.dumps([[batch["input_ids"].tolist() for batch in loader], loader.state_dict()["cursor"]]))
+"""
 
 
-def test_a_loader_travels_to_a_spawned_process(store: TokenStore):
+def test_a_loader_travels_to_another_process(store: TokenStore, tmp_path: Path):
     loader = WindowLoader(store, 4, 8)
     next(iter(loader))
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=pickled, args=(loader, theirs))
-    process.start()
-    theirs.close()
-    assert ours.poll(200)
-    served, cursor = ours.recv()
-    process.join(60)
-    assert (served, cursor) == (rows(loader), loader.state_dict()["cursor"])
+    (tmp_path / "loader").write_bytes(pickle.dumps(loader))
+    done = server(TRAINING).run(TRAVELLED, tmp_path / "loader", timeout=100)
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == [rows(loader), loader.state_dict()["cursor"]]
 
 
 LATE = """

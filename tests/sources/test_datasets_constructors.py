@@ -129,3 +129,12 @@ def test_values_are_checked_as_ever():
         DatasetSource.jsonl(["x.jsonl"], dedup="fuzzy")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"source\.path is None: expected text"):
         DatasetSource.hub(None)  # type: ignore[arg-type]
+
+
+def test_an_unknown_option_is_named_with_what_was_called():
+    with pytest.raises(
+        ConfigError, match=r"^DatasetSource.jsonl has no option column: did you mean columns\? expected some of"
+    ):
+        DatasetSource.jsonl("a.jsonl", column="x")  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match=r"^DatasetSource.hub has no option val_files: "):
+        DatasetSource.hub("a/b", val_files="x")  # type: ignore[call-arg]

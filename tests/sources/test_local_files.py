@@ -186,6 +186,10 @@ def test_what_is_left_out_is_counted_and_told(tree: Path):
     files = search.find("**/*.py")
     assert [match.name for match in files] == ["a.py", "b/c.py"]
     assert search.account.counts() == {HIDDEN: 1, IN_HIDDEN: 2, EXCLUDED: 1, BROKEN: 2, SPECIAL: 1}
+    # Folders without a matching file, which nobody misses.
+    for name in (".empty", "node_modules", "b/node_modules"):
+        (tree / name / "x").mkdir(parents=True, exist_ok=True)
+    search.find("**/*.py")
     told = search.account.remarks("mine", {match.real for match in files}, follow_links=False)
     assert told == [
         (

@@ -16,7 +16,7 @@ MakeStore = Callable[..., TokenStore]
 
 def test_tokens_of_a_commit_are_one_page(byte_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
     """The mapped reader depends on this: Lance must not cut a commit into many pages, nor compress it."""
-    monkeypatch.setattr("lightning_lance.build.builder.commit_final", only_append)
+    monkeypatch.setattr("lightning_lance.engines.local.commit_final", only_append)
     store = byte_store(*["x" * 500_000] * 20, commit_tokens=4_000_000)
     assert store.reader == "mapped"
     assert store.version == 3

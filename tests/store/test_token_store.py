@@ -82,7 +82,7 @@ def test_the_notes_of_the_commits_tell_what_the_rows_tell(
     made = [(f"{i}" + "x" * size, "abc"[language], f"repo{i}") for i, (language, size) in enumerate(parts)]
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         if untidy:
-            patch.setattr("lightning_lance.build.builder.commit_final", only_append)
+            patch.setattr("lightning_lance.engines.local.commit_final", only_append)
         source = ListSource(tuple(made), 4, 1)
         store = prepare(source, ByteTokenizer(), data_dir=folder, val_fraction=0.4, commit_tokens=commit_tokens)
         patch.setattr("lightning_lance.store.token_store.layout_of", lambda fragments, files: None)

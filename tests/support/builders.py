@@ -19,10 +19,10 @@ from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
 
 TEXTS = [file.read_text(encoding="utf-8", errors="replace") for file in sorted(Path(python_stdlib().root).glob("*.py"))]
-# Two languages, and repositories of which some are for validation: 1,000 documents and 27 M tokens.
+# Two languages, and repositories of which some are for validation: 500 documents and 14 M tokens.
 STDLIB = tuple(
     entry
-    for i, text in enumerate(TEXTS * 5)
+    for i, text in enumerate(TEXTS * 3)
     for entry in documents(text, language="Rust" if i % 3 else "Python", repo=f"repo{i % 40}")
 )
 
@@ -64,7 +64,7 @@ class Watched(ListSource):
         yield from super().read(shard, row)
 
 
-def until(holds: Callable[[], Any], seconds: float = 60) -> None:
+def until(holds: Callable[[], Any], seconds: float = 150) -> None:
     """Wait for what another process does."""
     begin = time.monotonic()
     while not holds():
@@ -82,12 +82,17 @@ def run(line: str) -> None:
 
     asked = json.loads(line)
     told: dict[str, Any] = {"messages": []}
+    result = Path(asked.pop("result"))
+
+    def keep(record: logging.LogRecord) -> None:
+        told["messages"].append(record.getMessage())
+        result.with_suffix(".warned").touch()
+
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: told["messages"].append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = keep  # type: ignore[method-assign]
     logging.getLogger("lightning_lance").addHandler(handler)
     locks.LEASE_SECONDS = asked.pop("lease", locks.LEASE_SECONDS)
     source = Watched(STDLIB, 20, 4, **asked.pop("source", {}))
-    result = Path(asked.pop("result"))
     try:
         store = prepare(source, ByteTokenizer(), asked.pop("uri"), val_fraction=0.3, **asked)
         told["version"] = store.version
@@ -113,6 +118,10 @@ class Builder:
             return False
         return True
 
+    def has_warned(self) -> bool:
+        """Return whether it has logged a warning, as that it waits for another process."""
+        return self._result.with_suffix(".warned").exists()
+
     def kill(self) -> bool:
         """`kill -9`; whether it was still building."""
         try:
@@ -122,7 +131,7 @@ class Builder:
         until(lambda: not self.alive())
         return not self._result.exists()
 
-    def result(self, seconds: float = 60) -> dict[str, Any]:
+    def result(self, seconds: float = 150) -> dict[str, Any]:
         until(self._result.exists, seconds)
         until(lambda: not self.alive())
         return json.loads(self._result.read_text())  # type: ignore[no-any-return]

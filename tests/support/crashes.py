@@ -253,6 +253,8 @@ def serve() -> None:
     import gigatoken  # noqa: F401
     import tokenizers  # noqa: F401
 
+    from tests.support import compared  # noqa: F401
+
     for line in sys.stdin:
         kind, place, begun, at = json.loads(line)
         folder = Path(place)

@@ -24,7 +24,8 @@ from tests.support.paths import ROOT
 BUILDING = (
     "hydra.main", "hydra._internal.hydra", "lightning_lance.cli.hydra_app", "s3fs",
     "aiohttp", "awkward", "gigatoken", "hydra", "lance", "lightning_lance.build.runner",
-    "lightning_lance.cli.main", "pandas", "pyarrow.dataset", "pyarrow.parquet", "tokenizers",
+    "lightning_lance.cli.main", "lightning_lance.inspection.summary", "lightning_lance.sources.local_files", "pandas",
+    "pyarrow.dataset", "pyarrow.parquet", "tokenizers", "tests.support.compared", "tests.support.composed", "zipp",
 )  # fmt: skip
 # What training needs, on top. The clients of the Hub are among it, as the environment of the tests sets them up.
 TRAINING = (
@@ -52,6 +53,19 @@ class WarmProcess:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout, *self.output())
             time.sleep(0.005)
         return int(self._result.read_text())
+
+    def is_running(self) -> bool:
+        """Return whether it has not ended yet."""
+        return not self._result.exists()
+
+    def wait_for_line(self, timeout: float, number: int = 1) -> str:
+        """Return its standard output once that has some number of lines."""
+        end = time.monotonic() + timeout
+        while (said := self.output()[0]).count("\n") < number:
+            assert time.monotonic() < end, f"it did not come: {self.output()}"
+            assert self.is_running() or self.output()[0].count("\n") >= number, self.output()
+            time.sleep(0.005)
+        return said
 
     def output(self) -> tuple[str, str]:
         """Return what it has written to its standard output and its standard error."""

@@ -1,11 +1,14 @@
 """A process that has imported what is slow to import, and forks for each script that it is told to run.
 
 Each line from a client is a request of `tests.support.warm`. The fork that runs the script returns to the end of
-this module, so that it ends as any interpreter does: with its traceback, its threads awaited and its `atexit`.
+this module, so that it ends as any interpreter does: with its traceback, its threads awaited and its `atexit`. It only leaves
+out to take apart the modules that it was forked with, which would copy all their memory and take a second.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import importlib
 import json
@@ -24,6 +27,8 @@ from typing import Any, TextIO
 OWN_FILTERS = len(warnings.filters)
 # Time without a client after which the server ends.
 _IDLE_SECONDS = 10.0
+# The exit status of the script; None before its end, and where a signal has ended it.
+_status: int | None = None
 
 
 def requested(place: str) -> dict[str, Any]:
@@ -108,11 +113,41 @@ def become(request: dict[str, Any]) -> Any:
     return compile(request["code"], "<string>" if sys.argv[0] == "-c" else str(script), "exec"), main.__dict__
 
 
+def status_of(code: object) -> int:
+    """Return the exit status that `sys.exit(code)` stands for."""
+    if code is None:
+        return 0
+    return code & 0xFF if isinstance(code, int) else 1
+
+
+def leave() -> None:
+    """End the process behind the last of its `atexit`, with the status that the script has ended with."""
+    if _status is None:
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(_status)
+
+
 if __name__ == "__main__":
+    # The first to register is the last to run.
+    atexit.register(leave)
+    gc.disable()
     for name in sys.argv[2:]:
         importlib.import_module(name)
     # No fork looks for garbage in what was imported, which would copy most of its memory.
     gc.collect()
     gc.freeze()
+    gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    exec(*become(requested(sys.argv[1])))
+    code, names = become(requested(sys.argv[1]))
+    try:
+        exec(code, names)
+        _status = 0
+    except SystemExit as ended:
+        _status = status_of(ended.code)
+        raise
+    except Exception:
+        _status = 1
+        raise

@@ -1,0 +1,299 @@
+"""The engine that builds a store on a Ray cluster, or on all cores of this machine. The only module that knows Ray.
+
+Units are Ray's core tasks. Ray retries none of them: the driver does, a bounded number of times. Arguments of tasks show in
+Ray's logs, so they are references; the work itself, with the options of its file systems, is an object.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lightning_lance.build.builder import Build
+from lightning_lance.build.cluster import ClusterBuild, Outcome
+from lightning_lance.build.plan import Budget, Plan
+from lightning_lance.build.tasks import Work
+from lightning_lance.errors import ConfigError, described, is_count
+from lightning_lance.format.metadata import CommitMetadata
+from lightning_lance.location import with_all_options
+from lightning_lance.maintenance.compaction import FULL_BYTES
+from lightning_lance.messages.redaction import in_one_line
+from lightning_lance.sources.source import Source
+
+# By name, since Ray is imported later: the worker, its node or what it had made is gone, or its memory was too small.
+_LOST = {
+    "WorkerCrashedError",
+    "NodeDiedError",
+    "ObjectLostError",
+    "OutOfMemoryError",
+    "LocalRayletDiedError",
+    "ActorDiedError",
+    "TaskUnschedulableError",
+}
+
+_HOST_AND_PORT = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
+_CONNECT_SECONDS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayEngine:
+    """Builds on a Ray cluster.
+
+    Attributes:
+        address: Address of the cluster, such as `auto` or `ray://head:10001`; None for the one of `RAY_ADDRESS`, or else a new
+            one on this machine.
+        num_cpus: Cores of each task.
+        max_in_flight: Tasks at a time; None for as many as the cluster has cores for.
+        max_lead: Units ahead of the last commit, running and finished; None for four times as many as tasks.
+        unit_bytes: Bytes of text after which a large shard is cut into another unit.
+        max_retries: How often a unit is done again that has lost its worker.
+
+    Raises:
+        ConfigError: If a value cannot be used.
+    """
+
+    name: ClassVar[str] = "ray"
+
+    address: str | None = None
+    num_cpus: int = 1
+    max_in_flight: int | None = None
+    max_lead: int | None = None
+    unit_bytes: int = FULL_BYTES
+    max_retries: int = 3
+
+    def __post_init__(self) -> None:
+        if self.address is not None and not isinstance(self.address, str):
+            raise ConfigError(f"engine.address is {described(self.address)}: expected text, such as auto.")
+        for name in ("num_cpus", "unit_bytes"):
+            self._check(name, getattr(self, name))
+        for name in ("max_in_flight", "max_lead"):
+            if getattr(self, name) is not None:
+                self._check(name, getattr(self, name))
+        if self.max_retries != 0:
+            self._check("max_retries", self.max_retries)
+
+    def _check(self, name: str, value: Any) -> None:
+        if not is_count(value):
+            raise ConfigError(f"engine.{name} is {described(value)}: expected a positive whole number.")
+
+    def begin(
+        self, source: Source, plan: Plan, budget: Budget, version: int, commit: CommitMetadata | None, durable: bool
+    ) -> Build:
+        """Open the source, and return a build that continues from this version; see `Build`.
+
+        Raises:
+            ConfigError: If Ray is not installed.
+        """
+        _ray()
+        return ClusterBuild(
+            lambda work: RayWorkers(self, work),
+            source,
+            plan,
+            budget,
+            version,
+            commit,
+            durable,
+            max_lead=self.max_lead,
+            unit_bytes=self.unit_bytes,
+            max_retries=self.max_retries,
+        )
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "The engine ray needs Ray, which is not installed: run pip install 'lightning-lance[ray]', or set engine=local."
+        ) from error
+    return ray
+
+
+def _check_reachable(address: str | None) -> None:
+    """Check that something listens at an address, for which Ray would wait minutes. ConfigError if not."""
+    named = _HOST_AND_PORT.fullmatch(address or "")
+    if named is None:
+        return
+    try:
+        socket.create_connection((named["host"].strip("[]"), int(named["port"])), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> ConfigError:
+    where = "on this machine" if address is None else f"at {address!r}"
+    return ConfigError(
+        f"There is no Ray cluster {where} ({in_one_line(error, 200)}): start one with 'ray start --head', or leave "
+        "engine.address and RAY_ADDRESS out for one of this build's own."
+    )
+
+
+class RayWorkers:
+    """The workers of a Ray cluster; see `Workers`. Starts a cluster on this machine if there is none to connect to.
+
+    Args:
+        engine: The engine.
+        work: What all tasks have in common.
+
+    Raises:
+        ConfigError: If there is no such cluster, or a worker lacks this package.
+    """
+
+    def __init__(self, engine: RayEngine, work: Work) -> None:
+        self._ray = _ray()
+        self._engine = engine
+        self._started = not self._ray.is_initialized()
+        if self._started:
+            self._start()
+        try:
+            with with_all_options():
+                self._work = self._ray.put(work)
+            self._task = self._ray.remote(_run)
+        except BaseException:
+            self.close()
+            raise
+        self._running: dict[Any, int] = {}
+
+    def _start(self) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Workers of a cluster on this machine would otherwise yield to every other process.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        address = self._engine.address or os.environ.get("RAY_ADDRESS")
+        _check_reachable(address)
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGTERM) if main else None
+        try:
+            self._ray.init(
+                address=self._engine.address,
+                include_dashboard=None if self._engine.address else False,
+                logging_level="error",
+                log_to_driver=False,
+                runtime_env={"env_vars": self._environment()},
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _no_cluster(address, error) from error
+        finally:
+            # Ray replaces it, and leaves it replaced.
+            if main:
+                signal.signal(signal.SIGTERM, before)
+
+    def _environment(self) -> dict[str, str]:
+        """Return what keeps each task on its own cores: the libraries below take all of a machine."""
+        cores = str(self._engine.num_cpus)
+        return {
+            "RAYON_NUM_THREADS": cores,
+            "LANCE_CPU_THREADS": cores,
+            "OMP_NUM_THREADS": cores,
+            "LANCE_IO_THREADS": "8",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+
+    @property
+    def slots(self) -> int:
+        """Tasks that run at the same time."""
+        if self._engine.max_in_flight is not None:
+            return self._engine.max_in_flight
+        cores = self._ray.cluster_resources().get("CPU", 0)
+        return max(int(cores // self._engine.num_cpus), 1)
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, tries: int = 0) -> Hashable:
+        """Run `function(work, *arguments)` on some worker."""
+        options: dict[str, Any] = {"num_cpus": self._engine.num_cpus, "max_retries": 0, "name": function.__name__}
+        if tries:
+            # It may have needed more than it was given; and elsewhere, since its node may be ill.
+            options["scheduling_strategy"] = "SPREAD"
+        # In a list, since Ray would unpack it for each task anew.
+        task = self._task.options(**options).remote([self._work], function.__name__, _version(), arguments)
+        self._running[task] = tries
+        return _hashable(task)
+
+    def ended(self, seconds: float) -> Sequence[tuple[Hashable, Outcome]]:
+        """Wait so long for tasks to end, and return those that have."""
+        if not self._running:
+            threading.Event().wait(seconds)
+            return []
+        some, _ = self._ray.wait([*self._running], num_returns=1, timeout=seconds)
+        if not some:
+            return []
+        done, _ = self._ray.wait([*self._running], num_returns=len(self._running), timeout=0)
+        return [(_hashable(task), self._outcome(task)) for task in {*some, *done}]
+
+    def _outcome(self, task: Any) -> Outcome:
+        self._running.pop(task)
+        try:
+            return Outcome(self._ray.get(task))
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            return Outcome(error=_explained(cause))
+        except self._ray.exceptions.RayError as error:
+            lost = any(kind.__name__ in _LOST for kind in type(error).__mro__)
+            return Outcome(error=error, lost=lost)
+
+    def cancel(self, tasks: Iterable[Hashable]) -> None:
+        """Stop tasks whose outcome is not needed."""
+        for task in tasks:
+            if self._running.pop(task, None) is not None:
+                with suppress(Exception):  # it may have ended
+                    self._ray.cancel(task, force=True)
+
+    def close(self) -> None:
+        """Stop all tasks, and the cluster if it was started for them."""
+        self.cancel([*self._running])
+        if self._started:
+            self._ray.shutdown()
+
+
+def _hashable(task: Any) -> Hashable:
+    reference: Hashable = task
+    return reference
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("lightning-lance")
+
+
+# The work of the last build, by its reference: it holds a tokenizer, which takes a moment to load.
+_loaded: dict[str, Work] = {}
+
+
+def _run(work: Sequence[Any], name: str, version: str, arguments: Sequence[Any]) -> Any:
+    """Run a task in a worker."""
+    from lightning_lance.build import tasks
+
+    if version != _version():
+        raise ConfigError(
+            f"A worker of the cluster has lightning-lance {_version()}, and the driver {version}: install the same version on "
+            "all nodes."
+        )
+    return getattr(tasks, name)(_work_of(work[0]), *arguments)
+
+
+def _work_of(reference: Any) -> Work:
+    import pyarrow as pa
+    import ray
+
+    key = reference.hex()
+    if key not in _loaded:
+        _loaded.clear()
+        pa.set_cpu_count(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        _loaded[key] = ray.get(reference)
+    return _loaded[key]
+
+
+def _explained(error: Exception) -> Exception:
+    """Return an error of a worker, with its cure if it lacks this package."""
+    if isinstance(error, ModuleNotFoundError) and "lightning_lance" in str(error):
+        return ConfigError(
+            "A worker of the cluster lacks lightning-lance: install the same version on all nodes, or give it by Ray's "
+            "runtime_env."
+        )
+    return error

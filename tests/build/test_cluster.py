@@ -1,0 +1,228 @@
+"""The laws of a build on a cluster: whatever ends when, dies or is done twice, the store is that of the local engine."""
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import lance
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lightning_lance import Corpus, TokenStore
+from lightning_lance.build.cluster import ClusterBuild, Outcome
+from lightning_lance.build.unit import Unit
+from lightning_lance.errors import SourceError
+from lightning_lance.lance_names import UNITS
+from lightning_lance.maintenance import forget, verify_store
+from lightning_lance.tokenization import ByteTokenizer
+from tests.support.laws import examples
+from tests.support.stores import ListSource
+from tests.support.streams import provenance, streams
+from tests.support.workers import DiedError, DriverDied, FakeEngine, FakeWorkers
+
+
+@dataclass(frozen=True)
+class DivisibleSource(ListSource):
+    """A source whose shards are cut after any row."""
+
+    def cuts(self, shard: int, part_bytes: int) -> list[int]:
+        rows = len(self.documents[shard * self.per_shard :][: self.per_shard])
+        return [*range(part_bytes, rows, part_bytes)]
+
+
+texts = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "bb", "ccc" * 700, "d\n", " ", "", None, "ee" * 2000, "x"]),
+        st.sampled_from(["Python", "Rust", "C"]),
+        st.sampled_from(["r1", "r2", "r3", "r4"]),
+    ),
+    min_size=1,
+    max_size=24,
+)
+budgets = st.sampled_from([{}, {"max_documents": 1}, {"max_documents": 7}, {"max_tokens": 5}, {"max_tokens": 5000}])
+
+
+COUNTS = (
+    "shard", "row", "documents", "tokens", "text_bytes", "languages", "skipped", "noted", "files", "forgotten", "exhausted",
+    "fingerprint", "shards", "bad_shards",
+)  # fmt: skip
+
+
+def content(store: TokenStore) -> dict[str, Any]:
+    """Everything that the engines must agree on."""
+    counts = {name: getattr(store.commit, name) for name in COUNTS}
+    return {"streams": streams(store), "documents": provenance(store), "counts": counts}
+
+
+def leftovers(store: TokenStore) -> list[str]:
+    """Results of units, and data files of no version."""
+    place = Path(store.uri)
+    versions = [lance.dataset(store.uri, version=each["version"]) for each in lance.dataset(store.uri).versions()]
+    fragments = [fragment for version in versions for fragment in version.get_fragments()]
+    known = {file.path for fragment in fragments for file in fragment.data_files()}
+    data = [path.name for path in (place / "data").iterdir() if path.name not in known]
+    return [*data, *(path.name for path in (place / UNITS).glob("*"))]
+
+
+def build(
+    source: ListSource, folder: Path, name: str, budget: dict[str, int], engine: Any, **options: Any
+) -> TokenStore:
+    corpus = Corpus(source, ByteTokenizer(), folder / f"{name}.lance", val_fraction=0.3, **budget)
+    return corpus.prepare(engine=engine, durable=False, **options)
+
+
+engines = st.builds(
+    FakeEngine,
+    st.integers(0, 2**32),
+    slots=st.integers(1, 5),
+    max_lead=st.none() | st.integers(1, 6),
+    unit_bytes=st.integers(1, 4),
+    deaths=st.sampled_from([0.0, 0.3]),
+)
+
+
+@given(texts, st.sampled_from(["none", "exact"]), budgets, engines, st.sampled_from([0.0, 60.0]))
+@examples(12)
+def test_the_store_is_that_of_the_local_engine(
+    made: list[Any], dedup: Any, budget: dict[str, int], engine: FakeEngine, seconds: float
+) -> None:
+    source = DivisibleSource(tuple(made), dedup=dedup)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            local = content(build(source, folder, "local", budget, "local"))
+        except SourceError:
+            with pytest.raises(SourceError, match="gave no documents"):
+                build(source, folder, "cluster", budget, engine)
+            return
+        store = build(source, folder, "cluster", budget, engine, commit_seconds=seconds)
+        assert content(store) == local
+        assert leftovers(store) == []
+        assert verify_store(store.uri) == []
+
+
+@given(
+    texts, st.sampled_from(["none", "exact"]), budgets, engines, st.lists(st.integers(0, 12), max_size=3), st.booleans()
+)
+@examples(10)
+def test_drivers_that_die_lose_and_double_nothing(
+    made: list[Any], dedup: Any, budget: dict[str, int], engine: FakeEngine, deaths: list[int], often: bool
+) -> None:
+    source = DivisibleSource((("first", "Python", "r1"), *made), dedup=dedup)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        local = content(build(source, folder, "local", budget, "local"))
+        seconds = 0.0 if often else 60.0
+        for after in deaths:
+            with suppress(DriverDied):
+                build(source, folder, "cluster", budget, replace(engine, driver_dies=after), commit_seconds=seconds)
+        store = build(source, folder, "cluster", budget, engine, commit_seconds=seconds)
+        assert content(store) == local
+        assert leftovers(store) == []
+
+
+@given(texts, st.sampled_from(["none", "exact"]), st.lists(st.booleans(), min_size=2, max_size=4), engines)
+@examples(8)
+def test_a_build_may_change_its_engine_and_forget(
+    made: list[Any], dedup: Any, on_cluster: list[bool], engine: FakeEngine
+) -> None:
+    source = DivisibleSource((("first", "Python", "r1"), *made), dedup=dedup)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for step, cluster in enumerate(on_cluster):
+            budget = {} if step == len(on_cluster) - 1 else {"max_documents": 3 * step + 1}
+            # A driver that died before has left results.
+            with suppress(DriverDied):
+                build(source, folder, "mixed", budget, replace(engine, driver_dies=2))
+            local = build(source, folder, "local", budget, "local")
+            store = build(source, folder, "mixed", budget, engine if cluster else "local")
+            assert content(store) == content(local)
+            if not step:
+                for each in (local, store):
+                    forget(each.uri, {"repo": "r1"})
+        assert leftovers(store) == []
+
+
+def test_what_a_dead_driver_has_had_done_is_not_done_again(tmp_path: Path) -> None:
+    source = DivisibleSource(tuple((f"text {i}", "Python", f"r{i}") for i in range(12)), dedup="exact")
+    first = FakeEngine(slots=2, unit_bytes=2, driver_dies=9)
+    with pytest.raises(DriverDied):
+        build(source, tmp_path, "x", {}, first)
+    second = FakeEngine(slots=2, unit_bytes=2)
+    store = build(source, tmp_path, "x", {}, second)
+    assert store.commit.documents == 12
+    # Six units of two documents each, each scanned and run once.
+    done = [*first.made[0].done, *second.made[0].done]
+    assert (done.count("run_scan"), done.count("run_unit")) == (6, 6)
+
+
+def test_units_ahead_of_the_ledger_are_bounded(tmp_path: Path) -> None:
+    source = DivisibleSource(tuple((f"text {i}", "Python", f"r{i}") for i in range(40)))
+    engine = FakeEngine(slots=3, max_lead=4, unit_bytes=1)
+    widest = 0
+    begin = engine.begin
+
+    def watched(*given: Any, durable: bool) -> Any:
+        made = begin(*given, durable=durable)
+        look = made._look
+
+        def looking(*arguments: Any) -> None:
+            nonlocal widest
+            widest = max(widest, len(made._queue))
+            look(*arguments)
+
+        made._look = looking  # type: ignore[method-assign]
+        return made
+
+    object.__setattr__(engine, "begin", watched)
+    build(source, tmp_path, "x", {}, engine)
+    assert widest <= 4
+    small = FakeEngine(slots=3, unit_bytes=1)
+    build(source, tmp_path, "y", {"max_documents": 8}, small)
+    # One for each free worker before the first is folded, and no more than the budget asks for after it.
+    assert small.made[0].done.count("run_unit") <= 10
+
+
+def test_a_unit_that_ends_its_workers_is_named(tmp_path: Path) -> None:
+    source = DivisibleSource(tuple((f"text {i}", "Python", f"r{i}") for i in range(8)))
+
+    class Poisoned(FakeWorkers):
+        def ended(self, seconds: float) -> Any:
+            for task, (_, arguments) in self.waiting.items():
+                if arguments[0] == Unit(1, 2):
+                    del self.waiting[task]
+                    return [(task, Outcome(error=DiedError("killed"), lost=True))]
+            return super().ended(seconds)
+
+    class Engine:
+        def begin(self, *given: Any, durable: bool) -> Any:
+            return ClusterBuild(lambda work: Poisoned(work, Random(0)), *given, durable, unit_bytes=2, max_retries=2)
+
+    with pytest.raises(SourceError) as refused:
+        build(source, tmp_path, "x", {}, Engine())
+    assert str(refused.value) == (
+        "Shard '1' of source 'list', from row 2 on, has ended its worker 3 times (killed): committed documents are safe; give "
+        "a worker more memory, or leave these rows out, and run again."
+    )
+
+
+def test_a_source_that_changes_between_scan_and_run_is_refused(tmp_path: Path) -> None:
+    source = DivisibleSource(tuple((f"text {i}", "Python", f"r{i}") for i in range(4)), dedup="exact")
+
+    class Changing(FakeWorkers):
+        def ended(self, seconds: float) -> Any:
+            if self.done:
+                changed = tuple((f"other {i}", "Python", f"r{i}") for i in range(4))
+                self.work = replace(self.work, opened=replace(source, documents=changed))
+            return super().ended(seconds)
+
+    class Engine:
+        def begin(self, *given: Any, durable: bool) -> Any:
+            return ClusterBuild(lambda work: Changing(work, Random(0)), *given, durable)
+
+    with pytest.raises(SourceError, match="gave other documents when it was read again"):
+        build(source, tmp_path, "x", {}, Engine())

@@ -1,0 +1,181 @@
+"""Builds on real Ray clusters: workers and nodes that die, drivers that are killed, and what they leave."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_lance import Corpus, TokenStore
+from lightning_lance.engines import RayEngine
+from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.maintenance import verify_store
+from lightning_lance.sources import FilesSource
+from lightning_lance.tokenization import ByteTokenizer
+from tests.support.bucket import serving
+from tests.support.paths import ROOT
+from tests.support.streams import streams
+from tests.support.watched import WatchedSource, readings
+
+pytest.importorskip("ray")
+import ray
+from ray.cluster_utils import Cluster
+
+# Ray starts its processes by forks of this one, which do not use Lance.
+pytestmark = pytest.mark.filterwarnings("ignore:lance is not fork-safe", "ignore:.*__warn_on_fork.*")
+
+FILES = 60
+# The third unit of 200,000 bytes begins here.
+THIRD = 23
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for i in range(FILES):
+        folder.joinpath(f"{i:02}.py").write_text(f"# {i}\n" + f"x{i} = {i}\n" * 2000)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def units(texts: Path) -> None:
+    assert FilesSource("*.py", texts).open().cuts(0, 200_000)[1] == THIRD
+
+
+@pytest.fixture(scope="module")
+def local(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return streams(
+        Corpus(FilesSource("*.py", texts), ByteTokenizer(), tmp_path_factory.mktemp("local") / "x.lance").prepare()
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without cores, and two nodes with one each; the workers see this package and the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
+        for _ in range(2):
+            made.add_node(num_cpus=1, object_store_memory=80 << 20)
+        made.wait_for_nodes()
+        patch.setenv("RAY_ADDRESS", made.address)
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+def build(source: Any, place: Any, **options: Any) -> TokenStore:
+    engine = RayEngine(unit_bytes=200_000, **options.pop("engine", {}))
+    return Corpus(source, ByteTokenizer(), place, **options).prepare(engine=engine)
+
+
+def test_the_store_is_that_of_the_local_engine_though_a_worker_is_killed(
+    cluster: Cluster, texts: Path, local: Any, tmp_path: Path
+) -> None:
+    source = WatchedSource(FilesSource("*.py", texts), tmp_path, at=THIRD, fate="die once")
+    store = build(source, tmp_path / "x.lance")
+    assert (tmp_path / "met").exists()
+    assert streams(store) == local
+    assert verify_store(store.uri) == []
+    assert not (tmp_path / "x.lance/_units").exists()
+    # Files of more than one unit went into one fragment.
+    assert len(set(readings(tmp_path))) > 4
+    assert len(list((tmp_path / "x.lance/data").iterdir())) == 1
+
+
+def test_a_node_that_goes_is_replaced_by_the_others(cluster: Cluster, texts: Path, local: Any, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    cluster.wait_for_nodes()
+    source = WatchedSource(FilesSource("*.py", texts), tmp_path, at=THIRD, fate="wait")
+
+    def take_away() -> None:
+        end = time.monotonic() + 60
+        while not (tmp_path / "met").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        cluster.remove_node(node, allow_graceful=False)
+        (tmp_path / "go").touch()
+
+    thread = threading.Thread(target=take_away)
+    thread.start()
+    store = build(source, tmp_path / "x.lance")
+    thread.join()
+    assert streams(store) == local
+
+
+def test_rows_that_end_every_worker_are_named(cluster: Cluster, texts: Path, tmp_path: Path) -> None:
+    source = WatchedSource(FilesSource("*.py", texts), tmp_path, at=THIRD, fate="die")
+    with pytest.raises(SourceError, match=r"rows 23 to \d+, has ended its worker 2 times .* leave these rows out"):
+        build(source, tmp_path / "x.lance", engine={"max_retries": 1})
+    # What was done stays, and another build goes on from it.
+    done = len(readings(tmp_path))
+    store = build(replace(source, fate=""), tmp_path / "x.lance")
+    assert store.commit.documents == FILES
+    assert len(readings(tmp_path)) < 2 * done
+
+
+DRIVER = """
+import sys
+from lightning_lance import Corpus
+from lightning_lance.engines import RayEngine
+from lightning_lance.sources import FilesSource
+from lightning_lance.tokenization import ByteTokenizer
+from pathlib import Path
+from tests.support.watched import WatchedSource
+
+texts, notes = map(Path, sys.argv[1:])
+source = WatchedSource(FilesSource("*.py", texts), notes, fate="slow")
+Corpus(source, ByteTokenizer(), notes / "x.lance").prepare(engine=RayEngine(unit_bytes=200_000), commit_seconds=0.5)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_is_stopped_goes_on_where_it_was(
+    cluster: Cluster, texts: Path, local: Any, tmp_path: Path, number: int
+) -> None:
+    command = [sys.executable, "-c", DRIVER, str(texts), str(tmp_path)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 90
+    while not any((tmp_path / "x.lance/data").glob("unit-*.lance")) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert "run it again to continue from there" in errors
+    source = WatchedSource(FilesSource("*.py", texts), tmp_path)
+    store = build(source, tmp_path / "x.lance")
+    assert streams(store) == local
+    assert not (tmp_path / "x.lance/_units").exists()
+    # What was finished is not done again: only the units that were running are read twice.
+    assert len(readings(tmp_path)) - len(set(readings(tmp_path))) <= 2
+
+
+def test_a_bucket_gets_the_same_store_and_no_log_a_key(
+    cluster: Cluster, texts: Path, local: Any, tmp_path: Path
+) -> None:
+    with serving() as bucket:
+        options = {**bucket.lance_options, "aws_secret_access_key": "hush-hush-secret"}
+        store = build(FilesSource("*.py", texts), "s3://bucket/x.lance", storage_options=options)
+        assert streams(store) == local
+        left = [entry["Key"] for entry in bucket.client.list_objects_v2(Bucket="bucket")["Contents"]]
+        assert len([key for key in left if "/data/" in key]) == 1
+        assert not [key for key in left if "/_units/" in key]
+    logs = Path(cluster.head_node.get_session_dir_path())
+    files = [file for file in logs.rglob("*") if file.is_file()]
+    assert len(files) > 5
+    for file in files:
+        assert b"hush-hush-secret" not in file.read_bytes(), file
+
+
+def test_a_cluster_that_is_not_there_is_told(texts: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"There is no Ray cluster at '127\.0\.0\.1:1'"):
+        Corpus(FilesSource("*.py", texts), ByteTokenizer(), tmp_path / "x.lance").prepare(
+            engine={"name": "ray", "address": "127.0.0.1:1"}
+        )
