@@ -37,7 +37,7 @@ def built(place: Path, texts: list[str] = TEXTS, **budget: Any) -> TokenStore:
     """Builds a store of several data files."""
     arguments: dict[str, Any] = {"val_fraction": 0.2, "data_dir": place.parent, "commit_tokens": 8000, **budget}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_lance.build.builder.commit_final", only_append)
+        patch.setattr("lightning_lance.engines.local.commit_final", only_append)
         return prepare(ListSource(documents(*texts)), ByteTokenizer(), str(place), **arguments)
 
 
