@@ -164,6 +164,9 @@ class LanceDataModule(LightningDataModule):
             run waits for a build in another process, and trains on those tokens; see `extend`.
         verify: Check every file of the stores against its checksum first.
         storage_options: Credentials and the like for stores that are given by their place.
+        stage: Folder on a local disk, to which the data files of stores in buckets are copied while the run trains; windows
+            of copied files are read from there. See `TokenStore.stage`.
+        stage_bytes: Most bytes of copies in that folder; None for no bound.
 
     Raises:
         ConfigError: If an argument cannot be used.
@@ -194,6 +197,8 @@ class LanceDataModule(LightningDataModule):
         build: BuildOptions | Mapping[str, Any] | None = None,
         verify: bool = False,
         storage_options: Mapping[str, str] | None = None,
+        stage: str | os.PathLike[str] | None = None,
+        stage_bytes: int | None = None,
     ) -> None:
         super().__init__()
         self.corpora = corpora_of(corpus, storage_options)
@@ -209,7 +214,11 @@ class LanceDataModule(LightningDataModule):
             extend=extend,
             on_data_change=on_data_change,
             val_by=val_by,
+            stage=stage,
+            stage_bytes=stage_bytes,
         )
+        if stage is not None and all(corpus.is_local for corpus in self.corpora.values()) and is_rank_zero():
+            _log.warning("stage is not used: it is for stores in buckets, and the data is on a disk of this machine.")
         self.batch = BatchOptions(
             batch_format=batch_format,
             document_ids=document_ids,
@@ -409,6 +418,9 @@ class LanceDataModule(LightningDataModule):
             [store] = stores.values()
             # Validation selects by the same names, and its error would name `where`.
             check_languages([*self.serving.mix], sorted(store.commit.stored_languages), "The data, for mix,")
+        if self.serving.stage is not None:
+            for store in stores.values():
+                store.stage(self.serving.stage, self.serving.stage_bytes)
         return stores
 
     @property

@@ -50,6 +50,14 @@ def remote_batches(uri, cache, storage_options, context_length, batch_size):
     yield from _pairs(_loader(uri, context_length, batch_size, cache_dir=str(cache), storage_options=storage_options))
 
 
+def remote_epochs(uri, cache, storage_options, context_length, batch_size):
+    """Serve epochs as `remote_batches` serves one, keeping the chunks in a folder."""
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True
+    loader = _loader(uri, context_length, batch_size, cache_dir=str(cache), storage_options=storage_options)
+    while True:
+        yield from _pairs(loader)
+
+
 def _loader(place, context_length, batch_size, **options):
     dataset = litdata.StreamingDataset(
         place,

@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import importlib.util
+import os
 import sys
 import types
 
@@ -35,6 +36,20 @@ def _stack(samples):
 
 def batches(folder, context_length, batch_size):
     dataset = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=batch_size)
+    yield from _served(dataset, batch_size)
+
+
+def remote_epochs(uri, cache, storage_options, context_length, batch_size):
+    """Serve epochs out of a bucket, keeping the shards in a folder."""
+    os.environ["S3_ENDPOINT_URL"] = storage_options["endpoint_url"]
+    os.environ["AWS_ACCESS_KEY_ID"] = storage_options["aws_access_key_id"]
+    os.environ["AWS_SECRET_ACCESS_KEY"] = storage_options["aws_secret_access_key"]
+    os.environ["AWS_DEFAULT_REGION"] = storage_options["region_name"]
+    dataset = streaming.StreamingDataset(remote=uri, local=str(cache), shuffle=True, batch_size=batch_size)
+    yield from _served(dataset, batch_size)
+
+
+def _served(dataset, batch_size):
     loader = torch.utils.data.DataLoader(
         dataset, batch_size=batch_size, num_workers=0, collate_fn=_stack, drop_last=True
     )

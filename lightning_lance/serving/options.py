@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, described, flag, integer, one_of, whole_number
+from lightning_lance.location import local_folder
 from lightning_lance.messages.formatting import format_list, nearest
 from lightning_lance.serving.fim import check_names
 from lightning_lance.serving.order import Order, check_order
@@ -44,6 +46,8 @@ class ServingOptions:
             run resumes.
         on_data_change: A checkpoint of other data: `error`, `restart` or `continue`.
         val_by: Whether validation has further loaders, one for each `language` or `store`.
+        stage: Folder on a local disk for copies of stores in buckets; None reads all from there. See `TokenStore.stage`.
+        stage_bytes: Most bytes of copies in that folder; None for no bound.
 
     Raises:
         ConfigError: If a value cannot be used, whatever the store.
@@ -60,10 +64,16 @@ class ServingOptions:
     extend: Extend = "never"
     on_data_change: OnDataChange = "error"
     val_by: ValBy = "none"
+    stage: str | os.PathLike[str] | None = None
+    stage_bytes: int | None = None
 
     def __post_init__(self) -> None:
         where, mix = check_selection({} if self.where is None else self.where, {} if self.mix is None else self.mix)
         context_length, order, shuffle_block = check_order(self.context_length, self.order, self.shuffle_block)
+        if self.stage is None and self.stage_bytes is not None:
+            raise ConfigError(
+                "stage_bytes bounds the copies in the folder stage: set stage too, or leave stage_bytes out."
+            )
         plain = {
             "context_length": context_length,
             "batch_size": whole_number("batch_size", self.batch_size),
@@ -72,6 +82,8 @@ class ServingOptions:
             "shuffle_block": shuffle_block,
             "where": where,
             "mix": mix,
+            "stage": None if self.stage is None else local_folder(self.stage, "stage"),
+            "stage_bytes": None if self.stage_bytes is None else whole_number("stage_bytes", self.stage_bytes),
             **{name: one_of(name, getattr(self, name), choices) for name, choices in _CHOICES.items()},
         }
         for name, value in plain.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning_lance.format.lance_io import take_blocks
 from lightning_lance.lance_names import data_file_at
 from lightning_lance.messages.escaping import logger
 from lightning_lance.store.segments import MappedFiles
+from lightning_lance.store.staging import Copy
 
 _log = logger(__name__)
 
@@ -61,6 +62,49 @@ def map_tokens(uri: str, dataset: Any, block: int, dtype: np.dtype[Any]) -> tupl
     if not np.array_equal(mapped.gather(last, block), take_blocks(dataset, np.cumsum(found[:, 1])[ends] - 1)):
         return None
     return mapped, found
+
+
+def map_copies(
+    copies: Mapping[str, Copy], rows: Mapping[str, int], block: int, dtype: np.dtype[Any]
+) -> tuple[MappedFiles | None, dict[str, list[tuple[int, int]]]]:
+    """Map the token pages of copies of a remote store's data files.
+
+    Args:
+        copies: The copies, by the name of the data file.
+        rows: The rows of each data file.
+        block: Tokens of a row.
+        dtype: The dtype of the tokens.
+
+    Returns:
+        The mapped files, None if there are none; and for each file the place of each page in them, in tokens, and its rows. A
+        file that Lance has laid out in another way is left out.
+
+    Raises:
+        StoreError: If a page lies outside its file, or two pages overlap.
+    """
+    row_bytes = block * dtype.itemsize
+    buffers: dict[str, list[tuple[int, int]]] = {}
+    for name, copy in copies.items():
+        found = _plain_buffers(copy.path, row_bytes)
+        if found and sum(size for _, size in found) == rows[name] * row_bytes:
+            buffers[name] = found
+    if not buffers:
+        return None, {}
+    mapped = MappedFiles([copies[name].path for name in buffers], dtype, [copies[name].map for name in buffers])
+    pages = {}
+    for number, (name, found) in enumerate(buffers.items()):
+        located = [(mapped.place(number, at, size // dtype.itemsize), size // row_bytes) for at, size in found]
+        # As for a local store: the last block is in its place only if all pages before it have Lance's sizes.
+        [last] = mapped.gather(np.asarray([located[-1][0] + (located[-1][1] - 1) * block]), block)
+        if np.array_equal(last, _last_block(copies[name].path, rows[name], dtype)):
+            pages[name] = located
+    return mapped, pages
+
+
+def _last_block(file: Path, rows: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return the tokens of the last row of a data file, as Lance reads them."""
+    [batch] = LanceFileReader(str(file), columns=["tokens"]).read_range(rows - 1, 1).to_batches()
+    return np.asarray(batch.column(0).flatten()).astype(dtype)
 
 
 def _plain_buffers(file: Path, row_bytes: int) -> list[tuple[int, int]]:

@@ -105,14 +105,14 @@ class MappedFiles:
     Args:
         files: Local files, none of them empty.
         dtype: The dtype of the tokens.
+        handles: Their maps, if they are mapped already.
     """
 
-    def __init__(self, files: Sequence[str | Path], dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, files: Sequence[str | Path], dtype: np.dtype[Any], handles: Sequence[mmap.mmap] | None = None
+    ) -> None:
         self._files = [str(file) for file in files]
-        handles = []
-        for file in files:
-            with Path(file).open("rb") as stream:
-                handles.append(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        handles = [_map(Path(file)) for file in files] if handles is None else [*handles]
         maps = [np.frombuffer(handle, np.uint8) for handle in handles]
         addresses = np.asarray([mapped.ctypes.data for mapped in maps], dtype=np.int64)
         sizes = np.asarray([len(mapped) for mapped in maps], dtype=np.int64)
@@ -195,6 +195,11 @@ class MappedFiles:
         sizes = begins - pages + length * self._item
         for file, page, size in zip(order.tolist(), pages.tolist(), sizes.tolist(), strict=True):
             self._handles[file].madvise(mmap.MADV_WILLNEED, page, size)
+
+
+def _map(file: Path) -> mmap.mmap:
+    with file.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _disk_faults() -> int:

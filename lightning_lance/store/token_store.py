@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,15 @@ import xxhash
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.documents.splits import SPLITS
-from lightning_lance.errors import ConfigError, StoreError, StoreReplaced, described, integer, whole_numbers
+from lightning_lance.errors import (
+    ConfigError,
+    StoreError,
+    StoreReplaced,
+    described,
+    integer,
+    whole_number,
+    whole_numbers,
+)
 from lightning_lance.format.commit import data_file_infos, is_commit, read_commit
 from lightning_lance.format.lance_io import (
     check_fragments,
@@ -39,15 +48,17 @@ from lightning_lance.location import (
     checked_storage_options,
     given_place,
     is_local,
+    local_folder,
     store_place,
     tokenizer_files,
 )
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
 from lightning_lance.store.kept_tokenizer import kept_tokenizer
-from lightning_lance.store.mapped_files import map_tokens
+from lightning_lance.store.mapped_files import map_copies, map_tokens
 from lightning_lance.store.provenance import Provenance
-from lightning_lance.store.segments import MappedFiles, SegmentTable
+from lightning_lance.store.segments import MappedFiles, Runs, SegmentTable
+from lightning_lance.store.staging import Copy, Staging
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from lightning_lance.type_hints import check_arguments, not_a_place, not_opened
 
@@ -56,9 +67,41 @@ _log = logger(__name__)
 
 # Attempts to tag a version for training while builders remove versions.
 KEEP_TRIES = 20
+# Places from here on are not mapped: they are rows of `take`, times the tokens of a row. No file is mapped so far up.
+_TAKEN = 1 << 58
 
 Read = TypeVar("Read")
 Reader = Literal["auto", "mapped", "take"]
+
+
+class _Places(NamedTuple):
+    """Where the tokens are.
+
+    Attributes:
+        mapped: The files that are mapped into memory, if there are any.
+        segments: The segments of each split, with places in `mapped`, or from `_TAKEN` on in rows of `take`.
+        is_mapped: Whether all tokens are in mapped files.
+    """
+
+    mapped: MappedFiles | None
+    segments: dict[str, SegmentTable]
+    is_mapped: bool
+
+
+class _Layout(NamedTuple):
+    """The streams of the rows of a version.
+
+    Attributes:
+        streams: The streams, sorted.
+        stream: (parts,) index of the stream of each part.
+        tokens: (parts,) tokens of each part.
+        rows: (parts + 1,) first row of each part, and the number of all rows.
+    """
+
+    streams: list[tuple[str, str]]
+    stream: np.ndarray
+    tokens: np.ndarray
+    rows: np.ndarray
 
 
 class TokenStore:
@@ -71,7 +114,6 @@ class TokenStore:
         version: The Lance version that is read.
         commit: The metadata of the last commit.
         dtype: The dtype of the tokens, uint16 or uint32.
-        reader: `mapped` (local files in memory) or `take` (blocks through Lance).
     """
 
     def __init__(
@@ -112,12 +154,19 @@ class TokenStore:
         mapped = None if reader == "take" else map_tokens(uri, dataset, self._block, self.dtype)
         if mapped is None and reader == "mapped":
             raise StoreError(f"The token store {uri!r} cannot be mapped into memory here: use reader='auto'.")
-        self._mapped: MappedFiles | None
-        self._mapped, pages = mapped or (None, None)
-        self.reader = "take" if self._mapped is None else "mapped"
-        self._segments: dict[str, SegmentTable] = {}
-        self._streams: dict[str, list[StreamExtent]] = {}
-        self._index(pages)
+        self._layout = self._read_layout()
+        self._streams = self._extents()
+        rows = int(self._layout.rows[-1])
+        files, pages = mapped or (None, np.asarray([[_TAKEN, rows]]))
+        if int(pages[:, 1].sum()) != rows:
+            raise StoreError(
+                f"The data files of the token store {self.uri!r} have {int(pages[:, 1].sum()):,} rows, but its metadata says "
+                f"{rows:,}: use another copy of it, or build it again elsewhere."
+            )
+        self._places = self._located(files, pages)
+        # The copies of a remote store, and what `stage` was given.
+        self._staging: Staging | None = None
+        self._staged: tuple[str, int | None] | None = None
 
     @classmethod
     def open(
@@ -191,6 +240,8 @@ class TokenStore:
             raise replaced(self.uri)
         store._run = self._run
         store._given = self._given
+        if self._staged is not None:
+            store.stage(*self._staged)
         return store
 
     def _version_with(self, extent: StoreContent) -> int | None:
@@ -320,7 +371,7 @@ class TokenStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Handles and maps cannot be pickled: another process opens the same content again.
-        return _reopened, (self.uri, self.version, self._opening, self._content)
+        return _reopened, (self.uri, self.version, self._opening, self._content, self._staged)
 
     @property
     def _content(self) -> _Content:
@@ -416,18 +467,36 @@ class TokenStore:
         starts = whole_numbers("starts", starts)
         length = integer("length", length)
         table.check(starts, length)
-        if self._mapped is None:
+        windows = self._read(self._places, starts, length, split)
+        # After the first batch, which has the network alone.
+        if self._staging is not None:
+            self._staging.start()
+        return windows
+
+    def _read(self, places: _Places, starts: np.ndarray, length: int, split: str) -> np.ndarray:
+        table = places.segments[split]
+        if places.mapped is None:
             return self._lazily(
-                lambda: self._take(table, starts, length), lambda store: store.read(starts, length, split)
+                lambda: self._take(np.empty((len(starts), length), self.dtype), table.runs(starts, length)),
+                lambda store: store.read(starts, length, split),
             )
-        places, whole = table.whole(starts, length)
+        found, whole = table.whole(starts, length)
+        whole &= found < _TAKEN
         if whole.all():
-            return self._mapped.gather(places, length)
+            return places.mapped.gather(found, length)
         windows = np.empty((len(starts), length), self.dtype)
-        windows[whole] = self._mapped.gather(places[whole], length)
-        cut = np.flatnonzero(~whole)
-        runs = table.runs(starts[cut], length)
-        self._mapped.fill(windows, runs._replace(row=cut[runs.row]))
+        windows[whole] = places.mapped.gather(found[whole], length)
+        others = np.flatnonzero(~whole)
+        runs = table.runs(starts[others], length)
+        runs = runs._replace(row=others[runs.row])
+        taken = runs.place >= _TAKEN
+        places.mapped.fill(windows, Runs(*(part[~taken] for part in runs)))
+        if taken.any():
+            far = np.unique(runs.row[taken])
+            windows[far] = self._lazily(
+                lambda: self._take(windows, Runs(*(part[taken] for part in runs)))[far],
+                lambda store: store.read(starts[far], length, split),
+            )
         return windows
 
     def documents(self, starts: np.ndarray, length: int, split: str = "train") -> pa.Table:
@@ -493,18 +562,18 @@ class TokenStore:
         check_not_replaced(self._location, self.fingerprint)
         raise gone(self.uri, self.version) from error
 
-    def _take(self, table: SegmentTable, starts: np.ndarray, length: int) -> np.ndarray:
-        windows = np.empty((len(starts), length), self.dtype)
-        runs = table.runs(starts, length)
-        first = runs.place // self._block
-        last = (runs.place + runs.length - 1) // self._block
+    def _take(self, windows: np.ndarray, runs: Runs) -> np.ndarray:
+        """Read the pieces of windows that are not mapped into `windows`. Return it."""
+        length = windows.shape[1]
+        first = (runs.place - _TAKEN) // self._block
+        last = (runs.place - _TAKEN + runs.length - 1) // self._block
         needed = [np.empty(0, np.int64)]
         for i in range(int((last - first).max(initial=-1)) + 1):
             needed.append(first[first + i <= last] + i)
         rows = np.unique(np.concatenate(needed))
         blocks = self._blocks(rows).reshape(-1)
         # The blocks of a run are neighbours in the store, and so in `blocks`.
-        at = np.searchsorted(rows, first) * self._block + runs.place % self._block
+        at = np.searchsorted(rows, first) * self._block + (runs.place - _TAKEN) % self._block
         whole = runs.length == length
         if whole.any():
             windows[runs.row[whole]] = sliding_window_view(blocks, length)[at[whole]]
@@ -540,23 +609,19 @@ class TokenStore:
         _log.warning("%s, and is served with these changes; %s.", what, cure(self.uri, change))
 
     def _table(self, split: str) -> SegmentTable:
-        if not isinstance(split, str) or split not in self._segments:
+        segments = self._places.segments
+        if not isinstance(split, str) or split not in segments:
             raise ConfigError(f"There is no split {described(split)}: a token store has {' and '.join(SPLITS)}.")
-        return self._segments[split]
+        return segments[split]
 
-    def _index(self, pages: np.ndarray | None) -> None:
-        """Make the segment tables. `pages` is the result of `map_tokens`, or None to count places in rows of `take`."""
+    def _read_layout(self) -> _Layout:
+        """Return the streams of the rows. StoreError if they are damaged."""
         parts = layout_of(fragments_of(self._dataset), data_file_infos(self._dataset))
         is_complete = parts is not None and self._is_ours
         if parts is None:
             parts = layout_of_rows(stream_columns(self._dataset), self._block)
         check_parts(parts, self._block, self.uri)
-        streams = sorted({part[:2] for part in parts})
-        numbers = {stream: i for i, stream in enumerate(streams)}
-        of_stream = np.asarray([numbers[part[:2]] for part in parts], np.int64)
-        tokens = np.asarray([part.tokens for part in parts], np.int64)
-        rows = np.cumsum([0, *(part.rows for part in parts)])
-        # Not the sum of the array, which may overflow.
+        # Not the sum of an array, which may overflow.
         found = sum(part.tokens for part in parts)
         expected = self.commit.stored_tokens
         if self._change is None and found > expected:
@@ -570,33 +635,112 @@ class TokenStore:
                 f"The token store {self.uri!r} has {found:,} tokens, but its metadata says {expected:,}: use another copy of "
                 "it, or build it again elsewhere."
             )
-        if pages is None:
-            pages = np.asarray([[0, rows[-1]]])
-        if int(pages[:, 1].sum()) != rows[-1]:
-            raise StoreError(
-                f"The data files of the token store {self.uri!r} have {int(pages[:, 1].sum()):,} rows, but its metadata says "
-                f"{int(rows[-1]):,}: use another copy of it, or build it again elsewhere."
-            )
+        streams = sorted({part[:2] for part in parts})
+        numbers = {stream: i for i, stream in enumerate(streams)}
+        return _Layout(
+            streams,
+            np.asarray([numbers[part[:2]] for part in parts], np.int64),
+            np.asarray([part.tokens for part in parts], np.int64),
+            np.cumsum([0, *(part.rows for part in parts)]),
+        )
+
+    def _extents(self) -> dict[str, list[StreamExtent]]:
+        """Return the streams of each split."""
+        layout = self._layout
+        extents: dict[str, list[StreamExtent]] = {}
+        for split in SPLITS:
+            extents[split] = []
+            start = 0
+            for number, (of, language) in enumerate(layout.streams):
+                if of == split:
+                    count = int(layout.tokens[layout.stream == number].sum())
+                    extents[split].append(StreamExtent(language, start, count))
+                    start += count
+        return extents
+
+    def _located(self, mapped: MappedFiles | None, pages: np.ndarray) -> _Places:
+        """Return where the tokens are.
+
+        Args:
+            mapped: The mapped files.
+            pages: (pages, 2) int64: the place of each page, and its rows, for all rows in their order.
+        """
+        layout = self._layout
+        rows = layout.rows
         # Cut parts at the ends of pages.
         first_rows = np.append(0, np.cumsum(pages[:, 1]))
-        begins = np.union1d(rows[:-1], first_rows[:-1]) if parts else np.empty(0, np.int64)
+        begins = np.union1d(rows[:-1], first_rows[:-1]) if len(layout.tokens) else np.empty(0, np.int64)
         part = np.searchsorted(rows, begins, side="right") - 1
         page = np.searchsorted(first_rows, begins, side="right") - 1
         within = (begins - rows[part]) * self._block
         ends = np.append(begins[1:], rows[-1])
-        counts = np.minimum((ends - begins) * self._block, tokens[part] - within)
+        counts = np.minimum((ends - begins) * self._block, layout.tokens[part] - within)
         places = pages[page, 0] + (begins - first_rows[page]) * self._block
+        segments = {}
         for split in SPLITS:
-            mine = np.flatnonzero(np.isin(of_stream[part], [numbers[key] for key in streams if key[0] == split]))
-            mine = mine[np.argsort(of_stream[part[mine]], kind="stable")]
-            self._segments[split] = SegmentTable.from_parts(counts[mine], places[mine])
-            self._streams[split] = []
-            start = 0
-            for key in streams:
-                if key[0] == split:
-                    count = int(tokens[of_stream == numbers[key]].sum())
-                    self._streams[split].append(StreamExtent(key[1], start, count))
-                    start += count
+            numbers = [number for number, stream in enumerate(layout.streams) if stream[0] == split]
+            mine = np.flatnonzero(np.isin(layout.stream[part], numbers))
+            mine = mine[np.argsort(layout.stream[part[mine]], kind="stable")]
+            segments[split] = SegmentTable.from_parts(counts[mine], places[mine])
+        return _Places(mapped, segments, mapped is not None and bool((pages[:, 0] < _TAKEN).all()))
+
+    @property
+    def reader(self) -> str:
+        """How tokens are read: `mapped` (local files in memory) or `take` (blocks through Lance, some of them at least)."""
+        return "mapped" if self._places.is_mapped else "take"
+
+    def stage(self, folder: str | os.PathLike[str], max_bytes: int | None = None) -> None:
+        """Copy the data files of a store in a bucket to a local disk, and read from the copies that are there.
+
+        The copying begins with the first `read`, in a thread. What is read is the same with and without. Other versions that
+        are opened from this one are copied too. Does nothing for a store on a local disk.
+
+        Args:
+            folder: A folder on a disk of this machine. All processes that are given it share the copies.
+            max_bytes: Most bytes of copies in the folder; None for no bound.
+
+        Raises:
+            ConfigError: If an argument cannot be used, or the folder cannot be written.
+        """
+        folder = local_folder(folder, "stage")
+        max_bytes = None if max_bytes is None else whole_number("stage_bytes", max_bytes)
+        if is_local(self.uri) or self._staged == (folder, max_bytes):
+            return
+        infos = data_file_infos(self._dataset)
+        fragments = fragments_of(self._dataset)
+        if layout_of(fragments, infos) is None or self._dataset.schema.names[0] != "tokens":
+            _log.warning(
+                "Version %d of the token store %s was written by another program, so it is not copied.",
+                self.version,
+                self.uri,
+            )
+            return
+        files = [fragment.files[0] for fragment in fragments]
+        # Tokens are the first column of each file, unless that column was added later.
+        wanted = {file.path: infos[file.path] for file in files if [*file.fields][:1] == [0]}
+        store = weakref.ref(self)
+
+        def arrived(copies: dict[str, Copy]) -> None:
+            there = store()
+            if there is not None:
+                there._read_from(copies)
+
+        if self._staging is not None:
+            self._staging.stop()
+        self._staging = Staging(self._location, wanted, folder, max_bytes, arrived)
+        self._staged = (folder, max_bytes)
+        weakref.finalize(self, self._staging.stop)
+
+    def _read_from(self, copies: Mapping[str, Copy]) -> None:
+        """Read from these copies of data files, and the rest by `take`."""
+        rows = {fragment.files[0].path: fragment.physical_rows for fragment in fragments_of(self._dataset)}
+        mapped, pages = map_copies(copies, rows, self._block, self.dtype)
+        located: list[tuple[int, int]] = []
+        first = 0
+        for name, count in rows.items():
+            located += pages.get(name, [(_TAKEN + first * self._block, count)])
+            first += count
+        self._places = self._located(mapped, np.asarray(located, np.int64).reshape(-1, 2))
 
 
 def not_kept(stores: Iterable[TokenStore]) -> StoreError:
@@ -625,9 +769,22 @@ class _Content(NamedTuple):
 
 
 def _reopened(
-    uri: str, version: int, opening: tuple[Mapping[str, str] | None, Reader], content: _Content
+    uri: str,
+    version: int,
+    opening: tuple[Mapping[str, str] | None, Reader],
+    content: _Content,
+    staged: tuple[str, int | None] | None = None,
 ) -> TokenStore:
     """Open a pickled store, at its version or, if that was removed, at another one of the same content."""
+    store = _opened_for(uri, version, opening, content)
+    if staged is not None:
+        store.stage(*staged)
+    return store
+
+
+def _opened_for(
+    uri: str, version: int, opening: tuple[Mapping[str, str] | None, Reader], content: _Content
+) -> TokenStore:
     location = StoreLocation(uri, opening[0])
     try:
         store = TokenStore.open(uri, version, *opening)
