@@ -162,7 +162,7 @@ def test_what_a_mixture_leaves_out_is_told(store: TokenStore, tmp_path: Path, ca
     [
         (
             {"rebuilt": True},
-            "build has the key 'rebuilt': did you mean 'rebuild'? expected some of rebuild, commit_seconds",
+            "build has the key 'rebuilt': did you mean 'rebuild'? expected some of engine, rebuild, commit_seconds",
         ),
         (["rebuild"], "build is ['rebuild']: expected a mapping of rebuild, commit_seconds"),
         ({"commit_seconds": -1}, "commit_seconds is -1: expected a number of seconds, such as 60."),
