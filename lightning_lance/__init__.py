@@ -12,6 +12,7 @@ The rooms of the house, in the order in which they may import: each knows itself
     maintenance     compaction, clean-up, forgetting, integrity
     store           a version of a token store, opened for reading
     build           from a source to a token store
+    engines         where the work of a build runs: in this process, or on a Ray cluster
     serving         from windows to batches; does not know `build`
     inspection      looking at stores, batches and runs
     datamodule, callbacks
