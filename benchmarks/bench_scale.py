@@ -1,0 +1,104 @@
+"""How a store of 10^7 blocks in 10^4 fragments is committed, opened and served. See README.md."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from lance.fragment import FragmentMetadata
+from report import bar, environment, publish
+
+from lightning_lance.build.packing import Packer
+from lightning_lance.format.commit import append_commit, newest_at, replace_fragments
+from lightning_lance.format.lance_io import PendingFragments, fragment_json, write_rows
+from lightning_lance.format.metadata import FORMAT_VERSION, CommitMetadata
+from lightning_lance.location import StoreLocation
+
+BLOCK = 2048
+# What a reader does, in a process of its own: its seconds and its memory besides the imports.
+READER = """
+import json, resource, sys, time
+from lightning_lance import TokenStore, WindowLoader
+from lightning_lance.process.memory import resident
+import torch
+before = resident()
+began = time.perf_counter()
+store = TokenStore.open(sys.argv[1])
+opened = time.perf_counter() - began
+began = time.perf_counter()
+batch = next(iter(WindowLoader(store, 1024, 64)))
+first = time.perf_counter() - began
+print(json.dumps([opened, first, (resident() - before) / 1e6, store.num_tokens()]))
+"""
+
+
+def build(place, fragments, blocks):
+    """Make a store of many fragments out of one data file, which lies on the disk once. Return the seconds of its commit."""
+    location = StoreLocation(str(place))
+    packer = Packer(0, np.dtype(np.uint16), [])
+    recipe = {"format": FORMAT_VERSION, "scale": fragments}
+    commit = CommitMetadata("f" * 32, recipe, {}, "", "<|endoftext|>", 0, 50_277)
+    append_commit(location, PendingFragments(None, packer.schema, [], {}), commit)
+    before = newest_at(location, 1)
+    ids = np.ones(blocks * BLOCK - 1, np.uint16)
+    documents = pa.table({"language": ["Python"], "id": ["0:0"]})
+    rows = packer.add(ids, np.array([0, len(ids)]), np.zeros(1, np.int8), documents)
+    [fragment], files = write_rows(location, before, packer.schema, [*rows, *packer.flush()], None)
+    [(path, info)] = files.items()
+    described = json.loads(fragment_json(fragment))
+    made, infos = [], {}
+    for number in range(fragments):
+        name = f"unit-{number:07d}-{0:012d}-{number:016x}.lance"
+        os.link(place / "data" / path, place / "data" / name)
+        described["files"][0]["path"] = name
+        made.append(FragmentMetadata.from_json(json.dumps(described)))
+        infos[name] = info
+    (place / "data" / path).unlink()
+    commit = replace(commit, tokens=fragments * blocks * BLOCK, documents=fragments)
+    began = time.perf_counter()
+    replace_fragments(location, before, packer.schema, made, infos, commit, durable=False)
+    return time.perf_counter() - began
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--fragments", type=int, default=10_000)
+    parser.add_argument("--blocks", type=int, default=1_000, help="blocks of each fragment")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name) / "x.lance"
+        committed = build(place, options.fragments, options.blocks)
+        output = subprocess.run([sys.executable, "-c", READER, str(place)], capture_output=True, text=True, check=True)
+        opened, first, memory, tokens = json.loads(output.stdout)
+        metadata = sum(
+            file.stat().st_size for folder in ("_transactions", "_versions") for file in (place / folder).iterdir()
+        )
+    rows = [
+        [f"{options.fragments:,}", f"{tokens:,}", f"{committed:.2f}", f"{opened:.2f}", f"{first:.2f}", f"{memory:.0f}"]
+    ]
+    bars = [
+        bar("seconds to open, of 2", 2 / opened, 1.0),
+        bar("megabytes of an opened store, of 200", 200 / memory, 1.0),
+    ]
+    notes = [f"Manifests and transactions of both versions: {metadata / 1e6:.1f} MB."]
+    data = {
+        "environment": environment(["pylance", "pyarrow", "torch"]),
+        "committed": committed,
+        "opened": opened,
+        "first_batch": first,
+        "memory": memory,
+        "metadata": metadata,
+    }
+    header = ["fragments", "tokens", "commit s", "open s", "first batch s", "MB"]
+    publish("scale", "A store of many fragments", header, rows, bars, notes, data)
+
+
+if __name__ == "__main__":
+    main()
