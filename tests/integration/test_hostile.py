@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from lance.fragment import FragmentMetadata
 
 from lightning_lance import TokenStore
-from lightning_lance.build import builder as builder_module
 from lightning_lance.errors import StoreError
 from lightning_lance.format import commit as commit_module
 from lightning_lance.format.checksums import write_sums
@@ -106,7 +105,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tuple((text, languages[i % 3], f"repo{i}") for i, text in enumerate(texts)), dedup="exact", per_shard=8
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder_module, "commit_final", only_append)
+        patch.setattr("lightning_lance.engines.local.commit_final", only_append)
         for budget in (8, 16, None):
             prepare(source, ByteTokenizer(), str(folder), val_fraction=0.3, max_documents=budget)
     forget(str(folder), {"repo": "repo4"})
