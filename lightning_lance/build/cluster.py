@@ -196,6 +196,8 @@ class ClusterBuild(Build):
         self._pending = _Pending()
         self._finished: dict[tuple[str, int, int], UnitName] = {}
         self._merge: _Merge | None = None
+        # Shards whose rest is skipped, and the row where the unit begins that has found it.
+        self._bad: dict[int, int] = {}
         self._folded = 0
         self._seconds: deque[float] = deque(maxlen=100)
 
@@ -263,6 +265,7 @@ class ClusterBuild(Build):
         more = True
         while True:
             more = more and self._add_pieces(units, ledger)
+            self._drop_rests()
             self._submit_pieces(ledger)
             before = ledger.commit.text_bytes
             self._take_ended(ledger)
@@ -430,6 +433,10 @@ class ClusterBuild(Build):
         piece.hashes = written.result.hashes
         piece.state = _State.SCANNED
         result = written.result
+        if result.bad_shard is not None:
+            # Before the decision on copies, since those behind it are not stored.
+            self._bad[piece.unit.shard] = min(piece.unit.row, self._bad.get(piece.unit.shard, piece.unit.row))
+            self._drop_rests()
         ended = result.ends_shard or (piece.unit.end is not None and result.next_row == piece.unit.end)
         if not ended and result.next_row is not None:
             # The scan has ended early, since it found as much as the budget needs.
@@ -475,13 +482,14 @@ class ClusterBuild(Build):
             bad = written.result.bad_shard
             if bad is not None:
                 self._opened.trouble.bad_shards[piece.unit.shard] = dict(bad)
-                self._drop_rest(piece.unit.shard)
+                self._bad[piece.unit.shard] = piece.unit.row
+                self._drop_rests()
             if written.result.ends_shard:
                 self._check_first_shard(ledger)
 
-    def _drop_rest(self, shard: int) -> None:
-        """Leave out the other units of a shard whose rest is skipped."""
-        gone = [piece for piece in self._queue if piece.unit.shard == shard]
+    def _drop_rests(self) -> None:
+        """Leave out the units behind the place from which on a shard is skipped."""
+        gone = [piece for piece in self._queue if piece.unit.row > self._bad.get(piece.unit.shard, piece.unit.row)]
         for piece in gone:
             self._queue.remove(piece)
 

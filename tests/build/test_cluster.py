@@ -1,5 +1,6 @@
 """The laws of a build on a cluster: whatever ends when, dies or is done twice, the store is that of the local engine."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import lance
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,18 @@ class DivisibleSource(ListSource):
     def cuts(self, shard: int, part_bytes: int) -> list[int]:
         rows = len(self.documents[shard * self.per_shard :][: self.per_shard])
         return [*range(part_bytes, rows, part_bytes)]
+
+
+@dataclass(frozen=True)
+class BrokenSource(DivisibleSource):
+    """A source whose second shard cannot be read at its third row, but behind it."""
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        for batch in super().read(shard, row):
+            if shard == 1 and batch.column("row")[0].as_py() == 2:
+                self.trouble.bad_shards[1] = {"shard": "1", "row": 2, "error": "broken"}
+                return
+            yield batch
 
 
 texts = st.lists(
@@ -145,6 +159,23 @@ def test_a_build_may_change_its_engine_and_forget(
                 for each in (local, store):
                     forget(each.uri, {"repo": "r1"})
         assert leftovers(store) == []
+
+
+@pytest.mark.parametrize("dedup", ["none", "exact"])
+@pytest.mark.parametrize("max_lead", [1, None])
+def test_the_rest_of_a_broken_shard_is_skipped_and_copies_of_it_are_stored(
+    tmp_path: Path, dedup: Any, max_lead: int | None
+) -> None:
+    # The third shard has copies of what the second would have had.
+    texts = [f"text {i}" for i in [*range(16), *range(8, 16)]]
+    made = tuple((text, "Python", "") for text in texts)
+    source = BrokenSource(made, per_shard=8, per_batch=1, dedup=dedup)
+    local = content(build(source, tmp_path, "local", {}, "local"))
+    source.trouble.bad_shards.clear()
+    store = build(source, tmp_path, "cluster", {}, FakeEngine(slots=3, max_lead=max_lead, unit_bytes=1))
+    assert content(store) == local
+    assert store.commit.documents == 8 + 2 + (8 if dedup == "none" else 6)
+    assert leftovers(store) == []
 
 
 def test_what_a_dead_driver_has_had_done_is_not_done_again(tmp_path: Path) -> None:
