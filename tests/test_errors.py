@@ -29,6 +29,9 @@ MAKERS = {
     "_contradicts",
     "_impossible",
     "_no_match",
+    "_no_cluster",
+    "_nothing_committed",
+    "_other_store",
     "_found_twice",
     "_of_wrong_kind",
     "not_a_corpus",
@@ -39,6 +42,9 @@ MAKERS = {
 # Asked for by Python itself (`__getattr__`, `import`, indexing); caught again in their own module or by `RetryPolicy`.
 WITHIN = {
     "_Wrong",
+    "_NotRead",
+    "OSError",
+    "PermissionError",
     "UnfitShard",
     "FileExistsError",
     "AttributeError",

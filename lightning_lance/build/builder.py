@@ -128,6 +128,10 @@ class Build:
         """
         for level, remark in self._opened.trouble.remarks:
             _log.log(level, "%s", remark)
+        with closing(self):
+            self._run_all(turn, commit_tokens, commit_seconds)
+
+    def _run_all(self, turn: BuildCoordinator, commit_tokens: int | None, commit_seconds: float) -> None:
         # Before anything is written here; not in `__init__`, after which a store may be replaced.
         self._take_over()
         self._keep_tokenizer()
@@ -141,7 +145,7 @@ class Build:
             commit_tokens = FULL_BYTES // token_dtype(plan.tokenizer.vocab_size).itemsize
         tell_begun(self._source.name, num_shards, str(self._budget), plan.uri, first.documents)
         self._space = DiskSpaceCheck(plan, self._budget, self._opened)
-        with closing(self), BuildProgress(self._source.name, self._share(first)) as progress:
+        with BuildProgress(self._source.name, self._share(first)) as progress:
             self._fill(ledger, turn, progress, Pace(commit_tokens, commit_seconds, first))
         if self._opened.trouble.incidents:
             _log.warning("Source %r failed %s.", self._source.name, self._opened.trouble)

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from lightning_lance.build.progress import BuildProgress
 from lightning_lance.build.tasks import Decided, Work, key_of, run_cuts, run_merge, run_scan, run_unit
 from lightning_lance.build.unit import Unit
 from lightning_lance.build.unit_results import Written, read_result, results_at
-from lightning_lance.errors import SourceError, StoreError
+from lightning_lance.errors import LightningLanceError, SourceError, StoreError
 from lightning_lance.format.commit import append_commit, data_file_infos, newest_at, read_commit, replace_fragments
 from lightning_lance.format.lance_io import (
     PendingFragments,
@@ -34,11 +35,12 @@ from lightning_lance.format.lance_io import (
     file_names,
     fragment_from,
     fragments_of,
+    remove_store,
 )
 from lightning_lance.format.layout import DataFileInfo
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links
-from lightning_lance.lance_names import UnitName, data_file_at, unit_of
+from lightning_lance.lance_names import UnitName, data_file_at, is_lance_file, unit_of
 from lightning_lance.maintenance.compaction import FULL_BYTES, end_build, fragment_sizes, merge_groups
 from lightning_lance.maintenance.removal import (
     clean_up,
@@ -120,8 +122,8 @@ class _Piece:
         state: Where it is.
         hashes: Hashes of its documents, once it was scanned.
         decided: The decision on its copies, once it was made.
-        written: What was written, once it is done.
-        name: The name of that attempt.
+        name: The name of the attempt at its rows.
+        done: What that attempt has written, once it is done.
         tries: How often its worker was lost.
         since: When its task began.
     """
@@ -131,8 +133,8 @@ class _Piece:
     scan: UnitName | None = None
     hashes: np.ndarray | None = None
     decided: Decided | None = None
-    written: Written | None = None
     name: UnitName | None = None
+    done: tuple[UnitName, Written] | None = None
     tries: int = 0
     since: float = 0.0
 
@@ -194,25 +196,58 @@ class ClusterBuild(Build):
         self._unit_bytes = unit_bytes
         self._max_retries = max_retries
         self._shards = list(self._opened.shards)
-        self._workers: Workers | None = None
+        # From `_take_over` to `close`.
+        self._running: Workers | None = None
         self._tasks: dict[Hashable, _Piece | _Merge] = {}
         self._queue: deque[_Piece] = deque()
         self._pending = _Pending()
         self._finished: dict[tuple[str, int, int], UnitName] = {}
         self._merge: _Merge | None = None
+        # Shards whose rest is skipped, and the row where the unit begins that has found it.
+        self._bad: dict[int, int] = {}
+        # Whether this build has made the first version, which has no rows.
+        self._founded = False
         self._folded = 0
         self._seconds: deque[float] = deque(maxlen=100)
 
     def close(self) -> None:
-        if self._workers is not None:
-            self._workers.close()
-            self._workers = None
+        if self._running is not None:
+            self._running.close()
+            self._running = None
+
+    @property
+    def _workers(self) -> Workers:
+        if self._running is None:
+            raise ValueError("the workers are not there: the build has not begun, or was closed")
+        return self._running
+
+    def undo(self) -> None:
+        """Remove a local store that this build has founded, if it has no rows yet, and what `Build.undo` removes."""
+        with suppress(OSError, ValueError, LightningLanceError):
+            nothing = self._founded and self._location.is_local and self.committed == self._first
+            rows = [path for path in unit_files(self._location) if is_lance_file(path)]
+            if nothing and not rows:
+                remove_store(self._location)
+                self.committed = None
+        super().undo()
 
     # Before the first unit.
 
     def _take_over(self) -> None:
         """Found the store, or fence off earlier builders, and remove what they left, but for units that are done."""
         check_no_links(self._location.uri)
+        # Before the store is founded: there may be no cluster.
+        self._work = Work(
+            self._location,
+            self._opened,
+            self._plan.tokenizer,
+            self._first,
+            self._source.metadata,
+            self._dedup,
+            self._val_fraction,
+            self._plan.long_documents,
+        )
+        self._running = self._start(self._work)
         self._finished = self._find_finished()
         kept = set(self._finished.values())
         orphans = find_orphans(self._location) | unit_files(self._location)
@@ -223,6 +258,7 @@ class ClusterBuild(Build):
             nothing = PendingFragments(None, self._packer.schema, [], {})
             self._version = append_commit(self._location, nothing, self._first, self._durable)
             self.committed = self._first
+            self._founded = True
             clean_up(self._location, local)
         elif orphans or kept:
             self._version = fence_stale_builders(self._location, self._version, local, self._durable)
@@ -251,22 +287,11 @@ class ClusterBuild(Build):
     # The loop.
 
     def _fill(self, ledger: Ledger, turn: BuildCoordinator, progress: BuildProgress, pace: Pace) -> None:
-        work = Work(
-            self._location,
-            self._opened,
-            self._plan.tokenizer,
-            self._first,
-            self._source.metadata,
-            self._dedup,
-            self._val_fraction,
-            self._plan.long_documents,
-        )
-        self._work = work
-        self._workers = self._start(work)
         shards = self._shards_ahead(ledger)
         more = True
         while True:
             more = more and self._add_pieces(shards, ledger)
+            self._drop_rests()
             self._submit_pieces(ledger)
             before = ledger.commit.text_bytes
             self._take_ended(ledger)
@@ -304,7 +329,6 @@ class ClusterBuild(Build):
 
     def _wanted(self, ledger: Ledger) -> int:
         """Return how many units ahead of the ledger to begin: up to the lead, and no more than the budget seems to need."""
-        assert self._workers is not None  # noqa: S101 - for mypy
         lead = self._max_lead or 4 * self._workers.slots
         rest = ledger.next_unit()
         if rest.max_documents is None and rest.max_tokens is None:
@@ -321,7 +345,6 @@ class ClusterBuild(Build):
 
     def _submit_pieces(self, ledger: Ledger) -> None:
         """Give tasks to free workers, the first units first."""
-        assert self._workers is not None  # noqa: S101 - for mypy
         cut = True
         # A scan may add the rest of its unit, and a cut its parts.
         for piece in list(self._queue)[: self._wanted(ledger)]:
@@ -358,7 +381,7 @@ class ClusterBuild(Build):
     def _run(self, piece: _Piece, ledger: Ledger) -> None:
         earlier = self._earlier("unit", piece.unit, key_of(self._work, piece.unit, piece.decided))
         if earlier is not None and earlier[1].whole:
-            piece.name, piece.written = earlier
+            piece.done = earlier
             piece.state = _State.DONE
             return
         name = _new_name("unit", piece.unit)
@@ -367,7 +390,6 @@ class ClusterBuild(Build):
         self._submit(piece, _State.RUNNING, run_unit, unit, name, piece.decided)
 
     def _submit(self, piece: _Piece, state: _State, function: Callable[..., Any], *arguments: Any) -> None:
-        assert self._workers is not None  # noqa: S101 - for mypy
         piece.state = state
         piece.since = time.monotonic()
         self._tasks[self._workers.submit(function, *arguments, tries=piece.tries)] = piece
@@ -389,31 +411,27 @@ class ClusterBuild(Build):
 
     def _take_ended(self, ledger: Ledger) -> None:
         """Take the tasks that have ended; those whose worker was lost are done again."""
-        assert self._workers is not None  # noqa: S101 - for mypy
         for task, outcome in self._workers.ended(_POLL_SECONDS):
             job = self._tasks.pop(task, None)
             if job is None or (isinstance(job, _Piece) and job not in self._queue):
                 continue  # not needed any more
             if outcome.error is not None:
-                self._lost(job, outcome)
+                self._lost(job, outcome.error, outcome.lost)
             elif isinstance(job, _Merge):
                 job.made = outcome.value
             elif job.state is _State.CUTTING:
                 self._cut(job, outcome.value)
-            elif job.state is _State.SCANNING:
-                assert job.scan is not None  # noqa: S101 - for mypy
+            elif job.state is _State.SCANNING and job.scan is not None:
                 self._scanned(job, read_result(self._location, job.scan))
-            else:
-                assert job.name is not None  # noqa: S101 - for mypy
-                job.written = read_result(self._location, job.name)
+            elif job.name is not None:
+                job.done = job.name, read_result(self._location, job.name)
                 job.state = _State.DONE
                 self._seconds.append(time.monotonic() - job.since)
         self._decide(ledger)
 
-    def _lost(self, job: _Piece | _Merge, outcome: Outcome) -> None:
-        error = outcome.error
-        assert error is not None  # noqa: S101 - for mypy
-        if not outcome.lost:
+    def _lost(self, job: _Piece | _Merge, error: BaseException, lost: bool) -> None:
+        """Have a task done again that was lost. Raise any other error, and that of a task that was lost too often."""
+        if not lost:
             if isinstance(error, StoreError):
                 self._check_no_other_builder()
             raise error
@@ -453,6 +471,10 @@ class ClusterBuild(Build):
         piece.hashes = written.result.hashes
         piece.state = _State.SCANNED
         result = written.result
+        if result.bad_shard is not None:
+            # Before the decision on copies, since those behind it are not stored.
+            self._bad[piece.unit.shard] = min(piece.unit.row, self._bad.get(piece.unit.shard, piece.unit.row))
+            self._drop_rests()
         ended = result.ends_shard or (piece.unit.end is not None and result.next_row == piece.unit.end)
         if not ended and result.next_row is not None:
             # The scan has ended early, since it found as much as the budget needs.
@@ -475,15 +497,13 @@ class ClusterBuild(Build):
 
     def _fold_done(self, ledger: Ledger) -> None:
         """Fold the first units, as far as they are done. One that crosses the budget is done again, with what is left."""
-        while self._queue and self._queue[0].state is _State.DONE and not ledger.met:
+        while self._queue and self._queue[0].done is not None and not ledger.met:
             piece = self._queue[0]
-            written = piece.written
-            name = piece.name
-            assert written is not None and name is not None  # noqa: S101, PT018 - for mypy
+            name, written = self._queue[0].done
             if ledger.needs(written.result) < len(written.result.rows):
                 self._remove([name])
                 piece.state = _State.NEW
-                piece.written = None
+                piece.done = None
                 return
             self._queue.popleft()
             ledger.fold(written.result)
@@ -498,13 +518,14 @@ class ClusterBuild(Build):
             bad = written.result.bad_shard
             if bad is not None:
                 self._opened.trouble.bad_shards[piece.unit.shard] = dict(bad)
-                self._drop_rest(piece.unit.shard)
+                self._bad[piece.unit.shard] = piece.unit.row
+                self._drop_rests()
             if written.result.ends_shard:
                 self._check_first_shard(ledger)
 
-    def _drop_rest(self, shard: int) -> None:
-        """Leave out the other units of a shard whose rest is skipped."""
-        gone = [piece for piece in self._queue if piece.unit.shard == shard]
+    def _drop_rests(self) -> None:
+        """Leave out the units behind the place from which on a shard is skipped."""
+        gone = [piece for piece in self._queue if piece.unit.row > self._bad.get(piece.unit.shard, piece.unit.row)]
         for piece in gone:
             self._queue.remove(piece)
 
@@ -552,7 +573,6 @@ class ClusterBuild(Build):
             self._start_merge(self._merge)
 
     def _start_merge(self, merge: _Merge) -> None:
-        assert self._workers is not None  # noqa: S101 - for mypy
         dataset = newest_at(self._location, self._version)
         files = {**data_file_infos(dataset), **self._pending.files}
         committed = {*file_names(fragments_of(dataset))}
@@ -599,8 +619,7 @@ class ClusterBuild(Build):
             self._start_merge(merge)
         self._wait_for_merges(merges, progress)
         for merge in merges:
-            assert merge.made is not None  # noqa: S101 - for mypy
-            files |= merge.made[1]
+            files |= {} if merge.made is None else merge.made[1]
         self._version = replace_fragments(
             self._location,
             before,
@@ -618,13 +637,11 @@ class ClusterBuild(Build):
 
     def _drop_unneeded(self) -> None:
         """Stop the units behind the end of the budget. Their files go after the last commit."""
-        assert self._workers is not None  # noqa: S101 - for mypy
         self._queue.clear()
         self._workers.cancel([task for task, job in self._tasks.items() if isinstance(job, _Piece)])
         self._tasks = {task: job for task, job in self._tasks.items() if isinstance(job, _Merge)}
 
     def _wait_for_merges(self, merges: Sequence[_Merge], progress: BuildProgress) -> None:
-        assert self._workers is not None  # noqa: S101 - for mypy
         while any(merge.made is None for merge in merges):
             progress.note("merging")
             for task, outcome in self._workers.ended(_POLL_SECONDS):
@@ -632,7 +649,7 @@ class ClusterBuild(Build):
                 if not isinstance(job, _Merge):
                     continue
                 if outcome.error is not None:
-                    self._lost(job, outcome)
+                    self._lost(job, outcome.error, outcome.lost)
                 else:
                     job.made = outcome.value
 
@@ -643,15 +660,13 @@ def _new_name(what: str, unit: Unit) -> UnitName:
 
 def _replaced(fragments: Sequence[Any], merges: Sequence[_Merge]) -> list[Any]:
     """Return fragments with those of each merge replaced by its result."""
-    first = {merge.paths[0]: merge for merge in merges}
+    made = {merge.paths[0]: merge.made[0] for merge in merges if merge.made is not None}
     gone = {path for merge in merges for path in merge.paths}
     kept: list[Any] = []
     for fragment in fragments:
         path = fragment.files[0].path
-        if path in first:
-            made = first[path].made
-            assert made is not None  # noqa: S101 - for mypy
-            kept += map(fragment_from, made[0])
+        if path in made:
+            kept += map(fragment_from, made[path])
         elif path not in gone:
             kept.append(fragment)
     return kept

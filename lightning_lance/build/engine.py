@@ -43,11 +43,11 @@ def engine_of(value: Any) -> Engine:
         return engine
     else:
         name = value
-    if name not in _ENGINES:
+    if not isinstance(name, str) or name not in _ENGINES:
         raise ConfigError(f"engine is {described(name)}: expected {' or '.join(_ENGINES)}.")
     module, _, kind = _ENGINES[name].partition(":")
     try:
-        made: Engine = getattr(import_module(module), kind)(**options)
+        made: Engine = getattr(import_module(module), kind)(**{str(key): option for key, option in options.items()})
     except TypeError as error:
         unknown = str(error).rpartition("argument ")[2]
         raise ConfigError(f"engine {name!r} has no option {unknown}: see the documentation of {kind}.") from error

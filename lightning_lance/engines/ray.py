@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from lightning_lance.build.builder import Build
@@ -261,8 +261,9 @@ def _version() -> str:
     return version("lightning-lance")
 
 
-# The work of the last build, by its reference: it holds a tokenizer, which takes a moment to load.
-_loaded: dict[str, Work] = {}
+# The work of the last build, by its reference: it holds a tokenizer, which takes a moment to load. With it, its source as
+# bytes.
+_loaded: dict[str, tuple[Work, bytes]] = {}
 
 
 def _run(work: Sequence[Any], name: str, version: str, arguments: Sequence[Any]) -> Any:
@@ -280,13 +281,18 @@ def _run(work: Sequence[Any], name: str, version: str, arguments: Sequence[Any])
 def _work_of(reference: Any) -> Work:
     import pyarrow as pa
     import ray
+    from ray import cloudpickle
 
     key = reference.hex()
     if key not in _loaded:
         _loaded.clear()
         pa.set_cpu_count(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        _loaded[key] = ray.get(reference)
-    return _loaded[key]
+        work = ray.get(reference)
+        with with_all_options():
+            _loaded[key] = work, cloudpickle.dumps(work.opened)
+    work, opened = _loaded[key]
+    # A source notes bad shards and retries as it is read: those of one task are none of the next.
+    return replace(work, opened=cloudpickle.loads(opened))
 
 
 def _explained(error: Exception) -> Exception:

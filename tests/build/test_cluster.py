@@ -1,5 +1,6 @@
 """The laws of a build on a cluster: whatever ends when, dies or is done twice, the store is that of the local engine."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import lance
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from lightning_lance import Corpus, TokenStore
 from lightning_lance.build.cluster import ClusterBuild, Outcome, _State
 from lightning_lance.build.unit import Unit
-from lightning_lance.errors import SourceError
+from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.lance_names import UNITS
 from lightning_lance.maintenance import forget, verify_store
 from lightning_lance.readers.cuts import Cut
@@ -36,6 +38,18 @@ class DivisibleSource(ListSource):
 
     def begin_at(self, shard: int, cut: Cut) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class BrokenSource(DivisibleSource):
+    """A source whose second shard cannot be read at its third row, but behind it."""
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        for batch in super().read(shard, row):
+            if shard == 1 and batch.column("row")[0].as_py() == 2:
+                self.trouble.bad_shards[1] = {"shard": "1", "row": 2, "error": "broken"}
+                return
+            yield batch
 
 
 texts = st.lists(
@@ -151,6 +165,23 @@ def test_a_build_may_change_its_engine_and_forget(
         assert leftovers(store) == []
 
 
+@pytest.mark.parametrize("dedup", ["none", "exact"])
+@pytest.mark.parametrize("max_lead", [1, None])
+def test_the_rest_of_a_broken_shard_is_skipped_and_copies_of_it_are_stored(
+    tmp_path: Path, dedup: Any, max_lead: int | None
+) -> None:
+    # The third shard has copies of what the second would have had.
+    texts = [f"text {i}" for i in [*range(16), *range(8, 16)]]
+    made = tuple((text, "Python", "") for text in texts)
+    source = BrokenSource(made, per_shard=8, per_batch=1, dedup=dedup)
+    local = content(build(source, tmp_path, "local", {}, "local"))
+    source.trouble.bad_shards.clear()
+    store = build(source, tmp_path, "cluster", {}, FakeEngine(slots=3, max_lead=max_lead, unit_bytes=1))
+    assert content(store) == local
+    assert store.commit.documents == 8 + 2 + (8 if dedup == "none" else 6)
+    assert leftovers(store) == []
+
+
 def test_what_a_dead_driver_has_had_done_is_not_done_again(tmp_path: Path) -> None:
     source = DivisibleSource(tuple((f"text {i}", "Python", f"r{i}") for i in range(12)), dedup="exact")
     first = FakeEngine(slots=2, unit_bytes=2, driver_dies=9)
@@ -231,3 +262,22 @@ def test_a_source_that_changes_between_scan_and_run_is_refused(tmp_path: Path) -
 
     with pytest.raises(SourceError, match="gave other documents when it was read again"):
         build(source, tmp_path, "x", {}, Engine())
+
+
+def test_a_build_that_fails_before_anything_is_done_leaves_nothing(tmp_path: Path) -> None:
+    source = DivisibleSource((("   ", "Python", "r"), (None, "Python", "r")))
+    with pytest.raises(SourceError, match="gave no documents"):
+        build(source, tmp_path, "x", {}, FakeEngine())
+    assert not (tmp_path / "x.lance").exists()
+
+    class Engine:
+        def begin(self, *given: Any, durable: bool) -> Any:
+            def start(work: Any) -> Any:
+                raise ConfigError("There is no cluster.")
+
+            return ClusterBuild(start, *given, durable)
+
+    with pytest.raises(ConfigError, match="There is no cluster"):
+        build(source, tmp_path, "x", {}, Engine())
+    assert not (tmp_path / "x.lance").exists()
+    assert not (tmp_path / "x.tokenizer.json").exists()

@@ -6,14 +6,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lightning_lance import Corpus, TokenStore
 from lightning_lance.engines import RayEngine
+from lightning_lance.engines import ray as engine
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.maintenance import verify_store
 from lightning_lance.sources import FilesSource
@@ -29,6 +31,14 @@ from ray.cluster_utils import Cluster
 
 # Ray starts its processes by forks of this one, which do not use Lance.
 pytestmark = pytest.mark.filterwarnings("ignore:lance is not fork-safe", "ignore:.*__warn_on_fork.*")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What tasks have in common, of which only the source matters here."""
+
+    opened: Any
+
 
 FILES = 60
 # The third unit of 200,000 bytes begins here.
@@ -122,7 +132,10 @@ def test_rows_that_end_every_worker_are_named(cluster: Cluster, texts: Path, tmp
 
 
 DRIVER = """
+import signal
 import sys
+# A shell has the processes of its background ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from lightning_lance import Corpus
 from lightning_lance.engines import RayEngine
 from lightning_lance.sources import FilesSource
@@ -179,3 +192,17 @@ def test_a_cluster_that_is_not_there_is_told(texts: Path, tmp_path: Path) -> Non
         Corpus(FilesSource("*.py", texts), ByteTokenizer(), tmp_path / "x.lance").prepare(
             engine={"name": "ray", "address": "127.0.0.1:1"}
         )
+
+
+def test_what_one_task_notes_of_its_source_is_none_of_the_next(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Shared(FilesSource("*.py", texts).open())
+    monkeypatch.setattr(ray, "get", lambda reference: work)
+    monkeypatch.setattr(engine, "_loaded", {})
+    reference = SimpleNamespace(hex=lambda: "ab")
+    first = engine._work_of(reference).opened
+    first.trouble.bad_shards[0] = {"shard": "x", "row": 2, "error": "broken"}
+    first.trouble.incidents["timeout"] += 1
+    second = engine._work_of(reference).opened
+    assert second.shards == first.shards
+    assert not second.trouble.bad_shards
+    assert not second.trouble.incidents

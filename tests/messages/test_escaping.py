@@ -109,8 +109,8 @@ def test_the_commands_show_escapes(tmp_path: Path):
     )
     prepare(source, ByteTokenizer(), uri, val_fraction=0.0, max_documents=5)
     code, out, err = run(tmp_path, "forget", uri, "repo=owner/name")
-    assert code == 0
-    assert "did you mean repo=owner/name\\x1b[2J\\u202e?" in out
+    assert code == 1
+    assert "did you mean repo=owner/name\\x1b[2J\\u202e?" in out + err
     assert not any(character in out + err for character in "\x1b\u202e")
 
 

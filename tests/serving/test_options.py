@@ -164,7 +164,7 @@ def test_what_a_mixture_leaves_out_is_told(store: TokenStore, tmp_path: Path, ca
             {"rebuilt": True},
             "build has the key 'rebuilt': did you mean 'rebuild'? expected some of engine, rebuild, commit_seconds",
         ),
-        (["rebuild"], "build is ['rebuild']: expected a mapping of rebuild, commit_seconds"),
+        (["rebuild"], "build is ['rebuild']: expected a mapping of engine, rebuild, commit_seconds"),
         ({"commit_seconds": -1}, "commit_seconds is -1: expected a number of seconds, such as 60."),
         ({"commit_seconds": True}, "commit_seconds is True: expected a number of seconds, such as 60."),
         ({"commit_tokens": 0}, "commit_tokens is 0: expected a whole number from 1 on."),
