@@ -180,7 +180,7 @@ def main():
         "latencies": latencies,
         "rate": rate,
     }
-    publish("ray", "A build on Ray's workers", ["engine", "s", "MB/s", "of local"], rows, bars, notes, data)
+    publish("bench_ray", "A build on Ray's workers", ["engine", "s", "MB/s", "of local"], rows, bars, notes, data)
 
 
 if __name__ == "__main__":

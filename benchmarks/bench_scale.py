@@ -97,7 +97,7 @@ def main():
         "metadata": metadata,
     }
     header = ["fragments", "tokens", "commit s", "open s", "first batch s", "MB"]
-    publish("scale", "A store of many fragments", header, rows, bars, notes, data)
+    publish("bench_scale", "A store of many fragments", header, rows, bars, notes, data)
 
 
 if __name__ == "__main__":
