@@ -305,7 +305,10 @@ class ClusterBuild(Build):
                 pace.committed(ledger.commit)
                 now = ledger.commit
                 progress.committed(self._share(now), now.documents, now.tokens)
-            self._merge_when_due()
+                self._merge_when_due()
+            elif self._merge is not None and self._merge.made is not None:
+                self._take_merge()
+                self._merge_when_due()
         if not ledger.met:
             self._end_source(ledger)
         self._commit_last(ledger.commit, progress)
@@ -559,10 +562,8 @@ class ClusterBuild(Build):
         self._pending = _Pending()
 
     def _merge_when_due(self) -> None:
-        """Have fragments merged once enough have come together, one group at a time."""
+        """Have fragments merged once enough have come together, one group at a time. Only a new version makes one due."""
         if self._merge is not None:
-            if self._merge.made is not None:
-                self._take_merge()
             return
         dataset = newest_at(self._location, self._version)
         files = data_file_infos(dataset)
