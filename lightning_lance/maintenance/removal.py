@@ -100,6 +100,8 @@ def clean_up(location: StoreLocation, orphans: Collection[str] = ()) -> None:
             # These first, since the disk may be full.
             for path in {*orphans} - files_of_versions(location, versions_of(dataset)):
                 Path(location.uri, path).unlink(missing_ok=True)
+            with suppress(OSError):  # it does not exist, or is not empty
+                Path(location.uri, UNITS).rmdir()
         kept = _announce(location, dataset)
         if kept is not None:
             _remove_versions(location, {*versions_of(dataset)} - kept)

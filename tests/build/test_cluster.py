@@ -20,6 +20,7 @@ from lightning_lance.build.unit import Unit
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.lance_names import UNITS
 from lightning_lance.maintenance import forget, verify_store
+from lightning_lance.maintenance.cleanup import clean
 from lightning_lance.readers.cuts import Cut
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.laws import examples
@@ -281,3 +282,23 @@ def test_a_build_that_fails_before_anything_is_done_leaves_nothing(tmp_path: Pat
         build(source, tmp_path, "x", {}, Engine())
     assert not (tmp_path / "x.lance").exists()
     assert not (tmp_path / "x.tokenizer.json").exists()
+
+
+def test_fragments_are_merged_by_tasks_while_the_build_goes_on(tmp_path: Path) -> None:
+    source = DivisibleSource(tuple((f"text {i}", "Python", f"r{i}") for i in range(40)))
+    engine = FakeEngine(unit_bytes=1)
+    store = build(source, tmp_path, "x", {}, engine, commit_seconds=0.0)
+    # Eight of a size at a time, and all at the end.
+    assert engine.made[0].done.count("run_merge") > 4
+    assert content(store) == content(build(source, tmp_path, "y", {}, "local"))
+
+
+def test_clean_removes_what_a_dead_driver_has_left(tmp_path: Path) -> None:
+    source = DivisibleSource(tuple((f"text {i}", "Python", f"r{i}") for i in range(12)))
+    with pytest.raises(DriverDied):
+        build(source, tmp_path, "x", {}, FakeEngine(unit_bytes=2, driver_dies=5))
+    assert (tmp_path / "x.lance" / UNITS).is_dir()
+    clean(str(tmp_path / "x.lance"))
+    assert not (tmp_path / "x.lance" / UNITS).exists()
+    store = build(source, tmp_path, "x", {}, FakeEngine())
+    assert content(store) == content(build(source, tmp_path, "y", {}, "local"))
