@@ -152,6 +152,7 @@ class LanceDataModule(LightningDataModule):
         extend: `never`; `next_epoch` to adopt appended tokens when an epoch begins; or `now`, to adopt them also when a run
             resumes: the rest of its epoch has them too, each window once.
         on_data_change: `error`, `restart` or `continue`, for a checkpoint of other data; see `WindowLoader`.
+        skip_steps: Ranges of steps to leave out, such as `[[12000, 12040]]`; see `WindowLoader`.
         val_by: `language` or `store` adds a validation and test loader for each; see `val_names`.
         batch_format: `default` or `huggingface`.
         document_ids: Like `position_ids`, `cu_seqlens` and `mask_boundary_targets`, adds to a batch; see `Collator`.
@@ -187,6 +188,7 @@ class LanceDataModule(LightningDataModule):
         remainder: Remainder = "drop",
         extend: Extend = "never",
         on_data_change: OnDataChange = "error",
+        skip_steps: Sequence[Sequence[int]] = (),
         val_by: ValBy = "none",
         batch_format: BatchFormat = "default",
         document_ids: bool = False,
@@ -213,6 +215,7 @@ class LanceDataModule(LightningDataModule):
             remainder=remainder,
             extend=extend,
             on_data_change=on_data_change,
+            skip_steps=skip_steps,
             val_by=val_by,
             stage=stage,
             stage_bytes=stage_bytes,
@@ -686,7 +689,8 @@ class LanceDataModule(LightningDataModule):
             where=options.where,
             mix=options.mix,
         )
-        Cursor(selection, options.on_data_change, grows=options.extend == "now").check(state)
+        grows = options.extend == "now"
+        Cursor(selection, options.on_data_change, grows, options.skip_steps).check(state)
 
     def _warn_growth(self, opened: TokenStore, continued: TokenStore) -> None:
         """Log that the store has grown since the checkpoint, and how to adopt the new tokens."""

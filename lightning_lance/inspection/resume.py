@@ -19,6 +19,7 @@ from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.serving.skips import Skip
 from lightning_lance.serving.states import FIELDS, checked_state
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.type_hints import check_arguments
@@ -137,15 +138,17 @@ def _report(
             file, f"windows {begin:,} to {end:,} of an epoch from {cursor.epoch_start:,} to {cursor.epoch_end:,}"
         )
     began = time.monotonic()
+    served = cursor.skips.served(begin, end)
     total = 0
     for low in range(begin, end, _AT_ONCE):
-        positions = np.arange(low, min(low + _AT_ONCE, end))
+        high = min(low + _AT_ONCE, end)
+        positions = cursor.skips.take(low, cursor.skips.served(low, high))
         total += int(cursor.digests(positions, cursor.locate(positions)).sum(dtype=np.uint64))
     seconds = time.monotonic() - began
     digest = f"{total % 2**64:016x}"
     if digest != first["digest"]:
         raise StoreError(
-            f"The {pluralize(end - begin, 'window')} that this version of lightning-lance serves differ from those of the "
+            f"The {pluralize(served, 'window')} that this version of lightning-lance serves differ from those of the "
             "checkpoint, so a resumed run would see other data: use the version that saved the checkpoint."
         )
     yield (
@@ -153,7 +156,9 @@ def _report(
         f"{cursor.serving.context_length} tokens are consumed (cursor {cursor.value:,})."
     )
     versions = ", ".join(f"{store.uri} version {store.version}" for store in cursor.serving.stores.values())
-    yield f"digest OK: {pluralize(end - begin, 'window')} recomputed in {seconds:.1f} s, in {versions}"
+    for skip in cursor.skips.ranges:
+        yield f"steps {skip.first_step:,} to {skip.last_step - 1:,} are left out: {_places(skip)}."
+    yield f"digest OK: {pluralize(served, 'window')} recomputed in {seconds:.1f} s, in {versions}"
     yield "next:"
     yield from _next_windows(cursor)
 
@@ -206,17 +211,24 @@ def _open_cursor(
         stores[name] = TokenStore.open(uris.get(name, entry["uri"]), storage_options=storage_options)
     fields = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
     try:
-        cursor = Cursor(WindowSelection(stores, **{name: state[name] for name in fields}))
+        skip_steps = [skip["steps"] for skip in state.get("skips", ())]
+        cursor = Cursor(WindowSelection(stores, **{name: state[name] for name in fields}), skip_steps=skip_steps)
     except ConfigError as error:
         raise StoreError(f"The checkpoint does not fit these stores: {error}") from error
     cursor.load_state_dict(state)
     return cursor
 
 
+def _places(skip: Skip) -> str:
+    if skip.begin == skip.end:
+        return "before the data, the weights or context_length changed"
+    return f"windows {skip.begin:,} to {skip.end - 1:,}"
+
+
 def _next_windows(cursor: Cursor) -> Iterator[str]:
     if cursor.ended:
         cursor.next_epoch(extend=False)
-    positions = np.arange(cursor.value, min(cursor.value + _NEXT, cursor.epoch_end))
+    positions = cursor.skips.take(cursor.value, min(_NEXT, cursor.left))
     found = cursor.locate(positions)
     tokens = cursor.serving.read(found)
     names = list(cursor.serving.stores)
