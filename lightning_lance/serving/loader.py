@@ -56,6 +56,25 @@ class _Chunk(NamedTuple):
     digests: Sequence[int]
 
 
+class Sightings(NamedTuple):
+    """Windows that have some tokens, in the order of serving, (n,) int64 each.
+
+    Attributes:
+        step: Number of the batch; -1 for a window that is in none: it is dropped at the end of its epoch, or was served in a
+            batch of another size at the begin of this one.
+        rank: Whose batch.
+        window: Number in the batch.
+        start: Offset of the window among the tokens of its split.
+        epoch: Epoch of the window's component.
+    """
+
+    step: np.ndarray
+    rank: np.ndarray
+    window: np.ndarray
+    start: np.ndarray
+    epoch: np.ndarray
+
+
 class BatchIterator(Iterator[Batch]):
     """The batches from a loader's position to the end of the epoch. Threads may share it: each batch is returned once.
 
@@ -310,6 +329,26 @@ class WindowLoader:
         found = cursor.locate(steps.positions_of(step, rank, cursor, self._sizes))
         tokens = self._make.rearrange(cursor.serving.read(found), found.start, found.epoch)
         return ServedWindows(step, rank, found, tokens, cursor.serving)
+
+    def find(self, store: str, begin: int, end: int, until: int) -> Sightings:
+        """Return where some tokens of a stream are served, in the past and the future. Moves nothing.
+
+        O(1) for each window, whatever the size of the store; in `random` order it looks through all windows.
+
+        Args:
+            store: Name of the store; "" for a single one.
+            begin: Offset of the first token among those of the split; see `TokenStore.find_documents`.
+            end: Offset after the last one, in the same stream.
+            until: The step, of all ranks, up to which is looked. What was before the data, the weights or `context_length`
+                changed in this run is not known.
+        """
+        with self._alone():
+            cursor = copy(self._cursor)
+        stores = [*cursor.serving.stores]
+        last = steps.first_position(until, cursor, self._sizes)
+        positions = cursor.find(stores.index(store), begin, end, last)
+        found = cursor.locate(positions)
+        return Sightings(*steps.places_of(positions, cursor, self._sizes), found.start, found.epoch)
 
     @property
     def _sizes(self) -> steps.StepSizes:

@@ -136,6 +136,43 @@ def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
     return cursor.skips.take(position, size * sizes.world_size)[rank * size : (rank + 1) * size]
 
 
+class Places(NamedTuple):
+    """Where windows are in a run, (n,) int64 each.
+
+    Attributes:
+        step: Number of the batch; -1 for a window that is in none: it is dropped at the end of its epoch, or was served in a
+            batch of another size at the begin of this one.
+        rank: Whose batch.
+        window: Number in the batch.
+    """
+
+    step: np.ndarray
+    rank: np.ndarray
+    window: np.ndarray
+
+
+def places_of(positions: np.ndarray, cursor: Cursor, sizes: StepSizes) -> Places:
+    """Return the steps that have the windows at some positions, (n,) int64: the inverse of `positions_of`."""
+    in_epoch = sizes.steps(cursor.num_windows)
+    epochs, within = np.divmod(positions - cursor.epoch_start, cursor.num_windows)
+    shift = 0
+    if not cursor.ended and cursor.value < cursor.epoch_end:
+        shift = cursor.position % sizes.windows
+    within = within - np.where(epochs == 0, shift, 0)
+    number, inner = np.divmod(within, sizes.windows)
+    size = np.full(len(positions), sizes.batch_size)
+    left = cursor.num_windows - np.where(epochs == 0, shift, 0) - number * sizes.windows
+    in_none = within < 0
+    if sizes.remainder == "short":
+        size = np.where(left < sizes.windows, left // sizes.world_size, size)
+        in_none |= inner >= size * sizes.world_size
+    elif sizes.remainder == "drop":
+        in_none |= left < sizes.windows
+    rank, window = np.divmod(inner, np.maximum(size, 1))
+    step = np.where(in_none, -1, (cursor.epoch + epochs) * in_epoch + number)
+    return Places(step, rank, window)
+
+
 def range_of(first: int, last: int, cursor: Cursor, sizes: StepSizes) -> Skip:
     """Return the positions of the steps from `first` up to, not including, `last`, to be left out.
 
@@ -150,6 +187,11 @@ def range_of(first: int, last: int, cursor: Cursor, sizes: StepSizes) -> Skip:
     begin, _ = _first_position(first, cursor, sizes)
     end, _ = _first_position(last, cursor, sizes)
     return Skip(first, last, max(begin, 0), max(end, 0))
+
+
+def first_position(step: int, cursor: Cursor, sizes: StepSizes) -> int:
+    """Return the position of the first window of a step. ConfigError for a negative step."""
+    return max(_first_position(step, cursor, sizes)[0], 0)
 
 
 def _first_position(step: int, cursor: Cursor, sizes: StepSizes) -> tuple[int, int]:
