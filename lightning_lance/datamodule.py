@@ -20,6 +20,7 @@ from lightning_lance.build.corpus import Corpus, ReadyStore, check_builds, check
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, StoreError, flag
+from lightning_lance.inspection.runs import RUN
 from lightning_lance.inspection.training import Limit, training_line
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
@@ -115,6 +116,13 @@ class _Watch(Callback):
         data = _datamodule_of(trainer)
         if data is not None:
             data._tell_training()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note how windows became batches, so that any step of the run can be looked at. Nothing resumes from it."""
+        data = _datamodule_of(trainer)
+        if data is not None and data._loader is not None:
+            steps = {"max_steps": trainer.max_steps, "accumulate_grad_batches": trainer.accumulate_grad_batches}
+            checkpoint[RUN] = {**data._loader.batching, **steps}
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _datamodule_of(trainer)
@@ -488,12 +496,7 @@ class LanceDataModule(LightningDataModule):
         return self._make_loader("train", resumable=resumable, fim=self._fill_in(), **self.serving.training)
 
     def _fill_in(self) -> FillInTheMiddle | None:
-        if self.fim is None:
-            return None
-        named = vars(self.fim)
-        if self.fim.seed is None:
-            named = {**named, "seed": self.serving.seed}
-        return FillInTheMiddle.named(self.tokenizer, **named)
+        return None if self.fim is None else self.fim.with_ids(self.tokenizer, self.serving.seed)
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
         """Return the loader of the validation windows; an empty list, with a warning, if there are none.

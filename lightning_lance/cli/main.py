@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_lance.cli.arguments import ending_in_a_sentence, read_arguments
 from lightning_lance.cli.overrides import shown_override
+from lightning_lance.cli.runs import show_command, where_command
 from lightning_lance.cli.stores import (
     clean_command,
     forget_command,
@@ -54,6 +55,8 @@ lightning-lance verify URI              check a token store against its checksum
 lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; dry_run=true only counts them
 lightning-lance clean URI|DIR           mend damaged tags, remove what dead builders left, and say what was done
 lightning-lance remove URI              remove a whole token store, after a question
+lightning-lance show [RUN] step=N       show a batch of a run as the model gets it, past or to come; search=REGEX, by=repo
+lightning-lance where [RUN] key=value   list the steps of a run that have a document, as in document=12:3456
 lightning-lance verify-resume CKPT|DIR  show that a run goes on exactly where a checkpoint was saved
 lightning-lance --version
 
@@ -61,7 +64,7 @@ Keys are those of the configuration: source=github_code 'languages=[Python]' tok
 lightning-lance prepare --cfg job       show the configuration
 lightning-lance prepare --help          show the keys that it reads, and the options of the groups
 lightning-lance COMMAND --help          say more of another command
-format=json makes list, info, verify, forget, clean and remove print JSON in one line.
+format=json makes list, info, verify, forget, clean, remove, show and where print JSON in one line.
 """
 
 # A command imports what it needs once its arguments are right: Hydra, Lance and numpy take long.
@@ -75,7 +78,6 @@ def _prepare(config: DictConfig) -> None:
     from lightning_lance.build.progress import tell_stored
     from lightning_lance.cli.hydra_app import make
     from lightning_lance.maintenance.integrity import raise_if_damaged
-    from lightning_lance.serving.fim import FillInTheMiddle
     from lightning_lance.serving.options import BatchOptions, ServingOptions, fill_in_the_middle
     from lightning_lance.type_hints import options_of
 
@@ -95,7 +97,7 @@ def _prepare(config: DictConfig) -> None:
     if build.wait_for_tokens is None:
         check_together(corpora)
     if (fim := fill_in_the_middle(data["fim"])) and built:
-        FillInTheMiddle.named(built[0].tokenizer, **{**vars(fim), "seed": fim.seed or 0})
+        fim.with_ids(built[0].tokenizer, serving.seed)
     for corpus in corpora.values():
         was_built = corpus.run(build)
         store = corpus.open(growing=build.wait_for_tokens is not None)
@@ -146,6 +148,8 @@ _RUN: Mapping[str, Callable[[Sequence[str]], None]] = {
     "forget": forget_command,
     "clean": clean_command,
     "remove": remove_command,
+    "show": show_command,
+    "where": where_command,
     "verify-resume": _verify_resume,
 }
 

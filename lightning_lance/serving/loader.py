@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from copy import copy
+from dataclasses import asdict
 from itertools import islice
 from typing import Any, NamedTuple, NoReturn, cast, get_args
 
@@ -66,6 +67,7 @@ class Sightings(NamedTuple):
         window: Number in the batch.
         start: Offset of the window among the tokens of its split.
         epoch: Epoch of the window's component.
+        position: Its place in the order of the run.
     """
 
     step: np.ndarray
@@ -73,6 +75,7 @@ class Sightings(NamedTuple):
     window: np.ndarray
     start: np.ndarray
     epoch: np.ndarray
+    position: np.ndarray
 
 
 class BatchIterator(Iterator[Batch]):
@@ -237,15 +240,22 @@ class WindowLoader:
         self._rank = rank
         self._world_size = world_size
         self._global_size = world_size * batch_size
-        self._make = Collator(
-            next(iter(stores.values())).commit.eos_id,
-            batch_format=batch_format,
-            document_ids=document_ids,
-            position_ids=position_ids,
-            cu_seqlens=cu_seqlens,
-            mask_boundary_targets=mask_boundary_targets,
-            fim=fim,
-        )
+        extras: dict[str, Any] = {
+            "batch_format": batch_format,
+            "document_ids": document_ids,
+            "position_ids": position_ids,
+            "cu_seqlens": cu_seqlens,
+            "mask_boundary_targets": mask_boundary_targets,
+        }
+        self._make = Collator(next(iter(stores.values())).commit.eos_id, **extras, fim=fim)
+        #: How windows become batches, in plain types: the arguments from `batch_size` on that are not part of a state.
+        self.batching: dict[str, Any] = {
+            "batch_size": batch_size,
+            "world_size": world_size,
+            "remainder": self.remainder,
+            **extras,
+            "fim": None if fim is None else asdict(fim),
+        }
         self._told: set[tuple[int, int]] = set()
         skipped = check_steps(skip_steps) if self.resumable else []
         self._cursor = Cursor(serving, on_data_change, grows=self.extend == "now", skip_steps=skipped)
@@ -277,6 +287,11 @@ class WindowLoader:
     def stores(self) -> dict[str, TokenStore]:
         """The stores, at the versions that are read."""
         return dict(self._cursor.serving.stores)
+
+    @property
+    def split(self) -> str:
+        """`train` or `val`."""
+        return self._cursor.serving.split
 
     @property
     def num_windows(self) -> int:
@@ -328,7 +343,13 @@ class WindowLoader:
             cursor = copy(self._cursor)
         found = cursor.locate(steps.positions_of(step, rank, cursor, self._sizes))
         tokens = self._make.rearrange(cursor.serving.read(found), found.start, found.epoch)
-        return ServedWindows(step, rank, found, tokens, cursor.serving)
+        return ServedWindows(step, rank, found, tokens, cursor.serving, self._make)
+
+    def leaves_out(self, step: int) -> bool:
+        """Return whether a step is left out (`skip_steps`)."""
+        with self._alone():
+            cursor = copy(self._cursor)
+        return cursor.skips.holds(steps.first_position(step, cursor, self._sizes))
 
     def find(self, store: str, begin: int, end: int, until: int) -> Sightings:
         """Return where some tokens of a stream are served, in the past and the future. Moves nothing.
@@ -348,7 +369,7 @@ class WindowLoader:
         last = steps.first_position(until, cursor, self._sizes)
         positions = cursor.find(stores.index(store), begin, end, last)
         found = cursor.locate(positions)
-        return Sightings(*steps.places_of(positions, cursor, self._sizes), found.start, found.epoch)
+        return Sightings(*steps.places_of(positions, cursor, self._sizes), found.start, found.epoch, positions)
 
     @property
     def _sizes(self) -> steps.StepSizes:

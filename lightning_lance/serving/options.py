@@ -11,10 +11,11 @@ from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, described, flag, integer, one_of, whole_number
 from lightning_lance.location import local_folder
 from lightning_lance.messages.formatting import format_list, nearest
-from lightning_lance.serving.fim import check_names
+from lightning_lance.serving.fim import FillInTheMiddle, check_names
 from lightning_lance.serving.order import Order, check_order
 from lightning_lance.serving.selection import check_selection
 from lightning_lance.serving.skips import check_steps
+from lightning_lance.tokenization.tokenizer import Tokenizer
 
 BatchFormat = Literal["default", "huggingface"]
 Remainder = Literal["drop", "wrap", "short"]
@@ -180,6 +181,19 @@ class FillInTheMiddleOptions:
 
     def __post_init__(self) -> None:
         check_names({name: value for name, value in vars(self).items() if value is not None})
+
+    def with_ids(self, tokenizer: Tokenizer, seed: int) -> FillInTheMiddle:
+        """Return the rearrangement with the ids of a tokenizer.
+
+        Args:
+            tokenizer: The one of the data.
+            seed: Of the draws, unless these options have their own.
+
+        Raises:
+            ConfigError: If the tokenizer lacks a sentinel.
+        """
+        own = seed if self.seed is None else self.seed
+        return FillInTheMiddle.named(tokenizer, **{**vars(self), "seed": own})
 
 
 def fill_in_the_middle(given: FillInTheMiddleOptions | Mapping[str, Any] | None) -> FillInTheMiddleOptions | None:

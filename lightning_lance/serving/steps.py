@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.messages.formatting import pluralize
+from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import Remainder
@@ -55,6 +56,7 @@ class ServedWindows:
         found: Where the windows are.
         tokens: (batch_size, context_length + 1) tokens, rearranged where the loader does so (`fim`).
         serving: The selection that they are of.
+        make: What makes batches of them.
     """
 
     step: int
@@ -62,6 +64,7 @@ class ServedWindows:
     found: WindowLocations
     tokens: np.ndarray
     serving: WindowSelection
+    make: Collator
 
     def __repr__(self) -> str:
         return f"ServedWindows(step={self.step}, rank={self.rank}, starts={self.starts.tolist()})"
@@ -96,6 +99,11 @@ class ServedWindows:
             )
         together: pa.Table = pa.concat_tables(parts, promote_options="default")
         return together.take(pa.array(np.argsort(together.column("window").to_numpy(), kind="stable")))
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The batch as the model gets it."""
+        return self.make.batch(self.make.describe(self.tokens), 0, len(self.tokens))
 
     @cached_property
     def text(self) -> list[str]:

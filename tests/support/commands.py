@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.warm import BUILDING, server
+
+#: Runs a command in this process: exit code, standard output, standard error.
+Run = Callable[..., tuple[int, str, str]]
 
 COMMAND = [str(Path(sys.executable).with_name("lightning-lance"))]
 
