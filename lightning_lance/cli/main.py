@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from lightning_lance.cli.arguments import ending_in_a_sentence, read_arguments
+from lightning_lance.cli.doctor import doctor_command
 from lightning_lance.cli.overrides import shown_override
 from lightning_lance.cli.runs import show_command, where_command
 from lightning_lance.cli.stores import (
@@ -49,6 +50,7 @@ _DATA = ("corpus", "mix", "verify", "storage_options")
 USAGE = """\
 lightning-lance train key=value ...     train the sample GPT on a token store, which is built first if it is not there
 lightning-lance prepare key=value ...   build the token store, without training
+lightning-lance doctor key=value ...    check what could spoil a run before it begins, with the keys of train
 lightning-lance list [DIR]              list the token stores in a folder or bucket: source, tokens, size, last use, state
 lightning-lance info URI                say all about a token store: settings, languages and splits, versions, disk space
 lightning-lance verify URI              check a token store against its checksums; sample=0.1 reads a tenth of its files
@@ -64,7 +66,7 @@ Keys are those of the configuration: source=github_code 'languages=[Python]' tok
 lightning-lance prepare --cfg job       show the configuration
 lightning-lance prepare --help          show the keys that it reads, and the options of the groups
 lightning-lance COMMAND --help          say more of another command
-format=json makes list, info, verify, forget, clean, remove, show and where print JSON in one line.
+format=json makes list, info, verify, forget, clean, remove, doctor, show and where print JSON in one line.
 """
 
 # A command imports what it needs once its arguments are right: Hydra, Lance and numpy take long.
@@ -148,6 +150,7 @@ _RUN: Mapping[str, Callable[[Sequence[str]], None]] = {
     "forget": forget_command,
     "clean": clean_command,
     "remove": remove_command,
+    "doctor": doctor_command,
     "show": show_command,
     "where": where_command,
     "verify-resume": _verify_resume,

@@ -27,7 +27,7 @@ from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder
 from lightning_lance.serving.order import Order
-from lightning_lance.serving.selection import WindowSelection, warn_of_unserved_text
+from lightning_lance.serving.selection import TooShort, WindowSelection, warn_of_unserved_text
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.steps import ServedWindows
@@ -344,6 +344,10 @@ class WindowLoader:
         found = cursor.locate(steps.positions_of(step, rank, cursor, self._sizes))
         tokens = self._make.rearrange(cursor.serving.read(found), found.start, found.epoch)
         return ServedWindows(step, rank, found, tokens, cursor.serving, self._make)
+
+    def too_short(self) -> TooShort | None:
+        """Count the streams that are shorter than a window, and so never served; None if there are none."""
+        return self._cursor.serving.too_short()
 
     def leaves_out(self, step: int) -> bool:
         """Return whether a step is left out (`skip_steps`)."""

@@ -128,6 +128,12 @@ class Provenance:
         columns["language"] = as_single_chunk(taken.column("language")).take(pa.array(of_block[document]))
         return pa.table(columns)
 
+    def begins(self, split: str) -> np.ndarray:
+        """Return where the documents of a split begin; see `TokenStore.document_begins`."""
+        blocks = self._blocks[split]
+        begins, _ = self._extents_of({}, blocks)
+        return np.sort(begins)
+
     def find(self, rule: Mapping[str, str], split: str) -> pa.Table:
         """Return the documents of a split that match a rule; see `TokenStore.find_documents`."""
         check_rule(self._dataset, rule)

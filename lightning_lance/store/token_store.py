@@ -539,6 +539,17 @@ class TokenStore:
         self._check_documents()
         return self._lazily(lambda: self._provenance.find(rule, split), lambda store: store.find_documents(rule, split))
 
+    def document_begins(self, split: str = "train") -> np.ndarray:
+        """Return where the documents of a split begin, among its tokens: (documents,) int64, ascending.
+
+        Raises:
+            StoreError: In a forked process, or if another program has changed rows.
+            ConfigError: If the split is unknown.
+        """
+        self._table(split)
+        self._check_documents()
+        return self._lazily(lambda: self._provenance.begins(split), lambda store: store.document_begins(split))
+
     def _check_documents(self) -> None:
         if self._change is not None and not self._change.readable:
             raise StoreError(
