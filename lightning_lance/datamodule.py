@@ -310,7 +310,7 @@ class LanceDataModule(LightningDataModule):
             corpus.run(self.build)
         if self.verify:
             for corpus in self.corpora.values():
-                raise_if_damaged(corpus.location)
+                raise_if_damaged(corpus.on_disk())
 
     @property
     def _builds(self) -> bool:

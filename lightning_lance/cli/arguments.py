@@ -60,6 +60,19 @@ COMMANDS = {
         token store is removed, and only if no process builds it or trains on it. ignore_runs=true ignores runs without a
         checkpoint that were killed.""",
     ),
+    "card": (
+        f"URI [out=FILE] [repo=owner/name] [format=json] {_STORAGE}",
+        """Write the data card of a token store (README.md, or the file out), and its Croissant metadata, croissant.json, beside
+        it: source, filters, tokenizer, licenses, documents and tokens, and how to load it. Only files that a card has written
+        are overwritten. repo=owner/name writes it for that repository of the Hub, as push does.""",
+    ),
+    "push": (
+        "URI owner/name [private=true] [rules=true] [format=json]",
+        """Upload the newest version of a token store to a dataset repository of the Hugging Face Hub, with its tokenizer, its
+        data card and its Croissant metadata, as one commit. The repository is created if it does not exist; private=true makes
+        it private. Run it again after an interruption: what is uploaded is not uploaded again. rules=true allows to publish
+        the rules by which documents were removed, with their values.""",
+    ),
     "show": (
         f"[RUN|CKPT|URI] [step=N|A:B] [rank=R] [window=W] [search=REGEX] [by=COLUMN] [KEY=VALUE ...] [format=json] {_STORAGE}",
         """Show a batch of a run as the model gets it, past or to come: its text, its documents, and what is not trained on.
@@ -98,10 +111,10 @@ def read_arguments(
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--storage-option", action="append", default=[], metavar="KEY=VALUE", help=_OPTION_HELP)
     given, unknown = parser.parse_known_intermixed_args(arguments)
-    if name in _PLACES and (not given.words or _is_pair(given.words[0])):
+    if name in _PLACES and (not given.words or is_pair(given.words[0])):
         given.words.insert(0, _PLACES[name])
     place, *words = given.words or [""]
-    if unknown or not place or _is_pair(place):
+    if unknown or not place or is_pair(place):
         expect(name, unknown[0] if unknown else place or "nothing")
     # Where options are given as such, a column may be called azure_x.
     prefixes = () if given.storage_option or "://" not in place else _OPTIONS
@@ -109,8 +122,8 @@ def read_arguments(
     options: dict[str, str] = {}
     marked = [(word, True) for word in given.storage_option] + [(word, word.startswith(prefixes)) for word in words]
     for word, is_option in marked:
-        key, is_pair, value = word.partition("=")
-        if not is_pair or not (is_option or keys is None or key in keys):
+        key, equals, value = word.partition("=")
+        if not equals or not (is_option or keys is None or key in keys):
             expect(name, word)
         if key in (options if is_option else pairs):
             fail(f"{key} is given twice: give it once, and the other to another run.")
@@ -119,7 +132,8 @@ def read_arguments(
     return place, pairs, options
 
 
-def _is_pair(word: str) -> bool:
+def is_pair(word: str) -> bool:
+    """Return whether a word of a command line is a key=value pair, and not a place."""
     # A place may have a = in it, as Lightning's checkpoints do.
     return "=" in word and "://" not in word and not Path(word).exists()
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from lightning_lance.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from lightning_lance.inspection.card import write_card
+    from lightning_lance.inspection.publish import push_store
     from lightning_lance.inspection.resume import verify_resume
     from lightning_lance.inspection.runs import open_run
     from lightning_lance.inspection.show import search, shares, show_step
@@ -16,10 +18,12 @@ __all__ = [
     "find_steps",
     "list_stores",
     "open_run",
+    "push_store",
     "search",
     "shares",
     "show_step",
     "verify_resume",
+    "write_card",
 ]
 
 _HOME = {
@@ -27,10 +31,12 @@ _HOME = {
     "find_steps": "inspection.where",
     "list_stores": "inspection.summary",
     "open_run": "inspection.runs",
+    "push_store": "inspection.publish",
     "search": "inspection.show",
     "shares": "inspection.show",
     "show_step": "inspection.show",
     "verify_resume": "inspection.resume",
+    "write_card": "inspection.card",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -54,6 +54,7 @@ from lightning_lance.location import (
 )
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
+from lightning_lance.store.hub import downloaded, hub_place
 from lightning_lance.store.kept_tokenizer import kept_tokenizer
 from lightning_lance.store.mapped_files import map_copies, map_tokens
 from lightning_lance.store.provenance import Provenance
@@ -180,7 +181,7 @@ class TokenStore:
         """Open a store.
 
         Args:
-            uri: Local folder, or object store URL.
+            uri: Local folder, object store URL, or dataset repository of the Hub, `hf://datasets/owner/name[@revision]`.
             version: Version to read; None reads the newest. Later commits are not seen.
             storage_options: Credentials and other options of object stores, in Lance's form.
             reader: `auto` maps local files and falls back to `take`; the other two have no fallback.
@@ -194,7 +195,11 @@ class TokenStore:
         check_arguments(TokenStore.open, {"version": version, "reader": reader, "verify": verify})
         storage_options = checked_storage_options("storage_options", storage_options)
         given = given_place(uri)
-        place = store_place(uri)
+        on_hub = hub_place(str(uri))
+        if on_hub is not None:
+            given = downloaded(on_hub, storage_options)
+            storage_options = checked_storage_options("storage_options", None)
+        place = store_place(given)
         location = StoreLocation(place, storage_options)
         if verify:
             raise_if_damaged(location)
