@@ -102,7 +102,9 @@ def _open_cursor(
     fields = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
     try:
         skip_steps = [skip["steps"] for skip in state.get("skips", ())]
-        cursor = Cursor(WindowSelection(stores, **{name: state[name] for name in fields}), skip_steps=skip_steps)
+        selected = {name: state[name] for name in fields}
+        serving = WindowSelection(stores, **selected, windows=state.get("windows", "stream"))
+        cursor = Cursor(serving, skip_steps=skip_steps)
     except ConfigError as error:
         raise StoreError(f"The checkpoint does not fit these stores: {error}") from error
     cursor.load_state_dict(state)
@@ -120,7 +122,7 @@ def _next_windows(cursor: Cursor) -> Iterator[str]:
         cursor.next_epoch(extend=False)
     positions = cursor.skips.take(cursor.value, min(_NEXT, cursor.left))
     found = cursor.locate(positions)
-    tokens = cursor.serving.read(found)
+    tokens = cursor.read(found)
     names = list(cursor.serving.stores)
     store = next(iter(cursor.serving.stores.values()))
     tokenizer = None

@@ -22,7 +22,7 @@ _SERVED = ("split", "context_length", "order", "seed", "shuffle_block", "where",
 # What may differ from the run, to look at it otherwise.
 _SIZES = ("batch_size", "world_size", "remainder")
 # What a store, of which no run is known, may be looked at with.
-_OF_STORE = (*_SERVED, *_SIZES, "mask_boundary_targets", "batch_format")
+_OF_STORE = (*_SERVED, *_SIZES, "windows", "mask_boundary_targets", "batch_format")
 
 
 def open_run(
@@ -73,6 +73,7 @@ def open_run(
         loader = WindowLoader(
             stores,
             **{name: state[name] for name in _SERVED},
+            windows=state.get("windows", "stream"),
             **batching,
             skip_steps=[skip["steps"] for skip in state.get("skips", ())],
             fim=None if fim is None else FillInTheMiddle(**fim),

@@ -18,6 +18,7 @@ from lightning_lance.serving.growth import GrownOrder, Growth
 from lightning_lance.serving.mixture import Schedule, WindowLocations
 from lightning_lance.serving.options import OnDataChange
 from lightning_lance.serving.order import WindowOrder
+from lightning_lance.serving.packing import PackedOrder, Pieces
 from lightning_lance.serving.permutation import splitmix64
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.skips import Skip, Skips
@@ -99,6 +100,16 @@ class Cursor:
     def locate(self, positions: np.ndarray) -> WindowLocations:
         """Return the windows at some positions, (n,) int64, in the cursor's count."""
         return self._mixture.locate(positions - self.origin)
+
+    def read(self, found: WindowLocations) -> np.ndarray:
+        """Return windows: (n, context_length + 1) tokens, in the dtype of the stores."""
+        if self.serving.windows == "packed":
+            return self._mixture.read_packed(found, self.serving.dtype)
+        return self.serving.read(found)
+
+    def pieces(self, found: WindowLocations) -> list[Pieces] | None:
+        """Return the pieces of packed windows; see `Mixture.pieces`."""
+        return self._mixture.pieces(found) if self.serving.windows == "packed" else None
 
     def find(self, store: int, begin: int, end: int, until: int) -> np.ndarray:
         """Return the positions, up to `until`, whose windows have one of some tokens of a stream; see `Mixture.find`.
@@ -459,7 +470,11 @@ class Cursor:
         self._move([*taken.values()])
 
     def _convert_component(
-        self, state: Mapping[str, Any], windows: int, before: WindowOrder | None, now: WindowOrder
+        self,
+        state: Mapping[str, Any],
+        windows: int,
+        before: WindowOrder | PackedOrder | None,
+        now: WindowOrder | PackedOrder,
     ) -> int:
         """Return the windows of a component that correspond to `windows` of its former order, over all epochs."""
         if before is not None:
@@ -472,7 +487,9 @@ class Cursor:
         epochs, within = divmod(windows, size)
         return epochs * now.num_windows + min(self._convert_windows(within, state), now.num_windows)
 
-    def _convert_position(self, state: Mapping[str, Any], found: Continued, orders: Mapping[str, WindowOrder]) -> int:
+    def _convert_position(
+        self, state: Mapping[str, Any], found: Continued, orders: Mapping[str, WindowOrder | PackedOrder]
+    ) -> int:
         """Return the position in the epoch, in windows of today; the end of an epoch stays its end."""
         consumed = state["cursor"] - state["epoch_start"]
         size = sum(order.num_windows for order in orders.values())

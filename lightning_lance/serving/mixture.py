@@ -7,13 +7,14 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.growth import Ordered
+from lightning_lance.serving.packing import PackedOrder, Pieces
 
 # The longest table of a schedule. Weights of four decimals need no more than 10,000.
 _LONGEST_PERIOD = 1 << 17
@@ -140,7 +141,7 @@ class Mixture:
 
     def __init__(
         self,
-        orders: Mapping[str, Ordered],
+        orders: Mapping[str, Ordered | PackedOrder],
         stores: Sequence[Sequence[int]],
         weights: Mapping[str, float],
         taken: Sequence[int] | None = None,
@@ -171,6 +172,27 @@ class Mixture:
         """Return the epochs of each component that as many positions make from the begin of a run."""
         epochs = self._schedule.counts(positions) / np.maximum(self.sizes, 1)
         return dict(zip(self.orders, epochs.tolist(), strict=True))
+
+    def read_packed(self, found: WindowLocations, dtype: np.dtype[Any]) -> np.ndarray:
+        """Return packed windows: (n, context_length + 1) tokens of a dtype that fits those of all stores."""
+        orders = [*self.orders.values()]
+        windows = np.empty((len(found.start), orders[0].context_length + 1), dtype)
+        for component, epoch in sorted({*zip(found.component.tolist(), found.epoch.tolist(), strict=True)}):
+            mine = np.flatnonzero((found.component == component) & (found.epoch == epoch))
+            windows[mine] = cast(PackedOrder, orders[component]).read(epoch, found.start[mine])
+        return windows
+
+    def pieces(self, found: WindowLocations) -> list[Pieces] | None:
+        """Return the pieces of packed windows, one table for each; None for windows that are pieces of a stream."""
+        orders = [*self.orders.values()]
+        tables = []
+        rows = zip(found.component.tolist(), found.epoch.tolist(), found.start.tolist(), strict=True)
+        for component, epoch, start in rows:
+            order = orders[component]
+            if not isinstance(order, PackedOrder):
+                return None
+            tables.append(order.pieces(epoch, start)[1])
+        return tables
 
     def find(self, store: int, begin: int, end: int, positions: range) -> np.ndarray:
         """Return the positions, of some, whose windows have one of the tokens from `begin` to `end` of a store's split.

@@ -191,8 +191,13 @@ def _skips(value: Any) -> list[dict[str, Any]]:
 
 _SKIP: dict[str, Callable[[Any], Any]] = {"steps": _list_of(_count), "begin": _count, "end": _count}
 
-# Where the stores have grown within an epoch that is still served, and where the run leaves steps out.
-_OPTIONAL_FIELDS: dict[str, Callable[[Any], Any]] = {"grown": _growths, "skips": _skips}
+# Where the stores have grown within an epoch that is still served; where the run leaves steps out; and where windows are not
+# pieces of the streams.
+_OPTIONAL_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "grown": _growths,
+    "skips": _skips,
+    "windows": _chosen(("packed",)),
+}
 
 #: The names of the fields that every state has.
 FIELDS = frozenset(_FIELDS)
