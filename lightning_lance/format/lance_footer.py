@@ -7,6 +7,7 @@ for plain values of one size. Whoever reads its pages compares some with what La
 from __future__ import annotations
 
 import os
+import re
 import struct
 import sys
 from functools import lru_cache
@@ -28,10 +29,17 @@ _LONGEST = 64 << 20
 _NUMBER, _LENGTH = 0, 2
 # Bytes of a number below 2^63.
 _LONGEST_NUMBER = 9
+_VARINT = rb"[\x80-\xff]{0,8}[\x00-\x7f]"
+# A page of one buffer: its position and its size, each in a list with its length, its rows, the length of its encoding, which
+# is next, and its priority. A file has hundreds of them.
+_PAGE = re.compile(
+    rb"\x0a(.)(%(n)s)\x12(.)(%(n)s)\x18(%(n)s)\x22(%(n)s)(.*)" % {b"n": _VARINT},
+    re.DOTALL,
+)
+_PRIORITY = re.compile(rb"\x28" + _VARINT)
 
 # Fields of the messages in the metadata, by their numbers.
 _PAGES = 2
-_POSITIONS, _SIZES, _ROWS, _ENCODING = 1, 2, 3, 4
 _DIRECT, _BYTES = 2, 1
 _NAME, _VALUE = 1, 2
 _FULL_ZIP = 3
@@ -112,23 +120,25 @@ def _first_column(descriptor: int) -> FirstColumn | None:
 
 
 def _page_of(message: int | bytes) -> tuple[Page, bytes]:
-    """Return a page, and its encoding. ValueError if it has not one buffer."""
-    found = dict(_fields(message))
-    rows = found.get(_ROWS)
-    encoding = found.get(_ENCODING)
-    if not isinstance(rows, int) or not isinstance(encoding, bytes):
-        raise ValueError("a page without rows or encoding")
-    return Page(_only(found.get(_POSITIONS)), _only(found.get(_SIZES)), rows), encoding
+    """Return a page, and its encoding. ValueError if it has not one buffer, or another form."""
+    found = _PAGE.fullmatch(message) if isinstance(message, bytes) else None
+    if found is None:
+        raise ValueError("a page in another form")
+    length_of_position, position, length_of_size, size, rows, length, rest = found.groups()
+    end = _number(length)
+    if (length_of_position[0], length_of_size[0]) != (len(position), len(size)) or end > len(rest):
+        raise ValueError("a page of several buffers")
+    if end < len(rest) and not _PRIORITY.fullmatch(rest, end):
+        raise ValueError("a page in another form")
+    return Page(_number(position), _number(size), _number(rows)), rest[:end]
 
 
-def _only(numbers: int | bytes | None) -> int:
-    """Return the number of a list of one."""
-    if not isinstance(numbers, bytes):
-        raise ValueError("not a list of numbers")
-    number, end = _varint(numbers, 0)
-    if end != len(numbers):
-        raise ValueError("several numbers")
-    return number
+def _number(varint: bytes) -> int:
+    """Return the number that a varint is."""
+    value = 0
+    for byte in reversed(varint):
+        value = value << 7 | byte & 127
+    return value
 
 
 @lru_cache(maxsize=1024)

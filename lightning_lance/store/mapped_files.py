@@ -197,8 +197,8 @@ def _last_block(file: Path, rows: int, dtype: np.dtype[Any]) -> np.ndarray:
 def _tokens_of(file: str, row_bytes: int) -> _Tokens:
     """Return where the tokens of a data file are; no pages if one of them is encoded."""
     column = first_column(file)
-    if column is not None and all(page.size == page.rows * row_bytes > 0 for page in column.pages):
-        pages = [(page.position, page.size) for page in column.pages]
+    if column is not None and all(size == rows * row_bytes > 0 for _, size, rows in column.pages):
+        pages = [(position, size) for position, size, _ in column.pages]
         _check_pages(file, column.file_size, pages)
         return _Tokens(pages, column.encoding)
     pages = _pages_by_lance(file, row_bytes)
