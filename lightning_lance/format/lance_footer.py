@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-import sys
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -67,7 +67,7 @@ class FirstColumn(NamedTuple):
 
     file_size: int
     pages: list[Page]
-    encoding: str
+    encoding: Hashable
 
 
 def first_column(file: str) -> FirstColumn | None:
@@ -115,8 +115,7 @@ def _first_column(descriptor: int) -> FirstColumn | None:
     if length not in schema:
         return None
     schema.remove(length)
-    # One string for all files.
-    return FirstColumn(size, pages, sys.intern(repr((major, minor, schema, others, *encodings))))
+    return FirstColumn(size, pages, (major, minor, tuple(schema), tuple(others), encodings.pop()))
 
 
 def _page_of(message: int | bytes) -> tuple[Page, bytes]:

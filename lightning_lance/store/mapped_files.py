@@ -34,7 +34,7 @@ class _Tokens(NamedTuple):
     """
 
     pages: list[tuple[int, int]]
-    encoding: str | None
+    encoding: Hashable | None
 
 
 class _Pages(NamedTuple):
@@ -42,15 +42,15 @@ class _Pages(NamedTuple):
 
     Attributes:
         files: The data files.
-        described: What Lance is told of each file besides its rows: files that are equal in it, Lance reads in one way. None if
-            only Lance knows.
+        described: A number for what Lance is told of each file besides its rows: files that are equal in it, Lance reads in one
+            way. None if only Lance knows.
         file: (pages,) index of the file of each page.
         position: (pages,) its place in that file, in bytes.
         rows: (pages,) its rows.
     """
 
     files: list[str]
-    described: list[Hashable]
+    described: list[int | None]
     file: np.ndarray
     position: np.ndarray
     rows: np.ndarray
@@ -94,7 +94,8 @@ def map_tokens(
 def _pages_of(uri: str, fragments: Sequence[FragmentMetadata], row_bytes: int) -> _Pages | None:
     """Return the pages of tokens of fragments; None if their layout is another."""
     files: list[str] = []
-    described: list[Hashable] = []
+    described: list[int | None] = []
+    descriptions: dict[Hashable, int] = {}
     pages = array("q")
     for fragment in fragments:
         if len(fragment.files) != 1 or fragment.deletion_file is not None:
@@ -112,9 +113,12 @@ def _pages_of(uri: str, fragments: Sequence[FragmentMetadata], row_bytes: int) -
         if not tokens.pages:
             continue
         files.append(path)
+        if tokens.encoding is None:
+            described.append(None)
+            continue
         version = (file.file_major_version, file.file_minor_version)
         columns = (*file.fields, "at", *file.column_indices)
-        described.append(None if tokens.encoding is None else (tokens.encoding, version, columns))
+        described.append(descriptions.setdefault((tokens.encoding, version, columns), len(descriptions)))
     if not files:
         return None
     return _Pages(files, described, *np.frombuffer(pages, np.int64).reshape(-1, 3).T)
@@ -139,11 +143,11 @@ def _is_read_by_lance(
     return np.array_equal(blocks, take_blocks(dataset, np.cumsum(pages.rows)[last] - 1))
 
 
-def _to_compare(described: Sequence[Hashable]) -> list[int]:
+def _to_compare(described: Sequence[int | None]) -> list[int]:
     """Return the files to compare with what Lance reads: all of some hundred; of more, one of each description."""
     if len(described) <= _ALL_COMPARED:
         return [*range(len(described))]
-    first: dict[Hashable, int] = {}
+    first: dict[int | None, int] = {}
     for number, description in enumerate(described):
         first.setdefault(description, number)
     return [

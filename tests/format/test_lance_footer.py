@@ -74,7 +74,7 @@ def test_files_of_many_pages_and_files_that_are_not_understood(tmp_path: Path):
 def test_files_that_lance_reads_alike_have_one_encoding(tmp_path: Path):
     """Whatever their rows and pages; and no others."""
 
-    def encoding(*what: object) -> str:
+    def encoding(*what: object) -> object:
         found = first_column(str(write(tmp_path / "x.lance", *what)))
         assert found is not None
         return found.encoding
