@@ -63,6 +63,7 @@ def train(config: DictConfig) -> None:
     check_gpu(config)
     data: LanceDataModule = make(config, "data")
     model = make_model(config)
+    watching: list[lightning.Callback] = [*make(config, "watch").values()]
     if model.hparams.context_length < data.context_length:
         raise ConfigError(
             f"model.context_length is {model.hparams.context_length}, and windows have context_length={data.context_length} "
@@ -73,7 +74,7 @@ def train(config: DictConfig) -> None:
         return
     check_loggers(trainer)
     curves = [LossCurve(logger) for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-    trainer.callbacks[:0] = [*progress(), *curves]
+    trainer.callbacks[:0] = [*progress(), *curves, *watching]
     trainer.callbacks.append(SaveAtEnd())
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint)

@@ -42,7 +42,7 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
             ["conext_length=3"],
             "There is no key 'conext_length': did you mean 'context_length'? the configuration has build, ckpt_path, "
             "context_length, corpus, data, data_dir, engine, languages, logger, max_documents, max_tokens, model, output_dir, "
-            "progress, seed, source, tokenizer, trainer.",
+            "progress, seed, source, tokenizer, trainer, watch.",
         ),
         (
             ["+val_fraction=0.1"],
