@@ -11,11 +11,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_lance.build.corpus import Corpus
 from lightning_lance.callbacks.served import eos_of, first_tokens, train_loader, val_loader, windows_of
 from lightning_lance.callbacks.token_losses import TokenLosses, numbers_of_documents, sums_by_document, token_losses_of
 from lightning_lance.datamodule import LanceDataModule
 from lightning_lance.errors import ConfigError, StoreError, one_of, whole_number
 from lightning_lance.messages.escaping import logger, shown
+from lightning_lance.messages.formatting import format_list
 from lightning_lance.serving.loader import WindowLoader
 
 _log = logger(__name__)
@@ -26,6 +28,8 @@ By = Literal["language", "license", "repo", "corpus"]
 # from the store: of one batch in so many, since that takes longer.
 _SAMPLED = 10
 _OTHER = "other"
+# What a store says of documents in windows, besides their fields.
+_PLACES = ("window", "begin", "end", "id")
 _UNKNOWN = "unknown"
 # The same names as the model's own, for `data.val_by`.
 _VAL_BY = {"language": "language", "store": "corpus"}
@@ -104,6 +108,21 @@ class SliceMetrics(Callback):
         """Continue with the names of a checkpoint."""
         self._named = [*state_dict["named"]]
 
+    def check(self, data: LanceDataModule) -> None:
+        """Check that the documents of data will have the field, before it is built.
+
+        Raises:
+            ConfigError: If a source has no such field.
+        """
+        for corpus in data.corpora.values():
+            if self._of_windows or not isinstance(corpus, Corpus) or self.by in corpus.source.metadata:
+                continue
+            raise ConfigError(
+                f"by is {self.by!r}, and the documents of the source have no such field: expected one of "
+                f"{format_list([*corpus.source.metadata]) or 'none'}; name their column, as in source.columns="
+                f"{{{self.by}: ...}}, or slice by language."
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the documents have the field."""
         self._train = []
@@ -119,8 +138,8 @@ class SliceMetrics(Callback):
                 if self.by not in names:
                     raise ConfigError(
                         f"by is {self.by!r}, and the documents of {store.uri!r} have no such field: expected one of "
-                        f"source.columns ({', '.join(names[3:])}); build with source.columns={{{self.by}: ...}}, or slice by "
-                        "language."
+                        f"{format_list([name for name in names if name not in _PLACES])}; build with the column, as in "
+                        f"source.columns={{{self.by}: ...}}, or slice by language."
                     )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -60,6 +60,10 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
             ["corpus=data/x.lance"],
             "There is no corpus 'data/x.lance': a store that is there is served by data.corpus=data/x.lance",
         ),
+        (
+            ["watch.losses.factor=3"],
+            "There is no key 'watch.losses', since losses is not chosen: add watch=losses.",
+        ),
         (["source=files"], "The key source.patterns has no value: give it one on the command line"),
         (["source=files", "source.patterns=['no/*.py']"], "No file matches 'no/*.py' in '"),
         (["source=parquet", "source.data_files=['no/*.parquet']"], "No file matches 'no/*.parquet' in '"),
