@@ -141,7 +141,7 @@ class LossByDocument(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note which batch this is."""
         self._loader = train_loader(trainer)
-        self._step = self._step + 1 if self._loader is None else self._loader.step - 1
+        self._step = self._step + 1 if self._loader is None else self._loader.last_step
         self._global_step = trainer.global_step
 
     def on_train_batch_end(

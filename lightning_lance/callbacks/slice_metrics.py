@@ -145,7 +145,7 @@ class SliceMetrics(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note which batch this is."""
         loader = train_loader(trainer)
-        self._step = -1 if loader is None else loader.step - 1
+        self._step = -1 if loader is None else loader.last_step
         self._global_step = trainer.global_step
 
     def on_train_batch_end(

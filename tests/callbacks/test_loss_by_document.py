@@ -54,27 +54,32 @@ def loader_of(data: LanceDataModule) -> WindowLoader:
         ({}, {}),
         ({"mask_boundary_targets": True, "remainder": "short", "batch_size": 10}, {"accumulate_grad_batches": 2}),
         ({"batch_format": "huggingface", "document_ids": True}, {}),
+        ({"windows": "packed", "skip_steps": [[7, 9], [25, 26]]}, {}),
     ],
-    ids=["plain", "masked", "huggingface"],
+    ids=["plain", "masked", "huggingface", "packed"],
 )
 def test_a_spike_is_written_with_the_steps_before_it(
     tmp_path: Path, stores: Path, served: dict[str, Any], trained: dict[str, Any]
 ):
     """Of the second epoch, so that steps are counted over epochs."""
     data = make_data(stores, **served)
-    model = TokenRecorder({26: 3.0})
+    left_out = [step for first, last in served.get("skip_steps", ()) for step in range(first, last)]
+    steps = [step for step in range(40) if step not in left_out]
+    model = TokenRecorder({steps.index(26): 3.0})
     accumulated = trained.get("accumulate_grad_batches", 1)
     options = {"max_steps": 30 // accumulated, "max_epochs": -1, **trained}
     fit(tmp_path, model, data, LossByDocument(keep=4, factor=2), **options)
-    assert steps_with_losses(tmp_path) == [(step, 0) for step in (23, 24, 25, 26)]
+    last = steps[steps.index(26) - 3 :][:4]
+    assert steps_with_losses(tmp_path) == [(step, 0) for step in last]
     loader = loader_of(data)
-    for step in (23, 24, 25, 26):
+    for step in last:
         about = read_step(tmp_path, step)
-        epochs, within = divmod(step, len(loader))
+        number = steps.index(step)
+        epochs, within = divmod(number, len(loader))
         # The last batches of an epoch are a step, however few.
         before = epochs * -(-len(loader) // accumulated) + within // accumulated
         assert (about.spike, about.global_step) == (step == 26, before)
-        losses, batch = model.losses["train"][step], model.batches["train"][step]
+        losses, batch = model.losses["train"][number], model.batches["train"][number]
         masked = batch["targets"] == -100 if "targets" in batch else batch["labels"][:, 1:] == -100
         assert about.loss == pytest.approx(float(losses.sum() / (~masked).sum()))
         assert about.median is not None
