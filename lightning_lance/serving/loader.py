@@ -29,6 +29,7 @@ from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder, check_extend
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
+from lightning_lance.serving.phases import AtMaxEpochs, mix_with
 from lightning_lance.serving.selection import TooShort, WindowSelection, warn_of_unserved_text
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_state
@@ -182,6 +183,10 @@ class WindowLoader:
             windows, by best fit, and cuts those that are longer, or that would leave a hole. See `PackedOrder`.
         where: Streams to serve, such as `{"language": ["Python"]}`; see `WindowSelection`.
         mix: Weights of languages, or of stores where there are several; see `WindowSelection` and `Schedule`.
+        mix_schedule: Weights that change, in place of `mix`: `[[0, {"a": 1}], [1_000_000_000, {"a": 1, "b": 2}]]` are those
+            from the first token of the run on, of all ranks, and those from a billion tokens on.
+        max_epochs: Epochs that components may have, such as `{"b": 4}`.
+        at_max_epochs: What happens then: `redistribute` lets the others go on; `error` ends the run.
         rank: This process in the data-parallel group.
         world_size: Processes in that group.
         remainder: How to treat windows at the end of an epoch that do not fill a global batch. `drop` skips them; `wrap`
@@ -218,6 +223,9 @@ class WindowLoader:
         windows: Windows = "stream",
         where: Mapping[str, Sequence[str]] | None = None,
         mix: Mapping[str, float] | None = None,
+        mix_schedule: Sequence[Sequence[Any]] = (),
+        max_epochs: Mapping[str, float] | None = None,
+        at_max_epochs: AtMaxEpochs = "redistribute",
         rank: int = 0,
         world_size: int = 1,
         remainder: Remainder = "drop",
@@ -239,7 +247,18 @@ class WindowLoader:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")
         stores = _named_stores(store)
         serving = WindowSelection(
-            stores, split, context_length, order, seed, shuffle_block, where or {}, mix or {}, windows
+            stores,
+            split,
+            context_length,
+            order,
+            seed,
+            shuffle_block,
+            where or {},
+            mix_with(mix, mix_schedule),
+            windows,
+            mix_schedule,
+            max_epochs or {},
+            at_max_epochs,
         )
         if serving.without_weight and rank == 0:
             _log.warning(
@@ -543,6 +562,7 @@ class WindowLoader:
             self._cursor.restart()
         self._turn = iterator._turn
         self.roll_over()
+        self._cursor.check_not_over()
         self._tell_skips()
         if self._world_size > 1 and self.resumable:
             check_ranks_agree(self._position())
