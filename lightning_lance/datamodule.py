@@ -1,4 +1,4 @@
-"""`LanceDataModule`. Only this module and `callbacks` import Lightning."""
+"""`LanceDataModule`. Only this module and the room `callbacks` import Lightning."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from lightning_lance.inspection.resume import verify_resume
     from lightning_lance.inspection.runs import open_run
     from lightning_lance.inspection.show import search, shares, show_step
+    from lightning_lance.inspection.spikes import read_losses, read_step, steps_with_losses
     from lightning_lance.inspection.summary import describe_store, list_stores
     from lightning_lance.inspection.where import find_steps
 
@@ -16,9 +17,12 @@ __all__ = [
     "find_steps",
     "list_stores",
     "open_run",
+    "read_losses",
+    "read_step",
     "search",
     "shares",
     "show_step",
+    "steps_with_losses",
     "verify_resume",
 ]
 
@@ -30,6 +34,9 @@ _HOME = {
     "search": "inspection.show",
     "shares": "inspection.show",
     "show_step": "inspection.show",
+    "read_losses": "inspection.spikes",
+    "read_step": "inspection.spikes",
+    "steps_with_losses": "inspection.spikes",
     "verify_resume": "inspection.resume",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -112,6 +113,13 @@ class BatchIterator(Iterator[Batch]):
                 f"This iterator belongs to process {self._process}, and its reading threads do not exist in the fork "
                 f"{os.getpid()}: call iter() on the loader in this process."
             )
+        began = time.perf_counter()
+        try:
+            return self._next_alone()
+        finally:
+            self._loader.waited += time.perf_counter() - began
+
+    def _next_alone(self) -> Batch:
         with self._loader._alone():
             if self._ended:
                 raise StopIteration
@@ -290,6 +298,10 @@ class WindowLoader:
         #: If set, `load_state_dict` accepts no other state. Lightning saves the states of loader and datamodule apart and
         #: loads the datamodule's first.
         self.expected: Mapping[str, Any] | None = None
+        #: Number of the batch that was handed out last; -1 before the first. See `windows`.
+        self.last_step = -1
+        #: Seconds that training loops have waited for batches of this loader.
+        self.waited = 0.0
         self._process = self._made_in = os.getpid()
         self._lock = threading.RLock()
         #: Identifies the iterator that was begun last, the only one that may continue.
@@ -315,6 +327,11 @@ class WindowLoader:
     def stores(self) -> dict[str, TokenStore]:
         """The stores, at the versions that are read."""
         return dict(self._cursor.serving.stores)
+
+    @property
+    def rank(self) -> int:
+        """Whose batches these are."""
+        return self._rank
 
     @property
     def split(self) -> str:
@@ -370,13 +387,26 @@ class WindowLoader:
         """
         step = integer("step", step)
         rank = self._rank if rank is None else integer("rank", rank)
+        found, cursor = self._found([step], rank)
+        tokens = self._make.rearrange(cursor.read(found), found.start, found.epoch)
+        return ServedWindows(step, rank, found, tokens, cursor.serving, self._make, cursor.pieces(found))
+
+    def streams_of(self, numbers: Sequence[int]) -> list[tuple[str, str]]:
+        """Return the store and language of each window of some batches of this process, batch by batch. Reads no tokens.
+
+        Args:
+            numbers: Of the batches, as in `windows`.
+        """
+        found, cursor = self._found(numbers, self._rank)
+        return cursor.serving.streams_of(found)
+
+    def _found(self, numbers: Sequence[int], rank: int) -> tuple[WindowLocations, Cursor]:
         if not 0 <= rank < self._world_size:
             raise ConfigError(f"rank is {rank} of {self._world_size}: expected 0 <= rank < world_size.")
         with self._alone():
             cursor = copy(self._cursor)
-        found = cursor.locate(steps.positions_of(step, rank, cursor, self._sizes))
-        tokens = self._make.rearrange(cursor.read(found), found.start, found.epoch)
-        return ServedWindows(step, rank, found, tokens, cursor.serving, self._make, cursor.pieces(found))
+        positions = [steps.positions_of(step, rank, cursor, self._sizes) for step in numbers]
+        return cursor.locate(np.concatenate([np.empty(0, np.int64), *positions])), cursor
 
     def too_short(self) -> TooShort | None:
         """Count the streams that are shorter than a window, and so never served; None if there are none."""
@@ -417,6 +447,19 @@ class WindowLoader:
     def epochs_of(self, steps: int) -> dict[str, float]:
         """Return the epochs of each component of the mixture that some steps make; without a mixture, it is named ""."""
         return self._cursor.epochs_of(steps * self._global_size)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs served so far, of all windows together: 1.25 is a quarter into the second one."""
+        with self._alone():
+            cursor = self._cursor
+            return cursor.epoch + cursor.position / max(cursor.num_windows, 1)
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of this epoch that the models of all ranks have been given so far."""
+        with self._alone():
+            return self._cursor.position * self.context_length
 
     @property
     def num_tokens(self) -> int:
@@ -550,6 +593,7 @@ class WindowLoader:
                 for step, digest in enumerate(chunk.digests):
                     batch = self._make.batch(described, step * chunk.size, (step + 1) * chunk.size)
                     remaining -= 1
+                    self.last_step = steps.next_step(cursor, self._sizes)
                     # Counted once it is complete: a batch that an interruption keeps from the training loop comes again.
                     cursor.advance(chunk.global_size, digest)
                     cursor.ended = remaining == 0

@@ -358,6 +358,18 @@ class WindowSelection:
                 windows[mine] = store.read(found.start[mine], self.context_length + 1, self.split)
         return windows
 
+    def streams_of(self, found: WindowLocations) -> list[tuple[str, str]]:
+        """Return the store and language of each window, by name."""
+        of_windows = [("", "")] * len(found.start)
+        for place, (name, store) in enumerate(self.stores.items()):
+            streams = store.streams(self.split)
+            mine = np.flatnonzero(found.store == place)
+            begins = np.asarray([stream.start for stream in streams], np.int64)
+            held = np.searchsorted(begins, found.start[mine], side="right") - 1
+            for window, stream in zip(mine.tolist(), held.tolist(), strict=True):
+                of_windows[window] = (name, streams[stream].language)
+        return of_windows
+
     def describe(self) -> dict[str, Any]:
         """Return everything that determines the sequence of windows, in plain types, for a checkpoint."""
         return {

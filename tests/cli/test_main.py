@@ -42,7 +42,7 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
             ["conext_length=3"],
             "There is no key 'conext_length': did you mean 'context_length'? the configuration has build, ckpt_path, "
             "context_length, corpus, data, data_dir, engine, languages, logger, max_documents, max_tokens, model, output_dir, "
-            "progress, seed, source, tokenizer, trainer.",
+            "progress, seed, source, tokenizer, trainer, watch.",
         ),
         (
             ["+val_fraction=0.1"],
@@ -59,6 +59,10 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (
             ["corpus=data/x.lance"],
             "There is no corpus 'data/x.lance': a store that is there is served by data.corpus=data/x.lance",
+        ),
+        (
+            ["watch.losses.factor=3"],
+            "There is no key 'watch.losses', since losses is not chosen: add watch=losses.",
         ),
         (["source=files"], "The key source.patterns has no value: give it one on the command line"),
         (["source=files", "source.patterns=['no/*.py']"], "No file matches 'no/*.py' in '"),
