@@ -1,6 +1,7 @@
 """The wheel, installed where this checkout is not."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -67,3 +68,9 @@ def test_the_installed_wheel_builds_and_trains_from_any_folder(wheel: Path, tmp_
     assert lines[-1].startswith("to go on: lightning-lance train source=files ")
     assert (work / "outputs/checkpoints/last.ckpt").exists()
     assert (work / "outputs/loss.png").exists()
+
+
+def test_the_citation_is_of_this_version():
+    stated = re.search('^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert stated is not None
+    assert f"\nversion: {stated[1]}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
