@@ -580,7 +580,11 @@ class ClusterBuild(Build):
                 self._begin_again(piece)
                 return
             self._queue.popleft()
-            ledger.fold(written.result)
+            if written.result.next_row is None and written.result.ends_shard:
+                # Not one row was read, so there is nothing to note of this file.
+                ledger.end_shard(written.result.bad_shard)
+            else:
+                ledger.fold(written.result)
             self._incidents.update(written.incidents)
             self._tell(written)
             self._folded += 1

@@ -49,12 +49,14 @@ class DivisibleSource(ListSource):
 
 @dataclass(frozen=True)
 class BrokenSource(DivisibleSource):
-    """A source whose second shard cannot be read at its third row, but behind it."""
+    """A source whose second shard cannot be read at one row, the third if no other is given, but behind it."""
+
+    broken: int = 2
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
         for batch in super().read(shard, row):
-            if shard == 1 and batch.column("row")[0].as_py() == 2:
-                self.trouble.bad_shards[1] = {"shard": "1", "row": 2, "error": "broken"}
+            if shard == 1 and batch.column("row")[0].as_py() == self.broken:
+                self.trouble.bad_shards[1] = {"shard": "1", "row": self.broken, "error": "broken"}
                 return
             yield batch
 
@@ -173,19 +175,19 @@ def test_a_build_may_change_its_engine_and_forget(
 
 
 @pytest.mark.parametrize("dedup", ["none", "exact"])
-@pytest.mark.parametrize("max_lead", [1, None])
+@pytest.mark.parametrize(("max_lead", "broken"), [(1, 2), (None, 2), (None, 0)])
 def test_the_rest_of_a_broken_shard_is_skipped_and_copies_of_it_are_stored(
-    tmp_path: Path, dedup: Any, max_lead: int | None
+    tmp_path: Path, dedup: Any, max_lead: int | None, broken: int
 ) -> None:
     # The third shard has copies of what the second would have had.
     texts = [f"text {i}" for i in [*range(16), *range(8, 16)]]
     made = tuple((text, "Python", "") for text in texts)
-    source = BrokenSource(made, per_shard=8, per_batch=1, dedup=dedup)
+    source = BrokenSource(made, per_shard=8, per_batch=1, dedup=dedup, broken=broken)
     local = content(build(source, tmp_path, "local", {}, "local"))
     source.trouble.bad_shards.clear()
     store = build(source, tmp_path, "cluster", {}, FakeEngine(slots=3, max_lead=max_lead, unit_bytes=1))
     assert content(store) == local
-    assert store.commit.documents == 8 + 2 + (8 if dedup == "none" else 6)
+    assert store.commit.documents == 8 + broken + (8 if dedup == "none" else 8 - broken)
     assert leftovers(store) == []
 
 
