@@ -315,10 +315,11 @@ class ClusterBuild(Build):
             more = more and self._add_pieces(shards, ledger)
             self._drop_rests()
             self._submit_pieces(ledger)
+            running = len(self._units_running())
             before = ledger.commit.text_bytes
             self._take_ended(ledger)
             self._fold_done(ledger)
-            self._show_workers(progress)
+            self._show_workers(progress, running)
             self._look(ledger, turn, progress, ledger.commit.text_bytes - before)
             if ledger.met or (not more and not self._queue):
                 break
@@ -611,18 +612,21 @@ class ClusterBuild(Build):
         paths = {name.result_path for name in names} | {data_file_at(name.data_name) for name in names}
         remove_unit_files(self._location, paths)
 
-    def _show_workers(self, progress: BuildProgress) -> None:
-        running = [piece for piece in self._tasks.values() if isinstance(piece, _Piece)]
+    def _units_running(self) -> list[_Piece]:
+        return [piece for piece in self._tasks.values() if isinstance(piece, _Piece)]
+
+    def _show_workers(self, progress: BuildProgress, running: int) -> None:
+        """Show the units; so many were running when some of them ended."""
         now = time.monotonic()
         usual = float(np.median(self._seconds)) if self._seconds else np.inf
-        slow = [piece for piece in running if now - piece.since > _SLOW * usual]
-        line = f"{pluralize(self._folded, 'unit')}, {len(running)} running"
+        slow = [piece for piece in self._units_running() if now - piece.since > _SLOW * usual]
+        line = f"{pluralize(self._folded, 'unit')}, {running} running"
         named = {"slowest": self._described(min(slow, key=lambda piece: piece.since).unit)} if slow else {}
         progress.note(
             f"{line}, {len(slow)} slow" if slow else line,
             units_done=self._folded + sum(piece.done is not None for piece in self._queue),
             units=self._folded + len(self._queue) + self._ahead,
-            units_running=len(running),
+            units_running=running,
             units_slow=len(slow),
             workers=self._workers.slots,
             **named,

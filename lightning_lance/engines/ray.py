@@ -51,8 +51,8 @@ class RayEngine:
     """Builds on a Ray cluster.
 
     Attributes:
-        address: Address of the cluster, such as `auto` or `ray://head:10001`; None for the one of `RAY_ADDRESS`, or else a new
-            one on this machine.
+        address: Address of the cluster, such as `auto` or `ray://head:10001`; None for the one of `RAY_ADDRESS`, that of `ray
+            start` on this machine, or else a new one.
         num_cpus: Cores of each task.
         max_in_flight: Tasks at a time; None for as many as the cluster has cores for.
         max_lead: Units ahead of the last commit, running and finished; None for four times as many as tasks.
@@ -139,11 +139,14 @@ def _check_reachable(address: str | None) -> None:
         raise _no_cluster(address, error) from error
 
 
-def _no_cluster(address: str | None, error: Exception) -> ConfigError:
-    where = "on this machine" if address is None else f"at {address!r}"
+def _place(address: str | None) -> str:
+    return "on this machine" if address is None else f"at {address!r}"
+
+
+def _no_cluster(address: str | None, error: Exception, cure: str = "") -> ConfigError:
     return ConfigError(
-        f"There is no Ray cluster {where} ({in_one_line(error, 200)}): start one with 'ray start --head', or leave "
-        "engine.address and RAY_ADDRESS out for one of this build's own."
+        f"There is no Ray cluster {_place(address)} ({in_one_line(error, 200)}): {cure}start one with 'ray start --head', or "
+        "leave engine.address and RAY_ADDRESS out for one of this build's own."
     )
 
 
@@ -194,7 +197,10 @@ class RayWorkers:
                 runtime_env={"env_vars": self._environment()},
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _no_cluster(address, error) from error
+            raise _no_cluster(address, error, "give its token by RAY_AUTH_TOKEN if it wants one, ") from error
+        except self._ray.exceptions.RayError as error:
+            # Such as a missing token of the cluster; its text has the cure.
+            raise ConfigError(f"The Ray cluster {_place(address)} cannot be used: {in_one_line(error, 700)}") from error
         finally:
             # Ray replaces it, and leaves it replaced.
             if main:

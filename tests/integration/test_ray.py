@@ -256,7 +256,7 @@ def test_all_tasks_share_one_limit_of_requests_to_the_hub(cluster: Cluster, tmp_
     with Hub(tmp_path / "hub") as hub:
         # Of forty requests, only the twelfth is told to wait: one of a worker.
         hub.faults = Faults(limited=0.04, retry_after="1", files="*.jsonl", seed=15)
-        done = hub.run(FROM_HUB, tmp_path / "home")
+        done = hub.run(FROM_HUB, tmp_path / "home", timeout=240)
     assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr
     times = [request.time for request in hub.requests]
     # The driver has listed and opened the files; then it has started its workers, which takes a while.
