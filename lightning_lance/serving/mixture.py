@@ -7,13 +7,14 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.growth import Ordered
+from lightning_lance.serving.packing import PackedOrder, Pieces
 
 # The longest table of a schedule. Weights of four decimals need no more than 10,000.
 _LONGEST_PERIOD = 1 << 17
@@ -77,6 +78,12 @@ class Schedule:
         component = self._component[place]
         return component, period * self._shares[component] + self._before[place]
 
+    def find(self, component: int, numbers: np.ndarray) -> np.ndarray:
+        """Return the positions at which some windows of a component, by number, come: the inverse of `deal`, (n,) int64."""
+        period, number = np.divmod(numbers, self._shares[component])
+        positions: np.ndarray = period * self.period + np.flatnonzero(self._component == component)[number]
+        return positions
+
     def counts(self, positions: int) -> np.ndarray:
         """Return the number of windows of each component among the first `positions`: (components,) int64."""
         period, rest = divmod(positions, self.period)
@@ -134,7 +141,7 @@ class Mixture:
 
     def __init__(
         self,
-        orders: Mapping[str, Ordered],
+        orders: Mapping[str, Ordered | PackedOrder],
         stores: Sequence[Sequence[int]],
         weights: Mapping[str, float],
         taken: Sequence[int] | None = None,
@@ -165,6 +172,54 @@ class Mixture:
         """Return the epochs of each component that as many positions make from the begin of a run."""
         epochs = self._schedule.counts(positions) / np.maximum(self.sizes, 1)
         return dict(zip(self.orders, epochs.tolist(), strict=True))
+
+    def read_packed(self, found: WindowLocations, dtype: np.dtype[Any]) -> np.ndarray:
+        """Return packed windows: (n, context_length + 1) tokens of a dtype that fits those of all stores."""
+        orders = [*self.orders.values()]
+        windows = np.empty((len(found.start), orders[0].context_length + 1), dtype)
+        for component, epoch in sorted({*zip(found.component.tolist(), found.epoch.tolist(), strict=True)}):
+            mine = np.flatnonzero((found.component == component) & (found.epoch == epoch))
+            windows[mine] = cast(PackedOrder, orders[component]).read(epoch, found.start[mine])
+        return windows
+
+    def pieces(self, found: WindowLocations) -> list[Pieces] | None:
+        """Return the pieces of packed windows, one table for each; None for windows that are pieces of a stream."""
+        orders = [*self.orders.values()]
+        tables = []
+        rows = zip(found.component.tolist(), found.epoch.tolist(), found.start.tolist(), strict=True)
+        for component, epoch, start in rows:
+            order = orders[component]
+            if not isinstance(order, PackedOrder):
+                return None
+            tables.append(order.pieces(epoch, start)[1])
+        return tables
+
+    def find(self, store: int, begin: int, end: int, positions: range) -> np.ndarray:
+        """Return the positions, of some, whose windows have one of the tokens from `begin` to `end` of a store's split.
+
+        Args:
+            store: Index of the store.
+            begin: Offset of the first token.
+            end: Offset after the last one. All of them lie in one stream.
+            positions: Where to look: a range from 0 on.
+
+        Returns:
+            (n,) int64, ascending.
+        """
+        found = [np.empty(0, np.int64)]
+        counts = zip(self.consumed(positions.start).tolist(), self.consumed(positions.stop).tolist(), strict=True)
+        for component, (order, (first, last)) in enumerate(zip(self.orders.values(), counts, strict=True)):
+            of_store = self._stores[component] == store
+            starts = np.asarray([stream.start for stream in order.streams], np.int64)
+            ends = starts + np.asarray([stream.num_tokens for stream in order.streams], np.int64)
+            [streams] = np.nonzero(of_store & (starts <= begin) & (begin < ends))
+            if not len(streams) or not order.num_windows:
+                continue
+            for epoch in range(first // order.num_windows, -(-last // order.num_windows)):
+                numbers = order.find(epoch, int(streams[0]), begin, end) + epoch * order.num_windows
+                numbers = numbers[(first <= numbers) & (numbers < last)] - self.taken[component]
+                found.append(numbers if len(self.orders) == 1 else self._schedule.find(component, numbers))
+        return np.sort(np.concatenate(found))
 
     def locate(self, positions: np.ndarray) -> WindowLocations:
         """Return the windows at some positions.

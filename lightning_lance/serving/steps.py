@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,10 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.messages.formatting import pluralize
+from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import Remainder
+from lightning_lance.serving.packing import Pieces
 from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.serving.skips import Skip
+from lightning_lance.store.token_store import TokenStore
 
 
 class StepSizes(NamedTuple):
@@ -53,6 +59,8 @@ class ServedWindows:
         found: Where the windows are.
         tokens: (batch_size, context_length + 1) tokens, rearranged where the loader does so (`fim`).
         serving: The selection that they are of.
+        make: What makes batches of them.
+        pieces: What packed windows are made of, a table for each; None for windows that are pieces of the streams.
     """
 
     step: int
@@ -60,6 +68,8 @@ class ServedWindows:
     found: WindowLocations
     tokens: np.ndarray
     serving: WindowSelection
+    make: Collator
+    pieces: list[Pieces] | None = None
 
     def __repr__(self) -> str:
         return f"ServedWindows(step={self.step}, rank={self.rank}, starts={self.starts.tolist()})"
@@ -84,16 +94,28 @@ class ServedWindows:
         parts = []
         for place, store in enumerate(self.serving.stores.values()):
             mine = np.flatnonzero(self.found.store == place)
-            if not len(mine):
-                continue
-            part = store.documents(self.starts[mine], self.serving.context_length + 1, self.serving.split)
-            windows = mine[part.column("window").to_numpy()]
-            at = part.schema.get_field_index("window")
-            parts.append(
-                part.set_column(at, part.schema.field("window"), pa.array(windows, part.schema.field(at).type))
-            )
+            if len(mine):
+                parts.append(self._documents_of(store, mine))
         together: pa.Table = pa.concat_tables(parts, promote_options="default")
         return together.take(pa.array(np.argsort(together.column("window").to_numpy(), kind="stable")))
+
+    def _documents_of(self, store: TokenStore, mine: np.ndarray) -> pa.Table:
+        """Return the documents of some windows, all of one store."""
+        if self.pieces is None:
+            part = store.documents(self.starts[mine], self.serving.context_length + 1, self.serving.split)
+            return _with_columns(part, {"window": mine[part.column("window").to_numpy()]})
+        # Each piece is of one document.
+        tables = [self.pieces[number] for number in mine.tolist()]
+        together = Pieces(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
+        windows = np.repeat(mine, [len(table.size) for table in tables])
+        part = store.documents(together.source, 1, self.serving.split)
+        end = together.column + together.size
+        return _with_columns(part, {"window": windows, "begin": together.column, "end": end})
+
+    @cached_property
+    def batch(self) -> Batch:
+        """The batch as the model gets it."""
+        return self.make.batch(self.make.describe(self.tokens), 0, len(self.tokens))
 
     @cached_property
     def text(self) -> list[str]:
@@ -102,10 +124,36 @@ class ServedWindows:
         return texts
 
 
+def _with_columns(table: pa.Table, columns: Mapping[str, np.ndarray]) -> pa.Table:
+    """Return a table with other values in some of its columns."""
+    for name, values in columns.items():
+        at = table.schema.get_field_index(name)
+        field = table.schema.field(at)
+        table = table.set_column(at, field, pa.array(values, field.type))
+    return table
+
+
+def extents(found: WindowLocations, cursor: Cursor, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which tokens of windows are those from `begin` to `end` of a split: the first, and the one after the last."""
+    pieces = cursor.pieces(found)
+    length = cursor.serving.context_length + 1
+    if pieces is None:
+        return np.maximum(begin - found.start, 0), np.minimum(end - found.start, length)
+    low, high = [], []
+    for table in pieces:
+        hit = (table.source < end) & (table.source + table.size > begin)
+        first = table.column[hit] + np.maximum(begin - table.source[hit], 0)
+        last = table.column[hit] + np.minimum(end - table.source[hit], table.size[hit])
+        low.append(int(first.min()))
+        high.append(int(last.max()))
+    return np.asarray(low, np.int64), np.asarray(high, np.int64)
+
+
 def next_step(cursor: Cursor, sizes: StepSizes) -> int:
     """Return the number of the step that begins at a cursor, in steps of these sizes since the begin of the run."""
     whole = sizes.steps(cursor.num_windows)
-    done = whole if cursor.ended else min(cursor.position // sizes.windows, whole)
+    position = min(cursor.skips.next(cursor.value), cursor.epoch_end) - cursor.epoch_start
+    done = whole if cursor.ended else min(position // sizes.windows, whole)
     return cursor.epoch * whole + done
 
 
@@ -116,17 +164,8 @@ def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
         ConfigError: If there is no such step.
         StoreError: If the step was served from another mixture than the cursor's.
     """
-    whole = sizes.steps(cursor.num_windows)
-    if step < 0 or not whole:
-        raise ConfigError(f"step is {step}: expected a number of a batch, from 0.")
-    epoch, within = divmod(step, whole)
-    begin = cursor.epoch_start + (epoch - cursor.epoch) * cursor.num_windows
-    end = begin + cursor.num_windows
-    position = begin + within * sizes.windows
-    if epoch == cursor.epoch and not cursor.ended and cursor.value < cursor.epoch_end:
-        # After a resume with other sizes, steps begin where the earlier ones ended.
-        position += cursor.position % sizes.windows
-    if position < cursor.origin or begin < 0:
+    position, end = _first_position(step, cursor, sizes)
+    if position < cursor.origin or end - cursor.num_windows < 0:
         raise StoreError(
             f"Step {step:,} was served before the data, the weights or context_length changed in this run, at window "
             f"{cursor.origin:,}: load a checkpoint from before, with the settings of that time, to see it."
@@ -137,4 +176,79 @@ def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
         size = left // sizes.world_size
     if not size or (left < sizes.windows and sizes.remainder == "drop"):
         raise ConfigError(f"There is no step {step:,}: its epoch ends before, since a resume moved its steps.")
-    return np.arange(position + rank * size, position + (rank + 1) * size)
+    if cursor.skips.holds(position):
+        return np.arange(position + rank * size, position + (rank + 1) * size)
+    return cursor.skips.take(position, size * sizes.world_size)[rank * size : (rank + 1) * size]
+
+
+class Places(NamedTuple):
+    """Where windows are in a run, (n,) int64 each.
+
+    Attributes:
+        step: Number of the batch; -1 for a window that is in none: it is dropped at the end of its epoch, or was served in a
+            batch of another size at the begin of this one.
+        rank: Whose batch.
+        window: Number in the batch.
+    """
+
+    step: np.ndarray
+    rank: np.ndarray
+    window: np.ndarray
+
+
+def places_of(positions: np.ndarray, cursor: Cursor, sizes: StepSizes) -> Places:
+    """Return the steps that have the windows at some positions, (n,) int64: the inverse of `positions_of`."""
+    in_epoch = sizes.steps(cursor.num_windows)
+    epochs, within = np.divmod(positions - cursor.epoch_start, cursor.num_windows)
+    shift = 0
+    if not cursor.ended and cursor.value < cursor.epoch_end:
+        shift = cursor.position % sizes.windows
+    within = within - np.where(epochs == 0, shift, 0)
+    number, inner = np.divmod(within, sizes.windows)
+    size = np.full(len(positions), sizes.batch_size)
+    left = cursor.num_windows - np.where(epochs == 0, shift, 0) - number * sizes.windows
+    in_none = within < 0
+    if sizes.remainder == "short":
+        size = np.where(left < sizes.windows, left // sizes.world_size, size)
+        in_none |= inner >= size * sizes.world_size
+    elif sizes.remainder == "drop":
+        in_none |= left < sizes.windows
+    rank, window = np.divmod(inner, np.maximum(size, 1))
+    step = np.where(in_none, -1, (cursor.epoch + epochs) * in_epoch + number)
+    return Places(step, rank, window)
+
+
+def range_of(first: int, last: int, cursor: Cursor, sizes: StepSizes) -> Skip:
+    """Return the positions of the steps from `first` up to, not including, `last`, to be left out.
+
+    Raises:
+        ConfigError: If these are more than the steps of an epoch.
+    """
+    in_epoch = sizes.steps(cursor.num_windows)
+    if last - first > in_epoch:
+        raise ConfigError(
+            f"skip_steps has [{first:,}, {last:,}]: expected at most the {pluralize(in_epoch, 'step')} of an epoch."
+        )
+    begin, _ = _first_position(first, cursor, sizes)
+    end, _ = _first_position(last, cursor, sizes)
+    return Skip(first, last, max(begin, 0), max(end, 0))
+
+
+def first_position(step: int, cursor: Cursor, sizes: StepSizes) -> int:
+    """Return the position of the first window of a step. ConfigError for a negative step."""
+    return max(_first_position(step, cursor, sizes)[0], 0)
+
+
+def _first_position(step: int, cursor: Cursor, sizes: StepSizes) -> tuple[int, int]:
+    """Return the position of the first window of a step, and the end of its epoch. ConfigError for a negative step."""
+    whole = sizes.steps(cursor.num_windows)
+    if step < 0 or not whole:
+        raise ConfigError(f"step is {step}: expected a number of a batch, from 0.")
+    epoch, within = divmod(step, whole)
+    begin = cursor.epoch_start + (epoch - cursor.epoch) * cursor.num_windows
+    end = begin + cursor.num_windows
+    position = begin + within * sizes.windows
+    if epoch == cursor.epoch and not cursor.ended and cursor.value < cursor.epoch_end:
+        # After a resume with other sizes, steps begin where the earlier ones ended.
+        position += cursor.position % sizes.windows
+    return position, end
