@@ -37,12 +37,7 @@
   };
 
   for (const window of document.querySelectorAll(".window")) {
-    window.addEventListener("toggle", () => {
-      if (!window.open || window.dataset.ready) return;
-      window.dataset.ready = "yes";
-      const tokens = tokensOf(window);
-      tokens.forEach((token, at) => { token.tabIndex = at ? -1 : 0; });
-    });
+    tokensOf(window).forEach((token, at) => { token.tabIndex = at ? -1 : 0; });
     window.addEventListener("focusin", (event) => {
       const token = event.target.closest(".tokens i");
       if (!token) return;
