@@ -92,6 +92,8 @@ def _asked_of_report(pairs: Mapping[str, str]) -> dict[str, Any]:
             asked[key] = is_set("info", pairs, key)
         elif key == "sample" and value == "all":
             asked[key] = None
+        elif key == "tokenizer":
+            asked[key] = value
         elif key in _NUMBERS_OF_REPORT:
             asked[key] = _number_of("info", key, value)
         elif dot and group == "mix":
@@ -125,7 +127,7 @@ def _write_reports(
             written = write_report(uri, pairs["report"], counts=pairs.get("counts"), storage_options=options, **asked)
         else:
             for key in asked:
-                if key not in ("sample", "seed", "overwrite"):
+                if key not in ("sample", "seed", "tokenizer", "overwrite"):
                     fail(f"{key} is about a report: give report=out.html too, the place of the page.")
             written = write_token_counts(uri, pairs["counts"], storage_options=options, **asked)
     files = {name: pairs[name] for name in ("report", "counts") if name in pairs}

@@ -10,6 +10,7 @@ import numpy as np
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.format.layout import StreamExtent
 from lightning_lance.store.token_store import TokenStore
+from lightning_lance.tokenization.tokenizer import Tokenizer
 
 # Tokens that are decoded at once, and in all.
 _PIECE = 1024
@@ -34,14 +35,8 @@ class Compression(NamedTuple):
     bytes: int
 
 
-def compression_of(store: TokenStore, seed: int) -> list[Compression]:
-    """Decode a sample of each language, those with the most tokens first.
-
-    Raises:
-        ConfigError: If the store has no tokenizer beside it.
-        StoreError: If it has that of another store.
-    """
-    tokenizer = store.tokenizer
+def compression_of(store: TokenStore, tokenizer: Tokenizer, seed: int) -> list[Compression]:
+    """Decode a sample of each language, those with the most tokens first."""
     draw = np.random.default_rng(seed)
     streams: dict[str, list[tuple[str, StreamExtent]]] = {}
     for split in SPLITS:

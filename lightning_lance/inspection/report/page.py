@@ -20,7 +20,7 @@ from lightning_lance.inspection.report.counting import GROUPED, Counts
 from lightning_lance.inspection.report.files import MARK
 from lightning_lance.inspection.report.plan import Plan, repetitions
 from lightning_lance.inspection.report.spans import basis_of
-from lightning_lance.inspection.report.spelling import LINE_END, Spelling, cut, tokenizer_of, visible
+from lightning_lance.inspection.report.spelling import LINE_END, Spelling, cut, visible
 from lightning_lance.inspection.report.windows import (
     MANY,
     DocumentsPerWindow,
@@ -63,12 +63,14 @@ class Asked(NamedTuple):
     Attributes:
         context_length: Tokens that a model sees.
         windows: Windows to show.
+        most: Most tokens to read; None for all.
         seed: Seed of all samples.
         plan: A planned run.
     """
 
     context_length: int
     windows: int
+    most: int | None
     seed: int
     plan: Plan | None
 
@@ -89,7 +91,14 @@ def check_packages() -> None:
             ) from error
 
 
-def page_of(store: TokenStore, info: StoreInfo, counts: Counts, asked: Asked, most: int | None) -> str:
+def page_of(
+    store: TokenStore,
+    info: StoreInfo,
+    counts: Counts,
+    asked: Asked,
+    tokenizer: Tokenizer | None,
+    no_tokenizer: str,
+) -> str:
     """Return the page.
 
     Args:
@@ -97,7 +106,8 @@ def page_of(store: TokenStore, info: StoreInfo, counts: Counts, asked: Asked, mo
         info: All about it.
         counts: What was counted in it.
         asked: What the user wants to know.
-        most: Most tokens to read; None for all.
+        tokenizer: Its tokenizer, None if there is none.
+        no_tokenizer: Why there is none.
     """
     import jinja2
     from markupsafe import Markup
@@ -107,7 +117,6 @@ def page_of(store: TokenStore, info: StoreInfo, counts: Counts, asked: Asked, mo
     )
     style = _file("page.css")
     script = _file("page.js")
-    tokenizer, no_tokenizer = tokenizer_of(store)
     spelling = None if tokenizer is None else Spelling(tokenizer)
     windows = _windows(store, counts, asked, spelling, Markup)
     facts: dict[str, Any] = {
@@ -129,7 +138,7 @@ def page_of(store: TokenStore, info: StoreInfo, counts: Counts, asked: Asked, mo
         "lengths": _lengths(counts),
         "tokens": _tokens(counts, spelling),
         "compression": _compression(store, tokenizer, asked.seed),
-        "in_windows": _in_windows(store, counts, asked, most),
+        "in_windows": _in_windows(store, counts, asked),
         "plan": _planned(store, asked),
         "windows": windows,
         "windows_basis": f"{pluralize(len(windows), 'window')}, at random places, spread over the languages",
@@ -298,7 +307,7 @@ def _tokens(counts: Counts, spelling: Spelling | None) -> dict[str, Any]:
 def _compression(store: TokenStore, tokenizer: Tokenizer | None, seed: int) -> dict[str, Any] | None:
     if tokenizer is None:
         return None
-    found = compression_of(store, seed)
+    found = compression_of(store, tokenizer, seed)
     rows = [(one.language or "(none)", *_ratios([one]), one.decoded) for one in found[:_ROWS] if one.decoded]
     if found[_ROWS:]:
         rest = found[_ROWS:]
@@ -316,10 +325,10 @@ def _ratios(found: Sequence[Compression]) -> tuple[float, float]:
     return of_bytes / weight, of_characters / weight
 
 
-def _in_windows(store: TokenStore, counts: Counts, asked: Asked, most: int | None) -> dict[str, Any] | None:
+def _in_windows(store: TokenStore, counts: Counts, asked: Asked) -> dict[str, Any] | None:
     if counts.documents is None:
         return None
-    found = documents_per_window(store, asked.context_length, most, asked.seed)
+    found = documents_per_window(store, asked.context_length, asked.most, asked.seed)
     if not found.windows:
         return {"rows": [], "chart": "", "basis": "", "split": found.split}
     rows = _shares(found)

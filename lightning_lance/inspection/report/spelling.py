@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning_lance.errors import LightningLanceError
+from lightning_lance.location import given_place
+from lightning_lance.store.kept_tokenizer import kept_tokenizer
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from lightning_lance.tokenization.tokenizer_json import byte_characters
@@ -84,8 +88,15 @@ class Spelling:
         return character.encode("utf-8", "surrogatepass") if byte is None else bytes([byte])
 
 
-def tokenizer_of(store: TokenStore) -> tuple[Tokenizer | None, str]:
-    """Return the tokenizer beside a store; None if there is none, and why."""
+def tokenizer_of(store: TokenStore, file: str | os.PathLike[str] | None) -> tuple[Tokenizer | None, str]:
+    """Return the tokenizer in a file or, where none is given, beside a store; None if there is none, and why.
+
+    Raises:
+        ConfigError: If there is no such file.
+        StoreError: If it is not the tokenizer that made the store.
+    """
+    if file is not None:
+        return kept_tokenizer(store.uri, [Path(given_place(file, "tokenizer"))], store.commit), ""
     try:
         return store.tokenizer, ""
     except LightningLanceError as error:

@@ -16,6 +16,7 @@ from lightning_lance.inspection.report.spans import DEFAULT_SAMPLE, Reading, che
 from lightning_lance.inspection.report.spelling import Spelling, tokenizer_of
 from lightning_lance.messages.redaction import redacted
 from lightning_lance.store.token_store import TokenStore
+from lightning_lance.tokenization.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from lightning_lance.inspection.summary import StoreInfo
@@ -57,6 +58,7 @@ def write_report(
     world_size: int = 1,
     mix: Mapping[str, float] | None = None,
     seed: int = 0,
+    tokenizer: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     storage_options: Mapping[str, str] | None = None,
 ) -> Written:
@@ -74,6 +76,7 @@ def write_report(
         world_size: Ranks of that run.
         mix: Weight of each language in that run.
         seed: Seed of all samples.
+        tokenizer: The tokenizer.json of the store, for a store in a bucket, which has none beside it.
         overwrite: Whether to replace a file that is no report.
         storage_options: Credentials and other options of object stores, where `store` is a place.
 
@@ -87,12 +90,13 @@ def write_report(
     plan = _plan(max_steps, batch_size, world_size, mix)
     asked = Asked(
         whole_number("context_length", context_length),
-        min(whole_number("windows", windows), _MOST_WINDOWS),
+        _checked_windows(windows),
+        checked_sample(sample),
         integer("seed", seed),
         plan,
     )
-    most = checked_sample(sample)
     opened, info = _opened(store, storage_options)
+    found_tokenizer, no_tokenizer = tokenizer_of(opened, tokenizer)
     page = target("report", path, overwrite, opened.uri, is_report)
     parquet = None if counts is None else target("counts", counts, overwrite, opened.uri, is_token_counts)
     if parquet is not None and parquet.path == page.path:
@@ -100,12 +104,12 @@ def write_report(
     if plan is not None:
         # Before the reading, which may take minutes: the names of a mixture may be wrong.
         repetitions(opened, asked.context_length, plan, asked.seed)
-    found = count(Reading(opened, most, asked.seed))
-    text = page_of(opened, info, found, asked, most)
+    found = count(Reading(opened, asked.most, asked.seed))
+    text = page_of(opened, info, found, asked, found_tokenizer, no_tokenizer)
     with page.part() as part:
         part.write_text(text, encoding="utf-8")
     if parquet is not None:
-        _write_counts(opened, found, asked.seed, parquet)
+        _write_counts(opened, found, asked.seed, found_tokenizer, parquet)
     return _written(page.path, found)
 
 
@@ -115,6 +119,7 @@ def write_token_counts(
     *,
     sample: int | str | None = DEFAULT_SAMPLE,
     seed: int = 0,
+    tokenizer: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     storage_options: Mapping[str, str] | None = None,
 ) -> Written:
@@ -129,6 +134,7 @@ def write_token_counts(
         path: The file. An earlier one of this function is replaced, any other only with `overwrite`.
         sample: Most tokens to read; a larger store is sampled. `all` reads all.
         seed: Seed of the sample.
+        tokenizer: The tokenizer.json of the store, for a store in a bucket, which has none beside it.
         overwrite: Whether to replace a file of others.
         storage_options: Credentials and other options of object stores, where `store` is a place.
 
@@ -139,10 +145,18 @@ def write_token_counts(
     most = checked_sample(sample)
     seed = integer("seed", seed)
     opened, _ = _opened(store, storage_options)
+    found_tokenizer, _ = tokenizer_of(opened, tokenizer)
     parquet = target("counts", path, overwrite, opened.uri, is_token_counts)
     found = count(Reading(opened, most, seed), with_documents=False)
-    _write_counts(opened, found, seed, parquet)
+    _write_counts(opened, found, seed, found_tokenizer, parquet)
     return _written(parquet.path, found)
+
+
+def _checked_windows(windows: Any) -> int:
+    number = whole_number("windows", windows)
+    if number > _MOST_WINDOWS:
+        raise ConfigError(f"windows is {number:,}: expected {_MOST_WINDOWS} at most, since all are in one page.")
+    return number
 
 
 def _plan(
@@ -183,7 +197,7 @@ def _opened(
     raise StoreError(f"The token store {str(store)!r} changes all the time: try again when its build has ended.")
 
 
-def _write_counts(store: TokenStore, counts: Counts, seed: int, parquet: Target) -> None:
+def _write_counts(store: TokenStore, counts: Counts, seed: int, tokenizer: Tokenizer | None, parquet: Target) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -191,7 +205,6 @@ def _write_counts(store: TokenStore, counts: Counts, seed: int, parquet: Target)
         "id": pa.array(range(len(counts.tokens)), pa.uint32()),
         "count": pa.array(counts.tokens, pa.int64()),
     }
-    tokenizer, _ = tokenizer_of(store)
     if tokenizer is not None:
         spelling = Spelling(tokenizer)
         ids = range(len(counts.tokens))

@@ -9,6 +9,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
+import lance
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -285,6 +286,16 @@ def test_a_store_without_tokenizer_metadata_or_windows_has_a_page(tmp_path: Path
     assert len(page.windows) == 1
     assert page.windows[0] == all_tokens(made).tolist()
     assert pq.read_schema(tmp_path / "c.parquet").names == ["id", "count"]
+
+
+def test_a_store_that_another_program_has_changed_has_a_page_that_says_so(tmp_path: Path):
+    uri = hostile_store(tmp_path).uri
+    lance.dataset(uri).delete("language = 'Rust'")
+    write_report(uri, tmp_path / "r.html", context_length=64)
+    page = Page((tmp_path / "r.html").read_text())
+    assert {"class": "problem"} in [given for tag, given in page.elements if tag == "p"]
+    assert "The most frequent tokens" in page.tables
+    assert page.windows == []
 
 
 def test_without_a_package_a_sentence_says_what_to_install(
