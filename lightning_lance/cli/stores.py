@@ -122,7 +122,7 @@ def _write_reports(
 ) -> None:
     from lightning_lance.inspection.report.writing import write_report, write_token_counts
 
-    with ending_in_a_sentence("no file was written or replaced."):
+    with ending_in_a_sentence("no file was written in part."):
         if "report" in pairs:
             written = write_report(uri, pairs["report"], counts=pairs.get("counts"), storage_options=options, **asked)
         else:
