@@ -32,7 +32,7 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.examples.gpt import GPTModule, ModelError, check_same_model
 from lightning_lance.examples.on_screen import ProgressLines, StepBar, without_tips
 from lightning_lance.examples.run_folder import WITHOUT_PICTURE, LossCurve, MetricsFile
-from lightning_lance.inspection.resume import checkpoint_at, load_checkpoint
+from lightning_lance.inspection.checkpoints import checkpoint_at, load_checkpoint
 from lightning_lance.messages.escaping import logger, say, shown_lines
 from lightning_lance.messages.formatting import format_list, format_tokens, pluralize
 

@@ -20,6 +20,7 @@ from lightning_lance.build.corpus import Corpus, ReadyStore, check_builds, check
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, StoreError, flag
+from lightning_lance.inspection.runs import RUN
 from lightning_lance.inspection.training import Limit, training_line
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
@@ -116,6 +117,13 @@ class _Watch(Callback):
         if data is not None:
             data._tell_training()
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note how windows became batches, so that any step of the run can be looked at. Nothing resumes from it."""
+        data = _datamodule_of(trainer)
+        if data is not None and data._loader is not None:
+            steps = {"max_steps": trainer.max_steps, "accumulate_grad_batches": trainer.accumulate_grad_batches}
+            checkpoint[RUN] = {**data._loader.batching, **steps}
+
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _datamodule_of(trainer)
         if data is not None:
@@ -152,6 +160,7 @@ class LanceDataModule(LightningDataModule):
         extend: `never`; `next_epoch` to adopt appended tokens when an epoch begins; or `now`, to adopt them also when a run
             resumes: the rest of its epoch has them too, each window once.
         on_data_change: `error`, `restart` or `continue`, for a checkpoint of other data; see `WindowLoader`.
+        skip_steps: Ranges of steps to leave out, such as `[[12000, 12040]]`; see `WindowLoader`.
         val_by: `language` or `store` adds a validation and test loader for each; see `val_names`.
         batch_format: `default` or `huggingface`.
         document_ids: Like `position_ids`, `cu_seqlens` and `mask_boundary_targets`, adds to a batch; see `Collator`.
@@ -187,6 +196,7 @@ class LanceDataModule(LightningDataModule):
         remainder: Remainder = "drop",
         extend: Extend = "never",
         on_data_change: OnDataChange = "error",
+        skip_steps: Sequence[Sequence[int]] = (),
         val_by: ValBy = "none",
         batch_format: BatchFormat = "default",
         document_ids: bool = False,
@@ -213,6 +223,7 @@ class LanceDataModule(LightningDataModule):
             remainder=remainder,
             extend=extend,
             on_data_change=on_data_change,
+            skip_steps=skip_steps,
             val_by=val_by,
             stage=stage,
             stage_bytes=stage_bytes,
@@ -485,12 +496,7 @@ class LanceDataModule(LightningDataModule):
         return self._make_loader("train", resumable=resumable, fim=self._fill_in(), **self.serving.training)
 
     def _fill_in(self) -> FillInTheMiddle | None:
-        if self.fim is None:
-            return None
-        named = vars(self.fim)
-        if self.fim.seed is None:
-            named = {**named, "seed": self.serving.seed}
-        return FillInTheMiddle.named(self.tokenizer, **named)
+        return None if self.fim is None else self.fim.with_ids(self.tokenizer, self.serving.seed)
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
         """Return the loader of the validation windows; an empty list, with a warning, if there are none.
@@ -686,7 +692,8 @@ class LanceDataModule(LightningDataModule):
             where=options.where,
             mix=options.mix,
         )
-        Cursor(selection, options.on_data_change, grows=options.extend == "now").check(state)
+        grows = options.extend == "now"
+        Cursor(selection, options.on_data_change, grows, options.skip_steps).check(state)
 
     def _warn_growth(self, opened: TokenStore, continued: TokenStore) -> None:
         """Log that the store has grown since the checkpoint, and how to adopt the new tokens."""

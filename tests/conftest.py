@@ -11,8 +11,10 @@ import pytest
 from hypothesis import settings
 
 from lightning_lance import TokenStore
+from lightning_lance.cli.main import main
 from lightning_lance.format import durability
 from lightning_lance.tokenization import ByteTokenizer
+from tests.support.commands import Run
 from tests.support.corpora import prepare
 from tests.support.laws import FACTOR
 from tests.support.paths import ROOT
@@ -62,3 +64,22 @@ def byte_store(tmp_path: Path) -> Callable[..., TokenStore]:
         return prepare(source, ByteTokenizer(), **options)
 
     return make
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process: exit code, standard output, standard error."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lightning-lance", *map(str, arguments)])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+        out, err = capsys.readouterr()
+        # Python itself prints a sentence that is given as an exit code.
+        return (1, out, f"{err}{code}\n") if isinstance(code, str) else (code or 0, out, err)
+
+    return command

@@ -570,6 +570,21 @@ def test_a_mixture_of_stores_validates_those_that_have_a_weight(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_steps_are_left_out_of_a_resumed_run(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    whole = Recorder()
+    make_trainer(tmp_path, max_steps=8, limit_val_batches=0).fit(whole, datamodule=make_data(tmp_path))
+    trainer = make_trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    trainer.fit(Recorder(), datamodule=make_data(tmp_path))
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    resumed = Recorder()
+    again = make_trainer(tmp_path, max_steps=6, limit_val_batches=0)
+    data = make_data(tmp_path, skip_steps=[[3, 5]])
+    again.fit(resumed, datamodule=data, ckpt_path=str(tmp_path / "x.ckpt"))
+    assert resumed.seen["train"] == [whole.seen["train"][step] for step in (2, 5, 6, 7)]
+    assert caplog.messages.count("Steps 3 to 4 are left out (skip_steps).") == 1
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize("on_data_change", ["restart", "continue"])
 def test_a_resume_on_other_data_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, on_data_change: str):
     trainer = make_trainer(tmp_path, max_steps=2, limit_val_batches=0)

@@ -21,8 +21,8 @@ _OPTION_HELP = (
     f"an option of the object store; where none is given, a pair that begins with {', '.join(_OPTIONS)} is one"
 )
 _STORAGE = "[--storage-option KEY=VALUE ...]"
-# The folder of stores where none is given: `data_dir` of the configuration.
-_FOLDER = "data"
+# The place of a command where none is given: `data_dir` and `output_dir` of the configuration.
+_PLACES = {"list": "data", "show": "outputs", "where": "outputs"}
 # The arguments of each command, and what it does.
 COMMANDS = {
     "list": (
@@ -64,6 +64,21 @@ COMMANDS = {
         token store is removed, and only if no process builds it or trains on it. ignore_runs=true ignores runs without a
         checkpoint that were killed.""",
     ),
+    "show": (
+        f"[RUN|CKPT|URI] [step=N|A:B] [rank=R] [window=W] [search=REGEX] [by=COLUMN] [KEY=VALUE ...] [format=json] {_STORAGE}",
+        """Show a batch of a run as the model gets it, past or to come: its text, its documents, and what is not trained on.
+        RUN is the folder of a run (outputs, if none is given), CKPT a checkpoint, URI a token store for a run that does not
+        exist yet. Without a step, it is the next one. search=REGEX looks through steps A to B, or the next 100; by=COLUMN, such
+        as repo or language, sums them up. batch_size=N, world_size=N and, of a store, context_length=N, seed=N and order=NAME
+        look at it as if it had these. uri=PLACE says where the store has moved, uri.NAME=PLACE where there are several.
+        Nothing is changed.""",
+    ),
+    "where": (
+        f"[RUN|CKPT|URI] KEY=VALUE ... [until=STEP] [format=json] {_STORAGE}",
+        """List the steps of a run, past and future, that have the documents for which each KEY=VALUE holds. The keys are
+        document (or id), language, and the words of source.columns, as in repo=owner/name. It looks up to the step until, or
+        to the end of the run or of its epoch. Nothing is changed.""",
+    ),
     "verify-resume": (
         f"CKPT|DIR [uri=PLACE | NAME=PLACE ...] {_STORAGE}",
         """Work out all windows of the checkpoint's epoch anew, compare their digest with the one saved in it, and show the
@@ -87,8 +102,8 @@ def read_arguments(
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--storage-option", action="append", default=[], metavar="KEY=VALUE", help=_OPTION_HELP)
     given, unknown = parser.parse_known_intermixed_args(arguments)
-    if name == "list" and (not given.words or _is_pair(given.words[0])):
-        given.words.insert(0, _FOLDER)
+    if name in _PLACES and (not given.words or _is_pair(given.words[0])):
+        given.words.insert(0, _PLACES[name])
     place, *words = given.words or [""]
     if unknown or not place or _is_pair(place):
         expect(name, unknown[0] if unknown else place or "nothing")

@@ -11,10 +11,10 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra import compose, initialize_config_module
@@ -48,6 +48,9 @@ from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLance
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.redaction import redacted
 from lightning_lance.process.request_logs import quiet_requests
+
+if TYPE_CHECKING:
+    from lightning_lance.serving.loader import WindowLoader
 
 # How a command says what it does.
 _PROGRESS = ("lines", "json")
@@ -255,6 +258,39 @@ def _how_to_continue(error: BaseException, trained: DictConfig | None, began: fl
     return (
         "no checkpoint was saved yet: run it again to train from the beginning (finished stores are not built again)."
     )
+
+
+def loader_of(file: Path, settings: Mapping[str, Any]) -> WindowLoader:
+    """Return what a run would serve, from its composed configuration, without a Trainer. Nothing is built or changed.
+
+    Args:
+        file: The configuration.
+        settings: Arguments of the loader that replace those of the configuration.
+    """
+    from lightning_lance.serving.loader import WindowLoader
+
+    config = OmegaConf.load(file)
+    if not isinstance(config, DictConfig) or "data" not in config:
+        raise ConfigError(f"{str(file)!r} is not the configuration of a run: give a checkpoint, or a token store.")
+    try:
+        data = make(config, "data")
+    except InstantiationException as error:
+        raise ConfigError(one_sentence(error, config)) from error
+    stores = {name: corpus.open() for name, corpus in data.corpora.items()}
+    trainer = config.get("trainer") or {}
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    given = {
+        "world_size": devices * nodes if isinstance(devices, int) and devices > 0 else 1,
+        "context_length": data.context_length,
+        "batch_size": data.batch_size,
+        "seed": data.serving.seed,
+        "where": data.serving.where,
+        **data.serving.training,
+        **vars(data.batch),
+        "fim": None if data.fim is None else data.fim.with_ids(data.tokenizer, data.serving.seed),
+        **settings,
+    }
+    return WindowLoader(stores if len(stores) > 1 else next(iter(stores.values())), **given)
 
 
 def make(config: DictConfig, group: str, **changes: Any) -> Any:

@@ -10,7 +10,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from lightning_lance.cli.arguments import ending_in_a_sentence, read_arguments
+from lightning_lance.cli.doctor import doctor_command
 from lightning_lance.cli.overrides import shown_override
+from lightning_lance.cli.runs import show_command, where_command
 from lightning_lance.cli.stores import (
     clean_command,
     forget_command,
@@ -48,12 +50,15 @@ _DATA = ("corpus", "mix", "verify", "storage_options")
 USAGE = """\
 lightning-lance train key=value ...     train the sample GPT on a token store, which is built first if it is not there
 lightning-lance prepare key=value ...   build the token store, without training
+lightning-lance doctor key=value ...    check what could spoil a run before it begins, with the keys of train
 lightning-lance list [DIR]              list the token stores in a folder or bucket: source, tokens, size, last use, state
 lightning-lance info URI                say all about a token store; report=out.html writes it as a page with charts and windows
 lightning-lance verify URI              check a token store against its checksums; sample=0.1 reads a tenth of its files
 lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; dry_run=true only counts them
 lightning-lance clean URI|DIR           mend damaged tags, remove what dead builders left, and say what was done
 lightning-lance remove URI              remove a whole token store, after a question
+lightning-lance show [RUN] step=N       show a batch of a run as the model gets it, past or to come; search=REGEX, by=repo
+lightning-lance where [RUN] key=value   list the steps of a run that have a document, as in document=12:3456
 lightning-lance verify-resume CKPT|DIR  show that a run goes on exactly where a checkpoint was saved
 lightning-lance --version
 
@@ -61,7 +66,7 @@ Keys are those of the configuration: source=github_code 'languages=[Python]' tok
 lightning-lance prepare --cfg job       show the configuration
 lightning-lance prepare --help          show the keys that it reads, and the options of the groups
 lightning-lance COMMAND --help          say more of another command
-format=json makes list, info, verify, forget, clean and remove print JSON in one line.
+format=json makes list, info, verify, forget, clean, remove, doctor, show and where print JSON in one line.
 """
 
 # A command imports what it needs once its arguments are right: Hydra, Lance and numpy take long.
@@ -75,7 +80,6 @@ def _prepare(config: DictConfig) -> None:
     from lightning_lance.build.progress import tell_stored
     from lightning_lance.cli.hydra_app import make
     from lightning_lance.maintenance.integrity import raise_if_damaged
-    from lightning_lance.serving.fim import FillInTheMiddle
     from lightning_lance.serving.options import BatchOptions, ServingOptions, fill_in_the_middle
     from lightning_lance.type_hints import options_of
 
@@ -95,7 +99,7 @@ def _prepare(config: DictConfig) -> None:
     if build.wait_for_tokens is None:
         check_together(corpora)
     if (fim := fill_in_the_middle(data["fim"])) and built:
-        FillInTheMiddle.named(built[0].tokenizer, **{**vars(fim), "seed": fim.seed or 0})
+        fim.with_ids(built[0].tokenizer, serving.seed)
     for corpus in corpora.values():
         was_built = corpus.run(build)
         store = corpus.open(growing=build.wait_for_tokens is not None)
@@ -146,6 +150,9 @@ _RUN: Mapping[str, Callable[[Sequence[str]], None]] = {
     "forget": forget_command,
     "clean": clean_command,
     "remove": remove_command,
+    "doctor": doctor_command,
+    "show": show_command,
+    "where": where_command,
     "verify-resume": _verify_resume,
 }
 

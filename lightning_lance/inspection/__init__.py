@@ -7,13 +7,32 @@ from lightning_lance.lazy_names import lazy_names
 if TYPE_CHECKING:
     from lightning_lance.inspection.report.writing import write_report, write_token_counts
     from lightning_lance.inspection.resume import verify_resume
+    from lightning_lance.inspection.runs import open_run
+    from lightning_lance.inspection.show import search, shares, show_step
     from lightning_lance.inspection.summary import describe_store, list_stores
+    from lightning_lance.inspection.where import find_steps
 
-__all__ = ["describe_store", "list_stores", "verify_resume", "write_report", "write_token_counts"]
+__all__ = [
+    "describe_store",
+    "find_steps",
+    "list_stores",
+    "open_run",
+    "search",
+    "shares",
+    "show_step",
+    "verify_resume",
+    "write_report",
+    "write_token_counts",
+]
 
 _HOME = {
     "describe_store": "inspection.summary",
+    "find_steps": "inspection.where",
     "list_stores": "inspection.summary",
+    "open_run": "inspection.runs",
+    "search": "inspection.show",
+    "shares": "inspection.show",
+    "show_step": "inspection.show",
     "verify_resume": "inspection.resume",
     "write_report": "inspection.report.writing",
     "write_token_counts": "inspection.report.writing",

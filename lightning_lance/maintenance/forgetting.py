@@ -118,10 +118,10 @@ def matching(uri: str, rule: Rule, storage_options: Mapping[str, str] | None = N
     dataset = _opened(location)
     commit = read_commit(dataset, location.uri)
     check_unchanged(dataset, location)
-    _check(dataset, rule)
+    check_rule(dataset, rule)
 
     def matches(documents: pa.StructArray, language: str) -> np.ndarray:
-        return _matches_within(rule, documents, language)
+        return documents_matching(rule, documents, language)
 
     with reading_documents(location.uri):
         fragments, files = _whole(dataset, location)
@@ -166,7 +166,7 @@ def forget(
     read_commit(dataset, location.uri)
     check_no_links(location.uri)
     check_unchanged(dataset, location)
-    _check(dataset, rule)
+    check_rule(dataset, rule)
     file = lock_file(location.uri)
     alone: AbstractContextManager[None] = (
         nullcontext() if file is None else exclusive(file, f"writing to {location.uri}")
@@ -178,7 +178,7 @@ def forget(
             raise StoreError(
                 f"No documents of {location.uri!r} were forgotten: the command was interrupted; run it again."
             )
-        return _matches_within(rule, documents, language)
+        return documents_matching(rule, documents, language)
 
     # In another thread: an interruption within Lance would leave files, or a commit that is not reported.
     with alone, ThreadPoolExecutor(1, thread_name_prefix="forget") as thread:
@@ -366,8 +366,8 @@ def _matches(rule: Rule, column: Callable[[str], Any], count: int) -> np.ndarray
     return found
 
 
-def _matches_within(rule: Rule, documents: pa.StructArray, language: str) -> np.ndarray:
-    """Return the same for documents of one language."""
+def documents_matching(rule: Rule, documents: pa.StructArray, language: str) -> np.ndarray:
+    """Return which documents of one language a rule matches, (n,) bool."""
     if rule.get("language", language) != language:
         return np.zeros(len(documents), bool)
     others = {key: value for key, value in rule.items() if key != "language"}
@@ -449,7 +449,8 @@ def keys_at(uri: str, storage_options: Mapping[str, str] | None = None) -> Seque
     return keys_of(_opened(StoreLocation(store_place(uri), storage_options)))
 
 
-def _check(dataset: Any, rule: Rule) -> None:
+def check_rule(dataset: Any, rule: Rule) -> None:
+    """Check the keys of a rule. ConfigError if there are none, or the documents of the store lack one."""
     keys = keys_of(dataset)
     if not rule:
         raise ConfigError(f"The rule is empty: expected key=value, with one of the keys {', '.join(keys)}.")

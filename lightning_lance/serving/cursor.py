@@ -20,6 +20,7 @@ from lightning_lance.serving.options import OnDataChange
 from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.permutation import splitmix64
 from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.serving.skips import Skip, Skips
 from lightning_lance.serving.states import MOST, check_epoch, checked_state
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
 
@@ -36,13 +37,22 @@ class Cursor:
         serving: The windows that are served.
         on_data_change: See `WindowLoader`.
         grows: Whether a state that is loaded goes on, within its epoch, with what was appended to the stores since.
+        skip_steps: Ranges of steps that the run leaves out. Their positions depend on the size of the batches, which the
+            cursor does not know: see `leave_out`.
 
     Raises:
         ConfigError: If `on_data_change` is unknown.
     """
 
-    def __init__(self, serving: WindowSelection, on_data_change: OnDataChange = "error", grows: bool = False) -> None:
+    def __init__(
+        self,
+        serving: WindowSelection,
+        on_data_change: OnDataChange = "error",
+        grows: bool = False,
+        skip_steps: Sequence[Sequence[int]] = (),
+    ) -> None:
         self._grows = grows
+        self._skip_steps = [(begin, end) for begin, end in skip_steps]
         self._on_data_change = one_of("on_data_change", on_data_change, get_args(OnDataChange))
         self.serving = serving
         # Store versions adopted during the run. Their tags go once the run has moved on.
@@ -63,6 +73,8 @@ class Cursor:
         #: Whether the epoch's last batch was handed out. The windows after it stay dropped, even for a resume with smaller
         #: batches.
         self.ended = False
+        #: The positions that are left out.
+        self.skips = Skips()
 
     @property
     def num_windows(self) -> int:
@@ -79,9 +91,23 @@ class Cursor:
         """Windows of this epoch that have been consumed."""
         return self.value - self.epoch_start
 
+    @property
+    def left(self) -> int:
+        """Windows of this epoch that are still to be served."""
+        return self.skips.served(self.value, self.epoch_end)
+
     def locate(self, positions: np.ndarray) -> WindowLocations:
         """Return the windows at some positions, (n,) int64, in the cursor's count."""
         return self._mixture.locate(positions - self.origin)
+
+    def find(self, store: int, begin: int, end: int, until: int) -> np.ndarray:
+        """Return the positions, up to `until`, whose windows have one of some tokens of a stream; see `Mixture.find`.
+
+        Those before the mixture began are not known, and those that are left out are not among them.
+        """
+        found = self._mixture.find(store, begin, end, range(max(until - self.origin, 0))) + self.origin
+        served = [position for position in found.tolist() if not self.skips.holds(position)]
+        return np.asarray(served, np.int64)
 
     def digests(self, positions: np.ndarray, found: WindowLocations) -> np.ndarray:
         """Return hashes of windows and their positions, (n,) uint64; a sum modulo 2**64 identifies a sequence of windows."""
@@ -93,8 +119,28 @@ class Cursor:
 
     def advance(self, windows: int, digest: int) -> None:
         """Consume some windows, whose digests add up to `digest`; stop at the end of the epoch."""
-        self.value = min(self.value + windows, self.epoch_end)
+        self.value = min(self.skips.after(self.value, windows), self.epoch_end)
         self._digest = (self._digest + digest) % 2**64
+
+    def steps_to_leave_out(self) -> list[tuple[int, int]]:
+        """Return the ranges of steps, of those asked for, whose positions are not known yet."""
+        known = {skip.steps for skip in self.skips.ranges}
+        return [steps for steps in self._skip_steps if steps not in known]
+
+    def leave_out(self, skips: Sequence[Skip]) -> None:
+        """Leave out some ranges, from here on.
+
+        Raises:
+            StoreError: If all windows of one were served before.
+        """
+        for skip in skips:
+            if skip.end <= self.value:
+                raise StoreError(
+                    f"skip_steps has [{skip.first_step:,}, {skip.last_step:,}], but these steps were served before: begin "
+                    "at a checkpoint from before them, or take them out of skip_steps."
+                )
+        ahead = [skip._replace(begin=max(skip.begin, self.value)) for skip in skips]
+        self.skips = Skips((*self.skips.ranges, *ahead))
 
     def next_epoch(self, extend: bool) -> None:
         """Go to the first window of the next epoch; with `extend`, of the newest versions of the stores.
@@ -180,6 +226,9 @@ class Cursor:
     def components(self) -> dict[str, dict[str, float]]:
         """Return the windows and epochs that each component of the mixture has served so far."""
         windows = self._mixture.consumed(self.value - self.origin)
+        for span in self.skips.spans:
+            begin, end = (min(max(place, self.origin), self.value) - self.origin for place in span)
+            windows = windows - (self._mixture.consumed(end) - self._mixture.consumed(begin))
         rows = zip(self._mixture.orders, windows.tolist(), (windows / self._mixture.sizes).tolist(), strict=True)
         return {name: {"windows": consumed, "epochs": epochs} for name, consumed, epochs in rows}
 
@@ -201,6 +250,7 @@ class Cursor:
             "num_windows": self.num_windows,
             **self.serving.describe(),
             **({"grown": [growth.described() for growth in self._grown]} if self._grown else {}),
+            **({"skips": self.skips.described()} if self.skips.ranges else {}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -235,16 +285,39 @@ class Cursor:
         opened = self.serving
         self._grown = ()
         self._grew = ""
-        self._take_over(state)
+        same_windows = self._take_over(state)
+        self._take_over_skips(state, same_windows)
         if self._grows:
             self._grow(opened)
 
-    def _take_over(self, state: Mapping[str, Any]) -> None:
+    def _take_over_skips(self, state: Mapping[str, Any], same_windows: bool) -> None:
+        """Leave out what a state leaves out: all that it has begun, and the rest if it is still asked for."""
+        saved = Skips.of(state.get("skips", ()))
+        begun = [skip for skip in saved.ranges if skip.begin < state["cursor"]]
+        ahead = [skip for skip in saved.ranges if skip not in begun and skip.steps in self._skip_steps]
+        if same_windows:
+            self.skips = Skips((*begun, *ahead))
+            return
+        if self._changes and self._on_data_change == "restart":
+            return
+        unfinished = [*ahead, *(skip for skip in begun if skip.end > state["cursor"])]
+        if unfinished:
+            first = unfinished[0]
+            raise StoreError(
+                f"The checkpoint still leaves out steps {first.first_step:,} to {first.last_step - 1:,}, which have no place "
+                "among other windows: change context_length, mix or the data after these steps, or take them out of "
+                "skip_steps."
+            )
+        # Their positions are those of other windows. What was left out stays known.
+        self.skips = Skips(tuple(skip._replace(begin=0, end=0) for skip in begun))
+
+    def _take_over(self, state: Mapping[str, Any]) -> bool:
+        """Continue at the position of a state, and return whether that is among the very windows of the state."""
         differences = self.serving.differences(state)
         self._changes = "; ".join(self._change(name, values, state) for name, values in differences.items())
         if differences:
             self._continue_with_other_data(state, "stores.forgotten" in differences)
-            return
+            return False
         self.serving = self.serving.pinned(state)
         before = self._selection_of(state)
         check_epoch(state)
@@ -252,7 +325,7 @@ class Cursor:
         if [*before.mix] != [*self.serving.mix] or before.describe() != self.serving.describe():
             self._grown = self._kept_growths(state, before)
             self._convert(state, unchanged(self.serving, before))
-            return
+            return False
         self._grown = tuple(Growth.of(growth) for growth in state.get("grown", ()))
         self._mixture = self.serving.mixture(state["taken"], self._grown)
         self.value = state["cursor"]
@@ -262,6 +335,7 @@ class Cursor:
         self.origin = state["origin"]
         self._digest = int(state["digest"], 16)
         self._digest_from = state["digest_from"]
+        return True
 
     def _continue_with_other_data(self, state: Mapping[str, Any], forgotten: bool) -> None:
         """Restart or continue, as `on_data_change` says. StoreError if it is `error`."""
@@ -297,6 +371,9 @@ class Cursor:
         """Go on, within the epoch, with what the stores held when they were opened, if more than the state says."""
         if self.ended or self.value == self.epoch_end:
             return  # the next epoch adopts it
+        if self.steps_to_leave_out() or any(skip.end > self.value for skip in self.skips.ranges):
+            self._grew = "Steps are left out (skip_steps), so what was appended is adopted by the next epoch."
+            return
         stores = dict(self.serving.stores)
         for name, store in opened.stores.items():
             before = self.serving.stores[name]

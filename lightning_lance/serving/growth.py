@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.layout import StreamExtent
-from lightning_lance.serving.order import WindowOrder
+from lightning_lance.serving.order import WindowOrder, scan
 from lightning_lance.serving.permutation import ROUNDS, key_words, permute
 
 _Ints = npt.NDArray[np.int64]
@@ -165,6 +165,15 @@ class GrownOrder:
         firsts = np.asarray([stream.start for stream in self.streams], np.int64) + self._begins
         start[~known] = firsts[of] + within * self.context_length
         return stream, start
+
+    def find(self, epoch: int, stream: int, begin: int, end: int) -> _Ints:
+        """Return the places of an epoch whose windows have one of the tokens from `begin` to `end` of a stream.
+
+        The epoch within which the streams have grown is looked through, from the place at which it goes on.
+        """
+        if epoch != self.epoch:
+            return self.now.find(epoch, stream, begin, end)
+        return scan(self, epoch, range(self.first_place, self.num_windows), stream, begin, end)
 
     def _ordered(self, positions: _Ints) -> _Ints:
         """Return the places, among all windows that are left, of some positions."""

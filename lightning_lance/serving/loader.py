@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from copy import copy
+from dataclasses import asdict
 from itertools import islice
 from typing import Any, NamedTuple, NoReturn, cast, get_args
 
@@ -26,7 +27,8 @@ from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder
 from lightning_lance.serving.order import Order
-from lightning_lance.serving.selection import WindowSelection, warn_of_unserved_text
+from lightning_lance.serving.selection import TooShort, WindowSelection, warn_of_unserved_text
+from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.steps import ServedWindows
 from lightning_lance.store.token_store import TokenStore
@@ -53,6 +55,27 @@ class _Chunk(NamedTuple):
     size: int
     global_size: int
     digests: Sequence[int]
+
+
+class Sightings(NamedTuple):
+    """Windows that have some tokens, in the order of serving, (n,) int64 each.
+
+    Attributes:
+        step: Number of the batch; -1 for a window that is in none: it is dropped at the end of its epoch, or was served in a
+            batch of another size at the begin of this one.
+        rank: Whose batch.
+        window: Number in the batch.
+        start: Offset of the window among the tokens of its split.
+        epoch: Epoch of the window's component.
+        position: Its place in the order of the run.
+    """
+
+    step: np.ndarray
+    rank: np.ndarray
+    window: np.ndarray
+    start: np.ndarray
+    epoch: np.ndarray
+    position: np.ndarray
 
 
 class BatchIterator(Iterator[Batch]):
@@ -156,6 +179,8 @@ class WindowLoader:
             loaded: the rest of its epoch has them too, each window once. True means `next_epoch`.
         on_data_change: How to treat a state of other data: `error`; `restart` at the first window; `continue` each
             remaining component at its position, and begin each new one at its first window.
+        skip_steps: Ranges of steps to leave out: `[[12000, 12040]]` leaves out the batches 12,000 to 12,039, as `step` counts
+            them; their numbers are not given to others. A state has the windows left out, so batch size and ranks may change.
         batch_format: `default` or `huggingface`; this and what follows, see `Collator`.
         document_ids: Add the number of each token's document.
         position_ids: Add the position of each token in its document.
@@ -185,6 +210,7 @@ class WindowLoader:
         resumable: bool = True,
         extend: Extend | bool = "never",
         on_data_change: OnDataChange = "error",
+        skip_steps: Sequence[Sequence[int]] = (),
         batch_format: BatchFormat = "default",
         document_ids: bool = False,
         position_ids: bool = False,
@@ -214,16 +240,25 @@ class WindowLoader:
         self._rank = rank
         self._world_size = world_size
         self._global_size = world_size * batch_size
-        self._make = Collator(
-            next(iter(stores.values())).commit.eos_id,
-            batch_format=batch_format,
-            document_ids=document_ids,
-            position_ids=position_ids,
-            cu_seqlens=cu_seqlens,
-            mask_boundary_targets=mask_boundary_targets,
-            fim=fim,
-        )
-        self._cursor = Cursor(serving, on_data_change, grows=self.extend == "now")
+        extras: dict[str, Any] = {
+            "batch_format": batch_format,
+            "document_ids": document_ids,
+            "position_ids": position_ids,
+            "cu_seqlens": cu_seqlens,
+            "mask_boundary_targets": mask_boundary_targets,
+        }
+        self._make = Collator(next(iter(stores.values())).commit.eos_id, **extras, fim=fim)
+        #: How windows become batches, in plain types: the arguments from `batch_size` on that are not part of a state.
+        self.batching: dict[str, Any] = {
+            "batch_size": batch_size,
+            "world_size": world_size,
+            "remainder": self.remainder,
+            **extras,
+            "fim": None if fim is None else asdict(fim),
+        }
+        self._told: set[tuple[int, int]] = set()
+        skipped = check_steps(skip_steps) if self.resumable else []
+        self._cursor = Cursor(serving, on_data_change, grows=self.extend == "now", skip_steps=skipped)
         #: If set, `load_state_dict` accepts no other state. Lightning saves the states of loader and datamodule apart and
         #: loads the datamodule's first.
         self.expected: Mapping[str, Any] | None = None
@@ -232,11 +267,12 @@ class WindowLoader:
         #: Identifies the iterator that was begun last, the only one that may continue.
         self._turn: object = None
         self._check_size(self._cursor)
+        self._leave_out(self._cursor)
         if rank == 0:
             warn_of_unserved_text(serving)
 
     def _check_size(self, cursor: Cursor) -> None:
-        if not self.resumable or self._steps(0, cursor):
+        if not self.resumable or self._sizes.steps(cursor.num_windows):
             return
         serving = cursor.serving
         uris = ", ".join(repr(store.uri) for store in serving.stores.values())
@@ -253,17 +289,34 @@ class WindowLoader:
         return dict(self._cursor.serving.stores)
 
     @property
+    def split(self) -> str:
+        """`train` or `val`."""
+        return self._cursor.serving.split
+
+    @property
     def num_windows(self) -> int:
         """Windows per epoch, over all ranks, before the remainder is dropped."""
         return self._cursor.num_windows
 
     def __len__(self) -> int:
         """Return the batches of a whole epoch: equal on all ranks, and the same after a resume."""
-        return self._steps(0, self._cursor)
+        return self._sizes.steps(self._cursor.num_windows)
 
-    def _steps(self, position: int, cursor: Cursor) -> int:
-        """Return the number of batches from a position of an epoch to its end."""
-        return self._sizes.steps(cursor.num_windows - position)
+    def _leave_out(self, cursor: Cursor) -> None:
+        """Leave out the steps of `skip_steps` that the cursor does not know yet."""
+        if not self.resumable:
+            return
+        asked = cursor.steps_to_leave_out()
+        cursor.leave_out([steps.range_of(first, last, cursor, self._sizes) for first, last in asked])
+
+    def _tell_skips(self) -> None:
+        """Log, once, which steps will be left out."""
+        for skip in self._cursor.skips.ranges:
+            if self._rank == 0 and skip.end > self._cursor.value and skip.steps not in self._told:
+                self._told.add(skip.steps)
+                _log.warning(
+                    "Steps %s to %s are left out (skip_steps).", f"{skip.first_step:,}", f"{skip.last_step - 1:,}"
+                )
 
     @property
     def step(self) -> int:
@@ -290,7 +343,37 @@ class WindowLoader:
             cursor = copy(self._cursor)
         found = cursor.locate(steps.positions_of(step, rank, cursor, self._sizes))
         tokens = self._make.rearrange(cursor.serving.read(found), found.start, found.epoch)
-        return ServedWindows(step, rank, found, tokens, cursor.serving)
+        return ServedWindows(step, rank, found, tokens, cursor.serving, self._make)
+
+    def too_short(self) -> TooShort | None:
+        """Count the streams that are shorter than a window, and so never served; None if there are none."""
+        return self._cursor.serving.too_short()
+
+    def leaves_out(self, step: int) -> bool:
+        """Return whether a step is left out (`skip_steps`)."""
+        with self._alone():
+            cursor = copy(self._cursor)
+        return cursor.skips.holds(steps.first_position(step, cursor, self._sizes))
+
+    def find(self, store: str, begin: int, end: int, until: int) -> Sightings:
+        """Return where some tokens of a stream are served, in the past and the future. Moves nothing.
+
+        O(1) for each window, whatever the size of the store; in `random` order it looks through all windows.
+
+        Args:
+            store: Name of the store; "" for a single one.
+            begin: Offset of the first token among those of the split; see `TokenStore.find_documents`.
+            end: Offset after the last one, in the same stream.
+            until: The step, of all ranks, up to which is looked. What was before the data, the weights or `context_length`
+                changed in this run is not known.
+        """
+        with self._alone():
+            cursor = copy(self._cursor)
+        stores = [*cursor.serving.stores]
+        last = steps.first_position(until, cursor, self._sizes)
+        positions = cursor.find(stores.index(store), begin, end, last)
+        found = cursor.locate(positions)
+        return Sightings(*steps.places_of(positions, cursor, self._sizes), found.start, found.epoch, positions)
 
     @property
     def _sizes(self) -> steps.StepSizes:
@@ -340,18 +423,25 @@ class WindowLoader:
             cursor = copy(self._cursor)
             cursor.load_state_dict(state)
             self._check_size(cursor)
+            self._leave_out(cursor)
             self._cursor = cursor
             self._turn = None
 
     def restart(self) -> None:
         """Go to the first window of epoch 0; takes effect at the next `iter`."""
         self._cursor.restart()
+        self._leave_out(self._cursor)
 
     def roll_over(self) -> None:
         """Begin the next epoch if the last one has ended; unless `extend` is `never`, adopt appended tokens."""
         with self._alone():
-            if self._cursor.ended or self._steps(self._cursor.position, self._cursor) <= 0:
-                self._cursor.next_epoch(self.extend != "never")
+            cursor = self._cursor
+            adopts = self.extend != "never"
+            if cursor.ended or self._sizes.steps(cursor.left) <= 0:
+                cursor.next_epoch(adopts)
+            # All that an epoch has may be left out.
+            while cursor.skips.skipped(cursor.value, cursor.epoch_end) and self._sizes.steps(cursor.left) <= 0:
+                cursor.next_epoch(adopts)
 
     def __iter__(self) -> BatchIterator:
         """Return an iterator to the end of the epoch, which reads the cursor at its first `next`; see `BatchIterator`."""
@@ -394,6 +484,7 @@ class WindowLoader:
             self._cursor.restart()
         self._turn = iterator._turn
         self.roll_over()
+        self._tell_skips()
         if self._world_size > 1 and self.resumable:
             check_ranks_agree(self._position())
         return self._serve(self._cursor)
@@ -416,7 +507,7 @@ class WindowLoader:
         )
 
     def _serve(self, cursor: Cursor) -> Generator[Batch, None, None]:
-        remaining = self._steps(cursor.position, cursor)
+        remaining = self._sizes.steps(cursor.left)
         with closing(self._read_ahead(cursor)) as served:
             for chunk, tokens in served:
                 described = self._make.describe(tokens)
@@ -478,11 +569,11 @@ class WindowLoader:
         # The first chunk is one batch, so that it comes at once. The next ones grow.
         located = 1
         steps = 1
-        whole, rest = divmod(cursor.epoch_end - begin, self._global_size)
+        whole, rest = divmod(cursor.left, self._global_size)
         while whole:
             located = min(located, whole)
             batches = self._locate(cursor, begin, located, size)
-            begin += located * self._global_size
+            begin = cursor.skips.after(begin, located * self._global_size)
             whole -= located
             low = 0
             while low < located:
@@ -492,7 +583,7 @@ class WindowLoader:
                 low = high
                 steps = min(2 * steps, most_steps)
             located = max(1, _LOCATED_AT_ONCE // self._global_size)
-        if self._steps(cursor.num_windows - rest, cursor):
+        if self._sizes.steps(rest):
             if self.remainder != "wrap":
                 size = rest // self._world_size
             yield self._locate(cursor, begin, 1, size)
@@ -500,7 +591,7 @@ class WindowLoader:
     def _locate(self, cursor: Cursor, begin: int, steps: int, size: int) -> _Chunk:
         """Find this rank's windows of some global batches, and the digest of each global batch."""
         global_size = self._world_size * size
-        positions = np.arange(begin, begin + steps * global_size)
+        positions = cursor.skips.take(begin, steps * global_size)
         found = cursor.locate(positions)
         digests = cursor.digests(positions, found).reshape(steps, global_size).sum(axis=1, dtype=np.uint64).tolist()
         mine = (part.reshape(steps, self._world_size, size)[:, self._rank].reshape(-1) for part in found)

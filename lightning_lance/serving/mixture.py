@@ -77,6 +77,12 @@ class Schedule:
         component = self._component[place]
         return component, period * self._shares[component] + self._before[place]
 
+    def find(self, component: int, numbers: np.ndarray) -> np.ndarray:
+        """Return the positions at which some windows of a component, by number, come: the inverse of `deal`, (n,) int64."""
+        period, number = np.divmod(numbers, self._shares[component])
+        positions: np.ndarray = period * self.period + np.flatnonzero(self._component == component)[number]
+        return positions
+
     def counts(self, positions: int) -> np.ndarray:
         """Return the number of windows of each component among the first `positions`: (components,) int64."""
         period, rest = divmod(positions, self.period)
@@ -165,6 +171,33 @@ class Mixture:
         """Return the epochs of each component that as many positions make from the begin of a run."""
         epochs = self._schedule.counts(positions) / np.maximum(self.sizes, 1)
         return dict(zip(self.orders, epochs.tolist(), strict=True))
+
+    def find(self, store: int, begin: int, end: int, positions: range) -> np.ndarray:
+        """Return the positions, of some, whose windows have one of the tokens from `begin` to `end` of a store's split.
+
+        Args:
+            store: Index of the store.
+            begin: Offset of the first token.
+            end: Offset after the last one. All of them lie in one stream.
+            positions: Where to look: a range from 0 on.
+
+        Returns:
+            (n,) int64, ascending.
+        """
+        found = [np.empty(0, np.int64)]
+        counts = zip(self.consumed(positions.start).tolist(), self.consumed(positions.stop).tolist(), strict=True)
+        for component, (order, (first, last)) in enumerate(zip(self.orders.values(), counts, strict=True)):
+            of_store = self._stores[component] == store
+            starts = np.asarray([stream.start for stream in order.streams], np.int64)
+            ends = starts + np.asarray([stream.num_tokens for stream in order.streams], np.int64)
+            [streams] = np.nonzero(of_store & (starts <= begin) & (begin < ends))
+            if not len(streams) or not order.num_windows:
+                continue
+            for epoch in range(first // order.num_windows, -(-last // order.num_windows)):
+                numbers = order.find(epoch, int(streams[0]), begin, end) + epoch * order.num_windows
+                numbers = numbers[(first <= numbers) & (numbers < last)] - self.taken[component]
+                found.append(numbers if len(self.orders) == 1 else self._schedule.find(component, numbers))
+        return np.sort(np.concatenate(found))
 
     def locate(self, positions: np.ndarray) -> WindowLocations:
         """Return the windows at some positions.

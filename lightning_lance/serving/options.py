@@ -11,9 +11,11 @@ from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, described, flag, integer, one_of, whole_number
 from lightning_lance.location import local_folder
 from lightning_lance.messages.formatting import format_list, nearest
-from lightning_lance.serving.fim import check_names
+from lightning_lance.serving.fim import FillInTheMiddle, check_names
 from lightning_lance.serving.order import Order, check_order
 from lightning_lance.serving.selection import check_selection
+from lightning_lance.serving.skips import check_steps
+from lightning_lance.tokenization.tokenizer import Tokenizer
 
 BatchFormat = Literal["default", "huggingface"]
 Remainder = Literal["drop", "wrap", "short"]
@@ -48,6 +50,8 @@ class ServingOptions:
         val_by: Whether validation has further loaders, one for each `language` or `store`.
         stage: Folder on a local disk for copies of stores in buckets; None reads all from there. See `TokenStore.stage`.
         stage_bytes: Most bytes of copies in that folder; None for no bound.
+        skip_steps: Ranges of steps to leave out, such as `[[12000, 12040]]`: the batches 12,000 to 12,039 as `loader.step`
+            counts them. They are kept in checkpoints.
 
     Raises:
         ConfigError: If a value cannot be used, whatever the store.
@@ -66,6 +70,7 @@ class ServingOptions:
     val_by: ValBy = "none"
     stage: str | os.PathLike[str] | None = None
     stage_bytes: int | None = None
+    skip_steps: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         where, mix = check_selection({} if self.where is None else self.where, {} if self.mix is None else self.mix)
@@ -82,6 +87,7 @@ class ServingOptions:
             "shuffle_block": shuffle_block,
             "where": where,
             "mix": mix,
+            "skip_steps": check_steps(self.skip_steps or ()),
             "stage": None if self.stage is None else local_folder(self.stage, "stage"),
             "stage_bytes": None if self.stage_bytes is None else whole_number("stage_bytes", self.stage_bytes),
             **{name: one_of(name, getattr(self, name), choices) for name, choices in _CHOICES.items()},
@@ -99,6 +105,7 @@ class ServingOptions:
             "remainder": self.remainder,
             "extend": self.extend,
             "on_data_change": self.on_data_change,
+            "skip_steps": self.skip_steps,
         }
 
     def check_names(self, names: Sequence[str], languages: Sequence[str]) -> None:
@@ -174,6 +181,19 @@ class FillInTheMiddleOptions:
 
     def __post_init__(self) -> None:
         check_names({name: value for name, value in vars(self).items() if value is not None})
+
+    def with_ids(self, tokenizer: Tokenizer, seed: int) -> FillInTheMiddle:
+        """Return the rearrangement with the ids of a tokenizer.
+
+        Args:
+            tokenizer: The one of the data.
+            seed: Of the draws, unless these options have their own.
+
+        Raises:
+            ConfigError: If the tokenizer lacks a sentinel.
+        """
+        own = seed if self.seed is None else self.seed
+        return FillInTheMiddle.named(tokenizer, **{**vars(self), "seed": own})
 
 
 def fill_in_the_middle(given: FillInTheMiddleOptions | Mapping[str, Any] | None) -> FillInTheMiddleOptions | None:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_lance.errors import ConfigError, one_of, whole_number
 from lightning_lance.format.layout import StreamExtent
-from lightning_lance.serving.permutation import ROUNDS, key_words, permute, splitmix64
+from lightning_lance.serving.permutation import ROUNDS, key_words, permute, splitmix64, unpermute
 
 Order = Literal["shuffle", "random", "sequential", "fixed"]
 
+# Windows that are looked through at a time.
+_AT_ONCE = 1 << 18
 # Orders whose windows are the same in every epoch: each stream is cut from its first token on.
 _SAME_WINDOWS = ("sequential", "fixed")
 
@@ -140,6 +142,37 @@ class WindowOrder:
         within = positions - (self._ends - self._counts)[stream]
         return stream, self._bases(epoch)[stream] + within * self.context_length
 
+    def find(self, epoch: int, stream: int, begin: int, end: int) -> npt.NDArray[np.int64]:
+        """Return the positions of an epoch whose windows have one of the tokens from `begin` to `end` of a stream.
+
+        The inverse of `locate`: O(1) for each position, but in `random` order, which looks through the epoch.
+
+        Args:
+            epoch: 0 for the first.
+            stream: Index of the stream.
+            begin: Offset of the first token among the tokens of the split.
+            end: Offset after the last one.
+
+        Returns:
+            (n,) int64, ascending.
+        """
+        if end <= begin or not self.num_windows:
+            return np.empty(0, np.int64)
+        if self.order == "random":
+            return scan(self, epoch, range(self.num_windows), stream, begin, end)
+        base = int(self._bases(epoch)[stream])
+        # A window has the first token of the next one too, as a target.
+        first = -(-(begin - base - self.context_length) // self.context_length)
+        last = (end - 1 - base) // self.context_length
+        count = int(self._counts[stream])
+        within = np.arange(max(first, 0), min(last + 1, count))
+        places = int(self._ends[stream]) - count + within
+        if self.order == "shuffle":
+            places = self.unshuffled(places, self.num_windows, epoch)
+        elif self.order == "fixed":
+            places = unpermute(places, self.num_windows, key_words(*self.key, "fixed", count=ROUNDS))
+        return np.sort(places)
+
     def counts(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the number of windows of each stream in an epoch; the same in all."""
         return self._counts
@@ -167,6 +200,23 @@ class WindowOrder:
         places = np.where(positions < rest, places, positions)
         return (places + int(draws[1] % np.uint64(size))) % size
 
+    def unshuffled(self, places: npt.NDArray[np.int64], size: int, *draw: object) -> npt.NDArray[np.int64]:
+        """Return the positions that `shuffled` gives these places."""
+        keys = key_words(*self.key, "permutation", *draw, count=ROUNDS)
+        if self.shuffle_block is None or not size:
+            return unpermute(places, size, keys)
+        block = min(self.shuffle_block, size)
+        rest = size - size % block
+        block_keys = key_words(*self.key, "block", *draw, count=ROUNDS)
+        draws = key_words(*self.key, "turn", *draw, count=2)
+        places = (places - int(draws[1] % np.uint64(size))) % size
+        chosen, within = np.divmod(np.minimum(places, rest - 1), block)
+        turn = (splitmix64(chosen.astype(np.uint64) + draws[0]) % np.uint64(block)).astype(np.int64)
+        positions = unpermute(chosen, rest // block, keys) * block + unpermute(
+            (within - turn) % block, block, block_keys
+        )
+        return np.where(places < rest, positions, places)
+
     def _bases(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the start of the first window of each stream, in `shuffle` with a random phase."""
         bases = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
@@ -188,3 +238,28 @@ class WindowOrder:
         stream = np.searchsorted(ends, places, side="right")
         bases = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
         return stream, bases[stream] + places - (ends - possible)[stream]
+
+
+class Locates(Protocol):
+    """An order of windows."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model sees."""
+        ...
+
+    def locate(
+        self, epoch: int, positions: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the stream indices and the starts of windows."""
+        ...
+
+
+def scan(order: Locates, epoch: int, positions: range, stream: int, begin: int, end: int) -> npt.NDArray[np.int64]:
+    """Look through some positions of an epoch for windows with one of the tokens from `begin` to `end` of a stream."""
+    found = [np.empty(0, np.int64)]
+    for low in range(positions.start, positions.stop, _AT_ONCE):
+        these = np.arange(low, min(low + _AT_ONCE, positions.stop))
+        of, start = order.locate(epoch, these)
+        found.append(these[(of == stream) & (start < end) & (start + order.context_length >= begin)])
+    return np.concatenate(found)

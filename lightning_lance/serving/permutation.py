@@ -48,23 +48,35 @@ def permute(positions: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.ui
     Returns:
         (n,) int64; all positions together give each of range(size) once.
     """
+    return _walk(positions, size, keys, range(len(keys)))
+
+
+def unpermute(places: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Return the positions whose images under `permute` are some places: its inverse, with the same arguments."""
+    return _walk(places, size, keys, range(len(keys) - 1, -1, -1))
+
+
+def _walk(
+    values: npt.NDArray[np.int64], size: int, keys: npt.NDArray[np.uint64], rounds: range
+) -> npt.NDArray[np.int64]:
+    """Apply rounds of the network to values until they lie in range(size). A round is its own inverse."""
     bits = max(int(size - 1).bit_length(), 2)
     shift = np.uint64(bits // 2)
     low_mask = np.uint32((1 << (bits // 2)) - 1)
     high_mask = np.uint32((1 << (bits - bits // 2)) - 1)
     round_keys = (keys >> np.uint64(32)).astype(np.uint32)
-    values = positions.astype(np.uint64)
-    outside = np.arange(len(values))
+    words = values.astype(np.uint64)
+    outside = np.arange(len(words))
     while len(outside):
-        now = values[outside]
+        now = words[outside]
         high = (now >> shift).astype(np.uint32)
         low = now.astype(np.uint32) & low_mask
-        for i, key in enumerate(round_keys):
+        for i in rounds:
             if i % 2:
-                high ^= lowbias32(low + key) & high_mask
+                high ^= lowbias32(low + round_keys[i]) & high_mask
             else:
-                low ^= lowbias32(high + key) & low_mask
+                low ^= lowbias32(high + round_keys[i]) & low_mask
         now = (high.astype(np.uint64) << shift) | low
-        values[outside] = now
+        words[outside] = now
         outside = outside[now >= np.uint64(size)]
-    return values.astype(np.int64)
+    return words.astype(np.int64)

@@ -173,8 +173,26 @@ _GROWTH: dict[str, Callable[[Any], Any]] = {
     "epochs": _list_of(_count),
     "places": _list_of(_count),
 }
-# Where the stores have grown within an epoch that is still served.
-_OPTIONAL_FIELDS: dict[str, Callable[[Any], Any]] = {"grown": _growths}
+
+
+def _skips(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _Wrong("a list of steps that are left out")
+    skips = []
+    for entry in value:
+        if not isinstance(entry, Mapping) or {*entry} != {*_SKIP}:
+            raise _Wrong(f"ranges with {', '.join(_SKIP)} each")
+        plain = {name: read(entry[name]) for name, read in _SKIP.items()}
+        if len(plain["steps"]) != 2 or plain["begin"] > plain["end"]:
+            raise _Wrong("ranges of two steps, with a begin up to the end")
+        skips.append(plain)
+    return skips
+
+
+_SKIP: dict[str, Callable[[Any], Any]] = {"steps": _list_of(_count), "begin": _count, "end": _count}
+
+# Where the stores have grown within an epoch that is still served, and where the run leaves steps out.
+_OPTIONAL_FIELDS: dict[str, Callable[[Any], Any]] = {"grown": _growths, "skips": _skips}
 
 #: The names of the fields that every state has.
 FIELDS = frozenset(_FIELDS)

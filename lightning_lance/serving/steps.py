@@ -10,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.messages.formatting import pluralize
+from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import Remainder
 from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.serving.skips import Skip
 
 
 class StepSizes(NamedTuple):
@@ -53,6 +56,7 @@ class ServedWindows:
         found: Where the windows are.
         tokens: (batch_size, context_length + 1) tokens, rearranged where the loader does so (`fim`).
         serving: The selection that they are of.
+        make: What makes batches of them.
     """
 
     step: int
@@ -60,6 +64,7 @@ class ServedWindows:
     found: WindowLocations
     tokens: np.ndarray
     serving: WindowSelection
+    make: Collator
 
     def __repr__(self) -> str:
         return f"ServedWindows(step={self.step}, rank={self.rank}, starts={self.starts.tolist()})"
@@ -96,6 +101,11 @@ class ServedWindows:
         return together.take(pa.array(np.argsort(together.column("window").to_numpy(), kind="stable")))
 
     @cached_property
+    def batch(self) -> Batch:
+        """The batch as the model gets it."""
+        return self.make.batch(self.make.describe(self.tokens), 0, len(self.tokens))
+
+    @cached_property
     def text(self) -> list[str]:
         """The text of each window, by the tokenizer beside the first store."""
         texts: list[str] = next(iter(self.serving.stores.values())).decode(self.tokens)
@@ -105,7 +115,8 @@ class ServedWindows:
 def next_step(cursor: Cursor, sizes: StepSizes) -> int:
     """Return the number of the step that begins at a cursor, in steps of these sizes since the begin of the run."""
     whole = sizes.steps(cursor.num_windows)
-    done = whole if cursor.ended else min(cursor.position // sizes.windows, whole)
+    position = min(cursor.skips.next(cursor.value), cursor.epoch_end) - cursor.epoch_start
+    done = whole if cursor.ended else min(position // sizes.windows, whole)
     return cursor.epoch * whole + done
 
 
@@ -116,17 +127,8 @@ def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
         ConfigError: If there is no such step.
         StoreError: If the step was served from another mixture than the cursor's.
     """
-    whole = sizes.steps(cursor.num_windows)
-    if step < 0 or not whole:
-        raise ConfigError(f"step is {step}: expected a number of a batch, from 0.")
-    epoch, within = divmod(step, whole)
-    begin = cursor.epoch_start + (epoch - cursor.epoch) * cursor.num_windows
-    end = begin + cursor.num_windows
-    position = begin + within * sizes.windows
-    if epoch == cursor.epoch and not cursor.ended and cursor.value < cursor.epoch_end:
-        # After a resume with other sizes, steps begin where the earlier ones ended.
-        position += cursor.position % sizes.windows
-    if position < cursor.origin or begin < 0:
+    position, end = _first_position(step, cursor, sizes)
+    if position < cursor.origin or end - cursor.num_windows < 0:
         raise StoreError(
             f"Step {step:,} was served before the data, the weights or context_length changed in this run, at window "
             f"{cursor.origin:,}: load a checkpoint from before, with the settings of that time, to see it."
@@ -137,4 +139,79 @@ def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
         size = left // sizes.world_size
     if not size or (left < sizes.windows and sizes.remainder == "drop"):
         raise ConfigError(f"There is no step {step:,}: its epoch ends before, since a resume moved its steps.")
-    return np.arange(position + rank * size, position + (rank + 1) * size)
+    if cursor.skips.holds(position):
+        return np.arange(position + rank * size, position + (rank + 1) * size)
+    return cursor.skips.take(position, size * sizes.world_size)[rank * size : (rank + 1) * size]
+
+
+class Places(NamedTuple):
+    """Where windows are in a run, (n,) int64 each.
+
+    Attributes:
+        step: Number of the batch; -1 for a window that is in none: it is dropped at the end of its epoch, or was served in a
+            batch of another size at the begin of this one.
+        rank: Whose batch.
+        window: Number in the batch.
+    """
+
+    step: np.ndarray
+    rank: np.ndarray
+    window: np.ndarray
+
+
+def places_of(positions: np.ndarray, cursor: Cursor, sizes: StepSizes) -> Places:
+    """Return the steps that have the windows at some positions, (n,) int64: the inverse of `positions_of`."""
+    in_epoch = sizes.steps(cursor.num_windows)
+    epochs, within = np.divmod(positions - cursor.epoch_start, cursor.num_windows)
+    shift = 0
+    if not cursor.ended and cursor.value < cursor.epoch_end:
+        shift = cursor.position % sizes.windows
+    within = within - np.where(epochs == 0, shift, 0)
+    number, inner = np.divmod(within, sizes.windows)
+    size = np.full(len(positions), sizes.batch_size)
+    left = cursor.num_windows - np.where(epochs == 0, shift, 0) - number * sizes.windows
+    in_none = within < 0
+    if sizes.remainder == "short":
+        size = np.where(left < sizes.windows, left // sizes.world_size, size)
+        in_none |= inner >= size * sizes.world_size
+    elif sizes.remainder == "drop":
+        in_none |= left < sizes.windows
+    rank, window = np.divmod(inner, np.maximum(size, 1))
+    step = np.where(in_none, -1, (cursor.epoch + epochs) * in_epoch + number)
+    return Places(step, rank, window)
+
+
+def range_of(first: int, last: int, cursor: Cursor, sizes: StepSizes) -> Skip:
+    """Return the positions of the steps from `first` up to, not including, `last`, to be left out.
+
+    Raises:
+        ConfigError: If these are more than the steps of an epoch.
+    """
+    in_epoch = sizes.steps(cursor.num_windows)
+    if last - first > in_epoch:
+        raise ConfigError(
+            f"skip_steps has [{first:,}, {last:,}]: expected at most the {pluralize(in_epoch, 'step')} of an epoch."
+        )
+    begin, _ = _first_position(first, cursor, sizes)
+    end, _ = _first_position(last, cursor, sizes)
+    return Skip(first, last, max(begin, 0), max(end, 0))
+
+
+def first_position(step: int, cursor: Cursor, sizes: StepSizes) -> int:
+    """Return the position of the first window of a step. ConfigError for a negative step."""
+    return max(_first_position(step, cursor, sizes)[0], 0)
+
+
+def _first_position(step: int, cursor: Cursor, sizes: StepSizes) -> tuple[int, int]:
+    """Return the position of the first window of a step, and the end of its epoch. ConfigError for a negative step."""
+    whole = sizes.steps(cursor.num_windows)
+    if step < 0 or not whole:
+        raise ConfigError(f"step is {step}: expected a number of a batch, from 0.")
+    epoch, within = divmod(step, whole)
+    begin = cursor.epoch_start + (epoch - cursor.epoch) * cursor.num_windows
+    end = begin + cursor.num_windows
+    position = begin + within * sizes.windows
+    if epoch == cursor.epoch and not cursor.ended and cursor.value < cursor.epoch_end:
+        # After a resume with other sizes, steps begin where the earlier ones ended.
+        position += cursor.position % sizes.windows
+    return position, end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from lightning_lance.format.lance_io import dataset_at, lance_options, reading, 
 from lightning_lance.format.schema import begins_of
 from lightning_lance.lance_names import data_file_at
 from lightning_lance.location import StoreLocation
+from lightning_lance.maintenance.forgetting import check_rule, documents_matching
 
 # Rows whose documents are in memory at a time.
 _BATCH_ROWS = 8192
@@ -28,14 +29,14 @@ _BATCH_ROWS = 8192
 _NOT_METADATA = ("offset", "hash")
 
 
-def document_lists(location: StoreLocation, dataset: Any, field: str) -> Iterator[pa.ListArray]:
-    """Yield one field (`offset`, `hash`, ...) of the documents of all rows, in order, as lists of structs, some at a time."""
+def document_lists(location: StoreLocation, dataset: Any, *fields: str) -> Iterator[pa.ListArray]:
+    """Yield some fields (`offset`, `hash`, ...) of the documents of all rows, in order, as lists of structs."""
     for fragment in dataset.get_fragments():
         files = fragment.data_files()
         if len(files) == 1 and not fragment.num_deletions:
-            # A dataset reads the whole column, with all metadata. Its files can read one leaf of it.
+            # A dataset reads the whole column, with all metadata. Its files can read some leaves of it.
             file = f"{location.uri.rstrip('/')}/data/{files[0].path}"
-            reader = LanceFileReader(file, lance_options(location), [f"documents.item.{field}"])
+            reader = LanceFileReader(file, lance_options(location), [f"documents.item.{field}" for field in fields])
             batches = reader.read_all(batch_size=_BATCH_ROWS).to_batches()
         else:
             batches = fragment.to_batches(columns=["documents"], batch_size=_BATCH_ROWS)
@@ -126,6 +127,76 @@ class Provenance:
                 columns[field.name] = found.field(field.name)
         columns["language"] = as_single_chunk(taken.column("language")).take(pa.array(of_block[document]))
         return pa.table(columns)
+
+    def begins(self, split: str) -> np.ndarray:
+        """Return where the documents of a split begin; see `TokenStore.document_begins`."""
+        blocks = self._blocks[split]
+        begins, _ = self._extents_of({}, blocks)
+        return np.sort(begins)
+
+    def find(self, rule: Mapping[str, str], split: str) -> pa.Table:
+        """Return the documents of a split that match a rule; see `TokenStore.find_documents`."""
+        check_rule(self._dataset, rule)
+        blocks = self._blocks[split]
+        begins, ends = self._extents_of(rule, blocks)
+        described = self.documents(begins, 1, split)
+        for name in ("window", "begin", "end"):
+            described = described.drop_columns([name])
+        found = pa.table({"begin": begins, "end": ends})
+        for field in described.schema:
+            found = found.append_column(field, described.column(field.name))
+        return found.take(pc.sort_indices(found, [("begin", "ascending")]))
+
+    def _extents_of(self, rule: Mapping[str, str], blocks: _Blocks) -> tuple[np.ndarray, np.ndarray]:
+        """Return the begins and ends of the documents that match a rule, among the tokens of their split: (n,) each."""
+        languages = stream_columns(self._dataset).column("language").to_pylist() if "language" in rule else None
+        block_of_row = np.full(self._dataset.count_rows(), -1)
+        block_of_row[blocks.row] = np.arange(len(blocks.row))
+        fields = sorted({*rule} - {"language"})
+        found_blocks: list[np.ndarray] = []
+        found_begins: list[np.ndarray] = []
+        found_ends: list[np.ndarray] = []
+        first = 0
+        for lists in document_lists(self._location, self._dataset, "offset", *fields):
+            counts = _lengths(lists)
+            rows = first + np.repeat(np.arange(len(lists)), counts)
+            first += len(lists)
+            described = lists.flatten()
+            matches = documents_matching({field: rule[field] for field in fields}, described, "")
+            block = block_of_row[rows]
+            matches &= block >= 0
+            if languages is not None:
+                matches &= np.asarray([languages[row] == rule["language"] for row in rows.tolist()], bool)
+            begins = blocks.starts[block] + np.asarray(described.field("offset"))
+            # The next document begins where one ends; -1 where that is in a later block.
+            ends = np.append(begins[1:], -1)
+            ends[np.append(rows[1:] != rows[:-1], True)] = -1
+            found_blocks.append(block[matches])
+            found_begins.append(begins[matches])
+            found_ends.append(ends[matches])
+        none = np.empty(0, np.int64)
+        ends = np.concatenate([none, *found_ends])
+        later = np.flatnonzero(ends < 0)
+        ends[later] = self._next_begins(np.concatenate([none, *found_blocks])[later], blocks)
+        return np.concatenate([none, *found_begins]), ends
+
+    def _next_begins(self, block: np.ndarray, blocks: _Blocks) -> np.ndarray:
+        """Return the begin of the first document in the blocks after some blocks, (n,); for the last ones, their end."""
+        [begun] = np.nonzero(blocks.begun == np.arange(len(blocks.begun)))
+        number = np.searchsorted(begun, block, side="right")
+        following = np.append(begun, -1)[number]
+        begins = np.full(len(block), blocks.starts[-1])
+        needed = np.unique(following[following >= 0])
+        if len(needed):
+            with reading_documents(self._location.uri):
+                taken = self._dataset.take(blocks.row[needed].tolist(), columns=["documents"])
+            lists = as_single_chunk(taken.column("documents"))
+            counts = np.asarray(lists.value_lengths())
+            offsets = begins_of(self._location.uri, lists, np.diff(blocks.starts)[needed])
+            firsts = blocks.starts[needed] + offsets[np.cumsum(counts) - counts]
+            there = following >= 0
+            begins[there] = firsts[np.searchsorted(needed, following[there])]
+        return begins
 
 
 def _lengths(lists: pa.ListArray) -> np.ndarray:

@@ -514,15 +514,48 @@ class TokenStore:
         starts = whole_numbers("starts", starts)
         length = integer("length", length)
         self._table(split).check(starts, length)
+        self._check_documents()
+        return self._lazily(
+            lambda: self._provenance.documents(starts, length, split),
+            lambda store: store.documents(starts, length, split),
+        )
+
+    def find_documents(self, rule: Mapping[str, str], split: str = "train") -> pa.Table:
+        """Return the documents of a split for which each `key=value` of a rule holds, in the order of their tokens.
+
+        Args:
+            rule: Such as `{"repo": "owner/name"}`. Keys are `id`, `language` and the keys of `source.columns`.
+            split: `train` or `val`.
+
+        Returns:
+            A row for each document: `begin` and `end` (the range of its tokens, EOS included, among those of the split),
+            `id`, the keys of `source.columns`, and `language`.
+
+        Raises:
+            StoreError: In a forked process, or if another program has changed rows.
+            ConfigError: If the rule is empty or has another key, or the split is unknown.
+        """
+        self._table(split)
+        self._check_documents()
+        return self._lazily(lambda: self._provenance.find(rule, split), lambda store: store.find_documents(rule, split))
+
+    def document_begins(self, split: str = "train") -> np.ndarray:
+        """Return where the documents of a split begin, among its tokens: (documents,) int64, ascending.
+
+        Raises:
+            StoreError: In a forked process, or if another program has changed rows.
+            ConfigError: If the split is unknown.
+        """
+        self._table(split)
+        self._check_documents()
+        return self._lazily(lambda: self._provenance.begins(split), lambda store: store.document_begins(split))
+
+    def _check_documents(self) -> None:
         if self._change is not None and not self._change.readable:
             raise StoreError(
                 f"The token store {self.uri!r} was changed by another program ({self._change.what}), so the documents of its "
                 f"windows are unknown: {cure(self.uri, self._change)}."
             )
-        return self._lazily(
-            lambda: self._provenance.documents(starts, length, split),
-            lambda store: store.documents(starts, length, split),
-        )
 
     def _lazily(self, here: Callable[[], Read], elsewhere: Callable[[TokenStore], Read]) -> Read:
         """Read `here`, from the open version or, once that was removed, `elsewhere`, from another one of the same content."""

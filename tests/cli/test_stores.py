@@ -8,43 +8,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import lance
 import pyarrow as pa
 import pytest
 
 from lightning_lance import TokenStore
-from lightning_lance.cli.main import main
 from lightning_lance.errors import SourceError
 from lightning_lance.process.build_status import StatusFile
 from lightning_lance.process.locks import Lease
 from lightning_lance.tokenization.configs import ByteTokenizer, TrainedBPE
+from tests.support.commands import Run
 from tests.support.corpora import prepare
 from tests.support.paths import ROOT
 from tests.support.stores import ListSource, documents
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process: exit code, standard output, standard error."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lightning-lance", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code
-        out, err = capsys.readouterr()
-        # Python itself prints a sentence that is given as an exit code.
-        return (1, out, f"{err}{code}\n") if isinstance(code, str) else (code or 0, out, err)
-
-    return command
-
 
 SOURCE = ListSource(
     documents("def f(): pass", "x = 1", language="Python", repo="a")

@@ -8,7 +8,8 @@ import torch
 
 from lightning_lance import Corpus, LanceDataModule
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
-from lightning_lance.inspection.resume import find_loader_states, verify_resume
+from lightning_lance.inspection.checkpoints import find_loader_states
+from lightning_lance.inspection.resume import verify_resume
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.stores import ListSource, documents
 from tests.support.training import Recorder, make_data, make_trainer

@@ -79,6 +79,13 @@ def test_each_component_walks_its_own_order_over_and_over(
         assert found.epoch[mine].tolist() == epochs.tolist()
         assert (found.store[mine] == i % 2).all()
         assert mixture.consumed(120)[i] == taken + mine.sum()
+    # And back: where the tokens of a component are served, from some position to another.
+    for i, size in enumerate(sizes):
+        begin = 100 * i + data.draw(st.integers(0, size - 1))
+        end = min(begin + data.draw(st.integers(1, 9)), 100 * i + size)
+        hits = (found.component == i) & (found.start < end) & (found.start + 4 >= begin)
+        expected = [position for position in np.flatnonzero(hits).tolist() if position >= first]
+        assert mixture.find(i % 2, begin, end, range(first, 120)).tolist() == expected
     assert mixture.num_windows == sum(walk.num_windows for walk in orders.values())
 
 

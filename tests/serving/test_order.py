@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lightning_lance.errors import ConfigError
 from lightning_lance.format.layout import StreamExtent
 from lightning_lance.serving.order import Order, WindowOrder, windows_of
-from lightning_lance.serving.permutation import key_words, lowbias32, permute, splitmix64
+from lightning_lance.serving.permutation import key_words, lowbias32, permute, splitmix64, unpermute
 from tests.support.laws import examples
 
 KEY = ("fingerprint", 1, 0)
@@ -37,6 +37,7 @@ def test_a_permutation_is_evaluated_anywhere_in_no_memory(size: int, seed: int, 
     places = permute(positions, size, keys)
     assert ((places >= 0) & (places < size)).all()
     assert len(set(places.tolist())) == len(positions)
+    assert unpermute(places, size, keys).tolist() == positions.tolist()
     assert [permute(positions[i : i + 1], size, keys)[0] for i in range(len(positions))] == places.tolist()
 
 
@@ -103,6 +104,22 @@ def test_every_window_lies_in_one_stream(lengths: list[int], context_length: int
     assert len(starts) == windows.num_windows
     for start in starts.tolist():
         assert any(s.start <= start and start + context_length + 1 <= s.start + s.num_tokens for s in streams)
+
+
+@given(sizes, context_lengths, orders, st.sampled_from([None, 3]), st.integers(0, 5), st.data())
+def test_the_windows_with_a_token_are_found(
+    lengths: list[int], context: int, order: Order, block: int | None, epoch: int, data: st.DataObject
+):
+    """The inverse of the order, against a search."""
+    streams = extents(*lengths)
+    windows = WindowOrder(streams, context, order, KEY, block if order == "shuffle" else None)
+    number = data.draw(st.integers(0, len(streams) - 1))
+    begin = data.draw(st.integers(0, lengths[number])) + streams[number].start
+    end = begin + data.draw(st.integers(0, 20))
+    end = min(end, streams[number].start + lengths[number])
+    of, starts = windows.locate(epoch, np.arange(windows.num_windows))
+    hits = (of == number) & (starts < end) & (starts + context >= begin) & (begin < end)
+    assert windows.find(epoch, number, begin, end).tolist() == np.flatnonzero(hits).tolist()
 
 
 @given(sizes, context_lengths, st.sampled_from(["shuffle", "sequential", "fixed"]), st.integers(0, 5))

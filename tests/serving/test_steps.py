@@ -121,3 +121,34 @@ def test_a_store_decodes_what_it_holds(store: TokenStore):
     for kind in ("text", 5, [1.5]):
         with pytest.raises(ConfigError, match="expected a list of whole numbers"):
             store.decode(kind)
+
+
+@pytest.mark.parametrize("remainder", ["drop", "short"])
+@pytest.mark.parametrize(
+    "options", [{}, {"mix": {"Go": 3, "Rust": 1}}, {"order": "random"}, {"shuffle_block": 3}], ids=str
+)
+def test_every_step_with_a_document_is_found(store: TokenStore, remainder: str, options: dict[str, Any]):
+    """Against a search through the windows of all steps, after a resume with other sizes in the second epoch."""
+    before = make(store, batch_size=2, **options)
+    list(before)
+    for _, _ in zip(range(5), before, strict=False):
+        pass
+    loader = make(store, remainder=remainder, world_size=2, batch_size=2, **options)
+    loader.load_state_dict(before.state_dict())
+    [document] = store.find_documents({"id": "0:2"}).to_pylist()
+    begin, end = document["begin"], document["end"]
+    expected = []
+    last = 4 * len(loader)
+    for step in range(last):
+        for rank in range(2):
+            try:
+                windows = loader.windows(step, rank)
+            except (ConfigError, StoreError):
+                continue
+            for number, start in enumerate(windows.starts.tolist()):
+                if start < end and start + 17 > begin:
+                    expected.append((step, rank, number, start))
+    found = loader.find("", begin, end, last)
+    places = [*zip(*(column.tolist() for column in found[:4]), strict=True)]
+    assert expected
+    assert sorted(expected) == sorted(place for place in places if place[0] >= 0)

@@ -81,6 +81,13 @@ def test_the_documents_of_windows_are_those_of_a_walk_through_all(
                 table = opened.documents(np.asarray(starts), length, split)
                 assert table.column_names == ["window", "begin", "end", "id", "repo", "language"]
                 assert [tuple(row.values()) for row in table.to_pylist()] == expected
+            for rule, field in ({"repo": "r1"}, 3), ({"language": "Rust"}, 4), ({"id": "0:1"}, 2):
+                [value] = rule.values()
+                matching = store.find_documents(rule, split)
+                assert matching.column_names == ["begin", "end", "id", "repo", "language"]
+                assert [tuple(row.values()) for row in matching.to_pylist()] == [
+                    span for span in known if span[field] == value
+                ]
 
 
 def test_a_document_that_began_many_blocks_and_commits_before(tmp_path: Path):

@@ -1,0 +1,287 @@
+"""The commands that look at runs: show, where."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_lance.cli.arguments import ending_in_a_sentence, expect, read_arguments, wants_json
+from lightning_lance.cli.tables import say_json, table
+from lightning_lance.errors import ConfigError
+from lightning_lance.messages.escaping import fail, say, shown, shown_lines
+from lightning_lance.messages.formatting import pluralize
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from lightning_lance.inspection.show import ShownDocument, ShownWindow
+    from lightning_lance.inspection.where import Seen
+    from lightning_lance.serving.loader import WindowLoader
+
+# A command imports what it needs once its arguments are right: Lance, torch and numpy take long.
+
+_NOTHING_CHANGED = "nothing was changed."
+# Keys of `show` that are numbers, and its other ones.
+_NUMBERS = ("rank", "window", "batch_size", "world_size", "context_length", "seed")
+_OF_SHOW = (*_NUMBERS, "step", "search", "by", "order", "split", "remainder", "format", "uri")
+# Keys of `where` that are no words of a document.
+_OF_WHERE = ("until", "batch_size", "world_size", "format", "uri")
+# Steps that a search looks through where none are given.
+_SEARCHED = 100
+# Lines of a document that are shown where no window is chosen, and rows of a table.
+_LINES = 6
+_ROWS = 30
+# What a person reads first of a document.
+_FIRST = ("id", "repo", "path", "language", "license")
+
+
+def show_command(arguments: Sequence[str]) -> None:
+    """Run `lightning-lance show`."""
+    place, pairs, options = read_arguments("show", arguments)
+    uris = _uris(pairs)
+    for key, value in pairs.items():
+        if key not in _OF_SHOW:
+            expect("show", f"{key}={value}")
+    as_json = wants_json("show", pairs)
+    numbers = {key: _number("show", key, pairs[key]) for key in _NUMBERS if key in pairs}
+    first, last = _steps(pairs.get("step"))
+    rank = numbers.pop("rank", None)
+    window = numbers.pop("window", None)
+    settings: dict[str, Any] = {**numbers}
+    settings.update({key: pairs[key] for key in ("order", "split", "remainder") if key in pairs})
+    with ending_in_a_sentence(_NOTHING_CHANGED):
+        loader = _opened(place, options, uris, settings)
+        world_size = loader.batching["world_size"]
+        ranks = range(world_size) if rank is None else range(rank, rank + 1)
+        first = loader.step if first is None else first
+        if "search" in pairs or "by" in pairs:
+            if last is None:
+                last = first + (1 if "step" in pairs and "by" in pairs else _SEARCHED)
+            steps = range(first, last)
+            if "by" in pairs:
+                _sum_up(loader, steps, ranks, pairs["by"], as_json)
+            else:
+                _search(loader, steps, ranks, pairs["search"], as_json)
+            return
+        if last is not None and last > first + 1:
+            raise ConfigError(
+                f"step is {pairs['step']}: expected one step; by=COLUMN, such as by=language, sums up several."
+            )
+        if rank is None and world_size > 1 and not as_json:
+            say(f"Rank 0 of {world_size}: rank=R shows another one.")
+        _show(loader, first, rank or 0, window, place, as_json)
+
+
+def where_command(arguments: Sequence[str]) -> None:
+    """Run `lightning-lance where`."""
+    place, pairs, options = read_arguments("where", arguments)
+    uris = _uris(pairs)
+    as_json = wants_json("where", pairs)
+    rule = {"id" if key == "document" else key: value for key, value in pairs.items() if key not in _OF_WHERE}
+    if not rule:
+        expect("where", "no key=value")
+    until = _number("where", "until", pairs["until"]) if "until" in pairs else None
+    settings: dict[str, Any] = {}
+    for key in ("batch_size", "world_size"):
+        if key in pairs:
+            settings[key] = _number("where", key, pairs[key])
+    from lightning_lance.inspection.runs import last_step
+    from lightning_lance.inspection.where import find_steps
+
+    with ending_in_a_sentence(_NOTHING_CHANGED):
+        loader = _opened(place, options, uris, settings)
+        if until is None:
+            planned = last_step(place)
+            until = None if planned is None else max(planned, loader.step)
+        seen = find_steps(loader, rule, until)
+    if as_json:
+        say_json({"run": place, "rule": rule, **seen._asdict()})
+    else:
+        _say_seen(loader, rule, seen)
+
+
+def _uris(pairs: dict[str, str]) -> dict[str, str]:
+    """Take the new places of stores out of the pairs: name to place."""
+    moved = {}
+    for key in [*pairs]:
+        if key == "uri" or key.startswith("uri."):
+            moved[key.partition(".")[2]] = pairs.pop(key)
+    return moved
+
+
+def _number(name: str, key: str, value: str) -> int:
+    digits = value.replace("_", "").replace(",", "")
+    if not digits.isdecimal():
+        expect(name, f"{key}={value}")
+    return int(digits)
+
+
+def _steps(given: str | None) -> tuple[int | None, int | None]:
+    """Return the first step and the one after the last, of `12` or `12:40`."""
+    if given is None:
+        return None, None
+    first, colon, last = given.partition(":")
+    found = re.fullmatch(r"[\d_,]+", first) and (not colon or re.fullmatch(r"[\d_,]+", last))
+    if not found:
+        expect("show", f"step={given}")
+    begin = _number("show", "step", first)
+    end = _number("show", "step", last) if colon else None
+    if end is not None and end <= begin:
+        fail(f"step is {given}: expected the second step to be larger than the first.")
+    return begin, end
+
+
+def _opened(
+    place: str, options: Mapping[str, str], uris: Mapping[str, str], settings: Mapping[str, Any]
+) -> WindowLoader:
+    from lightning_lance.inspection.runs import open_run
+
+    configuration = Path(place, ".hydra", "config.yaml")
+    checkpoints = [*Path(place, "checkpoints").glob("last*.ckpt"), *Path(place).glob("last*.ckpt")]
+    if not checkpoints and configuration.is_file():
+        from lightning_lance.cli.hydra_app import loader_of
+
+        return loader_of(configuration, settings)
+    return open_run(place, options, uris=uris, **settings)
+
+
+def _show(loader: WindowLoader, step: int, rank: int, window: int | None, place: str, as_json: bool) -> None:
+    from lightning_lance.inspection.show import show_step
+
+    windows = show_step(loader, step, rank)
+    if window is not None and window >= len(windows):
+        raise ConfigError(f"window is {window}: expected one of the {len(windows)} windows of the batch, from 0.")
+    chosen = windows if window is None else [windows[window]]
+    left_out = loader.leaves_out(step)
+    if as_json:
+        numbers = {"step": step, "rank": rank, "world_size": loader.batching["world_size"], "left_out": left_out}
+        say_json({"run": place, **numbers, "windows": chosen})
+        return
+    when = "left out (skip_steps)" if left_out else "served" if step < loader.step else "to come"
+    say(
+        f"step {step:,} of {place}, rank {rank} of {loader.batching['world_size']} ({when}): "
+        f"{pluralize(len(windows), 'window')} of {loader.context_length:,} + 1 tokens"
+    )
+    for one in chosen:
+        _print(_window_shown(one, len(loader.stores) > 1, window is not None))
+
+
+def _window_shown(window: ShownWindow, several: bool, whole: bool) -> Text:
+    from rich.text import Text
+
+    text = Text()
+    of_store = f" of {shown(window.store)}" if several else ""
+    text.append(f"\nwindow {window.number}, token {window.start:,}{of_store}, epoch {window.epoch}\n", "bold")
+    for document in window.documents:
+        about = " · ".join(shown(str(value)) for value in _in_order(document.about) if value not in (None, ""))
+        text.append(f"[{document.begin}:{document.end}] {about}\n", "cyan")
+        text.append_text(_document_shown(document, whole))
+    return text
+
+
+def _document_shown(document: ShownDocument, whole: bool) -> Text:
+    """Return the text of a document: sentinels and the end marked, and what is not trained on dimmed."""
+    from rich.text import Text
+
+    text = Text()
+    styles = {"text": "", "sentinel": "bold magenta", "eos": "bold red"}
+    for piece in document.pieces:
+        style = styles[piece.kind] if piece.trained else f"{styles[piece.kind]} dim".strip()
+        text.append(_printable(piece.text), style)
+    lines = [*text.split("\n", allow_blank=True)]
+    if not whole and len(lines) > _LINES:
+        more = len(lines) - _LINES
+        lines = lines[:_LINES]
+        lines.append(Text(f"... {pluralize(more, 'more line')}", "italic"))
+    return Text("\n").join(lines).append("\n")
+
+
+def _printable(text: str) -> str:
+    """Return foreign text with control characters escaped, except for line ends and tabs."""
+    return "\t".join(shown_lines(part) for part in text.split("\t"))
+
+
+def _in_order(about: Mapping[str, Any]) -> list[Any]:
+    names = [*(name for name in _FIRST if name in about), *(name for name in about if name not in _FIRST)]
+    return [about[name] for name in names]
+
+
+def _print(text: Text) -> None:
+    """Print a text with its colours on a terminal, and without elsewhere; what the terminal cannot show is escaped."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    with console.capture() as captured:
+        console.print(text, end="")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    sys.stdout.write(captured.get().encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
+
+
+def _search(loader: WindowLoader, steps: range, ranks: range, pattern: str, as_json: bool) -> None:
+    from rich.text import Text
+
+    from lightning_lance.inspection.show import search
+
+    found = search(loader, pattern, steps, ranks)
+    if as_json:
+        say_json({"steps": [steps.start, steps.stop], "search": pattern, "found": [*found]})
+        return
+    matches = 0
+    for one in found:
+        matches += 1
+        about = " · ".join(shown(str(value)) for value in _in_order(one.about) if value not in (None, ""))
+        line = Text(f"step {one.step:,} rank {one.rank} window {one.window} ", "bold").append(
+            f"{about}: ", "cyan not bold"
+        )
+        line.append(_printable(one.before).lstrip(), "not bold").append(shown(one.match), "bold yellow")
+        _print(line.append(f"{_printable(one.after).rstrip()}\n", "not bold"))
+    say(f"{pluralize(matches, 'match', 'matches')} in steps {steps.start:,} to {steps.stop - 1:,}.")
+
+
+def _sum_up(loader: WindowLoader, steps: range, ranks: range, column: str, as_json: bool) -> None:
+    from lightning_lance.inspection.show import shares
+
+    rows = shares(loader, steps, ranks, column)
+    if as_json:
+        say_json({"steps": [steps.start, steps.stop], "by": column, "shares": rows})
+        return
+    total = sum(row.tokens for row in rows)
+    cells: list[list[str | None]] = []
+    for row in rows[:_ROWS]:
+        numbers = [f"{number:,}" for number in (row.documents, row.windows, row.tokens)]
+        cells.append([row.value or "(none)", *numbers, f"{row.tokens / total:.1%}"])
+    titles = (column.upper(), "DOCUMENTS", "WINDOWS", "TOKENS", "SHARE")
+    say(*table(titles, cells, titles[1:]))
+    if len(rows) > _ROWS:
+        say(f"... {len(rows) - _ROWS:,} more: format=json has them.")
+
+
+def _say_seen(loader: WindowLoader, rule: Mapping[str, str], seen: Seen) -> None:
+    given = " ".join(f"{key}={value}" for key, value in rule.items())
+    if not seen.documents:
+        fail(
+            f"no document of the {loader.split} split has {given}: documents of the other split are in no step of training."
+        )
+    tokens = sum(document["tokens"] for document in seen.documents)
+    served = sum(sighting.state == "served" for sighting in seen.sightings)
+    say(
+        f"{given}: {pluralize(len(seen.documents), 'document')}, {pluralize(tokens, 'token')}, in "
+        f"{pluralize(len(seen.sightings), 'window')} up to step {seen.until:,}, {served:,} of them served."
+    )
+    cells: list[list[str | None]] = []
+    for one in seen.sightings[:_ROWS]:
+        step = None if one.step is None else f"{one.step:,}"
+        about = {key: value for key, value in seen.documents[one.document].items() if key not in ("store", "tokens")}
+        document = " · ".join(str(value) for value in _in_order(about) if value not in (None, ""))
+        cells.append(
+            [step, str(one.rank), str(one.window), str(one.epoch), one.state, f"{one.begin}:{one.end}", document]
+        )
+    titles = ("STEP", "RANK", "WINDOW", "EPOCH", "STATE", "TOKENS", "DOCUMENT")
+    if cells:
+        say(*table(titles, cells, titles[:4]))
+    if len(seen.sightings) > _ROWS:
+        say(f"... {len(seen.sightings) - _ROWS:,} more: format=json has them.")

@@ -1,0 +1,105 @@
+"""A run opened for looking: the loader that it serves from, at the position of a checkpoint, without a model or a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
+from lightning_lance.format.commit import last_commit
+from lightning_lance.inspection.checkpoints import checkpoint_at, load_checkpoint, open_stores, state_in
+from lightning_lance.location import StoreLocation, check_place, is_local, store_place
+from lightning_lance.serving.fim import FillInTheMiddle
+from lightning_lance.serving.loader import WindowLoader
+from lightning_lance.store.token_store import TokenStore
+
+#: Where a checkpoint has what `WindowLoader.batching` says, and how many steps the run was to have.
+RUN = "lightning_lance"
+
+# What decides the windows, as a state has it.
+_SERVED = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
+# What may differ from the run, to look at it otherwise.
+_SIZES = ("batch_size", "world_size", "remainder")
+# What a store, of which no run is known, may be looked at with.
+_OF_STORE = (*_SERVED, *_SIZES, "mask_boundary_targets", "batch_format")
+
+
+def open_run(
+    place: str,
+    storage_options: Mapping[str, str] | None = None,
+    *,
+    uris: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> WindowLoader:
+    """Open what a run serves, to look at its steps: `loader.windows(step, rank)`. Nothing is changed.
+
+    Args:
+        place: A checkpoint; the folder of a run, for its newest one; or a token store, for a run that does not exist yet.
+        storage_options: Credentials and other options of object stores.
+        uris: Name to new address of stores that have moved; "" is the name of a single store.
+        settings: `batch_size`, `world_size` and `remainder`, to look at the run as if it had these. Of a store, also those that
+            decide its windows, such as `context_length` (1,024 if none is given), `seed`, `order` or `mix`.
+
+    Raises:
+        ConfigError: If the place is none of these, or the size of the batches is known neither from the checkpoint nor from
+            `settings`.
+        StoreError: If the checkpoint is damaged, or its stores are gone or are others.
+    """
+    place = check_place("place", place, "outputs, outputs/checkpoints/last.ckpt or data/x.lance")
+    if _is_store(place, storage_options):
+        _check_settings(settings, _OF_STORE, "a token store")
+        given = {"context_length": 1024, "batch_size": 16, **settings}
+        return WindowLoader(TokenStore.open(place, storage_options=storage_options), **given)
+    _check_settings(settings, _SIZES, "a run")
+    if not Path(place).exists():
+        raise ConfigError(
+            f"There is no run at {place!r}: expected the folder of a run, such as outputs, a checkpoint, or a token store."
+        )
+    file = checkpoint_at(place)
+    checkpoint = load_checkpoint(file)
+    state = state_in(checkpoint, file)
+    noted = checkpoint.get(RUN, {}) if isinstance(checkpoint, Mapping) else {}
+    batching = {name: value for name, value in noted.items() if name not in ("max_steps", "accumulate_grad_batches")}
+    batching.update(settings)
+    if "batch_size" not in batching:
+        raise ConfigError(
+            f"The checkpoint {file!r} does not say how its batches were made: give batch_size, and world_size where there "
+            "were several ranks."
+        )
+    fim = batching.pop("fim", None)
+    stores = open_stores(state, uris or {}, storage_options)
+    try:
+        loader = WindowLoader(
+            stores,
+            **{name: state[name] for name in _SERVED},
+            **batching,
+            skip_steps=[skip["steps"] for skip in state.get("skips", ())],
+            fim=None if fim is None else FillInTheMiddle(**fim),
+        )
+    except (ConfigError, TypeError) as error:
+        raise StoreError(f"The checkpoint {file!r} does not fit these stores: {error}") from error
+    loader.load_state_dict(state)
+    return loader
+
+
+def last_step(place: str) -> int | None:
+    """Return the number of batches that a run was to have, from its newest checkpoint; None if it is not known."""
+    try:
+        noted = load_checkpoint(checkpoint_at(place)).get(RUN, {})
+        batches = noted["max_steps"] * noted["accumulate_grad_batches"]
+    except (LightningLanceError, AttributeError, KeyError, TypeError):
+        return None
+    return batches if batches > 0 else None
+
+
+def _is_store(place: str, storage_options: Mapping[str, str] | None) -> bool:
+    if is_local(place) and not Path(place).is_dir():
+        return False
+    return last_commit(StoreLocation(store_place(place), storage_options)) is not None
+
+
+def _check_settings(settings: Mapping[str, Any], known: tuple[str, ...], of: str) -> None:
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"There is no {name!r} to look at {of} with: expected {', '.join(known)}.")

@@ -1,0 +1,96 @@
+"""The steps of a run that have a document, in the past and the future."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from lightning_lance.errors import ConfigError
+from lightning_lance.serving.loader import WindowLoader
+
+State = Literal["served", "ahead", "no batch"]
+
+
+class Sighting(NamedTuple):
+    """A window with a document.
+
+    Attributes:
+        step: Number of the batch; None if the window is in none (see `Sightings`).
+        rank: Whose batch.
+        window: Number in the batch.
+        epoch: Epoch of the window's component.
+        state: Whether the run has served it.
+        document: Number of the document among those found.
+        begin: The first token of the document in the window, before any rearrangement.
+        end: The token after its last one.
+    """
+
+    step: int | None
+    rank: int
+    window: int
+    epoch: int
+    state: State
+    document: int
+    begin: int
+    end: int
+
+
+class Seen(NamedTuple):
+    """What a run has of some documents.
+
+    Attributes:
+        documents: The documents: `store`, `tokens`, `id`, `language`, and the keys of `source.columns`.
+        sightings: The windows with them, in the order of serving.
+        until: The step up to which was looked.
+    """
+
+    documents: list[dict[str, Any]]
+    sightings: list[Sighting]
+    until: int
+
+
+def find_steps(loader: WindowLoader, rule: Mapping[str, str], until: int | None = None) -> Seen:
+    """Return the windows of a run with some documents, from its begin on.
+
+    Args:
+        loader: Of the run; see `open_run`.
+        rule: Key to value; all of them hold for a document. Keys are `id`, `language` and the keys of `source.columns`.
+        until: The step up to which to look; by default the end of the epoch.
+
+    Raises:
+        ConfigError: If no store has documents with the keys of the rule.
+        StoreError: If rows were changed by another program.
+    """
+    now = loader.step
+    if until is None:
+        until = (now // len(loader) + 1) * len(loader)
+    split = loader.split
+    length = loader.context_length + 1
+    documents: list[dict[str, Any]] = []
+    sightings: list[tuple[int, Sighting]] = []
+    refused: list[ConfigError] = []
+    for name, store in loader.stores.items():
+        try:
+            found: pa.Table = store.find_documents(rule, split)
+        except ConfigError as error:
+            refused.append(error)
+            continue
+        for row in found.to_pylist():
+            begin, end = row.pop("begin"), row.pop("end")
+            seen = loader.find(name, begin, end, until)
+            for i in range(len(seen.step)):
+                step = int(seen.step[i])
+                state: State = "no batch" if step < 0 else "served" if step < now else "ahead"
+                low, high = max(begin - int(seen.start[i]), 0), min(end - int(seen.start[i]), length)
+                place = (int(seen.rank[i]), int(seen.window[i]), int(seen.epoch[i]))
+                sighting = Sighting(None if step < 0 else step, *place, state, len(documents), low, high)
+                sightings.append((int(seen.position[i]), sighting))
+            documents.append({"store": store.uri, "tokens": end - begin, **row})
+    # Another store may have documents with the keys.
+    if len(refused) == len(loader.stores):
+        raise refused[0]
+    order = np.argsort([position for position, _ in sightings], kind="stable").tolist()
+    return Seen(documents, [sightings[i][1] for i in order], until)

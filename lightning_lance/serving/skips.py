@@ -1,0 +1,135 @@
+"""Steps that a run leaves out: ranges of positions that are taken out of the order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lightning_lance.errors import ConfigError, described, integer
+
+_Ints = npt.NDArray[np.int64]
+
+
+class Skip(NamedTuple):
+    """A range of steps that is left out.
+
+    Attributes:
+        first_step: Its first step, as it was asked for.
+        last_step: The step after its last one.
+        begin: The position of its first window.
+        end: The position after its last window.
+    """
+
+    first_step: int
+    last_step: int
+    begin: int
+    end: int
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The steps that were asked for."""
+        return self.first_step, self.last_step
+
+
+def check_steps(given: Any) -> list[list[int]]:
+    """Return `skip_steps` in plain types.
+
+    Raises:
+        ConfigError: If it is not a list of pairs of steps, the first below the second.
+    """
+    example = "expected ranges of steps, such as [[12000, 12040]], which leaves out step 12,000 to step 12,039"
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+        raise ConfigError(f"skip_steps is {described(given)}: {example}.")
+    pairs = []
+    for pair in given:
+        if isinstance(pair, (str, bytes)) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ConfigError(f"skip_steps has {described(pair)}: {example}.")
+        begin, end = integer("skip_steps", pair[0]), integer("skip_steps", pair[1])
+        if not 0 <= begin < end:
+            raise ConfigError(
+                f"skip_steps has [{begin}, {end}]: expected a first step from 0, and a larger second one."
+            )
+        pairs.append([begin, end])
+    return pairs
+
+
+@dataclass(frozen=True)
+class Skips:
+    """The positions that are left out, and those that are served in their place.
+
+    Attributes:
+        ranges: What is left out; ranges may overlap.
+    """
+
+    ranges: tuple[Skip, ...] = ()
+    _begins: _Ints = field(init=False, repr=False, compare=False)
+    _ends: _Ints = field(init=False, repr=False, compare=False)
+    _before: _Ints = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        merged: list[list[int]] = []
+        for begin, end in sorted((skip.begin, skip.end) for skip in self.ranges if skip.begin < skip.end):
+            if merged and begin <= merged[-1][1]:
+                merged[-1][1] = max(end, merged[-1][1])
+            else:
+                merged.append([begin, end])
+        table = np.asarray(merged, np.int64).reshape(-1, 2)
+        object.__setattr__(self, "_begins", table[:, 0])
+        object.__setattr__(self, "_ends", table[:, 1])
+        # Positions left out before each range, and before the end of all.
+        object.__setattr__(
+            self, "_before", np.concatenate([[0], np.cumsum(table[:, 1] - table[:, 0])]).astype(np.int64)
+        )
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """The begins and ends of what is left out, ascending and disjoint."""
+        return [*zip(self._begins.tolist(), self._ends.tolist(), strict=True)]
+
+    def skipped(self, begin: int, end: int) -> int:
+        """Return the number of positions from `begin` to `end` that are left out."""
+        return int(np.maximum(np.minimum(self._ends, end) - np.maximum(self._begins, begin), 0).sum())
+
+    def served(self, begin: int, end: int) -> int:
+        """Return the number of positions from `begin` to `end` that are served."""
+        return max(end - begin, 0) - self.skipped(begin, end)
+
+    def holds(self, position: int) -> bool:
+        """Return whether a position is left out."""
+        return bool(((self._begins <= position) & (position < self._ends)).any())
+
+    def take(self, begin: int, count: int) -> _Ints:
+        """Return the first `count` served positions from `begin` on, ascending: (count,) int64."""
+        if not len(self._begins):
+            return np.arange(begin, begin + count)
+        numbers = self.served(0, begin) + np.arange(count)
+        ranges = np.searchsorted(self._begins - self._before[:-1], numbers, side="right")
+        taken: _Ints = numbers + self._before[ranges]
+        return taken
+
+    def next(self, position: int) -> int:
+        """Return the first served position from a position on."""
+        return int(self.take(position, 1)[0])
+
+    def after(self, begin: int, count: int) -> int:
+        """Return the position after the first `count` served ones from `begin` on."""
+        if not count:
+            return begin
+        return int(self.take(begin, count)[-1]) + 1
+
+    def described(self) -> list[dict[str, Any]]:
+        """Return the ranges in plain types, for a checkpoint."""
+        return [{"steps": [*skip.steps], "begin": skip.begin, "end": skip.end} for skip in self.ranges]
+
+    @classmethod
+    def of(cls, described: Sequence[dict[str, Any]]) -> Skips:
+        """Return what `described` gave."""
+        ranges = []
+        for entry in described:
+            first, last = entry["steps"]
+            ranges.append(Skip(first, last, entry["begin"], entry["end"]))
+        return cls(tuple(ranges))
