@@ -25,8 +25,10 @@ from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.mixture import WindowLocations
-from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder
+from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder, check_extend
 from lightning_lance.serving.order import Order
+from lightning_lance.serving.packing import Windows
+from lightning_lance.serving.phases import AtMaxEpochs, mix_with
 from lightning_lance.serving.selection import TooShort, WindowSelection, warn_of_unserved_text
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_state
@@ -65,7 +67,8 @@ class Sightings(NamedTuple):
             batch of another size at the begin of this one.
         rank: Whose batch.
         window: Number in the batch.
-        start: Offset of the window among the tokens of its split.
+        begin: The first of the tokens in the window, before any rearrangement.
+        end: The one after the last.
         epoch: Epoch of the window's component.
         position: Its place in the order of the run.
     """
@@ -73,7 +76,8 @@ class Sightings(NamedTuple):
     step: np.ndarray
     rank: np.ndarray
     window: np.ndarray
-    start: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
     epoch: np.ndarray
     position: np.ndarray
 
@@ -167,8 +171,14 @@ class WindowLoader:
         order: `shuffle`, `random`, `sequential` or `fixed`; see `WindowOrder`.
         seed: Seed of the random orders.
         shuffle_block: Windows that stay together in `shuffle`; see `WindowOrder`.
+        windows: `stream` cuts the streams into windows, so most documents are cut too; `packed` puts whole documents into
+            windows, by best fit, and cuts those that are longer, or that would leave a hole. See `PackedOrder`.
         where: Streams to serve, such as `{"language": ["Python"]}`; see `WindowSelection`.
         mix: Weights of languages, or of stores where there are several; see `WindowSelection` and `Schedule`.
+        mix_schedule: Weights that change, in place of `mix`: `[[0, {"a": 1}], [1_000_000_000, {"a": 1, "b": 2}]]` are those
+            from the first token of the run on, of all ranks, and those from a billion tokens on.
+        max_epochs: Epochs that components may have, such as `{"b": 4}`.
+        at_max_epochs: What happens then: `redistribute` lets the others go on; `error` ends the run.
         rank: This process in the data-parallel group.
         world_size: Processes in that group.
         remainder: How to treat windows at the end of an epoch that do not fill a global batch. `drop` skips them; `wrap`
@@ -202,8 +212,12 @@ class WindowLoader:
         order: Order = "shuffle",
         seed: int = 0,
         shuffle_block: int | None = None,
+        windows: Windows = "stream",
         where: Mapping[str, Sequence[str]] | None = None,
         mix: Mapping[str, float] | None = None,
+        mix_schedule: Sequence[Sequence[Any]] = (),
+        max_epochs: Mapping[str, float] | None = None,
+        at_max_epochs: AtMaxEpochs = "redistribute",
         rank: int = 0,
         world_size: int = 1,
         remainder: Remainder = "drop",
@@ -224,7 +238,20 @@ class WindowLoader:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")
         stores = _named_stores(store)
-        serving = WindowSelection(stores, split, context_length, order, seed, shuffle_block, where or {}, mix or {})
+        serving = WindowSelection(
+            stores,
+            split,
+            context_length,
+            order,
+            seed,
+            shuffle_block,
+            where or {},
+            mix_with(mix, mix_schedule),
+            windows,
+            mix_schedule,
+            max_epochs or {},
+            at_max_epochs,
+        )
         if serving.without_weight and rank == 0:
             _log.warning(
                 "mix has no weight for %s, so it is not served: add a weight, or exclude it with %s.",
@@ -237,6 +264,7 @@ class WindowLoader:
         self.resumable = flag("resumable", resumable)
         self.extend = extend if isinstance(extend, str) else ("next_epoch" if flag("extend", extend) else "never")
         one_of("extend", self.extend, get_args(Extend))
+        check_extend(self.extend, serving.windows)
         self._rank = rank
         self._world_size = world_size
         self._global_size = world_size * batch_size
@@ -294,6 +322,11 @@ class WindowLoader:
         return self._cursor.serving.split
 
     @property
+    def is_packed(self) -> bool:
+        """Whether windows hold whole documents side by side, and are not pieces of the streams."""
+        return self._cursor.serving.windows == "packed"
+
+    @property
     def num_windows(self) -> int:
         """Windows per epoch, over all ranks, before the remainder is dropped."""
         return self._cursor.num_windows
@@ -342,8 +375,8 @@ class WindowLoader:
         with self._alone():
             cursor = copy(self._cursor)
         found = cursor.locate(steps.positions_of(step, rank, cursor, self._sizes))
-        tokens = self._make.rearrange(cursor.serving.read(found), found.start, found.epoch)
-        return ServedWindows(step, rank, found, tokens, cursor.serving, self._make)
+        tokens = self._make.rearrange(cursor.read(found), found.start, found.epoch)
+        return ServedWindows(step, rank, found, tokens, cursor.serving, self._make, cursor.pieces(found))
 
     def too_short(self) -> TooShort | None:
         """Count the streams that are shorter than a window, and so never served; None if there are none."""
@@ -373,7 +406,9 @@ class WindowLoader:
         last = steps.first_position(until, cursor, self._sizes)
         positions = cursor.find(stores.index(store), begin, end, last)
         found = cursor.locate(positions)
-        return Sightings(*steps.places_of(positions, cursor, self._sizes), found.start, found.epoch, positions)
+        low, high = steps.extents(found, cursor, begin, end)
+        places = steps.places_of(positions, cursor, self._sizes)
+        return Sightings(*places, low, high, found.epoch, positions)
 
     @property
     def _sizes(self) -> steps.StepSizes:
@@ -484,6 +519,7 @@ class WindowLoader:
             self._cursor.restart()
         self._turn = iterator._turn
         self.roll_over()
+        self._cursor.check_not_over()
         self._tell_skips()
         if self._world_size > 1 and self.resumable:
             check_ranks_agree(self._position())
@@ -533,11 +569,13 @@ class WindowLoader:
     def _read_ahead(self, cursor: Cursor) -> Generator[tuple[_Chunk, np.ndarray], None, None]:
         """Read this rank's windows from the cursor to the end of the epoch, some batches at a time, in threads."""
         serving = cursor.serving
+        # The cursor itself moves on while its windows are read.
+        reader = copy(cursor)
         chunks = self._chunks(cursor)
         process = os.getpid()
 
         def read(found: WindowLocations) -> np.ndarray:
-            return self._make.rearrange(serving.read(found), found.start, found.epoch)
+            return self._make.rearrange(reader.read(found), found.start, found.epoch)
 
         # Without this, glibc returns the memory of used batches to the system and has it cleared again page by page for the
         # next ones: a fifth of the time of a batch. The allocation is never touched, so it costs nothing.

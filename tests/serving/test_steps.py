@@ -147,8 +147,8 @@ def test_every_step_with_a_document_is_found(store: TokenStore, remainder: str, 
                 continue
             for number, start in enumerate(windows.starts.tolist()):
                 if start < end and start + 17 > begin:
-                    expected.append((step, rank, number, start))
+                    expected.append((step, rank, number, max(begin - start, 0), min(end - start, 17)))
     found = loader.find("", begin, end, last)
-    places = [*zip(*(column.tolist() for column in found[:4]), strict=True)]
+    places = [*zip(*(column.tolist() for column in found[:5]), strict=True)]
     assert expected
     assert sorted(expected) == sorted(place for place in places if place[0] >= 0)
