@@ -182,7 +182,7 @@ def test_help_version_and_other_words(tmp_path: Path):
         ("list x y", "error: got y, expected list [DIR] [format=json] [--storage"),
         ("list", "error: There is no folder 'data': give the folder of the stores, as in lightning-lance list DIR."),
         ("list format=xml", "error: got format=xml, expected list [DIR] [format=json]"),
-        ("info", "error: got nothing, expected info URI [format=json]"),
+        ("info", "error: got nothing, expected info URI [report=FILE]"),
         ("info x.lance", "error: There is no committed token store at '"),
         ("remove", "error: got nothing, expected remove URI [yes=true]"),
         ("remove x.lance yes=1", "error: got yes=1, expected remove URI [yes=true]"),

@@ -33,7 +33,8 @@ def test_the_wheel_holds_the_package_and_the_configurations_and_no_more(wheel: P
     configs = {f"lightning_lance/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     examples = {f"lightning_lance/examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
     package = {"lightning_lance/py.typed", "lightning_lance/conf/__init__.py"}
-    assert set(names) == modules | configs | examples | package
+    report = {f"lightning_lance/inspection/report/page.{ending}" for ending in ("html", "css", "js")}
+    assert set(names) == modules | configs | examples | package | report
 
 
 def test_the_installed_wheel_builds_and_trains_from_any_folder(wheel: Path, tmp_path: Path):
