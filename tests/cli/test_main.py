@@ -101,7 +101,7 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
             "tokenizer.vocab_size is 9: expected a whole number, at least 257 for 256 bytes and EOS.",
         ),
         (["+data.uri=x"], "There is no key 'data.uri': the place of a store that is built is corpus.uri"),
-        (["+data.bogus=3"], "There is no key 'data.bogus': data has batch_format, "),
+        (["+data.bogus=3"], "There is no key 'data.bogus': data has at_max_epochs, batch_format, "),
         (["data.build.rebuild=true"], "There is no key 'data.build.rebuild': it is build.rebuild."),
         (
             ["data.corpus.uri=x.lance"],
