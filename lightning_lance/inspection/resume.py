@@ -15,7 +15,7 @@ from lightning_lance.location import check_place
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.cursor import Cursor
-from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.serving.selection import WindowSelection, selected_by
 from lightning_lance.serving.skips import Skip
 from lightning_lance.type_hints import check_arguments
 
@@ -99,12 +99,9 @@ def _open_cursor(
     state: Mapping[str, Any], uris: Mapping[str, str], storage_options: Mapping[str, str] | None
 ) -> Cursor:
     stores = open_stores(state, uris, storage_options)
-    fields = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
     try:
         skip_steps = [skip["steps"] for skip in state.get("skips", ())]
-        selected = {name: state[name] for name in fields}
-        serving = WindowSelection(stores, **selected, windows=state.get("windows", "stream"))
-        cursor = Cursor(serving, skip_steps=skip_steps)
+        cursor = Cursor(WindowSelection(stores, **selected_by(state)), skip_steps=skip_steps)
     except ConfigError as error:
         raise StoreError(f"The checkpoint does not fit these stores: {error}") from error
     cursor.load_state_dict(state)

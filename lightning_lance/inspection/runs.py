@@ -12,17 +12,20 @@ from lightning_lance.inspection.checkpoints import checkpoint_at, load_checkpoin
 from lightning_lance.location import StoreLocation, check_place, is_local, store_place
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
+from lightning_lance.serving.selection import selected_by
 from lightning_lance.store.token_store import TokenStore
 
 #: Where a checkpoint has what `WindowLoader.batching` says, and how many steps the run was to have.
 RUN = "lightning_lance"
 
-# What decides the windows, as a state has it.
-_SERVED = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
 # What may differ from the run, to look at it otherwise.
 _SIZES = ("batch_size", "world_size", "remainder")
 # What a store, of which no run is known, may be looked at with.
-_OF_STORE = (*_SERVED, *_SIZES, "windows", "mask_boundary_targets", "batch_format")
+_OF_STORE = (
+    *("split", "context_length", "order", "seed", "shuffle_block", "where", "mix", "windows"),
+    *_SIZES,
+    *("mask_boundary_targets", "batch_format"),
+)
 
 
 def open_run(
@@ -72,8 +75,7 @@ def open_run(
     try:
         loader = WindowLoader(
             stores,
-            **{name: state[name] for name in _SERVED},
-            windows=state.get("windows", "stream"),
+            **selected_by(state),
             **batching,
             skip_steps=[skip["steps"] for skip in state.get("skips", ())],
             fim=None if fim is None else FillInTheMiddle(**fim),

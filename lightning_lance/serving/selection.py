@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -15,9 +15,11 @@ from lightning_lance.format.layout import StoreContent, StreamExtent
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
 from lightning_lance.serving.growth import Content, Growth, Ordered, grown_order
-from lightning_lance.serving.mixture import Mixture, WindowLocations, check_weights
+from lightning_lance.serving.mixture import Mixture, WindowLocations
 from lightning_lance.serving.order import Order, WindowOrder, check_order
 from lightning_lance.serving.packing import PackedOrder, Windows
+from lightning_lance.serving.phases import AtMaxEpochs, Phase, check_max_epochs, check_mix_schedule
+from lightning_lance.serving.schedule import check_weights
 from lightning_lance.store.token_store import TokenStore
 
 _log = logger(__name__)
@@ -45,6 +47,13 @@ class TooShort(NamedTuple):
     tokens: int
     documents: int
     languages: list[str]
+
+
+def selected_by(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a `WindowSelection`, but for its stores, in a checked state."""
+    names = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
+    optional = ("windows", "mix_schedule", "max_epochs", "at_max_epochs")
+    return {name: state[name] for name in (*names, *optional) if name in state}
 
 
 def check_windows(windows: Any, order: str, shuffle_block: int | None) -> None:
@@ -117,6 +126,11 @@ class WindowSelection:
         where: Column to the values to serve, such as `{"language": ["Python"]}`; empty serves all streams.
         mix: Weight of each language or, with several stores, of each store; empty serves all windows alike.
         windows: `stream` cuts the streams into windows; `packed` puts whole documents into them (see `PackedOrder`).
+        mix_schedule: Weights from some tokens of the run on, `[[0, {...}], [1_000_000_000, {...}]]`; `mix` then has all
+            components, with their first weights.
+        max_epochs: The epochs that components of `mix` may have.
+        at_max_epochs: `redistribute` gives the part of a component that has had its epochs to the others; `error` ends the
+            run there.
 
     Raises:
         ConfigError: If the stores have different tokenizers, or `where` or `mix` has an unknown name.
@@ -131,6 +145,9 @@ class WindowSelection:
     where: Mapping[str, Sequence[str]]
     mix: Mapping[str, float]
     windows: Windows = "stream"
+    mix_schedule: Sequence[Sequence[Any]] = ()
+    max_epochs: Mapping[str, float] = field(default_factory=dict)
+    at_max_epochs: AtMaxEpochs = "redistribute"
 
     def __post_init__(self) -> None:
         if not self.stores:
@@ -148,6 +165,9 @@ class WindowSelection:
             "where": where,
             "mix": mix,
             "windows": word(self.windows),
+            "mix_schedule": check_mix_schedule(self.mix_schedule),
+            "max_epochs": check_max_epochs(self.max_epochs, [*mix]),
+            "at_max_epochs": one_of("at_max_epochs", self.at_max_epochs, get_args(AtMaxEpochs)),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
@@ -180,12 +200,13 @@ class WindowSelection:
         """The selected components without a weight in the mixture, which are not served."""
         return sorted({*self._components} - {*self.mix}) if self.mix else []
 
-    def mixture(self, taken: Sequence[int] | None = None, grown: Sequence[Growth] = ()) -> Mixture:
+    def mixture(self, taken: Sequence[int] | None = None, grown: Sequence[Growth] = (), origin: int = 0) -> Mixture:
         """Return the order of the windows.
 
         Args:
             taken: Windows that each component has served before.
             grown: What the stores held before, where they have grown within an epoch; the earliest first.
+            origin: The position in the run at which the mixture begins.
 
         Raises:
             StoreError: If the stores do not continue what `grown` says.
@@ -209,7 +230,14 @@ class WindowSelection:
                     earlier, now, known, present, growth.epochs[component], growth.places[component]
                 )
         places = [stores for stores, _ in of_components.values()]
-        return Mixture(orders, places, self.mix or {"": 1}, taken)
+        phases = [Phase(-(-tokens // self.context_length) - origin, weights) for tokens, weights in self.mix_schedule]
+        redistribute = self.at_max_epochs == "redistribute"
+        return Mixture(orders, places, self.mix or {"": 1}, taken, phases, self.max_epochs, redistribute)
+
+    @property
+    def mix_changes(self) -> bool:
+        """Whether the weights change during a run."""
+        return bool(self.mix_schedule or self.max_epochs)
 
     def orders(self) -> dict[str, WindowOrder | PackedOrder]:
         """Return the order of each component."""
@@ -330,6 +358,18 @@ class WindowSelection:
                 windows[mine] = store.read(found.start[mine], self.context_length + 1, self.split)
         return windows
 
+    def streams_of(self, found: WindowLocations) -> list[tuple[str, str]]:
+        """Return the store and language of each window, by name."""
+        of_windows = [("", "")] * len(found.start)
+        for place, (name, store) in enumerate(self.stores.items()):
+            streams = store.streams(self.split)
+            mine = np.flatnonzero(found.store == place)
+            begins = np.asarray([stream.start for stream in streams], np.int64)
+            held = np.searchsorted(begins, found.start[mine], side="right") - 1
+            for window, stream in zip(mine.tolist(), held.tolist(), strict=True):
+                of_windows[window] = (name, streams[stream].language)
+        return of_windows
+
     def describe(self) -> dict[str, Any]:
         """Return everything that determines the sequence of windows, in plain types, for a checkpoint."""
         return {
@@ -341,8 +381,20 @@ class WindowSelection:
             "shuffle_block": self.shuffle_block,
             "where": {column: sorted(values) for column, values in self.where.items()},
             "mix": {name: float(weight) for name, weight in self.mix.items()},
-            **({} if self.windows == "stream" else {"windows": self.windows}),
+            **self._describe_options(),
         }
+
+    def _describe_options(self) -> dict[str, Any]:
+        """Return what not every state has."""
+        found: dict[str, Any] = {}
+        if self.windows != "stream":
+            found["windows"] = self.windows
+        if self.mix_schedule:
+            found["mix_schedule"] = [[tokens, dict(weights)] for tokens, weights in self.mix_schedule]
+        if self.max_epochs:
+            found["max_epochs"] = dict(self.max_epochs)
+            found["at_max_epochs"] = self.at_max_epochs
+        return found
 
     def differences(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Compare with the description in a state, and return the fields that change the sequence: (state's value, own).
