@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _NOTHING_CHANGED = "nothing was changed."
 # Keys of `show` that are numbers, and its other ones.
 _NUMBERS = ("rank", "window", "batch_size", "world_size", "context_length", "seed")
-_OF_SHOW = (*_NUMBERS, "step", "search", "by", "order", "split", "remainder", "format", "uri")
+_OF_SHOW = (*_NUMBERS, "step", "search", "by", "order", "split", "windows", "remainder", "tokenizer", "format", "uri")
 # Keys of `where` that are no words of a document.
 _OF_WHERE = ("until", "batch_size", "world_size", "format", "uri")
 # Steps that a search looks through where none are given.
@@ -52,7 +52,9 @@ def show_command(arguments: Sequence[str]) -> None:
     rank = numbers.pop("rank", None)
     window = numbers.pop("window", None)
     settings: dict[str, Any] = {**numbers}
-    settings.update({key: pairs[key] for key in ("order", "split", "remainder") if key in pairs})
+    settings.update(
+        {key: pairs[key] for key in ("order", "split", "windows", "remainder", "tokenizer") if key in pairs}
+    )
     with ending_in_a_sentence(_NOTHING_CHANGED):
         loader = _opened(place, options, uris, settings)
         world_size = loader.batching["world_size"]
@@ -145,7 +147,11 @@ def _opened(
     if not checkpoints and configuration.is_file():
         from lightning_lance.cli.hydra_app import loader_of
 
-        return loader_of(configuration, settings)
+        given = {key: value for key, value in settings.items() if key != "tokenizer"}
+        loader = loader_of(configuration, given)
+        for store in loader.stores.values() if "tokenizer" in settings else ():
+            store.take_tokenizer(settings["tokenizer"])
+        return loader
     return open_run(place, options, uris=uris, **settings)
 
 

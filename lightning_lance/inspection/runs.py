@@ -33,6 +33,7 @@ def open_run(
     storage_options: Mapping[str, str] | None = None,
     *,
     uris: Mapping[str, str] | None = None,
+    tokenizer: str | None = None,
     **settings: Any,
 ) -> WindowLoader:
     """Open what a run serves, to look at its steps: `loader.windows(step, rank)`. Nothing is changed.
@@ -41,6 +42,7 @@ def open_run(
         place: A checkpoint; the folder of a run, for its newest one; or a token store, for a run that does not exist yet.
         storage_options: Credentials and other options of object stores.
         uris: Name to new address of stores that have moved; "" is the name of a single store.
+        tokenizer: The tokenizer.json of the stores, where none is beside them, as in a bucket: without it, ids are shown.
         settings: `batch_size`, `world_size` and `remainder`, to look at the run as if it had these. Of a store, also those that
             decide its windows, such as `context_length` (1,024 if none is given), `seed`, `order` or `mix`.
 
@@ -50,6 +52,19 @@ def open_run(
         StoreError: If the checkpoint is damaged, or its stores are gone or are others.
     """
     place = check_place("place", place, "outputs, outputs/checkpoints/last.ckpt or data/x.lance")
+    loader = _opened(place, storage_options, uris, settings)
+    if tokenizer is not None:
+        for store in loader.stores.values():
+            store.take_tokenizer(tokenizer)
+    return loader
+
+
+def _opened(
+    place: str,
+    storage_options: Mapping[str, str] | None,
+    uris: Mapping[str, str] | None,
+    settings: Mapping[str, Any],
+) -> WindowLoader:
     if _is_store(place, storage_options):
         _check_settings(settings, _OF_STORE, "a token store")
         given = {"context_length": 1024, "batch_size": 16, **settings}

@@ -433,6 +433,18 @@ class TokenStore:
         """
         return kept_tokenizer(self.uri, self.tokenizer_files, self.commit)
 
+    def take_tokenizer(self, file: str | os.PathLike[str]) -> None:
+        """Take a file for the tokenizer of this store, where none is beside it, as for a store in a bucket.
+
+        Args:
+            file: Its tokenizer.json.
+
+        Raises:
+            ConfigError: If there is no such file.
+            StoreError: If it is of another tokenizer.
+        """
+        vars(self)["tokenizer"] = kept_tokenizer(self.uri, [Path(given_place(file, "tokenizer"))], self.commit)
+
     def decode(self, ids: Any) -> Any:
         """Return the text of token ids, with EOS spelled out.
 

@@ -232,6 +232,18 @@ def test_a_run_on_several_ranks_is_looked_at_by_rank(folder: Path, run: Run):
     assert "rank 1 of 2 (to come): 2 windows" in out
 
 
+def test_without_a_tokenizer_ids_are_shown_unless_a_file_is_given(tmp_path: Path, run: Run):
+    store = prepare(SOURCE, ByteTokenizer(), str(tmp_path / "x.lance"), val_fraction=0.0)
+    kept = tmp_path / "x.tokenizer.json"
+    kept.rename(tmp_path / "elsewhere.json")
+    keys = ("context_length=32", "batch_size=2", "window=0")
+    out = run("show", store.uri, *keys)[1]
+    assert " 101 " in out
+    out = run("show", store.uri, *keys, f"tokenizer={tmp_path / 'elsewhere.json'}")[1]
+    assert "return" in out or "fn f" in out
+    assert "There is no tokenizer" in run("show", store.uri, *keys, "tokenizer=nothing.json")[2]
+
+
 def test_foreign_text_cannot_control_the_terminal(tmp_path: Path, run: Run):
     hostile: Any = "\x1b[31mred\x1b[0m \u202e right \x07 [bold]markup[/bold]"
     store = prepare(
