@@ -26,9 +26,9 @@ Windows = Literal["stream", "packed"]
 _Ints = npt.NDArray[np.int64]
 
 # Tokens of a block, about, and blocks whose windows are shuffled together.
-_BLOCK_TOKENS = 1 << 19
+_BLOCK_TOKENS = 1 << 18
 _TOGETHER = 32
-# Blocks in memory: those that are served, and as many of the next ones.
+# Blocks in memory, for each component: those that are served, and as many of the next ones.
 _KEPT = 2 * _TOGETHER
 
 
@@ -126,6 +126,17 @@ def _fill(bins: list[list[tuple[int, int]]], pieces: list[tuple[int, int]], leng
             taken = min(room, size)
             window.append((source, taken))
             source, size, room = source + taken, size - taken, room - taken
+
+
+def _laid_out(tokens: npt.NDArray[Any], pieces: Pieces) -> npt.NDArray[Any]:
+    """Return the tokens of pieces, one after the other."""
+    # Some hundred copies take less than one gather, which would need a place for each token.
+    laid_out = np.empty_like(tokens)
+    at = 0
+    for source, size in zip(pieces.source.tolist(), pieces.size.tolist(), strict=True):
+        laid_out[at : at + size] = tokens[source : source + size]
+        at += size
+    return laid_out
 
 
 class Block(NamedTuple):
@@ -287,9 +298,7 @@ class PackedOrder:
             size = segment.windows * self.length
             read = self.read_tokens(self.stores[segment.stream], segment.start, size)
             pieces = pack(np.flatnonzero(read == self.eos_id) + 1, size, self.length)
-            at = pieces.source - (np.cumsum(pieces.size) - pieces.size)
-            order = np.repeat(at, pieces.size) + np.arange(size)
-            tokens.append(read[order].reshape(segment.windows, self.length))
+            tokens.append(_laid_out(read, pieces).reshape(segment.windows, self.length))
             streams.append(np.full(len(pieces.size), segment.stream))
             tables.append(pieces._replace(window=pieces.window + windows, source=pieces.source + segment.start))
             windows += segment.windows
