@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from lightning_lance.inspection.show import ShownDocument, ShownWindow
-    from lightning_lance.inspection.spikes import Suspect
     from lightning_lance.inspection.where import Seen
     from lightning_lance.serving.loader import WindowLoader
 
@@ -35,8 +34,6 @@ _SEARCHED = 100
 # Lines of a document that are shown where no window is chosen, and rows of a table.
 _LINES = 6
 _ROWS = 30
-# Documents that are named where the loss of a step had a spike.
-_SUSPECTS = 10
 # What a person reads first of a document.
 _FIRST = ("id", "repo", "path", "language", "license")
 
@@ -158,46 +155,18 @@ def _show(loader: WindowLoader, step: int, rank: int, window: int | None, place:
     if window is not None and window >= len(windows):
         raise ConfigError(f"window is {window}: expected one of the {len(windows)} windows of the batch, from 0.")
     chosen = windows if window is None else [windows[window]]
-    suspects = _suspects(place, step, rank, windows)
     left_out = loader.leaves_out(step)
     if as_json:
         numbers = {"step": step, "rank": rank, "world_size": loader.batching["world_size"], "left_out": left_out}
-        losses = {} if suspects is None else {"losses": suspects}
-        say_json({"run": place, **numbers, "windows": chosen, **losses})
+        say_json({"run": place, **numbers, "windows": chosen})
         return
     when = "left out (skip_steps)" if left_out else "served" if step < loader.step else "to come"
     say(
         f"step {step:,} of {place}, rank {rank} of {loader.batching['world_size']} ({when}): "
         f"{pluralize(len(windows), 'window')} of {loader.context_length:,} + 1 tokens"
     )
-    if suspects is not None and window is None:
-        _say_suspects(suspects)
     for one in chosen:
         _print(_window_shown(one, len(loader.stores) > 1, window is not None))
-
-
-def _suspects(place: str, step: int, rank: int, windows: Sequence[ShownWindow]) -> list[Suspect] | None:
-    """Return the documents of a step by their loss; None if the run wrote none of it."""
-    from lightning_lance.inspection.spikes import rank_documents, read_step, steps_with_losses
-
-    folder = Path(place) if Path(place).is_dir() else Path(place).parent.parent
-    if (step, rank) not in steps_with_losses(folder):
-        return None
-    return rank_documents(read_step(folder, step, rank), windows)
-
-
-def _say_suspects(suspects: Sequence[Suspect]) -> None:
-    """Say which documents made most of a loss."""
-    rows: list[list[str | None]] = []
-    for one in suspects[:_SUSPECTS]:
-        about = " · ".join(str(value) for value in _in_order(one.about) if value not in (None, ""))
-        share = "nan" if one.share is None else f"{one.share:.1%}"
-        mean = "nan" if one.mean is None else f"{one.mean:.3g}"
-        rows.append([share, mean, str(one.window), f"[{one.begin}:{one.end}]", about or None])
-    titles = ("OF THE LOSS", "A TOKEN", "WINDOW", "TOKENS", "DOCUMENT")
-    say("", *table(titles, rows, titles[:3]))
-    if len(suspects) > _SUSPECTS:
-        say(f"... {len(suspects) - _SUSPECTS:,} more: format=json has them.")
 
 
 def _window_shown(window: ShownWindow, several: bool, whole: bool) -> Text:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from lightning_lance.inspection.resume import verify_resume
     from lightning_lance.inspection.runs import open_run
     from lightning_lance.inspection.show import search, shares, show_step
-    from lightning_lance.inspection.spikes import rank_documents, read_losses, read_step, steps_with_losses
+    from lightning_lance.inspection.spikes import read_losses, read_step, steps_with_losses
     from lightning_lance.inspection.summary import describe_store, list_stores
     from lightning_lance.inspection.where import find_steps
 
@@ -17,7 +17,6 @@ __all__ = [
     "find_steps",
     "list_stores",
     "open_run",
-    "rank_documents",
     "read_losses",
     "read_step",
     "search",
@@ -35,7 +34,6 @@ _HOME = {
     "search": "inspection.show",
     "shares": "inspection.show",
     "show_step": "inspection.show",
-    "rank_documents": "inspection.spikes",
     "read_losses": "inspection.spikes",
     "read_step": "inspection.spikes",
     "steps_with_losses": "inspection.spikes",

@@ -10,19 +10,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_lance.errors import ConfigError, integer
 from lightning_lance.location import check_place
 from lightning_lance.messages.formatting import format_list
 from lightning_lance.process.files import write_atomic
 from lightning_lance.type_hints import check_arguments
-
-if TYPE_CHECKING:
-    from lightning_lance.inspection.show import ShownWindow
 
 #: Below the folder of a run.
 FOLDER = "losses"
@@ -69,49 +66,6 @@ class StepLosses:
     median: float | None
     spike: bool
     documents: list[DocumentLoss]
-
-
-class Suspect(NamedTuple):
-    """A document, and what of the loss of its step came from it.
-
-    Attributes:
-        window: Number of the window in the rank's batch.
-        begin: First token of the document in the window.
-        end: End of its tokens in the window.
-        share: Share of the loss of the rank's batch; None where that is not finite.
-        mean: Its mean loss of a token; None where that is not finite.
-        about: Its id, language and so on; empty if it is not known.
-    """
-
-    window: int
-    begin: int
-    end: int
-    share: float | None
-    mean: float | None
-    about: dict[str, Any]
-
-
-def rank_documents(losses: StepLosses, windows: Sequence[ShownWindow]) -> list[Suspect]:
-    """Return the documents of a step by their part of its loss, the largest first; those that are NaN come before all.
-
-    Args:
-        losses: Of the step.
-        windows: Its windows; see `show_step`.
-    """
-    about = {(window.number, part.begin): part.about for window in windows for part in window.documents}
-    total = sum(document.loss for document in losses.documents)
-    ordered = sorted(losses.documents, key=lambda document: (math.isfinite(document.loss), -document.loss))
-    found = []
-    for document in ordered:
-        if document.tokens:
-            share, mean = document.loss / total if total else 0.0, document.loss / document.tokens
-            known = about.get((document.window, document.begin), {})
-            found.append(Suspect(*document[:3], _finite(share), _finite(mean), known))
-    return found
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def write_step(run_folder: str | os.PathLike[str], losses: StepLosses) -> Path:

@@ -1,9 +1,7 @@
 """Looking at a run: any step as the model got it or will get it, what documents it has, and the steps of a document."""
 
 import json
-import math
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError
 from lightning_lance.inspection import find_steps, open_run, search, shares, show_step
 from lightning_lance.inspection.runs import last_step
-from lightning_lance.inspection.spikes import DocumentLoss, StepLosses, write_step
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.commands import Run
@@ -154,39 +151,6 @@ def test_places_that_are_no_run_are_told(folder: Path, tmp_path: Path):
     # A store, before there is a run.
     loader = open_run(str(folder / "x.lance"), context_length=32, batch_size=8)
     assert loader.windows(0).tokens[:, :-1].tolist() == seen(folder)[0]
-
-
-def test_a_step_whose_loss_had_a_spike_names_its_documents(folder: Path, tmp_path: Path, run: Run):
-    windows = show_step(open_run(str(folder)), 6)
-    documents = [
-        DocumentLoss(window.number, part.begin, part.end, float(part.end - part.begin), part.end - part.begin)
-        for window in windows
-        for part in window.documents
-    ]
-    suspect = documents[4]._replace(loss=1000.0)
-    documents[4] = suspect
-    (tmp_path / "checkpoints").mkdir()
-    shutil.copy(folder / "checkpoints/last.ckpt", tmp_path / "checkpoints")
-    write_step(tmp_path, StepLosses(6, 0, 6, 9.0, 1.0, True, documents))
-    total = sum(document.loss for document in documents)
-    [about] = [part.about for part in windows[suspect.window].documents if part.begin == suspect.begin]
-    for place in (tmp_path, tmp_path / "checkpoints/last.ckpt"):
-        code, out, _ = run("show", place, "step=6")
-        assert code == 0
-        titles, first = [line.split() for line in out.splitlines()[2:4]]
-        assert titles[:4] == ["OF", "THE", "LOSS", "A"]
-        assert (first[0], first[2]) == (f"{1000 / total:.1%}", str(suspect.window))
-        assert first[3] == f"[{suspect.begin}:{suspect.end}]"
-        assert {about["id"], about["repo"]} <= {*first}
-    shown = json.loads(run("show", tmp_path, "step=6", "format=json")[1])
-    assert shown["losses"][0]["about"] == about
-    assert "losses" not in json.loads(run("show", tmp_path, "step=7", "format=json")[1])
-    # NaN is in no JSON, and comes first.
-    documents[7] = documents[7]._replace(loss=math.nan)
-    write_step(tmp_path, StepLosses(6, 0, 6, math.nan, 1.0, True, documents))
-    first = json.loads(run("show", tmp_path, "step=6", "format=json")[1])["losses"][0]
-    assert (first["window"], first["mean"], first["share"]) == (documents[7].window, None, None)
-    assert "nan" in run("show", tmp_path, "step=6")[1].splitlines()[3]
 
 
 def test_the_commands(folder: Path, run: Run):
