@@ -7,7 +7,7 @@ from lightning_lance.lazy_names import lazy_names
 if TYPE_CHECKING:
     from lightning_lance.inspection.resume import verify_resume
     from lightning_lance.inspection.runs import open_run
-    from lightning_lance.inspection.show import search, shares, show_step
+    from lightning_lance.inspection.show import ranked, search, shares, show_step
     from lightning_lance.inspection.spikes import read_losses, read_step, steps_with_losses
     from lightning_lance.inspection.summary import describe_store, list_stores
     from lightning_lance.inspection.where import find_steps
@@ -17,6 +17,7 @@ __all__ = [
     "find_steps",
     "list_stores",
     "open_run",
+    "ranked",
     "read_losses",
     "read_step",
     "search",
@@ -31,6 +32,7 @@ _HOME = {
     "find_steps": "inspection.where",
     "list_stores": "inspection.summary",
     "open_run": "inspection.runs",
+    "ranked": "inspection.show",
     "search": "inspection.show",
     "shares": "inspection.show",
     "show_step": "inspection.show",

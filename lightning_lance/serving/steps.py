@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.html import html_table
 from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.mixture import WindowLocations
@@ -20,6 +22,9 @@ from lightning_lance.serving.packing import Pieces
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.skips import Skip
 from lightning_lance.store.token_store import TokenStore
+
+# Columns of `documents` that say where a document is, and not what it is.
+_PLACE = ("window", "begin", "end")
 
 
 class StepSizes(NamedTuple):
@@ -76,6 +81,18 @@ class ServedWindows:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def _repr_html_(self) -> str:
+        """Return the windows for notebooks: their documents side by side, each with where it is from."""
+        rows = []
+        for number, text in enumerate(self.text):
+            mine = self.documents.filter(pc.equal(self.documents.column("window"), number))
+            sources = []
+            for row in mine.to_pylist():
+                about = [str(value) for name, value in row.items() if name not in _PLACE and value]
+                sources.append(f"{row['begin']}:{row['end']} {' · '.join(about)}")
+            rows.append([str(number), "\n".join(sources), text])
+        return html_table(f"step {self.step}, rank {self.rank}", ["window", "documents", "text"], rows)
 
     @property
     def starts(self) -> np.ndarray:

@@ -63,6 +63,7 @@ from lightning_lance.location import (
 )
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
+from lightning_lance.messages.html import html_table
 from lightning_lance.store.kept_tokenizer import kept_tokenizer
 from lightning_lance.store.mapped_files import map_copies, map_tokens
 from lightning_lance.store.provenance import Provenance
@@ -393,6 +394,19 @@ class TokenStore:
         streams = ", ".join(f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split])
         tokens = f"{self.commit.stored_tokens:,}"
         return f"TokenStore({self.uri!r}, version={self.version}, tokens={tokens}, streams=[{shown(streams)}])"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: the tokens of each language and split."""
+        tokens: dict[str, dict[str, int]] = {}
+        for split in SPLITS:
+            for stream in self.streams(split):
+                tokens.setdefault(stream.language, {})[split] = stream.num_tokens
+        rows = []
+        for language, of_split in sorted(tokens.items()):
+            rows.append([language or "(none)", *(f"{of_split.get(split, 0):,}" for split in SPLITS)])
+        totals = f"{self.commit.stored_documents:,} documents, {self.commit.stored_tokens:,} tokens"
+        titles = ["language", *(f"{split} tokens" for split in SPLITS)]
+        return html_table(f"{self.uri}, version {self.version}: {totals}", titles, rows)
 
     @property
     def location(self) -> StoreLocation:

@@ -12,6 +12,7 @@ from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError
 from lightning_lance.inspection import find_steps, open_run, search, shares, show_step
 from lightning_lance.inspection.runs import last_step
+from lightning_lance.inspection.spikes import DocumentLoss, StepLosses, write_step
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.commands import Run
@@ -171,6 +172,30 @@ def test_the_commands(folder: Path, run: Run):
     assert out.startswith("id=0:3: 1 document, ")
     code, out, _ = run("where", folder, "repo=one/a", "format=json")
     assert len(json.loads(out)["documents"]) == 20
+
+
+def test_the_documents_of_a_spike_are_ranked(folder: Path, tmp_path: Path, run: Run):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").write_bytes((folder / "checkpoints/last.ckpt").read_bytes())
+    windows = show_step(open_run(str(tmp_path)), 7)
+    parts = [(window.number, part) for window in windows for part in window.documents]
+    losses = [
+        DocumentLoss(number, part.begin, part.end, 50.0 if place == 3 else 1.0, part.end - part.begin)
+        for place, (number, part) in enumerate(parts)
+    ]
+    write_step(tmp_path, StepLosses(7, 0, 7, 3.5, 1.0, True, losses))
+    _, out, _ = run("show", tmp_path, "step=7")
+    first = out.splitlines()[4]
+    assert first.split()[0] == f"{50 / (49 + len(losses)):.1%}"
+    assert first.endswith(" · ".join(parts[3][1].about[name] for name in ("id", "repo", "language")))
+    shown = json.loads(run("show", tmp_path, "step=7", "format=json")[1])
+    assert shown["by_loss"][0]["about"] == parts[3][1].about
+    assert "share of the loss" not in run("show", tmp_path, "step=6")[1]
+    # A loss that is no number is all of it.
+    write_step(
+        tmp_path, StepLosses(7, 0, 7, float("nan"), 1.0, True, [losses[1]._replace(loss=float("nan")), *losses[2:]])
+    )
+    assert " 100.0%" in run("show", tmp_path, "step=7")[1].replace("\n", " ")
 
 
 @pytest.mark.parametrize(
