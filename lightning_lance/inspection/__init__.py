@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lightning_lance.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from lightning_lance.inspection.report.writing import write_report, write_token_counts
     from lightning_lance.inspection.resume import verify_resume
     from lightning_lance.inspection.runs import open_run
     from lightning_lance.inspection.show import ranked, search, shares, show_step
@@ -25,6 +26,8 @@ __all__ = [
     "show_step",
     "steps_with_losses",
     "verify_resume",
+    "write_report",
+    "write_token_counts",
 ]
 
 _HOME = {
@@ -40,6 +43,8 @@ _HOME = {
     "read_step": "inspection.spikes",
     "steps_with_losses": "inspection.spikes",
     "verify_resume": "inspection.resume",
+    "write_report": "inspection.report.writing",
+    "write_token_counts": "inspection.report.writing",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME)

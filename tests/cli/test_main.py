@@ -101,7 +101,7 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
             "tokenizer.vocab_size is 9: expected a whole number, at least 257 for 256 bytes and EOS.",
         ),
         (["+data.uri=x"], "There is no key 'data.uri': the place of a store that is built is corpus.uri"),
-        (["+data.bogus=3"], "There is no key 'data.bogus': data has batch_format, "),
+        (["+data.bogus=3"], "There is no key 'data.bogus': data has at_max_epochs, batch_format, "),
         (["data.build.rebuild=true"], "There is no key 'data.build.rebuild': it is build.rebuild."),
         (
             ["data.corpus.uri=x.lance"],
@@ -182,7 +182,7 @@ def test_help_version_and_other_words(tmp_path: Path):
         ("list x y", "error: got y, expected list [DIR] [format=json] [--storage"),
         ("list", "error: There is no folder 'data': give the folder of the stores, as in lightning-lance list DIR."),
         ("list format=xml", "error: got format=xml, expected list [DIR] [format=json]"),
-        ("info", "error: got nothing, expected info URI [format=json]"),
+        ("info", "error: got nothing, expected info URI [report=FILE]"),
         ("info x.lance", "error: There is no committed token store at '"),
         ("remove", "error: got nothing, expected remove URI [yes=true]"),
         ("remove x.lance yes=1", "error: got yes=1, expected remove URI [yes=true]"),
