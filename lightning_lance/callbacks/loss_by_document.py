@@ -15,7 +15,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_lance.callbacks.served import eos_of, first_tokens, train_loader, windows_of
+from lightning_lance.callbacks.served import eos_of, first_tokens, has_other_ranks, train_loader, windows_of
 from lightning_lance.callbacks.token_losses import TokenLosses, numbers_of_documents, sums_by_document, token_losses_of
 from lightning_lance.errors import ConfigError, LightningLanceError, described, whole_number
 from lightning_lance.inspection.spikes import FOLDER, DocumentLoss, StepLosses, write_step
@@ -157,7 +157,7 @@ class LossByDocument(Callback):
         self._kept.append(kept)
         self._new.append(kept)
         # Ranks tell each other of several steps at once.
-        every = max(1, self.keep // 2) if trainer.world_size > 1 else 1
+        every = max(1, self.keep // 2) if has_other_ranks(trainer) else 1
         if len(self._new) >= every:
             self._send(trainer, together=True)
         while self._arriving and self._arriving[0].have_come():
@@ -187,7 +187,7 @@ class LossByDocument(Callback):
         """Send the mean losses of the new batches to the host; those of all ranks, if they do so together."""
         mine = torch.stack([kept.losses.mean for kept in self._new])
         everyone = [mine]
-        if together and trainer.world_size > 1:
+        if together and has_other_ranks(trainer):
             everyone = [torch.empty_like(mine) for _ in range(trainer.world_size)]
             torch.distributed.all_gather(everyone, mine)
         self._arriving.append(_Arriving(self._new, torch.stack(everyone)))

@@ -1,8 +1,9 @@
-"""Which windows a batch of a Trainer is made of."""
+"""Which windows a batch of a Trainer is made of, and which ranks there are."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from lightning import Trainer
 from torch import Tensor
 
@@ -12,6 +13,11 @@ from lightning_lance.serving.steps import ServedWindows
 
 # Tokens at the beginning of each window by which a batch is told from another.
 _COMPARED = 8
+
+
+def has_other_ranks(trainer: Trainer) -> bool:
+    """Return whether there are other ranks to exchange numbers with."""
+    return trainer.world_size > 1 and torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def train_loader(trainer: Trainer) -> WindowLoader | None:

@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_lance.build.corpus import Corpus
-from lightning_lance.callbacks.served import eos_of, first_tokens, train_loader, val_loader, windows_of
+from lightning_lance.callbacks.served import eos_of, first_tokens, has_other_ranks, train_loader, val_loader, windows_of
 from lightning_lance.callbacks.token_losses import TokenLosses, numbers_of_documents, sums_by_document, token_losses_of
 from lightning_lance.datamodule import LanceDataModule
 from lightning_lance.errors import ConfigError, StoreError, one_of, whole_number
@@ -213,7 +213,7 @@ class SliceMetrics(Callback):
                     self._told = True
                     _log.warning("The slices of some batches are not known, and their losses are left out: %s", error)
         everyone = [sums]
-        if trainer.world_size > 1:
+        if has_other_ranks(trainer):
             everyone = [{} for _ in range(trainer.world_size)]
             torch.distributed.all_gather_object(everyone, sums)
         together: dict[str, _Sum] = {}

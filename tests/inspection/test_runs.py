@@ -196,6 +196,8 @@ def test_the_documents_of_a_spike_are_ranked(folder: Path, tmp_path: Path, run: 
         tmp_path, StepLosses(7, 0, 7, float("nan"), 1.0, True, [losses[1]._replace(loss=float("nan")), *losses[2:]])
     )
     assert " 100.0%" in run("show", tmp_path, "step=7")[1].replace("\n", " ")
+    shown = json.loads(run("show", tmp_path, "step=7", "format=json")[1], parse_constant=pytest.fail)
+    assert shown["by_loss"][0]["loss"] is None
 
 
 @pytest.mark.parametrize(
