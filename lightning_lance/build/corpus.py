@@ -27,6 +27,7 @@ from lightning_lance.location import (
 )
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.html import html_table
 from lightning_lance.messages.moved_names import moved_argument_of_corpus, moved_argument_of_prepare
 from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
@@ -97,6 +98,18 @@ class Corpus:
 
     def __repr__(self) -> str:
         return f"Corpus({self.source!r}, {self.tokenizer_config!r}, {str(self.budget)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: what the corpus is of. Reads nothing."""
+        place = self._given_uri or f"in {self.data_dir}, by its fingerprint"
+        rows = [
+            ["source", repr(self.source)],
+            ["tokenizer", repr(self.tokenizer_config)],
+            ["budget", str(self.budget)],
+            ["validation", f"{self._val_fraction:.1%} of the documents"],
+            ["place", place],
+        ]
+        return html_table("Corpus", [], rows)
 
     # Read only: the fingerprint is of them.
 

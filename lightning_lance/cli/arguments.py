@@ -32,9 +32,13 @@ COMMANDS = {
         opened, the state says why. Times of last use are as exact as the file system's.""",
     ),
     "info": (
-        f"URI [format=json] {_STORAGE}",
+        f"URI [report=FILE] [counts=FILE] [KEY=VALUE ...] [format=json] {_STORAGE}",
         """Say all about a token store: its settings, documents and tokens of each language and split, its versions and
-        what keeps them, and its disk space. Nothing is changed.""",
+        what keeps them, and its disk space. Nothing is changed. report=out.html writes a page with charts and some windows
+        instead, which needs no network, and counts=out.parquet how often each token occurs. Both read sample=20_000_000 tokens
+        at most; sample=all reads all. Of the page: context_length=1024, windows=24, seed=0, and for a planned run max_steps,
+        batch_size, world_size and mix.LANGUAGE=WEIGHT. tokenizer=x.tokenizer.json spells the tokens of a store in a bucket.
+        overwrite=true replaces a file that is no earlier report.""",
     ),
     "verify": (
         f"URI [sample=SHARE] [format=json] {_STORAGE}",

@@ -53,7 +53,7 @@ lightning-lance train key=value ...     train the sample GPT on a token store, w
 lightning-lance prepare key=value ...   build the token store, without training
 lightning-lance doctor key=value ...    check what could spoil a run before it begins, with the keys of train
 lightning-lance list [DIR]              list the token stores in a folder or bucket: source, tokens, size, last use, state
-lightning-lance info URI                say all about a token store: settings, languages and splits, versions, disk space
+lightning-lance info URI                say all about a token store; report=out.html writes it as a page with charts and windows
 lightning-lance verify URI              check a token store against its checksums; sample=0.1 reads a tenth of its files
 lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; dry_run=true only counts them
 lightning-lance clean URI|DIR           mend damaged tags, remove what dead builders left, and say what was done

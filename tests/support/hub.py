@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -45,6 +46,7 @@ class Request:
         range: The `Range` header, or None.
         status: The HTTP status of the answer.
         sent: Bytes of the file's content in the answer.
+        time: When it came, in seconds.
     """
 
     method: str
@@ -54,6 +56,7 @@ class Request:
     range: str | None = None
     status: int = 0
     sent: int = 0
+    time: float = field(default_factory=time.monotonic)
 
 
 @dataclass
