@@ -10,6 +10,7 @@ from lightning_lance import TokenStore
 from lightning_lance.build.plan import _labels, make_plan
 from lightning_lance.errors import StoreError
 from lightning_lance.format.commit import last_commit
+from lightning_lance.inspection import find_steps, open_run, show_step
 from lightning_lance.inspection.summary import describe_store, list_stores
 from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance.deletion import remove
@@ -43,6 +44,11 @@ def test_stores_in_a_bucket():
         assert counts.split_documents["val"]
         assert info.disk is not None
         assert info.disk.newest == listed.bytes
+        # What a run would be served from there, and when.
+        loader = open_run(listed.uri, options, context_length=8, batch_size=2)
+        shown = show_step(loader, 1)
+        found = find_steps(loader, {"id": shown[0].documents[0].about["id"]})
+        assert (1, 0, 0) in [(sighting.step, sighting.rank, sighting.window) for sighting in found.sightings]
         TokenStore.open(listed.uri, storage_options=options).keep_for_training()
         with pytest.raises(StoreError, match="in use: 1 training run"):
             remove(listed.uri, options)
