@@ -149,10 +149,8 @@ class BuildProgress:
         )
 
     def _figures(self, documents: int, tokens: int) -> str:
-        figures = f"{pluralize(documents, 'document')}, {format_tokens(tokens)}"
-        if self._bytes:  # tokens that are imported have no text
-            rate = self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
-            figures += f", {rate:,.1f} MB/s"
+        rate = self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
+        figures = f"{pluralize(documents, 'document')}, {format_tokens(tokens)}, {rate:,.1f} MB/s"
         return f"{figures}, {self._note}" if self._note else figures
 
 
