@@ -253,7 +253,8 @@ class GPT(nn.Module):
         targets: Tensor | None = None,
         document_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
+        by_token: bool = False,
+    ) -> tuple[Tensor, Any]:
         """Predicts the token after each token.
 
         Args:
@@ -261,16 +262,24 @@ class GPT(nn.Module):
             targets: Tokens to predict, (B, T) int64; -100 is left out of the loss.
             document_ids: (B, T) integers: tokens attend only to those of the same document. None: to all before them.
             position_ids: Places of the tokens in their documents, (B, T) int64. None: in their windows.
+            by_token: Whether to return the loss of each token too.
 
         Returns:
-            Logits (B, T, vocab_size) in the dtype of the computation; mean cross entropy in nats, () float32, or None.
+            Logits (B, T, vocab_size) in the dtype of the computation; mean cross entropy in nats, () float32, or None. By
+            token, in place of the mean, the mean and the losses of the tokens, (B, T) float32 without gradients.
         """
         x = self.features(input_ids, document_ids, position_ids)  # (B, T, C)
         logits = F.linear(x, self.embedding.weight)  # (B, T, vocab_size)
         if targets is None:
             return logits, None
         # In float32 whatever the precision: the largest tensors of all, unless torch.compile fuses them away.
-        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        if not by_token:
+            return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        log_p = F.log_softmax(
+            logits.flatten(0, 1).float(), dim=-1
+        )  # (B * T, vocab_size): what cross_entropy does first
+        losses = F.nll_loss(log_p.detach(), targets.flatten(), reduction="none").view(targets.shape)  # (B, T)
+        return logits, (F.nll_loss(log_p, targets.flatten()), losses)
 
     @torch.inference_mode()
     def generate(
@@ -405,32 +414,46 @@ class GPTModule(lightning.LightningModule):
         """
         check_same_model(checkpoint.get("hyper_parameters", {}), self.hparams)
 
-    def _predict(self, batch: dict[str, Tensor], targets: Tensor | None) -> tuple[Tensor, Any]:
-        logits, loss = self.model(batch["input_ids"], targets, batch.get("document_ids"), batch.get("position_ids"))
+    @property
+    def flops_per_token(self) -> int:
+        """FLOPs to train on a token; see `GPT`."""
+        return self._flops_per_token
+
+    def _predict(self, batch: dict[str, Tensor], targets: Tensor | None, by_token: bool = False) -> tuple[Tensor, Any]:
+        ids, positions = batch.get("document_ids"), batch.get("position_ids")
+        logits, loss = self.model(batch["input_ids"], targets, ids, positions, by_token)
         return logits, loss
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Loss of a batch, ()."""
-        loss: Tensor = self._predict(batch, batch["targets"])[1]  # ()
-        self._tokens += batch["input_ids"].numel() * self.trainer.world_size
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
+    def _losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The `loss` of a batch, (), and its `token_losses`, (B, T), if a callback needs them."""
+        if not any(getattr(callback, "needs_token_losses", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            return {"loss": self._predict(batch, batch["targets"])[1]}
+        loss, token_losses = self._predict(batch, batch["targets"], by_token=True)[1]
+        return {"loss": loss, "token_losses": token_losses}
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Loss of a batch; see `_losses`."""
+        losses = self._losses(batch)
+        self._tokens += batch["input_ids"].numel() * self.trainer.world_size
+        self.log("train_loss", losses["loss"], prog_bar=True)
+        return losses
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Adds a batch to `val_loss`, or to that of a language or store, such as `val_loss/Python`."""
-        self._log_loss("val_loss", batch, dataloader_idx)
+        return self._log_loss("val_loss", batch, dataloader_idx)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds a batch to `test_loss`, or to that of a language or store."""
         self._log_loss("test_loss", batch, dataloader_idx)
 
-    def _log_loss(self, name: str, batch: dict[str, Tensor], dataloader_idx: int) -> None:
-        loss = self._predict(batch, batch["targets"])[1]  # ()
+    def _log_loss(self, name: str, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        losses = self._losses(batch)
         whole = dataloader_idx == 0
         if not whole:
             name += f"/{self.trainer.datamodule.val_names[dataloader_idx]}"  # type: ignore[attr-defined]
         size = len(batch["input_ids"])
-        self.log(name, loss, prog_bar=whole, sync_dist=True, batch_size=size, add_dataloader_idx=False)
+        self.log(name, losses["loss"], prog_bar=whole, sync_dist=True, batch_size=size, add_dataloader_idx=False)
+        return losses
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Mean loss of each window, (B,) float32: which text the model finds odd."""

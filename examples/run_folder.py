@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -150,7 +151,8 @@ def draw_losses(rows: Sequence[Mapping[str, str]], picture: Path) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    names = [name for name in (rows[0] if rows else []) if name.startswith(("train_loss", "val_loss"))]
+    # Of slices, those that `data.val_by` validates too: the others are many.
+    names = [name for name in (rows[0] if rows else []) if re.fullmatch(r"train_loss|val_loss(/[^/]*)?", name)]
     for name in sorted(names):
         points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
         if points:

@@ -26,6 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lightning_lance import LanceDataModule
+from lightning_lance.callbacks import SliceMetrics
 from lightning_lance.cli.hydra_app import command, last_checkpoints, make
 from lightning_lance.cli.overrides import shown_override
 from lightning_lance.errors import ConfigError
@@ -63,6 +64,10 @@ def train(config: DictConfig) -> None:
     check_gpu(config)
     data: LanceDataModule = make(config, "data")
     model = make_model(config)
+    watching: list[lightning.Callback] = [*make(config, "watch").values()]
+    for callback in watching:
+        if isinstance(callback, SliceMetrics):
+            callback.check(data)
     if model.hparams.context_length < data.context_length:
         raise ConfigError(
             f"model.context_length is {model.hparams.context_length}, and windows have context_length={data.context_length} "
@@ -73,7 +78,7 @@ def train(config: DictConfig) -> None:
         return
     check_loggers(trainer)
     curves = [LossCurve(logger) for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-    trainer.callbacks[:0] = [*progress(), *curves]
+    trainer.callbacks[:0] = [*progress(), *curves, *watching]
     trainer.callbacks.append(SaveAtEnd())
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint)

@@ -1,4 +1,4 @@
-"""`LanceDataModule`. Only this module and `callbacks` import Lightning."""
+"""`LanceDataModule`. Only this module and the room `callbacks` import Lightning."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ from lightning_lance.serving.options import (
     fill_in_the_middle,
 )
 from lightning_lance.serving.order import Order
+from lightning_lance.serving.packing import Windows
+from lightning_lance.serving.phases import AtMaxEpochs
 from lightning_lance.serving.selection import WindowSelection, check_one_tokenizer, extent_in
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.vocabulary import vocabulary_of
@@ -161,6 +163,10 @@ class LanceDataModule(LightningDataModule):
             resumes: the rest of its epoch has them too, each window once.
         on_data_change: `error`, `restart` or `continue`, for a checkpoint of other data; see `WindowLoader`.
         skip_steps: Ranges of steps to leave out, such as `[[12000, 12040]]`; see `WindowLoader`.
+        windows: Of training: `stream`, or `packed` for whole documents side by side; see `WindowLoader`.
+        mix_schedule: Weights that change during a run, in place of `mix`; see `WindowLoader`.
+        max_epochs: Epochs that components of the mixture may have.
+        at_max_epochs: `redistribute` or `error`, once a component has had them.
         val_by: `language` or `store` adds a validation and test loader for each; see `val_names`.
         batch_format: `default` or `huggingface`.
         document_ids: Like `position_ids`, `cu_seqlens` and `mask_boundary_targets`, adds to a batch; see `Collator`.
@@ -197,6 +203,10 @@ class LanceDataModule(LightningDataModule):
         extend: Extend = "never",
         on_data_change: OnDataChange = "error",
         skip_steps: Sequence[Sequence[int]] = (),
+        windows: Windows = "stream",
+        mix_schedule: Sequence[Sequence[Any]] = (),
+        max_epochs: Mapping[str, float] | None = None,
+        at_max_epochs: AtMaxEpochs = "redistribute",
         val_by: ValBy = "none",
         batch_format: BatchFormat = "default",
         document_ids: bool = False,
@@ -224,6 +234,10 @@ class LanceDataModule(LightningDataModule):
             extend=extend,
             on_data_change=on_data_change,
             skip_steps=skip_steps,
+            windows=windows,
+            mix_schedule=mix_schedule or (),
+            max_epochs=max_epochs or {},
+            at_max_epochs=at_max_epochs,
             val_by=val_by,
             stage=stage,
             stage_bytes=stage_bytes,
@@ -310,7 +324,7 @@ class LanceDataModule(LightningDataModule):
             corpus.run(self.build)
         if self.verify:
             for corpus in self.corpora.values():
-                raise_if_damaged(corpus.location)
+                raise_if_damaged(corpus.on_disk())
 
     @property
     def _builds(self) -> bool:
@@ -691,6 +705,10 @@ class LanceDataModule(LightningDataModule):
             shuffle_block=options.shuffle_block,
             where=options.where,
             mix=options.mix,
+            windows=options.windows,
+            mix_schedule=options.mix_schedule,
+            max_epochs=options.max_epochs,
+            at_max_epochs=options.at_max_epochs,
         )
         grows = options.extend == "now"
         Cursor(selection, options.on_data_change, grows, options.skip_steps).check(state)

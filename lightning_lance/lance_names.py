@@ -6,7 +6,7 @@ No other module knows them.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 DATA = "data"
 TRANSACTIONS = "_transactions"
@@ -67,6 +67,13 @@ def manifest_of(version: int) -> str:
 def transaction_of(version: int, uuid: str) -> str:
     """Return the path of the transaction that made a version."""
     return f"{TRANSACTIONS}/{version - 1}-{uuid}.txn"
+
+
+def name_of(file: Any) -> str:
+    """Return the name of a data file, given Lance's description of it."""
+    # Its property `path` makes a class each time, which takes longer than all else for a file.
+    name: str = file._path
+    return name
 
 
 def data_file_at(name: str) -> str:

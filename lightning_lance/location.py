@@ -38,6 +38,9 @@ _LANCE = ".lance"
 _URL = re.compile(
     r"(?P<scheme>s3a?|gc?s|az|azure|abfss?|hf|https?|oss|memory):(?P<slashes>/+)(?P<rest>.*)", re.IGNORECASE | re.DOTALL
 )
+#: The folder of the store in a dataset repository of the Hub, as `lightning-lance push` writes it.
+HUB_STORE = "store.lance"
+_HUB_REPOSITORY = re.compile(r"hf://datasets/[^/]+/[^/]+")
 # Endings of files beside stores, first those that nothing else has.
 _STATUS = ".building.json"
 _UNIQUE_ENDINGS = (".store-lock", ".store-building.json", ".store-tokenizer.json")
@@ -219,6 +222,14 @@ def is_local(uri: str) -> bool:
     return "://" not in uri
 
 
+def check_not_on_hub(uri: str, what: str) -> None:
+    """Raise ConfigError if a store that is to be changed is on the Hub, where a change is a push."""
+    if uri.lower().startswith("hf://"):
+        raise ConfigError(
+            f"{what} changes a store, and {uri!r} is on the Hub: do it to a store on a disk, and lightning-lance push that."
+        )
+
+
 def store_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
     """Return the place of a store in one spelling, independent of the working folder and of links.
 
@@ -240,7 +251,7 @@ def store_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
 
 
 def given_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
-    """Return the place of a store as `store_place`, but with its links.
+    """Return the place of a store as `store_place`, but with its links; of a dataset repository of the Hub, its store.
 
     Raises:
         ConfigError: If it is not a place.
@@ -252,7 +263,8 @@ def given_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
         path = _decoded(file["path"])
         _check_text(name, path, "data/mine.lance")
     if not is_local(path):
-        return path.rstrip("/")
+        place = path.rstrip("/")
+        return f"{place}/{HUB_STORE}" if _HUB_REPOSITORY.fullmatch(place) else place
     # Not normalized: behind a link, `..` is another folder than in the text.
     return str(_absolute(path))
 

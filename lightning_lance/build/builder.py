@@ -26,7 +26,7 @@ from lightning_lance.maintenance.compaction import FULL_BYTES
 from lightning_lance.maintenance.removal import clean_up, fence_stale_builders, find_orphans
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import nearest
-from lightning_lance.sources.source import OpenedSource, Source
+from lightning_lance.sources.source import OpenedSource, ReadReport, Source
 from lightning_lance.store.provenance import stored_hashes
 from lightning_lance.tokenization.tokenizer import token_dtype
 
@@ -147,8 +147,9 @@ class Build:
         self._space = DiskSpaceCheck(plan, self._budget, self._opened)
         with BuildProgress(self._source.name, self._share(first)) as progress:
             self._fill(ledger, turn, progress, Pace(commit_tokens, commit_seconds, first))
-        if self._opened.trouble.incidents:
-            _log.warning("Source %r failed %s.", self._source.name, self._opened.trouble)
+        trouble = self._trouble()
+        if trouble.incidents:
+            _log.warning("Source %r failed %s.", self._source.name, trouble)
         if not ledger.met:
             self._check_found(ledger)
 
@@ -169,6 +170,10 @@ class Build:
         turn.progress(now.documents, now.tokens, share)
         if turn.lost:
             raise CommitConflict(f"Another process has taken over the build of {self._plan.uri!r}.")
+
+    def _trouble(self) -> ReadReport:
+        """Return the problems of the source so far."""
+        return self._opened.trouble
 
     def _share(self, commit: CommitMetadata) -> float:
         return self._budget.share(commit, len(self._opened.shards))

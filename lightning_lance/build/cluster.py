@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -24,7 +24,7 @@ from lightning_lance.build.coordination import BuildCoordinator
 from lightning_lance.build.ledger import Ledger
 from lightning_lance.build.progress import BuildProgress
 from lightning_lance.build.tasks import Decided, Work, key_of, run_cuts, run_merge, run_scan, run_unit
-from lightning_lance.build.unit import Unit
+from lightning_lance.build.unit import Unit, UnitResult
 from lightning_lance.build.unit_results import Written, read_result, results_at
 from lightning_lance.errors import LightningLanceError, SourceError, StoreError
 from lightning_lance.format.commit import append_commit, data_file_infos, newest_at, read_commit, replace_fragments
@@ -50,15 +50,17 @@ from lightning_lance.maintenance.removal import (
     unit_files,
 )
 from lightning_lance.messages.escaping import logger
-from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.formatting import format_bytes, pluralize
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.readers.cuts import Cut
-from lightning_lance.sources.source import Divisible
+from lightning_lance.sources.source import Divisible, ReadReport
 
 _log = logger(__name__)
 
 # Between two looks at the workers, the lease and the clock.
 _POLL_SECONDS = 0.2
+# A unit is slow that takes so many times as long as most.
+_SLOW = 3
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,13 @@ class Outcome:
         value: What it returned.
         error: What it raised; None if it returned.
         lost: Whether it may succeed elsewhere: its worker or node is gone, or its memory was too small.
+        memory: Bytes that were set aside for it, 0 for none, if it was stopped for want of memory; None if it was not.
     """
 
     value: Any = None
     error: BaseException | None = None
     lost: bool = False
+    memory: int | None = None
 
 
 class Workers(Protocol):
@@ -85,7 +89,10 @@ class Workers(Protocol):
         ...
 
     def submit(self, function: Callable[..., Any], *arguments: Any, tries: int = 0) -> Hashable:
-        """Run `function(work, *arguments)` on some worker; `tries` times it was lost before. Return the task."""
+        """Run `function(work, *arguments)` on some worker, and return the task.
+
+        `tries` times it was lost before; each time it gets twice the memory, up to all of a node.
+        """
         ...
 
     def ended(self, seconds: float) -> Sequence[tuple[Hashable, Outcome]]:
@@ -121,10 +128,12 @@ class _Piece:
         unit: The unit.
         state: Where it is.
         hashes: Hashes of its documents, once it was scanned.
+        bad: Why the rest of its shard is skipped, if the scan has found that.
         decided: The decision on its copies, once it was made.
         name: The name of the attempt at its rows.
         done: What that attempt has written, once it is done.
         tries: How often its worker was lost.
+        starved: How often of those it was stopped for want of memory.
         since: When its task began.
     """
 
@@ -132,10 +141,12 @@ class _Piece:
     state: _State = _State.NEW
     scan: UnitName | None = None
     hashes: np.ndarray | None = None
+    bad: Mapping[str, Any] | None = None
     decided: Decided | None = None
     name: UnitName | None = None
     done: tuple[UnitName, Written] | None = None
     tries: int = 0
+    starved: int = 0
     since: float = 0.0
 
 
@@ -147,11 +158,13 @@ class _Merge:
         paths: Their data files, committed ones first.
         made: The new fragment as JSON, or none, and the description of its file, once it is done.
         tries: How often its worker was lost.
+        starved: How often of those it was stopped for want of memory.
     """
 
     paths: list[str]
     made: tuple[list[str], dict[str, DataFileInfo]] | None = None
     tries: int = 0
+    starved: int = 0
 
 
 @dataclass
@@ -205,6 +218,11 @@ class ClusterBuild(Build):
         self._merge: _Merge | None = None
         # Shards whose rest is skipped, and the row where the unit begins that has found it.
         self._bad: dict[int, int] = {}
+        # What the workers' readers have counted and logged.
+        self._incidents: Counter[str] = Counter()
+        self._remarks: set[str] = set()
+        # Shards that are not queued yet.
+        self._ahead = len(self._shards)
         # Whether this build has made the first version, which has no rows.
         self._founded = False
         self._folded = 0
@@ -220,6 +238,10 @@ class ClusterBuild(Build):
         if self._running is None:
             raise ValueError("the workers are not there: the build has not begun, or was closed")
         return self._running
+
+    def _trouble(self) -> ReadReport:
+        trouble = self._opened.trouble
+        return replace(trouble, incidents=trouble.incidents + self._incidents)
 
     def undo(self) -> None:
         """Remove a local store that this build has founded, if it has no rows yet, and what `Build.undo` removes."""
@@ -293,10 +315,11 @@ class ClusterBuild(Build):
             more = more and self._add_pieces(shards, ledger)
             self._drop_rests()
             self._submit_pieces(ledger)
+            running = len(self._units_running())
             before = ledger.commit.text_bytes
             self._take_ended(ledger)
             self._fold_done(ledger)
-            progress.note(self._workers_line())
+            self._show_workers(progress, running)
             self._look(ledger, turn, progress, ledger.commit.text_bytes - before)
             if ledger.met or (not more and not self._queue):
                 break
@@ -319,6 +342,7 @@ class ClusterBuild(Build):
         cursor = ledger.next_unit()
         state = _State.UNCUT if isinstance(self._opened, Divisible) else _State.NEW
         for shard in range(cursor.shard, len(self._shards)):
+            self._ahead = len(self._shards) - shard - 1
             yield _Piece(Unit(shard, cursor.row if shard == cursor.shard else 0), state)
 
     def _add_pieces(self, shards: Iterator[_Piece], ledger: Ledger) -> bool:
@@ -419,7 +443,7 @@ class ClusterBuild(Build):
             if job is None or (isinstance(job, _Piece) and job not in self._queue):
                 continue  # not needed any more
             if outcome.error is not None:
-                self._lost(job, outcome.error, outcome.lost)
+                self._failed(job, outcome.error, outcome)
             elif isinstance(job, _Merge):
                 job.made = outcome.value
             elif job.state is _State.CUTTING:
@@ -432,30 +456,38 @@ class ClusterBuild(Build):
                 self._seconds.append(time.monotonic() - job.since)
         self._decide(ledger)
 
-    def _lost(self, job: _Piece | _Merge, error: BaseException, lost: bool) -> None:
+    def _failed(self, job: _Piece | _Merge, error: BaseException, outcome: Outcome) -> None:
         """Have a task done again that was lost. Raise any other error, and that of a task that was lost too often."""
-        if not lost:
+        if not outcome.lost:
             if isinstance(error, StoreError):
                 self._check_no_other_builder()
             raise error
         job.tries += 1
+        job.starved += outcome.memory is not None
         what = "A merge of fragments"
         if isinstance(job, _Piece):
-            what = self._described(job.unit)
+            what = f"{self._described(job.unit)},"
             job.state = _State.UNCUT if job.state is _State.CUTTING else _State.NEW
         said = in_one_line(error, 200)
         if job.tries > self._max_retries:
+            ended = f"has ended its worker {pluralize(job.tries, 'time')}"
+            if job.starved:
+                ended += f", {pluralize(job.starved, 'time')} for want of memory"
+            if outcome.memory:
+                ended += f", at last with {format_bytes(outcome.memory)} set aside for it"
             raise SourceError(
-                f"{what} has ended its worker {pluralize(job.tries, 'time')} ({said}): committed documents are safe; give a "
-                "worker more memory, or leave these rows out, and run again."
+                f"{what} {ended} ({said}): committed documents are safe; give a worker more memory, or leave these rows out, "
+                "and run again."
             ) from error
-        _log.warning("%s lost its worker and is done again (%d of %d): %s", what, job.tries, self._max_retries, said)
+        lost = "lost its worker" if outcome.memory is None else "ran out of memory"
+        more = "" if outcome.memory is None else "with twice the memory "
+        _log.warning("%s %s and is done again %s(%d of %d): %s", what, lost, more, job.tries, self._max_retries, said)
         if isinstance(job, _Merge):
             self._start_merge(job)
 
     def _described(self, unit: Unit) -> str:
         rows = f"from row {unit.row:,} on" if unit.end is None else f"rows {unit.row:,} to {unit.end - 1:,}"
-        return f"Shard {self._shards[unit.shard]!r} of source {self._source.name!r}, {rows},"
+        return f"Shard {self._shards[unit.shard]!r} of source {self._source.name!r}, {rows}"
 
     def _cut(self, piece: _Piece, cuts: Sequence[Cut]) -> None:
         """Put the parts of a shard into its place."""
@@ -465,7 +497,7 @@ class ClusterBuild(Build):
         ends = [*(cut.row for cut in behind), None]
         piece.unit = replace(piece.unit, end=ends[0], cut=before[-1] if before else None)
         piece.state = _State.NEW
-        piece.tries = 0
+        piece.tries = piece.starved = 0
         place = self._queue.index(piece) + 1
         for cut, end in zip(reversed(behind), reversed(ends), strict=False):
             self._queue.insert(place, _Piece(Unit(piece.unit.shard, cut.row, end, cut=cut)))
@@ -474,10 +506,15 @@ class ClusterBuild(Build):
         piece.hashes = written.result.hashes
         piece.state = _State.SCANNED
         result = written.result
+        self._tell(written)
         if result.bad_shard is not None:
             # Before the decision on copies, since those behind it are not stored.
             self._bad[piece.unit.shard] = min(piece.unit.row, self._bad.get(piece.unit.shard, piece.unit.row))
             self._drop_rests()
+            # It ends here even if it can be read when it is run: the hashes of what follows are not known.
+            piece.bad = result.bad_shard
+            end = piece.bad["row"] if result.next_row is None else result.next_row
+            piece.unit = replace(piece.unit, end=int(end))
         ended = result.ends_shard or (piece.unit.end is not None and result.next_row == piece.unit.end)
         if not ended and result.next_row is not None:
             # The scan has ended early, since it found as much as the budget needs.
@@ -494,9 +531,46 @@ class ClusterBuild(Build):
                 continue
             if piece.hashes is None:
                 return
-            piece.decided = Decided(piece.hashes, ledger.seen.add(piece.hashes))
+            piece.decided = Decided(piece.hashes, ledger.seen.add(piece.hashes), piece.bad)
             piece.state = _State.NEW
-            piece.tries = 0
+            piece.tries = piece.starved = 0
+
+    def _decide_again(self, broken: _Piece, result: UnitResult, ledger: Ledger) -> None:
+        """Decide again on the units behind one that was scanned further than it could be read: its copies are stored."""
+        if ledger.seen is None or broken.decided is None:
+            return
+        read = len(result.rows) + len(result.skipped.get("duplicate", ()))
+        lost = broken.decided.hashes[read:][broken.decided.new[read:]]
+        behind = [(piece, piece.decided) for piece in self._queue if piece.decided is not None]
+        ledger.seen.discard(np.concatenate([lost, *(known.hashes[known.new] for _, known in behind)]))
+        self._drop_rests()
+        for piece, known in behind:
+            if piece not in self._queue:
+                continue
+            new = ledger.seen.add(known.hashes)
+            if not np.array_equal(new, known.new):
+                piece.decided = known._replace(new=new)
+                self._begin_again(piece)
+
+    def _begin_again(self, piece: _Piece) -> None:
+        """Have a unit run anew, whatever of it is running or done."""
+        self._stop([task for task, job in self._tasks.items() if job is piece])
+        if piece.done is not None:
+            self._remove([piece.done[0]])
+        piece.done = None
+        piece.state = _State.NEW
+
+    def _stop(self, tasks: Sequence[Hashable]) -> None:
+        self._workers.cancel(tasks)
+        for task in tasks:
+            del self._tasks[task]
+
+    def _tell(self, written: Written) -> None:
+        """Log what a worker's reader has warned of, each warning once."""
+        for remark in written.remarks:
+            if remark not in self._remarks:
+                self._remarks.add(remark)
+                _log.warning("%s", remark)
 
     def _fold_done(self, ledger: Ledger) -> None:
         """Fold the first units, as far as they are done. One that crosses the budget is done again, with what is left."""
@@ -504,13 +578,16 @@ class ClusterBuild(Build):
             piece = self._queue[0]
             name, written = self._queue[0].done
             if ledger.needs(written.result) < len(written.result.rows):
-                self._remove([name])
-                piece.state = _State.NEW
-                piece.done = None
+                self._begin_again(piece)
                 return
             self._queue.popleft()
-            ledger.fold(written.result)
-            self._opened.trouble.incidents.update(written.incidents)
+            if written.result.next_row is None and written.result.ends_shard:
+                # Not one row was read, so there is nothing to note of this file.
+                ledger.end_shard(written.result.bad_shard)
+            else:
+                ledger.fold(written.result)
+            self._incidents.update(written.incidents)
+            self._tell(written)
             self._folded += 1
             pending = self._pending
             if written.fragment is not None:
@@ -518,10 +595,9 @@ class ClusterBuild(Build):
                 pending.files |= written.files
             pending.tokens += int(written.result.num_tokens.sum())
             pending.results += [each for each in (name, piece.scan) if each is not None]
-            bad = written.result.bad_shard
-            if bad is not None:
-                self._opened.trouble.bad_shards[piece.unit.shard] = dict(bad)
+            if written.result.bad_shard is not None:
                 self._bad[piece.unit.shard] = piece.unit.row
+                self._decide_again(piece, written.result, ledger)
                 self._drop_rests()
             if written.result.ends_shard:
                 self._check_first_shard(ledger)
@@ -536,13 +612,25 @@ class ClusterBuild(Build):
         paths = {name.result_path for name in names} | {data_file_at(name.data_name) for name in names}
         remove_unit_files(self._location, paths)
 
-    def _workers_line(self) -> str:
-        running = [piece for piece in self._tasks.values() if isinstance(piece, _Piece)]
+    def _units_running(self) -> list[_Piece]:
+        return [piece for piece in self._tasks.values() if isinstance(piece, _Piece)]
+
+    def _show_workers(self, progress: BuildProgress, running: int) -> None:
+        """Show the units; so many were running when some of them ended."""
         now = time.monotonic()
         usual = float(np.median(self._seconds)) if self._seconds else np.inf
-        slow = sum(now - piece.since > 3 * usual for piece in running)
-        line = f"{pluralize(self._folded, 'unit')}, {len(running)} running"
-        return f"{line}, {slow} slow" if slow else line
+        slow = [piece for piece in self._units_running() if now - piece.since > _SLOW * usual]
+        line = f"{pluralize(self._folded, 'unit')}, {running} running"
+        named = {"slowest": self._described(min(slow, key=lambda piece: piece.since).unit)} if slow else {}
+        progress.note(
+            f"{line}, {len(slow)} slow" if slow else line,
+            units_done=self._folded + sum(piece.done is not None for piece in self._queue),
+            units=self._folded + len(self._queue) + self._ahead,
+            units_running=running,
+            units_slow=len(slow),
+            workers=self._workers.slots,
+            **named,
+        )
 
     # Commits and merges.
 
@@ -639,8 +727,7 @@ class ClusterBuild(Build):
     def _drop_unneeded(self) -> None:
         """Stop the units behind the end of the budget. Their files go after the last commit."""
         self._queue.clear()
-        self._workers.cancel([task for task, job in self._tasks.items() if isinstance(job, _Piece)])
-        self._tasks = {task: job for task, job in self._tasks.items() if isinstance(job, _Merge)}
+        self._stop([task for task, job in self._tasks.items() if isinstance(job, _Piece)])
 
     def _wait_for_merges(self, merges: Sequence[_Merge], progress: BuildProgress) -> None:
         while any(merge.made is None for merge in merges):
@@ -650,7 +737,7 @@ class ClusterBuild(Build):
                 if not isinstance(job, _Merge):
                     continue
                 if outcome.error is not None:
-                    self._lost(job, outcome.error, outcome.lost)
+                    self._failed(job, outcome.error, outcome)
                 else:
                     job.made = outcome.value
 

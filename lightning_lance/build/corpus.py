@@ -17,12 +17,21 @@ from lightning_lance.build.waiting import wait_for
 from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import ConfigError
-from lightning_lance.location import StoreLocation, checked_storage_options, given_place, is_local, store_place
+from lightning_lance.location import (
+    StoreLocation,
+    check_not_on_hub,
+    checked_storage_options,
+    given_place,
+    is_local,
+    store_place,
+)
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.html import html_table
 from lightning_lance.messages.moved_names import moved_argument_of_corpus, moved_argument_of_prepare
 from lightning_lance.sources.local_paths import data_folder
 from lightning_lance.sources.source import Source
+from lightning_lance.store.hub import downloaded, hub_place
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.configs import TokenizerConfig, TrainedBPE
 from lightning_lance.tokenization.tokenizer import Tokenizer
@@ -81,6 +90,7 @@ class Corpus:
         self._given_uri: str | None = None
         if uri is not None and not (isinstance(uri, str) and not uri):
             self._given_uri = given_place(uri)
+            check_not_on_hub(self._given_uri, "A build")
         self._data_dir = data_folder(as_text(data_dir))
         self._val_fraction = val_fraction
         self._max_document_bytes = max_document_bytes
@@ -88,6 +98,18 @@ class Corpus:
 
     def __repr__(self) -> str:
         return f"Corpus({self.source!r}, {self.tokenizer_config!r}, {str(self.budget)!r})"
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: what the corpus is of. Reads nothing."""
+        place = self._given_uri or f"in {self.data_dir}, by its fingerprint"
+        rows = [
+            ["source", repr(self.source)],
+            ["tokenizer", repr(self.tokenizer_config)],
+            ["budget", str(self.budget)],
+            ["validation", f"{self._val_fraction:.1%} of the documents"],
+            ["place", place],
+        ]
+        return html_table("Corpus", [], rows)
 
     # Read only: the fingerprint is of them.
 
@@ -159,6 +181,10 @@ class Corpus:
     def tokenizer(self) -> Tokenizer:
         """The loaded tokenizer. ConfigError if it cannot be had."""
         return self.plan.tokenizer
+
+    def on_disk(self) -> StoreLocation:
+        """Return where its files are."""
+        return self.location
 
     def tokenizer_digests(self) -> set[str]:
         """Return the hashes by which stores may name the tokenizer."""
@@ -311,9 +337,47 @@ class ReadyStore:
             wait_for(self.location, options.wait_for_tokens)
         return False
 
+    def on_disk(self) -> StoreLocation:
+        """Return where its files are."""
+        return self.location
+
     def open(self, *, growing: bool = True) -> TokenStore:
         """Open the newest version."""
         return TokenStore.open(self.uri, storage_options=self.location.storage_options)
+
+
+@dataclass(frozen=True)
+class HubStore(ReadyStore):
+    """A store in a dataset repository of the Hub: each node downloads it once, and opens it on its disk."""
+
+    @cached_property
+    def _copy(self) -> str:
+        place = hub_place(self.uri)
+        if place is None:
+            raise ConfigError(f"The place {self.uri!r} is no dataset repository: expected hf://datasets/owner/name.")
+        return downloaded(place, self.location.storage_options or {})
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is on a disk of this machine: it will be."""
+        return True
+
+    def run(self, options: BuildOptions) -> bool:
+        """Download the store, unless it is there. Return False, since nothing is built."""
+        if options.wait_for_tokens is not None:
+            raise ConfigError(
+                f"wait_for_tokens is for a store that is being built: {self.uri} is a copy that stays as it is."
+            )
+        self.on_disk()
+        return False
+
+    def on_disk(self) -> StoreLocation:
+        """Return where the copy is. Downloads it if it is not there."""
+        return StoreLocation(self._copy)
+
+    def open(self, *, growing: bool = True) -> TokenStore:
+        """Open the copy."""
+        return TokenStore.open(self._copy)
 
 
 def corpora_of(given: Any, storage_options: Mapping[str, str] | None) -> dict[str, Corpus | ReadyStore]:
@@ -368,7 +432,10 @@ def _corpus_of(name: str, value: Any, storage_options: Mapping[str, str]) -> Cor
     if isinstance(value, Corpus):
         return value
     if isinstance(value, str) and value.strip():
-        return ReadyStore(StoreLocation(given_place(value, name), storage_options))
+        place = given_place(value, name)
+        if hub_place(value) is not None:
+            return HubStore(StoreLocation(value, storage_options))
+        return ReadyStore(StoreLocation(place, storage_options))
     if isinstance(value, Path | os.PathLike):
         return ReadyStore(StoreLocation(given_place(os.fspath(value), name), storage_options))
     raise not_a_corpus(name, value)

@@ -22,6 +22,8 @@ from lightning_lance.store.token_store import TokenStore
 _log = logger(__name__)
 
 _KNOWN = "{desc}: {percentage:3.0f}%|{bar}|{postfix} [{elapsed}<{remaining}]"
+# Without a commit, after which a line tells how the work goes on.
+_QUIET_SECONDS = 60.0
 # In a single shard without a budget, the rest is not known.
 _UNKNOWN = "{desc}{postfix} [{elapsed}]"
 
@@ -98,6 +100,9 @@ class BuildProgress:
     def __init__(self, name: str, share: float) -> None:
         self._name = name
         self._note = ""
+        self._more: Mapping[str, Any] = {}
+        self._now = share, 0, 0
+        self._told = time.perf_counter()
         self._begin = time.perf_counter()
         self._bytes = 0
         # disable=None: no bar if standard error is not a terminal.
@@ -124,33 +129,50 @@ class BuildProgress:
     def update(self, share: float, documents: int, tokens: int, text_bytes: int) -> None:
         """Show the share done, all documents and tokens, and the bytes of text since the last call."""
         self._bytes += text_bytes
+        self._now = share, documents, tokens
         self._bar.bar_format = _KNOWN if share else _UNKNOWN
         self._bar.set_postfix_str(self._figures(documents, tokens), refresh=False)
         self._bar.update(min(share, 1.0) - self._bar.n)
 
-    def note(self, text: str) -> None:
-        """Show how the work goes on beside the figures, such as the number of tasks."""
+    def note(self, text: str, **figures: Any) -> None:
+        """Show how the work goes on beside the figures, such as the number of tasks; lines for machines have it as figures.
+
+        Logged if there was no commit for long.
+        """
         self._note = text
+        self._more = figures
+        if time.perf_counter() - self._told > _QUIET_SECONDS:
+            self._log("running", "so far", *self._now)
 
     def committed(self, share: float, documents: int, tokens: int) -> None:
         """Log a commit, where there is no bar to show it."""
+        self._log("committed", "committed", share, documents, tokens)
+
+    def _log(self, event: str, done: str, share: float, documents: int, tokens: int) -> None:
+        self._told = time.perf_counter()
         percent = format_percent(share)
-        done = f" ({percent})" if percent else ""
+        after = f" ({percent})" if percent else ""
         _tell(
             logging.INFO if self._bar.disable else logging.DEBUG,
-            f"{self._name}: committed {self._figures(documents, tokens)}{done}.",
-            event="committed",
+            f"{self._name}: {done} {self._figures(documents, tokens)}{after}.",
+            event=event,
             source=self._name,
             documents=documents,
             tokens=tokens,
             share=round(share, 4),
             seconds=round(time.perf_counter() - self._begin, 1),
             text_bytes=self._bytes,
+            mb_per_second=round(self._rate(), 1),
+            **self._more,
         )
 
+    def _rate(self) -> float:
+        return self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
+
     def _figures(self, documents: int, tokens: int) -> str:
-        rate = self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
-        figures = f"{pluralize(documents, 'document')}, {format_tokens(tokens)}, {rate:,.1f} MB/s"
+        figures = f"{pluralize(documents, 'document')}, {format_tokens(tokens)}"
+        if self._bytes:  # tokens that are imported have no text
+            figures += f", {self._rate():,.1f} MB/s"
         return f"{figures}, {self._note}" if self._note else figures
 
 

@@ -7,6 +7,7 @@ its own name. So a task can run again, and two attempts at one unit can run at t
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -40,6 +41,9 @@ from lightning_lance.tokenization.tokenizer import Tokenizer, token_dtype
 
 # Bytes of text that a token has at most, on the average of any text that is worth training on.
 _MOST_BYTES_PER_TOKEN = 8
+# Warnings of one unit that the driver logs.
+_MOST_REMARKS = 20
+_RETRIES = "lightning_lance.readers.retry"
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ def key_of(work: Work, unit: Unit, decided: Decided | None = None) -> str:
     kept = None if decided is None else xxhash.xxh3_64_hexdigest(decided.hashes[decided.new].tobytes())
     rules = [entry["rule"] for entry in work.commit.forgotten]
     parts = [work.commit.fingerprint, unit.shard, unit.row, unit.end, rules, kept]
+    if decided is not None and decided.bad is not None:
+        parts.append("bad")
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
@@ -124,10 +130,12 @@ class Decided(NamedTuple):
     Attributes:
         hashes: (n,) uint64 hashes of the documents that are worth storing, in order.
         new: (n,) bool: which of them are stored.
+        bad: Why the rest of the shard is skipped, if the scan has found that. It counts even if the shard can be read now.
     """
 
     hashes: np.ndarray
     new: np.ndarray
+    bad: Mapping[str, Any] | None = None
 
 
 class _DecidedTexts:
@@ -146,6 +154,26 @@ class _DecidedTexts:
                 "The source gave other documents when it was read again: restore its files, and run again."
             )
         return self._decided.new[here]
+
+
+class _Remarks(logging.Handler):
+    """Collects the warnings about the source, which the driver logs: nobody reads the log of a worker."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # A retry that has helped is counted among the incidents.
+        if record.name != _RETRIES and len(self.found) < _MOST_REMARKS:
+            self.found.setdefault(record.getMessage())
+
+    def __enter__(self) -> _Remarks:
+        logging.getLogger("lightning_lance").addHandler(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        logging.getLogger("lightning_lance").removeHandler(self)
 
 
 def run_cuts(work: Work, shard: int, part_bytes: int) -> list[Cut]:
@@ -173,19 +201,20 @@ def run_scan(work: Work, unit: Unit, name: UnitName) -> None:
     documents = 0
     size = 0
     ended = True
-    for batch in part.read(unit.shard, unit.row):
-        sizes = np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), -1))
-        kept = ~np.logical_or.reduce([*skip_reasons(batch, sizes, work.long_documents).values()])
-        hashes.append(text_hashes(batch.column("text"))[kept])
-        covered = next_row(batch)
-        row = covered if covered is not None else int(batch.column("row")[-1].as_py()) + 1
-        documents += int(kept.sum())
-        size += int(sizes[kept].sum())
-        enough = unit.max_documents is not None and documents >= unit.max_documents
-        enough |= unit.max_tokens is not None and size >= _MOST_BYTES_PER_TOKEN * unit.max_tokens
-        if enough and row != unit.end:
-            ended = False
-            break
+    with _Remarks() as remarks:
+        for batch in part.read(unit.shard, unit.row):
+            sizes = np.asarray(pc.fill_null(pc.binary_length(batch.column("text")), -1))
+            kept = ~np.logical_or.reduce([*skip_reasons(batch, sizes, work.long_documents).values()])
+            hashes.append(text_hashes(batch.column("text"))[kept])
+            covered = next_row(batch)
+            row = covered if covered is not None else int(batch.column("row")[-1].as_py()) + 1
+            documents += int(kept.sum())
+            size += int(sizes[kept].sum())
+            enough = unit.max_documents is not None and documents >= unit.max_documents
+            enough |= unit.max_tokens is not None and size >= _MOST_BYTES_PER_TOKEN * unit.max_tokens
+            if enough and row != unit.end:
+                ended = False
+                break
     found = np.concatenate(hashes)
     none = np.zeros(0, np.int64)
     bad = work.opened.trouble.bad_shards.get(unit.shard) if ended else None
@@ -200,7 +229,7 @@ def run_scan(work: Work, unit: Unit, name: UnitName) -> None:
         bad_shard=bad,
         hashes=found,
     )
-    write_result(work.location, name, Written(key_of(work, unit), result))
+    write_result(work.location, name, Written(key_of(work, unit), result, remarks=[*remarks.found]))
 
 
 def run_unit(work: Work, unit: Unit, name: UnitName, decided: Decided | None = None) -> None:
@@ -233,7 +262,7 @@ def run_unit(work: Work, unit: Unit, name: UnitName, decided: Decided | None = N
         None if decided is None else _DecidedTexts(decided),
     )
     whole = True
-    with closing(batches), closing(rows):
+    with _Remarks() as remarks, closing(batches), closing(rows):
         for _, batch in batches:
             if batch is None:
                 break
@@ -243,12 +272,14 @@ def run_unit(work: Work, unit: Unit, name: UnitName, decided: Decided | None = N
                 whole = False
                 break
         rows.put(packer.flush())
-        result = _end_of(work, unit, results, whole)
+        bad = None if decided is None else decided.bad
+        result = _end_of(work, unit, results, whole, bad)
         fragments, files = rows.written()
         incidents = dict(work.opened.trouble.incidents)
         key = key_of(work, unit, decided)
         try:
-            write_result(work.location, name, Written(key, result, fragments, files, incidents, whole))
+            written = Written(key, result, fragments, files, incidents, [*remarks.found], whole)
+            write_result(work.location, name, written)
         except OSError as error:
             rows.remove()
             raise StoreError(
@@ -268,14 +299,16 @@ def _fold(work: Work, ledger: Ledger, packer: Packer, batch: EncodedBatch, rows:
     return without_hashes(result)
 
 
-def _end_of(work: Work, unit: Unit, results: Sequence[UnitResult], whole: bool) -> UnitResult:
-    """Return the results of a unit as one, with its end."""
+def _end_of(
+    work: Work, unit: Unit, results: Sequence[UnitResult], whole: bool, bad: Mapping[str, Any] | None
+) -> UnitResult:
+    """Return the results of a unit as one, with its end; `bad` says why the rest of the shard is skipped, if that is known."""
     none = np.zeros(0, np.int64)
     nothing = UnitResult(unit.shard, none, none, none, _no_documents(work))
     result = joined([nothing, *results])
     if not whole:
         return result
-    bad = work.opened.trouble.bad_shards.get(unit.shard)
+    bad = work.opened.trouble.bad_shards.get(unit.shard, bad)
     ends = unit.end is None or bad is not None
     return replace(result, ends_shard=ends, bad_shard=bad, next_row=result.next_row if ends else unit.end)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Written:
         fragment: Its fragment as Lance's JSON; None if it has no rows.
         files: The description of its data file, by name.
         incidents: Failures of the source that were retried, by kind.
+        remarks: Warnings about the source that its reader has logged.
         whole: Whether it was read to its end, rather than to the end of the budget.
     """
 
@@ -46,6 +47,7 @@ class Written:
     fragment: str | None = None
     files: Mapping[str, DataFileInfo] = field(default_factory=dict)
     incidents: Mapping[str, int] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
     whole: bool = True
 
 
@@ -61,6 +63,7 @@ def write_result(location: StoreLocation, name: UnitName, written: Written) -> N
         "fragment": written.fragment,
         "files": properties_of(written.files),
         "incidents": dict(written.incidents),
+        "remarks": list(written.remarks),
         "whole": written.whole,
     }
     columns: dict[str, pa.Array] = {
@@ -118,6 +121,7 @@ def read_result(location: StoreLocation, name: UnitName) -> Written:
             None if fragment is None else str(fragment),
             files_of(described["files"]),
             described["incidents"],
+            [str(remark) for remark in described.get("remarks", [])],
             bool(described["whole"]),
         )
     except (pa.ArrowInvalid, KeyError, ValueError, TypeError, AttributeError) as error:

@@ -32,9 +32,13 @@ COMMANDS = {
         opened, the state says why. Times of last use are as exact as the file system's.""",
     ),
     "info": (
-        f"URI [format=json] {_STORAGE}",
+        f"URI [report=FILE] [counts=FILE] [KEY=VALUE ...] [format=json] {_STORAGE}",
         """Say all about a token store: its settings, documents and tokens of each language and split, its versions and
-        what keeps them, and its disk space. Nothing is changed.""",
+        what keeps them, and its disk space. Nothing is changed. report=out.html writes a page with charts and some windows
+        instead, which needs no network, and counts=out.parquet how often each token occurs. Both read sample=20_000_000 tokens
+        at most; sample=all reads all. Of the page: context_length=1024, windows=24, seed=0, and for a planned run max_steps,
+        batch_size, world_size and mix.LANGUAGE=WEIGHT. tokenizer=x.tokenizer.json spells the tokens of a store in a bucket.
+        overwrite=true replaces a file that is no earlier report.""",
     ),
     "verify": (
         f"URI [sample=SHARE] [format=json] {_STORAGE}",
@@ -59,6 +63,19 @@ COMMANDS = {
         """Remove a whole token store, with its tokenizer beside it. Asks first; without a terminal, yes=true is needed. Only a
         token store is removed, and only if no process builds it or trains on it. ignore_runs=true ignores runs without a
         checkpoint that were killed.""",
+    ),
+    "card": (
+        f"URI [out=FILE] [repo=owner/name] [format=json] {_STORAGE}",
+        """Write the data card of a token store (README.md, or the file out), and its Croissant metadata, croissant.json, beside
+        it: source, filters, tokenizer, licenses, documents and tokens, and how to load it. Only files that a card has written
+        are overwritten. repo=owner/name writes it for that repository of the Hub, as push does.""",
+    ),
+    "push": (
+        "URI owner/name [private=true] [rules=true] [format=json]",
+        """Upload the newest version of a token store to a dataset repository of the Hugging Face Hub, with its tokenizer, its
+        data card and its Croissant metadata, as one commit. The repository is created if it does not exist; private=true makes
+        it private. Run it again after an interruption: what is uploaded is not uploaded again. rules=true allows to publish
+        the rules by which documents were removed, with their values.""",
     ),
     "show": (
         f"[RUN|CKPT|URI] [step=N|A:B] [rank=R] [window=W] [search=REGEX] [by=COLUMN] [KEY=VALUE ...] [format=json] {_STORAGE}",
@@ -123,11 +140,11 @@ def read_words(
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--storage-option", action="append", default=[], metavar="KEY=VALUE", help=_OPTION_HELP)
     given, unknown = parser.parse_known_intermixed_args(arguments)
-    if name in _PLACES and (not given.words or _is_pair(given.words[0])):
+    if name in _PLACES and (not given.words or is_pair(given.words[0])):
         given.words.insert(0, _PLACES[name])
     places = given.words[:number]
     words = given.words[number:]
-    wrong = [*unknown, *filter(_is_pair, places)]
+    wrong = [*unknown, *filter(is_pair, places)]
     if wrong or len(places) < number or not all(places):
         expect(name, wrong[0] if wrong else " ".join(filter(None, places)) or "nothing")
     # Where options are given as such, a column may be called azure_x.
@@ -137,8 +154,8 @@ def read_words(
     options: dict[str, str] = {}
     marked = [(word, True) for word in given.storage_option] + [(word, word.startswith(prefixes)) for word in words]
     for word, is_option in marked:
-        key, is_pair, value = word.partition("=")
-        if not is_pair or not (is_option or keys is None or key in keys):
+        key, equals, value = word.partition("=")
+        if not equals or not (is_option or keys is None or key in keys):
             expect(name, word)
         if key in (options if is_option else pairs):
             fail(f"{key} is given twice: give it once, and the other to another run.")
@@ -147,7 +164,8 @@ def read_words(
     return places, pairs, options
 
 
-def _is_pair(word: str) -> bool:
+def is_pair(word: str) -> bool:
+    """Return whether a word of a command line is a key=value pair, and not a place."""
     # A place may have a = in it, as Lightning's checkpoints do.
     return "=" in word and "://" not in word and not Path(word).exists()
 

@@ -35,6 +35,8 @@ CONF = "lightning_lance.conf"
 _OF_A_BUILD = re.compile(r"\+*((corpus|source|tokenizer|engine)[.=]|build\.(?!wait_for_tokens)\w+=)")
 # Nodes of the configuration whose keys are named without the node in errors.
 _NODES = ("corpus", "data", "build")
+# Groups whose options each have a key of their own.
+_CHOSEN = ("logger", "watch")
 # Keys that are not English words, so that they mean the key anywhere in a sentence.
 _NO_WORDS = ("uri", "fim")
 # OmegaConf's error for a reference to a missing key.
@@ -285,6 +287,8 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     place = str(error.full_key).rpartition(".")[0]
     if not place:
         return _unknown_root_key(str(error.key), parent)
+    if place in _CHOSEN and files(CONF).joinpath(place, f"{error.key}.yaml").is_file():
+        return f"There is no key {error.full_key!r}, since {error.key} is not chosen: add {place}={error.key}."
     other = f"; another {place} may be chosen, as in {place}=files" if place == "source" else ""
     return (
         f"There is no key {error.full_key!r}: {_did_you_mean(str(error.key), known)}{place} has "

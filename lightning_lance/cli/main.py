@@ -13,6 +13,7 @@ from lightning_lance.cli.arguments import ending_in_a_sentence, read_arguments
 from lightning_lance.cli.convert import export_command, import_command
 from lightning_lance.cli.doctor import doctor_command
 from lightning_lance.cli.overrides import shown_override
+from lightning_lance.cli.publishing import card_command, push_command
 from lightning_lance.cli.runs import show_command, where_command
 from lightning_lance.cli.stores import (
     clean_command,
@@ -55,11 +56,13 @@ lightning-lance doctor key=value ...    check what could spoil a run before it b
 lightning-lance import FORMAT PLACE ... make a token store of tokens of nanogpt, megatron, parquet, mds or litdata
 lightning-lance export URI FORMAT PLACE write a token store as nanogpt, megatron or parquet
 lightning-lance list [DIR]              list the token stores in a folder or bucket: source, tokens, size, last use, state
-lightning-lance info URI                say all about a token store: settings, languages and splits, versions, disk space
+lightning-lance info URI                say all about a token store; report=out.html writes it as a page with charts and windows
 lightning-lance verify URI              check a token store against its checksums; sample=0.1 reads a tenth of its files
 lightning-lance forget URI key=value    leave out documents for good, as in repo=owner/name; dry_run=true only counts them
 lightning-lance clean URI|DIR           mend damaged tags, remove what dead builders left, and say what was done
 lightning-lance remove URI              remove a whole token store, after a question
+lightning-lance card URI                write a data card with licenses, sources and counts, and Croissant metadata
+lightning-lance push URI owner/name     upload a token store with its card to the Hugging Face Hub; private=true hides it
 lightning-lance show [RUN] step=N       show a batch of a run as the model gets it, past or to come; search=REGEX, by=repo
 lightning-lance where [RUN] key=value   list the steps of a run that have a document, as in document=12:3456
 lightning-lance verify-resume CKPT|DIR  show that a run goes on exactly where a checkpoint was saved
@@ -69,7 +72,7 @@ Keys are those of the configuration: source=github_code 'languages=[Python]' tok
 lightning-lance prepare --cfg job       show the configuration
 lightning-lance prepare --help          show the keys that it reads, and the options of the groups
 lightning-lance COMMAND --help          say more of another command
-format=json makes import, export, list, info, verify, forget, clean, remove, doctor, show and where print JSON in one line.
+format=json makes all commands but train, prepare and verify-resume print JSON in one line.
 """
 
 # A command imports what it needs once its arguments are right: Hydra, Lance and numpy take long.
@@ -107,7 +110,7 @@ def _prepare(config: DictConfig) -> None:
         was_built = corpus.run(build)
         store = corpus.open(growing=build.wait_for_tokens is not None)
         if data["verify"]:
-            raise_if_damaged(corpus.location)
+            raise_if_damaged(corpus.on_disk())
         if not was_built:
             tell_stored(store)
 
@@ -155,6 +158,8 @@ _RUN: Mapping[str, Callable[[Sequence[str]], None]] = {
     "remove": remove_command,
     "import": import_command,
     "export": export_command,
+    "card": card_command,
+    "push": push_command,
     "doctor": doctor_command,
     "show": show_command,
     "where": where_command,

@@ -17,7 +17,7 @@ from lightning_lance.messages.formatting import pluralize
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from lightning_lance.inspection.show import ShownDocument, ShownWindow
+    from lightning_lance.inspection.show import Ranked, ShownDocument, ShownWindow
     from lightning_lance.inspection.where import Seen
     from lightning_lance.serving.loader import WindowLoader
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _NOTHING_CHANGED = "nothing was changed."
 # Keys of `show` that are numbers, and its other ones.
 _NUMBERS = ("rank", "window", "batch_size", "world_size", "context_length", "seed")
-_OF_SHOW = (*_NUMBERS, "step", "search", "by", "order", "split", "remainder", "format", "uri")
+_OF_SHOW = (*_NUMBERS, "step", "search", "by", "order", "split", "windows", "remainder", "tokenizer", "format", "uri")
 # Keys of `where` that are no words of a document.
 _OF_WHERE = ("until", "batch_size", "world_size", "format", "uri")
 # Steps that a search looks through where none are given.
@@ -34,6 +34,7 @@ _SEARCHED = 100
 # Lines of a document that are shown where no window is chosen, and rows of a table.
 _LINES = 6
 _ROWS = 30
+_RANKED = 10
 # What a person reads first of a document.
 _FIRST = ("id", "repo", "path", "language", "license")
 
@@ -51,7 +52,9 @@ def show_command(arguments: Sequence[str]) -> None:
     rank = numbers.pop("rank", None)
     window = numbers.pop("window", None)
     settings: dict[str, Any] = {**numbers}
-    settings.update({key: pairs[key] for key in ("order", "split", "remainder") if key in pairs})
+    settings.update(
+        {key: pairs[key] for key in ("order", "split", "windows", "remainder", "tokenizer") if key in pairs}
+    )
     with ending_in_a_sentence(_NOTHING_CHANGED):
         loader = _opened(place, options, uris, settings)
         world_size = loader.batching["world_size"]
@@ -144,7 +147,11 @@ def _opened(
     if not checkpoints and configuration.is_file():
         from lightning_lance.cli.hydra_app import loader_of
 
-        return loader_of(configuration, settings)
+        given = {key: value for key, value in settings.items() if key != "tokenizer"}
+        loader = loader_of(configuration, given)
+        for store in loader.stores.values() if "tokenizer" in settings else ():
+            store.take_tokenizer(settings["tokenizer"])
+        return loader
     return open_run(place, options, uris=uris, **settings)
 
 
@@ -156,17 +163,40 @@ def _show(loader: WindowLoader, step: int, rank: int, window: int | None, place:
         raise ConfigError(f"window is {window}: expected one of the {len(windows)} windows of the batch, from 0.")
     chosen = windows if window is None else [windows[window]]
     left_out = loader.leaves_out(step)
+    by_loss = _by_loss(windows, place, step, rank)
     if as_json:
         numbers = {"step": step, "rank": rank, "world_size": loader.batching["world_size"], "left_out": left_out}
-        say_json({"run": place, **numbers, "windows": chosen})
+        say_json({"run": place, **numbers, "by_loss": by_loss, "windows": chosen})
         return
     when = "left out (skip_steps)" if left_out else "served" if step < loader.step else "to come"
     say(
         f"step {step:,} of {place}, rank {rank} of {loader.batching['world_size']} ({when}): "
         f"{pluralize(len(windows), 'window')} of {loader.context_length:,} + 1 tokens"
     )
+    if by_loss:
+        say("", "The documents by their share of the loss of this batch:")
+        cells: list[list[str | None]] = []
+        for row in by_loss[:_RANKED]:
+            cells.append([f"{row.share:.1%}", f"{row.loss:.4g}", f"{row.tokens:,}", str(row.window), _named(row.about)])
+        titles = ("SHARE", "LOSS", "TOKENS", "WINDOW", "DOCUMENT")
+        say(*table(titles, cells, titles[:4]))
     for one in chosen:
         _print(_window_shown(one, len(loader.stores) > 1, window is not None))
+
+
+def _by_loss(windows: list[ShownWindow], place: str, step: int, rank: int) -> list[Ranked]:
+    """Return the documents by their share of the loss, if the run wrote the losses of this batch (`LossByDocument`)."""
+    from lightning_lance.inspection.show import ranked
+    from lightning_lance.inspection.spikes import read_losses, steps_with_losses
+
+    folder = place if Path(place).is_dir() else str(Path(place).parent.parent)
+    if (step, rank) not in steps_with_losses(folder):
+        return []
+    return ranked(windows, read_losses(folder, step, rank))
+
+
+def _named(about: Mapping[str, Any]) -> str:
+    return " · ".join(str(value) for value in _in_order(about) if value not in (None, ""))
 
 
 def _window_shown(window: ShownWindow, several: bool, whole: bool) -> Text:
@@ -176,8 +206,7 @@ def _window_shown(window: ShownWindow, several: bool, whole: bool) -> Text:
     of_store = f" of {shown(window.store)}" if several else ""
     text.append(f"\nwindow {window.number}, token {window.start:,}{of_store}, epoch {window.epoch}\n", "bold")
     for document in window.documents:
-        about = " · ".join(shown(str(value)) for value in _in_order(document.about) if value not in (None, ""))
-        text.append(f"[{document.begin}:{document.end}] {about}\n", "cyan")
+        text.append(f"[{document.begin}:{document.end}] {shown(_named(document.about))}\n", "cyan")
         text.append_text(_document_shown(document, whole))
     return text
 
@@ -233,7 +262,7 @@ def _search(loader: WindowLoader, steps: range, ranks: range, pattern: str, as_j
     matches = 0
     for one in found:
         matches += 1
-        about = " · ".join(shown(str(value)) for value in _in_order(one.about) if value not in (None, ""))
+        about = shown(_named(one.about))
         line = Text(f"step {one.step:,} rank {one.rank} window {one.window} ", "bold").append(
             f"{about}: ", "cyan not bold"
         )
@@ -276,7 +305,7 @@ def _say_seen(loader: WindowLoader, rule: Mapping[str, str], seen: Seen) -> None
     for one in seen.sightings[:_ROWS]:
         step = None if one.step is None else f"{one.step:,}"
         about = {key: value for key, value in seen.documents[one.document].items() if key not in ("store", "tokens")}
-        document = " · ".join(str(value) for value in _in_order(about) if value not in (None, ""))
+        document = _named(about)
         cells.append(
             [step, str(one.rank), str(one.window), str(one.epoch), one.state, f"{one.begin}:{one.end}", document]
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, read_arguments, wants_json
 from lightning_lance.cli.tables import in_words, say_json, table, time_shown
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _NOTHING_CHANGED = "nothing was changed."
 # Columns of numbers.
 _NUMBERS = ("VERSION", "DOCUMENTS", "TOKENS", "SIZE")
+# Keys of `info` that are numbers.
+_NUMBERS_OF_REPORT = ("sample", "context_length", "windows", "seed", "max_steps", "batch_size", "world_size")
 # Keys of `forget` that are no words of a document.
 _OF_FORGET = ("purge", "dry_run", "future", "format")
 
@@ -59,8 +61,14 @@ def _line(store: StoreSummary) -> list[str | None]:
 
 def info_command(arguments: Sequence[str]) -> None:
     """Run `lightning-lance info`."""
-    uri, pairs, options = read_arguments("info", arguments, ("format",))
+    uri, pairs, options = read_arguments("info", arguments)
     as_json = wants_json("info", pairs)
+    asked = _asked_of_report(pairs)
+    if "report" in pairs or "counts" in pairs:
+        _write_reports(uri, pairs, asked, options, as_json)
+        return
+    if asked:
+        fail(f"{next(iter(asked))} is about a report: give report=out.html too, the place of the page.")
     from lightning_lance.inspection.summary import describe_store
 
     with ending_in_a_sentence(_NOTHING_CHANGED):
@@ -70,6 +78,74 @@ def info_command(arguments: Sequence[str]) -> None:
         say_json({**vars(facts.pop("summary")), **facts})
     else:
         _say_info(info)
+
+
+def _asked_of_report(pairs: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the pairs of `info` ask of its report."""
+    asked: dict[str, Any] = {}
+    mix: dict[str, float] = {}
+    for key, value in pairs.items():
+        group, dot, language = key.partition(".")
+        if key in ("report", "counts", "format"):
+            continue
+        if key == "overwrite":
+            asked[key] = is_set("info", pairs, key)
+        elif key == "sample" and value == "all":
+            asked[key] = None
+        elif key == "tokenizer":
+            asked[key] = value
+        elif key in _NUMBERS_OF_REPORT:
+            asked[key] = _number_of("info", key, value)
+        elif dot and group == "mix":
+            mix[language] = _weight_of("info", key, value)
+        else:
+            expect("info", f"{key}={value}")
+    return {**asked, "mix": mix} if mix else asked
+
+
+def _number_of(name: str, key: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        fail(f"{key} is {value}: expected a whole number, as in {name} URI report=out.html {key}=1000.")
+
+
+def _weight_of(name: str, key: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        fail(f"{key} is {value}: expected a weight, as in {name} URI report=out.html {key}=0.5.")
+
+
+def _write_reports(
+    uri: str, pairs: Mapping[str, str], asked: Mapping[str, Any], options: Mapping[str, str], as_json: bool
+) -> None:
+    from lightning_lance.inspection.report.writing import write_report, write_token_counts
+
+    with ending_in_a_sentence("no file was written in part."):
+        if "report" in pairs:
+            written = write_report(uri, pairs["report"], counts=pairs.get("counts"), storage_options=options, **asked)
+        else:
+            for key in asked:
+                if key not in ("sample", "seed", "tokenizer", "overwrite"):
+                    fail(f"{key} is about a report: give report=out.html too, the place of the page.")
+            written = write_token_counts(uri, pairs["counts"], storage_options=options, **asked)
+    files = {name: pairs[name] for name in ("report", "counts") if name in pairs}
+    if as_json:
+        say_json(
+            {
+                "uri": uri,
+                **files,
+                "exact": written.is_exact,
+                "tokens": written.tokens,
+                "tokens_read": written.tokens_read,
+            }
+        )
+        return
+    basis = f"all {format_tokens(written.tokens)}"
+    if not written.is_exact:
+        basis = f"a sample of {format_tokens(written.tokens_read)}, sample=all reads all"
+    say(f"{uri}: written to {' and '.join(files.values())} ({basis}).")
 
 
 def _say_info(info: StoreInfo) -> None:

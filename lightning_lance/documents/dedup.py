@@ -73,3 +73,8 @@ class SeenHashes:
                 merged.sort(kind="stable")  # merges two sorted halves in one pass
                 self._runs.append(merged)
         return new
+
+    def discard(self, hashes: np.ndarray) -> None:
+        """Forget texts by their hashes: the next ones like them are new."""
+        left = [run[np.isin(run, hashes, invert=True)] for run in self._runs]
+        self._runs = [run for run in left if len(run)]

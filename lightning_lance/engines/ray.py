@@ -6,11 +6,13 @@ Ray's logs, so they are references; the work itself, with the options of its fil
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,19 +22,20 @@ from lightning_lance.build.builder import Build
 from lightning_lance.build.cluster import ClusterBuild, Outcome
 from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.build.tasks import Work
-from lightning_lance.errors import ConfigError, described, is_count
+from lightning_lance.errors import ConfigError, LightningLanceError, described, is_count
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.location import with_all_options
 from lightning_lance.maintenance.compaction import FULL_BYTES
 from lightning_lance.messages.redaction import in_one_line
+from lightning_lance.readers.retry import set_gate
 from lightning_lance.sources.source import Source
+from lightning_lance.type_hints import is_number
 
-# By name, since Ray is imported later: the worker, its node or what it had made is gone, or its memory was too small.
+# By name, since Ray is imported later: the worker, its node or what it had made is gone.
 _LOST = {
     "WorkerCrashedError",
     "NodeDiedError",
     "ObjectLostError",
-    "OutOfMemoryError",
     "LocalRayletDiedError",
     "ActorDiedError",
     "TaskUnschedulableError",
@@ -40,6 +43,7 @@ _LOST = {
 
 _HOST_AND_PORT = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
 _CONNECT_SECONDS = 10
+_NO_MODULE = re.compile(r"No module named '(?P<package>\w+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +51,15 @@ class RayEngine:
     """Builds on a Ray cluster.
 
     Attributes:
-        address: Address of the cluster, such as `auto` or `ray://head:10001`; None for the one of `RAY_ADDRESS`, or else a new
-            one on this machine.
+        address: Address of the cluster, such as `auto` or `ray://head:10001`; None for the one of `RAY_ADDRESS`, that of `ray
+            start` on this machine, or else a new one.
         num_cpus: Cores of each task.
         max_in_flight: Tasks at a time; None for as many as the cluster has cores for.
         max_lead: Units ahead of the last commit, running and finished; None for four times as many as tasks.
         unit_bytes: Bytes of text after which a large shard is cut into another unit.
         max_retries: How often a unit is done again that has lost its worker.
+        hub_requests_per_second: Requests to the Hub that all tasks together send in a second; None for no limit. With one, a
+            task that the Hub asks to wait has all others wait too.
 
     Raises:
         ConfigError: If a value cannot be used.
@@ -67,6 +73,7 @@ class RayEngine:
     max_lead: int | None = None
     unit_bytes: int = FULL_BYTES
     max_retries: int = 3
+    hub_requests_per_second: float | None = None
 
     def __post_init__(self) -> None:
         if self.address is not None and not isinstance(self.address, str):
@@ -78,6 +85,11 @@ class RayEngine:
                 self._check(name, getattr(self, name))
         if self.max_retries != 0:
             self._check("max_retries", self.max_retries)
+        rate = self.hub_requests_per_second
+        if rate is not None and not (is_number(rate) and 0 < rate < math.inf):
+            raise ConfigError(
+                f"engine.hub_requests_per_second is {described(rate)}: expected a number above 0, or null for no limit."
+            )
 
     def _check(self, name: str, value: Any) -> None:
         if not is_count(value):
@@ -127,11 +139,14 @@ def _check_reachable(address: str | None) -> None:
         raise _no_cluster(address, error) from error
 
 
-def _no_cluster(address: str | None, error: Exception) -> ConfigError:
-    where = "on this machine" if address is None else f"at {address!r}"
+def _place(address: str | None) -> str:
+    return "on this machine" if address is None else f"at {address!r}"
+
+
+def _no_cluster(address: str | None, error: Exception, cure: str = "") -> ConfigError:
     return ConfigError(
-        f"There is no Ray cluster {where} ({in_one_line(error, 200)}): start one with 'ray start --head', or leave "
-        "engine.address and RAY_ADDRESS out for one of this build's own."
+        f"There is no Ray cluster {_place(address)} ({in_one_line(error, 200)}): {cure}start one with 'ray start --head', or "
+        "leave engine.address and RAY_ADDRESS out for one of this build's own."
     )
 
 
@@ -149,6 +164,10 @@ class RayWorkers:
     def __init__(self, engine: RayEngine, work: Work) -> None:
         self._ray = _ray()
         self._engine = engine
+        # The tasks, and the memory that is set aside for each.
+        self._running: dict[Any, int] = {}
+        # Whether a task has run out of memory.
+        self._starved = False
         self._started = not self._ray.is_initialized()
         if self._started:
             self._start()
@@ -156,10 +175,10 @@ class RayWorkers:
             with with_all_options():
                 self._work = self._ray.put(work)
             self._task = self._ray.remote(_run)
+            self._gate = self._made_gate()
         except BaseException:
             self.close()
             raise
-        self._running: dict[Any, int] = {}
 
     def _start(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -178,7 +197,10 @@ class RayWorkers:
                 runtime_env={"env_vars": self._environment()},
             )
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _no_cluster(address, error) from error
+            raise _no_cluster(address, error, "give its token by RAY_AUTH_TOKEN if it wants one, ") from error
+        except self._ray.exceptions.RayError as error:
+            # Such as a missing token of the cluster; its text has the cure.
+            raise ConfigError(f"The Ray cluster {_place(address)} cannot be used: {in_one_line(error, 700)}") from error
         finally:
             # Ray replaces it, and leaves it replaced.
             if main:
@@ -206,13 +228,43 @@ class RayWorkers:
     def submit(self, function: Callable[..., Any], *arguments: Any, tries: int = 0) -> Hashable:
         """Run `function(work, *arguments)` on some worker."""
         options: dict[str, Any] = {"num_cpus": self._engine.num_cpus, "max_retries": 0, "name": function.__name__}
+        memory = self._memory(tries)
+        if memory:
+            options["memory"] = memory
+        if not self._started:
+            options["runtime_env"] = {"env_vars": self._environment()}
         if tries:
-            # It may have needed more than it was given; and elsewhere, since its node may be ill.
+            # Elsewhere, since its node may be ill.
             options["scheduling_strategy"] = "SPREAD"
         # In a list, since Ray would unpack it for each task anew.
-        task = self._task.options(**options).remote([self._work], function.__name__, _version(), arguments)
-        self._running[task] = tries
+        common = [self._work, self._gate]
+        task = self._task.options(**options).remote(common, function.__name__, _version(), arguments)
+        self._running[task] = memory
         return _hashable(task)
+
+    def _memory(self, tries: int) -> int:
+        """Return the bytes to set aside for a task that was lost so often: twice as many each time, up to all of a node.
+
+        Ray does not bound a task by them, but has fewer run beside it. So as soon as a task has run out of memory, each new one
+        has its share set aside.
+        """
+        if not tries and not self._starved:
+            return 0
+        cores = self._engine.num_cpus
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        fit = [node for node in nodes if node.get("CPU", 0) >= cores and node.get("memory")]
+        if not fit:
+            return 0
+        share = min(node["memory"] * cores / node["CPU"] for node in fit)
+        return int(min(share * 2.0**tries, max(node["memory"] for node in fit)))
+
+    def _made_gate(self) -> Any:
+        rate = self._engine.hub_requests_per_second
+        if rate is None:
+            return None
+        # Started anew, it knows of no earlier request, which is harmless.
+        options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        return self._ray.remote(_Turns).options(**options).remote(rate)
 
     def ended(self, seconds: float) -> Sequence[tuple[Hashable, Outcome]]:
         """Wait so long for tasks to end, and return those that have."""
@@ -226,9 +278,12 @@ class RayWorkers:
         return [(_hashable(task), self._outcome(task)) for task in {*some, *done}]
 
     def _outcome(self, task: Any) -> Outcome:
-        self._running.pop(task)
+        memory = self._running.pop(task)
         try:
             return Outcome(self._ray.get(task))
+        except self._ray.exceptions.OutOfMemoryError as error:
+            self._starved = True
+            return Outcome(error=error, lost=True, memory=memory)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
             return Outcome(error=_explained(cause))
@@ -246,6 +301,7 @@ class RayWorkers:
     def close(self) -> None:
         """Stop all tasks, and the cluster if it was started for them."""
         self.cancel([*self._running])
+        self._gate = None  # which ends the actor
         if self._started:
             self._ray.shutdown()
 
@@ -261,12 +317,46 @@ def _version() -> str:
     return version("lightning-lance")
 
 
+class _Turns:
+    """Gives requests to the Hub their turns, evenly in time; an actor, so that it has all those of a cluster."""
+
+    def __init__(self, per_second: float) -> None:
+        self._gap = 1 / per_second
+        self._next = 0.0
+
+    def take(self) -> float:
+        """Return the seconds until the turn of one more request."""
+        now = time.monotonic()
+        turn = max(now, self._next)
+        self._next = turn + self._gap
+        return turn - now
+
+    def hold(self, seconds: float) -> None:
+        """Give no turn for so long."""
+        self._next = max(self._next, time.monotonic() + seconds)
+
+
+class _AtTurns:
+    """The gate of a worker; see `Gate`."""
+
+    def __init__(self, turns: Any) -> None:
+        self._turns = turns
+
+    def wait(self) -> None:
+        import ray
+
+        time.sleep(ray.get(self._turns.take.remote()))
+
+    def hold(self, seconds: float) -> None:
+        self._turns.hold.remote(seconds)
+
+
 # The work of the last build, by its reference: it holds a tokenizer, which takes a moment to load. With it, its source as
 # bytes.
 _loaded: dict[str, tuple[Work, bytes]] = {}
 
 
-def _run(work: Sequence[Any], name: str, version: str, arguments: Sequence[Any]) -> Any:
+def _run(common: Sequence[Any], name: str, version: str, arguments: Sequence[Any]) -> Any:
     """Run a task in a worker."""
     from lightning_lance.build import tasks
 
@@ -275,7 +365,8 @@ def _run(work: Sequence[Any], name: str, version: str, arguments: Sequence[Any])
             f"A worker of the cluster has lightning-lance {_version()}, and the driver {version}: install the same version on "
             "all nodes."
         )
-    return getattr(tasks, name)(_work_of(work[0]), *arguments)
+    set_gate(None if common[1] is None else _AtTurns(common[1]))
+    return getattr(tasks, name)(_work_of(common[0]), *arguments)
 
 
 def _work_of(reference: Any) -> Work:
@@ -296,10 +387,17 @@ def _work_of(reference: Any) -> Work:
 
 
 def _explained(error: Exception) -> Exception:
-    """Return an error of a worker, with its cure if it lacks this package."""
-    if isinstance(error, ModuleNotFoundError) and "lightning_lance" in str(error):
+    """Return an error of a worker, with its cure if it lacks this package or another module."""
+    # Ray reports it as an error of its own if it cannot load the function or its arguments.
+    missing = None if isinstance(error, LightningLanceError) else _NO_MODULE.search(str(error))
+    if missing is None:
+        return error
+    if missing["package"] == "lightning_lance":
         return ConfigError(
             "A worker of the cluster lacks lightning-lance: install the same version on all nodes, or give it by Ray's "
             "runtime_env."
         )
-    return error
+    return ConfigError(
+        f"A worker of the cluster lacks the module {missing['package']!r}: install it on all nodes, or give it by Ray's "
+        "runtime_env."
+    )

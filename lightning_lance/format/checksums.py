@@ -163,8 +163,22 @@ def _write(location: StoreLocation, only: Collection[int] | None) -> None:
         transaction = transaction_of(version, dataset.read_transaction(version).uuid)
         if transaction in found:
             sums[transaction] = sum_of(session, transaction)
+    session.put(SUMS, _text_of(sums))
+
+
+def _text_of(sums: Mapping[str, Sum]) -> str:
     text = json.dumps(sums)
-    session.put(SUMS, json.dumps({"sums": text, "hash": xxhash.xxh3_64_hexdigest(text.encode())}))
+    return json.dumps({"sums": text, "hash": xxhash.xxh3_64_hexdigest(text.encode())})
+
+
+def sums_of_version(location: StoreLocation, version: int) -> str:
+    """Return the content of the file of checksums for a copy of a store that has one version only.
+
+    Raises:
+        ValueError: If the file of checksums is damaged.
+    """
+    known = read_sums(Root(location)) or {}
+    return _text_of({path: entry for path, entry in known.items() if version_of(path) == version})
 
 
 def listed_versions(sums: Mapping[str, Sum]) -> set[int]:

@@ -32,7 +32,7 @@ from lightning_lance.format.lance_io import (
     number_of,
 )
 from lightning_lance.format.layout import DataFileInfo, files_of, properties_of
-from lightning_lance.format.lineage import METADATA, check_unchanged, lineage_of, properties_at
+from lightning_lance.format.lineage import METADATA, Lineage, check_unchanged, lineage_of, properties_at
 from lightning_lance.format.metadata import CommitMetadata, check_format, commit_from, stored_metadata
 from lightning_lance.json_checks import field_of, json_of, metadata_of, object_of
 from lightning_lance.lance_names import manifest_of, transaction_of
@@ -196,8 +196,10 @@ def _uuid_of(location: StoreLocation, version: int) -> str | None:
     return None if dataset is None else str(dataset.read_transaction(version).uuid)
 
 
-def data_file_infos(dataset: Any | None) -> dict[str, DataFileInfo]:
+def data_file_infos(dataset: Any | None, lineage: Lineage | None = None) -> dict[str, DataFileInfo]:
     """Return information about the data files of an open dataset, if there is one, by path. It lacks files of other programs.
+
+    `lineage` is the lineage of the dataset, if it is known: to read it takes a third of a second for 10,000 files.
 
     Raises:
         StoreError: If it is damaged.
@@ -205,16 +207,9 @@ def data_file_infos(dataset: Any | None) -> dict[str, DataFileInfo]:
     if dataset is None:
         return {}
     with metadata_of(dataset.uri):
-        return files_of(_commit_properties(dataset) or {})
-
-
-def _commit_properties(dataset: Any) -> Mapping[str, str] | None:
-    """Return the transaction properties of the last commit up to the open version; None if there is none.
-
-    Other writes, such as a deletion or a compaction, make versions without commit metadata: the last commit's still holds.
-    """
-    committed = lineage_of(dataset).committed
-    return None if committed is None else properties_at(dataset, committed)
+        # Other writes, such as a deletion or a compaction, make versions without commit metadata: that of the last commit still
+        # holds.
+        return files_of((lineage or lineage_of(dataset)).properties or {})
 
 
 def is_commit(dataset: Any) -> bool:
@@ -245,14 +240,14 @@ def last_version(location: StoreLocation) -> tuple[int, CommitMetadata | None]:
     return 0, None
 
 
-def read_commit(dataset: Any, uri: str) -> CommitMetadata:
-    """Read the last commit of an open dataset.
+def read_commit(dataset: Any, uri: str, lineage: Lineage | None = None) -> CommitMetadata:
+    """Read the last commit of an open dataset; `lineage` is its lineage, if it is known.
 
     Raises:
         FormatError: If another version of this package wrote it, in another format.
         StoreError: If there is none, or it is damaged.
     """
-    properties = _commit_properties(dataset)
+    properties = (lineage or lineage_of(dataset)).properties
     if properties is None:
         raise StoreError(
             f"The Lance dataset {uri!r} is not a token store: none of its versions was committed by this package; use "

@@ -20,6 +20,7 @@ from lightning_lance.documents.splits import FORGOTTEN, SPLITS
 from lightning_lance.errors import StoreError
 from lightning_lance.format.hashing import hash_tokens
 from lightning_lance.json_checks import count_of, field_of, json_of, list_of, object_of, text_of
+from lightning_lance.lance_names import name_of
 
 _FILES = "lightning_lance_files"
 # More rows than all parts of a store together have, and few enough for an int64 to count their tokens.
@@ -212,10 +213,10 @@ def layout_of(fragments: Iterable[Any], files: Mapping[str, DataFileInfo]) -> li
     """
     parts: list[StreamPart] = []
     for fragment in fragments:
-        if len(fragment.files) != 1 or fragment.deletion_file is not None or fragment.files[0].path not in files:
+        if len(fragment.files) != 1 or fragment.deletion_file is not None:
             return None
-        info = files[fragment.files[0].path]
-        if info.num_rows != fragment.physical_rows:
+        info = files.get(name_of(fragment.files[0]))
+        if info is None or info.num_rows != fragment.physical_rows:
             return None
         parts += info.parts
     return parts

@@ -38,10 +38,12 @@ class Lineage(NamedTuple):
     Attributes:
         committed: The last commit of this package that it was made from; None if there is none.
         operations: Lance's names of the operations of other programs since then, the oldest first.
+        properties: The properties of that commit's transaction; None if there is none.
     """
 
     committed: int | None
     operations: list[str]
+    properties: Mapping[str, str] | None
 
 
 class Change(NamedTuple):
@@ -72,7 +74,7 @@ def lineage_of(dataset: Any) -> Lineage:
     if properties is None:
         raise StoreError(f"Version {version} of {dataset.uri!r} was removed while it was read: try again.")
     if METADATA in properties:
-        return Lineage(version, [])
+        return Lineage(version, [], properties)
     versions = versions_of(dataset)
     operations: list[str] = []
     while True:
@@ -87,10 +89,11 @@ def lineage_of(dataset: Any) -> Lineage:
             if before != version - 1:
                 operations.append(_UNKNOWN)
         if before not in versions:
-            return Lineage(None, operations[::-1])
+            return Lineage(None, operations[::-1], None)
         version = before
-        if METADATA in (properties_at(dataset, version) or {}):
-            return Lineage(version, operations[::-1])
+        properties = properties_at(dataset, version) or {}
+        if METADATA in properties:
+            return Lineage(version, operations[::-1], properties)
 
 
 def properties_at(dataset: Any, version: int) -> Mapping[str, str] | None:
@@ -106,9 +109,12 @@ def _transaction_at(dataset: Any, version: int) -> Any | None:
         return None
 
 
-def change_of(dataset: Any, location: StoreLocation) -> Change | None:
-    """Return the changes of other programs to the open version since its commit; None if its rows are unchanged."""
-    committed, operations = lineage_of(dataset)
+def change_of(dataset: Any, location: StoreLocation, lineage: Lineage | None = None) -> Change | None:
+    """Return the changes of other programs to the open version since its commit; None if its rows are unchanged.
+
+    `lineage` is its lineage, if it is known.
+    """
+    committed, operations, _ = lineage or lineage_of(dataset)
     if committed is None or committed == int(dataset.version):
         return None
     before = dataset_at(location, committed)
@@ -146,7 +152,7 @@ def check_columns(dataset: Any, uri: str) -> None:
     """Raise StoreError if a version lacks columns of every store."""
     missing = [name for name in COLUMNS[:-1] if name not in dataset.schema.names]
     if missing:
-        committed, _ = lineage_of(dataset)
+        committed = lineage_of(dataset).committed
         raise StoreError(
             f"Version {dataset.version} of the token store {uri!r} has no column {', '.join(missing)}: another program has "
             f"dropped or renamed it; lance.dataset({uri!r}, version={committed}).restore() brings it back."

@@ -17,6 +17,7 @@ from lightning_lance.lance_names import (
     MAGIC,
     VERSIONS,
     belongs,
+    is_data_name,
     is_folder,
     is_lance_file,
     is_transaction,
@@ -99,6 +100,8 @@ def sizes_of(uri: str) -> dict[str, int]:
 
 def is_plain_name(name: str) -> bool:
     """Return whether a name of a data file stays within its folder."""
+    if is_data_name(name):
+        return True
     path = PurePosixPath(name)
     return name != "" and "\\" not in name and "\0" not in name and not path.is_absolute() and ".." not in path.parts
 

@@ -15,7 +15,7 @@ from lightning_lance.location import check_place
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.cursor import Cursor
-from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.serving.selection import WindowSelection, selected_by
 from lightning_lance.serving.skips import Skip
 from lightning_lance.type_hints import check_arguments
 
@@ -99,10 +99,9 @@ def _open_cursor(
     state: Mapping[str, Any], uris: Mapping[str, str], storage_options: Mapping[str, str] | None
 ) -> Cursor:
     stores = open_stores(state, uris, storage_options)
-    fields = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
     try:
         skip_steps = [skip["steps"] for skip in state.get("skips", ())]
-        cursor = Cursor(WindowSelection(stores, **{name: state[name] for name in fields}), skip_steps=skip_steps)
+        cursor = Cursor(WindowSelection(stores, **selected_by(state)), skip_steps=skip_steps)
     except ConfigError as error:
         raise StoreError(f"The checkpoint does not fit these stores: {error}") from error
     cursor.load_state_dict(state)
@@ -120,7 +119,7 @@ def _next_windows(cursor: Cursor) -> Iterator[str]:
         cursor.next_epoch(extend=False)
     positions = cursor.skips.take(cursor.value, min(_NEXT, cursor.left))
     found = cursor.locate(positions)
-    tokens = cursor.serving.read(found)
+    tokens = cursor.read(found)
     names = list(cursor.serving.stores)
     store = next(iter(cursor.serving.stores.values()))
     tokenizer = None

@@ -12,17 +12,20 @@ from lightning_lance.inspection.checkpoints import checkpoint_at, load_checkpoin
 from lightning_lance.location import StoreLocation, check_place, is_local, store_place
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
+from lightning_lance.serving.selection import selected_by
 from lightning_lance.store.token_store import TokenStore
 
 #: Where a checkpoint has what `WindowLoader.batching` says, and how many steps the run was to have.
 RUN = "lightning_lance"
 
-# What decides the windows, as a state has it.
-_SERVED = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
 # What may differ from the run, to look at it otherwise.
 _SIZES = ("batch_size", "world_size", "remainder")
 # What a store, of which no run is known, may be looked at with.
-_OF_STORE = (*_SERVED, *_SIZES, "mask_boundary_targets", "batch_format")
+_OF_STORE = (
+    *("split", "context_length", "order", "seed", "shuffle_block", "where", "mix", "windows"),
+    *_SIZES,
+    *("mask_boundary_targets", "batch_format"),
+)
 
 
 def open_run(
@@ -30,6 +33,7 @@ def open_run(
     storage_options: Mapping[str, str] | None = None,
     *,
     uris: Mapping[str, str] | None = None,
+    tokenizer: str | None = None,
     **settings: Any,
 ) -> WindowLoader:
     """Open what a run serves, to look at its steps: `loader.windows(step, rank)`. Nothing is changed.
@@ -38,6 +42,7 @@ def open_run(
         place: A checkpoint; the folder of a run, for its newest one; or a token store, for a run that does not exist yet.
         storage_options: Credentials and other options of object stores.
         uris: Name to new address of stores that have moved; "" is the name of a single store.
+        tokenizer: The tokenizer.json of the stores, where none is beside them, as in a bucket: without it, ids are shown.
         settings: `batch_size`, `world_size` and `remainder`, to look at the run as if it had these. Of a store, also those that
             decide its windows, such as `context_length` (1,024 if none is given), `seed`, `order` or `mix`.
 
@@ -47,6 +52,19 @@ def open_run(
         StoreError: If the checkpoint is damaged, or its stores are gone or are others.
     """
     place = check_place("place", place, "outputs, outputs/checkpoints/last.ckpt or data/x.lance")
+    loader = _opened(place, storage_options, uris, settings)
+    if tokenizer is not None:
+        for store in loader.stores.values():
+            store.take_tokenizer(tokenizer)
+    return loader
+
+
+def _opened(
+    place: str,
+    storage_options: Mapping[str, str] | None,
+    uris: Mapping[str, str] | None,
+    settings: Mapping[str, Any],
+) -> WindowLoader:
     if _is_store(place, storage_options):
         _check_settings(settings, _OF_STORE, "a token store")
         given = {"context_length": 1024, "batch_size": 16, **settings}
@@ -72,7 +90,7 @@ def open_run(
     try:
         loader = WindowLoader(
             stores,
-            **{name: state[name] for name in _SERVED},
+            **selected_by(state),
             **batching,
             skip_steps=[skip["steps"] for skip in state.get("skips", ())],
             fim=None if fim is None else FillInTheMiddle(**fim),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.errors import ConfigError, LightningLanceError
+from lightning_lance.inspection.spikes import DocumentLoss
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.steps import ServedWindows
 from lightning_lance.store.token_store import TokenStore
@@ -115,6 +117,43 @@ class Share(NamedTuple):
     documents: int
     windows: int
     tokens: int
+
+
+class Ranked(NamedTuple):
+    """A document of a batch with its part of the loss.
+
+    Attributes:
+        share: Of the loss of all its tokens in the sum of the batch's, 0 to 1.
+        loss: Mean loss of its tokens, in nats.
+        tokens: The tokens that count.
+        window: Number of its window.
+        about: Its id, language, and whatever `source.columns` names.
+    """
+
+    share: float
+    loss: float
+    tokens: int
+    window: int
+    about: dict[str, Any]
+
+
+def ranked(windows: Sequence[ShownWindow], losses: Sequence[DocumentLoss]) -> list[Ranked]:
+    """Return the documents of a batch by their share of its loss, the largest first.
+
+    Args:
+        windows: Of the batch.
+        losses: What `LossByDocument` wrote of the same batch.
+    """
+    documents = {(window.number, part.begin): part.about for window in windows for part in window.documents}
+    # What is not finite counts as all of the loss.
+    sums = [entry.loss if math.isfinite(entry.loss) else math.inf for entry in losses]
+    total = sum(value for value in sums if value < math.inf) or 1.0
+    rows = []
+    for entry, value in zip(losses, sums, strict=True):
+        share = 1.0 if value == math.inf else value / total
+        about = documents.get((entry.window, entry.begin), {})
+        rows.append(Ranked(share, entry.loss / max(entry.tokens, 1), entry.tokens, entry.window, about))
+    return sorted(rows, key=lambda row: -row.share)
 
 
 def show_step(loader: WindowLoader, step: int, rank: int = 0) -> list[ShownWindow]:

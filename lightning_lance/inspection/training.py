@@ -58,7 +58,11 @@ def training_line(
         tokens = f"{tokens.rpartition(' ')[0]} of {format_tokens(sum(stored.values()))}"
     why = f" ({'; '.join(others)})" if others else ""
     places = ", ".join(f"{store.uri} version {store.version}" for store in stores.values())
-    windows = f"{loader.num_windows:,} windows of {loader.context_length:,} + 1 an epoch"
+    kind = "packed windows" if loader.is_packed else "windows"
+    windows = f"{loader.num_windows:,} {kind} of {loader.context_length:,} + 1 an epoch"
+    if loader.is_packed:
+        used = loader.num_windows * (loader.context_length + 1) / served
+        windows += f" ({used:.2%} of the tokens, without padding)"
     return f"Training on {tokens} in {places}{why}: {windows}{_epochs(loader, limits)}."
 
 

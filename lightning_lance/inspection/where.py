@@ -68,7 +68,6 @@ def find_steps(loader: WindowLoader, rule: Mapping[str, str], until: int | None 
     if until is None:
         until = (now // len(loader) + 1) * len(loader)
     split = loader.split
-    length = loader.context_length + 1
     documents: list[dict[str, Any]] = []
     sightings: list[tuple[int, Sighting]] = []
     refused: list[ConfigError] = []
@@ -84,9 +83,9 @@ def find_steps(loader: WindowLoader, rule: Mapping[str, str], until: int | None 
             for i in range(len(seen.step)):
                 step = int(seen.step[i])
                 state: State = "no batch" if step < 0 else "served" if step < now else "ahead"
-                low, high = max(begin - int(seen.start[i]), 0), min(end - int(seen.start[i]), length)
                 place = (int(seen.rank[i]), int(seen.window[i]), int(seen.epoch[i]))
-                sighting = Sighting(None if step < 0 else step, *place, state, len(documents), low, high)
+                extent = (int(seen.begin[i]), int(seen.end[i]))
+                sighting = Sighting(None if step < 0 else step, *place, state, len(documents), *extent)
                 sightings.append((int(seen.position[i]), sighting))
             documents.append({"store": store.uri, "tokens": end - begin, **row})
     # Another store may have documents with the keys.

@@ -14,7 +14,7 @@ from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.refs import Damage, read_refs
 from lightning_lance.format.tags import is_ours, means, set_tag
 from lightning_lance.lance_names import manifest_of, tag_file
-from lightning_lance.location import StoreLocation, is_local, store_place
+from lightning_lance.location import StoreLocation, check_not_on_hub, is_local, store_place
 from lightning_lance.maintenance.compaction import end_build, lacks_its_end
 from lightning_lance.maintenance.deletion import remove
 from lightning_lance.maintenance.removal import (
@@ -59,6 +59,7 @@ def clean(uri: str, storage_options: Mapping[str, str] | None = None) -> Cleaned
         StoreError: If there is no store, or it cannot be read or written.
     """
     location = StoreLocation(store_place(uri), storage_options)
+    check_not_on_hub(location.uri, "Cleaning")
     check_no_links(location.uri)
     if dataset_at(location, None) is None:
         return _cleaned_of_all(location)

@@ -18,7 +18,14 @@ from lightning_lance.format.own_files import check_no_links, foreign_files
 from lightning_lance.format.refs import read_refs
 from lightning_lance.format.tags import is_of_a_run, lacks_build_tag
 from lightning_lance.lance_names import DATA
-from lightning_lance.location import StoreLocation, beside_place, is_local, store_place, tokenizer_file
+from lightning_lance.location import (
+    StoreLocation,
+    beside_place,
+    check_not_on_hub,
+    is_local,
+    store_place,
+    tokenizer_file,
+)
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import format_list, pluralize
 from lightning_lance.process.build_status import BuildStatus, read_status, remove_status, status_file
@@ -49,6 +56,7 @@ def remove(uri: str, storage_options: Mapping[str, str] | None = None, ignore_ru
         StoreError: If there is no store, it is in use, it is not provably a token store, or it cannot be removed.
     """
     location = StoreLocation(store_place(uri), storage_options)
+    check_not_on_hub(location.uri, "A removal")
     commit = check_removable(location, ignore_runs)
     with _alone(location):
         # A build or a run may have begun since.

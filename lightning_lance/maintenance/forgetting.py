@@ -35,7 +35,7 @@ from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.refs import read_refs
 from lightning_lance.format.tags import retag
-from lightning_lance.location import StoreLocation, store_place
+from lightning_lance.location import StoreLocation, check_not_on_hub, store_place
 from lightning_lance.maintenance.removal import (
     announce_purge,
     clean_up,
@@ -159,6 +159,7 @@ def forget(
         CommitConflict: If another process committed first in every attempt.
     """
     location = StoreLocation(store_place(uri), storage_options)
+    check_not_on_hub(location.uri, "Forgetting")
     check_arguments(forget, {"rule": rule, "purge": purge, "future": future})
     refuse_in_fork("Forgetting")
     # Checked before the lease, which would make a folder.

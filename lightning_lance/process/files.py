@@ -1,4 +1,4 @@
-"""Atomic writing of small files."""
+"""Atomic writing of files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import errno
 import glob
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # Suffix of an incomplete file.
@@ -20,12 +22,19 @@ def write_atomic(path: Path, text: str) -> None:
     Raises:
         OSError: If it cannot be written, or is a link, which would be replaced.
     """
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a file to write, which takes the place of another one in one step at the end; see `write_atomic`."""
     if path.is_symlink():
         raise FileExistsError(errno.EEXIST, "It is a link", str(path))
     remove_parts(path)
     part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        yield part
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import zstandard
@@ -87,6 +87,27 @@ _AGENTS = "/api/agent-harnesses"
 _Result = TypeVar("_Result")
 
 _active = threading.local()
+
+
+class Gate(Protocol):
+    """Where requests to the Hub wait for their turn, those of other processes too."""
+
+    def wait(self) -> None:
+        """Wait until the next request may be sent."""
+        ...
+
+    def hold(self, seconds: float) -> None:
+        """Have all requests wait so long, since the Hub has asked for it."""
+        ...
+
+
+_gate: Gate | None = None
+
+
+def set_gate(gate: Gate | None) -> None:
+    """Send all requests of this process to the Hub through a gate; None for none."""
+    global _gate
+    _gate = gate
 
 
 class RetryPolicy:
@@ -264,12 +285,24 @@ def _patient(plain: Callable[..., Any]) -> Callable[..., Any]:
         patience = getattr(_active, "patience", None)
         hub = _hub()
         # `datasets` counts downloads on another server by the same client: that may fail.
-        if patience is None or not str(request.url).startswith(hub):
+        if not str(request.url).startswith(hub):
             return plain(request, **options)
+        if patience is None:
+            return through_gate(request, **options)
         if str(request.url) == f"{hub}{_AGENTS}":
             # Its client takes any error for "no agent".
             raise ConnectionError("a build does not wait for that")
-        return patience.send(plain, request, options)
+        return patience.send(through_gate, request, options)
+
+    def through_gate(request: Any, **options: Any) -> Any:
+        gate = _gate
+        if gate is None:
+            return plain(request, **options)
+        gate.wait()
+        response = plain(request, **options)
+        if response.status_code == 429:
+            gate.hold(min(_asked(response.headers) or 0.0, _LONGEST_ASKED))
+        return response
 
     send.patient = True  # type: ignore[attr-defined] # so that a client is wrapped once
     return send

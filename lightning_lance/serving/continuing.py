@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from lightning_lance.errors import StoreError
 from lightning_lance.serving.order import WindowOrder
+from lightning_lance.serving.packing import PackedOrder
 from lightning_lance.serving.selection import WindowSelection, extent_in
 from lightning_lance.store.token_store import TokenStore
 
@@ -16,7 +17,7 @@ class Known(NamedTuple):
     """A component of the checkpoint: its name and order there. The order is None if its tokens are no longer known."""
 
     name: str
-    order: WindowOrder | None
+    order: WindowOrder | PackedOrder | None
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,8 @@ def _old_order(identity: _Identity, state: Mapping[str, Any], same: Mapping[str,
             selected = not languages or stream.language in languages
             if selected and identity.language in (None, stream.language):
                 streams.append(stream)
+    if "windows" in state:
+        return None
     order = WindowOrder(streams, state["context_length"], state["order"], (), state["shuffle_block"])
     if not order.num_windows or (not state["mix"] and order.num_windows != state["num_windows"]):
         return None

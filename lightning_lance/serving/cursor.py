@@ -15,11 +15,13 @@ from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.process.ranks import broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
 from lightning_lance.serving.continuing import Continued, continued, unchanged
 from lightning_lance.serving.growth import GrownOrder, Growth
-from lightning_lance.serving.mixture import Schedule, WindowLocations
+from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import OnDataChange
 from lightning_lance.serving.order import WindowOrder
+from lightning_lance.serving.packing import PackedOrder, Pieces
 from lightning_lance.serving.permutation import splitmix64
-from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.serving.schedule import Schedule
+from lightning_lance.serving.selection import WindowSelection, selected_by
 from lightning_lance.serving.skips import Skip, Skips
 from lightning_lance.serving.states import MOST, check_epoch, checked_state
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
@@ -94,11 +96,41 @@ class Cursor:
     @property
     def left(self) -> int:
         """Windows of this epoch that are still to be served."""
-        return self.skips.served(self.value, self.epoch_end)
+        end = self._mixture.end
+        until = self.epoch_end if end is None else min(self.epoch_end, self.origin + end)
+        return self.skips.served(self.value, until)
+
+    def check_not_over(self) -> None:
+        """Check that there is something left to serve.
+
+        Raises:
+            StoreError: If components have had all the epochs that they may have.
+        """
+        end = self._mixture.end
+        if end is None or self.value < self.origin + end:
+            return
+        name = self._mixture.ended_by
+        how = "all components of mix have had their epochs"
+        if self.serving.at_max_epochs == "error":
+            how = f"{name!r} has had its {self.serving.max_epochs[name]:g} epochs"
+        raise StoreError(
+            f"The mixture ends at window {self.origin + end:,}, since {how}: raise max_epochs, store more of it, lower its "
+            "weight, or train fewer steps."
+        )
 
     def locate(self, positions: np.ndarray) -> WindowLocations:
         """Return the windows at some positions, (n,) int64, in the cursor's count."""
         return self._mixture.locate(positions - self.origin)
+
+    def read(self, found: WindowLocations) -> np.ndarray:
+        """Return windows: (n, context_length + 1) tokens, in the dtype of the stores."""
+        if self.serving.windows == "packed":
+            return self._mixture.read_packed(found, self.serving.dtype)
+        return self.serving.read(found)
+
+    def pieces(self, found: WindowLocations) -> list[Pieces] | None:
+        """Return the pieces of packed windows; see `Mixture.pieces`."""
+        return self._mixture.pieces(found) if self.serving.windows == "packed" else None
 
     def find(self, store: int, begin: int, end: int, until: int) -> np.ndarray:
         """Return the positions, up to `until`, whose windows have one of some tokens of a stream; see `Mixture.find`.
@@ -163,7 +195,7 @@ class Cursor:
         """Forget the growths of the stores once all components have left the epochs in which they came."""
         if self._grown and (self._places()[0] > np.asarray(self._grown[-1].epochs)).all():
             self._grown = ()
-            self._mixture = self.serving.mixture(self._mixture.taken.tolist())
+            self._mixture = self.serving.mixture(self._mixture.taken.tolist(), origin=self.origin)
 
     def _places(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the epoch of each component, and the place in it of its next window."""
@@ -236,6 +268,11 @@ class Cursor:
         """Return the epochs of each component that as many windows make from the begin of a run."""
         return self._mixture.epochs_of(windows)
 
+    def _consumed_now(self) -> list[int]:
+        """Return the windows that each component has served, in the order of `mix`."""
+        consumed: list[int] = self._mixture.consumed(self.value - self.origin).tolist()
+        return consumed
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types, the same on all ranks."""
         return {
@@ -250,6 +287,7 @@ class Cursor:
             "num_windows": self.num_windows,
             **self.serving.describe(),
             **({"grown": [growth.described() for growth in self._grown]} if self._grown else {}),
+            **({"consumed": self._consumed_now()} if self.serving.mix_changes else {}),
             **({"skips": self.skips.described()} if self.skips.ranges else {}),
         }
 
@@ -327,7 +365,7 @@ class Cursor:
             self._convert(state, unchanged(self.serving, before))
             return False
         self._grown = tuple(Growth.of(growth) for growth in state.get("grown", ()))
-        self._mixture = self.serving.mixture(state["taken"], self._grown)
+        self._mixture = self.serving.mixture(state["taken"], self._grown, state["origin"])
         self.value = state["cursor"]
         self.epoch = state["epoch"]
         self.epoch_start = state["epoch_start"]
@@ -409,7 +447,7 @@ class Cursor:
 
     def _selection_of(self, state: Mapping[str, Any]) -> WindowSelection:
         """Return the selection of a state of the very same stores. StoreError if its epoch has another length."""
-        before = replace(self.serving, context_length=state["context_length"], mix=state["mix"])
+        before = WindowSelection(self.serving.stores, **selected_by(state))
         windows = before.mixture().num_windows
         if windows != state["num_windows"]:
             raise StoreError(
@@ -459,7 +497,11 @@ class Cursor:
         self._move([*taken.values()])
 
     def _convert_component(
-        self, state: Mapping[str, Any], windows: int, before: WindowOrder | None, now: WindowOrder
+        self,
+        state: Mapping[str, Any],
+        windows: int,
+        before: WindowOrder | PackedOrder | None,
+        now: WindowOrder | PackedOrder,
     ) -> int:
         """Return the windows of a component that correspond to `windows` of its former order, over all epochs."""
         if before is not None:
@@ -472,7 +514,9 @@ class Cursor:
         epochs, within = divmod(windows, size)
         return epochs * now.num_windows + min(self._convert_windows(within, state), now.num_windows)
 
-    def _convert_position(self, state: Mapping[str, Any], found: Continued, orders: Mapping[str, WindowOrder]) -> int:
+    def _convert_position(
+        self, state: Mapping[str, Any], found: Continued, orders: Mapping[str, WindowOrder | PackedOrder]
+    ) -> int:
         """Return the position in the epoch, in windows of today; the end of an epoch stays its end."""
         consumed = state["cursor"] - state["epoch_start"]
         size = sum(order.num_windows for order in orders.values())
@@ -499,7 +543,7 @@ class Cursor:
                 f"The position in the data is {furthest:,} windows: expected 2**60 at most; use an unmodified checkpoint, or "
                 "start without it."
             )
-        self._mixture = self.serving.mixture(taken, self._grown)
+        self._mixture = self.serving.mixture(taken, self._grown, self.value)
         self.origin = self._digest_from = self.value
         self._digest = 0
 
@@ -515,5 +559,7 @@ def _continues(before: TokenStore, now: TokenStore, split: str) -> bool:
 def _consumed(state: Mapping[str, Any]) -> dict[str, int]:
     """Return the windows that each component of a state has served in all epochs, by name."""
     mix = state["mix"] or {"": 1}
+    if "consumed" in state:
+        return dict(zip(mix, state["consumed"], strict=True))
     consumed = np.asarray(state["taken"]) + Schedule(mix).counts(state["cursor"] - state["origin"])
     return dict(zip(mix, consumed.tolist(), strict=True))

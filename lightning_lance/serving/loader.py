@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,8 +26,10 @@ from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.mixture import WindowLocations
-from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder
+from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder, check_extend
 from lightning_lance.serving.order import Order
+from lightning_lance.serving.packing import Windows
+from lightning_lance.serving.phases import AtMaxEpochs, mix_with
 from lightning_lance.serving.selection import TooShort, WindowSelection, warn_of_unserved_text
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_state
@@ -65,7 +68,8 @@ class Sightings(NamedTuple):
             batch of another size at the begin of this one.
         rank: Whose batch.
         window: Number in the batch.
-        start: Offset of the window among the tokens of its split.
+        begin: The first of the tokens in the window, before any rearrangement.
+        end: The one after the last.
         epoch: Epoch of the window's component.
         position: Its place in the order of the run.
     """
@@ -73,7 +77,8 @@ class Sightings(NamedTuple):
     step: np.ndarray
     rank: np.ndarray
     window: np.ndarray
-    start: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
     epoch: np.ndarray
     position: np.ndarray
 
@@ -108,6 +113,13 @@ class BatchIterator(Iterator[Batch]):
                 f"This iterator belongs to process {self._process}, and its reading threads do not exist in the fork "
                 f"{os.getpid()}: call iter() on the loader in this process."
             )
+        began = time.perf_counter()
+        try:
+            return self._next_alone()
+        finally:
+            self._loader.waited += time.perf_counter() - began
+
+    def _next_alone(self) -> Batch:
         with self._loader._alone():
             if self._ended:
                 raise StopIteration
@@ -167,8 +179,14 @@ class WindowLoader:
         order: `shuffle`, `random`, `sequential` or `fixed`; see `WindowOrder`.
         seed: Seed of the random orders.
         shuffle_block: Windows that stay together in `shuffle`; see `WindowOrder`.
+        windows: `stream` cuts the streams into windows, so most documents are cut too; `packed` puts whole documents into
+            windows, by best fit, and cuts those that are longer, or that would leave a hole. See `PackedOrder`.
         where: Streams to serve, such as `{"language": ["Python"]}`; see `WindowSelection`.
         mix: Weights of languages, or of stores where there are several; see `WindowSelection` and `Schedule`.
+        mix_schedule: Weights that change, in place of `mix`: `[[0, {"a": 1}], [1_000_000_000, {"a": 1, "b": 2}]]` are those
+            from the first token of the run on, of all ranks, and those from a billion tokens on.
+        max_epochs: Epochs that components may have, such as `{"b": 4}`.
+        at_max_epochs: What happens then: `redistribute` lets the others go on; `error` ends the run.
         rank: This process in the data-parallel group.
         world_size: Processes in that group.
         remainder: How to treat windows at the end of an epoch that do not fill a global batch. `drop` skips them; `wrap`
@@ -202,8 +220,12 @@ class WindowLoader:
         order: Order = "shuffle",
         seed: int = 0,
         shuffle_block: int | None = None,
+        windows: Windows = "stream",
         where: Mapping[str, Sequence[str]] | None = None,
         mix: Mapping[str, float] | None = None,
+        mix_schedule: Sequence[Sequence[Any]] = (),
+        max_epochs: Mapping[str, float] | None = None,
+        at_max_epochs: AtMaxEpochs = "redistribute",
         rank: int = 0,
         world_size: int = 1,
         remainder: Remainder = "drop",
@@ -224,7 +246,20 @@ class WindowLoader:
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of {world_size}: expected 0 <= rank < world_size.")
         stores = _named_stores(store)
-        serving = WindowSelection(stores, split, context_length, order, seed, shuffle_block, where or {}, mix or {})
+        serving = WindowSelection(
+            stores,
+            split,
+            context_length,
+            order,
+            seed,
+            shuffle_block,
+            where or {},
+            mix_with(mix, mix_schedule),
+            windows,
+            mix_schedule,
+            max_epochs or {},
+            at_max_epochs,
+        )
         if serving.without_weight and rank == 0:
             _log.warning(
                 "mix has no weight for %s, so it is not served: add a weight, or exclude it with %s.",
@@ -237,6 +272,7 @@ class WindowLoader:
         self.resumable = flag("resumable", resumable)
         self.extend = extend if isinstance(extend, str) else ("next_epoch" if flag("extend", extend) else "never")
         one_of("extend", self.extend, get_args(Extend))
+        check_extend(self.extend, serving.windows)
         self._rank = rank
         self._world_size = world_size
         self._global_size = world_size * batch_size
@@ -262,6 +298,10 @@ class WindowLoader:
         #: If set, `load_state_dict` accepts no other state. Lightning saves the states of loader and datamodule apart and
         #: loads the datamodule's first.
         self.expected: Mapping[str, Any] | None = None
+        #: Number of the batch that was handed out last; -1 before the first. See `windows`.
+        self.last_step = -1
+        #: Seconds that training loops have waited for batches of this loader.
+        self.waited = 0.0
         self._process = self._made_in = os.getpid()
         self._lock = threading.RLock()
         #: Identifies the iterator that was begun last, the only one that may continue.
@@ -289,9 +329,19 @@ class WindowLoader:
         return dict(self._cursor.serving.stores)
 
     @property
+    def rank(self) -> int:
+        """Whose batches these are."""
+        return self._rank
+
+    @property
     def split(self) -> str:
         """`train` or `val`."""
         return self._cursor.serving.split
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether windows hold whole documents side by side, and are not pieces of the streams."""
+        return self._cursor.serving.windows == "packed"
 
     @property
     def num_windows(self) -> int:
@@ -337,13 +387,26 @@ class WindowLoader:
         """
         step = integer("step", step)
         rank = self._rank if rank is None else integer("rank", rank)
+        found, cursor = self._found([step], rank)
+        tokens = self._make.rearrange(cursor.read(found), found.start, found.epoch)
+        return ServedWindows(step, rank, found, tokens, cursor.serving, self._make, cursor.pieces(found))
+
+    def streams_of(self, numbers: Sequence[int]) -> list[tuple[str, str]]:
+        """Return the store and language of each window of some batches of this process, batch by batch. Reads no tokens.
+
+        Args:
+            numbers: Of the batches, as in `windows`.
+        """
+        found, cursor = self._found(numbers, self._rank)
+        return cursor.serving.streams_of(found)
+
+    def _found(self, numbers: Sequence[int], rank: int) -> tuple[WindowLocations, Cursor]:
         if not 0 <= rank < self._world_size:
             raise ConfigError(f"rank is {rank} of {self._world_size}: expected 0 <= rank < world_size.")
         with self._alone():
             cursor = copy(self._cursor)
-        found = cursor.locate(steps.positions_of(step, rank, cursor, self._sizes))
-        tokens = self._make.rearrange(cursor.serving.read(found), found.start, found.epoch)
-        return ServedWindows(step, rank, found, tokens, cursor.serving, self._make)
+        positions = [steps.positions_of(step, rank, cursor, self._sizes) for step in numbers]
+        return cursor.locate(np.concatenate([np.empty(0, np.int64), *positions])), cursor
 
     def too_short(self) -> TooShort | None:
         """Count the streams that are shorter than a window, and so never served; None if there are none."""
@@ -373,7 +436,9 @@ class WindowLoader:
         last = steps.first_position(until, cursor, self._sizes)
         positions = cursor.find(stores.index(store), begin, end, last)
         found = cursor.locate(positions)
-        return Sightings(*steps.places_of(positions, cursor, self._sizes), found.start, found.epoch, positions)
+        low, high = steps.extents(found, cursor, begin, end)
+        places = steps.places_of(positions, cursor, self._sizes)
+        return Sightings(*places, low, high, found.epoch, positions)
 
     @property
     def _sizes(self) -> steps.StepSizes:
@@ -382,6 +447,19 @@ class WindowLoader:
     def epochs_of(self, steps: int) -> dict[str, float]:
         """Return the epochs of each component of the mixture that some steps make; without a mixture, it is named ""."""
         return self._cursor.epochs_of(steps * self._global_size)
+
+    @property
+    def epoch(self) -> float:
+        """Epochs served so far, of all windows together: 1.25 is a quarter into the second one."""
+        with self._alone():
+            cursor = self._cursor
+            return cursor.epoch + cursor.position / max(cursor.num_windows, 1)
+
+    @property
+    def epoch_tokens(self) -> int:
+        """Tokens of this epoch that the models of all ranks have been given so far."""
+        with self._alone():
+            return self._cursor.position * self.context_length
 
     @property
     def num_tokens(self) -> int:
@@ -484,6 +562,7 @@ class WindowLoader:
             self._cursor.restart()
         self._turn = iterator._turn
         self.roll_over()
+        self._cursor.check_not_over()
         self._tell_skips()
         if self._world_size > 1 and self.resumable:
             check_ranks_agree(self._position())
@@ -514,6 +593,7 @@ class WindowLoader:
                 for step, digest in enumerate(chunk.digests):
                     batch = self._make.batch(described, step * chunk.size, (step + 1) * chunk.size)
                     remaining -= 1
+                    self.last_step = steps.next_step(cursor, self._sizes)
                     # Counted once it is complete: a batch that an interruption keeps from the training loop comes again.
                     cursor.advance(chunk.global_size, digest)
                     cursor.ended = remaining == 0
@@ -533,11 +613,13 @@ class WindowLoader:
     def _read_ahead(self, cursor: Cursor) -> Generator[tuple[_Chunk, np.ndarray], None, None]:
         """Read this rank's windows from the cursor to the end of the epoch, some batches at a time, in threads."""
         serving = cursor.serving
+        # The cursor itself moves on while its windows are read.
+        reader = copy(cursor)
         chunks = self._chunks(cursor)
         process = os.getpid()
 
         def read(found: WindowLocations) -> np.ndarray:
-            return self._make.rearrange(serving.read(found), found.start, found.epoch)
+            return self._make.rearrange(reader.read(found), found.start, found.epoch)
 
         # Without this, glibc returns the memory of used batches to the system and has it cleared again page by page for the
         # next ones: a fifth of the time of a batch. The allocation is never touched, so it costs nothing.

@@ -2,116 +2,17 @@
 
 from __future__ import annotations
 
-import heapq
-import math
-import sys
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.growth import Ordered
-
-# The longest table of a schedule. Weights of four decimals need no more than 10,000.
-_LONGEST_PERIOD = 1 << 17
-
-
-def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """Return weights as plain numbers. A float32 counts as the decimal number that it is printed as.
-
-    Raises:
-        ConfigError: If a weight is not a positive number.
-    """
-    return {name: _weight(name, weight) for name, weight in weights.items()}
-
-
-def _weight(name: str, weight: Any) -> float:
-    plain: int | float | None = None
-    if isinstance(weight, (int, np.integer)) and not isinstance(weight, bool):
-        plain = int(weight)
-    elif isinstance(weight, np.floating):
-        plain = float(str(weight))
-    elif isinstance(weight, float):
-        plain = float(weight)
-    # A whole number may be too large for the float in a checkpoint.
-    if plain is None or not 0 < plain <= sys.float_info.max:
-        raise ConfigError(
-            f"mix.{name} is {weight!r}: expected a weight above 0; remove components that you do not want."
-        )
-    return plain
-
-
-class Schedule:
-    """Deals positions to components. In every prefix, each component's share is within one window of its weight.
-
-    Component i with weight w is due once in each of the intervals [floor((m - 1) / w), ceil(m / w)), m = 1, 2, ...; serving
-    the earliest deadline first meets them all (Tijdeman 1980; Baruah et al. 1996, "proportionate progress"). Weights are
-    ratios of whole numbers, so the schedule repeats after their common denominator, and only one period is stored.
-
-    Args:
-        weights: Name to weight, above 0, in any scale. A weight counts as the decimal number that it is printed as.
-
-    Raises:
-        ConfigError: If a weight is not a positive number.
-    """
-
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        check_weights(weights)
-        exact = [Fraction(str(weight)) for weight in weights.values()]
-        shares = _whole([weight / sum(exact) for weight in exact])
-        #: Positions after which the schedule repeats.
-        self.period = sum(shares)
-        self._shares = np.asarray(shares, np.int64)
-        self._component = _earliest_deadline_first(shares)
-        self._before = np.zeros(self.period, np.int64)
-        for component in range(len(shares)):
-            mine = np.flatnonzero(self._component == component)
-            self._before[mine] = np.arange(len(mine))
-
-    def deal(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return each position's component, and the number of that component's windows before it: both (n,) int64."""
-        period, place = np.divmod(positions, self.period)
-        component = self._component[place]
-        return component, period * self._shares[component] + self._before[place]
-
-    def find(self, component: int, numbers: np.ndarray) -> np.ndarray:
-        """Return the positions at which some windows of a component, by number, come: the inverse of `deal`, (n,) int64."""
-        period, number = np.divmod(numbers, self._shares[component])
-        positions: np.ndarray = period * self.period + np.flatnonzero(self._component == component)[number]
-        return positions
-
-    def counts(self, positions: int) -> np.ndarray:
-        """Return the number of windows of each component among the first `positions`: (components,) int64."""
-        period, rest = divmod(positions, self.period)
-        return period * self._shares + np.bincount(self._component[:rest], minlength=len(self._shares))
-
-
-def _whole(shares: Sequence[Fraction]) -> list[int]:
-    """Return whole numbers in the ratio of the shares: exact, or as near as the longest period allows."""
-    common = math.lcm(*(share.denominator for share in shares))
-    if common > _LONGEST_PERIOD:
-        return [max(round(share * _LONGEST_PERIOD), 1) for share in shares]
-    return [int(share * common) for share in shares]
-
-
-def _earliest_deadline_first(shares: Sequence[int]) -> np.ndarray:
-    period = sum(shares)
-    served = [0] * len(shares)
-    waiting = [(0, i) for i in range(len(shares))]  # (begin of the interval, component)
-    due: list[tuple[int, int]] = []  # (end of the interval, component)
-    order = np.empty(period, np.int64)
-    for place in range(period):
-        while waiting and waiting[0][0] <= place:
-            _, i = heapq.heappop(waiting)
-            heapq.heappush(due, (-(-(served[i] + 1) * period // shares[i]), i))
-        _, i = heapq.heappop(due)
-        order[place] = i
-        served[i] += 1
-        heapq.heappush(waiting, (served[i] * period // shares[i], i))
-    return order
+from lightning_lance.serving.packing import PackedOrder, Pieces
+from lightning_lance.serving.phases import Phase, PhasedSchedule
+from lightning_lance.serving.schedule import Schedule
 
 
 class WindowLocations(NamedTuple):
@@ -133,6 +34,9 @@ class Mixture:
         stores: For each component, the index of the store of each of its streams.
         weights: Weight of each component.
         taken: Windows that each component has served before; 0 by default.
+        phases: Other weights from some positions on, in place of `weights`.
+        max_epochs: The epochs that components may have, those before included.
+        redistribute: Whether the others go on where a component has had its epochs; otherwise the mixture ends there.
 
     Raises:
         ConfigError: If one of several components has no window, or a weight is not a positive number.
@@ -140,10 +44,13 @@ class Mixture:
 
     def __init__(
         self,
-        orders: Mapping[str, Ordered],
+        orders: Mapping[str, Ordered | PackedOrder],
         stores: Sequence[Sequence[int]],
         weights: Mapping[str, float],
         taken: Sequence[int] | None = None,
+        phases: Sequence[Phase] = (),
+        max_epochs: Mapping[str, float] | None = None,
+        redistribute: bool = True,
     ) -> None:
         #: The order of each component, by name.
         self.orders = dict(orders)
@@ -155,12 +62,25 @@ class Mixture:
                     f"mix.{name} has {pluralize(tokens, 'token')}, too few for a window of {order.context_length} + 1: remove "
                     "it from mix, or lower context_length."
                 )
-        self._schedule = Schedule(weights)
         #: Windows of an epoch of each component: (components,) int64.
         self.sizes = np.asarray([order.num_windows for order in orders.values()], np.int64)
         #: Windows of all components together.
         self.num_windows = int(self.sizes.sum())
         self.taken = np.zeros(len(orders), np.int64) if taken is None else np.asarray(taken, np.int64)
+        #: The position at which the mixture ends, since components have had their epochs; None if it goes on for ever.
+        self.end: int | None = None
+        #: The component that ends it.
+        self.ended_by = ""
+        self._schedule: Schedule | PhasedSchedule = Schedule(weights)
+        if phases or max_epochs:
+            left = self._left(max_epochs or {})
+            phased = PhasedSchedule([*orders], phases or [Phase(0, weights)], left, redistribute)
+            self._schedule, self.end, self.ended_by = phased, phased.end, phased.ended
+
+    def _left(self, max_epochs: Mapping[str, float]) -> list[int | None]:
+        """Return the windows that each component may still have; None for no bound."""
+        rows = zip(self.orders, self.sizes.tolist(), self.taken.tolist(), strict=True)
+        return [int(max_epochs[name] * size) - taken if name in max_epochs else None for name, size, taken in rows]
 
     def consumed(self, positions: int) -> np.ndarray:
         """Return the windows that each component has served in total after `positions` of this mixture."""
@@ -171,6 +91,27 @@ class Mixture:
         """Return the epochs of each component that as many positions make from the begin of a run."""
         epochs = self._schedule.counts(positions) / np.maximum(self.sizes, 1)
         return dict(zip(self.orders, epochs.tolist(), strict=True))
+
+    def read_packed(self, found: WindowLocations, dtype: np.dtype[Any]) -> np.ndarray:
+        """Return packed windows: (n, context_length + 1) tokens of a dtype that fits those of all stores."""
+        orders = [*self.orders.values()]
+        windows = np.empty((len(found.start), orders[0].context_length + 1), dtype)
+        for component, epoch in sorted({*zip(found.component.tolist(), found.epoch.tolist(), strict=True)}):
+            mine = np.flatnonzero((found.component == component) & (found.epoch == epoch))
+            windows[mine] = cast(PackedOrder, orders[component]).read(epoch, found.start[mine])
+        return windows
+
+    def pieces(self, found: WindowLocations) -> list[Pieces] | None:
+        """Return the pieces of packed windows, one table for each; None for windows that are pieces of a stream."""
+        orders = [*self.orders.values()]
+        tables = []
+        rows = zip(found.component.tolist(), found.epoch.tolist(), found.start.tolist(), strict=True)
+        for component, epoch, start in rows:
+            order = orders[component]
+            if not isinstance(order, PackedOrder):
+                return None
+            tables.append(order.pieces(epoch, start)[1])
+        return tables
 
     def find(self, store: int, begin: int, end: int, positions: range) -> np.ndarray:
         """Return the positions, of some, whose windows have one of the tokens from `begin` to `end` of a store's split.
@@ -205,6 +146,8 @@ class Mixture:
         Args:
             positions: (n,) int64, at least 0, unbounded.
         """
+        if self.end is not None and len(positions) and int(positions.max()) >= self.end:
+            raise StoreError(f"The mixture ends at window {self.end:,}: see max_epochs.")
         if len(self.orders) == 1:
             component = np.zeros(len(positions), np.int64)
             index = positions + self.taken[0]

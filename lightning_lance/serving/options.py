@@ -13,7 +13,9 @@ from lightning_lance.location import local_folder
 from lightning_lance.messages.formatting import format_list, nearest
 from lightning_lance.serving.fim import FillInTheMiddle, check_names
 from lightning_lance.serving.order import Order, check_order
-from lightning_lance.serving.selection import check_selection
+from lightning_lance.serving.packing import Windows
+from lightning_lance.serving.phases import AtMaxEpochs, check_max_epochs, check_mix_schedule, mix_with
+from lightning_lance.serving.selection import check_selection, check_windows
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.tokenization.tokenizer import Tokenizer
 
@@ -28,6 +30,7 @@ _CHOICES = {
     "extend": get_args(Extend),
     "on_data_change": get_args(OnDataChange),
     "val_by": get_args(ValBy),
+    "at_max_epochs": get_args(AtMaxEpochs),
 }
 
 
@@ -52,6 +55,10 @@ class ServingOptions:
         stage_bytes: Most bytes of copies in that folder; None for no bound.
         skip_steps: Ranges of steps to leave out, such as `[[12000, 12040]]`: the batches 12,000 to 12,039 as `loader.step`
             counts them. They are kept in checkpoints.
+        windows: Of training: `stream`, pieces of the streams, or `packed`, whole documents side by side.
+        mix_schedule: Weights that change during the run, in place of `mix`; see `WindowLoader`.
+        max_epochs: Epochs that components of the mixture may have.
+        at_max_epochs: `redistribute` or `error`, once a component has had them.
 
     Raises:
         ConfigError: If a value cannot be used, whatever the store.
@@ -71,10 +78,17 @@ class ServingOptions:
     stage: str | os.PathLike[str] | None = None
     stage_bytes: int | None = None
     skip_steps: Sequence[Sequence[int]] = ()
+    windows: Windows = "stream"
+    mix_schedule: Sequence[Sequence[Any]] = ()
+    max_epochs: Mapping[str, float] = field(default_factory=dict)
+    at_max_epochs: AtMaxEpochs = "redistribute"
 
     def __post_init__(self) -> None:
-        where, mix = check_selection({} if self.where is None else self.where, {} if self.mix is None else self.mix)
+        given = mix_with(self.mix, self.mix_schedule)
+        where, mix = check_selection({} if self.where is None else self.where, given)
         context_length, order, shuffle_block = check_order(self.context_length, self.order, self.shuffle_block)
+        check_windows(self.windows, order, shuffle_block)
+        check_extend(one_of("extend", self.extend, get_args(Extend)), self.windows)
         if self.stage is None and self.stage_bytes is not None:
             raise ConfigError(
                 "stage_bytes bounds the copies in the folder stage: set stage too, or leave stage_bytes out."
@@ -88,6 +102,8 @@ class ServingOptions:
             "where": where,
             "mix": mix,
             "skip_steps": check_steps(self.skip_steps or ()),
+            "mix_schedule": check_mix_schedule(self.mix_schedule or ()),
+            "max_epochs": check_max_epochs(self.max_epochs or {}, [*mix]),
             "stage": None if self.stage is None else local_folder(self.stage, "stage"),
             "stage_bytes": None if self.stage_bytes is None else whole_number("stage_bytes", self.stage_bytes),
             **{name: one_of(name, getattr(self, name), choices) for name, choices in _CHOICES.items()},
@@ -106,6 +122,10 @@ class ServingOptions:
             "extend": self.extend,
             "on_data_change": self.on_data_change,
             "skip_steps": self.skip_steps,
+            "windows": self.windows,
+            "mix_schedule": self.mix_schedule,
+            "max_epochs": self.max_epochs,
+            "at_max_epochs": self.at_max_epochs,
         }
 
     def check_names(self, names: Sequence[str], languages: Sequence[str]) -> None:
@@ -127,6 +147,14 @@ class ServingOptions:
         elif languages:
             check_languages([*self.mix], languages, "The source, for mix,")
             check_languages([*self.where.get("language", ())], languages, "The source, for where,")
+
+
+def check_extend(extend: str, windows: Windows) -> None:
+    """Check that what is appended to a store can be adopted in this way. ConfigError if not."""
+    if extend == "now" and windows == "packed":
+        raise ConfigError(
+            "extend=now does not go with windows=packed, whose epoch would be packed anew: set extend=next_epoch."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

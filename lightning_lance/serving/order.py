@@ -55,6 +55,20 @@ def check_order(context_length: int, order: str, shuffle_block: int | None) -> t
     return context_length, chosen, shuffle_block
 
 
+class Counted(Protocol):
+    """An order, for counting its windows."""
+
+    @property
+    def num_windows(self) -> int:
+        """Windows per epoch."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model sees."""
+        ...
+
+
 @dataclass(frozen=True)
 class WindowOrder:
     """The sequence of windows in every epoch.
@@ -96,7 +110,7 @@ class WindowOrder:
         """Windows per epoch, the same in every epoch."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
-    def after(self, windows: int, before: WindowOrder) -> int:
+    def after(self, windows: int, before: Counted) -> int:
         """Return the position in an epoch that follows the tokens of the first `windows` of another order.
 
         In `sequential` order of the same streams, tokens are counted within the stream in which those windows end, rounded
@@ -108,13 +122,17 @@ class WindowOrder:
             return 0
         if windows >= before.num_windows:
             return self.num_windows
-        if self.order == before.order == "sequential" and [*self.streams] == [*before.streams]:
+        if isinstance(before, WindowOrder) and self._continues(before):
             # The stream of the last window, not of the next one: the rest of that stream may hold a window here.
             stream = int(np.searchsorted(before._ends, windows, side="left"))
             within = windows - int(before._ends[stream] - before._counts[stream])
             here = min(within * before.context_length // self.context_length, int(self._counts[stream]))
             return int(self._ends[stream] - self._counts[stream]) + here
         return min(-(-windows * before.context_length // self.context_length), self.num_windows)
+
+    def _continues(self, before: WindowOrder) -> bool:
+        """Return whether this and another order go through the same streams in sequence."""
+        return self.order == before.order == "sequential" and [*self.streams] == [*before.streams]
 
     def starts(self, epoch: int, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the starts of the windows at some positions of an epoch.
@@ -240,13 +258,8 @@ class WindowOrder:
         return stream, bases[stream] + places - (ends - possible)[stream]
 
 
-class Locates(Protocol):
+class Locates(Counted, Protocol):
     """An order of windows."""
-
-    @property
-    def context_length(self) -> int:
-        """Tokens that the model sees."""
-        ...
 
     def locate(
         self, epoch: int, positions: npt.NDArray[np.int64]

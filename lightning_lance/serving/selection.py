@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import SPLITS
-from lightning_lance.errors import ConfigError, described, integer, one_of, word
+from lightning_lance.errors import ConfigError, StoreError, described, integer, one_of, word
 from lightning_lance.format.layout import StoreContent, StreamExtent
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
 from lightning_lance.serving.growth import Content, Growth, Ordered, grown_order
-from lightning_lance.serving.mixture import Mixture, WindowLocations, check_weights
+from lightning_lance.serving.mixture import Mixture, WindowLocations
 from lightning_lance.serving.order import Order, WindowOrder, check_order
+from lightning_lance.serving.packing import PackedOrder, Windows
+from lightning_lance.serving.phases import AtMaxEpochs, Phase, check_max_epochs, check_mix_schedule
+from lightning_lance.serving.schedule import check_weights
 from lightning_lance.store.token_store import TokenStore
 
 _log = logger(__name__)
@@ -44,6 +47,25 @@ class TooShort(NamedTuple):
     tokens: int
     documents: int
     languages: list[str]
+
+
+def selected_by(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a `WindowSelection`, but for its stores, in a checked state."""
+    names = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
+    optional = ("windows", "mix_schedule", "max_epochs", "at_max_epochs")
+    return {name: state[name] for name in (*names, *optional) if name in state}
+
+
+def check_windows(windows: Any, order: str, shuffle_block: int | None) -> None:
+    """Check the kind of windows.
+
+    Raises:
+        ConfigError: If it is unknown, or does not go with the order.
+    """
+    if one_of("windows", windows, get_args(Windows)) == "packed" and (order != "shuffle" or shuffle_block is not None):
+        raise ConfigError(
+            "windows=packed has an order of its own: leave order and shuffle_block out (its blocks are shuffled anyway)."
+        )
 
 
 def check_selection(
@@ -103,6 +125,12 @@ class WindowSelection:
         shuffle_block: See `WindowOrder`.
         where: Column to the values to serve, such as `{"language": ["Python"]}`; empty serves all streams.
         mix: Weight of each language or, with several stores, of each store; empty serves all windows alike.
+        windows: `stream` cuts the streams into windows; `packed` puts whole documents into them (see `PackedOrder`).
+        mix_schedule: Weights from some tokens of the run on, `[[0, {...}], [1_000_000_000, {...}]]`; `mix` then has all
+            components, with their first weights.
+        max_epochs: The epochs that components of `mix` may have.
+        at_max_epochs: `redistribute` gives the part of a component that has had its epochs to the others; `error` ends the
+            run there.
 
     Raises:
         ConfigError: If the stores have different tokenizers, or `where` or `mix` has an unknown name.
@@ -116,12 +144,17 @@ class WindowSelection:
     shuffle_block: int | None
     where: Mapping[str, Sequence[str]]
     mix: Mapping[str, float]
+    windows: Windows = "stream"
+    mix_schedule: Sequence[Sequence[Any]] = ()
+    max_epochs: Mapping[str, float] = field(default_factory=dict)
+    at_max_epochs: AtMaxEpochs = "redistribute"
 
     def __post_init__(self) -> None:
         if not self.stores:
             raise ConfigError("There is no store to serve: pass one, or a mapping of names to several.")
         where, mix = check_selection(self.where, self.mix)
         context_length, order, shuffle_block = check_order(self.context_length, self.order, self.shuffle_block)
+        check_windows(self.windows, order, shuffle_block)
         # Plain values: a checkpoint accepts no others, and the order hashes them as text.
         plain = {
             "split": one_of("split", self.split, SPLITS),
@@ -131,6 +164,10 @@ class WindowSelection:
             "shuffle_block": shuffle_block,
             "where": where,
             "mix": mix,
+            "windows": word(self.windows),
+            "mix_schedule": check_mix_schedule(self.mix_schedule),
+            "max_epochs": check_max_epochs(self.max_epochs, [*mix]),
+            "at_max_epochs": one_of("at_max_epochs", self.at_max_epochs, get_args(AtMaxEpochs)),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
@@ -163,41 +200,54 @@ class WindowSelection:
         """The selected components without a weight in the mixture, which are not served."""
         return sorted({*self._components} - {*self.mix}) if self.mix else []
 
-    def mixture(self, taken: Sequence[int] | None = None, grown: Sequence[Growth] = ()) -> Mixture:
+    def mixture(self, taken: Sequence[int] | None = None, grown: Sequence[Growth] = (), origin: int = 0) -> Mixture:
         """Return the order of the windows.
 
         Args:
             taken: Windows that each component has served before.
             grown: What the stores held before, where they have grown within an epoch; the earliest first.
+            origin: The position in the run at which the mixture begins.
 
         Raises:
             StoreError: If the stores do not continue what `grown` says.
         """
         contents = [*(growth.content for growth in grown), self.content()]
         of_components = self._streams_of(contents[0])
-        orders: dict[str, Ordered] = {**self._orders(of_components, contents[0])}
+        orders: dict[str, Ordered | PackedOrder] = {**self._orders(of_components, contents[0])}
         for growth, content in zip(grown, contents[1:], strict=True):
             before, of_components = of_components, self._streams_of(content)
             orders_now = self._orders(of_components, content)
             for component, (name, (stores, streams)) in enumerate(of_components.items()):
                 earlier, now = orders[name], orders_now[name]
+                if isinstance(earlier, PackedOrder) or isinstance(now, PackedOrder):
+                    raise StoreError(
+                        "The state contradicts itself: packed windows do not grow within an epoch; use an unmodified "
+                        "checkpoint, or start without it."
+                    )
                 known = [*zip(before[name][0], (stream.language for stream in before[name][1]), strict=True)]
                 present = [*zip(stores, (stream.language for stream in streams), strict=True)]
                 orders[name] = grown_order(
                     earlier, now, known, present, growth.epochs[component], growth.places[component]
                 )
         places = [stores for stores, _ in of_components.values()]
-        return Mixture(orders, places, self.mix or {"": 1}, taken)
+        phases = [Phase(-(-tokens // self.context_length) - origin, weights) for tokens, weights in self.mix_schedule]
+        redistribute = self.at_max_epochs == "redistribute"
+        return Mixture(orders, places, self.mix or {"": 1}, taken, phases, self.max_epochs, redistribute)
 
-    def orders(self) -> dict[str, WindowOrder]:
+    @property
+    def mix_changes(self) -> bool:
+        """Whether the weights change during a run."""
+        return bool(self.mix_schedule or self.max_epochs)
+
+    def orders(self) -> dict[str, WindowOrder | PackedOrder]:
         """Return the order of each component."""
         content = self.content()
         return self._orders(self._streams_of(content), content)
 
     def _orders(
         self, of_components: Mapping[str, tuple[list[int], list[StreamExtent]]], content: Content
-    ) -> dict[str, WindowOrder]:
-        return {name: self._order(streams, name, content) for name, (_, streams) in of_components.items()}
+    ) -> dict[str, WindowOrder | PackedOrder]:
+        return {name: self._order(streams, places, name, content) for name, (places, streams) in of_components.items()}
 
     def content(self) -> Content:
         """Return what the stores hold of the split."""
@@ -271,27 +321,54 @@ class WindowSelection:
             languages=sorted({stream.language for stream in short}),
         )
 
-    def _order(self, streams: Sequence[StreamExtent], component: str, content: Content) -> WindowOrder:
+    def _order(
+        self, streams: Sequence[StreamExtent], places: Sequence[int], component: str, content: Content
+    ) -> WindowOrder | PackedOrder:
         key: list[object] = []
         for store, tokens in zip(self.stores.values(), content.tokens, strict=True):
             key += [store.fingerprint, tokens, *store.commit.extent.forgotten]
         key.append(self.seed)
         if self.mix:
             key.append(component)
+        if self.windows == "packed":
+            eos_id = next(iter(self.stores.values())).commit.eos_id
+            return PackedOrder(streams, places, self.context_length, tuple(key), self._read_tokens, eos_id)
         return WindowOrder(streams, self.context_length, self.order, tuple(key), self.shuffle_block)
 
+    def _read_tokens(self, place: int, start: int, length: int) -> np.ndarray:
+        """Return neighbouring tokens of a store's split, (length,)."""
+        store = [*self.stores.values()][place]
+        tokens: np.ndarray = store.read(np.asarray([start]), length, self.split)[0]
+        return tokens
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of windows: one that fits the tokens of all stores."""
+        return np.result_type(*(store.dtype for store in self.stores.values()))
+
     def read(self, found: WindowLocations) -> np.ndarray:
-        """Return windows: (n, context_length + 1) tokens, in the dtype of the stores."""
+        """Return windows that are pieces of the streams: (n, context_length + 1) tokens, in the dtype of the stores."""
         stores = list(self.stores.values())
         if len(stores) == 1:
             return stores[0].read(found.start, self.context_length + 1, self.split)
-        dtype = np.result_type(*(store.dtype for store in stores))
-        windows = np.empty((len(found.start), self.context_length + 1), dtype)
+        windows = np.empty((len(found.start), self.context_length + 1), self.dtype)
         for place, store in enumerate(stores):
             mine = np.flatnonzero(found.store == place)
             if len(mine):
                 windows[mine] = store.read(found.start[mine], self.context_length + 1, self.split)
         return windows
+
+    def streams_of(self, found: WindowLocations) -> list[tuple[str, str]]:
+        """Return the store and language of each window, by name."""
+        of_windows = [("", "")] * len(found.start)
+        for place, (name, store) in enumerate(self.stores.items()):
+            streams = store.streams(self.split)
+            mine = np.flatnonzero(found.store == place)
+            begins = np.asarray([stream.start for stream in streams], np.int64)
+            held = np.searchsorted(begins, found.start[mine], side="right") - 1
+            for window, stream in zip(mine.tolist(), held.tolist(), strict=True):
+                of_windows[window] = (name, streams[stream].language)
+        return of_windows
 
     def describe(self) -> dict[str, Any]:
         """Return everything that determines the sequence of windows, in plain types, for a checkpoint."""
@@ -304,7 +381,20 @@ class WindowSelection:
             "shuffle_block": self.shuffle_block,
             "where": {column: sorted(values) for column, values in self.where.items()},
             "mix": {name: float(weight) for name, weight in self.mix.items()},
+            **self._describe_options(),
         }
+
+    def _describe_options(self) -> dict[str, Any]:
+        """Return what not every state has."""
+        found: dict[str, Any] = {}
+        if self.windows != "stream":
+            found["windows"] = self.windows
+        if self.mix_schedule:
+            found["mix_schedule"] = [[tokens, dict(weights)] for tokens, weights in self.mix_schedule]
+        if self.max_epochs:
+            found["max_epochs"] = dict(self.max_epochs)
+            found["at_max_epochs"] = self.at_max_epochs
+        return found
 
     def differences(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """Compare with the description in a state, and return the fields that change the sequence: (state's value, own).
@@ -345,6 +435,7 @@ def _comparable(described: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a description that `WindowSelection.differences` compares."""
     fields = {name: described[name] for name in ("split", "order", "seed", "shuffle_block", "where")}
     fields["mix"] = sorted(described["mix"])
+    fields["windows"] = described.get("windows", "stream")
     for name in ("name", "fingerprint", "forgotten"):
         fields[f"stores.{name}"] = [entry[name] for entry in described["stores"]]
     return fields

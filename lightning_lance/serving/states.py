@@ -175,6 +175,17 @@ _GROWTH: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def _phases(value: Any) -> list[list[Any]]:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise _Wrong("a list of weights, and the tokens from which on they count")
+    phases = []
+    for entry in value:
+        if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+            raise _Wrong("pairs of a token and weights")
+        phases.append([_count(entry[0]), _mapping_of(_weight)(entry[1])])
+    return phases
+
+
 def _skips(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, (list, tuple)) or not value:
         raise _Wrong("a list of steps that are left out")
@@ -191,8 +202,17 @@ def _skips(value: Any) -> list[dict[str, Any]]:
 
 _SKIP: dict[str, Callable[[Any], Any]] = {"steps": _list_of(_count), "begin": _count, "end": _count}
 
-# Where the stores have grown within an epoch that is still served, and where the run leaves steps out.
-_OPTIONAL_FIELDS: dict[str, Callable[[Any], Any]] = {"grown": _growths, "skips": _skips}
+# Where the stores have grown within an epoch that is still served; where the run leaves steps out; and where windows are not
+# pieces of the streams; and where the weights change.
+_OPTIONAL_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "grown": _growths,
+    "skips": _skips,
+    "windows": _chosen(("packed",)),
+    "mix_schedule": _phases,
+    "max_epochs": _mapping_of(_weight),
+    "at_max_epochs": _chosen(("redistribute", "error")),
+    "consumed": _list_of(_count),
+}
 
 #: The names of the fields that every state has.
 FIELDS = frozenset(_FIELDS)
@@ -264,14 +284,9 @@ def _contradiction(state: Mapping[str, Any]) -> str:
     cursor = state["cursor"]
     begin = state["epoch_start"]
     origin = state["origin"]
-    components = len(state["mix"]) or 1
-    if len(state["taken"]) != components:
-        return f"taken has {len(state['taken']):,} numbers, but there are {components} components"
-    for growth in state.get("grown", ()):
-        stores = len(state["stores"])
-        sizes = [len(growth["tokens"]), len(growth["streams"]), len(growth["epochs"]), len(growth["places"])]
-        if sizes != [stores, stores, components, components]:
-            return f"grown has {sizes} entries, but there are {stores} stores and {components} components"
+    wrong = _wrong_components(state)
+    if wrong:
+        return wrong
     if begin > cursor:
         return f"its epoch begins at {begin:,}, beyond the cursor at {cursor:,}"
     if not max(origin, begin) <= state["digest_from"] <= cursor:
@@ -287,4 +302,19 @@ def _contradiction(state: Mapping[str, Any]) -> str:
         return f"taken is {_shown(state['taken'])}, but the mixture begins at 0"
     if state["shuffle_block"] is not None and state["order"] != "shuffle":
         return f"shuffle_block is {state['shuffle_block']} with order {state['order']!r}"
+    return ""
+
+
+def _wrong_components(state: Mapping[str, Any]) -> str:
+    """Return what is wrong with the numbers of a state's components; empty if nothing is."""
+    components = len(state["mix"]) or 1
+    if len(state["taken"]) != components:
+        return f"taken has {len(state['taken']):,} numbers, but there are {components} components"
+    if len(state.get("consumed", state["taken"])) != components:
+        return f"consumed has {len(state['consumed']):,} numbers, but there are {components} components"
+    for growth in state.get("grown", ()):
+        stores = len(state["stores"])
+        sizes = [len(growth["tokens"]), len(growth["streams"]), len(growth["epochs"]), len(growth["places"])]
+        if sizes != [stores, stores, components, components]:
+            return f"grown has {sizes} entries, but there are {stores} stores and {components} components"
     return ""

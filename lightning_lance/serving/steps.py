@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.html import html_table
 from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import Remainder
+from lightning_lance.serving.packing import Pieces
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.skips import Skip
+from lightning_lance.store.token_store import TokenStore
+
+# Columns of `documents` that say where a document is, and not what it is.
+_PLACE = ("window", "begin", "end")
 
 
 class StepSizes(NamedTuple):
@@ -57,6 +65,7 @@ class ServedWindows:
         tokens: (batch_size, context_length + 1) tokens, rearranged where the loader does so (`fim`).
         serving: The selection that they are of.
         make: What makes batches of them.
+        pieces: What packed windows are made of, a table for each; None for windows that are pieces of the streams.
     """
 
     step: int
@@ -65,12 +74,25 @@ class ServedWindows:
     tokens: np.ndarray
     serving: WindowSelection
     make: Collator
+    pieces: list[Pieces] | None = None
 
     def __repr__(self) -> str:
         return f"ServedWindows(step={self.step}, rank={self.rank}, starts={self.starts.tolist()})"
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def _repr_html_(self) -> str:
+        """Return the windows for notebooks: their documents side by side, each with where it is from."""
+        rows = []
+        for number, text in enumerate(self.text):
+            mine = self.documents.filter(pc.equal(self.documents.column("window"), number))
+            sources = []
+            for row in mine.to_pylist():
+                about = [str(value) for name, value in row.items() if name not in _PLACE and value]
+                sources.append(f"{row['begin']}:{row['end']} {' · '.join(about)}")
+            rows.append([str(number), "\n".join(sources), text])
+        return html_table(f"step {self.step}, rank {self.rank}", ["window", "documents", "text"], rows)
 
     @property
     def starts(self) -> np.ndarray:
@@ -89,16 +111,23 @@ class ServedWindows:
         parts = []
         for place, store in enumerate(self.serving.stores.values()):
             mine = np.flatnonzero(self.found.store == place)
-            if not len(mine):
-                continue
-            part = store.documents(self.starts[mine], self.serving.context_length + 1, self.serving.split)
-            windows = mine[part.column("window").to_numpy()]
-            at = part.schema.get_field_index("window")
-            parts.append(
-                part.set_column(at, part.schema.field("window"), pa.array(windows, part.schema.field(at).type))
-            )
+            if len(mine):
+                parts.append(self._documents_of(store, mine))
         together: pa.Table = pa.concat_tables(parts, promote_options="default")
         return together.take(pa.array(np.argsort(together.column("window").to_numpy(), kind="stable")))
+
+    def _documents_of(self, store: TokenStore, mine: np.ndarray) -> pa.Table:
+        """Return the documents of some windows, all of one store."""
+        if self.pieces is None:
+            part = store.documents(self.starts[mine], self.serving.context_length + 1, self.serving.split)
+            return _with_columns(part, {"window": mine[part.column("window").to_numpy()]})
+        # Each piece is of one document.
+        tables = [self.pieces[number] for number in mine.tolist()]
+        together = Pieces(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
+        windows = np.repeat(mine, [len(table.size) for table in tables])
+        part = store.documents(together.source, 1, self.serving.split)
+        end = together.column + together.size
+        return _with_columns(part, {"window": windows, "begin": together.column, "end": end})
 
     @cached_property
     def batch(self) -> Batch:
@@ -110,6 +139,31 @@ class ServedWindows:
         """The text of each window, by the tokenizer beside the first store."""
         texts: list[str] = next(iter(self.serving.stores.values())).decode(self.tokens)
         return texts
+
+
+def _with_columns(table: pa.Table, columns: Mapping[str, np.ndarray]) -> pa.Table:
+    """Return a table with other values in some of its columns."""
+    for name, values in columns.items():
+        at = table.schema.get_field_index(name)
+        field = table.schema.field(at)
+        table = table.set_column(at, field, pa.array(values, field.type))
+    return table
+
+
+def extents(found: WindowLocations, cursor: Cursor, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which tokens of windows are those from `begin` to `end` of a split: the first, and the one after the last."""
+    pieces = cursor.pieces(found)
+    length = cursor.serving.context_length + 1
+    if pieces is None:
+        return np.maximum(begin - found.start, 0), np.minimum(end - found.start, length)
+    low, high = [], []
+    for table in pieces:
+        hit = (table.source < end) & (table.source + table.size > begin)
+        first = table.column[hit] + np.maximum(begin - table.source[hit], 0)
+        last = table.column[hit] + np.minimum(end - table.source[hit], table.size[hit])
+        low.append(int(first.min()))
+        high.append(int(last.max()))
+    return np.asarray(low, np.int64), np.asarray(high, np.int64)
 
 
 def next_step(cursor: Cursor, sizes: StepSizes) -> int:

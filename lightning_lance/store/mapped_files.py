@@ -2,25 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from lance.file import LanceFileReader
+from lance.fragment import FragmentMetadata
 
 from lightning_lance.errors import StoreError
+from lightning_lance.format.lance_footer import first_column
 from lightning_lance.format.lance_io import take_blocks
-from lightning_lance.lance_names import data_file_at
+from lightning_lance.lance_names import data_file_at, name_of
 from lightning_lance.messages.escaping import logger
 from lightning_lance.store.segments import MappedFiles
 from lightning_lance.store.staging import Copy
 
 _log = logger(__name__)
 
+# Of a store of more files, those that are encoded alike are compared by one of them.
+_ALL_COMPARED = 256
 
-def map_tokens(uri: str, dataset: Any, block: int, dtype: np.dtype[Any]) -> tuple[MappedFiles, np.ndarray] | None:
-    """Map the token pages of an open dataset, of `block` tokens a row; None if Lance's layout or the disk does not allow it.
+
+class _Tokens(NamedTuple):
+    """The tokens of a data file.
+
+    Attributes:
+        pages: (position, bytes) of each page.
+        encoding: How the pages are encoded. None if only Lance knows.
+    """
+
+    pages: list[tuple[int, int]]
+    encoding: Hashable | None
+
+
+class _Pages(NamedTuple):
+    """The pages of tokens of a store, in the order of their rows.
+
+    Attributes:
+        files: The data files.
+        described: A number for what Lance is told of each file besides its rows: files that are equal in it, Lance reads in one
+            way. None if only Lance knows.
+        file: (pages,) index of the file of each page.
+        position: (pages,) its place in that file, in bytes.
+        rows: (pages,) its rows.
+    """
+
+    files: list[str]
+    described: list[int | None]
+    file: np.ndarray
+    position: np.ndarray
+    rows: np.ndarray
+
+
+def map_tokens(
+    uri: str, dataset: Any, fragments: Sequence[FragmentMetadata], block: int, dtype: np.dtype[Any]
+) -> tuple[MappedFiles, np.ndarray] | None:
+    """Map the token pages of a store into memory; None if Lance's layout or the system does not allow it.
+
+    Args:
+        uri: Its place.
+        dataset: Its open dataset.
+        fragments: The fragments of that.
+        block: Tokens of a row.
+        dtype: The dtype of the tokens.
 
     Returns:
         The mapped files, and (pages, 2) int64: the place of each page in them, in tokens, and its rows.
@@ -31,37 +77,82 @@ def map_tokens(uri: str, dataset: Any, block: int, dtype: np.dtype[Any]) -> tupl
     if "://" in uri or dataset.schema.names[0] != "tokens":
         return None
     row_bytes = block * dtype.itemsize
-    files: list[Path] = []
-    pages: list[tuple[int, int, int]] = []
-    for fragment in dataset.get_fragments():
-        data_files = fragment.data_files()
-        if fragment.num_deletions or len(data_files) != 1:
-            return None
-        file = Path(uri, data_file_at(data_files[0].path))
-        # Tokens are the first column of the schema, and so of every file, unless that column was added later.
-        if [*data_files[0].column_indices][:1] != [0]:
-            return None
-        buffers = _plain_buffers(file, row_bytes)
-        if sum(size for _, size in buffers) != fragment.physical_rows * row_bytes:
-            return None
-        pages += [(len(files), position, size // row_bytes) for position, size in buffers]
-        files.append(file)
-    if not files:
+    found = _pages_of(uri, fragments, row_bytes)
+    if found is None:
         return None
     try:
-        mapped = MappedFiles(files, dtype)
-        located = [(mapped.place(file, position, rows * block), rows) for file, position, rows in pages]
+        mapped = MappedFiles(found.files, dtype)
+        places = mapped.places(found.file, found.position, found.rows * block)
     except (StoreError, OSError) as error:
         _log.warning("The token store %s cannot be mapped, so it is read by take, which is slower: %s.", uri, error)
         return None
-    found = np.asarray(located, np.int64)
-    # Compare the last block of each file, which is in its place only if all pages before it have Lance's sizes. Not a block of
-    # each page: every place of a map that is touched counts as two megabytes of this process.
-    ends = np.flatnonzero(np.diff([file for file, _, _ in pages], append=len(files)))
-    last = found[ends, 0] + (found[ends, 1] - 1) * block
-    if not np.array_equal(mapped.gather(last, block), take_blocks(dataset, np.cumsum(found[:, 1])[ends] - 1)):
+    if not _is_read_by_lance(dataset, found, mapped, places, block, row_bytes):
         return None
-    return mapped, found
+    return mapped, np.stack([places, found.rows], axis=1)
+
+
+def _pages_of(uri: str, fragments: Sequence[FragmentMetadata], row_bytes: int) -> _Pages | None:
+    """Return the pages of tokens of fragments; None if their layout is another."""
+    files: list[str] = []
+    described: list[int | None] = []
+    descriptions: dict[Hashable, int] = {}
+    pages = array("q")
+    for fragment in fragments:
+        if len(fragment.files) != 1 or fragment.deletion_file is not None:
+            return None
+        [file] = fragment.files
+        # Tokens are the first column of the schema, and so of every file, unless that column was added later.
+        if [*file.column_indices][:1] != [0]:
+            return None
+        path = f"{uri}/{data_file_at(name_of(file))}"
+        tokens = _tokens_of(path, row_bytes)
+        if sum(size for _, size in tokens.pages) != fragment.physical_rows * row_bytes:
+            return None
+        for position, size in tokens.pages:
+            pages.extend((len(files), position, size // row_bytes))
+        if not tokens.pages:
+            continue
+        files.append(path)
+        if tokens.encoding is None:
+            described.append(None)
+            continue
+        version = (file.file_major_version, file.file_minor_version)
+        columns = (*file.fields, "at", *file.column_indices)
+        described.append(descriptions.setdefault((tokens.encoding, version, columns), len(descriptions)))
+    if not files:
+        return None
+    return _Pages(files, described, *np.frombuffer(pages, np.int64).reshape(-1, 3).T)
+
+
+def _is_read_by_lance(
+    dataset: Any, pages: _Pages, mapped: MappedFiles, places: np.ndarray, block: int, row_bytes: int
+) -> bool:
+    """Return whether Lance reads these pages, at these places, as they are mapped."""
+    ends = np.flatnonzero(np.diff(pages.file, append=len(pages.files)))
+    begins = np.append(0, ends[:-1] + 1)
+    compared = _to_compare(pages.described)
+    for number in compared:
+        its = slice(begins[number], ends[number] + 1)
+        ours = [*zip(pages.position[its].tolist(), (pages.rows[its] * row_bytes).tolist(), strict=True)]
+        if pages.described[number] is not None and _pages_by_lance(pages.files[number], row_bytes) != ours:
+            return False
+    # The last block of a file is in its place only if all pages before it have Lance's sizes. Not a block of each page: every
+    # place of a map that is touched counts as two megabytes of this process.
+    last = ends[compared]
+    blocks = mapped.gather(places[last] + (pages.rows[last] - 1) * block, block)
+    return np.array_equal(blocks, take_blocks(dataset, np.cumsum(pages.rows)[last] - 1))
+
+
+def _to_compare(described: Sequence[int | None]) -> list[int]:
+    """Return the files to compare with what Lance reads: all of some hundred; of more, one of each description."""
+    if len(described) <= _ALL_COMPARED:
+        return [*range(len(described))]
+    first: dict[int | None, int] = {}
+    for number, description in enumerate(described):
+        first.setdefault(description, number)
+    return [
+        number for number, description in enumerate(described) if description is None or first[description] == number
+    ]
 
 
 def map_copies(
@@ -85,7 +176,7 @@ def map_copies(
     row_bytes = block * dtype.itemsize
     buffers: dict[str, list[tuple[int, int]]] = {}
     for name, copy in copies.items():
-        found = _plain_buffers(copy.path, row_bytes)
+        found = _tokens_of(str(copy.path), row_bytes).pages
         if found and sum(size for _, size in found) == rows[name] * row_bytes:
             buffers[name] = found
     if not buffers:
@@ -107,25 +198,35 @@ def _last_block(file: Path, rows: int, dtype: np.dtype[Any]) -> np.ndarray:
     return np.asarray(batch.column(0).flatten()).astype(dtype)
 
 
-def _plain_buffers(file: Path, row_bytes: int) -> list[tuple[int, int]]:
-    """Return (position, bytes) of the pages of a file's first column; none if one of them is encoded."""
-    buffers = []
-    for page in LanceFileReader(str(file)).metadata().columns[0].pages:
+def _tokens_of(file: str, row_bytes: int) -> _Tokens:
+    """Return where the tokens of a data file are; no pages if one of them is encoded."""
+    column = first_column(file)
+    if column is not None and all(size == rows * row_bytes > 0 for _, size, rows in column.pages):
+        pages = [(position, size) for position, size, _ in column.pages]
+        _check_pages(file, column.file_size, pages)
+        return _Tokens(pages, column.encoding)
+    pages = _pages_by_lance(file, row_bytes)
+    _check_pages(file, Path(file).stat().st_size, pages)
+    return _Tokens(pages, None)
+
+
+def _pages_by_lance(file: str, row_bytes: int) -> list[tuple[int, int]]:
+    """Return (position, bytes) of the pages of a file's first column as Lance tells; none if one of them is encoded."""
+    found = []
+    for page in LanceFileReader(file).metadata().columns[0].pages:
         if len(page.buffers) != 1 or not page.buffers[0].size or page.buffers[0].size % row_bytes:
             return []
-        buffers.append((page.buffers[0].position, page.buffers[0].size))
-    _check_pages(file, buffers)
-    return buffers
+        found.append((page.buffers[0].position, page.buffers[0].size))
+    return found
 
 
-def _check_pages(file: Path, pages: Sequence[tuple[int, int]]) -> None:
-    """Check that pages, (position, bytes) each, lie in their file and do not overlap. StoreError if one does."""
-    size = file.stat().st_size
+def _check_pages(file: str, size: int, pages: Sequence[tuple[int, int]]) -> None:
+    """Check that pages, (position, bytes) each, lie in their file of `size` bytes and do not overlap. Else StoreError."""
     end = 0
     for position, length in sorted(pages):
         if position < end or position + length > size:
             raise StoreError(
-                f"The data file {str(file)!r} of {size:,} bytes is damaged: its page of tokens at bytes {position:,} to "
+                f"The data file {file!r} of {size:,} bytes is damaged: its page of tokens at bytes {position:,} to "
                 f"{position + length:,} overlaps another or lies beyond its end; restore it, or remove the store and build it "
                 "again."
             )

@@ -246,3 +246,105 @@ def _offsets(location: StoreLocation, path: str, first: int, rows: int) -> Itera
     reader = LanceFileReader(file, lance_options(location), ["documents.item.offset"])
     for batch in reader.read_range(first, rows, batch_size=_BATCH_ROWS).to_batches():
         yield batch.column("documents")
+
+
+class DocumentCount(NamedTuple):
+    """Documents and their tokens, EOS included."""
+
+    documents: int
+    tokens: int
+
+
+def count_by(location: StoreLocation, dataset: Any, field: str) -> dict[tuple[str, str | None], DocumentCount]:
+    """Return the documents and tokens of each split and value of a field (`license`, ...). Reads that field and the offsets.
+
+    Raises:
+        StoreError: If the store is damaged.
+    """
+    with reading(location.uri):
+        rows = stream_columns(dataset)
+        num_tokens = np.asarray(rows.column("num_tokens")).astype(np.int64)
+        splits, languages = (as_single_chunk(rows.column(name).dictionary_encode()) for name in ("split", "language"))
+        # Each language of each split is a stream.
+        width = max(len(languages.dictionary), 1)
+        stream = np.asarray(splits.indices).astype(np.int64) * width + np.asarray(languages.indices)
+        counter = _ValueCounter(len(splits.dictionary) * width)
+        first = 0
+        for lists in document_lists(location, dataset, "offset", field):
+            here = slice(first, first + len(lists))
+            first += len(lists)
+            counter.add(location.uri, lists, field, stream[here], num_tokens[here])
+        names = splits.dictionary.to_pylist()
+    totals: dict[tuple[str, str | None], DocumentCount] = {}
+    for (number, value), (documents, tokens) in counter.counts.items():
+        split = names[number // width]
+        if split in SPLITS:
+            before = totals.get((split, value), DocumentCount(0, 0))
+            totals[split, value] = DocumentCount(before.documents + documents, before.tokens + tokens)
+    return totals
+
+
+class _ValueCounter:
+    """Counts documents and tokens by stream and value, over the rows of a store in order.
+
+    Attributes:
+        counts: (stream, value) to documents and tokens.
+    """
+
+    def __init__(self, streams: int) -> None:
+        self.counts: dict[tuple[int, str | None], tuple[int, int]] = {}
+        # The value of the document that goes on in the next row of each stream; -1 before the first.
+        self._last = np.full(streams, -1)
+        self._codes: dict[str | None, int] = {}
+
+    def add(self, uri: str, lists: pa.ListArray, field: str, stream: np.ndarray, num_tokens: np.ndarray) -> None:
+        """Count the next rows: their documents, (n,) stream of each, (n,) tokens of each."""
+        counts = _lengths(lists)
+        begins = begins_of(uri, lists, num_tokens)
+        row = np.repeat(np.arange(len(lists)), counts)
+        code = self._coded(lists.flatten().field(field))
+        is_last = np.append(row[1:] != row[:-1], True)[: len(row)]
+        ends = np.where(is_last, num_tokens[row], np.append(begins[1:], 0)[: len(row)])
+        head = num_tokens.copy()
+        is_first = np.append(True, row[1:] != row[:-1])[: len(row)]
+        head[row[is_first]] = begins[is_first]
+        goes_on = np.full(len(lists), -1)
+        goes_on[row[is_last]] = code[is_last]
+        before = self._before(stream, goes_on)
+        has_head = head > 0
+        if (before[has_head] < 0).any():
+            raise ValueError("no document begins before a token")
+        number = np.concatenate([stream[row], stream[has_head]])
+        codes = np.concatenate([code, before[has_head]])
+        tokens = np.concatenate([ends - begins, head[has_head]])
+        documents = np.concatenate([np.ones(len(row), np.int64), np.zeros(int(has_head.sum()), np.int64)])
+        names = list(self._codes)
+        keys, inverse = np.unique(np.stack([number, codes]), axis=1, return_inverse=True)
+        summed = np.zeros((2, keys.shape[1]), np.int64)
+        np.add.at(summed[0], inverse.reshape(-1), documents)
+        np.add.at(summed[1], inverse.reshape(-1), tokens)
+        for (of_stream, of_value), more in zip(keys.T.tolist(), summed.T.tolist(), strict=True):
+            known = self.counts.get((of_stream, names[of_value]), (0, 0))
+            self.counts[of_stream, names[of_value]] = (known[0] + more[0], known[1] + more[1])
+
+    def _coded(self, values: pa.Array) -> np.ndarray:
+        encoded = values.dictionary_encode(null_encoding="encode")
+        mine = [self._codes.setdefault(value, len(self._codes)) for value in encoded.dictionary.to_pylist()]
+        codes: np.ndarray = np.asarray(mine, np.int64)[np.asarray(encoded.indices)]
+        return codes
+
+    def _before(self, stream: np.ndarray, goes_on: np.ndarray) -> np.ndarray:
+        """Return the value that goes on at the begin of each row, (n,), and keep that at the end of each stream."""
+        order = np.argsort(stream, kind="stable")
+        ordered = stream[order]
+        place = np.arange(len(ordered))
+        begin = np.maximum.accumulate(np.where(np.append(True, ordered[1:] != ordered[:-1])[: len(order)], place, 0))
+        found = np.maximum.accumulate(np.where(goes_on[order] >= 0, place, -1))
+        latest = np.append(-1, found[:-1])[: len(order)]
+        ours = np.where(latest >= begin, goes_on[order][latest], self._last[ordered])
+        ending = np.append(ordered[1:] != ordered[:-1], True)[: len(order)]
+        at_end = np.where(found >= begin, goes_on[order][found], self._last[ordered])
+        self._last[ordered[ending]] = at_end[ending]
+        before = np.empty(len(order), np.int64)
+        before[order] = ours
+        return before

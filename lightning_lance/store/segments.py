@@ -17,6 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from lightning_lance.errors import StoreError
+from lightning_lance.store.file_maps import FileMaps, MadeMaps, memory_of, will_need
 
 # With more page faults that waited for the disk than one per so many windows, a store is not in the page cache.
 _WINDOWS_PER_FAULT = 16
@@ -112,19 +113,16 @@ class MappedFiles:
         self, files: Sequence[str | Path], dtype: np.dtype[Any], handles: Sequence[mmap.mmap] | None = None
     ) -> None:
         self._files = [str(file) for file in files]
-        handles = [_map(Path(file)) for file in files] if handles is None else [*handles]
-        maps = [np.frombuffer(handle, np.uint8) for handle in handles]
-        addresses = np.asarray([mapped.ctypes.data for mapped in maps], dtype=np.int64)
-        sizes = np.asarray([len(mapped) for mapped in maps], dtype=np.int64)
+        maps = FileMaps(self._files) if handles is None else MadeMaps(handles)
         self._item = dtype.itemsize
-        self._handles = handles
-        self._sizes = sizes
-        self._bytes_before = addresses - addresses.min()
+        self._maps = maps
+        self._first_address = int(maps.addresses.min())
+        self._bytes_before = maps.addresses - self._first_address
         # The files by address, and their begins and ends in whole tokens; the first one begins at 0.
-        self._order = np.argsort(self._bytes_before)
-        self._begins = self._bytes_before[self._order] // self._item
-        self._ends = self._begins + sizes[self._order] // self._item
-        first = maps[int(self._order[0])]
+        order = np.argsort(self._bytes_before)
+        self._begins = self._bytes_before[order] // self._item
+        self._ends = self._begins + maps.sizes[order] // self._item
+        first = memory_of(maps, int(order[0]))
         self._base = first[: len(first) // self._item * self._item].view(dtype)
         # The last view, and its length.
         self._views: tuple[int, np.ndarray] = (1, self._view(1))
@@ -136,7 +134,7 @@ class MappedFiles:
             raise StoreError(
                 f"The tokens at byte {offset} are not aligned to {self._item} bytes, so they cannot be mapped."
             )
-        size = int(self._sizes[file])
+        size = int(self._maps.sizes[file])
         if offset < 0 or tokens < 0 or offset + tokens * self._item > size:
             raise StoreError(
                 f"The data file {self._files[file]!r} is damaged: its {tokens:,} tokens at byte {offset:,} exceed its "
@@ -144,17 +142,26 @@ class MappedFiles:
             )
         return (int(self._bytes_before[file]) + offset) // self._item
 
+    def places(self, files: np.ndarray, offsets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Return the places of many pages, (n,), as `place`. StoreError as for the first that has none."""
+        odd = (offsets % self._item != 0) | (offsets < 0) | (tokens < 0)
+        odd |= offsets > self._maps.sizes[files] - tokens * self._item
+        for page in np.flatnonzero(odd)[:1]:
+            self.place(int(files[page]), int(offsets[page]), int(tokens[page]))
+        places: np.ndarray = (self._bytes_before[files] + offsets) // self._item
+        return places
+
     def gather(self, places: np.ndarray, length: int) -> np.ndarray:
         """Return a copy of `length` tokens from each place: (n, length), in the dtype of the tokens.
 
         Raises:
             StoreError: If a window does not lie within one file. Nothing is read then.
         """
-        files = self._files_of(places, np.int64(length))
+        self._check(places, np.int64(length))
         announced = self._announcements > 0
         if announced:
             self._announcements -= 1
-            self._announce(files, places, length)
+            self._announce(places, length)
         known, view = self._views
         if known != length:
             view = self._view(length)
@@ -167,7 +174,7 @@ class MappedFiles:
 
     def fill(self, windows: np.ndarray, runs: Runs) -> None:
         """Copy pieces of windows into `windows`. StoreError, before anything is read, if a piece is not within one file."""
-        self._files_of(runs.place, runs.length)
+        self._check(runs.place, runs.length)
         tokens = self._view(1)[:, 0]
         for row, column, place, count in zip(*(part.tolist() for part in runs), strict=True):
             windows[row, column : column + count] = tokens[place : place + count]
@@ -177,8 +184,8 @@ class MappedFiles:
         shape = (max(int(self._ends[-1]) - length + 1, 0), length)
         return as_strided(self._base, shape, (self._item, self._item), writeable=False)
 
-    def _files_of(self, places: np.ndarray, lengths: np.ndarray | np.int64) -> np.ndarray:
-        """Return the file of each place, (n,) by address. StoreError if its tokens exceed that file."""
+    def _check(self, places: np.ndarray, lengths: np.ndarray | np.int64) -> None:
+        """Check that the tokens at each place lie within one file. StoreError if they do not."""
         files = np.searchsorted(self._begins[1:], places, side="right")
         # Not `places + lengths`, which may overflow.
         if len(places) and (places.min() < 0 or np.min(lengths) < 1 or (places > self._ends[files] - lengths).any()):
@@ -186,20 +193,13 @@ class MappedFiles:
                 "Windows of the store lie outside its data files, so its metadata is damaged: 'lightning-lance verify' lists "
                 "the damage."
             )
-        return files
 
-    def _announce(self, files: np.ndarray, places: np.ndarray, length: int) -> None:
-        order = self._order[files]
-        begins = places * self._item - self._bytes_before[order]
+    def _announce(self, places: np.ndarray, length: int) -> None:
+        begins = self._first_address + places * self._item
         pages = begins // mmap.PAGESIZE * mmap.PAGESIZE
         sizes = begins - pages + length * self._item
-        for file, page, size in zip(order.tolist(), pages.tolist(), sizes.tolist(), strict=True):
-            self._handles[file].madvise(mmap.MADV_WILLNEED, page, size)
-
-
-def _map(file: Path) -> mmap.mmap:
-    with file.open("rb") as stream:
-        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        for page, size in zip(pages.tolist(), sizes.tolist(), strict=True):
+            will_need(page, size)
 
 
 def _disk_faults() -> int:

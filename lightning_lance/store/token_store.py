@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import xxhash
+from lance.fragment import FragmentMetadata
 from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.documents.splits import SPLITS
@@ -26,7 +27,7 @@ from lightning_lance.errors import (
     whole_number,
     whole_numbers,
 )
-from lightning_lance.format.commit import data_file_infos, is_commit, read_commit
+from lightning_lance.format.commit import data_file_infos, read_commit
 from lightning_lance.format.lance_io import (
     check_fragments,
     check_sizes,
@@ -37,12 +38,20 @@ from lightning_lance.format.lance_io import (
     stream_columns,
     take_blocks,
 )
-from lightning_lance.format.layout import StoreContent, StreamExtent, check_parts, layout_of, layout_of_rows
-from lightning_lance.format.lineage import change_of, check_columns, cure
+from lightning_lance.format.layout import (
+    DataFileInfo,
+    StoreContent,
+    StreamExtent,
+    check_parts,
+    layout_of,
+    layout_of_rows,
+)
+from lightning_lance.format.lineage import change_of, check_columns, cure, lineage_of
 from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.schema import block_of, check_dtype
 from lightning_lance.format.tags import check_not_replaced, keep_for_run, let_go_of_others, replaced, tag_version, untag
 from lightning_lance.format.versions import find_version, gone, open_with_retry
+from lightning_lance.lance_names import name_of
 from lightning_lance.location import (
     StoreLocation,
     checked_storage_options,
@@ -54,6 +63,8 @@ from lightning_lance.location import (
 )
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
+from lightning_lance.messages.html import html_table
+from lightning_lance.store.hub import downloaded, hub_place
 from lightning_lance.store.kept_tokenizer import kept_tokenizer
 from lightning_lance.store.mapped_files import map_copies, map_tokens
 from lightning_lance.store.provenance import Provenance
@@ -127,16 +138,18 @@ class TokenStore:
         # The uri as the user wrote it.
         self._given = uri
         self.version = int(dataset.version)
-        self.commit = read_commit(dataset, uri)
+        # Read once: it describes all files.
+        lineage = lineage_of(dataset)
+        self.commit = read_commit(dataset, uri, lineage)
         if "format" not in self.commit.recipe:
             raise StoreError(f"The token store {uri!r} does not record its format: restore it from a copy.")
-        self._change = change_of(dataset, self._location)
+        self._change = change_of(dataset, self._location, lineage)
         self._report_change()
         check_columns(dataset, uri)
         self._dataset = dataset
         self._process = os.getpid()
         # In versions of other programs, equal content need not be equal rows.
-        self._is_ours = is_commit(dataset)
+        self._is_ours = lineage.committed == self.version
         # The id of the training run in its tag; and whether this version has the tag of the run, or of its checkpoints.
         self._run = secrets.token_hex(8)
         self._kept = False
@@ -151,10 +164,10 @@ class TokenStore:
         check_fragments(uri, fragments)
         if is_local(uri):
             check_sizes(uri, fragments)
-        mapped = None if reader == "take" else map_tokens(uri, dataset, self._block, self.dtype)
+        mapped = None if reader == "take" else map_tokens(uri, dataset, fragments, self._block, self.dtype)
         if mapped is None and reader == "mapped":
             raise StoreError(f"The token store {uri!r} cannot be mapped into memory here: use reader='auto'.")
-        self._layout = self._read_layout()
+        self._layout = self._read_layout(fragments, data_file_infos(dataset, lineage))
         self._streams = self._extents()
         rows = int(self._layout.rows[-1])
         files, pages = mapped or (None, np.asarray([[_TAKEN, rows]]))
@@ -180,7 +193,7 @@ class TokenStore:
         """Open a store.
 
         Args:
-            uri: Local folder, or object store URL.
+            uri: Local folder, object store URL, or dataset repository of the Hub, `hf://datasets/owner/name[@revision]`.
             version: Version to read; None reads the newest. Later commits are not seen.
             storage_options: Credentials and other options of object stores, in Lance's form.
             reader: `auto` maps local files and falls back to `take`; the other two have no fallback.
@@ -194,7 +207,11 @@ class TokenStore:
         check_arguments(TokenStore.open, {"version": version, "reader": reader, "verify": verify})
         storage_options = checked_storage_options("storage_options", storage_options)
         given = given_place(uri)
-        place = store_place(uri)
+        on_hub = hub_place(str(uri))
+        if on_hub is not None:
+            given = downloaded(on_hub, storage_options)
+            storage_options = checked_storage_options("storage_options", None)
+        place = store_place(given)
         location = StoreLocation(place, storage_options)
         if verify:
             raise_if_damaged(location)
@@ -383,6 +400,19 @@ class TokenStore:
         tokens = f"{self.commit.stored_tokens:,}"
         return f"TokenStore({self.uri!r}, version={self.version}, tokens={tokens}, streams=[{shown(streams)}])"
 
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: the tokens of each language and split."""
+        tokens: dict[str, dict[str, int]] = {}
+        for split in SPLITS:
+            for stream in self.streams(split):
+                tokens.setdefault(stream.language, {})[split] = stream.num_tokens
+        rows = []
+        for language, of_split in sorted(tokens.items()):
+            rows.append([language or "(none)", *(f"{of_split.get(split, 0):,}" for split in SPLITS)])
+        totals = f"{self.commit.stored_documents:,} documents, {self.commit.stored_tokens:,} tokens"
+        titles = ["language", *(f"{split} tokens" for split in SPLITS)]
+        return html_table(f"{self.uri}, version {self.version}: {totals}", titles, rows)
+
     @property
     def location(self) -> StoreLocation:
         """Where it is, with the options of its object store."""
@@ -407,6 +437,18 @@ class TokenStore:
             StoreError: If the file is of another tokenizer.
         """
         return kept_tokenizer(self.uri, self.tokenizer_files, self.commit)
+
+    def take_tokenizer(self, file: str | os.PathLike[str]) -> None:
+        """Take a file for the tokenizer of this store, where none is beside it, as for a store in a bucket.
+
+        Args:
+            file: Its tokenizer.json.
+
+        Raises:
+            ConfigError: If there is no such file.
+            StoreError: If it is of another tokenizer.
+        """
+        vars(self)["tokenizer"] = kept_tokenizer(self.uri, [Path(given_place(file, "tokenizer"))], self.commit)
 
     def decode(self, ids: Any) -> Any:
         """Return the text of token ids, with EOS spelled out.
@@ -647,9 +689,9 @@ class TokenStore:
             raise ConfigError(f"There is no split {described(split)}: a token store has {' and '.join(SPLITS)}.")
         return segments[split]
 
-    def _read_layout(self) -> _Layout:
-        """Return the streams of the rows. StoreError if they are damaged."""
-        parts = layout_of(fragments_of(self._dataset), data_file_infos(self._dataset))
+    def _read_layout(self, fragments: Sequence[FragmentMetadata], files: Mapping[str, DataFileInfo]) -> _Layout:
+        """Return the streams of the rows of fragments, given the descriptions of files. StoreError if they are damaged."""
+        parts = layout_of(fragments, files)
         is_complete = parts is not None and self._is_ours
         if parts is None:
             parts = layout_of_rows(stream_columns(self._dataset), self._block)
@@ -750,7 +792,7 @@ class TokenStore:
             return
         files = [fragment.files[0] for fragment in fragments]
         # Tokens are the first column of each file, unless that column was added later.
-        wanted = {file.path: infos[file.path] for file in files if [*file.fields][:1] == [0]}
+        wanted = {name_of(file): infos[name_of(file)] for file in files if [*file.fields][:1] == [0]}
         store = weakref.ref(self)
 
         def arrived(copies: dict[str, Copy]) -> None:
@@ -766,7 +808,7 @@ class TokenStore:
 
     def _read_from(self, copies: Mapping[str, Copy]) -> None:
         """Read from these copies of data files, and the rest by `take`."""
-        rows = {fragment.files[0].path: fragment.physical_rows for fragment in fragments_of(self._dataset)}
+        rows = {name_of(fragment.files[0]): fragment.physical_rows for fragment in fragments_of(self._dataset)}
         mapped, pages = map_copies(copies, rows, self._block, self.dtype)
         located: list[tuple[int, int]] = []
         first = 0

@@ -211,6 +211,11 @@ class Tokenizer:
                 return text
         return None
 
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without EOS, such as those of a prompt."""
+        ids: list[int] = self.encode_batch(pa.array([text], pa.large_string())).ids.tolist()
+        return ids
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, including the spelling of EOS."""
         return str(self._reference.decode([int(i) for i in ids], skip_special_tokens=False))

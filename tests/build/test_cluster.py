@@ -1,5 +1,6 @@
 """The laws of a build on a cluster: whatever ends when, dies or is done twice, the store is that of the local engine."""
 
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,13 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import Corpus, TokenStore
+from lightning_lance.build import progress
 from lightning_lance.build.cluster import ClusterBuild, Outcome, _State
+from lightning_lance.build.progress import figures_of
 from lightning_lance.build.unit import Unit
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.lance_names import UNITS
 from lightning_lance.maintenance import forget, verify_store
 from lightning_lance.maintenance.cleanup import clean
+from lightning_lance.messages.escaping import logger
 from lightning_lance.readers.cuts import Cut
+from lightning_lance.sources.source import ReadReport
+from lightning_lance.sources.validation import WithValidation
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.laws import examples
 from tests.support.stores import ListSource
@@ -43,12 +49,14 @@ class DivisibleSource(ListSource):
 
 @dataclass(frozen=True)
 class BrokenSource(DivisibleSource):
-    """A source whose second shard cannot be read at its third row, but behind it."""
+    """A source whose second shard cannot be read at one row, the third if no other is given, but behind it."""
+
+    broken: int = 2
 
     def read(self, shard: int, row: int) -> Iterator[pa.Table]:
         for batch in super().read(shard, row):
-            if shard == 1 and batch.column("row")[0].as_py() == 2:
-                self.trouble.bad_shards[1] = {"shard": "1", "row": 2, "error": "broken"}
+            if shard == 1 and batch.column("row")[0].as_py() == self.broken:
+                self.trouble.bad_shards[1] = {"shard": "1", "row": self.broken, "error": "broken"}
                 return
             yield batch
 
@@ -167,20 +175,105 @@ def test_a_build_may_change_its_engine_and_forget(
 
 
 @pytest.mark.parametrize("dedup", ["none", "exact"])
-@pytest.mark.parametrize("max_lead", [1, None])
+@pytest.mark.parametrize(("max_lead", "broken"), [(1, 2), (None, 2), (None, 0)])
 def test_the_rest_of_a_broken_shard_is_skipped_and_copies_of_it_are_stored(
-    tmp_path: Path, dedup: Any, max_lead: int | None
+    tmp_path: Path, dedup: Any, max_lead: int | None, broken: int
 ) -> None:
     # The third shard has copies of what the second would have had.
     texts = [f"text {i}" for i in [*range(16), *range(8, 16)]]
     made = tuple((text, "Python", "") for text in texts)
-    source = BrokenSource(made, per_shard=8, per_batch=1, dedup=dedup)
+    source = BrokenSource(made, per_shard=8, per_batch=1, dedup=dedup, broken=broken)
     local = content(build(source, tmp_path, "local", {}, "local"))
     source.trouble.bad_shards.clear()
     store = build(source, tmp_path, "cluster", {}, FakeEngine(slots=3, max_lead=max_lead, unit_bytes=1))
     assert content(store) == local
-    assert store.commit.documents == 8 + 2 + (8 if dedup == "none" else 6)
+    assert store.commit.documents == 8 + broken + (8 if dedup == "none" else 8 - broken)
     assert leftovers(store) == []
+
+
+@dataclass(frozen=True)
+class FlakySource(DivisibleSource):
+    """A source whose second shard breaks at its third row when that is read for the time `breaks`; 0 for never."""
+
+    notes: Path = Path()
+    breaks: int = 0
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        for batch in super().read(shard, row):
+            if shard == 1 and batch.column("row")[0].as_py() == 2:
+                with (self.notes / "read").open("a") as notes:
+                    notes.write("x")
+                if (self.notes / "read").stat().st_size == self.breaks:
+                    self.trouble.bad_shards[1] = {"shard": "1", "row": 2, "error": "broken"}
+                    return
+            yield batch
+
+
+@pytest.mark.parametrize("breaks", [1, 2])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_shard_that_breaks_in_one_of_two_readings_is_skipped_and_its_copies_are_stored(
+    tmp_path: Path, breaks: int, seed: int
+) -> None:
+    # The shards behind the second have copies of what it would have had, and of each other.
+    texts = [f"text {i}" for i in [*range(16), *range(8, 16), *range(14, 22)]]
+    flaky = FlakySource(
+        tuple((text, "Python", "") for text in texts),
+        per_shard=8,
+        per_batch=1,
+        dedup="exact",
+        breaks=breaks,
+        notes=tmp_path,
+    )
+    engine = FakeEngine(seed, slots=4, unit_bytes=(2, 3, 1 << 30)[seed % 3])
+    store = build(flaky, tmp_path, "cluster", {}, engine)
+    made = content(store)
+    (tmp_path / "read").unlink()
+    flaky.trouble.bad_shards.clear()
+    assert made == content(build(replace(flaky, breaks=1), tmp_path, "local", {}, "local"))
+    assert store.commit.documents == 22
+    assert leftovers(store) == []
+
+
+@dataclass(frozen=True)
+class NamedSource(BrokenSource):
+    """A source that is broken, and has failed once for each shard that was read, with its own names of shards."""
+
+    prefix: str = ""
+
+    @property
+    def shards(self) -> list[str]:
+        return [f"{self.prefix}{name}" for name in super().shards]
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        self.trouble.incidents["timeout"] += 1
+        logger("lightning_lance.sources").warning("A warning about %s.", self.shards[shard])
+        yield from super().read(shard, row)
+
+
+@dataclass(frozen=True)
+class HeldOut(NamedSource):
+    """A source with validation documents of its own."""
+
+    has_validation: bool = True
+
+    def open(self, pin: Any = None) -> Any:
+        val = NamedSource(self.documents[:3], per_batch=1, prefix="val", trouble=ReadReport())
+        return WithValidation(val, replace(val, documents=self.documents, prefix="train", trouble=ReadReport()))
+
+
+def test_failures_and_warnings_of_workers_are_told_as_by_the_local_engine(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = HeldOut(tuple((f"text {i}", "Python", f"r{i}") for i in range(12)))
+    told = []
+    for name, engine in [("local", "local"), ("cluster", FakeEngine())]:
+        caplog.clear()
+        store = build(source, tmp_path, name, {}, engine)
+        assert [bad["row"] for bad in store.commit.bad_shards] == [2]
+        told.append({record.getMessage() for record in caplog.records if record.levelname == "WARNING"})
+    assert told[0] == told[1]
+    assert "Source 'list' failed 4 times and was retried: 4 x timeout." in told[0]
+    assert "A warning about train1." in told[0]
 
 
 def test_what_a_dead_driver_has_had_done_is_not_done_again(tmp_path: Path) -> None:
@@ -222,6 +315,79 @@ def test_units_ahead_of_the_ledger_are_bounded(tmp_path: Path) -> None:
     build(source, tmp_path, "y", {"max_documents": 8}, small)
     # One for each free worker before the first is folded, and no more than the budget asks for after it.
     assert small.made[0].done.count("run_unit") <= 10
+
+
+def test_progress_has_the_units_and_names_the_slowest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
+    source = DivisibleSource(tuple((f"text {i}", "Python", f"r{i}") for i in range(40)), per_shard=20)
+
+    class Slow(FakeWorkers):
+        polls = 0
+
+        def ended(self, seconds: float) -> Any:
+            """Does the second unit last, after all others are done and a few looks more."""
+            time.sleep(0.005)
+            if self.polls == 10:
+                return super().ended(seconds)
+            held = {task: job for task, job in self.waiting.items() if job[1][0] == Unit(0, 2, 4, cut=Cut(2, 2))}
+            for task in held:
+                del self.waiting[task]
+            self.polls += bool(held) and not self.waiting
+            ended = super().ended(seconds) if self.waiting else []
+            self.waiting |= held
+            return ended
+
+    class Engine:
+        def begin(self, *given: Any, durable: bool) -> Any:
+            return ClusterBuild(lambda work: Slow(work, Random(0)), *given, durable, unit_bytes=2, max_lead=50)
+
+    with caplog.at_level("DEBUG"):
+        build(source, tmp_path, "x", {}, Engine(), commit_seconds=0.0)
+    figures = [figures_of(record) for record in caplog.records]
+    # There are none while fragments are merged.
+    lines = [line for line in figures if "units" in line]
+    slow = [line for line in lines if line["units_slow"]]
+    assert slow[-1]["slowest"] == "Shard '0' of source 'list', rows 2 to 3"
+    counts = {name: slow[-1][name] for name in ("units", "units_done", "units_running", "units_slow", "workers")}
+    assert counts == {"units": 20, "units_done": 19, "units_running": 1, "units_slow": 1, "workers": 2}
+    assert all(line["units_done"] <= line["units"] for line in lines)
+    assert "units_slow" not in figures[-1]
+    assert {"tokens", "mb_per_second", "share", "documents"} <= slow[-1].keys()
+
+
+def test_a_unit_that_runs_out_of_memory_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = DivisibleSource(tuple((f"text {i}", "Python", f"r{i}") for i in range(8)))
+    asked: list[int] = []
+
+    class Small(FakeWorkers):
+        def submit(self, function: Any, *arguments: Any, tries: int = 0) -> Any:
+            asked.append(tries)
+            return super().submit(function, *arguments, tries=tries)
+
+        def ended(self, seconds: float) -> Any:
+            for task, (_, arguments) in self.waiting.items():
+                if arguments[0] == Unit(1, 2, cut=Cut(2, 2)):
+                    del self.waiting[task]
+                    memory = 2**30 * 2 ** asked[-1] if asked[-1] else 0
+                    return [(task, Outcome(error=DiedError("killed"), lost=True, memory=memory))]
+            return super().ended(seconds)
+
+    class Engine:
+        def begin(self, *given: Any, durable: bool) -> Any:
+            return ClusterBuild(
+                lambda work: Small(work, Random(0), slots=1), *given, durable, unit_bytes=2, max_retries=2
+            )
+
+    with pytest.raises(SourceError) as refused:
+        build(source, tmp_path, "x", {}, Engine())
+    rows = "Shard '1' of source 'list', from row 2 on,"
+    assert str(refused.value) == (
+        f"{rows} has ended its worker 3 times, 3 times for want of memory, at last with 4.29 GB set aside for it (killed): "
+        "committed documents are safe; give a worker more memory, or leave these rows out, and run again."
+    )
+    assert f"{rows} ran out of memory and is done again with twice the memory (1 of 2): killed" in caplog.messages
 
 
 def test_a_unit_that_ends_its_workers_is_named(tmp_path: Path) -> None:

@@ -41,13 +41,32 @@ def test_a_terminal_gets_documents_tokens_rate_share_and_time_left(
     assert caplog.messages == []
 
 
+def test_a_line_tells_how_the_work_goes_on_where_there_was_no_commit_for_long(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    with caplog.at_level(logging.INFO), BuildProgress("corpus", 0.0) as progress:
+        progress.update(0.5, 2000, 3_000_000, 10_000_000)
+        progress.note("7 units", units_done=7)
+        assert caplog.messages == []
+        monkeypatch.setattr("lightning_lance.build.progress._QUIET_SECONDS", 0.0)
+        progress.note("8 units", units_done=8)
+        monkeypatch.setattr("lightning_lance.build.progress._QUIET_SECONDS", 60.0)
+        progress.note("9 units", units_done=9)
+    [line] = caplog.messages
+    assert re.fullmatch(r"corpus: so far 2,000 documents, 3\.00 M tokens, [\d,.]+ MB/s, 8 units \(50 %\)\.", line)
+    figures = figures_of(caplog.records[0])
+    assert (figures["event"], figures["tokens"], figures["units_done"]) == ("running", 3_000_000, 8)
+    assert figures["mb_per_second"] > 0
+
+
 def test_no_share_where_nobody_knows_it(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     """For a single shard without a budget: neither in the log nor in the bar."""
     with caplog.at_level(logging.INFO), BuildProgress("corpus", 0.0) as progress:
         progress.committed(0.0, 1, 3000)
-    assert re.fullmatch(r"corpus: committed 1 document, 3,000 tokens, [\d,.]+ MB/s\.", caplog.messages[0])
+    # Nor a speed, where tokens come without their text.
+    assert caplog.messages[0] == "corpus: committed 1 document, 3,000 tokens."
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with BuildProgress("corpus", 0.0) as progress:
         progress.update(0.0, 1, 3000, 10_000_000)

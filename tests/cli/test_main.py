@@ -42,7 +42,7 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
             ["conext_length=3"],
             "There is no key 'conext_length': did you mean 'context_length'? the configuration has build, ckpt_path, "
             "context_length, corpus, data, data_dir, engine, languages, logger, max_documents, max_tokens, model, output_dir, "
-            "progress, seed, source, tokenizer, trainer.",
+            "progress, seed, source, tokenizer, trainer, watch.",
         ),
         (
             ["+val_fraction=0.1"],
@@ -59,6 +59,10 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (
             ["corpus=data/x.lance"],
             "There is no corpus 'data/x.lance': a store that is there is served by data.corpus=data/x.lance",
+        ),
+        (
+            ["watch.losses.factor=3"],
+            "There is no key 'watch.losses', since losses is not chosen: add watch=losses.",
         ),
         (["source=files"], "The key source.patterns has no value: give it one on the command line"),
         (["source=files", "source.patterns=['no/*.py']"], "No file matches 'no/*.py' in '"),
@@ -97,7 +101,7 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
             "tokenizer.vocab_size is 9: expected a whole number, at least 257 for 256 bytes and EOS.",
         ),
         (["+data.uri=x"], "There is no key 'data.uri': the place of a store that is built is corpus.uri"),
-        (["+data.bogus=3"], "There is no key 'data.bogus': data has batch_format, "),
+        (["+data.bogus=3"], "There is no key 'data.bogus': data has at_max_epochs, batch_format, "),
         (["data.build.rebuild=true"], "There is no key 'data.build.rebuild': it is build.rebuild."),
         (
             ["data.corpus.uri=x.lance"],
@@ -163,8 +167,8 @@ def test_help_version_and_other_words(tmp_path: Path):
     code, _, err = run(tmp_path, "prepair")
     assert code == 1
     assert err.startswith(
-        "error: there is no command 'prepair': expected train, prepare, list, info, verify, forget, clean, remove, doctor, "
-        "show, where or verify-resume."
+        "error: there is no command 'prepair': expected train, prepare, list, info, verify, forget, clean, remove, import, "
+        "export, card, push, doctor, show, where or verify-resume."
     )
     assert err.endswith(" did you mean prepare? lightning-lance --help says more.\n")
     assert err.count("\n") == 1
@@ -178,7 +182,7 @@ def test_help_version_and_other_words(tmp_path: Path):
         ("list x y", "error: got y, expected list [DIR] [format=json] [--storage"),
         ("list", "error: There is no folder 'data': give the folder of the stores, as in lightning-lance list DIR."),
         ("list format=xml", "error: got format=xml, expected list [DIR] [format=json]"),
-        ("info", "error: got nothing, expected info URI [format=json]"),
+        ("info", "error: got nothing, expected info URI [report=FILE]"),
         ("info x.lance", "error: There is no committed token store at '"),
         ("remove", "error: got nothing, expected remove URI [yes=true]"),
         ("remove x.lance yes=1", "error: got yes=1, expected remove URI [yes=true]"),

@@ -155,6 +155,38 @@ def test_info_counts_languages_and_splits(run: Run, tmp_path: Path):
     assert "forgotten" in out
 
 
+def test_info_writes_a_report_and_replaces_no_file_of_others(store: TokenStore, run: Run, tmp_path: Path):
+    page = tmp_path / "r.html"
+    table = tmp_path / "c.parquet"
+    code, out, err = run(
+        "info", store.uri, f"report={page}", f"counts={table}", "context_length=8", "sample=20", "windows=2"
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{store.uri}: written to {page} and {table} (a sample of ")
+    page.write_text("mine")
+    assert "a file that is no earlier report" in run("info", store.uri, f"report={page}")[2]
+    planned = ("max_steps=2", "batch_size=1", "mix.Python=1", "mix.Rust=2", "context_length=8")
+    code, out, _ = run("info", store.uri, f"report={page}", "overwrite=true", "sample=all", *planned, "format=json")
+    assert json.loads(out) == {
+        "uri": store.uri, "report": str(page), "exact": True, "tokens": 33, "tokens_read": 33
+    }  # fmt: skip
+    assert "A planned run" in page.read_text()
+    assert run("info", store.uri, f"counts={table}")[0] == 0
+    for words, said in (
+        (["windows=3"], "windows is about a report: give report=out.html too"),
+        ([f"counts={table}", "windows=3"], "windows is about a report: give report=out.html too"),
+        ([f"report={page}", "windows=x"], "windows is x: expected a whole number"),
+        ([f"report={page}", "mix.Rust=x", *planned[:2]], "mix.Rust is x: expected a weight"),
+        ([f"report={page}", "mix.Rut=1", *planned[:2]], "did you mean 'Rust'?"),
+        ([f"report={page}", "overwrite=yes"], "got overwrite=yes"),
+        ([f"reprot={page}"], "expected info URI [report=FILE]"),
+        ([f"report={page}", "tokenizer=none.json"], "There is no tokenizer.json at"),
+    ):
+        code, out, err = run("info", store.uri, *words)
+        assert (code, out) == (1, ""), words
+        assert said in err
+
+
 def test_forget_counts_without_changing_anything(store: TokenStore, run: Run):
     before = {path: path.read_bytes() for path in Path(store.uri).rglob("*") if path.is_file()}
     code, out, err = run("forget", store.uri, "repo=a", "dry_run=true", "format=json")

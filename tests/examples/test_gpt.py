@@ -191,6 +191,37 @@ def test_the_loss_is_the_mean_over_targets_that_count():
     assert model(inputs, masked)[1].item() == pytest.approx(-chosen[:, :5].mean().item(), rel=1e-6)
 
 
+def test_the_losses_of_tokens_change_nothing_of_the_training():
+    model, window = make(), ids(3, 17)
+    inputs, targets = window[:, :-1], window[:, 1:].clone()
+    targets[:, 5:7] = -100
+    found = []
+    for by_token in (False, True):
+        model.zero_grad()
+        logits, loss = model(inputs, targets, by_token=by_token)
+        mean, losses = loss if by_token else (loss, None)
+        mean.backward()
+        found.append([mean.detach(), *(weight.grad.clone() for weight in model.parameters())])
+    for plain, watched in zip(*found, strict=True):
+        assert torch.equal(plain, watched)
+    assert not losses.requires_grad
+    expected = F.cross_entropy(logits.detach().flatten(0, 1), targets.flatten(), reduction="none").view(3, 16)
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=0)
+
+
+class Asks(lightning.Callback):
+    needs_token_losses = True
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_losses_of_tokens_are_returned_where_a_callback_needs_them(asked: bool):
+    outputs = []
+    keeps = lightning.pytorch.callbacks.LambdaCallback(on_train_batch_end=lambda *given: outputs.append(given[2]))
+    callbacks = [keeps, Asks()] if asked else [keeps]
+    quiet_trainer(max_steps=1, callbacks=callbacks).fit(gpt.GPTModule(**SHAPE), datamodule=Data(windows(3)))
+    assert {*outputs[0]} == ({"loss", "token_losses"} if asked else {"loss"})
+
+
 def test_embedding_and_head_are_one_tensor():
     model = make()
     assert [name for name, weight in model.named_parameters() if 64 in weight.shape] == ["embedding.weight"]

@@ -90,3 +90,22 @@ def test_corpora_of_ones_own_files(tmp_path: Path):
     stores = [TokenStore.open(store) for store in (tmp_path / "data").glob("*.lance")]
     languages = sorted(sorted({stream.language for stream in store.streams()}) for store in stores)
     assert languages == [[""], ["A", "B"]]
+
+
+def test_accelerate_goes_on(tmp_path: Path):
+    pytest.importorskip("accelerate")
+    assert "steps 0 to 19, loss " in run("with_accelerate.py", tmp_path)
+    assert "steps 20 to 39, loss " in run("with_accelerate.py", tmp_path)
+
+
+def test_torchdata_goes_on_with_its_own_state(tmp_path: Path):
+    pytest.importorskip("torchdata")
+    first, second = (run("stateful_dataloader.py", tmp_path).splitlines() for _ in range(2))
+    assert [line.split()[0] for line in first] == ["0", "1", "2", "3", "4"]
+    assert [line.split()[0] for line in second] == ["5", "6", "7", "8", "9"]
+    assert not {line.partition(" ")[2] for line in first} & {line.partition(" ")[2] for line in second}
+
+
+def test_the_loader_of_torchtitan(tmp_path: Path):
+    told = run("torchtitan_loader.py", tmp_path)
+    assert told == "inputs (8, 64), labels (8, 64), goes on with the same batch: True\n"

@@ -304,6 +304,12 @@ def test_a_log_for_programs_is_json(trained: tuple[Path, str]):
             ["model.context_length=16"],
             "model.context_length is 16, and windows have context_length=256 tokens: leave model.context_length out, or",
         ),
+        (["watch=losses", "watch.losses.factor=0.5"], "factor is 0.5: expected a number above 1, such as 1.5."),
+        (["watch=monitor", "watch.monitor.port=0"], "port is 0: expected a port, 1 to 65535."),
+        (
+            ["watch=all", "watch.slices.by=license"],
+            "by is 'license', and the documents of the source have no such field: expected one of path; name their column",
+        ),
         (["ckpt_path=last"], "There is no checkpoint in '"),
         (["ckpt_path=."], "There is no checkpoint in the folder '.': expected a file, or the folder of a run"),
     ],

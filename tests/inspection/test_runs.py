@@ -12,6 +12,7 @@ from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError
 from lightning_lance.inspection import find_steps, open_run, search, shares, show_step
 from lightning_lance.inspection.runs import last_step
+from lightning_lance.inspection.spikes import DocumentLoss, StepLosses, write_step
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.commands import Run
@@ -173,6 +174,32 @@ def test_the_commands(folder: Path, run: Run):
     assert len(json.loads(out)["documents"]) == 20
 
 
+def test_the_documents_of_a_spike_are_ranked(folder: Path, tmp_path: Path, run: Run):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").write_bytes((folder / "checkpoints/last.ckpt").read_bytes())
+    windows = show_step(open_run(str(tmp_path)), 7)
+    parts = [(window.number, part) for window in windows for part in window.documents]
+    losses = [
+        DocumentLoss(number, part.begin, part.end, 50.0 if place == 3 else 1.0, part.end - part.begin)
+        for place, (number, part) in enumerate(parts)
+    ]
+    write_step(tmp_path, StepLosses(7, 0, 7, 3.5, 1.0, True, losses))
+    _, out, _ = run("show", tmp_path, "step=7")
+    first = out.splitlines()[4]
+    assert first.split()[0] == f"{50 / (49 + len(losses)):.1%}"
+    assert first.endswith(" · ".join(parts[3][1].about[name] for name in ("id", "repo", "language")))
+    shown = json.loads(run("show", tmp_path, "step=7", "format=json")[1])
+    assert shown["by_loss"][0]["about"] == parts[3][1].about
+    assert "share of the loss" not in run("show", tmp_path, "step=6")[1]
+    # A loss that is no number is all of it.
+    write_step(
+        tmp_path, StepLosses(7, 0, 7, float("nan"), 1.0, True, [losses[1]._replace(loss=float("nan")), *losses[2:]])
+    )
+    assert " 100.0%" in run("show", tmp_path, "step=7")[1].replace("\n", " ")
+    shown = json.loads(run("show", tmp_path, "step=7", "format=json")[1], parse_constant=pytest.fail)
+    assert shown["by_loss"][0]["loss"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -205,6 +232,18 @@ def test_a_run_on_several_ranks_is_looked_at_by_rank(folder: Path, run: Run):
     )
     assert code == 0
     assert "rank 1 of 2 (to come): 2 windows" in out
+
+
+def test_without_a_tokenizer_ids_are_shown_unless_a_file_is_given(tmp_path: Path, run: Run):
+    store = prepare(SOURCE, ByteTokenizer(), str(tmp_path / "x.lance"), val_fraction=0.0)
+    kept = tmp_path / "x.tokenizer.json"
+    kept.rename(tmp_path / "elsewhere.json")
+    keys = ("context_length=32", "batch_size=2", "window=0")
+    out = run("show", store.uri, *keys)[1]
+    assert " 101 " in out
+    out = run("show", store.uri, *keys, f"tokenizer={tmp_path / 'elsewhere.json'}")[1]
+    assert "return" in out or "fn f" in out
+    assert "There is no tokenizer" in run("show", store.uri, *keys, "tokenizer=nothing.json")[2]
 
 
 def test_foreign_text_cannot_control_the_terminal(tmp_path: Path, run: Run):

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lightning_lance import Corpus, TokenStore
@@ -22,6 +23,7 @@ from lightning_lance.maintenance import verify_store
 from lightning_lance.sources import FilesSource
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.bucket import serving
+from tests.support.hub import Faults, Hub
 from tests.support.paths import ROOT
 from tests.support.streams import streams
 from tests.support.watched import WatchedSource, readings
@@ -141,6 +143,39 @@ def test_rows_that_end_every_worker_are_named(cluster: Cluster, texts: Path, tmp
     assert again.isdisjoint(done)
 
 
+def test_rows_that_run_out_of_memory_are_done_again_with_more_and_named(
+    cluster: Cluster, texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Whatever is used of this node is too much, so Ray stops each task that it sees. Only here is room for two cores.
+    full = {"RAY_memory_usage_threshold": "0.0", "RAY_memory_monitor_refresh_ms": "50"}
+    node = cluster.add_node(num_cpus=4, memory=400 << 20, object_store_memory=80 << 20, env_vars=full)
+    cluster.wait_for_nodes()
+    try:
+        with pytest.raises(SourceError) as refused:
+            build(FilesSource("*.py", texts), tmp_path / "x.lance", engine={"num_cpus": 2, "max_retries": 1})
+    finally:
+        cluster.remove_node(node)
+    assert "has ended its worker 2 times, 2 times for want of memory, at last with 419 MB set aside" in str(
+        refused.value
+    )
+    assert "running low on memory" in str(refused.value)
+    assert "ran out of memory and is done again with twice the memory (1 of 1)" in caplog.text
+
+
+def test_workers_that_lack_this_package_are_told(cluster: Cluster, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['lightning_lance'] = None\n")
+    ray.init(cluster.address, runtime_env={"env_vars": {"PYTHONPATH": str(tmp_path)}}, logging_level="error")
+    try:
+        with pytest.raises(
+            ConfigError, match=r"A worker of the cluster lacks lightning-lance: install the same version"
+        ):
+            build(FilesSource("*.py", texts), tmp_path / "x.lance")
+        # It was not started by the build.
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
 DRIVER = """
 import signal
 import sys
@@ -197,11 +232,66 @@ def test_a_bucket_gets_the_same_store_and_no_log_a_key(
         assert b"hush-hush-secret" not in file.read_bytes(), file
 
 
+FROM_HUB = """
+import os
+import ray
+from lightning_lance import Corpus
+from lightning_lance.engines import RayEngine
+from lightning_lance.sources import DatasetSource
+from lightning_lance.tokenization import ByteTokenizer
+
+names = [name for name in os.environ if name.startswith(("HF_", "NO_PROXY", "HTTP"))]
+ray.init(runtime_env={"env_vars": {name: os.environ[name] for name in names}}, logging_level="error", log_to_driver=False)
+source = DatasetSource("json", data_files=["hf://datasets/own/many/*.jsonl"], name="many")
+corpus = Corpus(source, ByteTokenizer(), "x.lance")
+print(corpus.prepare(engine=RayEngine(hub_requests_per_second=5)).commit.documents)
+"""
+
+
+def test_all_tasks_share_one_limit_of_requests_to_the_hub(cluster: Cluster, tmp_path: Path) -> None:
+    folder = tmp_path / "hub/datasets/own/many"
+    folder.mkdir(parents=True)
+    for i in range(10):
+        (folder / f"{i}.jsonl").write_text(f'{{"text": "text {i}"}}\n')
+    with Hub(tmp_path / "hub") as hub:
+        # Of forty requests, only the twelfth is told to wait: one of a worker.
+        hub.faults = Faults(limited=0.04, retry_after="1", files="*.jsonl", seed=15)
+        done = hub.run(FROM_HUB, tmp_path / "home", timeout=240)
+    assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr
+    times = [request.time for request in hub.requests]
+    # The driver has listed and opened the files; then it has started its workers, which takes a while.
+    first = int(np.diff(times[:12]).argmax()) + 1
+    workers = np.array(times[first:])
+    assert len(workers) >= 12
+    # Four turns take 0.6 s, but a request may be late for its own.
+    assert (workers[3:] - workers[:-3]).min() > 0.3
+    [asked] = [request.time for request in hub.requests if request.status == 429]
+    # Others that have their turn already.
+    assert ((workers > asked) & (workers < asked + 0.8)).sum() <= 2
+    assert (workers > asked).sum() > 4
+
+
 def test_a_cluster_that_is_not_there_is_told(texts: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"There is no Ray cluster at '127\.0\.0\.1:1'"):
         Corpus(FilesSource("*.py", texts), ByteTokenizer(), tmp_path / "x.lance").prepare(
             engine={"name": "ray", "address": "127.0.0.1:1"}
         )
+
+
+def test_turns_at_the_hub_are_even_in_time_and_none_is_given_while_it_asks_to_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: now))
+    turns = engine._Turns(4)
+    assert [turns.take() for _ in range(3)] == [0, 0.25, 0.5]
+    now = 110.0
+    assert turns.take() == 0
+    turns.hold(30)
+    assert [turns.take() for _ in range(2)] == [30, 30.25]
+    for rate in (0, -1, True, "5", float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=r"engine\.hub_requests_per_second is .*: expected a number above 0"):
+            RayEngine(hub_requests_per_second=rate)
 
 
 def test_what_one_task_notes_of_its_source_is_none_of_the_next(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

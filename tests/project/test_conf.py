@@ -13,6 +13,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_lance import LanceDataModule
+from lightning_lance.callbacks import DataMonitor, LossByDocument, SliceMetrics
 from lightning_lance.documents.languages import CODE_EXTENSIONS
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.examples.gpt import Block, GPTModule
@@ -60,6 +61,7 @@ def test_the_groups_are_those_that_are_promised():
         "model": "gpt_medium gpt_nano gpt_small",
         "trainer": "cpu ddp fsdp gpu",
         "experiment": "code_and_text github_code_python smoke",
+        "watch": "all losses monitor none slices",
     }
     assert {group: " ".join(options) for group, options in GROUPS.items()} == promised
 
@@ -138,6 +140,15 @@ def test_every_logger(option: str):
     for logger in config.logger.values():
         arguments = {key: value for key, value in logger.items() if not str(key).startswith("_")}
         inspect.signature(get_class(logger._target_)).bind(**arguments)
+
+
+@pytest.mark.parametrize("option", ["none", "losses", "slices", "monitor", "all", "[monitor,losses]", "[]"])
+def test_every_watch(option: str):
+    config = compose("config", overrides=[f"watch={option}"])
+    made = instantiate(config.watch)
+    kinds = {"losses": LossByDocument, "slices": SliceMetrics, "monitor": DataMonitor}
+    named = {"none": [], "all": [*kinds]}.get(option, option.strip("[]").split(",") if option != "[]" else [])
+    assert {name: type(callback) for name, callback in made.items()} == {name: kinds[name] for name in named}
 
 
 def test_the_tutorials_experiment():

@@ -358,7 +358,7 @@ def test_every_option_is_documented():
             assert f"`{file.stem}`" in page, f"{group}={file.stem}"
 
 
-@pytest.mark.parametrize("file", ["config", "corpus/default", "data/default", "source/*", "tokenizer/*"])
+@pytest.mark.parametrize("file", ["config", "corpus/default", "data/default", "source/*", "tokenizer/*", "watch/*"])
 def test_every_key_is_documented(file: str):
     named = {*re.findall(r"`(\w+(?:\.\w+)*)(?:=[^`]*)?`", text_of("docs/reference/configuration.md"))}
     for path in (ROOT / "conf").glob(f"{file}.yaml"):
@@ -379,7 +379,7 @@ def test_every_command_is_documented():
 
 def test_every_public_name_is_documented():
     page = text_of("docs/reference/api.md")
-    for module in ("", ".sources", ".tokenization", ".maintenance", ".inspection"):
+    for module in ("", ".sources", ".tokenization", ".maintenance", ".inspection", ".callbacks"):
         package = importlib.import_module(f"lightning_lance{module}")
         for name in getattr(package, "__all__", ()):
             assert f"::: lightning_lance{module}.{name}\n" in page

@@ -1,6 +1,7 @@
 """The wheel, installed where this checkout is not."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -32,7 +33,8 @@ def test_the_wheel_holds_the_package_and_the_configurations_and_no_more(wheel: P
     configs = {f"lightning_lance/{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
     examples = {f"lightning_lance/examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
     package = {"lightning_lance/py.typed", "lightning_lance/conf/__init__.py"}
-    assert set(names) == modules | configs | examples | package
+    report = {f"lightning_lance/inspection/report/page.{ending}" for ending in ("html", "css", "js")}
+    assert set(names) == modules | configs | examples | package | report
 
 
 def test_the_installed_wheel_builds_and_trains_from_any_folder(wheel: Path, tmp_path: Path):
@@ -67,3 +69,9 @@ def test_the_installed_wheel_builds_and_trains_from_any_folder(wheel: Path, tmp_
     assert lines[-1].startswith("to go on: lightning-lance train source=files ")
     assert (work / "outputs/checkpoints/last.ckpt").exists()
     assert (work / "outputs/loss.png").exists()
+
+
+def test_the_citation_is_of_this_version():
+    stated = re.search('^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert stated is not None
+    assert f"\nversion: {stated[1]}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

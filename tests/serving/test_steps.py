@@ -1,5 +1,6 @@
 """The windows of a step, past or to come, of any rank: those that its batch has."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,24 @@ def test_a_step_has_the_windows_of_its_batch(store: TokenStore, remainder: str, 
         assert loader.step == (epoch + 1) * len(loader)
     assert served == ahead
     assert [loader.windows(step).tokens[:, :-1].tolist() for step in range(len(served))] == served
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_stream_of_each_window_is_that_of_its_documents(tmp_path: Path, store: TokenStore, rank: int):
+    other = prepare(ListSource(documents(*["c " * 60] * 3, language="C")), ByteTokenizer(), data_dir=tmp_path)
+    loader = make({"a": store, "b": other}, rank=rank, world_size=2, remainder="short")
+    steps = [0, 2, len(loader) - 1, len(loader)]
+    expected = []
+    for step in steps:
+        served = loader.windows(step)
+        # All documents of a window have one language.
+        languages = dict(
+            zip(*(served.documents.column(name).to_pylist() for name in ("window", "language")), strict=True)
+        )
+        expected += [(name, languages[window]) for window, name in enumerate(served.stores)]
+    assert loader.streams_of(steps) == expected
+    assert {*expected} == {("a", "Go"), ("a", "Rust"), ("b", "C")}
+    assert loader.streams_of([]) == []
 
 
 def test_each_rank_knows_the_windows_of_the_others(store: TokenStore):
@@ -147,8 +166,8 @@ def test_every_step_with_a_document_is_found(store: TokenStore, remainder: str, 
                 continue
             for number, start in enumerate(windows.starts.tolist()):
                 if start < end and start + 17 > begin:
-                    expected.append((step, rank, number, start))
+                    expected.append((step, rank, number, max(begin - start, 0), min(end - start, 17)))
     found = loader.find("", begin, end, last)
-    places = [*zip(*(column.tolist() for column in found[:4]), strict=True)]
+    places = [*zip(*(column.tolist() for column in found[:5]), strict=True)]
     assert expected
     assert sorted(expected) == sorted(place for place in places if place[0] >= 0)

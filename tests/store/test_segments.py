@@ -1,3 +1,5 @@
+import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.errors import StoreError
+from lightning_lance.store import file_maps
 from lightning_lance.store.segments import MappedFiles, Runs, SegmentTable
 
 BLOCK = 4
@@ -126,3 +129,20 @@ def test_no_gather_leaves_its_file(mapped: tuple[MappedFiles, dict[int, int]], d
 def test_a_page_outside_its_file_has_no_place(mapped: tuple[MappedFiles, dict[int, int]], offset: int, tokens: int):
     with pytest.raises(StoreError, match="exceed its 10,001 bytes; restore it"):
         mapped[0].place(0, offset, tokens)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell who waited for the disk")
+def test_after_a_wait_for_the_disk_windows_are_announced(
+    mapped: tuple[MappedFiles, dict[int, int]], monkeypatch: pytest.MonkeyPatch
+):
+    files, known = mapped
+    places = np.asarray([*known])[[0, 4321, -9]]
+    announced: list[int] = []
+    real = file_maps._madvise
+    monkeypatch.setattr(file_maps, "_madvise", lambda *arguments: announced.append(real(*arguments)))
+    faults = itertools.count()
+    monkeypatch.setattr("lightning_lance.store.segments._disk_faults", lambda: next(faults))
+    for expected in ([], [0, 0, 0], [0] * 6):
+        assert files.gather(places, 9).tolist() == [[known[place + i] for i in range(9)] for place in places.tolist()]
+        # Zero is for an address that the system has mapped.
+        assert announced == expected

@@ -239,3 +239,17 @@ def test_a_store_that_was_built_anew_by_another_recipe_is_never_taken_for_the_sa
     prepare(GROWING, ByteTokenizer(), uri, val_fraction=0.0, rebuild=True)
     assert stores[0].documents(STARTS, 5).num_rows == 2
     assert pickle.loads(traveller).fingerprint == stores[0].fingerprint
+
+
+def test_an_opening_reads_the_description_of_all_files_once(byte_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
+    uri = byte_store("some text").uri
+    read: list[int] = []
+    real = lance.LanceDataset.read_transaction
+
+    def counted(dataset: lance.LanceDataset, version: int) -> object:
+        read.append(version)
+        return real(dataset, version)
+
+    monkeypatch.setattr(lance.LanceDataset, "read_transaction", counted)
+    assert TokenStore.open(uri).version == 1
+    assert read == [1]

@@ -3,11 +3,13 @@
 The real clients (`datasets`, `huggingface_hub`, `transformers`) work against it with `HF_ENDPOINT`. They read that
 variable when they are imported, so tests start them in another process: `Hub.run`, or any process with
 `Hub.environment`. Statuses, headers and messages are those of the real Hub for a user who is not logged in, except that
-files are sent at once, without a redirect to where they are stored.
+files are sent at once, without a redirect to where they are stored. Who sends its `token` may create repositories of datasets
+and upload to them, file by file, by the protocol of Git LFS.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -16,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -43,6 +46,7 @@ class Request:
         range: The `Range` header, or None.
         status: The HTTP status of the answer.
         sent: Bytes of the file's content in the answer.
+        time: When it came, in seconds.
     """
 
     method: str
@@ -52,6 +56,7 @@ class Request:
     range: str | None = None
     status: int = 0
     sent: int = 0
+    time: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -102,6 +107,8 @@ class Hub:
         page_size: Entries per page of a tree listing.
         requests: What was asked for so far; `requests.clear()` starts over.
         faults: What goes wrong.
+        token: The token of its one user; without it nobody can write.
+        private: Names of repositories that only its user can see.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,6 +116,8 @@ class Hub:
         self.folder = folder
         self.gated: set[str] = set()
         self.lacks: set[str] = set()
+        self.token = ""
+        self.private: set[str] = set()
         self.page_size = 1000
         self.requests: list[Request] = []
         self.faults = Faults()
@@ -247,7 +256,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Prints nothing."""
 
     def answer(self) -> None:
-        self.form = parse_qs(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        is_form = self.headers.get("Content-Type", "").startswith("application/x-www-form-urlencoded")
+        self.form = parse_qs(self.body.decode()) if is_form else {}
         self.record = Request(self.command, self.path, range=self.headers.get("Range"))
         hub = self.server.hub
         hub.requests.append(self.record)
@@ -271,11 +282,12 @@ class _Handler(BaseHTTPRequestHandler):
                 if fault == "stalls":
                     hub.left.wait()
                 return
-            self.send_answer()
+            if not self.send_upload(urlsplit(self.path).path):
+                self.send_answer()
         except _HubError as error:
             self.send_json({"error": error.message}, error.headers, error.status)
 
-    do_GET = do_HEAD = do_POST = do_CONNECT = answer  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_CONNECT = answer  # noqa: N815
 
     def send_answer(self) -> None:
         hub, url = self.server.hub, urlsplit(self.path)
@@ -284,7 +296,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise _HubError(404, "Not found")
         api, kind, name, action, revision, path = (unquote(part or "") for part in match.groups())
         repo = self.record.repo = f"{kind or 'models'}/{name}"
-        if not (hub.folder / repo).is_dir():
+        if not (hub.folder / repo).is_dir() or (name in hub.private and not self.is_user()):
             raise _HubError(401, "Invalid username or password.", "RepoNotFound")
         if name in hub.gated and action in ("resolve", "auth-check"):
             message = f"Access to {kind[:-1] or 'model'} {name} is restricted. You must have access to it and be"
@@ -306,10 +318,104 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_json([{"id": sha, "title": "", "message": "", "date": _DATE, "authors": [{"user": "nobody"}]}])
         elif action in ("", "revision", "auth-check"):
             files = [{"rfilename": path} for path, place in entries.items() if place.is_file()]
-            info = {"id": name, "sha": sha, "private": False, "disabled": False, "siblings": files, "tags": []}
+            info = {
+                "id": name,
+                "sha": sha,
+                "private": name in hub.private,
+                "disabled": False,
+                "siblings": files,
+                "tags": [],
+            }
             self.send_json(info | {"gated": "auto" if name in hub.gated else False, "lastModified": _DATE})
         else:
             raise _HubError(404, "Not found")
+
+    # /api/repos/create, /api/validate-yaml, /api/datasets/owner/name/commit/main, /datasets/owner/name.git/info/lfs/...
+    uploads = re.compile(
+        r"/api/(?P<new>repos/create)|/api/(?P<yaml>validate-yaml)|/api/datasets/(?P<repo>[^/]+/[^/]+)/(?P<what>preupload|commit)/main|"
+        r"/datasets/(?P<lfs>[^/]+/[^/]+)[.]git/info/lfs/objects/batch|/lfs/(?P<oid>[0-9a-f]{64})"
+    )
+
+    def is_user(self) -> bool:
+        token = self.server.hub.token
+        return token != "" and self.headers.get("Authorization") == f"Bearer {token}"
+
+    def send_upload(self, path: str) -> bool:
+        """Answers a request of an upload; gives whether it is one."""
+        hub, match = self.server.hub, self.uploads.fullmatch(path)
+        if match is None or self.command not in ("POST", "PUT"):
+            return False
+        # Where an object goes is a signed URL.
+        if match["what"] in hub.lacks:
+            raise _HubError(500, "Something went wrong on our side")
+        if match["oid"] is None and not self.is_user():
+            raise _HubError(401, "Invalid username or password.")
+        objects = hub.folder / ".lfs"
+        objects.mkdir(exist_ok=True)
+        self.record.repo = f"datasets/{match['repo'] or match['lfs'] or ''}"
+        if match["oid"]:
+            self.record.file = match["oid"]
+            assert hashlib.sha256(self.body).hexdigest() == match["oid"]
+            (objects / match["oid"]).write_bytes(self.body)
+            self.send_json({})
+        elif match["yaml"]:
+            self.send_json({"errors": [], "warnings": []})
+        elif match["new"]:
+            asked = json.loads(self.body)
+            name = f"{asked['organization'] or 'me'}/{asked['name']}"
+            folder = hub.folder / f"{asked['type']}s" / name
+            url = {"url": f"{hub.endpoint}/datasets/{name}"}
+            if folder.exists():
+                self.send_json(url, status=409)
+                return True
+            folder.mkdir(parents=True)
+            (folder / ".gitattributes").write_text("*.lance filter=lfs diff=lfs merge=lfs -text\n")
+            if asked.get("private") or asked.get("visibility") == "private":
+                hub.private.add(name)
+            self.send_json(url)
+        elif match["lfs"]:
+            found = []
+            for one in json.loads(self.body)["objects"]:
+                there = (objects / one["oid"]).exists()
+                found.append(
+                    one if there else one | {"actions": {"upload": {"href": f"{hub.endpoint}/lfs/{one['oid']}"}}}
+                )
+            self.send_json({"transfer": "basic", "objects": found})
+        else:
+            self.send_written(match["repo"], match["what"], objects)
+        return True
+
+    def send_written(self, name: str, what: str, objects: Path) -> None:
+        """Answers how files are to be sent, or makes a commit of them."""
+        hub, folder = self.server.hub, self.server.hub.folder / "datasets" / name
+        if not folder.is_dir():
+            raise _HubError(401, "Invalid username or password.", "RepoNotFound")
+        if what == "preupload":
+            ignored = (folder / ".gitignore").read_text().split() if (folder / ".gitignore").exists() else []
+            files = []
+            for file in json.loads(self.body)["files"]:
+                binary = b"\0" in base64.b64decode(file["sample"]) or file["path"].endswith(".lance")
+                ignore = any(fnmatch(file["path"], pattern) for pattern in ignored)
+                files.append(
+                    {"path": file["path"], "uploadMode": "lfs" if binary else "regular", "shouldIgnore": ignore}
+                )
+            self.send_json({"files": files})
+            return
+        lines = [json.loads(line) for line in self.body.splitlines()]
+        if lines[0]["value"].get("parentCommit", hub.sha(f"datasets/{name}")) != hub.sha(f"datasets/{name}"):
+            raise _HubError(412, "A commit has happened since. Please refresh and try again.")
+        hub.keep(f"datasets/{name}")
+        for line in lines[1:]:
+            file = folder / line["value"]["path"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if line["key"] == "file":
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+            elif line["key"] == "lfsFile":
+                file.write_bytes((objects / line["value"]["oid"]).read_bytes())
+            else:
+                file.unlink()
+        sha = hub.sha(f"datasets/{name}")
+        self.send_json({"commitUrl": f"{hub.endpoint}/datasets/{name}/commit/{sha}", "commitOid": sha})
 
     def send_tree(self, path: str, entries: dict[str, Path], query: dict[str, list[str]]) -> None:
         prefix = f"{path}/" if path else ""

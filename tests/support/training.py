@@ -73,3 +73,43 @@ def make_trainer(folder: Path, **changes: Any) -> lightning.Trainer:
         **changes,
     }
     return lightning.Trainer(**arguments)
+
+
+class TokenRecorder(Recorder):
+    """A model that returns the losses of tokens, never learns, and writes down those losses.
+
+    Args:
+        spikes: Number of a batch of a fit to the factor of its losses, on the rank `on_rank`.
+        on_rank: That rank.
+    """
+
+    def __init__(self, spikes: dict[int, float] | None = None, on_rank: int = 0) -> None:
+        super().__init__()
+        torch.nn.init.normal_(self.embedding.weight, generator=torch.Generator().manual_seed(0))
+        self.spikes = spikes or {}
+        self.on_rank = on_rank
+        self.losses: dict[str, list[torch.Tensor]] = {"train": [], "val": []}
+        self.batches: dict[str, list[dict[str, torch.Tensor]]] = {"train": [], "val": []}
+
+    def token_losses(self, stage: str, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        logits = self.embedding(batch["input_ids"])
+        if "labels" in batch:  # as a model of transformers, which shifts them
+            logits, targets = logits[:, :-1], batch["labels"][:, 1:]
+        else:
+            targets = batch["targets"]
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        losses = losses.view(targets.shape)
+        if stage == "train" and self.global_rank == self.on_rank:
+            losses = losses * self.spikes.get(len(self.losses["train"]), 1.0)
+        self.losses[stage].append(losses.detach())
+        self.batches[stage].append(batch)
+        return {"loss": losses.sum() / (targets != -100).sum(), "token_losses": losses}
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
+        return self.token_losses("train", batch)
+
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return {"token_losses": self.token_losses("val", batch)["token_losses"]}
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.0)

@@ -30,7 +30,8 @@ BUILDING = (
 # What training needs, on top. The clients of the Hub are among it, as the environment of the tests sets them up.
 TRAINING = (
     "lightning.pytorch", "transformers", "lightning_lance.datamodule", "lightning_lance.examples.train_gpt",
-    "matplotlib.backends.backend_agg", "matplotlib.figure", *BUILDING,
+    "matplotlib.backends.backend_agg", "matplotlib.figure", "altair", "vl_convert", "lightning_lance.inspection.report.page",
+    *BUILDING,
 )  # fmt: skip
 
 

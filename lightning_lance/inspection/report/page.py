@@ -1,0 +1,418 @@
+"""The page of a report: what it tells, filled into its template, with nothing from elsewhere and no text that could act."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata, resources
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lightning_lance.documents.splits import SPLITS
+from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.inspection.report import charts
+from lightning_lance.inspection.report.compression import Compression, compression_of
+from lightning_lance.inspection.report.counting import GROUPED, Counts
+from lightning_lance.inspection.report.files import MARK
+from lightning_lance.inspection.report.plan import Plan, repetitions
+from lightning_lance.inspection.report.spans import basis_of
+from lightning_lance.inspection.report.spelling import LINE_END, Spelling, cut, visible
+from lightning_lance.inspection.report.windows import (
+    MANY,
+    DocumentsPerWindow,
+    ShownDocument,
+    ShownWindow,
+    documents_per_window,
+    some_windows,
+)
+from lightning_lance.inspection.summary import LanguageCount, StoreInfo
+from lightning_lance.messages.formatting import format_bytes, format_number, format_tokens, pluralize
+from lightning_lance.messages.redaction import redacted
+from lightning_lance.store.token_store import TokenStore
+from lightning_lance.tokenization.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+# Rows of a table by value; the others are one row.
+_ROWS = 12
+_TOP_TOKENS = 24
+_VERSIONS = 20
+_LONGEST = 200
+_TITLES = {"license": "Licenses", "repo": "Repositories"}
+_NOUNS = {"license": ("license", "licenses"), "repo": ("repository", "repositories")}
+_QUANTILES = ((0.0, "shortest"), (0.1, "10 %"), (0.5, "median"), (0.9, "90 %"), (0.99, "99 %"), (1.0, "longest"))
+# What each section tells, None if it is always there; its id, and its title.
+_SECTIONS = (
+    ("lengths", "lengths", "Lengths"), (None, "tokens", "Tokens"), (None, "compression", "Compression"),
+    ("in_windows", "documents", "Documents in a window"), ("plan", "plan", "A planned run"),
+    ("windows", "windows", "Some windows"), (None, "settings", "Settings"),
+)  # fmt: skip
+# Nothing is loaded from anywhere, and of scripts and styles only the page's own count.
+_POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'"
+_PACKAGES = ("jinja2", "altair", "vl_convert")
+
+
+class Asked(NamedTuple):
+    """What the user wants to know.
+
+    Attributes:
+        context_length: Tokens that a model sees.
+        windows: Windows to show.
+        most: Most tokens to read; None for all.
+        seed: Seed of all samples.
+        plan: A planned run.
+    """
+
+    context_length: int
+    windows: int
+    most: int | None
+    seed: int
+    plan: Plan | None
+
+
+def check_packages() -> None:
+    """Check that what draws and fills the page is installed.
+
+    Raises:
+        ConfigError: If it is not.
+    """
+    for name in _PACKAGES:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f"A report needs the package {name.replace('_', '-')}, which is not installed: run pip install "
+                "'lightning-lance[report]'."
+            ) from error
+
+
+def page_of(
+    store: TokenStore,
+    info: StoreInfo,
+    counts: Counts,
+    asked: Asked,
+    tokenizer: Tokenizer | None,
+    no_tokenizer: str,
+) -> str:
+    """Return the page.
+
+    Args:
+        store: The store.
+        info: All about it.
+        counts: What was counted in it.
+        asked: What the user wants to know.
+        tokenizer: Its tokenizer, None if there is none.
+        no_tokenizer: Why there is none.
+    """
+    import jinja2
+    from markupsafe import Markup
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_plain, trim_blocks=True, lstrip_blocks=True
+    )
+    style = _file("page.css")
+    script = _file("page.js")
+    spelling = None if tokenizer is None else Spelling(tokenizer)
+    windows = _windows(store, counts, asked, spelling, Markup)
+    facts: dict[str, Any] = {
+        "mark": Markup(MARK),
+        "style": Markup(style),
+        "script": Markup(script),
+        "policy": f"{_POLICY}; script-src {_hash(script)}; style-src {_hash(style)}",
+        "info": info,
+        "store": store,
+        "place": redacted(info.summary.uri),
+        "versions": info.versions[:_VERSIONS],
+        "package": _version(),
+        "exact": counts.is_exact,
+        "asked": asked,
+        "made": datetime.now(timezone.utc),
+        "settings": _settings(info),
+        "languages": _languages(info),
+        "groups": [_group(name, counts) for name in GROUPED if counts.documents and name in counts.documents.groups],
+        "lengths": _lengths(counts),
+        "tokens": _tokens(counts, spelling),
+        "compression": _compression(store, tokenizer, asked.seed),
+        "in_windows": _in_windows(store, counts, asked),
+        "plan": _planned(store, asked),
+        "windows": windows,
+        "windows_basis": f"{pluralize(len(windows), 'window')}, at random places, spread over the languages",
+        "problem": counts.problem,
+        "no_tokenizer": no_tokenizer,
+        "number": format_number,
+        "count": lambda number: f"{number:,}",
+        "size": format_bytes,
+        "plural": pluralize,
+        "of_tokens": format_tokens,
+        "percent": _percent,
+        "time": _time,
+    }
+    facts["sections"] = _sections(facts)
+    return environment.from_string(_file("page.html")).render(facts)
+
+
+def _sections(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the sections of the page that have something to tell: their ids and titles."""
+    sections = [("languages", "Languages"), *((group["id"], group["title"]) for group in facts["groups"])]
+    for key, name, title in _SECTIONS:
+        if key is None or facts[key]:
+            sections.append((name, title))
+    return sections
+
+
+def _version() -> str:
+    try:
+        return metadata.version("lightning-lance")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _file(name: str) -> str:
+    return resources.files("lightning_lance.inspection.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """Return the source of a policy that allows one text only."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of the template in a form without tricks; its escaping as HTML follows."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return visible(value)
+    return value
+
+
+def _settings(info: StoreInfo) -> list[tuple[str, str]]:
+    rows = [("fingerprint", info.fingerprint)]
+    rows += [(name, cut(redacted(_in_words(value)), 400)) for name, value in info.settings.items()]
+    rows += [(f"left out: {reason}", f"{count:,}") for reason, count in info.skipped.items()]
+    for entry in info.forgotten:
+        rule = " ".join(f"{key}={value}" for key, value in entry["rule"].items())
+        amount = f"{pluralize(entry['documents'], 'document')} ({pluralize(entry['tokens'], 'token')})"
+        rows.append(("forgotten", f"{rule}: {amount}"))
+    if info.disk is not None:
+        rows.append(("disk", format_bytes(info.disk.total)))
+    return rows
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_in_words(part)}" for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_in_words, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+class _LanguageRow(NamedTuple):
+    name: str
+    documents: int
+    tokens: int
+    splits: tuple[int, ...]
+
+
+def _languages(info: StoreInfo) -> dict[str, Any]:
+    """Return the languages with the most tokens, and the rest as one row."""
+    found = sorted(info.languages, key=lambda one: (-one.tokens, one.language))
+    rows = [_language_row(one.language or "(none)", [one]) for one in found[:_ROWS]]
+    if found[_ROWS:]:
+        rows.append(_language_row(f"{len(found) - _ROWS:,} others", found[_ROWS:]))
+    total = sum(one.tokens for one in found)
+    return {
+        "rows": rows,
+        "total": total,
+        "splits": SPLITS,
+        "chart": _markup(charts.bars([(row.name, row.tokens) for row in rows], "tokens")),
+        "basis": f"exact, of all {pluralize(total, 'token')}",
+    }
+
+
+def _language_row(name: str, some: Sequence[LanguageCount]) -> _LanguageRow:
+    splits = tuple(sum(one.split_tokens[split] for one in some) for split in SPLITS)
+    return _LanguageRow(name, sum(one.documents for one in some), sum(one.tokens for one in some), splits)
+
+
+def _group(name: str, counts: Counts) -> dict[str, Any]:
+    """Return the licenses or repositories with the most tokens, and the rest as one row."""
+    group = counts.documents.groups[name] if counts.documents else {}
+    found = sorted(group.items(), key=lambda one: (-one[1][1], one[0] or ""))
+    rows: list[tuple[str, int, int]] = []
+    for value, (documents, tokens) in found[:_ROWS]:
+        rows.append((cut(value, _LONGEST) if value else "(unknown)", documents, tokens))
+    rest = [numbers for _, numbers in found[_ROWS:]]
+    if rest:
+        rows.append((f"{len(rest):,} others", sum(one[0] for one in rest), sum(one[1] for one in rest)))
+    total = sum(numbers[1] for _, numbers in found)
+    return {
+        "id": name,
+        "title": _TITLES[name],
+        "noun": _NOUNS[name][0],
+        "distinct": pluralize(len([value for value in group if value]), *_NOUNS[name]),
+        "rows": rows,
+        "total": total,
+        "chart": _markup(charts.bars([(row[0], row[2]) for row in rows], "tokens")),
+        "basis": basis_of(counts.read, counts.total, "token", counts.is_exact),
+    }
+
+
+def _lengths(counts: Counts) -> dict[str, Any] | None:
+    if counts.documents is None or not counts.documents.documents:
+        return None
+    lengths = sorted(counts.documents.lengths)
+    ends = np.cumsum([counts.documents.lengths[length] for length in lengths])
+    total = int(ends[-1])
+    quantiles = []
+    for share, name in _QUANTILES:
+        place = np.searchsorted(ends, max(int(np.ceil(share * total)), 1))
+        quantiles.append((name, lengths[int(place)]))
+    mean = sum(length * times for length, times in counts.documents.lengths.items()) / total
+    basis = f"exact, of all {pluralize(total, 'document')}"
+    if not counts.is_exact:
+        basis = f"from a sample of {pluralize(total, 'document')}"
+    return {
+        "quantiles": quantiles,
+        "mean": mean,
+        "chart": _markup(charts.histogram(counts.documents.lengths, "documents", "tokens of a document")),
+        "basis": basis,
+    }
+
+
+def _tokens(counts: Counts, spelling: Spelling | None) -> dict[str, Any]:
+    order = np.argsort(-counts.tokens, kind="stable")
+    never = int((counts.tokens == 0).sum())
+    top = []
+    for number in order[:_TOP_TOKENS].tolist():
+        if counts.tokens[number]:
+            text = "" if spelling is None else spelling.shown(number)
+            top.append((number, text, int(counts.tokens[number]), counts.tokens[number] / max(counts.read, 1)))
+    return {
+        "never": never,
+        "never_share": never / max(len(counts.tokens), 1),
+        "ids": len(counts.tokens),
+        "is_decoded": spelling is not None,
+        "top": top,
+        "chart": _markup(charts.by_rank(counts.tokens[order])),
+        "basis": basis_of(counts.read, counts.total, "token", counts.is_exact),
+        "is_exact": counts.is_exact,
+    }
+
+
+def _compression(store: TokenStore, tokenizer: Tokenizer | None, seed: int) -> dict[str, Any] | None:
+    if tokenizer is None:
+        return None
+    found = compression_of(store, tokenizer, seed)
+    rows = [(one.language or "(none)", *_ratios([one]), one.decoded) for one in found[:_ROWS] if one.decoded]
+    if found[_ROWS:]:
+        rest = found[_ROWS:]
+        rows.append((f"{len(rest):,} others", *_ratios(rest), sum(one.decoded for one in rest)))
+    decoded = sum(one.decoded for one in found)
+    return {"rows": rows, "all": _ratios(found), "basis": f"from a sample of {pluralize(decoded, 'decoded token')}"}
+
+
+def _ratios(found: Sequence[Compression]) -> tuple[float, float]:
+    """Return bytes and characters per token, of several languages by their share of the store."""
+    there = [one for one in found if one.decoded]
+    weight = max(sum(one.tokens for one in there), 1)
+    of_bytes = sum(one.tokens * one.bytes / one.decoded for one in there)
+    of_characters = sum(one.tokens * one.characters / one.decoded for one in there)
+    return of_bytes / weight, of_characters / weight
+
+
+def _in_windows(store: TokenStore, counts: Counts, asked: Asked) -> dict[str, Any] | None:
+    if counts.documents is None:
+        return None
+    found = documents_per_window(store, asked.context_length, asked.most, asked.seed)
+    if not found.windows:
+        return {"rows": [], "chart": "", "basis": "", "split": found.split}
+    rows = _shares(found)
+    chart = charts.bars([(name, 100 * share) for name, _, share in rows], "% of windows", "documents")
+    basis = basis_of(found.windows, found.total, "window", found.windows == found.total)
+    return {"rows": rows, "chart": _markup(chart), "basis": basis, "split": found.split}
+
+
+def _shares(found: DocumentsPerWindow) -> list[tuple[str, int, float]]:
+    largest = max(number for number, times in found.counts.items() if times)
+    rows = []
+    for number in range(1, largest + 1):
+        name = f"{number} or more" if number == MANY else str(number)
+        rows.append((name, found.counts[number], found.counts[number] / found.windows))
+    return rows
+
+
+def _planned(store: TokenStore, asked: Asked) -> dict[str, Any] | None:
+    if asked.plan is None:
+        return None
+    rows = repetitions(store, asked.context_length, asked.plan, asked.seed)
+    return {"rows": rows, "plan": str(asked.plan), "windows": asked.plan.windows, "is_mixed": bool(asked.plan.mix)}
+
+
+def _windows(
+    store: TokenStore, counts: Counts, asked: Asked, spelling: Spelling | None, markup: type[Markup]
+) -> list[dict[str, Any]]:
+    if counts.documents is None:
+        return []
+    known: dict[int, str] = {}
+
+    def token(number: int) -> Markup:
+        if number not in known:
+            known[number] = _token(number, spelling, number == store.commit.eos_id, markup)
+        return markup(known[number])
+
+    try:
+        shown = some_windows(store, asked.context_length, asked.windows, asked.seed)
+    except StoreError:
+        return []
+    return [_window(number, one, token, markup) for number, one in enumerate(shown, 1)]
+
+
+def _window(number: int, window: ShownWindow, token: Callable[[int], str], markup: type[Markup]) -> dict[str, Any]:
+    documents = []
+    for document in window.documents:
+        tokens = markup("").join(map(token, document.tokens.tolist()))
+        documents.append({"facts": _facts(document), "tokens": tokens, "document": document})
+    first = window.documents[0].facts if window.documents else {}
+    return {
+        "number": number,
+        "window": window,
+        "name": window.language or "(none)",
+        "documents": documents,
+        "from": cut(redacted(first.get("repo") or first.get("path") or first.get("id") or ""), 60),
+    }
+
+
+def _facts(document: ShownDocument) -> list[tuple[str, str]]:
+    names = ["repo", "path", "license", *document.facts]
+    return [
+        (name, cut(redacted(document.facts[name]), _LONGEST)) for name in dict.fromkeys(names) if name in document.facts
+    ]
+
+
+def _token(number: int, spelling: Spelling | None, is_eos: bool, markup: type[Markup]) -> Markup:
+    """Return a token of a window, coloured by the page and known by its id."""
+    text = str(number) if spelling is None else spelling.shown(number)
+    text = text.replace(LINE_END, f"{LINE_END}\n")
+    kind = ' class="eos"' if is_eos else ""
+    return markup(f'<i data-id="{number}"{kind}>') + markup.escape(text) + markup("</i>")
+
+
+def _markup(svg: str) -> Markup:
+    from markupsafe import Markup
+
+    return Markup(svg)
+
+
+def _percent(share: float) -> str:
+    if 0 < share < 0.001:
+        return "< 0.1 %"
+    return f"{100 * share:.1f} %"
+
+
+def _time(when: datetime | None) -> str:
+    return "unknown" if when is None else when.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
