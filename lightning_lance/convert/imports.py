@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.build.builder import Build
+from lightning_lance.build.coordination import BuildCoordinator
 from lightning_lance.build.corpus import Corpus
 from lightning_lance.build.ledger import Ledger
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.build.pipeline import EncodedBatch
 from lightning_lance.build.plan import Budget, Plan
-from lightning_lance.build.progress import tell_stored
+from lightning_lance.build.progress import BuildProgress, tell_stored
 from lightning_lance.convert.mds import DTYPES
 from lightning_lance.convert.source import FORMATS, TokenSource
 from lightning_lance.documents.batch import validate_columns
@@ -36,6 +37,7 @@ from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.chosen import ChosenTokenizer
 from lightning_lance.tokenization.configs import TokenizerConfig, TrainedBPE
 from lightning_lance.tokenization.gigatoken import Encoded
+from lightning_lance.tokenization.tokenizer import token_dtype
 from lightning_lance.type_hints import as_text, check_arguments, check_tokenizer
 
 # Batches read ahead.
@@ -216,9 +218,20 @@ class _TokenEngine:
 class _TokenBuild(LocalBuild):
     """A build without a step that encodes."""
 
+    # Tokens up to the last look.
+    _shown = 0
+
     def _encoded(self, ledger: Ledger) -> Generator[tuple[int, EncodedBatch | None], None, None]:
+        self._shown = ledger.commit.tokens
         unit = ledger.next_unit()
         return read_ahead(_batches(self._opened, unit.shard, unit.row), _READ_AHEAD)
+
+    def _look(self, ledger: Ledger, turn: BuildCoordinator, progress: BuildProgress, text_bytes: int) -> None:
+        # There are no texts, so the rate that is shown is that of the tokens.
+        tokens = ledger.commit.tokens
+        width = token_dtype(self._plan.tokenizer.vocab_size).itemsize
+        super()._look(ledger, turn, progress, (tokens - self._shown) * width)
+        self._shown = tokens
 
 
 def _batches(opened: OpenedSource, shard: int, row: int) -> Iterator[tuple[int, EncodedBatch | None]]:

@@ -17,6 +17,7 @@ from lightning_lance.convert import documents, import_tokens, imports, litdata, 
 from lightning_lance.errors import BuildInterrupted, ConfigError, StoreError
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization import ByteTokenizer, TrainedBPE
+from tests.support.hub import Hub
 from tests.support.paths import ROOT
 from tests.support.streams import EOS, streams
 
@@ -125,6 +126,29 @@ def test_parquet_keeps_languages_and_metadata(imported: Import, tmp_path: Path):
     # The texts of MDS are metadata too.
     mds = imported("mds", FORMATS / "mds", "mds.lance", columns={"book": "source"}, language="Python")
     assert len(mds.find_documents({"book": "book 1", "language": "Python"})) == 5
+
+
+IMPORT = """
+import json, sys
+from lightning_lance.convert import import_tokens
+from lightning_lance.tokenization import ByteTokenizer
+store = import_tokens("parquet", "owner/tokens", "x.lance", ByteTokenizer(), val="validation")
+print(json.dumps([store.version, store.commit.pin, {split: store.read([0], store.num_tokens(split), split)[0].tolist()
+                 for split in ("train", "val")}]))
+"""
+
+
+def test_a_dataset_of_the_hub_is_pinned_to_its_commit(tmp_path: Path):
+    repository = tmp_path / "hub/datasets/owner/tokens/data"
+    write_parquet(repository / "train-00000-of-00001.parquet", DOCUMENTS["train"])
+    write_parquet(repository / "validation-00000-of-00001.parquet", DOCUMENTS["val"])
+    with Hub(tmp_path / "hub") as hub:
+        first, again = (hub.run(IMPORT, tmp_path / "home") for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    version, pin, tokens = json.loads(first.stdout)
+    assert tokens == {split: joined(made) for split, made in DOCUMENTS.items()}
+    assert len(pin["train"]["revision"]) == 40
+    assert json.loads(again.stdout) == [version, pin, tokens]
 
 
 # Once.
