@@ -14,6 +14,7 @@ The rooms of the house, in the order in which they may import: each knows itself
     build           from a source to a token store
     engines         where the work of a build runs: in this process, or on a Ray cluster
     serving         from windows to batches; does not know `build`
+    convert         from and to the token formats of other tools
     inspection      looking at stores, batches and runs
     datamodule, callbacks
     cli             the commands

@@ -78,6 +78,8 @@ class EncodedBatch(NamedTuple):
             # The upper bound was reached: the next document was not encoded, and is for another unit.
             seen = int(kept[len(self.wanted)])
             behind = int(rows[seen])
+        # Tokens that are imported have no text.
+        described = [name for name in self.documents.column_names if name not in ("row", "text")]
         # `shard:row` finds a document in the source again.
         places = as_single_chunk(self.documents.column("row"))
         ids = pc.binary_join_element_wise(pa.scalar(str(shard)), places.cast(pa.string()), ":")
@@ -86,7 +88,7 @@ class EncodedBatch(NamedTuple):
             rows=np.asarray(places),
             num_tokens=np.diff(self.encoded.offsets) + 1,
             text_bytes=self.sizes[self.wanted],
-            documents=self.documents.drop_columns(["row", "text"]).append_column("id", ids),
+            documents=self.documents.select(described).append_column("id", ids),
             noted=self.noted,
             skipped={reason: rows[:seen][mask[:seen]] for reason, mask in self.skipped.items()},
             next_row=behind,

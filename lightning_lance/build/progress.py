@@ -170,7 +170,9 @@ class BuildProgress:
         return self._bytes / max(time.perf_counter() - self._begin, 1e-9) / 1e6
 
     def _figures(self, documents: int, tokens: int) -> str:
-        figures = f"{pluralize(documents, 'document')}, {format_tokens(tokens)}, {self._rate():,.1f} MB/s"
+        figures = f"{pluralize(documents, 'document')}, {format_tokens(tokens)}"
+        if self._bytes:  # tokens that are imported have no text
+            figures += f", {self._rate():,.1f} MB/s"
         return f"{figures}, {self._note}" if self._note else figures
 
 

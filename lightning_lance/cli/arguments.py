@@ -92,6 +92,23 @@ COMMANDS = {
         document (or id), language, and the words of source.columns, as in repo=owner/name. It looks up to the step until, or
         to the end of the run or of its epoch. Nothing is changed.""",
     ),
+    "import": (
+        f"FORMAT PLACE tokenizer=FILE|NAME uri=URI [KEY=VALUE ...] [format=json] {_STORAGE}",
+        """Make a token store of tokens that another tool has written. FORMAT is nanogpt, megatron, parquet, mds or litdata;
+        PLACE the files or their folder, or for parquet the name of a dataset on the Hub. tokenizer is the one that made the
+        tokens: a tokenizer.json, bytes, or a name as in prepare; eos_token=TOKEN its token that ends a document. val=PLACE are
+        validation tokens elsewhere, val_fraction=SHARE draws some. documents=eos cuts documents at EOS, wherever that is;
+        empty=skip leaves out empty ones. columns.WORD=COLUMN (parquet, mds) keeps a column with each document, columns.tokens
+        names that of the tokens; language_column=COLUMN or language=NAME says the language. dtype=TYPE is that of bytes in mds.
+        max_documents and max_tokens are the budget, rebuild=true replaces another store. Run again, it goes on after its last
+        commit.""",
+    ),
+    "export": (
+        f"URI FORMAT PLACE [split=train|val] [language=NAME] [overwrite=true] [format=json] {_STORAGE}",
+        """Write the documents of a token store for another tool. FORMAT is nanogpt, megatron or parquet; PLACE a folder, in
+        which the files are train and val with the endings of the format. A file gets its name only once it is whole;
+        overwrite=true replaces files that are there.""",
+    ),
     "verify-resume": (
         f"CKPT|DIR [uri=PLACE | NAME=PLACE ...] {_STORAGE}",
         """Work out all windows of the checkpoint's epoch anew, compare their digest with the one saved in it, and show the
@@ -110,6 +127,14 @@ def read_arguments(
     name: str, arguments: Sequence[str], keys: Collection[str] | None = None
 ) -> tuple[str, dict[str, str], dict[str, str]]:
     """Read a place, key=value pairs (`keys`: the possible ones, None for any), and options of the place's object store."""
+    (place,), pairs, options = read_words(name, arguments, 1, keys)
+    return place, pairs, options
+
+
+def read_words(
+    name: str, arguments: Sequence[str], number: int, keys: Collection[str] | None = None
+) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """Read a number of words, of which one is a place, then pairs and options as `read_arguments` does."""
     usage, description = COMMANDS[name]
     parser = _Parser(f"lightning-lance {name}", f"lightning-lance {name} {usage}", description, allow_abbrev=False)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
@@ -117,11 +142,14 @@ def read_arguments(
     given, unknown = parser.parse_known_intermixed_args(arguments)
     if name in _PLACES and (not given.words or is_pair(given.words[0])):
         given.words.insert(0, _PLACES[name])
-    place, *words = given.words or [""]
-    if unknown or not place or is_pair(place):
-        expect(name, unknown[0] if unknown else place or "nothing")
+    places = given.words[:number]
+    words = given.words[number:]
+    wrong = [*unknown, *filter(is_pair, places)]
+    if wrong or len(places) < number or not all(places):
+        expect(name, wrong[0] if wrong else " ".join(filter(None, places)) or "nothing")
     # Where options are given as such, a column may be called azure_x.
-    prefixes = () if given.storage_option or "://" not in place else _OPTIONS
+    is_remote = any("://" in word for word in given.words)
+    prefixes = _OPTIONS if is_remote and not given.storage_option else ()
     pairs: dict[str, str] = {}
     options: dict[str, str] = {}
     marked = [(word, True) for word in given.storage_option] + [(word, word.startswith(prefixes)) for word in words]
@@ -133,7 +161,7 @@ def read_arguments(
             fail(f"{key} is given twice: give it once, and the other to another run.")
         (options if is_option else pairs)[key] = value
     remember_options(options)
-    return place, pairs, options
+    return places, pairs, options
 
 
 def is_pair(word: str) -> bool:

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from lightning_lance.cli.arguments import ending_in_a_sentence, read_arguments
+from lightning_lance.cli.convert import export_command, import_command
 from lightning_lance.cli.doctor import doctor_command
 from lightning_lance.cli.overrides import shown_override
 from lightning_lance.cli.publishing import card_command, push_command
@@ -52,6 +53,8 @@ USAGE = """\
 lightning-lance train key=value ...     train the sample GPT on a token store, which is built first if it is not there
 lightning-lance prepare key=value ...   build the token store, without training
 lightning-lance doctor key=value ...    check what could spoil a run before it begins, with the keys of train
+lightning-lance import FORMAT PLACE ... make a token store of tokens of nanogpt, megatron, parquet, mds or litdata
+lightning-lance export URI FORMAT PLACE write a token store as nanogpt, megatron or parquet
 lightning-lance list [DIR]              list the token stores in a folder or bucket: source, tokens, size, last use, state
 lightning-lance info URI                say all about a token store; report=out.html writes it as a page with charts and windows
 lightning-lance verify URI              check a token store against its checksums; sample=0.1 reads a tenth of its files
@@ -69,7 +72,7 @@ Keys are those of the configuration: source=github_code 'languages=[Python]' tok
 lightning-lance prepare --cfg job       show the configuration
 lightning-lance prepare --help          show the keys that it reads, and the options of the groups
 lightning-lance COMMAND --help          say more of another command
-format=json makes list, info, verify, forget, clean, remove, card, push, doctor, show and where print JSON in one line.
+format=json makes all commands but train, prepare and verify-resume print JSON in one line.
 """
 
 # A command imports what it needs once its arguments are right: Hydra, Lance and numpy take long.
@@ -153,6 +156,8 @@ _RUN: Mapping[str, Callable[[Sequence[str]], None]] = {
     "forget": forget_command,
     "clean": clean_command,
     "remove": remove_command,
+    "import": import_command,
+    "export": export_command,
     "card": card_command,
     "push": push_command,
     "doctor": doctor_command,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -51,18 +51,7 @@ class LocalBuild(Build):
             self._rows = None
 
     def _fill(self, ledger: Ledger, turn: BuildCoordinator, progress: BuildProgress, pace: Pace) -> None:
-        plan = self._plan
-        unit = ledger.next_unit()
-        batches = encoded_batches(
-            self._opened,
-            plan.tokenizer,
-            unit.shard,
-            unit.row,
-            unit.max_documents,
-            unit.max_tokens,
-            plan.long_documents,
-            ledger.seen,
-        )
+        batches = self._encoded(ledger)
         with closing(batches), ThreadPoolExecutor(1, thread_name_prefix="commit") as commits, closing(self):
             for shard, batch in batches:
                 before = ledger.commit.text_bytes
@@ -85,6 +74,20 @@ class LocalBuild(Build):
             now = ledger.commit
             self._commit_rows(commits, now, final=True)
             progress.update(1.0, now.documents, now.tokens, 0)
+
+    def _encoded(self, ledger: Ledger) -> Generator[tuple[int, EncodedBatch | None], None, None]:
+        """Read and encode from the ledger's cursor on; see `encoded_batches`."""
+        unit = ledger.next_unit()
+        return encoded_batches(
+            self._opened,
+            self._plan.tokenizer,
+            unit.shard,
+            unit.row,
+            unit.max_documents,
+            unit.max_tokens,
+            self._plan.long_documents,
+            ledger.seen,
+        )
 
     def _write(self, rows: Sequence[pa.RecordBatch]) -> None:
         """Write rows to the data file of the next commit."""

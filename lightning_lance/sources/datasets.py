@@ -86,7 +86,7 @@ class DatasetSource(DatasetSpec):
         _check_options("hub", options, HubOptions)
         return cls(path, config=config, split=split, **options)
 
-    def _part(self, val: bool) -> DatasetSource:
+    def part(self, val: bool) -> DatasetSource:
         """Return the training or validation documents as a separate source."""
         part = replace(self, val_split=None, val_files=())
         if val:
@@ -97,8 +97,8 @@ class DatasetSource(DatasetSpec):
 
     def identity(self) -> dict[str, Any]:
         if self.has_validation:
-            train = self._part(val=False).identity()
-            val = self._part(val=True).identity()
+            train = self.part(val=False).identity()
+            val = self.part(val=True).identity()
             others = {key: val.get(key) for key in val.keys() | train.keys() if val.get(key) != train.get(key)}
             return {**train, "validation": others}
         # An option without effect is None, so that changing it does not cause another build.
@@ -137,7 +137,7 @@ class DatasetSource(DatasetSpec):
         pin = pin or {}
         if not self.has_validation:
             return OpenedDataset(self, pin)
-        val = OpenedDataset(self._part(val=True), pin.get("val") or {})
-        train = OpenedDataset(self._part(val=False), pin.get("train") or {})
+        val = OpenedDataset(self.part(val=True), pin.get("val") or {})
+        train = OpenedDataset(self.part(val=False), pin.get("train") or {})
         remarks = check_apart(self.name, val.real, train.real, self.dedup)
         return WithValidation(val, train, remarks)

@@ -259,7 +259,7 @@ def test_another_working_folder_changes_nothing(tmp_path: Path, monkeypatch: pyt
             FilesSource(["texts/*.txt"]),
             FilesSource(["*.txt"], root="texts"),
             DatasetSource.jsonl(["*.jsonl"]),
-            DatasetSource.jsonl(["lines.jsonl"], val_files=["no.jsonl"])._part(val=False),
+            DatasetSource.jsonl(["lines.jsonl"], val_files=["no.jsonl"]).part(val=False),
         )
     ]
     fingerprints = [Corpus(corpus.source, corpus.tokenizer_config, val_fraction=0.0).fingerprint for corpus in made]

@@ -65,7 +65,8 @@ def test_no_share_where_nobody_knows_it(
     """For a single shard without a budget: neither in the log nor in the bar."""
     with caplog.at_level(logging.INFO), BuildProgress("corpus", 0.0) as progress:
         progress.committed(0.0, 1, 3000)
-    assert re.fullmatch(r"corpus: committed 1 document, 3,000 tokens, [\d,.]+ MB/s\.", caplog.messages[0])
+    # Nor a speed, where tokens come without their text.
+    assert caplog.messages[0] == "corpus: committed 1 document, 3,000 tokens."
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with BuildProgress("corpus", 0.0) as progress:
         progress.update(0.0, 1, 3000, 10_000_000)

@@ -167,8 +167,8 @@ def test_help_version_and_other_words(tmp_path: Path):
     code, _, err = run(tmp_path, "prepair")
     assert code == 1
     assert err.startswith(
-        "error: there is no command 'prepair': expected train, prepare, list, info, verify, forget, clean, remove, card, push, "
-        "doctor, show, where or verify-resume."
+        "error: there is no command 'prepair': expected train, prepare, list, info, verify, forget, clean, remove, import, "
+        "export, card, push, doctor, show, where or verify-resume."
     )
     assert err.endswith(" did you mean prepare? lightning-lance --help says more.\n")
     assert err.count("\n") == 1

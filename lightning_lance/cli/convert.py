@@ -1,0 +1,145 @@
+"""The commands from and to other token formats: import, export."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, read_words, wants_json
+from lightning_lance.cli.tables import say_json
+from lightning_lance.errors import ConfigError
+from lightning_lance.messages.escaping import fail, say
+from lightning_lance.messages.formatting import nearest, pluralize
+
+if TYPE_CHECKING:
+    from lightning_lance.tokenization.configs import TokenizerConfig
+
+# A command imports what it needs once its arguments are right: Lance and numpy take long.
+
+_TEXTS = ("val", "documents", "empty", "language", "language_column", "dtype", "data_dir")
+_NUMBERS: Mapping[str, Callable[[str], float]] = {
+    "val_fraction": float,
+    "max_documents": int,
+    "max_tokens": int,
+    "commit_seconds": float,
+    "commit_tokens": int,
+}
+_OF_IMPORT = ("uri", "tokenizer", "eos_token", "rebuild", "format", *_TEXTS, *_NUMBERS)
+_OF_EXPORT = ("split", "language", "overwrite", "format")
+# A word that is kept with each document.
+_COLUMN = "columns."
+
+
+def import_command(arguments: Sequence[str]) -> None:
+    """Run `lightning-lance import`."""
+    (kind, place), pairs, storage_options = read_words("import", arguments, 2)
+    columns = {}
+    for key in [*pairs]:
+        if key.startswith(_COLUMN):
+            columns[key.removeprefix(_COLUMN)] = pairs.pop(key)
+        elif key not in _OF_IMPORT:
+            near = nearest(key, [*_OF_IMPORT, "columns.tokens"])
+            meant = f"did you mean {near}? " if near else ""
+            fail(f"there is no key {key}: {meant}expected {', '.join(_OF_IMPORT)} or columns.WORD.")
+    for key in ("uri", "tokenizer"):
+        if not pairs.get(key):
+            expect("import", f"no {key}")
+    as_json = wants_json("import", pairs)
+    rebuild = is_set("import", pairs, "rebuild")
+    given: dict[str, Any] = {key: pairs[key] for key in _TEXTS if key in pairs}
+    given |= {key: _number(key, pairs[key]) for key in _NUMBERS if key in pairs}
+    from lightning_lance.convert import import_tokens
+
+    with ending_in_a_sentence("run it again, it goes on after its last commit."), _told(as_json):
+        tokenizer = _tokenizer_of(pairs["tokenizer"], pairs.get("eos_token"))
+        store = import_tokens(
+            kind,
+            place,
+            pairs["uri"],
+            tokenizer,
+            columns=columns or None,
+            rebuild=rebuild,
+            storage_options=storage_options,
+            **given,
+        )
+    if as_json:
+        counts = {f"{split}_tokens": store.num_tokens(split) for split in ("train", "val")}
+        say_json({"uri": store.uri, "version": store.version, "documents": store.commit.stored_documents, **counts})
+
+
+def _number(key: str, value: str) -> float:
+    try:
+        return _NUMBERS[key](value)
+    except ValueError:
+        fail(f"{key} is {value}: expected a number.")
+
+
+@contextmanager
+def _told(as_json: bool) -> Iterator[None]:
+    """Print what is logged, as `prepare` does; beside JSON, on standard error."""
+    handler = logging.StreamHandler(sys.stderr if as_json else sys.stdout)
+    log = logging.getLogger("lightning_lance")
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+def _tokenizer_of(name: str, eos_token: str | None) -> TokenizerConfig:
+    """Return the tokenizer of a file, of a name of the configuration, or of a model on the Hub."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from lightning_lance.tokenization.configs import ByteTokenizer, PretrainedTokenizer, TokenizerFile
+
+    if Path(name).expanduser().exists() or name.endswith(".json"):
+        return TokenizerFile(name, eos_token)
+    if name in ("bpe", "file"):
+        raise ConfigError(
+            f"tokenizer is {name}: expected the one that made the tokens, as in tokenizer=my/tokenizer.json or tokenizer=gpt2."
+        )
+    if name == "bytes":
+        if eos_token is not None:
+            raise ConfigError(
+                "eos_token is given, and the tokenizer bytes has one of its own, the id 256: leave it out."
+            )
+        return ByteTokenizer()
+    ready = files("lightning_lance.conf") / "tokenizer" / f"{name}.yaml"
+    if "/" in name or not ready.is_file():
+        return PretrainedTokenizer(name, eos_token)
+    config = OmegaConf.create(ready.read_text(encoding="utf-8"))
+    made: TokenizerConfig = instantiate(config, **({} if eos_token is None else {"eos_token": eos_token}))
+    return made
+
+
+def export_command(arguments: Sequence[str]) -> None:
+    """Run `lightning-lance export`."""
+    (uri, kind, place), pairs, storage_options = read_words("export", arguments, 3, _OF_EXPORT)
+    as_json = wants_json("export", pairs)
+    overwrite = is_set("export", pairs, "overwrite")
+    from lightning_lance.convert import export_tokens
+
+    with ending_in_a_sentence("run it again, nothing was put in place that is not whole."):
+        exported = export_tokens(
+            uri,
+            kind,
+            place,
+            split=pairs.get("split"),
+            language=pairs.get("language"),
+            overwrite=overwrite,
+            storage_options=storage_options,
+        )
+    if as_json:
+        say_json({"uri": uri, "exported": exported})
+        return
+    for one in exported:
+        say(f"{' and '.join(one.files)}: {pluralize(one.documents, 'document')}, {pluralize(one.tokens, 'token')}.")

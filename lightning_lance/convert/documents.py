@@ -1,0 +1,218 @@
+"""Documents that are tokens already: in shards, as a format has them, or cut out of a stream at EOS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from lightning_lance.errors import ConfigError
+from lightning_lance.sources.source import ReadReport
+
+#: Tokens of a batch, about.
+BATCH_TOKENS = 1 << 20
+# Tokens of a document. Where none ends for so long, the id of EOS is wrong.
+_LONGEST = 1 << 26
+
+
+class Shard(NamedTuple):
+    """A part of a set of tokens.
+
+    Attributes:
+        name: For messages.
+        split: `train` or `val`; empty where the set does not say.
+        stream: Shards that follow each other and have the same one are one stream of tokens.
+    """
+
+    name: str
+    split: str
+    stream: str
+
+
+class TokenDocuments(NamedTuple):
+    """Some documents of a shard.
+
+    Attributes:
+        ids: (total,) token ids of any whole-number type. EOS may end a document.
+        offsets: (n + 1,) borders of the documents in `ids`, from 0 to its end.
+        columns: Our word to (n,) strings.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    columns: Mapping[str, pa.Array] = {}
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def behind(self, count: int) -> TokenDocuments:
+        """Return the documents behind the first `count`."""
+        if not count:
+            return self
+        begin = self.offsets[count]
+        columns = {word: values.slice(count) for word, values in self.columns.items()}
+        return TokenDocuments(self.ids[begin:], self.offsets[count:] - begin, columns)
+
+
+class Listing:
+    """The shards of a set of tokens.
+
+    Attributes:
+        shards: The shards, in the order in which they are read.
+        files: The local files that they are made of, each with its split.
+        pin: See `OpenedSource.pin`.
+        trouble: See `OpenedSource.trouble`.
+    """
+
+    def __init__(self, other: Listing | None = None) -> None:
+        self.shards: list[Shard] = []
+        self.files: list[tuple[str, Path]] = []
+        self.pin: dict[str, Any] = {}
+        self.trouble = ReadReport()
+        if other is not None:
+            self.shards = other.shards
+            self.files = other.files
+            self.pin = other.pin
+            self.trouble = other.trouble
+
+
+class TokenShards(Listing):
+    """A set of tokens that has documents."""
+
+    def read(self, shard: int, row: int) -> Iterator[TokenDocuments]:
+        """Yield the documents of a shard from a row on."""
+        raise NotImplementedError
+
+
+class TokenStream(Listing):
+    """A set of tokens that has no documents."""
+
+    def tokens(self, shard: int) -> Iterator[np.ndarray]:
+        """Yield the tokens of a shard, in pieces."""
+        raise NotImplementedError
+
+
+class ItemTokens(TokenStream):
+    """The tokens of a set whose items are no documents."""
+
+    def __init__(self, items: TokenShards) -> None:
+        super().__init__(items)
+        self._items = items
+
+    def tokens(self, shard: int) -> Iterator[np.ndarray]:
+        """See `TokenStream.tokens`."""
+        for found in self._items.read(shard, 0):
+            yield found.ids
+
+
+class CutAtEos(TokenShards):
+    """Documents cut out of a stream: each ends with EOS, or with the stream. A shard has those that begin in it.
+
+    Args:
+        stream: The stream.
+        eos_id: The id of EOS.
+    """
+
+    def __init__(self, stream: TokenStream, eos_id: int) -> None:
+        super().__init__(stream)
+        self._stream = stream
+        self._eos_id = eos_id
+        # The last token of the shards that were read; None for one without tokens.
+        self._last: dict[int, int | None] = {}
+
+    def read(self, shard: int, row: int) -> Iterator[TokenDocuments]:
+        """See `TokenShards.read`."""
+        first = 0
+        for found in self._documents(shard):
+            if first + len(found) > row:
+                yield found.behind(max(row - first, 0))
+            first += len(found)
+
+    def _documents(self, shard: int) -> Iterator[TokenDocuments]:
+        # The beginning of a document whose end is not found yet.
+        begun: list[np.ndarray] = []
+        begins = self._begins_document(shard)
+        last: int | None = None
+        for piece in self._stream.tokens(shard):
+            if not len(piece):
+                continue
+            ids = piece
+            last = int(ids[-1])
+            ends = np.flatnonzero(ids == self._eos_id) + 1
+            if not begins:
+                if not len(ends):
+                    continue
+                # These belong to a document of an earlier shard.
+                begins = True
+                ids = ids[ends[0] :]
+                ends = ends[1:] - ends[0]
+            if len(ends):
+                yield _joined(begun, ids[: ends[-1]], ends)
+                begun = []
+                ids = ids[ends[-1] :]
+            if len(ids):
+                begun.append(ids)
+                self._check_length(begun, shard)
+        self._last[shard] = last
+        if begun:
+            yield self._finished(begun, shard)
+
+    def _finished(self, begun: list[np.ndarray], shard: int) -> TokenDocuments:
+        """Return the last document of a shard, whose end is in a later one."""
+        for later in range(shard + 1, len(self.shards)):
+            if self.shards[later].stream != self.shards[shard].stream:
+                break
+            for ids in self._stream.tokens(later):
+                ends = np.flatnonzero(ids == self._eos_id) + 1
+                if len(ends):
+                    return _joined(begun, ids[: ends[0]], ends[:1])
+                begun.append(ids)
+                self._check_length(begun, shard)
+        return _joined(begun, begun[0][:0], np.zeros(1, np.int64))
+
+    def _begins_document(self, shard: int) -> bool:
+        """Return whether the first token of a shard begins a document."""
+        for before in range(shard - 1, -1, -1):
+            if self.shards[before].stream != self.shards[shard].stream:
+                break
+            if before not in self._last:
+                self._last[before] = None
+                for ids in self._stream.tokens(before):
+                    if len(ids):
+                        self._last[before] = int(ids[-1])
+            last = self._last[before]
+            if last is not None:
+                return last == self._eos_id
+        return True
+
+    def _check_length(self, begun: Sequence[np.ndarray], shard: int) -> None:
+        length = sum(map(len, begun))
+        if length > _LONGEST:
+            raise ConfigError(
+                f"No document of {self.shards[shard].name!r} ends within {length:,} tokens, expected the EOS id "
+                f"{self._eos_id:,} at the end of each: give the tokenizer that made the tokens, and its eos_token."
+            )
+
+
+def _joined(begun: Sequence[np.ndarray], ids: np.ndarray, ends: np.ndarray) -> TokenDocuments:
+    """Return documents of which the first has begun before `ids`; `ends` are their ends in `ids`."""
+    before = sum(map(len, begun))
+    offsets = np.append(0, ends.astype(np.int64) + before)
+    if not begun:
+        return TokenDocuments(ids, offsets)
+    return TokenDocuments(np.concatenate([*begun, ids]), offsets)
+
+
+def in_batches(ids: np.ndarray, offsets: np.ndarray) -> Iterator[TokenDocuments]:
+    """Yield documents with about `BATCH_TOKENS` tokens at a time; `offsets` are their (n + 1,) borders in `ids`."""
+    low = 0
+    while low < len(offsets) - 1:
+        high = int(np.searchsorted(offsets, offsets[low] + BATCH_TOKENS, side="right")) - 1
+        # A long document is a batch of its own; of many empty ones, not all are a batch.
+        high = min(max(high, low + 1), low + BATCH_TOKENS)
+        part = offsets[low : high + 1]
+        yield TokenDocuments(ids[part[0] : part[-1]], part - part[0])
+        low = high

@@ -1,0 +1,211 @@
+"""Parquet and datasets of the Hub with a column of token ids: a row is a document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lightning_lance.convert.documents import Shard, TokenDocuments, TokenShards
+from lightning_lance.convert.places import SPLIT_NAMES, Places
+from lightning_lance.documents.columns import (
+    UnfitShard,
+    begin,
+    check_unique,
+    column_at,
+    column_type,
+    in_words,
+    is_list,
+    names_in,
+    steps_to,
+)
+from lightning_lance.errors import ConfigError
+from lightning_lance.messages.formatting import format_list, suggestion
+from lightning_lance.sources.dataset_reader import OpenedDataset
+from lightning_lance.sources.datasets import DatasetSource
+from lightning_lance.sources.local_paths import from_folder, is_local, local_path
+
+ENDING = ".parquet"
+USUAL_COLUMN = "input_ids"
+
+
+def dataset_of(places: Places, columns: Mapping[str, str], language_column: str | None) -> DatasetSource:
+    """Return the rows of a set, as a source whose text is the column of tokens.
+
+    Args:
+        places: Where it is: files, a folder, a glob, a URL, or the name of a dataset on the Hub.
+        columns: Our word to the name of a column.
+        language_column: Column that holds the language.
+
+    Raises:
+        ConfigError: If the place cannot be one.
+    """
+    words = {("text" if word == "tokens" else word): column for word, column in columns.items()}
+    # The rows stay in their order.
+    options: dict[str, Any] = {
+        "columns": {"text": USUAL_COLUMN, **words},
+        "language_column": language_column,
+        "shard_seed": None,
+        "name": "parquet",
+    }
+    place = places.place
+    local = Path(from_folder(places.base, local_path(place))) if is_local(place) else None
+    if local is not None and not local.exists() and "*" not in place and local.suffix != ENDING:
+        # As `datasets` tells them apart: what is not there is a name.
+        return DatasetSource.hub(place, val_split=places.val, **options)
+    if places.val is None and local is not None and local.is_dir():
+        files = sorted(str(file) for file in local.rglob(f"*{ENDING}"))
+        val = [file for file in files if _split_of(Path(file)) == "val"]
+        train = [file for file in files if _split_of(Path(file)) == "train"]
+        if val and train:
+            return DatasetSource.parquet(train, val_files=val, **options)
+    return DatasetSource.parquet(place, val_files=places.val or (), **options)
+
+
+def _split_of(file: Path) -> str | None:
+    # `train.parquet`, and `train-00000-of-00003.parquet` as on the Hub.
+    return SPLIT_NAMES.get(file.stem.partition("-")[0])
+
+
+class _OpenedTokens(OpenedDataset):
+    """A dataset whose text is a column of token ids."""
+
+    def _present(self, shard: int) -> list[str]:
+        if self._lines:
+            raise ConfigError(
+                f"{begin(self.shards[shard])} is JSON Lines, expected Parquet with a column of token ids: write it as Parquet."
+            )
+        with self._parquet_shard(shard) as file:
+            if not file.num_rows:
+                return []
+            found = [name for name in self._column_names() if steps_to(file.schema, name) is not None]
+            self._check_types(file.schema, found, file.name)
+            return list(dict.fromkeys([*names_in(file.schema), *found]))
+
+    def _check_types(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
+        check_unique(schema, columns, name)
+        column = self._source.columns["text"]
+        if column not in columns:
+            return
+        steps = steps_to(schema, column)
+        if steps is None:
+            raise UnfitShard(
+                f"{begin(name)} has no column {column!r}{suggestion(column, names_in(schema))}, expected one of token ids: it "
+                f"has {format_list(names_in(schema))}"
+            )
+        kind = column_type(schema, steps)
+        if not is_list(kind) or not pa.types.is_integer(kind.value_type):
+            raise UnfitShard(
+                f"Column {column!r} of {name} holds {kind}, expected lists of whole numbers: name another by columns.tokens"
+            )
+
+    def _document_batches(self, table: pa.Table, first_row: int, shard: int) -> list[pa.Table]:
+        source = self._source
+        columns: dict[str, pa.Array] = {"tokens": column_at(table, source.columns["text"])}
+        if columns["tokens"] is None:
+            raise ConfigError(
+                f"{begin(self.shards[shard])} has no column {source.columns['text']!r}: name the one with the tokens by "
+                "columns.tokens."
+            )
+        words = {word: name for word, name in source.columns.items() if word != "text"}
+        if source.language_column:
+            words["language"] = source.language_column
+        for word, name in words.items():
+            values = column_at(table, name)
+            columns[word] = pa.nulls(len(table), pa.string()) if values is None else in_words(values)[0]
+        rows = np.arange(first_row, first_row + len(table))
+        return [pa.table({"row": rows, **columns})]
+
+
+class ParquetShards(TokenShards):
+    """The rows of Parquet files, or of a dataset that is stored as such.
+
+    Args:
+        source: The source, see `dataset_of`.
+        pin: See `Source.open`.
+
+    Raises:
+        ConfigError: If there is no such dataset or column.
+        SourceError: If it cannot be read.
+    """
+
+    def __init__(self, source: DatasetSource, pin: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._parts: list[tuple[str, _OpenedTokens]] = []
+        if source.has_validation:
+            # Validation first, as in a build.
+            for split, val in (("val", True), ("train", False)):
+                opened = _OpenedTokens(source.part(val), pin.get(split) or {})
+                self._parts.append((split, opened))
+                self.pin[split] = opened.pin
+        else:
+            opened = _OpenedTokens(source, pin)
+            self._parts.append(("", opened))
+            self.pin = opened.pin
+        self.shards = [Shard(name, split, split) for split, opened in self._parts for name in opened.shards]
+        for _, part in self._parts:
+            self.trouble.remarks += part.trouble.remarks
+
+    def read(self, shard: int, row: int) -> Iterator[TokenDocuments]:
+        """See `TokenShards.read`."""
+        place = shard
+        for _, opened in self._parts:
+            if place < len(opened.shards):
+                for table in opened.read(place, row):
+                    yield _documents(table)
+                return
+            place -= len(opened.shards)
+
+
+def _documents(table: pa.Table) -> TokenDocuments:
+    lists = table.column("tokens").combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):
+        lists = pa.concat_arrays(lists.chunks)
+    # A list that is null is a document without tokens.
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0)).astype(np.int64)
+    columns = {}
+    for word in table.column_names:
+        if word not in ("row", "tokens"):
+            columns[word] = table.column(word).combine_chunks()
+    values = lists.flatten()
+    if values.null_count:
+        raise ConfigError("A row has null among its token ids, expected whole numbers: write the dataset anew.")
+    return TokenDocuments(np.asarray(values), np.append(0, np.cumsum(lengths)), columns)
+
+
+class ParquetWriter:
+    """Writes a Parquet file: a row for each document, with EOS at the end of its `input_ids`, and its metadata.
+
+    Args:
+        vocab_size: Largest id plus one.
+    """
+
+    endings = (ENDING,)
+
+    def __init__(self, vocab_size: int) -> None:
+        # As `datasets` writes token ids.
+        self._kind = pa.int32() if vocab_size <= 1 << 31 else pa.int64()
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, files: Sequence[BinaryIO], tokens: np.ndarray, offsets: np.ndarray, described: pa.Table) -> None:
+        """Write documents, EOS included, with their metadata."""
+        ids = pa.array(tokens).cast(self._kind)
+        rows = described.add_column(0, USUAL_COLUMN, pa.LargeListArray.from_arrays(pa.array(offsets), ids))
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(files[0], rows.schema, compression="zstd")
+        self._writer.write_table(rows)
+
+    def finish(self, files: Sequence[BinaryIO]) -> None:
+        """Write the footer."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file, after an error too."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

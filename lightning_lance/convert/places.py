@@ -1,0 +1,115 @@
+"""The files of a set of tokens, by split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_lance.errors import ConfigError
+from lightning_lance.location import is_local
+from lightning_lance.sources.local_paths import from_folder, local_path, readable, what_is_there
+
+#: Names of the splits in other tools, and ours.
+SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val"}
+
+
+class Found(NamedTuple):
+    """A file or folder of a set, and its split: `train`, `val`, or empty where the set does not say."""
+
+    split: str
+    path: Path
+
+
+_Find = Callable[[Path], Iterator[Found]]
+
+
+class Places(NamedTuple):
+    """Where a set is.
+
+    Attributes:
+        base: The folder that relative places are relative to.
+        place: The set, or its training tokens.
+        val: Its validation tokens, if they are elsewhere.
+    """
+
+    base: str
+    place: str
+    val: str | None
+
+    def files(self, ending: str, what: str) -> list[Found]:
+        """Return files with an ending: the named one, or those of the named folder.
+
+        Raises:
+            ConfigError: If there are none; `what` says what was expected.
+        """
+        return self._found(lambda path: _files(path, ending), what)
+
+    def folders(self, index: str, what: str) -> list[Found]:
+        """Return folders with an index: the named one, or its folders `train` and `val`.
+
+        Raises:
+            ConfigError: If there are none; `what` says what was expected.
+        """
+        return self._found(lambda path: _folders(path, index), what)
+
+    def _found(self, find: _Find, what: str) -> list[Found]:
+        found = self._at("place", self.place, find, what)
+        if self.val is None:
+            return sorted(found, key=lambda one: one.split != "val")
+        if any(one.split == "val" for one in found):
+            raise ConfigError(
+                f"{self.place!r} has validation tokens of its own, and val is {self.val!r}: leave out val, or name the "
+                "training tokens alone."
+            )
+        val = self._at("val", self.val, find, what)
+        train_paths = {one.path.resolve() for one in found}
+        for one in val:
+            if one.path.resolve() in train_paths:
+                raise ConfigError(f"{str(one.path)!r} is read for training and for validation: give two places.")
+        # Validation first, as in a build, so that it is whole in a store of any budget.
+        return [*(Found("val", one.path) for one in val), *(Found("train", one.path) for one in found)]
+
+    def _at(self, name: str, place: str, find: _Find, what: str) -> list[Found]:
+        if not is_local(place):
+            raise ConfigError(f"{name} is {place!r}: expected {what} on a disk of this machine; copy it there first.")
+        path = Path(from_folder(self.base, local_path(place)))
+        found = list(find(path))
+        if not found:
+            raise ConfigError(
+                f"{name} is {readable(place)!r}, {what_is_there(str(path))}: expected {what}; check the place and the format."
+            )
+        return found
+
+
+def _files(path: Path, ending: str) -> Iterator[Found]:
+    for named in (path, path.with_name(path.name + ending), path.with_suffix(ending)):
+        if named.is_file() and named.suffix == ending:
+            yield Found("", named)
+            return
+    if not path.is_dir():
+        return
+    by_split: dict[str, Found] = {}
+    for name, split in SPLIT_NAMES.items():
+        file = path / f"{name}{ending}"
+        if file.is_file():
+            by_split.setdefault(split, Found(split, file))
+    if len(by_split) == 2:
+        yield from by_split.values()
+        return
+    for file in sorted(path.glob(f"*{ending}")):
+        if file.is_file() and not file.name.startswith("."):
+            yield Found("", file)
+
+
+def _folders(path: Path, index: str) -> Iterator[Found]:
+    if (path / index).is_file():
+        yield Found("", path)
+        return
+    by_split: dict[str, Found] = {}
+    for name, split in SPLIT_NAMES.items():
+        if (path / name / index).is_file():
+            by_split.setdefault(split, Found(split, path / name))
+    for one in by_split.values():
+        # A single one is the whole set.
+        yield one if len(by_split) == 2 else Found("", one.path)
