@@ -90,7 +90,9 @@ def downloaded(place: HubPlace, options: Mapping[str, str]) -> str:
 
     commit = commit_at(place, options)
     folder = Path(constants.HF_HOME, "lightning-lance", place.repo.replace("/", "--"), commit)
-    if not (folder / _WHOLE).is_file():
+    # The store may have been removed since, and what says that it is whole not.
+    versions = folder / HUB_STORE / VERSIONS
+    if not (folder / _WHOLE).is_file() or not versions.is_dir():
         _log.info("Downloading %s at commit %s to %s.", place, commit, folder)
         with hub_errors(place):
             snapshot_download(
@@ -101,7 +103,7 @@ def downloaded(place: HubPlace, options: Mapping[str, str]) -> str:
                 token=options.get("token"),
                 allow_patterns=[f"{HUB_STORE}/**", TOKENIZER],
             )
-            if not (folder / HUB_STORE / VERSIONS).is_dir():
+            if not versions.is_dir():
                 raise ConfigError(
                     f"The dataset repository {place.repo!r} has no token store at commit {commit} (no {HUB_STORE}/{VERSIONS}): "
                     "lightning-lance push writes one."

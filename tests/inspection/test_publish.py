@@ -1,4 +1,4 @@
-"""A store is pushed to a Hub, opened from there and trained from. The Hub is on 127.0.0.1; its clients are the real ones."""
+"""A store is pushed to a Hub, and opened from there. The Hub is on 127.0.0.1; its clients are the real ones."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import pytest
 
 from lightning_lance import TokenStore
 from lightning_lance.build.corpus import HubStore, ReadyStore, corpora_of
+from lightning_lance.build.options import BuildOptions
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.inspection.publish import push_store
 from lightning_lance.location import given_place
@@ -73,7 +74,7 @@ def uploads(hub: Hub) -> int:
     return sum(request.method == "PUT" for request in hub.requests)
 
 
-def test_a_store_is_pushed_opened_and_trained_from(tmp_path: Path, hub: Hub):
+def test_a_store_is_pushed_and_opened_from_there(tmp_path: Path, hub: Hub):
     store, home = built(tmp_path, 20), tmp_path / "home"
     store.keep("checkpoint-mine")
     repository = hub.folder / "datasets/me/tokens"
@@ -218,6 +219,8 @@ def test_places_on_the_hub(tmp_path: Path):
     assert isinstance(corpora_of("hf://datasets/me/x", None)[""], HubStore)
     assert not isinstance(corpora_of("hf://datasets/me/x/store.lance", None)[""], HubStore)
     assert isinstance(corpora_of("hf://datasets/me/x/store.lance", None)[""], ReadyStore)
+    with pytest.raises(ConfigError, match="is a copy that stays as it is"):
+        corpora_of("hf://datasets/me/x", None)[""].run(BuildOptions(wait_for_tokens=1))
     for wrong in ("hf://me/x", "hf://models/me/x", "hf://datasets/x", "HF://datasets/me/x"):
         with pytest.raises(ConfigError, match="expected hf://datasets/owner/name"):
             TokenStore.open(wrong)
