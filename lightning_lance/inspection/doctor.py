@@ -108,7 +108,10 @@ def check_serving(loader: WindowLoader, steps: int | None, val_windows: int) -> 
         return
     epochs = {name or "all": epochs for name, epochs in loader.epochs_of(steps).items()}
     named = ", ".join(f"{name} {number:.3g}" for name, number in epochs.items())
-    if max(epochs.values()) > _MANY_EPOCHS:
+    if loader.most_steps is not None and loader.most_steps < steps:
+        what = f"the mixture ends after {pluralize(loader.most_steps, 'step')} of {steps:,} (max_epochs): {named}"
+        yield Finding("epochs", "fail", what, "raise data.max_epochs, store more tokens, or train fewer steps")
+    elif max(epochs.values()) > _MANY_EPOCHS:
         cure = "store more tokens, or lower the weight of what repeats"
         yield Finding("epochs", "warn", f"{named} in {steps:,} steps", cure)
     else:
@@ -281,7 +284,8 @@ def _heads(store: TokenStore, split: str) -> tuple[dict[tuple[int, bytes], int],
 def _loader_speed(loader: WindowLoader) -> float:
     """Return the tokens per second that a copy of a loader gives, once warm."""
     batches = iter(copy(loader))
-    for _ in islice(batches, 3):
+    # A small store may have no more batches than these.
+    for _ in islice(batches, min(3, len(loader) - 1)):
         pass
     began = time.perf_counter()
     tokens = 0

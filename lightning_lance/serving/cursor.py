@@ -96,9 +96,16 @@ class Cursor:
     @property
     def left(self) -> int:
         """Windows of this epoch that are still to be served."""
-        end = self._mixture.end
-        until = self.epoch_end if end is None else min(self.epoch_end, self.origin + end)
-        return self.skips.served(self.value, until)
+        return self.skips.served(self.value, self.bounded(self.epoch_end))
+
+    @property
+    def last(self) -> int | None:
+        """The position at which the mixture ends; None if it goes on for ever."""
+        return None if self._mixture.end is None else self.origin + self._mixture.end
+
+    def bounded(self, position: int) -> int:
+        """Return a position, or that at which the mixture ends, if it does so before."""
+        return position if self.last is None else min(position, self.last)
 
     def check_not_over(self) -> None:
         """Check that there is something left to serve.

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from copy import copy
 from dataclasses import asdict
 from itertools import islice
@@ -307,7 +307,10 @@ class WindowLoader:
         #: Identifies the iterator that was begun last, the only one that may continue.
         self._turn: object = None
         self._check_size(self._cursor)
-        self._leave_out(self._cursor)
+        # A state that is loaded may know these steps, as those of another batch size. If none is, they are refused at the
+        # first batch.
+        with suppress(ConfigError):
+            self._leave_out(self._cursor)
         if rank == 0:
             warn_of_unserved_text(serving)
 
@@ -449,6 +452,15 @@ class WindowLoader:
         return self._cursor.epochs_of(steps * self._global_size)
 
     @property
+    def most_steps(self) -> int | None:
+        """Batches of a whole run up to the end of the mixture (`max_epochs`); None if it goes on for ever."""
+        last = self._cursor.last
+        if last is None:
+            return None
+        epochs, rest = divmod(last, self._cursor.num_windows)
+        return epochs * len(self) + self._sizes.steps(rest)
+
+    @property
     def epoch(self) -> float:
         """Epochs served so far, of all windows together: 1.25 is a quarter into the second one."""
         with self._alone():
@@ -515,10 +527,10 @@ class WindowLoader:
         with self._alone():
             cursor = self._cursor
             adopts = self.extend != "never"
-            if cursor.ended or self._sizes.steps(cursor.left) <= 0:
+            if cursor.ended or not self._steps_left(cursor):
                 cursor.next_epoch(adopts)
             # All that an epoch has may be left out.
-            while cursor.skips.skipped(cursor.value, cursor.epoch_end) and self._sizes.steps(cursor.left) <= 0:
+            while cursor.skips.skipped(cursor.value, cursor.epoch_end) and not self._steps_left(cursor):
                 cursor.next_epoch(adopts)
 
     def __iter__(self) -> BatchIterator:
@@ -561,12 +573,17 @@ class WindowLoader:
             self._cursor = copy(self._cursor)
             self._cursor.restart()
         self._turn = iterator._turn
+        self._leave_out(self._cursor)
         self.roll_over()
         self._cursor.check_not_over()
         self._tell_skips()
         if self._world_size > 1 and self.resumable:
             check_ranks_agree(self._position())
         return self._serve(self._cursor)
+
+    def _steps_left(self, cursor: Cursor) -> int:
+        """Return the batches that are left of a cursor's epoch."""
+        return steps.steps_left(cursor.value, cursor.epoch_end, cursor, self._sizes)
 
     def _check_turn(self, iterator: BatchIterator) -> None:
         if self.resumable and self._turn is not iterator._turn:
@@ -586,7 +603,7 @@ class WindowLoader:
         )
 
     def _serve(self, cursor: Cursor) -> Generator[Batch, None, None]:
-        remaining = self._sizes.steps(cursor.left)
+        remaining = self._steps_left(cursor)
         with closing(self._read_ahead(cursor)) as served:
             for chunk, tokens in served:
                 described = self._make.describe(tokens)
@@ -652,6 +669,7 @@ class WindowLoader:
         located = 1
         steps = 1
         whole, rest = divmod(cursor.left, self._global_size)
+        has_more = self._steps_left(cursor) > whole
         while whole:
             located = min(located, whole)
             batches = self._locate(cursor, begin, located, size)
@@ -665,7 +683,7 @@ class WindowLoader:
                 low = high
                 steps = min(2 * steps, most_steps)
             located = max(1, _LOCATED_AT_ONCE // self._global_size)
-        if self._sizes.steps(rest):
+        if has_more:
             if self.remainder != "wrap":
                 size = rest // self._world_size
             yield self._locate(cursor, begin, 1, size)

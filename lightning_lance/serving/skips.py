@@ -106,10 +106,27 @@ class Skips:
         """Return the first `count` served positions from `begin` on, ascending: (count,) int64."""
         if not len(self._begins):
             return np.arange(begin, begin + count)
-        numbers = self.served(0, begin) + np.arange(count)
+        return self.at(self.served(0, begin) + np.arange(count))
+
+    def numbers(self, positions: _Ints) -> _Ints:
+        """Return how many served positions are before some positions, (n,) int64."""
+        if not len(self._begins):
+            return positions
+        ranges = np.searchsorted(self._begins, positions, side="right")
+        inside = np.where(ranges > 0, np.maximum(self._ends[ranges - 1] - positions, 0), 0)
+        numbers: _Ints = positions - self._before[ranges] + inside
+        return numbers
+
+    def at(self, numbers: _Ints) -> _Ints:
+        """Return served positions by their numbers, (n,) int64: the inverse of `numbers`."""
         ranges = np.searchsorted(self._begins - self._before[:-1], numbers, side="right")
-        taken: _Ints = numbers + self._before[ranges]
-        return taken
+        positions: _Ints = numbers + self._before[ranges]
+        return positions
+
+    def next_held(self, position: int) -> int | None:
+        """Return the first position that is left out, from a position on; None if there is none."""
+        ahead = np.flatnonzero(self._ends > position)
+        return max(int(self._begins[ahead[0]]), position) if len(ahead) else None
 
     def next(self, position: int) -> int:
         """Return the first served position from a position on."""

@@ -21,6 +21,7 @@ from lightning_lance.serving.options import Remainder
 from lightning_lance.serving.packing import Pieces
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.skips import Skip
+from lightning_lance.serving.states import MOST
 from lightning_lance.store.token_store import TokenStore
 
 # Columns of `documents` that say where a document is, and not what it is.
@@ -169,9 +170,22 @@ def extents(found: WindowLocations, cursor: Cursor, begin: int, end: int) -> tup
 def next_step(cursor: Cursor, sizes: StepSizes) -> int:
     """Return the number of the step that begins at a cursor, in steps of these sizes since the begin of the run."""
     whole = sizes.steps(cursor.num_windows)
-    position = min(cursor.skips.next(cursor.value), cursor.epoch_end) - cursor.epoch_start
-    done = whole if cursor.ended else min(position // sizes.windows, whole)
-    return cursor.epoch * whole + done
+    epoch, begin = cursor.epoch, cursor.epoch_start
+    position = cursor.epoch_end if cursor.ended else cursor.skips.next(cursor.value)
+    # As `WindowLoader.roll_over` does, where an epoch has nothing left to serve.
+    while whole and not sizes.steps(cursor.skips.served(position, begin + cursor.num_windows)):
+        epoch, begin = epoch + 1, begin + cursor.num_windows
+        position = cursor.skips.next(begin)
+    return epoch * whole + (position - begin) // sizes.windows
+
+
+def steps_left(position: int, end: int, cursor: Cursor, sizes: StepSizes) -> int:
+    """Return the number of steps from a position up to the end of its epoch."""
+    left = sizes.steps(cursor.skips.served(position, cursor.bounded(end)))
+    if cursor.last is None or sizes.remainder != "wrap":
+        return left
+    # Behind the end of a mixture, nothing fills a batch.
+    return min(left, cursor.skips.served(position, cursor.last) // sizes.windows)
 
 
 def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
@@ -188,12 +202,20 @@ def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
             f"{cursor.origin:,}: load a checkpoint from before, with the settings of that time, to see it."
         )
     size = sizes.batch_size
-    left = max(0, end - position)
+    is_left_out = cursor.skips.holds(position)
+    if is_left_out:
+        left = max(0, cursor.bounded(end) - position)
+        is_there = sizes.steps(left) > 0
+    else:
+        left = cursor.skips.served(position, cursor.bounded(end))
+        is_there = steps_left(position, end, cursor, sizes) > 0
+    if not is_there and cursor.bounded(end) < end:
+        raise ConfigError(f"There is no step {step:,}: the mixture ends at window {cursor.last:,} (max_epochs).")
+    if not is_there:
+        raise ConfigError(f"There is no step {step:,}: its epoch ends before, since a resume moved its steps.")
     if left < sizes.windows and sizes.remainder == "short":
         size = left // sizes.world_size
-    if not size or (left < sizes.windows and sizes.remainder == "drop"):
-        raise ConfigError(f"There is no step {step:,}: its epoch ends before, since a resume moved its steps.")
-    if cursor.skips.holds(position):
+    if is_left_out:
         return np.arange(position + rank * size, position + (rank + 1) * size)
     return cursor.skips.take(position, size * sizes.world_size)[rank * size : (rank + 1) * size]
 
@@ -216,22 +238,25 @@ class Places(NamedTuple):
 def places_of(positions: np.ndarray, cursor: Cursor, sizes: StepSizes) -> Places:
     """Return the steps that have the windows at some positions, (n,) int64: the inverse of `positions_of`."""
     in_epoch = sizes.steps(cursor.num_windows)
-    epochs, within = np.divmod(positions - cursor.epoch_start, cursor.num_windows)
-    shift = 0
-    if not cursor.ended and cursor.value < cursor.epoch_end:
-        shift = cursor.position % sizes.windows
-    within = within - np.where(epochs == 0, shift, 0)
-    number, inner = np.divmod(within, sizes.windows)
+    epochs = (positions - cursor.epoch_start) // cursor.num_windows
+    begins = cursor.epoch_start + epochs * cursor.num_windows
+    numbers = cursor.skips.numbers(positions)
+    # Batches are cut from what is served, on both sides of the anchor.
+    anchors = np.where(epochs == 0, _anchor(cursor), begins)
+    inner = (numbers - cursor.skips.numbers(anchors)) % sizes.windows
+    firsts = numbers - inner
     size = np.full(len(positions), sizes.batch_size)
-    left = cursor.num_windows - np.where(epochs == 0, shift, 0) - number * sizes.windows
-    in_none = within < 0
+    ends = begins + cursor.num_windows
+    left = cursor.skips.numbers(ends if cursor.last is None else np.minimum(ends, cursor.last)) - firsts
+    in_none = firsts < cursor.skips.numbers(begins)
     if sizes.remainder == "short":
         size = np.where(left < sizes.windows, left // sizes.world_size, size)
         in_none |= inner >= size * sizes.world_size
     elif sizes.remainder == "drop":
         in_none |= left < sizes.windows
     rank, window = np.divmod(inner, np.maximum(size, 1))
-    step = np.where(in_none, -1, (cursor.epoch + epochs) * in_epoch + number)
+    within = (cursor.skips.at(firsts) - begins) // sizes.windows
+    step = np.where(in_none, -1, (cursor.epoch + epochs) * in_epoch + within)
     return Places(step, rank, window)
 
 
@@ -261,11 +286,28 @@ def _first_position(step: int, cursor: Cursor, sizes: StepSizes) -> tuple[int, i
     whole = sizes.steps(cursor.num_windows)
     if step < 0 or not whole:
         raise ConfigError(f"step is {step}: expected a number of a batch, from 0.")
+    if step * sizes.windows > MOST:
+        raise ConfigError(f"step is {step:,}: expected a number of a batch, at most {MOST // sizes.windows:,}.")
     epoch, within = divmod(step, whole)
     begin = cursor.epoch_start + (epoch - cursor.epoch) * cursor.num_windows
     end = begin + cursor.num_windows
     position = begin + within * sizes.windows
-    if epoch == cursor.epoch and not cursor.ended and cursor.value < cursor.epoch_end:
-        # After a resume with other sizes, steps begin where the earlier ones ended.
-        position += cursor.position % sizes.windows
-    return position, end
+    anchor = _anchor(cursor) if epoch == cursor.epoch else begin
+    skips = cursor.skips
+    if not skips.ranges or position < 0:
+        return position + (anchor - begin) % sizes.windows, end
+    # A step is the batch that begins among as many positions as it has windows. Where a range is left out that is no
+    # multiple of them, as after a resume with other sizes, the batches behind it begin elsewhere.
+    ahead = (skips.served(0, anchor) - skips.served(0, position)) % sizes.windows
+    first = skips.after(position, ahead + 1) - 1
+    if first < position + sizes.windows:
+        return first, end
+    shifted = position + (anchor - begin) % sizes.windows
+    held = shifted if skips.holds(shifted) else skips.next_held(position)
+    return first if held is None else held, end
+
+
+def _anchor(cursor: Cursor) -> int:
+    """Return a position at which a batch of the cursor's epoch begins, or would."""
+    # After a resume with other sizes, steps begin where the earlier ones ended.
+    return cursor.epoch_start if cursor.ended or cursor.value >= cursor.epoch_end else cursor.value

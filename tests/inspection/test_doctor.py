@@ -37,6 +37,21 @@ def test_a_sound_store_passes(tmp_path: Path):
     assert states(doctor.check_versions()) == {"versions": "ok"}
 
 
+def test_a_store_of_few_batches_is_fast(tmp_path: Path):
+    loader = WindowLoader(built(tmp_path), 64, 40)
+    assert len(loader) == 2
+    assert states(doctor.check_speed(loader, 1e9, 1e9)) == {"speed": "ok"}
+
+
+def test_a_mixture_that_ends_before_the_run_is_found(tmp_path: Path):
+    loader = WindowLoader(built(tmp_path), 64, 4, mix={"Python": 1}, max_epochs={"Python": 1.5})
+    most = loader.most_steps
+    assert most is not None
+    assert len(loader) < most < 2 * len(loader)
+    assert states(doctor.check_serving(loader, most, 9))["epochs"] == "ok"
+    assert states(doctor.check_serving(loader, most + 1, 9))["epochs"] == "fail"
+
+
 def test_an_eos_within_a_document_is_found(tmp_path: Path):
     store = built(tmp_path)
     [file] = (tmp_path / "x.lance/data").iterdir()
