@@ -186,6 +186,14 @@ class Corpus:
         """Return where its files are."""
         return self.location
 
+    @property
+    def trains_tokenizer(self) -> bool:
+        """Whether the tokenizer is still to be trained on the source, which reads it."""
+        config = self.tokenizer_config
+        if not isinstance(config, TrainedBPE):
+            return False
+        return config.identify(self.source, Path(self.data_dir, "tokenizers")) is None
+
     def tokenizer_digests(self) -> set[str]:
         """Return the hashes by which stores may name the tokenizer."""
         return {self.plan.chosen.identity.digest, str(self.plan.recipe["tokenizer"])}
@@ -290,7 +298,8 @@ class Corpus:
         why = "the source gave none"
         if not self.source.has_validation:
             documents = pluralize(store.commit.documents, "document")
-            why = f"of {documents} none fell to val_fraction={self._val_fraction}"
+            drawn = "; documents of a repository are drawn together" if "repo" in self.source.metadata else ""
+            why = f"val_fraction={self._val_fraction} drew none of its {documents}{drawn}"
         cure = "another val_fraction makes another store"
         if not store.commit.exhausted:
             cure = f"a larger budget adds to it, and {cure}"

@@ -118,6 +118,7 @@ class LossByDocument(Callback):
         self._new: list[_Kept] = []
         self._arriving: deque[_Arriving] = deque()
         self._broken = 0  # steps in a row whose loss is not finite
+        self._in_spike = False  # whether the last step that was judged was one
         self._told_why = False
         self._told_writing = False
 
@@ -204,8 +205,11 @@ class LossByDocument(Callback):
             high = median is not None and any(loss > self.factor * median for loss in finite)
             # Once the loss is NaN it mostly stays so: the first steps are what tells.
             if high or 0 < self._broken <= self.keep:
-                self._tell(trainer, kept, losses, median)
+                # A run that diverges has a spike at every step: it is told once, until the loss was usual again.
+                if not self._in_spike:
+                    self._tell(trainer, kept, losses, median)
                 self._write(trainer, kept, median)
+            self._in_spike = high or self._broken > 0
             while self._judged > self.keep:
                 self._kept.popleft()
                 self._judged -= 1

@@ -83,7 +83,8 @@ COMMANDS = {
         RUN is the folder of a run (outputs, if none is given), CKPT a checkpoint, URI a token store for a run that does not
         exist yet. Without a step, it is the next one. search=REGEX looks through steps A to B, or the next 100; by=COLUMN, such
         as repo or language, sums them up. batch_size=N, world_size=N and, of a store, context_length=N, seed=N and order=NAME
-        look at it as if it had these. uri=PLACE says where the store has moved, uri.NAME=PLACE where there are several.
+        look at it as if it had these. losses=DIR is the folder of LossByDocument, where it is not RUN. uri=PLACE says where the
+        store has moved, uri.NAME=PLACE where there are several.
         Nothing is changed.""",
     ),
     "where": (

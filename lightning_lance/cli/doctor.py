@@ -15,7 +15,7 @@ from lightning_lance.messages.formatting import pluralize
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from lightning_lance.inspection.doctor import Finding
+    from lightning_lance.inspection.doctor import Finding, State
 
 _HELP = (
     "usage: lightning-lance doctor key=value ... [format=json]",
@@ -81,23 +81,31 @@ def _findings(config: DictConfig) -> Iterator[Finding]:
     yield from doctor.check_shared_memory(ranks)
     stores: dict[str, Any] = {}
     for name, corpus in data.corpora.items():
-        of = f" of {name}" if name else ""
+        if isinstance(corpus, Corpus) and corpus.trains_tokenizer:
+            cure = "lightning-lance prepare trains it and builds the store; then ask again"
+            yield doctor.Finding(
+                "store", "warn", f"not there{_of(name)}, and its tokenizer is still to be trained", cure
+            )
+            yield from doctor.check_sources([(name, corpus.source)])
+            continue
         try:
             stores[name] = corpus.open()
         except LightningLanceError as error:
-            what = str(error).rstrip(".")
+            state: State = "warn" if isinstance(corpus, Corpus) else "fail"
+            yield doctor.Finding("store", state, str(error).rstrip("."))
             if isinstance(corpus, Corpus):
-                cure = "lightning-lance prepare builds it, as train does"
-                yield doctor.Finding("store", "warn", f"not complete{of}: {what}", cure)
                 yield from doctor.check_sources([(name, corpus.source)])
-            else:
-                yield doctor.Finding("store", "fail", what, "give the place of a store")
         else:
             yield doctor.Finding("store", "ok", f"{stores[name].uri}, {stores[name].commit.stored_tokens:,} tokens")
-    model, flops, parameters = _model(config, data.vocab_size)
-    yield from doctor.check_model(model, data.vocab_size, data.context_length)
-    yield from doctor.check_disk(config.output_dir, parameters)
-    if len(stores) < len(data.corpora):
+    try:
+        vocab_size = data.vocab_size if not _trains_tokenizer(data) else None
+    except LightningLanceError:
+        vocab_size = None
+    if vocab_size is not None:
+        model, flops, parameters = _model(config, vocab_size)
+        yield from doctor.check_model(model, vocab_size, data.context_length)
+        yield from doctor.check_disk(config.output_dir, parameters)
+    if vocab_size is None or len(stores) < len(data.corpora):
         return
     yield from doctor.check_stores(stores)
     loader = _loader(data, stores, "train", ranks)
@@ -107,6 +115,15 @@ def _findings(config: DictConfig) -> Iterator[Finding]:
         val_windows = 0
     yield from doctor.check_serving(loader, _steps(config), val_windows)
     yield from doctor.check_speed(loader, flops, _peak_flops(config))
+
+
+def _of(name: str) -> str:
+    return f" ({name})" if name else ""
+
+
+def _trains_tokenizer(data: Any) -> bool:
+    """Return whether only a build would know the tokenizer."""
+    return any(getattr(corpus, "trains_tokenizer", False) for corpus in data.corpora.values())
 
 
 def _ranks(config: DictConfig) -> int:

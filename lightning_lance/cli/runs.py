@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 _NOTHING_CHANGED = "nothing was changed."
 # Keys of `show` that are numbers, and its other ones.
 _NUMBERS = ("rank", "window", "batch_size", "world_size", "context_length", "seed")
-_OF_SHOW = (*_NUMBERS, "step", "search", "by", "order", "split", "windows", "remainder", "tokenizer", "format", "uri")
+_CHOICES = ("order", "split", "windows", "remainder", "tokenizer")
+_OF_SHOW = (*_NUMBERS, *_CHOICES, "step", "search", "by", "losses", "format", "uri")
 # Keys of `where` that are no words of a document.
 _OF_WHERE = ("until", "batch_size", "world_size", "format", "uri")
 # Steps that a search looks through where none are given.
@@ -75,7 +76,7 @@ def show_command(arguments: Sequence[str]) -> None:
             )
         if rank is None and world_size > 1 and not as_json:
             say(f"Rank 0 of {world_size}: rank=R shows another one.")
-        _show(loader, first, rank or 0, window, place, as_json)
+        _show(loader, first, rank or 0, window, place, pairs.get("losses"), as_json)
 
 
 def where_command(arguments: Sequence[str]) -> None:
@@ -155,7 +156,9 @@ def _opened(
     return open_run(place, options, uris=uris, **settings)
 
 
-def _show(loader: WindowLoader, step: int, rank: int, window: int | None, place: str, as_json: bool) -> None:
+def _show(
+    loader: WindowLoader, step: int, rank: int, window: int | None, place: str, losses: str | None, as_json: bool
+) -> None:
     from lightning_lance.inspection.show import show_step
 
     windows = show_step(loader, step, rank)
@@ -163,7 +166,9 @@ def _show(loader: WindowLoader, step: int, rank: int, window: int | None, place:
         raise ConfigError(f"window is {window}: expected one of the {len(windows)} windows of the batch, from 0.")
     chosen = windows if window is None else [windows[window]]
     left_out = loader.leaves_out(step)
-    by_loss = _by_loss(windows, place, step, rank)
+    by_loss = _by_loss(windows, losses or place, step, rank)
+    if losses is not None and not by_loss:
+        raise ConfigError(f"losses is {losses!r}, which has none of step {step:,} of rank {rank} (LossByDocument).")
     if as_json:
         numbers = {"step": step, "rank": rank, "world_size": loader.batching["world_size"], "left_out": left_out}
         say_json({"run": place, **numbers, "by_loss": by_loss, "windows": chosen})

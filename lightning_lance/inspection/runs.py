@@ -97,7 +97,15 @@ def _opened(
         )
     except (ConfigError, TypeError) as error:
         raise StoreError(f"The checkpoint {file!r} does not fit these stores: {error}") from error
-    loader.load_state_dict(state)
+    try:
+        loader.load_state_dict(state)
+    except StoreError as error:
+        if "on_data_change" not in str(error):
+            raise
+        raise StoreError(
+            f"The steps of {file!r} cannot be shown: its store no longer has the data of the checkpoint, since documents were "
+            "forgotten for good or it was built anew. A newer checkpoint has the data of today."
+        ) from error
     return loader
 
 

@@ -54,8 +54,10 @@ def training_line(
         if later > 0:
             others.append(f"{format_tokens(later)} {_reason(corpora.get(name), opened.get(name), store)}")
     tokens = format_tokens(served)
-    if others:
-        tokens = f"{tokens.rpartition(' ')[0]} of {format_tokens(sum(stored.values()))}"
+    total = sum(stored.values())
+    # Less is stored than is served where documents were forgotten since the checkpoint.
+    if others and total >= served:
+        tokens = f"{tokens.rpartition(' ')[0]} of {format_tokens(total)}"
     why = f" ({'; '.join(others)})" if others else ""
     places = ", ".join(f"{store.uri} version {store.version}" for store in stores.values())
     kind = "packed windows" if loader.is_packed else "windows"

@@ -474,7 +474,8 @@ def warn_of_unserved_text(serving: WindowSelection) -> None:
     missing = [("", serving.languages_without_text()), ("the corpus ", serving.stores_without_text())]
     for kind, names in missing:
         if names:
-            _log.warning("Split %r has no text of %s%s: %s.", serving.split, kind, format_list(names), cure)
+            named = format_list([name or "(no language)" for name in names])
+            _log.warning("Split %r has no text of %s%s: %s.", serving.split, kind, named, cure)
     short = serving.too_short()
     if short is not None:
         _log.warning("%s", _short_streams_sentence(short, serving))

@@ -130,3 +130,17 @@ def test_the_command(tmp_path: Path):
     assert "FAIL  source: " in out
     assert not (tmp_path / "outputs").exists()
     assert not (tmp_path / "data").exists()
+
+
+def test_stores_that_are_not_there_end_no_report(tmp_path: Path):
+    store = built(tmp_path)
+    places = f"data.corpus={{a: {store.uri}, b: {tmp_path}/nothing.lance}}"
+    code, out, err = run(tmp_path, "doctor", places, "context_length=64", "format=json")
+    said = json.loads(out)
+    assert (code, err, said["failed"]) == (1, "", 1)
+    assert [finding["state"] for finding in said["findings"] if finding["check"] == "store"] == ["ok", "fail"]
+    # A tokenizer that would be trained is not.
+    (tmp_path / "a.py").write_text("def f(): pass\n" * 50)
+    code, out, _ = run(tmp_path, "doctor", "source=files", "source.patterns=[a.py]")
+    assert "and its tokenizer is still to be trained" in out
+    assert not (tmp_path / "data").exists()
