@@ -58,7 +58,8 @@ _PROGRESS = ("lines", "json")
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 # Keys whose value is a dict that the user fills. Hydra adds keys to a dict only after a +.
 _DICTS = re.compile(
-    r"(data\.(where|mix|max_epochs|fim|storage_options)|corpus\.storage_options|source\.(columns|where|extensions|storage_options))=\{"
+    r"(data\.(where|mix|max_epochs|fim|storage_options)|corpus\.storage_options"
+    r"|source\.(columns|where|extensions|storage_options))=\{"
 )
 # Keys whose value is a list, or a mapping in its place.
 _MAPPED = re.compile(r"(source\.)?languages=\{")

@@ -77,7 +77,8 @@ def _opened(
     file = checkpoint_at(place)
     checkpoint = load_checkpoint(file)
     state = state_in(checkpoint, file)
-    noted = checkpoint.get(RUN, {}) if isinstance(checkpoint, Mapping) else {}
+    noted = checkpoint.get(RUN) if isinstance(checkpoint, Mapping) else None
+    noted = noted if isinstance(noted, Mapping) else {}
     batching = {name: value for name, value in noted.items() if name not in ("max_steps", "accumulate_grad_batches")}
     batching.update(settings)
     if "batch_size" not in batching:
@@ -114,9 +115,9 @@ def last_step(place: str) -> int | None:
     try:
         noted = load_checkpoint(checkpoint_at(place)).get(RUN, {})
         batches = noted["max_steps"] * noted["accumulate_grad_batches"]
+        return batches if batches > 0 else None
     except (LightningLanceError, AttributeError, KeyError, TypeError):
         return None
-    return batches if batches > 0 else None
 
 
 def _is_store(place: str, storage_options: Mapping[str, str] | None) -> bool:

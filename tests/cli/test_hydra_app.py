@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_lance.cli.config_errors import one_sentence
-from lightning_lance.cli.hydra_app import _how_to_continue, command, help_of, make
+from lightning_lance.cli.hydra_app import _DICTS, _how_to_continue, command, help_of, make
 from lightning_lance.errors import BuildInterrupted, ConfigError
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
@@ -222,3 +224,11 @@ def test_requests_are_no_lines_of_the_log(
     out = capfd.readouterr().out
     assert "something is done" in out
     assert "HTTP" not in out
+
+
+@pytest.mark.parametrize("group", ["data", "corpus"])
+def test_every_empty_mapping_can_be_filled_on_the_command_line(group: str):
+    options = yaml.safe_load((ROOT / f"conf/{group}/default.yaml").read_text(encoding="utf-8"))
+    for key, value in options.items():
+        if value == {}:
+            assert _DICTS.match(f"{group}.{key}={{a: 1}}"), key

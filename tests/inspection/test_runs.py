@@ -154,6 +154,22 @@ def test_places_that_are_no_run_are_told(folder: Path, tmp_path: Path):
     assert loader.windows(0).tokens[:, :-1].tolist() == seen(folder)[0]
 
 
+@pytest.mark.parametrize("noted", [5, None, {"max_steps": "ab", "accumulate_grad_batches": 2}], ids=str)
+def test_a_checkpoint_with_odd_notes_of_its_run_is_told(folder: Path, tmp_path: Path, noted: Any):
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt") | {"lightning_lance": noted}
+    torch.save(checkpoint, tmp_path / "odd.ckpt")
+    with pytest.raises(ConfigError, match="does not say how its batches were made: give batch_size"):
+        open_run(str(tmp_path / "odd.ckpt"))
+    assert last_step(str(tmp_path / "odd.ckpt")) is None
+
+
+def test_steps_beyond_all_numbers_are_told(folder: Path):
+    with pytest.raises(ConfigError, match="expected a number of a batch, at most"):
+        show_step(open_run(str(folder)), 10**20)
+    with pytest.raises(ConfigError, match="expected a number of a batch, at most"):
+        find_steps(open_run(str(folder)), {"id": "0:3"}, 10**20)
+
+
 def test_the_commands(folder: Path, run: Run):
     code, out, _ = run("show", folder, "step=5", "window=2")
     assert code == 0
