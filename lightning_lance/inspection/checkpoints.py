@@ -14,14 +14,22 @@ from lightning_lance.location import StoreLocation
 from lightning_lance.serving.states import FIELDS, checked_state
 from lightning_lance.store.token_store import TokenStore
 
+# Lightning's name for it.
+_WITHOUT_WEIGHTS = "meta.pt"
+
 
 def checkpoint_at(place: str) -> str:
-    """Return a checkpoint; of the folder of a run, or of its checkpoints, the newest `last.ckpt`."""
+    """Return a checkpoint; of the folder of a run, or of its checkpoints, the newest `last.ckpt`.
+
+    Of a checkpoint that is a folder, as FSDP saves its shards, it is the file with all but the weights.
+    """
     if not Path(place).is_dir():
         return place
-    found = [
-        file for folder in ("checkpoints", ".") for file in Path(place, folder).glob("last*.ckpt") if file.is_file()
-    ]
+    if Path(place, _WITHOUT_WEIGHTS).is_file():
+        return str(Path(place, _WITHOUT_WEIGHTS))
+    named = [file for folder in ("checkpoints", ".") for file in Path(place, folder).glob("last*.ckpt")]
+    files = [file if file.is_file() else file / _WITHOUT_WEIGHTS for file in named]
+    found = [file for file in files if file.is_file()]
     if not found:
         raise ConfigError(
             f"There is no checkpoint in the folder {place!r}: expected a file, or the folder of a run, which has "

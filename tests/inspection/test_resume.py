@@ -53,6 +53,15 @@ def test_of_the_folder_of_a_run_the_newest_checkpoint_is_taken(folder: Path, tmp
         assert verify_resume(str(place), {}).startswith(f"{tmp_path}/checkpoints/last-v1.ckpt: epoch 1, ")
 
 
+def test_a_checkpoint_in_shards_has_a_file_without_the_weights(folder: Path, tmp_path: Path):
+    """Lightning's FSDP saves a folder."""
+    shards = tmp_path / "checkpoints/last.ckpt"
+    shards.mkdir(parents=True)
+    shutil.copy(folder / "x.ckpt", shards / "meta.pt")
+    for place in (tmp_path, shards):
+        assert verify_resume(str(place), {}).startswith(f"{shards}/meta.pt: epoch 1, ")
+
+
 def test_of_several_stores_the_one_of_each_window_is_named(tmp_path: Path):
     corpora = {
         name: Corpus(
