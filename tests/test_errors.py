@@ -29,6 +29,8 @@ MAKERS = {
     "_contradicts",
     "_impossible",
     "_no_match",
+    "_damaged",
+    "_explained",
     "_no_cluster",
     "_nothing_committed",
     "_other_store",

@@ -257,7 +257,7 @@ class WindowLoader:
             mix_with(mix, mix_schedule),
             windows,
             mix_schedule,
-            max_epochs or {},
+            {} if max_epochs is None else max_epochs,
             at_max_epochs,
         )
         if serving.without_weight and rank == 0:
