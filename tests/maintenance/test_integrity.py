@@ -248,7 +248,7 @@ def test_a_store_that_is_rebuilt_meanwhile_is_not_taken_for_damaged(tmp_path: Pa
             assert store.newest().fingerprint == store.fingerprint
         except StoreError as error:
             said.append(str(error))
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == 0, process.output()
     assert checked
     known = ("no committed", "was replaced by one with other settings", "was removed", "the store is gone")
     assert [what for what in said if not any(part in what for part in known)] == []
