@@ -258,7 +258,9 @@ def test_metadata_that_names_files_outside_reaches_none(uri: Path, tmp_path: Pat
     thesis = Path(shutil.copy(file, tmp_path / "data/thesis.lance"))
     before = thesis.read_bytes()
     copy = renamed(uri, name, noted)
-    assert ["is damaged or malicious: its data file" in problem.what for problem in verify_store(str(copy))] == [True]
+    problems = [problem.what for problem in verify_store(str(copy))]
+    # A long path leaves less of the sentence.
+    assert ["is damaged or malicious" in what for what in problems] == [True], problems
     said = call_all(copy)
     for call in ("open", "grow", "forget", "purge"):
         assert "is outside its folder" in said[call]
