@@ -426,7 +426,8 @@ class GPTModule(lightning.LightningModule):
 
     def _losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The `loss` of a batch, (), and its `token_losses`, (B, T), if a callback needs them."""
-        if not any(getattr(callback, "needs_token_losses", False) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined] # set by one of its connectors
+        if not any(getattr(callback, "needs_token_losses", False) for callback in callbacks):
             return {"loss": self._predict(batch, batch["targets"])[1]}
         loss, token_losses = self._predict(batch, batch["targets"], by_token=True)[1]
         return {"loss": loss, "token_losses": token_losses}

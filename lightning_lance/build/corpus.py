@@ -188,7 +188,7 @@ class Corpus:
 
     @property
     def trains_tokenizer(self) -> bool:
-        """Whether the tokenizer is still to be trained on the source, which reads it."""
+        """Whether a build has to train the tokenizer first, which reads the source."""
         config = self.tokenizer_config
         if not isinstance(config, TrainedBPE):
             return False

@@ -60,7 +60,7 @@ class _Arriving:
         if values.is_cuda:
             # Into pinned memory, which torch takes for a copy that does not block.
             self._values = values.to("cpu", non_blocking=True)
-            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._there = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no types for it
             self._there.record()
         else:
             self._values = values.cpu()
@@ -205,7 +205,7 @@ class LossByDocument(Callback):
             high = median is not None and any(loss > self.factor * median for loss in finite)
             # Once the loss is NaN it mostly stays so: the first steps are what tells.
             if high or 0 < self._broken <= self.keep:
-                # A run that diverges has a spike at every step: it is told once, until the loss was usual again.
+                # A run that diverges has a spike at every step: one warning, until the loss is normal again.
                 if not self._in_spike:
                     self._tell(trainer, kept, losses, median)
                 self._write(trainer, kept, median)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,11 @@ def check_prometheus_client() -> None:
     Raises:
         ConfigError: If it is not.
     """
-    try:
-        import prometheus_client  # noqa: F401
-    except ImportError as error:
+    if find_spec("prometheus_client") is None:
         raise ConfigError(
             "Metrics for Prometheus need the package prometheus_client, which is not installed: pip install "
             "'lightning-lance[monitor]', or leave prometheus and port out."
-        ) from error
+        )
 
 
 class PrometheusMetrics:

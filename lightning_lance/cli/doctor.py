@@ -72,20 +72,18 @@ def _say(findings: Iterator[Finding], as_json: bool) -> None:
 def _findings(config: DictConfig) -> Iterator[Finding]:
     """Yield the findings of all checks, the quick ones first."""
     from lightning_lance.build.corpus import Corpus
-    from lightning_lance.cli.hydra_app import make
+    from lightning_lance.cli.hydra_app import loader_with, make, ranks_of
     from lightning_lance.inspection import doctor
 
     yield from doctor.check_versions()
     data = make(config, "data")
-    ranks = _ranks(config)
+    ranks = ranks_of(config)
     yield from doctor.check_shared_memory(ranks)
     stores: dict[str, Any] = {}
     for name, corpus in data.corpora.items():
         if isinstance(corpus, Corpus) and corpus.trains_tokenizer:
             cure = "lightning-lance prepare trains it and builds the store; then ask again"
-            yield doctor.Finding(
-                "store", "warn", f"not there{_of(name)}, and its tokenizer is still to be trained", cure
-            )
+            yield doctor.Finding("store", "warn", f"not built yet{_of(name)}, and neither is its tokenizer", cure)
             yield from doctor.check_sources([(name, corpus.source)])
             continue
         try:
@@ -108,9 +106,9 @@ def _findings(config: DictConfig) -> Iterator[Finding]:
     if vocab_size is None or len(stores) < len(data.corpora):
         return
     yield from doctor.check_stores(stores)
-    loader = _loader(data, stores, "train", ranks)
+    loader = loader_with(data, stores, world_size=ranks, **data.serving.training, **vars(data.batch))
     try:
-        val_windows = _loader(data, stores, "val", ranks).num_windows
+        val_windows = loader_with(data, stores, split="val", order="fixed", resumable=False).num_windows
     except ConfigError:
         val_windows = 0
     yield from doctor.check_serving(loader, _steps(config), val_windows)
@@ -124,12 +122,6 @@ def _of(name: str) -> str:
 def _trains_tokenizer(data: Any) -> bool:
     """Return whether only a build would know the tokenizer."""
     return any(getattr(corpus, "trains_tokenizer", False) for corpus in data.corpora.values())
-
-
-def _ranks(config: DictConfig) -> int:
-    trainer = config.get("trainer") or {}
-    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    return devices * nodes if isinstance(devices, int) and devices > 0 else 1
 
 
 def _steps(config: DictConfig) -> int | None:
@@ -154,7 +146,7 @@ def _model(config: DictConfig, vocab_size: int) -> tuple[Any, float, int]:
 
 
 def _peak_flops(config: DictConfig) -> float | None:
-    """Return the peak of the GPU that is there and asked for; None measures the CPU's."""
+    """Return the peak FLOP/s of the GPU that the run uses; None measures the CPU's."""
     import torch
 
     if config.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available():
@@ -162,14 +154,3 @@ def _peak_flops(config: DictConfig) -> float | None:
     gpt = import_module("lightning_lance.examples.gpt")
     peak: float = gpt.known_peak_flops(torch.cuda.get_device_name())
     return peak or None
-
-
-def _loader(data: Any, stores: dict[str, Any], split: str, ranks: int) -> Any:
-    from lightning_lance.serving.loader import WindowLoader
-
-    served = stores if len(stores) > 1 else next(iter(stores.values()))
-    options = (
-        {**data.serving.training, **vars(data.batch)} if split == "train" else {"order": "fixed", "resumable": False}
-    )
-    given = {"seed": data.serving.seed, "where": data.serving.where, "world_size": ranks, **options}
-    return WindowLoader(served, data.context_length, data.batch_size, split=split, **given)

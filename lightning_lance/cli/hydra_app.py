@@ -268,8 +268,6 @@ def loader_of(file: Path, settings: Mapping[str, Any]) -> WindowLoader:
         file: The configuration.
         settings: Arguments of the loader that replace those of the configuration.
     """
-    from lightning_lance.serving.loader import WindowLoader
-
     config = OmegaConf.load(file)
     if not isinstance(config, DictConfig) or "data" not in config:
         raise ConfigError(f"{str(file)!r} is not the configuration of a run: give a checkpoint, or a token store.")
@@ -278,20 +276,35 @@ def loader_of(file: Path, settings: Mapping[str, Any]) -> WindowLoader:
     except InstantiationException as error:
         raise ConfigError(one_sentence(error, config)) from error
     stores = {name: corpus.open() for name, corpus in data.corpora.items()}
+    fim = None
+    if data.fim is not None:
+        fim = data.fim.with_ids(data.tokenizer, data.serving.seed)
+    training = {**data.serving.training, **vars(data.batch), "world_size": ranks_of(config), "fim": fim}
+    return loader_with(data, stores, **{**training, **settings})
+
+
+def loader_with(data: Any, stores: Mapping[str, Any], **options: Any) -> WindowLoader:
+    """Return a loader of what a datamodule selects.
+
+    Args:
+        data: The datamodule.
+        stores: Its stores, by name.
+        options: Further arguments of the loader.
+    """
+    from lightning_lance.serving.loader import WindowLoader
+
+    selected = {"context_length": data.context_length, "batch_size": data.batch_size}
+    given = {**selected, "seed": data.serving.seed, "where": data.serving.where, **options}
+    return WindowLoader(dict(stores), **given)
+
+
+def ranks_of(config: DictConfig) -> int:
+    """Return the processes of a run, as far as its configuration has their number; otherwise 1."""
     trainer = config.get("trainer") or {}
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    given = {
-        "world_size": devices * nodes if isinstance(devices, int) and devices > 0 else 1,
-        "context_length": data.context_length,
-        "batch_size": data.batch_size,
-        "seed": data.serving.seed,
-        "where": data.serving.where,
-        **data.serving.training,
-        **vars(data.batch),
-        "fim": None if data.fim is None else data.fim.with_ids(data.tokenizer, data.serving.seed),
-        **settings,
-    }
-    return WindowLoader(stores if len(stores) > 1 else next(iter(stores.values())), **given)
+    if not isinstance(devices, int) or devices < 1:
+        return 1
+    return devices * int(nodes)
 
 
 def make(config: DictConfig, group: str, **changes: Any) -> Any:

@@ -59,16 +59,17 @@ def show_command(arguments: Sequence[str]) -> None:
     with ending_in_a_sentence(_NOTHING_CHANGED):
         loader = _opened(place, options, uris, settings)
         world_size = loader.batching["world_size"]
-        ranks = range(world_size) if rank is None else range(rank, rank + 1)
-        first = loader.step if first is None else first
-        if "search" in pairs or "by" in pairs:
-            if last is None:
-                last = first + (1 if "step" in pairs and "by" in pairs else _SEARCHED)
-            steps = range(first, last)
-            if "by" in pairs:
-                _sum_up(loader, steps, ranks, pairs["by"], as_json)
-            else:
-                _search(loader, steps, ranks, pairs["search"], as_json)
+        ranks = range(world_size)
+        if rank is not None:
+            ranks = range(rank, rank + 1)
+        if first is None:
+            first = loader.step
+        if "by" in pairs:
+            default = first + 1 if "step" in pairs else first + _SEARCHED
+            _sum_up(loader, range(first, last or default), ranks, pairs["by"], as_json)
+            return
+        if "search" in pairs:
+            _search(loader, range(first, last or first + _SEARCHED), ranks, pairs["search"], as_json)
             return
         if last is not None and last > first + 1:
             raise ConfigError(
@@ -84,7 +85,9 @@ def where_command(arguments: Sequence[str]) -> None:
     place, pairs, options = read_arguments("where", arguments)
     uris = _uris(pairs)
     as_json = wants_json("where", pairs)
-    rule = {"id" if key == "document" else key: value for key, value in pairs.items() if key not in _OF_WHERE}
+    rule = {key: value for key, value in pairs.items() if key not in _OF_WHERE}
+    if "document" in rule:
+        rule["id"] = rule.pop("document")
     if not rule:
         expect("where", "no key=value")
     until = _number("where", "until", pairs["until"]) if "until" in pairs else None
@@ -98,8 +101,9 @@ def where_command(arguments: Sequence[str]) -> None:
     with ending_in_a_sentence(_NOTHING_CHANGED):
         loader = _opened(place, options, uris, settings)
         if until is None:
-            planned = last_step(place)
-            until = None if planned is None else max(planned, loader.step)
+            until = last_step(place)
+        if until is not None and "until" not in pairs:
+            until = max(until, loader.step)
         seen = find_steps(loader, rule, until)
     if as_json:
         say_json({"run": place, "rule": rule, **seen._asdict()})
@@ -164,7 +168,9 @@ def _show(
     windows = show_step(loader, step, rank)
     if window is not None and window >= len(windows):
         raise ConfigError(f"window is {window}: expected one of the {len(windows)} windows of the batch, from 0.")
-    chosen = windows if window is None else [windows[window]]
+    chosen = windows
+    if window is not None:
+        chosen = [windows[window]]
     left_out = loader.leaves_out(step)
     by_loss = _by_loss(windows, losses or place, step, rank)
     if losses is not None and not by_loss:
@@ -173,7 +179,11 @@ def _show(
         numbers = {"step": step, "rank": rank, "world_size": loader.batching["world_size"], "left_out": left_out}
         say_json({"run": place, **numbers, "by_loss": by_loss, "windows": chosen})
         return
-    when = "left out (skip_steps)" if left_out else "served" if step < loader.step else "to come"
+    when = "to come"
+    if left_out:
+        when = "left out (skip_steps)"
+    elif step < loader.step:
+        when = "served"
     say(
         f"step {step:,} of {place}, rank {rank} of {loader.batching['world_size']} ({when}): "
         f"{pluralize(len(windows), 'window')} of {loader.context_length:,} + 1 tokens"

@@ -108,7 +108,7 @@ def export_tokens(
         ConfigError: If an argument cannot be used, there are files of these names, or the format cannot hold the ids.
         StoreError: If there is no store, it is damaged, or the files cannot be written.
     """
-    format = one_of("format", format, EXPORTED)  # noqa: A001
+    format = one_of("format", format, EXPORTED)  # noqa: A001 - as on the command line
     check_arguments(export_tokens, {"split": split, "language": language})
     overwrite = flag("overwrite", overwrite)
     folder = _folder_at(place)

@@ -108,7 +108,7 @@ def import_tokens(
         StoreError: If another store is at `uri`, and `rebuild` does not allow to replace it.
         BuildInterrupted: After Ctrl-C.
     """
-    format = one_of("format", format, FORMATS)  # noqa: A001
+    format = one_of("format", format, FORMATS)  # noqa: A001 - as on the command line
     check_tokenizer(tokenizer)
     if isinstance(tokenizer, TrainedBPE):
         raise ConfigError(

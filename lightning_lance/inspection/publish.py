@@ -126,7 +126,7 @@ def _uploaded(
     info = api.dataset_info(repo)
     if private and not info.private:
         raise ConfigError(
-            f"The dataset repository {repo!r} is there already, and public: make it private on its page, or push to another."
+            f"The dataset repository {repo!r} exists already, and is public: make it private on its page, or push to another."
         )
     there = {file.rfilename for file in info.siblings or ()}
     kept = tuple(name for name in cards if name in there and not _is_ours(api, repo, name, str(info.sha)))

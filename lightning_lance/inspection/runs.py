@@ -77,10 +77,9 @@ def _opened(
     file = checkpoint_at(place)
     checkpoint = load_checkpoint(file)
     state = state_in(checkpoint, file)
-    noted = checkpoint.get(RUN) if isinstance(checkpoint, Mapping) else None
-    noted = noted if isinstance(noted, Mapping) else {}
-    batching = {name: value for name, value in noted.items() if name not in ("max_steps", "accumulate_grad_batches")}
-    batching.update(settings)
+    batching = {**_noted(checkpoint), **settings}
+    for name in ("max_steps", "accumulate_grad_batches"):
+        batching.pop(name, None)
     if "batch_size" not in batching:
         raise ConfigError(
             f"The checkpoint {file!r} does not say how its batches were made: give batch_size, and world_size where there "
@@ -108,6 +107,14 @@ def _opened(
             "forgotten for good or it was built anew. A newer checkpoint has the data of today."
         ) from error
     return loader
+
+
+def _noted(checkpoint: Any) -> Mapping[str, Any]:
+    """Return what a checkpoint notes of its run; nothing if it is of an earlier version."""
+    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get(RUN), Mapping):
+        return {}
+    noted: Mapping[str, Any] = checkpoint[RUN]
+    return noted
 
 
 def last_step(place: str) -> int | None:

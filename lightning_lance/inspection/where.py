@@ -82,10 +82,12 @@ def find_steps(loader: WindowLoader, rule: Mapping[str, str], until: int | None 
             seen = loader.find(name, begin, end, until)
             for i in range(len(seen.step)):
                 step = int(seen.step[i])
-                state: State = "no batch" if step < 0 else "served" if step < now else "ahead"
                 place = (int(seen.rank[i]), int(seen.window[i]), int(seen.epoch[i]))
                 extent = (int(seen.begin[i]), int(seen.end[i]))
-                sighting = Sighting(None if step < 0 else step, *place, state, len(documents), *extent)
+                if step < 0:
+                    sighting = Sighting(None, *place, "no batch", len(documents), *extent)
+                else:
+                    sighting = Sighting(step, *place, _state(step, now), len(documents), *extent)
                 sightings.append((int(seen.position[i]), sighting))
             documents.append({"store": store.uri, "tokens": end - begin, **row})
     # Another store may have documents with the keys.
@@ -93,3 +95,8 @@ def find_steps(loader: WindowLoader, rule: Mapping[str, str], until: int | None 
         raise refused[0]
     order = np.argsort([position for position, _ in sightings], kind="stable").tolist()
     return Seen(documents, [sightings[i][1] for i in order], until)
+
+
+def _state(step: int, now: int) -> State:
+    """Return whether a step was served before the next one of a run."""
+    return "served" if step < now else "ahead"

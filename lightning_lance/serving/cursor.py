@@ -145,8 +145,7 @@ class Cursor:
         Those before the mixture began are not known, and those that are left out are not among them.
         """
         found = self._mixture.find(store, begin, end, range(max(until - self.origin, 0))) + self.origin
-        served = [position for position in found.tolist() if not self.skips.holds(position)]
-        return np.asarray(served, np.int64)
+        return found[~self.skips.holding(found)]
 
     def digests(self, positions: np.ndarray, found: WindowLocations) -> np.ndarray:
         """Return hashes of windows and their positions, (n,) uint64; a sum modulo 2**64 identifies a sequence of windows."""
@@ -282,7 +281,7 @@ class Cursor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types, the same on all ranks."""
-        return {
+        state = {
             "cursor": self.value,
             "epoch": self.epoch,
             "epoch_start": self.epoch_start,
@@ -293,10 +292,14 @@ class Cursor:
             "digest_from": self._digest_from,
             "num_windows": self.num_windows,
             **self.serving.describe(),
-            **({"grown": [growth.described() for growth in self._grown]} if self._grown else {}),
-            **({"consumed": self._consumed_now()} if self.serving.mix_changes else {}),
-            **({"skips": self.skips.described()} if self.skips.ranges else {}),
         }
+        if self._grown:
+            state["grown"] = [growth.described() for growth in self._grown]
+        if self.serving.mix_changes:
+            state["consumed"] = self._consumed_now()
+        if self.skips.ranges:
+            state["skips"] = self.skips.described()
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state, with the tokens that the stores had then. A state that is refused changes nothing.

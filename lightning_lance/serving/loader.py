@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +24,7 @@ from lightning_lance.serving import steps
 from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.fim import FillInTheMiddle
+from lightning_lance.serving.iterator import BatchIterator
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder, check_extend
 from lightning_lance.serving.order import Order
@@ -33,7 +33,7 @@ from lightning_lance.serving.phases import AtMaxEpochs, mix_with
 from lightning_lance.serving.selection import TooShort, WindowSelection, warn_of_unserved_text
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_state
-from lightning_lance.serving.steps import ServedWindows
+from lightning_lance.serving.steps import ServedWindows, Sightings
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.type_hints import not_a_store
 
@@ -58,104 +58,6 @@ class _Chunk(NamedTuple):
     size: int
     global_size: int
     digests: Sequence[int]
-
-
-class Sightings(NamedTuple):
-    """Windows that have some tokens, in the order of serving, (n,) int64 each.
-
-    Attributes:
-        step: Number of the batch; -1 for a window that is in none: it is dropped at the end of its epoch, or was served in a
-            batch of another size at the begin of this one.
-        rank: Whose batch.
-        window: Number in the batch.
-        begin: The first of the tokens in the window, before any rearrangement.
-        end: The one after the last.
-        epoch: Epoch of the window's component.
-        position: Its place in the order of the run.
-    """
-
-    step: np.ndarray
-    rank: np.ndarray
-    window: np.ndarray
-    begin: np.ndarray
-    end: np.ndarray
-    epoch: np.ndarray
-    position: np.ndarray
-
-
-class BatchIterator(Iterator[Batch]):
-    """The batches from a loader's position to the end of the epoch. Threads may share it: each batch is returned once.
-
-    The iterator begins at its first `next` and then owns the loader's position. An older iterator of a resumable loader
-    would repeat windows, so its next use raises.
-    """
-
-    def __init__(self, loader: WindowLoader) -> None:
-        self._loader = loader
-        self._process = os.getpid()
-        self._batches: Generator[Batch, None, None] | None = None
-        self._turn = object()
-        self._ended = False
-        self._failure: BaseException | None = None
-
-    def __iter__(self) -> BatchIterator:
-        return self
-
-    def __next__(self) -> Batch:
-        """Return the next batch.
-
-        Raises:
-            StoreError: If the windows cannot be read, the ranks disagree on the position, a newer iterator of the loader has
-                taken over, or this process is a fork of the one that began the iterator.
-        """
-        if self._process != os.getpid():
-            raise StoreError(
-                f"This iterator belongs to process {self._process}, and its reading threads do not exist in the fork "
-                f"{os.getpid()}: call iter() on the loader in this process."
-            )
-        began = time.perf_counter()
-        try:
-            return self._next_alone()
-        finally:
-            self._loader.waited += time.perf_counter() - began
-
-    def _next_alone(self) -> Batch:
-        with self._loader._alone():
-            if self._ended:
-                raise StopIteration
-            if self._failure is not None:
-                cause = " ".join(f"{type(self._failure).__name__}: {self._failure}".split())
-                raise StoreError(
-                    f"This iterator has failed before ({cause}): call iter() on the loader to continue after the last batch."
-                ) from self._failure
-            return self._next()
-
-    def _next(self) -> Batch:
-        try:
-            if self._batches is None:
-                self._batches = self._loader._begin(self)
-            self._loader._check_turn(self)
-            return next(self._batches)
-        except StopIteration:
-            self._ended = True
-            raise
-        except BaseException as error:
-            self._failure = error
-            if self._batches is not None:
-                self._batches.close()
-            raise
-
-    def close(self) -> None:
-        """End the iterator and its reading threads."""
-        if self._process != os.getpid():
-            return
-        with self._loader._alone():
-            self._ended = True
-            if self._batches is not None:
-                self._batches.close()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise StoreError("An iterator of a WindowLoader cannot be copied: copy the loader, or its state_dict().")
 
 
 class WindowLoader:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast, get_args
+from typing import Literal, NamedTuple, Protocol, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +67,28 @@ class Counted(Protocol):
     def context_length(self) -> int:
         """Tokens that the model sees."""
         ...
+
+
+class _Blocks(NamedTuple):
+    """Places in blocks that stay together.
+
+    Attributes:
+        size: Places of a block.
+        rest: The first place that fills no block.
+        keys: Of the order within a block.
+        draw: Of the turn of each block.
+        rotation: By how much all places are rotated.
+    """
+
+    size: int
+    rest: int
+    keys: npt.NDArray[np.uint64]
+    draw: np.uint64
+    rotation: int
+
+    def turns(self, blocks: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return by how much some blocks are rotated: all share one inner order, which begins elsewhere in each."""
+        return (splitmix64(blocks.astype(np.uint64) + self.draw) % np.uint64(self.size)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -206,34 +228,31 @@ class WindowOrder:
         keys = key_words(*self.key, "permutation", *draw, count=ROUNDS)
         if self.shuffle_block is None or not size:
             return permute(positions, size, keys)
-        block = min(self.shuffle_block, size)
-        rest = size - size % block
-        block_keys = key_words(*self.key, "block", *draw, count=ROUNDS)
-        draws = key_words(*self.key, "turn", *draw, count=2)
-        chosen = permute(np.minimum(positions, rest - 1) // block, rest // block, keys)
-        # All blocks share one inner order, rotated by another draw in each.
-        turn = (splitmix64(chosen.astype(np.uint64) + draws[0]) % np.uint64(block)).astype(np.int64)
-        places = chosen * block + (permute(positions % block, block, block_keys) + turn) % block
+        blocks = self._blocks(self.shuffle_block, size, *draw)
+        chosen = permute(np.minimum(positions, blocks.rest - 1) // blocks.size, blocks.rest // blocks.size, keys)
+        within = (permute(positions % blocks.size, blocks.size, blocks.keys) + blocks.turns(chosen)) % blocks.size
         # Windows that fill no block come last. Rotating all places by a draw makes them others in every epoch.
-        places = np.where(positions < rest, places, positions)
-        return (places + int(draws[1] % np.uint64(size))) % size
+        places = np.where(positions < blocks.rest, chosen * blocks.size + within, positions)
+        return (places + blocks.rotation) % size
 
     def unshuffled(self, places: npt.NDArray[np.int64], size: int, *draw: object) -> npt.NDArray[np.int64]:
         """Return the positions that `shuffled` gives these places."""
         keys = key_words(*self.key, "permutation", *draw, count=ROUNDS)
         if self.shuffle_block is None or not size:
             return unpermute(places, size, keys)
-        block = min(self.shuffle_block, size)
-        rest = size - size % block
-        block_keys = key_words(*self.key, "block", *draw, count=ROUNDS)
+        blocks = self._blocks(self.shuffle_block, size, *draw)
+        places = (places - blocks.rotation) % size
+        chosen, within = np.divmod(np.minimum(places, blocks.rest - 1), blocks.size)
+        first = unpermute(chosen, blocks.rest // blocks.size, keys) * blocks.size
+        inner = unpermute((within - blocks.turns(chosen)) % blocks.size, blocks.size, blocks.keys)
+        return np.where(places < blocks.rest, first + inner, places)
+
+    def _blocks(self, shuffle_block: int, size: int, *draw: object) -> _Blocks:
+        """Return how `size` places are cut into blocks that stay together."""
+        block = min(shuffle_block, size)
+        keys = key_words(*self.key, "block", *draw, count=ROUNDS)
         draws = key_words(*self.key, "turn", *draw, count=2)
-        places = (places - int(draws[1] % np.uint64(size))) % size
-        chosen, within = np.divmod(np.minimum(places, rest - 1), block)
-        turn = (splitmix64(chosen.astype(np.uint64) + draws[0]) % np.uint64(block)).astype(np.int64)
-        positions = unpermute(chosen, rest // block, keys) * block + unpermute(
-            (within - turn) % block, block, block_keys
-        )
-        return np.where(places < rest, positions, places)
+        return _Blocks(block, size - size % block, keys, draws[0], int(draws[1] % np.uint64(size)))
 
     def _bases(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the start of the first window of each stream, in `shuffle` with a random phase."""

@@ -73,7 +73,9 @@ def pack(ends: _Ints, tokens: int, length: int) -> Pieces:
             rests.append((begin + whole * length, rest))
     # The one that lacks its end can only be the last of its window.
     is_open = not len(ends) or int(ends[-1]) != tokens
-    unended = [rests.pop()] if is_open and rests and rests[-1][0] + rests[-1][1] == tokens else []
+    unended = []
+    if is_open and rests and rests[-1][0] + rests[-1][1] == tokens:
+        unended.append(rests.pop())
     bins, left = _best_fit(rests, tokens // length - len(windows), length)
     _fill(bins, [*left, *unended], length)
     windows += bins
@@ -363,8 +365,8 @@ class PackedOrder:
             walked[last] = rest + turn(given[last] - rest, self.num_windows - rest, keys)
         mine = np.flatnonzero(~last)
         number, within = np.divmod(given[mine], block)
-        if inverse:
-            number = unpermute(number, blocks, of_blocks) if len(mine) else number
+        if inverse and len(mine):
+            number = unpermute(number, blocks, of_blocks)
         rounds = number // _TOGETHER
         for one in np.unique(rounds).tolist():
             these = np.flatnonzero(rounds == one)

@@ -128,7 +128,6 @@ class PhasedSchedule:
         while self.end is None:
             while len(ahead) > 1 and ahead[1].begin <= position:
                 ahead.pop(0)
-            following = ahead[1].begin if len(ahead) > 1 else None
             weights = {name: weight for name, weight in ahead[0].weights.items() if self._names.index(name) not in full}
             if not weights:
                 # Until another component has a weight, there is nothing to serve.
@@ -137,12 +136,12 @@ class PhasedSchedule:
             components = np.asarray([self._names.index(name) for name in weights], np.int64)
             part = _Part(position, components, Schedule(weights), counts.copy())
             self._parts.append(part)
-            stops = {} if following is None else {following: -1}
+            stops = {phase.begin for phase in ahead[1:2]}
             for place, number in enumerate(components.tolist()):
                 most = left[number]
                 if most is not None:
                     last = np.asarray([most - int(counts[number]) - 1])
-                    stops.setdefault(position + int(part.schedule.find(place, last)[0]) + 1, number)
+                    stops.add(position + int(part.schedule.find(place, last)[0]) + 1)
             if not stops:
                 break
             stop = min(stops)

@@ -100,7 +100,13 @@ class Skips:
 
     def holds(self, position: int) -> bool:
         """Return whether a position is left out."""
-        return bool(((self._begins <= position) & (position < self._ends)).any())
+        return bool(self.holding(np.asarray([position]))[0])
+
+    def holding(self, positions: _Ints) -> npt.NDArray[np.bool_]:
+        """Return which of some positions are left out, (n,) bool."""
+        ranges = np.searchsorted(self._begins, positions, side="right")
+        held: npt.NDArray[np.bool_] = positions < np.append(0, self._ends)[ranges]
+        return held & (ranges > 0)
 
     def take(self, begin: int, count: int) -> _Ints:
         """Return the first `count` served positions from `begin` on, ascending: (count,) int64."""

@@ -220,23 +220,31 @@ def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
     return cursor.skips.take(position, size * sizes.world_size)[rank * size : (rank + 1) * size]
 
 
-class Places(NamedTuple):
-    """Where windows are in a run, (n,) int64 each.
+class Sightings(NamedTuple):
+    """Windows that have some tokens, in the order of serving, (n,) int64 each.
 
     Attributes:
         step: Number of the batch; -1 for a window that is in none: it is dropped at the end of its epoch, or was served in a
             batch of another size at the begin of this one.
         rank: Whose batch.
         window: Number in the batch.
+        begin: The first of the tokens in the window, before any rearrangement.
+        end: The one after the last.
+        epoch: Epoch of the window's component.
+        position: Its place in the order of the run.
     """
 
     step: np.ndarray
     rank: np.ndarray
     window: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    epoch: np.ndarray
+    position: np.ndarray
 
 
-def places_of(positions: np.ndarray, cursor: Cursor, sizes: StepSizes) -> Places:
-    """Return the steps that have the windows at some positions, (n,) int64: the inverse of `positions_of`."""
+def places_of(positions: np.ndarray, cursor: Cursor, sizes: StepSizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the steps, ranks and numbers in the batch of the windows at some positions: the inverse of `positions_of`."""
     in_epoch = sizes.steps(cursor.num_windows)
     epochs = (positions - cursor.epoch_start) // cursor.num_windows
     begins = cursor.epoch_start + epochs * cursor.num_windows
@@ -247,7 +255,9 @@ def places_of(positions: np.ndarray, cursor: Cursor, sizes: StepSizes) -> Places
     firsts = numbers - inner
     size = np.full(len(positions), sizes.batch_size)
     ends = begins + cursor.num_windows
-    left = cursor.skips.numbers(ends if cursor.last is None else np.minimum(ends, cursor.last)) - firsts
+    if cursor.last is not None:
+        ends = np.minimum(ends, cursor.last)
+    left = cursor.skips.numbers(ends) - firsts
     in_none = firsts < cursor.skips.numbers(begins)
     if sizes.remainder == "short":
         size = np.where(left < sizes.windows, left // sizes.world_size, size)
@@ -257,7 +267,7 @@ def places_of(positions: np.ndarray, cursor: Cursor, sizes: StepSizes) -> Places
     rank, window = np.divmod(inner, np.maximum(size, 1))
     within = (cursor.skips.at(firsts) - begins) // sizes.windows
     step = np.where(in_none, -1, (cursor.epoch + epochs) * in_epoch + within)
-    return Places(step, rank, window)
+    return step, rank, window
 
 
 def range_of(first: int, last: int, cursor: Cursor, sizes: StepSizes) -> Skip:
@@ -303,11 +313,17 @@ def _first_position(step: int, cursor: Cursor, sizes: StepSizes) -> tuple[int, i
     if first < position + sizes.windows:
         return first, end
     shifted = position + (anchor - begin) % sizes.windows
-    held = shifted if skips.holds(shifted) else skips.next_held(position)
-    return first if held is None else held, end
+    if skips.holds(shifted):
+        return shifted, end
+    held = skips.next_held(position)
+    if held is None:
+        return first, end
+    return held, end
 
 
 def _anchor(cursor: Cursor) -> int:
     """Return a position at which a batch of the cursor's epoch begins, or would."""
     # After a resume with other sizes, steps begin where the earlier ones ended.
-    return cursor.epoch_start if cursor.ended or cursor.value >= cursor.epoch_end else cursor.value
+    if cursor.ended or cursor.value >= cursor.epoch_end:
+        return cursor.epoch_start
+    return cursor.value

@@ -149,7 +149,9 @@ class Provenance:
 
     def _extents_of(self, rule: Mapping[str, str], blocks: _Blocks) -> tuple[np.ndarray, np.ndarray]:
         """Return the begins and ends of the documents that match a rule, among the tokens of their split: (n,) each."""
-        languages = stream_columns(self._dataset).column("language").to_pylist() if "language" in rule else None
+        of_language: np.ndarray | None = None
+        if "language" in rule:
+            of_language = np.asarray(pc.equal(stream_columns(self._dataset).column("language"), rule["language"]))
         block_of_row = np.full(self._dataset.count_rows(), -1)
         block_of_row[blocks.row] = np.arange(len(blocks.row))
         fields = sorted({*rule} - {"language"})
@@ -165,8 +167,8 @@ class Provenance:
             matches = documents_matching({field: rule[field] for field in fields}, described, "")
             block = block_of_row[rows]
             matches &= block >= 0
-            if languages is not None:
-                matches &= np.asarray([languages[row] == rule["language"] for row in rows.tolist()], bool)
+            if of_language is not None:
+                matches &= of_language[rows]
             begins = blocks.starts[block] + np.asarray(described.field("offset"))
             # The next document begins where one ends; -1 where that is in a later block.
             ends = np.append(begins[1:], -1)

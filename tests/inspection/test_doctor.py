@@ -142,5 +142,5 @@ def test_stores_that_are_not_there_end_no_report(tmp_path: Path):
     # A tokenizer that would be trained is not.
     (tmp_path / "a.py").write_text("def f(): pass\n" * 50)
     code, out, _ = run(tmp_path, "doctor", "source=files", "source.patterns=[a.py]")
-    assert "and its tokenizer is still to be trained" in out
+    assert "not built yet, and neither is its tokenizer" in out
     assert not (tmp_path / "data").exists()

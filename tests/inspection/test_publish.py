@@ -171,7 +171,7 @@ print(json.dumps([
 ]))
 """,
     )
-    assert "'me/public' is there already, and public" in said[0]
+    assert "'me/public' exists already, and is public" in said[0]
     assert "lacks store.lance/_transactions/" in said[1]
     assert "check its .gitignore" in said[1]
     assert (hub.folder / "datasets/me/ignoring/README.md").read_text() == "mine"
