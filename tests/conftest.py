@@ -14,6 +14,7 @@ from lightning_lance import TokenStore
 from lightning_lance.cli.main import main
 from lightning_lance.format import durability
 from lightning_lance.tokenization import ByteTokenizer
+from tests.support import composed as composed
 from tests.support.commands import Run
 from tests.support.corpora import prepare
 from tests.support.laws import FACTOR

@@ -40,14 +40,10 @@ SMALL_RUN = (
     "trainer.max_steps=6", "trainer.limit_val_batches=1", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1",
     "trainer.callbacks.0.every_n_train_steps=2",
 )  # fmt: skip
-# Forces nothing onto the disk, as in all tests, has a small standard library, and says where it hangs. Hydra reads YAML in C,
-# and does not compose each configuration once more to ask it whether it is a sweep.
+# Forces nothing onto the disk, as in all tests, has a small standard library, and says where it hangs.
 PRELUDE = """
-import faulthandler, types, yaml
-from hydra._internal.hydra import Hydra
+import faulthandler, types
 faulthandler.dump_traceback_later(200, exit=True)
-yaml.SafeLoader = yaml.CSafeLoader
-Hydra.get_mode = lambda *asked, **named: None
 from lightning_lance.format import durability
 from lightning_lance.examples import train_gpt
 from lightning_lance.sources import files
@@ -117,7 +113,9 @@ class Reader:
     def __init__(self, folder: Path, library: str) -> None:
         self._folder = folder
         self._prelude = PRELUDE.format(library=library)
-        self._environment = {**os.environ, "PYTHONPATH": str(ROOT / "examples")}
+        # Ray starts workers when there are tasks for them.
+        ray = {"RAY_prestart_worker_first_driver": "0"}
+        self._environment = {**os.environ, "PYTHONPATH": str(ROOT / "examples"), **ray}
         self._written = ""
 
     def read(self, page: Path) -> None:
