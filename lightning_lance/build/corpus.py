@@ -234,7 +234,9 @@ class Corpus:
             wait_for_tokens=wait_for_tokens,
         )
         built = self._build(options)
-        return self.open(growing=wait_for_tokens is not None) if built is None else built
+        if built is None:
+            return self.open(growing=wait_for_tokens is not None)
+        return built
 
     def run(self, options: BuildOptions) -> bool:
         """Build, or wait; see `prepare`, which opens the store too. Return whether this process built something."""

@@ -173,7 +173,9 @@ class BuildProgress:
         figures = f"{pluralize(documents, 'document')}, {format_tokens(tokens)}"
         if self._bytes:  # tokens that are imported have no text
             figures += f", {self._rate():,.1f} MB/s"
-        return f"{figures}, {self._note}" if self._note else figures
+        if self._note:
+            return f"{figures}, {self._note}"
+        return figures
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -143,7 +143,9 @@ def failed_at(error: InstantiationException) -> str:
     """Return the place in the configuration whose constructor has failed; empty if unknown."""
     match = re.search(r"full_key: (\S+)", str(error))
     # Hydra writes `callbacks0` for the key `callbacks.0`.
-    return re.sub(r"(?<=[a-z_])(\d+)(?=\.|$)", r".\1", match[1]) if match else ""
+    if match:
+        return re.sub(r"(?<=[a-z_])(\d+)(?=\.|$)", r".\1", match[1])
+    return ""
 
 
 def _explained(error: BaseException) -> str | None:
@@ -306,7 +308,9 @@ def _unknown_root_key(key: str, config: Mapping[Any, Any]) -> str:
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
     near = nearest(name, known)
-    return f"did you mean {near!r}? " if near else ""
+    if near:
+        return f"did you mean {near!r}? "
+    return ""
 
 
 def public_names(names: Iterable[str]) -> list[str]:

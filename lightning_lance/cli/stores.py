@@ -100,7 +100,9 @@ def _asked_of_report(pairs: Mapping[str, str]) -> dict[str, Any]:
             mix[language] = _weight_of("info", key, value)
         else:
             expect("info", f"{key}={value}")
-    return {**asked, "mix": mix} if mix else asked
+    if mix:
+        return {**asked, "mix": mix}
+    return asked
 
 
 def _number_of(name: str, key: str, value: str) -> int:
@@ -184,7 +186,9 @@ def _say_info(info: StoreInfo) -> None:
 
 
 def _count(number: int | None) -> str | None:
-    return None if number is None else f"{number:,}"
+    if number is None:
+        return None
+    return f"{number:,}"
 
 
 def _amount(documents: int, tokens: int) -> str:

@@ -188,7 +188,9 @@ class OneOf(Condition):
         return self._with_nulls(found, values)
 
     def _with_nulls(self, found: np.ndarray, values: pa.Array) -> np.ndarray:
-        return found | np.asarray(values.is_null()) if self._null else found
+        if self._null:
+            return found | np.asarray(values.is_null())
+        return found
 
     def _of_type(self, kind: pa.DataType) -> pa.Array:
         """Return the wanted values that a type can hold, in that type."""
@@ -386,7 +388,9 @@ def _in_type(value: Any, kind: pa.DataType) -> list[pa.Array]:
 
 
 def _array(value: Any, kind: pa.DataType) -> pa.Array:
-    return value.cast(kind) if isinstance(value, pa.Array) else pa.array([value], kind)
+    if isinstance(value, pa.Array):
+        return value.cast(kind)
+    return pa.array([value], kind)
 
 
 def _as_text(value: Any, kind: pa.DataType) -> list[Any]:
@@ -399,7 +403,9 @@ _TRUTH = {"true": True, "1": True, 1: True, "false": False, "0": False, 0: False
 def _as_bool(value: Any, kind: pa.DataType) -> list[Any]:
     if isinstance(value, str):
         value = value.lower()
-    return [_TRUTH[value]] if value in _TRUTH else []
+    if value in _TRUTH:
+        return [_TRUTH[value]]
+    return []
 
 
 def _as_integer(value: Any, kind: pa.DataType) -> list[Any]:

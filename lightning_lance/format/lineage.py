@@ -99,7 +99,9 @@ def lineage_of(dataset: Any) -> Lineage:
 def properties_at(dataset: Any, version: int) -> Mapping[str, str] | None:
     """Return the properties of a version's transaction; None if the version is gone."""
     transaction = _transaction_at(dataset, version)
-    return None if transaction is None else transaction.transaction_properties or {}
+    if transaction is None:
+        return None
+    return transaction.transaction_properties or {}
 
 
 def _transaction_at(dataset: Any, version: int) -> Any | None:

@@ -122,7 +122,9 @@ def last_step(place: str) -> int | None:
     try:
         noted = load_checkpoint(checkpoint_at(place)).get(RUN, {})
         batches = noted["max_steps"] * noted["accumulate_grad_batches"]
-        return batches if batches > 0 else None
+        if batches > 0:
+            return batches
+        return None
     except (LightningLanceError, AttributeError, KeyError, TypeError):
         return None
 

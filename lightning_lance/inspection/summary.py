@@ -336,7 +336,9 @@ def _opened_summary(
 def _state_before_commit(location: StoreLocation) -> str:
     if _is_building(location):
         return "building"
-    return "failed" if _has_failed(location) else "empty"
+    if _has_failed(location):
+        return "failed"
+    return "empty"
 
 
 def _has_failed(location: StoreLocation) -> bool:
@@ -351,7 +353,9 @@ def _state(location: StoreLocation, dataset: Any, commit: CommitMetadata) -> str
         return "complete"
     if _has_failed(location):
         return "failed"
-    return "unfinished" if lacks_build_tag(dataset, location) else "complete"
+    if lacks_build_tag(dataset, location):
+        return "unfinished"
+    return "complete"
 
 
 def _is_building(location: StoreLocation) -> bool:
@@ -362,7 +366,9 @@ def _is_building(location: StoreLocation) -> bool:
 def _why(location: StoreLocation, error: LightningLanceError) -> str:
     """Return in one word why a store cannot be opened."""
     if isinstance(error, FormatError):
-        return "newer" if error.newer else "older"
+        if error.newer:
+            return "newer"
+        return "older"
     if is_local(location.uri) and not os.access(location.uri, os.R_OK | os.X_OK):
         return "denied"
     if re.search(r"[Pp]ermission denied|access is denied|credentials are", str(error)):
@@ -386,7 +392,9 @@ def _source_of(name: str, commit: CommitMetadata) -> str | None:
     if not isinstance(source, dict):
         return None
     known = source.get("path") or source.get("kind")
-    return known if isinstance(known, str) else None
+    if isinstance(known, str):
+        return known
+    return None
 
 
 def _tokenizer_of(commit: CommitMetadata) -> str | None:
@@ -396,7 +404,9 @@ def _tokenizer_of(commit: CommitMetadata) -> str | None:
         return made
     # The label of a trained tokenizer has the ids that were asked for: a small source makes fewer.
     asked = _TRAINED.fullmatch(label)
-    return f"bpe of {made}" if asked else label
+    if asked:
+        return f"bpe of {made}"
+    return label
 
 
 def _bytes_of(location: StoreLocation, dataset: Any = None) -> int | None:
@@ -415,7 +425,9 @@ def _last_read(location: StoreLocation) -> datetime | None:
         if is_local(location.uri):
             with os.scandir(f"{location.uri}/{DATA}") as entries:
                 times = [entry.stat().st_atime for entry in entries if entry.is_file()]
-    return datetime.fromtimestamp(max(times), timezone.utc) if times else None
+    if times:
+        return datetime.fromtimestamp(max(times), timezone.utc)
+    return None
 
 
 def _time_of(text: str) -> datetime | None:

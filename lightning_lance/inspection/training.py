@@ -74,7 +74,9 @@ def _stored_now(store: TokenStore) -> int:
         newest = last_commit(store.location)
     except StoreError:
         newest = None
-    return store.commit.stored_tokens if newest is None else newest.stored_tokens
+    if newest is None:
+        return store.commit.stored_tokens
+    return newest.stored_tokens
 
 
 def _reason(corpus: Corpus | ReadyStore | None, opened: TokenStore | None, served: TokenStore) -> str:
@@ -97,4 +99,6 @@ def _epochs(loader: WindowLoader, limits: list[Limit]) -> str:
 
 
 def _short(epochs: float) -> str:
-    return f"{epochs:,.0f}" if epochs >= 100 else f"{epochs:.3g}"
+    if epochs >= 100:
+        return f"{epochs:,.0f}"
+    return f"{epochs:.3g}"

@@ -65,7 +65,9 @@ def remove(uri: str, storage_options: Mapping[str, str] | None = None, ignore_ru
             remove_store(location)
         finish_removal(location.uri)
         try:
-            return remove_beside(location, commit) if is_local(location.uri) else []
+            if is_local(location.uri):
+                return remove_beside(location, commit)
+            return []
         except OSError as error:
             raise StoreError(
                 f"The files beside the token store {location.uri!r} cannot be removed ({error.strerror}): grant write access."

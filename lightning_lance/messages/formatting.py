@@ -67,10 +67,14 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     """Return the known name that is most similar to a misspelled one, None if no name is similar."""
     by_fold = {candidate.casefold(): candidate for candidate in known}
     near = get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.6)
-    return by_fold[near[0]] if near else None
+    if near:
+        return by_fold[near[0]]
+    return None
 
 
 def suggestion(name: object, known: Sequence[str]) -> str:
     """Return a hint such as ` (did you mean 'Rust'?)`, empty if no known name is similar."""
     near = nearest(name, known) if isinstance(name, str) else None
-    return f" (did you mean {near!r}?)" if near else ""
+    if near:
+        return f" (did you mean {near!r}?)"
+    return ""

@@ -157,7 +157,9 @@ def parsed(line: bytes) -> dict[str, Any] | None:
         value = orjson.loads(line)
     except ValueError:  # also for NaN, infinity, lone surrogates and bytes that are not UTF-8
         return _by_json(line)
-    return value if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return value
+    return None
 
 
 def _may_be_rounded(value: Any) -> bool:
@@ -177,11 +179,15 @@ def _by_json(line: bytes) -> dict[str, Any] | None:
         value = json.loads(line.decode("utf-8", "surrogateescape"), parse_int=_whole)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return value
+    return None
 
 
 def _whole(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _LONGEST_WHOLE else float(digits)
+    if len(digits) <= _LONGEST_WHOLE:
+        return int(digits)
+    return float(digits)
 
 
 def _texts(values: Sequence[Any]) -> pa.Array:

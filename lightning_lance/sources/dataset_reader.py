@@ -322,7 +322,9 @@ class OpenedDataset:
                 )
         if len(commits) == 1:
             return {"revision": commits.popitem()[1]}
-        return {"revisions": commits} if commits else {}
+        if commits:
+            return {"revisions": commits}
+        return {}
 
     def present_languages(self) -> list[str]:
         source = self._source

@@ -341,7 +341,9 @@ class _Walk:
 
     def _root_boundary(self) -> str | None:
         bounded = self._rules.bounded and inside(self._at.real, self._search.real_root)
-        return self._search.real_root if bounded else None
+        if bounded:
+            return self._search.real_root
+        return None
 
     def _parent(self, folder: _Folder) -> _Folder:
         real = os.path.dirname(folder.real)

@@ -146,7 +146,9 @@ def _search(source: DatasetSpec, counting: bool) -> Search:
 
 
 def _absolute(source: DatasetSpec, name: str) -> str:
-    return name if name.startswith("/") else os.path.normpath(f"{source.base}/{name}")
+    if name.startswith("/"):
+        return name
+    return os.path.normpath(f"{source.base}/{name}")
 
 
 def _language(search: Search, match: LocalFile, template: str, language: str | None) -> str:

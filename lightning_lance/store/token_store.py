@@ -762,7 +762,9 @@ class TokenStore:
     @property
     def reader(self) -> str:
         """How tokens are read: `mapped` (local files in memory) or `take` (blocks through Lance, some of them at least)."""
-        return "mapped" if self._places.is_mapped else "take"
+        if self._places.is_mapped:
+            return "mapped"
+        return "take"
 
     def stage(self, folder: str | os.PathLike[str], max_bytes: int | None = None) -> None:
         """Copy the data files of a store in a bucket to a local disk, and read from the copies that are there.
