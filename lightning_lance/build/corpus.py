@@ -300,7 +300,9 @@ class Corpus:
         why = "the source gave none"
         if not self.source.has_validation:
             documents = pluralize(store.commit.documents, "document")
-            drawn = "; documents of a repository are drawn together" if "repo" in self.source.metadata else ""
+            drawn = ""
+            if "repo" in self.source.metadata:
+                drawn = "; documents of a repository are drawn together"
             why = f"val_fraction={self._val_fraction} drew none of its {documents}{drawn}"
         cure = "another val_fraction makes another store"
         if not store.commit.exhausted:

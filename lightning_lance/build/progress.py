@@ -74,7 +74,9 @@ def tell_begun(name: str, shards: int, budget: str, uri: str, documents: int) ->
         uri: The store.
         documents: Documents that it has already.
     """
-    after = f", after the {pluralize(documents, 'document')} that it has" if documents else ""
+    after = ""
+    if documents:
+        after = f", after the {pluralize(documents, 'document')} that it has"
     _tell(
         logging.INFO,
         f"Reading {name} ({pluralize(shards, 'shard')}; {budget}) into {uri}{after}.",

@@ -189,7 +189,7 @@ class OneOf(Condition):
 
     def _with_nulls(self, found: np.ndarray, values: pa.Array) -> np.ndarray:
         if self._null:
-            return found | np.asarray(values.is_null())
+            found |= np.asarray(values.is_null())
         return found
 
     def _of_type(self, kind: pa.DataType) -> pa.Array:
@@ -290,7 +290,10 @@ class RowFilter:
         passes = np.ones(len(table), bool)
         for condition in self.conditions:
             values = column_at(table, condition.column)
-            passes &= condition.keeps(None) if values is None else condition.mask(values, where)
+            if values is None:
+                passes &= condition.keeps(None)
+            else:
+                passes &= condition.mask(values, where)
         if passes.all():
             return table
         return table.filter(pa.array(passes))

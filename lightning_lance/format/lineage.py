@@ -166,7 +166,9 @@ def _description(dataset: Any) -> tuple[Any, ...]:
     described = []
     for fragment in fragments_of(dataset):
         paths = tuple(file.path for file in fragment.files)
-        deletion = None if fragment.deletion_file is None else fragment.deletion_file.path(fragment.id)
+        deletion = None
+        if fragment.deletion_file is not None:
+            deletion = fragment.deletion_file.path(fragment.id)
         described.append((paths, deletion, fragment.physical_rows, len(fragment.overlays or ())))
     return described, dataset.schema.remove_metadata()
 

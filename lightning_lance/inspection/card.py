@@ -196,7 +196,9 @@ def _eos(facts: StoreFacts) -> str:
 
 
 def _loading(facts: StoreFacts, repo: str | None) -> str:
-    place = f"hf://datasets/{repo}" if repo is not None else shown(facts.info.summary.name)
+    place = f"hf://datasets/{repo}"
+    if repo is None:
+        place = shown(facts.info.summary.name)
     python = json.dumps(place)
     return (
         "## Load\n\n"
@@ -316,5 +318,7 @@ def _code(text: str) -> str:
     fence = "`" * (longest + 1)
     # A cell ends at a bar, also in a code span.
     plain = plain.replace("|", "\\|")
-    space = " " if not plain.strip() or plain[0] in " `" or plain[-1] in " `" else ""
+    space = ""
+    if not plain.strip() or plain[0] in " `" or plain[-1] in " `":
+        space = " "
     return f"{fence}{space}{plain or '(empty)'}{space}{fence}"

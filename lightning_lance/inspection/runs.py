@@ -121,12 +121,12 @@ def last_step(place: str) -> int | None:
     """Return the number of batches that a run was to have, from its newest checkpoint; None if it is not known."""
     try:
         noted = load_checkpoint(checkpoint_at(place)).get(RUN, {})
-        batches = noted["max_steps"] * noted["accumulate_grad_batches"]
-        if batches > 0:
-            return batches
-        return None
+        batches: int = noted["max_steps"] * noted["accumulate_grad_batches"]
     except (LightningLanceError, AttributeError, KeyError, TypeError):
         return None
+    if batches > 0:
+        return batches
+    return None
 
 
 def _is_store(place: str, storage_options: Mapping[str, str] | None) -> bool:

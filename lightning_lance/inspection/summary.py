@@ -258,13 +258,19 @@ def settings_of(commit: CommitMetadata) -> dict[str, Any]:
     if known["format"]:
         known["path"] = None
     commit_of_source = commit.pin.get("revision")
-    known["commit"] = commit_of_source if isinstance(commit_of_source, str) else None
+    known["commit"] = None
+    if isinstance(commit_of_source, str):
+        known["commit"] = commit_of_source
     for name in ("columns", "language_column", "languages"):
         known[name] = source.get(name)
     known["where"] = _where(source.get("where"))
     known["text_filter"] = _changed(source.get("text_filter"), {"min_bytes": 1})
-    known["dedup"] = source.get("dedup") if source.get("dedup") != "none" else None
-    known["tokenizer"] = _tokenizer_of(commit) if labels.get("tokenizer") else None
+    known["dedup"] = None
+    if source.get("dedup") != "none":
+        known["dedup"] = source.get("dedup")
+    known["tokenizer"] = None
+    if labels.get("tokenizer"):
+        known["tokenizer"] = _tokenizer_of(commit)
     known["vocab_size"] = commit.vocab_size
     known["eos_token"] = commit.eos_token
     for name in ("val_fraction", "max_document_bytes", "long_documents"):
@@ -455,9 +461,11 @@ def _languages(location: StoreLocation, dataset: Any, commit: CommitMetadata) ->
     counts = []
     for language in sorted({*documents, *tokens["train"], *tokens["val"]}):
         total = documents.get(language, 0)
-        held_out = None if val is None else val.get(language, 0)
         in_splits = {split: tokens[split].get(language, 0) for split in SPLITS}
-        of_splits = {"train": None if held_out is None else total - held_out, "val": held_out}
+        of_splits: dict[str, int | None] = {"train": None, "val": None}
+        if val is not None:
+            held_out = val.get(language, 0)
+            of_splits = {"train": total - held_out, "val": held_out}
         counts.append(LanguageCount(language, total, sum(in_splits.values()), of_splits, in_splits))
     return tuple(counts)
 

@@ -94,7 +94,10 @@ def _epochs(loader: WindowLoader, limits: list[Limit]) -> str:
         return ""
     limit = min(limits)
     epochs = loader.epochs_of(limit.batches)
-    named = [f"{_short(value)} of {name}" if name else _short(value) for name, value in epochs.items()]
+    named = []
+    for name, value in epochs.items():
+        of = f" of {name}" if name else ""
+        named.append(f"{_short(value)}{of}")
     return f"; {limit.name} makes {format_list(named)} epochs"
 
 

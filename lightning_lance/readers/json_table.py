@@ -167,8 +167,10 @@ def _may_be_rounded(value: Any) -> bool:
     if isinstance(value, float):
         return abs(value) >= _LARGE
     try:
-        if isinstance(value, (list, dict)):
-            return any(map(_may_be_rounded, value.values() if isinstance(value, dict) else value))
+        if isinstance(value, dict):
+            return any(map(_may_be_rounded, value.values()))
+        if isinstance(value, list):
+            return any(map(_may_be_rounded, value))
     except RecursionError:
         return True
     return False

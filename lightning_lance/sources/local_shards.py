@@ -188,7 +188,9 @@ def _no_match(source: DatasetSpec, template: str | None, pattern: str) -> Config
         if source.path in _ENDINGS:
             read = ", ".join(f"*{ending}" for ending in _ENDINGS[source.path][:3])
             reason = f"in a folder, only {read} are read"
-    cure = f"{reason}; check source.data_files" if reason else "check source.data_files"
+    cure = "check source.data_files"
+    if reason:
+        cure = f"{reason}; check source.data_files"
     return ConfigError(f"No file matches {pattern!r} in {search.root!r}: {cure}.")
 
 
