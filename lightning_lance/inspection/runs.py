@@ -122,9 +122,10 @@ def last_step(place: str) -> int | None:
     try:
         noted = load_checkpoint(checkpoint_at(place)).get(RUN, {})
         batches: int = noted["max_steps"] * noted["accumulate_grad_batches"]
+        is_known = batches > 0
     except (LightningLanceError, AttributeError, KeyError, TypeError):
         return None
-    if batches > 0:
+    if is_known:
         return batches
     return None
 
