@@ -784,7 +784,6 @@ class TokenStore:
             ConfigError: If an argument cannot be used, or the folder cannot be written.
         """
         folder = local_folder(folder, "stage")
-        max_bytes = None
         if max_bytes is not None:
             max_bytes = whole_number("stage_bytes", max_bytes)
         if is_local(self.uri) or self._staged == (folder, max_bytes):
