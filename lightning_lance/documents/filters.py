@@ -189,7 +189,7 @@ class OneOf(Condition):
 
     def _with_nulls(self, found: np.ndarray, values: pa.Array) -> np.ndarray:
         if self._null:
-            found |= np.asarray(values.is_null())
+            found = found | np.asarray(values.is_null())
         return found
 
     def _of_type(self, kind: pa.DataType) -> pa.Array:
