@@ -1,7 +1,7 @@
 """The configuration, composed once: Hydra has found its plugins then, and its parser has its tables.
 
-Hydra reads YAML in C, and does not compose each configuration once more to ask it whether it is a sweep: those are two thirds
-of what a command of a test does.
+Hydra reads YAML in C, and does not compose each configuration once more to ask it whether it is a sweep: that would be most of
+the work of a short command.
 """
 
 import yaml
