@@ -17,6 +17,7 @@ from lightning_lance.build.waiting import wait_for
 from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import ConfigError
+from lightning_lance.format.commit import last_commit
 from lightning_lance.location import (
     StoreLocation,
     check_not_on_hub,
@@ -486,6 +487,16 @@ def check_together(corpora: Mapping[str, Corpus | ReadyStore]) -> None:
             raise ConfigError(
                 f"The corpora {first!r} and {name!r} have different tokenizers, and a model reads one only: give both the same."
             )
+
+
+def known_fingerprint(corpus: Corpus | ReadyStore) -> str | None:
+    """Return the fingerprint of what will be served, if that is known before anything is built or downloaded."""
+    if isinstance(corpus, Corpus):
+        return None if corpus.trains_tokenizer else corpus.fingerprint
+    if isinstance(corpus, HubStore):
+        return None
+    commit = last_commit(corpus.location)
+    return None if commit is None else commit.fingerprint
 
 
 def check_builds(corpora: Mapping[str, Corpus | ReadyStore], options: BuildOptions) -> None:

@@ -1,6 +1,6 @@
 """Turn a function into a command with a Hydra configuration, whose errors are one sentence.
 
-Only this module, `composed` and `config_errors` import Hydra.
+Only this module, `composed`, `config_errors` and `run_record` import Hydra.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from lightning_lance.cli.config_errors import (
 )
 from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.cli.overrides import shell_accident
+from lightning_lance.cli.run_record import RECORD
 from lightning_lance.cli.streams import safe_output
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError, causes, one_of
 from lightning_lance.messages.escaping import fail, say
@@ -65,7 +66,7 @@ _DICTS = re.compile(
 _MAPPED = re.compile(r"(source\.)?languages=\{")
 
 
-def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable[[], None]:
+def command(task: Callable[[DictConfig], None], trains: bool = True, records: bool = True) -> Callable[[], None]:
     """Return a command that calls a function with the composed configuration and the overrides of the command line.
 
     Errors that the user can correct are one sentence on standard error, with exit code 1; set HYDRA_FULL_ERROR=1 for the
@@ -74,16 +75,20 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
     Args:
         task: The function.
         trains: Whether it saves checkpoints, from which an interrupted run can continue.
+        records: Whether Hydra writes its record of the run, `.hydra`, before the function is called. Without, the function
+            calls `RECORD.write` once nothing can be refused any more: the record of an earlier run stays until then.
     """
 
     @functools.wraps(task)
     def run() -> None:
         given = sys.argv[1:]
         sys.argv[1:] = _filled(given)
-        with safe_output(), without_secrets(sys.argv[1:]) as hidden, quiet_requests():
+        composed = None if records else RECORD.hold_back
+        with safe_output(), without_secrets(sys.argv[1:], composed) as hidden, quiet_requests():
 
             @functools.wraps(task)
             def with_secrets(config: DictConfig) -> None:
+                RECORD.keep(config)
                 hidden.give_back(config)
                 if one_of("progress", config.progress, _PROGRESS) == "json":
                     from lightning_lance.cli.job_log import write_json_lines

@@ -420,6 +420,30 @@ class WindowSelection:
         return replace(self, stores=stores)
 
 
+def known_differences(
+    state: Mapping[str, Any], selected: Mapping[str, Any], fingerprints: Mapping[str, str | None]
+) -> dict[str, tuple[Any, Any]]:
+    """Compare a state with what a run will serve, before its stores are there; see `WindowSelection.differences`.
+
+    Args:
+        state: Of a loader, checked.
+        selected: The arguments of the run's `WindowSelection`, but for its stores.
+        fingerprints: Name to fingerprint of its stores, in their order; None where it is not known yet.
+    """
+    stores = [{"name": name, "fingerprint": known, "forgotten": []} for name, known in fingerprints.items()]
+    before = _comparable(state)
+    now = _comparable({"split": "train", **selected, "stores": stores})
+    if before["stores.name"] == now["stores.name"]:
+        for place, fingerprint in enumerate(fingerprints.values()):
+            if fingerprint is None:
+                now["stores.fingerprint"][place] = before["stores.fingerprint"][place]
+    elif None in now["stores.fingerprint"]:
+        del before["stores.fingerprint"]
+    # Only a store that is there says what it forgot.
+    del before["stores.forgotten"]
+    return {name: (value, now[name]) for name, value in before.items() if value != now[name]}
+
+
 def _store_entry(name: str, store: TokenStore) -> dict[str, Any]:
     return {
         "name": name,
