@@ -43,7 +43,7 @@ from lightning_lance.cli.config_errors import (
 )
 from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.cli.overrides import shell_accident
-from lightning_lance.cli.run_record import RECORD
+from lightning_lance.cli.run_record import RECORD, read_record
 from lightning_lance.cli.streams import safe_output
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError, causes, one_of
 from lightning_lance.messages.escaping import fail, say
@@ -273,13 +273,16 @@ def loader_of(file: Path, settings: Mapping[str, Any]) -> WindowLoader:
         file: The configuration.
         settings: Arguments of the loader that replace those of the configuration.
     """
-    config = OmegaConf.load(file)
-    if not isinstance(config, DictConfig) or "data" not in config:
-        raise ConfigError(f"{str(file)!r} is not the configuration of a run: give a checkpoint, or a token store.")
+    config = read_record(file)
     try:
         data = make(config, "data")
     except InstantiationException as error:
         raise ConfigError(one_sentence(error, config)) from error
+    for corpus in data.corpora.values():
+        if getattr(corpus, "trains_tokenizer", False):
+            raise ConfigError(
+                f"The run of {str(file)!r} has no tokenizer yet, and no token store: it builds them first."
+            )
     stores = {name: corpus.open() for name, corpus in data.corpora.items()}
     fim = None
     if data.fim is not None:
