@@ -159,10 +159,12 @@ def draw_losses(rows: Sequence[Mapping[str, str]], picture: Path) -> None:
     axes = figure.subplots()
     # Of slices, those that `data.val_by` validates too: the others are many.
     names = [name for name in (rows[0] if rows else []) if re.fullmatch(r"train_loss|val_loss(/[^/]*)?", name)]
-    for name in sorted(names):
+    for name in telling_losses(names):
         points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else "")
+            # The losses of all data lie above those of slices.
+            line = {"linewidth": 1.0, "zorder": 2.0} if "/" in name else {"linewidth": 2.0, "zorder": 3.0}
+            axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else "", **line)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     if axes.lines:
@@ -170,6 +172,22 @@ def draw_losses(rows: Sequence[Mapping[str, str]], picture: Path) -> None:
     unfinished = picture.with_suffix(".part")
     figure.savefig(unfinished, format="png")
     unfinished.replace(picture)
+
+
+def telling_losses(names: Sequence[str]) -> list[str]:
+    """Return the names of losses, without slices that are all of their data: the loss of a single language says nothing more.
+
+    Args:
+        names: Such as `val_loss`, `val_loss/Python` and `val_loss/license/mit`.
+    """
+    slices: dict[str, list[str]] = {}
+    for name in names:
+        whole, _, rest = name.partition("/")
+        by, kind, _ = rest.partition("/")
+        if rest and whole in names:
+            slices.setdefault(f"{whole}/{by if kind else ''}", []).append(name)
+    alone = {found[0] for found in slices.values() if len(found) == 1}
+    return sorted(name for name in names if name not in alone)
 
 
 def read_metrics(file: Path) -> list[dict[str, str]]:

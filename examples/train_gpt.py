@@ -36,7 +36,7 @@ from lightning_lance.cli.run_record import RECORD
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.examples.gpt import GPTModule, ModelError, check_same_model
 from lightning_lance.examples.on_screen import ProgressLines, StepBar, without_tips
-from lightning_lance.examples.run_folder import WITHOUT_PICTURE, LossCurve, MetricsFile
+from lightning_lance.examples.run_folder import WITHOUT_PICTURE, LossCurve, MetricsFile, telling_losses
 from lightning_lance.inspection.checkpoints import checkpoint_at, find_loader_states, load_checkpoint
 from lightning_lance.messages.escaping import logger, say, shown_lines
 from lightning_lance.messages.formatting import format_list, format_tokens, pluralize
@@ -316,9 +316,8 @@ def summary(trainer: lightning.Trainer, data: LanceDataModule, curves: list[Loss
         f"{format_tokens(store.num_tokens('val'))} to validate on"
         for store in data.stores.values()
     ]
-    losses = [
-        f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()) if "loss" in name
-    ]
+    known = trainer.callback_metrics
+    losses = [f"{name} {float(known[name]):.4f}" for name in telling_losses([name for name in known if "loss" in name])]
     found: list[str] = []
     for curve in curves:
         found.append(f"metrics in {curve.metrics.file}")

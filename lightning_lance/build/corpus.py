@@ -98,7 +98,8 @@ class Corpus:
         self._long_documents: Literal["split", "skip"] = long_documents
 
     def __repr__(self) -> str:
-        return f"Corpus({self.source!r}, {self.tokenizer_config!r}, {str(self.budget)!r})"
+        place = "" if self._given_uri is None else f", uri={self._given_uri!r}"
+        return f"Corpus({self.source!r}, {self.tokenizer_config!r}, {str(self.budget)!r}{place})"
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks: what the corpus is of. Reads nothing."""
@@ -317,6 +318,9 @@ class ReadyStore:
 
     location: StoreLocation
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uri!r})"
+
     @property
     def uri(self) -> str:
         """Its place."""
@@ -356,7 +360,7 @@ class ReadyStore:
         return TokenStore.open(self.uri, storage_options=self.location.storage_options)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HubStore(ReadyStore):
     """A store in a dataset repository of the Hub: each node downloads it once, and opens it on its disk."""
 

@@ -6,12 +6,14 @@ Only this module, `composed`, `config_errors` and `run_record` import Hydra.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import sys
+import textwrap
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -213,10 +215,31 @@ def help_of(
         "\n== Groups: group=option ==\n",
         *(f"{group}: {names}" for group, names in options.items()),
         "\n== Keys: key=value, below a group as group.key=value ==\n",
-        OmegaConf.to_yaml(OmegaConf.create(_set_by_users(shown))),
-        "Keys of training are accepted too. The documentation says what each key means.",
+        *_in_lines(_set_by_users(shown)),
+        "\nKeys of training are accepted too. The documentation says what each key means.",
     ]
     return "\n".join(lines)
+
+
+def _in_lines(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys with their values as they are given on the command line, a line or two for each group."""
+    for group, keys in config.items():
+        words = []
+        for key, value in _flat(group, keys):
+            text = value if isinstance(value, str) else json.dumps(value)
+            # What is another key is given by that one.
+            if not text.startswith("${"):
+                words.append(f"{key}={text}")
+        yield from textwrap.wrap(" ".join(words), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the values below a key, each with its whole name."""
+    if not isinstance(value, dict) or not value:
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from _flat(f"{name}.{key}", inner)
 
 
 def _check_whole(arguments: Sequence[str]) -> None:

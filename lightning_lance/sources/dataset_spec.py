@@ -23,7 +23,8 @@ from lightning_lance.documents.languages import (
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, described
 from lightning_lance.location import StorageOptions
-from lightning_lance.messages.redaction import hidden_values, public_url, redacted, remember_options, remember_url
+from lightning_lance.messages.redaction import hidden_values, public_url, remember_options, remember_url
+from lightning_lance.messages.reprs import short_repr
 from lightning_lance.readers.retry import RetryPolicy
 from lightning_lance.sources.local_paths import from_folder, is_local, local_path, path_list, readable, working_folder
 from lightning_lance.type_hints import as_text, check_arguments
@@ -232,9 +233,7 @@ class DatasetSpec:
                 remember_url(url)
 
     def __repr__(self) -> str:
-        shown = {part.name: getattr(self, part.name) for part in fields(self) if part.repr}
-        shown["storage_options"] = hidden_values(self.storage_options)
-        return f"DatasetSource({', '.join(f'{name}={redacted(repr(value))}' for name, value in shown.items())})"
+        return short_repr(self, storage_options=hidden_values(self.storage_options))
 
     def at_base(self, path: str) -> str:
         """Return a local path as it was when the source was made."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance.examples.run_folder import MetricsFile, draw_losses, read_metrics
+from lightning_lance.examples.run_folder import MetricsFile, draw_losses, read_metrics, telling_losses
 
 NAMES = st.sampled_from(["train_loss", "val_loss", "data/a b/windows", 'odd "name", with a comma'])
 
@@ -115,3 +115,20 @@ def test_a_file_that_is_no_metrics_is_kept_whole(tmp_path: Path, text: str, capl
 def test_a_picture_of_little_is_drawn_too(tmp_path: Path, rows: list[dict[str, str]]):
     draw_losses(rows, tmp_path / "loss.png")
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "telling"),
+    [
+        (["val_loss/Other", "val_loss", "train_loss"], ["train_loss", "val_loss"]),
+        (["val_loss", "val_loss/C", "val_loss/Rust"], ["val_loss", "val_loss/C", "val_loss/Rust"]),
+        (["val_loss", "val_loss/C", "val_loss/license/mit"], ["val_loss"]),
+        (
+            ["val_loss", "val_loss/repo/a/b", "val_loss/repo/a/c"],
+            ["val_loss", "val_loss/repo/a/b", "val_loss/repo/a/c"],
+        ),
+        (["val_loss/C"], ["val_loss/C"]),
+    ],
+)
+def test_a_slice_that_is_all_of_its_data_is_not_shown(names: list[str], telling: list[str]):
+    assert telling_losses(names) == telling
