@@ -51,7 +51,7 @@ class RunRecord:
         """Write the record. Does nothing where it is not wanted (`hydra.output_subdir=null`), or Hydra does not run."""
         if self._subdir is None or self._config is None or not HydraConfig.initialized():
             return
-        hydra = deepcopy(HydraConfig.get())
+        hydra: Any = deepcopy(HydraConfig.get())
         with flag_override(hydra, ["readonly", "struct"], [False, False]):
             hydra.output_subdir = self._subdir
         folder = Path(hydra.runtime.output_dir, self._subdir)

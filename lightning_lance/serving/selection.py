@@ -430,7 +430,9 @@ def known_differences(
         selected: The arguments of the run's `WindowSelection`, but for its stores.
         fingerprints: Name to fingerprint of its stores, in their order; None where it is not known yet.
     """
-    stores = [{"name": name, "fingerprint": known, "forgotten": []} for name, known in fingerprints.items()]
+    stores: list[dict[str, Any]] = [
+        {"name": name, "fingerprint": known, "forgotten": []} for name, known in fingerprints.items()
+    ]
     before = _comparable(state)
     now = _comparable({"split": "train", **selected, "stores": stores})
     if before["stores.name"] == now["stores.name"]:

@@ -1,13 +1,19 @@
 """Looking at a run of somebody else runs none of their code, whatever its record says."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from lightning_lance import Corpus
 from lightning_lance.cli.run_record import _KNOWN
+from lightning_lance.errors import ConfigError
+from lightning_lance.examples import train_gpt
+from lightning_lance.inspection import needed
 from lightning_lance.sources import FilesSource
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.commands import Run
@@ -87,6 +93,10 @@ def test_a_run_without_a_checkpoint_is_shown(tmp_path: Path, monkeypatch: pytest
     folder = write_record(tmp_path, changed("data.seed", 3))
     code, _, err = run("show", folder)
     assert (code, "lightning-lance prepare" in err) == (1, True)
+    trained = changed("data.corpus.tokenizer._target_", "lightning_lance.tokenization.TrainedBPE")
+    code, _, err = run("show", write_record(tmp_path / "trained", trained))
+    assert (code, "has no tokenizer yet, and no token store: it builds them first." in err) == (1, True)
+    assert not (tmp_path / "data").exists()
     Corpus(FilesSource(["*.txt"], root="texts"), ByteTokenizer(), val_fraction=0.0).prepare()
     code, out, err = run("show", folder)
     assert (code, err) == (0, "")
@@ -103,3 +113,27 @@ def test_every_group_that_is_served_can_be_shown():
                     named.add(line.partition("_target_:")[2].strip(" }").partition(",")[0])
     assert named <= _KNOWN
     assert len(named) > 8
+
+
+class Makes:
+    """An object whose pickle makes a folder when it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("made",)
+
+
+def test_a_checkpoint_of_others_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    torch.save({"LanceDataModule": Makes(), "state_dict": {}}, "run/checkpoints/last.ckpt")
+    for words in (["show", "run"], ["where", "run", "id=1"], ["verify-resume", "run"]):
+        code, out, err = run(*words)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "weights_only=True" in err
+    with initialize_config_module("lightning_lance.conf", version_base="1.3"):
+        config = compose("config", overrides=["ckpt_path=run", "tokenizer=bytes", "data_dir=none", "output_dir=out"])
+    with pytest.raises(ConfigError, match="weights_only=True"):
+        train_gpt.main.__wrapped__(config)
+    # Nor where it is looked whether a store is still needed.
+    assert needed._is_on(Path("run/checkpoints/last.ckpt"), "x", "y") is False
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
