@@ -228,7 +228,7 @@ def check_not_replaced(location: StoreLocation, fingerprint: str | None) -> None
 def replaced(uri: str) -> StoreReplaced:
     """Return the error of a store that was replaced by another."""
     return StoreReplaced(
-        f"The token store {uri!r} was replaced by one with other settings while it was read: start again to read the new "
+        f"The token store {uri!r} was replaced by one with other settings while it was read: run it again to read the new "
         "store, or build it at another uri."
     )
 

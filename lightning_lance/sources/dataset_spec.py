@@ -323,7 +323,7 @@ class DatasetSpec:
             return f"The dataset {repositories[0]!r}", cure
         remote = [public_url(pattern) for pattern in self._data_files if not is_local(pattern)]
         where = f" ({remote[0]!r})" if remote else ""
-        return f"Source {self.name!r}{where}", "check the address and the network, and run again"
+        return f"Source {self.name!r}{where}", "check the place and the network, then run it again"
 
     def repositories(self) -> dict[str, tuple[str, str | None]]:
         """Return the Hub repositories in `data_files`, as spelled there, with their names and revisions."""

@@ -824,7 +824,7 @@ def not_kept(stores: Iterable[TokenStore]) -> StoreError:
     uris = ", ".join(repr(store.uri) for store in stores)
     return StoreError(
         f"No version of {uris} could be tagged for training in {KEEP_TRIES} attempts, since a running builder removed each: "
-        "start again when it commits less often."
+        "run it again when it commits less often."
     )
 
 
