@@ -84,7 +84,7 @@ def read_record(file: Path) -> DictConfig:
             raise ValueError("it has anchors and aliases")
         config = OmegaConf.load(io.StringIO(text))
         if not isinstance(config, DictConfig) or not isinstance(config.get("data"), DictConfig):
-            raise TypeError("it has no data")
+            raise ValueError("it has no data")
         served = OmegaConf.to_container(config.data, resolve=True, throw_on_missing=False)
     except Exception as error:  # yaml has its own
         why = in_one_line(error)
