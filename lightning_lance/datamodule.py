@@ -29,6 +29,7 @@ from lightning_lance.messages.moved_names import moved_argument
 from lightning_lance.process.ranks import SETTING_UP, broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
 from lightning_lance.serving.batches import Batch
 from lightning_lance.serving.cursor import Cursor
+from lightning_lance.serving.document_weights import MixBy
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.options import (
@@ -167,6 +168,7 @@ class LanceDataModule(LightningDataModule):
         mix_schedule: Weights that change during a run, in place of `mix`; see `WindowLoader`.
         max_epochs: Epochs that components of the mixture may have.
         at_max_epochs: `redistribute` or `error`, once a component has had them.
+        mix_by: `tokens` or `documents`: what weights are shares of.
         val_by: `language` or `store` adds a validation and test loader for each; see `val_names`.
         batch_format: `default` or `huggingface`.
         document_ids: Like `position_ids`, `cu_seqlens` and `mask_boundary_targets`, adds to a batch; see `Collator`.
@@ -207,6 +209,7 @@ class LanceDataModule(LightningDataModule):
         mix_schedule: Sequence[Sequence[Any]] = (),
         max_epochs: Mapping[str, float] | None = None,
         at_max_epochs: AtMaxEpochs = "redistribute",
+        mix_by: MixBy = "tokens",
         val_by: ValBy = "none",
         batch_format: BatchFormat = "default",
         document_ids: bool = False,
@@ -238,6 +241,7 @@ class LanceDataModule(LightningDataModule):
             mix_schedule=() if mix_schedule is None else mix_schedule,
             max_epochs={} if max_epochs is None else max_epochs,
             at_max_epochs=at_max_epochs,
+            mix_by=mix_by,
             val_by=val_by,
             stage=stage,
             stage_bytes=stage_bytes,
@@ -709,6 +713,7 @@ class LanceDataModule(LightningDataModule):
             mix_schedule=options.mix_schedule,
             max_epochs=options.max_epochs,
             at_max_epochs=options.at_max_epochs,
+            mix_by=options.mix_by,
         )
         grows = options.extend == "now"
         Cursor(selection, options.on_data_change, grows, options.skip_steps).check(state)

@@ -22,7 +22,7 @@ RUN = "lightning_lance"
 _SIZES = ("batch_size", "world_size", "remainder")
 # What a store, of which no run is known, may be looked at with.
 _OF_STORE = (
-    *("split", "context_length", "order", "seed", "shuffle_block", "where", "mix", "windows"),
+    *("split", "context_length", "order", "seed", "shuffle_block", "where", "mix", "mix_by", "windows"),
     *_SIZES,
     *("mask_boundary_targets", "batch_format"),
 )

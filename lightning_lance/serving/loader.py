@@ -23,6 +23,7 @@ from lightning_lance.process.ranks import check_ranks_agree
 from lightning_lance.serving import steps
 from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.cursor import Cursor
+from lightning_lance.serving.document_weights import MixBy
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.iterator import BatchIterator
 from lightning_lance.serving.mixture import WindowLocations
@@ -89,6 +90,7 @@ class WindowLoader:
             from the first token of the run on, of all ranks, and those from a billion tokens on.
         max_epochs: Epochs that components may have, such as `{"b": 4}`.
         at_max_epochs: What happens then: `redistribute` lets the others go on; `error` ends the run.
+        mix_by: What weights are shares of: `tokens`, or `documents`, by the mean length of each component's documents.
         rank: This process in the data-parallel group.
         world_size: Processes in that group.
         remainder: How to treat windows at the end of an epoch that do not fill a global batch. `drop` skips them; `wrap`
@@ -128,6 +130,7 @@ class WindowLoader:
         mix_schedule: Sequence[Sequence[Any]] = (),
         max_epochs: Mapping[str, float] | None = None,
         at_max_epochs: AtMaxEpochs = "redistribute",
+        mix_by: MixBy = "tokens",
         rank: int = 0,
         world_size: int = 1,
         remainder: Remainder = "drop",
@@ -161,6 +164,7 @@ class WindowLoader:
             mix_schedule,
             {} if max_epochs is None else max_epochs,
             at_max_epochs,
+            mix_by,
         )
         if serving.without_weight and rank == 0:
             _log.warning(
@@ -379,6 +383,11 @@ class WindowLoader:
     def num_tokens(self) -> int:
         """Tokens of the streams that are served."""
         return self._cursor.serving.num_tokens
+
+    @property
+    def means(self) -> str:
+        """The mean lengths of documents that weights go by (`mix_by`), in a sentence; empty where they do not."""
+        return self._cursor.serving.means
 
     def components(self) -> dict[str, dict[str, float]]:
         """Return the windows and epochs that each component of the mixture has served so far."""

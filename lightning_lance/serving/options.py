@@ -11,6 +11,7 @@ from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, described, flag, integer, one_of, whole_number
 from lightning_lance.location import local_folder
 from lightning_lance.messages.formatting import format_list, nearest
+from lightning_lance.serving.document_weights import MixBy, check_mix_by
 from lightning_lance.serving.fim import FillInTheMiddle, check_names
 from lightning_lance.serving.order import Order, check_order
 from lightning_lance.serving.packing import Windows
@@ -59,6 +60,7 @@ class ServingOptions:
         mix_schedule: Weights that change during the run, in place of `mix`; see `WindowLoader`.
         max_epochs: Epochs that components of the mixture may have.
         at_max_epochs: `redistribute` or `error`, once a component has had them.
+        mix_by: Whether weights are shares of `tokens` or of `documents`.
 
     Raises:
         ConfigError: If a value cannot be used, whatever the store.
@@ -82,6 +84,7 @@ class ServingOptions:
     mix_schedule: Sequence[Sequence[Any]] = ()
     max_epochs: Mapping[str, float] = field(default_factory=dict)
     at_max_epochs: AtMaxEpochs = "redistribute"
+    mix_by: MixBy = "tokens"
 
     def __post_init__(self) -> None:
         given = mix_with(self.mix, self.mix_schedule)
@@ -104,6 +107,7 @@ class ServingOptions:
             "skip_steps": check_steps(self.skip_steps),
             "mix_schedule": check_mix_schedule(self.mix_schedule),
             "max_epochs": check_max_epochs(self.max_epochs, [*mix]),
+            "mix_by": check_mix_by(self.mix_by, mix),
             "stage": None if self.stage is None else local_folder(self.stage, "stage"),
             "stage_bytes": None if self.stage_bytes is None else whole_number("stage_bytes", self.stage_bytes),
             **{name: one_of(name, getattr(self, name), choices) for name, choices in _CHOICES.items()},
@@ -126,6 +130,7 @@ class ServingOptions:
             "mix_schedule": self.mix_schedule,
             "max_epochs": self.max_epochs,
             "at_max_epochs": self.at_max_epochs,
+            "mix_by": self.mix_by,
         }
 
     def check_names(self, names: Sequence[str], languages: Sequence[str]) -> None:
