@@ -80,6 +80,9 @@ def _opened(
     batching = {**_noted(checkpoint), **settings}
     for name in ("max_steps", "accumulate_grad_batches"):
         batching.pop(name, None)
+    if "batch_size" in settings:
+        # All steps as if they had this size.
+        batching.pop("batch_size_schedule", None)
     if "batch_size" not in batching:
         raise ConfigError(
             f"The checkpoint {file!r} does not say how its batches were made: give batch_size, and world_size where there "
