@@ -311,6 +311,10 @@ def loader_of(file: Path, settings: Mapping[str, Any]) -> WindowLoader:
     if data.fim is not None:
         fim = data.fim.with_ids(data.tokenizer, data.serving.seed)
     training = {**data.serving.training, **vars(data.batch), "world_size": ranks_of(config), "fim": fim}
+    for name in ("batch_size", "context_length"):
+        # All steps as if they had this size.
+        if name in settings:
+            training[f"{name}_schedule"] = ()
     return loader_with(data, stores, **{**training, **settings})
 
 

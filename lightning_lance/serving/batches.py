@@ -182,3 +182,22 @@ def _between(offsets: _Ints, low: int, high: int) -> _Ints:
     first, last = np.searchsorted(offsets, [low, high])
     found: _Ints = offsets[first:last] - low
     return found
+
+
+def in_rows(windows: _Tokens, rows: int) -> _Tokens:
+    """Return windows cut into rows that follow each other, each of which begins with the last token of the one before.
+
+    A row is a window of its own: what a batch says of its documents and positions begins anew in it.
+
+    Args:
+        windows: (n, T + 1) integers.
+        rows: The number of rows of a window, which divides T.
+
+    Returns:
+        (n * rows, T / rows + 1) integers.
+    """
+    if rows == 1:
+        return windows
+    length = (windows.shape[1] - 1) // rows
+    found = np.lib.stride_tricks.sliding_window_view(windows, length + 1, axis=1)[:, ::length]
+    return np.ascontiguousarray(found).reshape(-1, length + 1)

@@ -261,6 +261,8 @@ class Cursor:
         self._adopted = [store for store in stores.values() if store in self._adopted or store not in before]
         self._move((epochs * self.serving.mixture().sizes).tolist())
         _log.info("Epoch %d has %s windows, from stores that have changed.", self.epoch, f"{self.num_windows:,}")
+        if self.serving.means and is_rank_zero():
+            _log.warning("%s", self.serving.means)
 
     def _newest_on_all_ranks(self) -> dict[str, TokenStore]:
         """Open the newest versions of the stores, or raise on all ranks."""
@@ -328,7 +330,7 @@ class Cursor:
         }
         if self._grown:
             state["grown"] = [growth.described() for growth in self._grown]
-        if self.serving.mix_changes:
+        if self.serving.keeps_counts:
             state["consumed"] = self._consumed_now()
         if self.skips.ranges:
             state["skips"] = self.skips.described()
@@ -476,7 +478,8 @@ class Cursor:
         if not any(isinstance(order, GrownOrder) for order in orders.values()):
             self._grown = ()
         self._move(taken)
-        self._grew = f"The rest of epoch {self.epoch} also has the {format_tokens(added)} that were appended."
+        grew = f"The rest of epoch {self.epoch} also has the {format_tokens(added)} that were appended."
+        self._grew = f"{grew} {now.means}".rstrip()
 
     def _selection_of(self, state: Mapping[str, Any]) -> WindowSelection:
         """Return the selection of a state of the very same stores. StoreError if its epoch has another length."""
