@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import NamedTuple, Protocol
@@ -56,6 +56,7 @@ class EncodedBatch(NamedTuple):
         encoded: Their token ids.
         skipped: By reason, a mask of the rows that are skipped.
         noted: By remark, a mask of the documents that it applies to.
+        channels: By name, the value of each token, the EOS behind each document included.
     """
 
     batch: pa.Table
@@ -65,6 +66,7 @@ class EncodedBatch(NamedTuple):
     encoded: Encoded
     skipped: dict[str, np.ndarray]
     noted: dict[str, np.ndarray]
+    channels: Mapping[str, np.ndarray] = {}
 
     def result(self, shard: int) -> UnitResult:
         """Return the batch as the result of a unit, for the ledger. Duplicates are among the skipped rows."""

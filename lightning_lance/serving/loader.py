@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from lightning_lance.errors import ConfigError, StoreError, described, flag, integer, one_of, whole_number, word
+from lightning_lance.format.channels import CHANNELS
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
 from lightning_lance.process.ranks import check_ranks_agree
 from lightning_lance.serving import steps
-from lightning_lance.serving.batches import Batch, Collator
+from lightning_lance.serving.batches import Batch, Collator, WindowBatch
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.iterator import BatchIterator
@@ -162,6 +163,8 @@ class WindowLoader:
             {} if max_epochs is None else max_epochs,
             at_max_epochs,
         )
+        if rank == 0:
+            _tell_channels(serving)
         if serving.without_weight and rank == 0:
             _log.warning(
                 "mix has no weight for %s, so it is not served: add a weight, or exclude it with %s.",
@@ -293,8 +296,11 @@ class WindowLoader:
         step = integer("step", step)
         rank = self._rank if rank is None else integer("rank", rank)
         found, cursor = self._found([step], rank)
-        tokens = self._make.rearrange(cursor.read(found), found.start, found.epoch)
-        return ServedWindows(step, rank, found, tokens, cursor.serving, self._make, cursor.pieces(found))
+        windows = self._make.rearrange(cursor.read(found), found.start, found.epoch, cursor.read_channels(found))
+        pieces = cursor.pieces(found)
+        return ServedWindows(
+            step, rank, found, windows.tokens, cursor.serving, self._make, pieces, channels=windows.channels
+        )
 
     def streams_of(self, numbers: Sequence[int]) -> list[tuple[str, str]]:
         """Return the store and language of each window of some batches of this process, batch by batch. Reads no tokens.
@@ -507,8 +513,8 @@ class WindowLoader:
     def _serve(self, cursor: Cursor) -> Generator[Batch, None, None]:
         remaining = self._steps_left(cursor)
         with closing(self._read_ahead(cursor)) as served:
-            for chunk, tokens in served:
-                described = self._make.describe(tokens)
+            for chunk, windows in served:
+                described = self._make.describe(windows)
                 for step, digest in enumerate(chunk.digests):
                     batch = self._make.batch(described, step * chunk.size, (step + 1) * chunk.size)
                     remaining -= 1
@@ -529,7 +535,7 @@ class WindowLoader:
         own = {"batch_size": self.batch_size, "len": len(self), "first window": int(first.start[0])}
         return {**position, **state, **own}
 
-    def _read_ahead(self, cursor: Cursor) -> Generator[tuple[_Chunk, np.ndarray], None, None]:
+    def _read_ahead(self, cursor: Cursor) -> Generator[tuple[_Chunk, WindowBatch], None, None]:
         """Read this rank's windows from the cursor to the end of the epoch, some batches at a time, in threads."""
         serving = cursor.serving
         # The cursor itself moves on while its windows are read.
@@ -537,8 +543,8 @@ class WindowLoader:
         chunks = self._chunks(cursor)
         process = os.getpid()
 
-        def read(found: WindowLocations) -> np.ndarray:
-            return self._make.rearrange(reader.read(found), found.start, found.epoch)
+        def read(found: WindowLocations) -> WindowBatch:
+            return self._make.rearrange(reader.read(found), found.start, found.epoch, reader.read_channels(found))
 
         # Without this, glibc returns the memory of used batches to the system and has it cleared again page by page for the
         # next ones: a fifth of the time of a batch. The allocation is never touched, so it costs nothing.
@@ -553,10 +559,10 @@ class WindowLoader:
             ahead = deque((chunk, _submit(pool, read, chunk.found)) for chunk in islice(chunks, 1))
             while ahead:
                 chunk, reading = ahead.popleft()
-                tokens = reading.result()
+                windows = reading.result()
                 for following in islice(chunks, chunks_ahead - len(ahead)):
                     ahead.append((following, _submit(pool, read, following.found)))
-                yield chunk, tokens
+                yield chunk, windows
         finally:
             # In a fork, the pool has no threads to wait for.
             if process == os.getpid():
@@ -601,15 +607,22 @@ class WindowLoader:
 
 
 def _submit(
-    pool: ThreadPoolExecutor, read: Callable[[WindowLocations], np.ndarray], found: WindowLocations
-) -> Future[np.ndarray]:
+    pool: ThreadPoolExecutor, read: Callable[[WindowLocations], WindowBatch], found: WindowLocations
+) -> Future[WindowBatch]:
     try:
         return pool.submit(read, found)
     except RuntimeError:
         # While the interpreter exits, no new thread can start, but a training thread may still run: it reads by itself.
-        done: Future[np.ndarray] = Future()
+        done: Future[WindowBatch] = Future()
         done.set_result(read(found))
         return done
+
+
+def _tell_channels(serving: WindowSelection) -> None:
+    """Log what is taken for a channel that some of the stores lack."""
+    for channel in serving.channels:
+        for name in serving.without_channel(channel):
+            _log.warning("The store %r has no %s: %s.", name, channel, CHANNELS[channel].means)
 
 
 def _named_stores(store: Any) -> dict[str, TokenStore]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.html import html_table
-from lightning_lance.serving.batches import Batch, Collator
+from lightning_lance.serving.batches import Batch, Collator, WindowBatch
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import Remainder
@@ -67,6 +67,7 @@ class ServedWindows:
         serving: The selection that they are of.
         make: What makes batches of them.
         pieces: What packed windows are made of, a table for each; None for windows that are pieces of the streams.
+        channels: What the channels of the stores have for the tokens, in their shape, by name; mostly none.
     """
 
     step: int
@@ -76,6 +77,7 @@ class ServedWindows:
     serving: WindowSelection
     make: Collator
     pieces: list[Pieces] | None = None
+    channels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"ServedWindows(step={self.step}, rank={self.rank}, starts={self.starts.tolist()})"
@@ -133,7 +135,8 @@ class ServedWindows:
     @cached_property
     def batch(self) -> Batch:
         """The batch as the model gets it."""
-        return self.make.batch(self.make.describe(self.tokens), 0, len(self.tokens))
+        windows = WindowBatch(self.tokens, channels=self.channels)
+        return self.make.batch(self.make.describe(windows), 0, len(self.tokens))
 
     @cached_property
     def text(self) -> list[str]:
