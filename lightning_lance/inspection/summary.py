@@ -259,8 +259,9 @@ def settings_of(commit: CommitMetadata) -> dict[str, Any]:
         known["path"] = None
     commit_of_source = commit.pin.get("revision")
     known["commit"] = commit_of_source if isinstance(commit_of_source, str) else None
-    for name in ("columns", "language_column", "languages"):
+    for name in ("columns", "language_column", "loss_mask_column", "languages"):
         known[name] = source.get(name)
+    known["channels"] = recipe.get("channels")
     known["where"] = _where(source.get("where"))
     known["text_filter"] = _changed(source.get("text_filter"), {"min_bytes": 1})
     known["dedup"] = source.get("dedup") if source.get("dedup") != "none" else None

@@ -6,7 +6,11 @@ the label of a token that is served says which token it has to be, and whether i
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,16 +20,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance import TokenStore, TokenWindows, WindowLoader
+from lightning_lance import Corpus, TokenStore, TokenWindows, WindowLoader
 from lightning_lance.convert import export_tokens, import_tokens, imports
-from lightning_lance.errors import BuildInterrupted, ConfigError, SourceError
+from lightning_lance.documents.spans import LOSS_SPANS
+from lightning_lance.errors import BuildInterrupted, ConfigError, SourceError, StoreError
 from lightning_lance.maintenance import forget, repacking, verify_store
+from lightning_lance.readers.cuts import Cut
 from lightning_lance.serving.batches import Batch
 from lightning_lance.serving.fim import FillInTheMiddle
-from lightning_lance.sources import dataset_reader
+from lightning_lance.sources import DatasetSource, dataset_reader
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.laws import examples
+from tests.support.stores import ListSource, kept
 from tests.support.streams import EOS
+from tests.support.workers import FakeEngine
 
 CONTEXT = 13
 COLUMNS = {"loss_mask": "mask", "token_labels": "number", "repo": "repo"}
@@ -227,6 +235,7 @@ def test_kills_merges_growth_and_removal_keep_them_aligned(tmp_path: Path, monke
     known = write(tmp_path / "x.parquet", lengths)
     monkeypatch.setattr(dataset_reader, "BATCH_ROWS", 3)
     monkeypatch.setattr(repacking, "_ROWS", 2)
+    monkeypatch.setattr(repacking, "_ROWS_WRITTEN", 1)
     encoded = imports._encoded
     calls: list[int] = []
 
@@ -324,3 +333,110 @@ def test_what_is_not_aligned_is_refused(tmp_path: Path, columns: dict[str, str],
     pq.write_table(pa.table({"input_ids": [[1, 2], [3, 4, 5]], "m": values}), tmp_path / "x.parquet")
     with pytest.raises((ConfigError, SourceError), match=message):
         imported(tmp_path, tmp_path / "x.parquet", columns=columns)
+
+
+# Parts of texts.
+
+
+@dataclass(frozen=True)
+class SpannedSource(ListSource):
+    """Documents of which parts are trained on, in shards that are cut after any row."""
+
+    spans: tuple[Any, ...] = ()
+    channels: tuple[str, ...] = ("loss_mask",)
+
+    def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
+        return [Cut(row, row) for row in range(part_bytes, self.per_shard, part_bytes)]
+
+    def begin_at(self, shard: int, cut: Cut) -> None:
+        pass
+
+    def read(self, shard: int, row: int) -> Iterator[pa.Table]:
+        for batch in super().read(shard, row):
+            first = shard * self.per_shard
+            rows = batch.column("row").to_pylist()
+            spans = [self.spans[first + row] for row in rows]
+            yield batch.append_column(LOSS_SPANS, pa.array(spans, pa.large_list(pa.int64())))
+
+
+def trained_bytes(text: str, spans: list[int] | None) -> list[bool]:
+    """Return which bytes of a text, and of EOS, are trained on, character by character."""
+    pairs = [(0, len(text))] if spans is None else [*zip(spans[::2], spans[1::2], strict=True)]
+    flags = []
+    for place, character in enumerate(text):
+        flag = any(low <= place < high for low, high in pairs)
+        flags += [flag] * len(character.encode())
+    return [*flags, flags[-1]]
+
+
+written = st.sampled_from(["a", "bb", "é🙂x", "ccc" * 700, "d\n", " ", "", None, "ü" * 1500, "the end"])
+spanned = st.tuples(written, st.sampled_from(["C", "Go"]), st.none() | st.lists(st.floats(0, 1), max_size=4))
+
+
+@examples(10)
+@given(st.lists(spanned, min_size=1, max_size=20), st.sampled_from(["none", "exact"]), st.data())
+def test_spans_of_texts_are_masks_on_both_engines(made: list[Any], dedup: Any, data: st.DataObject):
+    documents, spans = [], []
+    expected: dict[tuple[str, str], list[bool]] = {}
+    seen = set()
+    for number, (text, language, shares) in enumerate([*made, ("last", "C", None)]):
+        flat = None
+        if shares is not None:
+            sides = sorted(int(share * len(text or "")) for share in shares)
+            flat = sides[: len(sides) // 2 * 2]
+        documents.append((text, language, f"r{number}"))
+        spans.append(flat)
+        if kept(text) and (dedup == "none" or text not in seen):
+            expected.setdefault(("train", language), []).extend(trained_bytes(text, flat))
+            seen.add(text)
+    source = SpannedSource(tuple(documents), dedup=dedup, spans=tuple(spans))
+    engines = [("local", "local"), ("cluster", FakeEngine(data.draw(st.integers(0, 99)), unit_bytes=2, deaths=0.2))]
+    with TemporaryDirectory() as folder:
+        for name, engine in engines:
+            corpus = Corpus(source, ByteTokenizer(), Path(folder, f"{name}.lance"), val_fraction=0.0)
+            store = corpus.prepare(engine=engine, durable=False, commit_seconds=data.draw(st.sampled_from([0.0, 60.0])))
+            masks = {}
+            for stream in store.streams():
+                found = store.read_channel("loss_mask", np.asarray([stream.start]), stream.num_tokens)
+                masks["train", stream.language] = found[0].tolist()
+            assert masks == dict(sorted(expected.items()))
+
+
+def test_spans_in_columns_of_files(tmp_path: Path):
+    rows = [
+        {"text": "\ufeffask answer", "spans": [[5, 11]]},
+        {"text": "all of it"},
+        {"text": "é no", "spans": []},
+        {"text": "two é parts", "spans": [{"begin": 0, "end": 3}, {"begin": 6, "end": 11}]},
+    ]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "x.jsonl").write_text(lines, encoding="utf-8")
+    spans = [[[5, 11]], None, [], [[0, 3], [6, 11]]]
+    pq.write_table(pa.table({"text": [row["text"] for row in rows], "spans": spans}), tmp_path / "x.parquet")
+    expected = []
+    for text, flat in [("ask answer", [4, 10]), ("all of it", None), ("é no", []), ("two é parts", [0, 3, 6, 11])]:
+        expected += trained_bytes(text, flat)
+    made = {}
+    for name, source in {
+        "lines": DatasetSource.jsonl(tmp_path / "x.jsonl", loss_mask_column="spans"),
+        "parquet": DatasetSource.parquet(tmp_path / "x.parquet", loss_mask_column="spans"),
+    }.items():
+        corpus = Corpus(source, ByteTokenizer(), tmp_path / f"{name}.lance", val_fraction=0.0)
+        made[name] = corpus.prepare()
+        assert column(made[name], "loss_mask") == expected, name
+    # The column decides what is stored.
+    plain = Corpus(
+        DatasetSource.jsonl(tmp_path / "x.jsonl"), ByteTokenizer(), tmp_path / "lines.lance", val_fraction=0.0
+    )
+    with pytest.raises(
+        StoreError, match=r"channels: \['loss_mask'\] -> None; source.loss_mask_column: 'spans' -> None"
+    ):
+        plain.prepare()
+    (tmp_path / "x.jsonl").write_text('{"text": "abc", "spans": [[1, 4]]}\n')
+    again = Corpus(
+        DatasetSource.jsonl(tmp_path / "x.jsonl", loss_mask_column="spans"), ByteTokenizer(), tmp_path / "y.lance"
+    )
+    with pytest.raises(ConfigError, match=r"Document 0 of shard '.*' has the span \[1, 4\] in a text of 3 characters"):
+        again.prepare()
+    with pytest.raises(ConfigError, match=r"has no column 'span'.*: .*set source.loss_mask_column"):
+        DatasetSource.jsonl(tmp_path / "x.jsonl", loss_mask_column="span").open()
