@@ -135,7 +135,9 @@ class _Watch(Callback):
 def _datamodule_of(trainer: Trainer) -> LanceDataModule | None:
     """Return the LanceDataModule of a Trainer. A Trainer may go on with other data."""
     data = getattr(trainer, "datamodule", None)
-    return data if isinstance(data, LanceDataModule) else None
+    if isinstance(data, LanceDataModule):
+        return data
+    return None
 
 
 class LanceDataModule(LightningDataModule):
@@ -510,7 +512,9 @@ class LanceDataModule(LightningDataModule):
         return self._make_loader("train", resumable=resumable, fim=self._fill_in(), **self.serving.training)
 
     def _fill_in(self) -> FillInTheMiddle | None:
-        return None if self.fim is None else self.fim.with_ids(self.tokenizer, self.serving.seed)
+        if self.fim is None:
+            return None
+        return self.fim.with_ids(self.tokenizer, self.serving.seed)
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
         """Return the loader of the validation windows; an empty list, with a warning, if there are none.

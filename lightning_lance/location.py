@@ -264,7 +264,9 @@ def given_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
         _check_text(name, path, "data/mine.lance")
     if not is_local(path):
         place = path.rstrip("/")
-        return f"{place}/{HUB_STORE}" if _HUB_REPOSITORY.fullmatch(place) else place
+        if _HUB_REPOSITORY.fullmatch(place):
+            return f"{place}/{HUB_STORE}"
+        return place
     # Not normalized: behind a link, `..` is another folder than in the text.
     return str(_absolute(path))
 
@@ -305,7 +307,9 @@ def beside(uri: str, what: Neighbour) -> Path | None:
     `x.lance` has `x.lock`, and `x` has `x.store-lock`: no two stores share a file.
     """
     place = store_place(uri)
-    return beside_place(place, what) if is_local(place) else None
+    if is_local(place):
+        return beside_place(place, what)
+    return None
 
 
 def beside_place(place: str, what: Neighbour) -> Path:

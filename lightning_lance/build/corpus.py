@@ -234,7 +234,9 @@ class Corpus:
             wait_for_tokens=wait_for_tokens,
         )
         built = self._build(options)
-        return self.open(growing=wait_for_tokens is not None) if built is None else built
+        if built is None:
+            return self.open(growing=wait_for_tokens is not None)
+        return built
 
     def run(self, options: BuildOptions) -> bool:
         """Build, or wait; see `prepare`, which opens the store too. Return whether this process built something."""
@@ -298,7 +300,9 @@ class Corpus:
         why = "the source gave none"
         if not self.source.has_validation:
             documents = pluralize(store.commit.documents, "document")
-            drawn = "; documents of a repository are drawn together" if "repo" in self.source.metadata else ""
+            drawn = ""
+            if "repo" in self.source.metadata:
+                drawn = "; documents of a repository are drawn together"
             why = f"val_fraction={self._val_fraction} drew none of its {documents}{drawn}"
         cure = "another val_fraction makes another store"
         if not store.commit.exhausted:

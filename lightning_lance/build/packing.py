@@ -166,7 +166,9 @@ class Packer:
             # Neighbouring documents of one stream are one run.
             cuts = [0, *(np.flatnonzero(np.diff(mine) != 1) + 1).tolist(), len(mine)]
             runs = [(int(borders[mine[low]]), int(borders[mine[high - 1] + 1])) for low, high in pairwise(cuts)]
-            described = documents if len(mine) == len(documents) else documents.take(pa.array(mine))
+            described = documents
+            if len(mine) != len(documents):
+                described = documents.take(pa.array(mine))
             lengths = (borders[1:] - borders[:-1])[mine]
             stream = Stream(SPLITS[split], languages.dictionary[language].as_py())
             full += self._append(stream, joined, runs, lengths, described)

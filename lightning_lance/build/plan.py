@@ -127,7 +127,9 @@ class Plan:
     @property
     def tokenizer_file(self) -> Path | None:
         """The file of the tokenizer beside a local store."""
-        return tokenizer_file(self.uri) if self.location.is_local else None
+        if self.location.is_local:
+            return tokenizer_file(self.uri)
+        return None
 
 
 def make_plan(

@@ -184,7 +184,9 @@ def run_cuts(work: Work, shard: int, part_bytes: int) -> list[Cut]:
         SourceError: If the source cannot be read.
     """
     opened = work.opened
-    return opened.cuts(shard, part_bytes) if isinstance(opened, Divisible) else []
+    if isinstance(opened, Divisible):
+        return opened.cuts(shard, part_bytes)
+    return []
 
 
 def run_scan(work: Work, unit: Unit, name: UnitName) -> None:

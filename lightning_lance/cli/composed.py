@@ -115,7 +115,9 @@ def _is_interpolation(value: Any) -> bool:
 
 
 def _keys(node: Any) -> Any:
-    return range(len(node)) if OmegaConf.is_list(node) else node.keys()
+    if OmegaConf.is_list(node):
+        return range(len(node))
+    return node.keys()
 
 
 def _set(config: DictConfig, path: _Path, value: Any) -> None:

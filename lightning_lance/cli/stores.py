@@ -10,7 +10,7 @@ from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, 
 from lightning_lance.cli.tables import in_words, say_json, table, time_shown
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.messages.escaping import fail, say
-from lightning_lance.messages.formatting import format_bytes, format_number, format_tokens, pluralize
+from lightning_lance.messages.formatting import agreed, format_bytes, format_number, format_tokens, pluralize
 
 if TYPE_CHECKING:
     from lightning_lance.inspection.summary import StoreInfo, StoreSummary
@@ -100,7 +100,9 @@ def _asked_of_report(pairs: Mapping[str, str]) -> dict[str, Any]:
             mix[language] = _weight_of("info", key, value)
         else:
             expect("info", f"{key}={value}")
-    return {**asked, "mix": mix} if mix else asked
+    if mix:
+        return {**asked, "mix": mix}
+    return asked
 
 
 def _number_of(name: str, key: str, value: str) -> int:
@@ -184,7 +186,9 @@ def _say_info(info: StoreInfo) -> None:
 
 
 def _count(number: int | None) -> str | None:
-    return None if number is None else f"{number:,}"
+    if number is None:
+        return None
+    return f"{number:,}"
 
 
 def _amount(documents: int, tokens: int) -> str:
@@ -360,9 +364,9 @@ def _say_forgotten(uri: str, rule: Mapping[str, str], done: Forgotten) -> None:
         what = _documents((done.documents, done.tokens), "are forgotten", "is forgotten")
         say(f"{uri}: {what}, version {done.version}.")
     else:
-        then = (
-            "the rule is kept for documents that will be added" if done.rule_kept else "its source has no more to add"
-        )
+        then = "its source has no more to add"
+        if done.rule_kept:
+            then = "the rule is kept for documents that will be added"
         say(f"{uri}: nothing was forgotten, version {done.version}; {then}.")
     _say_near(rule, done.near)
     if done.purged:
@@ -381,4 +385,4 @@ def _say_near(rule: Mapping[str, str], near: Mapping[str, str]) -> None:
 
 def _documents(found: Sequence[int], do: str, does: str) -> str:
     number, tokens = found
-    return f"{_amount(number, tokens)} {does if number == 1 else do}"
+    return f"{_amount(number, tokens)} {agreed(number, does, do)}"

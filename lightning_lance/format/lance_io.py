@@ -141,7 +141,9 @@ def fragment_json(fragment: FragmentMetadata) -> str:
 
 def number_of(dataset: Any | None) -> int:
     """Return the version of an open dataset; 0 if there is none."""
-    return 0 if dataset is None else int(dataset.version)
+    if dataset is None:
+        return 0
+    return int(dataset.version)
 
 
 def versions_of(dataset: Any | None) -> list[int]:
@@ -256,8 +258,12 @@ def _size_of(path: str) -> int | None:
         found = os.stat(path)  # noqa: PTH116 - of ten thousand files
     except OSError:
         file = Path(path)
-        return file.stat().st_size if file.is_file() else None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+        if file.is_file():
+            return file.stat().st_size
+        return None
+    if stat.S_ISREG(found.st_mode):
+        return found.st_size
+    return None
 
 
 def stream_columns(dataset: Any) -> pa.Table:

@@ -175,7 +175,9 @@ class _Opened(NamedTuple):
     def kept_by(self, name: str) -> int | None:
         """Return the version of a tag, if its content is the same; None if not, or if there is no such tag."""
         tagged = read_refs(self.location).tags.get(name)
-        return tagged if tagged is not None and self._is_at(tagged) else None
+        if tagged is not None and self._is_at(tagged):
+            return tagged
+        return None
 
     def is_there(self) -> bool:
         """Return whether the version exists. StoreReplaced if another store was built there, StoreError if none is left."""

@@ -154,7 +154,9 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: float) -> float | str:
-    return value if math.isfinite(value) else str(value)
+    if math.isfinite(value):
+        return value
+    return str(value)
 
 
 def _step_of(about: Mapping[str, Any], rows: list[dict[str, Any]]) -> StepLosses:

@@ -294,7 +294,9 @@ def _no_match(uri: str, rule: Rule, near: Mapping[str, str], would_keep: bool) -
     given = " and ".join(f"{key}={value}" for key, value in rule.items())
     meant = " and ".join(f"{key}={value}" for key, value in near.items())
     hint = f"did you mean {meant}? " if meant else ""
-    cure = "check the value" if would_keep else "check the value, since its source has no more to add"
+    cure = "check the value, since its source has no more to add"
+    if would_keep:
+        cure = "check the value"
     if would_keep:
         cure += ", or give future=true to leave out such documents when the store grows, which cannot be taken back"
     return ConfigError(f"No document of {uri!r} has {given}: {hint}{cure}.")

@@ -90,6 +90,10 @@ class Lease:
             raise StoreError(
                 f"The file {str(self._path)!r} cannot be written ({error.strerror}): check free space and permissions."
             ) from error
+        except KeyboardInterrupt:
+            # The signal may have come when the file was written already.
+            self.release()
+            raise
         self._remove_blank()
         return False
 

@@ -324,7 +324,9 @@ class OpenedDataset:
                 )
         if len(commits) == 1:
             return {"revision": commits.popitem()[1]}
-        return {"revisions": commits} if commits else {}
+        if commits:
+            return {"revisions": commits}
+        return {}
 
     def present_languages(self) -> list[str]:
         source = self._source
@@ -578,7 +580,9 @@ class OpenedDataset:
         elif source.extensions is not None:
             languages = language_of_path(columns["path"], source.extensions)
         else:
-            language = self._listing.languages[self._order[shard]] if source.templates else ""
+            language = ""
+            if source.templates:
+                language = self._listing.languages[self._order[shard]]
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
         if source.loss_mask_column:

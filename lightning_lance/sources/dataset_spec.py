@@ -388,4 +388,6 @@ class DatasetSpec:
             conditions.append(SpelledAs(self.language_column, tuple(spelled)))
         elif self.languages and self.extensions is not None:
             conditions.append(EndsWith(self.columns["path"], tuple(path_tails(self.wanted, self.extensions))))
-        return RowFilter(tuple(conditions)) if conditions else None
+        if conditions:
+            return RowFilter(tuple(conditions))
+        return None

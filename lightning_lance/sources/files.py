@@ -183,7 +183,9 @@ class FilesSource:
     @property
     def _folder(self) -> str:
         root = local_path(str(self.root))
-        return self._base if root in ("", ".") else from_folder(self._base, root)
+        if root in ("", "."):
+            return self._base
+        return from_folder(self._base, root)
 
     def _files(self, counting: bool = False) -> tuple[list[tuple[str, str]], list[tuple[int, str]]]:
         """Return the files in the order in which they are read.

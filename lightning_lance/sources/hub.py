@@ -47,7 +47,9 @@ def open_builder(source: DatasetSpec, pin: Mapping[str, Any], local: Mapping[str
         local = local_shards(source).files
     try:
         # Before `datasets` is imported, which takes seconds.
-        files = {source.split: _checked_patterns(source, pin, local)} if source.data_files else None
+        files = None
+        if source.data_files:
+            files = {source.split: _checked_patterns(source, pin, local)}
         import datasets
         from datasets import load_dataset_builder
 
@@ -129,7 +131,9 @@ def _check_terms(api: Any, repo: str) -> None:
 def files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> str:
     """Return a hash of files: of the content of local ones, and of the name, size and ETag of others."""
     local = [file for file in files if is_local(file)]
-    root = os.path.commonpath([str(Path(file).parent) for file in local]) if local else ""
+    root = ""
+    if local:
+        root = os.path.commonpath([str(Path(file).parent) for file in local])
     if len(local) == len(files):
         return content_identity(files, root)
     import fsspec
@@ -148,12 +152,20 @@ def files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> 
     return digest.hexdigest()
 
 
+def _repository(source: DatasetSpec) -> str:
+    """Return the name of a repository, which may stand in the address of a file."""
+    if source.data_files:
+        match = _REPOSITORY.match(str(source.data_files[0]))
+        if match:
+            return match[1]
+    return source.path
+
+
 def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
     """Return one of our errors, with its cure, for an error of `datasets` or of the Hub client."""
     text = in_one_line(error, 2000)
     kinds = {type(cause).__name__ for cause in causes(error)}
-    match = _REPOSITORY.match(str(source.data_files[0])) if source.data_files else None
-    repo = match[1] if match else source.path
+    repo = _repository(source)
     login = "run 'hf auth login' or set HF_TOKEN"
     if "Dataset scripts are no longer supported" in text:
         return ConfigError(_instead_of_script(source.path))

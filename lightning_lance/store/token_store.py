@@ -168,7 +168,9 @@ class TokenStore:
         check_fragments(uri, fragments)
         if is_local(uri):
             check_sizes(uri, fragments)
-        mapped = None if reader == "take" else map_tokens(uri, dataset, fragments, self._block, self.dtype)
+        mapped = None
+        if reader != "take":
+            mapped = map_tokens(uri, dataset, fragments, self._block, self.dtype)
         if mapped is None and reader == "mapped":
             raise StoreError(f"The token store {uri!r} cannot be mapped into memory here: use reader='auto'.")
         self._layout = self._read_layout(fragments, data_file_infos(dataset, lineage))
@@ -225,7 +227,9 @@ class TokenStore:
             with reading(place):
                 dataset = dataset_at(location, version)
             if dataset is None:
-                what = f"version {version} of a token store" if version is not None else "token store"
+                what = "token store"
+                if version is not None:
+                    what = f"version {version} of a token store"
                 raise StoreError(
                     f"There is no committed {what} at {place!r}: check the place, or build a store there first."
                 )
@@ -808,7 +812,9 @@ class TokenStore:
     @property
     def reader(self) -> str:
         """How tokens are read: `mapped` (local files in memory) or `take` (blocks through Lance, some of them at least)."""
-        return "mapped" if all(places.is_mapped for places in (self._places, *self._channels.values())) else "take"
+        if all(places.is_mapped for places in (self._places, *self._channels.values())):
+            return "mapped"
+        return "take"
 
     def stage(self, folder: str | os.PathLike[str], max_bytes: int | None = None) -> None:
         """Copy the data files of a store in a bucket to a local disk, and read from the copies that are there.
@@ -824,7 +830,8 @@ class TokenStore:
             ConfigError: If an argument cannot be used, or the folder cannot be written.
         """
         folder = local_folder(folder, "stage")
-        max_bytes = None if max_bytes is None else whole_number("stage_bytes", max_bytes)
+        if max_bytes is not None:
+            max_bytes = whole_number("stage_bytes", max_bytes)
         if is_local(self.uri) or self._staged == (folder, max_bytes):
             return
         infos = data_file_infos(self._dataset)
@@ -931,7 +938,9 @@ def _opened_for(
     check_not_replaced(location, content.fingerprint)
 
     def find() -> int:
-        found = find_version(location, content.extent, content.fingerprint) if content.is_ours else None
+        found = None
+        if content.is_ours:
+            found = find_version(location, content.extent, content.fingerprint)
         if found is None:
             raise gone(uri, version)
         return found

@@ -140,7 +140,9 @@ class Tokenizer:
     @property
     def engine(self) -> str:
         """The engine in use: `gigatoken` or `tokenizers`."""
-        return "tokenizers" if self._fast is None else "gigatoken"
+        if self._fast is None:
+            return "tokenizers"
+        return "gigatoken"
 
     def encode_batch(self, texts: pa.Array) -> Encoded:
         """Encode texts. Safe to call from several threads.

@@ -308,7 +308,8 @@ def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, cod
     arguments = ["prepare", "tokenizer=bytes", "build.commit_seconds=0", f"corpus.uri={tmp_path}/x.lance"]
     process = server(BUILDING).start(Path(COMMAND[0]), *arguments, folder=tmp_path)
     awaited = "x.lock" if moment == "before" else "x.lance/_versions/*.manifest"
-    while process.is_running() and not list(tmp_path.glob(awaited)):
+    # A lease is there once it names its holder.
+    while process.is_running() and not any(path.stat().st_size for path in tmp_path.glob(awaited)):
         time.sleep(0.005)
     os.kill(process.pid, number)
     assert process.wait(60) == code
