@@ -29,6 +29,7 @@ from lightning_lance.documents.batch import before_row, next_row
 from lightning_lance.documents.dedup import text_hashes
 from lightning_lance.documents.screening import LongDocuments, skip_reasons
 from lightning_lance.errors import SourceError, StoreError
+from lightning_lance.format.channels import channels_of
 from lightning_lance.format.lance_io import PendingFragments, dataset_at, fragment_from, fragment_json, fragments_of
 from lightning_lance.format.layout import DataFileInfo
 from lightning_lance.format.metadata import CommitMetadata
@@ -73,7 +74,7 @@ class Work:
     def packer(self) -> Packer:
         """Return a packer for rows of the store."""
         dtype = token_dtype(self.tokenizer.vocab_size)
-        return Packer(self.tokenizer.eos_id, dtype, self.metadata, self.dedup)
+        return Packer(self.tokenizer.eos_id, dtype, self.metadata, self.dedup, channels_of(self.commit.recipe))
 
 
 def key_of(work: Work, unit: Unit, decided: Decided | None = None) -> str:

@@ -261,8 +261,9 @@ def settings_of(commit: CommitMetadata) -> dict[str, Any]:
     known["commit"] = None
     if isinstance(commit_of_source, str):
         known["commit"] = commit_of_source
-    for name in ("columns", "language_column", "languages"):
+    for name in ("columns", "language_column", "loss_mask_column", "languages"):
         known[name] = source.get(name)
+    known["channels"] = recipe.get("channels")
     known["where"] = _where(source.get("where"))
     known["text_filter"] = _changed(source.get("text_filter"), {"min_bytes": 1})
     known["dedup"] = None

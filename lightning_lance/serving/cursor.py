@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from lightning_lance.errors import ConfigError, StoreError, one_of
+from lightning_lance.format.channels import TOKENS
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.process.ranks import broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
@@ -164,9 +165,16 @@ class Cursor:
 
     def read(self, found: WindowLocations) -> np.ndarray:
         """Return windows: (n, context_length + 1) tokens, in the dtype of the stores."""
+        return self._read(found, TOKENS)
+
+    def read_channels(self, found: WindowLocations) -> dict[str, np.ndarray]:
+        """Return what the channels of the stores have for the tokens of windows, (n, context_length + 1) each, by name."""
+        return {name: self._read(found, name) for name in self.serving.channels}
+
+    def _read(self, found: WindowLocations, column: str) -> np.ndarray:
         if self.serving.windows == "packed":
-            return self._mixture.read_packed(found, self.serving.dtype)
-        return self.serving.read(found)
+            return self._mixture.read_packed(found, self.serving.dtype_of(column), column)
+        return self.serving.read(found, column)
 
     def pieces(self, found: WindowLocations) -> list[Pieces] | None:
         """Return the pieces of packed windows; see `Mixture.pieces`."""

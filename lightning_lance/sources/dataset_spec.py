@@ -57,6 +57,7 @@ class SharedOptions(TypedDict, total=False):
     revision: str | None
     languages: str | Sequence[str] | Mapping[str, Sequence[str]]
     language_column: str | None
+    loss_mask_column: str | None
     extensions: Mapping[str, Sequence[str]] | None
     where: Mapping[str, Sequence[Any]]
     text_filter: TextFilter
@@ -106,6 +107,8 @@ class DatasetSpec:
             other words, a mapping, such as `{"Python": ["PY", "python"]}`: documents of PY, python and Python are stored as
             Python.
         language_column: Column that holds the language.
+        loss_mask_column: Column with the parts of each text that are trained on: lists of pairs [begin, end) of character
+            offsets. Null means the whole text. See documents/spans.py.
         extensions: Language to its extensions; needs the word `path` in `columns`.
         where: Column to the values to keep, such as `{"license": ["mit", None]}`. A list is kept if it has one of them. See
             documents/filters.py. The reader skips row groups without such values.
@@ -143,6 +146,7 @@ class DatasetSpec:
     on_bad_shard: str = "error"
     name: str = "dataset"
     follow_links: bool = False
+    loss_mask_column: str | None = None
     # The folder that relative paths are relative to, whatever folder the process changes to later.
     base: str = field(default="", init=False, repr=False, compare=False)
 
@@ -260,9 +264,15 @@ class DatasetSpec:
         keys: dict[str, Collection[str | None]] = {
             "source.columns": self.columns.values(),
             "source.language_column": [self.language_column],
+            "source.loss_mask_column": [self.loss_mask_column],
             "source.where": self.where,
         }
         return " and ".join(key for key, named in keys.items() if not {*columns}.isdisjoint(named))
+
+    @property
+    def channels(self) -> Sequence[str]:
+        """The channels that its tokens have; see `CHANNELS`."""
+        return ["loss_mask"] if self.loss_mask_column else []
 
     @property
     def has_validation(self) -> bool:
