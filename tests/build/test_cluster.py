@@ -113,7 +113,7 @@ engines = st.builds(
 
 
 @given(texts, st.sampled_from(["none", "exact"]), budgets, engines, st.sampled_from([0.0, 60.0]))
-@examples(12)
+@examples(8)
 def test_the_store_is_that_of_the_local_engine(
     made: list[Any], dedup: Any, budget: dict[str, int], engine: FakeEngine, seconds: float
 ) -> None:
@@ -135,7 +135,7 @@ def test_the_store_is_that_of_the_local_engine(
 @given(
     texts, st.sampled_from(["none", "exact"]), budgets, engines, st.lists(st.integers(0, 12), max_size=3), st.booleans()
 )
-@examples(10)
+@examples(6)
 def test_drivers_that_die_lose_and_double_nothing(
     made: list[Any], dedup: Any, budget: dict[str, int], engine: FakeEngine, deaths: list[int], often: bool
 ) -> None:
@@ -153,7 +153,7 @@ def test_drivers_that_die_lose_and_double_nothing(
 
 
 @given(texts, st.sampled_from(["none", "exact"]), st.lists(st.booleans(), min_size=2, max_size=4), engines)
-@examples(8)
+@examples(4)
 def test_a_build_may_change_its_engine_and_forget(
     made: list[Any], dedup: Any, on_cluster: list[bool], engine: FakeEngine
 ) -> None:
@@ -210,7 +210,7 @@ class FlakySource(DivisibleSource):
 
 
 @pytest.mark.parametrize("breaks", [1, 2])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_shard_that_breaks_in_one_of_two_readings_is_skipped_and_its_copies_are_stored(
     tmp_path: Path, breaks: int, seed: int
 ) -> None:
