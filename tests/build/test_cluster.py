@@ -385,7 +385,7 @@ def test_a_unit_that_runs_out_of_memory_is_named(tmp_path: Path, caplog: pytest.
     rows = "Shard '1' of source 'list', from row 2 on,"
     assert str(refused.value) == (
         f"{rows} has ended its worker 3 times, 3 times for want of memory, at last with 4.29 GB set aside for it (killed): "
-        "committed documents are safe; give a worker more memory, or leave these rows out, and run again."
+        "committed documents are safe; give a worker more memory, or leave these rows out, then run it again."
     )
     assert f"{rows} ran out of memory and is done again with twice the memory (1 of 2): killed" in caplog.messages
 
@@ -409,7 +409,7 @@ def test_a_unit_that_ends_its_workers_is_named(tmp_path: Path) -> None:
         build(source, tmp_path, "x", {}, Engine())
     assert str(refused.value) == (
         "Shard '1' of source 'list', from row 2 on, has ended its worker 3 times (killed): committed documents are safe; give "
-        "a worker more memory, or leave these rows out, and run again."
+        "a worker more memory, or leave these rows out, then run it again."
     )
 
 

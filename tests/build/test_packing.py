@@ -116,11 +116,11 @@ def test_what_is_held_does_not_follow_the_number_of_streams(monkeypatch: pytest.
     sizes = []
     for i in range(50 * streams):
         sizes += [len(batch) for batch in pack(packer, [(0, f"L{i % streams}", [1] * (BLOCK // 3))], i)]
-        assert sum(end.tokens.nbytes for end in packer._ends.values()) <= max(24, streams) * row
+        assert sum(end.num_bytes for end in packer._ends.values()) <= max(24, streams) * row
     assert max(sizes) == max(1, min(9, 24 // streams))
     # One after the other, each until it is full.
     packer = Packer(EOS, np.dtype(np.uint16), ["path"])
     for i in range(streams):
-        while not (end := packer._ends.get(Stream("train", f"L{i}"))) or end.size < len(end.tokens) - BLOCK // 2:
+        while not (end := packer._ends.get(Stream("train", f"L{i}"))) or end.size < end.room - BLOCK // 2:
             pack(packer, [(0, f"L{i}", [1] * (BLOCK // 3))], i)
-        assert sum(end.tokens.nbytes for end in packer._ends.values()) <= (24 + streams) * row
+        assert sum(end.num_bytes for end in packer._ends.values()) <= (24 + streams) * row

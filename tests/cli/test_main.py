@@ -296,7 +296,7 @@ def test_help_of_prepare_shows_its_own_keys(
         "Powered",
     }
     assert not others & words
-    assert "data_files: ???" in shown("source=parquet", "-h")
+    assert "source.data_files=???" in shown("source=parquet", "-h")
     with pytest.raises(SystemExit) as ended:
         shown("-h", "source=parket")
     assert str(ended.value.code).startswith("error: There is no source 'parket': did you mean 'parquet'?")

@@ -209,7 +209,7 @@ def test_a_bad_shard_is_named_or_left_out(tmp_path: Path, kind: str):
         return texts, opened.trouble.bad_shards
 
     with pytest.raises(
-        SourceError, match=r"repair the shard, or skip the rest of it with source\.on_bad_shard=skip, and run"
+        SourceError, match=r"repair the shard, or skip the rest of it with source\.on_bad_shard=skip, then run it again"
     ):
         read("error")
     texts, bad_shards = read("skip")
