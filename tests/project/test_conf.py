@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def make(*overrides: str) -> tuple[DictConfig, Any]:
-    config = composed(*overrides)
+    # A copy, since Hydra replaces references by what they refer to.
+    config = deepcopy(composed(*overrides))
     return config, instantiate(config.data)
 
 
