@@ -49,7 +49,7 @@ lint: $(VENV)/installed
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# An environment of their own for what benchmarks/ compare this package with.
+# An environment of their own for what benchmarks/ compare this package with. One of them needs PYTHON=python3.13.
 peers: .venv-peers/installed
 
 .venv-peers/installed: benchmarks/peers/requirements.txt

@@ -104,8 +104,3 @@ def test_torchdata_goes_on_with_its_own_state(tmp_path: Path):
     assert [line.split()[0] for line in first] == ["0", "1", "2", "3", "4"]
     assert [line.split()[0] for line in second] == ["5", "6", "7", "8", "9"]
     assert not {line.partition(" ")[2] for line in first} & {line.partition(" ")[2] for line in second}
-
-
-def test_the_loader_of_torchtitan(tmp_path: Path):
-    told = run("torchtitan_loader.py", tmp_path)
-    assert told == "inputs (8, 64), labels (8, 64), goes on with the same batch: True\n"
