@@ -459,6 +459,8 @@ class GPTModule(lightning.LightningModule):
         if not whole:
             name += f"/{self.trainer.datamodule.val_names[dataloader_idx]}"  # type: ignore[attr-defined]
         size = len(batch["input_ids"])
+        if "loss_mask" in batch:  # a batch counts for as much as there is to learn in it
+            size = int(batch["loss_mask"].sum())
         self.log(name, losses["loss"], prog_bar=whole, sync_dist=True, batch_size=size, add_dataloader_idx=False)
         return losses
 

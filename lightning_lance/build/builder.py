@@ -18,7 +18,7 @@ from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.build.progress import BuildProgress, tell_begun
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import CommitConflict, LightningLanceError, SourceError
-from lightning_lance.format.channels import channels_of
+from lightning_lance.format.channels import bytes_of_token, channels_of
 from lightning_lance.format.commit import append_commit, last_version
 from lightning_lance.format.lance_io import PendingFragments, conflict, dataset_at
 from lightning_lance.format.metadata import CommitMetadata
@@ -144,7 +144,8 @@ class Build:
         hashes = stored_hashes(self._location) if self._dedup else None
         ledger = Ledger(first, self._budget, self._opened.shards, self._source.wanted, hashes)
         if commit_tokens is None:
-            commit_tokens = FULL_BYTES // token_dtype(plan.tokenizer.vocab_size).itemsize
+            width = bytes_of_token(token_dtype(plan.tokenizer.vocab_size), channels_of(plan.recipe))
+            commit_tokens = FULL_BYTES // width
         tell_begun(self._source.name, num_shards, str(self._budget), plan.uri, first.documents)
         self._space = DiskSpaceCheck(plan, self._budget, self._opened)
         with BuildProgress(self._source.name, self._share(first)) as progress:

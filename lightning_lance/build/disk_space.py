@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.errors import ConfigError
+from lightning_lance.format.channels import bytes_of_token, channels_of
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.maintenance.compaction import FULL_BYTES, uncompacted_bytes
 from lightning_lance.messages.escaping import logger
@@ -90,7 +91,7 @@ class DiskSpaceCheck:
             _log.debug("The size of the store %r can be estimated %s; %s.", uri, self._when_known(seen), space)
             return
         self._done = True
-        width = token_dtype(self._plan.tokenizer.vocab_size).itemsize
+        width = bytes_of_token(token_dtype(self._plan.tokenizer.vocab_size), channels_of(self._plan.recipe))
         # Committed tokens already take their space.
         committed = stored.tokens if stored is not None else 0
         least = max(tokens - committed, 0) * width

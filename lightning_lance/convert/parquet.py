@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lightning_lance.convert.channels import CHANNEL_WORDS, Aligned, holds_channel
+from lightning_lance.convert.channels import CHANNEL_WORDS, HF_LABELS, Aligned, holds_channel
 from lightning_lance.convert.documents import Shard, TokenDocuments, TokenShards
 from lightning_lance.convert.places import SPLIT_NAMES, Places
 from lightning_lance.documents.arrow import as_single_chunk
@@ -27,6 +28,7 @@ from lightning_lance.documents.columns import (
     steps_to,
 )
 from lightning_lance.errors import ConfigError
+from lightning_lance.format.channels import LOSS_MASK, TOKEN_LABELS
 from lightning_lance.messages.formatting import format_list, suggestion
 from lightning_lance.sources.dataset_reader import OpenedDataset
 from lightning_lance.sources.datasets import DatasetSource
@@ -34,6 +36,8 @@ from lightning_lance.sources.local_paths import from_folder, is_local, local_pat
 
 ENDING = ".parquet"
 USUAL_COLUMN = "input_ids"
+# Usual names of columns with a value for each id, and the words that take them.
+_USUAL_CHANNELS = {LOSS_MASK: LOSS_MASK, "labels": HF_LABELS, TOKEN_LABELS: TOKEN_LABELS}
 
 
 def dataset_of(places: Places, columns: Mapping[str, str], language_column: str | None) -> DatasetSource:
@@ -87,6 +91,7 @@ class _OpenedTokens(OpenedDataset):
                 return []
             found = [name for name in self._column_names() if steps_to(file.schema, name) is not None]
             self._check_types(file.schema, found, file.name)
+            self._tell_not_taken(file.schema)
             return list(dict.fromkeys([*names_in(file.schema), *found]))
 
     def _check_types(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
@@ -107,6 +112,17 @@ class _OpenedTokens(OpenedDataset):
                 f"Column {column!r} of {name} holds {kind}, expected lists of whole numbers: name another by columns.tokens"
             )
 
+    def _tell_not_taken(self, schema: pa.Schema) -> None:
+        """Note columns that look like channels, and are not asked for."""
+        taken = {*self._source.columns.values()}
+        for column, word in _USUAL_CHANNELS.items():
+            steps = steps_to(schema, column)
+            if steps is None or column in taken or not is_list(column_type(schema, steps)):
+                continue
+            told = f"The set has a column {column!r}, which is not taken: columns.{word}={column} takes it."
+            if (logging.INFO, told) not in self.trouble.remarks:
+                self.trouble.remarks.append((logging.INFO, told))
+
     def _check_channels(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
         """Check the columns of channels, which a shard must have."""
         for word, column in self._source.columns.items():
@@ -116,13 +132,15 @@ class _OpenedTokens(OpenedDataset):
             if steps is None:
                 raise UnfitShard(
                     f"{begin(name)} has no column {column!r}{suggestion(column, names_in(schema))}, which columns.{word} "
-                    f"names: it has {format_list(names_in(schema))}"
+                    f"names: it has {format_list(names_in(schema))}",
+                    of_text=False,
                 )
             kind = column_type(schema, steps)
             if not is_list(kind) or not holds_channel(word, kind.value_type):
                 raise UnfitShard(
                     f"Column {column!r} of {name} holds {kind}, expected lists with a value for each id: name another by "
-                    f"columns.{word}"
+                    f"columns.{word}",
+                    of_text=False,
                 )
 
     def _document_batches(self, table: pa.Table, first_row: int, shard: int) -> list[pa.Table]:

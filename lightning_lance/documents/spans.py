@@ -27,7 +27,10 @@ _EXPECTED = "lists of pairs of character offsets, such as [[0, 12], [40, 57]]"
 def check_spans(kind: pa.DataType, name: str, where: str) -> None:
     """Raise UnfitShard if a column of this type, which `where` has by this name, cannot hold spans."""
     if not (_is_text(kind) or pa.types.is_null(kind) or (is_list(kind) and _is_pair(kind.value_type))):
-        raise UnfitShard(f"Column {name!r} of {where} holds {kind}, expected {_EXPECTED}", of_text=False)
+        raise UnfitShard(
+            f"Column {name!r} of {where} holds {kind}, expected {_EXPECTED}: name another by source.loss_mask_column",
+            of_text=False,
+        )
 
 
 def _is_text(kind: pa.DataType) -> bool:

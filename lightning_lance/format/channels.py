@@ -49,6 +49,11 @@ def ordered(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in CHANNELS if name in found)
 
 
+def bytes_of_token(dtype: np.dtype[Any], channels: Iterable[str]) -> int:
+    """Return the bytes that a token of a type takes, with its channels."""
+    return dtype.itemsize + sum(CHANNELS[name].stored.itemsize for name in channels)
+
+
 def channels_of(recipe: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the channels of a store, given its recipe."""
     return ordered(recipe.get("channels", ()))

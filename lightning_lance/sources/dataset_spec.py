@@ -161,7 +161,7 @@ class DatasetSpec:
         if isinstance(self.columns, Mapping):
             # YAML reads names of digits as numbers.
             object.__setattr__(self, "columns", {as_text(word): as_text(name) for word, name in self.columns.items()})
-        validate_columns(self.columns, repr(self.name))
+        self._check_columns()
         check_dedup(self.dedup)
         if isinstance(self.path, Path) or str(self.path).startswith("~"):
             object.__setattr__(self, "path", local_path(str(self.path)))
@@ -188,6 +188,15 @@ class DatasetSpec:
             raise ConfigError(
                 f"Source {self.name!r} has no languages, got languages={list(self.languages)}: leave languages empty, or set "
                 "source.language_column or source.extensions."
+            )
+
+    def _check_columns(self) -> None:
+        """Check the names of columns."""
+        validate_columns(self.columns, repr(self.name))
+        if self.loss_mask_column is not None and self.loss_mask_column == self.columns["text"]:
+            raise ConfigError(
+                f"source.loss_mask_column is {self.loss_mask_column!r}, the column of the text: expected one with the parts of "
+                "it that are trained on."
             )
 
     def _take_languages(self) -> None:

@@ -20,9 +20,6 @@ from lightning_lance.tokenization.gigatoken import Encoded
 from lightning_lance.tokenization.long_texts import cut_points
 from lightning_lance.tokenization.tokenizer import Pieces, Tokenizer
 
-# Tokens whose bytes are compared with the text at a time.
-_TOGETHER = 1 << 18
-
 
 class Extents(NamedTuple):
     """Where the tokens of n texts lie, in bytes of the texts laid end to end.
@@ -78,17 +75,12 @@ def extents_of(tokenizer: Tokenizer, characters: Characters, encoded: Encoded, m
     others = np.arange(len(characters.counts))
     pieces = tokenizer.pieces
     if pieces is not None:
-        sizes = np.diff(pieces.offsets)[encoded.ids]
+        sizes = pieces.sizes[encoded.ids]
         sums = np.append(0, np.cumsum(sizes))
         of_text = np.repeat(others, np.diff(encoded.offsets))
         begins = sums[:-1] - sums[encoded.offsets[:-1]][of_text] + characters.borders[:-1][of_text]
         ends = begins + sizes
-        same = np.diff(sums[encoded.offsets]) == np.diff(characters.borders)
-        for low in range(0, total, _TOGETHER):
-            here = slice(low, low + _TOGETHER)
-            wrong = _differing(pieces, encoded.ids[here], begins[here], characters.data)
-            same[of_text[here][wrong]] = False
-        others = np.flatnonzero(~same)
+        others = _differing(pieces, encoded, np.diff(sums[encoded.offsets]), characters)
     for text in others.tolist():
         mine = slice(int(encoded.offsets[text]), int(encoded.offsets[text + 1]))
         found = [*_by_reference(tokenizer, characters, text, max_bytes)]
@@ -105,16 +97,21 @@ def extents_of(tokenizer: Tokenizer, characters: Characters, encoded: Encoded, m
     return Extents(begins, ends)
 
 
-def _differing(pieces: Pieces, ids: np.ndarray, begins: np.ndarray, data: np.ndarray) -> np.ndarray:
-    """Return which tokens have other bytes than the text at their places, (n,) bool."""
-    sizes = np.diff(pieces.offsets)[ids]
-    token = np.repeat(np.arange(len(ids)), sizes)
-    within = np.arange(len(token)) - (np.cumsum(sizes) - sizes)[token]
-    at = begins[token] + within
-    inside = at < len(data)
-    differs = np.ones(len(token), bool)
-    differs[inside] = data[at[inside]] != pieces.data[(pieces.offsets[ids][token] + within)[inside]]
-    return np.bincount(token[differs], minlength=len(ids)) > 0
+def _differing(pieces: Pieces, encoded: Encoded, sizes: np.ndarray, characters: Characters) -> np.ndarray:
+    """Return the texts that are not the bytes of their tokens, which are so many: (m,) numbers of texts."""
+    lengths = np.diff(characters.borders)
+    same = sizes == lengths
+    ids, data = encoded.ids, characters.data
+    if not same.all():
+        ids = ids[np.repeat(same, np.diff(encoded.offsets))]
+        data = data[np.repeat(same, lengths)]
+    joined = pieces.spelled.take(pa.array(ids))
+    spelled = offsets_and_bytes(joined)[1][: len(data)]
+    wrong = np.flatnonzero(spelled != data)
+    if len(wrong):
+        kept = np.flatnonzero(same)
+        same[kept[np.searchsorted(np.cumsum(lengths[kept]), wrong, side="right")]] = False
+    return np.flatnonzero(~same)
 
 
 def _by_reference(

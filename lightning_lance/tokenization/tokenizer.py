@@ -53,15 +53,15 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class Pieces(NamedTuple):
-    """The bytes of the tokens of a byte-level tokenizer: those of id i are `data[offsets[i]:offsets[i + 1]]`.
+    """The bytes of the tokens of a byte-level tokenizer, by id.
 
     Attributes:
-        data: (total,) uint8.
-        offsets: (ids + 1,) int64.
+        spelled: (ids,) large_binary.
+        sizes: (ids,) int64: how many they are.
     """
 
-    data: np.ndarray
-    offsets: np.ndarray
+    spelled: pa.LargeBinaryArray
+    sizes: np.ndarray
 
 
 class Tokenizer:
@@ -253,8 +253,7 @@ class Tokenizer:
                 spelled[number] = bytes(known[character] for character in piece)
         for token in fields.get("added_tokens") or []:
             spelled[token["id"]] = b"" if token["special"] else token["content"].encode()
-        offsets = np.append(0, np.cumsum([len(piece) for piece in spelled]))
-        return Pieces(np.frombuffer(b"".join(spelled), np.uint8), offsets)
+        return Pieces(pa.array(spelled, pa.large_binary()), np.asarray([len(piece) for piece in spelled]))
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of a text by the `tokenizers` library, and the characters from and up to which each of them goes."""

@@ -7,6 +7,7 @@ the label of a token that is served says which token it has to be, and whether i
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,13 @@ from lightning_lance import Corpus, TokenStore, TokenWindows, WindowLoader
 from lightning_lance.convert import export_tokens, import_tokens, imports
 from lightning_lance.documents.spans import LOSS_SPANS
 from lightning_lance.errors import BuildInterrupted, ConfigError, SourceError, StoreError
+from lightning_lance.inspection.show import show_step
 from lightning_lance.maintenance import forget, repacking, verify_store
 from lightning_lance.readers.cuts import Cut
 from lightning_lance.serving.batches import Batch
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.sources import DatasetSource, dataset_reader
+from lightning_lance.store.staging import Copy
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.laws import examples
 from tests.support.stores import ListSource, kept
@@ -128,6 +131,15 @@ def test_a_store_has_what_the_columns_had(tmp_path: Path):
             known.trained[place : place + 2050].tolist() for place in places
         ]
     assert (store.reader, by_take.reader) == ("mapped", "take")
+    # As a store in a bucket reads copies that have arrived.
+    copies = {}
+    for path in Path(store.uri, "data").iterdir():
+        with path.open("rb") as file:
+            copies[path.name] = Copy(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    by_take._read_from(copies)
+    assert by_take.reader == "mapped"
+    for channel in store.channels:
+        assert column(by_take, channel) == column(store, channel)
     assert not verify_store(store.uri)
     with pytest.raises(ConfigError, match=r"has no channel 'labels': it has loss_mask and token_labels"):
         store.read_channel("labels", places, 3)
@@ -245,6 +257,10 @@ def test_borders_that_are_masked_are_masked_in_both(made: tuple[TokenStore, Toke
     assert not batch["loss_mask"][at_eos].any()
     assert (batch["targets"][at_eos] == -100).all()
     assert np.array_equal(batch["loss_mask"][~at_eos], plain["loss_mask"][~at_eos])
+    # And shown as such: targets begin with the second token of a window.
+    for number, window in enumerate(show_step(WindowLoader(store, 64, 4), 0)):
+        shown = {piece.trained for document in window.documents for piece in document.pieces}
+        assert shown == {False, *plain["loss_mask"][number].tolist()}
 
 
 def test_kills_merges_growth_and_removal_keep_them_aligned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -303,10 +319,15 @@ def test_what_is_exported_is_imported_again(made: tuple[TokenStore, TokenStore, 
     assert "The format megatron has no place for loss_mask and token_labels, which is left out" in caplog.text
 
 
-def test_labels_of_hugging_face_are_a_mask(tmp_path: Path):
+def test_labels_of_hugging_face_are_a_mask(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     rows = [[5, 6, 7], [8, 9], [1, 1]]
     labels = [[-100, 6, 7], [-100, -100], [1, 1]]
     pq.write_table(pa.table({"input_ids": rows, "labels": labels}), tmp_path / "x.parquet")
+    caplog.set_level("INFO")
+    assert imported(tmp_path / "plain", tmp_path / "x.parquet", columns={}).channels == ()
+    assert (
+        caplog.text.count("The set has a column 'labels', which is not taken: columns.hf_labels=labels takes it.") == 1
+    )
     store = imported(tmp_path, tmp_path / "x.parquet", columns={"hf_labels": "labels"})
     assert column(store, "loss_mask") == [False, True, True, True, False, False, False, True, True, True]
     assert store.channels == ("loss_mask",)
@@ -457,3 +478,5 @@ def test_spans_in_columns_of_files(tmp_path: Path):
         again.prepare()
     with pytest.raises(ConfigError, match=r"has no column 'span'.*: .*set source.loss_mask_column"):
         DatasetSource.jsonl(tmp_path / "x.jsonl", loss_mask_column="span").open()
+    with pytest.raises(ConfigError, match=r"source.loss_mask_column is 'text', the column of the text"):
+        DatasetSource.jsonl(tmp_path / "x.jsonl", loss_mask_column="text")

@@ -14,7 +14,7 @@ from tokenizers import normalizers
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.tokenization import extents
-from lightning_lance.tokenization.extents import Characters, extents_of, trained_tokens
+from lightning_lance.tokenization.extents import Characters, Extents, extents_of, trained_tokens
 from lightning_lance.tokenization.gigatoken import Encoded
 from lightning_lance.tokenization.long_texts import encode_texts
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer
@@ -87,7 +87,6 @@ def test_the_lengths_of_tokens_tell_where_they_are_wherever_that_is_exact(monkey
         return by_reference(tokenizer, characters, text, max_bytes)
 
     monkeypatch.setattr(extents, "_by_reference", counted)
-    monkeypatch.setattr(extents, "_TOGETHER", 3)
     texts = ["naïve the café", "e\u0301 the", "", "東京 in"]
     for kind, expected in {"bytes": [], "plain": [], "nfc": [1], "pieces": [0, 1, 2, 3]}.items():
         trained(kind, texts, [[(0, 1)], [], [], [(1, 2)]])
@@ -107,6 +106,16 @@ def test_long_texts_in_pieces_are_as_whole_ones(kind: str):
         assert trained(kind, [text], [spans], 64)[-1]
         return
     assert trained(kind, [text], [spans], 64) == by_hand(kind, text, spans)
+
+
+def test_a_token_without_bytes_is_trained_on_with_the_byte_that_follows():
+    characters = Characters(pa.array(["ab"], pa.large_string()))
+    found = Extents(np.asarray([0, 1, 1]), np.asarray([1, 1, 2]))
+    masks = [
+        trained_tokens(characters, found, np.asarray([0, 3]), np.zeros(1, np.int64), np.asarray([span])).tolist()
+        for span in ([0, 1], [1, 2])
+    ]
+    assert masks == [[True, False, False, False], [False, True, True, True]]
 
 
 def test_ids_that_the_offsets_do_not_belong_to_are_refused():
