@@ -16,7 +16,15 @@ import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_lance.build.corpus import Corpus, ReadyStore, check_builds, check_together, corpora_of, mix_of
+from lightning_lance.build.corpus import (
+    Corpus,
+    ReadyStore,
+    check_builds,
+    check_together,
+    corpora_of,
+    known_fingerprint,
+    mix_of,
+)
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, StoreError, flag
@@ -28,7 +36,7 @@ from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.messages.moved_names import moved_argument
 from lightning_lance.process.ranks import SETTING_UP, broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
 from lightning_lance.serving.batches import Batch
-from lightning_lance.serving.cursor import Cursor
+from lightning_lance.serving.cursor import Cursor, continues_other_data, described_change
 from lightning_lance.serving.document_weights import MixBy
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
@@ -46,7 +54,7 @@ from lightning_lance.serving.options import (
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs
-from lightning_lance.serving.selection import WindowSelection, check_one_tokenizer, extent_in
+from lightning_lance.serving.selection import WindowSelection, check_one_tokenizer, extent_in, known_differences
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.vocabulary import vocabulary_of
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
@@ -136,7 +144,9 @@ class _Watch(Callback):
 def _datamodule_of(trainer: Trainer) -> LanceDataModule | None:
     """Return the LanceDataModule of a Trainer. A Trainer may go on with other data."""
     data = getattr(trainer, "datamodule", None)
-    return data if isinstance(data, LanceDataModule) else None
+    if isinstance(data, LanceDataModule):
+        return data
+    return None
 
 
 class LanceDataModule(LightningDataModule):
@@ -522,7 +532,9 @@ class LanceDataModule(LightningDataModule):
         return self._make_loader("train", resumable=resumable, fim=self._fill_in(), **self.serving.training)
 
     def _fill_in(self) -> FillInTheMiddle | None:
-        return None if self.fim is None else self.fim.with_ids(self.tokenizer, self.serving.seed)
+        if self.fim is None:
+            return None
+        return self.fim.with_ids(self.tokenizer, self.serving.seed)
 
     def val_dataloader(self) -> WindowLoader | list[WindowLoader]:
         """Return the loader of the validation windows; an empty list, with a warning, if there are none.
@@ -648,6 +660,28 @@ class LanceDataModule(LightningDataModule):
         saves = self.trainer is not None and self.trainer.is_global_zero
         self._tags.keep_for_checkpoints(self._loader.stores.values() if saves else ())
         return self._loader.state_dict()
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Check that a fit can continue from a state, as far as that is known before anything is built or opened.
+
+        Raises:
+            StoreError: If the state is invalid or of other data, and `on_data_change` is `error`.
+        """
+        state = checked_state(state_dict)
+        if self.serving.on_data_change != "error":
+            return
+        fingerprints = {name: known_fingerprint(corpus) for name, corpus in self.corpora.items()}
+        names = ("order", "seed", "shuffle_block", "where", "mix", "windows")
+        selected = {name: getattr(self.serving, name) for name in names}
+        differences = known_differences(state, selected, fingerprints)
+        if not differences:
+            return
+        # The place of a store may be known only once its tokenizer is trained.
+        uris = [
+            "a store to be built" if fingerprints[name] is None else self.corpora[name].uri for name in self.corpora
+        ]
+        changes = [described_change(name, values, state, uris) for name, values in differences.items()]
+        raise continues_other_data("; ".join(changes))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, on the tokens that the stores had then. An error changes nothing.

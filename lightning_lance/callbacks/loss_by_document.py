@@ -228,7 +228,9 @@ class LossByDocument(Callback):
         )
 
     def _folder(self, trainer: Trainer) -> str:
-        return trainer.default_root_dir if self.folder is None else self.folder
+        if self.folder is None:
+            return trainer.default_root_dir
+        return self.folder
 
     def _write(self, trainer: Trainer, spike: _Kept, median: float | None) -> None:
         """Write a step and those kept before it, unless they are written."""

@@ -24,7 +24,9 @@ def has_other_ranks(trainer: Trainer) -> bool:
 def train_loader(trainer: Trainer) -> WindowLoader | None:
     """Return the WindowLoader that a Trainer trains on, of a LanceDataModule or given by itself; None for other data."""
     loader = trainer.train_dataloader
-    return loader if isinstance(loader, WindowLoader) else None
+    if isinstance(loader, WindowLoader):
+        return loader
+    return None
 
 
 def val_loader(trainer: Trainer) -> WindowLoader | None:
@@ -32,7 +34,9 @@ def val_loader(trainer: Trainer) -> WindowLoader | None:
     loaders = trainer.val_dataloaders
     if isinstance(loaders, list) and loaders:
         loaders = loaders[0]
-    return loaders if isinstance(loaders, WindowLoader) else None
+    if isinstance(loaders, WindowLoader):
+        return loaders
+    return None
 
 
 def first_tokens(input_ids: Tensor) -> Tensor:

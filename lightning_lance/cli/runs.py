@@ -90,7 +90,9 @@ def where_command(arguments: Sequence[str]) -> None:
         rule["id"] = rule.pop("document")
     if not rule:
         expect("where", "no key=value")
-    until = _number("where", "until", pairs["until"]) if "until" in pairs else None
+    until = None
+    if "until" in pairs:
+        until = _number("where", "until", pairs["until"])
     settings: dict[str, Any] = {}
     for key in ("batch_size", "world_size"):
         if key in pairs:

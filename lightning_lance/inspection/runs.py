@@ -124,10 +124,13 @@ def last_step(place: str) -> int | None:
     """Return the number of batches that a run was to have, from its newest checkpoint; None if it is not known."""
     try:
         noted = load_checkpoint(checkpoint_at(place)).get(RUN, {})
-        batches = noted["max_steps"] * noted["accumulate_grad_batches"]
-        return batches if batches > 0 else None
+        batches: int = noted["max_steps"] * noted["accumulate_grad_batches"]
+        is_known = batches > 0
     except (LightningLanceError, AttributeError, KeyError, TypeError):
         return None
+    if is_known:
+        return batches
+    return None
 
 
 def _is_store(place: str, storage_options: Mapping[str, str] | None) -> bool:

@@ -75,7 +75,9 @@ def _stored_now(store: TokenStore) -> int:
         newest = last_commit(store.location)
     except StoreError:
         newest = None
-    return store.commit.stored_tokens if newest is None else newest.stored_tokens
+    if newest is None:
+        return store.commit.stored_tokens
+    return newest.stored_tokens
 
 
 def _reason(corpus: Corpus | ReadyStore | None, opened: TokenStore | None, served: TokenStore) -> str:
@@ -93,9 +95,14 @@ def _epochs(loader: WindowLoader, limits: list[Limit]) -> str:
         return ""
     limit = min(limits)
     epochs = loader.epochs_of(limit.batches)
-    named = [f"{_short(value)} of {name}" if name else _short(value) for name, value in epochs.items()]
+    named = []
+    for name, value in epochs.items():
+        of = f" of {name}" if name else ""
+        named.append(f"{_short(value)}{of}")
     return f"; {limit.name} makes {format_list(named)} epochs"
 
 
 def _short(epochs: float) -> str:
-    return f"{epochs:,.0f}" if epochs >= 100 else f"{epochs:.3g}"
+    if epochs >= 100:
+        return f"{epochs:,.0f}"
+    return f"{epochs:.3g}"

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from lightning_lance.errors import ConfigError, StoreError, described, flag, integer, one_of, whole_number, word
+from lightning_lance.format.channels import CHANNELS
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
 from lightning_lance.process.ranks import check_ranks_agree
 from lightning_lance.serving import steps
-from lightning_lance.serving.batches import Batch, Collator, in_rows
+from lightning_lance.serving.batches import Batch, Collator, WindowBatch
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.document_weights import MixBy
 from lightning_lance.serving.fim import FillInTheMiddle
@@ -180,6 +181,8 @@ class WindowLoader:
             at_max_epochs,
             mix_by,
         )
+        if rank == 0:
+            _tell_channels(serving)
         if serving.without_weight and rank == 0:
             _log.warning(
                 "mix has no weight for %s, so it is not served: add a weight, or exclude it with %s.",
@@ -328,9 +331,12 @@ class WindowLoader:
         step = integer("step", step)
         rank = self._rank if rank is None else integer("rank", rank)
         found, cursor = self._found([step], rank)
-        tokens = self._make.rearrange(cursor.read(found), found.start, found.epoch)
+        windows = self._make.rearrange(cursor.read(found), found.start, found.epoch, cursor.read_channels(found))
         pieces = cursor.pieces(found)
-        return ServedWindows(step, rank, found, tokens, cursor.serving, self._make, pieces, self.rows_of(step))
+        rows = self.rows_of(step)
+        return ServedWindows(
+            step, rank, found, windows.tokens, cursor.serving, self._make, pieces, rows, channels=windows.channels
+        )
 
     def rows_of(self, step: int) -> int:
         """Return how many rows of its batch a window of a step is (`context_length_schedule`)."""
@@ -562,8 +568,8 @@ class WindowLoader:
     def _serve(self, cursor: Cursor) -> Generator[Batch, None, None]:
         remaining = self._steps_left(cursor)
         with closing(self._read_ahead(cursor)) as served:
-            for chunk, tokens in served:
-                described = self._make.describe(tokens)
+            for chunk, windows in served:
+                described = self._make.describe(windows)
                 rows = chunk.size * chunk.rows
                 for step, digest in enumerate(chunk.digests):
                     batch = self._make.batch(described, step * rows, (step + 1) * rows)
@@ -588,7 +594,7 @@ class WindowLoader:
                 own[name] = self.batching[name]
         return {**position, **state, **own}
 
-    def _read_ahead(self, cursor: Cursor) -> Generator[tuple[_Chunk, np.ndarray], None, None]:
+    def _read_ahead(self, cursor: Cursor) -> Generator[tuple[_Chunk, WindowBatch], None, None]:
         """Read this rank's windows from the cursor to the end of the epoch, some batches at a time, in threads."""
         serving = cursor.serving
         # The cursor itself moves on while its windows are read.
@@ -596,9 +602,10 @@ class WindowLoader:
         chunks = self._chunks(cursor)
         process = os.getpid()
 
-        def read(chunk: _Chunk) -> np.ndarray:
+        def read(chunk: _Chunk) -> WindowBatch:
             found = chunk.found
-            return in_rows(self._make.rearrange(reader.read(found), found.start, found.epoch), chunk.rows)
+            windows = self._make.rearrange(reader.read(found), found.start, found.epoch, reader.read_channels(found))
+            return windows.cut(chunk.rows)
 
         # Without this, glibc returns the memory of used batches to the system and has it cleared again page by page for the
         # next ones: a fifth of the time of a batch. The allocation is never touched, so it costs nothing.
@@ -613,10 +620,10 @@ class WindowLoader:
             ahead = deque((chunk, _submit(pool, read, chunk)) for chunk in islice(chunks, 1))
             while ahead:
                 chunk, reading = ahead.popleft()
-                tokens = reading.result()
+                windows = reading.result()
                 for following in islice(chunks, chunks_ahead - len(ahead)):
                     ahead.append((following, _submit(pool, read, following)))
-                yield chunk, tokens
+                yield chunk, windows
         finally:
             # In a fork, the pool has no threads to wait for.
             if process == os.getpid():
@@ -656,14 +663,21 @@ class WindowLoader:
         return _Chunk(WindowLocations(*mine), run.size, global_size, run.rows, digests)
 
 
-def _submit(pool: ThreadPoolExecutor, read: Callable[[_Chunk], np.ndarray], chunk: _Chunk) -> Future[np.ndarray]:
+def _submit(pool: ThreadPoolExecutor, read: Callable[[_Chunk], WindowBatch], chunk: _Chunk) -> Future[WindowBatch]:
     try:
         return pool.submit(read, chunk)
     except RuntimeError:
         # While the interpreter exits, no new thread can start, but a training thread may still run: it reads by itself.
-        done: Future[np.ndarray] = Future()
+        done: Future[WindowBatch] = Future()
         done.set_result(read(chunk))
         return done
+
+
+def _tell_channels(serving: WindowSelection) -> None:
+    """Log what is taken for a channel that some of the stores lack."""
+    for channel in serving.channels:
+        for name in serving.without_channel(channel):
+            _log.warning("The store %r has no %s: %s.", name, channel, CHANNELS[channel].means)
 
 
 def _named_stores(store: Any) -> dict[str, TokenStore]:

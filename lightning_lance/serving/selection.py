@@ -12,6 +12,7 @@ import numpy as np
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, StoreError, described, integer, one_of, word
+from lightning_lance.format.channels import CHANNELS, TOKENS, ordered
 from lightning_lance.format.layout import StoreContent, StreamExtent
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
@@ -373,30 +374,66 @@ class WindowSelection:
             key.append(component)
         if self.windows == "packed":
             eos_id = next(iter(self.stores.values())).commit.eos_id
-            return PackedOrder(streams, places, self.context_length, tuple(key), self._read_tokens, eos_id)
+            return PackedOrder(
+                streams,
+                places,
+                self.context_length,
+                tuple(key),
+                self._read_tokens,
+                eos_id,
+                channels=self.channels,
+                read_channel=self._read_channel,
+            )
         return WindowOrder(streams, self.context_length, self.order, tuple(key), self.shuffle_block)
 
     def _read_tokens(self, place: int, start: int, length: int) -> np.ndarray:
         """Return neighbouring tokens of a store's split, (length,)."""
+        return self._read_channel(TOKENS, place, start, length)
+
+    def _read_channel(self, column: str, place: int, start: int, length: int) -> np.ndarray:
+        """Return what a column has for neighbouring tokens of a store's split, (length,)."""
         store = [*self.stores.values()][place]
-        tokens: np.ndarray = store.read(np.asarray([start]), length, self.split)[0]
-        return tokens
+        values: np.ndarray = self._read_store(store, column, np.asarray([start]), length)[0]
+        return values
+
+    def _read_store(self, store: TokenStore, column: str, starts: np.ndarray, length: int) -> np.ndarray:
+        """Return the tokens of windows of a store, or what a channel has for them, (n, length)."""
+        if column == TOKENS:
+            return store.read(starts, length, self.split)
+        if column in store.channels:
+            return store.read_channel(column, starts, length, self.split)
+        return np.full((len(starts), length), CHANNELS[column].absent, self.dtype_of(column))
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of windows: one that fits the tokens of all stores."""
-        return np.result_type(*(store.dtype for store in self.stores.values()))
+    def channels(self) -> tuple[str, ...]:
+        """The channels that batches have: those of any of the stores."""
+        return ordered(name for store in self.stores.values() for name in store.channels)
 
-    def read(self, found: WindowLocations) -> np.ndarray:
-        """Return windows that are pieces of the streams: (n, context_length + 1) tokens, in the dtype of the stores."""
+    def without_channel(self, channel: str) -> list[str]:
+        """Return the names of the stores that lack a channel."""
+        return [name for name, store in self.stores.items() if channel not in store.channels]
+
+    def dtype_of(self, column: str) -> np.dtype[Any]:
+        """Return the dtype of windows: one that fits the tokens of all stores, or that of a channel."""
+        if column == TOKENS:
+            return np.result_type(*(store.dtype for store in self.stores.values()))
+        channel = CHANNELS[column]
+        return channel.served if channel.served == np.bool_ else channel.stored
+
+    def read(self, found: WindowLocations, column: str = TOKENS) -> np.ndarray:
+        """Return windows that are pieces of the streams: (n, context_length + 1) tokens, in the dtype of the stores.
+
+        With `column`, what a channel has for these tokens.
+        """
         stores = list(self.stores.values())
+        length = self.context_length + 1
         if len(stores) == 1:
-            return stores[0].read(found.start, self.context_length + 1, self.split)
-        windows = np.empty((len(found.start), self.context_length + 1), self.dtype)
+            return self._read_store(stores[0], column, found.start, length)
+        windows = np.empty((len(found.start), length), self.dtype_of(column))
         for place, store in enumerate(stores):
             mine = np.flatnonzero(found.store == place)
             if len(mine):
-                windows[mine] = store.read(found.start[mine], self.context_length + 1, self.split)
+                windows[mine] = self._read_store(store, column, found.start[mine], length)
         return windows
 
     def streams_of(self, found: WindowLocations) -> list[tuple[str, str]]:
@@ -461,6 +498,32 @@ class WindowSelection:
         for (name, store), entry in zip(self.stores.items(), state["stores"], strict=True):
             stores[name] = store.at(extent_in(entry))
         return replace(self, stores=stores)
+
+
+def known_differences(
+    state: Mapping[str, Any], selected: Mapping[str, Any], fingerprints: Mapping[str, str | None]
+) -> dict[str, tuple[Any, Any]]:
+    """Compare a state with what a run will serve, before its stores are there; see `WindowSelection.differences`.
+
+    Args:
+        state: Of a loader, checked.
+        selected: The arguments of the run's `WindowSelection`, but for its stores.
+        fingerprints: Name to fingerprint of its stores, in their order; None where it is not known yet.
+    """
+    stores: list[dict[str, Any]] = [
+        {"name": name, "fingerprint": known, "forgotten": []} for name, known in fingerprints.items()
+    ]
+    before = _comparable(state)
+    now = _comparable({"split": "train", **selected, "stores": stores})
+    if before["stores.name"] == now["stores.name"]:
+        for place, fingerprint in enumerate(fingerprints.values()):
+            if fingerprint is None:
+                now["stores.fingerprint"][place] = before["stores.fingerprint"][place]
+    elif None in now["stores.fingerprint"]:
+        del before["stores.fingerprint"]
+    # Only a store that is there says what it forgot.
+    del before["stores.forgotten"]
+    return {name: (value, now[name]) for name, value in before.items() if value != now[name]}
 
 
 def _store_entry(name: str, store: TokenStore) -> dict[str, Any]:

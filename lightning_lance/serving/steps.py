@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.html import html_table
-from lightning_lance.serving.batches import Batch, Collator, in_rows
+from lightning_lance.serving.batches import Batch, Collator, WindowBatch
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.packing import Pieces
@@ -42,6 +42,7 @@ class ServedWindows:
         make: What makes batches of them.
         pieces: What packed windows are made of, a table for each; None for windows that are pieces of the streams.
         rows: Rows of the batch that each window is, one after the other.
+        channels: What the channels of the stores have for the tokens, in their shape, by name; mostly none.
     """
 
     step: int
@@ -52,6 +53,7 @@ class ServedWindows:
     make: Collator
     pieces: list[Pieces] | None = None
     rows: int = 1
+    channels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"ServedWindows(step={self.step}, rank={self.rank}, starts={self.starts.tolist()})"
@@ -109,7 +111,8 @@ class ServedWindows:
     @cached_property
     def batch(self) -> Batch:
         """The batch as the model gets it."""
-        return self.make.batch(self.make.describe(in_rows(self.tokens, self.rows)), 0, len(self.tokens) * self.rows)
+        windows = WindowBatch(self.tokens, channels=self.channels).cut(self.rows)
+        return self.make.batch(self.make.describe(windows), 0, len(windows.tokens))
 
     @cached_property
     def text(self) -> list[str]:
