@@ -798,12 +798,25 @@ class LanceDataModule(LightningDataModule):
         """Tell in one line what this fit trains on."""
         if self._loader is None or not is_rank_zero():
             return
-        line = training_line(self._loader, self.corpora, self._opened, self._limits(self._loader))
+        limits = self._limits(self._loader)
+        line = training_line(self._loader, self.corpora, self._opened, limits)
         # Without a logging configuration, Lightning's own lines are seen and others are not.
         if _log.isEnabledFor(logging.INFO):
             _log.info("%s", line)
         else:
             rank_zero_info(shown(line))
+        ends_before = bool(limits) and min(limits).batches <= self._loader.epoch_end_step
+        if self._loader.epochs_differ and not ends_before and self._asks_once:
+            _log.warning(
+                "Later epochs have fewer batches than this one (batch_size_schedule), and Lightning asks for their number "
+                "once, so it leaves out the validation at the end of these epochs: set the Trainer's "
+                "reload_dataloaders_every_n_epochs=1."
+            )
+
+    @property
+    def _asks_once(self) -> bool:
+        """Whether the Trainer takes the number of batches of this epoch for that of all."""
+        return getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0) != 1
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Log the windows and epochs of each component of a mixture."""

@@ -395,6 +395,11 @@ class WindowLoader:
     def _sizes(self) -> StepSizes:
         return StepSizes(self.batch_size, self._world_size, self.remainder, self._phases)
 
+    @property
+    def epochs_differ(self) -> bool:
+        """Whether later epochs have another number of batches than this one, since batches grow."""
+        return self._sizes.steps_of(self.batch_size, self._cursor.num_windows) != len(self)
+
     def steps_of(self, epochs: int) -> int:
         """Return the batches of the first epochs of a run."""
         return self._sizes.first_step(epochs, self._cursor.num_windows)
