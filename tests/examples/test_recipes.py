@@ -44,6 +44,14 @@ def test_a_loop_of_ones_own_goes_on(tmp_path: Path):
     assert first != second
 
 
+def test_a_loop_on_several_processes_goes_on_with_another_number(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    script = f"import os; os.chdir({str(tmp_path)!r})\n" + (RECIPES / "torch_ddp.py").read_text(encoding="utf-8")
+    assert run_ranks(script, 2, timeout=250) == [0, 0]
+    assert "320 windows, loss" in capfd.readouterr().out
+    assert run_ranks(script, 1, timeout=250) == [0]
+    assert "480 windows, loss" in capfd.readouterr().out
+
+
 def test_fabric_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "step 20, loss" in run("fabric.py", tmp_path, "1")
     (tmp_path / "last.ckpt").unlink()
