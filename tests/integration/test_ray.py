@@ -1,6 +1,7 @@
 """Builds on real Ray clusters: workers and nodes that die, drivers that are killed, and what they leave."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -33,7 +34,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 # Ray starts its processes by forks of this one, which do not use Lance.
-pytestmark = pytest.mark.filterwarnings("ignore:lance is not fork-safe", "ignore:.*__warn_on_fork.*")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:lance is not fork-safe",
+    "ignore:.*__warn_on_fork.*",
+    # A file of Ray's that it leaves open.
+    "ignore:.*ray_client_server",
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,10 @@ def cluster() -> Iterator[Cluster]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        head = {"num_cpus": 0, "object_store_memory": 80 << 20, "ray_client_server_port": port}
+        made = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(2):
             made.add_node(num_cpus=1, object_store_memory=80 << 20)
         made.wait_for_nodes()
@@ -215,12 +224,15 @@ def test_a_driver_that_is_stopped_goes_on_where_it_was(
     assert len(readings(tmp_path)) - len(set(readings(tmp_path))) <= 2
 
 
+@pytest.mark.parametrize("way", ["driver", "client"])
 def test_a_bucket_gets_the_same_store_and_no_log_a_key(
-    cluster: Cluster, texts: Path, local: Any, tmp_path: Path
+    cluster: Cluster, texts: Path, local: Any, tmp_path: Path, way: str
 ) -> None:
+    address = f"ray://127.0.0.1:{cluster.head_node._ray_params.ray_client_server_port}" if way == "client" else None
     with serving() as bucket:
         options = {**bucket.lance_options, "aws_secret_access_key": "hush-hush-secret"}
-        store = build(FilesSource("*.py", texts), "s3://bucket/x.lance", storage_options=options)
+        source = FilesSource("*.py", texts)
+        store = build(source, "s3://bucket/x.lance", storage_options=options, engine={"address": address})
         assert streams(store) == local
         left = [entry["Key"] for entry in bucket.client.list_objects_v2(Bucket="bucket")["Contents"]]
         assert len([key for key in left if "/data/" in key]) == 1
@@ -278,6 +290,29 @@ def test_a_cluster_that_is_not_there_is_told(texts: Path, tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Ray Client requires pip package `ray[client]`",
+            r"run pip install 'ray\[client\]', or run this command on a node",
+        ),
+        ("ray client connection timeout", "give its token by RAY_AUTH_TOKEN and RAY_AUTH_MODE=token if it wants one"),
+    ],
+)
+def test_a_client_that_cannot_reach_its_cluster_is_told(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, told: str
+) -> None:
+    def refuses(**_: Any) -> None:
+        raise ConnectionError(said)
+
+    monkeypatch.setattr(ray, "init", refuses)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        engine = {"address": f"ray://127.0.0.1:{listening.getsockname()[1]}"}
+        with pytest.raises(ConfigError, match=told):
+            build(FilesSource("*.py", texts), tmp_path / "x.lance", engine=engine)
+
+
 def test_turns_at_the_hub_are_even_in_time_and_none_is_given_while_it_asks_to_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -296,7 +331,8 @@ def test_turns_at_the_hub_are_even_in_time_and_none_is_given_while_it_asks_to_wa
 
 def test_what_one_task_notes_of_its_source_is_none_of_the_next(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Shared(FilesSource("*.py", texts).open())
-    monkeypatch.setattr(ray, "get", lambda reference: work)
+    packed = ray.cloudpickle.dumps(work)
+    monkeypatch.setattr(ray, "get", lambda reference: packed)
     monkeypatch.setattr(engine, "_loaded", {})
     reference = SimpleNamespace(hex=lambda: "ab")
     first = engine._work_of(reference).opened
