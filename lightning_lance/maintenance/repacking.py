@@ -179,7 +179,8 @@ class _Repacking:
         self._struct = schema.field("documents").type.value_type
         dtype = schema.field("tokens").type.value_type.to_pandas_dtype()
         # Tokens that are not written yet, and the documents that begin in them.
-        self._tokens = np.empty(0, dtype)
+        self._pieces = [np.empty(0, dtype)]
+        self._held = 0
         self._starts = np.empty(0, np.int64)
         self._documents = pa.array([], self._struct)
         self._dropping = False
@@ -196,15 +197,16 @@ class _Repacking:
         starts = starts + np.asarray(documents.field("offset"))
         if self._drop is not None:
             tokens, starts, documents = self._without_dropped(self._drop, tokens, starts, documents)
-        self._starts = np.concatenate([self._starts, starts + len(self._tokens)])
+        self._starts = np.concatenate([self._starts, starts + self._held])
         self._documents = pa.concat_arrays([self._documents, documents])
-        self._tokens = np.concatenate([self._tokens, tokens])
-        if len(self._tokens) >= _ROWS_WRITTEN * self._block:
-            yield from self._rows(len(self._tokens) // self._block)
+        self._pieces.append(tokens)
+        self._held += len(tokens)
+        if self._held >= _ROWS_WRITTEN * self._block:
+            yield from self._rows(self._held // self._block)
 
     def rest(self) -> Iterator[pa.RecordBatch]:
         """Yield the remaining rows, of which the last may be partial."""
-        yield from self._rows(-(-len(self._tokens) // self._block))
+        yield from self._rows(-(-self._held // self._block))
 
     def _without_dropped(
         self, drop: DocumentFilter, tokens: np.ndarray, starts: np.ndarray, documents: pa.StructArray
@@ -228,9 +230,10 @@ class _Repacking:
     def _rows(self, rows: int) -> Iterator[pa.RecordBatch]:
         if not rows:
             return
-        size = min(rows * self._block, len(self._tokens))
-        tokens = np.zeros(rows * self._block, self._tokens.dtype)
-        tokens[:size] = self._tokens[:size]
+        size = min(rows * self._block, self._held)
+        padding = np.zeros(rows * self._block - size, self._pieces[0].dtype)
+        held = np.concatenate([*self._pieces, padding])
+        tokens = held[: rows * self._block]
         counts = np.full(rows, self._block, np.int32)
         counts[-1] -= rows * self._block - size
         begun = int(np.searchsorted(self._starts, size))
@@ -251,6 +254,8 @@ class _Repacking:
             ],
             schema=self._schema,
         )
-        self._tokens = self._tokens[size:]
+        # Copied, since the rest would keep all of them in memory.
+        self._pieces = [held[size : self._held].copy()]
+        self._held -= size
         self._starts = self._starts[begun:] - size
         self._documents = self._documents.slice(begun)

@@ -1,5 +1,6 @@
 """Builds on real Ray clusters: workers and nodes that die, drivers that are killed, and what they leave."""
 
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from lightning_lance import Corpus, TokenStore
 from lightning_lance.engines import RayEngine
@@ -24,6 +26,7 @@ from lightning_lance.maintenance import verify_store
 from lightning_lance.sources import FilesSource
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.bucket import serving
+from tests.support.commands import run
 from tests.support.hub import Faults, Hub
 from tests.support.paths import ROOT
 from tests.support.streams import streams
@@ -242,6 +245,26 @@ def test_a_bucket_gets_the_same_store_and_no_log_a_key(
     assert len(files) > 5
     for file in files:
         assert b"hush-hush-secret" not in file.read_bytes(), file
+
+
+def test_the_entry_point_of_the_job_for_kubernetes_builds(
+    cluster: Cluster, texts: Path, local: Any, tmp_path: Path
+) -> None:
+    job = yaml.safe_load((ROOT / "examples/kubernetes/build.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    groups = [job["spec"]["rayClusterSpec"]["headGroupSpec"], *job["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
+    images = {group["template"]["spec"]["containers"][0]["image"] for group in groups}
+    assert len(images) == 1
+    program, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert program == "lightning-lance"
+    # What is to be filled in.
+    filled = {"source": "files", "tokenizer": "bytes", "corpus.uri": str(tmp_path / "x.lance"), "languages": "[]"}
+    named = [argument.partition("=") for argument in arguments]
+    command = [f"{key}{equals}{filled.get(key, value)}" for key, equals, value in named]
+    command += [f"source.root={texts}", "source.patterns=[*.py]", f"output_dir={tmp_path}"]
+    code, _, errors = run(tmp_path, *command)
+    assert code == 0, errors
+    assert streams(TokenStore.open(tmp_path / "x.lance")) == local
 
 
 FROM_HUB = """
