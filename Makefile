@@ -29,7 +29,9 @@ train: $(VENV)/installed
 	$(BIN)/lightning-lance train $(ARGS)
 
 test: $(VENV)/installed
-	$(BIN)/python -m compileall -q lightning_lance conf examples tests
+	$(BIN)/python -m compileall -q lightning_lance conf examples tests/support
+	@# For the tests of pages, which are skipped without one. Needs npm, and does nothing where it is missing.
+	@$(BIN)/python -m tests.support.chromium
 	@# Kept for the next time, whatever the environment says: the tests are rewritten by pytest, which takes each process seconds.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 

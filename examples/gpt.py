@@ -1,8 +1,8 @@
 """A GPT in one file: nanoGPT's shape with today's parts, and the Lightning module that trains it.
 
 `GPT` is the network; `GPTModule` adds what training needs: loss, optimizer, schedule, logs. A batch is a dict of
-`input_ids` and `targets`, both (B, T) int64, and perhaps `document_ids` and `position_ids`, also (B, T). B: windows, T:
-tokens of each, C: width `n_embd`, H: heads, D = C / H.
+`input_ids` and `targets`, both (B, T) int64, and perhaps `document_ids`, `position_ids` and `loss_mask`, also (B, T). B:
+windows, T: tokens of each, C: width `n_embd`, H: heads, D = C / H.
 """
 
 from __future__ import annotations
@@ -254,6 +254,7 @@ class GPT(nn.Module):
         document_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         by_token: bool = False,
+        loss_mask: Tensor | None = None,
     ) -> tuple[Tensor, Any]:
         """Predicts the token after each token.
 
@@ -263,6 +264,7 @@ class GPT(nn.Module):
             document_ids: (B, T) integers: tokens attend only to those of the same document. None: to all before them.
             position_ids: Places of the tokens in their documents, (B, T) int64. None: in their windows.
             by_token: Whether to return the loss of each token too.
+            loss_mask: Targets to learn, (B, T) bool; the loss is 0 if there are none. None: all but those that are -100.
 
         Returns:
             Logits (B, T, vocab_size) in the dtype of the computation; mean cross entropy in nats, () float32, or None. By
@@ -272,14 +274,18 @@ class GPT(nn.Module):
         logits = F.linear(x, self.embedding.weight)  # (B, T, vocab_size)
         if targets is None:
             return logits, None
+        reduction, count = "mean", 1
+        if loss_mask is not None:  # a mean of nothing would be NaN
+            targets = targets.masked_fill(~loss_mask, -100)
+            reduction, count = "sum", loss_mask.sum().clamp(min=1)
         # In float32 whatever the precision: the largest tensors of all, unless torch.compile fuses them away.
         if not by_token:
-            return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+            return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction=reduction) / count
         log_p = F.log_softmax(
             logits.flatten(0, 1).float(), dim=-1
         )  # (B * T, vocab_size): what cross_entropy does first
         losses = F.nll_loss(log_p.detach(), targets.flatten(), reduction="none").view(targets.shape)  # (B, T)
-        return logits, (F.nll_loss(log_p, targets.flatten()), losses)
+        return logits, (F.nll_loss(log_p, targets.flatten(), reduction=reduction) / count, losses)
 
     @torch.inference_mode()
     def generate(
@@ -421,7 +427,7 @@ class GPTModule(lightning.LightningModule):
 
     def _predict(self, batch: dict[str, Tensor], targets: Tensor | None, by_token: bool = False) -> tuple[Tensor, Any]:
         ids, positions = batch.get("document_ids"), batch.get("position_ids")
-        logits, loss = self.model(batch["input_ids"], targets, ids, positions, by_token)
+        logits, loss = self.model(batch["input_ids"], targets, ids, positions, by_token, batch.get("loss_mask"))
         return logits, loss
 
     def _losses(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -460,7 +466,7 @@ class GPTModule(lightning.LightningModule):
         """Mean loss of each window, (B,) float32: which text the model finds odd."""
         logits, targets = self._predict(batch, None)[0], batch["targets"]  # (B, T, vocab_size), (B, T)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")  # (B * T,)
-        return loss.view(targets.shape).sum(dim=1) / (targets != -100).sum(dim=1)  # (B,)
+        return loss.view(targets.shape).sum(dim=1) / (targets != -100).sum(dim=1).clamp(min=1)  # (B,)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW (arXiv:1711.05101), its learning rate by `cosine_with_warmup` over the Trainer's optimizer steps.

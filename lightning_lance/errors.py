@@ -87,7 +87,9 @@ def described(value: Any) -> str:
     if value is None or isinstance(value, (str, bytes, bool, int, float, list, tuple, set, dict, Path)):
         # Redacted before it is cut: half a secret is not recognized.
         text = redacted(repr(value))
-        return text if len(text) <= 100 else f"{text[:100]}..."
+        if len(text) <= 100:
+            return text
+        return f"{text[:100]}..."
     return f"of type {type(value).__module__.partition('.')[0]}.{type(value).__name__}"
 
 

@@ -93,7 +93,9 @@ def branch_file(name: str) -> str:
 
 def ref_of(file: str) -> str | None:
     """Return the name of the tag or branch of a file, by its name; None if it belongs to none."""
-    return file.removesuffix(_REF) if file.endswith(_REF) else None
+    if file.endswith(_REF):
+        return file.removesuffix(_REF)
+    return None
 
 
 def version_of(path: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from lightning_lance.errors import ConfigError, described
+from lightning_lance.errors import ConfigError, StoreError, described
 from lightning_lance.lance_names import VERSIONS
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.redaction import (
@@ -272,7 +272,9 @@ def given_place(uri: str | os.PathLike[str], name: str = "uri") -> str:
         _check_text(name, path, "data/mine.lance")
     if not is_local(path):
         place = path.rstrip("/")
-        return f"{place}/{HUB_STORE}" if _HUB_REPOSITORY.fullmatch(place) else place
+        if _HUB_REPOSITORY.fullmatch(place):
+            return f"{place}/{HUB_STORE}"
+        return place
     # Not normalized: behind a link, `..` is another folder than in the text.
     return str(_absolute(path))
 
@@ -313,7 +315,9 @@ def beside(uri: str, what: Neighbour) -> Path | None:
     `x.lance` has `x.lock`, and `x` has `x.store-lock`: no two stores share a file.
     """
     place = store_place(uri)
-    return beside_place(place, what) if is_local(place) else None
+    if is_local(place):
+        return beside_place(place, what)
+    return None
 
 
 def beside_place(place: str, what: Neighbour) -> Path:
@@ -414,3 +418,8 @@ def _check_links(given: str) -> None:
                 f"{str(place)!r} is a link to {str(target)!r}, which does not exist: mount that disk, create its folder, or "
                 "remove the link."
             )
+
+
+def no_store_at(uri: str, what: str = "token store") -> StoreError:
+    """Return the error for a place without a store. All commands and functions say it in these words."""
+    return StoreError(f"There is no committed {what} at {uri!r}: check the place, or build a store there first.")

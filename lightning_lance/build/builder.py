@@ -18,6 +18,7 @@ from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.build.progress import BuildProgress, tell_begun
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import CommitConflict, LightningLanceError, SourceError
+from lightning_lance.format.channels import channels_of
 from lightning_lance.format.commit import append_commit, last_version
 from lightning_lance.format.lance_io import PendingFragments, conflict, dataset_at
 from lightning_lance.format.metadata import CommitMetadata
@@ -112,7 +113,8 @@ class Build:
         self.committed = commit
         self._val_fraction = float(plan.recipe["val_fraction"])
         self._dedup = source.dedup == "exact"
-        self._packer = Packer(tokenizer.eos_id, token_dtype(tokenizer.vocab_size), source.metadata, self._dedup)
+        dtype = token_dtype(tokenizer.vocab_size)
+        self._packer = Packer(tokenizer.eos_id, dtype, source.metadata, self._dedup, channels_of(plan.recipe))
         # The tokenizer beside the store, if this build has made it.
         self._made_tokenizer: Path | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,7 +15,8 @@ from lightning_lance.build.unit import UnitResult
 from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.documents.splits import SPLITS, splits_of
 from lightning_lance.errors import ConfigError, StoreError
-from lightning_lance.format.rows import BLOCK, Stream, forgotten_rows, store_schema
+from lightning_lance.format.channels import TOKENS, ordered
+from lightning_lance.format.rows import BLOCK, Stream, blocks_of, forgotten_rows, store_schema, token_columns
 
 # Tokens of a stream that are returned together: a little more than a page of Lance, which then needs no copy of them.
 _TOGETHER_BYTES = 9 << 20
@@ -58,20 +59,38 @@ def join_documents(ids: np.ndarray, offsets: np.ndarray, eos_id: int, dtype: np.
 
 
 class _End:
-    """The unfinished blocks at the end of a stream: tokens, and the documents that begin in them."""
+    """The unfinished blocks at the end of a stream: tokens with their channels, and the documents that begin in them.
 
-    def __init__(self, rows: int, dtype: np.dtype[Any]) -> None:
-        self.tokens = np.empty(rows * BLOCK, dtype)
+    Args:
+        rows: Blocks that there is room for.
+        dtypes: The columns with a value for each token, and their types.
+    """
+
+    def __init__(self, rows: int, dtypes: Mapping[str, np.dtype[Any]]) -> None:
+        self.columns = {name: np.empty(rows * BLOCK, dtype) for name, dtype in dtypes.items()}
+        self.room = rows * BLOCK
         self.size = 0
         self.starts: list[np.ndarray] = []
         self.documents: list[pa.Table] = []
 
-    def fill(self, tokens: np.ndarray) -> np.ndarray:
-        """Take the tokens that fit, and return the rest."""
-        taken = tokens[: len(self.tokens) - self.size]
-        self.tokens[self.size : self.size + len(taken)] = taken
-        self.size += len(taken)
-        return tokens[len(taken) :]
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the blocks."""
+        return sum(values.nbytes for values in self.columns.values())
+
+    def fill(self, joined: Mapping[str, np.ndarray], low: int, high: int) -> int:
+        """Take those of some tokens that fit, and return the place of the first that does not.
+
+        Args:
+            joined: The columns.
+            low: Place of the first token in them.
+            high: Place after the last one.
+        """
+        count = min(high - low, self.room - self.size)
+        for name, values in joined.items():
+            self.columns[name][self.size : self.size + count] = values[low : low + count]
+        self.size += count
+        return low + count
 
     def describe(self, starts: np.ndarray, documents: pa.Table) -> None:
         """Take the documents that begin at `starts`, (n,) offsets in `tokens`."""
@@ -90,22 +109,39 @@ class Packer:
         dtype: Type of the tokens, uint16 or uint32.
         metadata: Names of the string columns kept with each document.
         hashed: Whether the column `hash` is kept too.
+        channels: Names of the channels of the tokens.
 
     Attributes:
         schema: Schema of the rows.
         num_tokens: Tokens taken since the last `flush`.
     """
 
-    def __init__(self, eos_id: int, dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = False) -> None:
+    def __init__(
+        self,
+        eos_id: int,
+        dtype: np.dtype[Any],
+        metadata: Sequence[str],
+        hashed: bool = False,
+        channels: Sequence[str] = (),
+    ) -> None:
         self._eos_id = eos_id
         self._dtype = dtype
-        self.schema = store_schema(dtype, metadata, hashed)
+        self.schema = store_schema(dtype, metadata, hashed, ordered(channels))
+        #: The columns with a value for each token, and their types.
+        self._dtypes: dict[str, np.dtype[Any]] = {}
+        for name in token_columns(self.schema):
+            self._dtypes[name] = np.dtype(self.schema.field(name).type.value_type.to_pandas_dtype())
         self._ends: dict[Stream, _End] = {}
         self._forgotten: list[np.ndarray] = []
         self.num_tokens = 0
 
     def add(
-        self, ids: np.ndarray, offsets: np.ndarray, splits: np.ndarray, documents: pa.Table
+        self,
+        ids: np.ndarray,
+        offsets: np.ndarray,
+        splits: np.ndarray,
+        documents: pa.Table,
+        channels: Mapping[str, np.ndarray] | None = None,
     ) -> list[pa.RecordBatch]:
         """Take n documents, and return full rows once there are many.
 
@@ -114,24 +150,35 @@ class Packer:
             offsets: (n + 1,) borders of the documents in `ids`.
             splits: (n,) indices into `SPLITS`.
             documents: n rows with `language`, `id`, the metadata, and `hash` if it is kept.
+            channels: By name, (total + n,) values of the tokens, with one for each EOS.
         """
         languages = as_single_chunk(documents.column("language")).dictionary_encode()
         streams = splits.astype(np.int64) * len(languages.dictionary) + np.asarray(languages.indices)
-        joined = join_documents(ids, offsets, self._eos_id, self._dtype)
+        tokens = join_documents(ids, offsets, self._eos_id, self._dtype)
+        joined = {TOKENS: tokens, **(channels or {})}
+        self._check_channels(joined)
         borders = np.append(0, offsets[1:] + np.arange(1, len(offsets)))
-        self.num_tokens += len(joined)
+        self.num_tokens += len(tokens)
         full: list[pa.RecordBatch] = []
         for code in np.unique(streams).tolist():
             split, language = divmod(code, len(languages.dictionary))
             mine = np.flatnonzero(streams == code)
             # Neighbouring documents of one stream are one run.
             cuts = [0, *(np.flatnonzero(np.diff(mine) != 1) + 1).tolist(), len(mine)]
-            runs = [joined[borders[mine[low]] : borders[mine[high - 1] + 1]] for low, high in pairwise(cuts)]
-            described = documents if len(mine) == len(documents) else documents.take(pa.array(mine))
+            runs = [(int(borders[mine[low]]), int(borders[mine[high - 1] + 1])) for low, high in pairwise(cuts)]
+            described = documents
+            if len(mine) != len(documents):
+                described = documents.take(pa.array(mine))
             lengths = (borders[1:] - borders[:-1])[mine]
             stream = Stream(SPLITS[split], languages.dictionary[language].as_py())
-            full += self._append(stream, runs, lengths, described)
+            full += self._append(stream, joined, runs, lengths, described)
         return full
+
+    def _check_channels(self, joined: Mapping[str, np.ndarray]) -> None:
+        """Check that each token has a value of each channel."""
+        sizes = {name: len(values) for name, values in joined.items()}
+        if sizes != dict.fromkeys(self._dtypes, sizes[TOKENS]):
+            raise ValueError(f"columns of {sizes} values, expected {sizes[TOKENS]} of each of {[*self._dtypes]}")
 
     def forget(self, hashes: np.ndarray) -> None:
         """Take the hashes, (n,) uint64, of documents of which nothing else is kept."""
@@ -149,20 +196,25 @@ class Packer:
         return rows
 
     def _append(
-        self, stream: Stream, runs: Sequence[np.ndarray], lengths: np.ndarray, documents: pa.Table
+        self,
+        stream: Stream,
+        joined: Mapping[str, np.ndarray],
+        runs: Sequence[tuple[int, int]],
+        lengths: np.ndarray,
+        documents: pa.Table,
     ) -> Iterator[pa.RecordBatch]:
         end = self._ends.get(stream) or self._new_end(stream)
         starts = end.size + np.cumsum(lengths) - lengths
-        for run in runs:
-            rest = end.fill(run)
-            while end.size == len(end.tokens):
+        for low, high in runs:
+            rest = end.fill(joined, low, high)
+            while end.size == end.room:
                 here = int(np.searchsorted(starts, end.size))
                 end.describe(starts[:here], documents.slice(0, here))
                 yield self._rows(stream, end)
                 starts = starts[here:] - end.size
                 documents = documents.slice(here)
                 end = self._new_end(stream)
-                rest = end.fill(rest)
+                rest = end.fill(joined, rest, high)
         end.describe(starts, documents)
 
     def _new_end(self, stream: Stream) -> _End:
@@ -170,23 +222,28 @@ class Packer:
         share = 0
         if stream in self._ends:
             share = _HELD_BYTES // len(self._ends)
-        others = sum(end.tokens.nbytes for other, end in self._ends.items() if other != stream)
+        others = sum(end.num_bytes for other, end in self._ends.items() if other != stream)
         size = max(min(share, _TOGETHER_BYTES, _HELD_BYTES - others), _LEAST_BYTES)
-        end = _End(max(size // (BLOCK * self._dtype.itemsize), 1), self._dtype)
+        width = sum(dtype.itemsize for dtype in self._dtypes.values())
+        end = _End(max(size // (BLOCK * width), 1), self._dtypes)
         self._ends[stream] = end
         return end
 
     def _rows(self, stream: Stream, end: _End) -> pa.RecordBatch:
         num_rows = -(-end.size // BLOCK)
-        end.tokens[end.size : num_rows * BLOCK] = 0
+        blocks = {}
+        for name, values in end.columns.items():
+            values[end.size : num_rows * BLOCK] = 0
+            blocks[name] = blocks_of(values[: num_rows * BLOCK], BLOCK)
         valid = np.full(num_rows, BLOCK, np.int32)
         valid[-1] -= num_rows * BLOCK - end.size
         columns = [
-            pa.FixedSizeListArray.from_arrays(pa.array(end.tokens[: num_rows * BLOCK]), BLOCK),
+            blocks.pop(TOKENS),
             pa.array(valid),
             pa.repeat(pa.scalar(stream.split), num_rows),
             pa.repeat(pa.scalar(stream.language), num_rows),
             self._document_lists(end, num_rows),
+            *blocks.values(),
         ]
         return pa.record_batch(columns, schema=self.schema)
 
@@ -229,12 +286,14 @@ def pack_stored(
         # All up to the end of the budget: slices, without a copy.
         ids = ids[: offsets[count]]
         offsets = offsets[: count + 1]
+        channels = {name: values[: len(ids) + count] for name, values in batch.channels.items()}
         texts = batch.documents.slice(0, count)
         described = result.documents.slice(0, count)
     else:
         lengths = np.diff(offsets)
         ids = ids[np.repeat(stored, lengths)]
+        channels = {name: values[np.repeat(stored, lengths + 1)] for name, values in batch.channels.items()}
         offsets = np.append(0, np.cumsum(lengths[stored]))
         texts = batch.documents.filter(pa.array(stored))
         described = result.documents.filter(pa.array(stored))
-    return packer.add(ids, offsets, splits_of(texts, val_fraction), described)
+    return packer.add(ids, offsets, splits_of(texts, val_fraction), described, channels)

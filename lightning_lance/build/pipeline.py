@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import NamedTuple, Protocol
@@ -19,11 +19,14 @@ from lightning_lance.documents.arrow import as_single_chunk, offsets_and_bytes
 from lightning_lance.documents.batch import next_row
 from lightning_lance.documents.columns import REPLACED
 from lightning_lance.documents.dedup import text_hashes
-from lightning_lance.documents.screening import LongDocuments, flags_of, skip_reasons, spelled
+from lightning_lance.documents.screening import LongDocuments, flag_of, flags_of, skip_reasons, spelled
+from lightning_lance.documents.spans import LOSS_SPANS, spans_of
 from lightning_lance.errors import ConfigError
+from lightning_lance.format.channels import CHANNELS, LOSS_MASK
 from lightning_lance.process.memory import give_back_arrow
 from lightning_lance.process.prefetch import read_ahead
 from lightning_lance.sources.source import OpenedSource
+from lightning_lance.tokenization.extents import Characters, extents_of, trained_tokens
 from lightning_lance.tokenization.gigatoken import ENCODERS, Encoded
 from lightning_lance.tokenization.long_texts import encode_texts, in_pieces
 from lightning_lance.tokenization.tokenizer import Tokenizer
@@ -56,6 +59,7 @@ class EncodedBatch(NamedTuple):
         encoded: Their token ids.
         skipped: By reason, a mask of the rows that are skipped.
         noted: By remark, a mask of the documents that it applies to.
+        channels: By name, the value of each token, the EOS behind each document included.
     """
 
     batch: pa.Table
@@ -65,6 +69,7 @@ class EncodedBatch(NamedTuple):
     encoded: Encoded
     skipped: dict[str, np.ndarray]
     noted: dict[str, np.ndarray]
+    channels: Mapping[str, np.ndarray] = {}
 
     def result(self, shard: int) -> UnitResult:
         """Return the batch as the result of a unit, for the ledger. Duplicates are among the skipped rows."""
@@ -219,7 +224,8 @@ def encoded_batches(
                 wanted = np.flatnonzero(kept)[:left]
                 if left is not None:
                     left -= len(wanted)
-                made = encoders.submit(_encode, tokenizer, special, long, batch, sizes, wanted, skipped)
+                name = opened.shards[place]
+                made = encoders.submit(_encode, tokenizer, special, long, batch, sizes, wanted, skipped, name)
                 ahead.append((place, made))
                 # They may hold a gigabyte, and reading the next batch takes time.
                 del batch, made
@@ -247,11 +253,14 @@ def _encode(
     sizes: np.ndarray,
     wanted: np.ndarray,
     skipped: dict[str, np.ndarray],
+    name: str,
 ) -> EncodedBatch:
     documents = _rows(batch, wanted)
     noted = flags_of(documents, special, long)
-    kept = [name for name in documents.column_names if name not in ("not_utf8", "not_json", "bom", REPLACED)]
-    documents = documents.select(kept)
+    # What is needed no more once the documents are encoded.
+    used = {"not_utf8", "not_json", "bom", REPLACED, LOSS_SPANS}
+    flagged = documents
+    documents = documents.select([name for name in documents.column_names if name not in used])
     texts = as_single_chunk(documents.column("text"))
     encoded = encode_texts(tokenizer, texts, long.max_bytes)
     largest = int(encoded.ids.max(initial=0))
@@ -262,7 +271,23 @@ def _encode(
         )
     if tokenizer.losses.possible:
         noted |= tokenizer.losses.find(texts, encoded, in_pieces(texts, long.max_bytes))
-    return EncodedBatch(batch, sizes, wanted, documents, encoded, skipped, noted)
+    channels = {}
+    if LOSS_SPANS in flagged.column_names:
+        channels[LOSS_MASK] = _loss_mask(tokenizer, flagged, texts, encoded, long.max_bytes, name)
+    return EncodedBatch(batch, sizes, wanted, documents, encoded, skipped, noted, channels)
+
+
+def _loss_mask(
+    tokenizer: Tokenizer, documents: pa.Table, texts: pa.Array, encoded: Encoded, max_bytes: int, shard: str
+) -> np.ndarray:
+    """Return which tokens of documents are trained on, as a store holds it, EOS included."""
+    characters = Characters(texts)
+    # A byte order mark is a character of the source that the text has no more.
+    removed = flag_of(documents, "bom").astype(np.int64)
+    of, spans = spans_of(documents, characters.counts, removed, f"shard {shard!r}")
+    extents = extents_of(tokenizer, characters, encoded, max_bytes)
+    trained = trained_tokens(characters, extents, encoded.offsets, of, spans)
+    return trained.astype(CHANNELS[LOSS_MASK].stored)
 
 
 def _rows(batch: pa.Table, wanted: np.ndarray) -> pa.Table:

@@ -14,6 +14,7 @@ import xxhash
 from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import ConfigError, StoreError, described, is_count
+from lightning_lance.format.channels import ordered
 from lightning_lance.format.commit import last_commit
 from lightning_lance.format.metadata import FORMAT_VERSION, CommitMetadata
 from lightning_lance.format.versions import first_version, open_with_retry
@@ -126,7 +127,9 @@ class Plan:
     @property
     def tokenizer_file(self) -> Path | None:
         """The file of the tokenizer beside a local store."""
-        return tokenizer_file(self.uri) if self.location.is_local else None
+        if self.location.is_local:
+            return tokenizer_file(self.uri)
+        return None
 
 
 def make_plan(
@@ -191,8 +194,17 @@ def _recipe(
         "max_document_bytes": long.max_bytes,
         "long_documents": long.how,
     }
+    # Only where there are some: without, the fingerprint is that of earlier versions.
+    channels = channels_of_source(source)
+    if channels:
+        recipe["channels"] = [*channels]
     plain: dict[str, Any] = json.loads(json.dumps(recipe))
     return plain
+
+
+def channels_of_source(source: Source) -> tuple[str, ...]:
+    """Return the channels that a source has beside its tokens. Most have none, and do not say so."""
+    return ordered(getattr(source, "channels", ()))
 
 
 def check_before_training(

@@ -74,7 +74,9 @@ def tell_begun(name: str, shards: int, budget: str, uri: str, documents: int) ->
         uri: The store.
         documents: Documents that it has already.
     """
-    after = f", after the {pluralize(documents, 'document')} that it has" if documents else ""
+    after = ""
+    if documents:
+        after = f", after the {pluralize(documents, 'document')} that it has"
     _tell(
         logging.INFO,
         f"Reading {name} ({pluralize(shards, 'shard')}; {budget}) into {uri}{after}.",
@@ -173,7 +175,9 @@ class BuildProgress:
         figures = f"{pluralize(documents, 'document')}, {format_tokens(tokens)}"
         if self._bytes:  # tokens that are imported have no text
             figures += f", {self._rate():,.1f} MB/s"
-        return f"{figures}, {self._note}" if self._note else figures
+        if self._note:
+            return f"{figures}, {self._note}"
+        return figures
 
 
 def _listed(counts: Mapping[str, int]) -> str:

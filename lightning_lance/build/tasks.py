@@ -29,6 +29,7 @@ from lightning_lance.documents.batch import before_row, next_row
 from lightning_lance.documents.dedup import text_hashes
 from lightning_lance.documents.screening import LongDocuments, skip_reasons
 from lightning_lance.errors import SourceError, StoreError
+from lightning_lance.format.channels import channels_of
 from lightning_lance.format.lance_io import PendingFragments, dataset_at, fragment_from, fragment_json, fragments_of
 from lightning_lance.format.layout import DataFileInfo
 from lightning_lance.format.metadata import CommitMetadata
@@ -73,7 +74,7 @@ class Work:
     def packer(self) -> Packer:
         """Return a packer for rows of the store."""
         dtype = token_dtype(self.tokenizer.vocab_size)
-        return Packer(self.tokenizer.eos_id, dtype, self.metadata, self.dedup)
+        return Packer(self.tokenizer.eos_id, dtype, self.metadata, self.dedup, channels_of(self.commit.recipe))
 
 
 def key_of(work: Work, unit: Unit, decided: Decided | None = None) -> str:
@@ -151,7 +152,7 @@ class _DecidedTexts:
         self._taken += len(hashes)
         if not np.array_equal(self._decided.hashes[here], hashes):
             raise SourceError(
-                "The source gave other documents when it was read again: restore its files, and run again."
+                "The source gave other documents when it was read again: restore its files, then run it again."
             )
         return self._decided.new[here]
 
@@ -183,7 +184,9 @@ def run_cuts(work: Work, shard: int, part_bytes: int) -> list[Cut]:
         SourceError: If the source cannot be read.
     """
     opened = work.opened
-    return opened.cuts(shard, part_bytes) if isinstance(opened, Divisible) else []
+    if isinstance(opened, Divisible):
+        return opened.cuts(shard, part_bytes)
+    return []
 
 
 def run_scan(work: Work, unit: Unit, name: UnitName) -> None:
@@ -283,8 +286,8 @@ def run_unit(work: Work, unit: Unit, name: UnitName, decided: Decided | None = N
         except OSError as error:
             rows.remove()
             raise StoreError(
-                f"The token store {work.location.uri!r} cannot be written ({error}): free disk space or grant access, then run "
-                "again to continue after the last commit."
+                f"The token store {work.location.uri!r} cannot be written ({error}): free disk space or grant write access, "
+                "then run it again to continue after the last commit."
             ) from error
 
 
@@ -377,7 +380,7 @@ def run_merge(
     wanted = {*paths}
     fragments = [fragment for fragment in fragments_of(dataset) if fragment.files[0].path in wanted]
     if len(fragments) != len(wanted):
-        raise StoreError(f"The token store {location.uri!r} was changed while its fragments were merged: run again.")
+        raise StoreError(f"The token store {location.uri!r} was changed while its fragments were merged: run it again.")
     more = PendingFragments(dataset, dataset.schema, [fragment_from(text) for text in pending], dict(files))
     merged, infos, _ = rewrite_fragments(location, dataset, fragments, files, more=more, name=name.data_name)
     return [fragment_json(fragment) for fragment in merged], infos

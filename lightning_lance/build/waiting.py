@@ -104,4 +104,6 @@ class _Waiting:
 
 
 def _builder(status: BuildStatus | None) -> str:
-    return "not known yet" if status is None else status.builder
+    if status is None:
+        return "not known yet"
+    return status.builder

@@ -232,13 +232,17 @@ def _tokens_of(batch: Any) -> int:
         tokens = batch["input_ids"]
     except (KeyError, IndexError, TypeError):
         return 0
-    return tokens.numel() if isinstance(tokens, Tensor) else 0
+    if isinstance(tokens, Tensor):
+        return tokens.numel()
+    return 0
 
 
 def _flops_of(pl_module: LightningModule) -> float | None:
     """Return what a model says that it costs to train on a token."""
     flops = getattr(pl_module, "flops_per_token", None)
-    return float(flops) if isinstance(flops, (int, float)) and flops > 0 else None
+    if isinstance(flops, (int, float)) and flops > 0:
+        return float(flops)
+    return None
 
 
 def _parameters(trainer: Trainer, pl_module: LightningModule) -> float:

@@ -228,7 +228,9 @@ class LossByDocument(Callback):
         )
 
     def _folder(self, trainer: Trainer) -> str:
-        return trainer.default_root_dir if self.folder is None else self.folder
+        if self.folder is None:
+            return trainer.default_root_dir
+        return self.folder
 
     def _write(self, trainer: Trainer, spike: _Kept, median: float | None) -> None:
         """Write a step and those kept before it, unless they are written."""
@@ -253,7 +255,8 @@ class LossByDocument(Callback):
         try:
             if self._loader is not None and kept.first is not None:
                 served = windows_of(self._loader, kept.step, kept.first)
-                return sums_by_document(numbers_of_documents(served.tokens, eos_of(self._loader)), kept.losses)
+                losses = kept.losses.of_windows(served.rows, self._loader.context_length // served.rows)
+                return sums_by_document(numbers_of_documents(served.tokens, eos_of(self._loader)), losses)
         except LightningLanceError as error:
             if not self._told_why:
                 self._told_why = True

@@ -8,10 +8,11 @@ from lightning import Trainer
 from torch import Tensor
 
 from lightning_lance.errors import StoreError
+from lightning_lance.serving.batches import in_rows
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.steps import ServedWindows
 
-# Tokens at the beginning of each window by which a batch is told from another.
+# Tokens at the beginning of each row by which a batch is told from another.
 _COMPARED = 8
 
 
@@ -23,7 +24,9 @@ def has_other_ranks(trainer: Trainer) -> bool:
 def train_loader(trainer: Trainer) -> WindowLoader | None:
     """Return the WindowLoader that a Trainer trains on, of a LanceDataModule or given by itself; None for other data."""
     loader = trainer.train_dataloader
-    return loader if isinstance(loader, WindowLoader) else None
+    if isinstance(loader, WindowLoader):
+        return loader
+    return None
 
 
 def val_loader(trainer: Trainer) -> WindowLoader | None:
@@ -31,11 +34,13 @@ def val_loader(trainer: Trainer) -> WindowLoader | None:
     loaders = trainer.val_dataloaders
     if isinstance(loaders, list) and loaders:
         loaders = loaders[0]
-    return loaders if isinstance(loaders, WindowLoader) else None
+    if isinstance(loaders, WindowLoader):
+        return loaders
+    return None
 
 
 def first_tokens(input_ids: Tensor) -> Tensor:
-    """Return a copy of the first tokens of each window of a batch."""
+    """Return a copy of the first tokens of each row of a batch."""
     return input_ids[:, :_COMPARED].clone()
 
 
@@ -52,7 +57,7 @@ def windows_of(loader: WindowLoader, step: int, first: Tensor) -> ServedWindows:
     """
     served = loader.windows(step)
     seen = first.cpu().numpy()
-    if not np.array_equal(served.tokens[:, : seen.shape[1]], seen):
+    if not np.array_equal(in_rows(served.tokens, served.rows)[:, : seen.shape[1]], seen):
         raise StoreError(
             f"The batch of step {step:,} has other tokens than the windows of this step: expected batches of the WindowLoader "
             "as they are, in its order."

@@ -150,7 +150,9 @@ def read_words(
         expect(name, wrong[0] if wrong else " ".join(filter(None, places)) or "nothing")
     # Where options are given as such, a column may be called azure_x.
     is_remote = any("://" in word for word in given.words)
-    prefixes = _OPTIONS if is_remote and not given.storage_option else ()
+    prefixes: tuple[str, ...] = ()
+    if is_remote and not given.storage_option:
+        prefixes = _OPTIONS
     pairs: dict[str, str] = {}
     options: dict[str, str] = {}
     marked = [(word, True) for word in given.storage_option] + [(word, word.startswith(prefixes)) for word in words]
@@ -158,9 +160,12 @@ def read_words(
         key, equals, value = word.partition("=")
         if not equals or not (is_option or keys is None or key in keys):
             expect(name, word)
-        if key in (options if is_option else pairs):
+        of_kind = pairs
+        if is_option:
+            of_kind = options
+        if key in of_kind:
             fail(f"{key} is given twice: give it once, and the other to another run.")
-        (options if is_option else pairs)[key] = value
+        of_kind[key] = value
     remember_options(options)
     return places, pairs, options
 

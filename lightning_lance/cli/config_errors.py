@@ -77,12 +77,16 @@ def check_added(config: DictConfig, given: Sequence[str]) -> None:
 def check_is_stored(config: DictConfig) -> None:
     """Refuse keys of a corpus or its build where none is built: they would be ignored without a word."""
     served = config.data.get("corpus")
-    parts = [served, *(served.values() if isinstance(served, DictConfig) else ())]
+    parts = [served]
+    if isinstance(served, DictConfig):
+        parts += served.values()
     if served is None or any(isinstance(part, DictConfig) and "_target_" in part for part in parts):
         return
     languages = config.get("languages")
     if languages:
-        plain = OmegaConf.to_container(languages) if OmegaConf.is_config(languages) else languages
+        plain = languages
+        if OmegaConf.is_config(languages):
+            plain = OmegaConf.to_container(languages)
         raise ConfigError(
             f"languages is {plain}, but there is no source to select them from: select languages of a store by "
             "data.where={language: [...]}."
@@ -95,9 +99,12 @@ def check_is_stored(config: DictConfig) -> None:
     given: list[str] = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     for override in given:
         if _OF_A_BUILD.match(override):
+            hint = ""
+            if "storage_options" in override:
+                hint = " (a store in a bucket takes data.storage_options)"
             raise ConfigError(
-                f"{shown_override(override)} is given, but data.corpus is an existing store, and nothing is built: leave it out"
-                f"{' (a store in a bucket takes data.storage_options)' if 'storage_options' in override else ''}."
+                f"{shown_override(override)} is given, but data.corpus is an existing store, and nothing is built: leave it "
+                f"out{hint}."
             )
 
 
@@ -118,10 +125,14 @@ def misfits(node: DictConfig, place: str, target: str | None = None) -> Iterator
             continue
         if takes is None:
             continue
-        plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        plain = value
+        if OmegaConf.is_config(value):
+            plain = OmegaConf.to_container(value)
         expected = type_mismatch(takes, str(name), plain)
         if expected:
-            shown = f"of type {type(plain).__name__}" if is_secret_key(key) else repr(plain)
+            shown = f"of type {type(plain).__name__}"
+            if not is_secret_key(key):
+                shown = repr(plain)
             yield f"{key} is {shown}: expected {expected}."
 
 
@@ -143,7 +154,9 @@ def failed_at(error: InstantiationException) -> str:
     """Return the place in the configuration whose constructor has failed; empty if unknown."""
     match = re.search(r"full_key: (\S+)", str(error))
     # Hydra writes `callbacks0` for the key `callbacks.0`.
-    return re.sub(r"(?<=[a-z_])(\d+)(?=\.|$)", r".\1", match[1]) if match else ""
+    if match:
+        return re.sub(r"(?<=[a-z_])(\d+)(?=\.|$)", r".\1", match[1])
+    return ""
 
 
 def _explained(error: BaseException) -> str | None:
@@ -235,7 +248,9 @@ def _followed(place: str, plain: Any) -> tuple[str, Any]:
 
 def _names(sentence: str, key: str) -> bool:
     anywhere = "_" in key or key in _NO_WORDS
-    pattern = rf"(?<![\w./'\"]){key}(?![\w/'\"])" if anywhere else rf"^{key}\b|\b{key}="
+    pattern = rf"(?<![\w./'\"]){key}(?![\w/'\"])"
+    if not anywhere:
+        pattern = rf"^{key}\b|\b{key}="
     return re.search(pattern, sentence) is not None
 
 
@@ -289,7 +304,9 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
         return _unknown_root_key(str(error.key), parent)
     if place in _CHOSEN and files(CONF).joinpath(place, f"{error.key}.yaml").is_file():
         return f"There is no key {error.full_key!r}, since {error.key} is not chosen: add {place}={error.key}."
-    other = f"; another {place} may be chosen, as in {place}=files" if place == "source" else ""
+    other = ""
+    if place == "source":
+        other = f"; another {place} may be chosen, as in {place}=files"
     return (
         f"There is no key {error.full_key!r}: {_did_you_mean(str(error.key), known)}{place} has "
         f"{', '.join(known)}{other} (to add a key that the constructor takes, write +{error.full_key}=...)."
@@ -300,13 +317,17 @@ def _unknown_root_key(key: str, config: Mapping[Any, Any]) -> str:
     """Return a sentence for a key that the root of the configuration has not. One of a node is named with its node."""
     nodes = [str(name) for name, node in config.items() if isinstance(node, DictConfig) and key in node]
     known = sorted(str(name) for name in config if name != "hydra")
-    meant = f"did you mean {' or '.join(f'{node}.{key}' for node in nodes)}? " if nodes else _did_you_mean(key, known)
+    meant = f"did you mean {' or '.join(f'{node}.{key}' for node in nodes)}? "
+    if not nodes:
+        meant = _did_you_mean(key, known)
     return f"There is no key {key!r}: {meant}the configuration has {', '.join(known)}."
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
     near = nearest(name, known)
-    return f"did you mean {near!r}? " if near else ""
+    if near:
+        return f"did you mean {near!r}? "
+    return ""
 
 
 def public_names(names: Iterable[str]) -> list[str]:

@@ -116,7 +116,9 @@ def _findings(config: DictConfig) -> Iterator[Finding]:
 
 
 def _of(name: str) -> str:
-    return f" ({name})" if name else ""
+    if name:
+        return f" ({name})"
+    return ""
 
 
 def _trains_tokenizer(data: Any) -> bool:

@@ -10,7 +10,14 @@ from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, 
 from lightning_lance.cli.tables import in_words, say_json, table, time_shown
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.messages.escaping import fail, say
-from lightning_lance.messages.formatting import format_bytes, format_number, format_tokens, pluralize
+from lightning_lance.messages.formatting import (
+    agreed,
+    format_bytes,
+    format_list,
+    format_number,
+    format_tokens,
+    pluralize,
+)
 
 if TYPE_CHECKING:
     from lightning_lance.inspection.summary import StoreInfo, StoreSummary
@@ -100,7 +107,9 @@ def _asked_of_report(pairs: Mapping[str, str]) -> dict[str, Any]:
             mix[language] = _weight_of("info", key, value)
         else:
             expect("info", f"{key}={value}")
-    return {**asked, "mix": mix} if mix else asked
+    if mix:
+        return {**asked, "mix": mix}
+    return asked
 
 
 def _number_of(name: str, key: str, value: str) -> int:
@@ -184,7 +193,9 @@ def _say_info(info: StoreInfo) -> None:
 
 
 def _count(number: int | None) -> str | None:
-    return None if number is None else f"{number:,}"
+    if number is None:
+        return None
+    return f"{number:,}"
 
 
 def _amount(documents: int, tokens: int) -> str:
@@ -261,6 +272,7 @@ def remove_command(arguments: Sequence[str]) -> None:
     as_json = wants_json("remove", pairs)
     ignore_runs = is_set("remove", pairs, "ignore_runs")
     sure = is_set("remove", pairs, "yes")
+    from lightning_lance.inspection.needed import needed_by
     from lightning_lance.location import StoreLocation, store_place
     from lightning_lance.maintenance.deletion import check_removable, remove
 
@@ -269,6 +281,13 @@ def remove_command(arguments: Sequence[str]) -> None:
         what = "a damaged or unfinished token store"
         if commit is not None:
             what = f"{pluralize(commit.stored_documents, 'document')}, {format_tokens(commit.stored_tokens)}"
+        tags, checkpoints = needed_by(uri, options)
+        if tags:
+            named = f", such as {format_list(checkpoints, 3)}" if checkpoints else ""
+            say(
+                f"{uri}: runs with checkpoints were trained on it{named}; without it, none of them goes on.",
+                file=sys.stderr,
+            )
         if not sure:
             _ask(uri, what)
     with ending_in_a_sentence("run it again, it removes the rest."):
@@ -360,9 +379,9 @@ def _say_forgotten(uri: str, rule: Mapping[str, str], done: Forgotten) -> None:
         what = _documents((done.documents, done.tokens), "are forgotten", "is forgotten")
         say(f"{uri}: {what}, version {done.version}.")
     else:
-        then = (
-            "the rule is kept for documents that will be added" if done.rule_kept else "its source has no more to add"
-        )
+        then = "its source has no more to add"
+        if done.rule_kept:
+            then = "the rule is kept for documents that will be added"
         say(f"{uri}: nothing was forgotten, version {done.version}; {then}.")
     _say_near(rule, done.near)
     if done.purged:
@@ -381,4 +400,4 @@ def _say_near(rule: Mapping[str, str], near: Mapping[str, str]) -> None:
 
 def _documents(found: Sequence[int], do: str, does: str) -> str:
     number, tokens = found
-    return f"{_amount(number, tokens)} {does if number == 1 else do}"
+    return f"{_amount(number, tokens)} {agreed(number, does, do)}"

@@ -57,12 +57,16 @@ def plain(value: Any) -> Any:
         return value.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no such numbers
-    return redacted(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return redacted(value)
+    return value
 
 
 def time_shown(when: datetime | None) -> str | None:
     """Return a time of this machine's zone to the minute."""
-    return None if when is None else when.astimezone().strftime("%Y-%m-%d %H:%M")
+    if when is None:
+        return None
+    return when.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def in_words(value: Any) -> str:
@@ -73,7 +77,9 @@ def in_words(value: Any) -> str:
         return f"[{', '.join(map(in_words, value))}]"
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)
 
 
 def _width(text: str) -> int:

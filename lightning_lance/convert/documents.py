@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from lightning_lance.convert.channels import Aligned
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.source import ReadReport
 
@@ -39,11 +40,13 @@ class TokenDocuments(NamedTuple):
         ids: (total,) token ids of any whole-number type. EOS may end a document.
         offsets: (n + 1,) borders of the documents in `ids`, from 0 to its end.
         columns: Our word to (n,) strings.
+        channels: Our word to values for each id; see `CHANNEL_WORDS`.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     columns: Mapping[str, pa.Array] = {}
+    channels: Mapping[str, Aligned] = {}
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -54,7 +57,8 @@ class TokenDocuments(NamedTuple):
             return self
         begin = self.offsets[count]
         columns = {word: values.slice(count) for word, values in self.columns.items()}
-        return TokenDocuments(self.ids[begin:], self.offsets[count:] - begin, columns)
+        channels = {word: aligned.behind(count) for word, aligned in self.channels.items()}
+        return TokenDocuments(self.ids[begin:], self.offsets[count:] - begin, columns, channels)
 
 
 class Listing:

@@ -21,10 +21,13 @@ from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, StoreError, flag, one_of
 from lightning_lance.lance_names import VERSIONS
 from lightning_lance.location import check_place
+from lightning_lance.messages.escaping import logger
 from lightning_lance.process.files import remove_parts
 from lightning_lance.sources.local_paths import is_local, local_path
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.type_hints import as_text, check_arguments
+
+_log = logger(__name__)
 
 # Tokens, and documents, that are read together. A longer document is read whole.
 _TOGETHER_TOKENS = 1 << 22
@@ -129,6 +132,7 @@ def export_tokens(
         raise ConfigError(f"The store {store.uri!r} has {what}: see lightning-lance info {store.uri}.")
     for export in exports:
         export.check_free(overwrite)
+    _tell_left_out(store, format)
     try:
         with ExitStack() as parts:
             folder.mkdir(parents=True, exist_ok=True)
@@ -139,9 +143,16 @@ def export_tokens(
                 export.put_in_place()
     except OSError as error:
         raise StoreError(
-            f"{str(folder)!r} cannot be written ({error}): free disk space or grant access, then run again."
+            f"{str(folder)!r} cannot be written ({error}): free disk space or grant write access, then run it again."
         ) from error
     return [export.made for export in exports]
+
+
+def _tell_left_out(store: TokenStore, format: str) -> None:  # noqa: A002
+    """Log which channels of a store a format cannot hold."""
+    if store.channels and format != "parquet":
+        left_out = " and ".join(store.channels)
+        _log.warning("The format %s has no place for %s, which is left out: parquet has.", format, left_out)
 
 
 def _folder_at(place: str | os.PathLike[str]) -> Path:
@@ -196,9 +207,12 @@ class _Export:
         with ExitStack() as opened:
             files: list[BinaryIO] = [opened.enter_context(part.open("wb")) for part in self._parts]
             opened.callback(self._writer.close)
-            for tokens, offsets, described in self._runs():
+            for tokens, offsets, described, channels in self._runs():
                 self._documents += len(offsets) - 1
-                self._writer.write(files, tokens, offsets, described)
+                if isinstance(self._writer, ParquetWriter):
+                    self._writer.write(files, tokens, offsets, described, channels)
+                else:
+                    self._writer.write(files, tokens, offsets, described)
             self._writer.finish(files)
             for stream in files:
                 stream.flush()
@@ -216,8 +230,8 @@ class _Export:
         for part in self._parts:
             part.unlink(missing_ok=True)
 
-    def _runs(self) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Table]]:
-        """Yield documents that follow each other: their tokens, (n + 1,) borders, and metadata."""
+    def _runs(self) -> Iterator[tuple[np.ndarray, np.ndarray, pa.Table, dict[str, np.ndarray]]]:
+        """Yield documents that follow each other: their tokens, (n + 1,) borders, metadata, and channels."""
         begins = self._store.document_begins(self._split)
         for stream in self._streams:
             end = stream.start + stream.num_tokens
@@ -228,10 +242,14 @@ class _Export:
                 high = int(np.searchsorted(borders, borders[low] + _TOGETHER_TOKENS, side="right")) - 1
                 high = min(max(high, low + 1), low + _TOGETHER_DOCUMENTS)
                 start = int(borders[low])
-                tokens = self._store.read(np.asarray([start]), int(borders[high]) - start, self._split)[0]
+                size = int(borders[high]) - start
+                tokens = self._store.read(np.asarray([start]), size, self._split)[0]
                 described = pa.table({})
+                channels = {}
                 if isinstance(self._writer, ParquetWriter):
                     found = self._store.documents(borders[low:high], 1, self._split)
                     described = found.drop_columns(["window", "begin", "end"])
-                yield tokens, borders[low : high + 1] - start, described
+                    for name in self._store.channels:
+                        channels[name] = self._store.read_channel(name, np.asarray([start]), size, self._split)[0]
+                yield tokens, borders[low : high + 1] - start, described, channels
                 low = high

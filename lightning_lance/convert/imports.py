@@ -22,12 +22,14 @@ from lightning_lance.build.options import BuildOptions
 from lightning_lance.build.pipeline import EncodedBatch
 from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.build.progress import BuildProgress, tell_stored
+from lightning_lance.convert.channels import channel_words
 from lightning_lance.convert.mds import DTYPES
 from lightning_lance.convert.source import FORMATS, TokenSource
 from lightning_lance.documents.batch import validate_columns
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.engines.local import LocalBuild
 from lightning_lance.errors import ConfigError, described, one_of
+from lightning_lance.format.channels import CHANNELS
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.location import check_place
 from lightning_lance.process.prefetch import read_ahead
@@ -86,7 +88,8 @@ def import_tokens(
         empty: `refuse` or `skip`, for documents without tokens.
         val_fraction: Share of the documents for validation, if the tokens have none of their own.
         columns: Our word to the name of a column, for `parquet` and `mds`: `tokens` is the one with the ids, any other word is
-            stored with each document.
+            stored with each document. For `parquet`, `loss_mask`, `hf_labels` and `token_labels` name columns with a value for
+            each id; see `CHANNEL_WORDS`.
         language_column: Column that holds the language, for `parquet` and `mds`.
         language: The language of all documents.
         dtype: Type of the tokens in a column of bytes, for `mds`; None takes int64.
@@ -120,6 +123,9 @@ def import_tokens(
     check_val_fraction(val_fraction)
     _check_for_format(format, columns=columns, language_column=language_column, dtype=dtype)
     words = _checked_columns(columns)
+    named = channel_words(words)
+    if named and format != "parquet":
+        raise ConfigError(f"columns.{next(iter(named))} is given, and is for the format parquet only: got {format}.")
     if language and language_column:
         raise ConfigError(
             "language and language_column are both given: give the language of all documents, or its column."
@@ -248,10 +254,14 @@ def _encoded(batch: pa.Table) -> EncodedBatch:
     lengths = np.diff(np.asarray(lists.offsets))
     empty = lengths == 0
     wanted = np.flatnonzero(~empty)
-    documents = batch.drop_columns(["tokens"])
+    channels = {}
+    for name in CHANNELS:
+        if name in batch.column_names:
+            channels[name] = batch.column(name).chunk(0).filter(pa.array(~empty)).flatten().to_numpy()
+    documents = batch.drop_columns(["tokens", *channels])
     if empty.any():
         documents = documents.take(pa.array(wanted))
     offsets = np.append(0, np.cumsum(lengths[wanted]))
     # There are no texts.
     sizes = np.zeros(len(batch), np.int64)
-    return EncodedBatch(batch, sizes, wanted, documents, Encoded(ids, offsets), {"empty": empty}, {})
+    return EncodedBatch(batch, sizes, wanted, documents, Encoded(ids, offsets), {"empty": empty}, {}, channels)

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lightning_lance.convert.channels import CHANNEL_WORDS, Aligned, holds_channel
 from lightning_lance.convert.documents import Shard, TokenDocuments, TokenShards
 from lightning_lance.convert.places import SPLIT_NAMES, Places
+from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.documents.columns import (
     UnfitShard,
     begin,
@@ -98,11 +100,30 @@ class _OpenedTokens(OpenedDataset):
                 f"{begin(name)} has no column {column!r}{suggestion(column, names_in(schema))}, expected one of token ids: it "
                 f"has {format_list(names_in(schema))}"
             )
+        self._check_channels(schema, columns, name)
         kind = column_type(schema, steps)
         if not is_list(kind) or not pa.types.is_integer(kind.value_type):
             raise UnfitShard(
                 f"Column {column!r} of {name} holds {kind}, expected lists of whole numbers: name another by columns.tokens"
             )
+
+    def _check_channels(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
+        """Check the columns of channels, which a shard must have."""
+        for word, column in self._source.columns.items():
+            if word not in CHANNEL_WORDS or column not in columns:
+                continue
+            steps = steps_to(schema, column)
+            if steps is None:
+                raise UnfitShard(
+                    f"{begin(name)} has no column {column!r}{suggestion(column, names_in(schema))}, which columns.{word} "
+                    f"names: it has {format_list(names_in(schema))}"
+                )
+            kind = column_type(schema, steps)
+            if not is_list(kind) or not holds_channel(word, kind.value_type):
+                raise UnfitShard(
+                    f"Column {column!r} of {name} holds {kind}, expected lists with a value for each id: name another by "
+                    f"columns.{word}"
+                )
 
     def _document_batches(self, table: pa.Table, first_row: int, shard: int) -> list[pa.Table]:
         source = self._source
@@ -117,6 +138,9 @@ class _OpenedTokens(OpenedDataset):
             words["language"] = source.language_column
         for word, name in words.items():
             values = column_at(table, name)
+            if word in CHANNEL_WORDS:
+                columns[word] = values
+                continue
             columns[word] = pa.nulls(len(table), pa.string()) if values is None else in_words(values)[0]
         rows = np.arange(first_row, first_row + len(table))
         return [pa.table({"row": rows, **columns})]
@@ -163,23 +187,32 @@ class ParquetShards(TokenShards):
 
 
 def _documents(table: pa.Table) -> TokenDocuments:
-    lists = table.column("tokens").combine_chunks()
-    if isinstance(lists, pa.ChunkedArray):
-        lists = pa.concat_arrays(lists.chunks)
+    columns = {}
+    channels = {}
+    for word in table.column_names:
+        if word in CHANNEL_WORDS:
+            channels[word] = _aligned(table, word, f"values of {word}")
+        elif word not in ("row", "tokens"):
+            columns[word] = table.column(word).combine_chunks()
+    tokens = _aligned(table, "tokens", "token ids")
+    return TokenDocuments(tokens.values, tokens.offsets, columns, channels)
+
+
+def _aligned(table: pa.Table, word: str, what: str) -> Aligned:
+    """Return the values of a column of lists. ConfigError if there is null among them."""
+    lists = as_single_chunk(table.column(word))
     # A list that is null is a document without tokens.
     lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0)).astype(np.int64)
-    columns = {}
-    for word in table.column_names:
-        if word not in ("row", "tokens"):
-            columns[word] = table.column(word).combine_chunks()
     values = lists.flatten()
     if values.null_count:
-        raise ConfigError("A row has null among its token ids, expected whole numbers: write the dataset anew.")
-    return TokenDocuments(np.asarray(values), np.append(0, np.cumsum(lengths)), columns)
+        raise ConfigError(f"A row has null among its {what}, expected whole numbers: write the dataset anew.")
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    return Aligned(np.asarray(values), np.append(0, np.cumsum(lengths)))
 
 
 class ParquetWriter:
-    """Writes a Parquet file: a row for each document, with EOS at the end of its `input_ids`, and its metadata.
+    """Writes a Parquet file: a row for each document, with EOS at the end of its `input_ids`, its channels and its metadata.
 
     Args:
         vocab_size: Largest id plus one.
@@ -192,10 +225,20 @@ class ParquetWriter:
         self._kind = pa.int32() if vocab_size <= 1 << 31 else pa.int64()
         self._writer: pq.ParquetWriter | None = None
 
-    def write(self, files: Sequence[BinaryIO], tokens: np.ndarray, offsets: np.ndarray, described: pa.Table) -> None:
-        """Write documents, EOS included, with their metadata."""
+    def write(
+        self,
+        files: Sequence[BinaryIO],
+        tokens: np.ndarray,
+        offsets: np.ndarray,
+        described: pa.Table,
+        channels: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Write documents, EOS included, with their metadata and channels."""
         ids = pa.array(tokens).cast(self._kind)
-        rows = described.add_column(0, USUAL_COLUMN, pa.LargeListArray.from_arrays(pa.array(offsets), ids))
+        borders = pa.array(offsets)
+        rows = described.add_column(0, USUAL_COLUMN, pa.LargeListArray.from_arrays(borders, ids))
+        for place, (name, values) in enumerate((channels or {}).items(), 1):
+            rows = rows.add_column(place, name, pa.LargeListArray.from_arrays(borders, pa.array(values)))
         if self._writer is None:
             self._writer = pq.ParquetWriter(files[0], rows.schema, compression="zstd")
         self._writer.write_table(rows)

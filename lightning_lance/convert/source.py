@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lightning_lance.convert.channels import channel_words, stored_values, with_eos
 from lightning_lance.convert.chunk_files import INDEX
 from lightning_lance.convert.documents import CutAtEos, ItemTokens, TokenDocuments, TokenShards
 from lightning_lance.convert.litdata import LitDataShards
@@ -22,6 +23,7 @@ from lightning_lance.convert.places import Places
 from lightning_lance.documents.dedup import Dedup
 from lightning_lance.documents.splits import SPLITS, split_codes
 from lightning_lance.errors import ConfigError
+from lightning_lance.format.channels import CHANNELS
 from lightning_lance.sources.files import named_identity
 from lightning_lance.sources.local_paths import working_folder
 from lightning_lance.tokenization.tokenizer import token_dtype
@@ -75,7 +77,18 @@ class TokenSource:
 
     @property
     def metadata(self) -> Sequence[str]:
-        return tuple(sorted(word for word in self.columns if word not in ("tokens", "language")))
+        others = {"tokens", "language", *self.channel_words}
+        return tuple(sorted(word for word in self.columns if word not in others))
+
+    @property
+    def channel_words(self) -> dict[str, str]:
+        """The words of `columns` with a value for each id, and the channels that they become."""
+        return channel_words(self.columns) if self.format == "parquet" else {}
+
+    @property
+    def channels(self) -> Sequence[str]:
+        """The channels that its tokens have; see `CHANNELS`."""
+        return [*self.channel_words.values()]
 
     @property
     def has_validation(self) -> bool:
@@ -181,7 +194,7 @@ class OpenedTokens:
 
     def _batch(self, found: TokenDocuments, split: str, shard: int, first_row: int) -> pa.Table:
         source = self._source
-        ids, offsets = self._checked(found, shard, first_row)
+        ids, offsets, channels = self._checked(found, shard, first_row)
         lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(ids))
         languages = found.columns.get("language")
         if languages is None:
@@ -193,7 +206,12 @@ class OpenedTokens:
             splits = pa.array(SPLITS).take(pa.array(self._split_codes(ids, offsets, columns)))
         rows = np.arange(first_row, first_row + len(found), dtype=np.int64)
         filled = languages.fill_null("")
-        return pa.table({"row": rows, "tokens": lists, "language": filled, **columns, "split": splits})
+        values = {}
+        # One more value for each document, that of EOS.
+        borders = pa.array(offsets + np.arange(len(offsets)))
+        for name, channel in channels.items():
+            values[name] = pa.LargeListArray.from_arrays(borders, pa.array(channel))
+        return pa.table({"row": rows, "tokens": lists, **values, "language": filled, **columns, "split": splits})
 
     def _split_codes(self, ids: np.ndarray, offsets: np.ndarray, columns: Mapping[str, pa.Array]) -> np.ndarray:
         """Draw the splits by repository, or where there is none, by the tokens."""
@@ -212,14 +230,18 @@ class OpenedTokens:
             codes[known] = split_codes(repos, share)[known]
         return codes
 
-    def _checked(self, found: TokenDocuments, shard: int, first_row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of documents without EOS, and their borders."""
+    def _checked(
+        self, found: TokenDocuments, shard: int, first_row: int
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Return the ids of documents without EOS, their borders, and what the channels have for them and EOS."""
         source = self._source
         ids = found.ids
 
+        def named(number: int) -> str:
+            return f"Document {first_row + number:,} of {self._shards.shards[shard].name!r}"
+
         def document(place: int) -> str:
-            row = first_row + int(np.searchsorted(found.offsets, place, side="right")) - 1
-            return f"Document {row:,} of {self._shards.shards[shard].name!r}"
+            return named(int(np.searchsorted(found.offsets, place, side="right")) - 1)
 
         beyond = (ids < 0) | (ids >= source.vocab_size)
         if beyond.any():
@@ -244,9 +266,12 @@ class OpenedTokens:
         closed[np.searchsorted(found.offsets, ends, side="right") - 1] = 1
         lengths = lengths - closed
         if source.empty == "refuse" and not lengths.all():
-            row = first_row + int(lengths.argmin())
             raise ConfigError(
-                f"Document {row:,} of {self._shards.shards[shard].name!r} is empty, expected at least one token besides EOS: "
+                f"{named(int(lengths.argmin()))} is empty, expected at least one token besides EOS: "
                 "empty=skip leaves such documents out, and counts them."
             )
-        return ids[~is_eos].astype(self._dtype, copy=False), np.append(0, np.cumsum(lengths))
+        channels = {}
+        for word, name in source.channel_words.items():
+            values = stored_values(word, found.channels[word], ids, found.offsets, named)
+            channels[name] = with_eos(values, found.offsets, closed == 1, CHANNELS[name].absent)
+        return ids[~is_eos].astype(self._dtype, copy=False), np.append(0, np.cumsum(lengths)), channels

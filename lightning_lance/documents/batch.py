@@ -149,7 +149,9 @@ def validate_columns(columns: Mapping[str, str], where: str) -> None:
 def _turned(columns: Mapping[str, str]) -> dict[str, str] | None:
     """Return `source.columns` the other way round, if that has a column for `text`; None if not."""
     turned = {column: word for word, column in columns.items() if isinstance(column, str)}
-    return turned if "text" in turned and len(turned) == len(columns) else None
+    if "text" in turned and len(turned) == len(columns):
+        return turned
+    return None
 
 
 def in_yaml(columns: Mapping[str, str]) -> str:
@@ -242,7 +244,9 @@ def next_row(batch: pa.Table) -> int | None:
     The cursor of a source moves by this, even if no document is wanted for hours.
     """
     end = (batch.schema.metadata or {}).get(_COVERED)
-    return None if end is None else int(end)
+    if end is None:
+        return None
+    return int(end)
 
 
 def before_row(batch: pa.Table, end: int) -> pa.Table:

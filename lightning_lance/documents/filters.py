@@ -188,7 +188,9 @@ class OneOf(Condition):
         return self._with_nulls(found, values)
 
     def _with_nulls(self, found: np.ndarray, values: pa.Array) -> np.ndarray:
-        return found | np.asarray(values.is_null()) if self._null else found
+        if self._null:
+            found = found | np.asarray(values.is_null())
+        return found
 
     def _of_type(self, kind: pa.DataType) -> pa.Array:
         """Return the wanted values that a type can hold, in that type."""
@@ -288,7 +290,10 @@ class RowFilter:
         passes = np.ones(len(table), bool)
         for condition in self.conditions:
             values = column_at(table, condition.column)
-            passes &= condition.keeps(None) if values is None else condition.mask(values, where)
+            if values is None:
+                passes &= condition.keeps(None)
+            else:
+                passes &= condition.mask(values, where)
         if passes.all():
             return table
         return table.filter(pa.array(passes))
@@ -386,7 +391,9 @@ def _in_type(value: Any, kind: pa.DataType) -> list[pa.Array]:
 
 
 def _array(value: Any, kind: pa.DataType) -> pa.Array:
-    return value.cast(kind) if isinstance(value, pa.Array) else pa.array([value], kind)
+    if isinstance(value, pa.Array):
+        return value.cast(kind)
+    return pa.array([value], kind)
 
 
 def _as_text(value: Any, kind: pa.DataType) -> list[Any]:
@@ -399,7 +406,9 @@ _TRUTH = {"true": True, "1": True, 1: True, "false": False, "0": False, 0: False
 def _as_bool(value: Any, kind: pa.DataType) -> list[Any]:
     if isinstance(value, str):
         value = value.lower()
-    return [_TRUTH[value]] if value in _TRUTH else []
+    if value in _TRUTH:
+        return [_TRUTH[value]]
+    return []
 
 
 def _as_integer(value: Any, kind: pa.DataType) -> list[Any]:

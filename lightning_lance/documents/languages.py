@@ -178,8 +178,14 @@ def language_pattern(parts: Sequence[str]) -> re.Pattern[str]:
     """Return the regular expression of a template, given its parts between slashes; the group `language` is the placeholder."""
     made = ""
     for part in parts[:-1]:
-        made += "(?:.+/)?" if part == "**" else _part_pattern(part, made) + "/"
-    made += ".+" if parts[-1] == "**" else _part_pattern(parts[-1], made)
+        if part == "**":
+            made += "(?:.+/)?"
+        else:
+            made += _part_pattern(part, made) + "/"
+    if parts[-1] == "**":
+        made += ".+"
+    else:
+        made += _part_pattern(parts[-1], made)
     return re.compile(made, re.DOTALL)
 
 

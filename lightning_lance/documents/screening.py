@@ -30,8 +30,8 @@ def skip_reasons(batch: pa.Table, sizes: np.ndarray, long: LongDocuments) -> dic
         Reason to (n,) bool. A document has at most one reason: `null` (no text), `not_utf8`, `not_json`, `empty`, `blank`
         (only white space), `long`.
     """
-    invalid = _flag(batch, "not_utf8")
-    garbled = _flag(batch, "not_json")
+    invalid = flag_of(batch, "not_utf8")
+    garbled = flag_of(batch, "not_json")
     blank = np.asarray(pc.fill_null(pc.utf8_is_space(batch.column("text")), False))
     too_long = np.zeros(len(batch), bool)
     if long.how == "skip":
@@ -67,15 +67,15 @@ def flags_of(documents: pa.Table, special: Sequence[str], long: LongDocuments) -
         "special": special_spelled,
         "nul": _finds(texts, r"\x00"),
         "crlf": _finds(texts, "\r\n"),
-        "bom": _flag(documents, "bom"),
+        "bom": flag_of(documents, "bom"),
         "split": np.asarray(pc.greater(pc.binary_length(texts), long.max_bytes)),
     }
     if REPLACED in documents.column_names:
-        flags["metadata_not_utf8"] = _flag(documents, REPLACED)
+        flags["metadata_not_utf8"] = flag_of(documents, REPLACED)
     return flags
 
 
-def _flag(batch: pa.Table, name: str) -> np.ndarray:
+def flag_of(batch: pa.Table, name: str) -> np.ndarray:
     """Return an optional bool column, all false if the batch does not have it."""
     if name not in batch.column_names:
         return np.zeros(len(batch), bool)

@@ -193,7 +193,9 @@ def _is_founded(location: StoreLocation, before: Any | None, paths: Sequence[str
 
 def _uuid_of(location: StoreLocation, version: int) -> str | None:
     dataset = dataset_at(location, version)
-    return None if dataset is None else str(dataset.read_transaction(version).uuid)
+    if dataset is None:
+        return None
+    return str(dataset.read_transaction(version).uuid)
 
 
 def data_file_infos(dataset: Any | None, lineage: Lineage | None = None) -> dict[str, DataFileInfo]:
@@ -222,7 +224,9 @@ def last_commit(location: StoreLocation, version: int | None = None) -> CommitMe
     if version is None:
         return last_version(location)[1]
     dataset = dataset_at(location, version)
-    return None if dataset is None else read_commit(dataset, location.uri)
+    if dataset is None:
+        return None
+    return read_commit(dataset, location.uri)
 
 
 def last_version(location: StoreLocation) -> tuple[int, CommitMetadata | None]:

@@ -23,6 +23,7 @@ from lance.file import LanceFileSession
 from lance.fragment import DataFile, FragmentMetadata, write_fragments
 
 from lightning_lance.errors import CommitConflict, LightningLanceError, StoreError
+from lightning_lance.format.channels import TOKENS
 from lightning_lance.format.hashing import hash_file, hash_local
 from lightning_lance.format.layout import DataFileInfo, LayoutCounter
 from lightning_lance.format.own_files import (
@@ -140,7 +141,9 @@ def fragment_json(fragment: FragmentMetadata) -> str:
 
 def number_of(dataset: Any | None) -> int:
     """Return the version of an open dataset; 0 if there is none."""
-    return 0 if dataset is None else int(dataset.version)
+    if dataset is None:
+        return 0
+    return int(dataset.version)
 
 
 def versions_of(dataset: Any | None) -> list[int]:
@@ -255,8 +258,12 @@ def _size_of(path: str) -> int | None:
         found = os.stat(path)  # noqa: PTH116 - of ten thousand files
     except OSError:
         file = Path(path)
-        return file.stat().st_size if file.is_file() else None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None
+        if file.is_file():
+            return file.stat().st_size
+        return None
+    if stat.S_ISREG(found.st_mode):
+        return found.st_size
+    return None
 
 
 def stream_columns(dataset: Any) -> pa.Table:
@@ -267,10 +274,14 @@ def stream_columns(dataset: Any) -> pa.Table:
     return rows
 
 
-def take_blocks(dataset: Any, rows: np.ndarray) -> np.ndarray:
-    """Return the tokens of rows, (n, block). StoreError if rows are missing, or tokens are null."""
+def take_blocks(dataset: Any, rows: np.ndarray, column: str = TOKENS) -> np.ndarray:
+    """Return the tokens of rows, or what a channel has for each of them, (n, block).
+
+    Raises:
+        StoreError: If rows are missing, or tokens are null.
+    """
     block, _ = block_of(dataset.uri, dataset.schema)
-    tokens = tokens_of(dataset.uri, dataset.take(rows.tolist(), columns=["tokens"]).column("tokens"), block)
+    tokens = tokens_of(dataset.uri, dataset.take(rows.tolist(), columns=[column]).column(column), block)
     if len(tokens) != len(rows):
         raise StoreError(
             f"The token store {dataset.uri!r} returned {len(tokens):,} of {len(rows):,} rows: 'lightning-lance verify' lists "
@@ -487,15 +498,15 @@ def conflict(uri: str, expected: int, version: int) -> CommitConflict:
     """Return the error of a commit that came second."""
     return CommitConflict(
         f"Another process wrote to the token store {uri!r} at the same time (it has version {version}, expected {expected}): "
-        "the last part of this build was not stored; run again to continue."
+        "the last part of this build was not stored; run it again to continue."
     )
 
 
 def not_written(uri: str, error: Exception) -> StoreError:
     """Return the error of a store that cannot be written, with its cause."""
     return StoreError(
-        f"The token store {uri!r} cannot be written ({lance_said(error)}): free disk space or grant access, then run again to "
-        "continue after the last commit."
+        f"The token store {uri!r} cannot be written ({lance_said(error)}): free disk space or grant write access, "
+        "then run it again to continue after the last commit."
     )
 
 

@@ -72,7 +72,9 @@ def lineage_of(dataset: Any) -> Lineage:
     version = int(dataset.version)
     properties = properties_at(dataset, version)
     if properties is None:
-        raise StoreError(f"Version {version} of {dataset.uri!r} was removed while it was read: try again.")
+        raise StoreError(
+            f"Version {version} of the token store {dataset.uri!r} was removed while it was read: try again."
+        )
     if METADATA in properties:
         return Lineage(version, [], properties)
     versions = versions_of(dataset)
@@ -99,7 +101,9 @@ def lineage_of(dataset: Any) -> Lineage:
 def properties_at(dataset: Any, version: int) -> Mapping[str, str] | None:
     """Return the properties of a version's transaction; None if the version is gone."""
     transaction = _transaction_at(dataset, version)
-    return None if transaction is None else transaction.transaction_properties or {}
+    if transaction is None:
+        return None
+    return transaction.transaction_properties or {}
 
 
 def _transaction_at(dataset: Any, version: int) -> Any | None:
@@ -164,7 +168,9 @@ def _description(dataset: Any) -> tuple[Any, ...]:
     described = []
     for fragment in fragments_of(dataset):
         paths = tuple(file.path for file in fragment.files)
-        deletion = None if fragment.deletion_file is None else fragment.deletion_file.path(fragment.id)
+        deletion = None
+        if fragment.deletion_file is not None:
+            deletion = fragment.deletion_file.path(fragment.id)
         described.append((paths, deletion, fragment.physical_rows, len(fragment.overlays or ())))
     return described, dataset.schema.remove_metadata()
 

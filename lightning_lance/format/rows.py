@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.documents.splits import FORGOTTEN
+from lightning_lance.format.channels import CHANNELS, TOKENS
 
 # Tokens per row. Larger blocks waste reads from object stores; smaller ones are more rows to find.
 BLOCK = 2048
@@ -24,13 +25,16 @@ class Stream(NamedTuple):
     language: str
 
 
-def store_schema(dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = False) -> pa.Schema:
+def store_schema(
+    dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = False, channels: Sequence[str] = ()
+) -> pa.Schema:
     """Return the schema of a token store.
 
     Args:
         dtype: The dtype of the tokens, uint16 or uint32.
         metadata: Names of the strings stored with each document.
         hashed: Whether to store the hash of each text too, for de-duplication.
+        channels: Names of the channels; see `CHANNELS`.
     """
     fields = [("offset", pa.int32()), *((name, pa.string()) for name in ("id", *metadata))]
     if hashed:
@@ -42,25 +46,43 @@ def store_schema(dtype: np.dtype[Any], metadata: Sequence[str], hashed: bool = F
             ("split", pa.string()),
             ("language", pa.string()),
             ("documents", pa.list_(pa.struct(fields))),
+            # Behind all others: what reads tokens expects them first.
+            *((name, pa.list_(pa.from_numpy_dtype(CHANNELS[name].stored), BLOCK)) for name in channels),
         ]
     )
+
+
+def token_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns of a store that have a value for each token: the tokens themselves, and the channels."""
+    return [TOKENS, *(name for name in CHANNELS if name in schema.names)]
+
+
+def blocks_of(values: np.ndarray, block: int) -> pa.FixedSizeListArray:
+    """Return values, whole blocks of them, as the column of a store."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(values), block)
+
+
+def empty_blocks(schema: pa.Schema, name: str, num_rows: int) -> pa.FixedSizeListArray:
+    """Return rows of a column of `token_columns` that have no tokens: zeros."""
+    kind = schema.field(name).type
+    return blocks_of(np.zeros(num_rows * kind.list_size, kind.value_type.to_pandas_dtype()), kind.list_size)
 
 
 def forgotten_rows(hashes: np.ndarray, schema: pa.Schema) -> pa.Table:
     """Return rows without tokens, whose documents have no fields but the hashes of their texts, (n,) uint64."""
     num_rows = -(-len(hashes) // _HASHES)
-    block = schema.field("tokens").type.list_size
     struct = schema.field("documents").type.value_type
     fields = [pa.nulls(len(hashes), field.type) for field in struct]
     fields[0] = pa.repeat(pa.scalar(0, pa.int32()), len(hashes))
     fields[-1] = pa.array(hashes)
     borders = np.minimum(np.arange(num_rows + 1) * _HASHES, len(hashes)).astype(np.int32)
-    zeros = np.zeros(num_rows * block, schema.field("tokens").type.value_type.to_pandas_dtype())
+    tokens, *channels = (empty_blocks(schema, name, num_rows) for name in token_columns(schema))
     columns = [
-        pa.FixedSizeListArray.from_arrays(pa.array(zeros), block),
+        tokens,
         pa.repeat(pa.scalar(0, pa.int32()), num_rows),
         pa.repeat(pa.scalar(FORGOTTEN), num_rows),
         pa.repeat(pa.scalar(""), num_rows),
         pa.ListArray.from_arrays(pa.array(borders), pa.StructArray.from_arrays(fields, fields=list(struct))),
+        *channels,
     ]
     return pa.table(columns, schema=schema)

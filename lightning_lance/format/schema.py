@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.errors import StoreError
+from lightning_lance.format.channels import CHANNELS
 
 # Tokens of a row, limited since several rows are in memory at once. Stores of this package have 2,048.
 _LARGEST_BLOCK = 1 << 20
@@ -32,6 +33,15 @@ def block_of(uri: str, schema: pa.Schema) -> tuple[int, np.dtype[Any]]:
     return int(tokens.list_size), np.dtype(tokens.value_type.to_pandas_dtype())
 
 
+def check_channels(uri: str, schema: pa.Schema, channels: Sequence[str], block: int) -> None:
+    """Raise StoreError if the column of a channel is missing or has another type."""
+    for name in channels:
+        found = _type_of(uri, schema, name)
+        expected = pa.list_(pa.from_numpy_dtype(CHANNELS[name].stored), block)
+        if found != expected:
+            _misfit(uri, name, found, str(expected))
+
+
 def check_dtype(uri: str, dtype: np.dtype[Any], recipe: Mapping[str, Any], vocab_size: int) -> None:
     """Check that the dtype of the tokens is that of the recipe, and fits every id. StoreError if not."""
     expected = recipe.get("dtype", str(dtype))
@@ -43,7 +53,10 @@ def check_dtype(uri: str, dtype: np.dtype[Any], recipe: Mapping[str, Any], vocab
 
 
 def tokens_of(uri: str, column: pa.ChunkedArray | pa.Array, block: int) -> np.ndarray:
-    """Return the tokens of rows, (n, block), without a copy if they are in one piece. StoreError if some are null."""
+    """Return the tokens of rows, or what a channel has for each of them, (n, block). StoreError if some are null.
+
+    Nothing is copied if they are in one piece.
+    """
     rows = as_single_chunk(column)
     tokens = rows.flatten()
     if rows.null_count or tokens.null_count or len(tokens) != len(rows) * block:

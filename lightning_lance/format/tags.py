@@ -53,6 +53,11 @@ def is_of_a_run(name: str) -> bool:
     return is_ours(name) and _RUN in name
 
 
+def is_of_a_checkpoint(name: str) -> bool:
+    """Return whether a name is the tag of a version that checkpoints go on with."""
+    return is_ours(name) and name.startswith(_CHECKPOINT) and _RUN not in name
+
+
 def means(name: str, commit: CommitMetadata) -> bool:
     """Return whether one of this package's tags is for a version with this commit, by its name alone."""
     ours = _OURS.fullmatch(name)
@@ -175,7 +180,9 @@ class _Opened(NamedTuple):
     def kept_by(self, name: str) -> int | None:
         """Return the version of a tag, if its content is the same; None if not, or if there is no such tag."""
         tagged = read_refs(self.location).tags.get(name)
-        return tagged if tagged is not None and self._is_at(tagged) else None
+        if tagged is not None and self._is_at(tagged):
+            return tagged
+        return None
 
     def is_there(self) -> bool:
         """Return whether the version exists. StoreReplaced if another store was built there, StoreError if none is left."""
@@ -223,7 +230,7 @@ def check_not_replaced(location: StoreLocation, fingerprint: str | None) -> None
 def replaced(uri: str) -> StoreReplaced:
     """Return the error of a store that was replaced by another."""
     return StoreReplaced(
-        f"The token store {uri!r} was replaced by one with other settings while it was read: start again to read the new "
+        f"The token store {uri!r} was replaced by one with other settings while it was read: run it again to read the new "
         "store, or build it at another uri."
     )
 

@@ -190,11 +190,15 @@ def _sections(facts: StoreFacts, title: str, repo: str | None) -> list[str]:
 
 def _eos(facts: StoreFacts) -> str:
     token = facts.settings.get("eos_token")
-    return "a token of its own" if token is None else _code(str(token))
+    if token is None:
+        return "a token of its own"
+    return _code(str(token))
 
 
 def _loading(facts: StoreFacts, repo: str | None) -> str:
-    place = f"hf://datasets/{repo}" if repo is not None else shown(facts.info.summary.name)
+    place = f"hf://datasets/{repo}"
+    if repo is None:
+        place = shown(facts.info.summary.name)
     python = json.dumps(place)
     return (
         "## Load\n\n"
@@ -281,11 +285,15 @@ def _about(facts: StoreFacts) -> str:
 
 
 def _number(count: int | None) -> str:
-    return "unknown" if count is None else f"{count:,}"
+    if count is None:
+        return "unknown"
+    return f"{count:,}"
 
 
 def _more(left: int, noun: str) -> str:
-    return f"\n\nand {pluralize(left, f'more {noun}')}" if left > 0 else ""
+    if left > 0:
+        return f"\n\nand {pluralize(left, f'more {noun}')}"
+    return ""
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -298,7 +306,9 @@ def _in_words(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)
 
 
 def _code(text: str) -> str:
@@ -308,5 +318,7 @@ def _code(text: str) -> str:
     fence = "`" * (longest + 1)
     # A cell ends at a bar, also in a code span.
     plain = plain.replace("|", "\\|")
-    space = " " if not plain.strip() or plain[0] in " `" or plain[-1] in " `" else ""
+    space = ""
+    if not plain.strip() or plain[0] in " `" or plain[-1] in " `":
+        space = " "
     return f"{fence}{space}{plain or '(empty)'}{space}{fence}"

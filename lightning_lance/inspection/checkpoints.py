@@ -128,7 +128,9 @@ def open_stores(
     names = [entry["name"] for entry in state["stores"]]
     for name in sorted(uris):
         if name not in names:
-            expected = "uri=PLACE for its only store" if names == [""] else f"one of {', '.join(map(repr, names))}"
+            expected = f"one of {', '.join(map(repr, names))}"
+            if names == [""]:
+                expected = "uri=PLACE for its only store"
             raise ConfigError(f"The checkpoint has no store {name!r}: expected {expected}.")
     stores = {}
     for entry in state["stores"]:

@@ -95,7 +95,9 @@ def check_serving(loader: WindowLoader, steps: int | None, val_windows: int) -> 
         yield Finding("streams", "ok", f"all are longer than a window of {loader.context_length:,} + 1 tokens")
     else:
         lost = f"{pluralize(short.streams, 'stream')} with {pluralize(short.tokens, 'token')}"
-        named = f" ({format_list([*filter(None, short.languages)])})" if any(short.languages) else ""
+        named = ""
+        if any(short.languages):
+            named = f" ({format_list([*filter(None, short.languages)])})"
         what = f"{lost}{named} shorter than a window: never served"
         yield Finding("streams", "warn", what, "lower context_length, or store more documents")
     if val_windows:
@@ -251,7 +253,9 @@ def _check_overlap(store: TokenStore, of: str) -> Iterator[Finding]:
     same = sum(count for key, count in val.items() if key in train)
     total, total_train = sum(val.values()), sum(train.values())
     sampled = total < of_val or total_train < of_train
-    sample = f" (a sample of {total:,} and {total_train:,} documents)" if sampled else ""
+    sample = ""
+    if sampled:
+        sample = f" (a sample of {total:,} and {total_train:,} documents)"
     what = f"{same:,} of {total:,} validation documents{of} are in training too{sample}"
     if same > 0.01 * total:
         yield Finding("splits", "warn", what, "build with source.dedup=exact")

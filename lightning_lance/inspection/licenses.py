@@ -40,7 +40,9 @@ def hub_ids(texts: Iterable[str | None]) -> list[str]:
             found.add(plain if plain in _OF_THE_HUB else "other")
         if not _listed(text):
             found.add("unknown")
-    return [] if found == {"unknown"} else sorted(found)
+    if found == {"unknown"}:
+        return []
+    return sorted(found)
 
 
 def spdx_url(name: str) -> str | None:

@@ -131,10 +131,15 @@ def _uploaded(
     there = {file.rfilename for file in info.siblings or ()}
     kept = tuple(name for name in cards if name in there and not _is_ours(api, repo, name, str(info.sha)))
     wanted = {**files, **{name: text for name, text in cards.items() if name not in kept}}
-    operations: list[Any] = [
-        CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
-        for name, content in wanted.items()
-    ]
+    operations: list[Any] = []
+    size = 0
+    for name, content in wanted.items():
+        if isinstance(content, bytes):
+            operations.append(CommitOperationAdd(name, content))
+            size += len(content)
+        else:
+            operations.append(CommitOperationAdd(name, str(content)))
+            size += content.stat().st_size
     # What is left of an earlier push, such as an older version.
     stale = sorted(
         name for name in there if (name.startswith(f"{HUB_STORE}/") or name == TOKENIZER) and name not in wanted
@@ -149,7 +154,6 @@ def _uploaded(
         parent_commit=info.sha,
     )
     _check_whole(api, repo, str(commit.oid), files)
-    size = sum(len(content) if isinstance(content, bytes) else content.stat().st_size for content in wanted.values())
     return Pushed(repo, str(commit.oid), len(wanted), size, f"hf://datasets/{repo}@{commit.oid}", kept)
 
 
@@ -166,7 +170,9 @@ def _check_whole(api: Any, repo: str, commit: str, files: Mapping[str, Path | by
     missing = sorted({*files} - {*found})
     more = sorted(name for name in {*found} - {*files} if name.startswith(f"{HUB_STORE}/"))
     if missing or more:
-        what = f"lacks {format_list(missing)}" if missing else f"has {format_list(more)} besides"
+        what = f"has {format_list(more)} besides"
+        if missing:
+            what = f"lacks {format_list(missing)}"
         raise StoreError(
             f"The dataset repository {repo!r} {what} at commit {commit}: check its .gitignore, and push again."
         )

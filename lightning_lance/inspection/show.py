@@ -145,12 +145,13 @@ def ranked(windows: Sequence[ShownWindow], losses: Sequence[DocumentLoss]) -> li
         losses: What `LossByDocument` wrote of the same batch.
     """
     documents = {(window.number, part.begin): part.about for window in windows for part in window.documents}
-    # What is not finite counts as all of the loss.
-    sums = [entry.loss if math.isfinite(entry.loss) else math.inf for entry in losses]
-    total = sum(value for value in sums if value < math.inf) or 1.0
+    total = sum(entry.loss for entry in losses if math.isfinite(entry.loss)) or 1.0
     rows = []
-    for entry, value in zip(losses, sums, strict=True):
-        share = 1.0 if value == math.inf else value / total
+    for entry in losses:
+        # What is not finite counts as all of the loss.
+        share = 1.0
+        if math.isfinite(entry.loss):
+            share = entry.loss / total
         about = documents.get((entry.window, entry.begin), {})
         rows.append(Ranked(share, entry.loss / max(entry.tokens, 1), entry.tokens, entry.window, about))
     return sorted(rows, key=lambda row: -row.share)
@@ -253,10 +254,14 @@ def _trained(windows: ServedWindows) -> np.ndarray:
     trained = np.zeros(windows.tokens.shape, bool)
     batch = windows.batch
     if "targets" in batch:
-        trained[:, 1:] = batch["targets"].numpy() >= 0
+        targets = batch["targets"].numpy() >= 0
     else:
-        # The models shift the labels themselves, so they never predict the first one.
-        trained[:, 1:-1] = batch["labels"].numpy()[:, 1:] >= 0
+        # The models shift the labels themselves, so they never predict the first one of a row.
+        labels = batch["labels"].numpy()
+        targets = np.zeros(labels.shape, bool)
+        targets[:, :-1] = labels[:, 1:] >= 0
+    # The rows of a window follow each other.
+    trained[:, 1:] = targets.reshape(len(trained), -1)
     return trained
 
 

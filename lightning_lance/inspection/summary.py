@@ -32,7 +32,7 @@ from lightning_lance.format.refs import Refs, read_refs
 from lightning_lance.format.schema import block_of
 from lightning_lance.format.tags import lacks_build_tag
 from lightning_lance.lance_names import DATA, VERSIONS
-from lightning_lance.location import StoreLocation, given_place, is_local, store_place
+from lightning_lance.location import StoreLocation, given_place, is_local, no_store_at, store_place
 from lightning_lance.maintenance.disk_usage import DiskUsage, disk_usage
 from lightning_lance.process.build_status import read_status, status_file
 from lightning_lance.process.locks import lock_file, seems_held
@@ -236,7 +236,7 @@ def _nothing_committed(location: StoreLocation) -> StoreError:
             f"{location.uri!r} is a folder of token stores: lightning-lance list {location.uri} lists them."
         )
     if status is None:
-        return StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
+        return no_store_at(location.uri)
     if status.failure is None:
         how = "it was stopped" if not _is_building(location) else "it goes on"
         return StoreError(f"The build of {location.uri!r} has committed nothing so far, and {how} ({status}).")
@@ -258,13 +258,20 @@ def settings_of(commit: CommitMetadata) -> dict[str, Any]:
     if known["format"]:
         known["path"] = None
     commit_of_source = commit.pin.get("revision")
-    known["commit"] = commit_of_source if isinstance(commit_of_source, str) else None
-    for name in ("columns", "language_column", "languages"):
+    known["commit"] = None
+    if isinstance(commit_of_source, str):
+        known["commit"] = commit_of_source
+    for name in ("columns", "language_column", "loss_mask_column", "languages"):
         known[name] = source.get(name)
+    known["channels"] = recipe.get("channels")
     known["where"] = _where(source.get("where"))
     known["text_filter"] = _changed(source.get("text_filter"), {"min_bytes": 1})
-    known["dedup"] = source.get("dedup") if source.get("dedup") != "none" else None
-    known["tokenizer"] = _tokenizer_of(commit) if labels.get("tokenizer") else None
+    known["dedup"] = None
+    if source.get("dedup") != "none":
+        known["dedup"] = source.get("dedup")
+    known["tokenizer"] = None
+    if labels.get("tokenizer"):
+        known["tokenizer"] = _tokenizer_of(commit)
     known["vocab_size"] = commit.vocab_size
     known["eos_token"] = commit.eos_token
     for name in ("val_fraction", "max_document_bytes", "long_documents"):
@@ -336,7 +343,9 @@ def _opened_summary(
 def _state_before_commit(location: StoreLocation) -> str:
     if _is_building(location):
         return "building"
-    return "failed" if _has_failed(location) else "empty"
+    if _has_failed(location):
+        return "failed"
+    return "empty"
 
 
 def _has_failed(location: StoreLocation) -> bool:
@@ -351,7 +360,9 @@ def _state(location: StoreLocation, dataset: Any, commit: CommitMetadata) -> str
         return "complete"
     if _has_failed(location):
         return "failed"
-    return "unfinished" if lacks_build_tag(dataset, location) else "complete"
+    if lacks_build_tag(dataset, location):
+        return "unfinished"
+    return "complete"
 
 
 def _is_building(location: StoreLocation) -> bool:
@@ -362,7 +373,9 @@ def _is_building(location: StoreLocation) -> bool:
 def _why(location: StoreLocation, error: LightningLanceError) -> str:
     """Return in one word why a store cannot be opened."""
     if isinstance(error, FormatError):
-        return "newer" if error.newer else "older"
+        if error.newer:
+            return "newer"
+        return "older"
     if is_local(location.uri) and not os.access(location.uri, os.R_OK | os.X_OK):
         return "denied"
     if re.search(r"[Pp]ermission denied|access is denied|credentials are", str(error)):
@@ -386,7 +399,9 @@ def _source_of(name: str, commit: CommitMetadata) -> str | None:
     if not isinstance(source, dict):
         return None
     known = source.get("path") or source.get("kind")
-    return known if isinstance(known, str) else None
+    if isinstance(known, str):
+        return known
+    return None
 
 
 def _tokenizer_of(commit: CommitMetadata) -> str | None:
@@ -396,7 +411,9 @@ def _tokenizer_of(commit: CommitMetadata) -> str | None:
         return made
     # The label of a trained tokenizer has the ids that were asked for: a small source makes fewer.
     asked = _TRAINED.fullmatch(label)
-    return f"bpe of {made}" if asked else label
+    if asked:
+        return f"bpe of {made}"
+    return label
 
 
 def _bytes_of(location: StoreLocation, dataset: Any = None) -> int | None:
@@ -415,7 +432,9 @@ def _last_read(location: StoreLocation) -> datetime | None:
         if is_local(location.uri):
             with os.scandir(f"{location.uri}/{DATA}") as entries:
                 times = [entry.stat().st_atime for entry in entries if entry.is_file()]
-    return datetime.fromtimestamp(max(times), timezone.utc) if times else None
+    if times:
+        return datetime.fromtimestamp(max(times), timezone.utc)
+    return None
 
 
 def _time_of(text: str) -> datetime | None:
@@ -443,9 +462,11 @@ def _languages(location: StoreLocation, dataset: Any, commit: CommitMetadata) ->
     counts = []
     for language in sorted({*documents, *tokens["train"], *tokens["val"]}):
         total = documents.get(language, 0)
-        held_out = None if val is None else val.get(language, 0)
         in_splits = {split: tokens[split].get(language, 0) for split in SPLITS}
-        of_splits = {"train": None if held_out is None else total - held_out, "val": held_out}
+        of_splits: dict[str, int | None] = {"train": None, "val": None}
+        if val is not None:
+            held_out = val.get(language, 0)
+            of_splits = {"train": total - held_out, "val": held_out}
         counts.append(LanguageCount(language, total, sum(in_splits.values()), of_splits, in_splits))
     return tuple(counts)
 

@@ -65,7 +65,8 @@ def training_line(
     if loader.is_packed:
         used = loader.num_windows * (loader.context_length + 1) / served
         windows += f" ({used:.2%} of the tokens, without padding)"
-    return f"Training on {tokens} in {places}{why}: {windows}{_epochs(loader, limits)}."
+    line = f"Training on {tokens} in {places}{why}: {windows}{_epochs(loader, limits)}."
+    return f"{line} {loader.means}".rstrip()
 
 
 def _stored_now(store: TokenStore) -> int:
@@ -74,7 +75,9 @@ def _stored_now(store: TokenStore) -> int:
         newest = last_commit(store.location)
     except StoreError:
         newest = None
-    return store.commit.stored_tokens if newest is None else newest.stored_tokens
+    if newest is None:
+        return store.commit.stored_tokens
+    return newest.stored_tokens
 
 
 def _reason(corpus: Corpus | ReadyStore | None, opened: TokenStore | None, served: TokenStore) -> str:
@@ -92,9 +95,14 @@ def _epochs(loader: WindowLoader, limits: list[Limit]) -> str:
         return ""
     limit = min(limits)
     epochs = loader.epochs_of(limit.batches)
-    named = [f"{_short(value)} of {name}" if name else _short(value) for name, value in epochs.items()]
+    named = []
+    for name, value in epochs.items():
+        of = f" of {name}" if name else ""
+        named.append(f"{_short(value)}{of}")
     return f"; {limit.name} makes {format_list(named)} epochs"
 
 
 def _short(epochs: float) -> str:
-    return f"{epochs:,.0f}" if epochs >= 100 else f"{epochs:.3g}"
+    if epochs >= 100:
+        return f"{epochs:,.0f}"
+    return f"{epochs:.3g}"

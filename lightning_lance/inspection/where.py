@@ -66,7 +66,7 @@ def find_steps(loader: WindowLoader, rule: Mapping[str, str], until: int | None 
     """
     now = loader.step
     if until is None:
-        until = (now // len(loader) + 1) * len(loader)
+        until = loader.epoch_end_step
     split = loader.split
     documents: list[dict[str, Any]] = []
     sightings: list[tuple[int, Sighting]] = []
@@ -99,4 +99,6 @@ def find_steps(loader: WindowLoader, rule: Mapping[str, str], until: int | None 
 
 def _state(step: int, now: int) -> State:
     """Return whether a step was served before the next one of a run."""
-    return "served" if step < now else "ahead"
+    if step < now:
+        return "served"
+    return "ahead"

@@ -23,11 +23,12 @@ from lightning_lance.location import (
     beside_place,
     check_not_on_hub,
     is_local,
+    no_store_at,
     store_place,
     tokenizer_file,
 )
 from lightning_lance.messages.escaping import shown
-from lightning_lance.messages.formatting import format_list, pluralize
+from lightning_lance.messages.formatting import agreed, format_list, pluralize
 from lightning_lance.process.build_status import BuildStatus, read_status, remove_status, status_file
 from lightning_lance.process.locks import Lease, content_of, lock_file
 from lightning_lance.process.maps import processes_that_map
@@ -65,7 +66,9 @@ def remove(uri: str, storage_options: Mapping[str, str] | None = None, ignore_ru
             remove_store(location)
         finish_removal(location.uri)
         try:
-            return remove_beside(location, commit) if is_local(location.uri) else []
+            if is_local(location.uri):
+                return remove_beside(location, commit)
+            return []
         except OSError as error:
             raise StoreError(
                 f"The files beside the token store {location.uri!r} cannot be removed ({error.strerror}): grant write access."
@@ -109,7 +112,7 @@ def _check_is_ours(location: StoreLocation) -> CommitMetadata | None:
             ) from error
         return None
     if commit is None and not _is_rest(uri):
-        raise StoreError(f"There is no token store at {uri!r}: check the address.")
+        raise no_store_at(uri)
     return commit
 
 
@@ -145,7 +148,7 @@ def _check_unused(location: StoreLocation, ignore_runs: bool) -> None:
         if runs and not ignore_runs:
             raise StoreError(
                 f"The token store {uri!r} is in use: {pluralize(len(runs), 'training run')} without a checkpoint so far "
-                f"{'keeps' if len(runs) == 1 else 'keep'} it (tags {format_list(runs, 3)}); let it end, or, if it was killed, "
+                f"{agreed(len(runs), 'keeps', 'keep')} it (tags {format_list(runs, 3)}); let it end, or, if it was killed, "
                 "give ignore_runs=true."
             )
         if is_local(uri):
@@ -163,8 +166,8 @@ def _check_unmapped(uri: str) -> None:
     processes = processes_that_map(uri)
     if processes:
         raise StoreError(
-            f"The token store {uri!r} is in use: {'process' if len(processes) == 1 else 'processes'} "
-            f"{format_list(list(map(str, processes)))} of this machine {'reads' if len(processes) == 1 else 'read'} it; let "
+            f"The token store {uri!r} is in use: {agreed(len(processes), 'process', 'processes')} "
+            f"{format_list(list(map(str, processes)))} of this machine {agreed(len(processes), 'reads', 'read')} it; let "
             "them end first."
         )
 

@@ -13,9 +13,10 @@ from lance.fragment import FragmentMetadata
 
 from lightning_lance.documents.splits import FORGOTTEN
 from lightning_lance.errors import StoreError
+from lightning_lance.format.channels import TOKENS
 from lightning_lance.format.lance_io import PendingFragments, file_names, lance_options, write_rows
 from lightning_lance.format.layout import DataFileInfo, StreamPart
-from lightning_lance.format.rows import forgotten_rows
+from lightning_lance.format.rows import blocks_of, forgotten_rows, token_columns
 from lightning_lance.lance_names import data_file_at
 from lightning_lance.location import StoreLocation
 from lightning_lance.process.memory import large_blocks_given_back
@@ -24,7 +25,7 @@ from lightning_lance.process.memory import large_blocks_given_back
 _ROWS = 1024
 # Rows written at once: more, since Lance makes a page of each large batch.
 _ROWS_WRITTEN = 4 * _ROWS
-_COLUMNS = ["tokens", "num_tokens", "documents"]
+_COLUMNS = ["num_tokens", "documents"]
 
 #: Takes documents, an array of structs, and their language; returns an array of booleans, true for those to drop.
 DocumentFilter = Callable[[pa.StructArray, str], np.ndarray]
@@ -139,7 +140,7 @@ def _streams(
     forgotten = runs.pop((FORGOTTEN, ""), [])
     for (split, language), places in sorted(runs.items()):
         packing = _Repacking(schema, split, language, drop, dropped)
-        for batch in reader.batches(places, _COLUMNS):
+        for batch in reader.batches(places, [*token_columns(schema), *_COLUMNS]):
             yield from packing.add(batch)
         yield from packing.rest()
     hashes = [hashes_of(batch.column("documents").flatten()) for batch in reader.batches(forgotten)]
@@ -177,10 +178,8 @@ class _Repacking:
         self._dropped = dropped
         self._block = int(schema.field("tokens").type.list_size)
         self._struct = schema.field("documents").type.value_type
-        dtype = schema.field("tokens").type.value_type.to_pandas_dtype()
-        # Tokens that are not written yet, and the documents that begin in them.
-        self._pieces = [np.empty(0, dtype)]
-        self._held = 0
+        # Tokens that are not written yet, with their channels, and the documents that begin in them.
+        self._columns = {name: _empty(schema, name) for name in token_columns(schema)}
         self._starts = np.empty(0, np.int64)
         self._documents = pa.array([], self._struct)
         self._dropping = False
@@ -188,52 +187,65 @@ class _Repacking:
     def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Add rows, and yield full ones."""
         counts = np.asarray(batch.column("num_tokens")).astype(np.int64)
-        blocks = np.asarray(batch.column("tokens").flatten()).reshape(len(batch), self._block)
         full = bool((counts == self._block).all())
-        tokens = blocks.reshape(-1) if full else blocks[np.arange(self._block) < counts[:, None]]
+        columns = {}
+        for name in self._columns:
+            blocks = np.asarray(batch.column(name).flatten()).reshape(len(batch), self._block)
+            columns[name] = blocks.reshape(-1) if full else blocks[np.arange(self._block) < counts[:, None]]
         lists = batch.column("documents")
         documents = lists.flatten()
         starts = np.repeat(np.cumsum(counts) - counts, np.asarray(lists.value_lengths().fill_null(0)))
         starts = starts + np.asarray(documents.field("offset"))
         if self._drop is not None:
-            tokens, starts, documents = self._without_dropped(self._drop, tokens, starts, documents)
-        self._starts = np.concatenate([self._starts, starts + self._held])
+            columns, starts, documents = self._without_dropped(self._drop, columns, starts, documents)
+        self._starts = np.concatenate([self._starts, starts + self._size])
         self._documents = pa.concat_arrays([self._documents, documents])
-        self._pieces.append(tokens)
-        self._held += len(tokens)
-        if self._held >= _ROWS_WRITTEN * self._block:
-            yield from self._rows(self._held // self._block)
+        for name, values in columns.items():
+            self._columns[name] = np.concatenate([self._columns[name], values])
+        if self._size >= _ROWS_WRITTEN * self._block:
+            yield from self._rows(self._size // self._block)
 
     def rest(self) -> Iterator[pa.RecordBatch]:
         """Yield the remaining rows, of which the last may be partial."""
-        yield from self._rows(-(-self._held // self._block))
+        yield from self._rows(-(-self._size // self._block))
+
+    @property
+    def _size(self) -> int:
+        """Tokens that are not written yet."""
+        return len(self._columns[TOKENS])
 
     def _without_dropped(
-        self, drop: DocumentFilter, tokens: np.ndarray, starts: np.ndarray, documents: pa.StructArray
-    ) -> tuple[np.ndarray, np.ndarray, pa.StructArray]:
+        self, drop: DocumentFilter, columns: dict[str, np.ndarray], starts: np.ndarray, documents: pa.StructArray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, pa.StructArray]:
+        size = len(columns[TOKENS])
         gone = np.asarray(drop(documents, self._language), bool)
         # Tokens before the first start belong to the document before.
         flags = np.append(self._dropping, gone)
-        lengths = np.diff(np.concatenate([[0], starts, [len(tokens)]]))
+        lengths = np.diff(np.concatenate([[0], starts, [size]]))
         keep = np.repeat(~flags, lengths)
         kept_before = np.concatenate([[0], np.cumsum(np.where(flags, 0, lengths))])
         self._dropping = bool(flags[-1])
         self._dropped.documents += int(gone.sum())
-        self._dropped.tokens += int(len(tokens) - keep.sum())
+        self._dropped.tokens += int(size - keep.sum())
         if gone.any():
             languages = self._dropped.languages
             languages[self._language] = languages.get(self._language, 0) + int(gone.sum())
             if "hash" in self._struct.names:
                 self._dropped.hashes.append(hashes_of(documents.filter(pa.array(gone))))
-        return tokens[keep], kept_before[1:-1][~gone], documents.filter(pa.array(~gone))
+        kept = {name: values[keep] for name, values in columns.items()}
+        return kept, kept_before[1:-1][~gone], documents.filter(pa.array(~gone))
 
     def _rows(self, rows: int) -> Iterator[pa.RecordBatch]:
         if not rows:
             return
-        size = min(rows * self._block, self._held)
-        padding = np.zeros(rows * self._block - size, self._pieces[0].dtype)
-        held = np.concatenate([*self._pieces, padding])
-        tokens = held[: rows * self._block]
+        size = min(rows * self._block, self._size)
+        blocks = []
+        for name, values in self._columns.items():
+            filled = np.zeros(rows * self._block, values.dtype)
+            filled[:size] = values[:size]
+            blocks.append(blocks_of(filled, self._block))
+            self._columns[name] = values[size:]
+        tokens, *channels = blocks
         counts = np.full(rows, self._block, np.int32)
         counts[-1] -= rows * self._block - size
         begun = int(np.searchsorted(self._starts, size))
@@ -244,18 +256,21 @@ class _Repacking:
         borders = np.searchsorted(self._starts[:begun], np.arange(rows + 1) * self._block).astype(np.int32)
         yield pa.record_batch(
             [
-                pa.FixedSizeListArray.from_arrays(pa.array(tokens), self._block),
+                tokens,
                 pa.array(counts),
                 pa.repeat(pa.scalar(self._split), rows),
                 pa.repeat(pa.scalar(self._language), rows),
                 pa.ListArray.from_arrays(
                     pa.array(borders), pa.StructArray.from_arrays(fields, fields=list(self._struct))
                 ),
+                *channels,
             ],
             schema=self._schema,
         )
-        # Copied, since the rest would keep all of them in memory.
-        self._pieces = [held[size : self._held].copy()]
-        self._held -= size
         self._starts = self._starts[begun:] - size
         self._documents = self._documents.slice(begun)
+
+
+def _empty(schema: pa.Schema, name: str) -> np.ndarray:
+    """Return no values of a column that has one for each token."""
+    return np.empty(0, schema.field(name).type.value_type.to_pandas_dtype())

@@ -17,6 +17,13 @@ def pluralize(number: int, noun: str, nouns: str | None = None) -> str:
     return f"{number:,} {nouns or noun + 's'}"
 
 
+def agreed(number: int, singular: str, plural: str) -> str:
+    """Return the form of a word that agrees with a count: `is` with one, `are` with others."""
+    if number == 1:
+        return singular
+    return plural
+
+
 def format_list(names: Sequence[str], most: int = 5) -> str:
     """Return names as a list: `Python, Rust`; of many, the first ones and the number of others."""
     shown = ", ".join(names[:most])
@@ -35,7 +42,7 @@ def format_number(number: float) -> str:
 
 def format_tokens(number: float) -> str:
     """Return a number of tokens with at least three digits: `812 tokens`, `61.3 M tokens`, `7.12 G tokens`."""
-    return f"{format_number(number)} {'token' if round(number) == 1 else 'tokens'}"
+    return f"{format_number(number)} {agreed(round(number), 'token', 'tokens')}"
 
 
 def format_bytes(num_bytes: float) -> str:
@@ -67,10 +74,14 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     """Return the known name that is most similar to a misspelled one, None if no name is similar."""
     by_fold = {candidate.casefold(): candidate for candidate in known}
     near = get_close_matches(name.casefold(), by_fold, n=1, cutoff=0.6)
-    return by_fold[near[0]] if near else None
+    if near:
+        return by_fold[near[0]]
+    return None
 
 
 def suggestion(name: object, known: Sequence[str]) -> str:
     """Return a hint such as ` (did you mean 'Rust'?)`, empty if no known name is similar."""
     near = nearest(name, known) if isinstance(name, str) else None
-    return f" (did you mean {near!r}?)" if near else ""
+    if near:
+        return f" (did you mean {near!r}?)"
+    return ""

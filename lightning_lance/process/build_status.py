@@ -65,7 +65,9 @@ def _share_of(value: Any, name: str) -> float:
 
 
 def _failure_of(value: Any, name: str) -> str | None:
-    return None if value is None else text_of(value, name)
+    if value is None:
+        return None
+    return text_of(value, name)
 
 
 # The check of each field.

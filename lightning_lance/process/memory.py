@@ -50,7 +50,9 @@ def give_back_arrow() -> None:
 @contextmanager
 def large_blocks_given_back() -> Iterator[None]:
     """Return large blocks to the system as soon as they are freed; glibc would keep half a gigabyte from Lance's threads."""
-    allocator = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    allocator = None
+    if sys.platform == "linux":
+        allocator = getattr(ctypes.CDLL(None), "mallopt", None)
     if allocator is None:
         yield
         return

@@ -14,6 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from lightning_lance.errors import StoreError
+from lightning_lance.messages.formatting import agreed
 from lightning_lance.messages.redaction import in_one_line
 
 #: Seconds that ranks wait for each other during setup. They have just left a barrier together, so a late rank is dead.
@@ -32,7 +33,9 @@ _met: int = 0
 
 def _note_fork() -> None:
     global _inherited
-    _inherited = dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
+    _inherited = None
+    if dist.is_available() and dist.is_initialized():
+        _inherited = dist.group.WORLD
 
 
 os.register_at_fork(after_in_child=_note_fork)
@@ -114,7 +117,7 @@ def _absent(missing: list[int], seconds: float, cause: str) -> str:
     """Return the message about missing ranks, or about a rank that arrived and then ended."""
     who = "Another rank"
     if missing:
-        who = f"{'Ranks' if len(missing) > 1 else 'Rank'} {', '.join(map(str, missing))}"
+        who = f"{agreed(len(missing), 'Rank', 'Ranks')} {', '.join(map(str, missing))}"
     reason = f" ({cause})" if cause else ""
     return (
         f"{who} did not arrive within {seconds:.0f} s to compare the data, or ended before{reason}: look for the error in the "
@@ -174,7 +177,9 @@ def raise_on_all_ranks(mine: Exception | None, seconds: float | None = None) -> 
         _meet(seconds)
     except StoreError as error:
         raise mine or error from None
-    cause = None if mine is None else in_one_line(mine, 2000) or type(mine).__name__
+    cause = None
+    if mine is not None:
+        cause = in_one_line(mine, 2000) or type(mine).__name__
     causes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(causes, cause)
     if mine is not None:

@@ -157,7 +157,9 @@ def parsed(line: bytes) -> dict[str, Any] | None:
         value = orjson.loads(line)
     except ValueError:  # also for NaN, infinity, lone surrogates and bytes that are not UTF-8
         return _by_json(line)
-    return value if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return value
+    return None
 
 
 def _may_be_rounded(value: Any) -> bool:
@@ -165,8 +167,10 @@ def _may_be_rounded(value: Any) -> bool:
     if isinstance(value, float):
         return abs(value) >= _LARGE
     try:
-        if isinstance(value, (list, dict)):
-            return any(map(_may_be_rounded, value.values() if isinstance(value, dict) else value))
+        if isinstance(value, dict):
+            return any(map(_may_be_rounded, value.values()))
+        if isinstance(value, list):
+            return any(map(_may_be_rounded, value))
     except RecursionError:
         return True
     return False
@@ -177,11 +181,15 @@ def _by_json(line: bytes) -> dict[str, Any] | None:
         value = json.loads(line.decode("utf-8", "surrogateescape"), parse_int=_whole)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        return value
+    return None
 
 
 def _whole(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _LONGEST_WHOLE else float(digits)
+    if len(digits) <= _LONGEST_WHOLE:
+        return int(digits)
+    return float(digits)
 
 
 def _texts(values: Sequence[Any]) -> pa.Array:

@@ -302,7 +302,9 @@ def _names_in(row: Mapping[str, Any], wanted: Sequence[str], outer: Collection[s
 
 
 def _without_bom(block: bytes, place: int) -> bytes:
-    return block.removeprefix(_BOM) if place == 0 else block
+    if place == 0:
+        return block.removeprefix(_BOM)
+    return block
 
 
 def _full(stream: Any, size: int) -> bytes:

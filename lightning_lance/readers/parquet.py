@@ -189,7 +189,9 @@ class ParquetShard:
         kind = type_at(self.schema, steps)
         column = self._file.metadata.row_group(group).column(found[0])
         # In structs and lists, nulls are counted in other ways.
-        rows = column.num_values if len(steps) == 1 and not pa.types.is_nested(kind) else None
+        rows = None
+        if len(steps) == 1 and not pa.types.is_nested(kind):
+            rows = column.num_values
         return condition.possible(kind, column.statistics, rows)
 
     def _leaves(self, columns: Sequence[str]) -> list[int]:

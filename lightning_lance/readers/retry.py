@@ -137,7 +137,7 @@ class RetryPolicy:
         max_retries: int,
         timeout_seconds: float,
         what: str = "",
-        cure: str = "check the network, and run again",
+        cure: str = "check the network, then run it again",
         reached: bool = False,
     ) -> None:
         self._name = name
@@ -319,7 +319,9 @@ def _asked(headers: Mapping[str, str]) -> float | None:
         except (TypeError, ValueError):
             return None
     limit = _RATE_LIMIT.search(headers.get("RateLimit", ""))
-    return float(limit[1]) if limit else None
+    if limit:
+        return float(limit[1])
+    return None
 
 
 def _kinds(error: BaseException) -> set[str]:

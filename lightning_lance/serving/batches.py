@@ -1,7 +1,8 @@
-"""From windows to batches: dicts of `input_ids`, `targets` and optional extras."""
+"""From windows to batches: dicts of `input_ids`, `targets`, what channels there are, and optional extras."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
@@ -9,7 +10,8 @@ import numpy.typing as npt
 import torch
 
 from lightning_lance.errors import flag, one_of
-from lightning_lance.serving.fim import FillInTheMiddle
+from lightning_lance.format.channels import CHANNELS, LOSS_MASK, TOKEN_LABELS
+from lightning_lance.serving.fim import Arranged, FillInTheMiddle
 from lightning_lance.serving.options import BatchFormat
 from lightning_lance.type_hints import check_arguments
 
@@ -45,6 +47,7 @@ class WindowBatch(NamedTuple):
         begins: (k,) ascending flat offsets of first tokens of documents; each window begins one.
         document_ids: (n, T) int32, if requested.
         position_ids: (n, T) int64, if requested.
+        channels: What the channels of the stores have for the tokens, (n, T + 1) each, by name.
     """
 
     tokens: _Tokens
@@ -52,6 +55,12 @@ class WindowBatch(NamedTuple):
     begins: _Ints = np.empty(0, np.int64)
     document_ids: npt.NDArray[np.int32] | None = None
     position_ids: _Ints | None = None
+    channels: Mapping[str, npt.NDArray[Any]] = {}
+
+    def cut(self, rows: int) -> WindowBatch:
+        """Return the windows, whose borders are not found yet, cut into rows; see `in_rows`."""
+        channels = {name: in_rows(values, rows) for name, values in self.channels.items()}
+        return WindowBatch(in_rows(self.tokens, rows), channels=channels)
 
 
 class Collator:
@@ -60,6 +69,10 @@ class Collator:
     Document borders are read from the tokens. That is exact: a store contains EOS only at the end of a document, and text
     that spells EOS was encoded as plain text. A window that begins within a document begins with the rest of it. All shapes
     depend on B and T alone, so a compiled model is compiled once.
+
+    If there is a channel `loss_mask`, the tokens that it leaves out are -100 in `targets` (or `labels`), which are then copies,
+    and batches in the format `default` have `loss_mask`, (B, T) bool: whether there is something to learn from each target. A
+    channel `token_labels` is added as (B, T) int64, for the inputs.
 
     Args:
         eos_id: The id that ends every document; it belongs to the document that it ends.
@@ -104,29 +117,40 @@ class Collator:
         self._needs_borders = self._document_ids or self._position_ids or self._cu_seqlens or self._mask
 
     def __call__(self, tokens: _Tokens, starts: _Ints, epochs: _Ints) -> Batch:
-        """Return one batch of all the windows; the arguments are those of `rearrange`."""
+        """Return one batch of all the windows, without channels; the arguments are those of `rearrange`."""
         return self.batch(self.describe(self.rearrange(tokens, starts, epochs)), 0, len(tokens))
 
-    def rearrange(self, tokens: _Tokens, starts: _Ints, epochs: _Ints) -> _Tokens:
-        """Return the windows rearranged by `fim`, or unchanged without it.
+    def rearrange(
+        self,
+        tokens: _Tokens,
+        starts: _Ints,
+        epochs: _Ints,
+        channels: Mapping[str, npt.NDArray[Any]] | None = None,
+    ) -> WindowBatch:
+        """Return the windows rearranged by `fim`, or unchanged without it. Borders are not found yet.
 
         Args:
             tokens: (n, T + 1) integers.
             starts: (n,) offsets of the first tokens among the tokens of the split.
             epochs: (n,) epoch of each window.
+            channels: What the channels have for the tokens, (n, T + 1) each, by name.
         """
+        channels = channels or {}
         if self._fim is None:
-            return tokens
-        return self._fim.apply(tokens, starts, epochs, self._eos_id)
+            return WindowBatch(tokens, channels=channels)
+        arranged = self._fim.arrange(tokens, starts, epochs, self._eos_id)
+        moved = {name: _moved(name, values, arranged) for name, values in channels.items()}
+        return WindowBatch(arranged.tokens, channels=moved)
 
-    def describe(self, tokens: _Tokens) -> WindowBatch:
+    def describe(self, windows: WindowBatch) -> WindowBatch:
         """Find the document borders of several batches of windows at once.
 
         Args:
-            tokens: (n, T + 1) integers, in the dtype of the store: scanning two bytes is faster than scanning eight.
+            windows: Their tokens in the dtype of the store: scanning two bytes is faster than scanning eight.
         """
         if not self._needs_borders:
-            return WindowBatch(tokens)
+            return windows
+        tokens = windows.tokens
         # numpy rather than torch: with few borders among many tokens, it scans the tokens once or twice, in one thread.
         length = tokens.shape[1] - 1
         shape = (len(tokens), length)
@@ -136,7 +160,7 @@ class Collator:
         ends = (window * length + column)[column < length]
         # An EOS may be the last input of a window. The next window begins a document anyway.
         begins = np.sort(np.concatenate([ends[(ends + 1) % length != 0] + 1, np.arange(0, size, length)]))
-        described = WindowBatch(tokens, ends, begins)
+        described = windows._replace(ends=ends, begins=begins)
         lengths = np.diff(begins, append=size)
         if self._document_ids:
             documents = np.arange(len(begins), dtype=np.int32)
@@ -165,16 +189,41 @@ class Collator:
             borders[: len(begins)] = begins
             batch["cu_seqlens"] = torch.from_numpy(borders)
             batch["max_seqlen"] = torch.tensor(np.diff(begins, append=size).max(initial=0), dtype=torch.int32)
-        if self._mask:
-            name = "targets"
-            offsets = _between(described.ends, low * length, high * length)
-            if self._batch_format == "huggingface":
-                name = "labels"
-                offsets = offsets[(offsets + 1) % length != 0] + 1
-            masked = batch[name].numpy().copy()
-            masked.reshape(-1)[offsets] = _IGNORED
-            batch[name] = torch.from_numpy(masked)
+        if TOKEN_LABELS in described.channels:
+            labels = described.channels[TOKEN_LABELS][low:high, :-1]
+            batch[TOKEN_LABELS] = torch.from_numpy(labels.astype(CHANNELS[TOKEN_LABELS].served))
+        if self._mask or LOSS_MASK in described.channels:
+            self._mask_targets(batch, described, low, high)
         return batch
+
+    def _mask_targets(self, batch: Batch, described: WindowBatch, low: int, high: int) -> None:
+        """Put -100 where there is nothing to learn."""
+        is_default = self._batch_format == "default"
+        name = "targets" if is_default else "labels"
+        masked = batch[name].numpy().copy()
+        trained = described.channels.get(LOSS_MASK)
+        if trained is not None:
+            # Targets are the tokens from the second one on.
+            of_them = trained[low:high, 1:] if is_default else trained[low:high, :-1]
+            masked[~of_them] = _IGNORED
+        if self._mask:
+            length = masked.shape[1]
+            offsets = _between(described.ends, low * length, high * length)
+            if not is_default:
+                offsets = offsets[(offsets + 1) % length != 0] + 1
+            masked.reshape(-1)[offsets] = _IGNORED
+        batch[name] = torch.from_numpy(masked)
+        # The models of transformers take no such argument, and their labels say all of it.
+        if trained is not None and is_default:
+            batch[LOSS_MASK] = torch.from_numpy(masked != _IGNORED)
+
+
+def _moved(name: str, values: npt.NDArray[Any], arranged: Arranged) -> npt.NDArray[Any]:
+    """Return what a channel has for the tokens of rearranged windows."""
+    if name == LOSS_MASK:
+        # A sentinel is learned with its document: not in one of which nothing is.
+        return arranged.move(values, arranged.any_in_document(values))
+    return arranged.move(values, CHANNELS[name].absent)
 
 
 def _between(offsets: _Ints, low: int, high: int) -> _Ints:
@@ -182,3 +231,22 @@ def _between(offsets: _Ints, low: int, high: int) -> _Ints:
     first, last = np.searchsorted(offsets, [low, high])
     found: _Ints = offsets[first:last] - low
     return found
+
+
+def in_rows(windows: _Tokens, rows: int) -> _Tokens:
+    """Return windows cut into rows that follow each other, each of which begins with the last token of the one before.
+
+    A row is a window of its own: what a batch says of its documents and positions begins anew in it.
+
+    Args:
+        windows: (n, T + 1) integers.
+        rows: The number of rows of a window, which divides T.
+
+    Returns:
+        (n * rows, T / rows + 1) integers.
+    """
+    if rows == 1:
+        return windows
+    length = (windows.shape[1] - 1) // rows
+    found = np.lib.stride_tricks.sliding_window_view(windows, length + 1, axis=1)[:, ::length]
+    return np.ascontiguousarray(found).reshape(-1, length + 1)

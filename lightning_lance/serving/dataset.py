@@ -94,7 +94,11 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
             raise IndexError(f"Windows {list(indices)} are out of range: there are {len(self)}.")
         starts = self._windows.starts(0, positions)
         tokens = self.store.read(starts, self.context_length + 1, self.split)
-        described = self._make.describe(self._make.rearrange(tokens, starts, np.zeros(len(starts), np.int64)))
+        channels = {}
+        for name in self.store.channels:
+            channels[name] = self.store.read_channel(name, starts, self.context_length + 1, self.split)
+        epochs = np.zeros(len(starts), np.int64)
+        described = self._make.describe(self._make.rearrange(tokens, starts, epochs, channels))
         # One batch per window, so that an item that is kept holds no other in memory.
         batches = (self._make.batch(described, i, i + 1) for i in range(len(starts)))
         return [{name: value[0] for name, value in batch.items()} for batch in batches]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,37 @@ def check_names(named: Mapping[str, Any]) -> None:
 def _check_rate(name: str, rate: Any) -> None:
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)) or not 0 <= rate <= 1:
         raise ConfigError(f"{name} is {rate!r}: expected a number between 0 and 1.")
+
+
+class Arranged(NamedTuple):
+    """Rearranged windows, and where their tokens come from.
+
+    Attributes:
+        tokens: (n, length) int64.
+        source: (n * length,) the place of each token in the windows laid end to end before; from n * length on, a sentinel.
+        begins: (documents,) where the documents began, through all windows.
+        counts: (documents, pieces) tokens of the pieces that each document is of now.
+    """
+
+    tokens: _Ints
+    source: _Ints
+    begins: _Ints
+    counts: _Ints
+
+    def any_in_document(self, flags: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return whether one of the tokens that each token's document had was flagged, (n * length,)."""
+        of_documents = np.logical_or.reduceat(flags.reshape(-1), self.begins)
+        found: npt.NDArray[Any] = np.repeat(of_documents, self.counts.sum(axis=1))
+        return found
+
+    def move(self, values: npt.NDArray[Any], at_sentinels: Any) -> npt.NDArray[Any]:
+        """Return the values of tokens, (n, length), as the tokens are; `at_sentinels` are those of sentinels."""
+        flat = values.reshape(-1)
+        is_sentinel = self.source >= flat.size
+        moved = flat[np.where(is_sentinel, 0, self.source)]
+        moved[is_sentinel] = np.broadcast_to(at_sentinels, is_sentinel.shape)[is_sentinel]
+        arranged: npt.NDArray[Any] = moved.reshape(values.shape)
+        return arranged
 
 
 @dataclass(frozen=True)
@@ -117,7 +148,11 @@ class FillInTheMiddle:
                 )
 
     def apply(self, windows: npt.NDArray[Any], starts: _Ints, epochs: _Ints, eos_id: int) -> _Ints:
-        """Return windows with the drawn documents rearranged.
+        """Return windows with the drawn documents rearranged: (n, length) int64, new. Args: as for `arrange`."""
+        return self.arrange(windows, starts, epochs, eos_id).tokens
+
+    def arrange(self, windows: npt.NDArray[Any], starts: _Ints, epochs: _Ints, eos_id: int) -> Arranged:
+        """Rearrange the drawn documents of windows.
 
         Args:
             windows: (n, length) integers.
@@ -126,7 +161,7 @@ class FillInTheMiddle:
             eos_id: The id that ends every document.
 
         Returns:
-            (n, length) int64, new.
+            The windows, with where their tokens come from.
         """
         length = windows.shape[1]
         flat = windows.reshape(-1)
@@ -161,12 +196,12 @@ class FillInTheMiddle:
         sources = [sentinel, begins, sentinel + 1, begins + high, sentinel + 2, begins + prefix, begins + text]
         counts = [rearrange, prefix, rearrange, text - high, rearrange, high - prefix, taken - text]
         source = np.stack(sources, axis=1).reshape(-1)
-        count = np.stack(counts, axis=1).reshape(-1)
+        of_pieces = np.stack(counts, axis=1)
+        count = of_pieces.reshape(-1)
         places_of_pieces = np.cumsum(count) - count
         gather = np.repeat(source - places_of_pieces, count)
         gather += np.arange(flat.size)
-        rearranged: _Ints = tokens[gather].reshape(windows.shape)
-        return rearranged
+        return Arranged(tokens[gather].reshape(windows.shape), gather, begins, of_pieces)
 
     def _draws(self, offsets: _Ints, epochs: _Ints) -> tuple[_Flags, _Flags, _Draws, _Draws]:
         """Return the draws for documents at some offsets: rearrange or not, SPM or not, and two cuts in [0, 1)."""

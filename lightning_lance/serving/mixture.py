@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.format.channels import TOKENS
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.growth import Ordered
 from lightning_lance.serving.packing import PackedOrder, Pieces
@@ -46,7 +48,7 @@ class Mixture:
         self,
         orders: Mapping[str, Ordered | PackedOrder],
         stores: Sequence[Sequence[int]],
-        weights: Mapping[str, float],
+        weights: Mapping[str, float | Fraction],
         taken: Sequence[int] | None = None,
         phases: Sequence[Phase] = (),
         max_epochs: Mapping[str, float] | None = None,
@@ -92,13 +94,16 @@ class Mixture:
         epochs = self._schedule.counts(positions) / np.maximum(self.sizes, 1)
         return dict(zip(self.orders, epochs.tolist(), strict=True))
 
-    def read_packed(self, found: WindowLocations, dtype: np.dtype[Any]) -> np.ndarray:
-        """Return packed windows: (n, context_length + 1) tokens of a dtype that fits those of all stores."""
+    def read_packed(self, found: WindowLocations, dtype: np.dtype[Any], column: str = TOKENS) -> np.ndarray:
+        """Return packed windows: (n, context_length + 1) tokens of a dtype that fits those of all stores.
+
+        With `column`, what a channel has for these tokens.
+        """
         orders = [*self.orders.values()]
         windows = np.empty((len(found.start), orders[0].context_length + 1), dtype)
         for component, epoch in sorted({*zip(found.component.tolist(), found.epoch.tolist(), strict=True)}):
             mine = np.flatnonzero((found.component == component) & (found.epoch == epoch))
-            windows[mine] = cast(PackedOrder, orders[component]).read(epoch, found.start[mine])
+            windows[mine] = cast(PackedOrder, orders[component]).read(epoch, found.start[mine], column)
         return windows
 
     def pieces(self, found: WindowLocations) -> list[Pieces] | None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from lightning_lance.format.channels import TOKENS
 from lightning_lance.format.layout import StreamExtent
 from lightning_lance.serving.order import Counted, Order
 from lightning_lance.serving.permutation import ROUNDS, key_words, permute, unpermute
@@ -148,11 +149,13 @@ class Block(NamedTuple):
         tokens: (windows, length) tokens.
         stream: (n,) the stream of each piece.
         pieces: All pieces; the sources are offsets among the tokens of the split.
+        channels: What channels have for the tokens, by name.
     """
 
     tokens: npt.NDArray[Any]
     stream: _Ints
     pieces: Pieces
+    channels: Mapping[str, npt.NDArray[Any]] = {}
 
 
 class _Segment(NamedTuple):
@@ -177,6 +180,8 @@ class PackedOrder:
         key: The key of the random order; see `WindowOrder`.
         read_tokens: Reads `(store, start, length)`: neighbouring tokens of a split.
         eos_id: The id that ends every document.
+        channels: The channels that are packed with the tokens.
+        read_channel: Reads `(channel, store, start, length)`, as `read_tokens`.
     """
 
     streams: Sequence[StreamExtent]
@@ -186,6 +191,10 @@ class PackedOrder:
     read_tokens: Callable[[int, int, int], npt.NDArray[Any]] = field(repr=False, compare=False)
     eos_id: int
     order: Order = "shuffle"
+    channels: Sequence[str] = ()
+    read_channel: Callable[[str, int, int, int], npt.NDArray[Any]] | None = field(
+        default=None, repr=False, compare=False
+    )
     _counts: _Ints = field(init=False, repr=False, compare=False)
     _ends: _Ints = field(init=False, repr=False, compare=False)
     _kept: OrderedDict[tuple[int, int], Block] = field(
@@ -260,13 +269,18 @@ class PackedOrder:
             found.append(np.unique(pieces.window[hit]) + number * self.block_windows)
         return np.sort(self._unshuffled(epoch, np.concatenate(found)))
 
-    def read(self, epoch: int, starts: _Ints) -> npt.NDArray[Any]:
-        """Return the tokens of windows of an epoch by their starts: (n, length), in the dtype of the stores."""
+    def read(self, epoch: int, starts: _Ints, column: str = TOKENS) -> npt.NDArray[Any]:
+        """Return the tokens of windows of an epoch by their starts, or what a channel has for them.
+
+        Returns:
+            (n, length), in the dtype of the stores.
+        """
         numbers, rows = self._blocks_of(epoch, starts)
         windows: npt.NDArray[Any] | None = None
         for number in np.unique(numbers).tolist():
             mine = np.flatnonzero(numbers == number)
-            tokens = self.block(epoch, number).tokens
+            block = self.block(epoch, number)
+            tokens = block.tokens if column == TOKENS else block.channels[column]
             if windows is None:
                 windows = np.empty((len(starts), self.length), tokens.dtype)
             windows[mine] = tokens[rows[mine]]
@@ -295,17 +309,28 @@ class PackedOrder:
 
     def _packed(self, epoch: int, number: int) -> Block:
         tokens, streams, tables = [], [], []
+        channels: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in self.channels}
         windows = 0
         for segment in self._segments(epoch, number):
             size = segment.windows * self.length
             read = self.read_tokens(self.stores[segment.stream], segment.start, size)
             pieces = pack(np.flatnonzero(read == self.eos_id) + 1, size, self.length)
             tokens.append(_laid_out(read, pieces).reshape(segment.windows, self.length))
+            for name, laid_out in channels.items():
+                values = self._values(name, segment)
+                laid_out.append(_laid_out(values, pieces).reshape(segment.windows, self.length))
             streams.append(np.full(len(pieces.size), segment.stream))
             tables.append(pieces._replace(window=pieces.window + windows, source=pieces.source + segment.start))
             windows += segment.windows
         together = Pieces(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
-        return Block(np.concatenate(tokens), np.concatenate(streams), together)
+        packed = {name: np.concatenate(laid_out) for name, laid_out in channels.items()}
+        return Block(np.concatenate(tokens), np.concatenate(streams), together, packed)
+
+    def _values(self, channel: str, segment: _Segment) -> npt.NDArray[Any]:
+        """Return what a channel has for the tokens of a segment."""
+        if self.read_channel is None:
+            raise ValueError(f"nothing reads the channel {channel}")
+        return self.read_channel(channel, self.stores[segment.stream], segment.start, segment.windows * self.length)
 
     def _segments(self, epoch: int, number: int) -> list[_Segment]:
         """Return what a block is of: neighbouring windows, up to the end of a stream, or of all."""

@@ -25,6 +25,7 @@ from lightning_lance.documents.columns import (
     UnfitShard,
     check_unique,
     column_at,
+    column_type,
     in_words,
     listed,
     names_in,
@@ -32,6 +33,7 @@ from lightning_lance.documents.columns import (
     steps_to,
 )
 from lightning_lance.documents.languages import folder_language, language_of_path, no_language, renamed
+from lightning_lance.documents.spans import LOSS_SPANS, check_spans, flat_spans
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import suggestion
@@ -296,7 +298,7 @@ class OpenedDataset:
 
     def _column_names(self) -> list[str]:
         source = self._source
-        extra = [source.language_column] if source.language_column else []
+        extra = [column for column in (source.language_column, source.loss_mask_column) if column]
         return list(dict.fromkeys([*source.columns.values(), *extra, *source.where]))
 
     @property
@@ -322,7 +324,9 @@ class OpenedDataset:
                 )
         if len(commits) == 1:
             return {"revision": commits.popitem()[1]}
-        return {"revisions": commits} if commits else {}
+        if commits:
+            return {"revisions": commits}
+        return {}
 
     def present_languages(self) -> list[str]:
         source = self._source
@@ -427,6 +431,12 @@ class OpenedDataset:
         filters = self._source.filters()
         if text in columns:
             check_text(schema, text, name)
+        spans = self._source.loss_mask_column
+        if spans is not None and spans in columns:
+            steps = steps_to(schema, spans)
+            # A shard without the column is trained on as a whole, with a warning.
+            if steps is not None:
+                check_spans(column_type(schema, steps), spans, name)
         if filters is not None:
             filters.check(schema, name)
 
@@ -488,7 +498,7 @@ class OpenedDataset:
                 if source.on_bad_shard != "skip":
                     raise SourceError(
                         f"{error}; committed documents are safe: repair the shard, or skip it with source.on_bad_shard=skip, "
-                        "and run again."
+                        "then run it again."
                     ) from error
                 self._skip_rest(shard, row, error)
                 return
@@ -508,7 +518,7 @@ class OpenedDataset:
                     skip = ", or skip the rest of it with source.on_bad_shard=skip" if is_bad_data(error) else ""
                     raise SourceError(
                         f"Shard {name!r} of source {source.name!r} cannot be read: {_brief(error)}; committed documents are "
-                        f"safe: repair the shard{skip}, and run again."
+                        f"safe: repair the shard{skip}, then run it again."
                     ) from shown_cause(error)
 
     def _skip_rest(self, shard: int, row: int, error: Exception) -> None:
@@ -570,9 +580,15 @@ class OpenedDataset:
         elif source.extensions is not None:
             languages = language_of_path(columns["path"], source.extensions)
         else:
-            language = self._listing.languages[self._order[shard]] if source.templates else ""
+            language = ""
+            if source.templates:
+                language = self._listing.languages[self._order[shard]]
             languages = pa.repeat(pa.scalar(language), len(table))
         languages = pc.fill_null(languages, "")
+        if source.loss_mask_column:
+            spans = column_at(table, source.loss_mask_column)
+            spans = pa.nulls(len(table)) if spans is None else spans
+            columns[LOSS_SPANS] = flat_spans(spans, source.loss_mask_column, f"shard {file!r}")
         batch = document_batch(columns, languages, first_row, source.wanted, source.text_filter)
         return split_by_bytes(batch, 2 * BATCH_BYTES)
 

@@ -23,7 +23,8 @@ from lightning_lance.documents.languages import (
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, described
 from lightning_lance.location import StorageOptions
-from lightning_lance.messages.redaction import hidden_values, public_url, redacted, remember_options, remember_url
+from lightning_lance.messages.redaction import hidden_values, public_url, remember_options, remember_url
+from lightning_lance.messages.reprs import short_repr
 from lightning_lance.readers.retry import RetryPolicy
 from lightning_lance.sources.local_paths import from_folder, is_local, local_path, path_list, readable, working_folder
 from lightning_lance.type_hints import as_text, check_arguments
@@ -56,6 +57,7 @@ class SharedOptions(TypedDict, total=False):
     revision: str | None
     languages: str | Sequence[str] | Mapping[str, Sequence[str]]
     language_column: str | None
+    loss_mask_column: str | None
     extensions: Mapping[str, Sequence[str]] | None
     where: Mapping[str, Sequence[Any]]
     text_filter: TextFilter
@@ -105,6 +107,8 @@ class DatasetSpec:
             other words, a mapping, such as `{"Python": ["PY", "python"]}`: documents of PY, python and Python are stored as
             Python.
         language_column: Column that holds the language.
+        loss_mask_column: Column with the parts of each text that are trained on: lists of pairs [begin, end) of character
+            offsets. Null means the whole text. See documents/spans.py.
         extensions: Language to its extensions; needs the word `path` in `columns`.
         where: Column to the values to keep, such as `{"license": ["mit", None]}`. A list is kept if it has one of them. See
             documents/filters.py. The reader skips row groups without such values.
@@ -142,6 +146,7 @@ class DatasetSpec:
     on_bad_shard: str = "error"
     name: str = "dataset"
     follow_links: bool = False
+    loss_mask_column: str | None = None
     # The folder that relative paths are relative to, whatever folder the process changes to later.
     base: str = field(default="", init=False, repr=False, compare=False)
 
@@ -232,9 +237,7 @@ class DatasetSpec:
                 remember_url(url)
 
     def __repr__(self) -> str:
-        shown = {part.name: getattr(self, part.name) for part in fields(self) if part.repr}
-        shown["storage_options"] = hidden_values(self.storage_options)
-        return f"DatasetSource({', '.join(f'{name}={redacted(repr(value))}' for name, value in shown.items())})"
+        return short_repr(self, storage_options=hidden_values(self.storage_options))
 
     def at_base(self, path: str) -> str:
         """Return a local path as it was when the source was made."""
@@ -261,9 +264,15 @@ class DatasetSpec:
         keys: dict[str, Collection[str | None]] = {
             "source.columns": self.columns.values(),
             "source.language_column": [self.language_column],
+            "source.loss_mask_column": [self.loss_mask_column],
             "source.where": self.where,
         }
         return " and ".join(key for key, named in keys.items() if not {*columns}.isdisjoint(named))
+
+    @property
+    def channels(self) -> Sequence[str]:
+        """The channels that its tokens have; see `CHANNELS`."""
+        return ["loss_mask"] if self.loss_mask_column else []
 
     @property
     def has_validation(self) -> bool:
@@ -324,7 +333,7 @@ class DatasetSpec:
             return f"The dataset {repositories[0]!r}", cure
         remote = [public_url(pattern) for pattern in self._data_files if not is_local(pattern)]
         where = f" ({remote[0]!r})" if remote else ""
-        return f"Source {self.name!r}{where}", "check the address and the network, and run again"
+        return f"Source {self.name!r}{where}", "check the place and the network, then run it again"
 
     def repositories(self) -> dict[str, tuple[str, str | None]]:
         """Return the Hub repositories in `data_files`, as spelled there, with their names and revisions."""
@@ -378,4 +387,6 @@ class DatasetSpec:
             conditions.append(SpelledAs(self.language_column, tuple(spelled)))
         elif self.languages and self.extensions is not None:
             conditions.append(EndsWith(self.columns["path"], tuple(path_tails(self.wanted, self.extensions))))
-        return RowFilter(tuple(conditions)) if conditions else None
+        if conditions:
+            return RowFilter(tuple(conditions))
+        return None

@@ -124,6 +124,9 @@ class DatasetSource(DatasetSpec):
             "shard_seed": self.shard_seed,
             "dedup": self.dedup,
         }
+        # Only where it is given: without it, the fingerprint is that of earlier versions.
+        if self.loss_mask_column:
+            decides["loss_mask_column"] = self.loss_mask_column
         if local:
             listed, files = identified_listing(self)
             decides.pop("data_files")

@@ -24,6 +24,7 @@ from lightning_lance.documents.languages import (
 )
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.messages.reprs import short_repr
 from lightning_lance.readers.cuts import Cut
 from lightning_lance.sources.local_files import EXCLUDED, LocalFile, Rules, Search
 from lightning_lance.sources.local_paths import (
@@ -142,6 +143,9 @@ class FilesSource:
     # The folder that `root` is relative to, whatever folder the process changes to later.
     _base: str = field(default="", init=False, repr=False, compare=False)
 
+    def __repr__(self) -> str:
+        return short_repr(self)
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "_base", working_folder())
         object.__setattr__(self, "root", as_text(self.root))
@@ -183,7 +187,9 @@ class FilesSource:
     @property
     def _folder(self) -> str:
         root = local_path(str(self.root))
-        return self._base if root in ("", ".") else from_folder(self._base, root)
+        if root in ("", "."):
+            return self._base
+        return from_folder(self._base, root)
 
     def _files(self, counting: bool = False) -> tuple[list[tuple[str, str]], list[tuple[int, str]]]:
         """Return the files in the order in which they are read.

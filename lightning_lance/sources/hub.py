@@ -47,7 +47,9 @@ def open_builder(source: DatasetSpec, pin: Mapping[str, Any], local: Mapping[str
         local = local_shards(source).files
     try:
         # Before `datasets` is imported, which takes seconds.
-        files = {source.split: _checked_patterns(source, pin, local)} if source.data_files else None
+        files = None
+        if source.data_files:
+            files = {source.split: _checked_patterns(source, pin, local)}
         import datasets
         from datasets import load_dataset_builder
 
@@ -129,7 +131,9 @@ def _check_terms(api: Any, repo: str) -> None:
 def files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> str:
     """Return a hash of files: of the content of local ones, and of the name, size and ETag of others."""
     local = [file for file in files if is_local(file)]
-    root = os.path.commonpath([str(Path(file).parent) for file in local]) if local else ""
+    root = ""
+    if local:
+        root = os.path.commonpath([str(Path(file).parent) for file in local])
     if len(local) == len(files):
         return content_identity(files, root)
     import fsspec
@@ -148,12 +152,20 @@ def files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> 
     return digest.hexdigest()
 
 
+def _repository(source: DatasetSpec) -> str:
+    """Return the name of a repository, which may stand in the address of a file."""
+    if source.data_files:
+        match = _REPOSITORY.match(str(source.data_files[0]))
+        if match:
+            return match[1]
+    return source.path
+
+
 def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
     """Return one of our errors, with its cure, for an error of `datasets` or of the Hub client."""
     text = in_one_line(error, 2000)
     kinds = {type(cause).__name__ for cause in causes(error)}
-    match = _REPOSITORY.match(str(source.data_files[0])) if source.data_files else None
-    repo = match[1] if match else source.path
+    repo = _repository(source)
     login = "run 'hf auth login' or set HF_TOKEN"
     if "Dataset scripts are no longer supported" in text:
         return ConfigError(_instead_of_script(source.path))
@@ -178,7 +190,7 @@ def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
         )
     if kinds & {"ConnectionError", "ConnectError", "ConnectTimeout", "LocalEntryNotFoundError"}:
         return SourceError(
-            f"Source {source.name!r} cannot be reached ({text[:200]}): check the network, then run again."
+            f"Source {source.name!r} cannot be reached ({text[:200]}): check the network, then run it again."
         )
     answers = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes(error)]
     status = next(filter(None, answers), None)
@@ -219,7 +231,7 @@ def _of_file_system(
             "local paths, hf://, s3://, https:// and other protocols of fsspec can be read."
         )
     if "ImportError" in kinds or "ModuleNotFoundError" in kinds:
-        return ConfigError(f"Source {name!r} needs another package: {text.rstrip('.')}; install it, and run again.")
+        return ConfigError(f"Source {name!r} needs another package: {text.rstrip('.')}; install it, then run it again.")
     if kinds & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError"}:
         return SourceError(
             f"Source {name!r} needs credentials, but none were found: {_KEYS} (for a public bucket, "

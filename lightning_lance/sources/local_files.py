@@ -26,7 +26,7 @@ from pathlib import PurePath
 
 from lightning_lance.errors import SourceError
 from lightning_lance.location import is_own_file, is_own_folder
-from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.formatting import agreed, pluralize
 from lightning_lance.sources.local_paths import local_path, readable
 
 # Reasons for skipping a file that a pattern matches, for messages.
@@ -128,7 +128,7 @@ class Account:
             link, target = min(self.outward.items())
             return f"{link!r} is a link out of its folder to {target!r}, which needs source.follow_links=true"
         counts = self.counts()
-        return ", ".join(f"{counts[why]:,} {'is' if counts[why] == 1 else 'are'} {why}" for why in sorted(counts))
+        return ", ".join(f"{counts[why]:,} {agreed(counts[why], 'is', 'are')} {why}" for why in sorted(counts))
 
     def remarks(
         self, source: str, read: Collection[str], follow_links: bool, expected: Collection[str] = ()
@@ -188,8 +188,10 @@ class Account:
             return ""
         total = sum(count for count, _, _ in counts)
         listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
-        content = f" (with {pluralize(inside, 'matching file')} in the folders)" if inside else ""
-        return f"{listed} {'was' if total == 1 else 'were'} left out{content}"
+        content = ""
+        if inside:
+            content = f" (with {pluralize(inside, 'matching file')} in the folders)"
+        return f"{listed} {agreed(total, 'was', 'were')} left out{content}"
 
 
 class Search:
@@ -326,7 +328,9 @@ class _Walk:
             if not part.literal or not os.path.isdir(place):
                 break
             self._boundary = self._root_boundary()
-            real = self._followed(self._at, part.text, place) if os.path.islink(place) else place
+            real: str | None = place
+            if os.path.islink(place):
+                real = self._followed(self._at, part.text, place)
             if real is None:
                 self._blocked = True
                 return
@@ -341,14 +345,17 @@ class _Walk:
 
     def _root_boundary(self) -> str | None:
         bounded = self._rules.bounded and inside(self._at.real, self._search.real_root)
-        return self._search.real_root if bounded else None
+        if bounded:
+            return self._search.real_root
+        return None
 
     def _parent(self, folder: _Folder) -> _Folder:
         real = os.path.dirname(folder.real)
         if folder.linked or folder.name.startswith("/"):
             return _Folder(real, real)
-        above = not folder.name.strip("./")
-        return _Folder(os.path.join(folder.name, "..") if above else os.path.dirname(folder.name), real)
+        if folder.name.strip("./"):
+            return _Folder(os.path.dirname(folder.name), real)
+        return _Folder(os.path.join(folder.name, ".."), real)
 
     def _from_root(self, folder: _Folder) -> str:
         return os.path.relpath(folder.real, self._search.real_root)

@@ -58,7 +58,9 @@ def local_path(text: str) -> str:
             plain = text.removeprefix(scheme)
             if plain.startswith("localhost/"):
                 plain = plain.removeprefix("localhost")
-            return plain if os.path.lexists(plain) else unquote(plain)
+            if os.path.lexists(plain):
+                return plain
+            return unquote(plain)
     if text.startswith("~"):
         return os.path.expanduser(text)
     return text
@@ -97,7 +99,9 @@ def what_is_there(path: str) -> str:
     """Return why a path is not a folder: `which is a file`."""
     if not os.path.lexists(path):
         return "which does not exist"
-    return "which is a file" if os.path.exists(path) else "which is a broken link"
+    if os.path.exists(path):
+        return "which is a file"
+    return "which is a broken link"
 
 
 def data_folder(data_dir: object) -> str:
@@ -172,11 +176,15 @@ def _hint_of_part(part: str, folder: str) -> str:
     except OSError:
         return ""
     near = _nearest(part, names)
-    return f"the most similar name is {near!r}" if near else ""
+    if near:
+        return f"the most similar name is {near!r}"
+    return ""
 
 
 def _nearest(name: str, names: Sequence[str]) -> str | None:
     """Return the most similar name, regardless of case and Unicode form; None if there is none."""
     folded = {unicodedata.normalize("NFC", each).casefold(): each for each in names}
     near = get_close_matches(unicodedata.normalize("NFC", name).casefold(), folded, n=1, cutoff=0.6)
-    return folded[near[0]] if near else None
+    if near:
+        return folded[near[0]]
+    return None

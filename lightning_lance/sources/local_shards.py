@@ -146,7 +146,9 @@ def _search(source: DatasetSpec, counting: bool) -> Search:
 
 
 def _absolute(source: DatasetSpec, name: str) -> str:
-    return name if name.startswith("/") else os.path.normpath(f"{source.base}/{name}")
+    if name.startswith("/"):
+        return name
+    return os.path.normpath(f"{source.base}/{name}")
 
 
 def _language(search: Search, match: LocalFile, template: str, language: str | None) -> str:
@@ -186,7 +188,9 @@ def _no_match(source: DatasetSpec, template: str | None, pattern: str) -> Config
         if source.path in _ENDINGS:
             read = ", ".join(f"*{ending}" for ending in _ENDINGS[source.path][:3])
             reason = f"in a folder, only {read} are read"
-    cure = f"{reason}; check source.data_files" if reason else "check source.data_files"
+    cure = "check source.data_files"
+    if reason:
+        cure = f"{reason}; check source.data_files"
     return ConfigError(f"No file matches {pattern!r} in {search.root!r}: {cure}.")
 
 

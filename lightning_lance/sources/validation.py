@@ -67,7 +67,9 @@ class WithValidation:
 
     def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
         opened, place = self._part(shard)
-        return opened.cuts(place, part_bytes) if isinstance(opened, Divisible) else []
+        if isinstance(opened, Divisible):
+            return opened.cuts(place, part_bytes)
+        return []
 
     def begin_at(self, shard: int, cut: Cut) -> None:
         opened, place = self._part(shard)

@@ -1,4 +1,4 @@
-"""Map the token pages of a local store into memory, after checking that they are what Lance reads."""
+"""Map the pages of tokens of a local store, or of a channel, into memory, after checking that they are what Lance reads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from lance.file import LanceFileReader
-from lance.fragment import FragmentMetadata
+from lance.fragment import DataFile, FragmentMetadata
 
 from lightning_lance.errors import StoreError
-from lightning_lance.format.lance_footer import first_column
+from lightning_lance.format.channels import TOKENS
+from lightning_lance.format.lance_footer import column_pages
 from lightning_lance.format.lance_io import take_blocks
 from lightning_lance.lance_names import data_file_at, name_of
 from lightning_lance.messages.escaping import logger
@@ -42,6 +43,7 @@ class _Pages(NamedTuple):
 
     Attributes:
         files: The data files.
+        column: Its place among the columns of each file.
         described: A number for what Lance is told of each file besides its rows: files that are equal in it, Lance reads in one
             way. None if only Lance knows.
         file: (pages,) index of the file of each page.
@@ -50,6 +52,7 @@ class _Pages(NamedTuple):
     """
 
     files: list[str]
+    column: list[int]
     described: list[int | None]
     file: np.ndarray
     position: np.ndarray
@@ -57,9 +60,14 @@ class _Pages(NamedTuple):
 
 
 def map_tokens(
-    uri: str, dataset: Any, fragments: Sequence[FragmentMetadata], block: int, dtype: np.dtype[Any]
+    uri: str,
+    dataset: Any,
+    fragments: Sequence[FragmentMetadata],
+    block: int,
+    dtype: np.dtype[Any],
+    column: str = TOKENS,
 ) -> tuple[MappedFiles, np.ndarray] | None:
-    """Map the token pages of a store into memory; None if Lance's layout or the system does not allow it.
+    """Map the pages of tokens of a store into memory; None if Lance's layout or the system does not allow it.
 
     Args:
         uri: Its place.
@@ -67,6 +75,7 @@ def map_tokens(
         fragments: The fragments of that.
         block: Tokens of a row.
         dtype: The dtype of the tokens.
+        column: The tokens, or a channel of them.
 
     Returns:
         The mapped files, and (pages, 2) int64: the place of each page in them, in tokens, and its rows.
@@ -74,10 +83,10 @@ def map_tokens(
     Raises:
         StoreError: If a page lies outside its file, or two pages overlap.
     """
-    if "://" in uri or dataset.schema.names[0] != "tokens":
+    if "://" in uri or dataset.schema.names[0] != TOKENS:
         return None
     row_bytes = block * dtype.itemsize
-    found = _pages_of(uri, fragments, row_bytes)
+    found = _pages_of(uri, dataset, fragments, row_bytes, column)
     if found is None:
         return None
     try:
@@ -86,14 +95,29 @@ def map_tokens(
     except (StoreError, OSError) as error:
         _log.warning("The token store %s cannot be mapped, so it is read by take, which is slower: %s.", uri, error)
         return None
-    if not _is_read_by_lance(dataset, found, mapped, places, block, row_bytes):
+    if not _is_read_by_lance(dataset, found, mapped, places, block, row_bytes, column):
         return None
     return mapped, np.stack([places, found.rows], axis=1)
 
 
-def _pages_of(uri: str, fragments: Sequence[FragmentMetadata], row_bytes: int) -> _Pages | None:
+def place_in(file: DataFile, dataset: Any, column: str) -> int | None:
+    """Return the place of a column of a dataset among those of a data file; None if it is in another, as one added later."""
+    # Tokens are the first column of the schema, and so of every file, unless that column was added later.
+    if [*file.column_indices][:1] != [0]:
+        return None
+    if column == TOKENS:
+        return 0
+    [field] = (field.id() for field in dataset.lance_schema.fields() if field.name() == column)
+    place = dict(zip(file.fields, file.column_indices, strict=True)).get(field, -1)
+    return place if place >= 0 else None
+
+
+def _pages_of(
+    uri: str, dataset: Any, fragments: Sequence[FragmentMetadata], row_bytes: int, name: str
+) -> _Pages | None:
     """Return the pages of tokens of fragments; None if their layout is another."""
     files: list[str] = []
+    columns_of_files: list[int] = []
     described: list[int | None] = []
     descriptions: dict[Hashable, int] = {}
     pages = array("q")
@@ -101,11 +125,11 @@ def _pages_of(uri: str, fragments: Sequence[FragmentMetadata], row_bytes: int) -
         if len(fragment.files) != 1 or fragment.deletion_file is not None:
             return None
         [file] = fragment.files
-        # Tokens are the first column of the schema, and so of every file, unless that column was added later.
-        if [*file.column_indices][:1] != [0]:
+        column = place_in(file, dataset, name)
+        if column is None:
             return None
         path = f"{uri}/{data_file_at(name_of(file))}"
-        tokens = _tokens_of(path, row_bytes)
+        tokens = _tokens_of(path, row_bytes, column)
         if sum(size for _, size in tokens.pages) != fragment.physical_rows * row_bytes:
             return None
         for position, size in tokens.pages:
@@ -113,19 +137,20 @@ def _pages_of(uri: str, fragments: Sequence[FragmentMetadata], row_bytes: int) -
         if not tokens.pages:
             continue
         files.append(path)
+        columns_of_files.append(column)
         if tokens.encoding is None:
             described.append(None)
             continue
         version = (file.file_major_version, file.file_minor_version)
-        columns = (*file.fields, "at", *file.column_indices)
+        columns = (*file.fields, "at", *file.column_indices, "column", column)
         described.append(descriptions.setdefault((tokens.encoding, version, columns), len(descriptions)))
     if not files:
         return None
-    return _Pages(files, described, *np.frombuffer(pages, np.int64).reshape(-1, 3).T)
+    return _Pages(files, columns_of_files, described, *np.frombuffer(pages, np.int64).reshape(-1, 3).T)
 
 
 def _is_read_by_lance(
-    dataset: Any, pages: _Pages, mapped: MappedFiles, places: np.ndarray, block: int, row_bytes: int
+    dataset: Any, pages: _Pages, mapped: MappedFiles, places: np.ndarray, block: int, row_bytes: int, column: str
 ) -> bool:
     """Return whether Lance reads these pages, at these places, as they are mapped."""
     ends = np.flatnonzero(np.diff(pages.file, append=len(pages.files)))
@@ -134,13 +159,15 @@ def _is_read_by_lance(
     for number in compared:
         its = slice(begins[number], ends[number] + 1)
         ours = [*zip(pages.position[its].tolist(), (pages.rows[its] * row_bytes).tolist(), strict=True)]
-        if pages.described[number] is not None and _pages_by_lance(pages.files[number], row_bytes) != ours:
+        if pages.described[number] is None:
+            continue
+        if _pages_by_lance(pages.files[number], row_bytes, pages.column[number]) != ours:
             return False
     # The last block of a file is in its place only if all pages before it have Lance's sizes. Not a block of each page: every
     # place of a map that is touched counts as two megabytes of this process.
     last = ends[compared]
     blocks = mapped.gather(places[last] + (pages.rows[last] - 1) * block, block)
-    return np.array_equal(blocks, take_blocks(dataset, np.cumsum(pages.rows)[last] - 1))
+    return np.array_equal(blocks, take_blocks(dataset, np.cumsum(pages.rows)[last] - 1, column))
 
 
 def _to_compare(described: Sequence[int | None]) -> list[int]:
@@ -156,15 +183,22 @@ def _to_compare(described: Sequence[int | None]) -> list[int]:
 
 
 def map_copies(
-    copies: Mapping[str, Copy], rows: Mapping[str, int], block: int, dtype: np.dtype[Any]
+    copies: Mapping[str, Copy],
+    rows: Mapping[str, int],
+    block: int,
+    dtype: np.dtype[Any],
+    column: str = TOKENS,
+    places: Mapping[str, int | None] | None = None,
 ) -> tuple[MappedFiles | None, dict[str, list[tuple[int, int]]]]:
-    """Map the token pages of copies of a remote store's data files.
+    """Map the pages of tokens of copies of a remote store's data files.
 
     Args:
         copies: The copies, by the name of the data file.
         rows: The rows of each data file.
         block: Tokens of a row.
         dtype: The dtype of the tokens.
+        column: The tokens, or a channel of them.
+        places: Its place among the columns of each data file; the first one where that is not said.
 
     Returns:
         The mapped files, None if there are none; and for each file the place of each page in them, in tokens, and its rows. A
@@ -176,7 +210,10 @@ def map_copies(
     row_bytes = block * dtype.itemsize
     buffers: dict[str, list[tuple[int, int]]] = {}
     for name, copy in copies.items():
-        found = _tokens_of(str(copy.path), row_bytes).pages
+        place = (places or {}).get(name, 0)
+        if place is None:
+            continue
+        found = _tokens_of(str(copy.path), row_bytes, place).pages
         if found and sum(size for _, size in found) == rows[name] * row_bytes:
             buffers[name] = found
     if not buffers:
@@ -187,33 +224,33 @@ def map_copies(
         located = [(mapped.place(number, at, size // dtype.itemsize), size // row_bytes) for at, size in found]
         # As for a local store: the last block is in its place only if all pages before it have Lance's sizes.
         [last] = mapped.gather(np.asarray([located[-1][0] + (located[-1][1] - 1) * block]), block)
-        if np.array_equal(last, _last_block(copies[name].path, rows[name], dtype)):
+        if np.array_equal(last, _last_block(copies[name].path, rows[name], dtype, column)):
             pages[name] = located
     return mapped, pages
 
 
-def _last_block(file: Path, rows: int, dtype: np.dtype[Any]) -> np.ndarray:
+def _last_block(file: Path, rows: int, dtype: np.dtype[Any], column: str) -> np.ndarray:
     """Return the tokens of the last row of a data file, as Lance reads them."""
-    [batch] = LanceFileReader(str(file), columns=["tokens"]).read_range(rows - 1, 1).to_batches()
+    [batch] = LanceFileReader(str(file), columns=[column]).read_range(rows - 1, 1).to_batches()
     return np.asarray(batch.column(0).flatten()).astype(dtype)
 
 
-def _tokens_of(file: str, row_bytes: int) -> _Tokens:
-    """Return where the tokens of a data file are; no pages if one of them is encoded."""
-    column = first_column(file)
-    if column is not None and all(size == rows * row_bytes > 0 for _, size, rows in column.pages):
-        pages = [(position, size) for position, size, _ in column.pages]
-        _check_pages(file, column.file_size, pages)
-        return _Tokens(pages, column.encoding)
-    pages = _pages_by_lance(file, row_bytes)
+def _tokens_of(file: str, row_bytes: int, column: int = 0) -> _Tokens:
+    """Return where the tokens of a data file are, or a channel of them; no pages if one of them is encoded."""
+    found = column_pages(file, column)
+    if found is not None and all(size == rows * row_bytes > 0 for _, size, rows in found.pages):
+        pages = [(position, size) for position, size, _ in found.pages]
+        _check_pages(file, found.file_size, pages)
+        return _Tokens(pages, found.encoding)
+    pages = _pages_by_lance(file, row_bytes, column)
     _check_pages(file, Path(file).stat().st_size, pages)
     return _Tokens(pages, None)
 
 
-def _pages_by_lance(file: str, row_bytes: int) -> list[tuple[int, int]]:
-    """Return (position, bytes) of the pages of a file's first column as Lance tells; none if one of them is encoded."""
+def _pages_by_lance(file: str, row_bytes: int, column: int) -> list[tuple[int, int]]:
+    """Return (position, bytes) of the pages of a file's column as Lance tells; none if one of them is encoded."""
     found = []
-    for page in LanceFileReader(file).metadata().columns[0].pages:
+    for page in LanceFileReader(file).metadata().columns[column].pages:
         if len(page.buffers) != 1 or not page.buffers[0].size or page.buffers[0].size % row_bytes:
             return []
         found.append((page.buffers[0].position, page.buffers[0].size))

@@ -27,6 +27,7 @@ from lightning_lance.errors import (
     whole_number,
     whole_numbers,
 )
+from lightning_lance.format.channels import CHANNELS, TOKENS, channels_of
 from lightning_lance.format.commit import data_file_infos, read_commit
 from lightning_lance.format.lance_io import (
     check_fragments,
@@ -48,7 +49,7 @@ from lightning_lance.format.layout import (
 )
 from lightning_lance.format.lineage import change_of, check_columns, cure, lineage_of
 from lightning_lance.format.own_files import check_no_links
-from lightning_lance.format.schema import block_of, check_dtype
+from lightning_lance.format.schema import block_of, check_channels, check_dtype
 from lightning_lance.format.tags import check_not_replaced, keep_for_run, let_go_of_others, replaced, tag_version, untag
 from lightning_lance.format.versions import find_version, gone, open_with_retry
 from lightning_lance.lance_names import name_of
@@ -58,15 +59,17 @@ from lightning_lance.location import (
     given_place,
     is_local,
     local_folder,
+    no_store_at,
     store_place,
     tokenizer_files,
 )
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
+from lightning_lance.messages.formatting import format_list
 from lightning_lance.messages.html import html_table
 from lightning_lance.store.hub import downloaded, hub_place
 from lightning_lance.store.kept_tokenizer import kept_tokenizer
-from lightning_lance.store.mapped_files import map_copies, map_tokens
+from lightning_lance.store.mapped_files import map_copies, map_tokens, place_in
 from lightning_lance.store.provenance import Provenance
 from lightning_lance.store.segments import MappedFiles, Runs, SegmentTable
 from lightning_lance.store.staging import Copy, Staging
@@ -125,6 +128,7 @@ class TokenStore:
         version: The Lance version that is read.
         commit: The metadata of the last commit.
         dtype: The dtype of the tokens, uint16 or uint32.
+        channels: Names of the columns beside the tokens, such as `loss_mask`; mostly none.
     """
 
     def __init__(
@@ -160,11 +164,15 @@ class TokenStore:
         self.dtype: np.dtype[Any]
         self._block, self.dtype = block_of(uri, dataset.schema)
         check_dtype(uri, self.dtype, self.commit.recipe, self.commit.vocab_size)
+        self.channels = channels_of(self.commit.recipe)
+        check_channels(uri, dataset.schema, self.channels, self._block)
         fragments = fragments_of(dataset)
         check_fragments(uri, fragments)
         if is_local(uri):
             check_sizes(uri, fragments)
-        mapped = None if reader == "take" else map_tokens(uri, dataset, fragments, self._block, self.dtype)
+        mapped = None
+        if reader != "take":
+            mapped = map_tokens(uri, dataset, fragments, self._block, self.dtype)
         if mapped is None and reader == "mapped":
             raise StoreError(f"The token store {uri!r} cannot be mapped into memory here: use reader='auto'.")
         self._layout = self._read_layout(fragments, data_file_infos(dataset, lineage))
@@ -177,6 +185,8 @@ class TokenStore:
                 f"{rows:,}: use another copy of it, or build it again elsewhere."
             )
         self._places = self._located(files, pages)
+        #: Where the values of channels are.
+        self._channels = {name: self._channel_places(fragments, name, reader) for name in self.channels}
         # The copies of a remote store, and what `stage` was given.
         self._staging: Staging | None = None
         self._staged: tuple[str, int | None] | None = None
@@ -219,10 +229,10 @@ class TokenStore:
             with reading(place):
                 dataset = dataset_at(location, version)
             if dataset is None:
-                what = f"version {version} of a token store" if version is not None else "token store"
-                raise StoreError(
-                    f"There is no committed {what} at {place!r}: check the place, or build a store there first."
-                )
+                what = "token store"
+                if version is not None:
+                    what = f"version {version} of a token store"
+                raise no_store_at(place, what)
             try:
                 with reading(place):
                     store = cls(place, dataset, storage_options, reader)
@@ -396,7 +406,8 @@ class TokenStore:
         return _Content(self.fingerprint, self.commit.extent, streams, self._is_ours)
 
     def __repr__(self) -> str:
-        streams = ", ".join(f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split])
+        named = [f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split]]
+        streams = format_list(named, 8)
         tokens = f"{self.commit.stored_tokens:,}"
         return f"TokenStore({self.uri!r}, version={self.version}, tokens={tokens}, streams=[{shown(streams)}])"
 
@@ -509,24 +520,55 @@ class TokenStore:
         starts = whole_numbers("starts", starts)
         length = integer("length", length)
         table.check(starts, length)
-        windows = self._read(self._places, starts, length, split)
+        windows = self._read(TOKENS, starts, length, split)
         # After the first batch, which has the network alone.
         if self._staging is not None:
             self._staging.start()
         return windows
 
-    def _read(self, places: _Places, starts: np.ndarray, length: int, split: str) -> np.ndarray:
+    def read_channel(self, channel: str, starts: np.ndarray, length: int, split: str = "train") -> np.ndarray:
+        """Read what a channel has for the tokens of windows.
+
+        Args:
+            channel: `loss_mask`, whether a token is trained on, or `token_labels`.
+            starts: As in `read`; this and what follows.
+            length: Tokens per window.
+            split: `train` or `val`.
+
+        Returns:
+            (n, length) values: bool for `loss_mask`, int32 for `token_labels`.
+
+        Raises:
+            ConfigError: If the store has no such channel; else as `read`.
+            StoreError: As `read`.
+        """
+        if channel not in self.channels:
+            known = " and ".join(self.channels) or "none"
+            raise ConfigError(f"The token store {self.uri!r} has no channel {described(channel)}: it has {known}.")
+        starts = whole_numbers("starts", starts)
+        length = integer("length", length)
+        self._table(split).check(starts, length)
+        values = self._read(channel, starts, length, split)
+        return values.astype(np.bool_) if CHANNELS[channel].served == np.bool_ else values
+
+    def _dtype_of(self, column: str) -> np.dtype[Any]:
+        return self.dtype if column == TOKENS else CHANNELS[column].stored
+
+    def _read(self, column: str, starts: np.ndarray, length: int, split: str) -> np.ndarray:
+        """Return what a column has for the tokens of windows, (n, length), as it is stored."""
+        places = self._places if column == TOKENS else self._channels[column]
+        dtype = self._dtype_of(column)
         table = places.segments[split]
         if places.mapped is None:
             return self._lazily(
-                lambda: self._take(np.empty((len(starts), length), self.dtype), table.runs(starts, length)),
-                lambda store: store.read(starts, length, split),
+                lambda: self._take(column, np.empty((len(starts), length), dtype), table.runs(starts, length)),
+                lambda store: store._read(column, starts, length, split),
             )
         found, whole = table.whole(starts, length)
         whole &= found < _TAKEN
         if whole.all():
             return places.mapped.gather(found, length)
-        windows = np.empty((len(starts), length), self.dtype)
+        windows = np.empty((len(starts), length), dtype)
         windows[whole] = places.mapped.gather(found[whole], length)
         others = np.flatnonzero(~whole)
         runs = table.runs(starts[others], length)
@@ -536,8 +578,8 @@ class TokenStore:
         if taken.any():
             far = np.unique(runs.row[taken])
             windows[far] = self._lazily(
-                lambda: self._take(windows, Runs(*(part[taken] for part in runs)))[far],
-                lambda store: store.read(starts[far], length, split),
+                lambda: self._take(column, windows, Runs(*(part[taken] for part in runs)))[far],
+                lambda store: store._read(column, starts[far], length, split),
             )
         return windows
 
@@ -637,7 +679,7 @@ class TokenStore:
         check_not_replaced(self._location, self.fingerprint)
         raise gone(self.uri, self.version) from error
 
-    def _take(self, windows: np.ndarray, runs: Runs) -> np.ndarray:
+    def _take(self, column: str, windows: np.ndarray, runs: Runs) -> np.ndarray:
         """Read the pieces of windows that are not mapped into `windows`. Return it."""
         length = windows.shape[1]
         first = (runs.place - _TAKEN) // self._block
@@ -646,7 +688,7 @@ class TokenStore:
         for i in range(int((last - first).max(initial=-1)) + 1):
             needed.append(first[first + i <= last] + i)
         rows = np.unique(np.concatenate(needed))
-        blocks = self._blocks(rows).reshape(-1)
+        blocks = self._blocks(rows, column).reshape(-1)
         # The blocks of a run are neighbours in the store, and so in `blocks`.
         at = np.searchsorted(rows, first) * self._block + (runs.place - _TAKEN) % self._block
         whole = runs.length == length
@@ -658,9 +700,9 @@ class TokenStore:
             windows[row, column : column + count] = blocks[place : place + count]
         return windows
 
-    def _blocks(self, rows: np.ndarray) -> np.ndarray:
+    def _blocks(self, rows: np.ndarray, column: str) -> np.ndarray:
         if not len(rows):
-            return np.empty((0, self._block), self.dtype)
+            return np.empty((0, self._block), self._dtype_of(column))
         if self._process != os.getpid():
             # A fork lacks Lance's threads, and new ones sometimes crash it.
             raise StoreError(
@@ -668,7 +710,7 @@ class TokenStore:
                 "by 'forkserver' or 'spawn' instead."
             )
         with reading(self.uri):
-            return take_blocks(self._dataset, rows)
+            return take_blocks(self._dataset, rows, column)
 
     def _report_change(self) -> None:
         """Log a warning if another program has changed rows, which are served nevertheless. StoreError if none are left."""
@@ -733,6 +775,15 @@ class TokenStore:
                     start += count
         return extents
 
+    def _channel_places(self, fragments: Sequence[FragmentMetadata], channel: str, reader: Reader) -> _Places:
+        """Return where the values of a channel are."""
+        mapped = None
+        if reader != "take":
+            dtype = CHANNELS[channel].stored
+            mapped = map_tokens(self.uri, self._dataset, fragments, self._block, dtype, channel)
+        files, pages = mapped or (None, np.asarray([[_TAKEN, int(self._layout.rows[-1])]]))
+        return self._located(files, pages)
+
     def _located(self, mapped: MappedFiles | None, pages: np.ndarray) -> _Places:
         """Return where the tokens are.
 
@@ -762,7 +813,9 @@ class TokenStore:
     @property
     def reader(self) -> str:
         """How tokens are read: `mapped` (local files in memory) or `take` (blocks through Lance, some of them at least)."""
-        return "mapped" if self._places.is_mapped else "take"
+        if all(places.is_mapped for places in (self._places, *self._channels.values())):
+            return "mapped"
+        return "take"
 
     def stage(self, folder: str | os.PathLike[str], max_bytes: int | None = None) -> None:
         """Copy the data files of a store in a bucket to a local disk, and read from the copies that are there.
@@ -778,7 +831,8 @@ class TokenStore:
             ConfigError: If an argument cannot be used, or the folder cannot be written.
         """
         folder = local_folder(folder, "stage")
-        max_bytes = None if max_bytes is None else whole_number("stage_bytes", max_bytes)
+        if max_bytes is not None:
+            max_bytes = whole_number("stage_bytes", max_bytes)
         if is_local(self.uri) or self._staged == (folder, max_bytes):
             return
         infos = data_file_infos(self._dataset)
@@ -808,14 +862,28 @@ class TokenStore:
 
     def _read_from(self, copies: Mapping[str, Copy]) -> None:
         """Read from these copies of data files, and the rest by `take`."""
+        files = [fragment.files[0] for fragment in fragments_of(self._dataset)]
+        for channel in self.channels:
+            places = {name_of(file): place_in(file, self._dataset, channel) for file in files}
+            self._channels[channel] = self._located_in(copies, channel, places)
+        self._places = self._located_in(copies, TOKENS, {})
+
+    def _located_in(self, copies: Mapping[str, Copy], column: str, places: Mapping[str, int | None]) -> _Places:
+        """Return where the values of a column are, some of them in copies of data files.
+
+        Args:
+            copies: The copies, by the name of the data file.
+            column: The column.
+            places: Its place among the columns of each file, where that is not the first one.
+        """
         rows = {name_of(fragment.files[0]): fragment.physical_rows for fragment in fragments_of(self._dataset)}
-        mapped, pages = map_copies(copies, rows, self._block, self.dtype)
+        mapped, pages = map_copies(copies, rows, self._block, self._dtype_of(column), column, places)
         located: list[tuple[int, int]] = []
         first = 0
         for name, count in rows.items():
             located += pages.get(name, [(_TAKEN + first * self._block, count)])
             first += count
-        self._places = self._located(mapped, np.asarray(located, np.int64).reshape(-1, 2))
+        return self._located(mapped, np.asarray(located, np.int64).reshape(-1, 2))
 
 
 def not_kept(stores: Iterable[TokenStore]) -> StoreError:
@@ -823,7 +891,7 @@ def not_kept(stores: Iterable[TokenStore]) -> StoreError:
     uris = ", ".join(repr(store.uri) for store in stores)
     return StoreError(
         f"No version of {uris} could be tagged for training in {KEEP_TRIES} attempts, since a running builder removed each: "
-        "start again when it commits less often."
+        "run it again when it commits less often."
     )
 
 
@@ -871,7 +939,9 @@ def _opened_for(
     check_not_replaced(location, content.fingerprint)
 
     def find() -> int:
-        found = find_version(location, content.extent, content.fingerprint) if content.is_ours else None
+        found = None
+        if content.is_ours:
+            found = find_version(location, content.extent, content.fingerprint)
         if found is None:
             raise gone(uri, version)
         return found

@@ -134,7 +134,9 @@ class TokenizerFile:
 
 def _tokenizer_at(path: Path) -> Path:
     """Return the tokenizer.json that a path to the file or to its folder stands for."""
-    return path / TOKENIZER if path.is_dir() else path
+    if path.is_dir():
+        return path / TOKENIZER
+    return path
 
 
 def _identity_of_file(file: Path, eos_token: str | None) -> tuple[TokenizerIdentity | None, Beside]:
@@ -190,7 +192,9 @@ def _from_text(spec: str, eos_token: str | None, beside: Beside) -> Tokenizer:
 
 
 def _eos_of(asked: str | None, beside: Beside) -> str | None:
-    return named_eos(beside) if asked is None else asked
+    if asked is None:
+        return named_eos(beside)
+    return asked
 
 
 @dataclass(frozen=True)
@@ -232,7 +236,9 @@ class PretrainedTokenizer:
     @property
     def label(self) -> str:
         """What a person calls it: the name of the model, and the revision if one was given."""
-        return f"{self.model}@{self.revision}" if self.revision else self.model
+        if self.revision:
+            return f"{self.model}@{self.revision}"
+        return self.model
 
     @property
     def _kept_name(self) -> str:
@@ -275,7 +281,9 @@ class PretrainedTokenizer:
     def _local_file(self) -> Path | None:
         """The tokenizer.json of a local model, which may be missing; None for a model on the Hub."""
         path = Path(self._base, Path(self.model).expanduser())
-        return _tokenizer_at(path) if path.exists() else None
+        if path.exists():
+            return _tokenizer_at(path)
+        return None
 
     def _shipped(self, file: Path, folder: Path) -> Tokenizer:
         """Load a repository's tokenizer.json. Warns if transformers would give other ids."""
@@ -422,7 +430,7 @@ def _hub_silence(model: str, patience: RetryPolicy) -> str | None:
         reason = str(error).partition(" gave up on ")[2].partition(": all that")[0]
         return (
             f"The tokenizer {model!r} cannot be loaded, since the Hub does not answer ({reason}): check the network and "
-            f"HF_ENDPOINT and run again, or {_INSTEAD}."
+            f"HF_ENDPOINT, then run it again, or {_INSTEAD}."
         )
     except Exception as error:  # a bad name or address: the download raises a better error
         _log.debug("%s", error)

@@ -129,7 +129,9 @@ def fetched(model: str, revision: str, local_only: bool = False) -> dict[str, st
     try:
         file = Path(hf_hub_download(model, TOKENIZER, revision=revision, local_files_only=local_only))
     except LocalEntryNotFoundError:
-        return {} if try_to_load_from_cache(model, TOKENIZER, revision=revision) is NOT_THERE else None
+        if try_to_load_from_cache(model, TOKENIZER, revision=revision) is NOT_THERE:
+            return {}
+        return None
     except EntryNotFoundError:
         return {}
     files = {TOKENIZER: file.read_text(encoding="utf-8")}
@@ -148,7 +150,9 @@ def in_cache(model: str, revision: str) -> Path | None:
         found = try_to_load_from_cache(model, TOKENIZER, revision=revision)
     except (OSError, ValueError):
         return None
-    return Path(found) if isinstance(found, str) else None
+    if isinstance(found, str):
+        return Path(found)
+    return None
 
 
 def is_cached(model: str) -> bool:
@@ -245,7 +249,9 @@ def _all_added(fields: Fields, beside: Beside, some: Sequence[Fields]) -> list[F
 
 def _numbers(model: Mapping[str, Any]) -> Iterable[int]:
     vocabulary = model.get("vocab") or {}
-    return vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    if isinstance(vocabulary, dict):
+        return vocabulary.values()
+    return range(len(vocabulary))
 
 
 def _contents(model: Mapping[str, Any]) -> Fields:
@@ -292,7 +298,9 @@ def _class_name(fields: Fields, beside: Beside) -> str | None:
     # Many repositories name this class for a byte-level tokenizer, like that of Llama 3; transformers looks for that too.
     if plain == "LlamaTokenizer" and '"ByteLevel"' in json.dumps(fields.get("pre_tokenizer")):
         return None
-    return None if {str(name), plain} & _GENERIC else plain
+    if {str(name), plain} & _GENERIC:
+        return None
+    return plain
 
 
 def _class_of_model(model_type: Any) -> str | None:

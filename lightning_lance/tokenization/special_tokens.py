@@ -72,7 +72,9 @@ def unknown_token(model: Mapping[str, Any]) -> str | None:
                 f"The tokenizer has {len(pieces)} pieces, and an unk_id of {place}: its file is damaged, use an intact copy."
             )
         token = pieces[place][0]
-    return None if token is None else str(token)
+    if token is None:
+        return None
+    return str(token)
 
 
 def _check_eos_id(added: Iterable[Mapping[str, Any]], vocabulary: Mapping[str, int], eos: str) -> None:

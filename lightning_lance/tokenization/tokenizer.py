@@ -12,8 +12,9 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ from lightning_lance.tokenization.tokenizer_json import (
     digest_of,
     fields_in_use,
     other_digests,
+    steps_of,
 )
 from lightning_lance.tokenization.unicode_tables import KNOWN, SplitTexts, split_at_new_characters
 
@@ -48,6 +50,18 @@ _REFERENCE_BYTES = 2 << 20
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the smallest dtype that holds every id: uint16 for up to 65,536 ids, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+class Pieces(NamedTuple):
+    """The bytes of the tokens of a byte-level tokenizer: those of id i are `data[offsets[i]:offsets[i + 1]]`.
+
+    Attributes:
+        data: (total,) uint8.
+        offsets: (ids + 1,) int64.
+    """
+
+    data: np.ndarray
+    offsets: np.ndarray
 
 
 class Tokenizer:
@@ -126,7 +140,9 @@ class Tokenizer:
     @property
     def engine(self) -> str:
         """The engine in use: `gigatoken` or `tokenizers`."""
-        return "tokenizers" if self._fast is None else "gigatoken"
+        if self._fast is None:
+            return "tokenizers"
+        return "gigatoken"
 
     def encode_batch(self, texts: pa.Array) -> Encoded:
         """Encode texts. Safe to call from several threads.
@@ -219,6 +235,32 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, including the spelling of EOS."""
         return str(self._reference.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    @cached_property
+    def pieces(self) -> Pieces | None:
+        """The bytes of all tokens; None if they are not those of a byte-level tokenizer. Unknown ones are empty."""
+        fields = json.loads(self._spec)
+        parts = [
+            *steps_of(fields.get("normalizer"), "normalizers"),
+            *steps_of(fields.get("pre_tokenizer"), "pretokenizers"),
+        ]
+        if fields["model"]["type"] != "BPE" or not any(part["type"] == "ByteLevel" for part in parts):
+            return None
+        known = {character: byte for byte, character in enumerate(byte_characters())}
+        spelled = [b""] * self.vocab_size
+        for piece, number in fields["model"]["vocab"].items():
+            if known.keys() >= {*piece}:
+                spelled[number] = bytes(known[character] for character in piece)
+        for token in fields.get("added_tokens") or []:
+            spelled[token["id"]] = b"" if token["special"] else token["content"].encode()
+        offsets = np.append(0, np.cumsum([len(piece) for piece in spelled]))
+        return Pieces(np.frombuffer(b"".join(spelled), np.uint8), offsets)
+
+    def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text by the `tokenizers` library, and the characters from and up to which each of them goes."""
+        with _encoding():
+            found = self._reference.encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
 
     def id_of(self, token: str) -> int:
         """Return the id of a token. Raises ConfigError if it does not exist."""

@@ -191,6 +191,21 @@ def test_the_loss_is_the_mean_over_targets_that_count():
     assert model(inputs, masked)[1].item() == pytest.approx(-chosen[:, :5].mean().item(), rel=1e-6)
 
 
+def test_only_what_the_mask_has_is_learned_and_nothing_has_no_loss():
+    model = make()
+    inputs, targets = ids(2, 16), ids(2, 16, seed=2)
+    mask = torch.arange(32).reshape(2, 16) % 3 == 0
+    for by_token in (False, True):
+        loss = model(inputs, targets, loss_mask=mask, by_token=by_token)[1]
+        expected = model(inputs, torch.where(mask, targets, -100), by_token=by_token)[1]
+        if by_token:
+            assert torch.equal(loss[1], expected[1])
+            loss, expected = loss[0], expected[0]
+        assert torch.allclose(loss, expected)
+        nothing = model(inputs, targets, loss_mask=torch.zeros_like(mask), by_token=by_token)[1]
+        assert (nothing[0] if by_token else nothing) == 0
+
+
 def test_the_losses_of_tokens_change_nothing_of_the_training():
     model, window = make(), ids(3, 17)
     inputs, targets = window[:, :-1], window[:, 1:].clone()

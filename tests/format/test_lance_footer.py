@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lance.file import LanceFileReader, LanceFileWriter
 
 from lightning_lance.errors import StoreError
-from lightning_lance.format.lance_footer import first_column
+from lightning_lance.format.lance_footer import column_pages
 from lightning_lance.format.lance_io import no_panic
 from tests.support.laws import examples
 
@@ -48,7 +48,7 @@ def test_pages_are_where_lance_says(
     tmp_path_factory: pytest.TempPathFactory, rows: int, length: int, dtype: type, version: str, many: bool
 ):
     file = write(tmp_path_factory.mktemp("file") / "x.lance", rows, length, dtype, version, many)
-    found = first_column(str(file))
+    found = column_pages(str(file))
     # Lance packs short lists in another way, which is not understood.
     assert found is not None or length < 200
     if found is not None:
@@ -58,24 +58,24 @@ def test_pages_are_where_lance_says(
 
 
 def test_files_of_many_pages_and_files_that_are_not_understood(tmp_path: Path):
-    many = first_column(str(write(tmp_path / "many.lance", 3000, 200, many=True)))
+    many = column_pages(str(write(tmp_path / "many.lance", 3000, 200, many=True)))
     assert many is not None
     # More metadata than is read at once.
     assert len(many.pages) > 40
     assert [(page.position, page.size) for page in many.pages] == by_lance(tmp_path / "many.lance")
-    assert first_column(str(write(tmp_path / "old.lance", 9, 2048, version="2.0"))) is None
+    assert column_pages(str(write(tmp_path / "old.lance", 9, 2048, version="2.0"))) is None
     for content in (b"", b"LANC", b"x" * 9999):
         (tmp_path / "none.lance").write_bytes(content)
-        assert first_column(str(tmp_path / "none.lance")) is None
+        assert column_pages(str(tmp_path / "none.lance")) is None
     with pytest.raises(FileNotFoundError):
-        first_column(str(tmp_path / "missing.lance"))
+        column_pages(str(tmp_path / "missing.lance"))
 
 
 def test_files_that_lance_reads_alike_have_one_encoding(tmp_path: Path):
     """Whatever their rows and pages; and no others."""
 
     def encoding(*what: object) -> object:
-        found = first_column(str(write(tmp_path / "x.lance", *what)))
+        found = column_pages(str(write(tmp_path / "x.lance", *what)))
         assert found is not None
         return found.encoding
 
@@ -95,7 +95,7 @@ def test_whatever_the_end_of_a_file_is_it_is_not_understood_or_as_lance_does(tmp
         at = len(whole) - 1 - int(700 * chance.random() ** 2)
         byte = chance.choice([0, 1, 127, 128, 255, whole[at] ^ (1 << chance.randrange(8))])
         damaged.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
-        found = first_column(str(damaged))
+        found = column_pages(str(damaged))
         if found is None:
             continue
         try:

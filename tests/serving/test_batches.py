@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.errors import ConfigError
-from lightning_lance.serving.batches import Batch, BatchFormat, Collator, make_batch
+from lightning_lance.serving.batches import Batch, BatchFormat, Collator, WindowBatch, make_batch
 from lightning_lance.serving.fim import FillInTheMiddle
 
 EOS = 3
@@ -180,7 +180,7 @@ def test_batches_described_at_once_are_those_described_alone(
     windows: list[list[int]], batch_format: BatchFormat, dtype: type[np.unsignedinteger[Any]], data: st.DataObject
 ):
     maker = Collator(EOS, batch_format=batch_format, **EVERYTHING)
-    described = maker.describe(np.array(windows, dtype))
+    described = maker.describe(WindowBatch(np.array(windows, dtype)))
     low = data.draw(st.integers(0, len(windows) - 1))
     high = data.draw(st.integers(low + 1, len(windows)))
     alone = make(windows[low:high], batch_format=batch_format, **EVERYTHING)

@@ -64,7 +64,7 @@ def test_deleted_blocks_are_read_by_take(byte_store: MakeStore):
 def test_what_is_mapped_must_be_what_lance_reads(byte_store: MakeStore, monkeypatch: pytest.MonkeyPatch):
     store = byte_store("some text")
     monkeypatch.setattr(
-        "lightning_lance.store.mapped_files.take_blocks", lambda dataset, rows: np.ones((len(rows), BLOCK))
+        "lightning_lance.store.mapped_files.take_blocks", lambda dataset, rows, column: np.ones((len(rows), BLOCK))
     )
     assert TokenStore.open(store.uri).reader == "take"
 
@@ -90,9 +90,9 @@ def few_compared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Compare files with Lance as of a store of many. Return the list of the rows that are compared from now on."""
     compared: list[int] = []
 
-    def taken(dataset: lance.LanceDataset, rows: np.ndarray) -> np.ndarray:
+    def taken(dataset: lance.LanceDataset, rows: np.ndarray, *column: str) -> np.ndarray:
         compared.extend(rows.tolist())
-        return take_blocks(dataset, rows)
+        return take_blocks(dataset, rows, *column)
 
     monkeypatch.setattr(mapped_files, "_ALL_COMPARED", 2)
     monkeypatch.setattr(mapped_files, "take_blocks", taken)
@@ -106,7 +106,7 @@ def test_of_many_files_one_of_each_encoding_is_compared(tmp_path: Path, monkeypa
     store = TokenStore.open(uri)
     assert (store.reader, compared) == ("mapped", [1])
     # What is not understood is left to Lance, and compared.
-    monkeypatch.setattr(mapped_files, "first_column", lambda file: None)
+    monkeypatch.setattr(mapped_files, "column_pages", lambda *_: None)
     assert np.array_equal(TokenStore.open(uri).read(np.arange(3), 9), store.read(np.arange(3), 9))
     assert compared == [1, 1, 6, 9]
 

@@ -74,7 +74,9 @@ def count(reading: Reading, with_documents: bool = True) -> Counts:
             "cannot be counted in memory."
         )
     tokens = np.zeros(store.vocab_size, np.int64)
-    documents: DocumentCounts | None = DocumentCounts() if with_documents else None
+    documents: DocumentCounts | None = None
+    if with_documents:
+        documents = DocumentCounts()
     problem = ""
     read = 0
     for spans in reading.spans():

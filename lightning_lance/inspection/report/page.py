@@ -208,7 +208,9 @@ def _in_words(value: Any) -> str:
         return ", ".join(map(_in_words, value))
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)
 
 
 class _LanguageRow(NamedTuple):
@@ -415,4 +417,6 @@ def _percent(share: float) -> str:
 
 
 def _time(when: datetime | None) -> str:
-    return "unknown" if when is None else when.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    if when is None:
+        return "unknown"
+    return when.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

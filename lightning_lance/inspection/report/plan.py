@@ -45,7 +45,9 @@ class Plan:
 
     def __str__(self) -> str:
         steps = pluralize(self.max_steps, "step")
-        ranks = "" if self.world_size == 1 else f" on each of {self.world_size:,} ranks"
+        ranks = f" on each of {self.world_size:,} ranks"
+        if self.world_size == 1:
+            ranks = ""
         return f"{steps} of {pluralize(self.batch_size, 'window')}{ranks}"
 
 

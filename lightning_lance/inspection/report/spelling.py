@@ -85,7 +85,9 @@ class Spelling:
 
     def _byte(self, character: str) -> bytes:
         byte = self._bytes_of_characters.get(character)
-        return character.encode("utf-8", "surrogatepass") if byte is None else bytes([byte])
+        if byte is None:
+            return character.encode("utf-8", "surrogatepass")
+        return bytes([byte])
 
 
 def tokenizer_of(store: TokenStore, file: str | os.PathLike[str] | None) -> tuple[Tokenizer | None, str]:
@@ -128,4 +130,6 @@ def _visible(character: str) -> str:
 
 def cut(text: str, most: int) -> str:
     """Return a text of at most so many characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}\u2026"
+    if len(text) <= most:
+        return text
+    return f"{text[: most - 1]}\u2026"

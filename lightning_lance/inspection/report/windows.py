@@ -51,7 +51,9 @@ def documents_per_window(
     windows = np.asarray([windows_of(stream.num_tokens, context_length, "sequential") for stream in streams], np.int64)
     ends = np.cumsum(np.append(0, windows))
     total = int(ends[-1])
-    most = _WINDOWS if most_tokens is None else min(_WINDOWS, max(most_tokens // context_length, 1))
+    most = _WINDOWS
+    if most_tokens is not None:
+        most = min(_WINDOWS, max(most_tokens // context_length, 1))
     positions = np.arange(total)
     if total > most:
         borders = np.arange(most + 1) * total // most

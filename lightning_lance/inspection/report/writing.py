@@ -98,7 +98,9 @@ def write_report(
     opened, info = _opened(store, storage_options)
     found_tokenizer, no_tokenizer = tokenizer_of(opened, tokenizer)
     page = target("report", path, overwrite, opened.uri, is_report)
-    parquet = None if counts is None else target("counts", counts, overwrite, opened.uri, is_token_counts)
+    parquet = None
+    if counts is not None:
+        parquet = target("counts", counts, overwrite, opened.uri, is_token_counts)
     if parquet is not None and parquet.path == page.path:
         raise ConfigError(f"report and counts are both {str(page.path)!r}: give two places.")
     if plan is not None:
