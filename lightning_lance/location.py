@@ -38,6 +38,8 @@ _LANCE = ".lance"
 _URL = re.compile(
     r"(?P<scheme>s3a?|gc?s|az|azure|abfss?|hf|https?|oss|memory):(?P<slashes>/+)(?P<rest>.*)", re.IGNORECASE | re.DOTALL
 )
+# The form of other tools: container, account and path in one URL.
+_AZURE_HOST = re.compile(r"(?P<container>[a-z0-9-]+)@(?P<account>[a-z0-9]+)\.[a-z0-9.-]+/(?P<path>[^?#]*)")
 #: The folder of the store in a dataset repository of the Hub, as `lightning-lance push` writes it.
 HUB_STORE = "store.lance"
 _HUB_REPOSITORY = re.compile(r"hf://datasets/[^/]+/[^/]+")
@@ -181,6 +183,12 @@ def _check_url(name: str, text: str) -> None:
     if not url["rest"]:
         raise ConfigError(
             f"{name} is {text!r}, which has no bucket: expected a place such as {url['scheme']}://bucket/x.lance."
+        )
+    azure = _AZURE_HOST.fullmatch(url["rest"])
+    if azure and url["scheme"].lower().startswith("abfs"):
+        raise ConfigError(
+            f"{name} is an {url['scheme']}:// URL with the account {azure['account']!r}: give az://{azure['container']}/"
+            f"{azure['path']}, and azure_storage_account_name={azure['account']} in storage_options."
         )
     if len(url["slashes"]) == 1:
         raise ConfigError(

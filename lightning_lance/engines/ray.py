@@ -173,7 +173,9 @@ class RayWorkers:
             self._start()
         try:
             with with_all_options():
-                self._work = self._ray.put(work)
+                # As bytes, since a server of Ray Client would unpack an object, and pack it again without its secrets.
+                packed = self._ray.cloudpickle.dumps(work)
+            self._work = self._ray.put(packed)
             self._task = self._ray.remote(_run)
             self._gate = self._made_gate()
         except BaseException:
@@ -196,8 +198,16 @@ class RayWorkers:
                 log_to_driver=False,
                 runtime_env={"env_vars": self._environment()},
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise _no_cluster(address, error, "give its token by RAY_AUTH_TOKEN if it wants one, ") from error
+        except (ConnectionError, RuntimeError, ValueError, ImportError) as error:
+            if "ray[client]" in str(error):
+                raise ConfigError(
+                    f"The Ray cluster at {address!r} is reached by Ray Client, which is not installed: run pip install "
+                    "'ray[client]', or run this command on a node of the cluster with engine.address=auto."
+                ) from error
+            wanted = "RAY_AUTH_TOKEN"
+            if (address or "").startswith("ray://"):
+                wanted = "RAY_AUTH_TOKEN and RAY_AUTH_MODE=token"
+            raise _no_cluster(address, error, f"give its token by {wanted} if it wants one, ") from error
         except self._ray.exceptions.RayError as error:
             # Such as a missing token of the cluster; its text has the cure.
             raise ConfigError(f"The Ray cluster {_place(address)} cannot be used: {in_one_line(error, 700)}") from error
@@ -378,7 +388,7 @@ def _work_of(reference: Any) -> Work:
     if key not in _loaded:
         _loaded.clear()
         pa.set_cpu_count(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        work = ray.get(reference)
+        work = cloudpickle.loads(ray.get(reference))
         with with_all_options():
             _loaded[key] = work, cloudpickle.dumps(work.opened)
     work, opened = _loaded[key]

@@ -522,6 +522,17 @@ _PLAIN_MESSAGES = (
         "the bucket does not exist: check its name, and the endpoint",
     ),
     (
+        # Each with the name of its cloud in the same text; those of S3 have other codes.
+        r"Azure.*?(?:[Cc]redential|token request|AuthenticationFailed|Invalid Access Key)|no Azure account name",
+        "the credentials are missing or invalid: set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY in the "
+        "environment, or azure_storage_account_name and azure_storage_account_key in storage_options",
+    ),
+    (
+        r"(?:GCS|GCP).*?(?:credential|token request|Unauthenticated)|Error reading pem file|CryptoProvider",
+        "the credentials are missing or invalid: name the file of a service account by GOOGLE_APPLICATION_CREDENTIALS in the "
+        "environment, or by google_service_account in storage_options",
+    ),
+    (
         r"Failed to get \w+ credentials|NoCredentials|CredentialsNotLoaded|Error performing token request|InvalidAccessKeyId|"
         r"SignatureDoesNotMatch|ExpiredToken|InvalidToken|AuthenticationFailed|Unauthenticated|no Azure account name",
         "the credentials are missing or invalid: set them in environment variables, such as AWS_ACCESS_KEY_ID and "

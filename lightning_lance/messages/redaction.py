@@ -58,7 +58,7 @@ _HARMLESS = {
     "skip_signature", "connect_timeout", "read_timeout", "timeout", "virtual_hosted_style_request", "account_name", "project",
     "signature_version", "addressing_style",
 }  # fmt: skip
-_CLOUD = re.compile(r"^(aws|azure|azure_storage|google|s3)_")
+_CLOUD = re.compile(r"^(aws|azure_storage|azure|google|s3)_")
 # Shorter values would be found in the middle of words.
 _SHORTEST = 4
 # Shorter lines of a secret, such as a brace, are not secret by themselves.
@@ -189,12 +189,25 @@ def remember(value: str) -> None:
 
 
 def _spellings(value: str) -> set[str]:
-    """Return a secret as it is, as Python and JSON write it, in one line, and its long lines."""
+    """Return a secret as it is, as Python and JSON write it, in one line, its long lines, and secrets in it if it is JSON."""
     written = {repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
     spellings = {value, " ".join(value.split()), *written}
     if "\n" in value:
         spellings |= {line.strip() for line in value.splitlines() if len(line.strip()) >= _LONG_LINE}
+    for inner in _secrets_in_json(value):
+        spellings |= _spellings(inner)
     return spellings
+
+
+def _secrets_in_json(value: str) -> list[str]:
+    """Return the secrets in a JSON object, such as the key of a service account."""
+    if not value.lstrip().startswith("{"):
+        return []
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return []
+    return [text for name, text in _leaves(found) if is_secret_name(name)]
 
 
 def redacted(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The script for Slurm, with stand-ins for Slurm's commands: what it starts, how it stops, and how it goes on."""
+"""The scripts for Slurm, with stand-ins for its commands: what they start, how training stops, and how it goes on."""
 
 import os
 import signal
@@ -7,10 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 
 from tests.support.paths import ROOT
 
 SCRIPT = ROOT / "examples" / "slurm" / "train.sbatch"
+BUILD = ROOT / "examples" / "slurm" / "build.sbatch"
 
 COMMANDS = {
     # Runs one task. Its process is the one that scancel finds.
@@ -26,6 +29,12 @@ echo training >>"$LOG"
 for _ in $(seq 600); do sleep 0.05; done
 """,
 }
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """Return the configuration of a command."""
+    with initialize_config_module("lightning_lance.conf", version_base="1.3"):
+        return compose("config", overrides=overrides)
 
 
 @pytest.fixture
@@ -72,10 +81,33 @@ def test_a_job_that_fails_is_not_queued_again(tmp_path: Path, slurm: dict[str, s
     assert "scontrol" not in (tmp_path / "log").read_text()
 
 
-def test_the_options_of_the_script_are_those_of_sbatch():
-    lines = SCRIPT.read_text().splitlines()
+def test_a_build_starts_ray_on_all_nodes_and_the_command_on_the_first(tmp_path: Path, slurm: dict[str, str]):
+    commands = {
+        "srun": 'shift\nexec "$@"',
+        "scontrol": "printf '%s\\n' node-1 node-2 node-3 node-4",
+        "ray": 'while [ "$1" != -- ]; do printf \'ray %s\\n\' "$1" >>"$LOG"; shift; done\nshift\nexec "$@"',
+        "lightning-lance": 'printf \'%s\\n\' "$@" >>"$LOG"',
+    }
+    for name, code in commands.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{code}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    slurm["SLURM_JOB_NODELIST"] = "node-[1-4]"
+    subprocess.run(["bash", str(BUILD)], cwd=tmp_path, env=slurm, timeout=60, check=True)
+    said = (tmp_path / "log").read_text().splitlines()
+    ray = [line.removeprefix("ray ") for line in said if line.startswith("ray ")]
+    assert ray == ["symmetric-run", "--address", "node-1:6379", "--min-nodes", "2", "--num-cpus", "4"]
+    command = said[len(ray) :]
+    assert command[0] == "prepare"
+    assert {"languages=[Python]", "engine=ray", "engine.address=auto"} < {*command}
+    config = composed(command[1:])
+    assert (config.engine.name, config.corpus.uri) == ("ray", "/shared/code.lance")
+
+
+@pytest.mark.parametrize("script", [SCRIPT, BUILD])
+def test_the_options_of_a_script_are_those_of_sbatch(script: Path):
+    lines = script.read_text().splitlines()
     options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
-    assert "--signal=B:USR1@300" in options
+    assert ("--signal=B:USR1@300" in options) == (script == SCRIPT)
     assert "--requeue" in options
     # sbatch reads none after the first command.
     first = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))

@@ -1,7 +1,9 @@
 """Builds on real Ray clusters: workers and nodes that die, drivers that are killed, and what they leave."""
 
 import os
+import shlex
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from lightning_lance import Corpus, TokenStore
 from lightning_lance.engines import RayEngine
@@ -22,6 +25,7 @@ from lightning_lance.maintenance import verify_store
 from lightning_lance.sources import FilesSource
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.bucket import serving
+from tests.support.commands import run
 from tests.support.hub import Faults, Hub
 from tests.support.paths import ROOT
 from tests.support.streams import streams
@@ -33,7 +37,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 # Ray starts its processes by forks of this one, which do not use Lance.
-pytestmark = pytest.mark.filterwarnings("ignore:lance is not fork-safe", "ignore:.*__warn_on_fork.*")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:lance is not fork-safe",
+    "ignore:.*__warn_on_fork.*",
+    # A file of Ray's that it leaves open.
+    "ignore:.*ray_client_server",
+)
 
 
 @dataclass(frozen=True)
@@ -77,11 +86,14 @@ def cluster() -> Iterator[Cluster]:
         # Workers start with the environment of their tasks, not before.
         patch.setenv("RAY_prestart_worker_first_driver", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
         head = {
             "num_cpus": 1,
             "object_store_memory": 80 << 20,
             "include_dashboard": False,
             "include_log_monitor": False,
+            "ray_client_server_port": port,
         }
         made = Cluster(initialize_head=True, head_node_args=head)
         made.add_node(num_cpus=1, object_store_memory=80 << 20)
@@ -215,10 +227,19 @@ def test_a_driver_that_is_stopped_goes_on_where_it_was(
     assert len(readings(tmp_path)) - len(set(readings(tmp_path))) <= 2
 
 
-def test_a_bucket_gets_the_same_store_and_no_log_a_key(job: Cluster, texts: Path, local: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["driver", "client"])
+def test_a_bucket_gets_the_same_store_and_no_log_a_key(
+    job: Cluster, texts: Path, local: Any, tmp_path: Path, way: str
+) -> None:
+    address = None
+    if way == "client":
+        # In place of the job of the other tests.
+        ray.shutdown()
+        address = f"ray://127.0.0.1:{job.head_node._ray_params.ray_client_server_port}"
     with serving() as bucket:
         options = {**bucket.lance_options, "aws_secret_access_key": "hush-hush-secret"}
-        store = build(FilesSource("*.py", texts), "s3://bucket/x.lance", storage_options=options)
+        source = FilesSource("*.py", texts)
+        store = build(source, "s3://bucket/x.lance", storage_options=options, engine={"address": address})
         assert streams(store) == local
         left = [entry["Key"] for entry in bucket.client.list_objects_v2(Bucket="bucket")["Contents"]]
         assert len([key for key in left if "/data/" in key]) == 1
@@ -228,6 +249,26 @@ def test_a_bucket_gets_the_same_store_and_no_log_a_key(job: Cluster, texts: Path
     assert len(files) > 5
     for file in files:
         assert b"hush-hush-secret" not in file.read_bytes(), file
+
+
+def test_the_entry_point_of_the_job_for_kubernetes_builds(
+    cluster: Cluster, texts: Path, local: Any, tmp_path: Path
+) -> None:
+    job = yaml.safe_load((ROOT / "examples/kubernetes/build.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    groups = [job["spec"]["rayClusterSpec"]["headGroupSpec"], *job["spec"]["rayClusterSpec"]["workerGroupSpecs"]]
+    images = {group["template"]["spec"]["containers"][0]["image"] for group in groups}
+    assert len(images) == 1
+    program, *arguments = shlex.split(job["spec"]["entrypoint"])
+    assert program == "lightning-lance"
+    # What is to be filled in.
+    filled = {"source": "files", "tokenizer": "bytes", "corpus.uri": str(tmp_path / "x.lance"), "languages": "[]"}
+    named = [argument.partition("=") for argument in arguments]
+    command = [f"{key}{equals}{filled.get(key, value)}" for key, equals, value in named]
+    command += [f"source.root={texts}", "source.patterns=[*.py]", f"output_dir={tmp_path}"]
+    code, _, errors = run(tmp_path, *command)
+    assert code == 0, errors
+    assert streams(TokenStore.open(tmp_path / "x.lance")) == local
 
 
 FROM_HUB = """
@@ -291,6 +332,30 @@ def test_a_cluster_that_is_not_there_is_told(texts: Path, tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Ray Client requires pip package `ray[client]`",
+            r"run pip install 'ray\[client\]', or run this command on a node",
+        ),
+        ("ray client connection timeout", "give its token by RAY_AUTH_TOKEN and RAY_AUTH_MODE=token if it wants one"),
+    ],
+)
+def test_a_client_that_cannot_reach_its_cluster_is_told(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, told: str
+) -> None:
+    def refuses(**_: Any) -> None:
+        raise ConnectionError(said)
+
+    ray.shutdown()
+    monkeypatch.setattr(ray, "init", refuses)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        engine = {"address": f"ray://127.0.0.1:{listening.getsockname()[1]}"}
+        with pytest.raises(ConfigError, match=told):
+            build(FilesSource("*.py", texts), tmp_path / "x.lance", engine=engine)
+
+
 def test_turns_at_the_hub_are_even_in_time_and_none_is_given_while_it_asks_to_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -309,7 +374,8 @@ def test_turns_at_the_hub_are_even_in_time_and_none_is_given_while_it_asks_to_wa
 
 def test_what_one_task_notes_of_its_source_is_none_of_the_next(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = Shared(FilesSource("*.py", texts).open())
-    monkeypatch.setattr(ray, "get", lambda reference: work)
+    packed = ray.cloudpickle.dumps(work)
+    monkeypatch.setattr(ray, "get", lambda reference: packed)
     monkeypatch.setattr(engine, "_loaded", {})
     reference = SimpleNamespace(hex=lambda: "ab")
     first = engine._work_of(reference).opened

@@ -7,21 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from lightning_lance import TokenStore, WindowLoader
+from lightning_lance import TokenStore
 from lightning_lance.errors import StoreError
-from lightning_lance.inspection.summary import describe_store, list_stores
-from lightning_lance.maintenance.cleanup import clean
-from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import Bucket, serving
 from tests.support.corpora import prepare
-from tests.support.stores import ListSource, documents
+from tests.support.lives import SOURCE, life, whole
+from tests.support.stores import ListSource
 
-SOURCE = ListSource(documents(*[f"text {i} " * 60 for i in range(40)]))
 SECRET = "HUSH-the-secret"
 
 
@@ -86,50 +82,16 @@ def options(bucket: Bucket) -> dict[str, str]:
     return {**bucket.lance_options, "aws_secret_access_key": SECRET}
 
 
-def whole(store: TokenStore) -> list[list[int]]:
-    return [store.read(np.array([0]), store.num_tokens(split), split)[0].tolist() for split in ("train", "val")]
-
-
-def life(uri: str, folder: Path, options: dict[str, str] | None) -> Iterator[Any]:
-    """Do everything that is done with a store; gives what each of it gave."""
-    arguments: dict[str, Any] = {
-        "storage_options": options,
-        "val_fraction": 0.2,
-        "data_dir": folder,
-        "commit_tokens": 9000,
-    }
-    small = prepare(SOURCE, ByteTokenizer(), uri, max_documents=15, **arguments)
-    yield small.commit, whole(small)
-    assert small.keep("mine")
-    first = WindowLoader(small, 50, 4)
-    served = [next(batches)["input_ids"].tolist() for batches in [iter(first)] for _ in range(5)]
-    state = {**first.state_dict(), "stores": None}
-    grown = prepare(SOURCE, ByteTokenizer(), uri, **arguments)
-    yield grown.commit, whole(grown), served, state
-    # The state of the smaller store goes on in the version that its tag keeps.
-    resumed = WindowLoader(TokenStore.open(uri, small.version, options), 50, 4)
-    resumed.load_state_dict(first.state_dict())
-    yield [batch["input_ids"].tolist() for batch in resumed]
-    done = forget(uri, {"repo": "repo7"}, options)
-    yield done.documents, done.tokens
-    left = TokenStore.open(uri, storage_options=options)
-    yield whole(left), verify_store(uri, options), clean(uri, options).left
-    described = describe_store(uri, options)
-    yield [{*version.kept_by} for version in described.versions], described.forgotten, described.languages
-    [line] = list_stores(uri.rpartition("/")[0], options)
-    yield line.name, line.state, line.documents, line.tokens
-
-
 def test_a_bucket_with_faults_gives_what_a_disk_gives(
     bucket: Bucket, options: dict[str, str], faults: Faults, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     faults.on = True
     try:
-        there = list(life("s3://bucket/stores/x.lance", tmp_path / "there", options))
+        there = list(life("s3://bucket/stores/x.lance", tmp_path / "there", options, 9000))
     finally:
         faults.on = False
     assert min(faults.failed[fault] for fault in ("503", "reset", "slow")) > 3
-    here = list(life(str(tmp_path / "stores" / "x.lance"), tmp_path / "here", None))
+    here = list(life(str(tmp_path / "stores" / "x.lance"), tmp_path / "here", None, 9000))
     for of_bucket, of_disk in zip(there, here, strict=True):
         assert of_bucket == of_disk
     assert SECRET not in caplog.text

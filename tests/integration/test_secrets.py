@@ -199,7 +199,11 @@ def test_checkpoints_and_logs_of_a_run(server: Server, tmp_path: Path):
     source = DatasetSource(
         "parquet", data_files=[url], storage_options={"client_kwargs": {"headers": {"X-Key": "HUSHKEY"}}}
     )
-    options = {"aws_secret_access_key": "HUSHKEY"}
+    options = {
+        "aws_secret_access_key": "HUSHKEY",
+        "azure_storage_account_key": "HUSHAZ",
+        "google_service_account_key": '{"private_key": "HUSHGS"}',
+    }
     data = data_of(
         source, ByteTokenizer(), 16, 2, data_dir=str(tmp_path / "data"), val_fraction=0.0, storage_options=options
     )
@@ -244,7 +248,8 @@ GIVEN = [
     "source=parquet",
     "source.data_files=['https://u:HUSHPW@host/x.parquet?sig=HUSHSIG', c.parquet]",
     f"source.storage_options={OPTIONS}",
-    "corpus.storage_options={aws_secret_access_key: HUSHKEY, aws_region: eu, aws_session_token: '${oc.env:HOME}'}",
+    "corpus.storage_options={aws_secret_access_key: HUSHKEY, aws_region: eu, aws_session_token: '${oc.env:HOME}', "
+    'azure_storage_account_key: HUSHAZ, google_service_account_key: \'{"private_key": "HUSHGS"}\'}',
     "+logger.csv.api_key=HUSHAPI",
     "+hydra.job.env_set.MY_PASSWORD=HUSHENV",
 ]
@@ -354,6 +359,8 @@ def test_what_is_mistyped_is_not_repeated(
         ["prepare", "--help", *GIVEN[:4]],
         ["prepare", "--help", "source.storage_options={secret: HUSHKEY"],
         ["verify", "data/x.lance", "aws_secret_access_key=HUSHKEY"],
+        ["verify", "az://b/x.lance", "azure_storage_account_key=HUSHKEY"],
+        ["clean", "gs://b/x.lance", 'google_service_account_key={"private_key": "HUSHKEY"}'],
         ["verify", "s3://b/x.lance", "aws_secret_access_key=HUSHKEY", "aws_secret_access_key=HUSHKEY2"],
         ["forget", "s3://k:HUSHKEY@b/x.lance", "path=x"],
         ["forget", "s3://b/x.lance", "aws_secret_access_key=HUSHKEY"],

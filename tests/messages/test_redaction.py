@@ -182,3 +182,21 @@ def test_half_a_secret_is_not_told():
         with pytest.raises(StoreError) as raised, lance_io.no_panic():
             raise BaseException("x" * (length + 140) + " " + secret)  # like a panic of Lance
         assert "S3cr" not in str(raised.value)
+
+
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_the_key_of_a_service_account_is_hidden_without_the_rest_too(way: str, monkeypatch: pytest.MonkeyPatch):
+    account = json.dumps({"type": "service_account", "private_key": PEM, "auth": {"refresh_token": "HUSHTOKEN"}})
+    if way == "option":
+        redaction.remember_options({"google_service_account_key": account})
+    else:
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", account)
+    assert redacted(f"no service_account: {PEM}") == f"no service_account: {redaction.HIDDEN}"
+    assert redacted("in one line: " + " ".join(PEM.split())) == f"in one line: {redaction.HIDDEN}"
+    assert redacted("a HUSHTOKEN") == f"a {redaction.HIDDEN}"
+
+
+def test_names_of_accounts_may_be_shown_and_kept():
+    for name in ("azure_storage_account_name", "account_name", "azure_storage_endpoint", "aws_region"):
+        assert redaction.is_harmless_option(name)
+    assert not redaction.is_harmless_option("azure_storage_account_key")
