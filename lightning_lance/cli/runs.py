@@ -204,7 +204,9 @@ def _show(
 
 def _rows_for_json(rows: int) -> dict[str, int]:
     """Return the rows that a window is; nothing where it is one, as in most runs."""
-    return {"rows": rows} if rows > 1 else {}
+    if rows == 1:
+        return {}
+    return {"rows": rows}
 
 
 def _as_rows(loader: WindowLoader, rows: int) -> str:

@@ -25,7 +25,9 @@ class Counts(NamedTuple):
     @property
     def mean(self) -> Fraction:
         """Tokens of a document, exactly; 1 where there is none."""
-        return Fraction(self.tokens, self.documents) if self.documents and self.tokens else Fraction(1)
+        if not self.documents or not self.tokens:
+            return Fraction(1)
+        return Fraction(self.tokens, self.documents)
 
 
 def check_mix_by(mix_by: Any, mix: Mapping[str, float]) -> MixBy:

@@ -270,7 +270,9 @@ class WindowSelection:
     @property
     def means(self) -> str:
         """The mean lengths of documents that weights go by, in a sentence; empty where they do not."""
-        return means_sentence(self.counts()) if self.mix_by == "documents" else ""
+        if self.mix_by == "tokens":
+            return ""
+        return means_sentence(self.counts())
 
     def _component_of(self, store: str, language: str) -> str:
         """Return the component that a language of a store would belong to."""

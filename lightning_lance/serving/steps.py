@@ -278,7 +278,9 @@ class EpochSteps:
         """Return the size of the last batch of the epoch, which some windows do not fill; 0 if there is none."""
         if self._sizes.remainder == "drop":
             return 0
-        return segment.size if self._sizes.remainder == "wrap" else windows // self._sizes.world_size
+        if self._sizes.remainder == "wrap":
+            return segment.size
+        return windows // self._sizes.world_size
 
     def places(self, positions: np.ndarray, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the steps, ranks and numbers in the batch of the windows at some positions; step -1 for none.
