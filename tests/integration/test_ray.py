@@ -218,7 +218,8 @@ def test_a_driver_that_is_stopped_goes_on_where_it_was(
     os.kill(driver.pid, number)
     driver.wait(60)
     if number == signal.SIGINT:
-        assert "run it again to continue from there" in driver.output()[1]
+        # Units may be finished before the first of them is committed.
+        assert re.search(r"run it again to (continue from there|start from the beginning)", driver.output()[1])
     source = WatchedSource(FilesSource("*.py", texts), tmp_path)
     store = build(source, tmp_path / "x.lance")
     assert streams(store) == local
