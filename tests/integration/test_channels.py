@@ -284,6 +284,18 @@ def test_kills_merges_growth_and_removal_keep_them_aligned(tmp_path: Path, monke
     assert not verify_store(store.uri)
 
 
+def test_what_a_rule_keeps_out_of_a_growing_store_takes_its_values_along(tmp_path: Path):
+    lengths = [5, 9, 1, 13, 30, 7, 2, 21]
+    known = write(tmp_path / "x.parquet", lengths)
+    store = imported(tmp_path, tmp_path / "x.parquet", max_documents=3)
+    forget(store.uri, {"repo": "r5"}, future=True)
+    grown = imported(tmp_path, tmp_path / "x.parquet")
+    begin = sum(lengths[:5]) + 5
+    gone = slice(begin, begin + lengths[5] + 1)
+    assert grown.read(np.zeros(1, np.int64), grown.num_tokens())[0].tolist() == np.delete(known.ids, gone).tolist()
+    assert column(grown, "loss_mask") == np.delete(known.trained, gone).tolist()
+
+
 def test_what_is_exported_is_imported_again(made: tuple[TokenStore, TokenStore, Known], tmp_path: Path, caplog: Any):
     store, _, _ = made
     export_tokens(store.uri, "parquet", tmp_path / "out")
