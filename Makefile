@@ -29,7 +29,9 @@ train: $(VENV)/installed
 	$(BIN)/lightning-lance train $(ARGS)
 
 test: $(VENV)/installed
-	$(BIN)/python -m compileall -q lightning_lance conf examples tests
+	$(BIN)/python -m compileall -q lightning_lance conf examples tests/support
+	@# For the tests of pages, which are skipped without one. Needs npm, and does nothing where it is missing.
+	@$(BIN)/python -m tests.support.chromium
 	@# Kept for the next time, whatever the environment says: the tests are rewritten by pytest, which takes each process seconds.
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
@@ -47,7 +49,7 @@ lint: $(VENV)/installed
 docs: $(VENV)/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# An environment of their own for what benchmarks/ compare this package with.
+# An environment of their own for what benchmarks/ compare this package with. One of them needs PYTHON=python3.13.
 peers: .venv-peers/installed
 
 .venv-peers/installed: benchmarks/peers/requirements.txt

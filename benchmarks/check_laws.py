@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 from peers.laws import NotOfferedError
-from report import bar, environment, publish
+from report import RESULTS, bar, environment, publish
 
 OURS = "ours"
-SYSTEMS = (OURS, "lit_data", "mosaic", "lance_db", "torch_data")
+SYSTEMS = (OURS, "guide_loom", "lit_data", "mosaic", "lance_db", "tok_bin", "torch_data", "zephon_rows")
 
 # Windows of all ranks in a step, which every world size divides.
 GLOBAL_BATCH = 36
@@ -34,6 +34,8 @@ STEPS = COUNTS[0] // GLOBAL_BATCH
 # Windows per file, where there are files. The second is what 64 MB hold of windows of 1,024 + 1 tokens of uint16.
 PER_FILE, MANY_PER_FILE = 60, 1 << 15
 MANY, MANY_BATCH = 100_000, 28 * GLOBAL_BATCH
+# As many as the memory of an order shows itself with, and what a window of it may cost: the least that numbers take.
+MOST, MOST_BYTES = 500_000, 4
 EPOCHS = 3
 # Where states are saved: the first steps, the end of an epoch and around it, amid the second and the third.
 AMID, AMID_THIRD = 11, 2 * STEPS + 8
@@ -49,6 +51,7 @@ LAWS = {
     "once": "4: each window once",
     "equal": "5: equal lengths",
     "shuffle": "15: shuffle",
+    "memory": "bounded memory",
 }
 
 
@@ -59,7 +62,15 @@ def plan(workers):
     def add(name, law, ranks, num_workers, **more):
         if num_workers in workers:
             run = {"law": law, "world_size": ranks, "workers": num_workers, "batch_size": GLOBAL_BATCH // ranks}
-            rest = {"count": COUNTS[0], "seed": 1, "epochs": 1, "steps": None, "save": (), "source": None}
+            rest = {
+                "count": COUNTS[0],
+                "seed": 1,
+                "epochs": 1,
+                "steps": None,
+                "save": (),
+                "source": None,
+                "alone": False,
+            }
             runs[name] = {**run, **rest, **more}
 
     def resume(name, law, source, at, ranks, num_workers, **more):
@@ -95,6 +106,8 @@ def plan(workers):
                 add(f"{setting(ranks, num_workers)}, {count} windows", "once", ranks, num_workers, count=count)
     add("seed 2", None, 1, 0, seed=2, epochs=2)
     add("many", None, 1, 0, count=MANY, batch_size=MANY_BATCH)
+    for count in (MANY, MOST):
+        add(f"first batch of {count:,}", None, 1, 0, count=count, batch_size=MANY_BATCH, steps=1, alone=True)
     return runs
 
 
@@ -112,6 +125,7 @@ def plural(number, word):
 def serve(system, run, folder, states):
     """Run a run on this rank: its epochs of batches of numbers, its states, and the length that it told."""
     peer = importlib.import_module(f"peers.laws.{system}")
+    before = own_memory()
     length, epoch, save = peer.open_run(
         folder / str(run["count"]),
         run["batch_size"],
@@ -135,7 +149,13 @@ def serve(system, run, folder, states):
                     saved[done] = error
         empty = 0 if batches else empty + 1
         epochs.append(batches)
-    return {"length": length, "epochs": epochs, "states": saved}
+    return {"length": length, "epochs": epochs, "states": saved, "memory": own_memory() - before}
+
+
+def own_memory():
+    """Read how many bytes of memory this process has, without those of files that it maps; Linux only."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return 1024 * sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem"))
 
 
 def serve_to_file(system, run, folder, states, file):
@@ -177,21 +197,28 @@ def be_rank(system, folder):
 # In the process of a system.
 
 
-def check(system, folder, seconds):
+def check(system, folder, seconds, only_memory):
     """Store, run all runs and judge them: what `found.json` gets."""
     try:
         peer = importlib.import_module(f"peers.laws.{system}")
     except ImportError as error:
         return {"missing": str(error)}
-    for count in (*COUNTS, MANY):
+    for count in (MANY, MOST) if only_memory else (*COUNTS, MANY, MOST):
         (folder / str(count)).mkdir()
-        peer.store(folder / str(count), count, MANY_PER_FILE if count == MANY else PER_FILE)
+        peer.store(folder / str(count), count, MANY_PER_FILE if count >= MANY else PER_FILE)
     runs, results = plan(peer.WORKERS), {}
+    # A process of its own each: what one has given back another has again.
+    for name, run in runs.items():
+        if run["alone"]:
+            results.update(run_ranks(system, folder, 1, [(name, run, None)], seconds))
+    told = {"name": peer.NAME, "package": peer.PACKAGE, "remarks": peer.REMARKS}
+    if only_memory:
+        return {**told, "found": {"memory": judge_memory(results)}}
     for resumes in (False, True):
         for world_size in (1, 2, 3):
             group = []
             for name, run in runs.items():
-                if run["world_size"] == world_size and bool(run["source"]) == resumes:
+                if run["world_size"] == world_size and bool(run["source"]) == resumes and not run["alone"]:
                     states, why = states_of(run, results)
                     if why:
                         results[name] = [why]
@@ -199,7 +226,7 @@ def check(system, folder, seconds):
                         group.append((name, run, states))
             results.update(run_ranks(system, folder, world_size, group, seconds))
     found = judge(runs, results, peer.WRAPS)
-    return {"name": peer.NAME, "package": peer.PACKAGE, "remarks": peer.REMARKS, "found": found}
+    return {**told, "found": found}
 
 
 def states_of(run, results):
@@ -338,6 +365,16 @@ def judge_shuffle(results):
     return [*cases, ("resume amid the third epoch", *verdict)]
 
 
+def judge_memory(results):
+    """Give the case of the law of memory: what there is of it after the first batch does not grow with the windows."""
+    case = f"{MANY:,} to {MOST:,} windows"
+    few, most = (results[f"first batch of {count:,}"] for count in (MANY, MOST))
+    if why := broken(few) or broken(most):
+        return [(case, *why)]
+    per_window = (most[0]["memory"] - few[0]["memory"]) / (MOST - MANY)
+    return [(case, "pass" if per_window < MOST_BYTES else "fail", f"{max(per_window, 0):.0f} bytes a window")]
+
+
 def judge(runs, results, wraps):
     """Give what was found: a dict of laws and lists of (case, verdict, why)."""
     found = {law: [] for law in LAWS}
@@ -351,14 +388,16 @@ def judge(runs, results, wraps):
         if law == "once":
             found["equal"].append((name, *(why or judge_equal(run, parts))))
     found["shuffle"] = judge_shuffle(results)
+    found["memory"] = judge_memory(results)
     return found
 
 
 # In the process that was started.
 
 
-def ask(system, folder, seconds, log):
+def ask(system, folder, seconds, only_memory, log):
     command = [sys.executable, __file__, "--system", system, "--folder", folder, "--seconds", str(seconds)]
+    command += ["--only-memory"] * only_memory
     subprocess.run(command, stdout=log, stderr=log, check=False)
     file = Path(folder) / "found.json"
     return json.loads(file.read_text()) if file.exists() else {"missing": "its check broke off; --log FILE tells why"}
@@ -374,7 +413,7 @@ def notes_of(answer):
     for law, cases in answer["found"].items():
         reasons = {}
         for case, verdict_, why in cases:
-            if verdict_ != "pass" or (why and law != "shuffle"):
+            if verdict_ != "pass" or (why and law not in ("shuffle", "memory")):
                 reasons.setdefault((verdict_, why), []).append(case)
         for number, ((verdict_, why), named) in enumerate(reasons.items()):
             remark = f"; {answer['remarks'][law]}" if law in answer["remarks"] and not number else ""
@@ -382,14 +421,34 @@ def notes_of(answer):
             yield f"{answer['name']}, {LAWS[law]}: {verdict_}, {why} ({which}){remark}."
 
 
-def tell(answers, seconds):
+def kept(answers):
+    """Add what the results have of other systems and laws, and tell when that was found: a dict of names and dates."""
+    before = json.loads((RESULTS / "check_laws.json").read_text())
+    dates = dict.fromkeys(before["found"], before["environment"]["date"]) | before.get("dates", {})
+    asked = {answer["name"]: answer for answer in answers.values() if "found" in answer}
+    for system in SYSTEMS:
+        if system not in answers:
+            peer = importlib.import_module(f"peers.laws.{system}")
+            if peer.NAME in before["found"]:
+                answers[system] = {"name": peer.NAME, "package": peer.PACKAGE, "remarks": peer.REMARKS, "found": {}}
+                asked[peer.NAME] = answers[system]
+    for name, answer in asked.items():
+        found = {**before["found"].get(name, {}), **answer["found"]}
+        if answer["found"].keys() == LAWS.keys():
+            dates.pop(name, None)
+        answer["found"] = {law: found[law] for law in LAWS if law in found}
+    return {name: date for name, date in dates.items() if name in asked}
+
+
+def tell(answers, dates, seconds):
     shown = {system: answer for system, answer in answers.items() if "found" in answer}
     packages = {system: answer["package"] for system, answer in shown.items()}
     env = environment([*packages.values(), "torch", "numpy", "pylance"])
     rows = []
     for system, answer in shown.items():
         version = env["packages"][packages[system]]
-        rows.append([f"{answer['name']} {version}", *(verdict(cases) for cases in answer["found"].values())])
+        found = answer["found"]
+        rows.append([f"{answer['name']} {version}", *(verdict(found[law]) if law in found else None for law in LAWS)])
     bars = []
     if OURS in shown:
         kept = sum(verdict(cases) == "pass" for cases in shown[OURS]["found"].values())
@@ -399,9 +458,10 @@ def tell(answers, seconds):
         "ranks, each a process, of 0, 1, 2 and 3 workers; lightning-lance has no workers, its batches come from a thread.",
         *chain.from_iterable(map(notes_of, shown.values())),
         *(f"{system}: left out, {answer['missing']}." for system, answer in answers.items() if "missing" in answer),
+        *(f"{name}: found on {date}, but for bounded memory." for name, date in dates.items()),
         f"The whole run took {seconds:.0f} s.",
     ]
-    data = {"environment": env, "found": {answer["name"]: answer["found"] for answer in shown.values()}}
+    data = {"environment": env, "dates": dates, "found": {answer["name"]: answer["found"] for answer in shown.values()}}
     publish("check_laws", "Laws of a loader", ["", *LAWS.values()], rows, bars, notes, data)
 
 
@@ -409,6 +469,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="which to check; all")
     parser.add_argument("--seconds", type=float, default=60, help="most that a run may take; 60")
+    parser.add_argument("--keep", action="store_true", help="keep what the results have of others, and of other laws")
+    parser.add_argument("--only-memory", action="store_true", help="check the law of memory alone; with --keep")
     parser.add_argument("--log", default=os.devnull, help="file for what the systems print; they are not heard")
     for hidden in ("--system", "--rank-of", "--folder"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -416,7 +478,7 @@ def main():
     if options.rank_of:
         be_rank(options.rank_of, Path(options.folder))
     elif options.system:
-        found = check(options.system, Path(options.folder), options.seconds)
+        found = check(options.system, Path(options.folder), options.seconds, options.only_memory)
         (Path(options.folder) / "found.json").write_text(json.dumps(found))
     else:
         began = time.monotonic()
@@ -425,11 +487,12 @@ def main():
             for each in folders:
                 each.mkdir()
             asked = {
-                system: pool.submit(ask, system, str(each), options.seconds, log)
+                system: pool.submit(ask, system, str(each), options.seconds, options.only_memory, log)
                 for system, each in zip(options.systems, folders, strict=True)
             }
             answers = {system: answer.result() for system, answer in asked.items()}
-        tell(answers, time.monotonic() - began)
+        dates = kept(answers) if options.keep else {}
+        tell(dict(sorted(answers.items(), key=lambda item: SYSTEMS.index(item[0]))), dates, time.monotonic() - began)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,15 +68,19 @@ class MetricsFile(Logger):
         """
         self._begun = True
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        rows = read_metrics(self.file)
-        others = [row for row in rows if int(row["step"]) >= step]
-        if others:
+        columns, rows, is_whole = _read(self.file)
+        if not is_whole:
             beside = _free_name(self.file)
-            _write(beside, [*others[0]], others)
+            shutil.copyfile(self.file, beside)
+            _log.warning("%s has lines that are no metrics of steps: it is kept as %s.", self.file, beside.name)
+        kept, others = _before(step, rows)
+        if others and is_whole:
+            beside = _free_name(self.file)
+            _write(beside, columns, others)
             _log.info("%s has %d rows of an earlier run: they are in %s now.", self.file, len(others), beside.name)
-        self._columns = [*rows[0]] if rows and step else ["step"]
+        self._columns = columns if kept else ["step"]
         self._row = {}
-        _write(self.file, self._columns, rows[: len(rows) - len(others)] if step else [])
+        _write(self.file, self._columns, kept)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -153,10 +159,12 @@ def draw_losses(rows: Sequence[Mapping[str, str]], picture: Path) -> None:
     axes = figure.subplots()
     # Of slices, those that `data.val_by` validates too: the others are many.
     names = [name for name in (rows[0] if rows else []) if re.fullmatch(r"train_loss|val_loss(/[^/]*)?", name)]
-    for name in sorted(names):
+    for name in telling_losses(names):
         points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
         if points:
-            axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else "")
+            # The losses of all data lie above those of slices.
+            line = {"linewidth": 1.0, "zorder": 2.0} if "/" in name else {"linewidth": 2.0, "zorder": 3.0}
+            axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else "", **line)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     if axes.lines:
@@ -166,13 +174,66 @@ def draw_losses(rows: Sequence[Mapping[str, str]], picture: Path) -> None:
     unfinished.replace(picture)
 
 
+def telling_losses(names: Sequence[str]) -> list[str]:
+    """Return the names of losses, without slices that are all of their data: the loss of a single language says nothing more.
+
+    Args:
+        names: Such as `val_loss`, `val_loss/Python` and `val_loss/license/mit`.
+    """
+    slices: dict[str, list[str]] = {}
+    for name in names:
+        whole, _, rest = name.partition("/")
+        by, kind, _ = rest.partition("/")
+        if rest and whole in names:
+            slices.setdefault(f"{whole}/{by if kind else ''}", []).append(name)
+    alone = {found[0] for found in slices.values() if len(found) == 1}
+    return sorted(name for name in names if name not in alone)
+
+
 def read_metrics(file: Path) -> list[dict[str, str]]:
     """Return the rows of a `metrics.csv`, as text; none if there is no file. A row that a kill has cut off is left out."""
+    return _read(file)[1]
+
+
+def _read(file: Path) -> tuple[list[str], list[dict[str, str]], bool]:
+    """Return the columns and rows of a file, and whether these are all that it holds, but for a row that a kill has cut off."""
     if not file.exists():
-        return []
-    with file.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream, restval=""))
-    return [row for row in rows if (row.get("step") or "").isdecimal() and None not in row]
+        return ["step"], [], True
+    text = file.read_bytes().decode("utf-8-sig", errors="replace")
+    complete, newline, _ = text.rpartition("\n")
+    # No columns, no text, and nothing that a kill could have left.
+    if not newline:
+        return ["step"], [], not text
+    reader = csv.DictReader(io.StringIO(complete + newline, newline=""), restval="")
+    rows = []
+    is_whole = "step" in (reader.fieldnames or ())
+    for row in reader:
+        if (row.get("step") or "").isdecimal() and None not in row:
+            rows.append(row)
+        else:
+            is_whole = False
+    return [*(reader.fieldnames or ["step"])], rows, is_whole
+
+
+def _before(step: int, rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Return the rows before a step, one for each in their order, and the others.
+
+    Of two rows of one step, as other loggers write them, one is made; where both have a value, the earlier row is another
+    run's.
+    """
+    kept: dict[int, dict[str, str]] = {}
+    others = []
+    for row in rows:
+        number = int(row["step"])
+        if number >= step:
+            others.append(row)
+            continue
+        there = kept.get(number, {})
+        if any(value and there.get(name, "") not in ("", value) for name, value in row.items() if name != "step"):
+            others.append(there)
+            there = {}
+        kept[number] = {name: value or there.get(name, "") for name, value in row.items()}
+    return [kept[number] for number in sorted(kept)], others
 
 
 def _write(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:

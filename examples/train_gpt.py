@@ -12,6 +12,9 @@ docs/reference/configuration.md.
 import re
 import shlex
 import sys
+from collections.abc import Mapping
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +32,12 @@ from lightning_lance import LanceDataModule
 from lightning_lance.callbacks import SliceMetrics
 from lightning_lance.cli.hydra_app import command, last_checkpoints, make
 from lightning_lance.cli.overrides import shown_override
-from lightning_lance.errors import ConfigError
+from lightning_lance.cli.run_record import RECORD
+from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.examples.gpt import GPTModule, ModelError, check_same_model
 from lightning_lance.examples.on_screen import ProgressLines, StepBar, without_tips
-from lightning_lance.examples.run_folder import WITHOUT_PICTURE, LossCurve, MetricsFile
-from lightning_lance.inspection.checkpoints import checkpoint_at, load_checkpoint
+from lightning_lance.examples.run_folder import WITHOUT_PICTURE, LossCurve, MetricsFile, telling_losses
+from lightning_lance.inspection.checkpoints import checkpoint_at, find_loader_states, load_checkpoint
 from lightning_lance.messages.escaping import logger, say, shown_lines
 from lightning_lance.messages.formatting import format_list, format_tokens, pluralize
 
@@ -47,7 +51,7 @@ _SAMPLE_LINES = 9
 _WIDTH = 120
 
 
-@command
+@partial(command, records=False)
 def main(config: DictConfig) -> None:
     """Build, train, validate, and let the model write."""
     with without_tips():
@@ -74,11 +78,11 @@ def train(config: DictConfig) -> None:
             f"tokens: leave model.context_length out, or make it {data.context_length} at least."
         )
     trainer = make_trainer(config)
-    if checkpoint is not None and not check_checkpoint(checkpoint, model, trainer):
+    if checkpoint is not None and not check_checkpoint(checkpoint, model, data, trainer):
         return
     check_loggers(trainer)
     curves = [LossCurve(logger) for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-    trainer.callbacks[:0] = [*progress(), *curves, *watching]
+    trainer.callbacks[:0] = [RunBegins(), *progress(), *curves, *watching]
     trainer.callbacks.append(SaveAtEnd())
     try:
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
@@ -97,6 +101,28 @@ def progress() -> list[lightning.Callback]:
     if not shown or not sys.stdout.isatty():
         shown.append(ProgressLines())
     return shown
+
+
+class RunBegins(lightning.Callback):
+    """Writes the record of the run once it trains: one that is refused before leaves that of an earlier run.
+
+    A run that goes on from a `last.ckpt` goes on with that file, too: Lightning would write a `last-v1.ckpt` beside it, where
+    the checkpoint was saved before Lightning had a name for the last one.
+    """
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the record, and name the file of the last checkpoint."""
+        if trainer.is_global_zero:
+            RECORD.write()
+        if not trainer.ckpt_path:
+            return
+        begun = Path(trainer.ckpt_path).absolute()
+        for callback in trainer.checkpoint_callbacks:
+            if not isinstance(callback, ModelCheckpoint) or not callback.save_last or callback.dirpath is None:
+                continue
+            is_last = re.fullmatch(rf"{callback.CHECKPOINT_NAME_LAST}(-v\d+)?", begun.stem) is not None
+            if is_last and begun.parent == Path(callback.dirpath).absolute():
+                callback.last_model_path = str(Path(callback.dirpath, begun.name))
 
 
 class SaveAtEnd(lightning.Callback):
@@ -191,8 +217,8 @@ def tell_others(chosen: Path, others: list[Path]) -> None:
         )
 
 
-def check_checkpoint(file: Path, model: GPTModule, trainer: lightning.Trainer) -> bool:
-    """Tell whether a checkpoint leaves something to do. One of another model is refused."""
+def check_checkpoint(file: Path, model: GPTModule, data: LanceDataModule, trainer: lightning.Trainer) -> bool:
+    """Tell whether a checkpoint leaves something to do. One of another model or other data is refused."""
     if file.is_dir():  # of a strategy that saves in parts
         return True
     checkpoint = load_checkpoint(str(file))
@@ -202,6 +228,8 @@ def check_checkpoint(file: Path, model: GPTModule, trainer: lightning.Trainer) -
         raise ConfigError(f"ckpt_path is {str(file)!r}, but {error}") from error
     done = checkpoint.get("global_step", 0)
     if not 0 < trainer.max_steps <= done:
+        for state in islice(find_loader_states(checkpoint), 1):
+            check_data(file, state, data)
         return True
     if trainer.is_global_zero:
         print(
@@ -210,6 +238,14 @@ def check_checkpoint(file: Path, model: GPTModule, trainer: lightning.Trainer) -
             "(the learning rate goes by the new number)."
         )
     return False
+
+
+def check_data(file: Path, state: Mapping[str, Any], data: LanceDataModule) -> None:
+    """Refuse a checkpoint of other data, before anything is built."""
+    try:
+        data.check_state_dict(state)
+    except StoreError as error:
+        raise StoreError(f"ckpt_path is {str(file)!r}: {error}") from error
 
 
 def check_batches(config: DictConfig) -> None:
@@ -280,9 +316,8 @@ def summary(trainer: lightning.Trainer, data: LanceDataModule, curves: list[Loss
         f"{format_tokens(store.num_tokens('val'))} to validate on"
         for store in data.stores.values()
     ]
-    losses = [
-        f"{name} {float(value):.4f}" for name, value in sorted(trainer.callback_metrics.items()) if "loss" in name
-    ]
+    known = trainer.callback_metrics
+    losses = [f"{name} {float(known[name]):.4f}" for name in telling_losses([name for name in known if "loss" in name])]
     found: list[str] = []
     for curve in curves:
         found.append(f"metrics in {curve.metrics.file}")

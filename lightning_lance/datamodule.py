@@ -16,7 +16,15 @@ import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from lightning_lance.build.corpus import Corpus, ReadyStore, check_builds, check_together, corpora_of, mix_of
+from lightning_lance.build.corpus import (
+    Corpus,
+    ReadyStore,
+    check_builds,
+    check_together,
+    corpora_of,
+    known_fingerprint,
+    mix_of,
+)
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, StoreError, flag
@@ -28,7 +36,8 @@ from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.messages.moved_names import moved_argument
 from lightning_lance.process.ranks import SETTING_UP, broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
 from lightning_lance.serving.batches import Batch
-from lightning_lance.serving.cursor import Cursor
+from lightning_lance.serving.cursor import Cursor, continues_other_data, described_change
+from lightning_lance.serving.document_weights import MixBy
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.options import (
@@ -45,7 +54,7 @@ from lightning_lance.serving.options import (
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs
-from lightning_lance.serving.selection import WindowSelection, check_one_tokenizer, extent_in
+from lightning_lance.serving.selection import WindowSelection, check_one_tokenizer, extent_in, known_differences
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.vocabulary import vocabulary_of
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
@@ -169,6 +178,11 @@ class LanceDataModule(LightningDataModule):
         mix_schedule: Weights that change during a run, in place of `mix`; see `WindowLoader`.
         max_epochs: Epochs that components of the mixture may have.
         at_max_epochs: `redistribute` or `error`, once a component has had them.
+        mix_by: `tokens` or `documents`: what weights are shares of.
+        batch_size_schedule: Batch sizes of training that grow up to `batch_size`, such as `[[0, 8], [1000, 16]]`; see
+            `WindowLoader`. Validation has `batch_size`.
+        context_length_schedule: Context lengths of training that grow up to `context_length`, such as
+            `[[0, 512], [2000, 1024]]`; see `WindowLoader`. Validation has `context_length`.
         val_by: `language` or `store` adds a validation and test loader for each; see `val_names`.
         batch_format: `default` or `huggingface`.
         document_ids: Like `position_ids`, `cu_seqlens` and `mask_boundary_targets`, adds to a batch; see `Collator`.
@@ -209,6 +223,9 @@ class LanceDataModule(LightningDataModule):
         mix_schedule: Sequence[Sequence[Any]] = (),
         max_epochs: Mapping[str, float] | None = None,
         at_max_epochs: AtMaxEpochs = "redistribute",
+        mix_by: MixBy = "tokens",
+        batch_size_schedule: Sequence[Sequence[int]] = (),
+        context_length_schedule: Sequence[Sequence[int]] = (),
         val_by: ValBy = "none",
         batch_format: BatchFormat = "default",
         document_ids: bool = False,
@@ -240,6 +257,9 @@ class LanceDataModule(LightningDataModule):
             mix_schedule=() if mix_schedule is None else mix_schedule,
             max_epochs={} if max_epochs is None else max_epochs,
             at_max_epochs=at_max_epochs,
+            mix_by=mix_by,
+            batch_size_schedule=batch_size_schedule,
+            context_length_schedule=context_length_schedule,
             val_by=val_by,
             stage=stage,
             stage_bytes=stage_bytes,
@@ -641,6 +661,28 @@ class LanceDataModule(LightningDataModule):
         self._tags.keep_for_checkpoints(self._loader.stores.values() if saves else ())
         return self._loader.state_dict()
 
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Check that a fit can continue from a state, as far as that is known before anything is built or opened.
+
+        Raises:
+            StoreError: If the state is invalid or of other data, and `on_data_change` is `error`.
+        """
+        state = checked_state(state_dict)
+        if self.serving.on_data_change != "error":
+            return
+        fingerprints = {name: known_fingerprint(corpus) for name, corpus in self.corpora.items()}
+        names = ("order", "seed", "shuffle_block", "where", "mix", "windows")
+        selected = {name: getattr(self.serving, name) for name in names}
+        differences = known_differences(state, selected, fingerprints)
+        if not differences:
+            return
+        # The place of a store may be known only once its tokenizer is trained.
+        uris = [
+            "a store to be built" if fingerprints[name] is None else self.corpora[name].uri for name in self.corpora
+        ]
+        changes = [described_change(name, values, state, uris) for name, values in differences.items()]
+        raise continues_other_data("; ".join(changes))
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, on the tokens that the stores had then. An error changes nothing.
 
@@ -713,6 +755,7 @@ class LanceDataModule(LightningDataModule):
             mix_schedule=options.mix_schedule,
             max_epochs=options.max_epochs,
             at_max_epochs=options.at_max_epochs,
+            mix_by=options.mix_by,
         )
         grows = options.extend == "now"
         Cursor(selection, options.on_data_change, grows, options.skip_steps).check(state)
@@ -745,20 +788,35 @@ class LanceDataModule(LightningDataModule):
                 Limit(trainer.max_steps * trainer.accumulate_grad_batches, f"max_steps={trainer.max_steps:,}")
             )
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            batches = int(min(trainer.num_training_batches, len(loader)))
-            limits.append(Limit(trainer.max_epochs * batches, f"max_epochs={trainer.max_epochs:,}"))
+            batches = loader.steps_of(trainer.max_epochs)
+            if trainer.num_training_batches < len(loader):
+                batches = trainer.max_epochs * int(trainer.num_training_batches)
+            limits.append(Limit(batches, f"max_epochs={trainer.max_epochs:,}"))
         return limits
 
     def _tell_training(self) -> None:
         """Tell in one line what this fit trains on."""
         if self._loader is None or not is_rank_zero():
             return
-        line = training_line(self._loader, self.corpora, self._opened, self._limits(self._loader))
+        limits = self._limits(self._loader)
+        line = training_line(self._loader, self.corpora, self._opened, limits)
         # Without a logging configuration, Lightning's own lines are seen and others are not.
         if _log.isEnabledFor(logging.INFO):
             _log.info("%s", line)
         else:
             rank_zero_info(shown(line))
+        ends_before = bool(limits) and min(limits).batches <= self._loader.epoch_end_step
+        if self._loader.epochs_differ and not ends_before and self._asks_once:
+            _log.warning(
+                "Later epochs have fewer batches than this one (batch_size_schedule), and Lightning asks for their number "
+                "once, so it leaves out the validation at the end of these epochs: set the Trainer's "
+                "reload_dataloaders_every_n_epochs=1."
+            )
+
+    @property
+    def _asks_once(self) -> bool:
+        """Whether the Trainer takes the number of batches of this epoch for that of all."""
+        return getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0) != 1
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Log the windows and epochs of each component of a mixture."""

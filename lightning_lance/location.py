@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from lightning_lance.errors import ConfigError, described
+from lightning_lance.errors import ConfigError, StoreError, described
 from lightning_lance.lance_names import VERSIONS
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.redaction import (
@@ -410,3 +410,8 @@ def _check_links(given: str) -> None:
                 f"{str(place)!r} is a link to {str(target)!r}, which does not exist: mount that disk, create its folder, or "
                 "remove the link."
             )
+
+
+def no_store_at(uri: str, what: str = "token store") -> StoreError:
+    """Return the error for a place without a store. All commands and functions say it in these words."""
+    return StoreError(f"There is no committed {what} at {uri!r}: check the place, or build a store there first.")

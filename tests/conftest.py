@@ -1,8 +1,11 @@
 """What every test has: no deadline for examples, the examples to import, and stores of a few bytes."""
 
 import gc
+import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from lightning_lance import TokenStore
 from lightning_lance.cli.main import main
 from lightning_lance.format import durability
 from lightning_lance.tokenization import ByteTokenizer
+from tests.support import composed as composed
 from tests.support.commands import Run
 from tests.support.corpora import prepare
 from tests.support.laws import FACTOR
@@ -28,6 +32,19 @@ gc.disable()
 # On a loaded machine any example may be slow.
 settings.register_profile("project", deadline=None, max_examples=50 * FACTOR)
 settings.load_profile("project")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Import a part of the tests first, if all are to run: each worker rewrites another part, for all of them to find."""
+    worker, count = os.environ.get("PYTEST_XDIST_WORKER"), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if worker is None or session.config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    for file in files[int(worker.removeprefix("gw")) :: count]:
+        # Whatever is wrong with it is told when it is collected.
+        with suppress(Exception, pytest.skip.Exception):
+            importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_collection_finish() -> None:

@@ -598,3 +598,43 @@ def test_a_resume_on_other_data_says_so_once(tmp_path: Path, caplog: pytest.LogC
     )
     told = [message for message in caplog.messages if "The data differs from the checkpoint's" in message]
     assert told == [f"The data differs from the checkpoint's (seed: 0 -> 1): {on_data_change}."]
+
+
+class Validations(lightning.Callback):
+    """Notes the steps at which a run validates."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.steps.append(trainer.global_step)
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_batches_and_contexts_grow_during_a_run_that_is_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """187 windows: 4 steps of 2 and 22 of 8 make an epoch of 26, and later ones have 23."""
+    growing = {"batch_size_schedule": [[0, 2], [4, 8]], "context_length_schedule": [[0, 8], [3, 16], [28, 32]]}
+    shapes = [(8, 8)] * 3 + [(4, 16)] + [(16, 16)] * 24 + [(8, 32)] * 21
+    whole, validated = Recorder(), Validations()
+    options = {
+        "limit_val_batches": 1,
+        "num_sanity_val_steps": 0,
+        "max_epochs": 2,
+        "reload_dataloaders_every_n_epochs": 1,
+    }
+    trainer = make_trainer(tmp_path, callbacks=[validated], **options)
+    trainer.fit(whole, datamodule=make_data(tmp_path, **growing))
+    assert [(len(batch), len(batch[0])) for batch in whole.seen["train"]] == shapes
+    assert validated.steps == [26, 49]
+    assert {len(batch[0]) for batch in whole.seen["val"]} == {32}
+    for step, told in ((2, 0), (30, 1)):
+        first, resumed = Recorder(), Recorder()
+        once = {**options, "reload_dataloaders_every_n_epochs": 0, "max_epochs": -1}
+        killed = make_trainer(tmp_path, **once, max_steps=step)
+        killed.fit(first, datamodule=make_data(tmp_path, **growing))
+        killed.save_checkpoint(tmp_path / "x.ckpt")
+        message = "Later epochs have fewer batches than this one (batch_size_schedule)"
+        assert sum(message in line for line in caplog.messages) == told
+        trainer = make_trainer(tmp_path, **{**options, "max_epochs": -1}, max_steps=49)
+        trainer.fit(resumed, datamodule=make_data(tmp_path, **growing), ckpt_path=tmp_path / "x.ckpt")
+        assert first.seen["train"] + resumed.seen["train"] == whole.seen["train"]

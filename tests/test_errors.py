@@ -16,6 +16,8 @@ OWN = (ConfigError, SourceError, StoreError, FormatError, CommitConflict, NotFor
 # Functions that make one of these.
 MAKERS = {
     "_not_opened",
+    "continues_other_data",
+    "no_store_at",
     "_silent",
     "explain",
     "conflict",

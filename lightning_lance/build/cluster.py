@@ -477,7 +477,7 @@ class ClusterBuild(Build):
                 ended += f", at last with {format_bytes(outcome.memory)} set aside for it"
             raise SourceError(
                 f"{what} {ended} ({said}): committed documents are safe; give a worker more memory, or leave these rows out, "
-                "and run again."
+                "then run it again."
             ) from error
         lost = "lost its worker" if outcome.memory is None else "ran out of memory"
         more = "" if outcome.memory is None else "with twice the memory "

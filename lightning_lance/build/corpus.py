@@ -17,6 +17,7 @@ from lightning_lance.build.waiting import wait_for
 from lightning_lance.documents.screening import MAX_DOCUMENT_BYTES, LongDocuments
 from lightning_lance.documents.splits import check_val_fraction
 from lightning_lance.errors import ConfigError
+from lightning_lance.format.commit import last_commit
 from lightning_lance.location import (
     StoreLocation,
     check_not_on_hub,
@@ -97,7 +98,8 @@ class Corpus:
         self._long_documents: Literal["split", "skip"] = long_documents
 
     def __repr__(self) -> str:
-        return f"Corpus({self.source!r}, {self.tokenizer_config!r}, {str(self.budget)!r})"
+        place = "" if self._given_uri is None else f", uri={self._given_uri!r}"
+        return f"Corpus({self.source!r}, {self.tokenizer_config!r}, {str(self.budget)!r}{place})"
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks: what the corpus is of. Reads nothing."""
@@ -320,6 +322,9 @@ class ReadyStore:
 
     location: StoreLocation
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uri!r})"
+
     @property
     def uri(self) -> str:
         """Its place."""
@@ -359,7 +364,7 @@ class ReadyStore:
         return TokenStore.open(self.uri, storage_options=self.location.storage_options)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HubStore(ReadyStore):
     """A store in a dataset repository of the Hub: each node downloads it once, and opens it on its disk."""
 
@@ -490,6 +495,16 @@ def check_together(corpora: Mapping[str, Corpus | ReadyStore]) -> None:
             raise ConfigError(
                 f"The corpora {first!r} and {name!r} have different tokenizers, and a model reads one only: give both the same."
             )
+
+
+def known_fingerprint(corpus: Corpus | ReadyStore) -> str | None:
+    """Return the fingerprint of what will be served, if that is known before anything is built or downloaded."""
+    if isinstance(corpus, Corpus):
+        return None if corpus.trains_tokenizer else corpus.fingerprint
+    if isinstance(corpus, HubStore):
+        return None
+    commit = last_commit(corpus.location)
+    return None if commit is None else commit.fingerprint
 
 
 def check_builds(corpora: Mapping[str, Corpus | ReadyStore], options: BuildOptions) -> None:

@@ -183,7 +183,7 @@ def _cause(error: Exception, uri: str) -> Exception:
     """Return a StoreError for a full disk, which each library reports in its own way; any other error as it is."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or any(words in str(error) for words in ("No space left on device", "Disk quota exceeded")):
-        return StoreError(f"The disk of {uri!r} is full: free some space, or move the store, and run it again.")
+        return StoreError(f"The disk of {uri!r} is full: free some space, or move the store, then run it again.")
     return error
 
 

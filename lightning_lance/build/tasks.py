@@ -152,7 +152,7 @@ class _DecidedTexts:
         self._taken += len(hashes)
         if not np.array_equal(self._decided.hashes[here], hashes):
             raise SourceError(
-                "The source gave other documents when it was read again: restore its files, and run again."
+                "The source gave other documents when it was read again: restore its files, then run it again."
             )
         return self._decided.new[here]
 
@@ -286,8 +286,8 @@ def run_unit(work: Work, unit: Unit, name: UnitName, decided: Decided | None = N
         except OSError as error:
             rows.remove()
             raise StoreError(
-                f"The token store {work.location.uri!r} cannot be written ({error}): free disk space or grant access, then run "
-                "again to continue after the last commit."
+                f"The token store {work.location.uri!r} cannot be written ({error}): free disk space or grant write access, "
+                "then run it again to continue after the last commit."
             ) from error
 
 
@@ -380,7 +380,7 @@ def run_merge(
     wanted = {*paths}
     fragments = [fragment for fragment in fragments_of(dataset) if fragment.files[0].path in wanted]
     if len(fragments) != len(wanted):
-        raise StoreError(f"The token store {location.uri!r} was changed while its fragments were merged: run again.")
+        raise StoreError(f"The token store {location.uri!r} was changed while its fragments were merged: run it again.")
     more = PendingFragments(dataset, dataset.schema, [fragment_from(text) for text in pending], dict(files))
     merged, infos, _ = rewrite_fragments(location, dataset, fragments, files, more=more, name=name.data_name)
     return [fragment_json(fragment) for fragment in merged], infos

@@ -255,7 +255,8 @@ class LossByDocument(Callback):
         try:
             if self._loader is not None and kept.first is not None:
                 served = windows_of(self._loader, kept.step, kept.first)
-                return sums_by_document(numbers_of_documents(served.tokens, eos_of(self._loader)), kept.losses)
+                losses = kept.losses.of_windows(served.rows, self._loader.context_length // served.rows)
+                return sums_by_document(numbers_of_documents(served.tokens, eos_of(self._loader)), losses)
         except LightningLanceError as error:
             if not self._told_why:
                 self._told_why = True

@@ -8,10 +8,11 @@ from lightning import Trainer
 from torch import Tensor
 
 from lightning_lance.errors import StoreError
+from lightning_lance.serving.batches import in_rows
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.steps import ServedWindows
 
-# Tokens at the beginning of each window by which a batch is told from another.
+# Tokens at the beginning of each row by which a batch is told from another.
 _COMPARED = 8
 
 
@@ -39,7 +40,7 @@ def val_loader(trainer: Trainer) -> WindowLoader | None:
 
 
 def first_tokens(input_ids: Tensor) -> Tensor:
-    """Return a copy of the first tokens of each window of a batch."""
+    """Return a copy of the first tokens of each row of a batch."""
     return input_ids[:, :_COMPARED].clone()
 
 
@@ -56,7 +57,7 @@ def windows_of(loader: WindowLoader, step: int, first: Tensor) -> ServedWindows:
     """
     served = loader.windows(step)
     seen = first.cpu().numpy()
-    if not np.array_equal(served.tokens[:, : seen.shape[1]], seen):
+    if not np.array_equal(in_rows(served.tokens, served.rows)[:, : seen.shape[1]], seen):
         raise StoreError(
             f"The batch of step {step:,} has other tokens than the windows of this step: expected batches of the WindowLoader "
             "as they are, in its order."

@@ -51,7 +51,7 @@ class _Batch:
 
     Attributes:
         step: Number of the batch.
-        by_window: (B, 2) sums of losses, and tokens.
+        by_window: (rows, 2) sums of losses, and tokens, of each row.
         losses: Of its tokens; None where windows suffice.
         first: Its first tokens; None where windows suffice.
     """
@@ -226,7 +226,13 @@ class SliceMetrics(Callback):
     def _parts(self, loader: WindowLoader, batches: Sequence[_Batch]) -> Iterator[tuple[str, _Sum]]:
         if self._of_windows and batches:
             # One copy from the device for all of them.
-            sums = torch.cat([batch.by_window for batch in batches if batch.by_window is not None]).tolist()
+            sums = torch.cat(
+                [
+                    batch.by_window.reshape(-1, loader.rows_of(batch.step), 2).sum(dim=1)
+                    for batch in batches
+                    if batch.by_window is not None
+                ]
+            ).tolist()
             names = [self._slice_of(*stream) for stream in loader.streams_of([batch.step for batch in batches])]
             for name, (loss, tokens) in zip(names, sums, strict=True):
                 yield name, _Sum(loss, tokens)
@@ -242,6 +248,7 @@ class SliceMetrics(Callback):
         self, loader: WindowLoader, step: int, losses: TokenLosses, first: Tensor
     ) -> Iterator[tuple[str, _Sum]]:
         served = windows_of(loader, step, first)
+        losses = losses.of_windows(served.rows, loader.context_length // served.rows)
         found = sums_by_document(numbers_of_documents(served.tokens, eos_of(loader)), losses)
         known = served.documents
         names: dict[int, list[Any]] = {}

@@ -35,6 +35,15 @@ class TokenLosses(NamedTuple):
         """Mean loss of all tokens, (); 0 without any."""
         return self.losses.sum() / self.counts.sum().clamp(min=1)
 
+    def of_windows(self, rows: int, length: int) -> TokenLosses:
+        """Return the losses by window, where each window is several rows of some tokens that follow each other."""
+        if rows == 1:
+            return self
+        # Models that shift labels themselves have no loss for the last place of a row.
+        missing = length - self.losses.shape[1]
+        joined = [torch.nn.functional.pad(part, (0, missing)).reshape(-1, rows * length) for part in self]
+        return TokenLosses(*joined)
+
     def by_window(self) -> Tensor:
         """Return the sum of the losses and the number of tokens of each window, (B, 2) float32."""
         return torch.stack([self.losses.sum(dim=1), self.counts.sum(dim=1)], dim=1)

@@ -204,11 +204,14 @@ def options_first(arguments: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def without_secrets(arguments: Sequence[str] = ()) -> Iterator[HiddenValues]:
+def without_secrets(
+    arguments: Sequence[str] = (), then: Callable[[DictConfig], None] | None = None
+) -> Iterator[HiddenValues]:
     """Make Hydra compose configurations without secrets inside this context. The result can put them back.
 
     Args:
         arguments: Arguments of the command line.
+        then: Called with each configuration that Hydra composes, once it is without secrets.
     """
     remember_arguments(arguments)
     hidden = HiddenValues(resolved="--resolve" in arguments)
@@ -218,6 +221,8 @@ def without_secrets(arguments: Sequence[str] = ()) -> Iterator[HiddenValues]:
     def loading(*given: Any, **named: Any) -> DictConfig:
         config = load(*given, **named)
         hidden.hide(config)
+        if then is not None:
+            then(config)
         return config
 
     ConfigLoaderImpl.load_configuration = loading  # type: ignore[method-assign] # see above

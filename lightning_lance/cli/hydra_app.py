@@ -1,17 +1,19 @@
 """Turn a function into a command with a Hydra configuration, whose errors are one sentence.
 
-Only this module, `composed` and `config_errors` import Hydra.
+Only this module, `composed`, `config_errors` and `run_record` import Hydra.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import sys
+import textwrap
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -43,6 +45,7 @@ from lightning_lance.cli.config_errors import (
 )
 from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.cli.overrides import shell_accident
+from lightning_lance.cli.run_record import RECORD, read_record
 from lightning_lance.cli.streams import safe_output
 from lightning_lance.errors import BuildInterrupted, ConfigError, LightningLanceError, causes, one_of
 from lightning_lance.messages.escaping import fail, say
@@ -65,7 +68,7 @@ _DICTS = re.compile(
 _MAPPED = re.compile(r"(source\.)?languages=\{")
 
 
-def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable[[], None]:
+def command(task: Callable[[DictConfig], None], trains: bool = True, records: bool = True) -> Callable[[], None]:
     """Return a command that calls a function with the composed configuration and the overrides of the command line.
 
     Errors that the user can correct are one sentence on standard error, with exit code 1; set HYDRA_FULL_ERROR=1 for the
@@ -74,16 +77,20 @@ def command(task: Callable[[DictConfig], None], trains: bool = True) -> Callable
     Args:
         task: The function.
         trains: Whether it saves checkpoints, from which an interrupted run can continue.
+        records: Whether Hydra writes its record of the run, `.hydra`, before the function is called. Without, the function
+            calls `RECORD.write` once nothing can be refused any more: the record of an earlier run stays until then.
     """
 
     @functools.wraps(task)
     def run() -> None:
         given = sys.argv[1:]
         sys.argv[1:] = _filled(given)
-        with safe_output(), without_secrets(sys.argv[1:]) as hidden, quiet_requests():
+        composed = None if records else RECORD.hold_back
+        with safe_output(), without_secrets(sys.argv[1:], composed) as hidden, quiet_requests():
 
             @functools.wraps(task)
             def with_secrets(config: DictConfig) -> None:
+                RECORD.keep(config)
                 hidden.give_back(config)
                 if one_of("progress", config.progress, _PROGRESS) == "json":
                     from lightning_lance.cli.job_log import write_json_lines
@@ -208,10 +215,31 @@ def help_of(
         "\n== Groups: group=option ==\n",
         *(f"{group}: {names}" for group, names in options.items()),
         "\n== Keys: key=value, below a group as group.key=value ==\n",
-        OmegaConf.to_yaml(OmegaConf.create(_set_by_users(shown))),
-        "Keys of training are accepted too. The documentation says what each key means.",
+        *_in_lines(_set_by_users(shown)),
+        "\nKeys of training are accepted too. The documentation says what each key means.",
     ]
     return "\n".join(lines)
+
+
+def _in_lines(config: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys with their values as they are given on the command line, a line or two for each group."""
+    for group, keys in config.items():
+        words = []
+        for key, value in _flat(group, keys):
+            text = value if isinstance(value, str) else json.dumps(value)
+            # What is another key is given by that one.
+            if not text.startswith("${"):
+                words.append(f"{key}={text}")
+        yield from textwrap.wrap(" ".join(words), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the values below a key, each with its whole name."""
+    if not isinstance(value, dict) or not value:
+        yield name, value
+        return
+    for key, inner in value.items():
+        yield from _flat(f"{name}.{key}", inner)
 
 
 def _check_whole(arguments: Sequence[str]) -> None:
@@ -268,18 +296,25 @@ def loader_of(file: Path, settings: Mapping[str, Any]) -> WindowLoader:
         file: The configuration.
         settings: Arguments of the loader that replace those of the configuration.
     """
-    config = OmegaConf.load(file)
-    if not isinstance(config, DictConfig) or "data" not in config:
-        raise ConfigError(f"{str(file)!r} is not the configuration of a run: give a checkpoint, or a token store.")
+    config = read_record(file)
     try:
         data = make(config, "data")
     except InstantiationException as error:
         raise ConfigError(one_sentence(error, config)) from error
+    for corpus in data.corpora.values():
+        if getattr(corpus, "trains_tokenizer", False):
+            raise ConfigError(
+                f"The run of {str(file)!r} has no tokenizer yet, and no token store: it builds them first."
+            )
     stores = {name: corpus.open() for name, corpus in data.corpora.items()}
     fim = None
     if data.fim is not None:
         fim = data.fim.with_ids(data.tokenizer, data.serving.seed)
     training = {**data.serving.training, **vars(data.batch), "world_size": ranks_of(config), "fim": fim}
+    for name in ("batch_size", "context_length"):
+        # All steps as if they had this size.
+        if name in settings:
+            training[f"{name}_schedule"] = ()
     return loader_with(data, stores, **{**training, **settings})
 
 

@@ -124,7 +124,7 @@ def _train(arguments: Sequence[str]) -> None:
 
     # Lightning runs this file for further devices.
     sys.argv[:] = [str(files("lightning_lance.examples") / "train_gpt.py"), *arguments]
-    command(task)()
+    command(task, records=False)()
 
 
 def _check_keys(data: Mapping[str, Any], known: Set[str]) -> None:

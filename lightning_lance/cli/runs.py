@@ -174,12 +174,13 @@ def _show(
     if window is not None:
         chosen = [windows[window]]
     left_out = loader.leaves_out(step)
+    rows = loader.rows_of(step)
     by_loss = _by_loss(windows, losses or place, step, rank)
     if losses is not None and not by_loss:
         raise ConfigError(f"losses is {losses!r}, which has none of step {step:,} of rank {rank} (LossByDocument).")
     if as_json:
         numbers = {"step": step, "rank": rank, "world_size": loader.batching["world_size"], "left_out": left_out}
-        say_json({"run": place, **numbers, "by_loss": by_loss, "windows": chosen})
+        say_json({"run": place, **numbers, **_rows_for_json(rows), "by_loss": by_loss, "windows": chosen})
         return
     when = "to come"
     if left_out:
@@ -188,7 +189,7 @@ def _show(
         when = "served"
     say(
         f"step {step:,} of {place}, rank {rank} of {loader.batching['world_size']} ({when}): "
-        f"{pluralize(len(windows), 'window')} of {loader.context_length:,} + 1 tokens"
+        f"{pluralize(len(windows), 'window')} of {loader.context_length:,} + 1 tokens{_as_rows(loader, rows)}"
     )
     if by_loss:
         say("", "The documents by their share of the loss of this batch:")
@@ -199,6 +200,17 @@ def _show(
         say(*table(titles, cells, titles[:4]))
     for one in chosen:
         _print(_window_shown(one, len(loader.stores) > 1, window is not None))
+
+
+def _rows_for_json(rows: int) -> dict[str, int]:
+    """Return the rows that a window is; nothing where it is one, as in most runs."""
+    return {"rows": rows} if rows > 1 else {}
+
+
+def _as_rows(loader: WindowLoader, rows: int) -> str:
+    if rows == 1:
+        return ""
+    return f", each as {rows} rows of {loader.context_length // rows:,} + 1"
 
 
 def _by_loss(windows: list[ShownWindow], place: str, step: int, rank: int) -> list[Ranked]:

@@ -10,7 +10,14 @@ from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, 
 from lightning_lance.cli.tables import in_words, say_json, table, time_shown
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.messages.escaping import fail, say
-from lightning_lance.messages.formatting import agreed, format_bytes, format_number, format_tokens, pluralize
+from lightning_lance.messages.formatting import (
+    agreed,
+    format_bytes,
+    format_list,
+    format_number,
+    format_tokens,
+    pluralize,
+)
 
 if TYPE_CHECKING:
     from lightning_lance.inspection.summary import StoreInfo, StoreSummary
@@ -265,6 +272,7 @@ def remove_command(arguments: Sequence[str]) -> None:
     as_json = wants_json("remove", pairs)
     ignore_runs = is_set("remove", pairs, "ignore_runs")
     sure = is_set("remove", pairs, "yes")
+    from lightning_lance.inspection.needed import needed_by
     from lightning_lance.location import StoreLocation, store_place
     from lightning_lance.maintenance.deletion import check_removable, remove
 
@@ -273,6 +281,13 @@ def remove_command(arguments: Sequence[str]) -> None:
         what = "a damaged or unfinished token store"
         if commit is not None:
             what = f"{pluralize(commit.stored_documents, 'document')}, {format_tokens(commit.stored_tokens)}"
+        tags, checkpoints = needed_by(uri, options)
+        if tags:
+            named = f", such as {format_list(checkpoints, 3)}" if checkpoints else ""
+            say(
+                f"{uri}: runs with checkpoints were trained on it{named}; without it, none of them goes on.",
+                file=sys.stderr,
+            )
         if not sure:
             _ask(uri, what)
     with ending_in_a_sentence("run it again, it removes the rest."):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,9 @@ from lightning_lance.json_checks import json_of, object_of
 from lightning_lance.sources.local_paths import readable
 
 INDEX = "index.json"
+# A table of 32-bit numbers reaches no further.
+_MOST_BYTES = 1 << 32
+_PIECE_BYTES = 1 << 24
 
 
 def read_index(folder: Path) -> Mapping[str, Any]:
@@ -25,6 +29,15 @@ def read_index(folder: Path) -> Mapping[str, Any]:
         return object_of(json_of(file.read_text(encoding="utf-8"), "it"), "it")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{readable(str(file))!r} cannot be read ({error}): copy it again.") from error
+
+
+def file_in(folder: Path, name: Any) -> Path:
+    """Return the place of a file that an index names. ConfigError if that is not in the folder of the index."""
+    if isinstance(name, str) and name and not Path(name).is_absolute() and ".." not in Path(name).parts:
+        return folder / name
+    raise ConfigError(
+        f"The index of {readable(str(folder))!r} names {str(name)[:80]!r}, expected a file in its folder: copy the set again."
+    )
 
 
 def content_of(file: Path, compression: str | None) -> memoryview:
@@ -46,11 +59,13 @@ def content_of(file: Path, compression: str | None) -> memoryview:
         if algorithm == "zstd":
             import zstandard
 
-            return memoryview(zstandard.ZstdDecompressor().decompressobj().decompress(packed))
+            return _unpacked(zstandard.ZstdDecompressor().stream_reader(packed), name)
         if algorithm in ("gz", "gzip"):
-            return memoryview(gzip.decompress(packed))
+            return _unpacked(gzip.GzipFile(fileobj=io.BytesIO(packed)), name)
         if algorithm == "bz2":
-            return memoryview(bz2.decompress(packed))
+            return _unpacked(bz2.BZ2File(io.BytesIO(packed)), name)
+    except ConfigError:
+        raise
     except FileNotFoundError as error:
         raise ConfigError(f"There is no {name!r}, which the index names: copy the whole folder.") from error
     except (OSError, EOFError, ValueError, zlib.error) as error:
@@ -60,6 +75,19 @@ def content_of(file: Path, compression: str | None) -> memoryview:
     raise ConfigError(
         f"{name!r} is compressed by {compression!r}, expected zstd, gz, bz2 or nothing: decompress the set, or write it anew."
     )
+
+
+def _unpacked(stream: Any, name: str) -> memoryview:
+    """Return all bytes of a stream. ConfigError if these are more than a chunk can have."""
+    content = bytearray()
+    while piece := stream.read(_PIECE_BYTES):
+        content += piece
+        if len(content) > _MOST_BYTES:
+            raise ConfigError(
+                f"{name!r} has more than {_MOST_BYTES:,} bytes once it is decompressed, expected a chunk, whose places are "
+                "numbers of 32 bits: it is not one."
+            )
+    return memoryview(content)
 
 
 def borders_of(content: memoryview, name: str) -> np.ndarray:

@@ -143,7 +143,7 @@ def export_tokens(
                 export.put_in_place()
     except OSError as error:
         raise StoreError(
-            f"{str(folder)!r} cannot be written ({error}): free disk space or grant access, then run again."
+            f"{str(folder)!r} cannot be written ({error}): free disk space or grant write access, then run it again."
         ) from error
     return [export.made for export in exports]
 

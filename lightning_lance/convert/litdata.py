@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_lance.convert.chunk_files import INDEX, borders_of, content_of, read_index
+from lightning_lance.convert.chunk_files import INDEX, borders_of, content_of, file_in, read_index
 from lightning_lance.convert.documents import Shard, TokenDocuments, TokenShards, in_batches
 from lightning_lance.convert.places import Found
 from lightning_lance.errors import ConfigError
@@ -56,13 +56,14 @@ class LitDataShards(TokenShards):
             name = readable(str(folder))
             config = index.get("config")
             chunks = index.get("chunks")
-            if not isinstance(config, dict) or not isinstance(chunks, list):
+            listed = isinstance(chunks, list) and all(isinstance(chunk, dict) for chunk in chunks)
+            if not isinstance(config, dict) or not isinstance(chunks, list) or not listed:
                 raise ConfigError(
                     f"{name!r} has an index without chunks, expected that of LitData: check the format, which may be mds."
                 )
             dtype = _dtype_of(config, chunks, name)
             for chunk in chunks:
-                path = folder / str(chunk["filename"])
+                path = file_in(folder, chunk.get("filename"))
                 compression = config.get("compression") if ".zstd" in path.name else None
                 self.files.append((split, path))
                 self._chunks.append(_Chunk(path, compression, dtype))

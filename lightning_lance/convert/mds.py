@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.convert.chunk_files import INDEX, borders_of, content_of, read_index
+from lightning_lance.convert.chunk_files import INDEX, borders_of, content_of, file_in, read_index
 from lightning_lance.convert.documents import BATCH_TOKENS, Shard, TokenDocuments, TokenShards
 from lightning_lance.convert.places import Found
 from lightning_lance.errors import ConfigError
@@ -151,11 +151,11 @@ def _shard_of(folder: Path, entry: Any, name: str) -> _Shard:
                 f"{name!r} has shards of the format {entry['format']!r}, version {entry['version']!r}, expected mds, version "
                 "2: write it anew by MDSWriter."
             )
-        raw = folder / entry["raw_data"]["basename"]
+        raw = file_in(folder, entry["raw_data"]["basename"])
         packed = entry.get("zip_data")
         compression = None
         if packed and not raw.is_file():
-            raw = folder / packed["basename"]
+            raw = file_in(folder, packed["basename"])
             compression = str(entry["compression"])
         return _Shard(raw, compression, entry["column_names"], entry["column_encodings"], entry["column_sizes"])
     except (KeyError, TypeError) as error:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lightning_lance.errors import ConfigError
+from lightning_lance.messages.reprs import short_repr
 from lightning_lance.type_hints import check_arguments
 
 
@@ -26,6 +27,9 @@ class TextFilter:
     min_bytes: int = 0
     max_bytes: int | None = None
     exclude: str | None = None
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def __post_init__(self) -> None:
         check_arguments(TextFilter, vars(self), "source.text_filter.")

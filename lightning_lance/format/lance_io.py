@@ -498,15 +498,15 @@ def conflict(uri: str, expected: int, version: int) -> CommitConflict:
     """Return the error of a commit that came second."""
     return CommitConflict(
         f"Another process wrote to the token store {uri!r} at the same time (it has version {version}, expected {expected}): "
-        "the last part of this build was not stored; run again to continue."
+        "the last part of this build was not stored; run it again to continue."
     )
 
 
 def not_written(uri: str, error: Exception) -> StoreError:
     """Return the error of a store that cannot be written, with its cause."""
     return StoreError(
-        f"The token store {uri!r} cannot be written ({lance_said(error)}): free disk space or grant access, then run again to "
-        "continue after the last commit."
+        f"The token store {uri!r} cannot be written ({lance_said(error)}): free disk space or grant write access, "
+        "then run it again to continue after the last commit."
     )
 
 

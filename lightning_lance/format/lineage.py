@@ -72,7 +72,9 @@ def lineage_of(dataset: Any) -> Lineage:
     version = int(dataset.version)
     properties = properties_at(dataset, version)
     if properties is None:
-        raise StoreError(f"Version {version} of {dataset.uri!r} was removed while it was read: try again.")
+        raise StoreError(
+            f"Version {version} of the token store {dataset.uri!r} was removed while it was read: try again."
+        )
     if METADATA in properties:
         return Lineage(version, [], properties)
     versions = versions_of(dataset)

@@ -53,6 +53,11 @@ def is_of_a_run(name: str) -> bool:
     return is_ours(name) and _RUN in name
 
 
+def is_of_a_checkpoint(name: str) -> bool:
+    """Return whether a name is the tag of a version that checkpoints go on with."""
+    return is_ours(name) and name.startswith(_CHECKPOINT) and _RUN not in name
+
+
 def means(name: str, commit: CommitMetadata) -> bool:
     """Return whether one of this package's tags is for a version with this commit, by its name alone."""
     ours = _OURS.fullmatch(name)
@@ -225,7 +230,7 @@ def check_not_replaced(location: StoreLocation, fingerprint: str | None) -> None
 def replaced(uri: str) -> StoreReplaced:
     """Return the error of a store that was replaced by another."""
     return StoreReplaced(
-        f"The token store {uri!r} was replaced by one with other settings while it was read: start again to read the new "
+        f"The token store {uri!r} was replaced by one with other settings while it was read: run it again to read the new "
         "store, or build it at another uri."
     )
 

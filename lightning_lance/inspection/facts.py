@@ -103,7 +103,9 @@ def facts_of(uri: str | os.PathLike[str], storage_options: Mapping[str, str] | N
     with reading(location.uri):
         dataset = dataset_at(location, version)
         if dataset is None:
-            raise StoreError(f"Version {version} of {location.uri!r} was removed while it was read: try again.")
+            raise StoreError(
+                f"Version {version} of the token store {location.uri!r} was removed while it was read: try again."
+            )
         size = sum(file.file_size_bytes or 0 for fragment in fragments_of(dataset) for file in fragment.files)
         block, dtype = block_of(location.uri, dataset.schema)
         words = tuple(field.name for field in dataset.schema.field("documents").type.value_type)

@@ -22,7 +22,7 @@ RUN = "lightning_lance"
 _SIZES = ("batch_size", "world_size", "remainder")
 # What a store, of which no run is known, may be looked at with.
 _OF_STORE = (
-    *("split", "context_length", "order", "seed", "shuffle_block", "where", "mix", "windows"),
+    *("split", "context_length", "order", "seed", "shuffle_block", "where", "mix", "mix_by", "windows"),
     *_SIZES,
     *("mask_boundary_targets", "batch_format"),
 )
@@ -80,6 +80,9 @@ def _opened(
     batching = {**_noted(checkpoint), **settings}
     for name in ("max_steps", "accumulate_grad_batches"):
         batching.pop(name, None)
+    if "batch_size" in settings:
+        # All steps as if they had this size.
+        batching.pop("batch_size_schedule", None)
     if "batch_size" not in batching:
         raise ConfigError(
             f"The checkpoint {file!r} does not say how its batches were made: give batch_size, and world_size where there "

@@ -254,10 +254,14 @@ def _trained(windows: ServedWindows) -> np.ndarray:
     trained = np.zeros(windows.tokens.shape, bool)
     batch = windows.batch
     if "targets" in batch:
-        trained[:, 1:] = batch["targets"].numpy() >= 0
+        targets = batch["targets"].numpy() >= 0
     else:
-        # The models shift the labels themselves, so they never predict the first one.
-        trained[:, 1:-1] = batch["labels"].numpy()[:, 1:] >= 0
+        # The models shift the labels themselves, so they never predict the first one of a row.
+        labels = batch["labels"].numpy()
+        targets = np.zeros(labels.shape, bool)
+        targets[:, :-1] = labels[:, 1:] >= 0
+    # The rows of a window follow each other.
+    trained[:, 1:] = targets.reshape(len(trained), -1)
     return trained
 
 

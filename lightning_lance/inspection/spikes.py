@@ -25,6 +25,8 @@ from lightning_lance.type_hints import check_arguments
 FOLDER = "losses"
 _FILE = re.compile(r"step-([0-9]{8,})-rank-([0-9]{4,})\.jsonl")
 _FORMAT = 1
+# More than the documents of any batch need.
+_MOST_BYTES = 1 << 28
 
 
 class DocumentLoss(NamedTuple):
@@ -99,16 +101,19 @@ def read_step(run_folder: str | os.PathLike[str], step: int, rank: int = 0) -> S
     step = integer("step", step)
     rank = integer("rank", rank)
     file = _file_of(folder, step, rank)
+    # Not a pipe, which would be waited for.
+    if not file.is_file():
+        raise ConfigError(_missing(folder, step, rank))
     try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise OSError(f"it has more than {_MOST_BYTES:,} bytes")
         lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise ConfigError(_missing(folder, step, rank)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{str(file)!r} cannot be read ({error}): expected a file of LossByDocument.") from error
     try:
         about, *rows = map(json.loads, lines)
         return _step_of(about, rows)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{str(file)!r} is damaged, or of another version of this package ({type(error).__name__}: {error}): expected a "
             "file of LossByDocument; remove it."
@@ -126,8 +131,9 @@ def read_losses(run_folder: str | os.PathLike[str], step: int, rank: int = 0) ->
 
 def steps_with_losses(run_folder: str | os.PathLike[str]) -> list[tuple[int, int]]:
     """Return the steps and ranks of which a run wrote losses, sorted; none without the folder."""
-    names = [_FILE.fullmatch(file.name) for file in Path(run_folder, FOLDER).glob("step-*.jsonl")]
-    return sorted((int(found[1]), int(found[2])) for found in names if found)
+    files = [file for file in Path(run_folder, FOLDER).glob("step-*.jsonl") if file.is_file()]
+    names = [_FILE.fullmatch(file.name) for file in files]
+    return sorted((int(found[1]), int(found[2])) for found in names if found and len(found[0]) < 80)
 
 
 def _file_of(run_folder: str | os.PathLike[str], step: int, rank: int) -> Path:

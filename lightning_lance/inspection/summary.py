@@ -32,7 +32,7 @@ from lightning_lance.format.refs import Refs, read_refs
 from lightning_lance.format.schema import block_of
 from lightning_lance.format.tags import lacks_build_tag
 from lightning_lance.lance_names import DATA, VERSIONS
-from lightning_lance.location import StoreLocation, given_place, is_local, store_place
+from lightning_lance.location import StoreLocation, given_place, is_local, no_store_at, store_place
 from lightning_lance.maintenance.disk_usage import DiskUsage, disk_usage
 from lightning_lance.process.build_status import read_status, status_file
 from lightning_lance.process.locks import lock_file, seems_held
@@ -236,7 +236,7 @@ def _nothing_committed(location: StoreLocation) -> StoreError:
             f"{location.uri!r} is a folder of token stores: lightning-lance list {location.uri} lists them."
         )
     if status is None:
-        return StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
+        return no_store_at(location.uri)
     if status.failure is None:
         how = "it was stopped" if not _is_building(location) else "it goes on"
         return StoreError(f"The build of {location.uri!r} has committed nothing so far, and {how} ({status}).")

@@ -65,7 +65,8 @@ def training_line(
     if loader.is_packed:
         used = loader.num_windows * (loader.context_length + 1) / served
         windows += f" ({used:.2%} of the tokens, without padding)"
-    return f"Training on {tokens} in {places}{why}: {windows}{_epochs(loader, limits)}."
+    line = f"Training on {tokens} in {places}{why}: {windows}{_epochs(loader, limits)}."
+    return f"{line} {loader.means}".rstrip()
 
 
 def _stored_now(store: TokenStore) -> int:

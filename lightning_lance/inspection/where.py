@@ -66,7 +66,7 @@ def find_steps(loader: WindowLoader, rule: Mapping[str, str], until: int | None 
     """
     now = loader.step
     if until is None:
-        until = (now // len(loader) + 1) * len(loader)
+        until = loader.epoch_end_step
     split = loader.split
     documents: list[dict[str, Any]] = []
     sightings: list[tuple[int, Sighting]] = []

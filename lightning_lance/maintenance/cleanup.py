@@ -78,7 +78,7 @@ def clean(uri: str, storage_options: Mapping[str, str] | None = None) -> Cleaned
         if isinstance(error, LightningLanceError):
             raise
         raise StoreError(
-            f"The token store {location.uri!r} cannot be cleaned ({lance_said(error)}): grant write access, and run it again."
+            f"The token store {location.uri!r} cannot be cleaned ({lance_said(error)}): grant write access, then run it again."
         ) from shown_cause(error)
     return cleaned
 

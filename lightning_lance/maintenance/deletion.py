@@ -23,6 +23,7 @@ from lightning_lance.location import (
     beside_place,
     check_not_on_hub,
     is_local,
+    no_store_at,
     store_place,
     tokenizer_file,
 )
@@ -111,7 +112,7 @@ def _check_is_ours(location: StoreLocation) -> CommitMetadata | None:
             ) from error
         return None
     if commit is None and not _is_rest(uri):
-        raise StoreError(f"There is no token store at {uri!r}: check the address.")
+        raise no_store_at(uri)
     return commit
 
 

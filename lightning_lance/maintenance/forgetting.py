@@ -35,7 +35,7 @@ from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.refs import read_refs
 from lightning_lance.format.tags import retag
-from lightning_lance.location import StoreLocation, check_not_on_hub, store_place
+from lightning_lance.location import StoreLocation, check_not_on_hub, no_store_at, store_place
 from lightning_lance.maintenance.removal import (
     announce_purge,
     clean_up,
@@ -437,7 +437,7 @@ def _near(rule: Rule, commit: CommitMetadata, values: Callable[[str], set[str]])
 def _opened(location: StoreLocation) -> Any:
     dataset = dataset_at(location, None)
     if dataset is None:
-        raise StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
+        raise no_store_at(location.uri)
     return dataset
 
 

@@ -37,7 +37,7 @@ from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs
 from lightning_lance.format.schema import begins_of, block_of, check_dtype, check_keys, tokens_of
 from lightning_lance.lance_names import TAGS, data_file_at, is_manifest, manifest_of, tag_file, version_of
-from lightning_lance.location import StoreLocation, is_local, store_place
+from lightning_lance.location import StoreLocation, is_local, no_store_at, store_place
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.type_hints import check_arguments, is_number
@@ -164,7 +164,7 @@ def _session_of(location: StoreLocation) -> Any:
             session = Root(location)
             if listed(session) or session.contains(SUMS):
                 return session
-    raise StoreError(f"There is no committed token store at {location.uri!r}: check the address.")
+    raise no_store_at(location.uri)
 
 
 def _check_data_file(

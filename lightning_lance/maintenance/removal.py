@@ -138,7 +138,7 @@ def announce_purge(location: StoreLocation) -> None:
     if not write_sums(location, kept):
         raise StoreError(
             f"The documents are forgotten, but older versions of {location.uri!r} still contain them, since the list of "
-            "checksums cannot be written: free disk space or grant access, and run it again."
+            "checksums cannot be written: free disk space or grant write access, then run it again."
         )
 
 

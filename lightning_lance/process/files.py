@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import glob
+import os
 import re
 import secrets
 from collections.abc import Iterator
@@ -43,6 +43,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def remove_parts(path: Path) -> None:
     """Remove the parts of a file left by killed writers."""
-    for left in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
-        if _PART.fullmatch(left.name, len(path.name)) and left.is_file() and not left.is_symlink():
+    try:
+        # Names only: a pattern would be compiled anew for each file that is written.
+        names = os.listdir(path.parent)  # noqa: PTH208
+    except OSError:
+        # There are none, or whoever writes the file is told.
+        return
+    for name in names:
+        if not name.startswith(f"{path.name}.") or not _PART.fullmatch(name, len(path.name)):
+            continue
+        left = path.with_name(name)
+        if left.is_file() and not left.is_symlink():
             left.unlink(missing_ok=True)

@@ -88,7 +88,7 @@ class Lease:
             raise self._not_own() from error
         except OSError as error:
             raise StoreError(
-                f"The file {str(self._path)!r} cannot be written ({error.strerror}): check free space and permissions."
+                f"The file {str(self._path)!r} cannot be written ({error.strerror}): free disk space or grant write access."
             ) from error
         except KeyboardInterrupt:
             # The signal may have come when the file was written already.

@@ -137,7 +137,7 @@ class RetryPolicy:
         max_retries: int,
         timeout_seconds: float,
         what: str = "",
-        cure: str = "check the network, and run again",
+        cure: str = "check the network, then run it again",
         reached: bool = False,
     ) -> None:
         self._name = name

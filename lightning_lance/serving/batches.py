@@ -57,6 +57,11 @@ class WindowBatch(NamedTuple):
     position_ids: _Ints | None = None
     channels: Mapping[str, npt.NDArray[Any]] = {}
 
+    def cut(self, rows: int) -> WindowBatch:
+        """Return the windows, whose borders are not found yet, cut into rows; see `in_rows`."""
+        channels = {name: in_rows(values, rows) for name, values in self.channels.items()}
+        return WindowBatch(in_rows(self.tokens, rows), channels=channels)
+
 
 class Collator:
     """Makes batches from windows. Below, B is the number of windows and T is `context_length`.
@@ -226,3 +231,22 @@ def _between(offsets: _Ints, low: int, high: int) -> _Ints:
     first, last = np.searchsorted(offsets, [low, high])
     found: _Ints = offsets[first:last] - low
     return found
+
+
+def in_rows(windows: _Tokens, rows: int) -> _Tokens:
+    """Return windows cut into rows that follow each other, each of which begins with the last token of the one before.
+
+    A row is a window of its own: what a batch says of its documents and positions begins anew in it.
+
+    Args:
+        windows: (n, T + 1) integers.
+        rows: The number of rows of a window, which divides T.
+
+    Returns:
+        (n * rows, T / rows + 1) integers.
+    """
+    if rows == 1:
+        return windows
+    length = (windows.shape[1] - 1) // rows
+    found = np.lib.stride_tricks.sliding_window_view(windows, length + 1, axis=1)[:, ::length]
+    return np.ascontiguousarray(found).reshape(-1, length + 1)

@@ -29,6 +29,39 @@ from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
 
 _log = logger(__name__)
 
+_RESTORE = "restore the earlier setting"
+
+
+def continues_other_data(changes: str, cure: str = _RESTORE) -> StoreError:
+    """Return the error for a checkpoint of other data.
+
+    Args:
+        changes: The differences; see `described_change`.
+        cure: What to do first.
+    """
+    return StoreError(
+        f"The checkpoint continues other data ({changes}): {cure}, start without the checkpoint, or set "
+        "on_data_change=restart or on_data_change=continue."
+    )
+
+
+def described_change(name: str, values: tuple[Any, Any], state: Mapping[str, Any], uris: Sequence[str]) -> str:
+    """Return a difference between a state and the data, for a message.
+
+    Args:
+        name: Of the field.
+        values: The state's value, and that of the data.
+        state: The state.
+        uris: Places of the stores now.
+    """
+    before, now = values
+    if name == "stores.fingerprint":
+        before, now = ", ".join(entry["uri"] for entry in state["stores"]), ", ".join(uris)
+        if before == now:
+            return "stores: built with other settings"
+        return f"stores: {before!r} -> {now!r}, built with other settings"
+    return f"{name}: {before!r} -> {now!r}"
+
 
 class Cursor:
     """The position in the order: one global integer, the windows consumed by all ranks in all epochs.
@@ -236,6 +269,8 @@ class Cursor:
         self._adopted = [store for store in stores.values() if store in self._adopted or store not in before]
         self._move((epochs * self.serving.mixture().sizes).tolist())
         _log.info("Epoch %d has %s windows, from stores that have changed.", self.epoch, f"{self.num_windows:,}")
+        if self.serving.means and is_rank_zero():
+            _log.warning("%s", self.serving.means)
 
     def _newest_on_all_ranks(self) -> dict[str, TokenStore]:
         """Open the newest versions of the stores, or raise on all ranks."""
@@ -303,7 +338,7 @@ class Cursor:
         }
         if self._grown:
             state["grown"] = [growth.described() for growth in self._grown]
-        if self.serving.mix_changes:
+        if self.serving.keeps_counts:
             state["consumed"] = self._consumed_now()
         if self.skips.ranges:
             state["skips"] = self.skips.described()
@@ -396,16 +431,13 @@ class Cursor:
     def _continue_with_other_data(self, state: Mapping[str, Any], forgotten: bool) -> None:
         """Restart or continue, as `on_data_change` says. StoreError if it is `error`."""
         if self._on_data_change == "error":
-            cure = "restore the earlier setting"
+            cure = _RESTORE
             if forgotten:
                 cure = (
                     "documents were forgotten since, and the version that holds them was removed, as by purge=true; it cannot "
                     "come back"
                 )
-            raise StoreError(
-                f"The checkpoint continues other data ({self._changes}): {cure}, start without the checkpoint, or set "
-                "on_data_change=restart or on_data_change=continue."
-            )
+            raise continues_other_data(self._changes, cure)
         check_epoch(state)
         if self._on_data_change == "restart":
             self.restart()
@@ -414,14 +446,7 @@ class Cursor:
 
     def _change(self, name: str, values: tuple[Any, Any], state: Mapping[str, Any]) -> str:
         """Return a difference between a checkpoint and the data, for a message."""
-        before, now = values
-        if name == "stores.fingerprint":
-            uris = [entry["uri"] for entry in state["stores"]]
-            before, now = ", ".join(uris), ", ".join(store.uri for store in self.serving.stores.values())
-            if before == now:
-                return "stores: built with other settings"
-            return f"stores: {before!r} -> {now!r}, built with other settings"
-        return f"{name}: {before!r} -> {now!r}"
+        return described_change(name, values, state, [store.uri for store in self.serving.stores.values()])
 
     def _grow(self, opened: WindowSelection) -> None:
         """Go on, within the epoch, with what the stores held when they were opened, if more than the state says."""
@@ -461,7 +486,8 @@ class Cursor:
         if not any(isinstance(order, GrownOrder) for order in orders.values()):
             self._grown = ()
         self._move(taken)
-        self._grew = f"The rest of epoch {self.epoch} also has the {format_tokens(added)} that were appended."
+        grew = f"The rest of epoch {self.epoch} also has the {format_tokens(added)} that were appended."
+        self._grew = f"{grew} {now.means}".rstrip()
 
     def _selection_of(self, state: Mapping[str, Any]) -> WindowSelection:
         """Return the selection of a state of the very same stores. StoreError if its epoch has another length."""

@@ -24,6 +24,7 @@ from lightning_lance.process.ranks import check_ranks_agree
 from lightning_lance.serving import steps
 from lightning_lance.serving.batches import Batch, Collator, WindowBatch
 from lightning_lance.serving.cursor import Cursor
+from lightning_lance.serving.document_weights import MixBy
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.iterator import BatchIterator
 from lightning_lance.serving.mixture import WindowLocations
@@ -32,9 +33,15 @@ from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs, mix_with
 from lightning_lance.serving.selection import TooShort, WindowSelection, warn_of_unserved_text
+from lightning_lance.serving.size_schedules import (
+    check_batch_size_schedule,
+    check_context_length_schedule,
+    size_phases,
+)
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_state
-from lightning_lance.serving.steps import ServedWindows, Sightings
+from lightning_lance.serving.step_sizes import StepSizes
+from lightning_lance.serving.steps import ServedWindows, Sightings, StepRun
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.type_hints import not_a_store
 
@@ -53,11 +60,12 @@ _LOCATED_AT_ONCE = 1 << 14
 
 
 class _Chunk(NamedTuple):
-    """This rank's windows of some batches of `size`, and the digest of each global batch of `global_size`."""
+    """This rank's windows of some batches of `size`, in `rows` each, and the digest of each global batch of `global_size`."""
 
     found: WindowLocations
     size: int
     global_size: int
+    rows: int
     digests: Sequence[int]
 
 
@@ -90,6 +98,12 @@ class WindowLoader:
             from the first token of the run on, of all ranks, and those from a billion tokens on.
         max_epochs: Epochs that components may have, such as `{"b": 4}`.
         at_max_epochs: What happens then: `redistribute` lets the others go on; `error` ends the run.
+        mix_by: What weights are shares of: `tokens`, or `documents`, by the mean length of each component's documents.
+        batch_size_schedule: Sizes that grow up to `batch_size`, and the steps from which on they count, such as
+            `[[0, 8], [1000, 16]]`. Steps are counted as `step` does.
+        context_length_schedule: Lengths that grow up to `context_length`, which they divide, and the steps from which on they
+            count, such as `[[0, 512], [2000, 1024]]`. Windows stay those of `context_length`: each becomes several rows of the
+            batch, which follow each other and share a token as windows do, so a step has as many tokens as ever.
         rank: This process in the data-parallel group.
         world_size: Processes in that group.
         remainder: How to treat windows at the end of an epoch that do not fill a global batch. `drop` skips them; `wrap`
@@ -129,6 +143,9 @@ class WindowLoader:
         mix_schedule: Sequence[Sequence[Any]] = (),
         max_epochs: Mapping[str, float] | None = None,
         at_max_epochs: AtMaxEpochs = "redistribute",
+        mix_by: MixBy = "tokens",
+        batch_size_schedule: Sequence[Sequence[int]] = (),
+        context_length_schedule: Sequence[Sequence[int]] = (),
         rank: int = 0,
         world_size: int = 1,
         remainder: Remainder = "drop",
@@ -162,6 +179,7 @@ class WindowLoader:
             mix_schedule,
             {} if max_epochs is None else max_epochs,
             at_max_epochs,
+            mix_by,
         )
         if rank == 0:
             _tell_channels(serving)
@@ -178,9 +196,11 @@ class WindowLoader:
         self.extend = extend if isinstance(extend, str) else ("next_epoch" if flag("extend", extend) else "never")
         one_of("extend", self.extend, get_args(Extend))
         check_extend(self.extend, serving.windows)
+        batch_sizes = check_batch_size_schedule(batch_size_schedule, batch_size)
+        context_lengths = check_context_length_schedule(context_length_schedule, serving.context_length)
+        self._phases = size_phases(batch_sizes, context_lengths, batch_size, serving.context_length)
         self._rank = rank
         self._world_size = world_size
-        self._global_size = world_size * batch_size
         extras: dict[str, Any] = {
             "batch_format": batch_format,
             "document_ids": document_ids,
@@ -197,6 +217,10 @@ class WindowLoader:
             **extras,
             "fim": None if fim is None else asdict(fim),
         }
+        if batch_sizes:
+            self.batching["batch_size_schedule"] = batch_sizes
+        if context_lengths:
+            self.batching["context_length_schedule"] = context_lengths
         self._told: set[tuple[int, int]] = set()
         skipped = check_steps(skip_steps) if self.resumable else []
         self._cursor = Cursor(serving, on_data_change, grows=self.extend == "now", skip_steps=skipped)
@@ -220,7 +244,8 @@ class WindowLoader:
             warn_of_unserved_text(serving)
 
     def _check_size(self, cursor: Cursor) -> None:
-        if not self.resumable or self._sizes.steps(cursor.num_windows):
+        may_be_empty = not self.resumable and not self._phases
+        if may_be_empty or self._sizes.steps_of(self.batch_size, cursor.num_windows):
             return
         serving = cursor.serving
         uris = ", ".join(repr(store.uri) for store in serving.stores.values())
@@ -257,8 +282,12 @@ class WindowLoader:
         return self._cursor.num_windows
 
     def __len__(self) -> int:
-        """Return the batches of a whole epoch: equal on all ranks, and the same after a resume."""
-        return self._sizes.steps(self._cursor.num_windows)
+        """Return the batches of this whole epoch: equal on all ranks, and the same after a resume.
+
+        Epochs have equally many, unless the size of the batches changes (`batch_size_schedule`).
+        """
+        cursor = self._cursor
+        return self._sizes.steps(self._sizes.first_step(cursor.epoch, cursor.num_windows), cursor.num_windows)
 
     def _leave_out(self, cursor: Cursor) -> None:
         """Leave out the steps of `skip_steps` that the cursor does not know yet."""
@@ -281,6 +310,12 @@ class WindowLoader:
         """Number of the next batch, counted from the first one of the run in batches of this size on as many ranks."""
         return steps.next_step(self._cursor, self._sizes)
 
+    @property
+    def epoch_end_step(self) -> int:
+        """Number of the first batch of the epoch after that of `step`."""
+        windows = self._cursor.num_windows
+        return self._sizes.first_step(self._sizes.epoch_of(self.step, windows) + 1, windows)
+
     def windows(self, step: int, rank: int | None = None) -> ServedWindows:
         """Return the windows of a batch, past or to come, with their documents and text. Moves nothing.
 
@@ -298,9 +333,14 @@ class WindowLoader:
         found, cursor = self._found([step], rank)
         windows = self._make.rearrange(cursor.read(found), found.start, found.epoch, cursor.read_channels(found))
         pieces = cursor.pieces(found)
+        rows = self.rows_of(step)
         return ServedWindows(
-            step, rank, found, windows.tokens, cursor.serving, self._make, pieces, channels=windows.channels
+            step, rank, found, windows.tokens, cursor.serving, self._make, pieces, rows, channels=windows.channels
         )
+
+    def rows_of(self, step: int) -> int:
+        """Return how many rows of its batch a window of a step is (`context_length_schedule`)."""
+        return self._sizes.phase_of(step).rows
 
     def streams_of(self, numbers: Sequence[int]) -> list[tuple[str, str]]:
         """Return the store and language of each window of some batches of this process, batch by batch. Reads no tokens.
@@ -352,12 +392,21 @@ class WindowLoader:
         return Sightings(*places, low, high, found.epoch, positions)
 
     @property
-    def _sizes(self) -> steps.StepSizes:
-        return steps.StepSizes(self.batch_size, self._world_size, self.remainder)
+    def _sizes(self) -> StepSizes:
+        return StepSizes(self.batch_size, self._world_size, self.remainder, self._phases)
+
+    @property
+    def epochs_differ(self) -> bool:
+        """Whether later epochs have another number of batches than this one, since batches grow."""
+        return self._sizes.steps_of(self.batch_size, self._cursor.num_windows) != len(self)
+
+    def steps_of(self, epochs: int) -> int:
+        """Return the batches of the first epochs of a run."""
+        return self._sizes.first_step(epochs, self._cursor.num_windows)
 
     def epochs_of(self, steps: int) -> dict[str, float]:
         """Return the epochs of each component of the mixture that some steps make; without a mixture, it is named ""."""
-        return self._cursor.epochs_of(steps * self._global_size)
+        return self._cursor.epochs_of(self._sizes.windows_before(steps))
 
     @property
     def most_steps(self) -> int | None:
@@ -366,7 +415,8 @@ class WindowLoader:
         if last is None:
             return None
         epochs, rest = divmod(last, self._cursor.num_windows)
-        return epochs * len(self) + self._sizes.steps(rest)
+        first = self._sizes.first_step(epochs, self._cursor.num_windows)
+        return first + self._sizes.steps(first, rest)
 
     @property
     def epoch(self) -> float:
@@ -385,6 +435,11 @@ class WindowLoader:
     def num_tokens(self) -> int:
         """Tokens of the streams that are served."""
         return self._cursor.serving.num_tokens
+
+    @property
+    def means(self) -> str:
+        """The mean lengths of documents that weights go by (`mix_by`), in a sentence; empty where they do not."""
+        return self._cursor.serving.means
 
     def components(self) -> dict[str, dict[str, float]]:
         """Return the windows and epochs that each component of the mixture has served so far."""
@@ -491,7 +546,7 @@ class WindowLoader:
 
     def _steps_left(self, cursor: Cursor) -> int:
         """Return the batches that are left of a cursor's epoch."""
-        return steps.steps_left(cursor.value, cursor.epoch_end, cursor, self._sizes)
+        return steps.steps_left(cursor, self._sizes)
 
     def _check_turn(self, iterator: BatchIterator) -> None:
         if self.resumable and self._turn is not iterator._turn:
@@ -515,8 +570,9 @@ class WindowLoader:
         with closing(self._read_ahead(cursor)) as served:
             for chunk, windows in served:
                 described = self._make.describe(windows)
+                rows = chunk.size * chunk.rows
                 for step, digest in enumerate(chunk.digests):
-                    batch = self._make.batch(described, step * chunk.size, (step + 1) * chunk.size)
+                    batch = self._make.batch(described, step * rows, (step + 1) * rows)
                     remaining -= 1
                     self.last_step = steps.next_step(cursor, self._sizes)
                     # Counted once it is complete: a batch that an interruption keeps from the training loop comes again.
@@ -532,7 +588,10 @@ class WindowLoader:
         for field in ("fingerprint", "tokens", "forgotten"):
             position[f"{field} of stores"] = [store[field] for store in stores]
         first = self._cursor.locate(np.asarray([self._cursor.value]))
-        own = {"batch_size": self.batch_size, "len": len(self), "first window": int(first.start[0])}
+        own: dict[str, Any] = {"batch_size": self.batch_size, "len": len(self), "first window": int(first.start[0])}
+        for name in ("batch_size_schedule", "context_length_schedule"):
+            if name in self.batching:
+                own[name] = self.batching[name]
         return {**position, **state, **own}
 
     def _read_ahead(self, cursor: Cursor) -> Generator[tuple[_Chunk, WindowBatch], None, None]:
@@ -543,8 +602,10 @@ class WindowLoader:
         chunks = self._chunks(cursor)
         process = os.getpid()
 
-        def read(found: WindowLocations) -> WindowBatch:
-            return self._make.rearrange(reader.read(found), found.start, found.epoch, reader.read_channels(found))
+        def read(chunk: _Chunk) -> WindowBatch:
+            found = chunk.found
+            windows = self._make.rearrange(reader.read(found), found.start, found.epoch, reader.read_channels(found))
+            return windows.cut(chunk.rows)
 
         # Without this, glibc returns the memory of used batches to the system and has it cleared again page by page for the
         # next ones: a fifth of the time of a batch. The allocation is never touched, so it costs nothing.
@@ -556,12 +617,12 @@ class WindowLoader:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="windows")
         try:
             # Reads share a disk or a network. The first one has it alone, so that the first batch comes sooner.
-            ahead = deque((chunk, _submit(pool, read, chunk.found)) for chunk in islice(chunks, 1))
+            ahead = deque((chunk, _submit(pool, read, chunk)) for chunk in islice(chunks, 1))
             while ahead:
                 chunk, reading = ahead.popleft()
                 windows = reading.result()
                 for following in islice(chunks, chunks_ahead - len(ahead)):
-                    ahead.append((following, _submit(pool, read, following.found)))
+                    ahead.append((following, _submit(pool, read, following)))
                 yield chunk, windows
         finally:
             # In a fork, the pool has no threads to wait for.
@@ -571,50 +632,44 @@ class WindowLoader:
     def _chunks(self, cursor: Cursor) -> Iterator[_Chunk]:
         """Locate this rank's windows from the cursor to the end of the epoch, some batches at a time."""
         begin = cursor.value
-        size = self.batch_size
-        most_steps = max(1, _CHUNK_TOKENS // (size * (self.context_length + 1)))
         # The first chunk is one batch, so that it comes at once. The next ones grow.
-        located = 1
-        steps = 1
-        whole, rest = divmod(cursor.left, self._global_size)
-        has_more = self._steps_left(cursor) > whole
-        while whole:
-            located = min(located, whole)
-            batches = self._locate(cursor, begin, located, size)
-            begin = cursor.skips.after(begin, located * self._global_size)
-            whole -= located
-            low = 0
-            while low < located:
-                high = min(low + steps, located)
-                part = WindowLocations(*(column[low * size : high * size] for column in batches.found))
-                yield batches._replace(found=part, digests=batches.digests[low:high])
-                low = high
-                steps = min(2 * steps, most_steps)
-            located = max(1, _LOCATED_AT_ONCE // self._global_size)
-        if has_more:
-            if self.remainder != "wrap":
-                size = rest // self._world_size
-            yield self._locate(cursor, begin, 1, size)
+        located = together = 1
+        for run in steps.runs_left(cursor, self._sizes):
+            size = run.size
+            global_size = size * self._world_size
+            most = max(1, _CHUNK_TOKENS // (size * (self.context_length + 1)))
+            ahead = run.steps
+            while ahead:
+                located = min(located, ahead)
+                batches = self._locate(cursor, begin, run._replace(steps=located))
+                begin = cursor.skips.after(begin, located * global_size)
+                ahead -= located
+                low = 0
+                while low < located:
+                    high = min(low + min(together, most), located)
+                    part = WindowLocations(*(column[low * size : high * size] for column in batches.found))
+                    yield batches._replace(found=part, digests=batches.digests[low:high])
+                    low = high
+                    together *= 2
+                located = max(1, _LOCATED_AT_ONCE // global_size)
 
-    def _locate(self, cursor: Cursor, begin: int, steps: int, size: int) -> _Chunk:
+    def _locate(self, cursor: Cursor, begin: int, run: StepRun) -> _Chunk:
         """Find this rank's windows of some global batches, and the digest of each global batch."""
-        global_size = self._world_size * size
-        positions = cursor.skips.take(begin, steps * global_size)
+        global_size = self._world_size * run.size
+        positions = cursor.skips.take(begin, run.steps * global_size)
         found = cursor.locate(positions)
-        digests = cursor.digests(positions, found).reshape(steps, global_size).sum(axis=1, dtype=np.uint64).tolist()
-        mine = (part.reshape(steps, self._world_size, size)[:, self._rank].reshape(-1) for part in found)
-        return _Chunk(WindowLocations(*mine), size, global_size, digests)
+        digests = cursor.digests(positions, found).reshape(run.steps, global_size).sum(axis=1, dtype=np.uint64).tolist()
+        mine = (part.reshape(run.steps, self._world_size, run.size)[:, self._rank].reshape(-1) for part in found)
+        return _Chunk(WindowLocations(*mine), run.size, global_size, run.rows, digests)
 
 
-def _submit(
-    pool: ThreadPoolExecutor, read: Callable[[WindowLocations], WindowBatch], found: WindowLocations
-) -> Future[WindowBatch]:
+def _submit(pool: ThreadPoolExecutor, read: Callable[[_Chunk], WindowBatch], chunk: _Chunk) -> Future[WindowBatch]:
     try:
-        return pool.submit(read, found)
+        return pool.submit(read, chunk)
     except RuntimeError:
         # While the interpreter exits, no new thread can start, but a training thread may still run: it reads by itself.
         done: Future[WindowBatch] = Future()
-        done.set_result(read(found))
+        done.set_result(read(chunk))
         return done
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -47,7 +48,7 @@ class Mixture:
         self,
         orders: Mapping[str, Ordered | PackedOrder],
         stores: Sequence[Sequence[int]],
-        weights: Mapping[str, float],
+        weights: Mapping[str, float | Fraction],
         taken: Sequence[int] | None = None,
         phases: Sequence[Phase] = (),
         max_epochs: Mapping[str, float] | None = None,

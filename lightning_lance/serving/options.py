@@ -11,11 +11,13 @@ from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, described, flag, integer, one_of, whole_number
 from lightning_lance.location import local_folder
 from lightning_lance.messages.formatting import format_list, nearest
+from lightning_lance.serving.document_weights import MixBy, check_mix_by
 from lightning_lance.serving.fim import FillInTheMiddle, check_names
 from lightning_lance.serving.order import Order, check_order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs, check_max_epochs, check_mix_schedule, mix_with
 from lightning_lance.serving.selection import check_selection, check_windows
+from lightning_lance.serving.size_schedules import check_batch_size_schedule, check_context_length_schedule
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.tokenization.tokenizer import Tokenizer
 
@@ -59,6 +61,9 @@ class ServingOptions:
         mix_schedule: Weights that change during the run, in place of `mix`; see `WindowLoader`.
         max_epochs: Epochs that components of the mixture may have.
         at_max_epochs: `redistribute` or `error`, once a component has had them.
+        mix_by: Whether weights are shares of `tokens` or of `documents`.
+        batch_size_schedule: Sizes that grow up to `batch_size`, and the steps from which on they count; see `WindowLoader`.
+        context_length_schedule: Lengths that grow up to `context_length`, and the steps from which on they count.
 
     Raises:
         ConfigError: If a value cannot be used, whatever the store.
@@ -82,6 +87,9 @@ class ServingOptions:
     mix_schedule: Sequence[Sequence[Any]] = ()
     max_epochs: Mapping[str, float] = field(default_factory=dict)
     at_max_epochs: AtMaxEpochs = "redistribute"
+    mix_by: MixBy = "tokens"
+    batch_size_schedule: Sequence[Sequence[int]] = ()
+    context_length_schedule: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         given = mix_with(self.mix, self.mix_schedule)
@@ -93,9 +101,12 @@ class ServingOptions:
             raise ConfigError(
                 "stage_bytes bounds the copies in the folder stage: set stage too, or leave stage_bytes out."
             )
+        batch_size = whole_number("batch_size", self.batch_size)
         plain = {
             "context_length": context_length,
-            "batch_size": whole_number("batch_size", self.batch_size),
+            "batch_size": batch_size,
+            "batch_size_schedule": check_batch_size_schedule(self.batch_size_schedule, batch_size),
+            "context_length_schedule": check_context_length_schedule(self.context_length_schedule, context_length),
             "order": order,
             "seed": integer("seed", self.seed),
             "shuffle_block": shuffle_block,
@@ -104,6 +115,7 @@ class ServingOptions:
             "skip_steps": check_steps(self.skip_steps),
             "mix_schedule": check_mix_schedule(self.mix_schedule),
             "max_epochs": check_max_epochs(self.max_epochs, [*mix]),
+            "mix_by": check_mix_by(self.mix_by, mix),
             "stage": None if self.stage is None else local_folder(self.stage, "stage"),
             "stage_bytes": None if self.stage_bytes is None else whole_number("stage_bytes", self.stage_bytes),
             **{name: one_of(name, getattr(self, name), choices) for name, choices in _CHOICES.items()},
@@ -126,6 +138,9 @@ class ServingOptions:
             "mix_schedule": self.mix_schedule,
             "max_epochs": self.max_epochs,
             "at_max_epochs": self.at_max_epochs,
+            "mix_by": self.mix_by,
+            "batch_size_schedule": self.batch_size_schedule,
+            "context_length_schedule": self.context_length_schedule,
         }
 
     def check_names(self, names: Sequence[str], languages: Sequence[str]) -> None:

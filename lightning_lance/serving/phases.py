@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ class Phase(NamedTuple):
     """
 
     begin: int
-    weights: Mapping[str, float]
+    weights: Mapping[str, float | Fraction]
 
 
 class _Part(NamedTuple):

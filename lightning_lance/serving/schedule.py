@@ -50,14 +50,15 @@ class Schedule:
     ratios of whole numbers, so the schedule repeats after their common denominator, and only one period is stored.
 
     Args:
-        weights: Name to weight, above 0, in any scale. A weight counts as the decimal number that it is printed as.
+        weights: Name to weight, above 0, in any scale. A weight counts as the decimal number that it is printed as; a
+            fraction is exact.
 
     Raises:
         ConfigError: If a weight is not a positive number.
     """
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
-        check_weights(weights)
+    def __init__(self, weights: Mapping[str, float | Fraction]) -> None:
+        check_weights({name: weight for name, weight in weights.items() if not isinstance(weight, Fraction)})
         exact = [Fraction(str(weight)) for weight in weights.values()]
         shares = _whole([weight / sum(exact) for weight in exact])
         #: Positions after which the schedule repeats.

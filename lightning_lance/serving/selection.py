@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from lightning_lance.format.channels import CHANNELS, TOKENS, ordered
 from lightning_lance.format.layout import StoreContent, StreamExtent
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
+from lightning_lance.serving.document_weights import Counts, MixBy, by_tokens, check_mix_by, means_sentence
 from lightning_lance.serving.growth import Content, Growth, Ordered, grown_order
 from lightning_lance.serving.mixture import Mixture, WindowLocations
 from lightning_lance.serving.order import Order, WindowOrder, check_order
@@ -53,7 +55,7 @@ class TooShort(NamedTuple):
 def selected_by(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a `WindowSelection`, but for its stores, in a checked state."""
     names = ("split", "context_length", "order", "seed", "shuffle_block", "where", "mix")
-    optional = ("windows", "mix_schedule", "max_epochs", "at_max_epochs")
+    optional = ("windows", "mix_schedule", "max_epochs", "at_max_epochs", "mix_by")
     return {name: state[name] for name in (*names, *optional) if name in state}
 
 
@@ -132,6 +134,7 @@ class WindowSelection:
         max_epochs: The epochs that components of `mix` may have.
         at_max_epochs: `redistribute` gives the part of a component that has had its epochs to the others; `error` ends the
             run there.
+        mix_by: Whether weights are shares of `tokens` or of `documents`.
 
     Raises:
         ConfigError: If the stores have different tokenizers, or `where` or `mix` has an unknown name.
@@ -149,6 +152,7 @@ class WindowSelection:
     mix_schedule: Sequence[Sequence[Any]] = ()
     max_epochs: Mapping[str, float] = field(default_factory=dict)
     at_max_epochs: AtMaxEpochs = "redistribute"
+    mix_by: MixBy = "tokens"
 
     def __post_init__(self) -> None:
         if not self.stores:
@@ -169,6 +173,7 @@ class WindowSelection:
             "mix_schedule": check_mix_schedule(self.mix_schedule),
             "max_epochs": check_max_epochs(self.max_epochs, [*mix]),
             "at_max_epochs": one_of("at_max_epochs", self.at_max_epochs, get_args(AtMaxEpochs)),
+            "mix_by": check_mix_by(self.mix_by, mix),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
@@ -231,14 +236,52 @@ class WindowSelection:
                     earlier, now, known, present, growth.epochs[component], growth.places[component]
                 )
         places = [stores for stores, _ in of_components.values()]
-        phases = [Phase(-(-tokens // self.context_length) - origin, weights) for tokens, weights in self.mix_schedule]
+        phases = [
+            Phase(-(-tokens // self.context_length) - origin, self._shares(weights))
+            for tokens, weights in self.mix_schedule
+        ]
         redistribute = self.at_max_epochs == "redistribute"
-        return Mixture(orders, places, self.mix or {"": 1}, taken, phases, self.max_epochs, redistribute)
+        return Mixture(orders, places, self._shares(self.mix or {"": 1}), taken, phases, self.max_epochs, redistribute)
+
+    def _shares(self, weights: Mapping[str, float]) -> Mapping[str, float | Fraction]:
+        """Return weights as shares of tokens."""
+        if self.mix_by == "tokens":
+            return weights
+        return by_tokens(weights, self.counts())
+
+    def counts(self) -> dict[str, Counts]:
+        """Return the documents of each component, and their tokens, in both splits.
+
+        A commit counts documents by language, so this reads nothing.
+        """
+        found = dict.fromkeys(self.mix or {"": 1}, Counts(0, 0))
+        selected = self._selected_languages
+        for name, store in self.stores.items():
+            tokens: dict[str, int] = {}
+            for stream in (*store.streams("train"), *store.streams("val")):
+                tokens[stream.language] = tokens.get(stream.language, 0) + stream.num_tokens
+            for language, documents in store.commit.stored_languages.items():
+                component = self._component_of(name, language)
+                if component in found and language in selected:
+                    before = found[component]
+                    found[component] = Counts(before.documents + documents, before.tokens + tokens.get(language, 0))
+        return found
 
     @property
-    def mix_changes(self) -> bool:
-        """Whether the weights change during a run."""
-        return bool(self.mix_schedule or self.max_epochs)
+    def means(self) -> str:
+        """The mean lengths of documents that weights go by, in a sentence; empty where they do not."""
+        return means_sentence(self.counts()) if self.mix_by == "documents" else ""
+
+    def _component_of(self, store: str, language: str) -> str:
+        """Return the component that a language of a store would belong to."""
+        if not self.mix:
+            return ""
+        return store if len(self.stores) > 1 else language
+
+    @property
+    def keeps_counts(self) -> bool:
+        """Whether a state says how many windows each component has served, since its weights alone do not tell."""
+        return bool(self.mix_schedule or self.max_epochs or self.mix_by == "documents")
 
     def orders(self) -> dict[str, WindowOrder | PackedOrder]:
         """Return the order of each component."""
@@ -273,10 +316,8 @@ class WindowSelection:
             for stream in streams[place]:
                 if languages and stream.language not in languages:
                     continue
-                component = name if len(self.stores) > 1 else stream.language
-                if not self.mix:
-                    yield "", place, stream
-                elif component in self.mix:
+                component = self._component_of(name, stream.language)
+                if not self.mix or component in self.mix:
                     yield component, place, stream
 
     @property
@@ -431,6 +472,8 @@ class WindowSelection:
         if self.max_epochs:
             found["max_epochs"] = dict(self.max_epochs)
             found["at_max_epochs"] = self.at_max_epochs
+        if self.mix_by != "tokens":
+            found["mix_by"] = self.mix_by
         return found
 
     def differences(self, state: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -455,6 +498,32 @@ class WindowSelection:
         for (name, store), entry in zip(self.stores.items(), state["stores"], strict=True):
             stores[name] = store.at(extent_in(entry))
         return replace(self, stores=stores)
+
+
+def known_differences(
+    state: Mapping[str, Any], selected: Mapping[str, Any], fingerprints: Mapping[str, str | None]
+) -> dict[str, tuple[Any, Any]]:
+    """Compare a state with what a run will serve, before its stores are there; see `WindowSelection.differences`.
+
+    Args:
+        state: Of a loader, checked.
+        selected: The arguments of the run's `WindowSelection`, but for its stores.
+        fingerprints: Name to fingerprint of its stores, in their order; None where it is not known yet.
+    """
+    stores: list[dict[str, Any]] = [
+        {"name": name, "fingerprint": known, "forgotten": []} for name, known in fingerprints.items()
+    ]
+    before = _comparable(state)
+    now = _comparable({"split": "train", **selected, "stores": stores})
+    if before["stores.name"] == now["stores.name"]:
+        for place, fingerprint in enumerate(fingerprints.values()):
+            if fingerprint is None:
+                now["stores.fingerprint"][place] = before["stores.fingerprint"][place]
+    elif None in now["stores.fingerprint"]:
+        del before["stores.fingerprint"]
+    # Only a store that is there says what it forgot.
+    del before["stores.forgotten"]
+    return {name: (value, now[name]) for name, value in before.items() if value != now[name]}
 
 
 def _store_entry(name: str, store: TokenStore) -> dict[str, Any]:

@@ -203,7 +203,7 @@ def _skips(value: Any) -> list[dict[str, Any]]:
 _SKIP: dict[str, Callable[[Any], Any]] = {"steps": _list_of(_count), "begin": _count, "end": _count}
 
 # Where the stores have grown within an epoch that is still served; where the run leaves steps out; and where windows are not
-# pieces of the streams; and where the weights change.
+# pieces of the streams; and where the weights change, or count documents.
 _OPTIONAL_FIELDS: dict[str, Callable[[Any], Any]] = {
     "grown": _growths,
     "skips": _skips,
@@ -212,6 +212,7 @@ _OPTIONAL_FIELDS: dict[str, Callable[[Any], Any]] = {
     "max_epochs": _mapping_of(_weight),
     "at_max_epochs": _chosen(("redistribute", "error")),
     "consumed": _list_of(_count),
+    "mix_by": _chosen(("documents",)),
 }
 
 #: The names of the fields that every state has.

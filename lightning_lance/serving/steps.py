@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,42 +18,15 @@ from lightning_lance.messages.html import html_table
 from lightning_lance.serving.batches import Batch, Collator, WindowBatch
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.mixture import WindowLocations
-from lightning_lance.serving.options import Remainder
 from lightning_lance.serving.packing import Pieces
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.skips import Skip
 from lightning_lance.serving.states import MOST
+from lightning_lance.serving.step_sizes import Segment, StepSizes
 from lightning_lance.store.token_store import TokenStore
 
 # Columns of `documents` that say where a document is, and not what it is.
 _PLACE = ("window", "begin", "end")
-
-
-class StepSizes(NamedTuple):
-    """How an epoch is cut into steps.
-
-    Attributes:
-        batch_size: Windows of a batch, on each rank.
-        world_size: The number of ranks.
-        remainder: What happens to the windows at an epoch's end that fill no step; see `WindowLoader`.
-    """
-
-    batch_size: int
-    world_size: int
-    remainder: Remainder
-
-    @property
-    def windows(self) -> int:
-        """Windows of a whole step, on all ranks."""
-        return self.batch_size * self.world_size
-
-    def steps(self, windows: int) -> int:
-        """Return the number of steps of some windows up to the end of an epoch."""
-        whole, rest = divmod(windows, self.windows)
-        if self.remainder == "drop":
-            return whole
-        least = 1 if self.remainder == "wrap" else self.world_size
-        return whole + (rest >= least)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +41,7 @@ class ServedWindows:
         serving: The selection that they are of.
         make: What makes batches of them.
         pieces: What packed windows are made of, a table for each; None for windows that are pieces of the streams.
+        rows: Rows of the batch that each window is, one after the other.
         channels: What the channels of the stores have for the tokens, in their shape, by name; mostly none.
     """
 
@@ -77,6 +52,7 @@ class ServedWindows:
     serving: WindowSelection
     make: Collator
     pieces: list[Pieces] | None = None
+    rows: int = 1
     channels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -135,8 +111,8 @@ class ServedWindows:
     @cached_property
     def batch(self) -> Batch:
         """The batch as the model gets it."""
-        windows = WindowBatch(self.tokens, channels=self.channels)
-        return self.make.batch(self.make.describe(windows), 0, len(self.tokens))
+        windows = WindowBatch(self.tokens, channels=self.channels).cut(self.rows)
+        return self.make.batch(self.make.describe(windows), 0, len(windows.tokens))
 
     @cached_property
     def text(self) -> list[str]:
@@ -170,25 +146,192 @@ def extents(found: WindowLocations, cursor: Cursor, begin: int, end: int) -> tup
     return np.asarray(low, np.int64), np.asarray(high, np.int64)
 
 
+class StepRun(NamedTuple):
+    """Steps of one size that follow each other.
+
+    Attributes:
+        steps: The number of steps.
+        size: Windows of a batch, on each rank.
+        rows: Rows of a batch that a window is cut into.
+    """
+
+    steps: int
+    size: int
+    rows: int
+
+
+class EpochSteps:
+    """Where the steps of an epoch begin, before and behind the position of a cursor.
+
+    The batches of an epoch follow each other, and each has the size of the segment in which it begins. Where nothing is left
+    out, a number is a position.
+
+    Args:
+        cursor: The cursor, which may be in another epoch.
+        sizes: The sizes of the steps.
+        epoch: The number of the epoch.
+    """
+
+    def __init__(self, cursor: Cursor, sizes: StepSizes, epoch: int) -> None:
+        self._skips = cursor.skips
+        self._sizes = sizes
+        self.begin = cursor.epoch_start + (epoch - cursor.epoch) * cursor.num_windows
+        self.end = self.begin + cursor.num_windows
+        self.segments = sizes.segments(sizes.first_step(epoch, cursor.num_windows), cursor.num_windows)
+        #: The position at which each segment begins.
+        self.positions = [self.begin + segment.begin for segment in self.segments]
+        self._anchor = _anchor(cursor) if epoch == cursor.epoch else self.begin
+
+    @cached_property
+    def numbers(self) -> list[int]:
+        """How many served positions are before each segment."""
+        numbers: list[int] = self._skips.numbers(np.asarray(self.positions)).tolist()
+        return numbers
+
+    @cached_property
+    def firsts(self) -> list[int]:
+        """The number of the first window of the first batch of each segment."""
+        # After a resume with other sizes, batches begin where the earlier ones ended.
+        anchor = self._number(self._anchor)
+        here = self.index(self._anchor)
+        windows = [self._windows(segment) for segment in self.segments]
+        firsts = [*self.numbers]
+        firsts[here] += (anchor - firsts[here]) % windows[here]
+        for i in range(here + 1, len(firsts)):
+            firsts[i] += max(firsts[i - 1] - firsts[i], (firsts[i - 1] - firsts[i]) % windows[i - 1])
+        for i in reversed(range(here)):
+            firsts[i] += (firsts[i + 1] - firsts[i]) % windows[i]
+        return firsts
+
+    def _windows(self, segment: Segment) -> int:
+        return segment.size * self._sizes.world_size
+
+    def _number(self, position: int) -> int:
+        return int(self._skips.numbers(np.asarray([position]))[0])
+
+    def index(self, position: int) -> int:
+        """Return the index of the segment with a position."""
+        return max(bisect_right(self.positions, position) - 1, 0)
+
+    def step_at(self, position: int) -> int:
+        """Return the number of the step that begins at a position, or would."""
+        index = self.index(position)
+        segment = self.segments[index]
+        return segment.step + (position - self.positions[index]) // self._windows(segment)
+
+    def segment_of(self, step: int) -> Segment:
+        """Return the segment with a step."""
+        return self.segments[self._index_of(step)]
+
+    def _index_of(self, step: int) -> int:
+        return max(bisect_right([segment.step for segment in self.segments], step) - 1, 0)
+
+    def first_position(self, step: int) -> int:
+        """Return the position of the first window of a step."""
+        index = self._index_of(step)
+        segment = self.segments[index]
+        windows = self._windows(segment)
+        position = self.positions[index] + (step - segment.step) * windows
+        here = self.index(self._anchor)
+        shift = (self._anchor - self.positions[here]) % self._windows(self.segments[here]) % windows
+        skips = self._skips
+        if not skips.ranges or position < 0:
+            return position + shift
+        # A step is the batch that begins among as many positions as it has windows. Where a range is left out that is no
+        # multiple of them, as after a resume with other sizes, the batches behind it begin elsewhere.
+        ahead = (self.firsts[index] - self._number(position)) % windows
+        first = skips.after(position, ahead + 1) - 1
+        if first < position + windows:
+            return first
+        if skips.holds(position + shift):
+            return position + shift
+        held = skips.next_held(position)
+        return first if held is None else held
+
+    def runs(self, position: int, end: int, last: int | None = None) -> Iterator[StepRun]:
+        """Yield the steps from a position up to the end of the epoch.
+
+        Args:
+            position: Where the first one begins.
+            end: The end of the epoch, or of the mixture.
+            last: The end of the mixture. Behind it, nothing fills a batch.
+        """
+        number = self._number(position)
+        there = self._number(end)
+        for segment, stop in zip(self.segments, [*self.numbers[1:], there], strict=True):
+            windows = self._windows(segment)
+            wanted = -(-(min(stop, there) - number) // windows)
+            if wanted <= 0:
+                continue
+            whole = min(wanted, (there - number) // windows)
+            if whole:
+                yield StepRun(whole, segment.size, segment.rows)
+            number += whole * windows
+            if whole < wanted:
+                size = self._size_of_rest(there - number, segment)
+                fits = last is None or self._number(last) - number >= windows
+                if size and (self._sizes.remainder != "wrap" or fits):
+                    yield StepRun(1, size, segment.rows)
+                return
+
+    def _size_of_rest(self, windows: int, segment: Segment) -> int:
+        """Return the size of the last batch of the epoch, which some windows do not fill; 0 if there is none."""
+        if self._sizes.remainder == "drop":
+            return 0
+        return segment.size if self._sizes.remainder == "wrap" else windows // self._sizes.world_size
+
+    def places(self, positions: np.ndarray, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the steps, ranks and numbers in the batch of the windows at some positions; step -1 for none.
+
+        Args:
+            positions: (n,) int64, of this epoch, none of which is left out.
+            end: The end of the epoch, or of the mixture.
+        """
+        numbers = self._skips.numbers(positions)
+        of = np.searchsorted(self.firsts, numbers, side="right") - 1
+        in_none = of < 0
+        of = np.maximum(of, 0)
+        size = np.asarray([segment.size for segment in self.segments])[of]
+        windows = size * self._sizes.world_size
+        inner = (numbers - np.asarray(self.firsts)[of]) % windows
+        firsts = numbers - inner
+        # What the sizes of earlier batches have left before a segment.
+        in_none |= firsts >= np.asarray([*self.numbers[1:], MOST + self.end])[of]
+        left = self._number(end) - firsts
+        if self._sizes.remainder == "short":
+            size = np.where(left < windows, left // self._sizes.world_size, size)
+            in_none |= inner >= size * self._sizes.world_size
+        elif self._sizes.remainder == "drop":
+            in_none |= left < windows
+        rank, window = np.divmod(inner, np.maximum(size, 1))
+        within = (self._skips.at(firsts) - np.asarray(self.positions)[of]) // windows
+        step = np.where(in_none, -1, np.asarray([segment.step for segment in self.segments])[of] + within)
+        return step, rank, window
+
+
 def next_step(cursor: Cursor, sizes: StepSizes) -> int:
     """Return the number of the step that begins at a cursor, in steps of these sizes since the begin of the run."""
-    whole = sizes.steps(cursor.num_windows)
-    epoch, begin = cursor.epoch, cursor.epoch_start
+    epoch = EpochSteps(cursor, sizes, cursor.epoch)
+    number = cursor.epoch
     position = cursor.epoch_end if cursor.ended else cursor.skips.next(cursor.value)
+    has_steps = sizes.steps_of(sizes.batch_size, cursor.num_windows) > 0
     # As `WindowLoader.roll_over` does, where an epoch has nothing left to serve.
-    while whole and not sizes.steps(cursor.skips.served(position, begin + cursor.num_windows)):
-        epoch, begin = epoch + 1, begin + cursor.num_windows
-        position = cursor.skips.next(begin)
-    return epoch * whole + (position - begin) // sizes.windows
+    while has_steps and not any(epoch.runs(position, epoch.end)):
+        number += 1
+        epoch = EpochSteps(cursor, sizes, number)
+        position = cursor.skips.next(epoch.begin)
+    return epoch.step_at(position)
 
 
-def steps_left(position: int, end: int, cursor: Cursor, sizes: StepSizes) -> int:
-    """Return the number of steps from a position up to the end of its epoch."""
-    left = sizes.steps(cursor.skips.served(position, cursor.bounded(end)))
-    if cursor.last is None or sizes.remainder != "wrap":
-        return left
-    # Behind the end of a mixture, nothing fills a batch.
-    return min(left, cursor.skips.served(position, cursor.last) // sizes.windows)
+def runs_left(cursor: Cursor, sizes: StepSizes) -> Iterator[StepRun]:
+    """Yield the steps that are left of a cursor's epoch."""
+    epoch = EpochSteps(cursor, sizes, cursor.epoch)
+    return epoch.runs(cursor.value, cursor.bounded(epoch.end), cursor.last)
+
+
+def steps_left(cursor: Cursor, sizes: StepSizes) -> int:
+    """Return the number of steps that are left of a cursor's epoch."""
+    return sum(run.steps for run in runs_left(cursor, sizes))
 
 
 def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
@@ -198,25 +341,27 @@ def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
         ConfigError: If there is no such step.
         StoreError: If the step was served from another mixture than the cursor's.
     """
-    position, end = _first_position(step, cursor, sizes)
+    epoch = _epoch_with(step, cursor, sizes)
+    position, end = epoch.first_position(step), epoch.end
     if position < cursor.origin or end - cursor.num_windows < 0:
         raise StoreError(
             f"Step {step:,} was served before the data, the weights or context_length changed in this run, at window "
             f"{cursor.origin:,}: load a checkpoint from before, with the settings of that time, to see it."
         )
-    size = sizes.batch_size
+    size = epoch.segment_of(step).size
+    windows = size * sizes.world_size
     is_left_out = cursor.skips.holds(position)
     if is_left_out:
         left = max(0, cursor.bounded(end) - position)
-        is_there = sizes.steps(left) > 0
+        is_there = sizes.steps_of(size, left) > 0
     else:
         left = cursor.skips.served(position, cursor.bounded(end))
-        is_there = steps_left(position, end, cursor, sizes) > 0
+        is_there = any(epoch.runs(position, cursor.bounded(end), cursor.last))
     if not is_there and cursor.bounded(end) < end:
         raise ConfigError(f"There is no step {step:,}: the mixture ends at window {cursor.last:,} (max_epochs).")
     if not is_there:
         raise ConfigError(f"There is no step {step:,}: its epoch ends before, since a resume moved its steps.")
-    if left < sizes.windows and sizes.remainder == "short":
+    if left < windows and sizes.remainder == "short":
         size = left // sizes.world_size
     if is_left_out:
         return np.arange(position + rank * size, position + (rank + 1) * size)
@@ -248,28 +393,12 @@ class Sightings(NamedTuple):
 
 def places_of(positions: np.ndarray, cursor: Cursor, sizes: StepSizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the steps, ranks and numbers in the batch of the windows at some positions: the inverse of `positions_of`."""
-    in_epoch = sizes.steps(cursor.num_windows)
-    epochs = (positions - cursor.epoch_start) // cursor.num_windows
-    begins = cursor.epoch_start + epochs * cursor.num_windows
-    numbers = cursor.skips.numbers(positions)
-    # Batches are cut from what is served, on both sides of the anchor.
-    anchors = np.where(epochs == 0, _anchor(cursor), begins)
-    inner = (numbers - cursor.skips.numbers(anchors)) % sizes.windows
-    firsts = numbers - inner
-    size = np.full(len(positions), sizes.batch_size)
-    ends = begins + cursor.num_windows
-    if cursor.last is not None:
-        ends = np.minimum(ends, cursor.last)
-    left = cursor.skips.numbers(ends) - firsts
-    in_none = firsts < cursor.skips.numbers(begins)
-    if sizes.remainder == "short":
-        size = np.where(left < sizes.windows, left // sizes.world_size, size)
-        in_none |= inner >= size * sizes.world_size
-    elif sizes.remainder == "drop":
-        in_none |= left < sizes.windows
-    rank, window = np.divmod(inner, np.maximum(size, 1))
-    within = (cursor.skips.at(firsts) - begins) // sizes.windows
-    step = np.where(in_none, -1, (cursor.epoch + epochs) * in_epoch + within)
+    step, rank, window = (np.empty(len(positions), np.int64) for _ in range(3))
+    epochs = cursor.epoch + (positions - cursor.epoch_start) // max(cursor.num_windows, 1)
+    for number in np.unique(epochs).tolist():
+        mine = np.flatnonzero(epochs == number)
+        epoch = EpochSteps(cursor, sizes, number)
+        step[mine], rank[mine], window[mine] = epoch.places(positions[mine], cursor.bounded(epoch.end))
     return step, rank, window
 
 
@@ -279,49 +408,26 @@ def range_of(first: int, last: int, cursor: Cursor, sizes: StepSizes) -> Skip:
     Raises:
         ConfigError: If these are more than the steps of an epoch.
     """
-    in_epoch = sizes.steps(cursor.num_windows)
+    in_epoch = sizes.steps(sizes.first_step(cursor.epoch, cursor.num_windows), cursor.num_windows)
     if last - first > in_epoch:
         raise ConfigError(
             f"skip_steps has [{first:,}, {last:,}]: expected at most the {pluralize(in_epoch, 'step')} of an epoch."
         )
-    begin, _ = _first_position(first, cursor, sizes)
-    end, _ = _first_position(last, cursor, sizes)
-    return Skip(first, last, max(begin, 0), max(end, 0))
+    return Skip(first, last, first_position(first, cursor, sizes), first_position(last, cursor, sizes))
 
 
 def first_position(step: int, cursor: Cursor, sizes: StepSizes) -> int:
     """Return the position of the first window of a step. ConfigError for a negative step."""
-    return max(_first_position(step, cursor, sizes)[0], 0)
+    return max(_epoch_with(step, cursor, sizes).first_position(step), 0)
 
 
-def _first_position(step: int, cursor: Cursor, sizes: StepSizes) -> tuple[int, int]:
-    """Return the position of the first window of a step, and the end of its epoch. ConfigError for a negative step."""
-    whole = sizes.steps(cursor.num_windows)
-    if step < 0 or not whole:
+def _epoch_with(step: int, cursor: Cursor, sizes: StepSizes) -> EpochSteps:
+    """Return the epoch of a step. ConfigError if there is none."""
+    if step < 0 or not sizes.steps_of(sizes.batch_size, cursor.num_windows):
         raise ConfigError(f"step is {step}: expected a number of a batch, from 0.")
     if step * sizes.windows > MOST:
         raise ConfigError(f"step is {step:,}: expected a number of a batch, at most {MOST // sizes.windows:,}.")
-    epoch, within = divmod(step, whole)
-    begin = cursor.epoch_start + (epoch - cursor.epoch) * cursor.num_windows
-    end = begin + cursor.num_windows
-    position = begin + within * sizes.windows
-    anchor = _anchor(cursor) if epoch == cursor.epoch else begin
-    skips = cursor.skips
-    if not skips.ranges or position < 0:
-        return position + (anchor - begin) % sizes.windows, end
-    # A step is the batch that begins among as many positions as it has windows. Where a range is left out that is no
-    # multiple of them, as after a resume with other sizes, the batches behind it begin elsewhere.
-    ahead = (skips.served(0, anchor) - skips.served(0, position)) % sizes.windows
-    first = skips.after(position, ahead + 1) - 1
-    if first < position + sizes.windows:
-        return first, end
-    shifted = position + (anchor - begin) % sizes.windows
-    if skips.holds(shifted):
-        return shifted, end
-    held = skips.next_held(position)
-    if held is None:
-        return first, end
-    return held, end
+    return EpochSteps(cursor, sizes, sizes.epoch_of(step, cursor.num_windows))
 
 
 def _anchor(cursor: Cursor) -> int:

@@ -498,7 +498,7 @@ class OpenedDataset:
                 if source.on_bad_shard != "skip":
                     raise SourceError(
                         f"{error}; committed documents are safe: repair the shard, or skip it with source.on_bad_shard=skip, "
-                        "and run again."
+                        "then run it again."
                     ) from error
                 self._skip_rest(shard, row, error)
                 return
@@ -518,7 +518,7 @@ class OpenedDataset:
                     skip = ", or skip the rest of it with source.on_bad_shard=skip" if is_bad_data(error) else ""
                     raise SourceError(
                         f"Shard {name!r} of source {source.name!r} cannot be read: {_brief(error)}; committed documents are "
-                        f"safe: repair the shard{skip}, and run again."
+                        f"safe: repair the shard{skip}, then run it again."
                     ) from shown_cause(error)
 
     def _skip_rest(self, shard: int, row: int, error: Exception) -> None:

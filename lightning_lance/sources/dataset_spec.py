@@ -23,7 +23,8 @@ from lightning_lance.documents.languages import (
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, described
 from lightning_lance.location import StorageOptions
-from lightning_lance.messages.redaction import hidden_values, public_url, redacted, remember_options, remember_url
+from lightning_lance.messages.redaction import hidden_values, public_url, remember_options, remember_url
+from lightning_lance.messages.reprs import short_repr
 from lightning_lance.readers.retry import RetryPolicy
 from lightning_lance.sources.local_paths import from_folder, is_local, local_path, path_list, readable, working_folder
 from lightning_lance.type_hints import as_text, check_arguments
@@ -245,9 +246,7 @@ class DatasetSpec:
                 remember_url(url)
 
     def __repr__(self) -> str:
-        shown = {part.name: getattr(self, part.name) for part in fields(self) if part.repr}
-        shown["storage_options"] = hidden_values(self.storage_options)
-        return f"DatasetSource({', '.join(f'{name}={redacted(repr(value))}' for name, value in shown.items())})"
+        return short_repr(self, storage_options=hidden_values(self.storage_options))
 
     def at_base(self, path: str) -> str:
         """Return a local path as it was when the source was made."""
@@ -343,7 +342,7 @@ class DatasetSpec:
             return f"The dataset {repositories[0]!r}", cure
         remote = [public_url(pattern) for pattern in self._data_files if not is_local(pattern)]
         where = f" ({remote[0]!r})" if remote else ""
-        return f"Source {self.name!r}{where}", "check the address and the network, and run again"
+        return f"Source {self.name!r}{where}", "check the place and the network, then run it again"
 
     def repositories(self) -> dict[str, tuple[str, str | None]]:
         """Return the Hub repositories in `data_files`, as spelled there, with their names and revisions."""

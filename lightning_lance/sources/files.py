@@ -24,6 +24,7 @@ from lightning_lance.documents.languages import (
 )
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError, SourceError
+from lightning_lance.messages.reprs import short_repr
 from lightning_lance.readers.cuts import Cut
 from lightning_lance.sources.local_files import EXCLUDED, LocalFile, Rules, Search
 from lightning_lance.sources.local_paths import (
@@ -141,6 +142,9 @@ class FilesSource:
     follow_links: bool = False
     # The folder that `root` is relative to, whatever folder the process changes to later.
     _base: str = field(default="", init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        return short_repr(self)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_base", working_folder())

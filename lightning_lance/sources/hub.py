@@ -190,7 +190,7 @@ def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
         )
     if kinds & {"ConnectionError", "ConnectError", "ConnectTimeout", "LocalEntryNotFoundError"}:
         return SourceError(
-            f"Source {source.name!r} cannot be reached ({text[:200]}): check the network, then run again."
+            f"Source {source.name!r} cannot be reached ({text[:200]}): check the network, then run it again."
         )
     answers = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes(error)]
     status = next(filter(None, answers), None)
@@ -231,7 +231,7 @@ def _of_file_system(
             "local paths, hf://, s3://, https:// and other protocols of fsspec can be read."
         )
     if "ImportError" in kinds or "ModuleNotFoundError" in kinds:
-        return ConfigError(f"Source {name!r} needs another package: {text.rstrip('.')}; install it, and run again.")
+        return ConfigError(f"Source {name!r} needs another package: {text.rstrip('.')}; install it, then run it again.")
     if kinds & {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "DefaultCredentialsError"}:
         return SourceError(
             f"Source {name!r} needs credentials, but none were found: {_KEYS} (for a public bucket, "

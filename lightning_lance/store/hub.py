@@ -155,6 +155,6 @@ def _explained(error: Exception, place: HubPlace) -> LightningLanceError:
         return StoreError(f"The Hub answers HTTP {status} for the dataset {place.repo!r} ({said}): try again later.")
     if kinds & {"TransportError", "ConnectionError", "TimeoutException", "LocalEntryNotFoundError"}:
         return StoreError(
-            f"The Hub at {constants.ENDPOINT} cannot be reached ({said}): check the network, then run again."
+            f"The Hub at {constants.ENDPOINT} cannot be reached ({said}): check the network, then run it again."
         )
-    return StoreError(f"{place} cannot be used: {type(error).__name__}: {said.rstrip('.')}; run again to continue.")
+    return StoreError(f"{place} cannot be used: {type(error).__name__}: {said.rstrip('.')}; run it again to continue.")

@@ -59,11 +59,13 @@ from lightning_lance.location import (
     given_place,
     is_local,
     local_folder,
+    no_store_at,
     store_place,
     tokenizer_files,
 )
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
+from lightning_lance.messages.formatting import format_list
 from lightning_lance.messages.html import html_table
 from lightning_lance.store.hub import downloaded, hub_place
 from lightning_lance.store.kept_tokenizer import kept_tokenizer
@@ -230,9 +232,7 @@ class TokenStore:
                 what = "token store"
                 if version is not None:
                     what = f"version {version} of a token store"
-                raise StoreError(
-                    f"There is no committed {what} at {place!r}: check the place, or build a store there first."
-                )
+                raise no_store_at(place, what)
             try:
                 with reading(place):
                     store = cls(place, dataset, storage_options, reader)
@@ -406,7 +406,8 @@ class TokenStore:
         return _Content(self.fingerprint, self.commit.extent, streams, self._is_ours)
 
     def __repr__(self) -> str:
-        streams = ", ".join(f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split])
+        named = [f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split]]
+        streams = format_list(named, 8)
         tokens = f"{self.commit.stored_tokens:,}"
         return f"TokenStore({self.uri!r}, version={self.version}, tokens={tokens}, streams=[{shown(streams)}])"
 
@@ -890,7 +891,7 @@ def not_kept(stores: Iterable[TokenStore]) -> StoreError:
     uris = ", ".join(repr(store.uri) for store in stores)
     return StoreError(
         f"No version of {uris} could be tagged for training in {KEEP_TRIES} attempts, since a running builder removed each: "
-        "start again when it commits less often."
+        "run it again when it commits less often."
     )
 
 

@@ -49,6 +49,6 @@ class ChosenTokenizer:
         loaded = self.config.load(self.source, self.folder)
         if loaded.digest != self.identity.digest:
             raise ConfigError(
-                f"The file of the tokenizer {self.config!r} changed while it was read: run again once nothing writes to it."
+                f"The file of the tokenizer {self.config!r} changed while it was read: run it again once nothing writes to it."
             )
         return loaded

@@ -430,7 +430,7 @@ def _hub_silence(model: str, patience: RetryPolicy) -> str | None:
         reason = str(error).partition(" gave up on ")[2].partition(": all that")[0]
         return (
             f"The tokenizer {model!r} cannot be loaded, since the Hub does not answer ({reason}): check the network and "
-            f"HF_ENDPOINT and run again, or {_INSTEAD}."
+            f"HF_ENDPOINT, then run it again, or {_INSTEAD}."
         )
     except Exception as error:  # a bad name or address: the download raises a better error
         _log.debug("%s", error)

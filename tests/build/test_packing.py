@@ -107,6 +107,7 @@ def test_only_the_last_block_of_a_stream_is_not_full(documents: Documents):
 
 
 @pytest.mark.parametrize("streams", [1, 3, 30])
+@pytest.mark.parametrize("_rows_together", [1], indirect=True)  # it has sizes of its own
 def test_what_is_held_does_not_follow_the_number_of_streams(monkeypatch: pytest.MonkeyPatch, streams: int):
     row = 2 * BLOCK
     for name, rows in (("_TOGETHER_BYTES", 9), ("_HELD_BYTES", 24), ("_LEAST_BYTES", 1)):

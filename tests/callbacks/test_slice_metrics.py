@@ -24,6 +24,9 @@ SOURCE = ListSource(
 )
 
 
+SERVED = ("val_by", "where", "mask_boundary_targets", "context_length_schedule")
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("stores")
@@ -31,7 +34,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(folder: Path, stores: Path, callbacks: Any, model: Any = None, ckpt_path: Any = None, **given: Any) -> Any:
     model = TokenRecorder() if model is None else model
-    served = {name: given.pop(name) for name in ("val_by", "where", "mask_boundary_targets") if name in given}
+    served = {name: given.pop(name) for name in SERVED if name in given}
     options = {"max_steps": 12, "log_every_n_steps": 4, "val_check_interval": 6, "limit_val_batches": 3, **given}
     options.setdefault("logger", CSVLogger(folder, version=""))
     trainer = make_trainer(folder, num_sanity_val_steps=0, callbacks=callbacks, **options)
@@ -55,8 +58,10 @@ def slices(model: TokenRecorder, loader: Any, stage: str, batches: range, field:
     """Mean losses token by token, of the documents that the loader says were in the batches."""
     sums: dict[str, list[float]] = {}
     for number, batch in enumerate(batches):
-        losses, targets = model.losses[stage][batch], model.batches[stage][batch]["targets"]
         step = batch if stage == "train" else number
+        parts = (model.losses[stage][batch], model.batches[stage][batch]["targets"])
+        # By window, which may be several rows.
+        losses, targets = (part.reshape(len(loader.windows(step)), -1) for part in parts)
         for row in loader.windows(step).documents.to_pylist():
             places = range(max(row["begin"] - 1, 0), row["end"] - 1)
             sums.setdefault(row[field], []).extend(
@@ -66,7 +71,8 @@ def slices(model: TokenRecorder, loader: Any, stage: str, batches: range, field:
 
 
 def test_languages_in_training_and_validation(tmp_path: Path, stores: Path):
-    given = {"mask_boundary_targets": True, "accumulate_grad_batches": 2, "max_steps": 8}
+    growing = {"context_length_schedule": [[0, 8], [5, 16], [11, 32]]}
+    given = {"mask_boundary_targets": True, "accumulate_grad_batches": 2, "max_steps": 8, **growing}
     model, data = fit(tmp_path, stores, [SliceMetrics()], **given)
     found = logged(tmp_path)
     train, val = data.trainer.train_dataloader, data.trainer.val_dataloaders

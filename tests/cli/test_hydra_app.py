@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
@@ -232,3 +233,40 @@ def test_every_empty_mapping_can_be_filled_on_the_command_line(group: str):
     for key, value in options.items():
         if value == {}:
             assert _DICTS.match(f"{group}.{key}={{a: 1}}"), key
+
+
+def test_the_help_of_train_is_a_screen_and_true():
+    """Its groups have all options, and its keys are there, with the defaults that it names."""
+    text = OmegaConf.load(ROOT / "conf/config.yaml").hydra.help.template
+    lines = text.splitlines()
+    assert len(lines) < 30
+    assert max(map(len, lines)) <= 128
+    with initialize_config_module("lightning_lance.conf", version_base="1.3"):
+        config = compose("config")
+        files = compose("config", overrides=["source=files"])
+        loader = GlobalHydra.instance().config_loader()
+        for line in lines[lines.index("== Groups: group=option ==") + 2 : lines.index("== Keys: key=value ==") - 1]:
+            group, _, options = line.partition(" ")
+            there = [name for name in loader.get_group_options(group) if not name.startswith("_")]
+            assert sorted(options.strip().split(", ")) == there
+    examples = {
+        "data.corpus",
+        "corpus.uri",
+        "ckpt_path",
+        "languages",
+        "max_documents",
+        "max_tokens",
+        "data.mix",
+        "data.where",
+    }
+    examples |= {"data.document_ids", "source", "source.root", "source.patterns"}
+    keys = dict(re.findall(r"(?<![\w/])([a-z_.]+)=(\S+)", "\n".join(lines[lines.index("== Keys: key=value ==") + 1 :])))
+    assert examples < {*keys}
+    for key, value in keys.items():
+        node = files if key.startswith("source") else config
+        *groups, name = key.split(".")
+        for group in groups:
+            node = node[group]
+        assert name in [*node], key  # also where it has no value
+        if key not in examples:
+            assert str(node[name]) == value, key

@@ -12,7 +12,7 @@ from lightning_lance.cli.arguments import COMMANDS
 from lightning_lance.cli.main import main
 from lightning_lance.errors import StoreError
 from lightning_lance.inspection.summary import describe_store
-from tests.support.commands import COMMAND, run
+from tests.support.commands import COMMAND, Run, run
 from tests.support.paths import ROOT
 from tests.support.warm import BUILDING, server
 
@@ -141,8 +141,11 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         ),
     ],
 )
-def test_what_cannot_be_is_told_in_one_sentence(tmp_path: Path, arguments: list[str], sentence: str):
-    code, out, err = run(tmp_path, "prepare", *arguments)
+def test_what_cannot_be_is_told_in_one_sentence(
+    tmp_path: Path, arguments: list[str], sentence: str, run: Run, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("prepare", *arguments)
     assert code == 1
     assert err.startswith("error: ")
     assert sentence in err
@@ -293,7 +296,7 @@ def test_help_of_prepare_shows_its_own_keys(
         "Powered",
     }
     assert not others & words
-    assert "data_files: ???" in shown("source=parquet", "-h")
+    assert "source.data_files=???" in shown("source=parquet", "-h")
     with pytest.raises(SystemExit) as ended:
         shown("-h", "source=parket")
     assert str(ended.value.code).startswith("error: There is no source 'parket': did you mean 'parquet'?")
@@ -322,7 +325,7 @@ def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, cod
     # Only an unfinished store.
     assert {path.name for path in tmp_path.iterdir()} <= {"x.lance", "x.tokenizer.json"}
     if moment == "between":
-        assert run(tmp_path, *arguments)[0] == 0
+        assert run(tmp_path, *arguments, "build.commit_seconds=60")[0] == 0
 
 
 # Libraries that take from a tenth of a second to several to import, and what runs without them.

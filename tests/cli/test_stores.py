@@ -276,7 +276,7 @@ def test_remove_refuses_what_is_in_use_or_not_provably_a_store(tmp_path: Path, s
     folder.mkdir()
     (folder / "data").mkdir()
     (folder / "data/mine.txt").touch()
-    assert "There is no token store at" in refused(folder)
+    assert "There is no committed token store at" in refused(folder)
     # A link, and what is damaged but ours by its content.
     (tmp_path / "link.lance").symlink_to(uri)
     for manifest in Path(uri, "_versions").glob("*.manifest"):

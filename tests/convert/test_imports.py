@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
-from lightning_lance.convert import documents, import_tokens, imports, litdata, megatron, nanogpt
+from lightning_lance.convert import chunk_files, documents, import_tokens, imports, litdata, megatron, nanogpt
 from lightning_lance.errors import BuildInterrupted, ConfigError, StoreError
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization import ByteTokenizer, TrainedBPE
@@ -330,6 +334,53 @@ def test_litdata_that_is_no_token_set_is_refused(imported: Import, tmp_path: Pat
         (folder / "index.json").write_text(json.dumps(changed))
         with pytest.raises(ConfigError, match=message):
             imported("litdata", folder)
+
+
+# What others may write into a set.
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../secret.bin", "a/../../secret.bin", "", 7, None])
+@pytest.mark.parametrize("kind", ["mds", "litdata"])
+def test_an_index_names_no_file_outside_its_folder(imported: Import, tmp_path: Path, kind: str, name: Any):
+    shutil.copytree(FORMATS / f"{kind}/train", tmp_path / "set")
+    file = tmp_path / "set/index.json"
+    index = json.loads(file.read_text())
+    if kind == "mds":
+        shutil.copy(tmp_path / "set" / index["shards"][0]["raw_data"]["basename"], tmp_path / "secret.bin")
+        index["shards"][0]["raw_data"]["basename"] = name
+    else:
+        shutil.copy(tmp_path / "set" / index["chunks"][0]["filename"], tmp_path / "secret.bin")
+        index["chunks"][0]["filename"] = name
+    file.write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"^The index of .*set' names .*, expected a file in its folder"):
+        imported(kind, tmp_path / "set")
+
+
+@pytest.mark.parametrize("value", [7, None, [7], {}, [{"filename": {}}], [[]]])
+def test_an_index_of_another_form_is_refused(imported: Import, tmp_path: Path, value: Any):
+    for kind, key in (("mds", "shards"), ("litdata", "chunks")):
+        folder = tmp_path / kind
+        shutil.copytree(FORMATS / f"{kind}/train", folder)
+        index = json.loads((folder / "index.json").read_text())
+        (folder / "index.json").write_text(json.dumps({**index, key: value}))
+        with pytest.raises(ConfigError):
+            imported(kind, folder)
+
+
+@pytest.mark.parametrize("algorithm", ["zstd", "gz", "bz2"])
+def test_what_is_decompressed_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str):
+    packers = {"zstd": zstandard.ZstdCompressor().compress, "gz": gzip.compress, "bz2": bz2.compress}
+    file = tmp_path / "shard.00000.mds.packed"
+    file.write_bytes(packers[algorithm](bytes(1 << 20)))
+    monkeypatch.setattr(chunk_files, "_PIECE_BYTES", 1 << 10)
+    assert len(chunk_files.content_of(file, algorithm)) == 1 << 20
+    monkeypatch.setattr(chunk_files, "_MOST_BYTES", 1 << 14)
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match=r"more than 16,384 bytes once it is decompressed"):
+        chunk_files.content_of(file, algorithm)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 19
 
 
 def test_the_types_of_tokens_are_those_of_the_tools():

@@ -7,6 +7,7 @@ from pathlib import Path
 from lightning_lance import Corpus, WindowLoader
 from lightning_lance.sources import FilesSource
 from lightning_lance.tokenization import ByteTokenizer
+from tests.support.library import READ_LIBRARY, copy_library
 from tests.support.paths import ROOT
 from tests.support.warm import TRAINING, server
 
@@ -32,8 +33,14 @@ def test_the_first_look(tmp_path: Path):
     assert all(not cell.get("outputs") for cell in notebook["cells"])
     code = [cell.replace("steps = 150", "steps = 2").replace("max_documents=300", "max_documents=40") for cell in cells]
     assert code != cells
+    (tmp_path / "library").mkdir()
+    prelude = READ_LIBRARY.format(library=copy_library(tmp_path / "library"))
     done = server(TRAINING).run(
-        SHOWING.format(cells=code), folder=tmp_path, environment={**os.environ}, warnings=["ignore"], timeout=250
+        prelude + SHOWING.format(cells=code),
+        folder=tmp_path,
+        environment={**os.environ},
+        warnings=["ignore"],
+        timeout=250,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     shown = done.stdout.split("shown: ")[1:]

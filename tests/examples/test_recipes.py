@@ -44,6 +44,14 @@ def test_a_loop_of_ones_own_goes_on(tmp_path: Path):
     assert first != second
 
 
+def test_a_loop_on_several_processes_goes_on_with_another_number(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    script = f"import os; os.chdir({str(tmp_path)!r})\n" + (RECIPES / "torch_ddp.py").read_text(encoding="utf-8")
+    assert run_ranks(script, 2, timeout=250) == [0, 0]
+    assert "320 windows, loss" in capfd.readouterr().out
+    assert run_ranks(script, 1, timeout=250) == [0]
+    assert "480 windows, loss" in capfd.readouterr().out
+
+
 def test_fabric_goes_on_with_another_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "step 20, loss" in run("fabric.py", tmp_path, "1")
     (tmp_path / "last.ckpt").unlink()
@@ -104,8 +112,3 @@ def test_torchdata_goes_on_with_its_own_state(tmp_path: Path):
     assert [line.split()[0] for line in first] == ["0", "1", "2", "3", "4"]
     assert [line.split()[0] for line in second] == ["5", "6", "7", "8", "9"]
     assert not {line.partition(" ")[2] for line in first} & {line.partition(" ")[2] for line in second}
-
-
-def test_the_loader_of_torchtitan(tmp_path: Path):
-    told = run("torchtitan_loader.py", tmp_path)
-    assert told == "inputs (8, 64), labels (8, 64), goes on with the same batch: True\n"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance.examples.run_folder import MetricsFile, draw_losses, read_metrics
+from lightning_lance.examples.run_folder import MetricsFile, draw_losses, read_metrics, telling_losses
 
 NAMES = st.sampled_from(["train_loss", "val_loss", "data/a b/windows", 'odd "name", with a comma'])
 
@@ -72,9 +72,63 @@ def test_a_row_that_a_kill_cut_off_is_left_out(tmp_path: Path):
     assert file.read_text().split() == ["step,train_loss", "0,1.5", "2,0.5"]
 
 
+OLD = """step,epoch,train_loss,val_loss
+0,0,5.0,
+0,0,,5.5
+2,0,3.0,
+1,0,4.0,
+2,0,2.9,
+3,0,2.0,
+"""
+
+
+def test_an_older_file_becomes_one_without_doubled_steps_and_nothing_is_lost(tmp_path: Path):
+    """Other columns, two rows of one step, steps that were trained twice, and steps beyond the checkpoint."""
+    file = tmp_path / "metrics.csv"
+    file.write_text("\ufeff" + OLD, encoding="utf-8")
+    logger = MetricsFile(str(tmp_path))
+    logger.begin(3)
+    logger.log_metrics({"train_loss": 1.5, "lr": 0.1}, 3)
+    assert file.read_text().split() == [
+        "step,epoch,train_loss,val_loss,lr",
+        "0,0,5.0,5.5,",
+        "1,0,4.0,,",
+        "2,0,2.9,,",
+        "3,,1.5,,0.1",
+    ]
+    beside = (tmp_path / "metrics-1.csv").read_text().split()
+    assert beside == ["step,epoch,train_loss,val_loss", "2,0,3.0,", "3,0,2.0,"]
+
+
+@pytest.mark.parametrize("text", ["time,loss\n1,2\n", "step,loss\n0,1\n# a note\n", "a note"])
+def test_a_file_that_is_no_metrics_is_kept_whole(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "metrics.csv").write_text(text)
+    MetricsFile(str(tmp_path)).begin(2)
+    assert (tmp_path / "metrics-1.csv").read_text() == text
+    assert "lines that are no metrics of steps: it is kept as metrics-1.csv." in caplog.text
+    assert not (tmp_path / "metrics-2.csv").exists()
+
+
 @pytest.mark.parametrize(
     "rows", [[], [{"step": "4", "epoch": "0"}], [{"step": "4", "train_loss": "nan", "val_loss": ""}]]
 )
 def test_a_picture_of_little_is_drawn_too(tmp_path: Path, rows: list[dict[str, str]]):
     draw_losses(rows, tmp_path / "loss.png")
     assert [path.name for path in tmp_path.iterdir()] == ["loss.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "telling"),
+    [
+        (["val_loss/Other", "val_loss", "train_loss"], ["train_loss", "val_loss"]),
+        (["val_loss", "val_loss/C", "val_loss/Rust"], ["val_loss", "val_loss/C", "val_loss/Rust"]),
+        (["val_loss", "val_loss/C", "val_loss/license/mit"], ["val_loss"]),
+        (
+            ["val_loss", "val_loss/repo/a/b", "val_loss/repo/a/c"],
+            ["val_loss", "val_loss/repo/a/b", "val_loss/repo/a/c"],
+        ),
+        (["val_loss/C"], ["val_loss/C"]),
+    ],
+)
+def test_a_slice_that_is_all_of_its_data_is_not_shown(names: list[str], telling: list[str]):
+    assert telling_losses(names) == telling

@@ -126,6 +126,30 @@ def test_a_second_run_builds_nothing_and_goes_on_from_the_checkpoint(trained: tu
         assert [float(row[name]) for row in again] == pytest.approx([float(row[name]) for row in whole], abs=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("override", "differs"), [("seed=7", "seed: 0 -> 7"), ("corpus.val_fraction=0.3", "stores: '")]
+)
+def test_a_checkpoint_of_other_data_is_refused_before_anything_is_built_or_written(
+    trained: tuple[Path, str], override: str, differs: str
+):
+    folder, _ = trained
+    stores = sorted((folder / "data").iterdir())
+    record = folder / "outputs/.hydra"
+    before = {file.name: file.read_text() for file in record.iterdir()}
+    assert {*before} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    assert "- experiment=smoke\n" in before["overrides.yaml"]
+    assert "output_subdir: .hydra\n" in before["hydra.yaml"]
+    checkpoint = f"ckpt_path={folder}/step12.ckpt"
+    code, out, err = run(
+        Path(COMMAND[0]), folder, "train", *SMALL, "data.mix={Python: 1}", checkpoint, override, "trainer.max_steps=24"
+    )
+    assert (code, out) == (1, "")
+    assert f"step12.ckpt': The checkpoint continues other data ({differs}" in err
+    assert err.count("\n") == 1
+    assert {file.name: file.read_text() for file in record.iterdir()} == before
+    assert sorted((folder / "data").iterdir()) == stores
+
+
 def test_each_of_two_runs_in_a_folder_says_how_it_goes_on(trained: tuple[Path, str]):
     folder, _ = trained
     (folder / "two runs/checkpoints").mkdir(parents=True)

@@ -116,7 +116,7 @@ def test_a_commit_whose_answer_was_lost_was_made(bucket: Bucket):
 
 def test_another_version_than_the_expected_is_refused_before_anything_is_written(tmp_path: Path):
     uri = str(tmp_path / "x.lance")
-    with pytest.raises(CommitConflict, match=r"it has version 0, expected 3.*run again"):
+    with pytest.raises(CommitConflict, match=r"it has version 0, expected 3.*run it again"):
         append_commit(StoreLocation(uri), rows_of(1), NOTE, expected_version=3)
     assert not Path(uri).exists()
     assert append_commit(StoreLocation(uri), rows_of(1), NOTE, expected_version=0) == 1
@@ -242,7 +242,9 @@ def test_a_commit_is_one_file_whatever_its_rows(tmp_path: Path):
 def test_what_cannot_be_written_is_told(tmp_path: Path):
     (tmp_path / "x.lance").mkdir()
     (tmp_path / "x.lance" / "data").touch()
-    with pytest.raises(StoreError, match=r"cannot be written \(.*free disk space or grant access, then run again"):
+    with pytest.raises(
+        StoreError, match=r"cannot be written \(.*free disk space or grant write access, then run it again"
+    ):
         append_commit(StoreLocation(str(tmp_path / "x.lance")), rows_of(1), NOTE)
 
 

@@ -1,4 +1,5 @@
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,38 @@ def test_what_is_not_there_is_named(tmp_path: Path):
         file.write_text(damaged)
         with pytest.raises(ConfigError, match="damaged, or of another version"):
             read_losses(tmp_path, 7, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[" * 100_000,
+        "3\n",
+        "[]\n{}\n",
+        '{"format": 1}\n',
+        '{"format": 1, "step": 1e999, "rank": 0, "global_step": 0, "loss": 0, "median": null, "spike": 0}\n',
+        '{"format": 1, "step": 7, "rank": 0, "global_step": 0, "loss": 0, "median": null, "spike": 0}\n{"window": []}\n',
+        "\x00\n",
+        "1" * 10_000 + "\n",
+    ],
+    ids=range(9),
+)
+def test_whatever_somebody_wrote_is_a_sentence(tmp_path: Path, text: str):
+    (tmp_path / "losses").mkdir()
+    (tmp_path / "losses/step-00000007-rank-0000.jsonl").write_text(text)
+    with pytest.raises(ConfigError, match="is damaged, or of another version of this package"):
+        read_step(tmp_path, 7)
+
+
+def test_a_pipe_is_not_waited_for_and_too_much_not_read(tmp_path: Path):
+    (tmp_path / "losses").mkdir()
+    file = tmp_path / "losses/step-00000007-rank-0000.jsonl"
+    os.mkfifo(file)
+    with pytest.raises(ConfigError, match="There are no losses of documents in"):
+        read_step(tmp_path, 7)
+    file.unlink()
+    with file.open("wb") as stream:
+        stream.truncate(1 << 29)  # a hole
+    with pytest.raises(ConfigError, match="more than 268,435,456 bytes"):
+        read_step(tmp_path, 7)

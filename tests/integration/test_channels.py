@@ -177,6 +177,23 @@ def test_whatever_is_served_has_its_own_mask_and_label(made: tuple[TokenStore, T
         assert len(seen) > 0.8 * len(known.ids)
 
 
+@pytest.mark.parametrize("fim", [None, FIM])
+def test_the_rows_of_a_short_context_have_their_own_mask_and_label(
+    made: tuple[TokenStore, TokenStore, Known], fim: FillInTheMiddle | None
+):
+    store, _, known = made
+    loader = WindowLoader(store, 12, 2, context_length_schedule=[[0, 4], [3, 12]], fim=fim)
+    shapes = []
+    for step, batch in enumerate(loader):
+        check(batch, known)
+        shown = loader.windows(step).batch
+        assert {name: part.tolist() for name, part in shown.items()} == {
+            name: part.tolist() for name, part in batch.items()
+        }
+        shapes.append((*batch["loss_mask"].shape,))
+    assert shapes[:5] == [(6, 4), (6, 4), (6, 4), (2, 12), (2, 12)]
+
+
 def test_sentinels_are_trained_on_with_their_document_and_have_no_label(made: tuple[TokenStore, TokenStore, Known]):
     store, _, _ = made
     loader = WindowLoader(store, 64, 4, fim=FIM)

@@ -1,8 +1,7 @@
 """Builds on real Ray clusters: workers and nodes that die, drivers that are killed, and what they leave."""
 
+import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from tests.support.bucket import serving
 from tests.support.hub import Faults, Hub
 from tests.support.paths import ROOT
 from tests.support.streams import streams
+from tests.support.warm import BUILDING, server
 from tests.support.watched import WatchedSource, readings
 
 pytest.importorskip("ray")
@@ -70,19 +70,34 @@ def local(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head without cores, and two nodes with one each; the workers see this package and the tests."""
+    """A head and another node with one core each; the workers see this package and the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")
+        # Workers start with the environment of their tasks, not before.
+        patch.setenv("RAY_prestart_worker_first_driver", "0")
         patch.setenv("PYTHONPATH", str(ROOT))
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80 << 20})
-        for _ in range(2):
-            made.add_node(num_cpus=1, object_store_memory=80 << 20)
+        head = {
+            "num_cpus": 1,
+            "object_store_memory": 80 << 20,
+            "include_dashboard": False,
+            "include_log_monitor": False,
+        }
+        made = Cluster(initialize_head=True, head_node_args=head)
+        made.add_node(num_cpus=1, object_store_memory=80 << 20)
         made.wait_for_nodes()
         patch.setenv("RAY_ADDRESS", made.address)
         yield made
         ray.shutdown()
         made.shutdown()
+
+
+@pytest.fixture
+def job(cluster: Cluster) -> Cluster:
+    """The cluster, with one job for the builds of all tests: the workers of another one would import for seconds."""
+    if not ray.is_initialized():
+        ray.init(cluster.address, logging_level="error", log_to_driver=False)
+    return cluster
 
 
 def build(source: Any, place: Any, **options: Any) -> TokenStore:
@@ -97,7 +112,7 @@ def finished(store: Path) -> set[int]:
 
 
 def test_the_store_is_that_of_the_local_engine_though_a_worker_is_killed(
-    cluster: Cluster, texts: Path, local: Any, tmp_path: Path
+    job: Cluster, texts: Path, local: Any, tmp_path: Path
 ) -> None:
     source = WatchedSource(FilesSource("*.py", texts), tmp_path, at=THIRD, fate="die once")
     store = build(source, tmp_path / "x.lance")
@@ -110,16 +125,16 @@ def test_the_store_is_that_of_the_local_engine_though_a_worker_is_killed(
     assert len(list((tmp_path / "x.lance/data").iterdir())) == 1
 
 
-def test_a_node_that_goes_is_replaced_by_the_others(cluster: Cluster, texts: Path, local: Any, tmp_path: Path) -> None:
-    node = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
-    cluster.wait_for_nodes()
+def test_a_node_that_goes_is_replaced_by_the_others(job: Cluster, texts: Path, local: Any, tmp_path: Path) -> None:
+    node = job.add_node(num_cpus=1, object_store_memory=80 << 20)
+    job.wait_for_nodes()
     source = WatchedSource(FilesSource("*.py", texts), tmp_path, at=THIRD, fate="wait")
 
     def take_away() -> None:
         end = time.monotonic() + 60
         while not (tmp_path / "met").exists() and time.monotonic() < end:
             time.sleep(0.05)
-        cluster.remove_node(node, allow_graceful=False)
+        job.remove_node(node, allow_graceful=False)
         (tmp_path / "go").touch()
 
     thread = threading.Thread(target=take_away)
@@ -129,7 +144,7 @@ def test_a_node_that_goes_is_replaced_by_the_others(cluster: Cluster, texts: Pat
     assert streams(store) == local
 
 
-def test_rows_that_end_every_worker_are_named(cluster: Cluster, texts: Path, tmp_path: Path) -> None:
+def test_rows_that_end_every_worker_are_named(job: Cluster, texts: Path, tmp_path: Path) -> None:
     source = WatchedSource(FilesSource("*.py", texts), tmp_path, at=THIRD, fate="die")
     with pytest.raises(SourceError, match=r"rows 23 to \d+, has ended its worker 2 times .* leave these rows out"):
         build(source, tmp_path / "x.lance", engine={"max_retries": 1})
@@ -144,36 +159,22 @@ def test_rows_that_end_every_worker_are_named(cluster: Cluster, texts: Path, tmp
 
 
 def test_rows_that_run_out_of_memory_are_done_again_with_more_and_named(
-    cluster: Cluster, texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    job: Cluster, texts: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Whatever is used of this node is too much, so Ray stops each task that it sees. Only here is room for two cores.
     full = {"RAY_memory_usage_threshold": "0.0", "RAY_memory_monitor_refresh_ms": "50"}
-    node = cluster.add_node(num_cpus=4, memory=400 << 20, object_store_memory=80 << 20, env_vars=full)
-    cluster.wait_for_nodes()
+    node = job.add_node(num_cpus=4, memory=400 << 20, object_store_memory=80 << 20, env_vars=full)
+    job.wait_for_nodes()
     try:
         with pytest.raises(SourceError) as refused:
             build(FilesSource("*.py", texts), tmp_path / "x.lance", engine={"num_cpus": 2, "max_retries": 1})
     finally:
-        cluster.remove_node(node)
+        job.remove_node(node)
     assert "has ended its worker 2 times, 2 times for want of memory, at last with 419 MB set aside" in str(
         refused.value
     )
     assert "running low on memory" in str(refused.value)
     assert "ran out of memory and is done again with twice the memory (1 of 1)" in caplog.text
-
-
-def test_workers_that_lack_this_package_are_told(cluster: Cluster, texts: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['lightning_lance'] = None\n")
-    ray.init(cluster.address, runtime_env={"env_vars": {"PYTHONPATH": str(tmp_path)}}, logging_level="error")
-    try:
-        with pytest.raises(
-            ConfigError, match=r"A worker of the cluster lacks lightning-lance: install the same version"
-        ):
-            build(FilesSource("*.py", texts), tmp_path / "x.lance")
-        # It was not started by the build.
-        assert ray.is_initialized()
-    finally:
-        ray.shutdown()
 
 
 DRIVER = """
@@ -196,17 +197,16 @@ Corpus(source, ByteTokenizer(), notes / "x.lance").prepare(engine=RayEngine(unit
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_driver_that_is_stopped_goes_on_where_it_was(
-    cluster: Cluster, texts: Path, local: Any, tmp_path: Path, number: int
+    job: Cluster, texts: Path, local: Any, tmp_path: Path, number: int
 ) -> None:
-    command = [sys.executable, "-c", DRIVER, str(texts), str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    driver = server(BUILDING).start(DRIVER, texts, tmp_path)
     end = time.monotonic() + 90
     while not any((tmp_path / "x.lance/data").glob("unit-*.lance")) and time.monotonic() < end:
         time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    os.kill(driver.pid, number)
+    driver.wait(60)
     if number == signal.SIGINT:
-        assert "run it again to continue from there" in errors
+        assert "run it again to continue from there" in driver.output()[1]
     source = WatchedSource(FilesSource("*.py", texts), tmp_path)
     store = build(source, tmp_path / "x.lance")
     assert streams(store) == local
@@ -215,9 +215,7 @@ def test_a_driver_that_is_stopped_goes_on_where_it_was(
     assert len(readings(tmp_path)) - len(set(readings(tmp_path))) <= 2
 
 
-def test_a_bucket_gets_the_same_store_and_no_log_a_key(
-    cluster: Cluster, texts: Path, local: Any, tmp_path: Path
-) -> None:
+def test_a_bucket_gets_the_same_store_and_no_log_a_key(job: Cluster, texts: Path, local: Any, tmp_path: Path) -> None:
     with serving() as bucket:
         options = {**bucket.lance_options, "aws_secret_access_key": "hush-hush-secret"}
         store = build(FilesSource("*.py", texts), "s3://bucket/x.lance", storage_options=options)
@@ -225,7 +223,7 @@ def test_a_bucket_gets_the_same_store_and_no_log_a_key(
         left = [entry["Key"] for entry in bucket.client.list_objects_v2(Bucket="bucket")["Contents"]]
         assert len([key for key in left if "/data/" in key]) == 1
         assert not [key for key in left if "/_units/" in key]
-    logs = Path(cluster.head_node.get_session_dir_path())
+    logs = Path(job.head_node.get_session_dir_path())
     files = [file for file in logs.rglob("*") if file.is_file()]
     assert len(files) > 5
     for file in files:
@@ -269,6 +267,21 @@ def test_all_tasks_share_one_limit_of_requests_to_the_hub(cluster: Cluster, tmp_
     # Others that have their turn already.
     assert ((workers > asked) & (workers < asked + 0.8)).sum() <= 2
     assert (workers > asked).sum() > 4
+
+
+def test_workers_that_lack_this_package_are_told(cluster: Cluster, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['lightning_lance'] = None\n")
+    ray.shutdown()
+    ray.init(cluster.address, runtime_env={"env_vars": {"PYTHONPATH": str(tmp_path)}}, logging_level="error")
+    try:
+        with pytest.raises(
+            ConfigError, match=r"A worker of the cluster lacks lightning-lance: install the same version"
+        ):
+            build(FilesSource("*.py", texts), tmp_path / "x.lance")
+        # It was not started by the build.
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
 
 
 def test_a_cluster_that_is_not_there_is_told(texts: Path, tmp_path: Path) -> None:

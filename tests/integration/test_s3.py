@@ -180,12 +180,12 @@ def test_reads_wait_for_the_bucket_together(
         (
             "s3://bucket/x.parquet",
             {"endpoint_url": "http://127.0.0.1:9"},
-            r"Source 'dataset' \('s3://bucket/.*'\) cannot be reached \(connection refused\): check the address",
+            r"Source 'dataset' \('s3://bucket/.*'\) cannot be reached \(connection refused\): check the place",
         ),
         (
             "s3://bucket/*.parquet",
             {"endpoint_url": "http://127.0.0.1:9"},
-            r"Source 'dataset' \('s3://bucket/.*'\) cannot be reached \(connection refused\): check the address",
+            r"Source 'dataset' \('s3://bucket/.*'\) cannot be reached \(connection refused\): check the place",
         ),
         (
             "s3://bucket/x.parquet",

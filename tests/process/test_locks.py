@@ -147,7 +147,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path):
     ):
         Lease(tmp_path / "file/x/y.lock")
     (tmp_path / "y.lock").mkdir()
-    with pytest.raises(StoreError, match=r"The file '.*y\.lock' cannot be written \(.*\): check free space"):
+    with pytest.raises(StoreError, match=r"The file '.*y\.lock' cannot be written \(.*\): free disk space or grant"):
         Lease(tmp_path / "y.lock").take()
 
 

@@ -2,6 +2,8 @@
 
 import inspect
 from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,14 @@ def hydra() -> Iterator[None]:
         yield
 
 
+@cache
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", overrides=list(overrides))
+
+
 def make(*overrides: str) -> tuple[DictConfig, Any]:
-    config = compose("config", overrides=list(overrides))
+    # A copy, since Hydra replaces references by what they refer to.
+    config = deepcopy(composed(*overrides))
     return config, instantiate(config.data)
 
 
@@ -81,7 +89,7 @@ BASE = yaml.safe_load((CONF / "source" / "_base.yaml").read_text(encoding="utf-8
 
 @pytest.mark.parametrize("option", sorted({*GROUPS["source"]} - {"files", "python_stdlib"}))
 def test_every_source_of_datasets_has_what_the_base_says(option: str):
-    source: Any = OmegaConf.to_container(compose("config", overrides=[f"source={option}"]).source, resolve=False)
+    source: Any = OmegaConf.to_container(composed(f"source={option}", *NEEDS.get(option, [])).source, resolve=False)
     own = yaml.safe_load((CONF / "source" / f"{option}.yaml").read_text(encoding="utf-8"))
     assert own["defaults"] == ["_base", "_self_"]
     # github-code is full of copies.

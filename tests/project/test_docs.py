@@ -13,9 +13,7 @@ import inspect
 import os
 import re
 import shlex
-import shutil
 import subprocess
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from hydra.utils import instantiate
 
 from lightning_lance.cli import hydra_app
 from lightning_lance.cli.main import USAGE
+from tests.support.library import READ_LIBRARY, copy_library
 from tests.support.pages import PAGES, Block, blocks, commands, is_said, name_of
 from tests.support.paths import ROOT
 from tests.support.warm import TRAINING, server
@@ -40,20 +39,14 @@ SMALL_RUN = (
     "trainer.max_steps=6", "trainer.limit_val_batches=1", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1",
     "trainer.callbacks.0.every_n_train_steps=2",
 )  # fmt: skip
-# Forces nothing onto the disk, as in all tests, has a small standard library, and says where it hangs. Hydra reads YAML in C,
-# and does not compose each configuration once more to ask it whether it is a sweep.
+# Forces nothing onto the disk, as in all tests, has a small standard library, and says where it hangs.
 PRELUDE = """
-import faulthandler, types, yaml
-from hydra._internal.hydra import Hydra
+import faulthandler
 faulthandler.dump_traceback_later(200, exit=True)
-yaml.SafeLoader = yaml.CSafeLoader
-Hydra.get_mode = lambda *asked, **named: None
 from lightning_lance.format import durability
 from lightning_lance.examples import train_gpt
-from lightning_lance.sources import files
 train_gpt._SAMPLE_TOKENS = 20
 durability._force = lambda path: None
-files.sysconfig = types.SimpleNamespace(get_paths=lambda: {{"stdlib": {library!r}}})
 """
 PYTHON = """
 page = {{"__name__": "__main__"}}
@@ -79,11 +72,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A few files of the standard library."""
-    folder = tmp_path_factory.mktemp("library")
-    for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:120]:
-        if file.stat().st_size < 16_000:
-            shutil.copy(file, folder)
-    return str(folder)
+    return copy_library(tmp_path_factory.mktemp("library"))
 
 
 @pytest.fixture
@@ -116,8 +105,10 @@ class Reader:
 
     def __init__(self, folder: Path, library: str) -> None:
         self._folder = folder
-        self._prelude = PRELUDE.format(library=library)
-        self._environment = {**os.environ, "PYTHONPATH": str(ROOT / "examples")}
+        self._prelude = PRELUDE + READ_LIBRARY.format(library=library)
+        # Ray starts workers when there are tasks for them.
+        ray = {"RAY_prestart_worker_first_driver": "0"}
+        self._environment = {**os.environ, "PYTHONPATH": str(ROOT / "examples"), **ray}
         self._written = ""
 
     def read(self, page: Path) -> None:

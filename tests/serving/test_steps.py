@@ -144,7 +144,16 @@ def test_a_store_decodes_what_it_holds(store: TokenStore):
 
 @pytest.mark.parametrize("remainder", ["drop", "short"])
 @pytest.mark.parametrize(
-    "options", [{}, {"mix": {"Go": 3, "Rust": 1}}, {"order": "random"}, {"shuffle_block": 3}], ids=str
+    "options",
+    [
+        {},
+        {"mix": {"Go": 3, "Rust": 1}},
+        {"order": "random"},
+        {"shuffle_block": 3},
+        {"batch_size_schedule": [[0, 1], [22, 2]]},
+        {"batch_size_schedule": [[0, 1], [32, 2]], "mix": {"Go": 3, "Rust": 1}},
+    ],
+    ids=str,
 )
 def test_every_step_with_a_document_is_found(store: TokenStore, remainder: str, options: dict[str, Any]):
     """Against a search through the windows of all steps, after a resume with other sizes in the second epoch."""

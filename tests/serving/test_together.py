@@ -1,11 +1,13 @@
-"""Packed windows, weights that change, bounds on epochs and steps that are left out, all together: any kills and resumes."""
+"""Packed windows, changing weights, bounds on epochs, steps left out and sizes that grow, together: any kills and resumes."""
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,10 +47,55 @@ def every_window(store: TokenStore, epochs: int, options: dict[str, Any]) -> lis
     windows = []
     for _ in range(epochs):
         try:
-            windows += [window for batch in whole for window in batch["input_ids"].tolist()]
+            for batch in whole:
+                windows += torch.cat([batch["input_ids"], batch["targets"][:, -1:]], dim=1).tolist()
         except StoreError:
             break
     return windows
+
+
+class Life(NamedTuple):
+    """The sizes of a process of a run.
+
+    Attributes:
+        size: Windows of a batch on each rank, the largest.
+        ranks: The number of ranks.
+        sizes: Steps, and the sizes from there on.
+        lengths: Steps, and the context lengths from there on.
+    """
+
+    size: int
+    ranks: int
+    sizes: list[list[int]]
+    lengths: list[list[int]]
+
+    def windows(self, step: int) -> int:
+        return at(self.sizes, step) * self.ranks
+
+    def rows(self, windows: list[list[int]], step: int) -> list[list[list[int]]]:
+        """The inputs and targets of some windows as rows of a step."""
+        length = at(self.lengths, step)
+        places = range(0, CONTEXT, length)
+        return [[w[k + shift : k + shift + length] for w in windows for k in places] for shift in (0, 1)]
+
+    def make(self, store: TokenStore, options: dict[str, Any]) -> list[WindowLoader]:
+        growing = {"batch_size_schedule": self.sizes, "context_length_schedule": self.lengths}
+        return make(store, self.size, self.ranks, **options, **growing)
+
+
+def at(schedule: list[list[int]], step: int) -> int:
+    return [value for begin, value in schedule if begin <= step][-1]
+
+
+@st.composite
+def lives(draw: st.DrawFn) -> Life:
+    size, ranks = draw(st.sampled_from(SIZES))
+    schedules = []
+    for last, smaller in ((size, [*range(1, size)]), (CONTEXT, [2, 4, 8])):
+        values = sorted(draw(st.sets(st.sampled_from(smaller), max_size=2))) if smaller else []
+        begins = sorted(draw(st.sets(st.integers(1, 40), min_size=len(values), max_size=len(values))))
+        schedules.append([[begin, value] for begin, value in zip([0, *begins], [*values, last], strict=True)])
+    return Life(size, ranks, *schedules)
 
 
 class Run(NamedTuple):
@@ -66,28 +113,48 @@ class Run(NamedTuple):
     gone: set[int]
     remainder: str
 
+    def begins(self, life: Life, epochs: int) -> list[int]:
+        """The first position of each step, if nothing is left out and no resume has moved it."""
+        begins: list[int] = []
+        for epoch in range(epochs):
+            position, end = epoch * self.in_epoch, (epoch + 1) * self.in_epoch
+            while position < end:
+                windows = life.windows(len(begins))
+                least = {"drop": windows, "wrap": 1, "short": life.ranks}[self.remainder]
+                if end - position < min(least, windows):
+                    break
+                begins.append(position)
+                position += windows
+        return begins
+
     def served(self, begin: int, end: int) -> list[int]:
         return [position for position in range(begin, min(end, self.end)) if position not in self.gone]
 
-    def steps(self, begin: int, size: int, ranks: int) -> Iterator[list[int]]:
-        """Yield the positions of the batches from a position, which may be the end of an epoch, up to the end of its epoch."""
+    def steps(self, begin: int, life: Life, begins: list[int]) -> Iterator[tuple[int, list[int]]]:
+        """Yield the numbers and positions of the batches from a position up to the end of its epoch."""
         end = (begin // self.in_epoch + 1) * self.in_epoch
         left = self.served(begin, end)
-        while len(left) >= size * ranks:
-            yield left[: size * ranks]
-            left = left[size * ranks :]
+        while left:
+            number = bisect_right(begins, left[0]) - 1
+            # Behind the last step of its epoch.
+            number += left[0] >= begins[number] + life.windows(number)
+            windows = life.windows(number)
+            if len(left) < windows:
+                break
+            yield number, left[:windows]
+            left = left[windows:]
         if left and self.remainder == "wrap":
-            more = self.served(left[0], end + 10 * size * ranks)
-            if len(more) >= size * ranks:
-                yield more[: size * ranks]
-        if len(left) >= ranks and self.remainder == "short":
-            yield left[: len(left) // ranks * ranks]
+            more = self.served(left[0], end + 10 * windows)
+            if len(more) >= windows:
+                yield number, more[:windows]
+        if len(left) >= life.ranks and self.remainder == "short":
+            yield number, left[: len(left) // life.ranks * life.ranks]
 
 
 def shown(loaders: list[WindowLoader], step: int) -> list[list[list[int]]]:
-    """Return what loaders say of a step, those of each rank; nothing if there is no such step."""
+    """Return the inputs that loaders say a step has, those of each rank; nothing if there is no such step."""
     try:
-        return [loader.windows(step).tokens[:, :-1].tolist() for loader in loaders]
+        return [loader.windows(step).batch["input_ids"].tolist() for loader in loaders]
     except (ConfigError, StoreError):
         return []
 
@@ -104,19 +171,21 @@ def test_windows_that_are_not_left_out_come_in_order_in_steps_that_are_known(sto
     every = every_window(store, 9, options)
     in_epoch = len(make(store, 1, 1, **options)[0])
     options["remainder"] = data.draw(st.sampled_from(["drop", "short", "wrap"]))
-    size, ranks = data.draw(st.sampled_from(SIZES))
-    steps = len(make(store, size, ranks, **options)[0])
+    life = data.draw(lives())
+    run = Run(in_epoch, len(every) if len(every) < 9 * in_epoch else 10**9, set(), options["remainder"])
+    begins = run.begins(life, 9)
+    steps = bisect_left(begins, in_epoch)
+    assert steps == len(life.make(store, options)[0])
     options["skip_steps"] = []
-    gone: set[int] = set()
     for _ in range(data.draw(st.integers(0, 3))):
         first = data.draw(st.integers(0, 2 * steps - 1))
         options["skip_steps"].append([first, data.draw(st.integers(first + 1, first + steps))])
-        begin, end = (step // steps * in_epoch + step % steps * size * ranks for step in options["skip_steps"][-1])
-        gone |= {*range(begin, end)}
-    run = Run(in_epoch, len(every) if len(every) < 9 * in_epoch else 10**9, gone, options["remainder"])
+        begin, end = (begins[step] for step in options["skip_steps"][-1])
+        run.gone.update(range(begin, end))
     position, state = 0, None
     for _ in range(data.draw(st.integers(1, 3))):
-        loaders = make(store, size, ranks, **options)
+        begins = run.begins(life, 9)
+        loaders = life.make(store, options)
         for loader in loaders if state is not None else ():
             loader.load_state_dict(state)
         begun = loaders[0].step
@@ -126,17 +195,20 @@ def test_windows_that_are_not_left_out_come_in_order_in_steps_that_are_known(sto
             next_epoch = (position // in_epoch + 1) * in_epoch
             iterators = [iter(loader) for loader in loaders]
             # What is left of the epoch may fill no batch.
-            left = [*run.steps(position, size, ranks)]
+            left = [*run.steps(position, life, begins)]
             position = position if left else next_epoch
             seen = {}
-            for count, positions in enumerate(left[:killed_after], 1):
-                number, share = loaders[0].step, len(positions) // ranks
-                batches = [next(iterator)["input_ids"].tolist() for iterator in iterators]
+            for count, (number, positions) in enumerate(left[:killed_after], 1):
+                share = len(positions) // life.ranks
+                assert number == loaders[0].step
+                batches = [next(iterator) for iterator in iterators]
+                inputs = [batch["input_ids"].tolist() for batch in batches]
                 here = [every[place] for place in positions]
-                assert batches == [here[rank * share : (rank + 1) * share] for rank in range(ranks)]
+                rows = [life.rows(here[rank * share : (rank + 1) * share], number) for rank in range(life.ranks)]
+                assert [[ids, batch["targets"].tolist()] for ids, batch in zip(inputs, batches, strict=True)] == rows
                 assert number == loaders[0].last_step
-                assert number >= begun + 9 or ahead[number] == batches
-                seen[number] = batches
+                assert number >= begun + 9 or ahead[number] == inputs
+                seen[number] = inputs
                 if count < len(left):
                     position = positions[-1] + 1
                     assert {step: shown(loaders, step) for step in seen} == seen
@@ -146,4 +218,4 @@ def test_windows_that_are_not_left_out_come_in_order_in_steps_that_are_known(sto
             if position >= run.end:
                 return
         state = loaders[0].state_dict()
-        size, ranks = data.draw(st.sampled_from(SIZES))
+        life = data.draw(lives())

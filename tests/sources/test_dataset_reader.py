@@ -18,6 +18,7 @@ from lightning_lance.errors import SourceError
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.tokenizer import byte_tokenizer
 from tests.support.hub import Faults, Hub
+from tests.support.warm import BUILDING, TRAINING, server
 
 ROWS, GROUP, SHARDS, MANY = 120, 20, 5, 1126
 
@@ -208,7 +209,7 @@ def test_a_bad_shard_is_named_or_left_out(tmp_path: Path, kind: str):
         return texts, opened.trouble.bad_shards
 
     with pytest.raises(
-        SourceError, match=r"repair the shard, or skip the rest of it with source\.on_bad_shard=skip, and run"
+        SourceError, match=r"repair the shard, or skip the rest of it with source\.on_bad_shard=skip, then run it again"
     ):
         read("error")
     texts, bad_shards = read("skip")
@@ -308,8 +309,12 @@ def test_a_prepared_store_opens_no_socket(hub: Hub, tmp_path: Path):
     hub.requests.clear()
     # The Hub has another tokenizer by now, which is not requested.
     (folder / "tokenizer.json").write_text("{}")
-    for script in (PRELUDE + FIT + COMMAND, "import os; os.environ['HF_HUB_OFFLINE'] = '1'\n" + PRELUDE + COMMAND):
-        again = hub.run(OFFLINE + script, tmp_path, timeout=120)
+    online = hub.environment(tmp_path)
+    for imports, script, environment in (
+        (TRAINING, FIT + COMMAND, online),
+        (BUILDING, COMMAND, {**online, "HF_HUB_OFFLINE": "1"}),
+    ):
+        again = server(imports).run(OFFLINE + PRELUDE + script, folder=tmp_path, environment=environment, timeout=120)
         assert again.returncode == 0, again.stderr
         assert again.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
     assert hub.requests == []

@@ -233,43 +233,57 @@ def test_github_code_is_streamed_without_its_script_and_only_as_far_as_needed(hu
     assert f"{python_rows * SHARDS} documents" in out.splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["source=hub", "source.path=codeparrot/github-code"], "use source=github_code, which reads its files."),
-        (
-            ["source=hub", "source.path=own/scripted"],
-            "read its files instead, with source=parquet 'source.data_files=[hf://datasets/own/scripted/data/python/*.parquet]'",
-        ),
-        (
-            ["source=the_stack"],
-            "The dataset 'bigcode/the-stack' is gated: accept its terms at "
-            "https://huggingface.co/datasets/bigcode/the-stack, then run 'hf auth login' or set HF_TOKEN.",
-        ),
-        (["source=hub", "source.path=no/such"], "There is no dataset 'no/such' on the Hub, or it is private"),
-        (["source=starcoder"], "There is no dataset 'bigcode/starcoderdata' on the Hub, or it is private"),
-        (["source=hub", "source.path=own/plain", "source.revision=v9"], "has no revision 'v9': check source.revision."),
-        (["source=github_code", "source.revision=v9"], "has no revision 'v9': check source.revision."),
-        (
-            [
-                "source=parquet",
-                "source.data_files=['hf://datasets/own/plain/data/{language}/*.parquet']",
-                "languages=[ruby]",
-            ],
-            "Source 'parquet' has no language 'ruby': it has python, rust.",
-        ),
-        (["source=hub", "source.path=own/plain", "source.split=test"], "has no split 'test': it has train."),
-        (["source=hub", "source.path=own/plain", "source.columns.text=code"], "has no column 'code': it has text"),
-        (["source=github_code", "languages=[Pyton]"], "has no language 'Pyton' (did you mean 'Python'?)"),
-    ],
-)
-def test_what_the_hub_refuses_is_told_in_one_sentence(hub: Hub, tmp_path: Path, arguments: list[str], message: str):
-    code, out, err = prepare(hub, tmp_path, *arguments)
-    assert code == 1
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert "committed" not in out
+REFUSED: list[tuple[list[str], str]] = [
+    (["source=hub", "source.path=codeparrot/github-code"], "use source=github_code, which reads its files."),
+    (
+        ["source=hub", "source.path=own/scripted"],
+        "read its files instead, with source=parquet 'source.data_files=[hf://datasets/own/scripted/data/python/*.parquet]'",
+    ),
+    (
+        ["source=the_stack"],
+        "The dataset 'bigcode/the-stack' is gated: accept its terms at "
+        "https://huggingface.co/datasets/bigcode/the-stack, then run 'hf auth login' or set HF_TOKEN.",
+    ),
+    (["source=hub", "source.path=no/such"], "There is no dataset 'no/such' on the Hub, or it is private"),
+    (["source=starcoder"], "There is no dataset 'bigcode/starcoderdata' on the Hub, or it is private"),
+    (["source=hub", "source.path=own/plain", "source.revision=v9"], "has no revision 'v9': check source.revision."),
+    (["source=github_code", "source.revision=v9"], "has no revision 'v9': check source.revision."),
+    (
+        [
+            "source=parquet",
+            "source.data_files=['hf://datasets/own/plain/data/{language}/*.parquet']",
+            "languages=[ruby]",
+        ],
+        "Source 'parquet' has no language 'ruby': it has python, rust.",
+    ),
+    (["source=hub", "source.path=own/plain", "source.split=test"], "has no split 'test': it has train."),
+    (["source=hub", "source.path=own/plain", "source.columns.text=code"], "has no column 'code': it has text"),
+    (["source=github_code", "languages=[Pyton]"], "has no language 'Pyton' (did you mean 'Python'?)"),
+]
+EACH = """
+import json, sys
+from lightning_lance.cli.main import main
+for arguments in json.loads({!r}):
+    sys.argv[1:] = ["prepare", "tokenizer=bytes", *arguments]
+    try:
+        main()
+        ended = 0
+    except SystemExit as error:
+        ended = error.code
+    print(ended, end="\\0", flush=True)
+"""
+
+
+def test_what_the_hub_refuses_is_told_in_one_sentence(hub: Hub, tmp_path: Path):
+    done = hub.run(EACH.format(json.dumps([arguments for arguments, _ in REFUSED])), tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "committed" not in done.stdout
+    *ended, nothing = done.stdout.split("\0")
+    assert nothing == ""
+    for (arguments, message), told in zip(REFUSED, ended, strict=True):
+        assert told.startswith("error: "), arguments
+        assert "\n" not in told, arguments
+        assert message in told, arguments
 
 
 def test_a_dataset_by_name(hub: Hub, tmp_path: Path):

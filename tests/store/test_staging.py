@@ -335,3 +335,18 @@ def test_what_cannot_be_staged_is_refused(local: TokenStore, tmp_path: Path, cap
     data.setup("fit")
     assert next(iter(data.train_dataloader()))
     assert not (tmp_path / FOLDER).exists()
+
+
+def test_a_folder_that_others_may_write_is_refused(local: TokenStore, tmp_path: Path):
+    """Whoever can write there decides what is read."""
+    store = TokenStore.open(remote(local))
+    copies = tmp_path / FOLDER
+    copies.mkdir()
+    copies.chmod(0o777)
+    with pytest.raises(ConfigError, match="belongs to others, or can be written by them"):
+        store.stage(tmp_path)
+    copies.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    copies.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match=r"which cannot be used"):
+        store.stage(tmp_path)

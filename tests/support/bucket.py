@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 from urllib.request import Request, urlopen
 
@@ -74,6 +75,9 @@ def serving() -> Iterator[Bucket]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
+        # For each request the server would look through all services that it knows.
+        dispatcher: Any = server._server.app
+        dispatcher.get_backend_for_host = cache(dispatcher.get_backend_for_host)
         bucket = Bucket(server)
         bucket.wrap(_one_at_a_time)
         # What it holds is held for the process, by whatever server.

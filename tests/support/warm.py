@@ -181,7 +181,10 @@ def run_ranks(script: str | Path, devices: int, *arguments: object, timeout: flo
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices)}
     ranks = [
         server(TRAINING).start(
-            script, *arguments, environment={**common, "NODE_RANK": "0", "LOCAL_RANK": str(rank)}, warnings=["ignore"]
+            script,
+            *arguments,
+            environment={**common, "NODE_RANK": "0", "LOCAL_RANK": str(rank), "RANK": str(rank)},
+            warnings=["ignore"],
         )
         for rank in range(devices)
     ]

@@ -21,7 +21,7 @@ import types
 import warnings
 import weakref
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 # Number of the filters of warnings that Python has by itself.
 OWN_FILTERS = len(warnings.filters)
@@ -39,8 +39,16 @@ def requested(place: str) -> dict[str, Any]:
     # Whoever started it waits for no more than this.
     if os.fork():
         os._exit(0)
+    # The end of a fork wakes it by a byte.
+    woken, waking = socket.socketpair()
+    for end in (woken, waking):
+        end.setblocking(False)
+    signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
     ready = selectors.DefaultSelector()
     ready.register(listener, selectors.EVENT_READ)
+    ready.register(woken, selectors.EVENT_READ)
+    results: dict[int, Path] = {}
     clients = 0
     while events := ready.select(None if clients else _IDLE_SECONDS):
         for key, _ in events:
@@ -49,14 +57,27 @@ def requested(place: str) -> dict[str, Any]:
                 ready.register(client, selectors.EVENT_READ, client.makefile("rw"))
                 clients += 1
                 continue
+            if key.fileobj is woken:
+                woken.recv(1 << 12)
+                write_results(results)
+                continue
             line = key.data.readline()
             if not line:
                 ready.unregister(key.fileobj)
                 clients -= 1
-            elif os.fork() == 0:
-                request = watched(json.loads(line), key.data)
+                continue
+            request = json.loads(line)
+            child = os.fork()
+            if not child:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 close(ready)
-                return request
+                waking.close()
+                return request  # type: ignore[no-any-return]
+            results[child] = Path(request["result"])
+            # It may have gone away meanwhile.
+            with contextlib.suppress(OSError):
+                print(child, file=key.data, flush=True)
     Path(place).unlink()
     Path(f"{place}.lock").unlink(missing_ok=True)
     sys.exit()
@@ -71,17 +92,17 @@ def close(ready: selectors.BaseSelector) -> None:
     ready.close()
 
 
-def watched(request: dict[str, Any], client: TextIO) -> dict[str, Any]:
-    """Return in one more fork, and write down how that ends."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    if (child := os.fork()) == 0:
-        return request
-    print(child, file=client, flush=True)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    result = Path(request["result"])
-    result.with_suffix(".new").write_text(str(code))
-    result.with_suffix(".new").replace(result)
-    os._exit(0)
+def write_results(results: dict[int, Path]) -> None:
+    """Write down how forks have ended."""
+    for child in [*results]:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if not ended:
+            continue
+        result = results.pop(child)
+        # Its client may be gone, and the folder with it.
+        with contextlib.suppress(OSError):
+            result.with_suffix(".new").write_text(str(os.waitstatus_to_exitcode(status)))
+            result.with_suffix(".new").replace(result)
 
 
 def become(request: dict[str, Any]) -> Any:
@@ -140,7 +161,6 @@ if __name__ == "__main__":
     gc.collect()
     gc.freeze()
     gc.enable()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     code, names = become(requested(sys.argv[1]))
     try:
         exec(code, names)

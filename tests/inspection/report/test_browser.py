@@ -1,12 +1,11 @@
 """The page in a browser: nothing is refused or said on the console, keyboard and touch work, and it fits a phone.
 
-Needs playwright, and a Chromium at the path in the environment variable CHROMIUM or on PATH; see CONTRIBUTING.md.
+Needs a Chromium: one on PATH, at the path in the environment variable CHROMIUM, or the one that `make test` fetches.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,13 @@ from typing import Any
 import pytest
 
 from lightning_lance.inspection import write_report
+from tests.support.chromium import found
 from tests.support.reported import hostile_store
 
-_NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, _NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: set CHROMIUM to its path")
+CHROMIUM = found()
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium: make test fetches one where npm is, or set CHROMIUM to the path of one"
+)
 
 # The lightness of a colour, as browsers write it: WCAG 2, relative luminance.
 CONTRAST = """() => {
@@ -58,10 +59,16 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
+    from playwright.sync_api import sync_playwright
+
+    assert CHROMIUM is not None
+    with sync_playwright() as driver:
         # A sandbox needs rights that containers lack; the page is our own.
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        started = driver.chromium.launch(
+            executable_path=CHROMIUM.path,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+            env={**os.environ, **CHROMIUM.environment},
+        )
         yield started
         started.close()
 

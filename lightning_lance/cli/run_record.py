@@ -1,0 +1,122 @@
+"""The record of a run, `.hydra/` in its folder: written when the run begins, so that a refused one leaves the earlier one."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from lightning_lance import sources, tokenization
+from lightning_lance.errors import ConfigError
+from lightning_lance.messages.redaction import in_one_line
+from lightning_lance.process.files import write_atomic
+
+# What a configuration may make: the public names of what is stored and served.
+_KNOWN = frozenset(
+    [
+        "lightning_lance.Corpus",
+        "lightning_lance.LanceDataModule",
+        *(f"lightning_lance.sources.{name}" for name in sources.__all__),
+        *(f"lightning_lance.tokenization.{name}" for name in tokenization.__all__),
+    ]
+)
+
+
+class RunRecord:
+    """What Hydra would write into the folder of a run before anything is checked."""
+
+    def __init__(self) -> None:
+        self._subdir: str | None = None
+        self._config: DictConfig | None = None
+
+    def hold_back(self, composed: DictConfig) -> None:
+        """Keep Hydra from writing, as soon as a configuration is composed."""
+        if "hydra" not in composed:
+            return
+        self._subdir = composed.hydra.output_subdir
+        with flag_override(composed, ["readonly", "struct"], [False, False]):
+            composed.hydra.output_subdir = None
+
+    def keep(self, config: DictConfig) -> None:
+        """Take the configuration of the task, from before its secrets are put into it."""
+        self._config = deepcopy(config)
+
+    def write(self) -> None:
+        """Write the record. Does nothing where it is not wanted (`hydra.output_subdir=null`), or Hydra does not run."""
+        if self._subdir is None or self._config is None or not HydraConfig.initialized():
+            return
+        hydra: Any = deepcopy(HydraConfig.get())
+        with flag_override(hydra, ["readonly", "struct"], [False, False]):
+            hydra.output_subdir = self._subdir
+        folder = Path(hydra.runtime.output_dir, self._subdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = {
+            "config": self._config,
+            "hydra": OmegaConf.create({"hydra": hydra}),
+            "overrides": hydra.overrides.task,
+        }
+        for name, part in parts.items():
+            write_atomic(folder / f"{name}.yaml", OmegaConf.to_yaml(part))
+
+
+def read_record(file: Path) -> DictConfig:
+    """Return the configuration of a run from its record, checked: what it serves can be made without running code of others.
+
+    Whoever can write the file chooses what is made of it. So only classes of this package are taken, by their public names,
+    and no code of a model's repository.
+
+    Args:
+        file: `config.yaml` of the record.
+
+    Raises:
+        ConfigError: If it is no configuration of a run, or would run other code.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        # Hydra writes none of these, and some of them can stand for more than any memory holds.
+        if any(f"*{name}" in text for name in re.findall(r"(?<!\S)&([\w-]+)", text)):
+            raise ValueError("it has anchors and aliases")
+        config = OmegaConf.load(io.StringIO(text))
+        if not isinstance(config, DictConfig) or not isinstance(config.get("data"), DictConfig):
+            raise ValueError("it has no data")
+        served = OmegaConf.to_container(config.data, resolve=True, throw_on_missing=False)
+    except Exception as error:  # yaml has its own
+        why = in_one_line(error)
+        raise ConfigError(
+            f"{str(file)!r} is not the configuration of a run ({why}): give a checkpoint, or a token store."
+        ) from error
+    for key, value in _pairs_in(served):
+        if key == "_target_" and str(value) not in _KNOWN:
+            _refuse(file, f"makes {str(value)[:80]!r}, which is not of lightning-lance")
+        if key == "trust_remote_code" and value not in (False, None):
+            _refuse(file, "asks for code of a model's repository (trust_remote_code)")
+    return config
+
+
+def _refuse(file: Path, what: str) -> NoReturn:
+    raise ConfigError(
+        f"{str(file)!r} {what}: looking at a run does not run other code; give its token store, as in show data/x.lance, or a "
+        "checkpoint once it has one."
+    )
+
+
+def _pairs_in(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield all keys with their values, at any depth."""
+    inner: list[Any] = []
+    if isinstance(value, dict):
+        yield from value.items()
+        inner = [*value.values()]
+    elif isinstance(value, list):
+        inner = value
+    for part in inner:
+        yield from _pairs_in(part)
+
+
+#: Of the run in this process.
+RECORD = RunRecord()

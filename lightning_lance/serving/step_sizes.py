@@ -1,0 +1,146 @@
+"""How the windows of epochs are cut into steps: the arithmetic of step numbers, without a cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lightning_lance.serving.options import Remainder
+from lightning_lance.serving.size_schedules import SizePhase
+
+
+class Segment(NamedTuple):
+    """The part of an epoch whose steps have one size.
+
+    Attributes:
+        step: Number of its first step.
+        begin: The place in the epoch of its first window.
+        size: Windows of a batch, on each rank.
+        rows: Rows of a batch that a window is cut into.
+    """
+
+    step: int
+    begin: int
+    size: int
+    rows: int
+
+
+class _Alike(NamedTuple):
+    """Epochs of equally many steps.
+
+    Attributes:
+        epoch: The first one.
+        step: Number of its first step.
+        epochs: How many; None for all that follow.
+        steps: Steps of each.
+    """
+
+    epoch: int
+    step: int
+    epochs: int | None
+    steps: int
+
+
+class StepSizes(NamedTuple):
+    """How an epoch is cut into steps.
+
+    Attributes:
+        batch_size: Windows of a batch, on each rank; the largest, where they change.
+        world_size: The number of ranks.
+        remainder: What happens to the windows at an epoch's end that fill no step; see `WindowLoader`.
+        phases: The sizes from some steps on, where they change; the last one has `batch_size`.
+    """
+
+    batch_size: int
+    world_size: int
+    remainder: Remainder
+    phases: tuple[SizePhase, ...] = ()
+
+    @property
+    def windows(self) -> int:
+        """Windows of a whole step, on all ranks; of the largest one."""
+        return self.batch_size * self.world_size
+
+    @property
+    def _phases(self) -> tuple[SizePhase, ...]:
+        return self.phases or (SizePhase(0, self.batch_size, 1),)
+
+    def phase_of(self, step: int) -> SizePhase:
+        """Return the sizes of a step."""
+        return self._phases[self._index_of(step)]
+
+    def _index_of(self, step: int) -> int:
+        begun = [number for number, phase in enumerate(self._phases) if phase.step <= step]
+        return begun[-1] if begun else 0
+
+    def steps_of(self, size: int, windows: int) -> int:
+        """Return the number of steps, all of one size, of some windows up to the end of an epoch."""
+        whole, rest = divmod(windows, size * self.world_size)
+        if self.remainder == "drop":
+            return whole
+        least = 1 if self.remainder == "wrap" else self.world_size
+        return whole + (rest >= least)
+
+    def segments(self, step: int, windows: int) -> list[Segment]:
+        """Return the parts of an epoch of some windows whose first step has a number."""
+        phases = self._phases
+        index = self._index_of(step)
+        begin = 0
+        found = [Segment(step, begin, phases[index].size, phases[index].rows)]
+        for before, phase in zip(phases[index:], phases[index + 1 :], strict=False):
+            begin += (phase.step - found[-1].step) * before.size * self.world_size
+            if begin >= windows:
+                break
+            found.append(Segment(phase.step, begin, phase.size, phase.rows))
+        return found
+
+    def steps(self, step: int, windows: int) -> int:
+        """Return the number of steps of an epoch of some windows whose first step has a number."""
+        last = self.segments(step, windows)[-1]
+        return last.step - step + self.steps_of(last.size, windows - last.begin)
+
+    def _alike(self, windows: int) -> Iterator[_Alike]:
+        """Yield the epochs of some windows each, as many at once as have equally many steps."""
+        phases = self._phases
+        epoch = step = 0
+        for number, phase in enumerate(phases):
+            whole = self.steps_of(phase.size, windows)
+            if number + 1 == len(phases) or not whole:
+                yield _Alike(epoch, step, None, whole)
+                return
+            ahead = max(phases[number + 1].step - step, 0)
+            if ahead >= whole:
+                yield _Alike(epoch, step, ahead // whole, whole)
+                epoch += ahead // whole
+                step += ahead // whole * whole
+            if step < phases[number + 1].step:
+                # The epoch in which the sizes change.
+                steps = self.steps(step, windows)
+                yield _Alike(epoch, step, 1, steps)
+                epoch += 1
+                step += steps
+
+    def first_step(self, epoch: int, windows: int) -> int:
+        """Return the number of the first step of an epoch, where all have some windows."""
+        found = 0
+        for alike in self._alike(windows):
+            if epoch < alike.epoch:
+                break
+            found = alike.step + (epoch - alike.epoch) * alike.steps
+        return found
+
+    def epoch_of(self, step: int, windows: int) -> int:
+        """Return the epoch of a step, where all have some windows, and enough for a step."""
+        found = 0
+        for alike in self._alike(windows):
+            if step < alike.step:
+                break
+            found = alike.epoch + (step - alike.step) // alike.steps
+        return found
+
+    def windows_before(self, step: int) -> int:
+        """Return the windows of all steps before one, of all ranks."""
+        phases = self._phases
+        ends = [*(phase.step for phase in phases[1:]), step]
+        steps = [max(min(end, step) - phase.step, 0) for phase, end in zip(phases, ends, strict=True)]
+        return sum(count * phase.size for count, phase in zip(steps, phases, strict=True)) * self.world_size
