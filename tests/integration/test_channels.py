@@ -236,6 +236,17 @@ def test_a_store_without_channels_is_trained_on_as_a_whole_and_that_is_told(
     assert [*next(iter(WindowLoader(plain, CONTEXT, 4)))] == ["input_ids", "targets"]
 
 
+def test_windows_in_shorter_rows_keep_them(made: tuple[TokenStore, TokenStore, Known]):
+    store, _, known = made
+    loader = WindowLoader(store, 12, 2, context_length_schedule=[[0, 4], [9, 12]])
+    shapes = set()
+    for step, batch in enumerate(loader):
+        check(batch, known)
+        shapes.add(tuple(batch["loss_mask"].shape))
+        assert all(batch[name].equal(value) for name, value in loader.windows(step).batch.items())
+    assert shapes == {(6, 4), (2, 12)}
+
+
 def test_labels_of_transformers_and_windows_of_a_dataset(made: tuple[TokenStore, TokenStore, Known]):
     store, _, known = made
     plain = TokenWindows(store, CONTEXT)
@@ -299,6 +310,18 @@ def test_kills_merges_growth_and_removal_keep_them_aligned(tmp_path: Path, monke
     assert column(left, "loss_mask") == np.delete(known.trained, slice(begin, end)).tolist()
     assert column(left, "token_labels") == np.delete(whole, slice(begin, end)).tolist()
     assert not verify_store(store.uri)
+
+
+def test_what_a_rule_keeps_out_of_a_growing_store_takes_its_values_along(tmp_path: Path):
+    lengths = [5, 9, 1, 13, 30, 7, 2, 21]
+    known = write(tmp_path / "x.parquet", lengths)
+    store = imported(tmp_path, tmp_path / "x.parquet", max_documents=3)
+    forget(store.uri, {"repo": "r5"}, future=True)
+    grown = imported(tmp_path, tmp_path / "x.parquet")
+    begin = sum(lengths[:5]) + 5
+    gone = slice(begin, begin + lengths[5] + 1)
+    assert grown.read(np.zeros(1, np.int64), grown.num_tokens())[0].tolist() == np.delete(known.ids, gone).tolist()
+    assert column(grown, "loss_mask") == np.delete(known.trained, gone).tolist()
 
 
 def test_what_is_exported_is_imported_again(made: tuple[TokenStore, TokenStore, Known], tmp_path: Path, caplog: Any):
