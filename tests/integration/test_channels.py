@@ -236,17 +236,6 @@ def test_a_store_without_channels_is_trained_on_as_a_whole_and_that_is_told(
     assert [*next(iter(WindowLoader(plain, CONTEXT, 4)))] == ["input_ids", "targets"]
 
 
-def test_windows_in_shorter_rows_keep_them(made: tuple[TokenStore, TokenStore, Known]):
-    store, _, known = made
-    loader = WindowLoader(store, 12, 2, context_length_schedule=[[0, 4], [9, 12]])
-    shapes = set()
-    for step, batch in enumerate(loader):
-        check(batch, known)
-        shapes.add(tuple(batch["loss_mask"].shape))
-        assert all(batch[name].equal(value) for name, value in loader.windows(step).batch.items())
-    assert shapes == {(6, 4), (2, 12)}
-
-
 def test_labels_of_transformers_and_windows_of_a_dataset(made: tuple[TokenStore, TokenStore, Known]):
     store, _, known = made
     plain = TokenWindows(store, CONTEXT)

@@ -1,6 +1,7 @@
 """Builds on real Ray clusters: workers and nodes that die, drivers that are killed, and what they leave."""
 
 import os
+import re
 import shlex
 import signal
 import socket
