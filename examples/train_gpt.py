@@ -63,6 +63,7 @@ def train(config: DictConfig) -> None:
     lightning.seed_everything(config.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
     # Whatever cannot be is said here, before anything is built.
+    RECORD.check()
     checkpoint = find_checkpoint(config)
     check_batches(config)
     check_gpu(config)

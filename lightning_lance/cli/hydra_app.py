@@ -337,9 +337,9 @@ def ranks_of(config: DictConfig) -> int:
     """Return the processes of a run, as far as its configuration has their number; otherwise 1."""
     trainer = config.get("trainer") or {}
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
-    if not isinstance(devices, int) or devices < 1:
+    if not isinstance(devices, int) or not isinstance(nodes, int) or min(devices, nodes) < 1:
         return 1
-    return devices * int(nodes)
+    return devices * nodes
 
 
 def make(config: DictConfig, group: str, **changes: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from copy import deepcopy
@@ -47,22 +48,51 @@ class RunRecord:
         """Take the configuration of the task, from before its secrets are put into it."""
         self._config = deepcopy(config)
 
+    def check(self) -> None:
+        """Check that the record can be written, as far as that is known before. ConfigError says so."""
+        folder = self._folder()
+        if folder is None:
+            return
+        if folder.exists() and not folder.is_dir():
+            raise _unwritable(folder, "it is a file")
+        if folder.parent.is_dir() and not os.access(folder.parent, os.W_OK):
+            raise _unwritable(folder, "no write access")
+
     def write(self) -> None:
-        """Write the record. Does nothing where it is not wanted (`hydra.output_subdir=null`), or Hydra does not run."""
-        if self._subdir is None or self._config is None or not HydraConfig.initialized():
+        """Write the record. Does nothing where it is not wanted (`hydra.output_subdir=null`), or Hydra does not run.
+
+        Raises:
+            ConfigError: If it cannot be written.
+        """
+        folder = self._folder()
+        if folder is None or self._config is None:
             return
         hydra: Any = deepcopy(HydraConfig.get())
         with flag_override(hydra, ["readonly", "struct"], [False, False]):
             hydra.output_subdir = self._subdir
-        folder = Path(hydra.runtime.output_dir, self._subdir)
-        folder.mkdir(parents=True, exist_ok=True)
         parts = {
             "config": self._config,
             "hydra": OmegaConf.create({"hydra": hydra}),
             "overrides": hydra.overrides.task,
         }
-        for name, part in parts.items():
-            write_atomic(folder / f"{name}.yaml", OmegaConf.to_yaml(part))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, part in parts.items():
+                write_atomic(folder / f"{name}.yaml", OmegaConf.to_yaml(part))
+        except OSError as error:
+            raise _unwritable(folder, str(error.strerror)) from error
+
+    def _folder(self) -> Path | None:
+        """Return the folder of the record; None where there is none."""
+        if self._subdir is None or not HydraConfig.initialized():
+            return None
+        return Path(HydraConfig.get().runtime.output_dir, self._subdir)
+
+
+def _unwritable(folder: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"The record of the run cannot be written to {str(folder)!r} ({why}): give another output_dir, or grant write access."
+    )
 
 
 def read_record(file: Path) -> DictConfig:

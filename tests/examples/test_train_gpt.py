@@ -352,3 +352,13 @@ def test_what_cannot_be_is_refused_before_anything_is_built(
         train_gpt.main.__wrapped__(config)
     assert str(refused.value).startswith(sentence)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_that_cannot_be_written_is_told_before_anything_is_built(tmp_path: Path):
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/.hydra").touch()
+    code, out, err = run(Path(COMMAND[0]), tmp_path, "train", *SMALL)
+    assert (code, out) == (1, "")
+    assert err.startswith("error: The record of the run cannot be written to '")
+    assert "/.hydra' (it is a file): give another output_dir" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
