@@ -189,7 +189,7 @@ def test_help_version_and_other_words(tmp_path: Path):
         ("info x.lance", "error: There is no committed token store at '"),
         ("remove", "error: got nothing, expected remove URI [yes=true]"),
         ("remove x.lance yes=1", "error: got yes=1, expected remove URI [yes=true]"),
-        ("remove x.lance yes=true", "error: There is no token store at '"),
+        ("remove x.lance yes=true", "error: There is no committed token store at '"),
         ("forget x.lance repo=a dry_run=yes", "error: got dry_run=yes, expected forget URI KEY=VALUE"),
         (
             "verify x.lance sample=2",
