@@ -309,6 +309,7 @@ def test_help_of_prepare_shows_its_own_keys(
 def test_an_interrupted_build_says_how_to_go_on(tmp_path: Path, number: int, code: int, moment: str):
     """Before the build begins, and between two commits."""
     arguments = ["prepare", "tokenizer=bytes", "build.commit_seconds=0", f"corpus.uri={tmp_path}/x.lance"]
+    arguments.append("max_documents=700")
     process = server(BUILDING).start(Path(COMMAND[0]), *arguments, folder=tmp_path)
     awaited = "x.lock" if moment == "before" else "x.lance/_versions/*.manifest"
     # A lease is there once it names its holder.
