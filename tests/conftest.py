@@ -18,6 +18,7 @@ from lightning_lance.cli.main import main
 from lightning_lance.format import durability
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support import composed as composed
+from tests.support import spared as spared
 from tests.support.commands import Run
 from tests.support.corpora import prepare
 from tests.support.laws import FACTOR

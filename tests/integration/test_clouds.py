@@ -4,6 +4,7 @@ Google's is a server of this process. Microsoft's is Azurite, where the environm
 `LIGHTNING_LANCE_AZURITE=http://127.0.0.1:10000/devstoreaccount1`.
 """
 
+import json
 import os
 import time
 import traceback
@@ -17,9 +18,9 @@ from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.maintenance import forget, verify_store
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.clouds import Cloud, google, microsoft
-from tests.support.commands import run
 from tests.support.corpora import prepare
 from tests.support.lives import SOURCE, life, whole
+from tests.support.warm import BUILDING, server
 
 _AZURITE = os.environ.get("LIGHTNING_LANCE_AZURITE")
 
@@ -67,16 +68,28 @@ def test_a_store_in_a_cloud_is_staged_and_removed(cloud: Cloud, tmp_path: Path) 
     assert (again.commit.documents, verify_store(uri, cloud.options)) == (10, [])
 
 
+# The words of the first command have the keys, the environment of the others has them.
+COMMANDS = """
+import json, os, sys
+from lightning_lance.cli.main import main
+commands, environment = map(json.loads, sys.argv[1:])
+for words in commands:
+    sys.argv[1:] = words
+    main()
+    os.environ.update(environment)
+"""
+
+
 def test_keys_of_a_cloud_may_be_in_the_environment(cloud: Cloud, tmp_path: Path) -> None:
     uri = f"{cloud.root}/environment/x.lance"
     made = prepare(SOURCE, ByteTokenizer(), uri, storage_options=cloud.options, max_documents=5)
+    given = [f"{name}={value}" for name, value in cloud.options.items()]
+    commands = [["forget", uri, "repo=repo3", *given], ["list", f"{cloud.root}/environment"]]
+    commands += [[word, uri] for word in ("info", "verify", "clean")]
     environment = {name.upper(): value for name, value in cloud.options.items()}
-    for command in (["list", f"{cloud.root}/environment"], ["info", uri], ["verify", uri], ["clean", uri]):
-        code, printed, errors = run(tmp_path, *command, **environment)
-        assert (code, cloud.secret in printed + errors) == (0, False), errors
-    options = [f"{name}={value}" for name, value in cloud.options.items()]
-    code, printed, errors = run(tmp_path, "forget", uri, "repo=repo3", *options)
-    assert (code, cloud.secret in printed + errors) == (0, False), errors
+    words = map(json.dumps, (commands, environment))
+    done = server(BUILDING).run(COMMANDS, *words, folder=tmp_path, timeout=100)
+    assert (done.returncode, cloud.secret in done.stdout + done.stderr) == (0, False), done.stderr
     assert TokenStore.open(uri, storage_options=cloud.options).num_tokens() < made.num_tokens()
 
 

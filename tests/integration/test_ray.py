@@ -94,6 +94,8 @@ def cluster() -> Iterator[Cluster]:
             "object_store_memory": 80 << 20,
             "include_dashboard": False,
             "include_log_monitor": False,
+            # Of what starts nodes for a cluster that grows.
+            "no_monitor": True,
             "ray_client_server_port": port,
         }
         made = Cluster(initialize_head=True, head_node_args=head)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.corpora import prepare
-from tests.support.hub import Hub
+from tests.support.hub import ANEW, Hub
 from tests.support.stores import ListSource, documents
+from tests.support.warm import TRAINING, server
 
 SOURCE = ListSource(documents(*(f"text {number} of the store" * 9 for number in range(40))))
 SCRIPT = """
@@ -35,8 +36,9 @@ def test_a_model_is_trained_from_the_hub_and_goes_on(tmp_path: Path):
     shutil.copytree(store.uri, repository / "store.lance")
     shutil.copy(tmp_path / "mine.tokenizer.json", repository / "store.tokenizer.json")
     home = tmp_path / "home"
+    home.mkdir()
     with Hub(tmp_path / "hub") as hub:
-        done = hub.run(SCRIPT, home)
+        done = server(TRAINING).run(ANEW + SCRIPT, folder=home, environment=hub.environment(home), timeout=120)
         assert (done.returncode, done.stderr) == (0, "")
         files = [request.file for request in hub.requests if request.sent]
     # Downloaded once, for all four commands.

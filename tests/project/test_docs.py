@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import os
 import re
 import shlex
@@ -59,6 +60,21 @@ import sys
 sys.argv[0] = "lightning-lance"
 from lightning_lance.cli.main import main
 main()
+"""
+# Commands that fail, one after the other.
+MISTAKES = """
+import json, sys
+sys.argv[0] = "lightning-lance"
+from lightning_lance.cli.main import main
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:] = words
+    try:
+        main()
+        print("It did not fail.")
+    except SystemExit as ended:
+        print(ended.code, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        print(end="\\0", file=stream, flush=True)
 """
 SCRIPT = """
 import runpy, sys
@@ -114,15 +130,25 @@ class Reader:
     def read(self, page: Path) -> None:
         """Run all blocks of a page. Blocks of Python without a command in between share their names."""
         session: list[Block] = []
+        mistakes: list[Block] = []
         for block in blocks(page):
+            if block.kind == "mistake":
+                self._run_python(session)
+                session = []
+                mistakes.append(block)
+                continue
+            if block.kind != "not run":
+                self._make_mistakes(mistakes)
+                mistakes = []
             if (block.language == "python" and not block.kind) or (block.kind == "output" and session):
                 session.append(block)
                 continue
-            if block.language == "bash" or block.kind == "mistake":
+            if block.language == "bash":
                 self._run_python(session)
                 session = []
             self._do(block)
         self._run_python(session)
+        self._make_mistakes(mistakes)
 
     def _do(self, block: Block) -> None:
         if block.kind == "file":
@@ -130,9 +156,6 @@ class Reader:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(block.code, encoding="utf-8")
         elif block.kind == "output":
-            self._check_output(block)
-        elif block.kind == "mistake":
-            self._run_command(block.detail, block, fails=True)
             self._check_output(block)
         elif block.language == "bash" and block.kind in ("", "fails"):
             *before, last = commands(block.code)
@@ -150,13 +173,7 @@ class Reader:
         code = [(block.place, block.line, block.code) for block in session if block.language == "python"]
         if not code:
             return
-        done = server(TRAINING).run(
-            self._prelude + PYTHON.format(blocks=code),
-            folder=self._folder,
-            environment=self._environment,
-            warnings=["ignore"],
-            timeout=250,
-        )
+        done = self._fork(PYTHON.format(blocks=code))
         assert done.returncode == 0, f"{session[0].place}\n{done.stdout}\n{done.stderr}"
         # Of transformers, if a model's special ids are beyond its vocabulary.
         assert "unexpected behavior" not in done.stderr
@@ -167,9 +184,41 @@ class Reader:
             else:
                 self._written = next(written)
 
+    def _make_mistakes(self, mistakes: list[Block]) -> None:
+        """Run commands of nothing but words in one process, and the others each in its own; check what each has written."""
+        plain = [block for block in mistakes if shlex.split(block.detail)[0] == "lightning-lance"]
+        commands = [self._script(shlex.split(block.detail))[1] for block in plain]
+        if plain:
+            out, err = self._written_by(self._fork(MISTAKES, json.dumps(commands)), plain)
+            for block, *written in zip(plain, out, err, strict=True):
+                self._written = "\n".join(written)
+                assert "Traceback" not in self._written, f"{block.place}: {block.detail}\n{self._written}"
+                self._check_output(block)
+        for block in mistakes:
+            if block not in plain:
+                self._run_command(block.detail, block, fails=True)
+                self._check_output(block)
+
+    def _written_by(self, done: subprocess.CompletedProcess[str], commands: list[Block]) -> tuple[list[str], list[str]]:
+        """Return what each command has written to the standard output and to the standard error."""
+        out, err = done.stdout.split("\0"), done.stderr.split("\0")
+        assert (done.returncode, len(out), len(err)) == (0, len(commands) + 1, len(commands) + 1), f"{out}\n{err}"
+        assert not any("It did not fail." in text for text in out), f"{out}\n{err}"
+        return out[:-1], err[:-1]
+
+    def _fork(self, code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return server(TRAINING).run(
+            self._prelude + code,
+            *arguments,
+            folder=self._folder,
+            environment={**self._environment, **environment},
+            warnings=["ignore"],
+            timeout=250,
+        )
+
     def _run_command(self, command: str, block: Block, fails: bool) -> None:
         words = shlex.split(command, comments=True)
-        environment = dict(self._environment)
+        environment = {}
         while re.match(r"[A-Z_]+=", words[0]):
             name, _, value = words.pop(0).partition("=")
             environment[name] = value
@@ -179,14 +228,7 @@ class Reader:
                 ["bash", "-c", command], cwd=self._folder, capture_output=True, text=True, timeout=60, check=False
             )
         else:
-            done = server(TRAINING).run(
-                self._prelude + code,
-                *arguments,
-                folder=self._folder,
-                environment=environment,
-                warnings=["ignore"],
-                timeout=250,
-            )
+            done = self._fork(code, *arguments, **environment)
         self._written = done.stdout + "\n" + done.stderr
         assert "Traceback" not in self._written, f"{block.place}: {command}\n{self._written}"
         assert (done.returncode != 0) == fails, f"{block.place}: {command}\n{self._written}"

@@ -30,6 +30,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.support.warm import BUILDING, server
 
+#: Has a fork of a process that knows the Hub's clients import them anew, with its own environment.
+ANEW = """
+import sys
+for name in [*sys.modules]:
+    if name.partition(".")[0] in ("datasets", "huggingface_hub", "transformers"):
+        del sys.modules[name]
+"""
 _DATE = "2024-01-01T00:00:00.000Z"
 _CHUNK = 1 << 16  # bytes counted as sent, then sent; so a count is at most this much ahead of a reader that went away
 
