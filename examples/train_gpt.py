@@ -26,9 +26,9 @@ from hydra.errors import InstantiationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from lightning_lance import LanceDataModule
+from lightning_lance import Corpus, LanceDataModule
 from lightning_lance.callbacks import SliceMetrics
 from lightning_lance.cli.hydra_app import command, last_checkpoints, make
 from lightning_lance.cli.overrides import shown_override
@@ -226,7 +226,7 @@ def check_checkpoint(file: Path, model: GPTModule, data: LanceDataModule, traine
     try:
         check_same_model(checkpoint.get("hyper_parameters", {}), model.hparams)
     except ModelError as error:
-        raise ConfigError(f"ckpt_path is {str(file)!r}, but {error}") from error
+        raise ConfigError(f"ckpt_path is {str(file)!r}, but {str(error).rstrip('.')}{keys_of_run(file)}.") from error
     done = checkpoint.get("global_step", 0)
     if not 0 < trainer.max_steps <= done:
         for state in islice(find_loader_states(checkpoint), 1):
@@ -242,11 +242,38 @@ def check_checkpoint(file: Path, model: GPTModule, data: LanceDataModule, traine
 
 
 def check_data(file: Path, state: Mapping[str, Any], data: LanceDataModule) -> None:
-    """Refuse a checkpoint of other data, before anything is built."""
+    """Refuse a checkpoint of other data, before anything is built but the tokenizer."""
     try:
         data.check_state_dict(state)
+        if data.serving.on_data_change == "error" and knows_tokenizers_now(data):
+            data.check_state_dict(state)
     except StoreError as error:
-        raise StoreError(f"ckpt_path is {str(file)!r}: {error}") from error
+        raise StoreError(f"ckpt_path is {str(file)!r}: {str(error).rstrip('.')}{keys_of_run(file)}.") from error
+
+
+def knows_tokenizers_now(data: LanceDataModule) -> bool:
+    """Train the tokenizers that a build would train first. Tell whether there are any: they decide which store is meant."""
+    trained = False
+    for corpus in data.corpora.values():
+        if isinstance(corpus, Corpus) and corpus.trains_tokenizer:
+            trained = bool(corpus.fingerprint)
+    return trained
+
+
+def keys_of_run(file: Path) -> str:
+    """Return what the run of a checkpoint was given, to be repeated, for the end of a sentence; empty if that is unknown."""
+    record = file.parent.parent / ".hydra" / "overrides.yaml"
+    try:
+        given = OmegaConf.to_container(OmegaConf.load(record))
+    except Exception:  # yaml has its own
+        return ""
+    if not isinstance(given, list):
+        return ""
+    left_out = ("ckpt_path=", "trainer.max_steps=", "output_dir=")
+    kept = [str(key) for key in given if not str(key).lstrip("+").startswith(left_out)]
+    if not kept:
+        return "; that run was given no keys"
+    return f"; that run was given {' '.join(quoted(shown_override(key)) for key in kept)}, which a run that goes on repeats"
 
 
 def check_batches(config: DictConfig) -> None:

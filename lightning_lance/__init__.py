@@ -47,4 +47,8 @@ _get, __dir__ = lazy_names(__name__, _HOME)
 def __getattr__(name: str) -> Any:
     if name == "prepare":
         raise ImportError("lightning_lance has no prepare: write Corpus(source, tokenizer, ...).prepare().")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lightning-lance")
     return _get(name)

@@ -283,6 +283,9 @@ def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Se
 
 def _unknown_option(file: str, options: Any) -> str:
     group, _, name = file.rpartition("/")
+    if file.startswith(("source/", "data/")):
+        # A path, where a name was expected.
+        group, _, name = file.partition("/")
     if file.startswith("corpus/"):
         place = file.removeprefix("corpus/")
         return (
@@ -290,7 +293,28 @@ def _unknown_option(file: str, options: Any) -> str:
             f"to corpus.uri={place}."
         )
     known = sorted(public_names(options))
-    return f"There is no {group} {name!r}: {_did_you_mean(name, known)}expected one of {', '.join(known)}."
+    if group == "data":
+        return (
+            f"There is no data {name!r}: a store that is there is served by data.corpus={name}, and files to be tokenized are "
+            "a source, as in source=jsonl 'source.data_files=[corpus/*.jsonl]'."
+        )
+    hint = _did_you_mean(name, known)
+    if group == "source":
+        hint = _of_a_file(name) or hint
+    return f"There is no {group} {name!r}: {hint}expected one of {', '.join(known)}."
+
+
+def _of_a_file(name: str) -> str:
+    """Return how files are given, where a source is named by one; empty for other names."""
+    ending = name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2]
+    if ending in ("jsonl", "json", "parquet") and "." in name:
+        kind = "parquet" if ending == "parquet" else "jsonl"
+        return f"a file is given as source={kind} 'source.data_files=[{name}]'; "
+    if ending == "lance":
+        return f"a store that is there is served by data.corpus={name}; "
+    if "/" in name or "." in name:
+        return f"files and folders are given as source=files 'source.patterns=[{name}]'; "
+    return ""
 
 
 def _unknown_key(error: OmegaConfBaseException) -> str:
@@ -319,8 +343,17 @@ def _unknown_root_key(key: str, config: Mapping[Any, Any]) -> str:
     known = sorted(str(name) for name in config if name != "hydra")
     meant = f"did you mean {' or '.join(f'{node}.{key}' for node in nodes)}? "
     if not nodes:
-        meant = _did_you_mean(key, known)
+        meant = _of_another_option(key) or _did_you_mean(key, known)
     return f"There is no key {key!r}: {meant}the configuration has {', '.join(known)}."
+
+
+def _of_another_option(key: str) -> str:
+    """Return the node of a key that other options of a group have than the chosen one; empty if none has it."""
+    for group in ("source", "tokenizer"):
+        for file in files(CONF).joinpath(group).iterdir():
+            if file.name.endswith(".yaml") and key in OmegaConf.create(file.read_text(encoding="utf-8")):
+                return f"did you mean {group}.{key}, which other {group}s have? "
+    return ""
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_lance.cli.arguments import ending_in_a_sentence, expect, read_arguments, wants_json
 from lightning_lance.cli.tables import say_json, table
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say, shown, shown_lines
 from lightning_lance.messages.formatting import pluralize
 
@@ -190,6 +190,7 @@ def _show(
     say(
         f"step {step:,} of {place}, rank {rank} of {loader.batching['world_size']} ({when}): "
         f"{pluralize(len(windows), 'window')} of {loader.context_length:,} + 1 tokens{_as_rows(loader, rows)}"
+        f"{_learned(loader, step, rank)}"
     )
     if by_loss:
         say("", "The documents by their share of the loss of this batch:")
@@ -198,6 +199,7 @@ def _show(
             cells.append([f"{row.share:.1%}", f"{row.loss:.4g}", f"{row.tokens:,}", str(row.window), _named(row.about)])
         titles = ("SHARE", "LOSS", "TOKENS", "WINDOW", "DOCUMENT")
         say(*table(titles, cells, titles[:4]))
+    _say_without_tokenizer(loader)
     for one in chosen:
         _print(_window_shown(one, len(loader.stores) > 1, window is not None))
 
@@ -213,6 +215,24 @@ def _as_rows(loader: WindowLoader, rows: int) -> str:
     if rows == 1:
         return ""
     return f", each as {rows} rows of {loader.context_length // rows:,} + 1"
+
+
+def _say_without_tokenizer(loader: WindowLoader) -> None:
+    """Say of which stores the ids are shown, and not the text, and why."""
+    for store in loader.stores.values():
+        try:
+            _ = store.tokenizer
+        except LightningLanceError as error:
+            say(f"Ids are shown, and no text: {str(error).rstrip('.')}, or give it as tokenizer=FILE.")
+
+
+def _learned(loader: WindowLoader, step: int, rank: int) -> str:
+    from lightning_lance.inspection.show import learned_tokens
+
+    learned = learned_tokens(loader, step, rank)
+    if learned is None:
+        return ""
+    return f", {learned[0]:,} of {learned[1]:,} targets learned"
 
 
 def _by_loss(windows: list[ShownWindow], place: str, step: int, rank: int) -> list[Ranked]:
@@ -323,9 +343,14 @@ def _sum_up(loader: WindowLoader, steps: range, ranks: range, column: str, as_js
 def _say_seen(loader: WindowLoader, rule: Mapping[str, str], seen: Seen) -> None:
     given = " ".join(f"{key}={value}" for key, value in rule.items())
     if not seen.documents:
-        fail(
-            f"no document of the {loader.split} split has {given}: documents of the other split are in no step of training."
-        )
+        near: dict[str, str] = {}
+        for store in loader.stores.values():
+            near |= store.similar_values(rule)
+        cure = "documents of the other split are in no step of training."
+        if near:
+            meant = " ".join(f"{key}={value}" for key, value in near.items())
+            cure = f"did you mean {meant}?"
+        fail(f"no document of the {loader.split} split has {given}: {cure}")
     tokens = sum(document["tokens"] for document in seen.documents)
     served = sum(sighting.state == "served" for sighting in seen.sightings)
     say(

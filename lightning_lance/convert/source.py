@@ -260,7 +260,8 @@ class OpenedTokens:
             place = int(within.argmax())
             raise ConfigError(
                 f"{document(place)} has EOS, {source.eos_id:,}, within its tokens, expected it only at the end: documents=eos "
-                "cuts documents at each EOS."
+                "cuts documents at each EOS, and eos_token=TOKEN names another token for their ends, as chats need whose turns "
+                "end with this one."
             )
         closed = np.zeros(len(found), np.int64)
         closed[np.searchsorted(found.offsets, ends, side="right") - 1] = 1

@@ -98,7 +98,8 @@ def check_text(schema: pa.Schema, name: str, where: str) -> None:
     kind = column_type(schema, steps)
     if not is_text(kind):
         raise UnfitShard(
-            f"Column {name!r} of {where} cannot be read as 'text': it holds {kind}, expected strings or bytes"
+            f"Column {name!r} of {where} cannot be read as 'text': it holds {kind}, expected strings or bytes "
+            "(messages and other lists are to be made one text each first)"
         )
 
 

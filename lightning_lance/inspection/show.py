@@ -190,6 +190,14 @@ def show_step(loader: WindowLoader, step: int, rank: int = 0) -> list[ShownWindo
     return shown
 
 
+def learned_tokens(loader: WindowLoader, step: int, rank: int = 0) -> tuple[int, int] | None:
+    """Return how many targets of a batch are learned, and how many it has; None where no store has a `loss_mask`."""
+    if not any("loss_mask" in store.channels for store in loader.stores.values()):
+        return None
+    trained = _trained(loader.windows(step, rank))[:, 1:]
+    return int(trained.sum()), trained.size
+
+
 def search(loader: WindowLoader, pattern: str, steps: range, ranks: range) -> Iterator[Found]:
     """Yield where a regular expression matches the text of some batches.
 

@@ -54,7 +54,7 @@ Rule = Mapping[str, str]
 # Attempts in a bucket, where a builder may commit at any time.
 _TRIES = 5
 # The most distinct values of a key that are searched for a likely spelling.
-_MOST_VALUES = 10_000
+MOST_VALUES = 10_000
 # Fields of a document that are not metadata.
 _NOT_KEYS = {"offset", "hash"}
 
@@ -128,7 +128,8 @@ def matching(uri: str, rule: Rule, storage_options: Mapping[str, str] | None = N
         found: dict[str, tuple[int, int]] = {}
         for fragment in fragments:
             _add(found, _count(dataset, fragment, files, rule, matches))
-        near = {} if found else _near(rule, commit, lambda key: _values(dataset, fragments, files, key))
+        languages = [*commit.stored_languages]
+        near = {} if found else near_values(rule, languages, lambda key: _values(dataset, fragments, files, key))
     return Matching(dict(sorted(found.items())), near)
 
 
@@ -264,7 +265,8 @@ def _forget_once(
     near: dict[str, str] = {}
     rule_kept = not commit.exhausted
     if not documents and not known:
-        near = _near(rule, commit, lambda key: _values(dataset, fragments, files, key))
+        languages = [*commit.stored_languages]
+        near = near_values(rule, languages, lambda key: _values(dataset, fragments, files, key))
         if not future:
             raise _no_match(location.uri, rule, near, rule_kept)
     tell(documents, total.tokens)
@@ -418,16 +420,22 @@ def _values(dataset: Any, fragments: Sequence[Any], files: Mapping[str, DataFile
         for _, _, batch in _batches(dataset, fragment, files, None):
             column = batch.column("documents").flatten().field(key)
             found.update(value for value in pc.unique(column).to_pylist() if value is not None)
-            if len(found) > _MOST_VALUES:
+            if len(found) > MOST_VALUES:
                 return set()
     return found
 
 
-def _near(rule: Rule, commit: CommitMetadata, values: Callable[[str], set[str]]) -> dict[str, str]:
-    """Return similar values in the store for values of a rule that the store lacks."""
+def near_values(rule: Rule, languages: Sequence[str], values: Callable[[str], set[str]]) -> dict[str, str]:
+    """Return similar values in the store for values of a rule that the store lacks.
+
+    Args:
+        rule: Key to value.
+        languages: Those of the store.
+        values: Returns the distinct values of another key.
+    """
     near: dict[str, str] = {}
     for key, value in rule.items():
-        known = {*commit.stored_languages} if key == "language" else values(key)
+        known = {*languages} if key == "language" else values(key)
         similar = nearest(value, sorted(known))
         if similar is not None and value not in known:
             near[key] = similar

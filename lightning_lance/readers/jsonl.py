@@ -143,7 +143,7 @@ class LinesShard:
         if not is_text and others:
             raise UnfitShard(
                 f"Column {text!r} of shard {self._path!r} cannot be read as 'text': it holds {type_of(others)}, expected "
-                "strings"
+                "strings (messages and other lists are to be made one text each first)"
             )
         return list(found)
 

@@ -256,6 +256,11 @@ class WindowLoader:
             "documents."
         )
 
+    def __repr__(self) -> str:
+        places = ", ".join(repr(store.uri) for store in self.stores.values())
+        sizes = f"context_length={self.context_length}, batch_size={self.batch_size}"
+        return f"{type(self).__name__}({places}, {sizes}, split={self.split!r}, step={self.step})"
+
     @property
     def stores(self) -> dict[str, TokenStore]:
         """The stores, at the versions that are read."""

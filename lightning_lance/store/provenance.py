@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from lightning_lance.format.lance_io import dataset_at, lance_options, reading, 
 from lightning_lance.format.schema import begins_of
 from lightning_lance.lance_names import data_file_at
 from lightning_lance.location import StoreLocation
-from lightning_lance.maintenance.forgetting import check_rule, documents_matching
+from lightning_lance.maintenance.forgetting import MOST_VALUES, check_rule, documents_matching, near_values
 
 # Rows whose documents are in memory at a time.
 _BATCH_ROWS = 8192
@@ -146,6 +146,19 @@ class Provenance:
         for field in described.schema:
             found = found.append_column(field, described.column(field.name))
         return found.take(pc.sort_indices(found, [("begin", "ascending")]))
+
+    def similar(self, rule: Mapping[str, str], languages: Sequence[str]) -> dict[str, str]:
+        """Return similar values of the store, both splits, for values of a rule that it lacks."""
+        return near_values(rule, languages, self._values)
+
+    def _values(self, key: str) -> set[str]:
+        """Return the distinct values of a key; none if there are too many to search."""
+        found: set[str] = set()
+        for lists in document_lists(self._location, self._dataset, key):
+            found.update(value for value in pc.unique(lists.flatten().field(key)).to_pylist() if value is not None)
+            if len(found) > MOST_VALUES:
+                return set()
+        return found
 
     def _extents_of(self, rule: Mapping[str, str], blocks: _Blocks) -> tuple[np.ndarray, np.ndarray]:
         """Return the begins and ends of the documents that match a rule, among the tokens of their split: (n,) each."""

@@ -526,6 +526,19 @@ class TokenStore:
         self._check_documents()
         return self._lazily(lambda: self._provenance.find(rule, split), lambda store: store.find_documents(rule, split))
 
+    def similar_values(self, rule: Mapping[str, str]) -> dict[str, str]:
+        """Return values of the store, of either split, that are similar to those of a rule that it lacks.
+
+        Args:
+            rule: As of `find_documents`.
+
+        Raises:
+            StoreError: If another program has changed rows.
+        """
+        self._check_documents()
+        languages = [*self.commit.stored_languages]
+        return self._lazily(lambda: self._provenance.similar(rule, languages), lambda store: store.similar_values(rule))
+
     def document_begins(self, split: str = "train") -> np.ndarray:
         """Return where the documents of a split begin, among its tokens: (documents,) int64, ascending.
 

@@ -1,5 +1,6 @@
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import lightning_lance
 from lightning_lance.cli.arguments import COMMANDS
 from lightning_lance.cli.main import main
 from lightning_lance.errors import StoreError
@@ -55,6 +57,26 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
         (
             ["source=parket"],
             "There is no source 'parket': did you mean 'parquet'? expected one of files, fineweb, github_code, ",
+        ),
+        (
+            ["source=corpus/a.jsonl.gz"],
+            "There is no source 'corpus/a.jsonl.gz': a file is given as source=jsonl 'source.data_files=[corpus/a.jsonl.gz]'; ",
+        ),
+        (
+            ["source=x.lance"],
+            "There is no source 'x.lance': a store that is there is served by data.corpus=x.lance; expected one of ",
+        ),
+        (
+            ["source=notes/"],
+            "There is no source 'notes/': files and folders are given as source=files 'source.patterns=[notes/]'; ",
+        ),
+        (
+            ["data=x.lance"],
+            "There is no data 'x.lance': a store that is there is served by data.corpus=x.lance, and files to be tokenized ",
+        ),
+        (
+            ["data_files=a.jsonl"],
+            "There is no key 'data_files': did you mean source.data_files, which other sources have? the configuration ",
         ),
         (
             ["corpus=data/x.lance"],
@@ -167,6 +189,7 @@ def test_help_version_and_other_words(tmp_path: Path):
     stated = re.search('^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     assert stated is not None
     assert run(tmp_path, "--version")[1] == f"{stated[1]}\n"
+    assert lightning_lance.__version__ == stated[1]
     code, _, err = run(tmp_path, "prepair")
     assert code == 1
     assert err.startswith(
@@ -175,6 +198,12 @@ def test_help_version_and_other_words(tmp_path: Path):
     )
     assert err.endswith(" did you mean prepare? lightning-lance --help says more.\n")
     assert err.count("\n") == 1
+
+
+def test_the_package_is_a_command_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "--version"])
+    runpy.run_module("lightning_lance", run_name="__main__")
+    assert capsys.readouterr().out == f"{lightning_lance.__version__}\n"
 
 
 @pytest.mark.parametrize(

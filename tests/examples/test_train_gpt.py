@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, StoreError
 from tests.support.commands import COMMAND
 from tests.support.paths import ROOT
 from tests.support.warm import TRAINING, server
@@ -184,6 +184,31 @@ def test_a_run_that_is_done_says_so_and_how_to_train_on(trained: tuple[Path, str
     )
     assert "To train on, ask for more, as in trainer.max_steps=24 (" in printed
     assert printed.count("\n") == 1
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused_before_the_store_is_built(
+    trained: tuple[Path, str], tmp_path: Path
+):
+    folder, _ = trained
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / ".hydra").mkdir()
+    checkpoint = shutil.copy(folder / "step12.ckpt", tmp_path / "checkpoints/last.ckpt")
+    given = "- 'data.mix={Python: 1}'\n- seed=0\n- trainer.max_steps=12\n- 'source.storage_options={key: abc}'\n"
+    (tmp_path / ".hydra/overrides.yaml").write_text(given)
+    texts = [
+        f"source.root={folder}/texts",
+        f"data_dir={tmp_path}/data",
+        "tokenizer.vocab_size=290",
+        "model.vocab_size=300",
+    ]
+    with pytest.raises(StoreError) as refused:
+        run_in(folder, *texts, f"ckpt_path={checkpoint}", "trainer.max_steps=24", "+data.mix.Python=1")
+    sentence = str(refused.value)
+    assert "last.ckpt': The checkpoint continues other data (stores: '" in sentence
+    assert "; that run was given 'data.mix={Python: 1}' seed=0 " in sentence
+    assert sentence.endswith(", which a run that goes on repeats.")
+    assert "abc" not in sentence
+    assert [file.name for file in (tmp_path / "data").iterdir()] == ["tokenizers"]
 
 
 @pytest.mark.parametrize(

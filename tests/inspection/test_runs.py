@@ -237,7 +237,13 @@ def test_what_cannot_be_shown_is_a_sentence(folder: Path, run: Run, arguments: l
 
 
 def test_documents_that_are_in_no_step_are_told(folder: Path, run: Run):
-    assert "no document of the train split has repo=zero" in run("where", folder, "repo=zero")[2]
+    assert (
+        "no document of the train split has repo=zero: documents of the other" in run("where", folder, "repo=zero")[2]
+    )
+    near = run("where", folder, "repo=one/A", "language=python")[2]
+    assert near == (
+        "error: no document of the train split has repo=one/A language=python: did you mean repo=one/a language=Python?\n"
+    )
     assert "Documents of this store have no 'stars'" in run("where", folder, "stars=5")[2]
     assert "got no key=value, expected where " in run("where", folder)[2]
 
@@ -257,6 +263,8 @@ def test_without_a_tokenizer_ids_are_shown_unless_a_file_is_given(tmp_path: Path
     keys = ("context_length=32", "batch_size=2", "window=0")
     out = run("show", store.uri, *keys)[1]
     assert " 101 " in out
+    assert f"Ids are shown, and no text: There is no tokenizer.json at '{kept}': restore " in out
+    assert out.count("give it as tokenizer=FILE.\n") == 1
     out = run("show", store.uri, *keys, f"tokenizer={tmp_path / 'elsewhere.json'}")[1]
     assert "return" in out or "fn f" in out
     assert "There is no tokenizer" in run("show", store.uri, *keys, "tokenizer=nothing.json")[2]

@@ -25,7 +25,7 @@ from lightning_lance import Corpus, TokenStore, TokenWindows, WindowLoader
 from lightning_lance.convert import export_tokens, import_tokens, imports
 from lightning_lance.documents.spans import LOSS_SPANS
 from lightning_lance.errors import BuildInterrupted, ConfigError, SourceError, StoreError
-from lightning_lance.inspection.show import show_step
+from lightning_lance.inspection.show import learned_tokens, show_step
 from lightning_lance.maintenance import forget, repacking, verify_store
 from lightning_lance.readers.cuts import Cut
 from lightning_lance.serving.batches import Batch
@@ -261,6 +261,7 @@ def test_borders_that_are_masked_are_masked_in_both(made: tuple[TokenStore, Toke
     for number, window in enumerate(show_step(WindowLoader(store, 64, 4), 0)):
         shown = {piece.trained for document in window.documents for piece in document.pieces}
         assert shown == {False, *plain["loss_mask"][number].tolist()}
+    assert learned_tokens(WindowLoader(store, 64, 4), 0) == (int(plain["loss_mask"].sum()), 256)
 
 
 def test_kills_merges_growth_and_removal_keep_them_aligned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -42,6 +42,7 @@ def test_a_literal_epoch(byte_store: MakeStore):
     loader = WindowLoader(store, 4, 2, order="sequential", remainder="short")
     batches = list(loader)
     assert len(batches) == len(loader) == 2
+    assert repr(loader) == f"WindowLoader({store.uri!r}, context_length=4, batch_size=2, split='train', step=2)"
     text = [["".join(map(chr, row)).replace("\u0100", "$") for row in batch["input_ids"].tolist()] for batch in batches]
     assert text == [["abcd", "efgh"], ["ijk$", "lmno"]]
     assert batches[1]["targets"].tolist() == [[*b"jk", 256, ord("l")], [*b"mno", 256]]

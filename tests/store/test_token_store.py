@@ -118,6 +118,8 @@ def test_what_is_no_store_is_refused(tmp_path: Path, byte_store: MakeStore):
     with pytest.raises(StoreError, match=r"There is no committed token store at .*: check the place"):
         TokenStore.open(tmp_path / "none.lance")
     (tmp_path / "file.lance").touch()
+    with pytest.raises(StoreError, match=r"at '.*/fil': did you mean '.*/file\.lance'\? check the place"):
+        TokenStore.open(tmp_path / "fil")
     for place in ("file.lance", "file.lance/x.lance"):
         with pytest.raises(StoreError, match="There is no committed token store at"):
             TokenStore.open(tmp_path / place)
