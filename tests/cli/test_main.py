@@ -227,7 +227,7 @@ def test_the_package_is_a_command_too(monkeypatch: pytest.MonkeyPatch, capsys: p
         ("info x.lance", "error: There is no committed token store at '"),
         ("remove", "error: got nothing, expected remove URI [yes=true]"),
         ("remove x.lance yes=1", "error: got yes=1, expected remove URI [yes=true]"),
-        ("remove x.lance yes=true", "error: There is no token store at '"),
+        ("remove x.lance yes=true", "error: There is no committed token store at '"),
         ("forget x.lance repo=a dry_run=yes", "error: got dry_run=yes, expected forget URI KEY=VALUE"),
         (
             "verify x.lance sample=2",

@@ -300,7 +300,7 @@ def test_a_shard_without_text_is_the_shards_fault_where_others_have_it(tmp_path:
         else:
             (tmp_path / f"{i}.json").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
     told = (
-        r"Shard '.*' has no column 'text' \(did you mean 'Text'\?\), .*: it has Text, x; .*on_bad_shard=skip, and run"
+        r"Shard '.*' has no column 'text' \(did you mean 'Text'\?\), .*: it has Text, x; .*on_bad_shard=skip, then run"
     )
     with pytest.raises(SourceError, match=told):
         built(tmp_path, tmp_path / f"*.{kind}", kind=kind)

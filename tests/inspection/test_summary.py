@@ -56,7 +56,7 @@ def test_stores_in_a_bucket():
         assert list_stores("s3://bucket/stores", options) == []
         left = bucket.client.list_objects_v2(Bucket="bucket", Prefix="stores/")["Contents"]
         assert {entry["Key"].split("/")[1] for entry in left} == {"readme.md", "deep"}
-        with pytest.raises(StoreError, match="There is no token store at"):
+        with pytest.raises(StoreError, match="There is no committed token store at"):
             remove(listed.uri, options)
         # Nobody knows whether it has a builder.
         location = StoreLocation("s3://bucket/new.lance", options)

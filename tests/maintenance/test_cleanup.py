@@ -194,7 +194,7 @@ def test_old_versions_and_tags_that_are_whole_stay(tmp_path: Path):
 
 
 def test_what_is_no_store_of_ours_is_refused(tmp_path: Path):
-    with pytest.raises(StoreError, match="There is no token store at"):
+    with pytest.raises(StoreError, match="There is no committed token store at"):
         clean(str(tmp_path / "none.lance"))
     lance.write_dataset([{"a": 1}], str(tmp_path / "other.lance"))
     with pytest.raises(StoreError, match="is not a token store"):

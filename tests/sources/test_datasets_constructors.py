@@ -32,6 +32,7 @@ SHARED = {
     "timeout_seconds": st.floats(1, 99),
     "max_retries": st.integers(0, 9),
     "on_bad_shard": st.sampled_from(["error", "skip"]),
+    "loss_mask_column": st.sampled_from([None, "spans"]),
     "name": st.sampled_from(["mine", "yours"]),
 }
 FILES = {"storage_options": st.just({"anon": True}), "follow_links": st.booleans()}
