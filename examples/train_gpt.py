@@ -33,7 +33,7 @@ from lightning_lance.callbacks import SliceMetrics
 from lightning_lance.cli.hydra_app import command, last_checkpoints, make
 from lightning_lance.cli.overrides import shown_override
 from lightning_lance.cli.run_record import RECORD
-from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.examples.gpt import GPTModule, ModelError, check_same_model
 from lightning_lance.examples.on_screen import ProgressLines, StepBar, without_tips
 from lightning_lance.examples.run_folder import WITHOUT_PICTURE, LossCurve, MetricsFile, telling_losses
@@ -307,7 +307,11 @@ def make_model(config: DictConfig) -> GPTModule:
 
 def sample(model: GPTModule, data: LanceDataModule) -> str:
     """Return the beginning of a validation document, and what the model writes after it, in at most 15 lines."""
-    tokenizer, store = data.tokenizer, data.store
+    try:
+        tokenizer, store = data.tokenizer, data.store
+    except LightningLanceError as error:
+        # As of a store that was copied without the file beside it. The run itself has ended well.
+        return f"The model writes no sample: {error}"
     split = "val" if store.num_tokens("val") >= _PROMPT_TOKENS else "train"
     length = min(_PROMPT_TOKENS, store.num_tokens(split))
     prompt = until(store.read(np.zeros(1, np.int64), length, split)[0].tolist(), tokenizer.eos_id)

@@ -138,6 +138,13 @@ class _Guarded:
             if self._config is not None:
                 raise
             self._error = self._error or no_option(error, sys.argv[1:])
+        except OSError as error:
+            if self._config is not None or error.filename is None:
+                raise
+            self._error = ConfigError(
+                f"{str(error.filename)!r}, for the files of the run, cannot be written ({error.strerror}): give another folder "
+                "as output_dir."
+            )
         except (KeyboardInterrupt, SystemExit) as error:
             # Lightning turns both signals into SystemExit.
             if self._signals.received is None:

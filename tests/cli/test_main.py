@@ -200,6 +200,15 @@ def test_help_version_and_other_words(tmp_path: Path):
     assert err.count("\n") == 1
 
 
+def test_a_run_whose_folder_cannot_be_written_is_told(tmp_path: Path):
+    (tmp_path / "outputs").touch()
+    code, out, err = run(tmp_path, "train")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: 'outputs', for the files of the run, cannot be written (")
+    assert err.endswith("): give another folder as output_dir.\n")
+    assert err.count("\n") == 1
+
+
 def test_the_package_is_a_command_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(sys, "argv", ["__main__.py", "--version"])
     runpy.run_module("lightning_lance", run_name="__main__")

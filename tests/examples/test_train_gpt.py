@@ -13,9 +13,14 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
+from lightning_lance import LanceDataModule
 from lightning_lance.errors import ConfigError, StoreError
+from lightning_lance.examples.gpt import GPTModule
+from lightning_lance.tokenization import ByteTokenizer
 from tests.support.commands import COMMAND
+from tests.support.corpora import prepare
 from tests.support.paths import ROOT
+from tests.support.stores import ListSource, documents
 from tests.support.warm import TRAINING, server
 
 SCRIPT = ROOT / "examples/train_gpt.py"
@@ -173,6 +178,18 @@ def run_in(folder: Path, *overrides: str) -> None:
     with initialize_config_module("lightning_lance.conf", version_base="1.3"):
         config = compose("config", overrides=[*SMALL, f"output_dir={folder}/none", f"data_dir={folder}/no", *overrides])
     train_gpt.main.__wrapped__(config)
+
+
+def test_a_store_without_its_tokenizer_costs_the_sample_alone(tmp_path: Path):
+    from lightning_lance.examples import train_gpt
+
+    store = prepare(ListSource(documents("some text")), ByteTokenizer(), str(tmp_path / "x.lance"), val_fraction=0.0)
+    (tmp_path / "x.tokenizer.json").unlink()
+    model = GPTModule(n_layer=1, n_head=1, n_embd=8, context_length=8)
+    written = train_gpt.sample(model, LanceDataModule(store.uri, 8, 1))
+    assert written.startswith(
+        f"The model writes no sample: There is no tokenizer.json at '{tmp_path}/x.tokenizer.json'"
+    )
 
 
 def test_a_run_that_is_done_says_so_and_how_to_train_on(trained: tuple[Path, str], capsys: pytest.CaptureFixture[str]):
