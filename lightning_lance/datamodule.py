@@ -670,7 +670,9 @@ class LanceDataModule(LightningDataModule):
         state = checked_state(state_dict)
         if self.serving.on_data_change != "error":
             return
-        fingerprints = {name: known_fingerprint(corpus) for name, corpus in self.corpora.items()}
+        fingerprints = {}
+        for name, corpus in self.corpora.items():
+            fingerprints[name] = known_fingerprint(corpus, self.build.rebuild)
         names = ("order", "seed", "shuffle_block", "where", "mix", "windows")
         selected = {name: getattr(self.serving, name) for name in names}
         differences = known_differences(state, selected, fingerprints)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_lance import LanceDataModule, TokenStore, WindowLoader
+from lightning_lance import Corpus, LanceDataModule, TokenStore, WindowLoader
+from lightning_lance.build import plan
 from lightning_lance.build.plan import Budget, open_prepared
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.process.build_status import StatusFile
@@ -638,3 +640,24 @@ def test_batches_and_contexts_grow_during_a_run_that_is_resumed(tmp_path: Path, 
         trainer = make_trainer(tmp_path, **{**options, "max_epochs": -1}, max_steps=49)
         trainer.fit(resumed, datamodule=make_data(tmp_path, **growing), ckpt_path=tmp_path / "x.ckpt")
         assert first.seen["train"] + resumed.seen["train"] == whole.seen["train"]
+
+
+def test_a_checkpoint_of_a_store_of_an_earlier_version_is_not_refused(tmp_path: Path):
+    """Earlier versions hashed the tokenizer otherwise, so their stores have fingerprints of their own."""
+
+    def corpus(**options: Any) -> Corpus:
+        return Corpus(SMALL, ByteTokenizer(), tmp_path / "x.lance", val_fraction=0.0, **options)
+
+    earlier = corpus()
+    recipe = earlier.plan.older_recipes()[-1]
+    vars(earlier)["plan"] = replace(earlier.plan, recipe=recipe, fingerprint=plan._fingerprint(recipe))
+    store = earlier.prepare()
+    assert store.fingerprint != corpus().fingerprint
+    state = WindowLoader(store, 8, 1).state_dict()
+    data = LanceDataModule(corpus(), 8, 1)
+    data.check_state_dict(state)
+    data.prepare_data()
+    data.setup("fit")
+    data.load_state_dict(state)
+    with pytest.raises(StoreError, match="built with other settings"):
+        LanceDataModule(corpus(), 8, 1, build={"rebuild": True}).check_state_dict(state)

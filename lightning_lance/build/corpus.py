@@ -497,10 +497,21 @@ def check_together(corpora: Mapping[str, Corpus | ReadyStore]) -> None:
             )
 
 
-def known_fingerprint(corpus: Corpus | ReadyStore) -> str | None:
-    """Return the fingerprint of what will be served, if that is known before anything is built or downloaded."""
+def known_fingerprint(corpus: Corpus | ReadyStore, rebuild: bool = False) -> str | None:
+    """Return the fingerprint of what will be served, if that is known before anything is built or downloaded.
+
+    Args:
+        corpus: What is served.
+        rebuild: Whether a store that is there will be replaced.
+    """
     if isinstance(corpus, Corpus):
-        return None if corpus.trains_tokenizer else corpus.fingerprint
+        if corpus.trains_tokenizer:
+            return None
+        commit = None if rebuild else last_commit(corpus.location)
+        # The store of an earlier version keeps its fingerprint.
+        if commit is not None and corpus.plan.made(commit):
+            return commit.fingerprint
+        return corpus.fingerprint
     if isinstance(corpus, HubStore):
         return None
     commit = last_commit(corpus.location)

@@ -96,6 +96,9 @@ def read_record(file: Path) -> DictConfig:
             _refuse(file, f"makes {str(value)[:80]!r}, which is not of lightning-lance")
         if key == "trust_remote_code" and value not in (False, None):
             _refuse(file, "asks for code of a model's repository (trust_remote_code)")
+        # Without their names, nobody sees what arguments are for.
+        if key == "_args_":
+            _refuse(file, "gives arguments without their names (_args_)")
     return config
 
 

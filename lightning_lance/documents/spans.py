@@ -7,6 +7,8 @@ place of a list means the whole document; an empty list, nothing of it.
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,29 +22,44 @@ from lightning_lance.errors import ConfigError
 #: The column of a document batch. No column of a source has this name.
 LOSS_SPANS = "//loss_spans"
 
+# Names of fields. A length in place of an end would be taken for one.
+_BEGIN = re.compile("begin|start", re.IGNORECASE)
+_END = re.compile("end|stop", re.IGNORECASE)
+_LENGTH = re.compile("len|size|count|width", re.IGNORECASE)
 _FLAT = pa.large_list(pa.int64())
 _EXPECTED = "lists of pairs of character offsets, such as [[0, 12], [40, 57]]"
 
 
 def check_spans(kind: pa.DataType, name: str, where: str) -> None:
     """Raise UnfitShard if a column of this type, which `where` has by this name, cannot hold spans."""
-    if not (_is_text(kind) or pa.types.is_null(kind) or (is_list(kind) and _is_pair(kind.value_type))):
+    known = simple(pa.nulls(0, kind)).type
+    if not (is_string(known) or pa.types.is_null(known) or (is_list(known) and _is_pair(known.value_type))):
         raise UnfitShard(
             f"Column {name!r} of {where} holds {kind}, expected {_EXPECTED}: name another by source.loss_mask_column",
             of_text=False,
         )
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return is_string(kind) or bool(pa.types.is_string_view(kind))
-
-
 def _is_pair(kind: pa.DataType) -> bool:
     if pa.types.is_null(kind):
         return True
     if pa.types.is_struct(kind):
-        return kind.num_fields == 2 and all(pa.types.is_integer(field.type) for field in kind)
+        return _sides([field.name for field in kind]) is not None and all(
+            pa.types.is_integer(field.type) for field in kind
+        )
     return is_list(kind) and (pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type))
+
+
+def _sides(names: Sequence[str]) -> tuple[int, int] | None:
+    """Return which of the fields of an object are the begin and the end of a span; None if they are not.
+
+    Fields have no order in JSON, and some programs sort them, so names that say what they are count more than their order.
+    """
+    if len(names) != 2 or any(_LENGTH.search(name) for name in names):
+        return None
+    if _END.search(names[0]) and _BEGIN.search(names[1]):
+        return 1, 0
+    return 0, 1
 
 
 def flat_spans(values: pa.Array, name: str, where: str) -> pa.Array:
@@ -57,15 +74,16 @@ def flat_spans(values: pa.Array, name: str, where: str) -> pa.Array:
         UnfitShard: If a value is anything else.
     """
     check_spans(values.type, name, where)
+    values = simple(values)
     if pa.types.is_null(values.type):
         return pa.nulls(len(values), _FLAT)
-    if _is_text(values.type):
+    if is_string(values.type):
         return pa.array([_parsed(text, name, where) for text in values.to_pylist()], _FLAT)
-    values = simple(values)
     pairs = values.flatten()
     counts = np.asarray(pc.fill_null(pc.list_value_length(values), 0)).astype(np.int64)
     if pa.types.is_struct(pairs.type):
-        sides = [np.asarray(pc.fill_null(pairs.field(side), -1)).astype(np.int64) for side in (0, 1)]
+        order = _sides([field.name for field in pairs.type]) or (0, 1)
+        sides = [np.asarray(pc.fill_null(pairs.field(side), -1)).astype(np.int64) for side in order]
         numbers = np.stack(sides, axis=1).reshape(-1)
         is_odd = bool(pairs.null_count)
     else:
@@ -89,7 +107,10 @@ def _parsed(text: str | None, name: str, where: str) -> list[int] | None:
         return None
     flat = []
     for pair in value if isinstance(value, list) else [()]:
-        sides = [*pair.values()] if isinstance(pair, dict) else pair
+        sides = pair
+        if isinstance(pair, dict):
+            order = _sides([*map(str, pair)]) or ()
+            sides = [[*pair.values()][side] for side in order]
         if not isinstance(sides, list) or [type(side) for side in sides] != [int, int]:
             raise UnfitShard(f"Column {name!r} of {where} has {text[:60]!r}, expected {_EXPECTED}", of_text=False)
         flat += sides

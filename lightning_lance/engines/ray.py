@@ -19,9 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from lightning_lance.build.builder import Build
-from lightning_lance.build.cluster import ClusterBuild, Outcome
+from lightning_lance.build.cluster import ClusterBuild
 from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.build.tasks import Work
+from lightning_lance.build.workers import Outcome
 from lightning_lance.errors import ConfigError, LightningLanceError, described, is_count
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.location import with_all_options

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata
 
 from lightning_lance.documents.splits import FORGOTTEN
 from lightning_lance.errors import StoreError
 from lightning_lance.format.channels import TOKENS
-from lightning_lance.format.lance_io import PendingFragments, file_names, lance_options, write_rows
+from lightning_lance.format.lance_io import PendingFragments, data_session, file_names, write_rows
 from lightning_lance.format.layout import DataFileInfo, StreamPart
 from lightning_lance.format.rows import blocks_of, forgotten_rows, token_columns
-from lightning_lance.lance_names import data_file_at
 from lightning_lance.location import StoreLocation
 from lightning_lance.process.memory import large_blocks_given_back
 
@@ -26,9 +26,19 @@ _ROWS = 1024
 # Rows written at once: more, since Lance makes a page of each large batch.
 _ROWS_WRITTEN = 4 * _ROWS
 _COLUMNS = ["num_tokens", "documents"]
+# Data files that are open at the same time.
+_OPEN_FILES = 64
 
 #: Takes documents, an array of structs, and their language; returns an array of booleans, true for those to drop.
 DocumentFilter = Callable[[pa.StructArray, str], np.ndarray]
+
+
+class _Place(NamedTuple):
+    """Rows of a stream in the data file of a name."""
+
+    name: str
+    first: int
+    rows: int
 
 
 @dataclass
@@ -79,71 +89,53 @@ def rewrite_fragments(
                 f"metadata says {rows:,}: 'lightning-lance verify' lists the damage."
             )
     dropped = RewriteStats()
-    batches = _streams(_Reader(location, dataset, more), fragments, files, drop, dropped)
+    parts_of = {fragment.files[0].path: files[fragment.files[0].path].parts for fragment in fragments}
+    if more is not None:
+        parts_of |= {path: more.files[path].parts for path in file_names(more.fragments)}
+    batches = _streams(location, dataset.schema, parts_of, drop, dropped)
     with large_blocks_given_back():
         rewritten, infos = write_rows(location, dataset, dataset.schema, batches, name)
     return rewritten, infos, dropped
 
 
-# A fragment of a dataset by its id, or a pending data file by its name.
-_Place = int | str
+class _Files:
+    """Reads columns of data files, committed or not, in bounded memory."""
 
+    def __init__(self, location: StoreLocation, columns: Sequence[str]) -> None:
+        session = data_session(location)
+        self._opened = lru_cache(_OPEN_FILES)(lambda name: session.open_reader(name, [*columns]))
 
-class _Reader:
-    """Reads rows of a dataset's fragments, and of pending data files."""
-
-    def __init__(self, location: StoreLocation, dataset: Any, more: PendingFragments | None) -> None:
-        self.dataset = dataset
-        self._storage_options = lance_options(location)
-        self._folder = location.uri.rstrip("/")
-        #: The parts of the pending data files, in order.
-        self.pending_parts: dict[_Place, tuple[StreamPart, ...]] = {}
-        if more is not None:
-            self.pending_parts = {path: more.files[path].parts for path in file_names(more.fragments)}
-
-    def batches(
-        self, places: Sequence[tuple[_Place, int, int]], columns: Sequence[str] = ("documents",)
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield columns of places, each (fragment or file, first row, rows), in bounded memory."""
-        files: dict[str, LanceFileReader] = {}
-        for place, offset, rows in places:
-            if isinstance(place, int):
-                yield from read_part(self.dataset, place, offset, rows, columns)
-                continue
-            if place not in files:
-                path = f"{self._folder}/{data_file_at(place)}"
-                files[place] = LanceFileReader(path, self._storage_options, [*columns])
-            file = files[place]
-            for first in range(offset, offset + rows, _ROWS):
-                size = min(_ROWS, offset + rows - first)
-                yield from file.read_range(first, size, batch_size=_ROWS).to_batches()
+    def batches(self, places: Sequence[_Place]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of places."""
+        for place in places:
+            file = self._opened(place.name)
+            for done in range(0, place.rows, _ROWS):
+                size = min(_ROWS, place.rows - done)
+                yield from file.read_range(place.first + done, size, batch_size=_ROWS).to_batches()
 
 
 def _streams(
-    reader: _Reader,
-    fragments: Sequence[FragmentMetadata],
-    files: Mapping[str, DataFileInfo],
+    location: StoreLocation,
+    schema: pa.Schema,
+    parts_of: Mapping[str, Sequence[StreamPart]],
     drop: DocumentFilter | None,
     dropped: RewriteStats,
 ) -> Iterator[pa.RecordBatch]:
-    parts_of: dict[_Place, tuple[StreamPart, ...]] = {}
-    for fragment in fragments:
-        parts_of[fragment.id] = files[fragment.files[0].path].parts
-    parts_of |= reader.pending_parts
-    runs: dict[tuple[str, str], list[tuple[_Place, int, int]]] = {}
-    for place, parts in parts_of.items():
+    """Yield the rows of files, stream by stream; `parts_of` has their parts by the names of the files, in order."""
+    runs: dict[tuple[str, str], list[_Place]] = {}
+    for name, parts in parts_of.items():
         first = 0
         for part in parts:
-            runs.setdefault(part[:2], []).append((place, first, part.rows))
+            runs.setdefault(part[:2], []).append(_Place(name, first, part.rows))
             first += part.rows
-    schema = reader.dataset.schema
+    files = _Files(location, [*token_columns(schema), *_COLUMNS])
     forgotten = runs.pop((FORGOTTEN, ""), [])
     for (split, language), places in sorted(runs.items()):
         packing = _Repacking(schema, split, language, drop, dropped)
-        for batch in reader.batches(places, [*token_columns(schema), *_COLUMNS]):
+        for batch in files.batches(places):
             yield from packing.add(batch)
         yield from packing.rest()
-    hashes = [hashes_of(batch.column("documents").flatten()) for batch in reader.batches(forgotten)]
+    hashes = [hashes_of(batch.column("documents").flatten()) for batch in files.batches(forgotten)]
     hashes += dropped.hashes
     if hashes:
         yield from forgotten_rows(np.concatenate(hashes), schema).to_batches()
@@ -179,31 +171,36 @@ class _Repacking:
         self._block = int(schema.field("tokens").type.list_size)
         self._struct = schema.field("documents").type.value_type
         # Tokens that are not written yet, with their channels, and the documents that begin in them.
-        self._columns = {name: _empty(schema, name) for name in token_columns(schema)}
-        self._starts = np.empty(0, np.int64)
-        self._documents = pa.array([], self._struct)
+        self._columns = {name: _Values(schema, name) for name in token_columns(schema)}
+        self._starts = [np.empty(0, np.int64)]
+        self._documents = [pa.array([], self._struct)]
         self._dropping = False
 
     def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Add rows, and yield full ones."""
         counts = np.asarray(batch.column("num_tokens")).astype(np.int64)
-        full = bool((counts == self._block).all())
-        columns = {}
-        for name in self._columns:
-            blocks = np.asarray(batch.column(name).flatten()).reshape(len(batch), self._block)
-            columns[name] = blocks.reshape(-1) if full else blocks[np.arange(self._block) < counts[:, None]]
+        columns = {name: self._values_of(batch.column(name), counts) for name in self._columns}
         lists = batch.column("documents")
         documents = lists.flatten()
         starts = np.repeat(np.cumsum(counts) - counts, np.asarray(lists.value_lengths().fill_null(0)))
         starts = starts + np.asarray(documents.field("offset"))
         if self._drop is not None:
             columns, starts, documents = self._without_dropped(self._drop, columns, starts, documents)
-        self._starts = np.concatenate([self._starts, starts + self._size])
-        self._documents = pa.concat_arrays([self._documents, documents])
+        self._starts.append(starts + self._size)
+        self._documents.append(documents)
         for name, values in columns.items():
-            self._columns[name] = np.concatenate([self._columns[name], values])
+            self._columns[name].add(values)
         if self._size >= _ROWS_WRITTEN * self._block:
             yield from self._rows(self._size // self._block)
+
+    def _values_of(self, blocks: pa.FixedSizeListArray, counts: np.ndarray) -> np.ndarray:
+        """Return the values of blocks without their padding."""
+        values = np.asarray(blocks.flatten())
+        if (counts[:-1] == self._block).all():
+            # As in all rows that a build has written at once: a view, not a copy.
+            return values[: counts.sum()]
+        within = np.arange(self._block) < counts[:, None]
+        return values.reshape(within.shape)[within]
 
     def rest(self) -> Iterator[pa.RecordBatch]:
         """Yield the remaining rows, of which the last may be partial."""
@@ -212,7 +209,7 @@ class _Repacking:
     @property
     def _size(self) -> int:
         """Tokens that are not written yet."""
-        return len(self._columns[TOKENS])
+        return self._columns[TOKENS].size
 
     def _without_dropped(
         self, drop: DocumentFilter, columns: dict[str, np.ndarray], starts: np.ndarray, documents: pa.StructArray
@@ -239,21 +236,19 @@ class _Repacking:
         if not rows:
             return
         size = min(rows * self._block, self._size)
-        blocks = []
-        for name, values in self._columns.items():
-            filled = np.zeros(rows * self._block, values.dtype)
-            filled[:size] = values[:size]
-            blocks.append(blocks_of(filled, self._block))
-            self._columns[name] = values[size:]
-        tokens, *channels = blocks
+        taken = [values.take(size, rows * self._block) for values in self._columns.values()]
+        tokens, *channels = [blocks_of(values, self._block) for values in taken]
         counts = np.full(rows, self._block, np.int32)
         counts[-1] -= rows * self._block - size
-        begun = int(np.searchsorted(self._starts, size))
+        starts = np.concatenate(self._starts)
+        documents = pa.concat_arrays(self._documents)
+        begun = int(np.searchsorted(starts, size))
+        self._starts = [starts[begun:] - size]
+        self._documents = [documents.slice(begun)]
         # Copied: an empty slice of strings keeps an offset that Lance takes for damage.
-        documents = self._documents.take(pa.array(np.arange(begun)))
-        fields = documents.flatten()
-        fields[0] = pa.array((self._starts[:begun] % self._block).astype(np.int32))
-        borders = np.searchsorted(self._starts[:begun], np.arange(rows + 1) * self._block).astype(np.int32)
+        fields = documents.take(pa.array(np.arange(begun))).flatten()
+        fields[0] = pa.array((starts[:begun] % self._block).astype(np.int32))
+        borders = np.searchsorted(starts[:begun], np.arange(rows + 1) * self._block).astype(np.int32)
         yield pa.record_batch(
             [
                 tokens,
@@ -267,10 +262,31 @@ class _Repacking:
             ],
             schema=self._schema,
         )
-        self._starts = self._starts[begun:] - size
-        self._documents = self._documents.slice(begun)
 
 
-def _empty(schema: pa.Schema, name: str) -> np.ndarray:
-    """Return no values of a column that has one for each token."""
-    return np.empty(0, schema.field(name).type.value_type.to_pandas_dtype())
+class _Values:
+    """Values of a column that has one for each token, in the pieces in which they were read: each is copied once."""
+
+    def __init__(self, schema: pa.Schema, name: str) -> None:
+        self._dtype = schema.field(name).type.value_type.to_pandas_dtype()
+        self._pieces: deque[np.ndarray] = deque()
+        self.size = 0
+
+    def add(self, values: np.ndarray) -> None:
+        """Add values."""
+        self._pieces.append(values)
+        self.size += len(values)
+
+    def take(self, size: int, padded: int) -> np.ndarray:
+        """Take away the first values, and return them with zeros behind them, `padded` in all."""
+        taken = np.zeros(padded, self._dtype)
+        first = 0
+        while first < size:
+            piece = self._pieces.popleft()
+            part = piece[: size - first]
+            taken[first : first + len(part)] = part
+            first += len(part)
+            if len(part) < len(piece):
+                self._pieces.appendleft(piece[len(part) :])
+        self.size -= size
+        return taken

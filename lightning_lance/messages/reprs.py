@@ -20,10 +20,17 @@ class _Short(reprlib.Repr):
 
     def repr_str(self, x: str, level: int) -> str:
         """Return a string, cut once nothing secret is in it any more."""
-        text = redacted(repr(x))
-        if len(text) <= _LONGEST:
-            return text
-        return f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
+        return _cut(redacted(repr(x)))
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        """Return a value of another type, such as numpy's strings, cut once nothing secret is in it any more."""
+        return _cut(redacted(repr(str(x) if isinstance(x, str) else x)))
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _LONGEST:
+        return text
+    return f"{text[: _LONGEST // 2]}...{text[-_LONGEST // 2 :]}"
 
 
 _short = _Short()

@@ -25,6 +25,7 @@ from lightning_lance.serving.schedule import Schedule
 from lightning_lance.serving.selection import WindowSelection, selected_by
 from lightning_lance.serving.skips import Skip, Skips
 from lightning_lance.serving.states import MOST, check_epoch, checked_state
+from lightning_lance.serving.step_sizes import CountedFrom
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
 
 _log = logger(__name__)
@@ -111,6 +112,8 @@ class Cursor:
         self.ended = False
         #: The positions that are left out.
         self.skips = Skips()
+        #: Where steps are counted from, if their sizes change and the stores have; the cursor only keeps it.
+        self.counted_from: CountedFrom | None = None
 
     @property
     def num_windows(self) -> int:
@@ -342,6 +345,8 @@ class Cursor:
             state["consumed"] = self._consumed_now()
         if self.skips.ranges:
             state["skips"] = self.skips.described()
+        if self.counted_from is not None:
+            state["counted_from"] = self.counted_from._asdict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -358,6 +363,12 @@ class Cursor:
         if resumed._grew not in ("", self._grew) and is_rank_zero():
             _log.warning("%s", resumed._grew)
         vars(self).update(vars(resumed))
+
+    def without_growth(self, state: Mapping[str, Any]) -> Cursor:
+        """Return a cursor that continues from a state with the tokens that the stores had then. Raises as `load_state_dict`."""
+        pinned = copy(self)
+        pinned._grows = False
+        return pinned._resumed(state)
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raise as `load_state_dict` does, and change nothing."""
@@ -426,6 +437,7 @@ class Cursor:
         self.origin = state["origin"]
         self._digest = int(state["digest"], 16)
         self._digest_from = state["digest_from"]
+        self.counted_from = _counted_from(state)
         return True
 
     def _continue_with_other_data(self, state: Mapping[str, Any], forgotten: bool) -> None:
@@ -528,6 +540,7 @@ class Cursor:
         self.ended = state["ended"]
         self.epoch_start = self._convert_windows(state["epoch_start"], state)
         self.value = self.epoch_start + position
+        self.counted_from = self._convert_count(_counted_from(state), state)
         consumed = _consumed(state)
         taken = dict.fromkeys(orders, 0)
         for name, order in orders.items():
@@ -579,6 +592,13 @@ class Cursor:
         length: int = state["context_length"]
         return -(-windows * length // self.serving.context_length)
 
+    def _convert_count(self, counted: CountedFrom | None, state: Mapping[str, Any]) -> CountedFrom | None:
+        """Return where steps are counted from, in windows of today."""
+        if counted is None:
+            return None
+        most = self.position if counted.epoch == self.epoch else self.serving.mixture().num_windows
+        return counted._replace(place=min(self._convert_windows(counted.place, state), most))
+
     def _move(self, taken: Sequence[int]) -> None:
         """Begin a mixture at the cursor; `taken` are the windows that each component has served before."""
         furthest = max(self.value, *taken)
@@ -598,6 +618,13 @@ def _continues(before: TokenStore, now: TokenStore, split: str) -> bool:
         return False
     sizes = {stream.language: stream.num_tokens for stream in now.streams(split)}
     return all(sizes.get(stream.language, 0) >= stream.num_tokens for stream in before.streams(split))
+
+
+def _counted_from(state: Mapping[str, Any]) -> CountedFrom | None:
+    """Return where a state counts steps from; None for the begin of the run."""
+    if "counted_from" in state:
+        return CountedFrom(**state["counted_from"])
+    return None
 
 
 def _consumed(state: Mapping[str, Any]) -> dict[str, int]:

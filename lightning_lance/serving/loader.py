@@ -40,7 +40,7 @@ from lightning_lance.serving.size_schedules import (
 )
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_state
-from lightning_lance.serving.step_sizes import StepSizes
+from lightning_lance.serving.step_sizes import CountedFrom, StepSizes
 from lightning_lance.serving.steps import ServedWindows, Sightings, StepRun
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.type_hints import not_a_store
@@ -245,7 +245,7 @@ class WindowLoader:
 
     def _check_size(self, cursor: Cursor) -> None:
         may_be_empty = not self.resumable and not self._phases
-        if may_be_empty or self._sizes.steps_of(self.batch_size, cursor.num_windows):
+        if may_be_empty or self._sizes_of(cursor).steps_of(self.batch_size, cursor.num_windows):
             return
         serving = cursor.serving
         uris = ", ".join(repr(store.uri) for store in serving.stores.values())
@@ -286,15 +286,15 @@ class WindowLoader:
 
         Epochs have equally many, unless the size of the batches changes (`batch_size_schedule`).
         """
-        cursor = self._cursor
-        return self._sizes.steps(self._sizes.first_step(cursor.epoch, cursor.num_windows), cursor.num_windows)
+        return self._sizes.steps_in(self._cursor.epoch, self._cursor.num_windows)
 
     def _leave_out(self, cursor: Cursor) -> None:
         """Leave out the steps of `skip_steps` that the cursor does not know yet."""
         if not self.resumable:
             return
         asked = cursor.steps_to_leave_out()
-        cursor.leave_out([steps.range_of(first, last, cursor, self._sizes) for first, last in asked])
+        sizes = self._sizes_of(cursor)
+        cursor.leave_out([steps.range_of(first, last, cursor, sizes) for first, last in asked])
 
     def _tell_skips(self) -> None:
         """Log, once, which steps will be left out."""
@@ -356,7 +356,8 @@ class WindowLoader:
             raise ConfigError(f"rank is {rank} of {self._world_size}: expected 0 <= rank < world_size.")
         with self._alone():
             cursor = copy(self._cursor)
-        positions = [steps.positions_of(step, rank, cursor, self._sizes) for step in numbers]
+        sizes = self._sizes_of(cursor)
+        positions = [steps.positions_of(step, rank, cursor, sizes) for step in numbers]
         return cursor.locate(np.concatenate([np.empty(0, np.int64), *positions])), cursor
 
     def too_short(self) -> TooShort | None:
@@ -367,7 +368,7 @@ class WindowLoader:
         """Return whether a step is left out (`skip_steps`)."""
         with self._alone():
             cursor = copy(self._cursor)
-        return cursor.skips.holds(steps.first_position(step, cursor, self._sizes))
+        return cursor.skips.holds(steps.first_position(step, cursor, self._sizes_of(cursor)))
 
     def find(self, store: str, begin: int, end: int, until: int) -> Sightings:
         """Return where some tokens of a stream are served, in the past and the future. Moves nothing.
@@ -384,16 +385,21 @@ class WindowLoader:
         with self._alone():
             cursor = copy(self._cursor)
         stores = [*cursor.serving.stores]
-        last = steps.first_position(until, cursor, self._sizes)
+        last = steps.first_position(until, cursor, self._sizes_of(cursor))
         positions = cursor.find(stores.index(store), begin, end, last)
         found = cursor.locate(positions)
         low, high = steps.extents(found, cursor, begin, end)
-        places = steps.places_of(positions, cursor, self._sizes)
+        places = steps.places_of(positions, cursor, self._sizes_of(cursor))
         return Sightings(*places, low, high, found.epoch, positions)
 
     @property
     def _sizes(self) -> StepSizes:
-        return StepSizes(self.batch_size, self._world_size, self.remainder, self._phases)
+        return self._sizes_of(self._cursor)
+
+    def _sizes_of(self, cursor: Cursor) -> StepSizes:
+        # Steps of one size are counted by their position alone, as ever.
+        origin = cursor.counted_from if self._phases else None
+        return StepSizes(self.batch_size, self._world_size, self.remainder, self._phases, origin)
 
     @property
     def epochs_differ(self) -> bool:
@@ -414,9 +420,10 @@ class WindowLoader:
         last = self._cursor.last
         if last is None:
             return None
-        epochs, rest = divmod(last, self._cursor.num_windows)
-        first = self._sizes.first_step(epochs, self._cursor.num_windows)
-        return first + self._sizes.steps(first, rest)
+        windows = self._cursor.num_windows
+        epochs, rest = divmod(last - self._cursor.epoch_start, windows)
+        first, place = self._sizes.begin_of(self._cursor.epoch + epochs, windows)
+        return first + self._sizes.steps(first, max(rest - place, 0))
 
     @property
     def epoch(self) -> float:
@@ -475,10 +482,20 @@ class WindowLoader:
         with self._alone():
             cursor = copy(self._cursor)
             cursor.load_state_dict(state)
+            if self._phases and self.extend == "now":
+                self._count_on(cursor, self._cursor.without_growth(state))
             self._check_size(cursor)
             self._leave_out(cursor)
             self._cursor = cursor
             self._turn = None
+
+    def _count_on(self, cursor: Cursor, before: Cursor) -> None:
+        """Let the steps of a cursor go on in number with those of another one, of which it has grown."""
+        if cursor.serving.content() == before.serving.content():
+            return
+        sizes = self._sizes_of(before)
+        first = sizes.first_step(before.epoch, before.num_windows)
+        cursor.counted_from = CountedFrom(cursor.epoch, first, steps.next_step(before, sizes), cursor.position)
 
     def restart(self) -> None:
         """Go to the first window of epoch 0; takes effect at the next `iter`."""
@@ -489,12 +506,17 @@ class WindowLoader:
         """Begin the next epoch if the last one has ended; unless `extend` is `never`, adopt appended tokens."""
         with self._alone():
             cursor = self._cursor
+            before = cursor.serving
+            step = self.step if self._phases else 0
             adopts = self.extend != "never"
             if cursor.ended or not self._steps_left(cursor):
                 cursor.next_epoch(adopts)
             # All that an epoch has may be left out.
             while cursor.skips.skipped(cursor.value, cursor.epoch_end) and not self._steps_left(cursor):
                 cursor.next_epoch(adopts)
+            if self._phases and cursor.serving is not before:
+                # Sizes go by the steps that were served, and not by those that the changed stores would have had.
+                cursor.counted_from = CountedFrom(cursor.epoch, step, step, 0)
 
     def __iter__(self) -> BatchIterator:
         """Return an iterator to the end of the epoch, which reads the cursor at its first `next`; see `BatchIterator`."""
@@ -546,7 +568,7 @@ class WindowLoader:
 
     def _steps_left(self, cursor: Cursor) -> int:
         """Return the batches that are left of a cursor's epoch."""
-        return steps.steps_left(cursor, self._sizes)
+        return steps.steps_left(cursor, self._sizes_of(cursor))
 
     def _check_turn(self, iterator: BatchIterator) -> None:
         if self.resumable and self._turn is not iterator._turn:
@@ -574,7 +596,7 @@ class WindowLoader:
                 for step, digest in enumerate(chunk.digests):
                     batch = self._make.batch(described, step * rows, (step + 1) * rows)
                     remaining -= 1
-                    self.last_step = steps.next_step(cursor, self._sizes)
+                    self.last_step = steps.next_step(cursor, self._sizes_of(cursor))
                     # Counted once it is complete: a batch that an interruption keeps from the training loop comes again.
                     cursor.advance(chunk.global_size, digest)
                     cursor.ended = remaining == 0
@@ -634,7 +656,7 @@ class WindowLoader:
         begin = cursor.value
         # The first chunk is one batch, so that it comes at once. The next ones grow.
         located = together = 1
-        for run in steps.runs_left(cursor, self._sizes):
+        for run in steps.runs_left(cursor, self._sizes_of(cursor)):
             size = run.size
             global_size = size * self._world_size
             most = max(1, _CHUNK_TOKENS // (size * (self.context_length + 1)))

@@ -202,6 +202,15 @@ def _skips(value: Any) -> list[dict[str, Any]]:
 
 _SKIP: dict[str, Callable[[Any], Any]] = {"steps": _list_of(_count), "begin": _count, "end": _count}
 
+_COUNTED_FROM = ("epoch", "first", "step", "place")
+
+
+def _counted_from(value: Any) -> dict[str, int]:
+    if not isinstance(value, Mapping) or {*value} != {*_COUNTED_FROM}:
+        raise _Wrong(f"a mapping with {', '.join(_COUNTED_FROM)}")
+    return {name: _count(value[name]) for name in _COUNTED_FROM}
+
+
 # Where the stores have grown within an epoch that is still served; where the run leaves steps out; and where windows are not
 # pieces of the streams; and where the weights change, or count documents.
 _OPTIONAL_FIELDS: dict[str, Callable[[Any], Any]] = {
@@ -213,6 +222,7 @@ _OPTIONAL_FIELDS: dict[str, Callable[[Any], Any]] = {
     "at_max_epochs": _chosen(("redistribute", "error")),
     "consumed": _list_of(_count),
     "mix_by": _chosen(("documents",)),
+    "counted_from": _counted_from,
 }
 
 #: The names of the fields that every state has.
@@ -301,9 +311,20 @@ def _contradiction(state: Mapping[str, Any]) -> str:
         return "the epoch has ended, but none of its windows is consumed"
     if not origin and any(state["taken"]):
         return f"taken is {_shown(state['taken'])}, but the mixture begins at 0"
+    if "counted_from" in state and not _may_be_counted_from(state):
+        return f"steps are counted from {state['counted_from']}, with epoch {state['epoch']:,} from {begin:,}"
     if state["shuffle_block"] is not None and state["order"] != "shuffle":
         return f"shuffle_block is {state['shuffle_block']} with order {state['order']!r}"
     return ""
+
+
+def _may_be_counted_from(state: Mapping[str, Any]) -> bool:
+    """Return whether steps may be counted from the place that a state says."""
+    counted = state["counted_from"]
+    most = state["num_windows"]
+    if counted["epoch"] == state["epoch"]:
+        most = state["cursor"] - state["epoch_start"]
+    return bool(counted["epoch"] <= state["epoch"] and counted["first"] <= counted["step"] and counted["place"] <= most)
 
 
 def _wrong_components(state: Mapping[str, Any]) -> str:

@@ -41,6 +41,22 @@ class _Alike(NamedTuple):
     steps: int
 
 
+class CountedFrom(NamedTuple):
+    """Where steps are counted from, once the stores have changed during the run: epochs before had other windows.
+
+    Attributes:
+        epoch: The epoch of that place.
+        first: Number of the first step of that epoch.
+        step: Number of the first step of the changed stores.
+        place: The place in the epoch of its first window.
+    """
+
+    epoch: int
+    first: int
+    step: int
+    place: int
+
+
 class StepSizes(NamedTuple):
     """How an epoch is cut into steps.
 
@@ -49,12 +65,14 @@ class StepSizes(NamedTuple):
         world_size: The number of ranks.
         remainder: What happens to the windows at an epoch's end that fill no step; see `WindowLoader`.
         phases: The sizes from some steps on, where they change; the last one has `batch_size`.
+        origin: Where steps are counted from; None for the begin of the run.
     """
 
     batch_size: int
     world_size: int
     remainder: Remainder
     phases: tuple[SizePhase, ...] = ()
+    origin: CountedFrom | None = None
 
     @property
     def windows(self) -> int:
@@ -99,10 +117,27 @@ class StepSizes(NamedTuple):
         last = self.segments(step, windows)[-1]
         return last.step - step + self.steps_of(last.size, windows - last.begin)
 
+    def begin_of(self, epoch: int, windows: int) -> tuple[int, int]:
+        """Return the number of the first step of an epoch whose place is known, and that place."""
+        if self.origin is not None and epoch == self.origin.epoch:
+            return self.origin.step, self.origin.place
+        return self.first_step(epoch, windows), 0
+
+    def steps_in(self, epoch: int, windows: int) -> int:
+        """Return the number of steps of a whole epoch of some windows."""
+        step, place = self.begin_of(epoch, windows)
+        return step - self.first_step(epoch, windows) + self.steps(step, windows - place)
+
     def _alike(self, windows: int) -> Iterator[_Alike]:
         """Yield the epochs of some windows each, as many at once as have equally many steps."""
         phases = self._phases
         epoch = step = 0
+        if self.origin is not None:
+            steps = self.origin.step - self.origin.first
+            steps += self.steps(self.origin.step, windows - self.origin.place)
+            yield _Alike(self.origin.epoch, self.origin.first, 1, steps)
+            epoch = self.origin.epoch + 1
+            step = self.origin.first + steps
         for number, phase in enumerate(phases):
             whole = self.steps_of(phase.size, windows)
             if number + 1 == len(phases) or not whole:
@@ -121,8 +156,8 @@ class StepSizes(NamedTuple):
                 step += steps
 
     def first_step(self, epoch: int, windows: int) -> int:
-        """Return the number of the first step of an epoch, where all have some windows."""
-        found = 0
+        """Return the number of the first step of an epoch, where all have some windows; of one before `origin`, its first."""
+        found = 0 if self.origin is None else self.origin.first
         for alike in self._alike(windows):
             if epoch < alike.epoch:
                 break
@@ -130,12 +165,13 @@ class StepSizes(NamedTuple):
         return found
 
     def epoch_of(self, step: int, windows: int) -> int:
-        """Return the epoch of a step, where all have some windows, and enough for a step."""
-        found = 0
+        """Return the epoch of a step, where all have some windows, and enough for a step; of one before `origin`, its epoch."""
+        found = 0 if self.origin is None else self.origin.epoch
         for alike in self._alike(windows):
             if step < alike.step:
                 break
-            found = alike.epoch + (step - alike.step) // alike.steps
+            # An epoch that has grown at its very end may have none.
+            found = alike.epoch + (step - alike.step) // max(alike.steps, 1)
         return found
 
     def windows_before(self, step: int) -> int:

@@ -177,10 +177,13 @@ class EpochSteps:
         self._sizes = sizes
         self.begin = cursor.epoch_start + (epoch - cursor.epoch) * cursor.num_windows
         self.end = self.begin + cursor.num_windows
-        self.segments = sizes.segments(sizes.first_step(epoch, cursor.num_windows), cursor.num_windows)
+        step, place = sizes.begin_of(epoch, cursor.num_windows)
+        self.segments = sizes.segments(step, cursor.num_windows - place)
         #: The position at which each segment begins.
-        self.positions = [self.begin + segment.begin for segment in self.segments]
-        self._anchor = _anchor(cursor) if epoch == cursor.epoch else self.begin
+        self.positions = [self.begin + place + segment.begin for segment in self.segments]
+        self._anchor = self.positions[0]
+        if epoch == cursor.epoch:
+            self._anchor = max(_anchor(cursor), self.positions[0])
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -222,6 +225,10 @@ class EpochSteps:
     def segment_of(self, step: int) -> Segment:
         """Return the segment with a step."""
         return self.segments[self._index_of(step)]
+
+    def is_before(self, step: int) -> bool:
+        """Return whether a step was before the place that steps are counted from."""
+        return step < self.segments[0].step
 
     def _index_of(self, step: int) -> int:
         return max(bisect_right([segment.step for segment in self.segments], step) - 1, 0)
@@ -345,7 +352,7 @@ def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:
     """
     epoch = _epoch_with(step, cursor, sizes)
     position, end = epoch.first_position(step), epoch.end
-    if position < cursor.origin or end - cursor.num_windows < 0:
+    if position < cursor.origin or end - cursor.num_windows < 0 or epoch.is_before(step):
         raise StoreError(
             f"Step {step:,} was served before the data, the weights or context_length changed in this run, at window "
             f"{cursor.origin:,}: load a checkpoint from before, with the settings of that time, to see it."
@@ -410,7 +417,7 @@ def range_of(first: int, last: int, cursor: Cursor, sizes: StepSizes) -> Skip:
     Raises:
         ConfigError: If these are more than the steps of an epoch.
     """
-    in_epoch = sizes.steps(sizes.first_step(cursor.epoch, cursor.num_windows), cursor.num_windows)
+    in_epoch = sizes.steps_in(cursor.epoch, cursor.num_windows)
     if last - first > in_epoch:
         raise ConfigError(
             f"skip_steps has [{first:,}, {last:,}]: expected at most the {pluralize(in_epoch, 'step')} of an epoch."
@@ -420,7 +427,10 @@ def range_of(first: int, last: int, cursor: Cursor, sizes: StepSizes) -> Skip:
 
 def first_position(step: int, cursor: Cursor, sizes: StepSizes) -> int:
     """Return the position of the first window of a step. ConfigError for a negative step."""
-    return max(_epoch_with(step, cursor, sizes).first_position(step), 0)
+    epoch = _epoch_with(step, cursor, sizes)
+    if epoch.is_before(step):
+        return epoch.positions[0]
+    return max(epoch.first_position(step), 0)
 
 
 def _epoch_with(step: int, cursor: Cursor, sizes: StepSizes) -> EpochSteps:

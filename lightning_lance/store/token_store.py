@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-import secrets
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lance
 import numpy as np
 import pyarrow as pa
-import xxhash
 from lance.fragment import FragmentMetadata
-from numpy.lib.stride_tricks import sliding_window_view
 
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import (
@@ -37,7 +34,6 @@ from lightning_lance.format.lance_io import (
     fragments_of,
     reading,
     stream_columns,
-    take_blocks,
 )
 from lightning_lance.format.layout import (
     DataFileInfo,
@@ -48,9 +44,8 @@ from lightning_lance.format.layout import (
     layout_of_rows,
 )
 from lightning_lance.format.lineage import change_of, check_columns, cure, lineage_of
-from lightning_lance.format.own_files import check_no_links
 from lightning_lance.format.schema import block_of, check_channels, check_dtype
-from lightning_lance.format.tags import check_not_replaced, keep_for_run, let_go_of_others, replaced, tag_version, untag
+from lightning_lance.format.tags import check_not_replaced, replaced
 from lightning_lance.format.versions import find_version, gone, open_with_retry
 from lightning_lance.lance_names import name_of
 from lightning_lance.location import (
@@ -69,10 +64,13 @@ from lightning_lance.messages.formatting import format_list
 from lightning_lance.messages.html import html_table
 from lightning_lance.store.hub import downloaded, hub_place
 from lightning_lance.store.kept_tokenizer import kept_tokenizer
-from lightning_lance.store.mapped_files import map_copies, map_tokens, place_in
 from lightning_lance.store.provenance import Provenance
-from lightning_lance.store.segments import MappedFiles, Runs, SegmentTable
+from lightning_lance.store.same_content import Content, hash_of, open_same
+from lightning_lance.store.segments import SegmentTable
 from lightning_lance.store.staging import Copy, Staging
+from lightning_lance.store.stream_layout import StreamLayout
+from lightning_lance.store.token_reader import TokenReader, map_columns
+from lightning_lance.store.version_tags import VersionTags
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from lightning_lance.type_hints import check_arguments, not_a_place, not_opened
 
@@ -81,41 +79,8 @@ _log = logger(__name__)
 
 # Attempts to tag a version for training while builders remove versions.
 KEEP_TRIES = 20
-# Places from here on are not mapped: they are rows of `take`, times the tokens of a row. No file is mapped so far up.
-_TAKEN = 1 << 58
-
 Read = TypeVar("Read")
 Reader = Literal["auto", "mapped", "take"]
-
-
-class _Places(NamedTuple):
-    """Where the tokens are.
-
-    Attributes:
-        mapped: The files that are mapped into memory, if there are any.
-        segments: The segments of each split, with places in `mapped`, or from `_TAKEN` on in rows of `take`.
-        is_mapped: Whether all tokens are in mapped files.
-    """
-
-    mapped: MappedFiles | None
-    segments: dict[str, SegmentTable]
-    is_mapped: bool
-
-
-class _Layout(NamedTuple):
-    """The streams of the rows of a version.
-
-    Attributes:
-        streams: The streams, sorted.
-        stream: (parts,) index of the stream of each part.
-        tokens: (parts,) tokens of each part.
-        rows: (parts + 1,) first row of each part, and the number of all rows.
-    """
-
-    streams: list[tuple[str, str]]
-    stream: np.ndarray
-    tokens: np.ndarray
-    rows: np.ndarray
 
 
 class TokenStore:
@@ -154,10 +119,7 @@ class TokenStore:
         self._process = os.getpid()
         # In versions of other programs, equal content need not be equal rows.
         self._is_ours = lineage.committed == self.version
-        # The id of the training run in its tag; and whether this version has the tag of the run, or of its checkpoints.
-        self._run = secrets.token_hex(8)
-        self._kept = False
-        self._kept_for_checkpoints = False
+        self._tags = VersionTags(self._location, dataset, self.commit.extent, self.commit.fingerprint)
         # The same content at another version, once the open version was removed.
         self._elsewhere: TokenStore | None = None
         self._provenance = Provenance(self._location, dataset)
@@ -170,23 +132,15 @@ class TokenStore:
         check_fragments(uri, fragments)
         if is_local(uri):
             check_sizes(uri, fragments)
-        mapped = None
+        dtypes = {TOKENS: self.dtype} | {name: CHANNELS[name].stored for name in self.channels}
+        mapped = {}
         if reader != "take":
-            mapped = map_tokens(uri, dataset, fragments, self._block, self.dtype)
-        if mapped is None and reader == "mapped":
+            mapped = map_columns(uri, dataset, fragments, self._block, dtypes)
+        if reader == "mapped" and TOKENS not in mapped:
             raise StoreError(f"The token store {uri!r} cannot be mapped into memory here: use reader='auto'.")
-        self._layout = self._read_layout(fragments, data_file_infos(dataset, lineage))
-        self._streams = self._extents()
-        rows = int(self._layout.rows[-1])
-        files, pages = mapped or (None, np.asarray([[_TAKEN, rows]]))
-        if int(pages[:, 1].sum()) != rows:
-            raise StoreError(
-                f"The data files of the token store {self.uri!r} have {int(pages[:, 1].sum()):,} rows, but its metadata says "
-                f"{rows:,}: use another copy of it, or build it again elsewhere."
-            )
-        self._places = self._located(files, pages)
-        #: Where the values of channels are.
-        self._channels = {name: self._channel_places(fragments, name, reader) for name in self.channels}
+        layout = self._read_layout(fragments, data_file_infos(dataset, lineage))
+        self._streams = layout.extents()
+        self._reader = TokenReader(uri, dataset, layout, dtypes, mapped)
         # The copies of a remote store, and what `stage` was given.
         self._staging: Staging | None = None
         self._staged: tuple[str, int | None] | None = None
@@ -265,7 +219,7 @@ class TokenStore:
             raise
         if store.fingerprint != self.fingerprint:
             raise replaced(self.uri)
-        store._run = self._run
+        store._tags.run = self._tags.run
         store._given = self._given
         if self._staged is not None:
             store.stage(*self._staged)
@@ -338,8 +292,7 @@ class TokenStore:
             StoreReplaced: If the store was replaced by another.
             StoreError: If the store cannot be written.
         """
-        check_no_links(self.uri)
-        return tag_version(self._dataset, self._location, self.commit.extent, name, self.fingerprint)
+        return self._tags.keep(name)
 
     def keep_for_training(self, run: str | None = None) -> bool:
         """Tag the open version for a training run. Log a warning if the tag cannot be written.
@@ -355,55 +308,29 @@ class TokenStore:
         Raises:
             StoreReplaced: If the store was replaced by another.
         """
-        self._run = run or self._run
-        try:
-            if not self._kept:
-                check_no_links(self.uri)
-                extent = self.commit.extent
-                self._kept = keep_for_run(self._dataset, self._location, extent, self._run, self.fingerprint)
-        except StoreReplaced:
-            raise
-        except StoreError as error:
-            self._kept = True
-            self._warn_not_kept(str(error))
-        return self._kept
+        self._tags.run = run or self._tags.run
+        return self._tags.keep_for_training()
 
     def keep_for_checkpoints(self) -> None:
         """Replace the tag of the run by a permanent one for its checkpoints. Log a warning if that fails."""
-        if self._kept_for_checkpoints:
-            return
-        self._kept_for_checkpoints = True
-        try:
-            if not self.keep():
-                self._warn_not_kept(f"Version {self.version} of the token store {self.uri!r} was removed.")
-        except StoreError as error:
-            self._warn_not_kept(str(error))
-        else:
-            untag(self._dataset, self.commit.extent, self._run)
-
-    def _warn_not_kept(self, why: str) -> None:
-        _log.warning(
-            "%s. A clean-up may remove the version, which the run and its checkpoints need.", why.removesuffix(".")
-        )
+        self._tags.keep_for_checkpoints()
 
     def let_go(self) -> None:
         """Remove the tag of `keep_for_training`, for a run without checkpoints."""
-        if self._kept:
-            untag(self._dataset, self.commit.extent, self._run)
-            self._kept = False
+        self._tags.let_go()
 
     def let_go_of_others(self, extents: Collection[StoreContent]) -> None:
         """Remove the tags of this run from all versions except those of some contents."""
-        let_go_of_others(self._dataset, self._location, self._run, extents)
+        self._tags.let_go_of_others(extents)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Handles and maps cannot be pickled: another process opens the same content again.
         return _reopened, (self.uri, self.version, self._opening, self._content, self._staged)
 
     @property
-    def _content(self) -> _Content:
-        streams = xxhash.xxh3_64_hexdigest(repr(sorted(self._streams.items())).encode())
-        return _Content(self.fingerprint, self.commit.extent, streams, self._is_ours)
+    def _content(self) -> Content:
+        """What another version must have in common with this one to be read in its place."""
+        return Content(self.fingerprint, self.commit.extent, hash_of(self._streams), self._is_ours)
 
     def __repr__(self) -> str:
         named = [f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split]]
@@ -551,37 +478,13 @@ class TokenStore:
         values = self._read(channel, starts, length, split)
         return values.astype(np.bool_) if CHANNELS[channel].served == np.bool_ else values
 
-    def _dtype_of(self, column: str) -> np.dtype[Any]:
-        return self.dtype if column == TOKENS else CHANNELS[column].stored
-
     def _read(self, column: str, starts: np.ndarray, length: int, split: str) -> np.ndarray:
         """Return what a column has for the tokens of windows, (n, length), as it is stored."""
-        places = self._places if column == TOKENS else self._channels[column]
-        dtype = self._dtype_of(column)
-        table = places.segments[split]
-        if places.mapped is None:
-            return self._lazily(
-                lambda: self._take(column, np.empty((len(starts), length), dtype), table.runs(starts, length)),
-                lambda store: store._read(column, starts, length, split),
-            )
-        found, whole = table.whole(starts, length)
-        whole &= found < _TAKEN
-        if whole.all():
-            return places.mapped.gather(found, length)
-        windows = np.empty((len(starts), length), dtype)
-        windows[whole] = places.mapped.gather(found[whole], length)
-        others = np.flatnonzero(~whole)
-        runs = table.runs(starts[others], length)
-        runs = runs._replace(row=others[runs.row])
-        taken = runs.place >= _TAKEN
-        places.mapped.fill(windows, Runs(*(part[~taken] for part in runs)))
-        if taken.any():
-            far = np.unique(runs.row[taken])
-            windows[far] = self._lazily(
-                lambda: self._take(column, windows, Runs(*(part[taken] for part in runs)))[far],
-                lambda store: store._read(column, starts[far], length, split),
-            )
-        return windows
+
+        def take(here: Callable[[], np.ndarray], at: np.ndarray) -> np.ndarray:
+            return self._lazily(here, lambda store: store._read(column, at, length, split))
+
+        return self._reader.read(column, starts, length, split, take)
 
     def documents(self, starts: np.ndarray, length: int, split: str = "train") -> pa.Table:
         """Return the documents of windows (as in `read`).
@@ -679,39 +582,6 @@ class TokenStore:
         check_not_replaced(self._location, self.fingerprint)
         raise gone(self.uri, self.version) from error
 
-    def _take(self, column: str, windows: np.ndarray, runs: Runs) -> np.ndarray:
-        """Read the pieces of windows that are not mapped into `windows`. Return it."""
-        length = windows.shape[1]
-        first = (runs.place - _TAKEN) // self._block
-        last = (runs.place - _TAKEN + runs.length - 1) // self._block
-        needed = [np.empty(0, np.int64)]
-        for i in range(int((last - first).max(initial=-1)) + 1):
-            needed.append(first[first + i <= last] + i)
-        rows = np.unique(np.concatenate(needed))
-        blocks = self._blocks(rows, column).reshape(-1)
-        # The blocks of a run are neighbours in the store, and so in `blocks`.
-        at = np.searchsorted(rows, first) * self._block + (runs.place - _TAKEN) % self._block
-        whole = runs.length == length
-        if whole.any():
-            windows[runs.row[whole]] = sliding_window_view(blocks, length)[at[whole]]
-        cut = np.flatnonzero(~whole)
-        pieces = zip(runs.row[cut], runs.column[cut], at[cut], runs.length[cut], strict=True)
-        for row, column, place, count in pieces:
-            windows[row, column : column + count] = blocks[place : place + count]
-        return windows
-
-    def _blocks(self, rows: np.ndarray, column: str) -> np.ndarray:
-        if not len(rows):
-            return np.empty((0, self._block), self._dtype_of(column))
-        if self._process != os.getpid():
-            # A fork lacks Lance's threads, and new ones sometimes crash it.
-            raise StoreError(
-                f"The token store {self.uri!r} is not mapped into memory, so a forked process cannot read it: start workers "
-                "by 'forkserver' or 'spawn' instead."
-            )
-        with reading(self.uri):
-            return take_blocks(self._dataset, rows, column)
-
     def _report_change(self) -> None:
         """Log a warning if another program has changed rows, which are served nevertheless. StoreError if none are left."""
         change = self._change
@@ -726,12 +596,12 @@ class TokenStore:
         _log.warning("%s, and is served with these changes; %s.", what, cure(self.uri, change))
 
     def _table(self, split: str) -> SegmentTable:
-        segments = self._places.segments
-        if not isinstance(split, str) or split not in segments:
+        tables = self._reader.tables
+        if not isinstance(split, str) or split not in tables:
             raise ConfigError(f"There is no split {described(split)}: a token store has {' and '.join(SPLITS)}.")
-        return segments[split]
+        return tables[split]
 
-    def _read_layout(self, fragments: Sequence[FragmentMetadata], files: Mapping[str, DataFileInfo]) -> _Layout:
+    def _read_layout(self, fragments: Sequence[FragmentMetadata], files: Mapping[str, DataFileInfo]) -> StreamLayout:
         """Return the streams of the rows of fragments, given the descriptions of files. StoreError if they are damaged."""
         parts = layout_of(fragments, files)
         is_complete = parts is not None and self._is_ours
@@ -752,68 +622,12 @@ class TokenStore:
                 f"The token store {self.uri!r} has {found:,} tokens, but its metadata says {expected:,}: use another copy of "
                 "it, or build it again elsewhere."
             )
-        streams = sorted({part[:2] for part in parts})
-        numbers = {stream: i for i, stream in enumerate(streams)}
-        return _Layout(
-            streams,
-            np.asarray([numbers[part[:2]] for part in parts], np.int64),
-            np.asarray([part.tokens for part in parts], np.int64),
-            np.cumsum([0, *(part.rows for part in parts)]),
-        )
-
-    def _extents(self) -> dict[str, list[StreamExtent]]:
-        """Return the streams of each split."""
-        layout = self._layout
-        extents: dict[str, list[StreamExtent]] = {}
-        for split in SPLITS:
-            extents[split] = []
-            start = 0
-            for number, (of, language) in enumerate(layout.streams):
-                if of == split:
-                    count = int(layout.tokens[layout.stream == number].sum())
-                    extents[split].append(StreamExtent(language, start, count))
-                    start += count
-        return extents
-
-    def _channel_places(self, fragments: Sequence[FragmentMetadata], channel: str, reader: Reader) -> _Places:
-        """Return where the values of a channel are."""
-        mapped = None
-        if reader != "take":
-            dtype = CHANNELS[channel].stored
-            mapped = map_tokens(self.uri, self._dataset, fragments, self._block, dtype, channel)
-        files, pages = mapped or (None, np.asarray([[_TAKEN, int(self._layout.rows[-1])]]))
-        return self._located(files, pages)
-
-    def _located(self, mapped: MappedFiles | None, pages: np.ndarray) -> _Places:
-        """Return where the tokens are.
-
-        Args:
-            mapped: The mapped files.
-            pages: (pages, 2) int64: the place of each page, and its rows, for all rows in their order.
-        """
-        layout = self._layout
-        rows = layout.rows
-        # Cut parts at the ends of pages.
-        first_rows = np.append(0, np.cumsum(pages[:, 1]))
-        begins = np.union1d(rows[:-1], first_rows[:-1]) if len(layout.tokens) else np.empty(0, np.int64)
-        part = np.searchsorted(rows, begins, side="right") - 1
-        page = np.searchsorted(first_rows, begins, side="right") - 1
-        within = (begins - rows[part]) * self._block
-        ends = np.append(begins[1:], rows[-1])
-        counts = np.minimum((ends - begins) * self._block, layout.tokens[part] - within)
-        places = pages[page, 0] + (begins - first_rows[page]) * self._block
-        segments = {}
-        for split in SPLITS:
-            numbers = [number for number, stream in enumerate(layout.streams) if stream[0] == split]
-            mine = np.flatnonzero(np.isin(layout.stream[part], numbers))
-            mine = mine[np.argsort(layout.stream[part[mine]], kind="stable")]
-            segments[split] = SegmentTable.from_parts(counts[mine], places[mine])
-        return _Places(mapped, segments, mapped is not None and bool((pages[:, 0] < _TAKEN).all()))
+        return StreamLayout.of(parts, self._block)
 
     @property
     def reader(self) -> str:
         """How tokens are read: `mapped` (local files in memory) or `take` (blocks through Lance, some of them at least)."""
-        if all(places.is_mapped for places in (self._places, *self._channels.values())):
+        if self._reader.is_mapped:
             return "mapped"
         return "take"
 
@@ -847,43 +661,19 @@ class TokenStore:
         files = [fragment.files[0] for fragment in fragments]
         # Tokens are the first column of each file, unless that column was added later.
         wanted = {name_of(file): infos[name_of(file)] for file in files if [*file.fields][:1] == [0]}
-        store = weakref.ref(self)
+        # The thread that copies does not keep the maps of a store that nobody reads any more.
+        reader = weakref.ref(self._reader)
 
         def arrived(copies: dict[str, Copy]) -> None:
-            there = store()
+            there = reader()
             if there is not None:
-                there._read_from(copies)
+                there.read_from(copies)
 
         if self._staging is not None:
             self._staging.stop()
         self._staging = Staging(self._location, wanted, folder, max_bytes, arrived)
         self._staged = (folder, max_bytes)
         weakref.finalize(self, self._staging.stop)
-
-    def _read_from(self, copies: Mapping[str, Copy]) -> None:
-        """Read from these copies of data files, and the rest by `take`."""
-        files = [fragment.files[0] for fragment in fragments_of(self._dataset)]
-        for channel in self.channels:
-            places = {name_of(file): place_in(file, self._dataset, channel) for file in files}
-            self._channels[channel] = self._located_in(copies, channel, places)
-        self._places = self._located_in(copies, TOKENS, {})
-
-    def _located_in(self, copies: Mapping[str, Copy], column: str, places: Mapping[str, int | None]) -> _Places:
-        """Return where the values of a column are, some of them in copies of data files.
-
-        Args:
-            copies: The copies, by the name of the data file.
-            column: The column.
-            places: Its place among the columns of each file, where that is not the first one.
-        """
-        rows = {name_of(fragment.files[0]): fragment.physical_rows for fragment in fragments_of(self._dataset)}
-        mapped, pages = map_copies(copies, rows, self._block, self._dtype_of(column), column, places)
-        located: list[tuple[int, int]] = []
-        first = 0
-        for name, count in rows.items():
-            located += pages.get(name, [(_TAKEN + first * self._block, count)])
-            first += count
-        return self._located(mapped, np.asarray(located, np.int64).reshape(-1, 2))
 
 
 def not_kept(stores: Iterable[TokenStore]) -> StoreError:
@@ -895,58 +685,19 @@ def not_kept(stores: Iterable[TokenStore]) -> StoreError:
     )
 
 
-class _Content(NamedTuple):
-    """The content that a pickled store must have in another process.
-
-    Attributes:
-        fingerprint: Hash of the settings that determine its tokens.
-        extent: Its content.
-        streams: Hash of the streams of each split; there may be hundreds.
-        is_ours: Whether equal content means equal rows.
-    """
-
-    fingerprint: str
-    extent: StoreContent
-    streams: str
-    is_ours: bool
-
-
 def _reopened(
     uri: str,
     version: int,
     opening: tuple[Mapping[str, str] | None, Reader],
-    content: _Content,
+    content: Content,
     staged: tuple[str, int | None] | None = None,
 ) -> TokenStore:
     """Open a pickled store, at its version or, if that was removed, at another one of the same content."""
-    store = _opened_for(uri, version, opening, content)
+
+    def opened(found: int) -> TokenStore:
+        return TokenStore.open(uri, found, *opening)
+
+    store = open_same(StoreLocation(uri, opening[0]), version, content, opened, lambda each: each._content)
     if staged is not None:
         store.stage(*staged)
-    return store
-
-
-def _opened_for(
-    uri: str, version: int, opening: tuple[Mapping[str, str] | None, Reader], content: _Content
-) -> TokenStore:
-    location = StoreLocation(uri, opening[0])
-    try:
-        store = TokenStore.open(uri, version, *opening)
-        if store._content == content:
-            return store
-    except StoreError:
-        if dataset_at(location, version) is not None:
-            raise
-    check_not_replaced(location, content.fingerprint)
-
-    def find() -> int:
-        found = None
-        if content.is_ours:
-            found = find_version(location, content.extent, content.fingerprint)
-        if found is None:
-            raise gone(uri, version)
-        return found
-
-    store = open_with_retry(find, lambda found: TokenStore.open(uri, found, *opening))
-    if store._content != content:
-        raise gone(uri, version)
     return store

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from lightning_lance import Corpus, TokenStore
 from lightning_lance.build import progress
-from lightning_lance.build.cluster import ClusterBuild, Outcome, _State
+from lightning_lance.build.cluster import ClusterBuild
 from lightning_lance.build.progress import figures_of
 from lightning_lance.build.unit import Unit
+from lightning_lance.build.unit_queue import UnitState
+from lightning_lance.build.workers import Outcome
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.lance_names import UNITS
 from lightning_lance.maintenance import forget, verify_store
@@ -301,7 +303,8 @@ def test_units_ahead_of_the_ledger_are_bounded(tmp_path: Path) -> None:
 
         def looking(*arguments: Any) -> None:
             nonlocal widest
-            begun = [piece for piece in made._queue if piece.state not in (_State.UNCUT, _State.CUTTING, _State.NEW)]
+            waits = (UnitState.UNCUT, UnitState.CUTTING, UnitState.NEW)
+            begun = [queued for queued in made._queue if queued.state not in waits]
             widest = max(widest, len(begun))
             look(*arguments)
 

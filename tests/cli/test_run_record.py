@@ -66,6 +66,13 @@ BOMB = (
         ),
         (changed("data.corpus._target_", ["os.mkdir"]), "which is not of lightning-lance"),
         (changed("data.corpus.tokenizer.trust_remote_code", "yes"), "asks for code of a model's repository"),
+        (
+            changed(
+                "data.corpus.tokenizer",
+                {"_target_": "lightning_lance.tokenization.PretrainedTokenizer", "_args_": ["m", None, None, True]},
+            ),
+            "gives arguments without their names",
+        ),
         ("data: !!python/object/apply:os.mkdir [made]\n", "is not the configuration of a run"),
         (BOMB, "it has anchors and aliases"),
         ("[" * 5000, "is not the configuration of a run"),
@@ -73,7 +80,7 @@ BOMB = (
         ("data: {a: ${b}}\n", "is not the configuration of a run"),
         ("\0", "is not the configuration of a run"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_what_a_record_says_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, text: str, why: str):
     monkeypatch.chdir(tmp_path)

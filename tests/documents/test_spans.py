@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from lightning_lance.errors import ConfigError
 GIVEN = [[[0, 2], [3, 7]], None, [], [[1, 1]]]
 FLAT = [[0, 2, 3, 7], None, [], [1, 1]]
 AS_STRUCTS = [None if row is None else [{"begin": low, "end": high} for low, high in row] for row in GIVEN]
+SORTED = [None if row is None else [{"end": high, "start": low} for low, high in row] for row in GIVEN]
 STRUCT = pa.struct([("begin", pa.int32()), ("end", pa.int32())])
 
 
@@ -26,6 +28,11 @@ STRUCT = pa.struct([("begin", pa.int32()), ("end", pa.int32())])
         pa.array(["[[0,2],[3,7]]", None, "[]", "[[1, 1]]"]),
         pa.array([None if row is None else str(row) for row in AS_STRUCTS], pa.large_string()),
         pa.array(["[[0,2],[3,7]]", "null", "[]", "[[1, 1]]"]),
+        pa.array(["[[0,2],[3,7]]", None, "[]", "[[1, 1]]"]).dictionary_encode(),
+        pa.array(["[[0,2],[3,7]]", None, "[]", "[[1, 1]]"], pa.string_view()),
+        # Some programs sort the names of fields.
+        pa.array(SORTED, pa.list_(pa.struct([("end", pa.int64()), ("start", pa.int64())]))),
+        pa.array([None if row is None else json.dumps(row) for row in SORTED]),
     ],
     ids=lambda values: str(values.type),
 )
@@ -50,6 +57,9 @@ def test_a_column_of_nulls_means_whole_documents():
         pa.array(["[[0, true]]"]),
         pa.array(["{}"]),
         pa.array([[{"a": 1, "b": 2, "c": 3}]]),
+        # As ends, lengths would be other spans.
+        pa.array([[{"start": 3, "length": 10}]]),
+        pa.array(['[{"start": 3, "length": 10}]']),
     ],
     ids=str,
 )

@@ -136,7 +136,7 @@ def test_a_store_has_what_the_columns_had(tmp_path: Path):
     for path in Path(store.uri, "data").iterdir():
         with path.open("rb") as file:
             copies[path.name] = Copy(path, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    by_take._read_from(copies)
+    by_take._reader.read_from(copies)
     assert by_take.reader == "mapped"
     for channel in store.channels:
         assert column(by_take, channel) == column(store, channel)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from lightning_lance import Corpus, LanceDataModule
 from lightning_lance.sources import DatasetSource, TextFilter, python_stdlib
 from lightning_lance.tokenization import ByteTokenizer
@@ -28,6 +30,7 @@ def test_long_values_are_cut_and_secrets_are_not_half_of_them():
     assert len(shown) < 700
     assert "https://host/3.parquet" in shown
     assert "s3cret" not in shown
+    assert "s3cret" not in repr(DatasetSource.parquet([np.str_(urls[0])]))
 
 
 def test_a_store_of_many_languages_is_a_line(tmp_path: Path):

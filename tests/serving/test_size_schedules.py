@@ -345,3 +345,46 @@ def test_a_checkpoint_of_one_size_goes_on_with_a_schedule(store: TokenStore):
     assert rows == [window[at : at + 8] for window in every[6:9] for at in (0, 8)]
     with pytest.raises(StoreError, match="state has the unknown field"):
         loader.load_state_dict({**plain.state_dict(), "batch_size_schedule": BATCHES})
+
+
+@pytest.mark.parametrize("extend", ["next_epoch", "now"])
+@pytest.mark.parametrize("mix", [{}, {"Go": 2, "Rust": 1}], ids=["alone", "mixture"])
+def test_sizes_go_by_the_steps_that_were_served_though_the_store_grows(tmp_path: Path, extend: Any, mix: Any):
+    """Three lives, each with a larger store, of whose windows those before were a small part."""
+    sizes, lengths = [[0, 1], [70, 2], [110, 3]], [[0, 4], [80, 16]]
+    options = {"batch_size_schedule": sizes, "context_length_schedule": lengths, "mix": mix, "extend": extend}
+    number = 0
+    state: dict[str, Any] = {}
+    for budget, until in ((23, 40), (30, 80), (None, 240)):
+        store = prepare(SOURCE, ByteTokenizer(), tmp_path / "x.lance", val_fraction=0.0, max_documents=budget)
+        loader = WindowLoader(store, 16, 3, **options)
+        if state:
+            loader.load_state_dict(state)
+            assert loader.step == number
+        while number < until:
+            first = number
+            for batch in loader:
+                size = [size for step, size in sizes if step <= number][-1]
+                length = [length for step, length in lengths if step <= number][-1]
+                assert (loader.last_step, batch["input_ids"].shape) == (number, (size * 16 // length, length))
+                assert loader.windows(number).batch["input_ids"].equal(batch["input_ids"])
+                number += 1
+                if number == until:
+                    break
+            else:
+                assert loader.step == number
+                assert number - first <= len(loader)
+        assert (loader.step, loader.rows_of(number)) == (number, 4 if number < 80 else 1)
+        state = loader.state_dict()
+        assert ("counted_from" in state) == (loader.num_windows > 84)
+    with pytest.raises(StoreError, match="Step 3 was served before the data"):
+        loader.windows(3)
+    with pytest.raises(StoreError, match="these steps were served before"):
+        next(iter(WindowLoader(store, 16, 3, skip_steps=[[2, 5]], **options).load_state_dict(state) or loader))
+    # Without sizes that change, steps are counted by their position, as ever.
+    plain, other = (WindowLoader(store, 16, 3, mix=mix, extend=extend) for _ in range(2))
+    plain.load_state_dict(state)
+    other.load_state_dict({name: value for name, value in state.items() if name != "counted_from"})
+    assert plain.step == other.step
+    with pytest.raises(StoreError, match="contradicts itself: steps are counted from"):
+        plain.load_state_dict({**state, "counted_from": {**state["counted_from"], "epoch": 99}})

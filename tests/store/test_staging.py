@@ -134,7 +134,7 @@ def staged(local: TokenStore, tmp_path_factory: pytest.TempPathFactory) -> Token
 def test_any_part_of_the_files_may_be_there(staged: TokenStore, local: TokenStore, data: st.DataObject):
     every = state_of(staged)._copies
     names = data.draw(st.sets(st.sampled_from(sorted(every))))
-    staged._read_from({name: every[name] for name in names})
+    staged._reader.read_from({name: every[name] for name in names})
     assert (staged.reader == "mapped") == (len(names) == len(every))
     split = data.draw(st.sampled_from(["train", "val"]))
     length = data.draw(st.integers(1, 5000))

@@ -7,8 +7,9 @@ from random import Random
 from typing import Any
 
 from lightning_lance.build.builder import Build
-from lightning_lance.build.cluster import ClusterBuild, Outcome
+from lightning_lance.build.cluster import ClusterBuild
 from lightning_lance.build.tasks import Work
+from lightning_lance.build.workers import Outcome
 from lightning_lance.lance_names import UnitName
 from lightning_lance.location import with_all_options
 from lightning_lance.maintenance.removal import remove_unit_files
