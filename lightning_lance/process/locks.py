@@ -90,10 +90,12 @@ class Lease:
             raise StoreError(
                 f"The file {str(self._path)!r} cannot be written ({error.strerror}): free disk space or grant write access."
             ) from error
-        except KeyboardInterrupt:
+        except BaseException as error:
+            if not _is_interrupt(error):
+                raise
             # The signal may have come when the file was written already.
             self.release()
-            raise
+            raise KeyboardInterrupt from error
         self._remove_blank()
         return False
 
@@ -143,6 +145,15 @@ class Lease:
                 self._blank = (found.st_ino, found.st_ctime_ns), time.monotonic()
             elif time.monotonic() - self._blank[1] > LEASE_SECONDS:
                 self._path.unlink()
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Return whether an error is Ctrl-C, or what filelock makes of one in the midst of its work: a group, or another error."""
+    if isinstance(error, KeyboardInterrupt):
+        return True
+    if error.__context__ is not None and _is_interrupt(error.__context__):
+        return True
+    return any(map(_is_interrupt, getattr(error, "exceptions", ())))
 
 
 def _begins_as_lease(path: Path) -> bool:
