@@ -38,6 +38,7 @@ MAKERS = {
     "_other_store",
     "_found_twice",
     "_of_wrong_kind",
+    "_unwritable",
     "not_a_corpus",
     "not_a_place",
     "not_a_store",
