@@ -186,7 +186,9 @@ def main():
     ours = busy["ray, 2 workers"][0] + busy["ray, 2 workers"][2]
     bars = [
         bar("two workers against the local engine on two cores", middle["local"] / middle["ray, 2 workers"], 0.87),
-        bar("processor seconds of the local engine against driver and two workers", busy["local"][0] / ours, 0.87),
+        bar(
+            "processor seconds of the local engine against driver and two workers", float(busy["local"][0] / ours), 0.87
+        ),
         bar("16 workers against one where a shard takes two seconds to come", gain, 12.0),
     ]
     notes = [
