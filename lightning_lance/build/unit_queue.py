@@ -1,6 +1,6 @@
 """The units ahead of the ledger: which there are, in the order of the source, and how far each has come.
 
-A queue reads and writes nothing, and starts no task. It says which units may begin, and it is told what was found of them.
+A queue reads and writes nothing, and starts no task. It says which units may begin, and takes their results.
 """
 
 from __future__ import annotations

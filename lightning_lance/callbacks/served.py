@@ -12,7 +12,7 @@ from lightning_lance.serving.batches import in_rows
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.steps import ServedWindows
 
-# Tokens at the beginning of each row by which a batch is told from another.
+# Tokens at the beginning of each row, enough to recognise a batch.
 _COMPARED = 8
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,20 +84,20 @@ class Listing:
             self.trouble = other.trouble
 
 
-class TokenShards(Listing):
+class TokenShards(Listing, ABC):
     """A set of tokens that has documents."""
 
+    @abstractmethod
     def read(self, shard: int, row: int) -> Iterator[TokenDocuments]:
         """Yield the documents of a shard from a row on."""
-        raise NotImplementedError
 
 
-class TokenStream(Listing):
+class TokenStream(Listing, ABC):
     """A set of tokens that has no documents."""
 
+    @abstractmethod
     def tokens(self, shard: int) -> Iterator[np.ndarray]:
         """Yield the tokens of a shard, in pieces."""
-        raise NotImplementedError
 
 
 class ItemTokens(TokenStream):

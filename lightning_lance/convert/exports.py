@@ -132,7 +132,7 @@ def export_tokens(
         raise ConfigError(f"The store {store.uri!r} has {what}: see lightning-lance info {store.uri}.")
     for export in exports:
         export.check_free(overwrite)
-    _tell_left_out(store, format)
+    _warn_left_out(store, format)
     try:
         with ExitStack() as parts:
             folder.mkdir(parents=True, exist_ok=True)
@@ -148,11 +148,11 @@ def export_tokens(
     return [export.made for export in exports]
 
 
-def _tell_left_out(store: TokenStore, format: str) -> None:  # noqa: A002
-    """Log which channels of a store a format cannot hold."""
-    if store.channels and format != "parquet":
+def _warn_left_out(store: TokenStore, chosen: str) -> None:
+    """Log which channels of a store the chosen format cannot hold."""
+    if store.channels and chosen != "parquet":
         left_out = " and ".join(store.channels)
-        _log.warning("The format %s has no place for %s, which is left out: parquet has.", format, left_out)
+        _log.warning("The format %s has no place for %s, which is left out: parquet has.", chosen, left_out)
 
 
 def _folder_at(place: str | os.PathLike[str]) -> Path:

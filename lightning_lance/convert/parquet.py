@@ -119,9 +119,9 @@ class _OpenedTokens(OpenedDataset):
             steps = steps_to(schema, column)
             if steps is None or column in taken or not is_list(column_type(schema, steps)):
                 continue
-            told = f"The set has a column {column!r}, which is not taken: columns.{word}={column} takes it."
-            if (logging.INFO, told) not in self.trouble.remarks:
-                self.trouble.remarks.append((logging.INFO, told))
+            hint = f"The set has a column {column!r}, which is not taken: columns.{word}={column} takes it."
+            if (logging.INFO, hint) not in self.trouble.remarks:
+                self.trouble.remarks.append((logging.INFO, hint))
 
     def _check_channels(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
         """Check the columns of channels, which a shard must have."""

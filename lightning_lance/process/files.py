@@ -45,9 +45,9 @@ def remove_parts(path: Path) -> None:
     """Remove the parts of a file left by killed writers."""
     try:
         # Names only: a pattern would be compiled anew for each file that is written.
-        names = os.listdir(path.parent)  # noqa: PTH208
+        names = os.listdir(path.parent)  # noqa: PTH208 - names
     except OSError:
-        # There are none, or whoever writes the file is told.
+        # There are none, or the write that follows fails with the reason.
         return
     for name in names:
         if not name.startswith(f"{path.name}.") or not _PART.fullmatch(name, len(path.name)):
