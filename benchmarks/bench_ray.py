@@ -129,7 +129,7 @@ def driver_rate(folder, units):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--megabytes", type=int, default=200)
+    parser.add_argument("--megabytes", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--units", type=int, default=100_000)
     options = parser.parse_args()

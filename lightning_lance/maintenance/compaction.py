@@ -25,8 +25,12 @@ from lightning_lance.messages.escaping import logger
 
 _log = logger(__name__)
 
-# Bytes of a full fragment, which is not merged any more.
+# Bytes of a full fragment, which is not merged any more, in a large store.
 FULL_BYTES = 1 << 30
+# The first ones are full at a small part of that, the others at a share of the bytes before them. So a store of 32 GB is not
+# written once more to have fewer files, and one of 20 TB has 3,500 fragments more than if all had to be large.
+_SMALLEST_PART = 32
+_FRAGMENTS_BEFORE = 1024
 # Runs of blocks of one stream that a fragment of few streams may have.
 _MANY_PARTS = 256
 # Fragments of about one size that are merged into one. Sizes differ by this factor from level to level, so a token is rewritten
@@ -44,7 +48,7 @@ def compact(location: StoreLocation, version: int, *, full: int = FULL_BYTES, du
     Args:
         location: The store.
         version: The last version that the builder has made. Only the one builder of a store may call this.
-        full: Bytes of a full fragment, which is not merged.
+        full: Bytes of a full fragment in a large store, as for `merge_groups`.
         durable: As for `replace_fragments`; before anything is removed.
 
     Raises:
@@ -97,7 +101,7 @@ def commit_final(
     store has grown. All other versions that nothing keeps are removed. Return the new version.
 
     Args: as for `append_commit`, and
-        full: Bytes of a full fragment, which is not merged.
+        full: Bytes of a full fragment in a large store, as for `merge_groups`.
 
     Raises:
         CommitConflict: If another version came first.
@@ -149,6 +153,16 @@ def lacks_its_end(location: StoreLocation) -> bool:
     return lacks_build_tag(dataset, location) and not merge_groups(sizes, FULL_BYTES, final=True)
 
 
+def full_bytes_at(before: int, full: int = FULL_BYTES) -> int:
+    """Return the bytes of a full fragment at its place in a store.
+
+    Args:
+        before: Bytes of the fragments before it.
+        full: Bytes of a full fragment in a large store.
+    """
+    return max(1, full // _SMALLEST_PART, min(full, before // _FRAGMENTS_BEFORE))
+
+
 def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
     """Return the groups of neighbouring fragments to merge.
 
@@ -158,7 +172,7 @@ def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
 
     Args:
         sizes: Bytes of the fragments, in order.
-        full: Bytes of a full fragment, which is not merged except with small ones right before it.
+        full: Bytes of a full fragment in a large store. A full one is not merged, except with small ones right before it.
         final: Whether this is the last merge.
 
     Returns:
@@ -166,21 +180,27 @@ def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
     """
     groups = []
     first = 0
+    before = 0
     total = 0
+    full_here = full_bytes_at(0, full)
     for i, size in enumerate(sizes):
-        if size >= full and total + size >= 2 * full:
+        if size >= full_here and total + size >= 2 * full_here:
             # Together as large as two full ones, so they stay two.
             groups.append(range(first, i))
             first = i
+            before += total
             total = 0
+            full_here = full_bytes_at(before, full)
         total += size
-        if total >= full:
+        if total >= full_here:
             groups.append(range(first, i + 1))
             first = i + 1
+            before += total
             total = 0
+            full_here = full_bytes_at(before, full)
     # The rest is smaller than a full fragment in all.
     if not final:
-        levels = [math.ceil(math.log(full / max(size, 1), _FAN)) for size in sizes[first:]]
+        levels = [math.ceil(math.log(full_here / max(size, 1), _FAN)) for size in sizes[first:]]
         # The leftmost group is the largest merge, which leaves the fewest.
         while levels and levels.count(levels[0]) < _FAN:
             del levels[0]
@@ -192,12 +212,15 @@ def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
 def uncompacted_bytes(location: StoreLocation, *, full: int = FULL_BYTES) -> int:
     """Return the bytes of the last fragments of a store that are no full one together, so that growth rewrites them."""
     dataset = dataset_at(location, None)
-    total = 0
-    for size in reversed(fragment_sizes(fragments_of(dataset), data_file_infos(dataset))):
-        if total + size >= full:
+    sizes = fragment_sizes(fragments_of(dataset), data_file_infos(dataset))
+    before = sum(sizes)
+    loose = 0
+    for size in reversed(sizes):
+        before -= size
+        if loose + size >= full_bytes_at(before, full):
             break
-        total += size
-    return total
+        loose += size
+    return loose
 
 
 def _info(fragment: FragmentMetadata, files: Mapping[str, DataFileInfo]) -> DataFileInfo | None:

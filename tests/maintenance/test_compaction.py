@@ -29,7 +29,7 @@ from lightning_lance.format.layout import StoreContent
 from lightning_lance.format.rows import BLOCK
 from lightning_lance.location import StoreLocation
 from lightning_lance.maintenance import compaction, removal, repacking
-from lightning_lance.maintenance.compaction import compact, merge_groups
+from lightning_lance.maintenance.compaction import compact, full_bytes_at, merge_groups
 from lightning_lance.maintenance.integrity import verify_store
 from lightning_lance.maintenance.removal import clean_up, fence_stale_builders, find_orphans
 from tests.support import stores
@@ -38,9 +38,12 @@ from tests.support.merges import EOS, NOTE, Made, append, check_same_readers, co
 from tests.support.stores import append_commit, finish, packed
 from tests.support.warm import BUILDING, server
 
+#: What a full fragment has in a large store, over what the first one has.
+LARGE = 32
+
 
 @examples(13)
-@given(commits, st.sampled_from([1, 30_000, 1 << 30]), st.booleans())
+@given(commits, st.sampled_from([1, LARGE * 30_000, 1 << 30]), st.booleans())
 def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_each: bool):
     with tempfile.TemporaryDirectory() as folder:
         uri, other, note, numbered = f"{folder}/x.lance", f"{folder}/y.lance", NOTE, 0
@@ -66,7 +69,7 @@ def test_a_merged_store_is_the_same(parts: list[list[Made]], full: int, tidy_eac
             f"build-{note.tokens}": dataset.version
         }
         sizes = [file.size for file in data_file_infos(dataset).values()]
-        assert len(sizes) <= 1 + sum(sizes) / full
+        assert len(sizes) <= 1 + sum(sizes) / full_bytes_at(0, full)
         # In one transaction, unless there was more to merge than a full fragment.
         assert dataset.version == before + 1 or full < 1 << 30
         # In a merged fragment, each stream has at most one partial block.
@@ -99,24 +102,34 @@ def test_a_fragment_of_streams_that_take_turns_is_put_in_order(tmp_path: Path, m
 
 
 def test_groups_by_literal_sizes():
-    assert merge_groups([5, 3, 3], 10, True) == [range(3)]
-    assert merge_groups([12, 5, 3, 3, 1], 10, True) == [range(1, 4)]
-    assert merge_groups([12, 5, 3, 3, 1, 1], 10, True) == [range(1, 4), range(4, 6)]
-    assert merge_groups([], 10, True) == merge_groups([12], 10, True) == []
+    assert merge_groups([5, 3, 3], 10 * LARGE, True) == [range(3)]
+    assert merge_groups([12, 5, 3, 3, 1], 10 * LARGE, True) == [range(1, 4)]
+    assert merge_groups([12, 5, 3, 3, 1, 1], 10 * LARGE, True) == [range(1, 4), range(4, 6)]
+    assert merge_groups([], 10 * LARGE, True) == merge_groups([12], 10 * LARGE, True) == []
     # Small ones before a full one are merged with it, or alone where the sum would reach two full ones.
     for final in (True, False):
-        assert merge_groups([5, 12, 3], 10, final) == [range(2)]
-        assert merge_groups([5, 3, 12, 3], 10, final) == [range(2)]
-        assert merge_groups([8, 12, 12, 3], 10, final) == []
-        assert merge_groups([3, 3, 1 << 62, 4, 1 << 62, 3], 10, final) == [range(2)]
+        assert merge_groups([5, 12, 3], 10 * LARGE, final) == [range(2)]
+        assert merge_groups([5, 3, 12, 3], 10 * LARGE, final) == [range(2)]
+        assert merge_groups([8, 12, 12, 3], 10 * LARGE, final) == []
+        assert merge_groups([3, 3, 1 << 62, 4, 1 << 62, 3], 10 * LARGE, final) == [range(2)]
     # Nothing is due before there are eight of one size, or a full one.
-    assert merge_groups([10] * 7, 1000, False) == []
-    assert merge_groups([10] * 8, 1000, False) == [range(8)]
-    assert merge_groups([80, *[10] * 7], 1000, False) == []
-    assert merge_groups([80, *[10] * 8], 1000, False) == [range(1, 9)]
-    assert merge_groups([*[10] * 7, 80], 1000, False) == []
-    assert merge_groups([*[10] * 7, 80, 10], 1000, False) == [range(9)]
-    assert merge_groups([600, 300, 90, 10], 1000, False) == [range(4)]
+    assert merge_groups([10] * 7, 1000 * LARGE, False) == []
+    assert merge_groups([10] * 8, 1000 * LARGE, False) == [range(8)]
+    assert merge_groups([80, *[10] * 7], 1000 * LARGE, False) == []
+    assert merge_groups([80, *[10] * 8], 1000 * LARGE, False) == [range(1, 9)]
+    assert merge_groups([*[10] * 7, 80], 1000 * LARGE, False) == []
+    assert merge_groups([*[10] * 7, 80, 10], 1000 * LARGE, False) == [range(9)]
+    assert merge_groups([600, 300, 90, 10], 1000 * LARGE, False) == [range(4)]
+
+
+def test_full_fragments_grow_with_the_store():
+    places = (0, 32 << 30, 64 << 30, 1 << 40, 2 << 40)
+    assert [full_bytes_at(before) >> 20 for before in places] == [32, 32, 64, 1024, 1024]
+    before = 20 * 1024
+    assert full_bytes_at(before, 10 * LARGE) == 20
+    assert merge_groups([before, 15, 5], 10 * LARGE, False) == [range(1, 3)]
+    assert merge_groups([before, 15, 4, 1 << 62, 200, 100, 20], 10 * LARGE, True) == [range(1, 3), range(4, 7)]
+    assert merge_groups([before // 2, 15, 15, before // 2, 15], 10 * LARGE, True) == []
 
 
 #: Bytes of the fragments of any build, some of them full, and some written by another program.
@@ -134,10 +147,16 @@ def test_fragments_are_few_however_the_build_came_to_them(sizes: list[int], late
         while groups := merge_groups(sizes, full, final):
             group = groups[0]
             merged = sum(sizes[group.start : group.stop])
-            assert merged < 2 * full
+            assert merged < 2 * full_bytes_at(sum(sizes[: group.start]), full)
             sizes = [*sizes[: group.start], merged, *sizes[group.stop :]]
         # One that is not full may be between two of another program, and one at the end, or eight of each size.
-        most = whole / full + 2 * len(foreign)
+        # Behind one of another program, a full one is as large as anywhere.
+        places = np.cumsum([0, *(min(size, full << 10) for size in sizes)]).tolist()
+        as_full_ones = 0.0
+        for size, before in zip(sizes, places, strict=False):
+            if size < 1 << 62:
+                as_full_ones += size / full_bytes_at(before, full)
+        most = 1.01 * as_full_ones + 2 * len(foreign)
         assert len(sizes) <= most + (1 if final else 7 * 5)
         assert sum(size for size in sizes if size < 1 << 62) == whole
 
@@ -145,7 +164,7 @@ def test_fragments_are_few_however_the_build_came_to_them(sizes: list[int], late
 @examples(20)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=400))
 def test_tokens_are_written_few_times_however_long_the_build(sizes: list[int]):
-    full, written, most, fragments = 10_000, 0, 0, []
+    full, written, most, fragments = 10_000 * LARGE, 0, 0, []
     for size in sizes:
         fragments.append(size)
         while groups := merge_groups(fragments, full, False):
@@ -153,11 +172,11 @@ def test_tokens_are_written_few_times_however_long_the_build(sizes: list[int]):
             written += sum(fragments[group.start : group.stop])
             most = max(most, sum(fragments[group.start : group.stop]))
             fragments[group.start : group.stop] = [sum(fragments[group.start : group.stop])]
-        assert len(fragments) <= sum(sizes) / full + 7 * 5
+        assert len(fragments) <= LARGE * sum(sizes) / full + 7 * 5
     # Levels of eight from the smallest to a full one, each fragment rewritten once or twice on each.
     assert written <= 8 * sum(sizes)
     # In an undisturbed build, at most a full fragment and a commit are on the disk twice.
-    assert most <= full + 300
+    assert most <= full / LARGE + 300
 
 
 class Folder:
@@ -208,11 +227,11 @@ def test_a_build_takes_no_more_disk_than_its_store_and_two_full_fragments(
                 write_rows(StoreLocation(uri), dataset, dataset.schema, dataset.to_table().slice(0, 6).to_batches())
             fence_stale_builders(StoreLocation(uri), int(dataset.version), find_orphans(StoreLocation(uri)))
         if i == 59:
-            append(uri, [(0, "C", 6 * BLOCK - 1)], i, note, full)
+            append(uri, [(0, "C", 6 * BLOCK - 1)], i, note, LARGE * full)
             break
         note = append(uri, [(0, "C", 6 * BLOCK - 1)], i, note)
         folder.look()
-        compact(StoreLocation(uri), last_version(StoreLocation(uri))[0], full=full)
+        compact(StoreLocation(uri), last_version(StoreLocation(uri))[0], full=LARGE * full)
     assert folder.size() > 4 * full
     assert folder.most < folder.size() + (2 * full if killed else full + 2 * commit)
     # Eight versions, each with its manifest and its transaction, and a few more during a merge.
@@ -236,7 +255,7 @@ def test_pages_are_large_and_memory_bounded(tmp_path: Path):
     for i in range(6):
         note = append(uri, [(0, language, 1_000_000) for language in "abc"], 3 * i, note)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    append(uri, [(0, "a", 10)], 18, note, 1 << 30)
+    append(uri, [(0, "a", 10)], 18, note, LARGE << 30)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 << 10
     (fragment,) = fragments_of(lance.dataset(uri))
     (column, *_) = LanceFileReader(str(Path(uri, "data", fragment.files[0].path))).metadata().columns

@@ -121,7 +121,7 @@ for i in range(30):
     last = i == 29
     note = append(sys.argv[1], [(0, "C", 3000), (1, "Rust", 500)], 2 * i, note, 60_000 if last else None)
     if not last:
-        compact(place, last_version(place)[0], full=60_000)
+        compact(place, last_version(place)[0], full=32 * 60_000)
     print(i, flush=True)
 """
 
