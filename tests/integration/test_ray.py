@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -243,7 +244,16 @@ def test_a_bucket_gets_the_same_store_and_no_log_a_key(
     with serving() as bucket:
         options = {**bucket.lance_options, "aws_secret_access_key": "hush-hush-secret"}
         source = FilesSource("*.py", texts)
-        store = build(source, "s3://bucket/x.lance", storage_options=options, engine={"address": address})
+        build_in_bucket = partial(
+            build, source, "s3://bucket/x.lance", storage_options=options, engine={"address": address}
+        )
+        try:
+            store = build_in_bucket()
+        except ConfigError as error:
+            # Ray's proxy forks while its threads are in gRPC, and now and then that fork dies before it becomes a server.
+            if way != "client" or "Starting Ray client server failed" not in str(error.__cause__):
+                raise
+            store = build_in_bucket()
         assert streams(store) == local
         left = [entry["Key"] for entry in bucket.client.list_objects_v2(Bucket="bucket")["Contents"]]
         assert len([key for key in left if "/data/" in key]) == 1
