@@ -10,16 +10,20 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_lance.messages.formatting import pluralize
+
 _log = logging.getLogger(__name__)
 
 #: Where matplotlib is missing.
 WITHOUT_PICTURE = "no picture of the losses (pip install 'lightning-lance[plot]' draws one)"
+# Of a checkpoint: the last row of its run.
+_LAST_ROW = "metrics_row"
 # At most so often, in seconds, the picture is drawn during a run.
 _DRAW_SECONDS = 60.0
 
@@ -27,8 +31,8 @@ _DRAW_SECONDS = 60.0
 class MetricsFile(Logger):
     """Writes `metrics.csv`: one row for each step that logs something, complete on disk at any time.
 
-    A run that goes on from a checkpoint goes on with the file. Rows that it will write again, and those of an earlier run
-    that began anew, are kept in a file beside.
+    A run that goes on from a checkpoint goes on with its rows. Rows that it will write again, and those of another run in
+    the same folder, are kept in a file beside.
 
     Args:
         folder: Of the run.
@@ -39,6 +43,7 @@ class MetricsFile(Logger):
         self.file = Path(folder, "metrics.csv")
         self._columns: list[str] = []
         self._row: dict[str, Any] = {}
+        self._row_before: Mapping[str, Any] = {}
         self._row_begins = 0  # in the file
         self._begun = False
 
@@ -60,27 +65,62 @@ class MetricsFile(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: Hydra writes the whole configuration."""
 
-    def begin(self, step: int) -> None:
-        """Keep the rows before a step in the file, and the others in a file beside.
+    def begin(self, step: int, last: Mapping[str, str] | None = None) -> None:
+        """Keep the run's rows before a step in the file, and all others in files beside.
 
         Args:
             step: The first one that will be logged: 0 in a run that begins anew.
+            last: A row that the run has before this step; see `last_row`. None takes all rows for those of the run.
         """
         self._begun = True
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        columns, rows, is_whole = _read(self.file)
-        if not is_whole:
-            beside = _free_name(self.file)
-            shutil.copyfile(self.file, beside)
-            _log.warning("%s has lines that are no metrics of steps: it is kept as %s.", self.file, beside.name)
-        kept, others = _before(step, rows)
-        if others and is_whole:
-            beside = _free_name(self.file)
-            _write(beside, columns, others)
-            _log.info("%s has %d rows of an earlier run: they are in %s now.", self.file, len(others), beside.name)
-        self._columns = columns if kept else ["step"]
+        rows = _rows_of(self.file, step)
+        taken: Path | None = None
+        if last is None or rows.have(last):
+            self._keep_others(rows)
+        else:
+            self._keep_all(rows)
+            taken, rows = _rows_beside(self.file, step, last)
+        self._columns = rows.columns if rows.kept else ["step"]
         self._row = {}
-        _write(self.file, self._columns, kept)
+        self._row_before = rows.kept[-1] if rows.kept else {}
+        _write(self.file, self._columns, rows.kept)
+        if taken is None:
+            return
+        _log.info("%s goes on with the rows of this run in %s.", self.file, taken.name)
+        if rows.others:
+            _write(taken, rows.columns, rows.others)
+        else:
+            taken.unlink()
+
+    def _keep_others(self, rows: _Rows) -> None:
+        """Keep in a file beside what the file loses."""
+        if not rows.is_whole:
+            self._keep_all(rows)
+        elif rows.others:
+            beside = _free_name(self.file)
+            _write(beside, rows.columns, rows.others)
+            count = pluralize(len(rows.others), "row")
+            _log.info("%s has %s of an earlier run: they are in %s now.", self.file, count, beside.name)
+
+    def _keep_all(self, rows: _Rows) -> None:
+        """Keep in a file beside all that the file has."""
+        if rows.is_whole and not rows.kept and not rows.others:
+            return
+        beside = _free_name(self.file)
+        shutil.copyfile(self.file, beside)
+        if rows.is_whole:
+            count = pluralize(len(rows.kept) + len(rows.others), "row")
+            _log.info("%s has %s of another run: they are in %s now.", self.file, count, beside.name)
+        else:
+            _log.warning("%s has lines that are no metrics of steps: it is kept as %s.", self.file, beside.name)
+
+    def last_row(self, step: int) -> dict[str, str] | None:
+        """Return the last row before a step, as it is in the file: by it, a run that goes on knows its file."""
+        for row in (self._row, self._row_before):
+            if row and int(row["step"]) < step:
+                return {name: str(value) for name, value in row.items() if value not in (None, "")}
+        return None
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -90,6 +130,7 @@ class MetricsFile(Logger):
         if step is None:
             step = self._row.get("step", -1) + 1
         if step != self._row.get("step"):
+            self._row_before = self._row or self._row_before
             self._row = {"step": step}
             self._row_begins = self.file.stat().st_size
         self._row.update(metrics)
@@ -112,11 +153,27 @@ class LossCurve(lightning.Callback):
         self._next = time.monotonic() + _DRAW_SECONDS
         self.picture = metrics.file.with_name("loss.png")
         self.missing = False  # whether matplotlib is
+        self._last_row: Mapping[str, str] | None = None  # of the checkpoint
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the last row. Not as the state of this callback: Lightning would miss it where a run goes on without."""
+        row = self.metrics.last_row(trainer.global_step)
+        if row is not None:
+            checkpoint[_LAST_ROW] = row
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Read the last row."""
+        self._last_row = checkpoint.get(_LAST_ROW)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin at the step of the checkpoint, or at 0."""
         if trainer.is_global_zero:
-            self.metrics.begin(trainer.global_step)
+            self.metrics.begin(trainer.global_step, self._last_row)
+        self._last_row = None
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Log by the number of optimizer steps: Lightning's own count may be one ahead after a resume."""
@@ -215,12 +272,36 @@ def _read(file: Path) -> tuple[list[str], list[dict[str, str]], bool]:
     return [*(reader.fieldnames or ["step"])], rows, is_whole
 
 
-def _before(step: int, rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Return the rows before a step, one for each in their order, and the others.
+class _Rows(NamedTuple):
+    """The rows of a file.
+
+    Attributes:
+        columns: Its columns.
+        kept: The rows before a step, one for each in their order.
+        others: The other ones.
+        is_whole: Whether rows are all that it holds, but for one that a kill has cut off.
+    """
+
+    columns: list[str]
+    kept: Sequence[dict[str, str]]
+    others: Sequence[dict[str, str]]
+    is_whole: bool
+
+    def have(self, row: Mapping[str, str]) -> bool:
+        """Return whether the kept rows have one with the values of a row, and perhaps more."""
+        for mine in self.kept:
+            if int(mine["step"]) == int(row["step"]):
+                return all(mine.get(name) == value for name, value in row.items() if name != "step")
+        return False
+
+
+def _rows_of(file: Path, step: int) -> _Rows:
+    """Return the rows of a file.
 
     Of two rows of one step, as other loggers write them, one is made; where both have a value, the earlier row is another
     run's.
     """
+    columns, rows, is_whole = _read(file)
     kept: dict[int, dict[str, str]] = {}
     others = []
     for row in rows:
@@ -233,7 +314,21 @@ def _before(step: int, rows: Sequence[dict[str, str]]) -> tuple[list[dict[str, s
             others.append(there)
             there = {}
         kept[number] = {name: value or there.get(name, "") for name, value in row.items()}
-    return [kept[number] for number in sorted(kept)], others
+    return _Rows(columns, [kept[number] for number in sorted(kept)], others, is_whole)
+
+
+def _rows_beside(file: Path, step: int, last: Mapping[str, str]) -> tuple[Path | None, _Rows]:
+    """Return the file beside with the most rows of the run that has a row, and its rows; None if no file has them."""
+    chosen: Path | None = None
+    found = _Rows(["step"], [], [], True)
+    for beside in file.parent.glob(f"{file.stem}-*{file.suffix}"):
+        if not beside.stem.removeprefix(f"{file.stem}-").isdecimal():
+            continue
+        rows = _rows_of(beside, step)
+        if rows.is_whole and rows.have(last) and len(rows.kept) > len(found.kept):
+            chosen = beside
+            found = rows
+    return chosen, found
 
 
 def _write(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:

@@ -60,7 +60,7 @@ from lightning_lance.serving.vocabulary import vocabulary_of
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
 from lightning_lance.store.training_tags import TrainingTags
 from lightning_lance.tokenization.tokenizer import Tokenizer
-from lightning_lance.type_hints import options_of
+from lightning_lance.type_hints import options_of, refusing
 
 _Given = ParamSpec("_Given")
 
@@ -81,18 +81,13 @@ def _failing_together() -> Iterator[None]:
     raise_on_all_ranks(failure, SETTING_UP)
 
 
-def _without_moved_arguments(init: Callable[_Given, None]) -> Callable[_Given, None]:
-    """Make the error for an argument of earlier versions name its new place; Python's own only calls it unexpected."""
+def _without_a_source(init: Callable[_Given, None]) -> Callable[_Given, None]:
+    """Make the error for a source and a tokenizer, which came first in earlier versions, name their new place."""
 
     @functools.wraps(init)
     def checked(*args: _Given.args, **kwargs: _Given.kwargs) -> None:
-        # Earlier versions took a source and a tokenizer first.
-        took_tokenizer = len(args) == 5 or (len(args) > 2 and hasattr(args[2], "load"))
-        named = ["source", *map(str, kwargs)] if took_tokenizer else [*map(str, kwargs)]
-        for name in named:
-            moved = moved_argument(name)
-            if moved:
-                raise ConfigError(moved)
+        if len(args) == 5 or (len(args) > 2 and hasattr(args[2], "load")):
+            raise ConfigError(str(moved_argument("source")))
         init(*args, **kwargs)
 
     return checked
@@ -203,7 +198,8 @@ class LanceDataModule(LightningDataModule):
         ConfigError: If an argument cannot be used.
     """
 
-    @_without_moved_arguments
+    @_without_a_source
+    @refusing(moved_argument)
     def __init__(
         self,
         corpus: Corpus | str | os.PathLike[str] | Mapping[str, Corpus | str | os.PathLike[str]],

@@ -423,9 +423,25 @@ def _check_links(given: str) -> None:
 
 def no_store_at(uri: str, what: str = "token store") -> StoreError:
     """Return the error for a place without a store. All commands and functions say it in these words."""
+    if has_stores(uri):
+        return folder_of_stores(uri)
     near = _similar_store(uri)
     hint = f"did you mean {near!r}? " if near else ""
     return StoreError(f"There is no committed {what} at {uri!r}: {hint}check the place, or build a store there first.")
+
+
+def folder_of_stores(uri: str) -> StoreError:
+    """Return the error for a folder of stores where a store is expected."""
+    return StoreError(
+        f"{uri!r} is a folder of token stores: lightning-lance list {uri} lists them; give the place of one of them."
+    )
+
+
+def has_stores(uri: str) -> bool:
+    """Return whether a place is a local folder that has a store, or another Lance dataset."""
+    with suppress(OSError, ValueError), os.scandir(uri) as entries:
+        return any(Path(entry.path, VERSIONS).is_dir() for entry in entries)
+    return False
 
 
 def _similar_store(uri: str) -> str | None:

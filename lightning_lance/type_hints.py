@@ -125,20 +125,29 @@ def options_of(kind: type[_Options], name: str, given: Any) -> _Options:
 
 
 def refusing(
-    moved: Callable[[str], str | None], *own: str
+    moved: Callable[[str], str | None] | None = None,
 ) -> Callable[[Callable[_Given, _Result]], Callable[_Given, _Result]]:
-    """Return a decorator whose function names the new place of an argument that has moved.
+    """Return a decorator for arguments that a function does not have: its error names the new place, or the argument meant.
+
+    Python's own error only calls them unexpected.
 
     Args:
-        moved: One of the functions of `moved_names`. Python's own error only calls the argument unexpected.
-        *own: Arguments that the function does have.
+        moved: One of the functions of `moved_names`; None if nothing has moved.
     """
 
     def decorator(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
+        known = [name for name in inspect.signature(function).parameters if name != "self"]
+        called = function.__qualname__.removesuffix(".__init__")
+
         @functools.wraps(function)
         def checked(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
             for name in kwargs:
-                sentence = None if name in own else moved(name)
+                if name in known:
+                    continue
+                sentence = None if moved is None else moved(name)
+                near = nearest(name, known)
+                if sentence is None and near is not None:
+                    sentence = f"{called} has no {name}: did you mean {near}?"
                 if sentence is not None:
                     raise ConfigError(sentence)
             return function(*args, **kwargs)

@@ -43,6 +43,9 @@ MAKERS = {
     "not_a_place",
     "not_a_store",
     "not_opened",
+    "folder_of_stores",
+    "nothing_at",
+    "denied",
 }
 # Asked for by Python itself (`__getattr__`, `import`, indexing); caught again in their own module or by `RetryPolicy`.
 WITHIN = {

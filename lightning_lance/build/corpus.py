@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -200,7 +200,7 @@ class Corpus:
         """Return the hashes by which stores may name the tokenizer."""
         return {self.plan.chosen.identity.digest, str(self.plan.recipe["tokenizer"])}
 
-    @refusing(moved_argument_of_prepare, *(field.name for field in fields(BuildOptions)))
+    @refusing(moved_argument_of_prepare)
     def prepare(
         self,
         *,

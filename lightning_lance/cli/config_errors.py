@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -283,7 +284,7 @@ def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Se
 
 def _unknown_option(file: str, options: Any) -> str:
     group, _, name = file.rpartition("/")
-    if file.startswith(("source/", "data/")):
+    if file.startswith(("source/", "tokenizer/", "data/")):
         # A path, where a name was expected.
         group, _, name = file.partition("/")
     if file.startswith("corpus/"):
@@ -301,6 +302,8 @@ def _unknown_option(file: str, options: Any) -> str:
     hint = _did_you_mean(name, known)
     if group == "source":
         hint = _of_a_file(name) or hint
+    if group == "tokenizer":
+        hint = _of_a_tokenizer(name) or hint
     return f"There is no {group} {name!r}: {hint}expected one of {', '.join(known)}."
 
 
@@ -314,6 +317,15 @@ def _of_a_file(name: str) -> str:
         return f"a store that is there is served by data.corpus={name}; "
     if "/" in name or "." in name:
         return f"files and folders are given as source=files 'source.patterns=[{name}]'; "
+    return ""
+
+
+def _of_a_tokenizer(name: str) -> str:
+    """Return how a tokenizer is given, where a file or a model of the Hub is named; empty for other names."""
+    if name.endswith(".json") or os.path.exists(name):  # noqa: PTH110 - Path raises an error for names that are too long
+        return f"a tokenizer.json is given as tokenizer=file tokenizer.path={name}; "
+    if "/" in name:
+        return f"a model of the Hub is given as tokenizer=hub tokenizer.model={name}; "
     return ""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, read_words, wants_json
 from lightning_lance.cli.tables import say_json
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.formatting import nearest, pluralize
 
@@ -31,6 +31,16 @@ _NUMBERS: Mapping[str, Callable[[str], float]] = {
 }
 _OF_IMPORT = ("uri", "tokenizer", "eos_token", "rebuild", "format", *_TEXTS, *_NUMBERS)
 _OF_EXPORT = ("split", "language", "overwrite", "format")
+# Tokenizers of the configuration that need more than their name.
+_NOT_MADE = ("bpe", "file", "hub")
+# How errors of other commands name what this one calls otherwise.
+_SPELLED = {
+    "set tokenizer.path to the file": "set tokenizer to the file",
+    "tokenizer.eos_token": "eos_token",
+    "tokenizer=file (TokenizerFile)": "tokenizer=my/tokenizer.json",
+    "use tokenizer=file": "use tokenizer=my/tokenizer.json",
+    "give another uri, or none, to build": "give another uri to build",
+}
 # A word that is kept with each document.
 _COLUMN = "columns."
 
@@ -55,7 +65,7 @@ def import_command(arguments: Sequence[str]) -> None:
     given |= {key: _number(key, pairs[key]) for key in _NUMBERS if key in pairs}
     from lightning_lance.convert import import_tokens
 
-    with ending_in_a_sentence("run it again, it goes on after its last commit."), _told(as_json):
+    with ending_in_a_sentence("run it again, it goes on after its last commit."), _told(as_json), _in_its_words():
         tokenizer = _tokenizer_of(pairs["tokenizer"], pairs.get("eos_token"))
         store = import_tokens(
             kind,
@@ -94,6 +104,19 @@ def _told(as_json: bool) -> Iterator[None]:
         log.setLevel(before)
 
 
+@contextmanager
+def _in_its_words() -> Iterator[None]:
+    """Let errors name the keys of this command, where they name those of a configuration."""
+    try:
+        yield
+    except LightningLanceError as error:
+        sentence = str(error)
+        for others, ours in _SPELLED.items():
+            sentence = sentence.replace(others, ours)
+        error.args = (sentence,)
+        raise
+
+
 def _tokenizer_of(name: str, eos_token: str | None) -> TokenizerConfig:
     """Return the tokenizer of a file, of a name of the configuration, or of a model on the Hub."""
     from hydra.utils import instantiate
@@ -103,7 +126,7 @@ def _tokenizer_of(name: str, eos_token: str | None) -> TokenizerConfig:
 
     if Path(name).expanduser().exists() or name.endswith(".json"):
         return TokenizerFile(name, eos_token)
-    if name in ("bpe", "file"):
+    if name in _NOT_MADE:
         raise ConfigError(
             f"tokenizer is {name}: expected the one that made the tokens, as in tokenizer=my/tokenizer.json or tokenizer=gpt2."
         )
@@ -115,10 +138,28 @@ def _tokenizer_of(name: str, eos_token: str | None) -> TokenizerConfig:
         return ByteTokenizer()
     ready = files("lightning_lance.conf") / "tokenizer" / f"{name}.yaml"
     if "/" in name or not ready.is_file():
+        _check_not_misspelled(name)
         return PretrainedTokenizer(name, eos_token)
     config = OmegaConf.create(ready.read_text(encoding="utf-8"))
     made: TokenizerConfig = instantiate(config, **({} if eos_token is None else {"eos_token": eos_token}))
     return made
+
+
+def _check_not_misspelled(name: str) -> None:
+    """Refuse a name that is almost that of a tokenizer of the configuration: the Hub would be asked for a model of that name.
+
+    A longer name of the same family, such as gpt2-xl, is one of a model.
+    """
+    options = (files("lightning_lance.conf") / "tokenizer").iterdir()
+    known = sorted(
+        {option.name.removesuffix(".yaml") for option in options if option.name.endswith(".yaml")} - {*_NOT_MADE}
+    )
+    near = nearest(name, known)
+    if near is not None and "/" not in name and not name.startswith(near):
+        raise ConfigError(
+            f"There is no tokenizer {name!r}: did you mean {near}? expected a tokenizer.json, one of {', '.join(known)}, or a "
+            "model of the Hub as owner/name."
+        )
 
 
 def export_command(arguments: Sequence[str]) -> None:

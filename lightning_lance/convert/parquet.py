@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from glob import has_magic
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +18,7 @@ import pyarrow.parquet as pq
 
 from lightning_lance.convert.channels import CHANNEL_WORDS, HF_LABELS, Aligned, holds_channel
 from lightning_lance.convert.documents import Shard, TokenDocuments, TokenShards
-from lightning_lance.convert.places import SPLIT_NAMES, Places
+from lightning_lance.convert.places import SPLIT_NAMES, Places, denied, is_denied, nothing_at
 from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.documents.columns import (
     UnfitShard,
@@ -27,7 +31,7 @@ from lightning_lance.documents.columns import (
     names_in,
     steps_to,
 )
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
 from lightning_lance.format.channels import LOSS_MASK, TOKEN_LABELS
 from lightning_lance.messages.formatting import format_list, suggestion
 from lightning_lance.sources.dataset_reader import OpenedDataset
@@ -36,8 +40,36 @@ from lightning_lance.sources.local_paths import from_folder, is_local, local_pat
 
 ENDING = ".parquet"
 USUAL_COLUMN = "input_ids"
+# `fineweb` or `owner/name`.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# How errors of a source of texts name what an import calls otherwise, or has not.
+_SPELLED = (
+    (re.compile(r"source\.data_files finds"), "The place has"),
+    (re.compile(r"source\.data_files"), "the place"),
+    (re.compile(r"source\.(columns|language_column)"), r"\1"),
+    (re.compile(r": use source=jsonl"), ": write it as Parquet"),
+    (re.compile(r"read them by source=parquet or source=jsonl"), "give their folder"),
+    (
+        re.compile(r"Choose source\.config of ('[^']*')"),
+        r"Give the files of one configuration of \1 as hf://datasets/...",
+    ),
+    (re.compile(r",? or (skip (it|the rest of it) with source\.on_bad_shard=skip|source\.storage_options)"), ""),
+    (re.compile(r" \(for a public bucket, source\.storage_options=[^)]*\)"), ""),
+)
 # Usual names of columns with a value for each id, and the words that take them.
 _USUAL_CHANNELS = {LOSS_MASK: LOSS_MASK, "labels": HF_LABELS, TOKEN_LABELS: TOKEN_LABELS}
+
+
+class _TokenRows(DatasetSource):
+    """A source whose text is a column of token ids."""
+
+    def naming(self, columns: Collection[str]) -> str:
+        """Return the arguments of an import that name some columns."""
+        words = [word for word, column in self.columns.items() if column in columns]
+        keys = [f"columns.{word}".replace("columns.text", "columns.tokens") for word in words]
+        if self.language_column in columns:
+            keys.append("language_column")
+        return " and ".join(keys)
 
 
 def dataset_of(places: Places, columns: Mapping[str, str], language_column: str | None) -> DatasetSource:
@@ -60,17 +92,56 @@ def dataset_of(places: Places, columns: Mapping[str, str], language_column: str 
         "name": "parquet",
     }
     place = places.place
+    if may_be_on_hub(places):
+        return _TokenRows.hub(place, val_split=places.val, **options)
+    _check_local("place", place, places.base)
+    if places.val is not None:
+        _check_local("val", places.val, places.base)
     local = Path(from_folder(places.base, local_path(place))) if is_local(place) else None
-    if local is not None and not local.exists() and "*" not in place and local.suffix != ENDING:
-        # As `datasets` tells them apart: what is not there is a name.
-        return DatasetSource.hub(place, val_split=places.val, **options)
     if places.val is None and local is not None and local.is_dir():
         files = sorted(str(file) for file in local.rglob(f"*{ENDING}"))
         val = [file for file in files if _split_of(Path(file)) == "val"]
         train = [file for file in files if _split_of(Path(file)) == "train"]
         if val and train:
-            return DatasetSource.parquet(train, val_files=val, **options)
-    return DatasetSource.parquet(place, val_files=places.val or (), **options)
+            return _TokenRows.parquet(train, val_files=val, **options)
+    return _TokenRows.parquet(place, val_files=places.val or (), **options)
+
+
+def may_be_on_hub(places: Places) -> bool:
+    """Return whether a place is the name of a dataset, as `datasets` tells them apart: what is not there is a name."""
+    if _HUB_NAME.fullmatch(places.place) is None or places.place.endswith(ENDING):
+        return False
+    return not os.path.lexists(from_folder(places.base, places.place))
+
+
+def _check_local(name: str, place: str, base: str) -> None:
+    """Refuse a local place without Parquet files. A pattern is left to the source."""
+    if not is_local(place):
+        return
+    path = from_folder(base, local_path(place))
+    if is_denied(path):
+        raise denied(name, place)
+    if not os.path.lexists(path) and has_magic(place):
+        return
+    is_file = os.path.isfile(path)  # noqa: PTH113 - raises nothing
+    if not is_file and not any(Path(path).rglob(f"*{ENDING}")):
+        what = f"*{ENDING} files, their folder or a pattern of them, or the name of a dataset on the Hub"
+        raise nothing_at(name, place, base, what)
+
+
+@contextmanager
+def in_words_of_an_import(places: Places) -> Iterator[None]:
+    """Let errors name the arguments of an import, where they name those of a source of texts."""
+    try:
+        yield
+    except LightningLanceError as error:
+        sentence = str(error)
+        for pattern, words in _SPELLED:
+            sentence = pattern.sub(words, sentence)
+        if may_be_on_hub(places):
+            sentence = f"{sentence.rstrip('.')}; {places.place!r} is no file or folder here."
+        error.args = (sentence,)
+        raise
 
 
 def _split_of(file: Path) -> str | None:
@@ -103,7 +174,7 @@ class _OpenedTokens(OpenedDataset):
         if steps is None:
             raise UnfitShard(
                 f"{begin(name)} has no column {column!r}{suggestion(column, names_in(schema))}, expected one of token ids: it "
-                f"has {format_list(names_in(schema))}"
+                f"has {format_list(names_in(schema))}; name it by columns.tokens"
             )
         self._check_channels(schema, columns, name)
         kind = column_type(schema, steps)
@@ -111,6 +182,12 @@ class _OpenedTokens(OpenedDataset):
             raise UnfitShard(
                 f"Column {column!r} of {name} holds {kind}, expected lists of whole numbers: name another by columns.tokens"
             )
+
+    def _unfit(self, error: UnfitShard) -> LightningLanceError:
+        """See `OpenedDataset`. What is wrong with a column of tokens already has its cure."""
+        if error.of_text:
+            return SourceError(f"{error}.")
+        return super()._unfit(error)
 
     def _tell_not_taken(self, schema: pa.Schema) -> None:
         """Note columns that look like channels, and are not asked for."""
@@ -169,6 +246,7 @@ class ParquetShards(TokenShards):
 
     Args:
         source: The source, see `dataset_of`.
+        places: Where it is.
         pin: See `Source.open`.
 
     Raises:
@@ -176,8 +254,9 @@ class ParquetShards(TokenShards):
         SourceError: If it cannot be read.
     """
 
-    def __init__(self, source: DatasetSource, pin: Mapping[str, Any]) -> None:
+    def __init__(self, source: DatasetSource, places: Places, pin: Mapping[str, Any]) -> None:
         super().__init__()
+        self._places = places
         self._parts: list[tuple[str, _OpenedTokens]] = []
         if source.has_validation:
             # Validation first, as in a build.
@@ -198,8 +277,9 @@ class ParquetShards(TokenShards):
         place = shard
         for _, opened in self._parts:
             if place < len(opened.shards):
-                for table in opened.read(place, row):
-                    yield _documents(table)
+                with in_words_of_an_import(self._places):
+                    for table in opened.read(place, row):
+                        yield _documents(table)
                 return
             place -= len(opened.shards)
 

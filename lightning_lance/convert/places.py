@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.location import is_local
-from lightning_lance.sources.local_paths import from_folder, local_path, readable, what_is_there
+from lightning_lance.sources.local_paths import from_folder, hint, local_path, readable, what_is_there
 
 #: Names of the splits in other tools, and ours.
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val"}
@@ -74,12 +76,54 @@ class Places(NamedTuple):
         if not is_local(place):
             raise ConfigError(f"{name} is {place!r}: expected {what} on a disk of this machine; copy it there first.")
         path = Path(from_folder(self.base, local_path(place)))
-        found = list(find(path))
+        try:
+            found = list(find(path))
+        except PermissionError as error:
+            raise denied(name, place) from error
         if not found:
-            raise ConfigError(
-                f"{name} is {readable(place)!r}, {what_is_there(str(path))}: expected {what}; check the place and the format."
-            )
+            raise nothing_at(name, place, self.base, what)
+        for one in found:
+            if is_denied(one.path):
+                raise denied(name, str(one.path))
         return found
+
+
+def nothing_at(name: str, place: str, base: str, what: str) -> ConfigError | SourceError:
+    """Return the error for a local place without what is expected there.
+
+    Args:
+        name: Name of the argument: `place` or `val`.
+        place: As the user wrote it.
+        base: The folder that it is relative to.
+        what: What was expected.
+    """
+    path = from_folder(base, local_path(place))
+    if is_denied(path):
+        return denied(name, place)
+    if os.path.isdir(path):  # noqa: PTH112 - raises nothing
+        there = "a folder without such files"
+    else:
+        there = what_is_there(path)
+        near = hint(place, base)
+        if near:
+            there = f"{there} ({near})"
+    return ConfigError(f"{name} is {readable(place)!r}, {there}: expected {what}; check the place and the format.")
+
+
+def is_denied(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is there, or may be, and must not be read."""
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - as the others here
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return not os.access(path, os.R_OK | os.X_OK if is_folder else os.R_OK)
+
+
+def denied(name: str, place: str) -> SourceError:
+    """Return the error for a place that must not be read."""
+    return SourceError(f"{name} is {readable(place)!r}, which cannot be read (Permission denied): grant read access.")
 
 
 def _files(path: Path, ending: str) -> Iterator[Found]:

@@ -18,7 +18,7 @@ from lightning_lance.convert.megatron import ENDING as MEGATRON_ENDING
 from lightning_lance.convert.megatron import MegatronShards
 from lightning_lance.convert.nanogpt import ENDING as NANOGPT_ENDING
 from lightning_lance.convert.nanogpt import NanoGPTStream
-from lightning_lance.convert.parquet import ParquetShards, dataset_of
+from lightning_lance.convert.parquet import ParquetShards, dataset_of, in_words_of_an_import
 from lightning_lance.convert.places import Places
 from lightning_lance.documents.dedup import Dedup
 from lightning_lance.documents.splits import SPLITS, split_codes
@@ -117,7 +117,8 @@ class TokenSource:
             "dtype": self.dtype,
         }
         if self.format == "parquet":
-            rows = dataset_of(self._places, self.columns, self.language_column).identity()
+            with in_words_of_an_import(self._places):
+                rows = dataset_of(self._places, self.columns, self.language_column).identity()
             # Its words for columns are those of texts.
             rows.pop("columns")
             if "files" in rows:
@@ -144,7 +145,9 @@ class TokenSource:
             what = "the .idx file beside a .bin, their common path without the ending, or a folder with such files"
             shards = MegatronShards(self._places.files(MEGATRON_ENDING, what))
         elif self.format == "parquet":
-            shards = ParquetShards(dataset_of(self._places, self.columns, self.language_column), pin)
+            with in_words_of_an_import(self._places):
+                rows = dataset_of(self._places, self.columns, self.language_column)
+                shards = ParquetShards(rows, self._places, pin)
         else:
             what = f"a folder with {INDEX}, or one with such folders train and val"
             folders = self._places.folders(INDEX, what)

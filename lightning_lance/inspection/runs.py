@@ -9,7 +9,7 @@ from typing import Any
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.format.commit import last_commit
 from lightning_lance.inspection.checkpoints import checkpoint_at, load_checkpoint, open_stores, state_in
-from lightning_lance.location import StoreLocation, check_place, is_local, store_place
+from lightning_lance.location import StoreLocation, check_place, folder_of_stores, has_stores, is_local, store_place
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.selection import selected_by
@@ -59,6 +59,20 @@ def open_run(
     return loader
 
 
+def _checkpoint_of(place: str) -> str:
+    """Return the checkpoint of a run, or the newest one in its folder."""
+    if not Path(place).exists():
+        raise ConfigError(
+            f"There is no run at {place!r}: expected the folder of a run, such as outputs, a checkpoint, or a token store."
+        )
+    try:
+        return checkpoint_at(place)
+    except ConfigError as error:
+        if has_stores(place):
+            raise folder_of_stores(place) from error
+        raise
+
+
 def _opened(
     place: str,
     storage_options: Mapping[str, str] | None,
@@ -70,11 +84,7 @@ def _opened(
         given = {"context_length": 1024, "batch_size": 16, **settings}
         return WindowLoader(TokenStore.open(place, storage_options=storage_options), **given)
     _check_settings(settings, _SIZES, "a run")
-    if not Path(place).exists():
-        raise ConfigError(
-            f"There is no run at {place!r}: expected the folder of a run, such as outputs, a checkpoint, or a token store."
-        )
-    file = checkpoint_at(place)
+    file = _checkpoint_of(place)
     checkpoint = load_checkpoint(file)
     state = state_in(checkpoint, file)
     batching = {**_noted(checkpoint), **settings}

@@ -32,7 +32,14 @@ from lightning_lance.format.refs import Refs, read_refs
 from lightning_lance.format.schema import block_of
 from lightning_lance.format.tags import lacks_build_tag
 from lightning_lance.lance_names import DATA, VERSIONS
-from lightning_lance.location import StoreLocation, given_place, is_local, no_store_at, store_place
+from lightning_lance.location import (
+    StoreLocation,
+    folder_of_stores,
+    given_place,
+    is_local,
+    no_store_at,
+    store_place,
+)
 from lightning_lance.maintenance.disk_usage import DiskUsage, disk_usage
 from lightning_lance.process.build_status import read_status, status_file
 from lightning_lance.process.locks import lock_file, seems_held
@@ -232,9 +239,7 @@ def _described(location: StoreLocation) -> StoreInfo:
 def _nothing_committed(location: StoreLocation) -> StoreError:
     status = read_status(status_file(location.uri))
     if status is None and is_folder_of_stores(location.uri) and list_stores(location.uri):
-        return StoreError(
-            f"{location.uri!r} is a folder of token stores: lightning-lance list {location.uri} lists them."
-        )
+        return folder_of_stores(location.uri)
     if status is None:
         return no_store_at(location.uri)
     if status.failure is None:
@@ -248,9 +253,16 @@ def _nothing_committed(location: StoreLocation) -> StoreError:
 
 def settings_of(commit: CommitMetadata) -> dict[str, Any]:
     """Return the settings of a store in the words of the user: their labels where they are known, then the recipe."""
-    recipe = commit.recipe
-    source = recipe.get("source")
+    source = commit.recipe.get("source")
     source = source if isinstance(source, dict) else {}
+    words = _of_import if source.get("kind") == "tokens" else _of_build
+    known = words(commit, source)
+    return {name: value for name, value in known.items() if value not in (None, "", [], {})}
+
+
+def _of_build(commit: CommitMetadata, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a store of texts."""
+    recipe = commit.recipe
     labels = commit.labels
     known: dict[str, Any] = {"source": labels.get("source"), "format": labels.get("format")}
     for name in _GIVEN:
@@ -269,14 +281,35 @@ def settings_of(commit: CommitMetadata) -> dict[str, Any]:
     known["dedup"] = None
     if source.get("dedup") != "none":
         known["dedup"] = source.get("dedup")
-    known["tokenizer"] = None
-    if labels.get("tokenizer"):
-        known["tokenizer"] = _tokenizer_of(commit)
-    known["vocab_size"] = commit.vocab_size
-    known["eos_token"] = commit.eos_token
+    known.update(_of_tokenizer(commit))
     for name in ("val_fraction", "max_document_bytes", "long_documents"):
         known[name] = recipe.get(name)
-    return {name: value for name, value in known.items() if value not in (None, "", [], {})}
+    return known
+
+
+def _of_import(commit: CommitMetadata, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a store of tokens that another tool has made: those that `import` takes."""
+    known: dict[str, Any] = {
+        "format": source.get("format"),
+        "place": commit.labels.get("path"),
+        "val": next(iter(commit.labels.get("val_files") or ()), None),
+    }
+    for name in ("documents", "columns", "language_column", "language"):
+        known[name] = source.get(name)
+    if source.get("empty") != "refuse":
+        known["empty"] = source.get("empty")
+    if source.get("format") == "mds":
+        known["dtype"] = source.get("dtype")
+    if source.get("val_fraction"):
+        known["val_fraction"] = source.get("val_fraction")
+    return {**known, "channels": commit.recipe.get("channels"), **_of_tokenizer(commit)}
+
+
+def _of_tokenizer(commit: CommitMetadata) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    if commit.labels.get("tokenizer"):
+        made["tokenizer"] = _tokenizer_of(commit)
+    return {**made, "vocab_size": commit.vocab_size, "eos_token": commit.eos_token}
 
 
 def _where(stored: Any) -> Any:

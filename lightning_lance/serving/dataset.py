@@ -15,7 +15,7 @@ from lightning_lance.serving.options import BatchFormat
 from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.selection import WindowSelection, warn_of_unserved_text
 from lightning_lance.store.token_store import TokenStore
-from lightning_lance.type_hints import check_arguments, not_a_store
+from lightning_lance.type_hints import check_arguments, not_a_store, refusing
 
 
 class TokenWindows(torch.utils.data.Dataset[Batch]):
@@ -39,6 +39,7 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
         ConfigError: If an argument cannot be used.
     """
 
+    @refusing()
     def __init__(
         self,
         store: TokenStore,

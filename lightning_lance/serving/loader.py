@@ -43,7 +43,7 @@ from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.step_sizes import CountedFrom, StepSizes
 from lightning_lance.serving.steps import ServedWindows, Sightings, StepRun
 from lightning_lance.store.token_store import TokenStore
-from lightning_lance.type_hints import not_a_store
+from lightning_lance.type_hints import not_a_store, refusing
 
 _log = logger(__name__)
 
@@ -127,6 +127,7 @@ class WindowLoader:
         ConfigError: If an argument cannot be used, or the selection is too short for a single batch.
     """
 
+    @refusing()
     def __init__(
         self,
         store: TokenStore | Mapping[str, TokenStore],

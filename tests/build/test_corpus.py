@@ -226,11 +226,28 @@ def test_two_corpora_of_one_place_are_refused_before_anything_is_built(tmp_path:
             lambda: Corpus(CODE, ByteTokenizer()).prepare(max_tokens=3),  # type: ignore[call-arg]
             r"prepare has no max_tokens: it belongs to the corpus, Corpus\(source, tokenizer, max_tokens=",
         ),
+        (
+            lambda: Corpus(CODE, tokeniser=ByteTokenizer()),  # type: ignore[call-arg]
+            r"^Corpus has no tokeniser: did you mean tokenizer\?$",
+        ),
+        (
+            lambda: Corpus(CODE, ByteTokenizer()).prepare(comit_seconds=3),  # type: ignore[call-arg]
+            r"^Corpus\.prepare has no comit_seconds: did you mean commit_seconds\?$",
+        ),
+        (
+            lambda: LanceDataModule("x.lance", context_len=16, batch_size=8),  # type: ignore[call-arg]
+            r"^LanceDataModule has no context_len: did you mean context_length\?$",
+        ),
     ],
 )
 def test_an_argument_at_the_wrong_place_is_told_the_right_one(call: Callable[[], Any], sentence: str):
     with pytest.raises(ConfigError, match=sentence):
         call()
+
+
+def test_an_argument_that_is_like_none_is_pythons_to_refuse():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'xyz'"):
+        Corpus(CODE, ByteTokenizer(), xyz=1)  # type: ignore[call-arg]
 
 
 def test_a_store_in_the_folder_of_another_is_refused_before_a_tokenizer_is_trained(tmp_path: Path):

@@ -70,6 +70,15 @@ def test_prepare_builds_and_finds_again(tmp_path: Path):
             ["source=notes/"],
             "There is no source 'notes/': files and folders are given as source=files 'source.patterns=[notes/]'; ",
         ),
+        (["tokenizer=byte"], "There is no tokenizer 'byte': did you mean 'bytes'? expected one of bpe, bytes, file, "),
+        (
+            ["tokenizer=own/name"],
+            "There is no tokenizer 'own/name': a model of the Hub is given as tokenizer=hub tokenizer.model=own/name; ",
+        ),
+        (
+            ["tokenizer=my/tokenizer.json"],
+            "There is no tokenizer 'my/tokenizer.json': a tokenizer.json is given as tokenizer=file tokenizer.path=my/token",
+        ),
         (
             ["data=x.lance"],
             "There is no data 'x.lance': a store that is there is served by data.corpus=x.lance, and files to be tokenized ",

@@ -75,6 +75,25 @@ def test_list_shows_each_store_or_says_why_not(tmp_path: Path, store: TokenStore
     assert run("list", data / "tokenizers", "format=json")[1] == "[]\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["info"], ["verify"], ["forget", "repo=a"], ["remove", "yes=true"], ["card"], ["push", "own/name"], ["show"],
+        ["where", "repo=a"], ["export", "nanogpt", "out"],
+    ],
+    ids=lambda words: words[0],
+)  # fmt: skip
+def test_a_folder_of_stores_is_no_store(words: list[str], store: TokenStore, run: Run, monkeypatch: pytest.MonkeyPatch):
+    data = Path(store.uri).parent
+    monkeypatch.chdir(data)
+    name, *rest = words
+    code, out, err = run(name, data, *rest)
+    assert (code, out) == (1, "")
+    assert f"is a folder of token stores: lightning-lance list {data} lists them; give the place of one" in err
+    assert err.count("\n") == 1
+    assert sorted(path.name for path in data.iterdir()) == ["mine.lance", "mine.tokenizer.json"]
+
+
 EMPTY = ListSource(documents("", ""))
 
 

@@ -37,7 +37,6 @@ NEEDS = {
     "parquet": ["source.data_files=['x/*.parquet']"],
     "jsonl": ["source.data_files=['x/*.jsonl.zst']"],
     "hub": ["source.path=own/name"],
-    "file": ["tokenizer.path=tokenizer.json"],
 }
 
 
@@ -62,7 +61,7 @@ def test_the_groups_are_those_that_are_promised():
     promised = {
         "source": "files fineweb github_code github_code_clean hub jsonl parquet python_stdlib starcoder the_stack wikitext",
         "corpus": "default",
-        "tokenizer": "bpe bytes file gpt2 gpt_neox llama3 qwen3",
+        "tokenizer": "bpe bytes file gpt2 gpt_neox hub llama3 qwen3",
         "engine": "local ray",
         "data": "default",
         "logger": "csv none tensorboard wandb",
@@ -107,7 +106,8 @@ def test_the_base_has_what_was_the_same_in_all_sources():
 
 @pytest.mark.parametrize("option", GROUPS["tokenizer"])
 def test_every_tokenizer(option: str):
-    _, data = make(f"tokenizer={option}", *NEEDS.get(option, []))
+    needs = {"file": "tokenizer.path=tokenizer.json", "hub": "tokenizer.model=own/name"}
+    _, data = make(f"tokenizer={option}", *([needs[option]] if option in needs else []))
     kind = {"bpe": TrainedBPE, "bytes": ByteTokenizer, "file": TokenizerFile}.get(option, PretrainedTokenizer)
     assert type(data.corpus.tokenizer_config) is kind
     if isinstance(data.corpus.tokenizer_config, PretrainedTokenizer):
