@@ -20,8 +20,6 @@ from lightning_lance.messages.formatting import pluralize
 
 _log = logging.getLogger(__name__)
 
-#: Where matplotlib is missing.
-WITHOUT_PICTURE = "no picture of the losses (pip install 'lightning-lance[plot]' draws one)"
 # Of a checkpoint: the last row of its run.
 _LAST_ROW = "metrics_row"
 # At most so often, in seconds, the picture is drawn during a run.
@@ -152,7 +150,6 @@ class LossCurve(lightning.Callback):
         self.metrics = metrics
         self._next = time.monotonic() + _DRAW_SECONDS
         self.picture = metrics.file.with_name("loss.png")
-        self.missing = False  # whether matplotlib is
         self._last_row: Mapping[str, str] | None = None  # of the checkpoint
 
     def on_save_checkpoint(
@@ -190,10 +187,7 @@ class LossCurve(lightning.Callback):
             self._draw()
 
     def _draw(self) -> None:
-        try:
-            draw_losses(read_metrics(self.metrics.file), self.picture)
-        except ImportError:
-            self.missing = True
+        draw_losses(read_metrics(self.metrics.file), self.picture)
         self._next = time.monotonic() + _DRAW_SECONDS
 
 
@@ -203,9 +197,6 @@ def draw_losses(rows: Sequence[Mapping[str, str]], picture: Path) -> None:
     Args:
         rows: Of `metrics.csv`.
         picture: A PNG file. One that is there is replaced.
-
-    Raises:
-        ImportError: Without matplotlib.
     """
     # No pyplot: it looks for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg

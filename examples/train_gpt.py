@@ -36,7 +36,7 @@ from lightning_lance.cli.run_record import RECORD
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.examples.gpt import GPTModule, ModelError, check_same_model
 from lightning_lance.examples.on_screen import ProgressLines, StepBar, without_tips
-from lightning_lance.examples.run_folder import WITHOUT_PICTURE, LossCurve, MetricsFile, telling_losses
+from lightning_lance.examples.run_folder import LossCurve, MetricsFile, telling_losses
 from lightning_lance.inspection.checkpoints import checkpoint_at, find_loader_states, load_checkpoint
 from lightning_lance.messages.escaping import logger, say, shown_lines
 from lightning_lance.messages.formatting import format_list, format_tokens, pluralize
@@ -353,7 +353,7 @@ def summary(trainer: lightning.Trainer, data: LanceDataModule, curves: list[Loss
     found: list[str] = []
     for curve in curves:
         found.append(f"metrics in {curve.metrics.file}")
-        found.append(WITHOUT_PICTURE if curve.missing else f"their curve in {curve.picture}")
+        found.append(f"their curve in {curve.picture}")
     checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "")
     if checkpoint:
         found.append(f"checkpoint in {near(checkpoint)}")
