@@ -206,12 +206,16 @@ def draw_losses(rows: Sequence[Mapping[str, str]], picture: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     # Of slices, those that `data.val_by` validates too: the others are many.
-    names = [name for name in (rows[0] if rows else []) if re.fullmatch(r"train_loss|val_loss(/[^/]*)?", name)]
+    names: list[str] = []
+    if rows:
+        names = [name for name in rows[0] if re.fullmatch(r"train_loss|val_loss(/[^/]*)?", name)]
     for name in telling_losses(names):
         points = [(int(row["step"]) + 1, float(row[name])) for row in rows if row.get(name)]
         if points:
             # The losses of all data lie above those of slices.
-            line = {"linewidth": 1.0, "zorder": 2.0} if "/" in name else {"linewidth": 2.0, "zorder": 3.0}
+            line = {"linewidth": 2.0, "zorder": 3.0}
+            if "/" in name:
+                line = {"linewidth": 1.0, "zorder": 2.0}
             axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else "", **line)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)

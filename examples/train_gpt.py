@@ -273,7 +273,8 @@ def keys_of_run(file: Path) -> str:
     kept = [str(key) for key in given if not str(key).lstrip("+").startswith(left_out)]
     if not kept:
         return "; that run was given no keys"
-    return f"; that run was given {' '.join(quoted(shown_override(key)) for key in kept)}, which a run that goes on repeats"
+    keys = " ".join(quoted(shown_override(key)) for key in kept)
+    return f"; that run was given {keys}, which a run that goes on repeats"
 
 
 def check_batches(config: DictConfig) -> None:
@@ -332,24 +333,34 @@ def sample(model: GPTModule, data: LanceDataModule) -> str:
 
 def until(ids: list[int], eos_id: int) -> list[int]:
     """Return the ids before EOS; one at least, since a model continues something."""
-    return ids[: max(1, ids.index(eos_id))] if eos_id in ids else ids
+    if eos_id not in ids:
+        return ids
+    return ids[: max(1, ids.index(eos_id))]
 
 
 def first_lines(text: str, most: int) -> str:
     """Return the first lines of a text, with an ellipsis where something is left out."""
-    lines = [line if len(line) <= _WIDTH else f"{line[:_WIDTH]}..." for line in shown_lines(text).split("\n")]
-    return "\n".join(lines if len(lines) <= most else [*lines[: most - 1], "..."])
+    lines = []
+    for line in shown_lines(text).split("\n"):
+        if len(line) > _WIDTH:
+            lines.append(f"{line[:_WIDTH]}...")
+        else:
+            lines.append(line)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], "..."]
+    return "\n".join(lines)
 
 
 def summary(trainer: lightning.Trainer, data: LanceDataModule, curves: list[LossCurve]) -> list[str]:
     """Return the last lines of a run: what it was trained on, how far it came, where that is, and how to go on."""
-    stores = [
-        f"{near(store.uri)}, version {store.version}: {format_tokens(store.num_tokens('train'))} to train on, "
-        f"{format_tokens(store.num_tokens('val'))} to validate on"
-        for store in data.stores.values()
-    ]
+    stores = []
+    for store in data.stores.values():
+        train = format_tokens(store.num_tokens("train"))
+        val = format_tokens(store.num_tokens("val"))
+        stores.append(f"{near(store.uri)}, version {store.version}: {train} to train on, {val} to validate on")
     known = trainer.callback_metrics
-    losses = [f"{name} {float(known[name]):.4f}" for name in telling_losses([name for name in known if "loss" in name])]
+    names = telling_losses([name for name in known if "loss" in name])
+    losses = [f"{name} {float(known[name]):.4f}" for name in names]
     found: list[str] = []
     for curve in curves:
         found.append(f"metrics in {curve.metrics.file}")

@@ -24,6 +24,7 @@ from lightning_lance.build.corpus import (
     corpora_of,
     known_fingerprint,
     mix_of,
+    wanted_languages,
 )
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.documents.languages import check_languages
@@ -54,10 +55,16 @@ from lightning_lance.serving.options import (
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs
-from lightning_lance.serving.selection import WindowSelection, check_one_tokenizer, extent_in, known_differences
+from lightning_lance.serving.selection import (
+    WindowSelection,
+    check_one_tokenizer,
+    entries_by_name,
+    extent_in,
+    known_differences,
+)
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.vocabulary import vocabulary_of
-from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
+from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept, stores_at
 from lightning_lance.store.training_tags import TrainingTags
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from lightning_lance.type_hints import options_of, refusing
@@ -237,6 +244,8 @@ class LanceDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.corpora = corpora_of(corpus, storage_options)
+        if mix is None or isinstance(mix, Mapping):
+            mix = mix_of(corpus, mix) or {}
         self.serving = ServingOptions(
             context_length=context_length,
             batch_size=batch_size,
@@ -244,7 +253,7 @@ class LanceDataModule(LightningDataModule):
             seed=seed,
             shuffle_block=shuffle_block,
             where={} if where is None else where,
-            mix=mix_of(corpus, mix) or {} if mix is None or isinstance(mix, Mapping) else mix,
+            mix=mix,
             remainder=remainder,
             extend=extend,
             on_data_change=on_data_change,
@@ -272,9 +281,7 @@ class LanceDataModule(LightningDataModule):
         self.fim = fill_in_the_middle(fim)
         self.build = options_of(BuildOptions, "build", build)
         self.verify = flag("verify", verify)
-        built = [corpus for corpus in self.corpora.values() if isinstance(corpus, Corpus)]
-        languages = list(built[0].source.wanted or ()) if len(built) == 1 else []
-        self.serving.check_names([*self.corpora], languages)
+        self.serving.check_names([*self.corpora], wanted_languages(self.corpora))
         check_builds(self.corpora, self.build)
         # On local disks each node builds, or finds the store of a node that shares the disk. All nodes share a bucket.
         self.prepare_data_per_node = any(corpus.is_local for corpus in self.corpora.values())
@@ -373,9 +380,7 @@ class LanceDataModule(LightningDataModule):
         # A run's tags have one name on all of its ranks.
         self._tags.run, extents = broadcast_from_rank_zero((self._tags.run, extents), SETTING_UP)
         with _failing_together():
-            self._stores = {
-                name: store.at(extent) for (name, store), extent in zip(stores.items(), extents, strict=True)
-            }
+            self._stores = stores_at(stores, extents)
         self._opened = dict(self._stores)
         self._val_names = None
         self._fits = fit
@@ -411,7 +416,9 @@ class LanceDataModule(LightningDataModule):
         """Continue after the last fit of the same Trainer; with another Trainer, begin at the first window."""
         last, trainer_before = self._loader, self._fitted_by
         self._loader = self._state = None
-        self._fitted_by = weakref.ref(self.trainer) if self.trainer is not None else None
+        self._fitted_by = None
+        if self.trainer is not None:
+            self._fitted_by = weakref.ref(self.trainer)
         if last is None or trainer_before is None:
             return
         if trainer_before() is self.trainer:
@@ -506,7 +513,9 @@ class LanceDataModule(LightningDataModule):
 
     def train_dataloader(self) -> WindowLoader:
         """Return the loader of the training windows, at the cursor of the last one or of the checkpoint."""
-        state = self._loader.state_dict() if self._loader is not None else self._state
+        state = self._state
+        if self._loader is not None:
+            state = self._loader.state_dict()
         if state is None and self._begins_again:
             _log.warning("This fit has another Trainer than the last one, so it begins at the first window again.")
         self._begins_again = False
@@ -575,27 +584,39 @@ class LanceDataModule(LightningDataModule):
 
     def _val_parts(self) -> dict[str, WindowLoader]:
         """Return a validation loader for each language or store that has one global batch of windows at least."""
-        stores, where = self._mixed_stores, self._mixed_languages
+        stores = self._mixed_stores
+        where = self._mixed_languages
+        chosen: dict[str, tuple[Mapping[str, TokenStore], Mapping[str, Sequence[str]]]] = {}
         if self.serving.val_by == "store":
-            chosen = {name: ({name: store}, where) for name, store in stores.items() if name}
+            for name, store in stores.items():
+                chosen[name] = ({name: store}, where)
         else:
-            wanted = where.get("language") or sorted(
-                {stream.language for store in stores.values() for stream in store.streams("val")}
-            )
-            chosen = {name: (stores, {"language": [name]}) for name in wanted if name}
+            for language in where.get("language") or self._val_languages:
+                chosen[language] = (stores, {"language": [language]})
         parts = {}
         for name, (some, languages) in chosen.items():
             held = {key: store for key, store in some.items() if self._has_window(store, languages)}
-            if held:
-                parts[name] = self._val_loader(held, languages)
-        return {name: part for name, part in parts.items() if len(part)}
+            if name and held:
+                part = self._val_loader(held, languages)
+                if len(part):
+                    parts[name] = part
+        return parts
+
+    @property
+    def _val_languages(self) -> list[str]:
+        """The languages of the validation windows."""
+        languages: set[str] = set()
+        for store in self._mixed_stores.values():
+            languages.update(stream.language for stream in store.streams("val"))
+        return sorted(languages)
 
     def _has_window(self, store: TokenStore, where: Mapping[str, Sequence[str]]) -> bool:
         languages = where.get("language")
-        return any(
-            stream.num_tokens > self.context_length and (not languages or stream.language in languages)
-            for stream in store.streams("val")
-        )
+        for stream in store.streams("val"):
+            is_wanted = not languages or stream.language in languages
+            if is_wanted and stream.num_tokens > self.context_length:
+                return True
+        return False
 
     def _val_loader(self, stores: Mapping[str, TokenStore], where: Mapping[str, Sequence[str]]) -> WindowLoader:
         return self._make_loader(
@@ -674,10 +695,11 @@ class LanceDataModule(LightningDataModule):
         differences = known_differences(state, selected, fingerprints)
         if not differences:
             return
-        # The place of a store may be known only once its tokenizer is trained.
-        uris = [
-            "a store to be built" if fingerprints[name] is None else self.corpora[name].uri for name in self.corpora
-        ]
+        uris = []
+        for name, corpus in self.corpora.items():
+            # The place of a store may be known only once its tokenizer is trained.
+            is_known = fingerprints[name] is not None
+            uris.append(corpus.uri if is_known else "a store to be built")
         changes = [described_change(name, values, state, uris) for name, values in differences.items()]
         raise continues_other_data("; ".join(changes))
 
@@ -714,7 +736,7 @@ class LanceDataModule(LightningDataModule):
     def _stores_then(self, state: Mapping[str, Any]) -> dict[str, TokenStore]:
         """Return the stores as they were when a state was saved."""
         stores = dict(self._opened if self.serving.extend == "now" else self.stores)
-        saved = {entry["name"]: entry for entry in state["stores"]}
+        saved = entries_by_name(state)
         for name, store in stores.items():
             # A state of another store, or of removed documents, is refused by the loader, and only in training.
             if name not in saved or saved[name]["fingerprint"] != store.fingerprint:
@@ -819,13 +841,16 @@ class LanceDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Log the windows and epochs of each component of a mixture."""
         trainer = self.trainer
-        if trainer is not None and trainer.training and self.serving.mix and self._loader is not None:
-            every = getattr(trainer, "log_every_n_steps", 0)
-            # The steps at which Lightning logs too, so that all metrics of a step are one row.
-            due = every > 0 and (trainer.global_step + 1) % every == 0
-            if due and trainer.is_global_zero and trainer.loggers:
-                counted = self._loader.components().items()
-                metrics = {f"data/{name}/{what}": value for name, part in counted for what, value in part.items()}
-                for metrics_logger in trainer.loggers:
-                    metrics_logger.log_metrics(metrics, step=trainer.global_step)
+        if trainer is None or not trainer.training or not self.serving.mix or self._loader is None:
+            return batch
+        every = getattr(trainer, "log_every_n_steps", 0)
+        # The steps at which Lightning logs too, so that all metrics of a step are one row.
+        due = every > 0 and (trainer.global_step + 1) % every == 0
+        if due and trainer.is_global_zero and trainer.loggers:
+            metrics = {}
+            for name, counted in self._loader.components().items():
+                for what, value in counted.items():
+                    metrics[f"data/{name}/{what}"] = value
+            for metrics_logger in trainer.loggers:
+                metrics_logger.log_metrics(metrics, step=trainer.global_step)
         return batch

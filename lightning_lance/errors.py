@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_lance.messages.escaping import shown
-from lightning_lance.messages.formatting import nearest
+from lightning_lance.messages.formatting import suggestion
 from lightning_lance.messages.redaction import redacted
 
 if TYPE_CHECKING:
@@ -30,10 +30,16 @@ class LightningLanceError(Exception):
     place: str = ""
 
     def __init__(self, *lines: object) -> None:
-        super().__init__(*(redacted(line) if isinstance(line, str) else line for line in lines))
+        super().__init__(*map(_without_secrets, lines))
 
     def __str__(self) -> str:
         return "\n".join(shown(str(line)) for line in self.args)
+
+
+def _without_secrets(line: object) -> object:
+    if isinstance(line, str):
+        return redacted(line)
+    return line
 
 
 class ConfigError(LightningLanceError, ValueError):
@@ -180,6 +186,20 @@ def word(value: str) -> str:
     return str.__str__(value)
 
 
+def names_of_causes(error: BaseException) -> set[str]:
+    """Return the names of the classes of an error and of its causes."""
+    return {type(cause).__name__ for cause in causes(error)}
+
+
+def answered_status(error: BaseException) -> int | None:
+    """Return the HTTP status that a server answered, if that is behind an error of requests or httpx."""
+    for cause in causes(error):
+        status: int | None = getattr(getattr(cause, "response", None), "status_code", None)
+        if status:
+            return status
+    return None
+
+
 def causes(error: BaseException) -> list[BaseException]:
     """Return an error and its causes, the error first."""
     found: list[BaseException] = []
@@ -197,7 +217,6 @@ def one_of(name: str, value: Any, choices: Sequence[str]) -> str:
         ConfigError: If it is not one of the choices, naming them.
     """
     if not isinstance(value, str) or value not in choices:
-        near = nearest(value, choices) if isinstance(value, str) else None
-        meant = f" (did you mean {near!r}?)" if near else ""
+        meant = suggestion(value, choices)
         raise ConfigError(f"{name} is {described(value)}: expected one of {', '.join(choices)}{meant}.")
     return word(value)

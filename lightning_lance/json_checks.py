@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, NoReturn
 
 from lightning_lance.errors import StoreError
@@ -97,7 +98,7 @@ def plain_of(value: Any, name: str) -> dict[str, Any]:
     """Return an object with limited nesting, since deep recursion would end the process."""
     layer: list[Any] = [object_of(value, name)]
     for _ in range(_DEPTH):
-        layer = [part for outer in layer for part in _parts(outer)]
+        layer = [*chain.from_iterable(map(_parts, layer))]
         if not layer:
             return dict(value)
     raise ValueError(f"{name} is nested {_DEPTH} levels deep or more: expected a few levels")

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from lightning_lance.errors import ConfigError, StoreError, described
 from lightning_lance.lance_names import VERSIONS
 from lightning_lance.messages.escaping import logger
-from lightning_lance.messages.formatting import nearest
+from lightning_lance.messages.formatting import did_you_mean, nearest
 from lightning_lance.messages.redaction import (
     has_secret,
     is_harmless_option,
@@ -425,8 +425,7 @@ def no_store_at(uri: str, what: str = "token store") -> StoreError:
     """Return the error for a place without a store. All commands and functions say it in these words."""
     if has_stores(uri):
         return folder_of_stores(uri)
-    near = _similar_store(uri)
-    hint = f"did you mean {near!r}? " if near else ""
+    hint = did_you_mean(_similar_store(uri))
     return StoreError(f"There is no committed {what} at {uri!r}: {hint}check the place, or build a store there first.")
 
 
@@ -448,9 +447,10 @@ def _similar_store(uri: str) -> str | None:
     """Return the store on a disk whose name is most similar, in the same folder; None if there is none."""
     place = Path(uri)
     try:
-        stems = [
-            entry.stem for entry in place.parent.iterdir() if entry.suffix == ".lance" and entry.name != place.name
-        ]
+        stems = []
+        for entry in place.parent.iterdir():
+            if entry.suffix == ".lance" and entry.name != place.name:
+                stems.append(entry.stem)
     except (OSError, ValueError):
         return None
     near = nearest(place.name.removesuffix(".lance"), sorted(stems))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lightning_lance.errors import LARGEST, ConfigError, described
-from lightning_lance.messages.formatting import nearest
+from lightning_lance.messages.formatting import did_you_mean, nearest
 from lightning_lance.messages.moved_names import moved_option
 from lightning_lance.messages.redaction import is_secret_name
 
@@ -119,7 +119,7 @@ def options_of(kind: type[_Options], name: str, given: Any) -> _Options:
     for key in given or {}:
         if key not in fields:
             near = moved_option(str(key)) or nearest(str(key), fields)
-            hint = f"did you mean {near!r}? " if near else ""
+            hint = did_you_mean(near)
             raise ConfigError(f"{name} has the key {key!r}: {hint}expected some of {', '.join(fields)}.")
     return kind(**(given or {}))
 

@@ -518,6 +518,14 @@ def known_fingerprint(corpus: Corpus | ReadyStore, rebuild: bool = False) -> str
     return None if commit is None else commit.fingerprint
 
 
+def wanted_languages(corpora: Mapping[str, Corpus | ReadyStore]) -> list[str]:
+    """Return the languages that the only corpus to be built keeps; none if it keeps all, or if there are several."""
+    built = [corpus for corpus in corpora.values() if isinstance(corpus, Corpus)]
+    if len(built) != 1:
+        return []
+    return list(built[0].source.wanted or ())
+
+
 def check_builds(corpora: Mapping[str, Corpus | ReadyStore], options: BuildOptions) -> None:
     """Refuse a rebuild where nothing is built. ConfigError says so."""
     if options.rebuild and not any(isinstance(corpus, Corpus) for corpus in corpora.values()):

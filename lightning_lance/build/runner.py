@@ -72,14 +72,11 @@ class _Runner:
             while True:
                 found = self._look()
                 self.committed = found.commit
-                if found.commit is not None:
-                    check_same(found.commit, self._plan)
-                    if self._budget.met(found.commit):
-                        # A clean-up that still runs may remove the version found here.
-                        if not turn.finishing():
-                            return built
+                if self._is_complete(found):
+                    # A clean-up that still runs may remove the version found here.
+                    if turn.finishing():
                         continue
-                    self._check_goes_on(found.version, found.commit)
+                    return built
                 _ = self._plan.tokenizer  # loaded, and so checked, before anything is waited for or begun
                 if turn.mine:
                     refuse_in_fork("A build")
@@ -105,6 +102,16 @@ class _Runner:
         if self._options.rebuild and commit is not None and not self._plan.made(commit):
             return _Found(0, None, replaced=True)
         return _Found(version, commit, replaced=False)
+
+    def _is_complete(self, found: _Found) -> bool:
+        """Return whether a store has all that was asked for. Check one that has not, before it grows."""
+        if found.commit is None:
+            return False
+        check_same(found.commit, self._plan)
+        if self._budget.met(found.commit):
+            return True
+        self._check_goes_on(found.version, found.commit)
+        return False
 
     def _check_goes_on(self, version: int, commit: CommitMetadata) -> None:
         """Check, before hours of work, that the store is unchanged, and that all its files are in its folder."""

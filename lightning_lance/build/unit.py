@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -88,30 +89,29 @@ class UnitResult:
 
 def joined(results: Sequence[UnitResult]) -> UnitResult:
     """Return the results of consecutive parts of a shard, at least one, as one. The last one says how it ends."""
-    sizes = [len(result.rows) for result in results]
     last = results[-1]
     known = [result.next_row for result in results if result.next_row is not None]
     hashes = [result.hashes for result in results if result.hashes is not None]
+    noted = {}
+    for remark in _names(result.noted for result in results):
+        masks = [result.noted.get(remark, np.zeros(len(result.rows), bool)) for result in results]
+        noted[remark] = np.concatenate(masks)
+    skipped = {}
+    for reason in _names(result.skipped for result in results):
+        rows = [result.skipped.get(reason, np.zeros(0, np.int64)) for result in results]
+        skipped[reason] = np.concatenate(rows)
     return replace(
         last,
         rows=np.concatenate([result.rows for result in results]),
         num_tokens=np.concatenate([result.num_tokens for result in results]),
         text_bytes=np.concatenate([result.text_bytes for result in results]),
         documents=pa.concat_tables([result.documents for result in results], promote_options="default"),
-        noted={
-            remark: np.concatenate(
-                [result.noted.get(remark, np.zeros(size, bool)) for result, size in zip(results, sizes, strict=True)]
-            )
-            for remark in _names(result.noted for result in results)
-        },
-        skipped={
-            reason: np.concatenate([result.skipped.get(reason, np.zeros(0, np.int64)) for result in results])
-            for reason in _names(result.skipped for result in results)
-        },
+        noted=noted,
+        skipped=skipped,
         next_row=known[-1] if known else None,
         hashes=np.concatenate(hashes) if hashes else None,
     )
 
 
 def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for mapping in mappings for name in mapping))
+    return list(dict.fromkeys(chain.from_iterable(mappings)))

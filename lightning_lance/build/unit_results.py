@@ -76,15 +76,16 @@ def write_result(location: StoreLocation, name: UnitName, written: Written) -> N
     columns |= {f"skipped:{reason}": pa.array(rows) for reason, rows in result.skipped.items()}
     if result.hashes is not None:
         columns["hashes"] = pa.array(result.hashes)
-    row = {
-        column: pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
-        for column, values in columns.items()
-    }
+    row = {column: _in_one_row(values) for column, values in columns.items()}
     table = pa.table(row).replace_schema_metadata({_KEY: json.dumps(described)})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
     _put(location, name.result_path, sink.getvalue())
+
+
+def _in_one_row(values: pa.Array) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
 
 
 def _put(location: StoreLocation, path: str, content: pa.Buffer) -> None:

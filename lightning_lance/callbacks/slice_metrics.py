@@ -136,9 +136,10 @@ class SliceMetrics(Callback):
             for store in loader.stores.values():
                 names = store.documents(np.empty(0, np.int64), 1).column_names
                 if self.by not in names:
+                    fields = [name for name in names if name not in _PLACES]
                     raise ConfigError(
                         f"by is {self.by!r}, and the documents of {store.uri!r} have no such field: expected one of "
-                        f"{format_list([name for name in names if name not in _PLACES])}; build with the column, as in "
+                        f"{format_list(fields)}; build with the column, as in "
                         f"source.columns={{{self.by}: ...}}, or slice by language."
                     )
 
@@ -225,17 +226,16 @@ class SliceMetrics(Callback):
 
     def _parts(self, loader: WindowLoader, batches: Sequence[_Batch]) -> Iterator[tuple[str, _Sum]]:
         if self._of_windows and batches:
+            by_window = []
+            for batch in batches:
+                if batch.by_window is not None:
+                    by_row = batch.by_window.reshape(-1, loader.rows_of(batch.step), 2)
+                    by_window.append(by_row.sum(dim=1))
             # One copy from the device for all of them.
-            sums = torch.cat(
-                [
-                    batch.by_window.reshape(-1, loader.rows_of(batch.step), 2).sum(dim=1)
-                    for batch in batches
-                    if batch.by_window is not None
-                ]
-            ).tolist()
-            names = [self._slice_of(*stream) for stream in loader.streams_of([batch.step for batch in batches])]
-            for name, (loss, tokens) in zip(names, sums, strict=True):
-                yield name, _Sum(loss, tokens)
+            sums = torch.cat(by_window).tolist()
+            streams = loader.streams_of([batch.step for batch in batches])
+            for (corpus, language), (loss, tokens) in zip(streams, sums, strict=True):
+                yield self._slice_of(corpus, language), _Sum(loss, tokens)
             return
         for batch in batches:
             if batch.losses is not None and batch.first is not None:
@@ -254,7 +254,8 @@ class SliceMetrics(Callback):
         names: dict[int, list[Any]] = {}
         for window, name in zip(known.column("window").to_pylist(), known.column(self.by).to_pylist(), strict=True):
             names.setdefault(window, []).append(name)
-        window, place = -1, 0
+        window = -1
+        place = 0
         for document in found:
             # By their order: fill-in-the-middle moves the borders of documents, and may drop the last ones.
             place = place + 1 if document.window == window else 0

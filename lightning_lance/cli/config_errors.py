@@ -27,7 +27,7 @@ from omegaconf.errors import (
 
 from lightning_lance.cli.overrides import is_secret_key, shown_override
 from lightning_lance.errors import ConfigError, LightningLanceError, causes
-from lightning_lance.messages.formatting import nearest
+from lightning_lance.messages.formatting import did_you_mean, nearest
 from lightning_lance.messages.moved_names import moved_key
 from lightning_lance.type_hints import type_mismatch
 
@@ -353,8 +353,10 @@ def _unknown_root_key(key: str, config: Mapping[Any, Any]) -> str:
     """Return a sentence for a key that the root of the configuration has not. One of a node is named with its node."""
     nodes = [str(name) for name, node in config.items() if isinstance(node, DictConfig) and key in node]
     known = sorted(str(name) for name in config if name != "hydra")
-    meant = f"did you mean {' or '.join(f'{node}.{key}' for node in nodes)}? "
-    if not nodes:
+    if nodes:
+        keys = [f"{node}.{key}" for node in nodes]
+        meant = f"did you mean {' or '.join(keys)}? "
+    else:
         meant = _of_another_option(key) or _did_you_mean(key, known)
     return f"There is no key {key!r}: {meant}the configuration has {', '.join(known)}."
 
@@ -369,10 +371,7 @@ def _of_another_option(key: str) -> str:
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    near = nearest(name, known)
-    if near:
-        return f"did you mean {near!r}? "
-    return ""
+    return did_you_mean(nearest(name, known))
 
 
 def public_names(names: Iterable[str]) -> list[str]:

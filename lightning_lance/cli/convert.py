@@ -14,7 +14,7 @@ from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, 
 from lightning_lance.cli.tables import say_json
 from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say
-from lightning_lance.messages.formatting import nearest, pluralize
+from lightning_lance.messages.formatting import did_you_mean, nearest, pluralize
 
 if TYPE_CHECKING:
     from lightning_lance.tokenization.configs import TokenizerConfig
@@ -53,8 +53,7 @@ def import_command(arguments: Sequence[str]) -> None:
         if key.startswith(_COLUMN):
             columns[key.removeprefix(_COLUMN)] = pairs.pop(key)
         elif key not in _OF_IMPORT:
-            near = nearest(key, [*_OF_IMPORT, "columns.tokens"])
-            meant = f"did you mean {near}? " if near else ""
+            meant = did_you_mean(nearest(key, [*_OF_IMPORT, "columns.tokens"]), quoted=False)
             fail(f"there is no key {key}: {meant}expected {', '.join(_OF_IMPORT)} or columns.WORD.")
     for key in ("uri", "tokenizer"):
         if not pairs.get(key):

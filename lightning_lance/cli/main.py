@@ -26,7 +26,7 @@ from lightning_lance.cli.stores import (
 from lightning_lance.cli.streams import safe_output
 from lightning_lance.errors import ConfigError
 from lightning_lance.messages.escaping import fail, say
-from lightning_lance.messages.formatting import nearest
+from lightning_lance.messages.formatting import did_you_mean, nearest
 from lightning_lance.messages.moved_names import moved_key
 from lightning_lance.messages.redaction import redacted
 
@@ -81,7 +81,7 @@ format=json makes all commands but train, prepare and verify-resume print JSON i
 def _prepare(config: DictConfig) -> None:
     from dataclasses import fields
 
-    from lightning_lance.build.corpus import Corpus, check_builds, check_together, corpora_of, mix_of
+    from lightning_lance.build.corpus import Corpus, check_builds, check_together, corpora_of, mix_of, wanted_languages
     from lightning_lance.build.options import BuildOptions
     from lightning_lance.build.progress import tell_stored
     from lightning_lance.cli.hydra_app import make
@@ -91,20 +91,22 @@ def _prepare(config: DictConfig) -> None:
 
     # The arguments of the datamodule, without the datamodule: a build needs neither torch nor Lightning.
     data = make(config, "data", _target_="builtins.dict")
-    served = [field.name for field in (*fields(BatchOptions), *fields(ServingOptions))]
-    _check_keys(data, {"corpus", "fim", "build", "verify", "storage_options", *served})
+    of_batches = [field.name for field in fields(BatchOptions)]
+    of_serving = [field.name for field in fields(ServingOptions)]
+    _check_keys(data, {"corpus", "fim", "build", "verify", "storage_options", *of_batches, *of_serving})
     data["mix"] = mix_of(data["corpus"], data["mix"])
     corpora = corpora_of(data["corpus"], data["storage_options"])
-    built = [corpus for corpus in corpora.values() if isinstance(corpus, Corpus)]
     build = options_of(BuildOptions, "build", data["build"])
     check_builds(corpora, build)
     # What cannot be served is refused before hours of building.
-    BatchOptions(**{field.name: data[field.name] for field in fields(BatchOptions)})
-    serving = ServingOptions(**{field.name: data[field.name] for field in fields(ServingOptions)})
-    serving.check_names([*corpora], list(built[0].source.wanted or ()) if len(built) == 1 else [])
+    BatchOptions(**{name: data[name] for name in of_batches})
+    serving = ServingOptions(**{name: data[name] for name in of_serving})
+    serving.check_names([*corpora], wanted_languages(corpora))
     if build.wait_for_tokens is None:
         check_together(corpora)
-    if (fim := fill_in_the_middle(data["fim"])) and built:
+    fim = fill_in_the_middle(data["fim"])
+    built = [corpus for corpus in corpora.values() if isinstance(corpus, Corpus)]
+    if fim is not None and built:
         fim.with_ids(built[0].tokenizer, serving.seed)
     for corpus in corpora.values():
         was_built = corpus.run(build)
@@ -141,7 +143,10 @@ def _check_keys(data: Mapping[str, Any], known: Set[str]) -> None:
 
 def _verify_resume(arguments: Sequence[str]) -> None:
     file, moved, options = read_arguments("verify-resume", arguments)
-    uris = {"" if name == "uri" else name: place for name, place in moved.items()}
+    uris = dict(moved)
+    if "uri" in uris:
+        # The place of a single store, which has no name.
+        uris[""] = uris.pop("uri")
     from lightning_lance.inspection.resume import verify_resume
 
     with ending_in_a_sentence("nothing was changed."):
@@ -202,8 +207,7 @@ def _main() -> None:
         print(USAGE, end="")
     else:
         commands = ["train", "prepare", *_RUN.keys()]
-        near = nearest(name, commands)
-        meant = f"did you mean {near}? " if near else ""
+        meant = did_you_mean(nearest(name, commands), quoted=False)
         fail(
             f"there is no command {shown_override(name)!r}: expected {', '.join(commands[:-1])} or {commands[-1]}. {meant}"
             "lightning-lance --help says more."

@@ -30,8 +30,10 @@ def push_command(arguments: Sequence[str]) -> None:
     """Run `lightning-lance push`."""
     # The repository is the second word that is no pair.
     places = [number for number, word in enumerate(arguments) if not word.startswith("-") and not is_pair(word)]
-    repo = arguments[places[1]] if len(places) > 1 else ""
-    rest = [word for number, word in enumerate(arguments) if number not in places[1:2]]
+    repo = ""
+    rest = [*arguments]
+    if len(places) > 1:
+        repo = rest.pop(places[1])
     uri, pairs, options = read_arguments("push", rest, ("private", "rules", "format"))
     if not repo:
         expect("push", "no owner/name")

@@ -12,7 +12,7 @@ from lightning_lance.cli.arguments import ending_in_a_sentence, expect, read_arg
 from lightning_lance.cli.tables import say_json, table
 from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say, shown, shown_lines
-from lightning_lance.messages.formatting import pluralize
+from lightning_lance.messages.formatting import as_pairs, pluralize
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -48,14 +48,12 @@ def show_command(arguments: Sequence[str]) -> None:
         if key not in _OF_SHOW:
             expect("show", f"{key}={value}")
     as_json = wants_json("show", pairs)
-    numbers = {key: _number("show", key, pairs[key]) for key in _NUMBERS if key in pairs}
+    numbers = _numbers("show", pairs, _NUMBERS)
     first, last = _steps(pairs.get("step"))
     rank = numbers.pop("rank", None)
     window = numbers.pop("window", None)
-    settings: dict[str, Any] = {**numbers}
-    settings.update(
-        {key: pairs[key] for key in ("order", "split", "windows", "remainder", "tokenizer") if key in pairs}
-    )
+    choices = {key: pairs[key] for key in _CHOICES if key in pairs}
+    settings: dict[str, Any] = {**numbers, **choices}
     with ending_in_a_sentence(_NOTHING_CHANGED):
         loader = _opened(place, options, uris, settings)
         world_size = loader.batching["world_size"]
@@ -93,10 +91,7 @@ def where_command(arguments: Sequence[str]) -> None:
     until = None
     if "until" in pairs:
         until = _number("where", "until", pairs["until"])
-    settings: dict[str, Any] = {}
-    for key in ("batch_size", "world_size"):
-        if key in pairs:
-            settings[key] = _number("where", key, pairs[key])
+    settings = _numbers("where", pairs, ("batch_size", "world_size"))
     from lightning_lance.inspection.runs import last_step
     from lightning_lance.inspection.where import find_steps
 
@@ -120,6 +115,11 @@ def _uris(pairs: dict[str, str]) -> dict[str, str]:
         if key == "uri" or key.startswith("uri."):
             moved[key.partition(".")[2]] = pairs.pop(key)
     return moved
+
+
+def _numbers(name: str, pairs: Mapping[str, str], keys: Sequence[str]) -> dict[str, int]:
+    """Return the numbers that are given for some keys."""
+    return {key: _number(name, key, pairs[key]) for key in keys if key in pairs}
 
 
 def _number(name: str, key: str, value: str) -> int:
@@ -156,8 +156,9 @@ def _opened(
 
         given = {key: value for key, value in settings.items() if key != "tokenizer"}
         loader = loader_of(configuration, given)
-        for store in loader.stores.values() if "tokenizer" in settings else ():
-            store.take_tokenizer(settings["tokenizer"])
+        if "tokenizer" in settings:
+            for store in loader.stores.values():
+                store.take_tokenizer(settings["tokenizer"])
         return loader
     return open_run(place, options, uris=uris, **settings)
 
@@ -285,8 +286,8 @@ def _printable(text: str) -> str:
 
 
 def _in_order(about: Mapping[str, Any]) -> list[Any]:
-    names = [*(name for name in _FIRST if name in about), *(name for name in about if name not in _FIRST)]
-    return [about[name] for name in names]
+    first = [about[name] for name in _FIRST if name in about]
+    return first + [value for name, value in about.items() if name not in _FIRST]
 
 
 def _print(text: Text) -> None:
@@ -336,20 +337,18 @@ def _sum_up(loader: WindowLoader, steps: range, ranks: range, column: str, as_js
         cells.append([row.value or "(none)", *numbers, f"{row.tokens / total:.1%}"])
     titles = (column.upper(), "DOCUMENTS", "WINDOWS", "TOKENS", "SHARE")
     say(*table(titles, cells, titles[1:]))
-    if len(rows) > _ROWS:
-        say(f"... {len(rows) - _ROWS:,} more: format=json has them.")
+    _say_others(len(rows) - _ROWS)
 
 
 def _say_seen(loader: WindowLoader, rule: Mapping[str, str], seen: Seen) -> None:
-    given = " ".join(f"{key}={value}" for key, value in rule.items())
+    given = " ".join(as_pairs(rule))
     if not seen.documents:
         near: dict[str, str] = {}
         for store in loader.stores.values():
             near |= store.similar_values(rule)
         cure = "documents of the other split are in no step of training."
         if near:
-            meant = " ".join(f"{key}={value}" for key, value in near.items())
-            cure = f"did you mean {meant}?"
+            cure = f"did you mean {' '.join(as_pairs(near))}?"
         fail(f"no document of the {loader.split} split has {given}: {cure}")
     tokens = sum(document["tokens"] for document in seen.documents)
     served = sum(sighting.state == "served" for sighting in seen.sightings)
@@ -368,5 +367,9 @@ def _say_seen(loader: WindowLoader, rule: Mapping[str, str], seen: Seen) -> None
     titles = ("STEP", "RANK", "WINDOW", "EPOCH", "STATE", "TOKENS", "DOCUMENT")
     if cells:
         say(*table(titles, cells, titles[:4]))
-    if len(seen.sightings) > _ROWS:
-        say(f"... {len(seen.sightings) - _ROWS:,} more: format=json has them.")
+    _say_others(len(seen.sightings) - _ROWS)
+
+
+def _say_others(rows: int) -> None:
+    if rows > 0:
+        say(f"... {rows:,} more: format=json has them.")

@@ -12,7 +12,9 @@ from lightning_lance.errors import LightningLanceError
 from lightning_lance.messages.escaping import fail, say
 from lightning_lance.messages.formatting import (
     agreed,
+    as_pairs,
     format_bytes,
+    format_documents,
     format_list,
     format_number,
     format_tokens,
@@ -167,8 +169,8 @@ def _say_info(info: StoreInfo) -> None:
     for reason, count in info.skipped.items():
         facts.append([f"left out: {reason}", f"{count:,}"])
     for entry in info.forgotten:
-        rule = " ".join(f"{key}={value}" for key, value in entry["rule"].items())
-        facts.append(["forgotten", f"{rule}: {_amount(entry['documents'], entry['tokens'])}"])
+        rule = " ".join(as_pairs(entry["rule"]))
+        facts.append(["forgotten", f"{rule}: {format_documents(entry['documents'], entry['tokens'])}"])
     disk = info.disk
     if disk is not None:
         facts.append(["disk", f"{format_bytes(disk.total)}, of which {format_bytes(disk.newest)} tokens and documents"])
@@ -185,10 +187,11 @@ def _say_info(info: StoreInfo) -> None:
         rows.append(row)
     titles = ("LANGUAGE", "TRAIN DOCUMENTS", "TRAIN TOKENS", "VAL DOCUMENTS", "VAL TOKENS")
     say(*table(titles, rows, titles[1:]), "")
-    versions = [
-        [f"{one.version:,}", time_shown(one.made), _count(one.documents), _count(one.tokens), ", ".join(one.kept_by)]
-        for one in info.versions
-    ]
+    versions = []
+    for version in info.versions:
+        made = time_shown(version.made)
+        counts = [_count(version.documents), _count(version.tokens)]
+        versions.append([f"{version.version:,}", made, *counts, ", ".join(version.kept_by)])
     say(*table(("VERSION", "MADE", "DOCUMENTS", "TOKENS", "KEPT BY"), versions, _NUMBERS))
 
 
@@ -196,10 +199,6 @@ def _count(number: int | None) -> str | None:
     if number is None:
         return None
     return f"{number:,}"
-
-
-def _amount(documents: int, tokens: int) -> str:
-    return f"{pluralize(documents, 'document')} ({pluralize(tokens, 'token')})"
 
 
 def verify_command(arguments: Sequence[str]) -> None:
@@ -357,19 +356,18 @@ def _count_matching(uri: str, rule: Mapping[str, str], options: Mapping[str, str
     with ending_in_a_sentence(_NOTHING_CHANGED):
         found = matching(uri, rule, options)
     if as_json:
-        languages = [
-            {"language": language, "documents": documents, "tokens": tokens}
-            for language, (documents, tokens) in found.languages.items()
-        ]
+        languages = []
+        for language, (documents, tokens) in found.languages.items():
+            languages.append({"language": language, "documents": documents, "tokens": tokens})
         counts = {"documents": found.documents, "tokens": found.tokens, "languages": languages}
         say_json({"uri": uri, "rule": rule, **counts, "near": found.near})
         return
     would = _documents((found.documents, found.tokens), "would be forgotten", "would be forgotten")
     say(f"{uri}: {would}; nothing was changed.")
     if found.languages:
-        rows = [
-            [language or "(none)", f"{count:,}", f"{tokens:,}"] for language, (count, tokens) in found.languages.items()
-        ]
+        rows = []
+        for language, (documents, tokens) in found.languages.items():
+            rows.append([language or "(none)", f"{documents:,}", f"{tokens:,}"])
         say(*table(("LANGUAGE", "DOCUMENTS", "TOKENS"), rows, _NUMBERS))
     _say_near(rule, found.near)
 
@@ -400,4 +398,4 @@ def _say_near(rule: Mapping[str, str], near: Mapping[str, str]) -> None:
 
 def _documents(found: Sequence[int], do: str, does: str) -> str:
     number, tokens = found
-    return f"{_amount(number, tokens)} {agreed(number, does, do)}"
+    return f"{format_documents(number, tokens)} {agreed(number, does, do)}"

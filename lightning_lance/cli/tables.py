@@ -26,7 +26,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str | None]], right: Se
         rows: The cells of each row; None for what is not known.
         right: Titles of the columns that are aligned on the right: numbers.
     """
-    cells = [[shown(redacted(UNKNOWN if cell is None else cell)) for cell in row] for row in (titles, *rows)]
+    cells = [[*map(_cell, row)] for row in (titles, *rows)]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -36,6 +36,12 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str | None]], right: Se
             padded.append(f"{space}{cell}" if title in right else f"{cell}{space}")
         lines.append(_GAP.join(padded).rstrip())
     return lines
+
+
+def _cell(text: str | None) -> str:
+    if text is None:
+        return UNKNOWN
+    return shown(redacted(text))
 
 
 def say_json(value: Any) -> None:
@@ -72,7 +78,8 @@ def time_shown(when: datetime | None) -> str | None:
 def in_words(value: Any) -> str:
     """Return a setting as a person writes it: `[a, b]`, `{text: content}`."""
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {in_words(part)}' for key, part in value.items())}}}"
+        entries = [f"{key}: {in_words(part)}" for key, part in value.items()]
+        return f"{{{', '.join(entries)}}}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(in_words, value))}]"
     if isinstance(value, bool) or value is None:

@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -120,8 +121,8 @@ def export_tokens(
     if split is not None:
         splits = [one_of("split", split, SPLITS)]
     if language is not None:
-        known = sorted({stream.language for name in SPLITS for stream in store.streams(name)})
-        check_languages([language], known, f"The store {store.uri!r}")
+        streams = chain.from_iterable(map(store.streams, SPLITS))
+        check_languages([language], sorted({stream.language for stream in streams}), f"The store {store.uri!r}")
     exports = []
     for name in splits:
         export = _Export(store, name, language, folder, _WRITERS[format](store.vocab_size))
@@ -177,9 +178,10 @@ class _Export:
         self._store = store
         self._split = split
         self._writer = writer
-        self._streams = [
-            stream for stream in store.streams(split) if stream.num_tokens and language in (None, stream.language)
-        ]
+        self._streams = []
+        for stream in store.streams(split):
+            if stream.num_tokens and language in (None, stream.language):
+                self._streams.append(stream)
         self.num_tokens = sum(stream.num_tokens for stream in self._streams)
         self._documents = 0
         self._files = [folder / f"{split}{ending}" for ending in writer.endings]

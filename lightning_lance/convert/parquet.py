@@ -83,7 +83,9 @@ def dataset_of(places: Places, columns: Mapping[str, str], language_column: str 
     Raises:
         ConfigError: If the place cannot be one.
     """
-    words = {("text" if word == "tokens" else word): column for word, column in columns.items()}
+    words = dict(columns)
+    if "tokens" in words:
+        words["text"] = words.pop("tokens")
     # The rows stay in their order.
     options: dict[str, Any] = {
         "columns": {"text": USUAL_COLUMN, **words},
@@ -268,9 +270,10 @@ class ParquetShards(TokenShards):
             opened = _OpenedTokens(source, pin)
             self._parts.append(("", opened))
             self.pin = opened.pin
-        self.shards = [Shard(name, split, split) for split, opened in self._parts for name in opened.shards]
-        for _, part in self._parts:
-            self.trouble.remarks += part.trouble.remarks
+        self.shards = []
+        for split, opened in self._parts:
+            self.shards += [Shard(name, split, split) for name in opened.shards]
+            self.trouble.remarks += opened.trouble.remarks
 
     def read(self, shard: int, row: int) -> Iterator[TokenDocuments]:
         """See `TokenShards.read`."""

@@ -7,7 +7,7 @@ bytes are replaced by U+FFFD and reported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -102,11 +102,15 @@ def leaves(schema: pa.Schema, steps: Steps) -> range:
     first = 0
     fields = list(schema)
     for step in steps[:-1]:
-        first += sum(_count_leaves(field.type) for field in fields[:step])
+        first += _leaves_of(fields[:step])
         fields = _fields_of(fields[step].type)
     last = steps[-1]
-    first += sum(_count_leaves(field.type) for field in fields[:last])
+    first += _leaves_of(fields[:last])
     return range(first, first + _count_leaves(fields[last].type))
+
+
+def _leaves_of(fields: Sequence[pa.Field]) -> int:
+    return sum(_count_leaves(field.type) for field in fields)
 
 
 def _count_leaves(kind: pa.DataType) -> int:
@@ -118,12 +122,20 @@ def _count_leaves(kind: pa.DataType) -> int:
         return _count_leaves(kind.value_type)
     if pa.types.is_map(kind):
         return _count_leaves(kind.key_type) + _count_leaves(kind.item_type)
-    return sum(_count_leaves(kind.field(i).type) for i in range(kind.num_fields))
+    return _leaves_of(_parts_of(kind))
+
+
+def _parts_of(kind: pa.DataType) -> list[pa.Field]:
+    """Return the fields of a struct, the values of a list, the keys and values of a map, or the choices of a union."""
+    return [kind.field(i) for i in range(kind.num_fields)]
 
 
 def names_in(schema: pa.Schema) -> list[str]:
     """Return the names of all columns, and of all fields of structs with dots."""
-    return [name for field in schema for name in _names(field)]
+    names: list[str] = []
+    for field in schema:
+        names += _names(field)
+    return names
 
 
 def _names(field: pa.Field) -> Iterator[str]:
@@ -133,6 +145,16 @@ def _names(field: pa.Field) -> Iterator[str]:
             yield f"{field.name}.{name}"
 
 
+def missing_names(schema: pa.Schema, names: Iterable[str]) -> list[str]:
+    """Return the names that are neither of a column nor of a field."""
+    return [name for name in names if steps_to(schema, name) is None]
+
+
+def outer_names(names: Iterable[str]) -> set[str]:
+    """Return the columns that names with dots lead into."""
+    return {name.split(".")[0] for name in names if "." in name}
+
+
 def begin(words: str) -> str:
     """Return words as the beginning of a sentence."""
     return words[:1].upper() + words[1:]
@@ -140,7 +162,7 @@ def begin(words: str) -> str:
 
 def listed(schema: pa.Schema, missing: Collection[str]) -> str:
     """Return the columns of a schema for a message; if a field is missing, with the fields of its column."""
-    opened = {name.split(".")[0] for name in missing if "." in name}
+    opened = outer_names(missing)
     names: list[str] = []
     for field in schema:
         if field.name in opened and _fields_of(field.type):
@@ -202,7 +224,7 @@ def _is_simple(kind: pa.DataType) -> bool:
         return False
     if isinstance(kind, pa.BaseExtensionType) or pa.types.is_union(kind):
         return True
-    return all(_is_simple(kind.field(i).type) for i in range(kind.num_fields))
+    return all(_is_simple(part.type) for part in _parts_of(kind))
 
 
 def simple(values: pa.Array) -> pa.Array:

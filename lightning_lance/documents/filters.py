@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -145,7 +146,7 @@ class OneOf(Condition):
 
     @cached_property
     def _spellings(self) -> frozenset[str]:
-        return frozenset(text for value in self.values for text in spellings_of(value))
+        return frozenset(chain.from_iterable(map(spellings_of, self.values)))
 
     @property
     def _null(self) -> bool:

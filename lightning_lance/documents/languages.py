@@ -130,9 +130,16 @@ def renamed(languages: pa.Array, aliases: Mapping[str, Sequence[str]]) -> pa.Arr
     """
     if not aliases:
         return languages
-    owners = {name: language for language, names in aliases.items() for name in names}
-    place = pc.index_in(languages, value_set=pa.array([*owners], pa.string()))
-    return pc.coalesce(pa.array([*owners.values()], pa.string()).take(place), languages)
+    return pc.coalesce(_languages_with(languages, aliases), languages)
+
+
+def _languages_with(words: pa.Array, names: Mapping[str, Sequence[str]]) -> pa.Array:
+    """Return the language that has each word among its names, null where none has."""
+    owners: dict[str, str] = {}
+    for language, its_names in names.items():
+        owners.update(dict.fromkeys(its_names, language))
+    place = pc.index_in(words, value_set=pa.array([*owners], pa.string()))
+    return pa.array([*owners.values()], pa.string()).take(place)
 
 
 def check_extensions(extensions: Mapping[str, Sequence[str]]) -> None:
@@ -157,9 +164,7 @@ def language_of_path(paths: pa.ChunkedArray | pa.Array, extensions: Mapping[str,
         (n,) strings.
     """
     tails = pc.struct_field(pc.extract_regex(as_single_chunk(paths).cast(pa.string()), _TAIL), "tail")
-    languages_of_tails = {tail: language for language, its_tails in extensions.items() for tail in its_tails}
-    index = pc.index_in(tails, value_set=pa.array([*languages_of_tails], pa.string()))
-    return pc.fill_null(pa.array([*languages_of_tails.values()], pa.string()).take(index), OTHER)
+    return pc.fill_null(_languages_with(tails, extensions), OTHER)
 
 
 def path_tails(languages: Sequence[str], extensions: Mapping[str, Sequence[str]]) -> list[str]:
@@ -167,7 +172,10 @@ def path_tails(languages: Sequence[str], extensions: Mapping[str, Sequence[str]]
 
     A few paths of other languages pass it too (`GNUMakefile` ends with `Makefile`); `language_of_path` is exact.
     """
-    return sorted({tail for language in languages for tail in extensions[language]})
+    tails: set[str] = set()
+    for language in languages:
+        tails.update(extensions[language])
+    return sorted(tails)
 
 
 # Tokens in a part of a template: the placeholder, wildcards, sets of characters, and literal characters.

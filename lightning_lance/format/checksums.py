@@ -156,7 +156,7 @@ def _write(location: StoreLocation, only: Collection[int] | None) -> None:
         if not wanted:
             continue
         if manifest in known or dataset is None:
-            sums |= {path: entry for path, entry in known.items() if version_of(path) == version}
+            sums |= _of_version(known, version)
             continue
         sums[manifest] = sum_of(session, manifest)
         # Only the transaction of this version: other processes may be trying to commit at the same time.
@@ -178,7 +178,12 @@ def sums_of_version(location: StoreLocation, version: int) -> str:
         ValueError: If the file of checksums is damaged.
     """
     known = read_sums(Root(location)) or {}
-    return _text_of({path: entry for path, entry in known.items() if version_of(path) == version})
+    return _text_of(_of_version(known, version))
+
+
+def _of_version(sums: Mapping[str, Sum], version: int) -> dict[str, Sum]:
+    """Return the checksums of the files of a version."""
+    return {path: entry for path, entry in sums.items() if version_of(path) == version}
 
 
 def listed_versions(sums: Mapping[str, Sum]) -> set[int]:

@@ -126,7 +126,17 @@ def fragments_of(dataset: Any | None) -> list[FragmentMetadata]:
 
 def file_names(fragments: Iterable[FragmentMetadata]) -> list[str]:
     """Return the names of the data files of fragments."""
-    return [name_of(file) for fragment in fragments for file in fragment.files]
+    return [name_of(file) for file in _files_of(fragments)]
+
+
+def _files_of(fragments: Iterable[FragmentMetadata]) -> Iterator[Any]:
+    for fragment in fragments:
+        yield from fragment.files
+
+
+def data_bytes(dataset: Any) -> int:
+    """Return the bytes of the data files of a version, as it says."""
+    return sum(file.file_size_bytes or 0 for file in _files_of(fragments_of(dataset)))
 
 
 def fragment_from(text: str) -> FragmentMetadata:

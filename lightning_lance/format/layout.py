@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
@@ -35,6 +36,11 @@ class StreamPart(NamedTuple):
     tokens: int
     rows: int
 
+    @property
+    def stream(self) -> tuple[str, str]:
+        """The split and the language."""
+        return self.split, self.language
+
 
 class StreamExtent(NamedTuple):
     """The place of a stream among the tokens of its split: `num_tokens` tokens from `start` on."""
@@ -42,6 +48,21 @@ class StreamExtent(NamedTuple):
     language: str
     start: int
     num_tokens: int
+
+
+def starts_of(streams: Iterable[StreamExtent]) -> npt.NDArray[np.int64]:
+    """Return where streams begin among the tokens of their split, (n,)."""
+    return np.asarray([stream.start for stream in streams], np.int64)
+
+
+def lengths_of(streams: Iterable[StreamExtent]) -> npt.NDArray[np.int64]:
+    """Return the tokens of each stream, (n,)."""
+    return np.asarray([stream.num_tokens for stream in streams], np.int64)
+
+
+def tokens_by_language(streams: Iterable[StreamExtent]) -> dict[str, int]:
+    """Return the tokens of each language in the streams of a split."""
+    return {stream.language: stream.num_tokens for stream in streams}
 
 
 class StoreContent(NamedTuple):
@@ -117,7 +138,7 @@ class LayoutCounter:
         for low, high in pairwise([0, *(np.flatnonzero(changes) + 1).tolist(), len(batch)]):
             names = [key.dictionary[int(code[low])].as_py() for key, code in zip(keys, codes, strict=True)]
             part = StreamPart(names[0], names[1], int(tokens[low:high].sum()), high - low)
-            if self._parts and self._parts[-1][:2] == part[:2]:
+            if self._parts and self._parts[-1].stream == part.stream:
                 last = self._parts.pop()
                 part = part._replace(tokens=last.tokens + part.tokens, rows=last.rows + part.rows)
             self._parts.append(part)
@@ -130,11 +151,14 @@ class LayoutCounter:
 def properties_of(files: Mapping[str, DataFileInfo]) -> dict[str, str]:
     """Return the descriptions of data files as properties of a transaction."""
     # Streams are named once: there may be hundreds, and each may be in every file.
-    streams = sorted({part[:2] for info in files.values() for part in info.parts})
+    named: set[tuple[str, str]] = set()
+    for info in files.values():
+        named.update(part.stream for part in info.parts)
+    streams = sorted(named)
     numbers = {stream: number for number, stream in enumerate(streams)}
     stored = {}
     for path, info in files.items():
-        parts = [[numbers[part[:2]], part.tokens, part.rows] for part in info.parts]
+        parts = [[numbers[part.stream], part.tokens, part.rows] for part in info.parts]
         stored[path] = [info.size, info.whole, info.tokens, parts]
     return {_FILES: json.dumps({"streams": streams, "files": stored}, separators=(",", ":"))}
 

@@ -67,10 +67,11 @@ def _staying(location: StoreLocation) -> list[int]:
     """Return the versions that are to stay, in ascending order; a killed clean-up may have left others."""
     versions = _versions(location)
     on_list = versions_on_list(location)
-    if all(stays(on_list, version) for version in versions):
+    staying = {version for version in versions if stays(on_list, version)}
+    if len(staying) == len(versions):
         return versions
-    kept = {versions[-1], *read_refs(location).tags.values()}
-    return [version for version in versions if version in kept or stays(on_list, version)]
+    staying |= {versions[-1], *read_refs(location).tags.values()}
+    return [version for version in versions if version in staying]
 
 
 def find_version(location: StoreLocation, extent: StoreContent, fingerprint: str | None = None) -> int | None:

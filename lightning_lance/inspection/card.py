@@ -22,7 +22,7 @@ from lightning_lance.inspection.croissant import MARK, croissant_of
 from lightning_lance.inspection.facts import StoreFacts, facts_of
 from lightning_lance.location import HUB_STORE, given_place, is_local
 from lightning_lance.messages.escaping import shown
-from lightning_lance.messages.formatting import format_bytes, format_number, pluralize
+from lightning_lance.messages.formatting import format_bytes, format_documents, format_number, pluralize
 from lightning_lance.messages.redaction import redacted
 from lightning_lance.process.files import write_atomic
 
@@ -150,7 +150,7 @@ def _head(facts: StoreFacts, title: str) -> str:
     data = DatasetCardData(
         pretty_name=title,
         license=list(facts.license_ids) or None,
-        language=_hub_languages([count.language for count in facts.info.languages if count.language]),
+        language=_hub_languages(facts.languages),
         size_categories=size,
         source_datasets=_hub_sources(facts.settings) or None,
         task_categories=["text-generation"],
@@ -170,10 +170,15 @@ def _hub_languages(languages: Sequence[str]) -> list[str] | None:
 def _hub_sources(settings: Mapping[str, Any]) -> list[str]:
     """Return the datasets of the Hub that the documents come from."""
     files = settings.get("data_files") or []
-    texts = [files] if isinstance(files, str) else list(files)
-    found = [match[1] for text in texts if isinstance(text, str) and (match := _ON_HUB.match(text))]
+    if isinstance(files, str):
+        files = [files]
+    found = []
+    for text in files:
+        match = _ON_HUB.match(text) if isinstance(text, str) else None
+        if match:
+            found.append(match[1])
     path = settings.get("path")
-    if not texts and isinstance(path, str) and _REPOSITORY.fullmatch(path):
+    if not files and isinstance(path, str) and _REPOSITORY.fullmatch(path):
         found.append(path)
     return sorted({*found})
 
@@ -224,8 +229,9 @@ def _counts(facts: StoreFacts) -> str:
     totals = ["all"]
     for split in SPLITS:
         documents = [one.split_documents[split] for one in facts.info.languages]
-        known = None if None in documents else sum(count or 0 for count in documents)
-        totals += [_number(known), _number(sum(one.split_tokens[split] for one in facts.info.languages))]
+        known = None if None in documents else sum(filter(None, documents))
+        tokens = sum(one.split_tokens[split] for one in facts.info.languages)
+        totals += [_number(known), _number(tokens)]
     titles = ["language", "train documents", "train tokens", "val documents", "val tokens"]
     return f"## Documents and tokens\n\n{_table(titles, [*rows, totals])}{_more(left, 'language')}"
 
@@ -260,7 +266,7 @@ def _left_out(facts: StoreFacts) -> str:
     for one in facts.removed:
         keys = " and ".join(_code(key) for key in one.keys)
         lines.append(
-            f"- {pluralize(one.documents, 'document')} ({pluralize(one.tokens, 'token')}) removed afterwards by "
+            f"- {format_documents(one.documents, one.tokens)} removed afterwards by "
             f"{pluralize(one.rules, 'rule')} on {keys}"
         )
     if not lines:

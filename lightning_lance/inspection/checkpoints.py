@@ -27,9 +27,12 @@ def checkpoint_at(place: str) -> str:
         return place
     if Path(place, _WITHOUT_WEIGHTS).is_file():
         return str(Path(place, _WITHOUT_WEIGHTS))
-    named = [file for folder in ("checkpoints", ".") for file in Path(place, folder).glob("last*.ckpt")]
-    files = [file if file.is_file() else file / _WITHOUT_WEIGHTS for file in named]
-    found = [file for file in files if file.is_file()]
+    found = []
+    for folder in ("checkpoints", "."):
+        for checkpoint in Path(place, folder).glob("last*.ckpt"):
+            file = checkpoint if checkpoint.is_file() else checkpoint / _WITHOUT_WEIGHTS
+            if file.is_file():
+                found.append(file)
     if not found:
         raise ConfigError(
             f"There is no checkpoint in the folder {place!r}: expected a file, or the folder of a run, which has "

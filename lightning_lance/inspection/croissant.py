@@ -85,9 +85,8 @@ def croissant_of(facts: StoreFacts, title: str, store: str, page: str | None = N
         "size": f"{facts.bytes} B",
         "keywords": ["lightning-lance", "lance", "tokens", "language modeling"],
     }
-    languages = [count.language for count in facts.info.languages if count.language]
-    if languages:
-        described["inLanguage"] = languages
+    if facts.languages:
+        described["inLanguage"] = facts.languages
     if facts.licenses is not None:
         names = [one.name for one in facts.licenses if one.name != NOT_GIVEN]
         licenses = list(dict.fromkeys(spdx_url(name) or name for name in names))

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from lightning_lance.errors import StoreError
-from lightning_lance.format.lance_io import dataset_at, fragments_of, reading
+from lightning_lance.format.lance_io import data_bytes, dataset_at, reading
 from lightning_lance.format.schema import block_of
 from lightning_lance.inspection.licenses import hub_ids, license_name
 from lightning_lance.inspection.summary import StoreInfo, describe_store
@@ -90,6 +90,11 @@ class StoreFacts:
     license_ids: tuple[str, ...]
     removed: tuple[RemovedDocuments, ...]
 
+    @property
+    def languages(self) -> list[str]:
+        """The languages of the documents that have one."""
+        return [count.language for count in self.info.languages if count.language]
+
 
 def facts_of(uri: str | os.PathLike[str], storage_options: Mapping[str, str] | None = None) -> StoreFacts:
     """Return the facts of the newest version of a store. Reads its commit metadata, and the licenses of its documents.
@@ -106,10 +111,12 @@ def facts_of(uri: str | os.PathLike[str], storage_options: Mapping[str, str] | N
             raise StoreError(
                 f"Version {version} of the token store {location.uri!r} was removed while it was read: try again."
             )
-        size = sum(file.file_size_bytes or 0 for fragment in fragments_of(dataset) for file in fragment.files)
+        size = data_bytes(dataset)
         block, dtype = block_of(location.uri, dataset.schema)
         words = tuple(field.name for field in dataset.schema.field("documents").type.value_type)
-        counts = count_by(location, dataset, _LICENSE) if _LICENSE in words else None
+        counts = None
+        if _LICENSE in words:
+            counts = count_by(location, dataset, _LICENSE)
     return StoreFacts(
         info,
         version,
@@ -129,8 +136,7 @@ def _licenses(counts: Mapping[tuple[str, str | None], DocumentCount]) -> tuple[L
     named: dict[str, dict[str, DocumentCount]] = {}
     for (split, value), count in counts.items():
         splits = named.setdefault(license_name(value), {})
-        before = splits.get(split, DocumentCount(0, 0))
-        splits[split] = DocumentCount(before.documents + count.documents, before.tokens + count.tokens)
+        splits[split] = splits.get(split, DocumentCount()).plus(count.documents, count.tokens)
     found = [LicenseCount(name, splits) for name, splits in named.items()]
     return tuple(sorted(found, key=lambda one: (-one.tokens, one.name)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ def _check_fit(facts: StoreFacts, rules: bool) -> None:
     if summary.state == "building":
         raise StoreError(f"The store {summary.uri!r} is being built: push it once the build has ended.")
     if facts.removed and not rules:
-        keys = sorted({key for one in facts.removed for key in one.keys})
+        keys = sorted({*chain.from_iterable(one.keys for one in facts.removed)})
         count = pluralize(sum(one.rules for one in facts.removed), "rule")
         raise StoreError(
             f"The metadata of {summary.uri!r} has {count} of removed documents with their values of {format_list(keys)}, which "
@@ -129,8 +130,13 @@ def _uploaded(
             f"The dataset repository {repo!r} exists already, and is public: make it private on its page, or push to another."
         )
     there = {file.rfilename for file in info.siblings or ()}
-    kept = tuple(name for name in cards if name in there and not _is_ours(api, repo, name, str(info.sha)))
-    wanted = {**files, **{name: text for name, text in cards.items() if name not in kept}}
+    wanted: dict[str, Path | bytes] = dict(files)
+    kept = []
+    for name, text in cards.items():
+        if name in there and not _is_ours(api, repo, name, str(info.sha)):
+            kept.append(name)
+        else:
+            wanted[name] = text
     operations: list[Any] = []
     size = 0
     for name, content in wanted.items():
@@ -140,11 +146,11 @@ def _uploaded(
         else:
             operations.append(CommitOperationAdd(name, str(content)))
             size += content.stat().st_size
-    # What is left of an earlier push, such as an older version.
-    stale = sorted(
-        name for name in there if (name.startswith(f"{HUB_STORE}/") or name == TOKENIZER) and name not in wanted
-    )
-    operations += [CommitOperationDelete(name) for name in stale]
+    for name in sorted(there):
+        # What is left of an earlier push, such as an older version.
+        is_pushed = name == TOKENIZER or name.startswith(f"{HUB_STORE}/")
+        if is_pushed and name not in wanted:
+            operations.append(CommitOperationDelete(name))
     commit = api.create_commit(
         repo,
         operations,
@@ -154,7 +160,7 @@ def _uploaded(
         parent_commit=info.sha,
     )
     _check_whole(api, repo, str(commit.oid), files)
-    return Pushed(repo, str(commit.oid), len(wanted), size, f"hf://datasets/{repo}@{commit.oid}", kept)
+    return Pushed(repo, str(commit.oid), len(wanted), size, f"hf://datasets/{repo}@{commit.oid}", tuple(kept))
 
 
 def _is_ours(api: Any, repo: str, name: str, revision: str) -> bool:

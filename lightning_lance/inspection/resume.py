@@ -16,7 +16,7 @@ from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.cursor import Cursor
 from lightning_lance.serving.selection import WindowSelection, selected_by
-from lightning_lance.serving.skips import Skip
+from lightning_lance.serving.skips import Skip, skipped_steps
 from lightning_lance.type_hints import check_arguments
 
 # Windows located at a time.
@@ -100,8 +100,7 @@ def _open_cursor(
 ) -> Cursor:
     stores = open_stores(state, uris, storage_options)
     try:
-        skip_steps = [skip["steps"] for skip in state.get("skips", ())]
-        cursor = Cursor(WindowSelection(stores, **selected_by(state)), skip_steps=skip_steps)
+        cursor = Cursor(WindowSelection(stores, **selected_by(state)), skip_steps=skipped_steps(state))
     except ConfigError as error:
         raise StoreError(f"The checkpoint does not fit these stores: {error}") from error
     cursor.load_state_dict(state)

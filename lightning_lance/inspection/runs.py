@@ -13,6 +13,7 @@ from lightning_lance.location import StoreLocation, check_place, folder_of_store
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.selection import selected_by
+from lightning_lance.serving.skips import skipped_steps
 from lightning_lance.store.token_store import TokenStore
 
 #: Where a checkpoint has what `WindowLoader.batching` says, and how many steps the run was to have.
@@ -105,7 +106,7 @@ def _opened(
             stores,
             **selected_by(state),
             **batching,
-            skip_steps=[skip["steps"] for skip in state.get("skips", ())],
+            skip_steps=skipped_steps(state),
             fim=None if fim is None else FillInTheMiddle(**fim),
         )
     except (ConfigError, TypeError) as error:

@@ -144,7 +144,10 @@ def ranked(windows: Sequence[ShownWindow], losses: Sequence[DocumentLoss]) -> li
         windows: Of the batch.
         losses: What `LossByDocument` wrote of the same batch.
     """
-    documents = {(window.number, part.begin): part.about for window in windows for part in window.documents}
+    documents = {}
+    for window in windows:
+        for part in window.documents:
+            documents[window.number, part.begin] = part.about
     total = sum(entry.loss for entry in losses if math.isfinite(entry.loss)) or 1.0
     rows = []
     for entry in losses:
@@ -212,11 +215,16 @@ def search(loader: WindowLoader, pattern: str, steps: range, ranks: range) -> It
         for rank in ranks:
             for window in show_step(loader, step, rank):
                 for document in window.documents:
-                    text = document.text
-                    for match in expression.finditer(text):
-                        before = text[max(match.start() - _AROUND, 0) : match.start()].rpartition("\n")[2]
-                        after = text[match.end() : match.end() + _AROUND].partition("\n")[0]
-                        yield Found(step, rank, window.number, document.about, before, match[0], after)
+                    for before, match, after in _matches(expression, document.text):
+                        yield Found(step, rank, window.number, document.about, before, match, after)
+
+
+def _matches(expression: re.Pattern[str], text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield where an expression matches a text, with what is around it in the line: before, match, after."""
+    for match in expression.finditer(text):
+        before = text[max(match.start() - _AROUND, 0) : match.start()]
+        after = text[match.end() : match.end() + _AROUND]
+        yield before.rpartition("\n")[2], match[0], after.partition("\n")[0]
 
 
 def shares(loader: WindowLoader, steps: range, ranks: range, column: str) -> list[Share]:

@@ -131,9 +131,12 @@ def read_losses(run_folder: str | os.PathLike[str], step: int, rank: int = 0) ->
 
 def steps_with_losses(run_folder: str | os.PathLike[str]) -> list[tuple[int, int]]:
     """Return the steps and ranks of which a run wrote losses, sorted; none without the folder."""
-    files = [file for file in Path(run_folder, FOLDER).glob("step-*.jsonl") if file.is_file()]
-    names = [_FILE.fullmatch(file.name) for file in files]
-    return sorted((int(found[1]), int(found[2])) for found in names if found and len(found[0]) < 80)
+    steps = []
+    for file in Path(run_folder, FOLDER).glob("step-*.jsonl"):
+        found = _FILE.fullmatch(file.name)
+        if found and len(file.name) < 80 and file.is_file():
+            steps.append((int(found[1]), int(found[2])))
+    return sorted(steps)
 
 
 def _file_of(run_folder: str | os.PathLike[str], step: int, rank: int) -> Path:
@@ -156,22 +159,24 @@ def _missing(folder: str, step: int, rank: int) -> str:
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _number(value) if isinstance(value, float) else value for name, value in row.items()}
+    return {name: _without_infinity(value) for name, value in row.items()}
 
 
-def _number(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return str(value)
+def _without_infinity(value: Any) -> Any:
+    """Return a value for JSON, which has no such numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _loss_of(row: Mapping[str, Any]) -> DocumentLoss:
+    return DocumentLoss(int(row["window"]), int(row["begin"]), int(row["end"]), float(row["loss"]), int(row["tokens"]))
 
 
 def _step_of(about: Mapping[str, Any], rows: list[dict[str, Any]]) -> StepLosses:
     if about["format"] != _FORMAT:
         raise ValueError(f"format {about['format']}")
-    documents = [
-        DocumentLoss(int(row["window"]), int(row["begin"]), int(row["end"]), float(row["loss"]), int(row["tokens"]))
-        for row in rows
-    ]
+    documents = [_loss_of(row) for row in rows]
     median = about["median"]
     return StepLosses(
         step=int(about["step"]),

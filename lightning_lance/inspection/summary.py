@@ -16,6 +16,7 @@ from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, FormatError, LightningLanceError, StoreError
 from lightning_lance.format.commit import data_file_infos, last_commit, read_commit
 from lightning_lance.format.lance_io import (
+    data_bytes,
     dataset_at,
     folders_in_bucket,
     fragments_of,
@@ -317,7 +318,10 @@ def _where(stored: Any) -> Any:
     if not isinstance(stored, dict):
         return stored
     with suppress(ValueError, TypeError):
-        return {column: [json.loads(value) for value in values] for column, values in stored.items()}
+        given = {}
+        for column, values in stored.items():
+            given[column] = [json.loads(value) for value in values]
+        return given
     return stored
 
 
@@ -369,7 +373,7 @@ def _opened_summary(
         commit.stored_tokens,
         _bytes_of(location, dataset),
         times_of(dataset).get(int(dataset.version)),
-        max((when for when in used if when is not None), default=None),
+        max(filter(None, used), default=None),
     )
 
 
@@ -454,7 +458,7 @@ def _bytes_of(location: StoreLocation, dataset: Any = None) -> int | None:
         if is_local(location.uri):
             return sum(sizes_of(location.uri).values())
         if dataset is not None:
-            return sum(file.file_size_bytes or 0 for fragment in fragments_of(dataset) for file in fragment.files)
+            return data_bytes(dataset)
     return None
 
 

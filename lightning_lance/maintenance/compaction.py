@@ -232,8 +232,11 @@ def _info(fragment: FragmentMetadata, files: Mapping[str, DataFileInfo]) -> Data
 
 def fragment_sizes(fragments: Sequence[FragmentMetadata], files: Mapping[str, DataFileInfo]) -> list[int]:
     """Return the bytes of fragments, with `_NEVER_MERGED` for one that another program has written or changed."""
-    infos = [_info(fragment, files) for fragment in fragments]
-    return [_NEVER_MERGED if info is None else info.size for info in infos]
+    sizes = []
+    for fragment in fragments:
+        info = _info(fragment, files)
+        sizes.append(_NEVER_MERGED if info is None else info.size)
+    return sizes
 
 
 def _is_mixed(fragment: FragmentMetadata, files: Mapping[str, DataFileInfo]) -> bool:
@@ -241,5 +244,5 @@ def _is_mixed(fragment: FragmentMetadata, files: Mapping[str, DataFileInfo]) -> 
     info = _info(fragment, files)
     if info is None:
         return False
-    streams = {part[:2] for part in info.parts}
+    streams = {part.stream for part in info.parts}
     return len(info.parts) > max(_MANY_PARTS, 4 * len(streams))

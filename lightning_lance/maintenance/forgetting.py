@@ -45,7 +45,7 @@ from lightning_lance.maintenance.removal import (
 )
 from lightning_lance.maintenance.repacking import DocumentFilter, RewriteStats, read_part, rewrite_fragments
 from lightning_lance.messages.escaping import shown
-from lightning_lance.messages.formatting import nearest
+from lightning_lance.messages.formatting import as_pairs, nearest
 from lightning_lance.process.locks import exclusive, lock_file
 from lightning_lance.type_hints import check_arguments
 
@@ -293,14 +293,14 @@ def _forget_once(
 
 def _no_match(uri: str, rule: Rule, near: Mapping[str, str], would_keep: bool) -> ConfigError:
     """Return the error for a rule that matches nothing: it may be mistyped, and it could not be taken back."""
-    given = " and ".join(f"{key}={value}" for key, value in rule.items())
-    meant = " and ".join(f"{key}={value}" for key, value in near.items())
-    hint = f"did you mean {meant}? " if meant else ""
+    given = " and ".join(as_pairs(rule))
+    hint = ""
+    if near:
+        hint = f"did you mean {' and '.join(as_pairs(near))}? "
     cure = "check the value, since its source has no more to add"
     if would_keep:
-        cure = "check the value"
-    if would_keep:
-        cure += ", or give future=true to leave out such documents when the store grows, which cannot be taken back"
+        later = "give future=true to leave out such documents when the store grows, which cannot be taken back"
+        cure = f"check the value, or {later}"
     return ConfigError(f"No document of {uri!r} has {given}: {hint}{cure}.")
 
 

@@ -212,11 +212,19 @@ def files_of_versions(location: StoreLocation, versions: Collection[int]) -> set
 def unit_files(location: StoreLocation) -> set[str]:
     """Return the paths of the files of units that belong to no version: data files and results, in a bucket too."""
     root = Root(location)
-    found = {f"{folder}/{Path(path).name}" for folder in (DATA, UNITS) for path in root.list(folder)}
-    found = {path for path in found if unit_of(path) is not None}
+    found = set()
+    for folder in (DATA, UNITS):
+        for path in _files_in(root, folder):
+            if unit_of(path) is not None:
+                found.add(path)
     if found:
         found -= files_of_versions(location, versions_of(dataset_at(location, None)))
     return found
+
+
+def _files_in(root: Root, folder: str) -> list[str]:
+    """Return the paths that the files of a folder have in metadata."""
+    return [f"{folder}/{Path(path).name}" for path in root.list(folder)]
 
 
 def remove_unit_files(location: StoreLocation, paths: Collection[str]) -> None:
@@ -258,7 +266,7 @@ def _remove_unused_files(location: StoreLocation, files: Collection[str]) -> Non
     dataset = dataset_at(location, None)
     unused: set[str] = set()
     for folder in {file.partition("/")[0] for file in files}:
-        unused.update(f"{folder}/{Path(path).name}" for path in root.list(folder))
+        unused.update(_files_in(root, folder))
     # Nearly always the newest version has all that are left, and no other version needs to be read.
     unused &= {*files} - files_of_versions(location, [int(dataset.version)])
     if unused:
@@ -270,7 +278,9 @@ def _remove_orphans_in_bucket(location: StoreLocation) -> None:
     """Let Lance remove orphans from a bucket once they are a week old, unless there are files of others."""
     dataset = dataset_at(location, None)
     root = Root(location)
-    orphans = {path for folder in (DATA, DELETIONS, INDICES) for path in root.list(folder)}
+    orphans: set[str] = set()
+    for folder in (DATA, DELETIONS, INDICES):
+        orphans.update(root.list(folder))
     orphans -= files_of_versions(location, versions_of(dataset))
     for path in orphans:
         folder, _, name = path.partition("/")

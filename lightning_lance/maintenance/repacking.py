@@ -126,7 +126,7 @@ def _streams(
     for name, parts in parts_of.items():
         first = 0
         for part in parts:
-            runs.setdefault(part[:2], []).append(_Place(name, first, part.rows))
+            runs.setdefault(part.stream, []).append(_Place(name, first, part.rows))
             first += part.rows
     files = _Files(location, [*token_columns(schema), *_COLUMNS])
     forgotten = runs.pop((FORGOTTEN, ""), [])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 
 # Units, the largest first.
@@ -24,12 +24,22 @@ def agreed(number: int, singular: str, plural: str) -> str:
     return plural
 
 
+def as_pairs(entries: Mapping[str, object]) -> list[str]:
+    """Return entries as they are given: `key=value`."""
+    return [f"{key}={value}" for key, value in entries.items()]
+
+
 def format_list(names: Sequence[str], most: int = 5) -> str:
     """Return names as a list: `Python, Rust`; of many, the first ones and the number of others."""
     shown = ", ".join(names[:most])
     if len(names) > most:
         shown += f" and {len(names) - most:,} more"
     return shown
+
+
+def format_documents(documents: int, tokens: int) -> str:
+    """Return documents with their tokens: `2 documents (1,204 tokens)`."""
+    return f"{pluralize(documents, 'document')} ({pluralize(tokens, 'token')})"
 
 
 def format_number(number: float) -> str:
@@ -77,6 +87,15 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     if near:
         return by_fold[near[0]]
     return None
+
+
+def did_you_mean(near: str | None, quoted: bool = True) -> str:
+    """Return a hint such as `did you mean 'Rust'? `, for the middle of a sentence; empty if nothing is near."""
+    if not near:
+        return ""
+    if quoted:
+        near = repr(near)
+    return f"did you mean {near}? "
 
 
 def suggestion(name: object, known: Sequence[str]) -> str:

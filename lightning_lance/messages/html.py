@@ -14,6 +14,11 @@ def html_text(text: str) -> str:
     return html.escape(shown_lines(redacted(text)))
 
 
+def _html_row(row: Sequence[str]) -> str:
+    cells = "".join(f"<td>{html_text(cell)}</td>" for cell in row)
+    return f"<tr>{cells}</tr>"
+
+
 def html_table(caption: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table as HTML.
 
@@ -23,6 +28,6 @@ def html_table(caption: str, titles: Sequence[str], rows: Sequence[Sequence[str]
         rows: The cells of each row, as plain text.
     """
     head = "".join(f'<th scope="col">{html_text(title)}</th>' for title in titles)
-    body = "".join(f"<tr>{''.join(f'<td>{html_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(map(_html_row, rows))
     first = f"<thead><tr>{head}</tr></thead>" if titles else ""
     return f"<table><caption>{html_text(caption)}</caption>{first}<tbody>{body}</tbody></table>"

@@ -141,7 +141,10 @@ def check_ranks_agree(mine: dict[str, Any]) -> None:
     _meet(None)
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
-    fields = [name for name in mine if any(other.get(name) != mine[name] for other in everyone)]
+    fields = []
+    for name, value in mine.items():
+        if any(other.get(name) != value for other in everyone):
+            fields.append(name)
     if fields:
         lines = []
         for rank, values in enumerate(everyone):

@@ -43,12 +43,14 @@ def table_of(lines: Sequence[bytes], columns: Sequence[str], text: str, filters:
         lines through; and `REPLACED` (bool) if something that was no Unicode was replaced by question marks.
     """
     rows = [parsed(line) for line in lines]
-    cells = {name: _values(rows, name) for name in columns}
-    rounded = {place for values in cells.values() for place in _rounded(values)}
-    for place in rounded:
-        rows[place] = _by_json(lines[place])
+    cells = _cells(rows, columns)
+    rounded: set[int] = set()
+    for values in cells.values():
+        rounded.update(_rounded(values))
     if rounded:
-        cells = {name: _values(rows, name) for name in columns}
+        for place in rounded:
+            rows[place] = _by_json(lines[place])
+        cells = _cells(rows, columns)
     not_json = np.array([row is None for row in rows])
     replaced = np.zeros(len(rows), bool)
     made: dict[str, Any] = {}
@@ -70,6 +72,10 @@ def table_of(lines: Sequence[bytes], columns: Sequence[str], text: str, filters:
     if replaced.any():
         made[REPLACED] = replaced
     return pa.table(made)
+
+
+def _cells(rows: Sequence[dict[str, Any] | None], columns: Sequence[str]) -> dict[str, list[Any]]:
+    return {name: _values(rows, name) for name in columns}
 
 
 def _values(rows: Sequence[dict[str, Any] | None], name: str) -> list[Any]:
@@ -104,7 +110,8 @@ def value_of(row: Mapping[str, Any] | None, name: str) -> Any:
     if value is not None or "." not in name:
         return value
     # The longest key first, since keys may have dots of their own.
-    for key in sorted((key for key in row if name.startswith(f"{key}.")), key=len, reverse=True):
+    keys = [key for key in row if name.startswith(f"{key}.")]
+    for key in sorted(keys, key=len, reverse=True):
         found = _within(row[key], name[len(key) + 1 :])
         if found is not None:
             return found
@@ -139,7 +146,8 @@ def _is_odd(value: Any) -> bool:
 def type_of(values: Sequence[Any]) -> str:
     """Name the Arrow types of values, for a message."""
     names = {bool: "bool", int: "int64", float: "double", str: "string", list: "list", dict: "struct"}
-    return " and ".join(sorted({names[type(value)] for value in values}))
+    found = {names[type(value)] for value in values}
+    return " and ".join(sorted(found))
 
 
 def rows_of(block: bytes) -> list[bytes]:

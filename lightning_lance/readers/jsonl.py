@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_lance.documents.columns import UnfitShard
+from lightning_lance.documents.columns import UnfitShard, outer_names
 from lightning_lance.documents.filters import RowFilter
 from lightning_lance.messages.formatting import suggestion
 from lightning_lance.messages.redaction import public_url
@@ -42,7 +42,9 @@ _BEHIND = 1 << 62
 _BOM = b"\xef\xbb\xbf"
 
 #: How the names of such files end.
-ENDINGS = tuple(f".{kind}{packed}" for kind in ("jsonl", "ndjson", "json") for packed in ("", ".gz", ".zst"))
+ENDINGS = (
+    ".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".ndjson.gz", ".ndjson.zst", ".json", ".json.gz", ".json.zst",
+)  # fmt: skip
 
 
 class NotLines(Exception):  # noqa: N818 - not an error: another reader knows such files
@@ -120,7 +122,7 @@ class LinesShard:
         others: list[Any] = []
         is_text = False
         # The fields of objects of which one is wanted, for messages.
-        outer = {name.split(".")[0] for name in wanted if "." in name}
+        outer = outer_names(wanted)
         for start, block in self._blocks(0):
             lines = rows_of(block)
             bad = 0

@@ -125,8 +125,7 @@ class ParquetShard:
         Where a filter is, its columns are read, since it decides the number of each row.
         """
         found = self._leaves(columns)
-        groups = [self._file.metadata.row_group(group) for group in range(self._file.num_row_groups)]
-        sizes = [sum(group.column(i).total_uncompressed_size for i in found) for group in groups]
+        sizes = [self._size(group, found) for group in range(self._file.num_row_groups)]
         if sum(sizes) < 2 * part_bytes:
             return []
         rows: dict[int, int] = {}
@@ -220,13 +219,18 @@ class ParquetShard:
             if sum(high - low for low, high in ranges) > _AHEAD_BYTES:
                 ranges = []
             self._parts.ahead(ranges)
-        size = sum(described.column(i).total_uncompressed_size for i in found)
+        size = self._size(group, found)
         rows = min(max(_DECODED_BYTES * described.num_rows // max(size, 1), 1), _DECODED_ROWS)
         paths = [self._file.schema.column(i).path for i in found]
         # Without threads: a remote file is read by this thread only, and by none after its end.
         for batch in self._file.iter_batches(rows, [group], paths, use_threads=False):
             table = simple_table(pa.Table.from_batches([batch]))
             yield filters.passing(table, self.name)
+
+    def _size(self, group: int, found: Sequence[int]) -> int:
+        """Return the bytes of some columns of a row group, without compression."""
+        described = self._file.metadata.row_group(group)
+        return sum(described.column(i).total_uncompressed_size for i in found)
 
     def _ranges(self, group: int, found: Sequence[int]) -> list[tuple[int, int]]:
         """Return the places of a row group's columns in the file, neighbours joined."""

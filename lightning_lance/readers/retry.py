@@ -364,7 +364,7 @@ def is_transient(error: BaseException) -> bool:
 def _is_unreachable(error: BaseException) -> bool:
     """Return whether there was no connection at all: no name, no route, no server at the port."""
     for cause in causes(error):
-        if {kind.__name__ for kind in type(cause).__mro__} & _NO_CONNECTION:
+        if _kinds(cause) & _NO_CONNECTION:
             return True
         if isinstance(cause, OSError) and cause.errno in _NO_ROUTE:
             return True
@@ -394,15 +394,17 @@ def _of_network(error: BaseException) -> BaseException:
 
 def is_bad_data(error: BaseException) -> bool:
     """Return whether the data is bad: of another format, cut off, or garbled."""
-    return any(
-        isinstance(cause, _BAD_DATA)
-        # Arrow and gzip report garbled bytes by an OSError without errno, JSON by a `ValueError`.
-        or (isinstance(cause, OSError) and cause.errno is None and not _is_refusal(cause))
-        or type(cause) is ValueError
-        # From `datasets`: a file has other columns than the first one.
-        or type(cause).__name__ == "CastError"
-        for cause in causes(error)
-    )
+    return any(map(_tells_of_bad_data, causes(error)))
+
+
+def _tells_of_bad_data(error: BaseException) -> bool:
+    # From `datasets`: a file has other columns than the first one.
+    if type(error).__name__ == "CastError":
+        return True
+    # Arrow and gzip report garbled bytes by an OSError without errno, JSON by a `ValueError`.
+    if isinstance(error, OSError) and error.errno is None:
+        return isinstance(error, _BAD_DATA) or not _is_refusal(error)
+    return isinstance(error, _BAD_DATA) or type(error) is ValueError
 
 
 def _is_refusal(error: BaseException) -> bool:

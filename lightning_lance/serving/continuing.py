@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lightning_lance.errors import StoreError
 from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.packing import PackedOrder
-from lightning_lance.serving.selection import WindowSelection, extent_in
+from lightning_lance.serving.selection import WindowSelection, entries_by_name, extent_in
 from lightning_lance.store.token_store import TokenStore
 
 
@@ -54,7 +54,7 @@ def continued(serving: WindowSelection, state: Mapping[str, Any]) -> Continued:
     A store is recognized by its name or, if it was renamed, by its fingerprint. Once the content of a store is another, the
     length of its epoch in the checkpoint is unknown.
     """
-    entries = {entry["name"]: entry for entry in state["stores"]}
+    entries = entries_by_name(state)
     old_names = _old_names(serving.stores, entries)
     stores = dict(serving.stores)
     same: dict[str, TokenStore] = {}

@@ -11,22 +11,23 @@ import numpy as np
 
 from lightning_lance.errors import ConfigError, StoreError, one_of
 from lightning_lance.format.channels import TOKENS
+from lightning_lance.format.layout import tokens_by_language
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.process.ranks import broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
 from lightning_lance.serving.continuing import Continued, continued, unchanged
-from lightning_lance.serving.growth import GrownOrder, Growth
+from lightning_lance.serving.growth import GrownOrder, Growth, Ordered
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import OnDataChange
 from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.packing import PackedOrder, Pieces
 from lightning_lance.serving.permutation import splitmix64
 from lightning_lance.serving.schedule import Schedule
-from lightning_lance.serving.selection import WindowSelection, selected_by
+from lightning_lance.serving.selection import WindowSelection, selected_by, weights_of
 from lightning_lance.serving.skips import Skip, Skips
 from lightning_lance.serving.states import MOST, check_epoch, checked_state
 from lightning_lance.serving.step_sizes import CountedFrom
-from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
+from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept, stores_at
 
 _log = logger(__name__)
 
@@ -57,7 +58,8 @@ def described_change(name: str, values: tuple[Any, Any], state: Mapping[str, Any
     """
     before, now = values
     if name == "stores.fingerprint":
-        before, now = ", ".join(entry["uri"] for entry in state["stores"]), ", ".join(uris)
+        before = ", ".join(entry["uri"] for entry in state["stores"])
+        now = ", ".join(uris)
         if before == now:
             return "stores: built with other settings"
         return f"stores: {before!r} -> {now!r}, built with other settings"
@@ -138,11 +140,15 @@ class Cursor:
     @property
     def last(self) -> int | None:
         """The position at which the mixture ends; None if it goes on for ever."""
-        return None if self._mixture.end is None else self.origin + self._mixture.end
+        if self._mixture.end is None:
+            return None
+        return self.origin + self._mixture.end
 
     def bounded(self, position: int) -> int:
         """Return a position, or that at which the mixture ends, if it does so before."""
-        return position if self.last is None else min(position, self.last)
+        if self.last is None:
+            return position
+        return min(position, self.last)
 
     def check_not_over(self) -> None:
         """Check that there is something left to serve.
@@ -150,15 +156,14 @@ class Cursor:
         Raises:
             StoreError: If components have had all the epochs that they may have.
         """
-        end = self._mixture.end
-        if end is None or self.value < self.origin + end:
+        if self.last is None or self.value < self.last:
             return
         name = self._mixture.ended_by
         how = "all components of mix have had their epochs"
         if self.serving.at_max_epochs == "error":
             how = f"{name!r} has had its {self.serving.max_epochs[name]:g} epochs"
         raise StoreError(
-            f"The mixture ends at window {self.origin + end:,}, since {how}: raise max_epochs, store more of it, lower its "
+            f"The mixture ends at window {self.last:,}, since {how}: raise max_epochs, store more of it, lower its "
             "weight, or train fewer steps."
         )
 
@@ -249,8 +254,7 @@ class Cursor:
 
     def _places(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the epoch of each component, and the place in it of its next window."""
-        consumed = self._mixture.consumed(self.value - self.origin)
-        return np.divmod(consumed, np.maximum(self._mixture.sizes, 1))
+        return np.divmod(self._consumed(), np.maximum(self._mixture.sizes, 1))
 
     def _adopt(self, newest: Mapping[str, TokenStore]) -> None:
         """Serve the newest versions of rank 0 from here on, if their content is new."""
@@ -258,9 +262,9 @@ class Cursor:
         before = [*self.serving.stores.values()]
         if extents == [store.commit.extent for store in before]:
             return
-        stores = {name: newest[name].at(extent) for name, extent in zip(newest, extents, strict=True)}
+        stores = stores_at(newest, extents)
         # Each component begins a new epoch, since the borders of its unserved windows have moved.
-        epochs = -(-self._mixture.consumed(self.value - self.origin) // self._mixture.sizes)
+        epochs = -(-self._consumed() // self._mixture.sizes)
         self.serving = replace(self.serving, stores=stores)
         self._grown = ()
         for store in stores.values():
@@ -269,7 +273,8 @@ class Cursor:
             if store not in stores.values():
                 store.let_go()
         # Not the stores that the run began with: other loaders may serve them too.
-        self._adopted = [store for store in stores.values() if store in self._adopted or store not in before]
+        first = [store for store in before if store not in self._adopted]
+        self._adopted = [store for store in stores.values() if store not in first]
         self._move((epochs * self.serving.mixture().sizes).tolist())
         _log.info("Epoch %d has %s windows, from stores that have changed.", self.epoch, f"{self.num_windows:,}")
         if self.serving.means and is_rank_zero():
@@ -309,10 +314,11 @@ class Cursor:
 
     def components(self) -> dict[str, dict[str, float]]:
         """Return the windows and epochs that each component of the mixture has served so far."""
-        windows = self._mixture.consumed(self.value - self.origin)
+        windows = self._consumed()
         for span in self.skips.spans:
-            begin, end = (min(max(place, self.origin), self.value) - self.origin for place in span)
-            windows = windows - (self._mixture.consumed(end) - self._mixture.consumed(begin))
+            begin, end = np.clip(span, self.origin, self.value).tolist()
+            left_out = self._mixture.consumed(end - self.origin) - self._mixture.consumed(begin - self.origin)
+            windows = windows - left_out
         rows = zip(self._mixture.orders, windows.tolist(), (windows / self._mixture.sizes).tolist(), strict=True)
         return {name: {"windows": consumed, "epochs": epochs} for name, consumed, epochs in rows}
 
@@ -320,10 +326,9 @@ class Cursor:
         """Return the epochs of each component that as many windows make from the begin of a run."""
         return self._mixture.epochs_of(windows)
 
-    def _consumed_now(self) -> list[int]:
+    def _consumed(self) -> np.ndarray:
         """Return the windows that each component has served, in the order of `mix`."""
-        consumed: list[int] = self._mixture.consumed(self.value - self.origin).tolist()
-        return consumed
+        return self._mixture.consumed(self.value - self.origin)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in plain types, the same on all ranks."""
@@ -342,7 +347,7 @@ class Cursor:
         if self._grown:
             state["grown"] = [growth.described() for growth in self._grown]
         if self.serving.keeps_counts:
-            state["consumed"] = self._consumed_now()
+            state["consumed"] = self._consumed().tolist()
         if self.skips.ranges:
             state["skips"] = self.skips.described()
         if self.counted_from is not None:
@@ -488,10 +493,7 @@ class Cursor:
         self.serving = now
         self._grown = (*self._grown, growth)
         orders = now.mixture(None, self._grown).orders
-        taken = []
-        for epoch, place, order in zip(epochs.tolist(), places.tolist(), orders.values(), strict=True):
-            here = order.first_place if isinstance(order, GrownOrder) and order.epoch == epoch else place
-            taken.append(epoch * order.num_windows + here)
+        taken = _taken_before(growth, orders)
         if single:
             # The epoch of the only component ends with that of the run.
             self.value = self.epoch_start + taken[0] % now.mixture().num_windows
@@ -522,11 +524,9 @@ class Cursor:
                     f"of it has no place with another context_length: finish it with {before.context_length}."
                 )
             return ()
-        numbers = {name: number for number, name in enumerate(before.mix or {"": 1})}
-        now = [numbers[name] for name in self.serving.mix or {"": 1}]
-        return tuple(
-            Growth(growth.content, [growth.epochs[i] for i in now], [growth.places[i] for i in now]) for growth in grown
-        )
+        names = [*weights_of(before.mix)]
+        now = [names.index(name) for name in weights_of(self.serving.mix)]
+        return tuple(growth.of_components(now) for growth in grown)
 
     def _convert(self, state: Mapping[str, Any], found: Continued) -> None:
         """Continue each component of a state with another context length, other weights or other data."""
@@ -541,7 +541,7 @@ class Cursor:
         self.epoch_start = self._convert_windows(state["epoch_start"], state)
         self.value = self.epoch_start + position
         self.counted_from = self._convert_count(_counted_from(state), state)
-        consumed = _consumed(state)
+        consumed = _consumed_in(state)
         taken = dict.fromkeys(orders, 0)
         for name, order in orders.items():
             if name in found.known:
@@ -616,8 +616,19 @@ def _continues(before: TokenStore, now: TokenStore, split: str) -> bool:
     """Return whether a store holds all that it held before, in streams that have grown at their ends only."""
     if now.commit.extent.forgotten != before.commit.extent.forgotten:
         return False
-    sizes = {stream.language: stream.num_tokens for stream in now.streams(split)}
+    sizes = tokens_by_language(now.streams(split))
     return all(sizes.get(stream.language, 0) >= stream.num_tokens for stream in before.streams(split))
+
+
+def _taken_before(growth: Growth, orders: Mapping[str, Ordered | PackedOrder]) -> list[int]:
+    """Return the windows that each component had served when the stores grew, as its grown order counts them."""
+    taken = []
+    for epoch, place, order in zip(growth.epochs, growth.places, orders.values(), strict=True):
+        here = place
+        if isinstance(order, GrownOrder) and order.epoch == epoch:
+            here = order.first_place
+        taken.append(epoch * order.num_windows + here)
+    return taken
 
 
 def _counted_from(state: Mapping[str, Any]) -> CountedFrom | None:
@@ -627,10 +638,10 @@ def _counted_from(state: Mapping[str, Any]) -> CountedFrom | None:
     return None
 
 
-def _consumed(state: Mapping[str, Any]) -> dict[str, int]:
+def _consumed_in(state: Mapping[str, Any]) -> dict[str, int]:
     """Return the windows that each component of a state has served in all epochs, by name."""
-    mix = state["mix"] or {"": 1}
+    weights = weights_of(state["mix"])
     if "consumed" in state:
-        return dict(zip(mix, state["consumed"], strict=True))
-    consumed = np.asarray(state["taken"]) + Schedule(mix).counts(state["cursor"] - state["origin"])
-    return dict(zip(mix, consumed.tolist(), strict=True))
+        return dict(zip(weights, state["consumed"], strict=True))
+    consumed = np.asarray(state["taken"]) + Schedule(weights).counts(state["cursor"] - state["origin"])
+    return dict(zip(weights, consumed.tolist(), strict=True))

@@ -101,5 +101,8 @@ class TokenWindows(torch.utils.data.Dataset[Batch]):
         epochs = np.zeros(len(starts), np.int64)
         described = self._make.describe(self._make.rearrange(tokens, starts, epochs, channels))
         # One batch per window, so that an item that is kept holds no other in memory.
-        batches = (self._make.batch(described, i, i + 1) for i in range(len(starts)))
-        return [{name: value[0] for name, value in batch.items()} for batch in batches]
+        items = []
+        for i in range(len(starts)):
+            batch = self._make.batch(described, i, i + 1)
+            items.append({name: value[0] for name, value in batch.items()})
+        return items

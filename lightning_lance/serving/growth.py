@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_lance.errors import StoreError
-from lightning_lance.format.layout import StreamExtent
+from lightning_lance.format.layout import StreamExtent, lengths_of, starts_of, tokens_by_language
 from lightning_lance.serving.order import WindowOrder, scan
 from lightning_lance.serving.permutation import ROUNDS, key_words, permute
 
@@ -46,7 +46,7 @@ class Growth(NamedTuple):
         """Return it in plain types, for a checkpoint."""
         return {
             "tokens": [*self.content.tokens],
-            "streams": [{stream.language: stream.num_tokens for stream in streams} for streams in self.content.streams],
+            "streams": [tokens_by_language(streams) for streams in self.content.streams],
             "epochs": [*self.epochs],
             "places": [*self.places],
         }
@@ -54,13 +54,24 @@ class Growth(NamedTuple):
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> Growth:
         """Return what `described` gave."""
-        streams = []
-        for sizes in described["streams"]:
-            starts = np.cumsum([0, *sizes.values()]).tolist()
-            streams.append(
-                [StreamExtent(name, start, size) for start, (name, size) in zip(starts, sizes.items(), strict=False)]
-            )
+        streams = [_extents(sizes) for sizes in described["streams"]]
         return cls(Content(described["tokens"], streams), described["epochs"], described["places"])
+
+    def of_components(self, components: Sequence[int]) -> Growth:
+        """Return the growth of some components, by index, in their order."""
+        epochs = [self.epochs[i] for i in components]
+        places = [self.places[i] for i in components]
+        return Growth(self.content, epochs, places)
+
+
+def _extents(sizes: Mapping[str, int]) -> list[StreamExtent]:
+    """Return streams one behind the other, by their tokens."""
+    extents = []
+    start = 0
+    for language, size in sizes.items():
+        extents.append(StreamExtent(language, start, size))
+        start += size
+    return extents
 
 
 @dataclass(frozen=True)
@@ -92,12 +103,11 @@ class GrownOrder:
     def __post_init__(self) -> None:
         counts = np.zeros(len(self.now.streams), np.int64)
         counts[self.index] = self.before.counts(self.epoch)
-        starts = np.asarray([stream.start for stream in self.now.streams], dtype=np.int64)
-        sizes = np.asarray([stream.num_tokens for stream in self.now.streams], dtype=np.int64)
+        sizes = lengths_of(self.now.streams)
         whole = self.now.counts(self.epoch)
         # Within their streams. A stream that had no window begins as in any other epoch.
         begins = self.now.ends(self.epoch) - whole * self.now.context_length
-        ends = np.zeros(len(starts), np.int64)
+        ends = np.zeros(len(sizes), np.int64)
         ends[self.index] = self.before.ends(self.epoch)
         begins = np.where(counts > 0, ends, begins)
         fitting = np.maximum(sizes - 1 - begins, 0) // self.now.context_length
@@ -154,15 +164,15 @@ class GrownOrder:
         known = places < earlier
         of, begin = self.before.locate(epoch, self.place + places[known])
         stream[known] = self.index[of]
-        moved = np.asarray([stream.start for stream in self.streams], np.int64)[self.index]
-        was = np.asarray([stream.start for stream in self.before.streams], np.int64)
-        start[known] = begin + (moved - was)[of]
+        starts = starts_of(self.streams)
+        moved = starts[self.index] - starts_of(self.before.streams)
+        start[known] = begin + moved[of]
         ends = np.cumsum(self._extras)
         appended = places[~known] - earlier
         of = np.searchsorted(ends, appended, side="right")
         stream[~known] = of
         within = appended - (ends - self._extras)[of]
-        firsts = np.asarray([stream.start for stream in self.streams], np.int64) + self._begins
+        firsts = starts + self._begins
         start[~known] = firsts[of] + within * self.context_length
         return stream, start
 
@@ -210,9 +220,10 @@ def grown_order(
         StoreError: If the streams of `now` do not continue those of `before`.
     """
     indices = {stream: number for number, stream in enumerate(present)}
-    index = [indices.get(stream, -1) for stream in known]
-    sizes = [now.streams[i].num_tokens if i >= 0 else -1 for i in index]
-    shrunk = any(size < stream.num_tokens for size, stream in zip(sizes, before.streams, strict=True))
+    index = np.asarray([indices.get(stream, -1) for stream in known], np.int64)
+    # A stream that is not there any more has no tokens: fewer than it had.
+    sizes = np.append(lengths_of(now.streams), -1)[index]
+    shrunk = (sizes < lengths_of(before.streams)).any()
     if shrunk or not 0 <= place <= before.num_windows:
         raise StoreError(
             "The state does not fit its stores: they do not continue the streams that it says they have grown from; use an "
@@ -221,4 +232,4 @@ def grown_order(
     # Windows drawn with replacement have no rest, and an epoch that has not begun is one of the grown streams.
     if now.order == "random" or not place:
         return now
-    return GrownOrder(before, now, np.asarray(index, np.int64), epoch, place)
+    return GrownOrder(before, now, index, epoch, place)

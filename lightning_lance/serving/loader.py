@@ -42,7 +42,7 @@ from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.step_sizes import CountedFrom, StepSizes
 from lightning_lance.serving.steps import ServedWindows, Sightings, StepRun
-from lightning_lance.store.token_store import TokenStore
+from lightning_lance.store.token_store import TokenStore, uris_of
 from lightning_lance.type_hints import not_a_store, refusing
 
 _log = logger(__name__)
@@ -249,7 +249,7 @@ class WindowLoader:
         if may_be_empty or self._sizes_of(cursor).steps_of(self.batch_size, cursor.num_windows):
             return
         serving = cursor.serving
-        uris = ", ".join(repr(store.uri) for store in serving.stores.values())
+        uris = uris_of(serving.stores.values())
         raise ConfigError(
             f"The selection from split {serving.split!r} of {uris} has {pluralize(serving.num_tokens, 'token')}, enough for "
             f"{pluralize(cursor.num_windows, 'window')} of {self.context_length} + 1: too few for one batch of "
@@ -258,7 +258,7 @@ class WindowLoader:
         )
 
     def __repr__(self) -> str:
-        places = ", ".join(repr(store.uri) for store in self.stores.values())
+        places = uris_of(self.stores.values())
         sizes = f"context_length={self.context_length}, batch_size={self.batch_size}"
         return f"{type(self).__name__}({places}, {sizes}, split={self.split!r}, step={self.step})"
 
@@ -337,7 +337,7 @@ class WindowLoader:
         step = integer("step", step)
         rank = self._rank if rank is None else integer("rank", rank)
         found, cursor = self._found([step], rank)
-        windows = self._make.rearrange(cursor.read(found), found.start, found.epoch, cursor.read_channels(found))
+        windows = self._read(found, cursor)
         pieces = cursor.pieces(found)
         rows = self.rows_of(step)
         return ServedWindows(
@@ -360,8 +360,7 @@ class WindowLoader:
     def _found(self, numbers: Sequence[int], rank: int) -> tuple[WindowLocations, Cursor]:
         if not 0 <= rank < self._world_size:
             raise ConfigError(f"rank is {rank} of {self._world_size}: expected 0 <= rank < world_size.")
-        with self._alone():
-            cursor = copy(self._cursor)
+        cursor = self._cursor_now()
         sizes = self._sizes_of(cursor)
         positions = [steps.positions_of(step, rank, cursor, sizes) for step in numbers]
         return cursor.locate(np.concatenate([np.empty(0, np.int64), *positions])), cursor
@@ -372,8 +371,7 @@ class WindowLoader:
 
     def leaves_out(self, step: int) -> bool:
         """Return whether a step is left out (`skip_steps`)."""
-        with self._alone():
-            cursor = copy(self._cursor)
+        cursor = self._cursor_now()
         return cursor.skips.holds(steps.first_position(step, cursor, self._sizes_of(cursor)))
 
     def find(self, store: str, begin: int, end: int, until: int) -> Sightings:
@@ -388,8 +386,7 @@ class WindowLoader:
             until: The step, of all ranks, up to which is looked. What was before the data, the weights or `context_length`
                 changed in this run is not known.
         """
-        with self._alone():
-            cursor = copy(self._cursor)
+        cursor = self._cursor_now()
         stores = [*cursor.serving.stores]
         last = steps.first_position(until, cursor, self._sizes_of(cursor))
         positions = cursor.find(stores.index(store), begin, end, last)
@@ -479,7 +476,7 @@ class WindowLoader:
             return
         state = checked_state(state)
         expected = self.expected or state
-        fields = sorted(name for name in {*state, *expected} if state.get(name) != expected.get(name))
+        fields = [name for name in sorted({*state, *expected}) if state.get(name) != expected.get(name)]
         if fields:
             raise StoreError(
                 f"The checkpoint's datamodule and loop disagree about the position in the data ({', '.join(fields)}): it was "
@@ -542,6 +539,11 @@ class WindowLoader:
             self._process = os.getpid()
             self._lock = threading.RLock()
         return self._lock
+
+    def _cursor_now(self) -> Cursor:
+        """Return a copy of the cursor, which moves on while batches are served."""
+        with self._alone():
+            return copy(self._cursor)
 
     def __getstate__(self) -> dict[str, Any]:
         with self._alone():
@@ -622,6 +624,10 @@ class WindowLoader:
                 own[name] = self.batching[name]
         return {**position, **state, **own}
 
+    def _read(self, found: WindowLocations, cursor: Cursor) -> WindowBatch:
+        """Return windows as the model gets them, with their channels."""
+        return self._make.rearrange(cursor.read(found), found.start, found.epoch, cursor.read_channels(found))
+
     def _read_ahead(self, cursor: Cursor) -> Generator[tuple[_Chunk, WindowBatch], None, None]:
         """Read this rank's windows from the cursor to the end of the epoch, some batches at a time, in threads."""
         serving = cursor.serving
@@ -631,9 +637,7 @@ class WindowLoader:
         process = os.getpid()
 
         def read(chunk: _Chunk) -> WindowBatch:
-            found = chunk.found
-            windows = self._make.rearrange(reader.read(found), found.start, found.epoch, reader.read_channels(found))
-            return windows.cut(chunk.rows)
+            return self._read(chunk.found, reader).cut(chunk.rows)
 
         # Without this, glibc returns the memory of used batches to the system and has it cleared again page by page for the
         # next ones: a fifth of the time of a batch. The allocation is never touched, so it costs nothing.

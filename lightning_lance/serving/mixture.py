@@ -10,6 +10,7 @@ import numpy as np
 
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.format.channels import TOKENS
+from lightning_lance.format.layout import lengths_of, starts_of
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.growth import Ordered
 from lightning_lance.serving.packing import PackedOrder, Pieces
@@ -59,7 +60,7 @@ class Mixture:
         self._stores = [np.asarray(places, np.int64) for places in stores]
         for name, order in orders.items():
             if not order.num_windows and len(orders) > 1:
-                tokens = sum(stream.num_tokens for stream in order.streams)
+                tokens = int(lengths_of(order.streams).sum())
                 raise ConfigError(
                     f"mix.{name} has {pluralize(tokens, 'token')}, too few for a window of {order.context_length} + 1: remove "
                     "it from mix, or lower context_length."
@@ -81,8 +82,13 @@ class Mixture:
 
     def _left(self, max_epochs: Mapping[str, float]) -> list[int | None]:
         """Return the windows that each component may still have; None for no bound."""
-        rows = zip(self.orders, self.sizes.tolist(), self.taken.tolist(), strict=True)
-        return [int(max_epochs[name] * size) - taken if name in max_epochs else None for name, size, taken in rows]
+        left: list[int | None] = []
+        for name, size, taken in zip(self.orders, self.sizes.tolist(), self.taken.tolist(), strict=True):
+            if name in max_epochs:
+                left.append(int(max_epochs[name] * size) - taken)
+            else:
+                left.append(None)
+        return left
 
     def consumed(self, positions: int) -> np.ndarray:
         """Return the windows that each component has served in total after `positions` of this mixture."""
@@ -134,8 +140,8 @@ class Mixture:
         counts = zip(self.consumed(positions.start).tolist(), self.consumed(positions.stop).tolist(), strict=True)
         for component, (order, (first, last)) in enumerate(zip(self.orders.values(), counts, strict=True)):
             of_store = self._stores[component] == store
-            starts = np.asarray([stream.start for stream in order.streams], np.int64)
-            ends = starts + np.asarray([stream.num_tokens for stream in order.streams], np.int64)
+            starts = starts_of(order.streams)
+            ends = starts + lengths_of(order.streams)
             [streams] = np.nonzero(of_store & (starts <= begin) & (begin < ends))
             if not len(streams) or not order.num_windows:
                 continue

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, described, flag, integer, one_of, whole_number
 from lightning_lance.location import local_folder
-from lightning_lance.messages.formatting import format_list, nearest
+from lightning_lance.messages.formatting import did_you_mean, format_list, nearest
 from lightning_lance.serving.document_weights import MixBy, check_mix_by
 from lightning_lance.serving.fim import FillInTheMiddle, check_names
 from lightning_lance.serving.order import Order, check_order
@@ -156,8 +156,7 @@ class ServingOptions:
         if len(names) > 1:
             for name in self.mix:
                 if name not in names:
-                    near = nearest(str(name), [*names])
-                    hint = f"did you mean {near!r}? " if near else ""
+                    hint = did_you_mean(nearest(str(name), [*names]))
                     raise ConfigError(f"mix has {name!r}: {hint}expected names of the stores, {format_list([*names])}.")
         elif languages:
             check_languages([*self.mix], languages, "The source, for mix,")

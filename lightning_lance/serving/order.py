@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_lance.errors import ConfigError, one_of, whole_number
-from lightning_lance.format.layout import StreamExtent
+from lightning_lance.format.layout import StreamExtent, lengths_of, starts_of
 from lightning_lance.serving.permutation import ROUNDS, key_words, permute, splitmix64, unpermute
 
 Order = Literal["shuffle", "random", "sequential", "fixed"]
@@ -219,7 +219,7 @@ class WindowOrder:
 
     def ends(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return where the windows of each stream end in an epoch: the offset of the last target within the stream."""
-        starts = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
+        starts = starts_of(self.streams)
         ends: npt.NDArray[np.int64] = self._bases(epoch) - starts + self._counts * self.context_length
         return ends
 
@@ -256,25 +256,25 @@ class WindowOrder:
 
     def _bases(self, epoch: int) -> npt.NDArray[np.int64]:
         """Return the start of the first window of each stream, in `shuffle` with a random phase."""
-        bases = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
+        bases = starts_of(self.streams)
         if self.order in _SAME_WINDOWS:
             return bases
-        leftover = np.asarray([stream.num_tokens for stream in self.streams]) - self._counts * self.context_length
+        leftover = lengths_of(self.streams) - self._counts * self.context_length
         draws = key_words(*self.key, "phase", epoch, count=len(bases))
-        phases = (draws % np.maximum(leftover, 1).astype(np.uint64)).astype(np.int64)
+        phases: npt.NDArray[np.int64] = (draws % np.maximum(leftover, 1).astype(np.uint64)).astype(np.int64)
         return bases + phases
 
     def _random(
         self, epoch: int, positions: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         # Offsets at which a window can begin, over all streams; 53 bits of the hash choose among them uniformly.
-        possible = np.asarray([max(stream.num_tokens - self.context_length, 0) for stream in self.streams])
+        possible = np.maximum(lengths_of(self.streams) - self.context_length, 0)
         ends = np.cumsum(possible)
         draws = splitmix64(positions.astype(np.uint64) + key_words(*self.key, "random", epoch)[0])
         places = ((draws >> np.uint64(11)) * 2.0**-53 * ends[-1]).astype(np.int64)
         stream = np.searchsorted(ends, places, side="right")
-        bases = np.asarray([stream.start for stream in self.streams], dtype=np.int64)
-        return stream, bases[stream] + places - (ends - possible)[stream]
+        bases = starts_of(self.streams) - (ends - possible)
+        return stream, bases[stream] + places
 
 
 class Locates(Counted, Protocol):

@@ -12,13 +12,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from lightning_lance.format.channels import TOKENS
-from lightning_lance.format.layout import StreamExtent
+from lightning_lance.format.layout import StreamExtent, lengths_of, starts_of
 from lightning_lance.serving.order import Counted, Order
 from lightning_lance.serving.permutation import ROUNDS, key_words, permute, unpermute
 
@@ -47,6 +48,12 @@ class Pieces(NamedTuple):
     column: _Ints
     source: _Ints
     size: _Ints
+
+    @classmethod
+    def joined(cls, tables: Sequence[Pieces]) -> Pieces:
+        """Return the pieces of several tables, at least one, as one table."""
+        columns = zip(*tables, strict=True)
+        return cls(*map(np.concatenate, columns))
 
 
 def pack(ends: _Ints, tokens: int, length: int) -> Pieces:
@@ -80,10 +87,12 @@ def pack(ends: _Ints, tokens: int, length: int) -> Pieces:
     bins, left = _best_fit(rests, tokens // length - len(windows), length)
     _fill(bins, [*left, *unended], length)
     windows += bins
-    flat = [(number, source, size) for number, window in enumerate(windows) for source, size in window]
-    table = np.asarray(flat, np.int64).reshape(-1, 3)
-    before = np.cumsum(table[:, 2]) - table[:, 2]
-    return Pieces(table[:, 0], before - table[:, 0] * length, table[:, 1], table[:, 2])
+    counts = np.fromiter(map(len, windows), np.int64)
+    number = np.repeat(np.arange(len(windows)), counts)
+    pieces = np.asarray([*chain.from_iterable(windows)], np.int64).reshape(-1, 2)
+    source, size = pieces.T
+    before = np.cumsum(size) - size
+    return Pieces(number, before - number * length, source, size)
 
 
 def _best_fit(
@@ -203,8 +212,7 @@ class PackedOrder:
     _lock: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        counts = [stream.num_tokens // self.length for stream in self.streams]
-        object.__setattr__(self, "_counts", np.asarray(counts, np.int64))
+        object.__setattr__(self, "_counts", lengths_of(self.streams) // self.length)
         object.__setattr__(self, "_ends", np.cumsum(self._counts))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -308,7 +316,9 @@ class PackedOrder:
         return packed
 
     def _packed(self, epoch: int, number: int) -> Block:
-        tokens, streams, tables = [], [], []
+        tokens = []
+        streams = []
+        tables = []
         channels: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in self.channels}
         windows = 0
         for segment in self._segments(epoch, number):
@@ -322,7 +332,7 @@ class PackedOrder:
             streams.append(np.full(len(pieces.size), segment.stream))
             tables.append(pieces._replace(window=pieces.window + windows, source=pieces.source + segment.start))
             windows += segment.windows
-        together = Pieces(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
+        together = Pieces.joined(tables)
         packed = {name: np.concatenate(laid_out) for name, laid_out in channels.items()}
         return Block(np.concatenate(tokens), np.concatenate(streams), together, packed)
 
@@ -358,8 +368,8 @@ class PackedOrder:
 
     def _bases(self, epoch: int) -> _Ints:
         """Return the first token of each stream that an epoch has: a random phase decides which rest is left out."""
-        starts = np.asarray([stream.start for stream in self.streams], np.int64)
-        leftover = np.asarray([stream.num_tokens for stream in self.streams], np.int64) - self._counts * self.length
+        starts = starts_of(self.streams)
+        leftover = lengths_of(self.streams) - self._counts * self.length
         draws = key_words(*self.key, "packed phase", epoch, count=len(starts))
         phases: _Ints = (draws % (leftover + 1).astype(np.uint64)).astype(np.int64)
         return starts + phases

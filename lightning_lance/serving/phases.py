@@ -97,6 +97,15 @@ def mix_with(mix: Mapping[str, float] | None, schedule: Any) -> Mapping[str, flo
     return scheduled
 
 
+def _full(counts: _Ints, left: Sequence[int | None]) -> set[int]:
+    """Return the components that have had all the windows that they may have."""
+    full = set()
+    for number, most in enumerate(left):
+        if most is not None and counts[number] >= most:
+            full.add(number)
+    return full
+
+
 class PhasedSchedule:
     """Deals positions to components, as `Schedule` does, with weights that change.
 
@@ -123,7 +132,7 @@ class PhasedSchedule:
         self.ended = ""
         position = 0
         counts = np.zeros(len(names), np.int64)
-        full = {number for number, most in enumerate(left) if most is not None and most <= 0}
+        full = _full(counts, left)
         self._note_end(full)
         ahead = [*phases]
         while self.end is None:
@@ -148,9 +157,7 @@ class PhasedSchedule:
             stop = min(stops)
             counts[components] += part.schedule.counts(stop - position)
             position = stop
-            full |= {
-                number for number in components.tolist() if left[number] is not None and counts[number] >= left[number]
-            }
+            full = _full(counts, left)
             if full and not redistribute:
                 self._note_end(full)
                 self.end = position

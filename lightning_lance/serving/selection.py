@@ -13,7 +13,7 @@ from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, StoreError, described, integer, one_of, word
 from lightning_lance.format.channels import CHANNELS, TOKENS, ordered
-from lightning_lance.format.layout import StoreContent, StreamExtent
+from lightning_lance.format.layout import StoreContent, StreamExtent, starts_of
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
 from lightning_lance.serving.document_weights import Counts, MixBy, by_tokens, check_mix_by, means_sentence
@@ -23,7 +23,7 @@ from lightning_lance.serving.order import Order, WindowOrder, check_order
 from lightning_lance.serving.packing import PackedOrder, Windows
 from lightning_lance.serving.phases import AtMaxEpochs, Phase, check_max_epochs, check_mix_schedule
 from lightning_lance.serving.schedule import check_weights
-from lightning_lance.store.token_store import TokenStore
+from lightning_lance.store.token_store import TokenStore, stores_at
 
 _log = logger(__name__)
 
@@ -82,8 +82,11 @@ def check_selection(
     for name, value in (("where", where), ("mix", mix)):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name} is {described(value)}: expected a mapping, such as {_EXAMPLES[name]}.")
-    selected = {column: _values(column, values) for column, values in where.items()}
-    return {word(column): values for column, values in selected.items()}, _named(check_weights(mix))
+    selected = {}
+    for column, values in where.items():
+        chosen = _values(column, values)
+        selected[word(column)] = chosen
+    return selected, _named(check_weights(mix))
 
 
 def _values(column: Any, values: Any) -> list[str]:
@@ -99,8 +102,66 @@ def _values(column: Any, values: Any) -> list[str]:
 
 
 def _named(weights: Mapping[str, float]) -> dict[str, float]:
-    # A name of another type is an unknown name, reported once the stores' names are known.
-    return {word(name) if isinstance(name, str) else name: weight for name, weight in weights.items()}
+    named = {}
+    for name, weight in weights.items():
+        # A name of another type is an unknown name, reported once the stores' names are known.
+        plain = word(name) if isinstance(name, str) else name
+        named[plain] = weight
+    return named
+
+
+def weights_of(mix: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the weight of each component. Without a mixture, there is one, without a name."""
+    return mix or {"": 1}
+
+
+class _Component(NamedTuple):
+    """A component of a mixture.
+
+    Attributes:
+        stores: Index of the store of each stream.
+        streams: Its streams.
+    """
+
+    stores: list[int]
+    streams: list[StreamExtent]
+
+    @property
+    def identities(self) -> list[tuple[int, str]]:
+        """What a stream is known by, however it grows: its store and its language."""
+        return [(store, stream.language) for store, stream in zip(*self, strict=True)]
+
+
+def _grown_orders(
+    orders: Mapping[str, Ordered | PackedOrder],
+    orders_now: Mapping[str, WindowOrder | PackedOrder],
+    before: Mapping[str, _Component],
+    now: Mapping[str, _Component],
+    growth: Growth,
+) -> dict[str, Ordered | PackedOrder]:
+    """Return the orders of components whose streams have grown within an epoch.
+
+    Args:
+        orders: Their orders until then.
+        orders_now: The orders of the grown streams.
+        before: The streams until then.
+        now: The grown streams.
+        growth: Where they have grown.
+
+    Raises:
+        StoreError: If windows are packed, or the streams do not continue the earlier ones.
+    """
+    grown: dict[str, Ordered | PackedOrder] = {}
+    for name, epoch, place in zip(now, growth.epochs, growth.places, strict=True):
+        earlier = orders[name]
+        later = orders_now[name]
+        if isinstance(earlier, PackedOrder) or isinstance(later, PackedOrder):
+            raise StoreError(
+                "The state contradicts itself: packed windows do not grow within an epoch; use an unmodified checkpoint, or "
+                "start without it."
+            )
+        grown[name] = grown_order(earlier, later, before[name].identities, now[name].identities, epoch, place)
+    return grown
 
 
 def check_one_tokenizer(stores: Mapping[str, TokenStore]) -> None:
@@ -218,30 +279,20 @@ class WindowSelection:
             StoreError: If the stores do not continue what `grown` says.
         """
         contents = [*(growth.content for growth in grown), self.content()]
-        of_components = self._streams_of(contents[0])
-        orders: dict[str, Ordered | PackedOrder] = {**self._orders(of_components, contents[0])}
+        components = self._components_in(contents[0])
+        orders: dict[str, Ordered | PackedOrder] = {**self._orders(components, contents[0])}
         for growth, content in zip(grown, contents[1:], strict=True):
-            before, of_components = of_components, self._streams_of(content)
-            orders_now = self._orders(of_components, content)
-            for component, (name, (stores, streams)) in enumerate(of_components.items()):
-                earlier, now = orders[name], orders_now[name]
-                if isinstance(earlier, PackedOrder) or isinstance(now, PackedOrder):
-                    raise StoreError(
-                        "The state contradicts itself: packed windows do not grow within an epoch; use an unmodified "
-                        "checkpoint, or start without it."
-                    )
-                known = [*zip(before[name][0], (stream.language for stream in before[name][1]), strict=True)]
-                present = [*zip(stores, (stream.language for stream in streams), strict=True)]
-                orders[name] = grown_order(
-                    earlier, now, known, present, growth.epochs[component], growth.places[component]
-                )
-        places = [stores for stores, _ in of_components.values()]
-        phases = [
-            Phase(-(-tokens // self.context_length) - origin, self._shares(weights))
-            for tokens, weights in self.mix_schedule
-        ]
+            before = components
+            components = self._components_in(content)
+            orders = _grown_orders(orders, self._orders(components, content), before, components, growth)
+        places = [component.stores for component in components.values()]
+        phases = []
+        for tokens, weights in self.mix_schedule:
+            begin = -(-tokens // self.context_length)
+            phases.append(Phase(begin - origin, self._shares(weights)))
+        shares = self._shares(weights_of(self.mix))
         redistribute = self.at_max_epochs == "redistribute"
-        return Mixture(orders, places, self._shares(self.mix or {"": 1}), taken, phases, self.max_epochs, redistribute)
+        return Mixture(orders, places, shares, taken, phases, self.max_epochs, redistribute)
 
     def _shares(self, weights: Mapping[str, float]) -> Mapping[str, float | Fraction]:
         """Return weights as shares of tokens."""
@@ -254,7 +305,7 @@ class WindowSelection:
 
         A commit counts documents by language, so this reads nothing.
         """
-        found = dict.fromkeys(self.mix or {"": 1}, Counts(0, 0))
+        found = dict.fromkeys(weights_of(self.mix), Counts(0, 0))
         selected = self._selected_languages
         for name, store in self.stores.items():
             tokens: dict[str, int] = {}
@@ -288,12 +339,10 @@ class WindowSelection:
     def orders(self) -> dict[str, WindowOrder | PackedOrder]:
         """Return the order of each component."""
         content = self.content()
-        return self._orders(self._streams_of(content), content)
+        return self._orders(self._components_in(content), content)
 
-    def _orders(
-        self, of_components: Mapping[str, tuple[list[int], list[StreamExtent]]], content: Content
-    ) -> dict[str, WindowOrder | PackedOrder]:
-        return {name: self._order(streams, places, name, content) for name, (places, streams) in of_components.items()}
+    def _orders(self, components: Mapping[str, _Component], content: Content) -> dict[str, WindowOrder | PackedOrder]:
+        return {name: self._order(name, component, content) for name, component in components.items()}
 
     def content(self) -> Content:
         """Return what the stores hold of the split."""
@@ -302,12 +351,12 @@ class WindowSelection:
             [store.streams(self.split) for store in self.stores.values()],
         )
 
-    def _streams_of(self, content: Content) -> dict[str, tuple[list[int], list[StreamExtent]]]:
-        """Return the streams of each component, and the index of each stream's store."""
-        found: dict[str, tuple[list[int], list[StreamExtent]]] = {name: ([], []) for name in self.mix or {"": 1}}
+    def _components_in(self, content: Content) -> dict[str, _Component]:
+        """Return the components of the mixture by name."""
+        found = {name: _Component([], []) for name in weights_of(self.mix)}
         for component, place, stream in self._selected(content):
-            found[component][0].append(place)
-            found[component][1].append(stream)
+            found[component].stores.append(place)
+            found[component].streams.append(stream)
         return found
 
     def _selected(self, content: Content | None = None) -> Iterator[tuple[str, int, StreamExtent]]:
@@ -347,38 +396,33 @@ class WindowSelection:
     def too_short(self) -> TooShort | None:
         """Count the streams that are shorter than a window, and so never served; None if there are none."""
         selected = list(self._selected())
-        short: list[StreamExtent] = []
-        documents = 0
-        for place, store in enumerate(self.stores.values()):
-            own = [
-                stream for _, owner, stream in selected if owner == place and stream.num_tokens <= self.context_length
-            ]
-            documents += _count_documents(store, self.split, own)
-            short += own
+        short = [(place, stream) for _, place, stream in selected if stream.num_tokens <= self.context_length]
         if not short:
             return None
+        documents = 0
+        for place, store in enumerate(self.stores.values()):
+            own = [stream for owner, stream in short if owner == place]
+            documents += _count_documents(store, self.split, own)
         return TooShort(
             streams=len(short),
             of_streams=len(selected),
-            tokens=sum(stream.num_tokens for stream in short),
+            tokens=sum(stream.num_tokens for _, stream in short),
             documents=documents,
-            languages=sorted({stream.language for stream in short}),
+            languages=sorted({stream.language for _, stream in short}),
         )
 
-    def _order(
-        self, streams: Sequence[StreamExtent], places: Sequence[int], component: str, content: Content
-    ) -> WindowOrder | PackedOrder:
+    def _order(self, name: str, component: _Component, content: Content) -> WindowOrder | PackedOrder:
         key: list[object] = []
         for store, tokens in zip(self.stores.values(), content.tokens, strict=True):
             key += [store.fingerprint, tokens, *store.commit.extent.forgotten]
         key.append(self.seed)
         if self.mix:
-            key.append(component)
+            key.append(name)
         if self.windows == "packed":
             eos_id = next(iter(self.stores.values())).commit.eos_id
             return PackedOrder(
-                streams,
-                places,
+                component.streams,
+                component.stores,
                 self.context_length,
                 tuple(key),
                 self._read_tokens,
@@ -386,7 +430,7 @@ class WindowSelection:
                 channels=self.channels,
                 read_channel=self._read_channel,
             )
-        return WindowOrder(streams, self.context_length, self.order, tuple(key), self.shuffle_block)
+        return WindowOrder(component.streams, self.context_length, self.order, tuple(key), self.shuffle_block)
 
     def _read_tokens(self, place: int, start: int, length: int) -> np.ndarray:
         """Return neighbouring tokens of a store's split, (length,)."""
@@ -409,7 +453,10 @@ class WindowSelection:
     @property
     def channels(self) -> tuple[str, ...]:
         """The channels that batches have: those of any of the stores."""
-        return ordered(name for store in self.stores.values() for name in store.channels)
+        found: set[str] = set()
+        for store in self.stores.values():
+            found.update(store.channels)
+        return ordered(found)
 
     def without_channel(self, channel: str) -> list[str]:
         """Return the names of the stores that lack a channel."""
@@ -444,8 +491,7 @@ class WindowSelection:
         for place, (name, store) in enumerate(self.stores.items()):
             streams = store.streams(self.split)
             mine = np.flatnonzero(found.store == place)
-            begins = np.asarray([stream.start for stream in streams], np.int64)
-            held = np.searchsorted(begins, found.start[mine], side="right") - 1
+            held = np.searchsorted(starts_of(streams), found.start[mine], side="right") - 1
             for window, stream in zip(mine.tolist(), held.tolist(), strict=True):
                 of_windows[window] = (name, streams[stream].language)
         return of_windows
@@ -492,14 +538,11 @@ class WindowSelection:
                 del before["stores.forgotten"]
         else:
             del before["stores.forgotten"]
-        return {name: (value, now[name]) for name, value in before.items() if value != now[name]}
+        return _changes(before, now)
 
     def pinned(self, state: Mapping[str, Any]) -> WindowSelection:
         """Return this selection with the tokens that the stores had in a state. StoreError if they never had them."""
-        stores = {}
-        for (name, store), entry in zip(self.stores.items(), state["stores"], strict=True):
-            stores[name] = store.at(extent_in(entry))
-        return replace(self, stores=stores)
+        return replace(self, stores=stores_at(self.stores, map(extent_in, state["stores"])))
 
 
 def known_differences(
@@ -525,6 +568,11 @@ def known_differences(
         del before["stores.fingerprint"]
     # Only a store that is there says what it forgot.
     del before["stores.forgotten"]
+    return _changes(before, now)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the fields of `before` that have another value now: (value before, value now)."""
     return {name: (value, now[name]) for name, value in before.items() if value != now[name]}
 
 
@@ -600,6 +648,11 @@ def _short_streams_sentence(short: TooShort, serving: WindowSelection) -> str:
         f"of {serving.context_length:,} + 1 tokens and {are} never served: {lost}; lower context_length, or store more "
         "documents."
     )
+
+
+def entries_by_name(state: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the entries of the stores in a description."""
+    return {entry["name"]: entry for entry in state["stores"]}
 
 
 def extent_in(described: Mapping[str, Any]) -> StoreContent:

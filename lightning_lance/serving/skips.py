@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -33,6 +33,11 @@ class Skip(NamedTuple):
     def steps(self) -> tuple[int, int]:
         """The steps that were asked for."""
         return self.first_step, self.last_step
+
+
+def skipped_steps(state: Mapping[str, Any]) -> list[list[int]]:
+    """Return the ranges of steps that a checked state leaves out, as `skip_steps` gives them."""
+    return [skip["steps"] for skip in state.get("skips", ())]
 
 
 def check_steps(given: Any) -> list[list[int]]:

@@ -102,7 +102,7 @@ class ServedWindows:
             return _with_columns(part, {"window": mine[part.column("window").to_numpy()]})
         # Each piece is of one document.
         tables = [self.pieces[number] for number in mine.tolist()]
-        together = Pieces(*(np.concatenate(parts) for parts in zip(*tables, strict=True)))
+        together = Pieces.joined(tables)
         windows = np.repeat(mine, [len(table.size) for table in tables])
         part = store.documents(together.source, 1, self.serving.split)
         end = together.column + together.size
@@ -181,6 +181,7 @@ class EpochSteps:
         self.segments = sizes.segments(step, cursor.num_windows - place)
         #: The position at which each segment begins.
         self.positions = [self.begin + place + segment.begin for segment in self.segments]
+        self._steps = [segment.step for segment in self.segments]
         self._anchor = self.positions[0]
         if epoch == cursor.epoch:
             self._anchor = max(_anchor(cursor), self.positions[0])
@@ -231,7 +232,7 @@ class EpochSteps:
         return step < self.segments[0].step
 
     def _index_of(self, step: int) -> int:
-        return max(bisect_right([segment.step for segment in self.segments], step) - 1, 0)
+        return max(bisect_right(self._steps, step) - 1, 0)
 
     def first_position(self, step: int) -> int:
         """Return the position of the first window of a step."""
@@ -314,7 +315,7 @@ class EpochSteps:
             in_none |= left < windows
         rank, window = np.divmod(inner, np.maximum(size, 1))
         within = (self._skips.at(firsts) - np.asarray(self.positions)[of]) // windows
-        step = np.where(in_none, -1, np.asarray([segment.step for segment in self.segments])[of] + within)
+        step = np.where(in_none, -1, np.asarray(self._steps)[of] + within)
         return step, rank, window
 
 

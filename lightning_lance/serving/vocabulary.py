@@ -28,18 +28,20 @@ def vocabulary_of(model: torch.nn.Module, context_length: int) -> tuple[str, int
     declared = [*_declared(model)]
     if declared:
         return max(declared, key=lambda found: found[1])
-    found = {
-        name: _rows(module)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Embedding) and not _OF_OTHERS.search(_own_name(name))
-    }
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Embedding) and not _OF_OTHERS.search(_own_name(name)):
+            found[name] = _rows(module)
     if len(found) > 1:
-        others = {name: rows for name, rows in found.items() if rows not in (context_length, context_length + 1)}
+        of_positions = (context_length, context_length + 1)
+        others = {name: rows for name, rows in found.items() if rows not in of_positions}
         found = others or found
     if not found:
         return None
     name, rows = max(found.items(), key=lambda item: item[1])
-    return (name, rows) if _OF_TOKENS.search(_own_name(name)) or _predicts(model, rows) else None
+    if _OF_TOKENS.search(_own_name(name)) or _predicts(model, rows):
+        return name, rows
+    return None
 
 
 def _declared(model: torch.nn.Module) -> Iterator[tuple[str, int]]:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +28,7 @@ from lightning_lance.documents.columns import (
     column_type,
     in_words,
     listed,
+    missing_names,
     names_in,
     simple_table,
     steps_to,
@@ -99,7 +100,7 @@ def listing(source: DatasetSpec, pin: Mapping[str, Any], reading: bool = False) 
     local = local_shards(source, counting=reading)
     if read_here(source, local.files) or (all_local(source) and not reading):
         builder = None
-        files = [file for paths in local.files.values() for file in paths]
+        files = [*chain.from_iterable(local.files.values())]
     else:
         builder = open_builder(source, pin, local.files)
         files = _files_of(builder, source)
@@ -107,7 +108,9 @@ def listing(source: DatasetSpec, pin: Mapping[str, Any], reading: bool = False) 
             # A local folder.
             places, real, remarks = real_once(source, files)
             return Listing([files[place] for place in places], [], builder, places, real, remarks)
-    languages = [_language(source, local, file) for file in files] if source.templates else []
+    languages = []
+    if source.templates:
+        languages = [_language(source, local, file) for file in files]
     return Listing(files, languages, builder, list(range(len(files))), local.real, local.remarks)
 
 
@@ -235,14 +238,7 @@ class OpenedDataset:
             raise self._no_column(missing, there)
 
     def _no_column(self, missing: Collection[str], there: Sequence[str]) -> ConfigError:
-        # A name that is like its word is misspelled, not in its place.
-        turned = {
-            word: name
-            for word, name in self._source.columns.items()
-            if name in missing and word in there and (name in _OWN_WORDS or not suggestion(name, [word]))
-        }
-        # No other word may be in its place.
-        turned.pop("text", None)
+        turned = self._turned(missing, there)
         if turned:
             right = {name: word for word, name in turned.items()}
             return ConfigError(
@@ -258,6 +254,18 @@ class OpenedDataset:
             f"Source {self._source.name!r} has no column {named}: it has {', '.join(columns) or 'none'}; set "
             f"{self._source.naming(missing)}."
         )
+
+    def _turned(self, missing: Collection[str], there: Sequence[str]) -> dict[str, str]:
+        """Return the entries of `columns` in which a word of ours and the name of a column have changed places."""
+        turned = {}
+        for word, name in self._source.columns.items():
+            # No other word may be in the place of this one.
+            if word == "text" or word not in there or name not in missing:
+                continue
+            # A name that is like its word is misspelled, not in its place.
+            if name in _OWN_WORDS or not suggestion(name, [word]):
+                turned[word] = name
+        return turned
 
     def _unfit(self, error: UnfitShard) -> LightningLanceError:
         """Return the error for a problem of all shards, whose cure is in the settings."""
@@ -277,9 +285,12 @@ class OpenedDataset:
         with self._parquet_shard(shard) as file:
             if not file.num_rows:
                 return []
-            columns = [name for name in self._column_names() if name != text or steps_to(file.schema, text) is not None]
-            self._check_types(file.schema, columns, file.name)
-            found = [name for name in self._column_names() if steps_to(file.schema, name) is not None]
+            names = self._column_names()
+            missing = missing_names(file.schema, names)
+            # That the text is missing is said once all shards have been looked at.
+            checked = [name for name in names if name != text or text not in missing]
+            self._check_types(file.schema, checked, file.name)
+            found = [name for name in names if name not in missing]
             return list(dict.fromkeys([*names_in(file.schema), *found]))
 
     def _begin(self) -> None:
@@ -414,7 +425,7 @@ class OpenedDataset:
     def _check_schema(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
         """Raise UnfitShard if a column has an unreadable type; warn about missing columns, whose values are null."""
         self._check_types(schema, columns, name)
-        missing = [column for column in columns if steps_to(schema, column) is None]
+        missing = missing_names(schema, columns)
         if missing and name not in self._warned:
             self._warned.add(name)
             _log.warning(
@@ -445,10 +456,10 @@ class OpenedDataset:
         if self._lines:  # other shards were checked when the source was opened
             self._check_schema(schema, columns, name)
             return
-        missing = {column for column in columns if steps_to(schema, column) is None}
+        missing = {*missing_names(schema, columns)}
         if missing:
-            others = self._other_schemas(shard)
-            missing = {column for column in missing if all(steps_to(other, column) is None for other in others)}
+            for other in self._other_schemas(shard):
+                missing.intersection_update(missing_names(other, columns))
         if missing:
             raise self._no_column(missing, names_in(schema))
         try:

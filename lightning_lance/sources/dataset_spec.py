@@ -7,6 +7,7 @@ import os.path
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -392,7 +393,7 @@ class DatasetSpec:
         """Return the row filter of the reader, None if all rows pass."""
         conditions: list[Condition] = [OneOf(column, tuple(values)) for column, values in sorted(self.where.items())]
         if self.languages and self.language_column:
-            spelled = sorted({name for names in self.aliases.values() for name in names}) or self.wanted
+            spelled = sorted({*chain.from_iterable(self.aliases.values())}) or self.wanted
             conditions.append(SpelledAs(self.language_column, tuple(spelled)))
         elif self.languages and self.extensions is not None:
             conditions.append(EndsWith(self.columns["path"], tuple(path_tails(self.wanted, self.extensions))))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_lance.documents.filters import plain_value
 from lightning_lance.errors import ConfigError
-from lightning_lance.messages.formatting import nearest
+from lightning_lance.messages.formatting import did_you_mean, nearest
 from lightning_lance.messages.redaction import public_url
 from lightning_lance.sources.dataset_reader import OpenedDataset, identified_listing
 from lightning_lance.sources.dataset_spec import DatasetSpec, FileOptions, HubOptions
@@ -26,8 +26,7 @@ def _check_options(name: str, options: Mapping[str, Any], kind: type) -> None:
     known = sorted(kind.__annotations__)
     for option in options:
         if option not in known:
-            near = nearest(option, known)
-            hint = f"did you mean {near}? " if near else ""
+            hint = did_you_mean(nearest(option, known), quoted=False)
             raise ConfigError(
                 f"DatasetSource.{name} has no option {option}: {hint}expected some of {', '.join(known)}."
             )

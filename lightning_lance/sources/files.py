@@ -215,7 +215,7 @@ class FilesSource:
         ordered = sorted(found.values(), key=lambda match: match.key)
         files = [(search.from_root(match), str(Path(root, match.name))) for match in ordered]
         if self.languages:
-            languages = language_of_path(pa.array([readable(name) for name, _ in files]), self.extensions).to_pylist()
+            languages = language_of_path(_names(files), self.extensions).to_pylist()
             check_languages(self.languages, sorted(set(languages)), f"Source {self.name!r}")
             files = [file for file, language in zip(files, languages, strict=True) if language in self.languages]
         # What is installed into Python is no part of its library.
@@ -252,18 +252,18 @@ class _OpenedFiles:
         self._groups = [files[i : i + BATCH_ROWS] for i in range(0, len(files), BATCH_ROWS)]
         self.pin: dict[str, Any] = {}
         self.trouble = ReadReport(remarks=remarks)
-        self.num_bytes: int | None = sum(_size(path) for _, path in files)
+        self.num_bytes: int | None = sum(_sizes(files))
 
     @property
     def shards(self) -> Sequence[str]:
         return [f"{readable(group[0][0])} and {len(group) - 1} more" for group in self._groups]
 
     def present_languages(self) -> list[str]:
-        paths = pa.array([readable(name) for name, _ in self._groups[0]], pa.string())
-        return sorted(set(language_of_path(paths, self._source.extensions).to_pylist()))
+        languages = language_of_path(_names(self._groups[0]), self._source.extensions)
+        return sorted(set(languages.to_pylist()))
 
     def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
-        sizes = [_size(path) for _, path in self._groups[shard]]
+        sizes = _sizes(self._groups[shard])
         part = np.cumsum([0, *sizes[:-1]]) // part_bytes
         return [Cut(row, row) for row in (np.flatnonzero(np.diff(part)) + 1).tolist()]
 
@@ -274,15 +274,14 @@ class _OpenedFiles:
         files = self._groups[shard][row:]
         if not files:
             return
-        sizes = [_size(path) for _, path in files]
-        piece = np.cumsum(sizes) // BATCH_BYTES
+        piece = np.cumsum(_sizes(files)) // BATCH_BYTES
         for group in np.split(np.arange(len(files)), np.flatnonzero(np.diff(piece)) + 1):
             # A batch may be one large file, so it is not kept here while the next one is read.
             yield self._batch([files[i] for i in group], row + int(group[0]))
 
     def _batch(self, files: list[tuple[str, str]], first_row: int) -> pa.Table:
         texts, invalid = decode_utf8(_contents([path for _, path in files]))
-        paths = pa.array([readable(name) for name, _ in files], pa.string())
+        paths = _names(files)
         columns = {"text": texts, "path": paths}
         if invalid is not None:
             columns["not_utf8"] = pa.array(invalid)
@@ -290,11 +289,18 @@ class _OpenedFiles:
         return document_batch(columns, languages, first_row, self._source.wanted, self._source.text_filter)
 
 
-def _size(file: str) -> int:
-    try:
-        return Path(file).stat().st_size
-    except OSError as error:
-        raise SourceError(_cannot_read(file, error)) from error
+def _names(files: Sequence[tuple[str, str]]) -> pa.Array:
+    return pa.array([readable(name) for name, _ in files], pa.string())
+
+
+def _sizes(files: Sequence[tuple[str, str]]) -> list[int]:
+    sizes = []
+    for _, path in files:
+        try:
+            sizes.append(Path(path).stat().st_size)
+        except OSError as error:
+            raise SourceError(_cannot_read(path, error)) from error
+    return sizes
 
 
 def _contents(files: Sequence[str]) -> pa.Array:

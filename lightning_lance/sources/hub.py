@@ -17,7 +17,14 @@ from urllib.parse import unquote
 import xxhash
 
 from lightning_lance.documents.languages import check_languages
-from lightning_lance.errors import ConfigError, LightningLanceError, SourceError, causes
+from lightning_lance.errors import (
+    ConfigError,
+    LightningLanceError,
+    SourceError,
+    answered_status,
+    causes,
+    names_of_causes,
+)
 from lightning_lance.messages.redaction import in_one_line, public_url, shown_cause
 from lightning_lance.readers.retry import is_transient, raise_own
 from lightning_lance.sources.dataset_spec import DatasetSpec
@@ -164,7 +171,7 @@ def _repository(source: DatasetSpec) -> str:
 def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
     """Return one of our errors, with its cure, for an error of `datasets` or of the Hub client."""
     text = in_one_line(error, 2000)
-    kinds = {type(cause).__name__ for cause in causes(error)}
+    kinds = names_of_causes(error)
     repo = _repository(source)
     login = "run 'hf auth login' or set HF_TOKEN"
     if "Dataset scripts are no longer supported" in text:
@@ -192,8 +199,7 @@ def explain(error: Exception, source: DatasetSpec) -> LightningLanceError:
         return SourceError(
             f"Source {source.name!r} cannot be reached ({text[:200]}): check the network, then run it again."
         )
-    answers = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes(error)]
-    status = next(filter(None, answers), None)
+    status = answered_status(error)
     if "HfHubHTTPError" in kinds and status is not None:
         from huggingface_hub import constants
 
@@ -278,12 +284,15 @@ def _raise_cause(pattern: str, storage_options: Mapping[str, Any]) -> None:
 
 
 def _language_folders(source: DatasetSpec, commits: Mapping[str, str]) -> list[str]:
-    templates = [
-        pattern for pattern in source.patterns(commits, fill=False) if "{language}" in pattern and not is_local(pattern)
-    ]
-    folders: set[str] = set()
-    for before in {template.split("{language}")[0] for template in templates}:
-        folders.update(path.rstrip("/").rsplit("/", 1)[-1] for path in _glob(f"{before}*", source.file_system))
+    parents = set()
+    for pattern in source.patterns(commits, fill=False):
+        before, language, _ = pattern.partition("{language}")
+        if language and not is_local(pattern):
+            parents.add(before)
+    folders = set()
+    for parent in parents:
+        for path in _glob(f"{parent}*", source.file_system):
+            folders.add(path.rstrip("/").rsplit("/", 1)[-1])
     return sorted(folders)
 
 

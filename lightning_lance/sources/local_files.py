@@ -147,15 +147,7 @@ class Account:
         hidden = self._hidden(left_out, skipped)
         if hidden:
             lines.append((logging.INFO, f"Source {source!r}: {hidden}."))
-        outward = {link: real for link, real in self.outward.items() if real not in read or follow_links}
-        if outward:
-            link, target = min(outward.items())
-            links = f"{pluralize(len(outward), 'link')} out of its folder, such as {link!r} -> {target!r}"
-            if follow_links:
-                lines.append((logging.INFO, f"Source {source!r} follows {links}."))
-            else:
-                cure = "to read their targets, set source.follow_links=true"
-                lines.append((logging.WARNING, f"Source {source!r} does not follow {links}: {cure}."))
+        lines += self._of_links(source, read, follow_links)
         if +left_out:
             listed = ", ".join(f"{why} ({count:,})" for why, count in sorted(left_out.items()))
             total = pluralize(sum(left_out.values()), "matching file")
@@ -163,19 +155,35 @@ class Account:
             if {*left_out} == {EXCLUDED}:
                 level = logging.DEBUG  # as the settings say
             lines.append((level, f"Source {source!r} skips {total}: {listed}."))
-        twice = {real: names for real, names in self.names.items() if real in read}
+        twice = [names for real, names in self.names.items() if real in read]
         if twice:
-            further = pluralize(sum(len(names) - 1 for names in twice.values()), "further name")
+            further = pluralize(sum(map(len, twice)) - len(twice), "further name")
             files = pluralize(len(twice), "file")
             lines.append((logging.INFO, f"Source {source!r} reads {files} with {further} from links only once."))
         return lines
+
+    def _of_links(self, source: str, read: Collection[str], follow_links: bool) -> list[tuple[int, str]]:
+        """Return the line about links out of their boundary, if there are any."""
+        outward = self.outward
+        if not follow_links:
+            outward = {link: real for link, real in outward.items() if real not in read}
+        if not outward:
+            return []
+        link, target = min(outward.items())
+        links = f"{pluralize(len(outward), 'link')} out of its folder, such as {link!r} -> {target!r}"
+        if follow_links:
+            return [(logging.INFO, f"Source {source!r} follows {links}.")]
+        cure = "to read their targets, set source.follow_links=true"
+        return [(logging.WARNING, f"Source {source!r} does not follow {links}: {cure}.")]
 
     def _hidden(self, left_out: Counter[str], skipped: Collection[str]) -> str:
         """Return a clause about hidden files, and hidden and excluded folders, and remove their files from the counts.
 
         Only folders with a matching file are counted: nobody misses the others.
         """
-        missed = {str(parent) for file in skipped for parent in PurePath(file).parents}
+        missed: set[str] = set()
+        for file in skipped:
+            missed.update(map(str, PurePath(file).parents))
         folders = Counter(why for folder, why in self.folders.items() if folder in missed)
         inside = left_out.pop(IN_HIDDEN, 0) + left_out.pop(EXCLUDED, 0)
         counts = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from lightning_lance.documents.languages import check_languages, language_pattern, no_language
 from lightning_lance.errors import ConfigError
@@ -99,7 +100,7 @@ def read_here(source: DatasetSpec, files: Mapping[str, Sequence[str]]) -> bool:
     if not all_local(source):
         return False
     if source.path == "json":
-        return all(file.endswith(ENDINGS) for paths in files.values() for file in paths)
+        return all(file.endswith(ENDINGS) for file in chain.from_iterable(files.values()))
     return source.path == "parquet"
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_lance.errors import ConfigError, LightningLanceError, StoreError, causes
+from lightning_lance.errors import ConfigError, LightningLanceError, StoreError, answered_status, causes
 from lightning_lance.lance_names import VERSIONS
 from lightning_lance.location import HUB_STORE
 from lightning_lance.messages.escaping import logger
@@ -126,10 +126,10 @@ def hub_errors(place: HubPlace) -> Iterator[None]:
 def _explained(error: Exception, place: HubPlace) -> LightningLanceError:
     from huggingface_hub import constants
 
-    chain = causes(error)
-    kinds = {kind.__name__ for cause in chain for kind in type(cause).__mro__}
-    answers = [getattr(getattr(cause, "response", None), "status_code", None) for cause in chain]
-    status = next(filter(None, answers), None)
+    kinds: set[str] = set()
+    for cause in causes(error):
+        kinds.update(kind.__name__ for kind in type(cause).__mro__)
+    status = answered_status(error)
     if "GatedRepoError" in kinds:
         page = f"{constants.ENDPOINT}/datasets/{place.repo}"
         return StoreError(f"The dataset {place.repo!r} is gated: accept its terms at {page}, then {_LOGIN}.")

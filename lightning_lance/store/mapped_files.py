@@ -174,12 +174,15 @@ def _to_compare(described: Sequence[int | None]) -> list[int]:
     """Return the files to compare with what Lance reads: all of some hundred; of more, one of each description."""
     if len(described) <= _ALL_COMPARED:
         return [*range(len(described))]
-    first: dict[int | None, int] = {}
+    compared = []
+    seen: set[int] = set()
     for number, description in enumerate(described):
-        first.setdefault(description, number)
-    return [
-        number for number, description in enumerate(described) if description is None or first[description] == number
-    ]
+        if description is None:
+            compared.append(number)
+        elif description not in seen:
+            compared.append(number)
+            seen.add(description)
+    return compared
 
 
 def map_copies(

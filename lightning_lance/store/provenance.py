@@ -250,24 +250,30 @@ def count_documents(location: StoreLocation, dataset: Any, split: str) -> dict[s
             first = 0
             for part in infos[path].parts:
                 if part.split == split:
-                    for lists in _offsets(location, path, first, part.rows):
-                        counts[part.language] += int(_lengths(lists).sum())
+                    counts[part.language] += _count_in(location, path, first, part.rows)
                 first += part.rows
     return dict(sorted(counts.items()))
 
 
-def _offsets(location: StoreLocation, path: str, first: int, rows: int) -> Iterator[pa.ListArray]:
+def _count_in(location: StoreLocation, path: str, first: int, rows: int) -> int:
+    """Return the number of documents in some rows of a data file."""
     file = f"{location.uri.rstrip('/')}/{data_file_at(path)}"
     reader = LanceFileReader(file, lance_options(location), ["documents.item.offset"])
+    count = 0
     for batch in reader.read_range(first, rows, batch_size=_BATCH_ROWS).to_batches():
-        yield batch.column("documents")
+        count += int(_lengths(batch.column("documents")).sum())
+    return count
 
 
 class DocumentCount(NamedTuple):
     """Documents and their tokens, EOS included."""
 
-    documents: int
-    tokens: int
+    documents: int = 0
+    tokens: int = 0
+
+    def plus(self, documents: int, tokens: int) -> DocumentCount:
+        """Return the count with more of both."""
+        return DocumentCount(self.documents + documents, self.tokens + tokens)
 
 
 def count_by(location: StoreLocation, dataset: Any, field: str) -> dict[tuple[str, str | None], DocumentCount]:
@@ -294,8 +300,7 @@ def count_by(location: StoreLocation, dataset: Any, field: str) -> dict[tuple[st
     for (number, value), (documents, tokens) in counter.counts.items():
         split = names[number // width]
         if split in SPLITS:
-            before = totals.get((split, value), DocumentCount(0, 0))
-            totals[split, value] = DocumentCount(before.documents + documents, before.tokens + tokens)
+            totals[split, value] = totals.get((split, value), DocumentCount()).plus(documents, tokens)
     return totals
 
 

@@ -32,12 +32,12 @@ class StreamLayout(NamedTuple):
     @classmethod
     def of(cls, parts: Sequence[StreamPart], block: int) -> StreamLayout:
         """Return the layout of the parts of all rows, in their order."""
-        streams = sorted({part[:2] for part in parts})
+        streams = sorted({part.stream for part in parts})
         numbers = {stream: i for i, stream in enumerate(streams)}
         return cls(
             block,
             streams,
-            np.asarray([numbers[part[:2]] for part in parts], np.int64),
+            np.asarray([numbers[part.stream] for part in parts], np.int64),
             np.asarray([part.tokens for part in parts], np.int64),
             np.cumsum([0, *(part.rows for part in parts)]),
         )

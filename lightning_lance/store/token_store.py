@@ -333,7 +333,9 @@ class TokenStore:
         return Content(self.fingerprint, self.commit.extent, hash_of(self._streams), self._is_ours)
 
     def __repr__(self) -> str:
-        named = [f"{split}/{stream.language or '-'}" for split in SPLITS for stream in self._streams[split]]
+        named: list[str] = []
+        for split in SPLITS:
+            named += [f"{split}/{stream.language or '-'}" for stream in self._streams[split]]
         streams = format_list(named, 8)
         tokens = f"{self.commit.stored_tokens:,}"
         return f"TokenStore({self.uri!r}, version={self.version}, tokens={tokens}, streams=[{shown(streams)}])"
@@ -689,12 +691,24 @@ class TokenStore:
         weakref.finalize(self, self._staging.stop)
 
 
+def stores_at(stores: Mapping[str, TokenStore], extents: Iterable[StoreContent]) -> dict[str, TokenStore]:
+    """Return stores at versions with some contents, one each in their order. StoreError if there is none."""
+    found = {}
+    for (name, store), extent in zip(stores.items(), extents, strict=True):
+        found[name] = store.at(extent)
+    return found
+
+
+def uris_of(stores: Iterable[TokenStore]) -> str:
+    """Return the places of stores, for a message."""
+    return ", ".join(repr(store.uri) for store in stores)
+
+
 def not_kept(stores: Iterable[TokenStore]) -> StoreError:
     """Return the error of a version that could not be tagged before it was removed."""
-    uris = ", ".join(repr(store.uri) for store in stores)
     return StoreError(
-        f"No version of {uris} could be tagged for training in {KEEP_TRIES} attempts, since a running builder removed each: "
-        "run it again when it commits less often."
+        f"No version of {uris_of(stores)} could be tagged for training in {KEEP_TRIES} attempts, since a running builder "
+        "removed each: run it again when it commits less often."
     )
 
 

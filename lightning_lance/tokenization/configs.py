@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.errors import ConfigError, SourceError, causes, whole_number
+from lightning_lance.errors import ConfigError, SourceError, names_of_causes, whole_number
 from lightning_lance.location import ORIGIN, check_place
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.redaction import in_one_line, shown_cause
@@ -43,7 +43,7 @@ from lightning_lance.tokenization.pretrained import (
     with_eos,
 )
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer, check_vocab_size, train_bpe
-from lightning_lance.tokenization.tokenizer_json import differences, typed
+from lightning_lance.tokenization.tokenizer_json import differences_in_texts, typed
 from lightning_lance.type_hints import as_text, check_arguments, check_no_loaded_tokenizer
 
 # Longest name of a folder on nearly all file systems.
@@ -311,8 +311,8 @@ class PretrainedTokenizer:
             shipped = in_cache(self.model, self.revision or "main")
             if shipped is None:
                 return False  # unknown
-            found = differences(typed(read_object(shipped)), typed(read_object(kept / TOKENIZER)))
-            origin = {"taken_from": "transformers", "differs": [part for part in found if part != "special tokens"]}
+            differs = differences_in_texts(typed(read_object(shipped)), typed(read_object(kept / TOKENIZER)))
+            origin = {"taken_from": "transformers", "differs": differs}
             with suppress(OSError):
                 write_atomic(kept / ORIGIN, json.dumps(origin))
         if origin.get("differs"):
@@ -446,7 +446,7 @@ def _silent(sentence: str) -> ConfigError | SourceError:
 
 def _cure(error: Exception, model: str) -> str:
     text = in_one_line(error, 2000)
-    kinds = {type(cause).__name__ for cause in causes(error)}
+    kinds = names_of_causes(error)
     if "GatedRepoError" in kinds:
         return (
             f"its repository is gated; accept the terms at https://huggingface.co/{model}, then run 'hf auth login' or set "

@@ -89,20 +89,20 @@ class EngineComparison:
             if self._seen > _AT_MOST:
                 self._make_fast()
             points = _characters(block * BLOCK, (block + 1) * BLOCK)
-            found.append(self._unlike_points(points, [_AMONG.format(chr(point)) for point in points]))
+            found.append(self._unlike_in(_AMONG, points))
             if self._composes:
                 found += [self._sorted(points), self._composed(points)]
         return np.unique(np.concatenate(found))
 
     def agrees(self) -> bool:
         """Return whether the engines agree on ASCII, alone and in words, numbers and lines."""
-        texts = [*_PLAIN, *(_AMONG.format(chr(point)) for point in range(0x80))]
+        texts = [*_PLAIN, *_filled(_AMONG, range(0x80))]
         return not self._unlike(texts).any()
 
     def _sorted(self, points: Sequence[int]) -> np.ndarray:
         """Return the characters that the engines sort differently among accents."""
         pattern = "a".join(f"{{0}}{mark}a{mark}{{0}}" for mark in _ACCENTS)
-        return self._unlike_points(points, [pattern.format(chr(point)) for point in points])
+        return self._unlike_in(pattern, points)
 
     def _composed(self, points: Sequence[int]) -> np.ndarray:
         """Return the characters that only one engine composes with another.
@@ -124,9 +124,9 @@ class EngineComparison:
         unlike = changed[self._unlike([texts[i] for i in changed])]
         return np.unique(np.asarray(late_one, np.int64)[unlike])
 
-    def _unlike_points(self, points: Sequence[int], texts: Sequence[str]) -> np.ndarray:
-        """Return the code points whose texts the engines encode differently."""
-        found: np.ndarray = np.asarray(points, np.int64)[self._unlike(texts)]
+    def _unlike_in(self, pattern: str, points: Sequence[int]) -> np.ndarray:
+        """Return the code points that the engines encode differently in a pattern."""
+        found: np.ndarray = np.asarray(points, np.int64)[self._unlike(_filled(pattern, points))]
         return found
 
     def _unlike(self, texts: Sequence[str]) -> np.ndarray:
@@ -147,6 +147,11 @@ class EngineComparison:
         )
 
 
+def _filled(pattern: str, points: Sequence[int]) -> list[str]:
+    """Return a pattern with each of some characters."""
+    return [pattern.format(chr(point)) for point in points]
+
+
 def _characters(low: int, high: int) -> list[int]:
     return [point for point in range(low, high) if point not in _SURROGATES]
 
@@ -156,7 +161,7 @@ def differing_characters(fields: Mapping[str, Any]) -> Differing | None:
 
     None if they disagree on ASCII.
     """
-    parts = {name: fields.get(name) for name in ("normalizer", "pre_tokenizer")}
+    parts = _steps_before_model(fields)
     parts["model"] = {"byte_fallback": bool(fields["model"].get("byte_fallback"))}
     return _of_pipeline(json.dumps(parts, sort_keys=True))
 
@@ -243,5 +248,9 @@ def _small(fields: Mapping[str, Any], joined: bool) -> dict[str, Any]:
     if fallback:
         vocabulary["<unk>"] = 256
         model["unk_token"] = "<unk>"
-    kept = {name: fields.get(name) for name in ("normalizer", "pre_tokenizer")}
+    kept = _steps_before_model(fields)
     return {"version": "1.0", "added_tokens": [], **kept, **UNUSED, "decoder": None, "model": model}
+
+
+def _steps_before_model(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: fields.get(name) for name in ("normalizer", "pre_tokenizer")}

@@ -83,14 +83,17 @@ def extents_of(tokenizer: Tokenizer, characters: Characters, encoded: Encoded, m
         others = _differing(pieces, encoded, np.diff(sums[encoded.offsets]), characters)
     for text in others.tolist():
         mine = slice(int(encoded.offsets[text]), int(encoded.offsets[text + 1]))
-        found = [*_by_reference(tokenizer, characters, text, max_bytes)]
-        ids = [number for part, _ in found for number in part]
+        ids: list[int] = []
+        offsets = [np.empty((0, 2), np.int64)]
+        for some, their_offsets in _by_reference(tokenizer, characters, text, max_bytes):
+            ids += some
+            offsets.append(their_offsets)
         if ids != encoded.ids[mine].tolist():
             raise ConfigError(
                 f"The tokenizer does not say where the tokens of a text lie ({len(ids):,} of them by its offsets, "
                 f"{mine.stop - mine.start:,} stored): choose another, or leave out source.loss_mask_column."
             )
-        places = np.concatenate([np.empty((0, 2), np.int64), *(offsets for _, offsets in found)])
+        places = np.concatenate(offsets)
         numbers = np.full(len(places), text)
         begins[mine] = characters.bytes_at(numbers, places[:, 0])
         ends[mine] = characters.bytes_at(numbers, places[:, 1])

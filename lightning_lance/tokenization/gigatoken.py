@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from string import ascii_letters
@@ -17,6 +17,7 @@ import pyarrow as pa
 from lightning_lance.documents.arrow import offsets_and_bytes
 from lightning_lance.messages.escaping import logger
 from lightning_lance.process.memory import give_back, resident
+from lightning_lance.tokenization.tokenizer_json import added_tokens, plain_added_tokens, special_spellings
 
 _log = logger(__name__)
 
@@ -179,8 +180,8 @@ def _calls(borders: np.ndarray) -> Iterator[tuple[int, int]]:
 def load_fast(spec: str, fields: dict[str, Any], dtype: np.dtype[Any]) -> GigatokenEngine | None:
     """Load a `tokenizer.json`; None if gigatoken cannot. `spec` is what `json.dumps` writes, with `ensure_ascii=False`."""
     # Without these entries, gigatoken takes the spelling of a special token as plain text.
-    added = fields.get("added_tokens") or []
-    plain = [token for token in added if not token["special"]]
+    added = added_tokens(fields)
+    plain = plain_added_tokens(fields)
     # Replaced in the text, since writing all of it again takes as long as loading it.
     spec = spec.replace(json.dumps(added, ensure_ascii=False), json.dumps(plain, ensure_ascii=False), 1)
     try:
@@ -209,15 +210,14 @@ def _finds_added_tokens(fields: dict[str, Any]) -> bool:
     gigatoken looks for all of them at once. `tokenizers` first looks for those that are not normalized in the text, then for
     the others in the rest of it, normalized. A special token, which is plain text, hides tokens that overlap it.
     """
-    added = fields.get("added_tokens") or []
-    plain = [token for token in added if not token["special"]]
-    special = [token["content"] for token in added if token["special"]]
+    plain = plain_added_tokens(fields)
+    special = special_spellings(fields)
     first = [token["content"] for token in plain if not token["normalized"]]
     then = [token["content"] for token in plain if token["normalized"]]
-    if any(token["single_word"] for token in added):
+    if any(token["single_word"] for token in added_tokens(fields)):
         return False
     has_space = any(map(str.isspace, "".join([*first, *then])))
-    if has_space and any(token["lstrip"] or token["rstrip"] for token in plain):
+    if has_space and _take_spaces(plain):
         return False
     steps = {*_types(fields.get("normalizer"))} - {"Sequence"}
     if steps and not (steps == {"NFC"} and all(map(_is_left_by_nfc, then))):
@@ -232,8 +232,12 @@ def _is_left_by_nfc(content: str) -> bool:
 
 def _overlap(some: Sequence[str], others: Sequence[str]) -> bool:
     """Return whether a string of `some` may overlap one of `others` in a text."""
-    begins = {other[:end] for other in others for end in range(1, len(other) + 1)}
-    ends = {other[begin:] for other in others for begin in range(len(other))}
+    begins: set[str] = set()
+    ends: set[str] = set()
+    for other in others:
+        places = range(len(other))
+        begins.update(other[: place + 1] for place in places)
+        ends.update(other[place:] for place in places)
     for text in some:
         places = range(len(text))
         if any(text[place:] in begins or text[: place + 1] in ends for place in places):
@@ -253,13 +257,18 @@ def cuts_at_spaces(fields: dict[str, Any]) -> bool:
     It does if the tokenizer encodes each word separately and no word continues after a space. That holds for all regular
     expressions of byte-level tokenizers that gigatoken knows.
     """
-    added = [token for token in fields.get("added_tokens") or [] if not token["special"]]
+    added = plain_added_tokens(fields)
     mixed = any(" " in token["content"] and token["content"].strip() for token in added)
-    if mixed or any(token["lstrip"] or token["rstrip"] for token in added):
+    if mixed or _take_spaces(added):
         return False
     pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
     words = '"ByteLevel"' in pre_tokenizer and '"add_prefix_space": true' not in pre_tokenizer
     return words and {*_types(fields.get("normalizer"))} <= {"Sequence", "NFC"}
+
+
+def _take_spaces(added: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether one of some added tokens takes the spaces beside it."""
+    return any(token["lstrip"] or token["rstrip"] for token in added)
 
 
 def _types(part: Any) -> Iterator[str]:

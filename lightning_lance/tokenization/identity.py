@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 from lightning_lance.errors import ConfigError
 from lightning_lance.tokenization.special_tokens import find_eos
 from lightning_lance.tokenization.tokenizer_checks import check_form
-from lightning_lance.tokenization.tokenizer_json import Fields, canonical, digest_of, fields_in_use
+from lightning_lance.tokenization.tokenizer_json import (
+    Fields,
+    added_tokens,
+    canonical,
+    digest_of,
+    fields_in_use,
+    special_spellings,
+)
 
 
 class TokenizerIdentity(NamedTuple):
@@ -38,7 +45,7 @@ def identity_of_text(spec: str, eos_token: str | None) -> TokenizerIdentity | No
         check_form(fields)
         fields = fields_in_use(fields)
         vocabulary = _vocabulary(fields)
-        special = [token["content"] for token in fields.get("added_tokens") or [] if token["special"]]
+        special = special_spellings(fields)
         eos = find_eos(eos_token, vocabulary, special)
         digest = digest_of(canonical(fields), vocabulary[eos])
         return TokenizerIdentity(digest, eos, vocabulary[eos], max(vocabulary.values()) + 1)
@@ -56,7 +63,7 @@ def _vocabulary(fields: Fields) -> Mapping[str, int]:
         vocabulary = {piece: place for place, (piece, _) in enumerate(pieces)}
         if len(vocabulary) != len(pieces):
             raise ValueError("two pieces have the same spelling")
-    for token in fields.get("added_tokens") or []:
+    for token in added_tokens(fields):
         if vocabulary.setdefault(token["content"], token["id"]) != token["id"]:
             raise ValueError("a token has two ids")
     return vocabulary

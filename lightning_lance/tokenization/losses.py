@@ -14,7 +14,7 @@ import xxhash
 
 from lightning_lance.tokenization.gigatoken import Encoded
 from lightning_lance.tokenization.special_tokens import unknown_token
-from lightning_lance.tokenization.tokenizer_json import byte_characters, steps_of
+from lightning_lance.tokenization.tokenizer_json import byte_characters, plain_added_tokens, steps_of
 from lightning_lance.tokenization.unicode_tables import COMPARED
 
 # Normalizers that change the form of characters only.
@@ -104,9 +104,11 @@ class Losses:
         normalizer = self._reference.normalizer
         written = text if normalizer is None else str(normalizer.normalize_str(text))
         for character in {*written}:
-            parts = [_BYTES[byte] for byte in character.encode()] if self._in_bytes else [character]
+            parts = [character]
             if self._space and character == " ":
                 parts = [_SPACE]
+            elif self._in_bytes:
+                parts = [_BYTES[byte] for byte in character.encode()]
             if not self._letters.issuperset(parts):
                 yield character
 
@@ -127,7 +129,7 @@ def _letters(fields: Mapping[str, Any]) -> set[str]:
     prefix = fields["model"].get("continuing_subword_prefix") or ""
     suffix = fields["model"].get("end_of_word_suffix") or ""
     pieces = (piece.removeprefix(prefix).removesuffix(suffix) for piece in fields["model"]["vocab"])
-    added = (token["content"] for token in fields.get("added_tokens") or [] if not token["special"])
+    added = (token["content"] for token in plain_added_tokens(fields))
     return {piece for piece in [*pieces, *added] if len(piece) == 1}
 
 

@@ -18,7 +18,14 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.messages.escaping import logger
 from lightning_lance.process.files import write_atomic
 from lightning_lance.tokenization.tokenizer import Tokenizer
-from lightning_lance.tokenization.tokenizer_json import UNUSED, Fields, differences, digest_of, split_merges
+from lightning_lance.tokenization.tokenizer_json import (
+    UNUSED,
+    Fields,
+    added_tokens,
+    differences_in_texts,
+    digest_of,
+    split_merges,
+)
 
 _log = logger(__name__)
 
@@ -85,7 +92,7 @@ def with_eos(spec: str, eos: str | None, beside: Beside) -> str:
         return spec
     try:
         fields = json.loads(spec)
-        fields["added_tokens"] = [*(fields.get("added_tokens") or []), {**added[eos], "special": True}]
+        fields["added_tokens"] = [*added_tokens(fields), {**added[eos], "special": True}]
     except (ValueError, RecursionError, AttributeError, TypeError):
         return spec  # not a tokenizer.json; loading it raises an error
     return json.dumps(fields, ensure_ascii=False)
@@ -223,15 +230,13 @@ def as_transformers_reads(fields: Fields, beside: Beside, eos_id: int) -> Readin
     made["added_tokens"] = _all_added(fields, beside, made["added_tokens"])
     given = {**stub, "model": {**fields["model"], **_contents(fields["model"])}}
     given["added_tokens"] = _all_added(fields, {}, stub["added_tokens"])
-    found = differences(given, made)
-    # No text is encoded to special tokens.
-    differs = [part for part in found if part != "special tokens"]
+    differs = differences_in_texts(given, made)
     return Reading(None if differs else digest_of(made, eos_id), differs, name or CONFIG)
 
 
 def _all_added(fields: Fields, beside: Beside, some: Sequence[Fields]) -> list[Fields]:
     """Return all added tokens of a whole tokenizer with their ids, and with the options of `some`, those of a stub."""
-    added = {token["content"]: token for token in fields.get("added_tokens") or []}
+    added = {token["content"]: token for token in added_tokens(fields)}
     numbers = {content: token["id"] for content, token in added.items()}
     for number, token in _added_by_config(beside).items():
         if token["content"] not in numbers:
@@ -264,8 +269,10 @@ def _contents(model: Mapping[str, Any]) -> Fields:
 def _stub(fields: Fields, beside: Beside) -> Fields:
     """Return a tokenizer with few added tokens, and a BPE with single characters only, which loads at once."""
     named = json.dumps([beside.get(CONFIG, {}), beside.get(SPECIAL_MAP, {})], ensure_ascii=False)
-    listed = sorted(fields.get("added_tokens") or [], key=lambda token: int(token["id"]))
-    added = [token for token in listed if token["special"] or json.dumps(token["content"], ensure_ascii=False) in named]
+    added = []
+    for token in sorted(added_tokens(fields), key=lambda token: int(token["id"])):
+        if token["special"] or json.dumps(token["content"], ensure_ascii=False) in named:
+            added.append(token)
     added = added[:_FEW]
     model = fields["model"]
     if model["type"] != "BPE":

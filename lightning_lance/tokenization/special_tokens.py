@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning_lance.errors import ConfigError
+from lightning_lance.tokenization.tokenizer_json import added_tokens
 
 # Tokens that end a document in common tokenizers, the most common spelling first.
 EOS_SPELLINGS = (
@@ -47,7 +48,7 @@ def check_special_tokens(reference: Any, fields: Mapping[str, Any], vocabulary: 
     `reference` is the `tokenizers.Tokenizer`, which takes the spelling of special tokens as text, `fields` its parsed file.
     """
     unknown = unknown_token(fields["model"])
-    added = fields.get("added_tokens") or []
+    added = added_tokens(fields)
     for token in added:
         if token["special"] and token["content"] != unknown:
             ids = _ids(reference, token["content"])

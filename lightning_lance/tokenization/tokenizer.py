@@ -28,11 +28,13 @@ from lightning_lance.tokenization.special_tokens import EOS_SPELLINGS, check_spe
 from lightning_lance.tokenization.tokenizer_checks import check_form, check_ids
 from lightning_lance.tokenization.tokenizer_json import (
     UNUSED,
-    byte_characters,
+    added_tokens,
+    bytes_of_characters,
     canonical,
     digest_of,
     fields_in_use,
     other_digests,
+    special_spellings,
     steps_of,
 )
 from lightning_lance.tokenization.unicode_tables import KNOWN, SplitTexts, split_at_new_characters
@@ -89,7 +91,7 @@ class Tokenizer:
             self._spec = json.dumps(fields, ensure_ascii=False)
             self._reference = tokenizers.Tokenizer.from_str(self._spec)
             vocabulary = self._reference.get_vocab(with_added_tokens=True)
-            check_ids(fields.get("added_tokens") or [], vocabulary)
+            check_ids(added_tokens(fields), vocabulary)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the Rust library raises bare Exception, and its panics are not Exceptions
@@ -99,7 +101,7 @@ class Tokenizer:
         self._engine = engine
         self._also: list[str] = []
         self._reference.encode_special_tokens = True
-        self.special_tokens = [token["content"] for token in fields.get("added_tokens") or [] if token["special"]]
+        self.special_tokens = special_spellings(fields)
         self.eos_token = find_eos(eos_token, vocabulary, self.special_tokens)
         self.eos_id: int = vocabulary[self.eos_token]
         self.vocab_size: int = max(vocabulary.values()) + 1
@@ -246,12 +248,12 @@ class Tokenizer:
         ]
         if fields["model"]["type"] != "BPE" or not any(part["type"] == "ByteLevel" for part in parts):
             return None
-        known = {character: byte for byte, character in enumerate(byte_characters())}
+        known = bytes_of_characters()
         spelled = [b""] * self.vocab_size
         for piece, number in fields["model"]["vocab"].items():
             if known.keys() >= {*piece}:
                 spelled[number] = bytes(known[character] for character in piece)
-        for token in fields.get("added_tokens") or []:
+        for token in added_tokens(fields):
             spelled[token["id"]] = b"" if token["special"] else token["content"].encode()
         return Pieces(pa.array(spelled, pa.large_binary()), np.asarray([len(piece) for piece in spelled]))
 
@@ -314,8 +316,7 @@ def byte_tokenizer() -> Tokenizer:
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
-    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
-    model = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+    model = tokenizers.Tokenizer(models.BPE(bytes_of_characters(), []))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     model.add_special_tokens([EOS_SPELLINGS[0]])

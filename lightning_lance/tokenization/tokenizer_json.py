@@ -48,6 +48,26 @@ def byte_characters() -> list[str]:
     return written
 
 
+def bytes_of_characters() -> dict[str, int]:
+    """Return the byte that each of the `byte_characters` is for."""
+    return {character: byte for byte, character in enumerate(byte_characters())}
+
+
+def added_tokens(fields: Mapping[str, Any]) -> list[Fields]:
+    """Return the added tokens of a tokenizer."""
+    return fields.get("added_tokens") or []
+
+
+def plain_added_tokens(fields: Mapping[str, Any]) -> list[Fields]:
+    """Return the added tokens that are not special."""
+    return [token for token in added_tokens(fields) if not token["special"]]
+
+
+def special_spellings(fields: Mapping[str, Any]) -> list[str]:
+    """Return the spellings of the special tokens among the added tokens."""
+    return [token["content"] for token in added_tokens(fields) if token["special"]]
+
+
 def typed(fields: Mapping[str, Any]) -> Fields:
     """Return a tokenizer with the type of its model, which early files such as that of GPT-2 leave out."""
     model = fields["model"]
@@ -140,6 +160,11 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     parts = _meaning(one)
     others = _meaning(other)
     return [name for name in parts if parts[name] != others[name]]
+
+
+def differences_in_texts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the `differences`, but for special tokens: no text is encoded to them."""
+    return [part for part in differences(one, other) if part != "special tokens"]
 
 
 def _meaning(fields: Mapping[str, Any]) -> Fields:

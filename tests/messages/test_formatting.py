@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance.messages.formatting import format_bytes, format_percent, format_tokens, pluralize
+from lightning_lance.messages.formatting import (
+    as_pairs,
+    did_you_mean,
+    format_bytes,
+    format_documents,
+    format_percent,
+    format_tokens,
+    pluralize,
+)
 
 UNITS = {
     "tokens": 1,
@@ -39,6 +47,11 @@ UNITS = {
         (format_bytes(3e6), "3.00 MB"),
         (format_bytes(1.234e9), "1.23 GB"),
         (format_bytes(1e18), "1,000,000 TB"),
+        (format_documents(1, 5000), "1 document (5,000 tokens)"),
+        (" ".join(as_pairs({"repo": "a/b", "language": "Rust"})), "repo=a/b language=Rust"),
+        (did_you_mean("Rust"), "did you mean 'Rust'? "),
+        (did_you_mean("train", quoted=False), "did you mean train? "),
+        (did_you_mean(None), ""),
         (format_percent(0.0), None),
         (format_percent(0.004), "less than 1 %"),
         (format_percent(0.256), "26 %"),

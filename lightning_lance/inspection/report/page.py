@@ -30,7 +30,14 @@ from lightning_lance.inspection.report.windows import (
     some_windows,
 )
 from lightning_lance.inspection.summary import LanguageCount, StoreInfo
-from lightning_lance.messages.formatting import format_bytes, format_number, format_tokens, pluralize
+from lightning_lance.messages.formatting import (
+    as_pairs,
+    format_bytes,
+    format_documents,
+    format_number,
+    format_tokens,
+    pluralize,
+)
 from lightning_lance.messages.redaction import redacted
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.tokenizer import Tokenizer
@@ -134,7 +141,7 @@ def page_of(
         "made": datetime.now(timezone.utc),
         "settings": _settings(info),
         "languages": _languages(info),
-        "groups": [_group(name, counts) for name in GROUPED if counts.documents and name in counts.documents.groups],
+        "groups": _groups(counts),
         "lengths": _lengths(counts),
         "tokens": _tokens(counts, spelling),
         "compression": _compression(store, tokenizer, asked.seed),
@@ -193,9 +200,8 @@ def _settings(info: StoreInfo) -> list[tuple[str, str]]:
     rows += [(name, cut(redacted(_in_words(value)), 400)) for name, value in info.settings.items()]
     rows += [(f"left out: {reason}", f"{count:,}") for reason, count in info.skipped.items()]
     for entry in info.forgotten:
-        rule = " ".join(f"{key}={value}" for key, value in entry["rule"].items())
-        amount = f"{pluralize(entry['documents'], 'document')} ({pluralize(entry['tokens'], 'token')})"
-        rows.append(("forgotten", f"{rule}: {amount}"))
+        rule = " ".join(as_pairs(entry["rule"]))
+        rows.append(("forgotten", f"{rule}: {format_documents(entry['documents'], entry['tokens'])}"))
     if info.disk is not None:
         rows.append(("disk", format_bytes(info.disk.total)))
     return rows
@@ -237,29 +243,47 @@ def _languages(info: StoreInfo) -> dict[str, Any]:
 
 
 def _language_row(name: str, some: Sequence[LanguageCount]) -> _LanguageRow:
-    splits = tuple(sum(one.split_tokens[split] for one in some) for split in SPLITS)
-    return _LanguageRow(name, sum(one.documents for one in some), sum(one.tokens for one in some), splits)
+    splits = []
+    for split in SPLITS:
+        splits.append(sum(one.split_tokens[split] for one in some))
+    documents = sum(one.documents for one in some)
+    return _LanguageRow(name, documents, sum(one.tokens for one in some), tuple(splits))
 
 
-def _group(name: str, counts: Counts) -> dict[str, Any]:
+def _groups(counts: Counts) -> list[dict[str, Any]]:
+    """Return what is told of licenses and repositories, where the store has them."""
+    if counts.documents is None:
+        return []
+    groups = counts.documents.groups
+    return [_group(name, groups[name], counts) for name in GROUPED if name in groups]
+
+
+class _GroupRow(NamedTuple):
+    name: str
+    documents: int
+    tokens: int
+
+
+def _group(name: str, group: Mapping[str | None, Sequence[int]], counts: Counts) -> dict[str, Any]:
     """Return the licenses or repositories with the most tokens, and the rest as one row."""
-    group = counts.documents.groups[name] if counts.documents else {}
-    found = sorted(group.items(), key=lambda one: (-one[1][1], one[0] or ""))
-    rows: list[tuple[str, int, int]] = []
-    for value, (documents, tokens) in found[:_ROWS]:
-        rows.append((cut(value, _LONGEST) if value else "(unknown)", documents, tokens))
-    rest = [numbers for _, numbers in found[_ROWS:]]
+    found = [_GroupRow(value or "", documents, tokens) for value, (documents, tokens) in group.items()]
+    found.sort(key=lambda row: (-row.tokens, row.name))
+    rows = []
+    for row in found[:_ROWS]:
+        rows.append(row._replace(name=cut(row.name, _LONGEST) if row.name else "(unknown)"))
+    rest = found[_ROWS:]
     if rest:
-        rows.append((f"{len(rest):,} others", sum(one[0] for one in rest), sum(one[1] for one in rest)))
-    total = sum(numbers[1] for _, numbers in found)
+        documents = sum(row.documents for row in rest)
+        rows.append(_GroupRow(f"{len(rest):,} others", documents, sum(row.tokens for row in rest)))
+    total = sum(row.tokens for row in found)
     return {
         "id": name,
         "title": _TITLES[name],
         "noun": _NOUNS[name][0],
-        "distinct": pluralize(len([value for value in group if value]), *_NOUNS[name]),
+        "distinct": pluralize(sum(map(bool, group)), *_NOUNS[name]),
         "rows": rows,
         "total": total,
-        "chart": _markup(charts.bars([(row[0], row[2]) for row in rows], "tokens")),
+        "chart": _markup(charts.bars([(row.name, row.tokens) for row in rows], "tokens")),
         "basis": basis_of(counts.read, counts.total, "token", counts.is_exact),
     }
 
@@ -391,9 +415,8 @@ def _window(number: int, window: ShownWindow, token: Callable[[int], str], marku
 
 def _facts(document: ShownDocument) -> list[tuple[str, str]]:
     names = ["repo", "path", "license", *document.facts]
-    return [
-        (name, cut(redacted(document.facts[name]), _LONGEST)) for name in dict.fromkeys(names) if name in document.facts
-    ]
+    there = [name for name in dict.fromkeys(names) if name in document.facts]
+    return [(name, cut(redacted(document.facts[name]), _LONGEST)) for name in there]
 
 
 def _token(number: int, spelling: Spelling | None, is_eos: bool, markup: type[Markup]) -> Markup:

@@ -15,7 +15,7 @@ from lightning_lance.location import given_place
 from lightning_lance.store.kept_tokenizer import kept_tokenizer
 from lightning_lance.store.token_store import TokenStore
 from lightning_lance.tokenization.tokenizer import Tokenizer
-from lightning_lance.tokenization.tokenizer_json import byte_characters
+from lightning_lance.tokenization.tokenizer_json import bytes_of_characters
 
 #: Shown for white space that is not a space.
 LINE_END = "\u21b5"
@@ -43,7 +43,7 @@ class Spelling:
         kinds = _decoders(fields.get("decoder"))
         self._is_byte_level = "ByteLevel" in kinds
         self._is_plain = bool(kinds & {"ByteFallback", "Metaspace"})
-        self._bytes_of_characters = {character: byte for byte, character in enumerate(byte_characters())}
+        self._bytes_of_characters = bytes_of_characters()
 
     def token(self, number: int) -> str | None:
         """Return a token as the vocabulary spells it; None for an id without a token."""
