@@ -65,8 +65,9 @@ def import_command(arguments: Sequence[str]) -> None:
     given |= {key: _number(key, pairs[key]) for key in _NUMBERS if key in pairs}
     from lightning_lance.convert import import_tokens
 
-    with ending_in_a_sentence("run it again, it goes on after its last commit."), _told(as_json), _in_its_words():
-        tokenizer = _tokenizer_of(pairs["tokenizer"], pairs.get("eos_token"))
+    chosen = pairs["tokenizer"]
+    with ending_in_a_sentence("run it again, it goes on after its last commit."), _told(as_json), _in_its_words(chosen):
+        tokenizer = _tokenizer_of(chosen, pairs.get("eos_token"))
         store = import_tokens(
             kind,
             place,
@@ -105,7 +106,7 @@ def _told(as_json: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _in_its_words() -> Iterator[None]:
+def _in_its_words(tokenizer: str) -> Iterator[None]:
     """Let errors name the keys of this command, where they name those of a configuration."""
     try:
         yield
@@ -113,6 +114,8 @@ def _in_its_words() -> Iterator[None]:
         sentence = str(error)
         for others, ours in _SPELLED.items():
             sentence = sentence.replace(others, ours)
+        if sentence.startswith(f"The tokenizer {tokenizer!r} ") and not Path(tokenizer).exists():
+            sentence = f"{sentence.rstrip('.')}; {tokenizer!r} is no file or folder here."
         error.args = (sentence,)
         raise
 

@@ -205,6 +205,6 @@ def _main() -> None:
         near = nearest(name, commands)
         meant = f"did you mean {near}? " if near else ""
         fail(
-            f"there is no command {shown_override(name)!r}: expected {', '.join(commands[:-1])} or {commands[-1]}. {meant}"
+            f"there is no command {shown_override(name)!r}: {meant}expected {', '.join(commands[:-1])} or {commands[-1]}; "
             "lightning-lance --help says more."
         )

@@ -36,7 +36,7 @@ from lightning_lance.format.channels import LOSS_MASK, TOKEN_LABELS
 from lightning_lance.messages.formatting import format_list, suggestion
 from lightning_lance.sources.dataset_reader import OpenedDataset
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.sources.local_paths import from_folder, is_local, local_path
+from lightning_lance.sources.local_paths import from_folder, hint, is_local, local_path
 
 ENDING = ".parquet"
 USUAL_COLUMN = "input_ids"
@@ -139,7 +139,9 @@ def in_words_of_an_import(places: Places) -> Iterator[None]:
         for pattern, words in _SPELLED:
             sentence = pattern.sub(words, sentence)
         if may_be_on_hub(places):
-            sentence = f"{sentence.rstrip('.')}; {places.place!r} is no file or folder here."
+            near = hint(places.place, places.base)
+            also = f" ({near})" if near else ""
+            sentence = f"{sentence.rstrip('.')}; {places.place!r} is no file or folder here{also}."
         error.args = (sentence,)
         raise
 
