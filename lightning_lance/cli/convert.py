@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -114,7 +115,8 @@ def _in_its_words(tokenizer: str) -> Iterator[None]:
         sentence = str(error)
         for others, ours in _SPELLED.items():
             sentence = sentence.replace(others, ours)
-        if sentence.startswith(f"The tokenizer {tokenizer!r} ") and not Path(tokenizer).exists():
+        is_model = sentence.startswith(f"The tokenizer {tokenizer!r} cannot be") and not tokenizer.endswith(".json")
+        if is_model and not os.path.lexists(tokenizer):
             sentence = f"{sentence.rstrip('.')}; {tokenizer!r} is no file or folder here."
         error.args = (sentence,)
         raise
@@ -127,7 +129,7 @@ def _tokenizer_of(name: str, eos_token: str | None) -> TokenizerConfig:
 
     from lightning_lance.tokenization.configs import ByteTokenizer, PretrainedTokenizer, TokenizerFile
 
-    if Path(name).expanduser().exists() or name.endswith(".json"):
+    if os.path.exists(Path(name).expanduser()) or name.endswith(".json"):  # noqa: PTH110 - raises nothing
         return TokenizerFile(name, eos_token)
     if name in _NOT_MADE:
         raise ConfigError(
