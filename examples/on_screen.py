@@ -23,8 +23,12 @@ _LINE_SECONDS = 30.0
 
 # Loggers whose tips, tables and reports are for those who write a training script.
 _TALKATIVE = ("lightning", "lightning.pytorch", "lightning.fabric", "matplotlib")
-# What Lightning warns of and this script wants.
-_WANTED = (".*Checkpoint directory .* exists and is not empty.*", ".*isinstance.treespec, LeafSpec.*")
+# What Lightning warns of and this script wants, or says in words of its own.
+_WANTED = (
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*Total length of .* across ranks is zero.*",
+)
 
 
 @contextmanager

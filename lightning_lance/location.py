@@ -409,7 +409,13 @@ def _check_links(given: str) -> None:
     """Check that no link in a path leads back to itself, or into a folder that does not exist."""
     path = Path(given)
     for place in (*reversed(path.parents), path):
-        if not place.is_symlink() or place.exists():
+        try:
+            is_whole = not place.is_symlink() or place.exists()
+        except PermissionError as error:
+            raise StoreError(
+                f"{given!r} cannot be reached ({error.strerror}): grant access to {str(place.parent)!r}."
+            ) from error
+        if is_whole:
             continue
         target = Path(os.path.realpath(place))
         if target.is_symlink():

@@ -315,7 +315,7 @@ def _of_a_file(name: str) -> str:
         return f"a file is given as source={kind} 'source.data_files=[{name}]'; "
     if ending == "lance":
         return f"a store that is there is served by data.corpus={name}; "
-    if "/" in name or "." in name:
+    if "/" in name or "." in name or os.path.exists(name):  # noqa: PTH110 - as below
         return f"files and folders are given as source=files 'source.patterns=[{name}]'; "
     return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,8 +65,9 @@ def import_command(arguments: Sequence[str]) -> None:
     given |= {key: _number(key, pairs[key]) for key in _NUMBERS if key in pairs}
     from lightning_lance.convert import import_tokens
 
-    with ending_in_a_sentence("run it again, it goes on after its last commit."), _told(as_json), _in_its_words():
-        tokenizer = _tokenizer_of(pairs["tokenizer"], pairs.get("eos_token"))
+    chosen = pairs["tokenizer"]
+    with ending_in_a_sentence("run it again, it goes on after its last commit."), _told(as_json), _in_its_words(chosen):
+        tokenizer = _tokenizer_of(chosen, pairs.get("eos_token"))
         store = import_tokens(
             kind,
             place,
@@ -104,7 +106,7 @@ def _told(as_json: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _in_its_words() -> Iterator[None]:
+def _in_its_words(tokenizer: str) -> Iterator[None]:
     """Let errors name the keys of this command, where they name those of a configuration."""
     try:
         yield
@@ -112,6 +114,9 @@ def _in_its_words() -> Iterator[None]:
         sentence = str(error)
         for others, ours in _SPELLED.items():
             sentence = sentence.replace(others, ours)
+        is_model = sentence.startswith(f"The tokenizer {tokenizer!r} cannot be") and not tokenizer.endswith(".json")
+        if is_model and not os.path.lexists(tokenizer):
+            sentence = f"{sentence.rstrip('.')}; {tokenizer!r} is no file or folder here."
         error.args = (sentence,)
         raise
 
@@ -123,7 +128,7 @@ def _tokenizer_of(name: str, eos_token: str | None) -> TokenizerConfig:
 
     from lightning_lance.tokenization.configs import ByteTokenizer, PretrainedTokenizer, TokenizerFile
 
-    if Path(name).expanduser().exists() or name.endswith(".json"):
+    if os.path.exists(Path(name).expanduser()) or name.endswith(".json"):  # noqa: PTH110 - raises nothing
         return TokenizerFile(name, eos_token)
     if name in _NOT_MADE:
         raise ConfigError(

@@ -209,6 +209,6 @@ def _main() -> None:
         commands = ["train", "prepare", *_RUN.keys()]
         meant = did_you_mean(nearest(name, commands), quoted=False)
         fail(
-            f"there is no command {shown_override(name)!r}: expected {', '.join(commands[:-1])} or {commands[-1]}. {meant}"
+            f"there is no command {shown_override(name)!r}: {meant}expected {', '.join(commands[:-1])} or {commands[-1]}; "
             "lightning-lance --help says more."
         )

@@ -131,10 +131,10 @@ def export_tokens(
     if not exports:
         what = "no tokens" if split is None and language is None else f"no tokens of split={split}, language={language}"
         raise ConfigError(f"The store {store.uri!r} has {what}: see lightning-lance info {store.uri}.")
-    for export in exports:
-        export.check_free(overwrite)
-    _warn_left_out(store, format)
     try:
+        for export in exports:
+            export.check_free(overwrite)
+        _warn_left_out(store, format)
         with ExitStack() as parts:
             folder.mkdir(parents=True, exist_ok=True)
             for export in exports:
@@ -144,7 +144,8 @@ def export_tokens(
                 export.put_in_place()
     except OSError as error:
         raise StoreError(
-            f"{str(folder)!r} cannot be written ({error}): free disk space or grant write access, then run it again."
+            f"{str(folder)!r} cannot be written ({error.strerror or error}): free disk space or grant write access, then run "
+            "it again."
         ) from error
     return [export.made for export in exports]
 
@@ -161,10 +162,11 @@ def _folder_at(place: str | os.PathLike[str]) -> Path:
     if not is_local(text):
         raise ConfigError(f"place is {text!r}: expected a folder on a disk of this machine; copy the files from there.")
     folder = Path(local_path(text)).absolute()
-    if folder.exists() and not folder.is_dir():
+    # Path raises an error for what must not be looked at; writing it says so.
+    if os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112
         raise ConfigError(f"place is {text!r}, which is a file: expected a folder, which may be new.")
     for above in (folder, *folder.parents):
-        if (above / VERSIONS).is_dir():
+        if os.path.isdir(above / VERSIONS):  # noqa: PTH112
             raise ConfigError(
                 f"place is {text!r}, in the folder of the store {str(above)!r}: give a place outside of it."
             )

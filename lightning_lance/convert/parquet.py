@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from lightning_lance.convert.channels import CHANNEL_WORDS, HF_LABELS, Aligned, holds_channel
 from lightning_lance.convert.documents import Shard, TokenDocuments, TokenShards
-from lightning_lance.convert.places import SPLIT_NAMES, Places, denied, is_denied, nothing_at
+from lightning_lance.convert.places import SPLIT_NAMES, Places, denied, nothing_at
 from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.documents.columns import (
     UnfitShard,
@@ -36,7 +36,7 @@ from lightning_lance.format.channels import LOSS_MASK, TOKEN_LABELS
 from lightning_lance.messages.formatting import format_list, suggestion
 from lightning_lance.sources.dataset_reader import OpenedDataset
 from lightning_lance.sources.datasets import DatasetSource
-from lightning_lance.sources.local_paths import from_folder, is_local, local_path
+from lightning_lance.sources.local_paths import from_folder, hint, is_denied, is_local, local_path
 
 ENDING = ".parquet"
 USUAL_COLUMN = "input_ids"
@@ -141,7 +141,9 @@ def in_words_of_an_import(places: Places) -> Iterator[None]:
         for pattern, words in _SPELLED:
             sentence = pattern.sub(words, sentence)
         if may_be_on_hub(places):
-            sentence = f"{sentence.rstrip('.')}; {places.place!r} is no file or folder here."
+            near = hint(places.place, places.base)
+            also = f" ({near})" if near else ""
+            sentence = f"{sentence.rstrip('.')}; {places.place!r} is no file or folder here{also}."
         error.args = (sentence,)
         raise
 

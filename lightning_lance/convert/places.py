@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.location import is_local
-from lightning_lance.sources.local_paths import from_folder, hint, local_path, readable, what_is_there
+from lightning_lance.sources.local_paths import (
+    from_folder,
+    hint,
+    is_denied,
+    local_path,
+    readable,
+    what_is_there,
+)
 
 #: Names of the splits in other tools, and ours.
 SPLIT_NAMES = {"train": "train", "val": "val", "validation": "val"}
@@ -108,17 +114,6 @@ def nothing_at(name: str, place: str, base: str, what: str) -> ConfigError | Sou
         if near:
             there = f"{there} ({near})"
     return ConfigError(f"{name} is {readable(place)!r}, {there}: expected {what}; check the place and the format.")
-
-
-def is_denied(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is there, or may be, and must not be read."""
-    try:
-        is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - as the others here
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return not os.access(path, os.R_OK | os.X_OK if is_folder else os.R_OK)
 
 
 def denied(name: str, place: str) -> SourceError:

@@ -73,7 +73,9 @@ def load_checkpoint(file: str) -> Any:
     import torch
 
     if not Path(file).is_file():
-        raise ConfigError(f"There is no checkpoint {file!r}.")
+        raise ConfigError(
+            f"There is no checkpoint {file!r}: expected a file such as outputs/checkpoints/last.ckpt, or the folder of a run."
+        )
     try:
         # Checkpoints in torch's legacy format cannot be mapped.
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))

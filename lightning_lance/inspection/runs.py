@@ -9,7 +9,15 @@ from typing import Any
 from lightning_lance.errors import ConfigError, LightningLanceError, StoreError
 from lightning_lance.format.commit import last_commit
 from lightning_lance.inspection.checkpoints import checkpoint_at, load_checkpoint, open_stores, state_in
-from lightning_lance.location import StoreLocation, check_place, folder_of_stores, has_stores, is_local, store_place
+from lightning_lance.location import (
+    StoreLocation,
+    check_place,
+    folder_of_stores,
+    has_stores,
+    is_local,
+    no_store_at,
+    store_place,
+)
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.selection import selected_by
@@ -63,6 +71,8 @@ def open_run(
 def _checkpoint_of(place: str) -> str:
     """Return the checkpoint of a run, or the newest one in its folder."""
     if not Path(place).exists():
+        if place.endswith(".lance"):
+            raise no_store_at(store_place(place))
         raise ConfigError(
             f"There is no run at {place!r}: expected the folder of a run, such as outputs, a checkpoint, or a token store."
         )

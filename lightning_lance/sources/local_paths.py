@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -102,6 +103,18 @@ def what_is_there(path: str) -> str:
     if os.path.exists(path):
         return "which is a file"
     return "which is a broken link"
+
+
+def is_denied(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is there, or may be, and must not be read."""
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    needed = os.R_OK | os.X_OK if is_folder else os.R_OK
+    return not os.access(path, needed, effective_ids=os.access in os.supports_effective_ids)
 
 
 def data_folder(data_dir: object) -> str:

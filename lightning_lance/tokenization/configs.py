@@ -23,7 +23,7 @@ from lightning_lance.process.files import write_atomic
 from lightning_lance.process.locks import exclusive
 from lightning_lance.process.request_logs import quiet_requests
 from lightning_lance.readers.retry import RetryPolicy, raise_own
-from lightning_lance.sources.local_paths import working_folder
+from lightning_lance.sources.local_paths import is_denied, working_folder
 from lightning_lance.sources.source import Source
 from lightning_lance.tokenization.identity import TokenizerIdentity, identity_of_text
 from lightning_lance.tokenization.pretrained import (
@@ -117,6 +117,8 @@ class TokenizerFile:
     def load(self, source: Source | None, folder: Path) -> Tokenizer:
         """See `TokenizerConfig.load`."""
         file = self._file
+        if is_denied(file):
+            raise ConfigError(f"The tokenizer {self.path!r} cannot be read (Permission denied): grant read access.")
         if not file.is_file():
             raise ConfigError(
                 f"There is no tokenizer.json at {self.path!r}: set tokenizer.path to the file, or to its folder."
@@ -134,7 +136,7 @@ class TokenizerFile:
 
 def _tokenizer_at(path: Path) -> Path:
     """Return the tokenizer.json that a path to the file or to its folder stands for."""
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - raises nothing
         return path / TOKENIZER
     return path
 
@@ -281,7 +283,7 @@ class PretrainedTokenizer:
     def _local_file(self) -> Path | None:
         """The tokenizer.json of a local model, which may be missing; None for a model on the Hub."""
         path = Path(self._base, Path(self.model).expanduser())
-        if path.exists():
+        if os.path.exists(path):  # noqa: PTH110 - raises nothing
             return _tokenizer_at(path)
         return None
 

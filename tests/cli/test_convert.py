@@ -10,13 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lightning_lance.convert import import_tokens
-from lightning_lance.convert.places import is_denied
 from lightning_lance.convert.source import FORMATS
-from lightning_lance.errors import SourceError
-from lightning_lance.tokenization import ByteTokenizer
 from tests.support.commands import Run
 from tests.support.paths import ROOT
+from tests.support.permissions import held_to_permissions
 
 MDS = ROOT / "tests/fixtures/formats/mds"
 
@@ -158,14 +155,31 @@ def test_parquet_that_does_not_fit_is_told_in_the_words_of_an_import(
     assert "source." not in err
 
 
-def test_what_must_not_be_read_is_said(tmp_path: Path):
+def test_what_must_not_be_read_or_written_is_said(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("import", "mds", MDS, "tokenizer=bytes", "uri=x.lance")[0] == 0
     denied = tmp_path / "denied"
     denied.mkdir(mode=0)
+    given = ["tokenizer=bytes", "uri=y.lance"]
+    cases = [(["import", kind, "denied", *given], "place is 'denied', which cannot be read") for kind in FORMATS]
+    cases += [
+        (["import", "nanogpt", "denied/x.bin", *given], "place is 'denied/x.bin', which cannot be read"),
+        (["import", "parquet", "denied/x.parquet", *given], "place is 'denied/x.parquet', which cannot be read"),
+        (
+            ["import", "mds", MDS, "tokenizer=denied/t.json", "uri=y.lance"],
+            "The tokenizer 'denied/t.json' cannot be read",
+        ),
+        (["import", "mds", MDS, "tokenizer=bytes", "uri=denied/y.lance"], "denied/y.lance' cannot be reached"),
+        (["info", "denied/x.lance"], "denied/x.lance' cannot be reached"),
+        (["export", "x.lance", "parquet", "denied"], "denied' cannot be written"),
+        (["export", "x.lance", "parquet", "denied/a"], "denied/a' cannot be written"),
+    ]
     try:
-        if not is_denied(denied):
-            pytest.skip("this user may read everything")
-        for kind in FORMATS:
-            with pytest.raises(SourceError, match=r"which cannot be read \(Permission denied\): grant read access"):
-                import_tokens(kind, denied, tmp_path / "x.lance", ByteTokenizer(), data_dir=tmp_path)
+        for words, message in cases:
+            with held_to_permissions():
+                code, out, err = run(*words)
+            assert (code, out, err.count("\n")) == (1, "", 1), words
+            assert message in err
+            assert "(Permission denied): " in err
     finally:
         denied.chmod(0o700)
