@@ -28,7 +28,7 @@ from lightning_lance.build.corpus import (
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, StoreError, flag
-from lightning_lance.inspection.runs import RUN
+from lightning_lance.inspection.runs import BEGINS, RUN
 from lightning_lance.inspection.training import Limit, training_line
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
@@ -54,7 +54,13 @@ from lightning_lance.serving.options import (
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs
-from lightning_lance.serving.selection import WindowSelection, check_one_tokenizer, extent_in, known_differences
+from lightning_lance.serving.selection import (
+    WindowSelection,
+    channels_of_all,
+    check_one_tokenizer,
+    extent_in,
+    known_differences,
+)
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.vocabulary import vocabulary_of
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept
@@ -134,6 +140,17 @@ class _Watch(Callback):
         if data is not None and data._loader is not None:
             steps = {"max_steps": trainer.max_steps, "accumulate_grad_batches": trainer.accumulate_grad_batches}
             checkpoint[RUN] = {**data._loader.batching, **steps}
+            begins = data._loader.begins
+            if begins:
+                checkpoint[BEGINS] = begins
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take what the steps of earlier epochs are known by."""
+        data = _datamodule_of(trainer)
+        if data is not None:
+            data._begins = checkpoint.get(BEGINS, [])
+            if data._loader is not None:
+                data._loader.take_begins(data._begins)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _datamodule_of(trainer)
@@ -285,6 +302,7 @@ class LanceDataModule(LightningDataModule):
         self._stores: dict[str, TokenStore] = {}
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
+        self._begins: list[list[int]] = []  # of the run that goes on
         self._failure: Exception | None = None
         self._fits = False  # whether `setup` was called for training
         self._tags = TrainingTags()
@@ -415,6 +433,7 @@ class LanceDataModule(LightningDataModule):
         """Continue after the last fit of the same Trainer; with another Trainer, begin at the first window."""
         last, trainer_before = self._loader, self._fitted_by
         self._loader = self._state = None
+        self._begins = last.begins if last is not None else []
         self._fitted_by = weakref.ref(self.trainer) if self.trainer is not None else None
         if last is None or trainer_before is None:
             return
@@ -517,6 +536,7 @@ class LanceDataModule(LightningDataModule):
         loader = self._train_loader(resumable=not self._anew)
         if state is not None and not self._anew:
             loader.load_state_dict(state)
+            loader.take_begins(self._begins if self._loader is None else self._loader.begins)
             loader.roll_over()
             loader.expected = self._state
         self._loader = loader
@@ -635,6 +655,8 @@ class LanceDataModule(LightningDataModule):
         group = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
         served = self.stores if stores is None else stores
         given = {"seed": self.serving.seed, "where": self.serving.where, **vars(self.batch), **options}
+        # A loader may have some of the stores only, and its batches have the keys of all others.
+        missing = {*channels_of_all(self.stores.values())} - {*channels_of_all(served.values())}
         return WindowLoader(
             served if len(served) > 1 else next(iter(served.values())),
             self.context_length,
@@ -642,6 +664,7 @@ class LanceDataModule(LightningDataModule):
             split=split,
             rank=group["rank"],
             world_size=group["num_replicas"],
+            channels=sorted(missing),
             **given,
         )
 
