@@ -809,9 +809,9 @@ class LanceDataModule(LightningDataModule):
             return []
         limits = []
         if trainer.max_steps > 0:
-            limits.append(
-                Limit(trainer.max_steps * trainer.accumulate_grad_batches, f"max_steps={trainer.max_steps:,}")
-            )
+            # The loader counts the steps before in the sizes of this fit, and the Trainer as they were.
+            left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+            limits.append(Limit(loader.step + left, f"max_steps={trainer.max_steps:,}"))
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             batches = loader.steps_of(trainer.max_epochs)
             if trainer.num_training_batches < len(loader):

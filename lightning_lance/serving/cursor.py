@@ -316,9 +316,14 @@ class Cursor:
         rows = zip(self._mixture.orders, windows.tolist(), (windows / self._mixture.sizes).tolist(), strict=True)
         return {name: {"windows": consumed, "epochs": epochs} for name, consumed, epochs in rows}
 
-    def epochs_of(self, windows: int) -> dict[str, float]:
-        """Return the epochs of each component that as many windows make from the begin of a run."""
-        return self._mixture.epochs_of(windows)
+    def epochs_of(self, windows: int, ahead: int) -> dict[str, float]:
+        """Return the epochs that each component has had after as many windows of a run, some of which are ahead."""
+        if not self.origin:
+            return self._mixture.epochs_of(windows)
+        # What was served before the mixture began is in what each component has had.
+        consumed = self._mixture.consumed(self.value - self.origin + ahead)
+        epochs = consumed / np.maximum(self._mixture.sizes, 1)
+        return dict(zip(self._mixture.orders, epochs.tolist(), strict=True))
 
     def _consumed_now(self) -> list[int]:
         """Return the windows that each component has served, in the order of `mix`."""

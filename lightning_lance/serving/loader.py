@@ -459,8 +459,15 @@ class WindowLoader:
         return self._sizes.first_step(epochs, self._cursor.num_windows)
 
     def epochs_of(self, steps: int) -> dict[str, float]:
-        """Return the epochs of each component of the mixture that some steps make; without a mixture, it is named ""."""
-        return self._cursor.epochs_of(self._sizes.windows_before(steps))
+        """Return the epochs of each component of the mixture that a run has had once it has made some steps.
+
+        Without a mixture, the component is named "".
+
+        Args:
+            steps: From the begin of the run on, as `step` counts.
+        """
+        windows = self._sizes.windows_before(steps)
+        return self._cursor.epochs_of(windows, windows - self._sizes.windows_before(self.step))
 
     @property
     def most_steps(self) -> int | None:
