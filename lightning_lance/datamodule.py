@@ -29,7 +29,7 @@ from lightning_lance.build.corpus import (
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, StoreError, flag
-from lightning_lance.inspection.runs import RUN
+from lightning_lance.inspection.runs import BEGINS, RUN
 from lightning_lance.inspection.training import Limit, training_line
 from lightning_lance.maintenance.integrity import raise_if_damaged
 from lightning_lance.messages.escaping import logger, shown
@@ -57,6 +57,7 @@ from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs
 from lightning_lance.serving.selection import (
     WindowSelection,
+    channels_of_all,
     check_one_tokenizer,
     entries_by_name,
     extent_in,
@@ -136,6 +137,17 @@ class _Watch(Callback):
         if data is not None and data._loader is not None:
             steps = {"max_steps": trainer.max_steps, "accumulate_grad_batches": trainer.accumulate_grad_batches}
             checkpoint[RUN] = {**data._loader.batching, **steps}
+            begins = data._loader.begins
+            if begins:
+                checkpoint[BEGINS] = begins
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take what the steps of earlier epochs are known by."""
+        data = _datamodule_of(trainer)
+        if data is not None:
+            data._begins = checkpoint.get(BEGINS, [])
+            if data._loader is not None:
+                data._loader.take_begins(data._begins)
 
     def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data = _datamodule_of(trainer)
@@ -288,6 +300,7 @@ class LanceDataModule(LightningDataModule):
         self._stores: dict[str, TokenStore] = {}
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
+        self._begins: list[list[int]] = []  # of the run that goes on
         self._failure: Exception | None = None
         self._fits = False  # whether `setup` was called for training
         self._tags = TrainingTags()
@@ -416,6 +429,9 @@ class LanceDataModule(LightningDataModule):
         """Continue after the last fit of the same Trainer; with another Trainer, begin at the first window."""
         last, trainer_before = self._loader, self._fitted_by
         self._loader = self._state = None
+        self._begins = []
+        if last is not None:
+            self._begins = last.begins
         self._fitted_by = None
         if self.trainer is not None:
             self._fitted_by = weakref.ref(self.trainer)
@@ -522,6 +538,7 @@ class LanceDataModule(LightningDataModule):
         loader = self._train_loader(resumable=not self._anew)
         if state is not None and not self._anew:
             loader.load_state_dict(state)
+            loader.take_begins(self._begins if self._loader is None else self._loader.begins)
             loader.roll_over()
             loader.expected = self._state
         self._loader = loader
@@ -652,6 +669,8 @@ class LanceDataModule(LightningDataModule):
         group = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"num_replicas": 1, "rank": 0}
         served = self.stores if stores is None else stores
         given = {"seed": self.serving.seed, "where": self.serving.where, **vars(self.batch), **options}
+        # A loader may have some of the stores only, and its batches have the keys of all others.
+        missing = {*channels_of_all(self.stores.values())} - {*channels_of_all(served.values())}
         return WindowLoader(
             served if len(served) > 1 else next(iter(served.values())),
             self.context_length,
@@ -659,6 +678,7 @@ class LanceDataModule(LightningDataModule):
             split=split,
             rank=group["rank"],
             world_size=group["num_replicas"],
+            channels=sorted(missing),
             **given,
         )
 
@@ -804,9 +824,9 @@ class LanceDataModule(LightningDataModule):
             return []
         limits = []
         if trainer.max_steps > 0:
-            limits.append(
-                Limit(trainer.max_steps * trainer.accumulate_grad_batches, f"max_steps={trainer.max_steps:,}")
-            )
+            # The loader counts the steps before in the sizes of this fit, and the Trainer as they were.
+            left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+            limits.append(Limit(loader.step + left, f"max_steps={trainer.max_steps:,}"))
         if trainer.max_epochs is not None and trainer.max_epochs > 0:
             batches = loader.steps_of(trainer.max_epochs)
             if trainer.num_training_batches < len(loader):

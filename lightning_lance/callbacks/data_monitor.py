@@ -205,7 +205,7 @@ class DataMonitor(Callback):
             components = loader.components()
             metrics["epoch"] = loader.epoch
             metrics["epoch_tokens"] = float(loader.epoch_tokens)
-            metrics["windows"] = sum(part["windows"] for part in components.values())
+            metrics["windows"] = loader.num_consumed
         logged = {f"data/{name}": value for name, value in metrics.items()}
         if not isinstance(getattr(trainer, "datamodule", None), LanceDataModule):
             # A LanceDataModule logs these itself.

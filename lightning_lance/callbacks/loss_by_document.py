@@ -7,6 +7,7 @@ import os
 import statistics
 from collections import deque
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ class _Kept:
         global_step: Optimizer steps before it.
         losses: Of its tokens, on the device.
         first: Its first tokens.
+        loader: What served it.
         document_ids: As the batch has them, or None.
     """
 
@@ -47,6 +49,7 @@ class _Kept:
     global_step: int
     losses: TokenLosses
     first: Tensor | None
+    loader: WindowLoader | None
     document_ids: Tensor | None
     is_written: bool = False
 
@@ -154,7 +157,7 @@ class LossByDocument(Callback):
             return
         losses = token_losses_of(outputs, batch, "training_step", self)
         first = None if self._loader is None else first_tokens(batch["input_ids"])
-        kept = _Kept(self._step, self._global_step, losses, first, batch.get("document_ids"))
+        kept = _Kept(self._step, self._global_step, losses, first, self._loader, batch.get("document_ids"))
         self._kept.append(kept)
         self._new.append(kept)
         # Ranks tell each other of several steps at once.
@@ -163,6 +166,15 @@ class LossByDocument(Callback):
             self._send(trainer, together=True)
         while self._arriving and self._arriving[0].have_come():
             self._judge(trainer, self._arriving.popleft())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what the epoch's batches were served from: the next epoch may have other windows (`data.extend`)."""
+        if self._loader is None or self._loader.extend == "never":
+            return
+        served = copy(self._loader)
+        for kept in self._kept:
+            if kept.loader is self._loader:
+                kept.loader = served
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the last steps too."""
@@ -253,10 +265,10 @@ class LossByDocument(Callback):
     def _documents(self, kept: _Kept) -> list[DocumentLoss]:
         windows, length = kept.losses.losses.shape
         try:
-            if self._loader is not None and kept.first is not None:
-                served = windows_of(self._loader, kept.step, kept.first)
-                losses = kept.losses.of_windows(served.rows, self._loader.context_length // served.rows)
-                return sums_by_document(numbers_of_documents(served.tokens, eos_of(self._loader)), losses)
+            if kept.loader is not None and kept.first is not None:
+                served = windows_of(kept.loader, kept.step, kept.first)
+                losses = kept.losses.of_windows(served.rows, kept.loader.context_length // served.rows)
+                return sums_by_document(numbers_of_documents(served.tokens, eos_of(kept.loader)), losses)
         except LightningLanceError as error:
             if not self._told_why:
                 self._told_why = True

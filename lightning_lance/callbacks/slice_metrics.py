@@ -90,6 +90,7 @@ class SliceMetrics(Callback):
         self._of_windows = self.by in _VAL_BY.values()
         self._named: list[str] = []
         self._train: list[_Batch] = []
+        self._ended: dict[str, _Sum] = {}  # of batches of epochs that have ended
         self._val: list[_Batch] = []
         self._step = -1
         self._global_step = 0  # before this batch
@@ -126,6 +127,7 @@ class SliceMetrics(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that the documents have the field."""
         self._train = []
+        self._ended = {}
         loader = train_loader(trainer)
         if loader is None:
             raise ConfigError(
@@ -161,11 +163,17 @@ class SliceMetrics(Callback):
         stepped = trainer.global_step > self._global_step
         if not (stepped and every > 0 and trainer.global_step % every == 0):
             return
-        metrics = self._metrics("train_loss", trainer, train_loader(trainer), self._train)
+        sums, self._ended = self._ended, {}
+        metrics = self._metrics("train_loss", trainer, train_loader(trainer), self._train, sums)
         self._train = []
         if trainer.is_global_zero and metrics:
             for metrics_logger in trainer.loggers:
                 metrics_logger.log_metrics(metrics, step=trainer.global_step - 1)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the slices of this epoch's batches: the next epoch may have other windows (`data.extend`)."""
+        self._add(self._ended, train_loader(trainer), self._train)
+        self._train = []
 
     def on_validation_batch_end(
         self,
@@ -201,18 +209,18 @@ class SliceMetrics(Callback):
         return _Batch(step, None, losses, first_tokens(batch["input_ids"]))
 
     def _metrics(
-        self, prefix: str, trainer: Trainer, loader: WindowLoader | None, batches: Sequence[_Batch]
+        self,
+        prefix: str,
+        trainer: Trainer,
+        loader: WindowLoader | None,
+        batches: Sequence[_Batch],
+        before: Mapping[str, _Sum] | None = None,
     ) -> dict[str, float]:
-        """Return the mean loss of each slice of some batches of all ranks, by its name."""
+        """Return the mean loss of each slice of some batches of all ranks, by its name; with the sums of those before."""
         sums: dict[str, _Sum] = {}
-        if loader is not None:
-            try:
-                for name, part in self._parts(loader, batches):
-                    sums[name] = sums.get(name, _Sum()).plus(part)
-            except StoreError as error:
-                if not self._told:
-                    self._told = True
-                    _log.warning("The slices of some batches are not known, and their losses are left out: %s", error)
+        if before is not None:
+            sums.update(before)
+        self._add(sums, loader, batches)
         everyone = [sums]
         if has_other_ranks(trainer):
             everyone = [{} for _ in range(trainer.world_size)]
@@ -223,6 +231,18 @@ class SliceMetrics(Callback):
                 together[name] = together.get(name, _Sum()).plus(_Sum(loss, tokens))
         self._name(loader, together)
         return self._means(prefix, together)
+
+    def _add(self, sums: dict[str, _Sum], loader: WindowLoader | None, batches: Sequence[_Batch]) -> None:
+        """Add some batches to the sums of slices."""
+        if loader is None:
+            return
+        try:
+            for name, part in self._parts(loader, batches):
+                sums[name] = sums.get(name, _Sum()).plus(part)
+        except StoreError as error:
+            if not self._told:
+                self._told = True
+                _log.warning("The slices of some batches are not known, and their losses are left out: %s", error)
 
     def _parts(self, loader: WindowLoader, batches: Sequence[_Batch]) -> Iterator[tuple[str, _Sum]]:
         if self._of_windows and batches:

@@ -356,6 +356,11 @@ def _say_seen(loader: WindowLoader, rule: Mapping[str, str], seen: Seen) -> None
         f"{given}: {pluralize(len(seen.documents), 'document')}, {pluralize(tokens, 'token')}, in "
         f"{pluralize(len(seen.sightings), 'window')} up to step {seen.until:,}, {served:,} of them served."
     )
+    if seen.since:
+        say(
+            f"Windows before step {seen.since:,} are not known, since the data, the weights or context_length changed there: a "
+            "checkpoint from before has them."
+        )
     cells: list[list[str | None]] = []
     for one in seen.sightings[:_ROWS]:
         step = None if one.step is None else f"{one.step:,}"

@@ -17,6 +17,8 @@ HF_LABELS = "hf_labels"
 #: Words of `columns` that name a column with a value for each id, and the channel that it becomes.
 CHANNEL_WORDS: Mapping[str, str] = {LOSS_MASK: LOSS_MASK, HF_LABELS: LOSS_MASK, TOKEN_LABELS: TOKEN_LABELS}
 
+# Usual names of columns with a value for each id, and the words that take them.
+_USUAL = {LOSS_MASK: LOSS_MASK, "labels": HF_LABELS, TOKEN_LABELS: TOKEN_LABELS}
 _INT32 = np.iinfo(np.int32)
 
 
@@ -54,6 +56,32 @@ def channel_words(words: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def not_taken(columns: Iterable[str], taken: Iterable[str]) -> list[str]:
+    """Return remarks about columns that look like channels, and are not asked for.
+
+    Args:
+        columns: Those of the set that hold a value for each id.
+        taken: Those that are asked for.
+    """
+    others = {*columns} - {*taken}
+    return [
+        f"The set has a column {column!r}, which is not taken: columns.{word}={column} takes it."
+        for column, word in _USUAL.items()
+        if column in others
+    ]
+
+
+def check_aligned(word: str, aligned: Aligned, offsets: np.ndarray, document: Callable[[int], str]) -> None:
+    """Check that each document has as many values of a channel as ids. ConfigError if not; see `stored_values`."""
+    counts = np.diff(offsets)
+    found = np.diff(aligned.offsets)
+    if not np.array_equal(counts, found):
+        odd = int(np.flatnonzero(counts != found)[0])
+        raise ConfigError(
+            f"{document(odd)} has {int(found[odd]):,} values of {word} and {int(counts[odd]):,} ids: expected as many."
+        )
+
+
 def holds_channel(word: str, kind: pa.DataType) -> bool:
     """Return whether lists of this type may be the column of a word."""
     return pa.types.is_integer(kind) or (word == LOSS_MASK and pa.types.is_boolean(kind))
@@ -74,13 +102,7 @@ def stored_values(
     Raises:
         ConfigError: If a document has another number of values than of ids, or a value cannot be one.
     """
-    counts = np.diff(offsets)
-    found = np.diff(aligned.offsets)
-    if not np.array_equal(counts, found):
-        odd = int(np.flatnonzero(counts != found)[0])
-        raise ConfigError(
-            f"{document(odd)} has {int(found[odd]):,} values of {word} and {int(counts[odd]):,} ids: expected as many."
-        )
+    check_aligned(word, aligned, offsets, document)
     if word == HF_LABELS:
         trained = aligned.values != NO_LABEL
         wrong = trained & (aligned.values != ids)

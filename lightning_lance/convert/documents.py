@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.convert.channels import Aligned
+from lightning_lance.convert.channels import Aligned, check_aligned
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.source import ReadReport
 
@@ -62,6 +63,28 @@ class TokenDocuments(NamedTuple):
         return TokenDocuments(self.ids[begin:], self.offsets[count:] - begin, columns, channels)
 
 
+class Piece(NamedTuple):
+    """Neighbouring tokens of a stream.
+
+    Attributes:
+        ids: (n,) token ids of any whole-number type.
+        channels: Our word to (n,) values; see `CHANNEL_WORDS`.
+    """
+
+    ids: np.ndarray
+    channels: Mapping[str, np.ndarray] = {}
+
+    @property
+    def size(self) -> int:
+        """The number of tokens."""
+        return len(self.ids)
+
+    def part(self, begin: int, end: int | None = None) -> Piece:
+        """Return the tokens from one up to, not including, another one."""
+        channels = {word: values[begin:end] for word, values in self.channels.items()}
+        return Piece(self.ids[begin:end], channels)
+
+
 class Listing:
     """The shards of a set of tokens.
 
@@ -96,7 +119,7 @@ class TokenStream(Listing, ABC):
     """A set of tokens that has no documents."""
 
     @abstractmethod
-    def tokens(self, shard: int) -> Iterator[np.ndarray]:
+    def pieces(self, shard: int) -> Iterator[Piece]:
         """Yield the tokens of a shard, in pieces."""
 
 
@@ -107,10 +130,20 @@ class ItemTokens(TokenStream):
         super().__init__(items)
         self._items = items
 
-    def tokens(self, shard: int) -> Iterator[np.ndarray]:
-        """See `TokenStream.tokens`."""
+    def pieces(self, shard: int) -> Iterator[Piece]:
+        """See `TokenStream.pieces`. ConfigError if an item has another number of values than of ids."""
+        first = 0
         for found in self._items.read(shard, 0):
-            yield found.ids
+            name = partial(self._name, shard, first)
+            channels = {}
+            for word, aligned in found.channels.items():
+                check_aligned(word, aligned, found.offsets, name)
+                channels[word] = aligned.values
+            yield Piece(found.ids, channels)
+            first += len(found)
+
+    def _name(self, shard: int, first: int, number: int) -> str:
+        return f"Item {first + number:,} of {self.shards[shard].name!r}"
 
 
 class CutAtEos(TokenShards):
@@ -138,45 +171,45 @@ class CutAtEos(TokenShards):
 
     def _documents(self, shard: int) -> Iterator[TokenDocuments]:
         # The beginning of a document whose end is not found yet.
-        begun: list[np.ndarray] = []
+        begun: list[Piece] = []
         begins = self._begins_document(shard)
         last: int | None = None
-        for piece in self._stream.tokens(shard):
-            if not len(piece):
+        for piece in self._stream.pieces(shard):
+            if not piece.size:
                 continue
-            ids = piece
-            last = int(ids[-1])
-            ends = np.flatnonzero(ids == self._eos_id) + 1
+            rest = piece
+            last = int(piece.ids[-1])
+            ends = np.flatnonzero(piece.ids == self._eos_id) + 1
             if not begins:
                 if not len(ends):
                     continue
                 # These belong to a document of an earlier shard.
                 begins = True
-                ids = ids[ends[0] :]
+                rest = rest.part(ends[0])
                 ends = ends[1:] - ends[0]
             if len(ends):
-                yield _joined(begun, ids[: ends[-1]], ends)
+                yield _joined([*begun, rest.part(0, ends[-1])], ends)
                 begun = []
-                ids = ids[ends[-1] :]
-            if len(ids):
-                begun.append(ids)
+                rest = rest.part(ends[-1])
+            if rest.size:
+                begun.append(rest)
                 self._check_length(begun, shard)
         self._last[shard] = last
         if begun:
             yield self._finished(begun, shard)
 
-    def _finished(self, begun: list[np.ndarray], shard: int) -> TokenDocuments:
+    def _finished(self, begun: list[Piece], shard: int) -> TokenDocuments:
         """Return the last document of a shard, whose end is in a later one."""
         for later in range(shard + 1, len(self.shards)):
             if self.shards[later].stream != self.shards[shard].stream:
                 break
-            for ids in self._stream.tokens(later):
-                ends = np.flatnonzero(ids == self._eos_id) + 1
+            for piece in self._stream.pieces(later):
+                ends = np.flatnonzero(piece.ids == self._eos_id) + 1
                 if len(ends):
-                    return _joined(begun, ids[: ends[0]], ends[:1])
-                begun.append(ids)
+                    return _joined([*begun, piece.part(0, ends[0])], ends[:1])
+                begun.append(piece)
                 self._check_length(begun, shard)
-        return _joined(begun, begun[0][:0], np.zeros(1, np.int64))
+        return _joined([*begun, begun[0].part(0, 0)], np.zeros(1, np.int64))
 
     def _begins_document(self, shard: int) -> bool:
         """Return whether the first token of a shard begins a document."""
@@ -185,16 +218,16 @@ class CutAtEos(TokenShards):
                 break
             if before not in self._last:
                 self._last[before] = None
-                for ids in self._stream.tokens(before):
-                    if len(ids):
-                        self._last[before] = int(ids[-1])
+                for piece in self._stream.pieces(before):
+                    if piece.size:
+                        self._last[before] = int(piece.ids[-1])
             last = self._last[before]
             if last is not None:
                 return last == self._eos_id
         return True
 
-    def _check_length(self, begun: Sequence[np.ndarray], shard: int) -> None:
-        length = sum(map(len, begun))
+    def _check_length(self, begun: Sequence[Piece], shard: int) -> None:
+        length = sum(piece.size for piece in begun)
         if length > _LONGEST:
             raise ConfigError(
                 f"No document of {self.shards[shard].name!r} ends within {length:,} tokens, expected the EOS id "
@@ -202,13 +235,21 @@ class CutAtEos(TokenShards):
             )
 
 
-def _joined(begun: Sequence[np.ndarray], ids: np.ndarray, ends: np.ndarray) -> TokenDocuments:
-    """Return documents of which the first has begun before `ids`; `ends` are their ends in `ids`."""
-    before = sum(map(len, begun))
+def _joined(pieces: Sequence[Piece], ends: np.ndarray) -> TokenDocuments:
+    """Return documents that end in the last one of some pieces, at `ends`, and of which the first begins with the first one."""
+    before = sum(piece.size for piece in pieces[:-1])
     offsets = np.append(0, ends.astype(np.int64) + before)
-    if not begun:
-        return TokenDocuments(ids, offsets)
-    return TokenDocuments(np.concatenate([*begun, ids]), offsets)
+    channels = {}
+    for word in pieces[0].channels:
+        channels[word] = Aligned(_concatenated([piece.channels[word] for piece in pieces]), offsets)
+    return TokenDocuments(_concatenated([piece.ids for piece in pieces]), offsets, channels=channels)
+
+
+def _concatenated(parts: Sequence[np.ndarray]) -> np.ndarray:
+    # Most documents are views of a single piece.
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts)
 
 
 def in_batches(ids: np.ndarray, offsets: np.ndarray) -> Iterator[TokenDocuments]:

@@ -22,7 +22,7 @@ from lightning_lance.build.options import BuildOptions
 from lightning_lance.build.pipeline import EncodedBatch
 from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.build.progress import BuildProgress, tell_stored
-from lightning_lance.convert.channels import channel_words
+from lightning_lance.convert.channels import CHANNEL_WORDS, channel_words
 from lightning_lance.convert.mds import DTYPES
 from lightning_lance.convert.source import FORMATS, TokenSource
 from lightning_lance.documents.batch import validate_columns
@@ -88,8 +88,8 @@ def import_tokens(
         empty: `refuse` or `skip`, for documents without tokens.
         val_fraction: Share of the documents for validation, if the tokens have none of their own.
         columns: Our word to the name of a column, for `parquet` and `mds`: `tokens` is the one with the ids, any other word is
-            stored with each document. For `parquet`, `loss_mask`, `hf_labels` and `token_labels` name columns with a value for
-            each id; see `CHANNEL_WORDS`.
+            stored with each document. `loss_mask`, `hf_labels` and `token_labels` name columns with a value for each id; see
+            `CHANNEL_WORDS`.
         language_column: Column that holds the language, for `parquet` and `mds`.
         language: The language of all documents.
         dtype: Type of the tokens in a column of bytes, for `mds`; None takes int64.
@@ -123,9 +123,7 @@ def import_tokens(
     check_val_fraction(val_fraction)
     _check_for_format(format, columns=columns, language_column=language_column, dtype=dtype)
     words = _checked_columns(columns)
-    named = channel_words(words)
-    if named and format != "parquet":
-        raise ConfigError(f"columns.{next(iter(named))} is given, and is for the format parquet only: got {format}.")
+    channel_words(words)
     if language and language_column:
         raise ConfigError(
             "language and language_column are both given: give the language of all documents, or its column."
@@ -136,7 +134,8 @@ def import_tokens(
         raise ConfigError(
             f"documents is {kind!r}: the format {format} has no items, so its documents end at EOS; leave it out."
         )
-    if kind == "eos" and (language_column or {*words} - {"tokens"}):
+    of_items = {*words} - {"tokens", *CHANNEL_WORDS}
+    if kind == "eos" and (language_column or of_items):
         raise ConfigError(
             "documents is 'eos', and columns of items are given, which documents across items do not have: leave out either."
         )

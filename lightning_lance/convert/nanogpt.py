@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from lightning_lance.convert.documents import BATCH_TOKENS, Shard, TokenStream
+from lightning_lance.convert.documents import BATCH_TOKENS, Piece, Shard, TokenStream
 from lightning_lance.convert.places import Found
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.local_paths import readable
@@ -46,12 +46,12 @@ class NanoGPTStream(TokenStream):
                 self._pieces.append((file, low, high))
                 self.shards.append(Shard(f"{name} from token {low:,} on" if low else name, split, name))
 
-    def tokens(self, shard: int) -> Iterator[np.ndarray]:
-        """See `TokenStream.tokens`."""
+    def pieces(self, shard: int) -> Iterator[Piece]:
+        """See `TokenStream.pieces`."""
         file, low, high = self._pieces[shard]
         mapped = np.memmap(file, DTYPE, "r")
         for begin in range(low, high, BATCH_TOKENS):
-            yield np.asarray(mapped[begin : min(begin + BATCH_TOKENS, high)])
+            yield Piece(np.asarray(mapped[begin : min(begin + BATCH_TOKENS, high)]))
 
 
 class NanoGPTWriter:

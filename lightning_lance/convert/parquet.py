@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lightning_lance.convert.channels import CHANNEL_WORDS, HF_LABELS, Aligned, holds_channel
+from lightning_lance.convert.channels import CHANNEL_WORDS, Aligned, holds_channel, not_taken
 from lightning_lance.convert.documents import Shard, TokenDocuments, TokenShards
 from lightning_lance.convert.places import SPLIT_NAMES, Places, denied, nothing_at
 from lightning_lance.documents.arrow import as_single_chunk
@@ -32,7 +32,6 @@ from lightning_lance.documents.columns import (
     steps_to,
 )
 from lightning_lance.errors import ConfigError, LightningLanceError, SourceError
-from lightning_lance.format.channels import LOSS_MASK, TOKEN_LABELS
 from lightning_lance.messages.formatting import format_list, suggestion
 from lightning_lance.sources.dataset_reader import OpenedDataset
 from lightning_lance.sources.datasets import DatasetSource
@@ -56,8 +55,6 @@ _SPELLED = (
     (re.compile(r",? or (skip (it|the rest of it) with source\.on_bad_shard=skip|source\.storage_options)"), ""),
     (re.compile(r" \(for a public bucket, source\.storage_options=[^)]*\)"), ""),
 )
-# Usual names of columns with a value for each id, and the words that take them.
-_USUAL_CHANNELS = {LOSS_MASK: LOSS_MASK, "labels": HF_LABELS, TOKEN_LABELS: TOKEN_LABELS}
 
 
 class _TokenRows(DatasetSource):
@@ -195,14 +192,10 @@ class _OpenedTokens(OpenedDataset):
 
     def _tell_not_taken(self, schema: pa.Schema) -> None:
         """Note columns that look like channels, and are not asked for."""
-        taken = {*self._source.columns.values()}
-        for column, word in _USUAL_CHANNELS.items():
-            steps = steps_to(schema, column)
-            if steps is None or column in taken or not is_list(column_type(schema, steps)):
-                continue
-            hint = f"The set has a column {column!r}, which is not taken: columns.{word}={column} takes it."
-            if (logging.INFO, hint) not in self.trouble.remarks:
-                self.trouble.remarks.append((logging.INFO, hint))
+        lists = [field.name for field in schema if is_list(field.type)]
+        for remark in not_taken(lists, self._source.columns.values()):
+            if (logging.INFO, remark) not in self.trouble.remarks:
+                self.trouble.remarks.append((logging.INFO, remark))
 
     def _check_channels(self, schema: pa.Schema, columns: Sequence[str], name: str) -> None:
         """Check the columns of channels, which a shard must have."""

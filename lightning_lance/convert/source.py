@@ -83,7 +83,7 @@ class TokenSource:
     @property
     def channel_words(self) -> dict[str, str]:
         """The words of `columns` with a value for each id, and the channels that they become."""
-        return channel_words(self.columns) if self.format == "parquet" else {}
+        return channel_words(self.columns)
 
     @property
     def channels(self) -> Sequence[str]:

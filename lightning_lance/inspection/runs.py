@@ -26,6 +26,8 @@ from lightning_lance.store.token_store import TokenStore
 
 #: Where a checkpoint has what `WindowLoader.batching` says, and how many steps the run was to have.
 RUN = "lightning_lance"
+#: Where a checkpoint has what `WindowLoader.begins` says, if anything.
+BEGINS = "lightning_lance_begins"
 
 # What may differ from the run, to look at it otherwise.
 _SIZES = ("batch_size", "world_size", "remainder")
@@ -130,6 +132,8 @@ def _opened(
             f"The steps of {file!r} cannot be shown: its store no longer has the data of the checkpoint, since documents were "
             "forgotten for good or it was built anew. A newer checkpoint has the data of today."
         ) from error
+    if isinstance(checkpoint, Mapping):
+        loader.take_begins(checkpoint.get(BEGINS, []))
     return loader
 
 

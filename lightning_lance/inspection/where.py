@@ -45,15 +45,18 @@ class Seen(NamedTuple):
         documents: The documents: `store`, `tokens`, `id`, `language`, and the keys of `source.columns`.
         sightings: The windows with them, in the order of serving.
         until: The step up to which was looked.
+        since: The step from which on: the windows before are not known, since the data, the weights or `context_length`
+            changed there.
     """
 
     documents: list[dict[str, Any]]
     sightings: list[Sighting]
     until: int
+    since: int = 0
 
 
 def find_steps(loader: WindowLoader, rule: Mapping[str, str], until: int | None = None) -> Seen:
-    """Return the windows of a run with some documents, from its begin on.
+    """Return the windows of a run with some documents, from its begin on, or from where its data has last changed.
 
     Args:
         loader: Of the run; see `open_run`.
@@ -94,7 +97,7 @@ def find_steps(loader: WindowLoader, rule: Mapping[str, str], until: int | None 
     if len(refused) == len(loader.stores):
         raise refused[0]
     order = np.argsort([position for position, _ in sightings], kind="stable").tolist()
-    return Seen(documents, [sightings[i][1] for i in order], until)
+    return Seen(documents, [sightings[i][1] for i in order], until, loader.first_known_step)
 
 
 def _state(step: int, now: int) -> State:

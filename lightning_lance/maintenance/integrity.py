@@ -18,6 +18,7 @@ from lance.fragment import FragmentMetadata
 from tqdm import tqdm
 
 from lightning_lance.errors import ConfigError, FormatError, LightningLanceError, StoreError, described
+from lightning_lance.format.channels import LOSS_MASK, channels_of
 from lightning_lance.format.checksums import SUMS, Root, Sum, listed, listed_versions, read_sums, stays, sum_of
 from lightning_lance.format.commit import data_file_infos, read_commit
 from lightning_lance.format.hashing import hash_file, hash_tokens
@@ -35,7 +36,7 @@ from lightning_lance.format.layout import DataFileInfo, check_parts
 from lightning_lance.format.lineage import Change, change_of, cure
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.format.refs import read_refs
-from lightning_lance.format.schema import begins_of, block_of, check_dtype, check_keys, tokens_of
+from lightning_lance.format.schema import begins_of, block_of, check_channels, check_dtype, check_keys, tokens_of
 from lightning_lance.lance_names import TAGS, data_file_at, is_manifest, manifest_of, tag_file, version_of
 from lightning_lance.location import StoreLocation, is_local, no_store_at, store_place
 from lightning_lance.messages.escaping import shown
@@ -395,6 +396,7 @@ class _Rows:
         self._vocab_size = commit.vocab_size
         self._block, _ = block_of(self._uri, dataset.schema)
         self._eos_id = commit.eos_id
+        self._channels = channels_of(commit.recipe)
         # The part of the last row, and whether a document ended with that row.
         self._before = (-1, False)
         self._parts = info.parts
@@ -433,6 +435,16 @@ class _Rows:
         their_rows = np.repeat(np.flatnonzero(with_tokens), np.asarray(lists.value_lengths()))
         if not self._ends_fit(ids, counts, of_row, their_rows * self._block + begins):
             return f"its documents do not all end with EOS (the id {self._eos_id:,}), or EOS occurs within a document"
+        return self._misfit_of_channels(batch, counts)
+
+    def _misfit_of_channels(self, batch: pa.RecordBatch, counts: np.ndarray) -> str:
+        """Return what is wrong with the values beside the tokens. A row has as many places for them as for tokens."""
+        for name in self._channels:
+            values = tokens_of(self._uri, batch.column(name), self._block)
+            if values[np.arange(self._block) >= counts[:, None]].any():
+                return f"has more values of {name} than tokens"
+            if name == LOSS_MASK and int(values.max(initial=0)) > 1:
+                return f"has the {name} {int(values.max()):,}, which is neither 0 nor 1"
         return ""
 
     def _ends_fit(self, ids: np.ndarray, counts: np.ndarray, of_row: np.ndarray, begins: np.ndarray) -> bool:
@@ -468,6 +480,7 @@ def _check_metadata(uri: str, versions: Sequence[_Version]) -> list[Problem]:
         try:
             block, dtype = block_of(uri, version.dataset.schema)
             check_dtype(uri, dtype, version.commit.recipe, version.commit.vocab_size)
+            check_channels(uri, version.dataset.schema, channels_of(version.commit.recipe), block)
             for fragment in version.fragments:
                 path = fragment.files[0].path
                 info = version.files.get(path)

@@ -314,17 +314,26 @@ class Cursor:
 
     def components(self) -> dict[str, dict[str, float]]:
         """Return the windows and epochs that each component of the mixture has served so far."""
-        windows = self._consumed()
-        for span in self.skips.spans:
-            begin, end = np.clip(span, self.origin, self.value).tolist()
-            left_out = self._mixture.consumed(end - self.origin) - self._mixture.consumed(begin - self.origin)
-            windows = windows - left_out
+        windows = self._had(self.value)
         rows = zip(self._mixture.orders, windows.tolist(), (windows / self._mixture.sizes).tolist(), strict=True)
         return {name: {"windows": consumed, "epochs": epochs} for name, consumed, epochs in rows}
 
-    def epochs_of(self, windows: int) -> dict[str, float]:
-        """Return the epochs of each component that as many windows make from the begin of a run."""
-        return self._mixture.epochs_of(windows)
+    def _had(self, position: int) -> np.ndarray:
+        """Return the windows that each component has served up to a position."""
+        windows = self._mixture.consumed(position - self.origin)
+        for span in self.skips.spans:
+            begin, end = (min(max(place, self.origin), position) - self.origin for place in span)
+            windows = windows - (self._mixture.consumed(end) - self._mixture.consumed(begin))
+        return windows
+
+    def epochs_of(self, windows: int, ahead: int) -> dict[str, float]:
+        """Return the epochs that each component has had after as many windows of a run, some of which are ahead."""
+        if not self.origin:
+            return self._mixture.epochs_of(windows)
+        # What was served before the mixture began is in what each component has had.
+        had = self._had(self.skips.after(self.value, ahead))
+        epochs = had / np.maximum(self._mixture.sizes, 1)
+        return dict(zip(self._mixture.orders, epochs.tolist(), strict=True))
 
     def _consumed(self) -> np.ndarray:
         """Return the windows that each component has served, in the order of `mix`."""

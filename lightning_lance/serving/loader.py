@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from lightning_lance.errors import ConfigError, StoreError, described, flag, integer, one_of, whole_number, word
-from lightning_lance.format.channels import CHANNELS
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
 from lightning_lance.process.ranks import check_ranks_agree
@@ -32,14 +31,19 @@ from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, R
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs, mix_with
-from lightning_lance.serving.selection import TooShort, WindowSelection, warn_of_unserved_text
+from lightning_lance.serving.selection import (
+    TooShort,
+    WindowSelection,
+    warn_of_absent_channels,
+    warn_of_unserved_text,
+)
 from lightning_lance.serving.size_schedules import (
     check_batch_size_schedule,
     check_context_length_schedule,
     size_phases,
 )
 from lightning_lance.serving.skips import check_steps
-from lightning_lance.serving.states import checked_state
+from lightning_lance.serving.states import checked_begins, checked_state
 from lightning_lance.serving.step_sizes import CountedFrom, StepSizes
 from lightning_lance.serving.steps import ServedWindows, Sightings, StepRun
 from lightning_lance.store.token_store import TokenStore, uris_of
@@ -122,6 +126,8 @@ class WindowLoader:
         cu_seqlens: Add the borders of documents for attention kernels.
         mask_boundary_targets: Do not train on the first token of another document.
         fim: Rearranges documents for fill-in-the-middle.
+        channels: What batches have even if no store does, such as `["loss_mask"]`: then all tokens are trained on. A
+            `LanceDataModule` asks for those of any of its stores, so that the batches of all of its loaders are alike.
 
     Raises:
         ConfigError: If an argument cannot be used, or the selection is too short for a single batch.
@@ -160,6 +166,7 @@ class WindowLoader:
         cu_seqlens: bool = False,
         mask_boundary_targets: bool = False,
         fim: FillInTheMiddle | None = None,
+        channels: Sequence[str] = (),
     ) -> None:
         batch_size = whole_number("batch_size", batch_size)
         rank = integer("rank", rank)
@@ -181,9 +188,10 @@ class WindowLoader:
             {} if max_epochs is None else max_epochs,
             at_max_epochs,
             mix_by,
+            channels,
         )
         if rank == 0:
-            _tell_channels(serving)
+            warn_of_absent_channels(serving)
         if serving.without_weight and rank == 0:
             _log.warning(
                 "mix has no weight for %s, so it is not served: add a weight, or exclude it with %s.",
@@ -222,7 +230,11 @@ class WindowLoader:
             self.batching["batch_size_schedule"] = batch_sizes
         if context_lengths:
             self.batching["context_length_schedule"] = context_lengths
+        if serving.more_channels:
+            self.batching["channels"] = [*serving.more_channels]
         self._told: set[tuple[int, int]] = set()
+        # Epochs within which this loader went on, and earlier ones of the same run: see `begins`.
+        self._begins: dict[int, int] = {}
         skipped = check_steps(skip_steps) if self.resumable else []
         self._cursor = Cursor(serving, on_data_change, grows=self.extend == "now", skip_steps=skipped)
         #: If set, `load_state_dict` accepts no other state. Lightning saves the states of loader and datamodule apart and
@@ -317,6 +329,13 @@ class WindowLoader:
         return steps.next_step(self._cursor, self._sizes)
 
     @property
+    def first_known_step(self) -> int:
+        """Number of the first step whose windows are known: those before had other data, weights or `context_length`."""
+        with self._alone():
+            cursor = copy(self._cursor)
+        return steps.first_known_step(cursor, self._sizes_of(cursor))
+
+    @property
     def epoch_end_step(self) -> int:
         """Number of the first batch of the epoch after that of `step`."""
         windows = self._cursor.num_windows
@@ -402,7 +421,31 @@ class WindowLoader:
     def _sizes_of(self, cursor: Cursor) -> StepSizes:
         # Steps of one size are counted by their position alone, as ever.
         origin = cursor.counted_from if self._phases else None
-        return StepSizes(self.batch_size, self._world_size, self.remainder, self._phases, origin)
+        return StepSizes(self.batch_size, self._world_size, self.remainder, self._phases, origin, self._begins)
+
+    @property
+    def begins(self) -> list[list[int]]:
+        """Epochs whose batches do not begin where those of this size would, since the run went on within them in other sizes.
+
+        Each comes with the position of one of its batches. No state has them, since nothing resumes from them. A loader that
+        takes them shows the steps of these epochs as they were served; see `take_begins`.
+        """
+        sizes = self._sizes_of(self._cursor)
+        found = []
+        for epoch, position in self._begins.items():
+            # Steps from before the origin are not shown.
+            known = position >= self._cursor.origin
+            if known and not steps.EpochSteps(self._cursor, sizes, epoch).begins_at(position):
+                found.append([epoch, position])
+        return found
+
+    def take_begins(self, begins: Any) -> None:
+        """Take what `begins` said of the same run.
+
+        Raises:
+            StoreError: If it is damaged.
+        """
+        self._begins = {**checked_begins(begins), **self._begins}
 
     @property
     def epochs_differ(self) -> bool:
@@ -414,8 +457,15 @@ class WindowLoader:
         return self._sizes.first_step(epochs, self._cursor.num_windows)
 
     def epochs_of(self, steps: int) -> dict[str, float]:
-        """Return the epochs of each component of the mixture that some steps make; without a mixture, it is named ""."""
-        return self._cursor.epochs_of(self._sizes.windows_before(steps))
+        """Return the epochs of each component of the mixture that a run has had once it has made some steps.
+
+        Without a mixture, the component is named "".
+
+        Args:
+            steps: From the begin of the run on, as `step` counts.
+        """
+        windows = self._sizes.windows_before(steps)
+        return self._cursor.epochs_of(windows, windows - self._sizes.windows_before(self.step))
 
     @property
     def most_steps(self) -> int | None:
@@ -442,6 +492,12 @@ class WindowLoader:
             return self._cursor.position * self.context_length
 
     @property
+    def num_consumed(self) -> int:
+        """Windows of all ranks so far, in all epochs, with those at the ends of epochs that fill no batch."""
+        with self._alone():
+            return self._cursor.skips.served(0, self._cursor.value)
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of the streams that are served."""
         return self._cursor.serving.num_tokens
@@ -452,7 +508,10 @@ class WindowLoader:
         return self._cursor.serving.means
 
     def components(self) -> dict[str, dict[str, float]]:
-        """Return the windows and epochs that each component of the mixture has served so far."""
+        """Return how far each component of the mixture has come: its windows so far, and its epochs.
+
+        Once a store has grown, each component begins its next epoch, and its windows are those of as many epochs of today.
+        """
         return self._cursor.components()
 
     def state_dict(self) -> dict[str, Any]:
@@ -491,6 +550,9 @@ class WindowLoader:
             self._leave_out(cursor)
             self._cursor = cursor
             self._turn = None
+            self._begins = {epoch: position for epoch, position in self._begins.items() if epoch <= cursor.epoch}
+            if not cursor.ended and cursor.value < cursor.epoch_end:
+                self._begins[cursor.epoch] = cursor.value
 
     def _count_on(self, cursor: Cursor, before: Cursor) -> None:
         """Let the steps of a cursor go on in number with those of another one, of which it has grown."""
@@ -503,6 +565,7 @@ class WindowLoader:
     def restart(self) -> None:
         """Go to the first window of epoch 0; takes effect at the next `iter`."""
         self._cursor.restart()
+        self._begins = {}
         self._leave_out(self._cursor)
 
     def roll_over(self) -> None:
@@ -703,13 +766,6 @@ def _submit(pool: ThreadPoolExecutor, read: Callable[[_Chunk], WindowBatch], chu
         done: Future[WindowBatch] = Future()
         done.set_result(read(chunk))
         return done
-
-
-def _tell_channels(serving: WindowSelection) -> None:
-    """Log what is taken for a channel that some of the stores lack."""
-    for channel in serving.channels:
-        for name in serving.without_channel(channel):
-            _log.warning("The store %r has no %s: %s.", name, channel, CHANNELS[channel].means)
 
 
 def _named_stores(store: Any) -> dict[str, TokenStore]:

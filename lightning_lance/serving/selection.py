@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, NamedTuple, get_args
@@ -164,6 +164,22 @@ def _grown_orders(
     return grown
 
 
+def check_channel_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of channels in the order of their columns. ConfigError if there is no such channel."""
+    expected = f"a list of channels, of which there are {' and '.join(CHANNELS)}"
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise ConfigError(f"channels is {described(names)}: expected {expected}.")
+    for name in names:
+        if not isinstance(name, str) or name not in CHANNELS:
+            raise ConfigError(f"channels has {described(name)}: expected {expected}.")
+    return ordered(names)
+
+
+def channels_of_all(stores: Iterable[TokenStore], more: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the channels that any of some stores has, and `more`, in the order of their columns."""
+    return ordered([*more, *(name for store in stores for name in store.channels)])
+
+
 def check_one_tokenizer(stores: Mapping[str, TokenStore]) -> None:
     """Check that the stores were built with one tokenizer. ConfigError if not."""
     first = next(iter(stores))
@@ -196,6 +212,7 @@ class WindowSelection:
         at_max_epochs: `redistribute` gives the part of a component that has had its epochs to the others; `error` ends the
             run there.
         mix_by: Whether weights are shares of `tokens` or of `documents`.
+        more_channels: Channels that batches have, even if none of the stores does.
 
     Raises:
         ConfigError: If the stores have different tokenizers, or `where` or `mix` has an unknown name.
@@ -214,6 +231,7 @@ class WindowSelection:
     max_epochs: Mapping[str, float] = field(default_factory=dict)
     at_max_epochs: AtMaxEpochs = "redistribute"
     mix_by: MixBy = "tokens"
+    more_channels: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not self.stores:
@@ -235,6 +253,7 @@ class WindowSelection:
             "max_epochs": check_max_epochs(self.max_epochs, [*mix]),
             "at_max_epochs": one_of("at_max_epochs", self.at_max_epochs, get_args(AtMaxEpochs)),
             "mix_by": check_mix_by(self.mix_by, mix),
+            "more_channels": check_channel_names(self.more_channels),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
@@ -452,11 +471,8 @@ class WindowSelection:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """The channels that batches have: those of any of the stores."""
-        found: set[str] = set()
-        for store in self.stores.values():
-            found.update(store.channels)
-        return ordered(found)
+        """The channels that batches have: those of any of the stores, and those that were asked for."""
+        return channels_of_all(self.stores.values(), self.more_channels)
 
     def without_channel(self, channel: str) -> list[str]:
         """Return the names of the stores that lack a channel."""
@@ -635,6 +651,17 @@ def warn_of_unserved_text(serving: WindowSelection) -> None:
     short = serving.too_short()
     if short is not None:
         _log.warning("%s", _short_streams_sentence(short, serving))
+
+
+def warn_of_absent_channels(serving: WindowSelection) -> None:
+    """Log what is taken for a channel that some of the stores lack."""
+    stores = serving.stores
+    for channel in channels_of_all(stores.values()):
+        for name in serving.without_channel(channel):
+            key = repr((stores[name].uri, name, channel))
+            if key not in _logged:
+                _logged.add(key)
+                _log.warning("The store %r has no %s: %s.", name, channel, CHANNELS[channel].means)
 
 
 def _short_streams_sentence(short: TooShort, serving: WindowSelection) -> str:

@@ -147,7 +147,10 @@ class Skips:
         """Return the position after the first `count` served ones from `begin` on."""
         if not count:
             return begin
-        return int(self.take(begin, count)[-1]) + 1
+        if not len(self._begins):
+            return begin + count
+        last = self.served(0, begin) + count - 1
+        return int(self.at(np.asarray([last]))[0]) + 1
 
     def described(self) -> list[dict[str, Any]]:
         """Return the ranges in plain types, for a checkpoint."""

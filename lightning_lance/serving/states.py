@@ -264,6 +264,19 @@ def checked_state(state: Any) -> dict[str, Any]:
     return plain
 
 
+def checked_begins(begins: Any) -> dict[int, int]:
+    """Return the position of each epoch, of pairs; see `WindowLoader.begins`. StoreError if they are none."""
+    expected = "pairs of an epoch and a position"
+    try:
+        pairs = _list_of(_list_of(_count))(begins)
+    except _Wrong:
+        raise StoreError(f"The begins of batches are {_shown(begins)}: expected {expected}; {_CURE}.") from None
+    for pair in pairs:
+        if len(pair) != 2:
+            raise StoreError(f"The begins of batches have {_shown(pair)}: expected {expected}; {_CURE}.")
+    return dict(pairs)
+
+
 def check_epoch(state: Mapping[str, Any]) -> None:
     """Check the numbers of a checked state against its length of an epoch.
 

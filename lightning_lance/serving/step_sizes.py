@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from lightning_lance.serving.options import Remainder
@@ -66,6 +66,7 @@ class StepSizes(NamedTuple):
         remainder: What happens to the windows at an epoch's end that fill no step; see `WindowLoader`.
         phases: The sizes from some steps on, where they change; the last one has `batch_size`.
         origin: Where steps are counted from; None for the begin of the run.
+        begins: Epochs within which the run went on, perhaps in other sizes, each with the position at which it did.
     """
 
     batch_size: int
@@ -73,6 +74,7 @@ class StepSizes(NamedTuple):
     remainder: Remainder
     phases: tuple[SizePhase, ...] = ()
     origin: CountedFrom | None = None
+    begins: Mapping[int, int] = {}
 
     @property
     def windows(self) -> int:

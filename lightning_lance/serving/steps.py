@@ -182,9 +182,7 @@ class EpochSteps:
         #: The position at which each segment begins.
         self.positions = [self.begin + place + segment.begin for segment in self.segments]
         self._steps = [segment.step for segment in self.segments]
-        self._anchor = self.positions[0]
-        if epoch == cursor.epoch:
-            self._anchor = max(_anchor(cursor), self.positions[0])
+        self._anchor = max(_anchor(epoch, cursor, sizes), self.positions[0])
 
     @cached_property
     def numbers(self) -> list[int]:
@@ -226,6 +224,11 @@ class EpochSteps:
     def segment_of(self, step: int) -> Segment:
         """Return the segment with a step."""
         return self.segments[self._index_of(step)]
+
+    def begins_at(self, position: int) -> bool:
+        """Return whether a batch begins at a position where all batches of the epoch have these sizes."""
+        index = self.index(position)
+        return (self._number(position) - self.numbers[index]) % self._windows(self.segments[index]) == 0
 
     def is_before(self, step: int) -> bool:
         """Return whether a step was before the place that steps are counted from."""
@@ -331,6 +334,12 @@ def next_step(cursor: Cursor, sizes: StepSizes) -> int:
         epoch = EpochSteps(cursor, sizes, number)
         position = cursor.skips.next(epoch.begin)
     return epoch.step_at(position)
+
+
+def first_known_step(cursor: Cursor, sizes: StepSizes) -> int:
+    """Return the number of the first step that a cursor knows the windows of: that at which its mixture begins."""
+    epoch = cursor.epoch + (cursor.origin - cursor.epoch_start) // max(cursor.num_windows, 1)
+    return EpochSteps(cursor, sizes, max(epoch, 0)).step_at(cursor.origin)
 
 
 def runs_left(cursor: Cursor, sizes: StepSizes) -> Iterator[StepRun]:
@@ -443,9 +452,14 @@ def _epoch_with(step: int, cursor: Cursor, sizes: StepSizes) -> EpochSteps:
     return EpochSteps(cursor, sizes, sizes.epoch_of(step, cursor.num_windows))
 
 
-def _anchor(cursor: Cursor) -> int:
-    """Return a position at which a batch of the cursor's epoch begins, or would."""
+def _anchor(epoch: int, cursor: Cursor, sizes: StepSizes) -> int:
+    """Return a position at which a batch of an epoch begins, or would; 0 for its begin."""
     # After a resume with other sizes, steps begin where the earlier ones ended.
-    if cursor.ended or cursor.value >= cursor.epoch_end:
-        return cursor.epoch_start
-    return cursor.value
+    if epoch == cursor.epoch and not cursor.ended and cursor.value < cursor.epoch_end:
+        return cursor.value
+    if epoch in sizes.begins:
+        return sizes.begins[epoch]
+    if epoch == cursor.epoch and sizes.remainder == "drop":
+        # No batch is smaller than others, or goes on in the next epoch, so the last one ended here.
+        return cursor.value
+    return 0

@@ -2,15 +2,21 @@
 
 import csv
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from lightning_lance.callbacks import SliceMetrics
+from lightning_lance import TokenStore, WindowLoader
+from lightning_lance.callbacks import LossByDocument, SliceMetrics
 from lightning_lance.errors import ConfigError
+from lightning_lance.inspection import read_losses, steps_with_losses
+from lightning_lance.tokenization import ByteTokenizer
+from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
 from tests.support.training import Recorder, TokenRecorder, make_data, make_trainer
 
@@ -56,6 +62,13 @@ def logged(folder: Path) -> dict[str, list[float]]:
 
 def slices(model: TokenRecorder, loader: Any, stage: str, batches: range, field: str) -> dict[str, float]:
     """Mean losses token by token, of the documents that the loader says were in the batches."""
+    sums = losses_of_slices(model, loader, stage, batches, field)
+    return {name: sum(of) / len(of) for name, of in sums.items() if of}
+
+
+def losses_of_slices(
+    model: TokenRecorder, loader: Any, stage: str, batches: range, field: str
+) -> dict[str, list[float]]:
     sums: dict[str, list[float]] = {}
     for number, batch in enumerate(batches):
         step = batch if stage == "train" else number
@@ -67,7 +80,7 @@ def slices(model: TokenRecorder, loader: Any, stage: str, batches: range, field:
             sums.setdefault(row[field], []).extend(
                 losses[row["window"], at].item() for at in places if targets[row["window"], at] != -100
             )
-    return {name: sum(of) / len(of) for name, of in sums.items() if of}
+    return sums
 
 
 def test_languages_in_training_and_validation(tmp_path: Path, stores: Path):
@@ -106,6 +119,50 @@ def test_repositories_of_every_tenth_batch_the_rest_as_other_and_the_same_ones_a
     again = logged(tmp_path / "b")
     assert {name for name in again if name.startswith("train_loss/")} <= {*names}
     assert "train_loss/repo/own/a" in again
+
+
+class Grows(lightning.Callback):
+    """Lets the store grow while a run trains on it."""
+
+    def __init__(self, grow: Any) -> None:
+        self.grow = grow
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 2:
+            self.grow()
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_batches_from_before_a_store_has_grown_keep_their_slices_and_documents(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    def stored(most: int | None) -> TokenStore:
+        return prepare(SOURCE, ByteTokenizer(), tmp_path / "x.lance", max_documents=most, val_fraction=0.0)
+
+    loader = WindowLoader(stored(20), 32, 8, extend="next_epoch", context_length_schedule=[[0, 16], [8, 32]])
+    before, first = copy(loader), len(loader)
+    # A spike in the second epoch, whose first steps are written with the last ones of the epoch before.
+    model = TokenRecorder({first + 1: 3.0})
+    callbacks = [Grows(lambda: stored(None)), SliceMetrics(), LossByDocument(keep=4, factor=2)]
+    half = (first + 3) // 2
+    options = {"max_steps": 2 * half, "log_every_n_steps": half, "logger": CSVLogger(tmp_path, version="")}
+    make_trainer(tmp_path, max_epochs=-1, callbacks=callbacks, **options).fit(model, loader)
+    assert loader.num_tokens > before.num_tokens
+    # Windows, and not those of as many epochs of the grown store.
+    assert loader.num_consumed == before.num_windows + (2 * half - first) * 8
+    sums = losses_of_slices(model, before, "train", range(half, first), "language")
+    for name, losses in losses_of_slices(model, loader, "train", range(first, 2 * half), "language").items():
+        sums.setdefault(name, []).extend(losses)
+    found = logged(tmp_path)
+    for name, losses in sums.items():
+        assert found[f"train_loss/{name}"][-1] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert len(sums) == 3
+    steps = range(first - 2, first + 2)
+    assert steps_with_losses(tmp_path) == [(step, 0) for step in steps]
+    for step in steps:
+        served = (before if step < first else loader).windows(step)
+        assert [one.end for one in read_losses(tmp_path, step)] == served.documents.column("end").to_pylist()
+    assert "not known" not in caplog.text
 
 
 class WithValidation(TokenRecorder):

@@ -15,34 +15,47 @@ EOS = 9
 
 
 class Pieces(documents.TokenStream):
-    """A stream in any shards and pieces."""
+    """A stream in any shards and pieces. Each token has a label that says its number in the stream."""
 
     def __init__(self, shards: list[tuple[str, list[list[int]]]]) -> None:
         super().__init__()
         self.shards = [documents.Shard(str(i), "", stream) for i, (stream, _) in enumerate(shards)]
         self._pieces = [pieces for _, pieces in shards]
 
-    def tokens(self, shard: int) -> Iterator[np.ndarray]:
-        for piece in self._pieces[shard]:
-            yield np.asarray(piece, np.int64)
+    def pieces(self, shard: int) -> Iterator[documents.Piece]:
+        number = 0
+        for place, pieces in enumerate(self._pieces[: shard + 1]):
+            for piece in pieces:
+                if self.shards[place].stream != self.shards[shard].stream:
+                    continue
+                labels = np.arange(number, number + len(piece))
+                number += len(piece)
+                if place == shard:
+                    yield documents.Piece(np.asarray(piece, np.int64), {"token_labels": labels})
 
 
-def expected(tokens: list[int]) -> list[list[int]]:
-    """The documents of a stream, EOS included where it is there."""
-    found: list[list[int]] = [[]]
-    for token in tokens:
-        found[-1].append(token)
+Documents = list[list[tuple[int, int]]]
+
+
+def expected(tokens: list[int]) -> Documents:
+    """The documents of a stream, EOS included where it is there: the tokens, each with its number."""
+    found: Documents = [[]]
+    for number, token in enumerate(tokens):
+        found[-1].append((token, number))
         if token == EOS:
             found.append([])
     return [ids for ids in found if ids]
 
 
-def read(cut: CutAtEos, shard: int, row: int = 0) -> list[list[int]]:
-    found = []
+def read(cut: CutAtEos, shard: int, row: int = 0) -> Documents:
+    found: Documents = []
     for batch in cut.read(shard, row):
         assert batch.offsets[0] == 0
         assert batch.offsets[-1] == len(batch.ids)
-        found += [part.tolist() for part in np.split(batch.ids, batch.offsets[1:-1])]
+        labels = batch.channels["token_labels"]
+        assert np.array_equal(labels.offsets, batch.offsets)
+        both = np.stack([batch.ids, labels.values], axis=1)
+        found += [[*map(tuple, part.tolist())] for part in np.split(both, batch.offsets[1:-1])]
     return found
 
 

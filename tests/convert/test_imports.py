@@ -100,6 +100,54 @@ def test_what_other_tools_wrote_is_stored_token_for_token(
     assert store.tokenizer.eos_id == EOS
 
 
+@pytest.mark.parametrize(
+    ("place", "columns", "options"),
+    [
+        ("mds_masks", {"loss_mask": "mask"}, {"dtype": "uint16"}),
+        ("mds_masks", {"hf_labels": "labels"}, {"dtype": "uint16"}),
+        ("mds_masks_cut", {"loss_mask": "mask"}, {"documents": "eos"}),
+    ],
+)
+def test_masks_and_labels_of_mds_stay_with_their_tokens(
+    imported: Import, place: str, columns: dict[str, str], options: dict[str, Any]
+):
+    store = imported("mds", FORMATS / place, columns={**columns, "token_labels": "number"}, **options)
+    for split, made in DOCUMENTS.items():
+        flat = joined(made)
+        size = len(flat) // 16 * 16 if place == "mds_masks_cut" else len(flat)
+        numbers = [*range(size)]
+        # EOS that is added has what the token before it has.
+        if flat[size - 1] != EOS:
+            numbers.append(size - 1)
+        found = {}
+        for channel in store.channels:
+            found[channel] = store.read_channel(channel, np.zeros(1, np.int64), len(numbers), split)[0].tolist()
+        assert store.num_tokens(split) == len(numbers)
+        assert found == {"loss_mask": [number % 3 > 0 for number in numbers], "token_labels": numbers}
+
+
+def test_masks_of_mds_that_do_not_fit_are_named(imported: Import, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    imported("mds", FORMATS / "mds_masks", dtype="uint16")
+    assert "The set has a column 'labels', which is not taken: columns.hf_labels=labels takes it." in caplog.text
+    for columns, message in [
+        ({"token_labels": "mask"}, r"^The column 'mask' .* is of 'bytes', expected ndarray: .*columns.token_labels"),
+        ({"loss_mask": "labels"}, r"^Document 0 of .* of loss_mask: expected 0 and 1"),
+        ({"hf_labels": "mask"}, r"^Document 0 of .* has the value 0 of hf_labels: expected -100 or the id"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            imported("mds", FORMATS / "mds_masks", "y.lance", dtype="uint16", columns=columns)
+    with pytest.raises(ConfigError, match=r"'source' .* is of 'str', expected bytes or ndarray"):
+        imported("mds", FORMATS / "mds", "y.lance", columns={"loss_mask": "source"})
+    # Some bytes for each sample, in place of some for each id.
+    shutil.copytree(FORMATS / "mds/train", tmp_path / "odd")
+    index = tmp_path / "odd/index.json"
+    index.write_text(index.read_text().replace('"str"', '"bytes"'))
+    message = r"^Sample 0 of .* has 6 bytes of loss_mask and \d+ ids: expected 1, 2, 4 or 8 for each\.$"
+    with pytest.raises(ConfigError, match=message):
+        imported("mds", tmp_path / "odd", "y.lance", columns={"loss_mask": "source"})
+
+
 def test_nanogpt_files_are_cut_at_eos(imported: Import, tmp_path: Path):
     folder = write_nanogpt(tmp_path / "nanogpt")
     store = imported("nanogpt", folder)

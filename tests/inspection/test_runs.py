@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from lightning_lance import TokenStore, WindowLoader
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.inspection import find_steps, open_run, search, shares, show_step
-from lightning_lance.inspection.runs import last_step
+from lightning_lance.inspection.runs import BEGINS, last_step
 from lightning_lance.inspection.spikes import DocumentLoss, StepLosses, write_step
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.commands import Run
 from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents
-from tests.support.training import Recorder, make_data, make_trainer
+from tests.support.training import SMALL, Recorder, make_data, make_trainer
 
 SOURCE = ListSource(
     documents(*(f"def f{i}():\n    return {i}\n" * 3 for i in range(20)), language="Python", repo="one/a")
@@ -282,3 +282,31 @@ def test_foreign_text_cannot_control_the_terminal(tmp_path: Path, run: Run):
     assert code == 0
     assert not {"\x1b", "\x07", "\u202e"} & {*out}
     assert "[bold]markup[/bold]" in out
+
+
+def test_steps_of_an_epoch_that_went_on_in_other_sizes_are_those_that_were_served(tmp_path: Path):
+    def fit(size: int, steps: int, last: str | None = None) -> list[Any]:
+        data = make_data(tmp_path, source=SMALL, batch_size=size, val_fraction=0.0)
+        model = Recorder()
+        trainer = make_trainer(tmp_path, max_steps=steps, max_epochs=-1, limit_val_batches=0)
+        trainer.fit(model, datamodule=data, ckpt_path=last and str(tmp_path / last))
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return model.seen["train"]
+
+    fit(8, 3)
+    seen = fit(5, 26, "3.ckpt")
+    begun = open_run(str(tmp_path / "26.ckpt"))
+    # 24 windows are four batches of 5, and 4 windows.
+    steps = [*range(4, 4 + (begun.num_windows - 24) // 5), *range(len(begun), begun.step)]
+    assert steps[-2] >= len(begun)
+    assert len(steps) == len(seen)
+    assert [begun.windows(step).batch["input_ids"].tolist() for step in steps] == seen
+    # What nothing resumes from is known to the runs that follow, and noted where it is needed.
+    fit(5, 28, "26.ckpt")
+    later = open_run(str(tmp_path / "28.ckpt"))
+    assert [later.windows(step).batch["input_ids"].tolist() for step in steps] == seen
+    noted = [torch.load(tmp_path / name, weights_only=True).get(BEGINS) for name in ("3.ckpt", "26.ckpt", "28.ckpt")]
+    assert noted == [None, [[0, 24]], [[0, 24]]]
+    for wrong in ("x", [[0]], [[0, -1]], [5]):
+        with pytest.raises(StoreError, match=r"^The begins of batches .*: expected pairs of an epoch and a position"):
+            later.take_begins(wrong)

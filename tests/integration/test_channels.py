@@ -18,11 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_lance import Corpus, TokenStore, TokenWindows, WindowLoader
+from lightning_lance import Corpus, LanceDataModule, TokenStore, TokenWindows, WindowLoader
+from lightning_lance.build import packing
 from lightning_lance.convert import export_tokens, import_tokens, imports
+from lightning_lance.convert import source as token_source
 from lightning_lance.documents.spans import LOSS_SPANS
 from lightning_lance.errors import BuildInterrupted, ConfigError, SourceError, StoreError
 from lightning_lance.inspection.show import learned_tokens, show_step
@@ -234,6 +237,38 @@ def test_a_store_without_channels_is_trained_on_as_a_whole_and_that_is_told(
     assert of_plain > 10
     # Without channels, batches are what they were.
     assert [*next(iter(WindowLoader(plain, CONTEXT, 4)))] == ["input_ids", "targets"]
+    asked = next(iter(WindowLoader(plain, CONTEXT, 4, channels=["loss_mask"])))
+    assert [*asked] == ["input_ids", "targets", "loss_mask"]
+    assert asked["loss_mask"].all()
+    for wrong in (["mask"], "loss_mask", [1], 3):
+        with pytest.raises(ConfigError, match=r"channels (has|is) .*: expected a list of channels, of which there are"):
+            WindowLoader(plain, CONTEXT, 4, channels=wrong)  # type: ignore[arg-type]
+
+
+def test_all_loaders_of_a_datamodule_have_batches_with_the_same_keys(tmp_path: Path):
+    write(tmp_path / "x.parquet", [20] * 30)
+    chosen = [{"loss_mask": "mask"}, {}, {"token_labels": "number"}]
+    corpora: dict[str, Any] = {}
+    for name, columns, language in zip(("chat", "prose", "code"), chosen, ("Go", "Rust", "C"), strict=True):
+        options: dict[str, Any] = {"columns": columns, "language": language, "val_fraction": 0.5}
+        corpora[name] = imported(tmp_path / name, tmp_path / "x.parquet", **options).uri
+    ways: list[dict[str, Any]] = [
+        {"val_by": "store"},
+        {"val_by": "language", "batch_format": "huggingface"},
+        {"val_by": "store", "mix": {"chat": 1, "prose": 1}},
+    ]
+    for way in ways:
+        data = LanceDataModule(corpora, 8, 2, **way)
+        data.setup("fit")
+        loaders = [data.train_dataloader(), data.predict_dataloader(), *data.val_dataloader()]
+        assert data.val_names == ["", *(way.get("mix") or (["C", "Go", "Rust"] if "batch_format" in way else corpora))]
+        batches = [next(iter(loader)) for loader in loaders]
+        assert {(*batch,) for batch in batches} == {(*batches[0],)}
+        assert "token_labels" in batches[0]
+        of_prose = batches[2 + data.val_names.index("Rust" if "batch_format" in way else "prose")]
+        assert (of_prose["token_labels"] == -100).all()
+        assert ("loss_mask" in of_prose) == ("batch_format" not in way)
+        assert of_prose.get("loss_mask", torch.ones(1)).all()
 
 
 def test_labels_of_transformers_and_windows_of_a_dataset(made: tuple[TokenStore, TokenStore, Known]):
@@ -312,6 +347,46 @@ def test_what_a_rule_keeps_out_of_a_growing_store_takes_its_values_along(tmp_pat
     gone = slice(begin, begin + lengths[5] + 1)
     assert grown.read(np.zeros(1, np.int64), grown.num_tokens())[0].tolist() == np.delete(known.ids, gone).tolist()
     assert column(grown, "loss_mask") == np.delete(known.trained, gone).tolist()
+
+
+def test_documents_that_end_at_eos_take_their_values_along(tmp_path: Path):
+    known = write(tmp_path / "closed.parquet", [5, 40, 1, 13, 9, 70, 2, 3])
+    numbers = np.arange(len(known.ids))
+    # Samples of one length, across documents and files; the last one does not end with EOS.
+    for file, cut in enumerate(np.split(np.arange(len(numbers) - 1), [63, 98])):
+        rows: dict[str, list[Any]] = {}
+        for name, values in {"input_ids": known.ids, "mask": known.trained, "number": numbers}.items():
+            rows[name] = [part.tolist() for part in np.split(values[cut], range(7, len(cut), 7))]
+        pq.write_table(pa.table(rows), tmp_path / f"{file}.parquet")
+    columns = {"loss_mask": "mask", "token_labels": "number"}
+    store = imported(tmp_path, tmp_path / "[0-9].parquet", columns=columns, documents="eos")
+    assert store.read(np.zeros(1, np.int64), store.num_tokens())[0].tolist() == known.ids.tolist()
+    assert column(store, "loss_mask") == [*known.trained[:-1].tolist(), known.trained[-2]]
+    assert column(store, "token_labels") == [*numbers[:-1].tolist(), numbers[-2]]
+    pq.write_table(pa.table({"input_ids": [[1, 2], [3, EOS]], "mask": [[1, 1], [0]]}), tmp_path / "odd.parquet")
+    with pytest.raises(ConfigError, match=r"^Item 1 of .* has 1 values of loss_mask and 2 ids: expected as many"):
+        imported(tmp_path, tmp_path / "odd.parquet", columns={"loss_mask": "mask"}, documents="eos", rebuild=True)
+
+
+def test_values_that_cannot_be_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file may have been written as it should not be: then its checksum is right."""
+    write(tmp_path / "x.parquet", [5, 40, 1])
+    stored_values, blocks_of = token_source.stored_values, packing.blocks_of
+
+    def twice(*given: Any) -> Any:
+        return 2 * stored_values(*given)
+
+    def filled(values: Any, block: int) -> Any:
+        return blocks_of(np.maximum(values, 1), block)
+
+    for module, name, wrong, said in [
+        (token_source, "stored_values", twice, "has the loss_mask 2, which is neither 0 nor 1"),
+        (packing, "blocks_of", filled, "has more values of loss_mask than tokens"),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, wrong)
+            store = imported(tmp_path / name, tmp_path / "x.parquet", columns={"loss_mask": "mask"})
+        assert [problem.what for problem in verify_store(store.uri)] == [said]
 
 
 def test_what_is_exported_is_imported_again(made: tuple[TokenStore, TokenStore, Known], tmp_path: Path, caplog: Any):

@@ -1,5 +1,6 @@
 """Builds on real Ray clusters: workers and nodes that die, drivers that are killed, and what they leave."""
 
+import json
 import os
 import re
 import shlex
@@ -24,7 +25,7 @@ from lightning_lance.engines import ray as engine
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.lance_names import UNITS, unit_of
 from lightning_lance.maintenance import verify_store
-from lightning_lance.sources import FilesSource
+from lightning_lance.sources import DatasetSource, FilesSource
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.bucket import serving
 from tests.support.commands import run
@@ -142,6 +143,24 @@ def test_the_store_is_that_of_the_local_engine_though_a_worker_is_killed(
     # Files of more than one unit went into one fragment.
     assert len(set(readings(tmp_path))) > 4
     assert len(list((tmp_path / "x.lance/data").iterdir())) == 1
+
+
+def test_workers_make_the_masks_of_the_local_engine(job: Cluster, tmp_path: Path) -> None:
+    lines = []
+    for number in range(FILES):
+        text = f"User: é{number}? Assistant: {number} " * 300
+        spans = [[begin, begin + 11 + number % 5] for begin in range(number % 7, len(text) - 40, 31)]
+        lines.append(json.dumps({"text": text, "spans": spans if number % 4 else None}))
+    tmp_path.joinpath("chats.jsonl").write_text("\n".join(lines))
+    source = DatasetSource.jsonl(tmp_path / "chats.jsonl", loss_mask_column="spans")
+    masks = []
+    for name, kind in [("ray", RayEngine(unit_bytes=200_000)), ("local", "local")]:
+        corpus = Corpus(source, ByteTokenizer(), tmp_path / f"{name}.lance", val_fraction=0.0)
+        store = corpus.prepare(engine=kind)
+        assert verify_store(store.uri) == []
+        masks.append(store.read_channel("loss_mask", np.zeros(1, np.int64), store.num_tokens())[0])
+    assert np.array_equal(*masks)
+    assert 0 < masks[0].sum() < masks[0].size
 
 
 def test_a_node_that_goes_is_replaced_by_the_others(job: Cluster, texts: Path, local: Any, tmp_path: Path) -> None:

@@ -116,6 +116,32 @@ def test_a_store_in_a_bucket_is_built_continued_and_read(bucket: Bucket, endpoin
     assert again.fingerprint == local.fingerprint == store.fingerprint
 
 
+def test_masks_in_a_bucket(bucket: Bucket, tmp_path: Path):
+    sink = pa.BufferOutputStream()
+    spans = [[[number % 40, 50], [200, 300]] if number % 3 else [] for number in range(len(TEXTS))]
+    pq.write_table(pa.table({"text": TEXTS, "spans": spans}), sink)
+    bucket.client.put_object(Bucket="bucket", Key="chats/x.parquet", Body=sink.getvalue().to_pybytes())
+    (tmp_path / "x.parquet").write_bytes(sink.getvalue().to_pybytes())
+    access = {"endpoint_url": bucket.endpoint, "key": "k", "secret": "s"}
+    chats = DatasetSource.parquet("s3://bucket/chats/x.parquet", loss_mask_column="spans", storage_options=access)
+    place: dict[str, Any] = {"uri": "s3://bucket/stores/chats.lance", "storage_options": bucket.lance_options}
+    store = prepare(chats, ByteTokenizer(), **place)
+    local = prepare(
+        DatasetSource.parquet(tmp_path / "x.parquet", loss_mask_column="spans"), ByteTokenizer(), data_dir=tmp_path
+    )
+    assert (store.reader, local.reader) == ("take", "mapped")
+    for split in ("train", "val"):
+        start = np.zeros(1, np.int64)
+        whole = [one.read_channel("loss_mask", start, one.num_tokens(split), split) for one in (store, local)]
+        assert np.array_equal(*whole)
+        assert 0 < whole[0].sum() < whole[0].size
+    # Orders differ, since the files of the sources have other names.
+    batch = next(iter(WindowLoader(store, 64, 8, order="sequential")))
+    expected = next(iter(WindowLoader(local, 64, 8, order="sequential")))
+    assert all(batch[name].equal(values) for name, values in expected.items())
+    assert verify_store(store.uri, bucket.lance_options) == []
+
+
 def test_of_builders_in_a_bucket_the_commit_decides(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """All begin; who loses a commit waits, and takes over where no more come."""
     monkeypatch.setattr(importlib.import_module("lightning_lance.build.runner"), "COMMIT_MARGIN_SECONDS", 1.0)

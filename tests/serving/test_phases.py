@@ -105,6 +105,20 @@ def exhaust(loader: WindowLoader) -> None:
 SCHEDULE = [[0, {"Go": 1}], [20 * 16, {"Go": 1, "Rust": 1}]]
 
 
+def test_the_epochs_of_a_plan_are_those_that_a_resumed_run_makes(store: TokenStore):
+    [before] = make(store, mix_schedule=SCHEDULE)
+    windows([before], 7)
+    [loader] = make(store, mix={"Go": 1, "Rust": 4}, batch_size=3, skip_steps=[[7, 9]])
+    loader.load_state_dict(before.state_dict())
+    plan = loader.epochs_of(loader.step + 8)
+    windows([loader], 8)
+    assert plan == {name: part["epochs"] for name, part in loader.components().items()}
+    [fresh] = make(store, mix_schedule=SCHEDULE)
+    plan = fresh.epochs_of(12)
+    windows([fresh], 12)
+    assert plan == {name: part["epochs"] for name, part in fresh.components().items()}
+
+
 @examples(8)
 @given(st.integers(0, 30), st.sampled_from([(1, 2), (2, 1), (1, 1)]), st.sampled_from([{}, {"Rust": 1.5}]))
 def test_a_run_with_changing_weights_is_resumed_on_any_ranks(

@@ -96,6 +96,38 @@ def test_a_resume_on_other_ranks_goes_on_at_the_next_step(store: TokenStore):
     longer.load_state_dict(first.state_dict())
     with pytest.raises(StoreError, match="Step 0 was served before the data, the weights or context_length changed"):
         longer.windows(0)
+    known = longer.first_known_step
+    assert longer.windows(known).tokens[:, :-1].tolist() == next(iter(longer))["input_ids"].tolist()
+    with pytest.raises(StoreError, match="was served before"):
+        longer.windows(known - 1)
+    assert (first.first_known_step, resumed.first_known_step) == (0, 0)
+
+
+@pytest.mark.parametrize("schedule", [(), [[0, 2], [9, 3], [31, 5]]], ids=str)
+@pytest.mark.parametrize("remainder", ["drop", "wrap", "short"])
+def test_what_was_served_after_a_resume_on_other_sizes_is_known_once_its_epoch_has_ended(
+    store: TokenStore, remainder: str, schedule: Any
+):
+    options: dict[str, Any] = {"remainder": remainder}
+    for consumed in (3, 7):
+        first = make(store, batch_size=1, **options)
+        for _ in zip(range(consumed), first, strict=False):
+            pass
+        loader = make(store, batch_size=5, batch_size_schedule=schedule, **options)
+        loader.load_state_dict(first.state_dict())
+        served = {}
+        for _ in range(2):
+            for batch in loader:
+                served[loader.last_step] = batch["input_ids"].tolist()
+                assert loader.windows(loader.last_step).tokens[:, :-1].tolist() == served[loader.last_step]
+            # And later, as a callback asks that looks back over some steps.
+            seen = {step: loader.windows(step).tokens[:, :-1].tolist() for step in served}
+            assert seen == served
+            if remainder == "drop" and loader.last_step == max(served):
+                opened = make(store, batch_size=5, batch_size_schedule=schedule, **options)
+                opened.load_state_dict(loader.state_dict())
+                last = loader.last_step
+                assert opened.windows(last).tokens[:, :-1].tolist() == served[last]
 
 
 def test_documents_and_text_of_a_step(store: TokenStore):

@@ -144,7 +144,8 @@ class Run(NamedTuple):
             yield number, left[:windows]
             left = left[windows:]
         if left and self.remainder == "wrap":
-            more = self.served(left[0], end + 10 * windows)
+            # The next ones that are served, which may be epochs away.
+            more = self.served(left[0], end + 4 * self.in_epoch)
             if len(more) >= windows:
                 yield number, more[:windows]
         if len(left) >= life.ranks and self.remainder == "short":
