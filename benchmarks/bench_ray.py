@@ -147,7 +147,8 @@ def main():
         trained.prepare()
         tokenizer = TokenizerFile(str(folder / "t.tokenizer.json"))
         times, spent, rates, tokens = {}, {}, {}, None
-        os.environ["RAY_WORKER_NICENESS"] = "0"
+        # Before Ray is started, which has workers yield to every other process.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         for workers in (1, 2):
             ray.init(num_cpus=workers, include_dashboard=False, logging_level="error", log_to_driver=False)
             engine = RayEngine(unit_bytes=1 << 30)

@@ -159,6 +159,7 @@ def _check_text(name: str, text: str, such: str) -> None:
     if "\0" in text:
         raise ConfigError(f"{name} is {text!r}: a path cannot contain NUL characters; expected a place such as {such}.")
     if "://" in text:
+        _check_object_path(name, text)
         return
     try:
         encoded = os.fsencode(text)
@@ -172,6 +173,20 @@ def _check_text(name: str, text: str, such: str) -> None:
         )
 
 
+def _check_object_path(name: str, text: str) -> None:
+    """Check that all of a place in an object store is a path: half of its files would be elsewhere. ConfigError if not."""
+    url = _URL.fullmatch(text.strip())
+    if url is None or url["scheme"].lower() in ("http", "https"):
+        return
+    if text != text.strip():
+        raise ConfigError(f"{name} is {text!r}, with white space around it: leave that out.")
+    for sign in "?#":
+        if sign in text:
+            raise ConfigError(
+                f"{name} is {public_url(text)!r} with a {sign!r}, which ends the path of a URL: give a place without it."
+            )
+
+
 def _check_url(name: str, text: str) -> None:
     """Check that a text is not a malformed URL, which would become the name of a folder."""
     url = _URL.fullmatch(text)
@@ -181,7 +196,7 @@ def _check_url(name: str, text: str) -> None:
         raise ConfigError(
             f"{name} is {text!r}, which would be gone with the process: give a folder, such as /dev/shm/x.lance."
         )
-    if not url["rest"]:
+    if not url["rest"] or len(url["slashes"]) > 2:
         raise ConfigError(
             f"{name} is {text!r}, which has no bucket: expected a place such as {url['scheme']}://bucket/x.lance."
         )

@@ -136,6 +136,11 @@ def test_a_file_that_has_the_very_spelling_of_a_uri_is_meant(folder: Path):
         ("a\ud800b", "a path cannot contain lone surrogates"),
         ("~nobody-of-this-name/x", "the home folder of an unknown user"),
         ("s3://", "which has no bucket: expected a place such as s3://bucket/x.lance"),
+        ("s3:///x.lance", "which has no bucket: expected a place such as s3://bucket/x.lance"),
+        ("s3://bucket/why?.lance", r"with a '\?', which ends the path of a URL"),
+        ("gs://bucket/a#b.lance", "with a '#', which ends the path of a URL"),
+        ("s3://bucket/x.lance ", "with white space around it: leave that out"),
+        (" s3://bucket/x.lance", "with white space around it: leave that out"),
         (str(Path("s3://bucket/x.lance")), "with one slash where a URL has two, as pathlib writes it"),
     ],
 )

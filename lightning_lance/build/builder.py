@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import xxhash
 
@@ -73,6 +75,9 @@ class Build:
     Raises:
         SourceError: If the source cannot be opened, or has other files than when the store was begun.
     """
+
+    # Whether each merge is committed before the next one begins, at the end too.
+    _merges_in_turn: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -147,7 +152,8 @@ class Build:
             width = bytes_of_token(token_dtype(plan.tokenizer.vocab_size), channels_of(plan.recipe))
             commit_tokens = FULL_BYTES // width
         tell_begun(self._source.name, num_shards, str(self._budget), plan.uri, first.documents)
-        self._space = DiskSpaceCheck(plan, self._budget, self._opened)
+        merged_at_once = commit_tokens if self._merges_in_turn else math.inf
+        self._space = DiskSpaceCheck(plan, self._budget, self._opened, merged_at_once)
         with BuildProgress(self._source.name, self._share(first)) as progress:
             self._fill(ledger, turn, progress, Pace(commit_tokens, commit_seconds, first))
         trouble = self._trouble()

@@ -82,6 +82,9 @@ class ClusterBuild(Build):
         given: The arguments of `Build`.
     """
 
+    # The last merges run together, and are committed with the rows of the last minute.
+    _merges_in_turn = False
+
     def __init__(
         self,
         start: Callable[[Work], Workers],

@@ -9,7 +9,7 @@ from lightning_lance.build.plan import Budget, Plan
 from lightning_lance.errors import ConfigError
 from lightning_lance.format.channels import bytes_of_token, channels_of
 from lightning_lance.format.metadata import CommitMetadata
-from lightning_lance.maintenance.compaction import FULL_BYTES, uncompacted_bytes
+from lightning_lance.maintenance.compaction import GrowthMerges, merges_of_growth
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_bytes, format_tokens
 from lightning_lance.sources.source import OpenedSource
@@ -49,23 +49,35 @@ def expected_tokens(budget: Budget, seen: CommitMetadata, num_bytes: int | None,
     return min(bounds, default=None)
 
 
-def merging_bytes(new: float, loose: float) -> float:
-    """Return the bytes that merging needs for a while: merged fragments exist twice until the merge is committed.
+def merging_bytes(new: float, merges: GrowthMerges, commit: float) -> float:
+    """Return the bytes that merging needs for a while: what is merged exists twice until that is committed.
 
-    The build adds `new` bytes, and merges them with the `loose` ones of earlier fragments.
+    Args:
+        new: Bytes that the build adds.
+        merges: What it merges.
+        commit: Most bytes of a commit, all of which are merged where its streams take turns; infinite if all commits may be
+            merged at once.
     """
-    # Never as much as two full fragments. An undisturbed build needs one, and the commit that fills it.
-    return min(new + loose, 2 * FULL_BYTES)
+    # A tag keeps the version before this build, so what is merged of that stays.
+    return merges.loose + min(new, max(merges.largest, commit))
 
 
 class DiskSpaceCheck:
-    """Checks once, as soon as there is an estimate, that a build fits. Reads nothing of the source for it."""
+    """Checks once, as soon as there is an estimate, that a build fits. Reads nothing of the source for it.
 
-    def __init__(self, plan: Plan, budget: Budget, opened: OpenedSource) -> None:
+    Args:
+        plan: What is built, and where.
+        budget: How much of it.
+        opened: The source.
+        commit_tokens: Most tokens of a commit; infinite if all commits may be merged at once.
+    """
+
+    def __init__(self, plan: Plan, budget: Budget, opened: OpenedSource, commit_tokens: float) -> None:
         self._plan = plan
         self._budget = budget
         self._num_bytes = opened.num_bytes
         self._num_shards = len(opened.shards)
+        self._commit_tokens = commit_tokens
         self._done = "://" in plan.uri  # a bucket has no end
         self._announced = False
 
@@ -96,7 +108,8 @@ class DiskSpaceCheck:
         committed = stored.tokens if stored is not None else 0
         least = max(tokens - committed, 0) * width
         needed = least * _OVERHEAD
-        merging = merging_bytes(needed, uncompacted_bytes(self._plan.location))
+        merges = merges_of_growth(self._plan.location, needed)
+        merging = merging_bytes(needed, merges, self._commit_tokens * width * _OVERHEAD)
         size = f"{format_tokens(tokens)} of {width} bytes"
         amount = f"{format_bytes(needed)} ({size})"
         if committed:

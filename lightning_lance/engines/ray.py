@@ -84,8 +84,9 @@ class RayEngine:
         for name in ("max_in_flight", "max_lead"):
             if getattr(self, name) is not None:
                 self._check(name, getattr(self, name))
-        if self.max_retries != 0:
-            self._check("max_retries", self.max_retries)
+        retries = self.max_retries
+        if retries is False or (retries != 0 and not is_count(retries)):
+            raise ConfigError(f"engine.max_retries is {described(retries)}: expected a whole number from 0 on.")
         rate = self.hub_requests_per_second
         if rate is not None and not (is_number(rate) and 0 < rate < math.inf):
             raise ConfigError(

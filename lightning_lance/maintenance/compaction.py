@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from lance.fragment import FragmentMetadata
 
@@ -209,18 +209,34 @@ def merge_groups(sizes: Sequence[int], full: int, final: bool) -> list[range]:
     return [group for group in groups if len(group) > 1]
 
 
-def uncompacted_bytes(location: StoreLocation, *, full: int = FULL_BYTES) -> int:
-    """Return the bytes of the last fragments of a store that are no full one together, so that growth rewrites them."""
+class GrowthMerges(NamedTuple):
+    """What is merged when a store grows.
+
+    Attributes:
+        loose: Bytes of the fragments that are there and are merged.
+        largest: Bytes that no merged fragment reaches.
+    """
+
+    loose: int
+    largest: int
+
+
+def merges_of_growth(location: StoreLocation, new: float, *, full: int = FULL_BYTES) -> GrowthMerges:
+    """Return what is merged when a store, which may not exist yet, grows by some bytes.
+
+    Args:
+        location: The store.
+        new: Bytes that are added.
+        full: Bytes of a full fragment in a large store.
+    """
     dataset = dataset_at(location, None)
     sizes = fragment_sizes(fragments_of(dataset), data_file_infos(dataset))
-    before = sum(sizes)
     loose = 0
-    for size in reversed(sizes):
-        before -= size
-        if loose + size >= full_bytes_at(before, full):
-            break
-        loose += size
-    return loose
+    # With something behind them, the last fragments are merged, even a single one.
+    for group in merge_groups([*sizes, 1], full, final=True):
+        loose += sum(sizes[group.start : group.stop])
+    # See `merge_groups`: less than two full ones, of which the last ones are the largest.
+    return GrowthMerges(loose, 2 * full_bytes_at(int(sum(sizes) + new), full))
 
 
 def _info(fragment: FragmentMetadata, files: Mapping[str, DataFileInfo]) -> DataFileInfo | None:

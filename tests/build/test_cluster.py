@@ -1,5 +1,6 @@
 """The laws of a build on a cluster: whatever ends when, dies or is done twice, the store is that of the local engine."""
 
+import pickle
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,17 +11,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import lance
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance import Corpus, TokenStore
-from lightning_lance.build import progress
+from lightning_lance.build import progress, unit_tasks
 from lightning_lance.build.cluster import ClusterBuild
 from lightning_lance.build.progress import figures_of
 from lightning_lance.build.unit import Unit
 from lightning_lance.build.unit_queue import UnitState
+from lightning_lance.build.unit_results import read_result
 from lightning_lance.build.workers import Outcome
 from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.lance_names import UNITS
@@ -31,6 +34,7 @@ from lightning_lance.readers.cuts import Cut
 from lightning_lance.sources.source import ReadReport
 from lightning_lance.sources.validation import WithValidation
 from lightning_lance.tokenization import ByteTokenizer
+from lightning_lance.tokenization.tokenizer import Tokenizer
 from tests.support.laws import examples
 from tests.support.stores import ListSource
 from tests.support.streams import provenance, streams
@@ -289,6 +293,80 @@ def test_what_a_dead_driver_has_had_done_is_not_done_again(tmp_path: Path) -> No
     # Six units of two documents each, each scanned and run once.
     done = [*first.made[0].done, *second.made[0].done]
     assert (done.count("run_scan"), done.count("run_unit")) == (6, 6)
+
+
+def test_a_zombie_that_ends_after_the_build_changes_nothing_and_a_clean_removes_what_it_leaves(tmp_path: Path) -> None:
+    source = DivisibleSource(tuple((f"text {i}", "Python", f"r{i}") for i in range(12)), dedup="exact")
+
+    class Outliving(FakeWorkers):
+        def end_zombies(self, count: int) -> None:
+            """Have all outlive the build."""
+
+    made: list[Outliving] = []
+
+    class Engine:
+        def begin(self, *given: Any, durable: bool) -> Any:
+            def start(work: Any) -> Any:
+                made.append(Outliving(work, Random(1), deaths=0.6))
+                return made[-1]
+
+            return ClusterBuild(start, *given, durable, unit_bytes=2, max_retries=1000)
+
+    store = build(source, tmp_path, "x", {}, Engine())
+    local = content(build(source, tmp_path, "y", {}, "local"))
+    assert (content(store), leftovers(store)) == (local, [])
+    assert made[0].zombies
+    FakeWorkers.end_zombies(made[0], len(made[0].zombies))
+    assert leftovers(store)
+    again = build(source, tmp_path, "x", {}, FakeEngine())
+    assert (again.version, content(again), verify_store(store.uri)) == (store.version, local, [])
+    clean(store.uri)
+    cleaned = TokenStore.open(store.uri)
+    assert (content(cleaned), leftovers(cleaned)) == (local, [])
+
+
+def test_no_copy_is_tokenized_and_no_text_passes_through_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"a marker {i % 7}" for i in range(28)]
+    source = DivisibleSource(tuple((text, "Python", "r") for text in texts), dedup="exact")
+    encoded: list[str] = []
+    passed: list[bytes] = []
+    encode = Tokenizer.encode_batch
+
+    def noted(tokenizer: Tokenizer, batch: pa.Array) -> Any:
+        encoded.extend(batch.to_pylist())
+        return encode(tokenizer, batch)
+
+    def reading(*given: Any) -> Any:
+        result = read_result(*given)
+        passed.append(pickle.dumps(result))
+        return result
+
+    class Watched(FakeWorkers):
+        def submit(self, function: Any, *arguments: Any, tries: int = 0) -> Any:
+            passed.append(pickle.dumps(arguments))
+            return super().submit(function, *arguments, tries=tries)
+
+        def ended(self, seconds: float) -> Any:
+            ended = super().ended(seconds)
+            passed.append(pickle.dumps([outcome.value for _, outcome in ended]))
+            return ended
+
+    class Engine:
+        def begin(self, *given: Any, durable: bool) -> Any:
+            return ClusterBuild(lambda work: Watched(work, Random(0)), *given, durable, unit_bytes=2)
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", noted)
+    monkeypatch.setattr(unit_tasks, "read_result", reading)
+    store = build(source, tmp_path, "x", {}, Engine(), commit_seconds=0.0)
+    assert store.commit.documents == 7
+    assert sorted(text for text in encoded if "marker" in text) == sorted({*texts})
+    through = b"".join(passed)
+    # The results have been seen: each document's metadata is in them.
+    assert b"Python" in through
+    for kind in ("uint8", "uint16", "int32", "int64"):
+        assert np.frombuffer(b"marker", "uint8").astype(kind).tobytes() not in through
 
 
 def test_units_ahead_of_the_ledger_are_bounded(tmp_path: Path) -> None:

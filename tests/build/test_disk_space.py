@@ -1,3 +1,4 @@
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -6,18 +7,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from lightning_lance.build.disk_space import expected_tokens, merging_bytes
 from lightning_lance.build.plan import Budget
 from lightning_lance.errors import ConfigError
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.location import StoreLocation
-from lightning_lance.maintenance.compaction import FULL_BYTES, uncompacted_bytes
+from lightning_lance.maintenance import compaction
+from lightning_lance.maintenance.compaction import GrowthMerges, merge_groups, merges_of_growth
 from lightning_lance.sources.files import FilesSource
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
+from tests.support.laws import examples
 from tests.support.stores import ListSource, documents
 
+MIB = 1 << 20
 NONE = CommitMetadata("", {}, {}, "", "", 0, 0)
 SEEN = replace(NONE, documents=10, tokens=1000, text_bytes=4000, shard=2)
 
@@ -135,16 +141,58 @@ def test_what_was_worked_out_from_a_part_is_a_warning_until_it_is_far_off(
 
 
 @pytest.mark.parametrize(
-    ("new", "loose", "most"),
+    ("new", "loose", "commit", "most"),
     [
-        (100, 0, 100),  # all of it, should it be cut into commits
-        (100, 50, 150),
-        (FULL_BYTES, FULL_BYTES // 2, 3 * FULL_BYTES // 2),
-        (1000 * FULL_BYTES, 0, 2 * FULL_BYTES),
+        (100, 0, 10, 100),  # all of it, should it be cut into commits
+        (100, 50, 10, 150),
+        (1000 * MIB, 50, 10, 64 * MIB + 50),
+        (1000 * MIB, 50, 300 * MIB, 300 * MIB + 50),
+        (1000 * MIB, 50, math.inf, 1000 * MIB + 50),
     ],
 )
-def test_what_is_merged_is_there_twice_but_never_more_than_two_full_fragments(new: int, loose: int, most: int):
-    assert merging_bytes(new, loose) == most
+def test_what_is_merged_is_there_twice(new: int, loose: int, commit: float, most: int):
+    assert merging_bytes(new, GrowthMerges(loose, 64 * MIB), commit) == most
+
+
+def test_two_full_fragments_grow_with_the_store(tmp_path: Path):
+    for new, most in ((MIB, 64 * MIB), (128 << 30, 256 * MIB), (40 << 40, 2 << 30)):
+        assert merges_of_growth(StoreLocation(str(tmp_path / "x.lance")), new) == GrowthMerges(0, most)
+
+
+@examples(50)
+@example([], [(19, False), (20, False)])
+@example([30_000], [(28, False), (29, False)])
+@given(
+    st.lists(st.integers(1, 60), max_size=20),
+    st.lists(st.tuples(st.integers(1, 70), st.booleans()), min_size=1, max_size=40),
+)
+def test_no_build_needs_more_than_that(before: list[int], commits: list[tuple[int, bool]]):
+    """Of a store with any fragments, all of which a tag keeps; the streams of some commits take turns."""
+    full = 20 * 32
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compaction, "fragments_of", lambda dataset: before)
+        patch.setattr(compaction, "fragment_sizes", lambda fragments, files: before)
+        new = sum(size for size, _ in commits)
+        merges = merges_of_growth(StoreLocation("/nowhere/x.lance"), new, full=full)
+    largest = max([size for size, mixed in commits if mixed], default=0)
+    # Each fragment, and whether the tag keeps it.
+    fragments = [(size, True) for size in before]
+    most = 0
+
+    def merge(group: range) -> None:
+        nonlocal most
+        sizes = [size for size, _ in fragments]
+        made = sum(sizes[group.start : group.stop])
+        most = max(most, sum(before) + sum(size for size, kept in fragments if not kept) + made)
+        fragments[group.start : group.stop] = [(made, False)]
+
+    for i, (size, mixed) in enumerate(commits):
+        fragments.append((size, False))
+        if mixed:
+            merge(range(len(fragments) - 1, len(fragments)))
+        while groups := merge_groups([size for size, _ in fragments], full, i == len(commits) - 1):
+            merge(groups[0])
+    assert most - sum(before) - new <= merging_bytes(new, merges, largest)
 
 
 def test_where_there_is_no_room_to_merge_is_told(
@@ -152,9 +200,9 @@ def test_where_there_is_no_room_to_merge_is_told(
 ):
     """The store itself would fit, but its growth also rewrites the last fragment, which is not full."""
     store = build(tmp_path, max_documents=20)
-    loose = uncompacted_bytes(StoreLocation(store.uri))
+    loose = merges_of_growth(StoreLocation(store.uri), 220).loose
     assert loose == sum(path.stat().st_size for path in Path(store.uri, "data").iterdir())
-    assert uncompacted_bytes(StoreLocation(store.uri), full=32 * loose) == 0
+    assert merges_of_growth(StoreLocation(store.uri), 220, full=32 * loose).loose == 0
     for free, levels in ((220 + 220 + loose - 1, ["WARNING"]), (220 + 220 + loose + 1, [])):
         caplog.clear()
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))

@@ -405,6 +405,9 @@ def test_turns_at_the_hub_are_even_in_time_and_none_is_given_while_it_asks_to_wa
     assert turns.take() == 0
     turns.hold(30)
     assert [turns.take() for _ in range(2)] == [30, 30.25]
+    for retries in (-1, False, "3", None):
+        with pytest.raises(ConfigError, match=r"engine\.max_retries is .*: expected a whole number from 0 on\."):
+            RayEngine(max_retries=retries)  # type: ignore[arg-type]
     for rate in (0, -1, True, "5", float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=r"engine\.hub_requests_per_second is .*: expected a number above 0"):
             RayEngine(hub_requests_per_second=rate)

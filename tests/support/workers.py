@@ -2,7 +2,9 @@
 
 import pickle
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -10,6 +12,7 @@ from lightning_lance.build.builder import Build
 from lightning_lance.build.cluster import ClusterBuild
 from lightning_lance.build.tasks import Work
 from lightning_lance.build.workers import Outcome
+from lightning_lance.errors import StoreError
 from lightning_lance.lance_names import UnitName
 from lightning_lance.location import with_all_options
 from lightning_lance.maintenance.removal import remove_unit_files
@@ -33,6 +36,7 @@ class FakeWorkers:
         slots: Tasks at a time.
         deaths: Share of the tasks that die.
         driver_dies: Tasks after which the driver dies; None for never.
+        zombies: Tasks that count as lost, and end nevertheless, after they were done again or when the workers are closed.
     """
 
     work: Work
@@ -43,6 +47,7 @@ class FakeWorkers:
     waiting: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = field(default_factory=dict)
     count: int = 0
     done: list[str] = field(default_factory=list)
+    zombies: list[Callable[[], Any]] = field(default_factory=list)
 
     def submit(self, function: Callable[..., Any], *arguments: Any, tries: int = 0) -> Hashable:
         self.count += 1
@@ -53,6 +58,8 @@ class FakeWorkers:
     def ended(self, seconds: float) -> Sequence[tuple[Hashable, Outcome]]:
         if not self.waiting:
             return []
+        if self.random.random() < self.deaths:
+            self.end_zombies(1)
         task = self.random.choice(sorted(self.waiting))
         function, arguments = self.waiting.pop(task)
         if self.driver_dies is not None:
@@ -60,8 +67,10 @@ class FakeWorkers:
         with with_all_options():
             work = pickle.loads(pickle.dumps(self.work))
         if self.random.random() < self.deaths:
-            fate = self.random.choice(["at once", "before its result", "after its result"])
-            if fate != "at once":
+            fate = self.random.choice(["at once", "before its result", "after its result", "later"])
+            if fate == "later":
+                self.zombies.append(partial(function, work, *arguments))
+            elif fate != "at once":
                 function(work, *arguments)
             if fate == "before its result":
                 # Not all tasks write one.
@@ -80,8 +89,17 @@ class FakeWorkers:
         for task in tasks:
             self.waiting.pop(task, None)
 
+    def end_zombies(self, count: int) -> None:
+        """Let so many zombies end."""
+        for zombie in self.zombies[:count]:
+            # What it was to read may be gone by now.
+            with suppress(StoreError):
+                zombie()
+        del self.zombies[:count]
+
     def close(self) -> None:
         self.waiting.clear()
+        self.end_zombies(len(self.zombies))
 
 
 @dataclass(frozen=True)
