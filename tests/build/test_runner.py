@@ -427,6 +427,7 @@ def test_of_processes_that_ask_at_once_one_builds(tmp_path: Path, whole: TokenSt
     until(lambda: sum(builder.has_warned() for builder in started) == 3)
     Path(gate).touch()
     results = [builder.result() for builder in started]
+    assert [result.get("error") for result in results] == [None] * 4
     assert len({result["version"] for result in results}) == 1
     (built,) = (result for result in results if result["reads"])
     assert built["reads"] == len(Watched(STDLIB, 20, 4).shards)

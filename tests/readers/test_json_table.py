@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -43,11 +44,16 @@ def test_whole_numbers_are_exact_however_large(number: int, place: str):
     assert table_of([line], ["text", "x"], "text").column("x").to_pylist() == [str(json.loads(line)["x"])]
 
 
-@pytest.mark.parametrize(("depth", "text"), [(10, b"t"), (500, b"t"), (1010, None), (100_000, None)])
-def test_a_value_that_is_too_deep_is_no_json(depth: int, text: bytes | None):
-    """As for Python's parser, which ends where orjson still goes on."""
+@pytest.mark.parametrize("depth", [10, 500, 1010, 100_000])
+def test_a_value_that_is_too_deep_is_no_json(depth: int):
+    """As for Python's parser, which ends where orjson still goes on: at about 1,000 until Python 3.12."""
     line = b'{"text": "t", "x": %s7%s}' % (b"[" * depth, b"]" * depth)
-    assert table_of([line], ["text", "x"], "text").column("text").to_pylist() == [text]
+    expected = None
+    with suppress(RecursionError):
+        expected = json.loads(line)["text"].encode()
+    assert (expected is None) >= (depth == 100_000)
+    assert (expected is None) <= (depth >= 1010)
+    assert table_of([line], ["text", "x"], "text").column("text").to_pylist() == [expected]
 
 
 def test_only_objects_are_parsed():
