@@ -168,7 +168,8 @@ def main():
             ray.shutdown()
         for workers, shards in ((1, 16), (16, 64)):
             ray.init(num_cpus=workers, include_dashboard=False, logging_level="error", log_to_driver=False)
-            warm = SlowSource(shards=tuple(map(str, range(workers))))
+            # So many that each worker has started.
+            warm = SlowSource(shards=tuple(map(str, range(3 * workers))))
             seconds_of(warm, ByteTokenizer(), folder / f"w{workers}.lance", RayEngine())
             slow = SlowSource(shards=tuple(map(str, range(shards))))
             seconds, _, _ = seconds_of(slow, ByteTokenizer(), folder / f"slow{workers}.lance", RayEngine())
