@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ import pyarrow as pa
 from lightning_lance.convert.channels import Aligned
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.source import ReadReport
+
+_log = logging.getLogger(__name__)
 
 #: Tokens of a batch, about.
 BATCH_TOKENS = 1 << 20
@@ -141,12 +144,15 @@ class CutAtEos(TokenShards):
         begun: list[np.ndarray] = []
         begins = self._begins_document(shard)
         last: int | None = None
+        # Whether the stream begins here, and has had no EOS yet.
+        unended = shard == 0 or self.shards[shard - 1].stream != self.shards[shard].stream
         for piece in self._stream.tokens(shard):
             if not len(piece):
                 continue
             ids = piece
             last = int(ids[-1])
             ends = np.flatnonzero(ids == self._eos_id) + 1
+            unended = unended and not len(ends)
             if not begins:
                 if not len(ends):
                     continue
@@ -163,7 +169,15 @@ class CutAtEos(TokenShards):
                 self._check_length(begun, shard)
         self._last[shard] = last
         if begun:
-            yield self._finished(begun, shard)
+            finished = self._finished(begun, shard)
+            if unended and int(finished.ids[-1]) != self._eos_id:
+                _log.warning(
+                    "%r has no EOS, which is the id %d: all of it is one document; if it has several, give the tokenizer that "
+                    "made the tokens, and its eos_token.",
+                    self.shards[shard].name,
+                    self._eos_id,
+                )
+            yield finished
 
     def _finished(self, begun: list[np.ndarray], shard: int) -> TokenDocuments:
         """Return the last document of a shard, whose end is in a later one."""

@@ -100,7 +100,16 @@ def test_what_other_tools_wrote_is_stored_token_for_token(
     assert store.tokenizer.eos_id == EOS
 
 
-def test_nanogpt_files_are_cut_at_eos(imported: Import, tmp_path: Path):
+def test_a_stream_without_eos_is_told(imported: Import, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    file = tmp_path / "x.bin"
+    np.arange(5, 60, dtype=np.uint16).tofile(file)
+    assert documents_of(imported("nanogpt", file)) == [[*range(5, 60)]]
+    assert (
+        f"x.bin' has no EOS, which is the id {EOS}: all of it is one document; if it has several, give" in caplog.text
+    )
+
+
+def test_nanogpt_files_are_cut_at_eos(imported: Import, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     folder = write_nanogpt(tmp_path / "nanogpt")
     store = imported("nanogpt", folder)
     assert tokens_of(store) == {split: joined(made) for split, made in DOCUMENTS.items()}
@@ -108,6 +117,7 @@ def test_nanogpt_files_are_cut_at_eos(imported: Import, tmp_path: Path):
     # What follows the last EOS is a document too.
     rest = imported("nanogpt", write_nanogpt(tmp_path / "rest", [5, 6]), "rest.lance")
     assert documents_of(rest) == [*DOCUMENTS["train"], [5, 6]]
+    assert "has no EOS" not in caplog.text
     alone = imported("nanogpt", folder / "train.bin", "alone.lance", val_fraction=0.3)
     assert 0 < alone.num_tokens("val") < alone.num_tokens("train")
     assert sorted(documents_of(alone) + documents_of(alone, "val")) == sorted(DOCUMENTS["train"])
