@@ -773,6 +773,7 @@ class LanceDataModule(LightningDataModule):
     def _adopt(self, state: dict[str, Any], stores: Mapping[str, TokenStore]) -> None:
         """Make the next loader continue from a state, and read the stores as they were then."""
         self._state = state
+        self._warn_length(state)
         for name, store in stores.items():
             self._warn_growth(self._stores[name], store)
             self._stores[name] = store
@@ -799,6 +800,16 @@ class LanceDataModule(LightningDataModule):
         )
         grows = options.extend == "now"
         Cursor(selection, options.on_data_change, grows, options.skip_steps).check(state)
+
+    def _warn_length(self, state: Mapping[str, Any]) -> None:
+        """Log that the checkpoint's windows had another length: the key is easily forgotten."""
+        if state["context_length"] == self.context_length or not is_rank_zero():
+            return
+        _log.warning(
+            "The checkpoint's run had context_length=%d, and this one has %d: it goes on after as many tokens.",
+            state["context_length"],
+            self.context_length,
+        )
 
     def _warn_growth(self, opened: TokenStore, continued: TokenStore) -> None:
         """Log that the store has grown since the checkpoint, and how to adopt the new tokens."""

@@ -179,6 +179,24 @@ def test_another_context_length_or_batch_size_builds_nothing(tmp_path: Path):
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.lance") if path.is_file()) == before
 
 
+def test_another_context_length_than_that_of_the_checkpoint_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    data = make_data(tmp_path)
+    data.prepare_data()
+    data.setup("fit")
+    next(iter(data.train_dataloader()))
+    state = data.state_dict()
+    for length in (32, 16):
+        caplog.clear()
+        again = make_data(tmp_path, context_length=length)
+        again.setup("fit")
+        again.load_state_dict(state)
+        told = (
+            "The checkpoint's run had context_length=32, and this one has 16: it goes on after as many tokens"
+            in caplog.text
+        )
+        assert told == (length == 16)
+
+
 def test_setup_refuses_what_is_not_committed_or_not_complete(tmp_path: Path):
     with pytest.raises(
         StoreError, match=r"There is no committed token store at .*: run 'lightning-lance prepare' first"

@@ -254,7 +254,10 @@ class Build:
             self._check_found(ledger)
             reasons = {"blank": "blank (only white space)"}
             counts = [f"{count} {reasons.get(why, why)}" for why, count in ledger.commit.skipped.items()]
-            skipped = ", ".join(counts) or "none"
+            skipped = ""
+            if counts:
+                skipped = f" (skipped: {', '.join(counts)})"
             raise SourceError(
-                f"Source {self._source.name!r} gave no documents (skipped: {skipped}): check its files and filters."
+                f"Source {self._source.name!r} gave no documents{skipped}: check its files and its filters, whose values are "
+                "compared letter by letter."
             )

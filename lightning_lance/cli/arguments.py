@@ -91,7 +91,8 @@ COMMANDS = {
         f"[RUN|CKPT|URI] KEY=VALUE ... [until=STEP] [format=json] {_STORAGE}",
         """List the steps of a run, past and future, that have the documents for which each KEY=VALUE holds. The keys are
         document (or id), language, and the words of source.columns, as in repo=owner/name. It looks up to the step until, or
-        to the end of the run or of its epoch. Nothing is changed.""",
+        to the end of the run or of its epoch. batch_size=N, world_size=N and, of a store, context_length=N and seed=N look at
+        it as if it had these. Nothing is changed.""",
     ),
     "import": (
         f"FORMAT PLACE tokenizer=FILE|NAME uri=URI [KEY=VALUE ...] [format=json] {_STORAGE}",

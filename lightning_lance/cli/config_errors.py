@@ -258,6 +258,8 @@ def _names(sentence: str, key: str) -> bool:
 def _not_understood(override: str) -> str:
     examples = "context_length=512, 'languages=[Python,Rust]' or 'data.mix={Python: 0.7, Rust: 0.3}'"
     override = shown_override(override)
+    if override.endswith(".lance"):
+        return f"Got {override!r}, which is not key=value: a store that is there is served by data.corpus={override}."
     if "=" not in override:
         return f"Got {override!r}, which is not key=value: expected text such as {examples}."
     return (

@@ -184,6 +184,9 @@ def main() -> None:
 
 def _main() -> None:
     name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("prepare", "train", "doctor") and "--version" in rest:
+        # Hydra would say its own.
+        name = "--version"
     if name == "prepare" and (asked := {"-h", "--help"} & {*rest}):
         from lightning_lance.cli.hydra_app import help_of
 

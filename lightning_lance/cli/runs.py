@@ -29,7 +29,8 @@ _NUMBERS = ("rank", "window", "batch_size", "world_size", "context_length", "see
 _CHOICES = ("order", "split", "windows", "remainder", "tokenizer")
 _OF_SHOW = (*_NUMBERS, *_CHOICES, "step", "search", "by", "losses", "format", "uri")
 # Keys of `where` that are no words of a document.
-_OF_WHERE = ("until", "batch_size", "world_size", "format", "uri")
+_NUMBERS_OF_WHERE = ("batch_size", "world_size", "context_length", "seed")
+_OF_WHERE = (*_NUMBERS_OF_WHERE, "until", "format", "uri")
 # Steps that a search looks through where none are given.
 _SEARCHED = 100
 # Lines of a document that are shown where no window is chosen, and rows of a table.
@@ -91,7 +92,7 @@ def where_command(arguments: Sequence[str]) -> None:
     until = None
     if "until" in pairs:
         until = _number("where", "until", pairs["until"])
-    settings = _numbers("where", pairs, ("batch_size", "world_size"))
+    settings = _numbers("where", pairs, _NUMBERS_OF_WHERE)
     from lightning_lance.inspection.runs import last_step
     from lightning_lance.inspection.where import find_steps
 

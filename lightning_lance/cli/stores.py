@@ -282,11 +282,10 @@ def remove_command(arguments: Sequence[str]) -> None:
             what = f"{pluralize(commit.stored_documents, 'document')}, {format_tokens(commit.stored_tokens)}"
         tags, checkpoints = needed_by(uri, options)
         if tags:
-            named = f", such as {format_list(checkpoints, 3)}" if checkpoints else ""
-            say(
-                f"{uri}: runs with checkpoints were trained on it{named}; without it, none of them goes on.",
-                file=sys.stderr,
-            )
+            of_theirs = "checkpoints that they may have"
+            if checkpoints:
+                of_theirs = f"their checkpoints, such as {format_list(checkpoints, 3)},"
+            say(f"{uri}: runs were trained on it; {of_theirs} do not go on without it.", file=sys.stderr)
         if not sure:
             _ask(uri, what)
     with ending_in_a_sentence("run it again, it removes the rest."):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -14,6 +15,8 @@ import pyarrow as pa
 from lightning_lance.convert.channels import Aligned, check_aligned
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.source import ReadReport
+
+_log = logging.getLogger(__name__)
 
 #: Tokens of a batch, about.
 BATCH_TOKENS = 1 << 20
@@ -174,12 +177,15 @@ class CutAtEos(TokenShards):
         begun: list[Piece] = []
         begins = self._begins_document(shard)
         last: int | None = None
+        # Whether the stream begins here, and has had no EOS yet.
+        unended = shard == 0 or self.shards[shard - 1].stream != self.shards[shard].stream
         for piece in self._stream.pieces(shard):
             if not piece.size:
                 continue
             rest = piece
             last = int(piece.ids[-1])
             ends = np.flatnonzero(piece.ids == self._eos_id) + 1
+            unended = unended and not len(ends)
             if not begins:
                 if not len(ends):
                     continue
@@ -196,7 +202,15 @@ class CutAtEos(TokenShards):
                 self._check_length(begun, shard)
         self._last[shard] = last
         if begun:
-            yield self._finished(begun, shard)
+            finished = self._finished(begun, shard)
+            if unended and int(finished.ids[-1]) != self._eos_id:
+                _log.warning(
+                    "%r has no EOS, which is the id %d: all of it is one document; if it has several, give the tokenizer that "
+                    "made the tokens, and its eos_token.",
+                    self.shards[shard].name,
+                    self._eos_id,
+                )
+            yield finished
 
     def _finished(self, begun: list[Piece], shard: int) -> TokenDocuments:
         """Return the last document of a shard, whose end is in a later one."""

@@ -146,9 +146,15 @@ def _place(address: str | None) -> str:
 
 
 def _no_cluster(address: str | None, error: Exception, cure: str = "") -> ConfigError:
+    if address is None:
+        # Ray takes a cluster of this machine, whoever has started it, before it starts one.
+        return ConfigError(
+            f"Ray can neither use a cluster on this machine nor start one ({in_one_line(error, 200)}): {cure}set "
+            "engine.address=local, which starts one of this build's own beside any other."
+        )
     return ConfigError(
         f"There is no Ray cluster {_place(address)} ({in_one_line(error, 200)}): {cure}start one with 'ray start --head', or "
-        "leave engine.address and RAY_ADDRESS out for one of this build's own."
+        "set engine.address=local for one of this build's own."
     )
 
 

@@ -125,6 +125,9 @@ class Tokenizer:
         self._since = 0
         self._comparing = threading.Lock()
 
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, eos_token={self.eos_token!r}, eos_id={self.eos_id})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Tokenizer, (self._spec, self.eos_token, self._engine)
 

@@ -71,6 +71,8 @@ def test_an_argument_that_cannot_be_read():
     assert told.startswith(
         "Got 'foo', which is not key=value: expected text such as context_length=512, 'languages=[Python,Rust]'"
     )
+    told = one_sentence(OverrideParseException("data/x.lance", "no viable alternative"), None)
+    assert told.endswith("not key=value: a store that is there is served by data.corpus=data/x.lance.")
     told = one_sentence(OverrideParseException("languages=[Python", "no viable alternative"), None)
     assert told.startswith(
         "The value of 'languages=[Python' cannot be parsed: expected text such as context_length=512, "

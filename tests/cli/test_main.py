@@ -218,8 +218,13 @@ def test_a_run_whose_folder_cannot_be_written_is_told(tmp_path: Path):
     assert err.count("\n") == 1
 
 
-def test_the_package_is_a_command_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(sys, "argv", ["__main__.py", "--version"])
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["prepare", "--version"], ["train", "seed=1", "--version"]], ids=str
+)
+def test_the_package_is_a_command_too(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["__main__.py", *arguments])
     runpy.run_module("lightning_lance", run_name="__main__")
     assert capsys.readouterr().out == f"{lightning_lance.__version__}\n"
 

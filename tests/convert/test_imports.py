@@ -148,7 +148,16 @@ def test_masks_of_mds_that_do_not_fit_are_named(imported: Import, tmp_path: Path
         imported("mds", tmp_path / "odd", "y.lance", columns={"loss_mask": "source"})
 
 
-def test_nanogpt_files_are_cut_at_eos(imported: Import, tmp_path: Path):
+def test_a_stream_without_eos_is_told(imported: Import, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    file = tmp_path / "x.bin"
+    np.arange(5, 60, dtype=np.uint16).tofile(file)
+    assert documents_of(imported("nanogpt", file)) == [[*range(5, 60)]]
+    assert (
+        f"x.bin' has no EOS, which is the id {EOS}: all of it is one document; if it has several, give" in caplog.text
+    )
+
+
+def test_nanogpt_files_are_cut_at_eos(imported: Import, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     folder = write_nanogpt(tmp_path / "nanogpt")
     store = imported("nanogpt", folder)
     assert tokens_of(store) == {split: joined(made) for split, made in DOCUMENTS.items()}
@@ -156,6 +165,7 @@ def test_nanogpt_files_are_cut_at_eos(imported: Import, tmp_path: Path):
     # What follows the last EOS is a document too.
     rest = imported("nanogpt", write_nanogpt(tmp_path / "rest", [5, 6]), "rest.lance")
     assert documents_of(rest) == [*DOCUMENTS["train"], [5, 6]]
+    assert "has no EOS" not in caplog.text
     alone = imported("nanogpt", folder / "train.bin", "alone.lance", val_fraction=0.3)
     assert 0 < alone.num_tokens("val") < alone.num_tokens("train")
     assert sorted(documents_of(alone) + documents_of(alone, "val")) == sorted(DOCUMENTS["train"])

@@ -27,12 +27,11 @@ def test_a_removal_says_which_runs_would_miss_the_store(tmp_path: Path, monkeypa
     assert (code, out) == (1, "")
     said, refused = err.splitlines()
     assert said == (
-        "x.lance: runs with checkpoints were trained on it, such as outputs/a/checkpoints/last.ckpt; without it, none of them "
-        "goes on."
+        "x.lance: runs were trained on it; their checkpoints, such as outputs/a/checkpoints/last.ckpt, do not go on without it."
     )
     assert refused.startswith("error: x.lance (40 documents, ")
-    # Elsewhere, it is known that there are checkpoints, and not where.
+    # Elsewhere, it is known that there were runs, and not whether they have checkpoints.
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     _, _, err = run("remove", tmp_path / "x.lance")
-    assert "runs with checkpoints were trained on it; without it, none of them goes on." in err
+    assert "runs were trained on it; checkpoints that they may have do not go on without it." in err

@@ -188,6 +188,13 @@ def test_the_commands(folder: Path, run: Run):
     assert out.startswith("id=0:3: 1 document, ")
     code, out, _ = run("where", folder, "repo=one/a", "format=json")
     assert len(json.loads(out)["documents"]) == 20
+    # A store has no sizes of its own.
+    keys = ("context_length=32", "batch_size=2", "seed=3", "until=4")
+    code, out, _ = run("where", folder / "x.lance", "language=Python", *keys, "format=json")
+    loader = open_run(str(folder / "x.lance"), context_length=32, batch_size=2, seed=3)
+    expected = find_steps(loader, {"language": "Python"}, 4).sightings
+    assert (code, json.loads(out)["sightings"]) == (0, [sighting._asdict() for sighting in expected])
+    assert expected
 
 
 def test_the_documents_of_a_spike_are_ranked(folder: Path, tmp_path: Path, run: Run):

@@ -55,7 +55,7 @@ FAMILIES: dict[str, tuple[Callable[[], str], str]] = {
     "unigram": (unigram, "tokenizers"),
 }
 # A tokenizer.json given by `file` may be any of these.
-CONFIGS = {file.stem for file in (ROOT / "conf/tokenizer").glob("*.yaml")} - {"file"}
+CONFIGS = {file.stem for file in (ROOT / "conf/tokenizer").glob("*.yaml")} - {"file", "hub"}
 
 PIECES = [
     *TRAINING[:3],

@@ -404,6 +404,20 @@ def test_a_client_that_cannot_reach_its_cluster_is_told(
             build(FilesSource("*.py", texts), tmp_path / "x.lance", engine=engine)
 
 
+def test_a_cluster_of_others_on_this_machine_is_told(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(**_: Any) -> None:
+        raise RuntimeError("Version mismatch: the cluster was started with Python 3.9")
+
+    ray.shutdown()
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", refuses)
+    told = r"neither use a cluster on this machine nor start one \(Version mismatch: .* set engine\.address=local, which starts"
+    with pytest.raises(ConfigError, match=told):
+        build(FilesSource("*.py", texts), tmp_path / "x.lance", engine={})
+
+
 def test_turns_at_the_hub_are_even_in_time_and_none_is_given_while_it_asks_to_wait(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
