@@ -28,6 +28,7 @@ from hydra.utils import instantiate
 
 from lightning_lance.cli import hydra_app
 from lightning_lance.cli.main import USAGE
+from tests.support.bucket import serving
 from tests.support.library import READ_LIBRARY, copy_library
 from tests.support.pages import PAGES, Block, blocks, commands, is_said, name_of
 from tests.support.paths import ROOT
@@ -160,8 +161,8 @@ class Reader:
         elif block.language == "bash" and block.kind in ("", "fails"):
             *before, last = commands(block.code)
             for command in before:
-                self._run_command(command, block, fails=False)
-            self._run_command(last, block, fails=block.kind == "fails")
+                self.run_command(command, block, fails=False)
+            self.run_command(last, block, fails=block.kind == "fails")
         elif block.language == "yaml":
             yaml.safe_load(block.code)
 
@@ -196,7 +197,7 @@ class Reader:
                 self._check_output(block)
         for block in mistakes:
             if block not in plain:
-                self._run_command(block.detail, block, fails=True)
+                self.run_command(block.detail, block, fails=True)
                 self._check_output(block)
 
     def _written_by(self, done: subprocess.CompletedProcess[str], commands: list[Block]) -> tuple[list[str], list[str]]:
@@ -216,7 +217,8 @@ class Reader:
             timeout=250,
         )
 
-    def _run_command(self, command: str, block: Block, fails: bool) -> None:
+    def run_command(self, command: str, block: Block, fails: bool) -> None:
+        """Run a command of a block."""
         words = shlex.split(command, comments=True)
         environment = {}
         while re.match(r"[A-Z_]+=", words[0]):
@@ -273,6 +275,35 @@ def small(given: list[str], defaults: tuple[str, ...]) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_code_of_a_page_runs(page: Path, folder: Path, library: str):
     Reader(folder, library).read(page)
+
+
+def test_the_commands_for_a_bucket_run(folder: Path, library: str, monkeypatch: pytest.MonkeyPatch):
+    """With a server of this machine, whose keys are in the environment, and a disk of the reader's."""
+    with serving() as bucket:
+        bucket.client.create_bucket(Bucket="my-bucket")
+        bucket.client.upload_file(str(folder / "corpus/part-0.parquet"), "my-bucket", "corpus/part-0.parquet")
+        for name, value in {
+            "AWS_ENDPOINT_URL": bucket.endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_ACCESS_KEY_ID": "k",
+            "AWS_SECRET_ACCESS_KEY": "s",
+            "KEY": "k",
+            "SECRET": "s",
+        }.items():
+            monkeypatch.setenv(name, value)
+        reader = Reader(folder, library)
+        stage = folder / "nvme"
+        ran = 0
+        for block in blocks(ROOT / "docs/object-stores.md"):
+            code = block.code.replace("http://localhost:9000", bucket.endpoint).replace("/local/nvme", str(stage))
+            for command in commands(code):
+                if block.language == "bash" and "s3://my-bucket" in command:
+                    reader.run_command(command, block, fails=False)
+                    ran += 1
+        assert ran == 6
+        assert (stage / "lightning-lance-stage").is_dir()
+        keys = [entry["Key"] for entry in bucket.client.list_objects_v2(Bucket="my-bucket")["Contents"]]
+        assert any(key.startswith("code.lance/data/") for key in keys)
 
 
 # What is not run is checked for all that can be known without running it.

@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from lightning_lance import TokenStore
 from lightning_lance.documents.languages import code_extensions
 from lightning_lance.documents.text_filter import TextFilter
 from lightning_lance.errors import ConfigError
 from lightning_lance.sources.datasets import DatasetSource
 from tests.support.hub import Hub
+from tests.support.streams import streams
 
 GITHUB = {"text": "content", "repo": "repo_name", "path": "path", "license": "license"}
 ROWS, GROUP, SHARDS = 240, 40, 4
@@ -231,6 +233,23 @@ def test_github_code_is_streamed_without_its_script_and_only_as_far_as_needed(hu
     code, out, err = prepare(hub, tmp_path, "source=github_code", "languages=[Python]")
     assert (code, err) == (0, "")
     assert f"{python_rows * SHARDS} documents" in out.splitlines()[-1]
+    (local,) = (tmp_path / "data").glob("*.lance")
+
+    # Ray's workers make the same of it, with copies left out by default.
+    pytest.importorskip("ray")
+    code, out, err = prepare(
+        hub,
+        tmp_path / "ray",
+        "source=github_code",
+        "languages=[Python]",
+        "engine=ray",
+        "engine.address=local",
+        "engine.num_cpus=1",
+    )
+    assert code == 0, err
+    (made,) = (tmp_path / "ray/data").glob("*.lance")
+    assert made.name == local.name
+    assert streams(TokenStore.open(made)) == streams(TokenStore.open(local))
 
 
 REFUSED: list[tuple[list[str], str]] = [
