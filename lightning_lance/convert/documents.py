@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -14,9 +13,10 @@ import pyarrow as pa
 
 from lightning_lance.convert.channels import Aligned, check_aligned
 from lightning_lance.errors import ConfigError
+from lightning_lance.messages.escaping import logger
 from lightning_lance.sources.source import ReadReport
 
-_log = logging.getLogger(__name__)
+_log = logger(__name__)
 
 #: Tokens of a batch, about.
 BATCH_TOKENS = 1 << 20
