@@ -168,9 +168,12 @@ def main():
             ray.shutdown()
         for workers, shards in ((1, 16), (16, 64)):
             ray.init(num_cpus=workers, include_dashboard=False, logging_level="error", log_to_driver=False)
-            # So many that each worker has started.
-            warm = SlowSource(shards=tuple(map(str, range(3 * workers))))
-            seconds_of(warm, ByteTokenizer(), folder / f"w{workers}.lance", RayEngine())
+            # Until all workers have started, which Ray does one by one.
+            for turn in range(6):
+                warm = SlowSource(shards=tuple(map(str, range(2 * workers))))
+                _, busy, _ = seconds_of(warm, ByteTokenizer(), folder / f"w{workers}-{turn}.lance", RayEngine())
+                if busy[2] < 0.2 * workers:
+                    break
             slow = SlowSource(shards=tuple(map(str, range(shards))))
             seconds, _, _ = seconds_of(slow, ByteTokenizer(), folder / f"slow{workers}.lance", RayEngine())
             rates[workers] = shards / seconds
