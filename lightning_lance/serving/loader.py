@@ -660,6 +660,8 @@ class WindowLoader:
 
     def _serve(self, cursor: Cursor) -> Generator[Batch, None, None]:
         remaining = self._steps_left(cursor)
+        # Once for all batches of the epoch: for each of them it would take as long as all else.
+        epoch = steps.EpochSteps(cursor, self._sizes_of(cursor), cursor.epoch)
         with closing(self._read_ahead(cursor)) as served:
             for chunk, windows in served:
                 described = self._make.describe(windows)
@@ -667,7 +669,7 @@ class WindowLoader:
                 for step, digest in enumerate(chunk.digests):
                     batch = self._make.batch(described, step * rows, (step + 1) * rows)
                     remaining -= 1
-                    self.last_step = steps.next_step(cursor, self._sizes_of(cursor))
+                    self.last_step = epoch.step_at(cursor.skips.next(cursor.value))
                     # Counted once it is complete: a batch that an interruption keeps from the training loop comes again.
                     cursor.advance(chunk.global_size, digest)
                     cursor.ended = remaining == 0
