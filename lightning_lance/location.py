@@ -305,7 +305,7 @@ def check_no_host(name: str, path: str) -> None:
     host, slash, rest = file["path"].partition("/") if file else ("", "", "")
     if not host or not slash or host.startswith("~"):
         return
-    if os.path.isdir(host) or os.path.isdir(unquote(host)):  # noqa: PTH112 - Path raises an error for names that are too long
+    if os.path.isdir(host) or os.path.isdir(unquote(host)):
         return
     raise ConfigError(
         f"{name} is {path!r}, which is on the host {host!r} or in a folder of that name, which does not exist here: write a "

@@ -317,14 +317,14 @@ def _of_a_file(name: str) -> str:
         return f"a file is given as source={kind} 'source.data_files=[{name}]'; "
     if ending == "lance":
         return f"a store that is there is served by data.corpus={name}; "
-    if "/" in name or "." in name or os.path.exists(name):  # noqa: PTH110 - as below
+    if "/" in name or "." in name or os.path.exists(name):
         return f"files and folders are given as source=files 'source.patterns=[{name}]'; "
     return ""
 
 
 def _of_a_tokenizer(name: str) -> str:
     """Return how a tokenizer is given, where a file or a model of the Hub is named; empty for other names."""
-    if name.endswith(".json") or os.path.exists(name):  # noqa: PTH110 - Path raises an error for names that are too long
+    if name.endswith(".json") or os.path.exists(name):
         return f"a tokenizer.json is given as tokenizer=file tokenizer.path={name}; "
     if "/" in name:
         return f"a model of the Hub is given as tokenizer=hub tokenizer.model={name}; "

@@ -128,7 +128,7 @@ def _tokenizer_of(name: str, eos_token: str | None) -> TokenizerConfig:
 
     from lightning_lance.tokenization.configs import ByteTokenizer, PretrainedTokenizer, TokenizerFile
 
-    if os.path.exists(Path(name).expanduser()) or name.endswith(".json"):  # noqa: PTH110 - raises nothing
+    if os.path.exists(Path(name).expanduser()) or name.endswith(".json"):
         return TokenizerFile(name, eos_token)
     if name in _NOT_MADE:
         raise ConfigError(

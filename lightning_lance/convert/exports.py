@@ -163,10 +163,10 @@ def _folder_at(place: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"place is {text!r}: expected a folder on a disk of this machine; copy the files from there.")
     folder = Path(local_path(text)).absolute()
     # Path raises an error for what must not be looked at; writing it says so.
-    if os.path.exists(folder) and not os.path.isdir(folder):  # noqa: PTH110, PTH112
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise ConfigError(f"place is {text!r}, which is a file: expected a folder, which may be new.")
     for above in (folder, *folder.parents):
-        if os.path.isdir(above / VERSIONS):  # noqa: PTH112
+        if os.path.isdir(above / VERSIONS):
             raise ConfigError(
                 f"place is {text!r}, in the folder of the store {str(above)!r}: give a place outside of it."
             )

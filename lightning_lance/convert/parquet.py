@@ -122,7 +122,7 @@ def _check_local(name: str, place: str, base: str) -> None:
         raise denied(name, place)
     if not os.path.lexists(path) and has_magic(place):
         return
-    is_file = os.path.isfile(path)  # noqa: PTH113 - raises nothing
+    is_file = os.path.isfile(path)
     if not is_file and not any(Path(path).rglob(f"*{ENDING}")):
         what = f"*{ENDING} files, their folder or a pattern of them, or the name of a dataset on the Hub"
         raise nothing_at(name, place, base, what)

@@ -106,7 +106,7 @@ def nothing_at(name: str, place: str, base: str, what: str) -> ConfigError | Sou
     path = from_folder(base, local_path(place))
     if is_denied(path):
         return denied(name, place)
-    if os.path.isdir(path):  # noqa: PTH112 - raises nothing
+    if os.path.isdir(path):
         there = "a folder without such files"
     else:
         there = what_is_there(path)

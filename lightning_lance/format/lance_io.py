@@ -91,7 +91,7 @@ def dataset_at(location: StoreLocation, version: int | None) -> Any:
     except (ValueError, OSError, RuntimeError) as error:
         if "not found" in str(error).lower() and not _no_bucket(error):
             return None
-        if "not a directory" in str(error).lower() and not os.path.isdir(location.uri):  # noqa: PTH112 - raises nothing
+        if "not a directory" in str(error).lower() and not os.path.isdir(location.uri):
             return None
         raise _not_opened(location.uri, error) from shown_cause(error)
 

@@ -162,7 +162,7 @@ def list_stores(folder: str | os.PathLike[str], storage_options: Mapping[str, st
             place, _, name = place.rpartition("/")
             names = [name]
         return [_summary_of(StoreLocation(f"{place}/{name}", storage_options), name) for name in names]
-    if not os.path.isdir(place):  # noqa: PTH112 - raises nothing
+    if not os.path.isdir(place):
         raise ConfigError(
             f"There is no folder {str(folder)!r}: give the folder of the stores, as in lightning-lance list DIR."
         )
@@ -334,14 +334,14 @@ def _changed(stored: Any, usual: Mapping[str, Any]) -> Any:
 def is_folder_of_stores(place: str | os.PathLike[str]) -> bool:
     """Return whether a place is a local folder, and not a store itself."""
     folder = given_place(place, "the folder")
-    return is_local(folder) and os.path.isdir(folder) and not _is_a_store(folder)  # noqa: PTH112 - raises nothing
+    return is_local(folder) and os.path.isdir(folder) and not _is_a_store(folder)
 
 
 def _is_a_store(place: str) -> bool:
     """Return whether a local folder is, or was, a Lance dataset, by its name or its content."""
-    if not os.path.isdir(place):  # noqa: PTH112 - raises nothing
+    if not os.path.isdir(place):
         return False
-    return place.endswith((_LANCE, _REMOVING)) or os.path.isdir(f"{place}/{VERSIONS}")  # noqa: PTH112
+    return place.endswith((_LANCE, _REMOVING)) or os.path.isdir(f"{place}/{VERSIONS}")
 
 
 def _summary_of(location: StoreLocation, name: str) -> StoreSummary:

@@ -318,7 +318,7 @@ class DatasetSpec:
         """Whether the documents come from the Hugging Face Hub."""
         if self.data_files:
             return all(pattern.startswith("hf://") for pattern in self._data_files)
-        return not os.path.exists(self.at_base(self.path))  # noqa: PTH110 - Path raises an error for names that are too long
+        return not os.path.exists(self.at_base(self.path))
 
     @property
     def tells_language_by_folder(self) -> bool:

@@ -184,7 +184,7 @@ def _no_match(source: DatasetSpec, template: str | None, pattern: str) -> Config
     search = _search(source, counting=True)
     search.find(pattern)
     reason = search.account.reason() or hint(pattern, search.root)
-    if os.path.isdir(source.at_base(local_path(pattern))):  # noqa: PTH112 - Path raises an error for names that are too long
+    if os.path.isdir(source.at_base(local_path(pattern))):
         reason = f"for a folder, write a pattern such as {pattern}/*"
         if source.path in _ENDINGS:
             read = ", ".join(f"*{ending}" for ending in _ENDINGS[source.path][:3])

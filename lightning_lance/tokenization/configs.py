@@ -136,7 +136,7 @@ class TokenizerFile:
 
 def _tokenizer_at(path: Path) -> Path:
     """Return the tokenizer.json that a path to the file or to its folder stands for."""
-    if os.path.isdir(path):  # noqa: PTH112 - raises nothing
+    if os.path.isdir(path):
         return path / TOKENIZER
     return path
 
@@ -283,7 +283,7 @@ class PretrainedTokenizer:
     def _local_file(self) -> Path | None:
         """The tokenizer.json of a local model, which may be missing; None for a model on the Hub."""
         path = Path(self._base, Path(self.model).expanduser())
-        if os.path.exists(path):  # noqa: PTH110 - raises nothing
+        if os.path.exists(path):
             return _tokenizer_at(path)
         return None
 

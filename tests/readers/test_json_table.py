@@ -51,8 +51,8 @@ def test_a_value_that_is_too_deep_is_no_json(depth: int):
     expected = None
     with suppress(RecursionError):
         expected = json.loads(line)["text"].encode()
-    assert (expected is None) >= (depth == 100_000)
-    assert (expected is None) <= (depth >= 1010)
+    if depth != 1010:
+        assert (expected is None) == (depth == 100_000)
     assert table_of([line], ["text", "x"], "text").column("text").to_pylist() == [expected]
 
 
