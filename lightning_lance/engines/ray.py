@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -27,10 +29,13 @@ from lightning_lance.errors import ConfigError, LightningLanceError, described, 
 from lightning_lance.format.metadata import CommitMetadata
 from lightning_lance.location import with_all_options
 from lightning_lance.maintenance.compaction import FULL_BYTES
+from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.readers.retry import set_gate
 from lightning_lance.sources.source import Source
 from lightning_lance.type_hints import is_number
+
+_log = logger(__name__)
 
 # By name, since Ray is imported later: the worker, its node or what it had made is gone.
 _LOST = {
@@ -44,6 +49,8 @@ _LOST = {
 
 _HOST_AND_PORT = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
 _CONNECT_SECONDS = 10
+# After which a cluster is said to have no worker for this build.
+_BEGIN_SECONDS = 60.0
 _NO_MODULE = re.compile(r"No module named '(?P<package>\w+)")
 
 
@@ -176,6 +183,7 @@ class RayWorkers:
         self._running: dict[Any, int] = {}
         # Whether a task has run out of memory.
         self._starved = False
+        self._first: _FirstWorker | None = None
         self._started = not self._ray.is_initialized()
         if self._started:
             self._start()
@@ -186,6 +194,7 @@ class RayWorkers:
             self._work = self._ray.put(packed)
             self._task = self._ray.remote(_run)
             self._gate = self._made_gate()
+            self._first = _FirstWorker(self._ray, engine.num_cpus, self._common_options())
         except BaseException:
             self.close()
             raise
@@ -204,7 +213,7 @@ class RayWorkers:
                 include_dashboard=None if self._engine.address else False,
                 logging_level="error",
                 log_to_driver=False,
-                runtime_env={"env_vars": self._environment()},
+                runtime_env=self._runtime_env(address),
             )
         except (ConnectionError, RuntimeError, ValueError, ImportError) as error:
             if "ray[client]" in str(error):
@@ -223,6 +232,14 @@ class RayWorkers:
             # Ray replaces it, and leaves it replaced.
             if main:
                 signal.signal(signal.SIGTERM, before)
+
+    def _runtime_env(self, address: str | None) -> dict[str, Any]:
+        made: dict[str, Any] = {"env_vars": self._environment()}
+        python = shlex.quote(sys.executable)
+        if python != sys.executable and address in (None, "local"):
+            # Ray gives its path to a shell, as it is. Elsewhere Python has another one.
+            made["py_executable"] = python
+        return made
 
     def _environment(self) -> dict[str, str]:
         """Return what keeps each task on its own cores: the libraries below take all of a machine."""
@@ -249,8 +266,7 @@ class RayWorkers:
         memory = self._memory(tries)
         if memory:
             options["memory"] = memory
-        if not self._started:
-            options["runtime_env"] = {"env_vars": self._environment()}
+        options |= self._common_options()
         if tries:
             # Elsewhere, since its node may be ill.
             options["scheduling_strategy"] = "SPREAD"
@@ -259,6 +275,10 @@ class RayWorkers:
         task = self._task.options(**options).remote(common, function.__name__, _version(), arguments)
         self._running[task] = memory
         return _hashable(task)
+
+    def _common_options(self) -> dict[str, Any]:
+        """Return the options of all tasks, where the job is another's."""
+        return {} if self._started else {"runtime_env": {"env_vars": self._environment()}}
 
     def _memory(self, tries: int) -> int:
         """Return the bytes to set aside for a task that was lost so often: twice as many each time, up to all of a node.
@@ -290,6 +310,8 @@ class RayWorkers:
             threading.Event().wait(seconds)
             return []
         some, _ = self._ray.wait([*self._running], num_returns=1, timeout=seconds)
+        if self._first is not None:
+            self._first.look()
         if not some:
             return []
         done, _ = self._ray.wait([*self._running], num_returns=len(self._running), timeout=0)
@@ -319,9 +341,53 @@ class RayWorkers:
     def close(self) -> None:
         """Stop all tasks, and the cluster if it was started for them."""
         self.cancel([*self._running])
+        if self._first is not None:
+            self._first.close()
         self._gate = None  # which ends the actor
         if self._started:
             self._ray.shutdown()
+
+
+class _FirstWorker:
+    """Looks whether the cluster has a worker for this build, by a task that does nothing, and says so if it has none.
+
+    Args:
+        ray: Ray.
+        num_cpus: Cores of each task of the build.
+        options: Other options of all tasks.
+    """
+
+    def __init__(self, ray: Any, num_cpus: int, options: dict[str, Any]) -> None:
+        self._ray = ray
+        self._task: Any = ray.remote(_nothing).options(num_cpus=num_cpus, max_retries=0, **options).remote()
+        self._since = time.monotonic()
+
+    def look(self) -> None:
+        """Warn, once, if no worker has begun for a minute."""
+        if self._task is None:
+            return
+        begun, _ = self._ray.wait([self._task], timeout=0)
+        waited = time.monotonic() - self._since
+        if not begun and waited < _BEGIN_SECONDS:
+            return
+        if not begun:
+            _log.warning(
+                "No worker of the Ray cluster has begun for %.0f seconds, and the build waits on: 'ray status' says whether "
+                "its cores are taken, and raylet.err in Ray's folder of logs why workers cannot start.",
+                waited,
+            )
+        self._task = None
+
+    def close(self) -> None:
+        """Look no longer."""
+        if self._task is not None:
+            with suppress(Exception):  # it may have ended
+                self._ray.cancel(self._task)
+            self._task = None
+
+
+def _nothing() -> None:
+    """Show that a worker has begun."""
 
 
 def _hashable(task: Any) -> Hashable:

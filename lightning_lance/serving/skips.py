@@ -141,6 +141,8 @@ class Skips:
 
     def next(self, position: int) -> int:
         """Return the first served position from a position on."""
+        if not len(self._begins):
+            return position
         return int(self.take(position, 1)[0])
 
     def after(self, begin: int, count: int) -> int:

@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -36,6 +37,9 @@ from tests.support.warm import BUILDING, server
 from tests.support.watched import WatchedSource, readings
 
 pytest.importorskip("ray")
+if shlex.quote(sys.executable) != sys.executable:
+    # Builds with a cluster of their own do: one of test_datasets.py.
+    pytest.skip("Ray's own clusters start no worker by a Python in a folder with a space", allow_module_level=True)
 import ray
 from ray.cluster_utils import Cluster
 
@@ -356,6 +360,34 @@ def test_all_tasks_share_one_limit_of_requests_to_the_hub(cluster: Cluster, tmp_
     # Others that have their turn already.
     assert ((workers > asked) & (workers < asked + 0.8)).sum() <= 2
     assert (workers > asked).sum() > 4
+
+
+def test_a_build_that_no_worker_begins_says_so_once(
+    job: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine, "_BEGIN_SECONDS", 0.3)
+    # No node has so many cores.
+    workers = engine.RayWorkers(RayEngine(num_cpus=3), Shared(None))  # type: ignore[arg-type]
+    try:
+        workers.submit(print)
+        for _ in range(4):
+            assert not workers.ended(0.2)
+    finally:
+        workers.close()
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1, told
+    assert told[0].startswith("No worker of the Ray cluster has begun for 0 seconds, and the build waits on")
+
+    caplog.clear()
+    workers = engine.RayWorkers(RayEngine(), Shared(None))  # type: ignore[arg-type]
+    try:
+        task = workers.submit(print)
+        while not (ended := workers.ended(0.2)):
+            pass
+    finally:
+        workers.close()
+    assert [each for each, _ in ended] == [task]
+    assert not caplog.records
 
 
 def test_workers_that_lack_this_package_are_told(cluster: Cluster, texts: Path, tmp_path: Path) -> None:

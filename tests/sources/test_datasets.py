@@ -1,5 +1,7 @@
 import gzip
 import json
+import sysconfig
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,15 @@ def prepare(hub: Hub, home: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode, process.stdout, process.stderr
 
 
+def python_in(folder: Path) -> Path:
+    """Make an environment with the packages of this one, and return its Python."""
+    venv.create(folder, symlinks=True)
+    packages = sysconfig.get_path("purelib")
+    there = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    there.joinpath("these.pth").write_text(f"import site; site.addsitedir({packages!r})\n")
+    return folder / "bin/python"
+
+
 def test_github_code_is_streamed_without_its_script_and_only_as_far_as_needed(hub: Hub, tmp_path: Path):
     python_rows = ROWS // 3
     code, out, err = prepare(
@@ -235,18 +246,13 @@ def test_github_code_is_streamed_without_its_script_and_only_as_far_as_needed(hu
     assert f"{python_rows * SHARDS} documents" in out.splitlines()[-1]
     (local,) = (tmp_path / "data").glob("*.lance")
 
-    # Ray's workers make the same of it, with copies left out by default.
+    # Ray's workers make the same of it, with copies left out by default; and by a Python in a folder with a space.
     pytest.importorskip("ray")
-    code, out, err = prepare(
-        hub,
-        tmp_path / "ray",
-        "source=github_code",
-        "languages=[Python]",
-        "engine=ray",
-        "engine.address=local",
-        "engine.num_cpus=1",
-    )
-    assert code == 0, err
+    arguments = ["source=github_code", "languages=[Python]", "engine=ray", "engine.address=local", "engine.num_cpus=1"]
+    python = python_in(tmp_path / "my environment")
+    started = f"import sys; sys.executable = {str(python)!r}; "
+    process = hub.run(started + MAIN.format(["prepare", "tokenizer=bytes", *arguments]), tmp_path / "ray")
+    assert process.returncode == 0, process.stderr
     (made,) = (tmp_path / "ray/data").glob("*.lance")
     assert made.name == local.name
     assert streams(TokenStore.open(made)) == streams(TokenStore.open(local))
