@@ -204,9 +204,9 @@ class Cursor:
         hashed[positions >= self.epoch_end] = 0
         return hashed
 
-    def advance(self, windows: int, digest: int) -> None:
-        """Consume some windows, whose digests add up to `digest`; stop at the end of the epoch."""
-        self.value = min(self.skips.after(self.value, windows), self.epoch_end)
+    def advance_to(self, position: int, digest: int) -> None:
+        """Consume the windows up to a position, or to the end of the epoch. Their digests add up to `digest`."""
+        self.value = min(position, self.epoch_end)
         self._digest = (self._digest + digest) % 2**64
 
     def steps_to_leave_out(self) -> list[tuple[int, int]]:

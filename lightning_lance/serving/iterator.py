@@ -34,6 +34,7 @@ class BatchIterator(Iterator[Batch]):
     def __init__(self, loader: Served) -> None:
         self._loader = loader
         self._process = os.getpid()
+        self._lock = loader._alone()
         self._batches: Generator[Batch, None, None] | None = None
         self._turn = object()
         self._ended = False
@@ -55,23 +56,20 @@ class BatchIterator(Iterator[Batch]):
                 f"{os.getpid()}: call iter() on the loader in this process."
             )
         began = time.perf_counter()
-        try:
-            return self._next_alone()
-        finally:
-            self._loader.waited += time.perf_counter() - began
-
-    def _next_alone(self) -> Batch:
-        with self._loader._alone():
-            if self._ended:
-                raise StopIteration
-            if self._failure is not None:
-                cause = " ".join(f"{type(self._failure).__name__}: {self._failure}".split())
-                raise StoreError(
-                    f"This iterator has failed before ({cause}): call iter() on the loader to continue after the last batch."
-                ) from self._failure
-            return self._next()
+        with self._lock:
+            try:
+                return self._next()
+            finally:
+                self._loader.waited += time.perf_counter() - began
 
     def _next(self) -> Batch:
+        if self._ended:
+            raise StopIteration
+        if self._failure is not None:
+            cause = " ".join(f"{type(self._failure).__name__}: {self._failure}".split())
+            raise StoreError(
+                f"This iterator has failed before ({cause}): call iter() on the loader to continue after the last batch."
+            ) from self._failure
         try:
             if self._batches is None:
                 self._batches = self._loader._begin(self)
@@ -90,7 +88,7 @@ class BatchIterator(Iterator[Batch]):
         """End the iterator and its reading threads."""
         if self._process != os.getpid():
             return
-        with self._loader._alone():
+        with self._lock:
             self._ended = True
             if self._batches is not None:
                 self._batches.close()

@@ -51,26 +51,43 @@ from lightning_lance.type_hints import not_a_store, refusing
 
 _log = logger(__name__)
 
-# Tokens read at a time in a thread: handing over a smaller chunk costs as much as reading it.
-_CHUNK_TOKENS = 1 << 20
-# Chunks read ahead of the training loop.
-_CHUNKS_AHEAD = 2
-# Chunks read ahead, and threads, for stores that are not mapped: most of a read is waiting for the network.
-_READS_AT_ONCE = 4
 # Just below the largest allocation that raises glibc's threshold when it is freed (M_MMAP_THRESHOLD in mallopt(3)).
 _LARGEST_PIECE = 31 << 20
 # Windows located at a time: the order costs the least per window when it is computed for many.
 _LOCATED_AT_ONCE = 1 << 14
 
 
+class _Ahead(NamedTuple):
+    """How windows are read ahead of the training loop: by how many threads, how many chunks, and the tokens of a chunk."""
+
+    threads: int
+    chunks: int
+    tokens: int
+
+
+# Handing over a chunk takes a tenth of a millisecond of both threads, whatever its size.
+_MAPPED = _Ahead(threads=1, chunks=4, tokens=1 << 21)
+# Of stores that are not mapped, most of a read is waiting for the network.
+_TAKEN = _Ahead(threads=4, chunks=4, tokens=1 << 20)
+
+
 class _Chunk(NamedTuple):
-    """This rank's windows of some batches of `size`, in `rows` each, and the digest of each global batch of `global_size`."""
+    """This rank's windows of some batches, `size` of each, in `rows` each.
+
+    Of each global batch, it has the number, the position behind its last window, and the digest of its windows.
+    """
 
     found: WindowLocations
     size: int
-    global_size: int
     rows: int
+    steps: Sequence[int]
+    ends: Sequence[int]
     digests: Sequence[int]
+
+    def cut(self, low: int, high: int) -> _Chunk:
+        """Return the batches [low, high) of these."""
+        found = WindowLocations(*(column[low * self.size : high * self.size] for column in self.found))
+        return _Chunk(found, self.size, self.rows, self.steps[low:high], self.ends[low:high], self.digests[low:high])
 
 
 class WindowLoader:
@@ -660,18 +677,18 @@ class WindowLoader:
 
     def _serve(self, cursor: Cursor) -> Generator[Batch, None, None]:
         remaining = self._steps_left(cursor)
-        # Once for all batches of the epoch: for each of them it would take as long as all else.
-        epoch = steps.EpochSteps(cursor, self._sizes_of(cursor), cursor.epoch)
         with closing(self._read_ahead(cursor)) as served:
             for chunk, windows in served:
                 described = self._make.describe(windows)
                 rows = chunk.size * chunk.rows
-                for step, digest in enumerate(chunk.digests):
-                    batch = self._make.batch(described, step * rows, (step + 1) * rows)
+                low = 0
+                for step, end, digest in zip(chunk.steps, chunk.ends, chunk.digests, strict=True):
+                    batch = self._make.batch(described, low, low + rows)
+                    low += rows
                     remaining -= 1
-                    self.last_step = epoch.step_at(cursor.skips.next(cursor.value))
+                    self.last_step = step
                     # Counted once it is complete: a batch that an interruption keeps from the training loop comes again.
-                    cursor.advance(chunk.global_size, digest)
+                    cursor.advance_to(end, digest)
                     cursor.ended = remaining == 0
                     yield batch
 
@@ -698,7 +715,9 @@ class WindowLoader:
         serving = cursor.serving
         # The cursor itself moves on while its windows are read.
         reader = copy(cursor)
-        chunks = self._chunks(cursor)
+        is_mapped = all(store.reader == "mapped" for store in serving.stores.values())
+        reads = _MAPPED if is_mapped else _TAKEN
+        chunks = self._chunks(cursor, reads.tokens)
         process = os.getpid()
 
         def read(chunk: _Chunk) -> WindowBatch:
@@ -707,18 +726,14 @@ class WindowLoader:
         # Without this, glibc returns the memory of used batches to the system and has it cleared again page by page for the
         # next ones: a fifth of the time of a batch. The allocation is never touched, so it costs nothing.
         np.empty(_LARGEST_PIECE, np.uint8)
-        threads = 1
-        chunks_ahead = _CHUNKS_AHEAD
-        if any(store.reader != "mapped" for store in serving.stores.values()):
-            threads = chunks_ahead = _READS_AT_ONCE
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="windows")
+        pool = ThreadPoolExecutor(reads.threads, thread_name_prefix="windows")
         try:
             # Reads share a disk or a network. The first one has it alone, so that the first batch comes sooner.
             ahead = deque((chunk, _submit(pool, read, chunk)) for chunk in islice(chunks, 1))
             while ahead:
                 chunk, reading = ahead.popleft()
                 windows = reading.result()
-                for following in islice(chunks, chunks_ahead - len(ahead)):
+                for following in islice(chunks, reads.chunks - len(ahead)):
                     ahead.append((following, _submit(pool, read, following)))
                 yield chunk, windows
         finally:
@@ -726,38 +741,42 @@ class WindowLoader:
             if process == os.getpid():
                 pool.shutdown()
 
-    def _chunks(self, cursor: Cursor) -> Iterator[_Chunk]:
-        """Locate this rank's windows from the cursor to the end of the epoch, some batches at a time."""
+    def _chunks(self, cursor: Cursor, tokens: int) -> Iterator[_Chunk]:
+        """Locate this rank's windows from the cursor to the end of the epoch, in chunks of up to so many tokens."""
         begin = cursor.value
         # The first chunk is one batch, so that it comes at once. The next ones grow.
         located = together = 1
-        for run in steps.runs_left(cursor, self._sizes_of(cursor)):
+        # Laid out once: for each batch of the epoch it would take as long as all else.
+        epoch = steps.EpochSteps(cursor, self._sizes_of(cursor), cursor.epoch)
+        for run in steps.runs_left(cursor, epoch):
             size = run.size
             global_size = size * self._world_size
-            most = max(1, _CHUNK_TOKENS // (size * (self.context_length + 1)))
+            most = max(1, tokens // (size * (self.context_length + 1)))
             ahead = run.steps
             while ahead:
                 located = min(located, ahead)
-                batches = self._locate(cursor, begin, run._replace(steps=located))
+                batches = self._locate(cursor, epoch, begin, run._replace(steps=located))
                 begin = cursor.skips.after(begin, located * global_size)
                 ahead -= located
                 low = 0
                 while low < located:
                     high = min(low + min(together, most), located)
-                    part = WindowLocations(*(column[low * size : high * size] for column in batches.found))
-                    yield batches._replace(found=part, digests=batches.digests[low:high])
+                    yield batches.cut(low, high)
                     low = high
                     together *= 2
                 located = max(1, _LOCATED_AT_ONCE // global_size)
 
-    def _locate(self, cursor: Cursor, begin: int, run: StepRun) -> _Chunk:
-        """Find this rank's windows of some global batches, and the digest of each global batch."""
+    def _locate(self, cursor: Cursor, epoch: steps.EpochSteps, begin: int, run: StepRun) -> _Chunk:
+        """Find this rank's windows of some global batches."""
         global_size = self._world_size * run.size
         positions = cursor.skips.take(begin, run.steps * global_size)
         found = cursor.locate(positions)
-        digests = cursor.digests(positions, found).reshape(run.steps, global_size).sum(axis=1, dtype=np.uint64).tolist()
+        numbers = epoch.steps_at(positions[::global_size])
+        ends = positions[global_size - 1 :: global_size] + 1
+        digests = cursor.digests(positions, found).reshape(run.steps, global_size).sum(axis=1, dtype=np.uint64)
         mine = (part.reshape(run.steps, self._world_size, run.size)[:, self._rank].reshape(-1) for part in found)
-        return _Chunk(WindowLocations(*mine), run.size, global_size, run.rows, digests)
+        located = WindowLocations(*mine)
+        return _Chunk(located, run.size, run.rows, numbers.tolist(), ends.tolist(), digests.tolist())
 
 
 def _submit(pool: ThreadPoolExecutor, read: Callable[[_Chunk], WindowBatch], chunk: _Chunk) -> Future[WindowBatch]:

@@ -221,6 +221,14 @@ class EpochSteps:
         segment = self.segments[index]
         return segment.step + (position - self.positions[index]) // self._windows(segment)
 
+    def steps_at(self, positions: np.ndarray) -> np.ndarray:
+        """Return the numbers of the steps that begin at some positions, (n,) int64; see `step_at`."""
+        index = np.maximum(np.searchsorted(self.positions, positions, side="right") - 1, 0)
+        windows = np.asarray([self._windows(segment) for segment in self.segments])
+        ahead = (positions - np.asarray(self.positions)[index]) // windows[index]
+        numbers: np.ndarray = np.asarray(self._steps)[index] + ahead
+        return numbers
+
     def segment_of(self, step: int) -> Segment:
         """Return the segment with a step."""
         return self.segments[self._index_of(step)]
@@ -342,15 +350,15 @@ def first_known_step(cursor: Cursor, sizes: StepSizes) -> int:
     return EpochSteps(cursor, sizes, max(epoch, 0)).step_at(cursor.origin)
 
 
-def runs_left(cursor: Cursor, sizes: StepSizes) -> Iterator[StepRun]:
+def runs_left(cursor: Cursor, epoch: EpochSteps) -> Iterator[StepRun]:
     """Yield the steps that are left of a cursor's epoch."""
-    epoch = EpochSteps(cursor, sizes, cursor.epoch)
     return epoch.runs(cursor.value, cursor.bounded(epoch.end), cursor.last)
 
 
 def steps_left(cursor: Cursor, sizes: StepSizes) -> int:
     """Return the number of steps that are left of a cursor's epoch."""
-    return sum(run.steps for run in runs_left(cursor, sizes))
+    epoch = EpochSteps(cursor, sizes, cursor.epoch)
+    return sum(run.steps for run in runs_left(cursor, epoch))
 
 
 def positions_of(step: int, rank: int, cursor: Cursor, sizes: StepSizes) -> Any:

@@ -17,5 +17,5 @@ def walk(place: Cursor, windows: int) -> list[int]:
         positions = np.arange(place.value, place.value + count)
         found = place.locate(positions)
         starts += found.start.tolist()
-        place.advance(count, int(place.digests(positions, found).sum(dtype=np.uint64)))
+        place.advance_to(place.value + count, int(place.digests(positions, found).sum(dtype=np.uint64)))
     return starts
