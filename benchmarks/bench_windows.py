@@ -29,7 +29,7 @@ EOS = 0
 # Tokens per commit, as in a real build.
 COMMIT_TOKENS = 1 << 24
 # Batches that a contender may have ready before it is asked for them.
-READY = 48
+READY = 192
 
 OURS, LIMIT, TUTORIAL = "lightning-lance WindowLoader", "bare_gather", "lance_tutorial"
 DOCUMENTS = "WindowLoader with document ids"
