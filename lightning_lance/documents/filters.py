@@ -159,8 +159,8 @@ class OneOf(Condition):
             return
         what = f"source.where.{self.column}: the column {self.column!r} of {where} holds {kind}"
         if pa.types.is_struct(kind):
-            names = ", ".join(f"{self.column}.{field.name}" for field in kind)
-            raise UnfitShard(f"{what}, which has fields: name one of {names}", of_text=False)
+            names = [f"{self.column}.{field.name}" for field in kind]
+            raise UnfitShard(f"{what}, which has fields: name one of {', '.join(names)}", of_text=False)
         inner = plain_type(kind)
         if pa.types.is_nested(inner):
             raise UnfitShard(f"{what}, whose values cannot be compared: filter by another column", of_text=False)

@@ -98,8 +98,8 @@ def spelled(tokens: Sequence[str]) -> list[str]:
             prefix = prefix[:-1]
         pattern = re.escape(prefix)
         if len(group) > 1:
-            rest = "|".join(re.escape(token[len(prefix) :]) for token in group)
-            pattern += f"(?:{rest})"
+            rests = [token.removeprefix(prefix) for token in group]
+            pattern += f"(?:{'|'.join(map(re.escape, rests))})"
         patterns.append(pattern)
     return patterns
 
