@@ -149,7 +149,11 @@ def validate_columns(columns: Mapping[str, str], where: str) -> None:
 
 def _turned(columns: Mapping[str, str]) -> dict[str, str] | None:
     """Return `source.columns` the other way round, if that has a column for `text`; None if not."""
-    turned = {column: word for word, column in columns.items() if isinstance(column, str)}
+    turned: dict[str, str] = {}
+    for word, column in columns.items():
+        if not isinstance(column, str):
+            return None
+        turned[column] = word
     if "text" in turned and len(turned) == len(columns):
         return turned
     return None
@@ -157,7 +161,8 @@ def _turned(columns: Mapping[str, str]) -> dict[str, str] | None:
 
 def in_yaml(columns: Mapping[str, str]) -> str:
     """Return `source.columns` as it is written on the command line: `{text: content}`."""
-    return f"{{{', '.join(f'{word}: {column}' for word, column in columns.items())}}}"
+    entries = [f"{word}: {column}" for word, column in columns.items()]
+    return f"{{{', '.join(entries)}}}"
 
 
 def decode_utf8(raw: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
@@ -173,7 +178,9 @@ def decode_utf8(raw: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
     try:
         return raw.cast(pa.large_string()), None
     except pa.ArrowInvalid:
-        valid = np.fromiter((_is_utf8(raw.slice(i, 1)) for i in range(len(raw))), bool, len(raw))
+        valid = np.empty(len(raw), bool)
+        for i in range(len(raw)):
+            valid[i] = _is_utf8(raw.slice(i, 1))
         texts = raw.take(pa.array(np.arange(len(raw)), mask=~valid))
         return texts.cast(pa.large_string()), ~valid
 
@@ -267,5 +274,8 @@ def split_by_bytes(batch: pa.Table, max_bytes: int) -> list[pa.Table]:
     borders = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(batch)]
     # Only the last piece covers all rows.
     bare = batch.replace_schema_metadata(None)
-    pieces = [bare.slice(low, high - low) for low, high in pairwise(borders[:-1])]
-    return [*pieces, batch.slice(borders[-2])]
+    pieces: list[pa.Table] = []
+    for low, high in pairwise(borders[:-1]):
+        pieces.append(bare.slice(low, high - low))
+    pieces.append(batch.slice(borders[-2]))
+    return pieces

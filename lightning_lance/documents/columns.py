@@ -110,7 +110,10 @@ def leaves(schema: pa.Schema, steps: Steps) -> range:
 
 
 def _leaves_of(fields: Sequence[pa.Field]) -> int:
-    return sum(_count_leaves(field.type) for field in fields)
+    count = 0
+    for field in fields:
+        count += _count_leaves(field.type)
+    return count
 
 
 def _count_leaves(kind: pa.DataType) -> int:
@@ -127,7 +130,7 @@ def _count_leaves(kind: pa.DataType) -> int:
 
 def _parts_of(kind: pa.DataType) -> list[pa.Field]:
     """Return the fields of a struct, the values of a list, the keys and values of a map, or the choices of a union."""
-    return [kind.field(i) for i in range(kind.num_fields)]
+    return list(map(kind.field, range(kind.num_fields)))
 
 
 def names_in(schema: pa.Schema) -> list[str]:
@@ -152,7 +155,12 @@ def missing_names(schema: pa.Schema, names: Iterable[str]) -> list[str]:
 
 def outer_names(names: Iterable[str]) -> set[str]:
     """Return the columns that names with dots lead into."""
-    return {name.split(".")[0] for name in names if "." in name}
+    outer: set[str] = set()
+    for name in names:
+        column, dot, _ = name.partition(".")
+        if dot:
+            outer.add(column)
+    return outer
 
 
 def begin(words: str) -> str:
@@ -247,10 +255,14 @@ def simple(values: pa.Array) -> pa.Array:
         return _with_elements(values, simple)
     if pa.types.is_struct(kind):
         fields = [simple(values.field(i)) for i in range(kind.num_fields)]
-        return pa.StructArray.from_arrays(fields, [field.name for field in kind], mask=values.is_null())
+        return pa.StructArray.from_arrays(fields, kind.names, mask=values.is_null())
     # A map.
-    inner = [simple(pa.nulls(0, part)).type for part in (kind.key_type, kind.item_type)]
-    return _unchecked(values, pa.map_(*inner))
+    return _unchecked(values, pa.map_(simple_type(kind.key_type), simple_type(kind.item_type)))
+
+
+def simple_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the `simple` values of a type."""
+    return simple(pa.nulls(0, kind)).type
 
 
 def _unchecked(values: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -365,9 +377,9 @@ def _in_python(values: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
     except UnicodeDecodeError:
         # Arrow makes no Python string of invalid UTF-8, so the strings are decoded from bytes.
         raw = values.cast(_as_bytes(values.type)).to_pylist()
-    written = [_decoded(value, values.type) for value in raw]
-    replaced = np.array([_REPLACEMENT in str(value) for value in written], bool)
-    return _as_python_writes(written), replaced
+    written = _as_python_writes(_decoded_values(raw, values.type))
+    replaced = pc.fill_null(pc.match_substring(written, _REPLACEMENT), False)
+    return written, np.asarray(replaced)
 
 
 def _as_bytes(kind: pa.DataType) -> pa.DataType:
@@ -388,16 +400,23 @@ def is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
+def _decoded_values(values: Sequence[Any], kind: pa.DataType) -> list[Any]:
+    return [_decoded(value, kind) for value in values]
+
+
 def _decoded(value: Any, kind: pa.DataType) -> Any:
     """Return a Python value with strings in place of the bytes that `_as_bytes` introduced."""
     if value is None:
         return None
     if is_list(kind):
-        return [_decoded(item, kind.value_type) for item in value]
+        return _decoded_values(value, kind.value_type)
     if pa.types.is_map(kind):
         return [(_decoded(key, kind.key_type), _decoded(item, kind.item_type)) for key, item in value]
     if pa.types.is_struct(kind):
-        return {field.name: _decoded(value[field.name], field.type) for field in kind}
+        fields: dict[str, Any] = {}
+        for field in kind:
+            fields[field.name] = _decoded(value[field.name], field.type)
+        return fields
     if is_string(kind):
         return value.decode("utf-8", "replace")
     return value

@@ -76,5 +76,9 @@ class SeenHashes:
 
     def discard(self, hashes: np.ndarray) -> None:
         """Forget texts by their hashes: the next ones like them are new."""
-        left = [run[np.isin(run, hashes, invert=True)] for run in self._runs]
-        self._runs = [run for run in left if len(run)]
+        runs: list[np.ndarray] = []
+        for run in self._runs:
+            left = run[np.isin(run, hashes, invert=True)]
+            if len(left):
+                runs.append(left)
+        self._runs = runs

@@ -159,19 +159,19 @@ class OneOf(Condition):
             return
         what = f"source.where.{self.column}: the column {self.column!r} of {where} holds {kind}"
         if pa.types.is_struct(kind):
-            names = ", ".join(f"{self.column}.{field.name}" for field in kind)
-            raise UnfitShard(f"{what}, which has fields: name one of {names}", of_text=False)
+            names = [f"{self.column}.{field.name}" for field in kind]
+            raise UnfitShard(f"{what}, which has fields: name one of {', '.join(names)}", of_text=False)
         inner = plain_type(kind)
         if pa.types.is_nested(inner):
             raise UnfitShard(f"{what}, whose values cannot be compared: filter by another column", of_text=False)
         if not self._null and not self._may_equal(inner):
-            given = ", ".join(repr(plain_value(value)) for value in self.values)
+            given = ", ".join(map(repr, map(plain_value, self.values)))
             raise UnfitShard(f"{what}, which never equals {given}: list values of its type", of_text=False)
 
     def _may_equal(self, kind: pa.DataType) -> bool:
         """Return whether a type can hold a wanted value. Any two numbers are comparable, whether or not they fit."""
         is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-        if is_number and any(_number(value) is not None for value in self.values):
+        if is_number and any(map(_is_number, self.values)):
             return True
         return len(self._of_type(kind)) > 0
 
@@ -216,7 +216,7 @@ class OneOf(Condition):
         # A whole list may be wanted by its spelling, as in stores of earlier versions.
         if spelled(value) in self._spellings:
             return True
-        return isinstance(value, list) and any(self.keeps(item) for item in value)
+        return isinstance(value, list) and any(map(self.keeps, value))
 
     def possible(self, kind: pa.DataType, statistics: Statistics | None, rows: int | None) -> bool:
         while is_list(kind):
@@ -249,7 +249,7 @@ class SpelledAs(Condition):
         if statistics is None or not statistics.has_min_max or not is_text(kind):
             return True
         # Invalid UTF-8 is replaced before the comparison.
-        return any("\ufffd" in value for value in self.values) or _within(self.values, statistics)
+        return "\ufffd" in "".join(self.values) or _within(self.values, statistics)
 
 
 @dataclass(frozen=True)
@@ -345,9 +345,12 @@ def _within(values: Iterable[Any], statistics: Statistics) -> bool:
     try:
         low = statistics.min
         high = statistics.max
-        return any(_is_between(low, _comparable_with(high, value), high) for value in values)
+        for value in values:
+            if _is_between(low, _comparable_with(high, value), high):
+                return True
     except (TypeError, ValueError, ArithmeticError, pa.ArrowException, NotImplementedError):
         return True
+    return False
 
 
 def _is_between(low: Any, value: Any, high: Any) -> bool:
@@ -380,8 +383,13 @@ def _number(value: Any) -> int | float | decimal.Decimal | None:
     return None
 
 
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a number, or text that spells one."""
+    return _number(value) is not None
+
+
 def _in_type(value: Any, kind: pa.DataType) -> list[pa.Array]:
-    """Return arrays of a plain type, each with one value that equals `value`; empty if the type has no such value."""
+    """Return arrays of a plain type, with the values that equal `value`; none if the type has no such value."""
     for is_kind, given, make in _MAKERS:
         if is_kind(kind) and isinstance(value, given):
             try:
@@ -398,7 +406,7 @@ def _array(value: Any, kind: pa.DataType) -> pa.Array:
 
 
 def _as_text(value: Any, kind: pa.DataType) -> list[Any]:
-    return [pa.array([text], pa.string()) for text in spellings_of(value)]
+    return [pa.array(spellings_of(value), pa.string())]
 
 
 _TRUTH = {"true": True, "1": True, 1: True, "false": False, "0": False, 0: False}

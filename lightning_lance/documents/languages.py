@@ -230,7 +230,9 @@ def folder_language(shard: str, templates: Sequence[str]) -> str:
     """
     for template in templates:
         parts = template.split("/")
-        begin = next(i for i, part in enumerate(parts) if "{language}" in part or has_magic(part))
+        begin = 0
+        while not _is_pattern(parts[begin]):
+            begin += 1
         # Before the wildcards, only the last folder is compared: a resolved URL has a revision, or an absolute path.
         folder = parts[begin - 1].split("@")[0] if begin else ""
         before = rf"{re.escape(folder)}(?:@[^/]+)?/" if folder else ""
@@ -238,6 +240,11 @@ def folder_language(shard: str, templates: Sequence[str]) -> str:
         if match:
             return match["language"]
     raise no_language(shard, templates)
+
+
+def _is_pattern(part: str) -> bool:
+    """Return whether a part of a template has the placeholder or a wildcard."""
+    return "{language}" in part or has_magic(part)
 
 
 def no_language(shard: str, templates: Sequence[str]) -> ConfigError:

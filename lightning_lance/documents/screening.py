@@ -98,8 +98,8 @@ def spelled(tokens: Sequence[str]) -> list[str]:
             prefix = prefix[:-1]
         pattern = re.escape(prefix)
         if len(group) > 1:
-            rest = "|".join(re.escape(token[len(prefix) :]) for token in group)
-            pattern += f"(?:{rest})"
+            rests = [token.removeprefix(prefix) for token in group]
+            pattern += f"(?:{'|'.join(map(re.escape, rests))})"
         patterns.append(pattern)
     return patterns
 
@@ -110,8 +110,12 @@ def _finds(texts: pa.ChunkedArray, pattern: str) -> np.ndarray:
 
 def count_reasons(found: Mapping[str, np.ndarray], end: int) -> dict[str, int]:
     """Return the count of each kind among the first `end` documents, without zeros."""
-    counts = {kind: int(np.count_nonzero(mask[:end])) for kind, mask in found.items()}
-    return {kind: count for kind, count in counts.items() if count}
+    counts: dict[str, int] = {}
+    for kind, mask in found.items():
+        count = int(np.count_nonzero(mask[:end]))
+        if count:
+            counts[kind] = count
+    return counts
 
 
 # 1 MiB is more than nearly any source file or book chapter. The slowest engine takes about a second and 150 MB for it.

@@ -16,7 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lightning_lance.documents.columns import UnfitShard, is_list, is_string, simple
+from lightning_lance.documents.columns import UnfitShard, is_list, is_string, simple, simple_type
 from lightning_lance.errors import ConfigError
 
 #: The column of a document batch. No column of a source has this name.
@@ -32,7 +32,7 @@ _EXPECTED = "lists of pairs of character offsets, such as [[0, 12], [40, 57]]"
 
 def check_spans(kind: pa.DataType, name: str, where: str) -> None:
     """Raise UnfitShard if a column of this type, which `where` has by this name, cannot hold spans."""
-    known = simple(pa.nulls(0, kind)).type
+    known = simple_type(kind)
     if not (is_string(known) or pa.types.is_null(known) or (is_list(known) and _is_pair(known.value_type))):
         raise UnfitShard(
             f"Column {name!r} of {where} holds {kind}, expected {_EXPECTED}: name another by source.loss_mask_column",
@@ -44,9 +44,10 @@ def _is_pair(kind: pa.DataType) -> bool:
     if pa.types.is_null(kind):
         return True
     if pa.types.is_struct(kind):
-        return _sides([field.name for field in kind]) is not None and all(
-            pa.types.is_integer(field.type) for field in kind
-        )
+        for field in kind:
+            if not pa.types.is_integer(field.type):
+                return False
+        return _sides(kind.names) is not None
     return is_list(kind) and (pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type))
 
 
@@ -55,7 +56,7 @@ def _sides(names: Sequence[str]) -> tuple[int, int] | None:
 
     Fields have no order in JSON, and some programs sort them, so names that say what they are count more than their order.
     """
-    if len(names) != 2 or any(_LENGTH.search(name) for name in names):
+    if len(names) != 2 or any(map(_LENGTH.search, names)):
         return None
     if _END.search(names[0]) and _BEGIN.search(names[1]):
         return 1, 0
@@ -82,9 +83,10 @@ def flat_spans(values: pa.Array, name: str, where: str) -> pa.Array:
     pairs = values.flatten()
     counts = np.asarray(pc.fill_null(pc.list_value_length(values), 0)).astype(np.int64)
     if pa.types.is_struct(pairs.type):
-        order = _sides([field.name for field in pairs.type]) or (0, 1)
-        sides = [np.asarray(pc.fill_null(pairs.field(side), -1)).astype(np.int64) for side in order]
-        numbers = np.stack(sides, axis=1).reshape(-1)
+        begin, end = _sides(pairs.type.names) or (0, 1)
+        numbers = np.empty(2 * len(pairs), np.int64)
+        numbers[0::2] = pc.fill_null(pairs.field(begin), -1)
+        numbers[1::2] = pc.fill_null(pairs.field(end), -1)
         is_odd = bool(pairs.null_count)
     else:
         is_odd = bool(pairs.null_count) or bool((np.asarray(pc.list_value_length(pairs)) != 2).any())
@@ -110,8 +112,9 @@ def _parsed(text: str | None, name: str, where: str) -> list[int] | None:
         sides = pair
         if isinstance(pair, dict):
             order = _sides([*map(str, pair)]) or ()
-            sides = [[*pair.values()][side] for side in order]
-        if not isinstance(sides, list) or [type(side) for side in sides] != [int, int]:
+            values = list(pair.values())
+            sides = [values[side] for side in order]
+        if not isinstance(sides, list) or list(map(type, sides)) != [int, int]:
             raise UnfitShard(f"Column {name!r} of {where} has {text[:60]!r}, expected {_EXPECTED}", of_text=False)
         flat += sides
     return flat

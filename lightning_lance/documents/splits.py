@@ -31,9 +31,10 @@ def check_val_fraction(val_fraction: float) -> None:
 
 def split_codes(groups: pa.Array, val_fraction: float) -> np.ndarray:
     """Return the splits of documents by their (n,) group keys, strings without nulls, as (n,) int8 indices into `SPLITS`."""
-    limit = int(val_fraction * 2**64)
+    limit = np.uint64(int(val_fraction * 2**64))
     keys = groups.cast(pa.large_binary()).to_pylist()
-    return np.fromiter((xxhash.xxh3_64_intdigest(key) < limit for key in keys), dtype=np.int8, count=len(keys))
+    hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, keys), np.uint64, len(keys))
+    return (hashes < limit).astype(np.int8)
 
 
 def splits_of(documents: pa.Table, val_fraction: float) -> np.ndarray:

@@ -12,14 +12,14 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
-from itertools import pairwise, product
+from itertools import compress, pairwise, product
 from typing import Any
 
 import numpy as np
 import xxhash
 
 from lightning_lance.messages.escaping import logger
-from lightning_lance.tokenization.tokenizer_json import UNUSED, byte_characters
+from lightning_lance.tokenization.tokenizer_json import UNUSED, byte_characters, byte_pieces, numbered
 from lightning_lance.tokenization.unicode_tables import BLOCK, COMPARED, COMPARED_WITH, KNOWN, POINTS, Differing
 
 _log = logger(__name__)
@@ -47,8 +47,8 @@ _PLAIN = (
 _AMONG = "{0}{0}{0}{0}  {0}\u4e00 '{0}A 1{0}Aa \u4e00{0} a'{0}a .{0}\n{0}"
 _NEIGHBOURS = sorted({*_AMONG.replace("{0}", "").encode()})
 
-# Accents of the first, middle and last combining classes: a normalizer moves a character that is out of order beside them.
-_ACCENTS = "\u0334\u0327\u0301\u0345"
+# A character among accents of the first, middle and last combining classes: a normalizer moves one that is out of order.
+_AMONG_ACCENTS = "{0}\u0334a\u0334{0}a{0}\u0327a\u0327{0}a{0}\u0301a\u0301{0}a{0}\u0345a\u0345{0}"
 # Blocks after which the fast engines are created again.
 _AT_MOST = 400
 
@@ -91,7 +91,8 @@ class EngineComparison:
             points = _characters(block * BLOCK, (block + 1) * BLOCK)
             found.append(self._unlike_in(_AMONG, points))
             if self._composes:
-                found += [self._sorted(points), self._composed(points)]
+                found.append(self._unlike_in(_AMONG_ACCENTS, points))
+                found.append(self._composed(points))
         return np.unique(np.concatenate(found))
 
     def agrees(self) -> bool:
@@ -99,30 +100,23 @@ class EngineComparison:
         texts = [*_PLAIN, *_filled(_AMONG, range(0x80))]
         return not self._unlike(texts).any()
 
-    def _sorted(self, points: Sequence[int]) -> np.ndarray:
-        """Return the characters that the engines sort differently among accents."""
-        pattern = "a".join(f"{{0}}{mark}a{mark}{{0}}" for mark in _ACCENTS)
-        return self._unlike_in(pattern, points)
-
     def _composed(self, points: Sequence[int]) -> np.ndarray:
         """Return the characters that only one engine composes with another.
 
         Only late ones are compared: early characters are composed in the same way in all versions of Unicode.
         """
         low = min(points, default=0) // _STRETCH * _STRETCH
-        near = _characters(low, low + _STRETCH)
+        near = list(map(chr, _characters(low, low + _STRETCH)))
+        seconds = [*map(chr, _seconds()), *near]
         texts: list[str] = []
         late_one: list[int] = []
-        for point in points:
-            if not _is_late(point):
-                continue
-            pairs = [chr(point) + chr(second) for second in [*_seconds(), *near]]
-            pairs += [chr(other) + chr(point) for other in near]
-            texts += pairs
+        for point in filter(_is_late, points):
+            pairs = [*product([chr(point)], seconds), *product(near, [chr(point)])]
+            texts += map("".join, pairs)
             late_one += [point] * len(pairs)
-        changed = np.flatnonzero(self._changes(texts))
-        unlike = changed[self._unlike([texts[i] for i in changed])]
-        return np.unique(np.asarray(late_one, np.int64)[unlike])
+        changed = self._changes(texts)
+        unlike = self._unlike(list(compress(texts, changed)))
+        return np.unique(np.asarray(late_one, np.int64)[changed][unlike])
 
     def _unlike_in(self, pattern: str, points: Sequence[int]) -> np.ndarray:
         """Return the code points that the engines encode differently in a pattern."""
@@ -135,16 +129,19 @@ class EngineComparison:
             return np.zeros(0, bool)
         ours = _encoded(self._fast, texts)
         theirs = self._reference.encode_batch_fast(list(texts), add_special_tokens=False)
-        return np.asarray([not np.array_equal(ids, row.ids) for ids, row in zip(ours, theirs, strict=True)], bool)
+        unlike: list[bool] = []
+        for ids, row in zip(ours, theirs, strict=True):
+            unlike.append(not np.array_equal(ids, row.ids))
+        return np.asarray(unlike)
 
     def _changes(self, texts: Sequence[str]) -> np.ndarray:
         """Return the texts that gigatoken's normalizer changes, as (n,) bool."""
         if not texts:
             return np.zeros(0, bool)
-        written = _encoded(self._bytes, texts)
-        return np.asarray(
-            [bytes(ids.tolist()) != text.encode() for ids, text in zip(written, texts, strict=True)], bool
-        )
+        changed: list[bool] = []
+        for ids, text in zip(_encoded(self._bytes, texts), texts, strict=True):
+            changed.append(bytes(ids.tolist()) != text.encode())
+        return np.asarray(changed)
 
 
 def _filled(pattern: str, points: Sequence[int]) -> list[str]:
@@ -180,8 +177,8 @@ def _of_pipeline(pipeline: str) -> Differing | None:
     parts = {*telling_apart(fields)}
     if not parts:
         return Differing(np.empty(0, np.int64))
-    same_versions = all(version(name) == compared for name, compared in COMPARED_WITH.items())
-    if same_versions and parts <= COMPARED:
+    versions = list(map(version, COMPARED_WITH))
+    if versions == list(COMPARED_WITH.values()) and parts <= COMPARED:
         return KNOWN
     return Differing(np.empty(0, np.int64), comparison.differing)
 
@@ -203,11 +200,12 @@ def telling_apart(part: Any) -> Iterator[str]:
 
 
 def _encoded(engine: Any, texts: Sequence[str]) -> Iterator[np.ndarray]:
-    """Return an iterator over the ids of texts from a gigatoken engine, in this thread."""
+    """Yield the ids of each text from a gigatoken engine, in this thread."""
     layout = engine.encode_batch(list(texts), parallel=False).layout
     borders = np.asarray(layout.offsets.data)
     ids = np.asarray(layout.content.data)
-    return (ids[low:high] for low, high in pairwise(borders.tolist()))
+    for low, high in pairwise(borders.tolist()):
+        yield ids[low:high]
 
 
 @cache
@@ -234,8 +232,7 @@ def _small(fields: Mapping[str, Any], joined: bool) -> dict[str, Any]:
     fallback = bool(fields["model"].get("byte_fallback"))
     names = byte_characters()
     if fallback:
-        names = [f"<0x{byte:02X}>" for byte in range(256)]
-    vocabulary = {name: byte for byte, name in enumerate(names)}
+        names = byte_pieces()
     firsts = range(0xC2, 0xF5)
     lasts = range(0x80, 0xC0)
     merges: list[tuple[int, int]] = []
@@ -243,7 +240,7 @@ def _small(fields: Mapping[str, Any], joined: bool) -> dict[str, Any]:
         merges += product((*_NEIGHBOURS, *lasts), firsts)
         merges += product((*lasts, *_NEIGHBOURS), _NEIGHBOURS)
     pairs = [(names[last], names[first]) for last, first in dict.fromkeys(merges)]
-    vocabulary |= {one + other: 256 + place for place, (one, other) in enumerate(pairs)}
+    vocabulary = numbered([*names, *map("".join, pairs)])
     model = {"type": "BPE", "vocab": vocabulary, "merges": pairs, "byte_fallback": fallback, "unk_token": None}
     if fallback:
         vocabulary["<unk>"] = 256
@@ -253,4 +250,4 @@ def _small(fields: Mapping[str, Any], joined: bool) -> dict[str, Any]:
 
 
 def _steps_before_model(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: fields.get(name) for name in ("normalizer", "pre_tokenizer")}
+    return {"normalizer": fields.get("normalizer"), "pre_tokenizer": fields.get("pre_tokenizer")}

@@ -52,7 +52,7 @@ class Characters:
         self.counts = np.diff(self._before)
 
     def bytes_at(self, texts: np.ndarray, characters: np.ndarray) -> np.ndarray:
-        """Return the place of a character of each of some texts; of their end, the place after the last one."""
+        """Return the places of characters of some texts; of their end, the place after the last one."""
         places: np.ndarray = self._begins[self._before[texts] + characters]
         return places
 
@@ -145,7 +145,7 @@ def trained_tokens(
         of: (m,) the text of each span.
         spans: (m, 2) the characters from which and up to which it goes.
     """
-    begins = np.stack([characters.bytes_at(of, side) for side in spans.T])
+    begins = characters.bytes_at(of, spans.T)
     first, last = begins[:, begins[0] < begins[1]]
     order = np.argsort(first, kind="stable")
     first = first[order]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from string import ascii_letters
@@ -17,7 +17,14 @@ import pyarrow as pa
 from lightning_lance.documents.arrow import offsets_and_bytes
 from lightning_lance.messages.escaping import logger
 from lightning_lance.process.memory import give_back, resident
-from lightning_lance.tokenization.tokenizer_json import added_tokens, plain_added_tokens, special_spellings
+from lightning_lance.tokenization.tokenizer_json import (
+    Fields,
+    added_tokens,
+    has_affixes,
+    plain_added_tokens,
+    special_spellings,
+    spellings_of,
+)
 
 _log = logger(__name__)
 
@@ -27,17 +34,16 @@ _NORMALIZERS = {"Sequence", "NFC", "Prepend", "Replace"}
 # ASCII characters that NFC makes from others, and those that it combines with a following mark.
 _MADE_BY_NFC = frozenset("`;K")
 _CHANGED_BY_NFC = frozenset("<=>" + ascii_letters)
-# Fields of a model that gigatoken ignores.
-_AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 
 
 def _cores() -> int:
     """Return the number of cores that this process may use, which gigatoken takes as its number of workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # The limit of a container, in microseconds of core time per period, in control groups version 2 and 1.
-    for names in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+    group = Path("/sys/fs/cgroup")
+    for files in ([group / "cpu.max"], [group / "cpu/cpu.cfs_quota_us", group / "cpu/cpu.cfs_period_us"]):
         with suppress(OSError, ValueError):
-            quota, period = " ".join(Path("/sys/fs/cgroup", name).read_text() for name in names).split()
+            quota, period = " ".join(map(Path.read_text, files)).split()
             if int(quota) > 0:
                 cores = min(cores, int(quota) // int(period))
     with suppress(ValueError):
@@ -70,6 +76,10 @@ class Encoded(NamedTuple):
 
     ids: np.ndarray
     offsets: np.ndarray
+
+    def ids_of(self, text: int) -> np.ndarray:
+        """Return the ids of one of the texts."""
+        return self.ids[self.offsets[text] : self.offsets[text + 1]]
 
 
 class GigatokenEngine:
@@ -197,7 +207,8 @@ def is_supported(fields: dict[str, Any]) -> bool:
     """Return whether gigatoken (0.10) supports a tokenizer and was compared with `tokenizers` on its parts."""
     if not {*_types(fields.get("normalizer"))} <= _NORMALIZERS:
         return False
-    if any(fields["model"].get(affix) for affix in _AFFIXES) or not _finds_added_tokens(fields):
+    # gigatoken ignores affixes.
+    if has_affixes(fields["model"]) or not _finds_added_tokens(fields):
         return False
     # After a Split of its own (Llama 3, Qwen), ByteLevel needs no regular expression, and gigatoken uses that of the Split.
     pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
@@ -212,9 +223,14 @@ def _finds_added_tokens(fields: dict[str, Any]) -> bool:
     """
     plain = plain_added_tokens(fields)
     special = special_spellings(fields)
-    first = [token["content"] for token in plain if not token["normalized"]]
-    then = [token["content"] for token in plain if token["normalized"]]
-    if any(token["single_word"] for token in added_tokens(fields)):
+    first: list[str] = []
+    then: list[str] = []
+    for token in plain:
+        if token["normalized"]:
+            then.append(token["content"])
+        else:
+            first.append(token["content"])
+    if _any_has("single_word", added_tokens(fields)):
         return False
     has_space = any(map(str.isspace, "".join([*first, *then])))
     if has_space and _take_spaces(plain):
@@ -235,13 +251,13 @@ def _overlap(some: Sequence[str], others: Sequence[str]) -> bool:
     begins: set[str] = set()
     ends: set[str] = set()
     for other in others:
-        places = range(len(other))
-        begins.update(other[: place + 1] for place in places)
-        ends.update(other[place:] for place in places)
+        for place in range(len(other)):
+            begins.add(other[: place + 1])
+            ends.add(other[place:])
     for text in some:
-        places = range(len(text))
-        if any(text[place:] in begins or text[: place + 1] in ends for place in places):
-            return True
+        for place in range(len(text)):
+            if text[place:] in begins or text[: place + 1] in ends:
+                return True
     # One may also lie in the middle of the other.
     return _within(some, others) or _within(others, some)
 
@@ -258,17 +274,26 @@ def cuts_at_spaces(fields: dict[str, Any]) -> bool:
     expressions of byte-level tokenizers that gigatoken knows.
     """
     added = plain_added_tokens(fields)
-    mixed = any(" " in token["content"] and token["content"].strip() for token in added)
-    if mixed or _take_spaces(added):
+    if any(map(_holds_space, spellings_of(added))) or _take_spaces(added):
         return False
     pre_tokenizer = json.dumps(fields.get("pre_tokenizer"))
     words = '"ByteLevel"' in pre_tokenizer and '"add_prefix_space": true' not in pre_tokenizer
     return words and {*_types(fields.get("normalizer"))} <= {"Sequence", "NFC"}
 
 
-def _take_spaces(added: Sequence[Mapping[str, Any]]) -> bool:
+def _holds_space(content: str) -> bool:
+    """Return whether a token has a space among other characters."""
+    return " " in content and bool(content.strip())
+
+
+def _take_spaces(added: Sequence[Fields]) -> bool:
     """Return whether one of some added tokens takes the spaces beside it."""
-    return any(token["lstrip"] or token["rstrip"] for token in added)
+    return _any_has("lstrip", added) or _any_has("rstrip", added)
+
+
+def _any_has(option: str, added: Sequence[Fields]) -> bool:
+    """Return whether one of some added tokens has an option."""
+    return any(token[option] for token in added)
 
 
 def _types(part: Any) -> Iterator[str]:

@@ -15,6 +15,8 @@ from lightning_lance.tokenization.tokenizer_json import (
     canonical,
     digest_of,
     fields_in_use,
+    numbered,
+    pieces_of,
     special_spellings,
 )
 
@@ -55,12 +57,12 @@ def identity_of_text(spec: str, eos_token: str | None) -> TokenizerIdentity | No
 
 def _vocabulary(fields: Fields) -> Mapping[str, int]:
     """Return all tokens with their ids. ValueError if two have the same spelling, or a token has two ids."""
-    pieces: Any = fields["model"]["vocab"]
-    if isinstance(pieces, dict):
-        vocabulary = dict(pieces)
+    given: Any = fields["model"]["vocab"]
+    if isinstance(given, dict):
+        vocabulary = dict(given)
     else:
-        # Unigram: a list of pieces with their scores.
-        vocabulary = {piece: place for place, (piece, _) in enumerate(pieces)}
+        pieces = pieces_of(given)
+        vocabulary = numbered(pieces)
         if len(vocabulary) != len(pieces):
             raise ValueError("two pieces have the same spelling")
     for token in added_tokens(fields):

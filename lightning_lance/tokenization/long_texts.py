@@ -83,10 +83,14 @@ def encode_texts(tokenizer: Tokenizer, texts: pa.Array, max_bytes: int) -> Encod
     # Empty texts share their border with the next one, so the cuts are inserted by position, not as a set.
     inserted = np.concatenate(cuts[1:])
     pieces = np.insert(borders, np.searchsorted(borders, inserted), inserted)
-    encoded = [*_encode_pieces(tokenizer, pieces, texts.buffers()[2])]
-    ends = np.cumsum(np.concatenate([[0], *[np.diff(part.offsets) for part in encoded]]))
+    ids: list[np.ndarray] = []
+    counts = [np.zeros(1, np.int64)]
+    for part in _encode_pieces(tokenizer, pieces, texts.buffers()[2]):
+        ids.append(part.ids)
+        counts.append(np.diff(part.offsets))
+    ends = np.cumsum(np.concatenate(counts))
     firsts = np.arange(len(borders)) + np.searchsorted(np.sort(inserted), borders, side="left")
-    return Encoded(np.concatenate([part.ids for part in encoded]), ends[firsts])
+    return Encoded(np.concatenate(ids), ends[firsts])
 
 
 def in_pieces(texts: pa.Array, max_bytes: int) -> Iterator[tuple[int, str]]:

@@ -14,7 +14,16 @@ import xxhash
 
 from lightning_lance.tokenization.gigatoken import Encoded
 from lightning_lance.tokenization.special_tokens import unknown_token
-from lightning_lance.tokenization.tokenizer_json import byte_characters, plain_added_tokens, steps_of
+from lightning_lance.tokenization.tokenizer_json import (
+    byte_characters,
+    byte_pieces,
+    is_byte_level,
+    normalizers_of,
+    pieces_of,
+    plain_added_tokens,
+    pre_tokenizers_of,
+    spellings_of,
+)
 from lightning_lance.tokenization.unicode_tables import COMPARED
 
 # Normalizers that change the form of characters only.
@@ -32,15 +41,15 @@ class Losses:
     def __init__(self, fields: Mapping[str, Any], reference: Any) -> None:
         import tokenizers
 
-        steps = [*steps_of(fields.get("normalizer"), "normalizers")]
-        splits = [*steps_of(fields.get("pre_tokenizer"), "pretokenizers")]
-        self._in_bytes = any(part["type"] == "ByteLevel" for part in [*steps, *splits])
+        steps = normalizers_of(fields)
+        splits = pre_tokenizers_of(fields)
+        self._in_bytes = is_byte_level(fields)
         complete = _knows_all_bytes(fields["model"], self._in_bytes)
         unknown = None if complete else unknown_token(fields["model"])
         self._unknown = None if unknown is None else reference.token_to_id(unknown)
-        changing = [step for step in steps if step["type"] not in _REVERSIBLE and not _writes_spaces(step)]
+        changing = [step for step in steps if not _is_reversed(step)]
         self._normalizer = None
-        if any(step["type"] not in _SAME for step in changing):
+        if any(map(_changes_text, changing)):
             sequence = {"type": "Sequence", "normalizers": changing}
             model = {"type": "BPE", "vocab": {}, "merges": []}
             self._normalizer = tokenizers.Tokenizer.from_str(
@@ -128,18 +137,33 @@ def _letters(fields: Mapping[str, Any]) -> set[str]:
     """Return the single characters with a token in a BPE, within a word or at its beginning, including added tokens."""
     prefix = fields["model"].get("continuing_subword_prefix") or ""
     suffix = fields["model"].get("end_of_word_suffix") or ""
-    pieces = (piece.removeprefix(prefix).removesuffix(suffix) for piece in fields["model"]["vocab"])
-    added = (token["content"] for token in plain_added_tokens(fields))
-    return {piece for piece in [*pieces, *added] if len(piece) == 1}
+    letters: set[str] = set()
+    for piece in fields["model"]["vocab"]:
+        bare = piece.removeprefix(prefix).removesuffix(suffix)
+        if len(bare) == 1:
+            letters.add(bare)
+    for added in spellings_of(plain_added_tokens(fields)):
+        if len(added) == 1:
+            letters.add(added)
+    return letters
 
 
 def _knows_all_bytes(model: Mapping[str, Any], in_bytes: bool) -> bool:
     """Return whether a model has a token for each byte, as its input or as a fallback."""
-    vocabulary = model.get("vocab") or {}
-    pieces = {*vocabulary} if isinstance(vocabulary, dict) else {piece[0] for piece in vocabulary}
-    if model.get("byte_fallback") and all(f"<0x{byte:02X}>" in pieces for byte in range(256)):
+    pieces = {*pieces_of(model.get("vocab") or {})}
+    if model.get("byte_fallback") and pieces.issuperset(byte_pieces()):
         return True
     return in_bytes and model["type"] == "BPE" and pieces.issuperset(_BYTES)
+
+
+def _is_reversed(step: Mapping[str, Any]) -> bool:
+    """Return whether a decoder reverses a normalizer."""
+    return step["type"] in _REVERSIBLE or _writes_spaces(step)
+
+
+def _changes_text(step: Mapping[str, Any]) -> bool:
+    """Return whether a normalizer changes more than the form of characters."""
+    return step["type"] not in _SAME
 
 
 def _writes_spaces(step: Mapping[str, Any]) -> bool:

@@ -22,8 +22,11 @@ from lightning_lance.tokenization.tokenizer_json import (
     UNUSED,
     Fields,
     added_tokens,
+    by_spelling,
     differences_in_texts,
     digest_of,
+    numbered,
+    spellings_of,
     split_merges,
 )
 
@@ -48,7 +51,12 @@ _GENERIC = {"AutoTokenizer", "PreTrainedTokenizer", "PreTrainedTokenizerFast", "
 
 def read_beside(folder: Path) -> dict[str, Fields]:
     """Read the configurations beside a tokenizer.json. Missing ones are left out. ConfigError if one is not a JSON object."""
-    return {name: read_object(folder / name) for name in BESIDE if (folder / name).is_file()}
+    beside: dict[str, Fields] = {}
+    for name in BESIDE:
+        file = folder / name
+        if file.is_file():
+            beside[name] = read_object(file)
+    return beside
 
 
 def read_object(file: Path) -> Fields:
@@ -86,7 +94,7 @@ def named_eos(beside: Beside) -> str | None:
 
 def with_eos(spec: str, eos: str | None, beside: Beside) -> str:
     """Return a tokenizer.json with its EOS token, which some repositories add in tokenizer_config.json only."""
-    added = {token["content"]: {**token, "id": number} for number, token in _added_by_config(beside).items()}
+    added = by_spelling(_added_by_config(beside))
     # Most files contain it already, and need no parsing.
     if eos not in added or json.dumps(eos) in spec or json.dumps(eos, ensure_ascii=False) in spec:
         return spec
@@ -98,18 +106,24 @@ def with_eos(spec: str, eos: str | None, beside: Beside) -> str:
     return json.dumps(fields, ensure_ascii=False)
 
 
-def _added_by_config(beside: Beside) -> dict[int, Fields]:
-    """Return the tokens that tokenizer_config.json adds, by id, with all their options."""
+def _added_by_config(beside: Beside) -> list[Fields]:
+    """Return the tokens that tokenizer_config.json adds, with their ids and all their options."""
     found = beside.get(CONFIG, {}).get("added_tokens_decoder")
-    tokens: dict[int, Fields] = {}
     if not isinstance(found, dict):
-        return tokens
-    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        return []
+    tokens: dict[int, Fields] = {}
     for number, token in found.items():
         if isinstance(token, dict) and isinstance(token.get("content"), str) and str(number).isdecimal():
-            options = {key: token.get(key, default) for key, default in plain.items()}
-            tokens[int(number)] = {**options, "content": token["content"]}
-    return tokens
+            tokens[int(number)] = {
+                "single_word": token.get("single_word", False),
+                "lstrip": token.get("lstrip", False),
+                "rstrip": token.get("rstrip", False),
+                "normalized": token.get("normalized", False),
+                "special": token.get("special", False),
+                "content": token["content"],
+                "id": int(number),
+            }
+    return list(tokens.values())
 
 
 def fetched(model: str, revision: str, local_only: bool = False) -> dict[str, str] | None:
@@ -236,20 +250,19 @@ def as_transformers_reads(fields: Fields, beside: Beside, eos_id: int) -> Readin
 
 def _all_added(fields: Fields, beside: Beside, some: Sequence[Fields]) -> list[Fields]:
     """Return all added tokens of a whole tokenizer with their ids, and with the options of `some`, those of a stub."""
-    added = {token["content"]: token for token in added_tokens(fields)}
-    numbers = {content: token["id"] for content, token in added.items()}
-    for number, token in _added_by_config(beside).items():
-        if token["content"] not in numbers:
-            numbers[token["content"]] = number
-            added[token["content"]] = token
-    following = max([*numbers.values(), *_numbers(fields["model"])], default=-1) + 1
+    added = by_spelling(added_tokens(fields))
+    for token in _added_by_config(beside):
+        added.setdefault(token["content"], token)
+    numbers = [token["id"] for token in added.values()]
+    following = max([*numbers, *_numbers(fields["model"])], default=-1) + 1
     for token in some:
-        if token["content"] not in numbers:
-            numbers[token["content"]] = following
+        number = following
+        if token["content"] in added:
+            number = added[token["content"]]["id"]
+        else:
             following += 1
-        added[token["content"]] = token
-    made = [{**token, "id": numbers[content]} for content, token in added.items()]
-    return sorted(made, key=lambda token: int(token["id"]))
+        added[token["content"]] = {**token, "id": number}
+    return sorted(added.values(), key=lambda token: int(token["id"]))
 
 
 def _numbers(model: Mapping[str, Any]) -> Iterable[int]:
@@ -277,16 +290,20 @@ def _stub(fields: Fields, beside: Beside) -> Fields:
     model = fields["model"]
     if model["type"] != "BPE":
         return {**fields, "added_tokens": added}
-    kept = {token["content"] for token in added} | {model.get("unk_token")}
-    # Ids stay in order and become dense, since tokenizers warns about holes.
-    pieces = [piece for piece in model["vocab"] if len(piece) == 1 or piece in kept or piece.startswith("<0x")]
+    kept = {*spellings_of(added), model.get("unk_token")}
+    pieces: list[str] = []
+    for piece in model["vocab"]:
+        if len(piece) == 1 or piece in kept or piece.startswith("<0x"):
+            pieces.append(piece)
     pieces.sort(key=lambda piece: int(model["vocab"][piece]))
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    # Ids stay in order and become dense, since tokenizers warns about holes.
+    vocabulary = numbered(pieces)
     numbers = dict(vocabulary)
+    renumbered: list[Fields] = []
     for token in added:
-        numbers.setdefault(token["content"], len(numbers))
-    added = [{**token, "id": numbers[token["content"]]} for token in added]
-    return {**fields, "added_tokens": added, "model": {**model, "vocab": vocabulary, "merges": []}}
+        number = numbers.setdefault(token["content"], len(numbers))
+        renumbered.append({**token, "id": number})
+    return {**fields, "added_tokens": renumbered, "model": {**model, "vocab": vocabulary, "merges": []}}
 
 
 def _rewritten(fields: Fields) -> Fields:
@@ -318,11 +335,18 @@ def _class_of_model(model_type: Any) -> str | None:
     try:
         if find_spec(name) is None:
             return None
-        classes = [value for value in vars(import_module(name)).values() if isinstance(value, type)]
+        return _own_tokenizer(name)
     except Exception:  # an unknown model type, or a missing dependency
         return None
-    own = (found.__name__ for found in classes if found.__module__ == name)
-    return next((found for found in own if found.endswith("Tokenizer")), None)
+
+
+def _own_tokenizer(module: str) -> str | None:
+    """Return the first tokenizer class that a module defines itself, None if it has none."""
+    for value in vars(import_module(module)).values():
+        is_own = isinstance(value, type) and value.__module__ == module
+        if is_own and value.__name__.endswith("Tokenizer"):
+            return str(value.__name__)
+    return None
 
 
 def _made_by(name: str, fields: Fields, beside: Beside) -> Fields:
@@ -334,7 +358,8 @@ def _made_by(name: str, fields: Fields, beside: Beside) -> Fields:
         return _rewritten(fields)
     with tempfile.TemporaryDirectory(prefix="lightning-lance-") as folder:
         # The configuration has options of the class. Its ids are those of the whole vocabulary, so they are removed.
-        config = {key: value for key, value in beside.get(CONFIG, {}).items() if key != "added_tokens_decoder"}
+        config = dict(beside.get(CONFIG, {}))
+        config.pop("added_tokens_decoder", None)
         for file, content in {**beside, TOKENIZER: fields, CONFIG: config}.items():
             Path(folder, file).write_text(json.dumps(content), encoding="utf-8")
         loaded = getattr(transformers, name).from_pretrained(folder, local_files_only=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from lightning_lance.errors import ConfigError
-from lightning_lance.tokenization.tokenizer_json import added_tokens
+from lightning_lance.tokenization.tokenizer_json import added_tokens, special_spellings
 
 # Tokens that end a document in common tokenizers, the most common spelling first.
 EOS_SPELLINGS = (
@@ -58,7 +58,7 @@ def check_special_tokens(reference: Any, fields: Mapping[str, Any], vocabulary: 
                     "that spelling: choose a tokenizer without such a piece."
                 )
     _check_eos_id(added, vocabulary, eos)
-    _check_eos_text(reference, added, vocabulary, eos, unknown)
+    _check_eos_text(reference, {*special_spellings(fields)}, vocabulary, eos, unknown)
 
 
 def unknown_token(model: Mapping[str, Any]) -> str | None:
@@ -82,9 +82,7 @@ def _check_eos_id(added: Iterable[Mapping[str, Any]], vocabulary: Mapping[str, i
     """Check that no other token has the id of the EOS token, in the library or in the file."""
     eos_id = vocabulary[eos]
     declared = {entry["content"]: entry["id"] for entry in added}
-    shared = [token for token, number in vocabulary.items() if number == eos_id]
-    shared += [token for token, number in declared.items() if number == declared.get(eos)]
-    for token in shared:
+    for token in (*_tokens_with(eos_id, vocabulary), *_tokens_with(declared.get(eos), declared)):
         if token != eos:
             raise ConfigError(
                 f"The tokenizer has the same id {declared.get(eos, eos_id)} for its EOS token {eos!r} and its token {token!r}, "
@@ -93,12 +91,16 @@ def _check_eos_id(added: Iterable[Mapping[str, Any]], vocabulary: Mapping[str, i
             )
 
 
+def _tokens_with(number: int | None, vocabulary: Mapping[str, int]) -> list[str]:
+    """Return the tokens of an id."""
+    return [token for token, its_number in vocabulary.items() if its_number == number]
+
+
 def _check_eos_text(
-    reference: Any, added: Iterable[Mapping[str, Any]], vocabulary: Mapping[str, int], eos: str, unknown: str | None
+    reference: Any, special: Set[str], vocabulary: Mapping[str, int], eos: str, unknown: str | None
 ) -> None:
     """Check that no text is encoded to the EOS token, since documents would seem to end there."""
-    special = {token["content"] for token in added if token["special"]}
-    others = _some(token for token in special if token != eos)
+    others = _some(special - {eos})
     if eos == unknown and vocabulary[eos] in _ids(reference, _RARE):
         raise ConfigError(
             f"The tokenizer's EOS token {eos!r} is also its unknown token: choose another one with tokenizer.eos_token, such "

@@ -33,9 +33,9 @@ from lightning_lance.tokenization.tokenizer_json import (
     canonical,
     digest_of,
     fields_in_use,
+    is_byte_level,
     other_digests,
     special_spellings,
-    steps_of,
 )
 from lightning_lance.tokenization.unicode_tables import KNOWN, SplitTexts, split_at_new_characters
 
@@ -180,14 +180,17 @@ class Tokenizer:
     def _encode_parts(self, parts: SplitTexts) -> Encoded:
         """Encode pieces with newer characters, which are few, with `tokenizers`, and the others with gigatoken."""
         newer = parts.newer
-        encoded = [
-            self.encode_batch(parts.pieces.filter(pa.array(~newer))),
-            self._encode_reference(parts.pieces.filter(pa.array(newer))),
-        ]
-        rows = [iter(np.split(ids, offsets[1:-1])) for ids, offsets in encoded]
-        merged = [next(rows[int(other)]) for other in newer]
-        ends = np.cumsum([0, *map(len, merged)], dtype=np.int64)
-        return Encoded(np.concatenate(merged), ends[parts.firsts])
+        plain = self.encode_batch(parts.pieces.filter(pa.array(~newer)))
+        others = self._encode_reference(parts.pieces.filter(pa.array(newer)))
+        counts = np.empty(len(newer), np.int64)
+        counts[~newer] = np.diff(plain.offsets)
+        counts[newer] = np.diff(others.offsets)
+        of_newer = np.repeat(newer, counts)
+        ids = np.empty(len(of_newer), np.result_type(plain.ids, others.ids))
+        ids[~of_newer] = plain.ids
+        ids[of_newer] = others.ids
+        ends = np.append(0, np.cumsum(counts))
+        return Encoded(ids, ends[parts.firsts])
 
     def _encode_reference(self, texts: pa.Array) -> Encoded:
         ids: list[np.ndarray] = []
@@ -215,16 +218,19 @@ class Tokenizer:
         self._since = 0
         picked = (np.arange(count) * len(texts) // count + turn * 7919) % len(texts)
         long = np.diff(borders)[picked] > _COMPARE_BYTES
-        places = np.unique(picked[~long]).tolist()
-        samples = [str(texts[i]) for i in places]
-        found = [encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]] for i in places]
+        places = np.unique(picked[~long])
+        samples: list[str] = texts.take(pa.array(places)).to_pylist()
+        found = list(map(encoded.ids_of, places))
         # Of a long text, a piece is compared, another one in each batch.
-        pieces = [_piece(data[borders[i] : borders[i + 1]], turn) for i in np.unique(picked[long])]
+        pieces: list[str] = []
+        for place in np.unique(picked[long]):
+            low, high = borders[place : place + 2]
+            pieces.append(_piece(data[low:high], turn))
         if pieces:
             ids = fast.encode(pa.array(pieces, pa.large_string()))
             if ids is None:
                 return pieces[0]
-            found += [ids.ids[low:high] for low, high in pairwise(ids.offsets)]
+            found += map(ids.ids_of, range(len(pieces)))
         samples += pieces
         expected = self._reference.encode_batch_fast(samples, add_special_tokens=False)
         for text, ours, row in zip(samples, found, expected, strict=True):
@@ -239,17 +245,13 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, including the spelling of EOS."""
-        return str(self._reference.decode([int(i) for i in ids], skip_special_tokens=False))
+        return str(self._reference.decode(list(map(int, ids)), skip_special_tokens=False))
 
     @cached_property
     def pieces(self) -> Pieces | None:
         """The bytes of all tokens; None if they are not those of a byte-level tokenizer. Unknown ones are empty."""
         fields = json.loads(self._spec)
-        parts = [
-            *steps_of(fields.get("normalizer"), "normalizers"),
-            *steps_of(fields.get("pre_tokenizer"), "pretokenizers"),
-        ]
-        if fields["model"]["type"] != "BPE" or not any(part["type"] == "ByteLevel" for part in parts):
+        if fields["model"]["type"] != "BPE" or not is_byte_level(fields):
             return None
         known = bytes_of_characters()
         spelled = [b""] * self.vocab_size
@@ -258,7 +260,7 @@ class Tokenizer:
                 spelled[number] = bytes(known[character] for character in piece)
         for token in added_tokens(fields):
             spelled[token["id"]] = b"" if token["special"] else token["content"].encode()
-        return Pieces(pa.array(spelled, pa.large_binary()), np.asarray([len(piece) for piece in spelled]))
+        return Pieces(pa.array(spelled, pa.large_binary()), np.asarray(list(map(len, spelled))))
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of a text by the `tokenizers` library, and the characters from and up to which each of them goes."""
@@ -270,9 +272,13 @@ class Tokenizer:
         """Return the id of a token. Raises ConfigError if it does not exist."""
         found = self._reference.token_to_id(token)
         if found is None:
-            added = self._reference.get_added_tokens_decoder().values()
-            special = ", ".join(repr(known.content) for known in list(added)[:30] if known.special)
-            raise ConfigError(f"The tokenizer has no token {token!r}: its special tokens are {special or 'none'}.")
+            special: list[str] = []
+            for added in list(self._reference.get_added_tokens_decoder().values())[:30]:
+                if added.special:
+                    special.append(repr(added.content))
+            raise ConfigError(
+                f"The tokenizer has no token {token!r}: its special tokens are {', '.join(special) or 'none'}."
+            )
         return int(found)
 
     def to_json(self) -> str:
@@ -288,7 +294,7 @@ def is_kept_tokenizer(text: str) -> bool:
         return False
     if not isinstance(fields, dict) or "model" not in fields:
         return False
-    if any(fields.get(name, ...) is not None for name in UNUSED):
+    if {**fields, **UNUSED} != fields:
         return False
     return json.dumps(fields, ensure_ascii=False) == text
 

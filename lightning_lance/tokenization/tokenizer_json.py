@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import xxhash
@@ -24,6 +25,7 @@ _MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "Unigram": {"byte_fallback": False},
 }
+# Fields of a model with signs around the pieces of a word.
 _AFFIXES = ("continuing_subword_prefix", "end_of_word_suffix")
 # The decoder of byte-level tokenizers. It ignores its options.
 _BYTES_DECODER = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
@@ -50,7 +52,24 @@ def byte_characters() -> list[str]:
 
 def bytes_of_characters() -> dict[str, int]:
     """Return the byte that each of the `byte_characters` is for."""
-    return {character: byte for byte, character in enumerate(byte_characters())}
+    return numbered(byte_characters())
+
+
+def byte_pieces() -> list[str]:
+    """Return the pieces for the bytes 0 to 255 in a vocabulary with byte fallback."""
+    return list(map("<0x{:02X}>".format, range(256)))
+
+
+def numbered(pieces: Iterable[str]) -> dict[str, int]:
+    """Return a vocabulary of some pieces, whose ids are their positions."""
+    return {piece: place for place, piece in enumerate(pieces)}
+
+
+def pieces_of(vocabulary: Any) -> list[str]:
+    """Return the pieces in the vocabulary of a model. That of Unigram is a list of pieces with their scores."""
+    if isinstance(vocabulary, dict):
+        return list(vocabulary)
+    return [piece for piece, _ in vocabulary]
 
 
 def added_tokens(fields: Mapping[str, Any]) -> list[Fields]:
@@ -66,6 +85,21 @@ def plain_added_tokens(fields: Mapping[str, Any]) -> list[Fields]:
 def special_spellings(fields: Mapping[str, Any]) -> list[str]:
     """Return the spellings of the special tokens among the added tokens."""
     return [token["content"] for token in added_tokens(fields) if token["special"]]
+
+
+def spellings_of(tokens: Iterable[Fields]) -> list[str]:
+    """Return the spellings of some added tokens."""
+    return [token["content"] for token in tokens]
+
+
+def by_spelling(tokens: Iterable[Fields]) -> dict[str, Fields]:
+    """Return some added tokens by their spellings."""
+    return {token["content"]: token for token in tokens}
+
+
+def has_affixes(model: Mapping[str, Any]) -> bool:
+    """Return whether the pieces of a model have signs for their place in a word."""
+    return any(map(model.get, _AFFIXES))
 
 
 def typed(fields: Mapping[str, Any]) -> Fields:
@@ -114,20 +148,27 @@ def _model(model: Mapping[str, Any]) -> Fields:
         made["merges"] = split_merges(model)
         if "ignore_merges" not in model:
             # For an old file, the classes of transformers write a missing affix as an empty one.
-            made |= {affix: made[affix] or "" for affix in _AFFIXES}
+            for affix in _AFFIXES:
+                made[affix] = made[affix] or ""
     return made
 
 
 def split_merges(model: Mapping[str, Any]) -> list[Any]:
     """Return the merges of a BPE as pairs, which older files write as text with a space."""
-    return [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
+    return list(map(_as_pair, model["merges"]))
+
+
+def _as_pair(merge: Any) -> Any:
+    if isinstance(merge, str):
+        return merge.split(" ", 1)
+    return merge
 
 
 def _pre_tokenizer(part: Any) -> Any:
     if not isinstance(part, dict):
         return part
     if part.get("type") == "Sequence":
-        return {**part, "pretokenizers": [_pre_tokenizer(inner) for inner in part["pretokenizers"]]}
+        return {**part, "pretokenizers": list(map(_pre_tokenizer, part["pretokenizers"]))}
     if part.get("type") == "ByteLevel":
         # trim_offsets only changes offsets, which are not used.
         return {"use_regex": True, **part, "trim_offsets": True}
@@ -147,49 +188,66 @@ def other_digests(fields: Mapping[str, Any], rewritten: str, eos_id: int) -> lis
 
     Earlier versions hashed the file itself, or its form in `transformers`.
     """
-    forms = [{**fields, **UNUSED}, {**json.loads(rewritten), **UNUSED}]
+    found = [digest_of({**fields, **UNUSED}, eos_id), digest_of({**json.loads(rewritten), **UNUSED}, eos_id)]
     one = canonical(fields)
-    if one["model"]["type"] == "BPE" and not any(one["model"][affix] for affix in _AFFIXES):
+    if one["model"]["type"] == "BPE" and not has_affixes(one["model"]):
         for empty in (None, ""):
-            forms.append({**one, "model": {**one["model"], **dict.fromkeys(_AFFIXES, empty)}})
-    return [digest_of(form, eos_id) for form in forms]
+            form = {**one, "model": {**one["model"], **dict.fromkeys(_AFFIXES, empty)}}
+            found.append(digest_of(form, eos_id))
+    return found
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return the parts in which two tokenizers may give other ids; empty if they give the same ids for every text."""
+def differences_in_texts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the parts in which two tokenizers may give other ids; empty if they give the same ids for every text.
+
+    Special tokens do not count, since no text is encoded to them.
+    """
     parts = _meaning(one)
     others = _meaning(other)
     return [name for name in parts if parts[name] != others[name]]
 
 
-def differences_in_texts(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Return the `differences`, but for special tokens: no text is encoded to them."""
-    return [part for part in differences(one, other) if part != "special tokens"]
-
-
 def _meaning(fields: Mapping[str, Any]) -> Fields:
-    """Return the parts of a tokenizer that determine the ids of texts without special tokens."""
+    """Return the parts of a tokenizer that determine the ids of texts."""
     made = canonical(fields)
-    model = {key: value for key, value in made["model"].items() if key not in ("vocab", "merges")}
-    model |= {affix: model.get(affix) or None for affix in _AFFIXES}
+    model = dict(made["model"])
+    vocabulary = model.pop("vocab", None)
+    merges = model.pop("merges", None)
+    for affix in _AFFIXES:
+        model[affix] = model.get(affix) or None
     if model.get("byte_fallback"):
         # Each byte has a token, so nothing is unknown.
         model |= {"unk_token": None, "fuse_unk": None, "unk_id": None}
     return {
-        "normalizer": [*steps_of(made["normalizer"], "normalizers")],
-        "pre_tokenizer": [*steps_of(made["pre_tokenizer"], "pretokenizers")],
+        "normalizer": normalizers_of(made),
+        "pre_tokenizer": pre_tokenizers_of(made),
         "model": model,
-        "vocabulary": made["model"].get("vocab"),
-        "merges": made["model"].get("merges"),
-        "added tokens": {token["content"]: token for token in made["added_tokens"] if not token["special"]},
-        "special tokens": {token["content"]: token["id"] for token in made["added_tokens"] if token["special"]},
+        "vocabulary": vocabulary,
+        "merges": merges,
+        "added tokens": by_spelling(plain_added_tokens(made)),
     }
 
 
-def steps_of(part: Any, inner: str) -> Iterator[Any]:
+def is_byte_level(fields: Mapping[str, Any]) -> bool:
+    """Return whether the normalizer or the pre-tokenizer of a tokenizer writes bytes as `byte_characters`."""
+    steps = chain(normalizers_of(fields), pre_tokenizers_of(fields))
+    return any(step["type"] == "ByteLevel" for step in steps)
+
+
+def normalizers_of(fields: Mapping[str, Any]) -> list[Any]:
+    """Return the steps of the normalizer of a tokenizer."""
+    return list(_steps_of(fields.get("normalizer"), "normalizers"))
+
+
+def pre_tokenizers_of(fields: Mapping[str, Any]) -> list[Any]:
+    """Return the steps of the pre-tokenizer of a tokenizer."""
+    return list(_steps_of(fields.get("pre_tokenizer"), "pretokenizers"))
+
+
+def _steps_of(part: Any, inner: str) -> Iterator[Any]:
     """Yield the steps of a part, which may be a sequence of sequences; `inner` is the field with their steps."""
     if isinstance(part, dict) and part.get("type") == "Sequence":
         for step in part[inner]:
-            yield from steps_of(step, inner)
+            yield from _steps_of(step, inner)
     elif part is not None:
         yield part

@@ -180,7 +180,9 @@ def split_at_new_characters(texts: pa.Array, at_spaces: bool, differing: Differi
     if not at_spaces:
         return SplitTexts(texts, newer, np.arange(len(texts) + 1))
     borders, data = offsets_and_bytes(texts)
-    cuts = [low + _cuts(data[low:high]) for low, high in zip(borders[:-1][newer], borders[1:][newer], strict=True)]
+    cuts: list[np.ndarray] = []
+    for low, high in zip(borders[:-1][newer], borders[1:][newer], strict=True):
+        cuts.append(low + _cuts(data[low:high]))
     # Empty texts share their border with the next one, so the cuts are inserted by position, not as a set.
     inserted = np.concatenate(cuts)
     places = np.searchsorted(borders, inserted)
