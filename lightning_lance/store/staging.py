@@ -106,7 +106,10 @@ class Staging:
         arrived: Callable[[dict[str, Copy]], None],
     ) -> None:
         self._location = location
-        self._files = {name: info for name, info in files.items() if _COPY.fullmatch(copy_name(name, info))}
+        self._files: dict[str, DataFileInfo] = {}
+        for name, info in files.items():
+            if _COPY.fullmatch(copy_name(name, info)):
+                self._files[name] = info
         self._folder = _made(folder)
         self._max_bytes = max_bytes
         self._arrived = arrived
@@ -299,12 +302,17 @@ class Staging:
 
     def _make_room(self, size: int) -> bool:
         """Remove unused copies until a file fits, the longest unused first. Return whether it does. Needs the lock."""
-        sizes = _own_copies(self._folder)
-        bound = self._max_bytes
-        needed = 0 if bound is None else sum(found.st_size for found in sizes.values()) + size - bound
-        needed = max(needed, size + _SPARE_BYTES - self._free())
         wanted = {copy_name(name, info) for name, info in self._files.items()}
-        unused = {path: found for path, found in sizes.items() if path.name not in wanted}
+        own_bytes = 0
+        unused: dict[Path, os.stat_result] = {}
+        for path, found in _own_copies(self._folder).items():
+            own_bytes += found.st_size
+            if path.name not in wanted:
+                unused[path] = found
+        bound = self._max_bytes
+        needed = size + _SPARE_BYTES - self._free()
+        if bound is not None:
+            needed = max(needed, own_bytes + size - bound)
         if bound is not None and size > bound:
             return False
         for path, found in sorted(unused.items(), key=lambda entry: entry[1].st_mtime_ns):
