@@ -392,12 +392,11 @@ def _private(path: Path) -> BinaryIO:
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap | None:
-    """Map a copy, and keep others from removing it as long as the map is there; None if it is not there."""
+    """Map a copy, and keep others from removing it as long as the map is there; None if it is not there, or not whole."""
     import fcntl
 
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    descriptor = _opened(path)
+    if descriptor is None:
         return None
     try:
         if os.fstat(descriptor).st_size != size:
@@ -412,6 +411,28 @@ def _mapped(path: Path, size: int) -> mmap.mmap | None:
     with suppress(OSError):
         os.utime(path)
     return found
+
+
+def _opened(path: Path) -> int | None:
+    """Open a copy. Return its descriptor; None if it is missing, or something else than a file is in its place.
+
+    Raises:
+        OSError: If it cannot be read, or is a link.
+    """
+    try:
+        # Without O_NONBLOCK, a pipe would block until something writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # The system's answer for a socket.
+        if error.errno == errno.ENXIO:
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _own_copies(folder: Path) -> dict[Path, os.stat_result]:
@@ -433,8 +454,10 @@ def _removed_if_unused(path: Path) -> bool:
     import fcntl
 
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = _opened(path)
     except OSError:
+        return False
+    if descriptor is None:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
