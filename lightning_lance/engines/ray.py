@@ -289,12 +289,19 @@ class RayWorkers:
         if not tries and not self._starved:
             return 0
         cores = self._engine.num_cpus
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        fit = [node for node in nodes if node.get("CPU", 0) >= cores and node.get("memory")]
-        if not fit:
+        shares: list[float] = []
+        memories: list[float] = []
+        for node in self._ray.nodes():
+            if not node["Alive"]:
+                continue
+            cpus = node["Resources"].get("CPU", 0)
+            memory = node["Resources"].get("memory", 0)
+            if cpus >= cores and memory:
+                shares.append(memory * cores / cpus)
+                memories.append(memory)
+        if not memories:
             return 0
-        share = min(node["memory"] * cores / node["CPU"] for node in fit)
-        return int(min(share * 2.0**tries, max(node["memory"] for node in fit)))
+        return int(min(min(shares) * 2.0**tries, max(memories)))
 
     def _made_gate(self) -> Any:
         rate = self._engine.hub_requests_per_second

@@ -87,7 +87,10 @@ def _cleaned_of_all(location: StoreLocation) -> Cleaned:
     """Remove what builds have left that ended before their first commit. StoreError if there is nothing of the kind."""
     folder = [location.uri] if is_local(location.uri) and Path(location.uri).is_dir() else []
     beside = remove(location.uri, location.storage_options)
-    return Cleaned([f"{file}, of a build that committed nothing: removed" for file in [*folder, *beside]], [])
+    cleaned = Cleaned([], [])
+    for file in [*folder, *beside]:
+        cleaned.done.append(f"{file}, of a build that committed nothing: removed")
+    return cleaned
 
 
 def _mend_tags(location: StoreLocation, cleaned: Cleaned) -> None:

@@ -61,7 +61,9 @@ def compact(location: StoreLocation, version: int, *, full: int = FULL_BYTES, du
         files = data_file_infos(dataset)
         fragments = fragments_of(dataset)
         groups = merge_groups(fragment_sizes(fragments, files), full, final=False)
-        groups += [range(i, i + 1) for i, fragment in enumerate(fragments) if _is_mixed(fragment, files)]
+        for i, fragment in enumerate(fragments):
+            if _is_mixed(fragment, files):
+                groups.append(range(i, i + 1))
         if not groups:
             break
         version = _merge(location, dataset, groups[0], durable)

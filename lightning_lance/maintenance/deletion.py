@@ -241,4 +241,5 @@ def _is_tokenizer_of(file: Path, commit: CommitMetadata) -> bool:
 def _has_other_store(file: Path, uri: str) -> bool:
     """Return whether a tokenizer may be of another store too: stores `x` and `x.lance` both may have `x.tokenizer.json`."""
     stem = str(file).removesuffix(".tokenizer.json")
-    return any(os.path.isdir(place) for place in (stem, f"{stem}.lance") if place != uri)
+    others = {stem, f"{stem}.lance"} - {uri}
+    return any(map(os.path.isdir, others))

@@ -66,6 +66,8 @@ def _sizes_in_bucket(location: StoreLocation, versions: Collection[int]) -> dict
     for number in versions:
         with suppress(StoreError):
             version = dataset_at(location, number)
-            infos = {} if version is None else data_file_infos(version)
-            sizes |= {data_file_at(path): info.size for path, info in infos.items()}
+            if version is None:
+                continue
+            for path, info in data_file_infos(version).items():
+                sizes[data_file_at(path)] = info.size
     return sizes

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -239,9 +238,14 @@ def _still_kept(location: StoreLocation) -> list[str]:
     dataset = _opened(location)
     before = {*versions_from_before(location, dataset)}
     refs = read_refs(location)
-    tags = [name for name, version in refs.tags.items() if version in before]
-    branches = [f"branch {name}" for name, version in refs.branches.items() if version in before]
-    return [shown(name) for name in sorted(tags) + sorted(branches)]
+    kept: list[str] = []
+    for name, version in sorted(refs.tags.items()):
+        if version in before:
+            kept.append(shown(name))
+    for name, version in sorted(refs.branches.items()):
+        if version in before:
+            kept.append(shown(f"branch {name}"))
+    return kept
 
 
 def _forget_once(
@@ -261,7 +265,7 @@ def _forget_once(
     total = Matching(found, {})
     documents = total.documents
     # A rule that was given before may match nothing any more.
-    known = any(entry["rule"] == dict(rule) for entry in commit.forgotten)
+    known = _entry_of(rule, commit.forgotten) is not None
     near: dict[str, str] = {}
     rule_kept = not commit.exhausted
     if not documents and not known:
@@ -322,15 +326,21 @@ def _add(found: dict[str, tuple[int, int]], more: Mapping[str, tuple[int, int]])
         found[language] = (before[0] + documents, before[1] + tokens)
 
 
+def _entry_of(rule: Rule, entries: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the entry of a rule among those of a commit; None if it has none."""
+    for entry in entries:
+        if entry["rule"] == dict(rule):
+            return entry
+    return None
+
+
 def _with_rule(
     commit: CommitMetadata, rule: Rule, documents: int, tokens: int, languages: Mapping[str, int]
 ) -> CommitMetadata:
     """Return a commit with a rule, and the documents that it has removed added to its counts."""
     entries = [dict(entry) for entry in commit.forgotten]
-    for entry in entries:
-        if entry["rule"] == dict(rule):
-            break
-    else:
+    entry = _entry_of(rule, entries)
+    if entry is None:
         entry = {"rule": dict(rule), "documents": 0, "tokens": 0, "languages": {}}
         entries.append(entry)
     entry["documents"] += documents
@@ -375,8 +385,14 @@ def documents_matching(rule: Rule, documents: pa.StructArray, language: str) -> 
     """Return which documents of one language a rule matches, (n,) bool."""
     if rule.get("language", language) != language:
         return np.zeros(len(documents), bool)
-    others = {key: value for key, value in rule.items() if key != "language"}
-    return _matches(others, documents.field, len(documents))
+    return _matches(without_language(rule), documents.field, len(documents))
+
+
+def without_language(rule: Rule) -> Rule:
+    """Return a rule without its language, which the store keeps for each row, not for each document."""
+    others = dict(rule)
+    others.pop("language", None)
+    return others
 
 
 def _count(
@@ -407,10 +423,12 @@ def _batches(
 ) -> Iterator[tuple[str, str, pa.RecordBatch]]:
     """Yield the small columns of a fragment, of one language or all: split, language, rows."""
     parts = files[fragment.files[0].path].parts
-    for part, end in zip(parts, accumulate(part.rows for part in parts), strict=True):
+    first = 0
+    for part in parts:
         if part.split in SPLITS and language in (None, part.language):
-            for batch in read_part(dataset, fragment.id, end - part.rows, part.rows, ["num_tokens", "documents"]):
+            for batch in read_part(dataset, fragment.id, first, part.rows, ["num_tokens", "documents"]):
                 yield part.split, part.language, batch
+        first += part.rows
 
 
 def _values(dataset: Any, fragments: Sequence[Any], files: Mapping[str, DataFileInfo], key: str) -> set[str]:
@@ -418,8 +436,8 @@ def _values(dataset: Any, fragments: Sequence[Any], files: Mapping[str, DataFile
     found: set[str] = set()
     for fragment in fragments:
         for _, _, batch in _batches(dataset, fragment, files, None):
-            column = batch.column("documents").flatten().field(key)
-            found.update(value for value in pc.unique(column).to_pylist() if value is not None)
+            values = pc.unique(batch.column("documents").flatten().field(key))
+            found.update(values.drop_null().to_pylist())
             if len(found) > MOST_VALUES:
                 return set()
     return found

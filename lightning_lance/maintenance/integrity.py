@@ -107,13 +107,25 @@ def verify_store(
         early = attempt < _TRIES_FOR_SUMS and all(problem.place == SUMS for problem in found)
         if not found or (_state(location) == state and not early):
             return found
-        # The store was written or rebuilt meanwhile. Damage lasts, but files that a builder was about to write or remove do not
-        # stay missing.
-        lasting = [problem for problem in found if problem in before and problem.place not in (SUMS, location.uri)]
+        # The store was written or rebuilt meanwhile.
+        lasting = _lasting(found, before, location.uri)
         if lasting:
             return lasting
         before = found
     return before
+
+
+def _lasting(found: Sequence[Problem], before: Sequence[Problem], uri: str) -> list[Problem]:
+    """Return the damage of single files that an earlier attempt has found too.
+
+    Damage lasts, but files that a builder was about to write or remove do not stay missing.
+    """
+    lasting: list[Problem] = []
+    for problem in found:
+        is_of_one_file = problem.place not in (SUMS, uri)
+        if is_of_one_file and problem in before:
+            lasting.append(problem)
+    return lasting
 
 
 def _state(location: StoreLocation) -> tuple[object, ...]:
@@ -171,9 +183,8 @@ def _session_of(location: StoreLocation) -> Any:
 def _check_data_file(
     uri: str, files: Any, path: str, places: Sequence[tuple[_Version, FragmentMetadata]], whole: bool
 ) -> list[Problem]:
-    """Check a data file, as a `whole` or not, in the newest version that has it and that no other program has changed."""
-    # Changes of other programs are reported separately, and leave the file as it was.
-    version, fragment = next((place for place in reversed(places) if not _is_changed(place[0])), places[-1])
+    """Check a data file, as a `whole` or not."""
+    version, fragment = _place_to_check(places)
     info = version.files.get(path)
     place = _place_of(path, fragment)
     if is_local(uri) and not Path(uri, data_file_at(path)).is_file():
@@ -187,6 +198,17 @@ def _check_data_file(
     if not damage:
         return []
     return [Problem(place, damage, _RESTORE)]
+
+
+def _place_to_check(places: Sequence[tuple[_Version, FragmentMetadata]]) -> tuple[_Version, FragmentMetadata]:
+    """Return the newest version with a data file that no other program has changed, and its fragment; else the newest.
+
+    Changes of other programs are reported separately, and leave the file as it was.
+    """
+    for version, fragment in reversed(places):
+        if not _is_changed(version):
+            return version, fragment
+    return places[-1]
 
 
 def _place_of(path: str, fragment: FragmentMetadata) -> str:
@@ -328,7 +350,9 @@ def _wrong_refs(location: StoreLocation, session: Root) -> list[Problem]:
     refs = read_refs(location)
     cure = f"run 'lightning-lance clean {location.uri}', which repairs it or names the cure"
     damaged = {tag_file(name): damage for name, damage in refs.damaged.items()} | refs.unreadable
-    problems = [Problem(shown(file), damage.why, cure) for file, damage in sorted(damaged.items())]
+    problems: list[Problem] = []
+    for file, damage in sorted(damaged.items()):
+        problems.append(Problem(shown(file), damage.why, cure))
     for name, version in sorted(refs.tags.items()):
         if not session.contains(manifest_of(version)):
             problems.append(Problem(shown(tag_file(name)), f"names version {version}, which is missing", cure))
@@ -399,8 +423,17 @@ class _Rows:
         self._channels = channels_of(commit.recipe)
         # The part of the last row, and whether a document ended with that row.
         self._before = (-1, False)
-        self._parts = info.parts
-        self._ends = np.cumsum([part.rows for part in info.parts], dtype=np.int64)
+        # The split, language and tokens of each part, and where its rows end.
+        self._splits: list[str] = []
+        self._languages: list[str] = []
+        self._tokens_of_parts: list[int] = []
+        num_rows: list[int] = []
+        for part in info.parts:
+            self._splits.append(part.split)
+            self._languages.append(part.language)
+            self._tokens_of_parts.append(part.tokens)
+            num_rows.append(part.rows)
+        self._ends = np.cumsum(num_rows, dtype=np.int64)
         self.rows = self.tokens = 0
         self.misfit = ""
 
@@ -416,11 +449,11 @@ class _Rows:
 
     def _misfit(self, batch: pa.RecordBatch, rows: np.ndarray, counts: np.ndarray) -> str:
         of_row = np.searchsorted(self._ends, rows, side="right")
-        for key in ("split", "language"):
-            expected = pa.array([getattr(part, key) for part in self._parts], pa.string())
+        for key, values in (("split", self._splits), ("language", self._languages)):
+            expected = pa.array(values, pa.string())
             if not batch.column(key).equals(expected.take(pa.array(of_row))):
                 return f"the {key} of its rows differs from its commit metadata"
-        tokens = np.asarray([part.tokens for part in self._parts], np.int64)[of_row]
+        tokens = np.asarray(self._tokens_of_parts, np.int64)[of_row]
         before = (rows - np.append(0, self._ends)[of_row]) * self._block
         if not np.array_equal(counts, np.clip(tokens - before, 0, self._block)):
             return "the numbers of tokens of its rows differ from its commit metadata"

@@ -188,7 +188,10 @@ def _kept_versions(location: StoreLocation, dataset: Any) -> set[int]:
     # The names of this package's own damaged tags are enough to find their versions.
     for number in {*versions_of(dataset)} - kept:
         version = dataset_at(location, number)
-        if version is not None and any(means(name, read_commit(version, location.uri)) for name in refs.damaged):
+        if version is None:
+            continue
+        commit = read_commit(version, location.uri)
+        if any(means(name, commit) for name in refs.damaged):
             kept.add(number)
     return kept
 

@@ -80,6 +80,7 @@ def rewrite_fragments(
     Raises:
         StoreError: If it cannot be written, or the commit metadata does not cover all rows of a file.
     """
+    parts_of: dict[str, Sequence[StreamPart]] = {}
     for fragment in fragments:
         path = fragment.files[0].path
         rows = files[path].num_rows
@@ -88,10 +89,11 @@ def rewrite_fragments(
                 f"The data file {path!r} of the token store {location.uri!r} has {fragment.physical_rows:,} rows, but its "
                 f"metadata says {rows:,}: 'lightning-lance verify' lists the damage."
             )
+        parts_of[path] = files[path].parts
     dropped = RewriteStats()
-    parts_of = {fragment.files[0].path: files[fragment.files[0].path].parts for fragment in fragments}
     if more is not None:
-        parts_of |= {path: more.files[path].parts for path in file_names(more.fragments)}
+        for path in file_names(more.fragments):
+            parts_of[path] = more.files[path].parts
     batches = _streams(location, dataset.schema, parts_of, drop, dropped)
     with large_blocks_given_back():
         rewritten, infos = write_rows(location, dataset, dataset.schema, batches, name)
@@ -135,7 +137,9 @@ def _streams(
         for batch in files.batches(places):
             yield from packing.add(batch)
         yield from packing.rest()
-    hashes = [hashes_of(batch.column("documents").flatten()) for batch in files.batches(forgotten)]
+    hashes: list[np.ndarray] = []
+    for batch in files.batches(forgotten):
+        hashes.append(hashes_of(batch.column("documents").flatten()))
     hashes += dropped.hashes
     if hashes:
         yield from forgotten_rows(np.concatenate(hashes), schema).to_batches()
@@ -236,8 +240,11 @@ class _Repacking:
         if not rows:
             return
         size = min(rows * self._block, self._size)
-        taken = [values.take(size, rows * self._block) for values in self._columns.values()]
-        tokens, *channels = [blocks_of(values, self._block) for values in taken]
+        blocks: list[pa.Array] = []
+        for values in self._columns.values():
+            taken = values.take(size, rows * self._block)
+            blocks.append(blocks_of(taken, self._block))
+        tokens, *channels = blocks
         counts = np.full(rows, self._block, np.int32)
         counts[-1] -= rows * self._block - size
         starts = np.concatenate(self._starts)

@@ -97,7 +97,10 @@ def read_status(path: Path | None) -> BuildStatus | None:
         content = object_of(json_of(content_of(path).decode(), "it"), "it")
         # Earlier versions wrote fewer fields, later ones may write more.
         known = {entry.name: entry.default for entry in fields(BuildStatus)} | content
-        return BuildStatus(**{name: read(known[name], name) for name, read in _FIELDS.items()})
+        values: dict[str, Any] = {}
+        for name, read in _FIELDS.items():
+            values[name] = read(known[name], name)
+        return BuildStatus(**values)
     except (OSError, ValueError):
         return None
 

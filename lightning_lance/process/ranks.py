@@ -65,8 +65,10 @@ def _meet(seconds: float | None) -> None:
             # Who has passed it knows that all are here; the store may hear of them later.
             _pass_barrier(limit)
             return
-        while (missing := _missing(store, count)) and time.monotonic() - began < limit:
+        missing = _missing(store, count)
+        while missing and time.monotonic() - began < limit:
             time.sleep(_LOOK)
+            missing = _missing(store, count)
     except RuntimeError as error:
         missing = _missing_or_none(store, count)
         cause = in_one_line(error, 200)

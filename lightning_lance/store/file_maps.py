@@ -55,9 +55,14 @@ class MadeMaps:
 
     def __init__(self, handles: Sequence[mmap.mmap]) -> None:
         self._handles = [*handles]
-        maps = [np.frombuffer(handle, np.uint8) for handle in handles]
-        self.addresses: np.ndarray = np.asarray([mapped.ctypes.data for mapped in maps], np.int64)
-        self.sizes: np.ndarray = np.asarray([len(mapped) for mapped in maps], np.int64)
+        addresses: list[int] = []
+        sizes: list[int] = []
+        for handle in handles:
+            mapped = np.frombuffer(handle, np.uint8)
+            addresses.append(mapped.ctypes.data)
+            sizes.append(len(mapped))
+        self.addresses: np.ndarray = np.asarray(addresses, np.int64)
+        self.sizes: np.ndarray = np.asarray(sizes, np.int64)
 
 
 class _Memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from array import array
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from lance.fragment import DataFile, FragmentMetadata
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.channels import TOKENS
-from lightning_lance.format.lance_footer import column_pages
+from lightning_lance.format.lance_footer import ColumnPages, column_pages
 from lightning_lance.format.lance_io import take_blocks
 from lightning_lance.lance_names import data_file_at, name_of
 from lightning_lance.messages.escaping import logger
@@ -36,6 +37,11 @@ class _Tokens(NamedTuple):
 
     pages: list[tuple[int, int]]
     encoding: Hashable | None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pages."""
+        return sum(size for _, size in self.pages)
 
 
 class _Pages(NamedTuple):
@@ -107,7 +113,7 @@ def place_in(file: DataFile, dataset: Any, column: str) -> int | None:
         return None
     if column == TOKENS:
         return 0
-    [field] = (field.id() for field in dataset.lance_schema.fields() if field.name() == column)
+    field = dataset.lance_schema.field(column).id()
     place = dict(zip(file.fields, file.column_indices, strict=True)).get(field, -1)
     return place if place >= 0 else None
 
@@ -130,7 +136,7 @@ def _pages_of(
             return None
         path = f"{uri}/{data_file_at(name_of(file))}"
         tokens = _tokens_of(path, row_bytes, column)
-        if sum(size for _, size in tokens.pages) != fragment.physical_rows * row_bytes:
+        if tokens.num_bytes != fragment.physical_rows * row_bytes:
             return None
         for position, size in tokens.pages:
             pages.extend((len(files), position, size // row_bytes))
@@ -212,22 +218,29 @@ def map_copies(
     """
     row_bytes = block * dtype.itemsize
     buffers: dict[str, list[tuple[int, int]]] = {}
+    files: list[Path] = []
+    handles: list[mmap.mmap] = []
     for name, copy in copies.items():
         place = (places or {}).get(name, 0)
         if place is None:
             continue
-        found = _tokens_of(str(copy.path), row_bytes, place).pages
-        if found and sum(size for _, size in found) == rows[name] * row_bytes:
-            buffers[name] = found
+        tokens = _tokens_of(str(copy.path), row_bytes, place)
+        if tokens.pages and tokens.num_bytes == rows[name] * row_bytes:
+            buffers[name] = tokens.pages
+            files.append(copy.path)
+            handles.append(copy.map)
     if not buffers:
         return None, {}
-    mapped = MappedFiles([copies[name].path for name in buffers], dtype, [copies[name].map for name in buffers])
-    pages = {}
+    mapped = MappedFiles(files, dtype, handles)
+    pages: dict[str, list[tuple[int, int]]] = {}
     for number, (name, found) in enumerate(buffers.items()):
-        located = [(mapped.place(number, at, size // dtype.itemsize), size // row_bytes) for at, size in found]
+        located: list[tuple[int, int]] = []
+        for position, size in found:
+            located.append((mapped.place(number, position, size // dtype.itemsize), size // row_bytes))
         # As for a local store: the last block is in its place only if all pages before it have Lance's sizes.
-        [last] = mapped.gather(np.asarray([located[-1][0] + (located[-1][1] - 1) * block]), block)
-        if np.array_equal(last, _last_block(copies[name].path, rows[name], dtype, column)):
+        last_page, last_rows = located[-1]
+        [last] = mapped.gather(np.asarray([last_page + (last_rows - 1) * block]), block)
+        if np.array_equal(last, _last_block(files[number], rows[name], dtype, column)):
             pages[name] = located
     return mapped, pages
 
@@ -241,13 +254,24 @@ def _last_block(file: Path, rows: int, dtype: np.dtype[Any], column: str) -> np.
 def _tokens_of(file: str, row_bytes: int, column: int = 0) -> _Tokens:
     """Return where the tokens of a data file are, or a channel of them; no pages if one of them is encoded."""
     found = column_pages(file, column)
-    if found is not None and all(size == rows * row_bytes > 0 for _, size, rows in found.pages):
-        pages = [(position, size) for position, size, _ in found.pages]
-        _check_pages(file, found.file_size, pages)
-        return _Tokens(pages, found.encoding)
+    if found is not None:
+        plain = _plain_pages(found, row_bytes)
+        if plain is not None:
+            _check_pages(file, found.file_size, plain)
+            return _Tokens(plain, found.encoding)
     pages = _pages_by_lance(file, row_bytes, column)
     _check_pages(file, Path(file).stat().st_size, pages)
     return _Tokens(pages, None)
+
+
+def _plain_pages(found: ColumnPages, row_bytes: int) -> list[tuple[int, int]] | None:
+    """Return (position, bytes) of the pages of a column; None if one of them is empty or encoded."""
+    plain: list[tuple[int, int]] = []
+    for position, size, rows in found.pages:
+        if size <= 0 or size != rows * row_bytes:
+            return None
+        plain.append((position, size))
+    return plain
 
 
 def _pages_by_lance(file: str, row_bytes: int, column: int) -> list[tuple[int, int]]:

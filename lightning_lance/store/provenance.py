@@ -21,7 +21,13 @@ from lightning_lance.format.lance_io import dataset_at, lance_options, reading, 
 from lightning_lance.format.schema import begins_of
 from lightning_lance.lance_names import data_file_at
 from lightning_lance.location import StoreLocation
-from lightning_lance.maintenance.forgetting import MOST_VALUES, check_rule, documents_matching, near_values
+from lightning_lance.maintenance.forgetting import (
+    MOST_VALUES,
+    check_rule,
+    documents_matching,
+    near_values,
+    without_language,
+)
 
 # Rows whose documents are in memory at a time.
 _BATCH_ROWS = 8192
@@ -73,7 +79,7 @@ class Provenance:
         if len(counts) != len(rows):
             raise ValueError(f"only {len(counts):,} of {len(rows):,} rows have lists of documents")
         # As in `read`: the streams of a split by language, each in the order of its rows.
-        languages = as_single_chunk(rows.column("language").dictionary_encode())
+        languages = _encoded(rows, "language")
         names = np.asarray(languages.dictionary.to_pylist(), object)
         rank = np.argsort(np.argsort(names))[np.asarray(languages.indices)]
         by_language = np.argsort(rank, kind="stable")
@@ -155,7 +161,8 @@ class Provenance:
         """Return the distinct values of a key; none if there are too many to search."""
         found: set[str] = set()
         for lists in document_lists(self._location, self._dataset, key):
-            found.update(value for value in pc.unique(lists.flatten().field(key)).to_pylist() if value is not None)
+            values = pc.unique(lists.flatten().field(key))
+            found.update(values.drop_null().to_pylist())
             if len(found) > MOST_VALUES:
                 return set()
         return found
@@ -167,17 +174,17 @@ class Provenance:
             of_language = np.asarray(pc.equal(stream_columns(self._dataset).column("language"), rule["language"]))
         block_of_row = np.full(self._dataset.count_rows(), -1)
         block_of_row[blocks.row] = np.arange(len(blocks.row))
-        fields = sorted({*rule} - {"language"})
+        others = without_language(rule)
         found_blocks: list[np.ndarray] = []
         found_begins: list[np.ndarray] = []
         found_ends: list[np.ndarray] = []
         first = 0
-        for lists in document_lists(self._location, self._dataset, "offset", *fields):
+        for lists in document_lists(self._location, self._dataset, "offset", *sorted(others)):
             counts = _lengths(lists)
             rows = first + np.repeat(np.arange(len(lists)), counts)
             first += len(lists)
             described = lists.flatten()
-            matches = documents_matching({field: rule[field] for field in fields}, described, "")
+            matches = documents_matching(others, described, "")
             block = block_of_row[rows]
             matches &= block >= 0
             if of_language is not None:
@@ -212,6 +219,11 @@ class Provenance:
             there = following >= 0
             begins[there] = firsts[np.searchsorted(needed, following[there])]
         return begins
+
+
+def _encoded(rows: pa.Table, column: str) -> pa.DictionaryArray:
+    """Return a column as the distinct values, and the index of each row's value among them."""
+    return as_single_chunk(rows.column(column).dictionary_encode())
 
 
 def _lengths(lists: pa.ListArray) -> np.ndarray:
@@ -285,7 +297,8 @@ def count_by(location: StoreLocation, dataset: Any, field: str) -> dict[tuple[st
     with reading(location.uri):
         rows = stream_columns(dataset)
         num_tokens = np.asarray(rows.column("num_tokens")).astype(np.int64)
-        splits, languages = (as_single_chunk(rows.column(name).dictionary_encode()) for name in ("split", "language"))
+        splits = _encoded(rows, "split")
+        languages = _encoded(rows, "language")
         # Each language of each split is a stream.
         width = max(len(languages.dictionary), 1)
         stream = np.asarray(splits.indices).astype(np.int64) * width + np.asarray(languages.indices)
@@ -349,7 +362,9 @@ class _ValueCounter:
 
     def _coded(self, values: pa.Array) -> np.ndarray:
         encoded = values.dictionary_encode(null_encoding="encode")
-        mine = [self._codes.setdefault(value, len(self._codes)) for value in encoded.dictionary.to_pylist()]
+        mine: list[int] = []
+        for value in encoded.dictionary.to_pylist():
+            mine.append(self._codes.setdefault(value, len(self._codes)))
         codes: np.ndarray = np.asarray(mine, np.int64)[np.asarray(encoded.indices)]
         return codes
 

@@ -33,6 +33,10 @@ class Runs(NamedTuple):
     place: np.ndarray
     length: np.ndarray
 
+    def where(self, chosen: np.ndarray) -> Runs:
+        """Return the pieces for which `chosen`, (n,) bool, is true."""
+        return Runs(self.row[chosen], self.column[chosen], self.place[chosen], self.length[chosen])
+
 
 @dataclass(frozen=True)
 class SegmentTable:
@@ -112,7 +116,7 @@ class MappedFiles:
     def __init__(
         self, files: Sequence[str | Path], dtype: np.dtype[Any], handles: Sequence[mmap.mmap] | None = None
     ) -> None:
-        self._files = [str(file) for file in files]
+        self._files = list(map(str, files))
         maps = FileMaps(self._files) if handles is None else MadeMaps(handles)
         self._item = dtype.itemsize
         self._maps = maps
@@ -176,7 +180,8 @@ class MappedFiles:
         """Copy pieces of windows into `windows`. StoreError, before anything is read, if a piece is not within one file."""
         self._check(runs.place, runs.length)
         tokens = self._view(1)[:, 0]
-        for row, column, place, count in zip(*(part.tolist() for part in runs), strict=True):
+        pieces = zip(runs.row.tolist(), runs.column.tolist(), runs.place.tolist(), runs.length.tolist(), strict=True)
+        for row, column, place, count in pieces:
             windows[row, column : column + count] = tokens[place : place + count]
 
     def _view(self, length: int) -> np.ndarray:

@@ -106,7 +106,10 @@ class Staging:
         arrived: Callable[[dict[str, Copy]], None],
     ) -> None:
         self._location = location
-        self._files = {name: info for name, info in files.items() if _COPY.fullmatch(copy_name(name, info))}
+        self._files: dict[str, DataFileInfo] = {}
+        for name, info in files.items():
+            if _COPY.fullmatch(copy_name(name, info)):
+                self._files[name] = info
         self._folder = _made(folder)
         self._max_bytes = max_bytes
         self._arrived = arrived
@@ -299,12 +302,17 @@ class Staging:
 
     def _make_room(self, size: int) -> bool:
         """Remove unused copies until a file fits, the longest unused first. Return whether it does. Needs the lock."""
-        sizes = _own_copies(self._folder)
-        bound = self._max_bytes
-        needed = 0 if bound is None else sum(found.st_size for found in sizes.values()) + size - bound
-        needed = max(needed, size + _SPARE_BYTES - self._free())
         wanted = {copy_name(name, info) for name, info in self._files.items()}
-        unused = {path: found for path, found in sizes.items() if path.name not in wanted}
+        own_bytes = 0
+        unused: dict[Path, os.stat_result] = {}
+        for path, found in _own_copies(self._folder).items():
+            own_bytes += found.st_size
+            if path.name not in wanted:
+                unused[path] = found
+        bound = self._max_bytes
+        needed = size + _SPARE_BYTES - self._free()
+        if bound is not None:
+            needed = max(needed, own_bytes + size - bound)
         if bound is not None and size > bound:
             return False
         for path, found in sorted(unused.items(), key=lambda entry: entry[1].st_mtime_ns):
@@ -384,12 +392,11 @@ def _private(path: Path) -> BinaryIO:
 
 
 def _mapped(path: Path, size: int) -> mmap.mmap | None:
-    """Map a copy, and keep others from removing it as long as the map is there; None if it is not there."""
+    """Map a copy, and keep others from removing it as long as the map is there; None if it is not there, or not whole."""
     import fcntl
 
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except FileNotFoundError:
+    descriptor = _opened(path)
+    if descriptor is None:
         return None
     try:
         if os.fstat(descriptor).st_size != size:
@@ -404,6 +411,28 @@ def _mapped(path: Path, size: int) -> mmap.mmap | None:
     with suppress(OSError):
         os.utime(path)
     return found
+
+
+def _opened(path: Path) -> int | None:
+    """Open a copy. Return its descriptor; None if it is missing, or something else than a file is in its place.
+
+    Raises:
+        OSError: If it cannot be read, or is a link.
+    """
+    try:
+        # Without O_NONBLOCK, a pipe would block until something writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # The system's answer for a socket.
+        if error.errno == errno.ENXIO:
+            return None
+        raise
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _own_copies(folder: Path) -> dict[Path, os.stat_result]:
@@ -425,8 +454,10 @@ def _removed_if_unused(path: Path) -> bool:
     import fcntl
 
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = _opened(path)
     except OSError:
+        return False
+    if descriptor is None:
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -34,13 +34,14 @@ class StreamLayout(NamedTuple):
         """Return the layout of the parts of all rows, in their order."""
         streams = sorted({part.stream for part in parts})
         numbers = {stream: i for i, stream in enumerate(streams)}
-        return cls(
-            block,
-            streams,
-            np.asarray([numbers[part.stream] for part in parts], np.int64),
-            np.asarray([part.tokens for part in parts], np.int64),
-            np.cumsum([0, *(part.rows for part in parts)]),
-        )
+        stream: list[int] = []
+        tokens: list[int] = []
+        rows = [0]
+        for part in parts:
+            stream.append(numbers[part.stream])
+            tokens.append(part.tokens)
+            rows.append(part.rows)
+        return cls(block, streams, np.asarray(stream, np.int64), np.asarray(tokens, np.int64), np.cumsum(rows))
 
     @property
     def num_rows(self) -> int:

@@ -157,12 +157,10 @@ class TokenReader:
         runs = table.runs(starts[others], length)
         runs = runs._replace(row=others[runs.row])
         taken = runs.place >= _TAKEN
-        places.mapped.fill(windows, Runs(*(part[~taken] for part in runs)))
+        places.mapped.fill(windows, runs.where(~taken))
         if taken.any():
             far = np.unique(runs.row[taken])
-            windows[far] = take(
-                lambda: self._take(column, windows, Runs(*(part[taken] for part in runs)))[far], starts[far]
-            )
+            windows[far] = take(lambda: self._take(column, windows, runs.where(taken))[far], starts[far])
         return windows
 
     def _take(self, column: str, windows: np.ndarray, runs: Runs) -> np.ndarray:
@@ -205,9 +203,11 @@ class TokenReader:
         rows = {name_of(fragment.files[0]): fragment.physical_rows for fragment in fragments}
         # Tokens last: until then, the windows are read as before.
         for column in reversed(self._dtypes):
-            places = {}
+            places: dict[str, int | None] = {}
             if column != TOKENS:
-                places = {name_of(each.files[0]): place_in(each.files[0], self._dataset, column) for each in fragments}
+                for fragment in fragments:
+                    file = fragment.files[0]
+                    places[name_of(file)] = place_in(file, self._dataset, column)
             dtype = self._dtypes[column]
             mapped, pages = map_copies(copies, rows, self._layout.block, dtype, column, places)
             located: list[tuple[int, int]] = []

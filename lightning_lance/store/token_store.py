@@ -132,7 +132,9 @@ class TokenStore:
         check_fragments(uri, fragments)
         if is_local(uri):
             check_sizes(uri, fragments)
-        dtypes = {TOKENS: self.dtype} | {name: CHANNELS[name].stored for name in self.channels}
+        dtypes = {TOKENS: self.dtype}
+        for channel in self.channels:
+            dtypes[channel] = CHANNELS[channel].stored
         mapped = {}
         if reader != "take":
             mapped = map_columns(uri, dataset, fragments, self._block, dtypes)
@@ -335,7 +337,8 @@ class TokenStore:
     def __repr__(self) -> str:
         named: list[str] = []
         for split in SPLITS:
-            named += [f"{split}/{stream.language or '-'}" for stream in self._streams[split]]
+            for stream in self._streams[split]:
+                named.append(f"{split}/{stream.language or '-'}")
         streams = format_list(named, 8)
         tokens = f"{self.commit.stored_tokens:,}"
         return f"TokenStore({self.uri!r}, version={self.version}, tokens={tokens}, streams=[{shown(streams)}])"
@@ -346,9 +349,12 @@ class TokenStore:
         for split in SPLITS:
             for stream in self.streams(split):
                 tokens.setdefault(stream.language, {})[split] = stream.num_tokens
-        rows = []
+        rows: list[list[str]] = []
         for language, of_split in sorted(tokens.items()):
-            rows.append([language or "(none)", *(f"{of_split.get(split, 0):,}" for split in SPLITS)])
+            row = [language or "(none)"]
+            for split in SPLITS:
+                row.append(f"{of_split.get(split, 0):,}")
+            rows.append(row)
         totals = f"{self.commit.stored_documents:,} documents, {self.commit.stored_tokens:,} tokens"
         titles = ["language", *(f"{split} tokens" for split in SPLITS)]
         return html_table(f"{self.uri}, version {self.version}: {totals}", titles, rows)
@@ -673,9 +679,13 @@ class TokenStore:
                 self.uri,
             )
             return
-        files = [fragment.files[0] for fragment in fragments]
-        # Tokens are the first column of each file, unless that column was added later.
-        wanted = {name_of(file): infos[name_of(file)] for file in files if [*file.fields][:1] == [0]}
+        wanted: dict[str, DataFileInfo] = {}
+        for fragment in fragments:
+            file = fragment.files[0]
+            # Tokens are the first column of each file, unless that column was added later.
+            if [*file.fields][:1] == [0]:
+                name = name_of(file)
+                wanted[name] = infos[name]
         # The thread that copies does not keep the maps of a store that nobody reads any more.
         reader = weakref.ref(self._reader)
 

@@ -22,14 +22,17 @@ class TrainingTags:
     def keep_all(self, stores: Iterable[TokenStore]) -> bool:
         """Tag all of these versions. Return whether they were still there; if not, no tag of this run stays."""
         self._tagged = list(stores)
-        if all(store.keep_for_training(self.run) for store in self._tagged):
-            return True
-        self.remove()
-        return False
+        for store in self._tagged:
+            if not store.keep_for_training(self.run):
+                self.remove()
+                return False
+        return True
 
     def keep(self, store: TokenStore) -> None:
         """Tag this version of a store, and no other version of it."""
-        for other in [other for other in self._tagged if other.uri == store.uri]:
+        for other in list(self._tagged):
+            if other.uri != store.uri:
+                continue
             self._tagged.remove(other)
             if other.commit.extent != store.commit.extent:
                 other.let_go()

@@ -9,8 +9,10 @@ import pickle
 import re
 import shutil
 import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -235,6 +237,41 @@ def test_the_bound_and_what_makes_room(local: TokenStore, tmp_path: Path):
     assert whole(wanting) == whole(other)
     for name in (*others, "0.4.0123456789abcdef.copy"):
         assert (tmp_path / FOLDER / name).read_text() == "mine"
+
+
+@contextmanager
+def pipe_at(place: Path) -> Iterator[None]:
+    os.mkfifo(place)
+    try:
+        yield
+    finally:
+        if place.is_fifo():
+            # A copier that waits for a writer goes on.
+            os.close(os.open(place, os.O_RDWR))
+
+
+@contextmanager
+def socket_at(place: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch, socket.socket(socket.AF_UNIX) as server:
+        # The path of a socket may have a hundred bytes.
+        patch.chdir(place.parent)
+        server.bind(place.name)
+        yield
+
+
+@pytest.mark.parametrize("made_at", [pipe_at, socket_at])
+def test_what_is_no_file_where_a_copy_should_be_is_replaced(
+    local: TokenStore, staged: TokenStore, tmp_path: Path, made_at: Callable[[Path], AbstractContextManager[None]]
+):
+    name = next(copy.path.name for copy in state_of(staged)._copies.values())
+    place = tmp_path / FOLDER / name
+    place.parent.mkdir(mode=0o700)
+    with made_at(place):
+        assert not place.is_file()
+        store = opened(local, tmp_path)
+        until(lambda: store.reader == "mapped")
+    assert place.is_file()
+    assert whole(store) == whole(local)
 
 
 @pytest.mark.parametrize("how", ["full", "fills"])
