@@ -43,18 +43,19 @@ def training_line(
     stores = loader.stores
     total = 0
     for_validation = 0
-    not_selected = -served
+    for_training = 0
     not_served: list[str] = []
     places: list[str] = []
     for name, store in stores.items():
         stored = _stored_now(store)
         total += stored
         for_validation += store.num_tokens("val")
-        not_selected += store.num_tokens("train")
+        for_training += store.num_tokens("train")
         later = stored - store.commit.stored_tokens
         if later > 0:
             not_served.append(f"{format_tokens(later)} {_reason(corpora.get(name), opened.get(name), store)}")
         places.append(f"{store.uri} version {store.version}")
+    not_selected = for_training - served
     others: list[str] = []
     if for_validation:
         others.append(f"{format_tokens(for_validation)} are for validation")

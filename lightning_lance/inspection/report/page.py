@@ -235,8 +235,8 @@ def _languages(info: StoreInfo) -> dict[str, Any]:
     rows = [_language_row(one.language or "(none)", [one]) for one in found[:_ROWS]]
     if found[_ROWS:]:
         rows.append(_language_row(f"{len(found) - _ROWS:,} others", found[_ROWS:]))
-    told = _by_tokens(rows)
-    return {**told, "splits": SPLITS, "basis": f"exact, of all {pluralize(told['total'], 'token')}"}
+    by_tokens = _by_tokens(rows)
+    return {**by_tokens, "splits": SPLITS, "basis": f"exact, of all {pluralize(by_tokens['total'], 'token')}"}
 
 
 def _language_row(name: str, some: Sequence[LanguageCount]) -> _LanguageRow:
