@@ -203,6 +203,8 @@ class DataMonitor(Callback):
         components: dict[str, dict[str, float]] = {}
         if loader is not None:
             components = loader.components()
+            # Without a mixture, the only component has no name.
+            components.pop("", None)
             metrics["epoch"] = loader.epoch
             metrics["epoch_tokens"] = float(loader.epoch_tokens)
             metrics["windows"] = loader.num_consumed
@@ -210,11 +212,12 @@ class DataMonitor(Callback):
         if not isinstance(getattr(trainer, "datamodule", None), LanceDataModule):
             # A LanceDataModule logs these itself.
             for name, part in components.items():
-                logged |= {f"data/{name}/{what}": value for what, value in part.items() if name}
+                for what, value in part.items():
+                    logged[f"data/{name}/{what}"] = value
         for metrics_logger in trainer.loggers:
             metrics_logger.log_metrics(logged, step=trainer.global_step - 1)
         if self._gauges is not None:
-            self._gauges.update({**metrics, "step": trainer.global_step}, {k: v for k, v in components.items() if k})
+            self._gauges.update({**metrics, "step": trainer.global_step}, components)
 
 
 def _textfile(place: str | os.PathLike[str]) -> str:

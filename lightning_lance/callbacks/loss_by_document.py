@@ -229,12 +229,11 @@ class LossByDocument(Callback):
     def _tell(self, trainer: Trainer, spike: _Kept, losses: list[float], median: float | None) -> None:
         if not trainer.is_global_zero or self._broken > 1:
             return
-        worst = next((loss for loss in losses if not math.isfinite(loss)), max(losses))
         usual = "" if median is None else f", and the median of the steps before it {median:.4g}"
         _log.warning(
             "The loss of step %d is %.4g%s: the losses of its documents, and of the steps before it, are in %s.",
             spike.step,
-            worst,
+            _worst(losses),
             usual,
             os.path.join(self._folder(trainer), FOLDER),  # noqa: PTH118 - for a message
         )
@@ -246,8 +245,12 @@ class LossByDocument(Callback):
 
     def _write(self, trainer: Trainer, spike: _Kept, median: float | None) -> None:
         """Write a step and those kept before it, unless they are written."""
-        last = next(number for number, kept in enumerate(self._kept) if kept is spike)
-        for kept in [*self._kept][max(0, last + 1 - self.keep) : last + 1]:
+        until_spike: list[_Kept] = []
+        for kept in self._kept:
+            until_spike.append(kept)
+            if kept is spike:
+                break
+        for kept in until_spike[-self.keep :]:
             if kept.is_written:
                 continue
             kept.is_written = True
@@ -278,3 +281,11 @@ class LossByDocument(Callback):
             # The last target is no input, so its document is not in the batch.
             return sums_by_document(np.concatenate([ids, ids[:, -1:]], axis=1), kept.losses)
         return sums_by_document(np.zeros((windows, length + 1), np.int64), kept.losses)
+
+
+def _worst(losses: list[float]) -> float:
+    """Return the first loss that is not finite, else the largest one."""
+    for loss in losses:
+        if not math.isfinite(loss):
+            return loss
+    return max(losses)

@@ -303,4 +303,8 @@ class SliceMetrics(Callback):
         for name, part in sums.items():
             own = name if name in self._named else _OTHER
             named[own] = named.get(own, _Sum()).plus(part)
-        return {f"{prefix}/{shown(name)}": part.loss / part.tokens for name, part in named.items() if part.tokens}
+        means: dict[str, float] = {}
+        for name, part in named.items():
+            if part.tokens:
+                means[f"{prefix}/{shown(name)}"] = part.loss / part.tokens
+        return means

@@ -167,6 +167,7 @@ def _opened(
 def _show(
     loader: WindowLoader, step: int, rank: int, window: int | None, place: str, losses: str | None, as_json: bool
 ) -> None:
+    from lightning_lance.inspection.runs import other_sizes
     from lightning_lance.inspection.show import show_step
 
     windows = show_step(loader, step, rank)
@@ -177,20 +178,21 @@ def _show(
         chosen = [windows[window]]
     left_out = loader.leaves_out(step)
     rows = loader.rows_of(step)
-    by_loss = _by_loss(windows, losses or place, step, rank)
+    others = other_sizes(place, loader)
+    if losses is not None and others:
+        raise ConfigError(f"losses are of the run's batches, which had {_in_words(others)}: show them in these sizes.")
+    by_loss: list[Ranked] = []
+    # The losses that a run wrote are of its own batches.
+    if not others:
+        by_loss = _by_loss(windows, losses or place, step, rank)
     if losses is not None and not by_loss:
         raise ConfigError(f"losses is {losses!r}, which has none of step {step:,} of rank {rank} (LossByDocument).")
     if as_json:
         numbers = {"step": step, "rank": rank, "world_size": loader.batching["world_size"], "left_out": left_out}
         say_json({"run": place, **numbers, **_rows_for_json(rows), "by_loss": by_loss, "windows": chosen})
         return
-    when = "to come"
-    if left_out:
-        when = "left out (skip_steps)"
-    elif step < loader.step:
-        when = "served"
     say(
-        f"step {step:,} of {place}, rank {rank} of {loader.batching['world_size']} ({when}): "
+        f"step {step:,} of {place}, rank {rank} of {loader.batching['world_size']} ({_when(loader, step, others)}): "
         f"{pluralize(len(windows), 'window')} of {loader.context_length:,} + 1 tokens{_as_rows(loader, rows)}"
         f"{_learned(loader, step, rank)}"
     )
@@ -204,6 +206,21 @@ def _show(
     _say_without_tokenizer(loader)
     for one in chosen:
         _print(_window_shown(one, len(loader.stores) > 1, window is not None))
+
+
+def _when(loader: WindowLoader, step: int, others: Mapping[str, Any]) -> str:
+    """Return whether a run has served a step; `others` are the sizes of its batches that the loader does not have."""
+    if loader.leaves_out(step):
+        return "left out (skip_steps)"
+    if step >= loader.step:
+        return "to come"
+    if others:
+        return f"past, but the run had {_in_words(others)}"
+    return "served"
+
+
+def _in_words(sizes: Mapping[str, Any]) -> str:
+    return ", ".join(as_pairs(sizes))
 
 
 def _rows_for_json(rows: int) -> dict[str, int]:

@@ -20,6 +20,7 @@ from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError
 from lightning_lance.inspection.croissant import MARK, croissant_of
 from lightning_lance.inspection.facts import StoreFacts, facts_of
+from lightning_lance.inspection.summary import LanguageCount
 from lightning_lance.location import HUB_STORE, given_place, is_local
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import format_bytes, format_documents, format_number, pluralize
@@ -146,12 +147,11 @@ def _head(facts: StoreFacts, title: str) -> str:
     from huggingface_hub import DatasetCardData
 
     documents = facts.info.summary.documents or 0
-    size = next((word for bound, word in _SIZES if documents < bound), "n>1T")
     data = DatasetCardData(
         pretty_name=title,
         license=list(facts.license_ids) or None,
         language=_hub_languages(facts.languages),
-        size_categories=size,
+        size_categories=_hub_size(documents),
         source_datasets=_hub_sources(facts.settings) or None,
         task_categories=["text-generation"],
         tags=["lightning-lance", "lance", "tokenized"],
@@ -159,10 +159,19 @@ def _head(facts: StoreFacts, title: str) -> str:
     return str(data)
 
 
+def _hub_size(documents: int) -> str:
+    for bound, word in _SIZES:
+        if documents < bound:
+            return word
+    return "n>1T"
+
+
 def _hub_languages(languages: Sequence[str]) -> list[str] | None:
-    if languages and all(_CODE.fullmatch(language) for language in languages):
+    if not languages:
+        return None
+    if all(map(_CODE.fullmatch, languages)):
         return list(languages)
-    if languages and all(language in CODE_EXTENSIONS for language in languages):
+    if CODE_EXTENSIONS.keys() >= {*languages}:
         return ["code"]
     return None
 
@@ -228,18 +237,32 @@ def _counts(facts: StoreFacts) -> str:
     left = len(facts.info.languages) - len(rows)
     totals = ["all"]
     for split in SPLITS:
-        documents = [one.split_documents[split] for one in facts.info.languages]
-        known = None if None in documents else sum(filter(None, documents))
-        tokens = sum(one.split_tokens[split] for one in facts.info.languages)
-        totals += [_number(known), _number(tokens)]
+        documents, tokens = _total(facts.info.languages, split)
+        totals += [_number(documents), _number(tokens)]
     titles = ["language", "train documents", "train tokens", "val documents", "val tokens"]
     return f"## Documents and tokens\n\n{_table(titles, [*rows, totals])}{_more(left, 'language')}"
+
+
+def _total(languages: Sequence[LanguageCount], split: str) -> tuple[int | None, int]:
+    """Return the documents and tokens of a split; None for the documents if those of a language are unknown."""
+    documents: int | None = 0
+    tokens = 0
+    for one in languages:
+        tokens += one.split_tokens[split]
+        of_language = one.split_documents[split]
+        if documents is None or of_language is None:
+            documents = None
+        else:
+            documents += of_language
+    return documents, tokens
 
 
 def _licenses(facts: StoreFacts) -> list[str]:
     if facts.licenses is None:
         return ["## Licenses\n\nThe source gives no license of its documents."]
-    rows = [[_code(one.name), _number(one.documents), _number(one.tokens)] for one in facts.licenses[:_MOST_ROWS]]
+    rows: list[list[str]] = []
+    for one in facts.licenses[:_MOST_ROWS]:
+        rows.append([_code(one.name), _number(one.documents), _number(one.tokens)])
     left = len(facts.licenses) - len(rows)
     text = (
         "## Licenses\n\nAs the source gives them, document by document; nobody has checked them. Where SPDX has an id, it is "
@@ -249,8 +272,10 @@ def _licenses(facts: StoreFacts) -> list[str]:
 
 
 def _made_of(facts: StoreFacts) -> str:
-    rows = [[_code(name), _code(_in_words(value))] for name, value in facts.settings.items()]
-    known = ", ".join(_code(word) for word in facts.words)
+    rows: list[list[str]] = []
+    for name, value in facts.settings.items():
+        rows.append([_code(name), _code(_in_words(value))])
+    known = ", ".join(map(_code, facts.words))
     return (
         "## Source and settings\n\n"
         f"{_table(['setting', 'value'], rows)}\n\n"
@@ -264,7 +289,7 @@ def _left_out(facts: StoreFacts) -> str:
         said = _SKIPPED.get(reason) or _code(reason)
         lines.append(f"- {pluralize(count, 'document')} left out by the build: {said}")
     for one in facts.removed:
-        keys = " and ".join(_code(key) for key in one.keys)
+        keys = " and ".join(map(_code, one.keys))
         lines.append(
             f"- {format_documents(one.documents, one.tokens)} removed afterwards by "
             f"{pluralize(one.rules, 'rule')} on {keys}"
@@ -303,8 +328,11 @@ def _more(left: int, noun: str) -> str:
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(_table_line, [titles, ["---"] * len(titles), *rows]))
+
+
+def _table_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _in_words(value: Any) -> str:

@@ -47,11 +47,9 @@ def find_loader_states(checkpoint: Any) -> Iterator[dict[str, Any]]:
     The checkpoint may be nested to any depth, and may contain itself.
     """
     seen: set[int] = set()
-    ahead = [iter([checkpoint])]
+    ahead = [checkpoint]
     while ahead:
-        part = next(ahead[-1], None)
-        if part is None:
-            ahead.pop()
+        part = ahead.pop()
         if not isinstance(part, (Mapping, list, tuple)) or id(part) in seen:
             continue
         seen.add(id(part))
@@ -60,8 +58,8 @@ def find_loader_states(checkpoint: Any) -> Iterator[dict[str, Any]]:
             yield dict(part)
             continue
         inner = part.values() if isinstance(part, Mapping) else part
-        # None would end the iterator.
-        ahead.append(iter([value for value in inner if value is not None]))
+        # The first one is taken next.
+        ahead += reversed([*inner])
 
 
 def load_checkpoint(file: str) -> Any:
@@ -100,7 +98,7 @@ def state_in(checkpoint: Any, file: str) -> dict[str, Any]:
         ConfigError: If there is none.
         StoreError: If there are two that differ, or a damaged one.
     """
-    states = [checked_state(state) for state in find_loader_states(checkpoint)]
+    states = list(map(checked_state, find_loader_states(checkpoint)))
     if not states:
         raise ConfigError(
             f"The checkpoint {file!r} contains no position in the data: expected one that was saved with a LanceDataModule."

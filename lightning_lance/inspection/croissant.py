@@ -6,7 +6,7 @@ from datetime import timezone
 from typing import Any
 
 from lightning_lance.documents.splits import SPLITS
-from lightning_lance.inspection.facts import StoreFacts
+from lightning_lance.inspection.facts import LicenseCount, StoreFacts
 from lightning_lance.inspection.licenses import NOT_GIVEN, spdx_url
 
 _VERSION = "http://mlcommons.org/croissant/1.1"
@@ -88,10 +88,10 @@ def croissant_of(facts: StoreFacts, title: str, store: str, page: str | None = N
     if facts.languages:
         described["inLanguage"] = facts.languages
     if facts.licenses is not None:
-        names = [one.name for one in facts.licenses if one.name != NOT_GIVEN]
-        licenses = list(dict.fromkeys(spdx_url(name) or name for name in names))
+        licenses = dict.fromkeys(map(_license_link, facts.licenses))
+        licenses.pop(NOT_GIVEN, None)
         if licenses:
-            described["license"] = licenses
+            described["license"] = list(licenses)
     if summary.built is not None:
         described["dateModified"] = summary.built.astimezone(timezone.utc).strftime("%Y-%m-%d")
     if page is not None:
@@ -99,6 +99,11 @@ def croissant_of(facts: StoreFacts, title: str, store: str, page: str | None = N
     described["distribution"] = [_files(store)]
     described["recordSet"] = [_splits(), _streams(facts), *_licenses(facts), _blocks(facts)]
     return described
+
+
+def _license_link(one: LicenseCount) -> str:
+    """Return the page of a license; the name of one that SPDX does not know."""
+    return spdx_url(one.name) or one.name
 
 
 def _files(store: str) -> dict[str, Any]:

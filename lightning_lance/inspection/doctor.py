@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -106,18 +107,24 @@ def check_serving(loader: WindowLoader, steps: int | None, val_windows: int) -> 
         yield Finding(
             "validation", "warn", "nothing to validate on", "raise corpus.val_fraction, or store more documents"
         )
-    if steps is None:
-        return
-    epochs = {name or "all": epochs for name, epochs in loader.epochs_of(steps).items()}
-    named = ", ".join(f"{name} {number:.3g}" for name, number in epochs.items())
+    if steps is not None:
+        yield _epochs_finding(loader, steps)
+
+
+def _epochs_finding(loader: WindowLoader, steps: int) -> Finding:
+    """Return how often a run sees its data, and whether the mixture is long enough for it."""
+    epochs = loader.epochs_of(steps)
+    counted: list[str] = []
+    for name, number in epochs.items():
+        counted.append(f"{name or 'all'} {number:.3g}")
+    named = ", ".join(counted)
     if loader.most_steps is not None and loader.most_steps < steps:
         what = f"the mixture ends after {pluralize(loader.most_steps, 'step')} of {steps:,} (max_epochs): {named}"
-        yield Finding("epochs", "fail", what, "raise data.max_epochs, store more tokens, or train fewer steps")
-    elif max(epochs.values()) > _MANY_EPOCHS:
+        return Finding("epochs", "fail", what, "raise data.max_epochs, store more tokens, or train fewer steps")
+    if max(epochs.values()) > _MANY_EPOCHS:
         cure = "store more tokens, or lower the weight of what repeats"
-        yield Finding("epochs", "warn", f"{named} in {steps:,} steps", cure)
-    else:
-        yield Finding("epochs", "ok", f"{named} in {steps:,} steps")
+        return Finding("epochs", "warn", f"{named} in {steps:,} steps", cure)
+    return Finding("epochs", "ok", f"{named} in {steps:,} steps")
 
 
 def check_speed(loader: WindowLoader, flops_per_token: float, peak_flops: float | None) -> Iterator[Finding]:
@@ -147,7 +154,7 @@ def check_speed(loader: WindowLoader, flops_per_token: float, peak_flops: float 
 def check_disk(folder: str, parameters: int) -> Iterator[Finding]:
     """Yield whether the folder of a run has room for checkpoints: two of them, since one is written beside the last."""
     place = Path(folder).absolute()
-    there = next(path for path in (place, *place.parents) if path.is_dir())
+    there = next(filter(Path.is_dir, (place, *place.parents)))
     free = shutil.disk_usage(there).free
     needed = 2 * _CHECKPOINT_BYTES * parameters
     what = f"{format_bytes(free)} free in {folder!r} for two checkpoints of about {format_bytes(needed // 2)}"
@@ -217,7 +224,8 @@ def _check_documents(store: TokenStore, of: str) -> Iterator[Finding]:
         wrong += int((begins[:, 1:] != (tokens[:, :-1] == eos)).sum())
         found = np.isin(tokens, [*specials])
         special += int(found.sum())
-        names.update(specials[number] for number in np.unique(tokens[found]).tolist())
+        for number in np.unique(tokens[found]).tolist():
+            names.add(specials[number])
     sample = f"in {pluralize(windows, 'window')} of {_SAMPLE_TOKENS:,} tokens"
     if wrong:
         what = f"{wrong:,} documents{of} without an EOS, or EOS within documents, {sample}"
@@ -250,11 +258,14 @@ def _check_overlap(store: TokenStore, of: str) -> Iterator[Finding]:
         return
     val, of_val = _heads(store, "val")
     train, of_train = _heads(store, "train")
-    same = sum(count for key, count in val.items() if key in train)
-    total, total_train = sum(val.values()), sum(train.values())
-    sampled = total < of_val or total_train < of_train
+    same = 0
+    for key, count in val.items():
+        if key in train:
+            same += count
+    total = val.total()
+    total_train = train.total()
     sample = ""
-    if sampled:
+    if total < of_val or total_train < of_train:
         sample = f" (a sample of {total:,} and {total_train:,} documents)"
     what = f"{same:,} of {total:,} validation documents{of} are in training too{sample}"
     if same > 0.01 * total:
@@ -263,7 +274,7 @@ def _check_overlap(store: TokenStore, of: str) -> Iterator[Finding]:
         yield Finding("splits", "ok", what)
 
 
-def _heads(store: TokenStore, split: str) -> tuple[dict[tuple[int, bytes], int], int]:
+def _heads(store: TokenStore, split: str) -> tuple[Counter[tuple[int, bytes]], int]:
     """Return the lengths and first tokens of documents to how many have them, and the number of all documents."""
     begins = store.document_begins(split)
     total = store.num_tokens(split)
@@ -272,7 +283,7 @@ def _heads(store: TokenStore, split: str) -> tuple[dict[tuple[int, bytes], int],
     if len(chosen) > _COMPARED:
         chosen = np.linspace(0, len(begins) - 1, _COMPARED).astype(np.int64)
     head = min(_HEAD, total)
-    heads: dict[tuple[int, bytes], int] = {}
+    heads: Counter[tuple[int, bytes]] = Counter()
     for low in range(0, len(chosen), 1 << 14):
         some = chosen[low : low + (1 << 14)]
         starts = np.minimum(begins[some], total - head)
@@ -280,8 +291,7 @@ def _heads(store: TokenStore, split: str) -> tuple[dict[tuple[int, bytes], int],
         for row, start, begin, length in zip(
             tokens, starts.tolist(), begins[some].tolist(), lengths[some].tolist(), strict=True
         ):
-            key = (length, row[begin - start : begin - start + length].tobytes())
-            heads[key] = heads.get(key, 0) + 1
+            heads[length, row[begin - start : begin - start + length].tobytes()] += 1
     return heads, len(begins)
 
 

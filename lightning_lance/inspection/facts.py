@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
+import pyarrow as pa
+
 from lightning_lance.errors import StoreError
 from lightning_lance.format.lance_io import data_bytes, dataset_at, reading
 from lightning_lance.format.schema import block_of
@@ -113,22 +115,45 @@ def facts_of(uri: str | os.PathLike[str], storage_options: Mapping[str, str] | N
             )
         size = data_bytes(dataset)
         block, dtype = block_of(location.uri, dataset.schema)
-        words = tuple(field.name for field in dataset.schema.field("documents").type.value_type)
+        words = _words(dataset.schema)
         counts = None
         if _LICENSE in words:
             counts = count_by(location, dataset, _LICENSE)
+    licenses = None
+    license_ids: list[str] = []
+    if counts is not None:
+        licenses = _licenses(counts)
+        license_ids = hub_ids(value for _, value in counts)
     return StoreFacts(
         info,
         version,
         size,
         block,
         str(dtype),
-        tuple(word for word in words if word not in ("offset", "hash")),
-        {name: _public(value) for name, value in info.settings.items() if name not in _OF_THE_MACHINE},
-        None if counts is None else _licenses(counts),
-        () if counts is None else tuple(hub_ids(value for _, value in counts)),
+        words,
+        _settings(info),
+        licenses,
+        tuple(license_ids),
         _removed(info.forgotten),
     )
+
+
+def _words(schema: pa.Schema) -> tuple[str, ...]:
+    """Return what is known of each document."""
+    words: list[str] = []
+    for field in schema.field("documents").type.value_type:
+        if field.name not in ("offset", "hash"):
+            words.append(field.name)
+    return tuple(words)
+
+
+def _settings(info: StoreInfo) -> dict[str, Any]:
+    """Return the settings of a store that are fit to be published."""
+    settings: dict[str, Any] = {}
+    for name, value in info.settings.items():
+        if name not in _OF_THE_MACHINE:
+            settings[name] = _public(value)
+    return settings
 
 
 def _licenses(counts: Mapping[tuple[str, str | None], DocumentCount]) -> tuple[LicenseCount, ...]:
@@ -150,7 +175,10 @@ def _removed(forgotten: Sequence[Mapping[str, Any]]) -> tuple[RemovedDocuments, 
         rules[keys] += 1
         documents[keys] += int(entry["documents"])
         tokens[keys] += int(entry["tokens"])
-    return tuple(RemovedDocuments(keys, rules[keys], documents[keys], tokens[keys]) for keys in sorted(rules))
+    removed: list[RemovedDocuments] = []
+    for keys in sorted(rules):
+        removed.append(RemovedDocuments(keys, rules[keys], documents[keys], tokens[keys]))
+    return tuple(removed)
 
 
 def _public(value: Any) -> Any:
@@ -158,7 +186,7 @@ def _public(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _public(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_public(part) for part in value]
+        return list(map(_public, value))
     if not isinstance(value, str):
         return value
     text = redacted(public_url(value))

@@ -27,8 +27,8 @@ def license_name(text: str | None) -> str:
 
     Some sources give several, as a list that Python has written: these are named one after the other.
     """
-    names = [_spelled(name) for name in _listed(text)]
-    return ", ".join(sorted({*names}, key=str.casefold)) or NOT_GIVEN
+    names = set(map(_spelled, _listed(text)))
+    return ", ".join(sorted(names, key=str.casefold)) or NOT_GIVEN
 
 
 def hub_ids(texts: Iterable[str | None]) -> list[str]:

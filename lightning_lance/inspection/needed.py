@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -33,30 +34,32 @@ def needed_by(
     location = StoreLocation(store_place(uri), storage_options)
     try:
         commit = last_commit(location)
-        tags = [name for name in sorted(read_refs(location).tags) if is_of_a_checkpoint(name)]
+        tags = sorted(filter(is_of_a_checkpoint, read_refs(location).tags))
     except LightningLanceError:
         return [], []
     if commit is None or not tags:
         return [], []
     files = sorted(_checkpoints_in(Path(folder)), key=lambda file: file.stat().st_mtime, reverse=True)
-    return tags, [str(file) for file in files[:_READ] if _is_on(file, location.uri, commit.fingerprint)]
+    checkpoints: list[str] = []
+    for file in files[:_READ]:
+        if _is_on(file, location.uri, commit.fingerprint):
+            checkpoints.append(str(file))
+    return tags, checkpoints
 
 
 def _checkpoints_in(folder: Path) -> Iterator[Path]:
     """Yield the last checkpoint of each run."""
     for pattern in ("checkpoints/last*.ckpt", "*/checkpoints/last*.ckpt"):
-        yield from islice((file for file in folder.glob(pattern) if file.is_file()), 1000)
+        yield from islice(filter(Path.is_file, folder.glob(pattern)), 1000)
 
 
 def _is_on(file: Path, uri: str, fingerprint: str) -> bool:
     """Return whether a checkpoint is of a store."""
     from lightning_lance.inspection.checkpoints import load_checkpoint, state_in
 
-    try:
+    with suppress(LightningLanceError):
         state = state_in(load_checkpoint(str(file)), str(file))
-        stores = state["stores"]
-        return any(
-            entry["fingerprint"] == fingerprint and store_place(given_place(entry["uri"])) == uri for entry in stores
-        )
-    except LightningLanceError:
-        return False
+        for entry in state["stores"]:
+            if entry["fingerprint"] == fingerprint and store_place(given_place(entry["uri"])) == uri:
+                return True
+    return False

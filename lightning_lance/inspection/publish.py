@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,9 +69,9 @@ def push_store(
     check_no_links(location.uri)
     facts = facts_of(uri)
     _check_fit(facts, rules)
-    files: dict[str, Path | bytes] = {
-        f"{HUB_STORE}/{path}": Path(location.uri, path) for path in _files(location, facts)
-    }
+    files: dict[str, Path | bytes] = {}
+    for path in _files(location, facts):
+        files[f"{HUB_STORE}/{path}"] = Path(location.uri, path)
     with reading(location.uri):
         files[f"{HUB_STORE}/{SUMS}"] = sums_of_version(location, facts.version).encode()
     tokenizer = _tokenizer_file(uri, facts)
@@ -84,17 +83,21 @@ def push_store(
         return _uploaded(repo, private, token, files, cards)
 
 
-def _check_fit(facts: StoreFacts, rules: bool) -> None:
+def _check_fit(facts: StoreFacts, with_rules: bool) -> None:
     """Raise StoreError if a store is not to be published as it is."""
     summary = facts.info.summary
     if summary.state == "building":
         raise StoreError(f"The store {summary.uri!r} is being built: push it once the build has ended.")
-    if facts.removed and not rules:
-        keys = sorted({*chain.from_iterable(one.keys for one in facts.removed)})
-        count = pluralize(sum(one.rules for one in facts.removed), "rule")
+    if facts.removed and not with_rules:
+        rules = 0
+        keys: set[str] = set()
+        for one in facts.removed:
+            rules += one.rules
+            keys.update(one.keys)
         raise StoreError(
-            f"The metadata of {summary.uri!r} has {count} of removed documents with their values of {format_list(keys)}, which "
-            "would be published with it: give rules=true if they may be, or build the store again from a source without them."
+            f"The metadata of {summary.uri!r} has {pluralize(rules, 'rule')} of removed documents with their values of "
+            f"{format_list(sorted(keys))}, which would be published with it: give rules=true if they may be, or build the "
+            "store again from a source without them."
         )
 
 
@@ -112,7 +115,7 @@ def _files(location: StoreLocation, facts: StoreFacts) -> list[str]:
 
 def _tokenizer_file(uri: str | os.PathLike[str], facts: StoreFacts) -> bytes | None:
     """Return the tokenizer beside a store, checked; None if there is none."""
-    if not any(file.is_file() for file in tokenizer_files(given_place(uri))):
+    if not any(map(Path.is_file, tokenizer_files(given_place(uri)))):
         return None
     return TokenStore.open(os.fspath(uri), facts.version).tokenizer.to_json().encode()
 
@@ -172,13 +175,18 @@ def _is_ours(api: Any, repo: str, name: str, revision: str) -> bool:
 def _check_whole(api: Any, repo: str, commit: str, files: Mapping[str, Path | bytes]) -> None:
     """Check that a commit has the store and nothing else in its folder: a .gitignore leaves files out without a word."""
     entries = api.list_repo_tree(repo, recursive=True, revision=commit, repo_type="dataset")
-    found = {entry.path: entry.size for entry in entries if hasattr(entry, "size")}
-    missing = sorted({*files} - {*found})
-    more = sorted(name for name in {*found} - {*files} if name.startswith(f"{HUB_STORE}/"))
+    missing = {*files}
+    more: set[str] = set()
+    for entry in entries:
+        is_file = hasattr(entry, "size")
+        if is_file and entry.path in files:
+            missing.discard(entry.path)
+        elif is_file and entry.path.startswith(f"{HUB_STORE}/"):
+            more.add(entry.path)
     if missing or more:
-        what = f"has {format_list(more)} besides"
+        what = f"has {format_list(sorted(more))} besides"
         if missing:
-            what = f"lacks {format_list(missing)}"
+            what = f"lacks {format_list(sorted(missing))}"
         raise StoreError(
             f"The dataset repository {repo!r} {what} at commit {commit}: check its .gitignore, and push again."
         )

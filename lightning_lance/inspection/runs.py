@@ -31,6 +31,8 @@ BEGINS = "lightning_lance_begins"
 
 # What may differ from the run, to look at it otherwise.
 _SIZES = ("batch_size", "world_size", "remainder")
+# What decides which windows are a batch.
+_OF_BATCHES = (*_SIZES, "batch_size_schedule")
 # What a store, of which no run is known, may be looked at with.
 _OF_STORE = (
     *("split", "context_length", "order", "seed", "shuffle_block", "where", "mix", "mix_by", "windows"),
@@ -156,6 +158,19 @@ def last_step(place: str) -> int | None:
     if is_known:
         return batches
     return None
+
+
+def other_sizes(place: str, loader: WindowLoader) -> dict[str, Any]:
+    """Return the sizes of a run's batches that a loader of it does not have; empty if it has all, or none is known."""
+    try:
+        noted = _noted(load_checkpoint(checkpoint_at(place)))
+    except LightningLanceError:
+        return {}
+    others: dict[str, Any] = {}
+    for name in _OF_BATCHES:
+        if name in noted and noted[name] != loader.batching.get(name):
+            others[name] = noted[name]
+    return others
 
 
 def _is_store(place: str, storage_options: Mapping[str, str] | None) -> bool:

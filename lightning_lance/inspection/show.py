@@ -15,6 +15,7 @@ import pyarrow as pa
 from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.inspection.spikes import DocumentLoss
 from lightning_lance.serving.loader import WindowLoader
+from lightning_lance.serving.selection import channels_of_all
 from lightning_lance.serving.steps import ServedWindows
 from lightning_lance.store.token_store import TokenStore
 
@@ -195,7 +196,7 @@ def show_step(loader: WindowLoader, step: int, rank: int = 0) -> list[ShownWindo
 
 def learned_tokens(loader: WindowLoader, step: int, rank: int = 0) -> tuple[int, int] | None:
     """Return how many targets of a batch are learned, and how many it has; None where no store has a `loss_mask`."""
-    if not any("loss_mask" in store.channels for store in loader.stores.values()):
+    if "loss_mask" not in channels_of_all(loader.stores.values()):
         return None
     trained = _trained(loader.windows(step, rank))[:, 1:]
     return int(trained.sum()), trained.size
@@ -249,7 +250,9 @@ def shares(loader: WindowLoader, steps: range, ranks: range, column: str) -> lis
                 documents.setdefault(value, set()).add((stores[row["window"]], row["id"]))
                 windows.setdefault(value, set()).add((step, rank, row["window"]))
                 tokens[value] = tokens.get(value, 0) + row["end"] - row["begin"]
-    rows = [Share(value, len(documents[value]), len(windows[value]), tokens[value]) for value in tokens]
+    rows: list[Share] = []
+    for value, count in tokens.items():
+        rows.append(Share(value, len(documents[value]), len(windows[value]), count))
     return sorted(rows, key=lambda row: (-row.tokens, str(row.value)))
 
 
@@ -282,8 +285,13 @@ def _trained(windows: ServedWindows) -> np.ndarray:
 
 
 def _sentinels(loader: WindowLoader) -> dict[int, str]:
+    """Return what is shown of the sentinels of fill-in-the-middle, by id; none without it."""
     fim = loader.batching["fim"] or {}
-    return {fim[f"{name}_id"]: f"<{name}>" for name in ("prefix", "middle", "suffix") if f"{name}_id" in fim}
+    sentinels: dict[int, str] = {}
+    for name in ("prefix", "middle", "suffix"):
+        if f"{name}_id" in fim:
+            sentinels[fim[f"{name}_id"]] = f"<{name}>"
+    return sentinels
 
 
 def _pieces(store: TokenStore, tokens: np.ndarray, trained: np.ndarray, sentinels: dict[int, str]) -> list[Piece]:

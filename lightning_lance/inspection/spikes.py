@@ -80,8 +80,10 @@ def write_step(run_folder: str | os.PathLike[str], losses: StepLosses) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     about = {**vars(losses), "format": _FORMAT}
     del about["documents"]
-    rows = [about, *(document._asdict() for document in losses.documents)]
-    write_atomic(file, "".join(f"{json.dumps(_plain(row))}\n" for row in rows))
+    lines = [_line_of(about)]
+    for document in losses.documents:
+        lines.append(_line_of(document._asdict()))
+    write_atomic(file, "".join(lines))
     return file
 
 
@@ -151,15 +153,18 @@ def _missing(folder: str, step: int, rank: int) -> str:
             f"There are no losses of documents in {place!r}: expected the folder of a run with LossByDocument, in which the "
             "loss has had a spike."
         )
-    of_rank = [str(number) for number, owner in there if owner == rank]
-    if not of_rank:
-        ranks = sorted({owner for _, owner in there})
-        return f"{place!r} has no losses of rank {rank}: expected one of {format_list([*map(str, ranks)])}."
-    return f"{place!r} has no losses of step {step} of rank {rank}: expected one of {format_list(of_rank)}."
+    steps_of: dict[int, list[str]] = {}
+    for number, owner in there:
+        steps_of.setdefault(owner, []).append(str(number))
+    if rank not in steps_of:
+        ranks = [*map(str, sorted(steps_of))]
+        return f"{place!r} has no losses of rank {rank}: expected one of {format_list(ranks)}."
+    return f"{place!r} has no losses of step {step} of rank {rank}: expected one of {format_list(steps_of[rank])}."
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: _without_infinity(value) for name, value in row.items()}
+def _line_of(row: Mapping[str, Any]) -> str:
+    plain = {name: _without_infinity(value) for name, value in row.items()}
+    return f"{json.dumps(plain)}\n"
 
 
 def _without_infinity(value: Any) -> Any:
@@ -176,7 +181,7 @@ def _loss_of(row: Mapping[str, Any]) -> DocumentLoss:
 def _step_of(about: Mapping[str, Any], rows: list[dict[str, Any]]) -> StepLosses:
     if about["format"] != _FORMAT:
         raise ValueError(f"format {about['format']}")
-    documents = [_loss_of(row) for row in rows]
+    documents = list(map(_loss_of, rows))
     median = about["median"]
     return StepLosses(
         step=int(about["step"]),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, FormatError, LightningLanceError, StoreError
 from lightning_lance.format.commit import data_file_infos, last_commit, read_commit
 from lightning_lance.format.lance_io import (
@@ -161,7 +161,7 @@ def list_stores(folder: str | os.PathLike[str], storage_options: Mapping[str, st
         if not names and place.endswith(_LANCE):
             place, _, name = place.rpartition("/")
             names = [name]
-        return [_summary_of(StoreLocation(f"{place}/{name}", storage_options), name) for name in names]
+        return _summaries(place, names, storage_options)
     if not os.path.isdir(place):
         raise ConfigError(
             f"There is no folder {str(folder)!r}: give the folder of the stores, as in lightning-lance list DIR."
@@ -172,8 +172,18 @@ def list_stores(folder: str | os.PathLike[str], storage_options: Mapping[str, st
         names = sorted(os.listdir(place))  # noqa: PTH208 - names
     except OSError as error:
         raise StoreError(f"The folder {place!r} cannot be listed ({error.strerror}): grant read access.") from error
-    stores = {name for name in names if _is_a_store(f"{place}/{name}")} | _begun(place, names)
-    return [_summary_of(StoreLocation(f"{place}/{name}"), name) for name in sorted(stores)]
+    stores = _begun(place, names)
+    for name in names:
+        if _is_a_store(f"{place}/{name}"):
+            stores.add(name)
+    return _summaries(place, sorted(stores))
+
+
+def _summaries(
+    place: str, names: Sequence[str], storage_options: Mapping[str, str] | None = None
+) -> list[StoreSummary]:
+    """Return the stores of some names in a folder."""
+    return [_summary_of(StoreLocation(f"{place}/{name}", storage_options), name) for name in names]
 
 
 def _begun(folder: str, names: Collection[str]) -> set[str]:
@@ -320,7 +330,7 @@ def _where(stored: Any) -> Any:
     with suppress(ValueError, TypeError):
         given = {}
         for column, values in stored.items():
-            given[column] = [json.loads(value) for value in values]
+            given[column] = list(map(json.loads, values))
         return given
     return stored
 
@@ -361,8 +371,6 @@ def _summary_of(location: StoreLocation, name: str) -> StoreSummary:
 def _opened_summary(
     location: StoreLocation, name: str, dataset: Any, commit: CommitMetadata, refs: Refs
 ) -> StoreSummary:
-    used = [_time_of(refs.times[tag]) for tag in refs.tags if tag.startswith("checkpoint-") and tag in refs.times]
-    used.append(_last_read(location))
     return StoreSummary(
         name,
         location.uri,
@@ -373,7 +381,7 @@ def _opened_summary(
         commit.stored_tokens,
         _bytes_of(location, dataset),
         times_of(dataset).get(int(dataset.version)),
-        max(filter(None, used), default=None),
+        _last_used(location, refs),
     )
 
 
@@ -462,6 +470,15 @@ def _bytes_of(location: StoreLocation, dataset: Any = None) -> int | None:
     return None
 
 
+def _last_used(location: StoreLocation, refs: Refs) -> datetime | None:
+    """Return when a store was read last, or a training run tagged it; None if neither is known."""
+    times = [_last_read(location)]
+    for tag in refs.tags:
+        if tag.startswith("checkpoint-") and tag in refs.times:
+            times.append(_time_of(refs.times[tag]))
+    return max(filter(None, times), default=None)
+
+
 def _last_read(location: StoreLocation) -> datetime | None:
     """Return when a data file of a local store was read last. Many file systems note it once a day, and some never."""
     times = []
@@ -483,11 +500,11 @@ def _time_of(text: str) -> datetime | None:
 
 def _languages(location: StoreLocation, dataset: Any, commit: CommitMetadata) -> tuple[LanguageCount, ...]:
     documents = commit.stored_languages
-    tokens: dict[str, dict[str, int]] = {split: {} for split in SPLITS}
+    tokens: dict[str, Counter[str]] = {"train": Counter(), "val": Counter()}
     parts = layout_of(fragments_of(dataset), data_file_infos(dataset))
     for part in _rows(location, dataset) if parts is None else parts:
         if part.split in tokens:
-            tokens[part.split][part.language] = tokens[part.split].get(part.language, 0) + part.tokens
+            tokens[part.split][part.language] += part.tokens
     val: Mapping[str, int] | None = {}
     if parts is None:
         val = None
@@ -499,7 +516,7 @@ def _languages(location: StoreLocation, dataset: Any, commit: CommitMetadata) ->
     counts = []
     for language in sorted({*documents, *tokens["train"], *tokens["val"]}):
         total = documents.get(language, 0)
-        in_splits = {split: tokens[split].get(language, 0) for split in SPLITS}
+        in_splits = {"train": tokens["train"][language], "val": tokens["val"][language]}
         of_splits: dict[str, int | None] = {"train": None, "val": None}
         if val is not None:
             held_out = val.get(language, 0)
@@ -516,15 +533,23 @@ def _rows(location: StoreLocation, dataset: Any) -> list[StreamPart]:
 def _versions(location: StoreLocation, dataset: Any, refs: Refs) -> tuple[VersionSummary, ...]:
     times = times_of(dataset)
     newest = int(dataset.version)
+    kept_by = _kept_by(refs, newest)
     found = []
     for version in sorted({*times, newest}, reverse=True):
-        kept = [name for name, at in sorted(refs.tags.items()) if at == version]
-        kept += [f"branch {name}" for name, at in sorted(refs.branches.items()) if at == version]
         commit = _commit_at(location, version)
         documents, tokens = (None, None) if commit is None else (commit.stored_documents, commit.stored_tokens)
-        first = ["newest"] if version == newest else []
-        found.append(VersionSummary(version, times.get(version), documents, tokens, (*first, *kept)))
+        found.append(VersionSummary(version, times.get(version), documents, tokens, tuple(kept_by.get(version, ()))))
     return tuple(found)
+
+
+def _kept_by(refs: Refs, newest: int) -> dict[int, list[str]]:
+    """Return what keeps each version, in the words of a summary."""
+    kept_by = {newest: ["newest"]}
+    for name, version in sorted(refs.tags.items()):
+        kept_by.setdefault(version, []).append(name)
+    for name, version in sorted(refs.branches.items()):
+        kept_by.setdefault(version, []).append(f"branch {name}")
+    return kept_by
 
 
 def _commit_at(location: StoreLocation, version: int) -> CommitMetadata | None:

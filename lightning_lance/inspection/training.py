@@ -41,31 +41,38 @@ def training_line(
     """
     served = loader.num_tokens
     stores = loader.stores
-    stored = {name: _stored_now(store) for name, store in stores.items()}
-    for_validation = sum(store.num_tokens("val") for store in stores.values())
-    not_selected = sum(store.num_tokens("train") for store in stores.values()) - served
-    others = []
+    total = 0
+    for_validation = 0
+    for_training = 0
+    not_served: list[str] = []
+    places: list[str] = []
+    for name, store in stores.items():
+        stored = _stored_now(store)
+        total += stored
+        for_validation += store.num_tokens("val")
+        for_training += store.num_tokens("train")
+        later = stored - store.commit.stored_tokens
+        if later > 0:
+            not_served.append(f"{format_tokens(later)} {_reason(corpora.get(name), opened.get(name), store)}")
+        places.append(f"{store.uri} version {store.version}")
+    not_selected = for_training - served
+    others: list[str] = []
     if for_validation:
         others.append(f"{format_tokens(for_validation)} are for validation")
     if not_selected:
         others.append(f"{format_tokens(not_selected)} not in data.where or data.mix")
-    for name, store in stores.items():
-        later = stored[name] - store.commit.stored_tokens
-        if later > 0:
-            others.append(f"{format_tokens(later)} {_reason(corpora.get(name), opened.get(name), store)}")
+    others += not_served
     tokens = format_tokens(served)
-    total = sum(stored.values())
     # Less is stored than is served where documents were forgotten since the checkpoint.
     if others and total >= served:
         tokens = f"{tokens.rpartition(' ')[0]} of {format_tokens(total)}"
     why = f" ({'; '.join(others)})" if others else ""
-    places = ", ".join(f"{store.uri} version {store.version}" for store in stores.values())
     kind = "packed windows" if loader.is_packed else "windows"
     windows = f"{loader.num_windows:,} {kind} of {loader.context_length:,} + 1 an epoch"
     if loader.is_packed:
         used = loader.num_windows * (loader.context_length + 1) / served
         windows += f" ({used:.2%} of the tokens, without padding)"
-    line = f"Training on {tokens} in {places}{why}: {windows}{_epochs(loader, limits)}."
+    line = f"Training on {tokens} in {', '.join(places)}{why}: {windows}{_epochs(loader, limits)}."
     return f"{line} {loader.means}".rstrip()
 
 

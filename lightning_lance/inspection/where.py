@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
 from lightning_lance.errors import ConfigError
@@ -96,8 +95,8 @@ def find_steps(loader: WindowLoader, rule: Mapping[str, str], until: int | None 
     # Another store may have documents with the keys.
     if len(refused) == len(loader.stores):
         raise refused[0]
-    order = np.argsort([position for position, _ in sightings], kind="stable").tolist()
-    return Seen(documents, [sightings[i][1] for i in order], until, loader.first_known_step)
+    sightings.sort(key=lambda sighting: sighting[0])
+    return Seen(documents, [sighting for _, sighting in sightings], until, loader.first_known_step)
 
 
 def _state(step: int, now: int) -> State:

@@ -188,6 +188,12 @@ def test_the_commands(folder: Path, run: Run):
     assert out.startswith("id=0:3: 1 document, ")
     code, out, _ = run("where", folder, "repo=one/a", "format=json")
     assert len(json.loads(out)["documents"]) == 20
+    # In other sizes, the steps are none that the run has served.
+    code, out, _ = run("show", folder, "step=5", "batch_size=3", "world_size=2")
+    assert code == 0
+    assert f"step 5 of {folder}, rank 0 of 2 (past, but the run had batch_size=8, world_size=1): 3 windows " in out
+    assert "(served)" in run("show", folder, "step=5", "batch_size=8", "world_size=1")[1]
+    assert "(to come)" in run("show", folder, "step=14", "batch_size=8")[1]
     # A store has no sizes of its own.
     keys = ("context_length=32", "batch_size=2", "seed=3", "until=4")
     code, out, _ = run("where", folder / "x.lance", "language=Python", *keys, "format=json")
@@ -214,6 +220,11 @@ def test_the_documents_of_a_spike_are_ranked(folder: Path, tmp_path: Path, run: 
     shown = json.loads(run("show", tmp_path, "step=7", "format=json")[1])
     assert shown["by_loss"][0]["about"] == parts[3][1].about
     assert "share of the loss" not in run("show", tmp_path, "step=6")[1]
+    # They are of the batches of the run, and of no others.
+    assert "share of the loss" not in run("show", tmp_path, "step=7", "batch_size=4")[1]
+    code, _, err = run("show", tmp_path, "step=7", "batch_size=4", f"losses={tmp_path}")
+    assert code == 1
+    assert "losses are of the run's batches, which had batch_size=8: show them in these sizes." in err
     # A loss that is no number is all of it.
     write_step(
         tmp_path, StepLosses(7, 0, 7, float("nan"), 1.0, True, [losses[1]._replace(loss=float("nan")), *losses[2:]])
@@ -233,6 +244,7 @@ def test_the_documents_of_a_spike_are_ranked(folder: Path, tmp_path: Path, run: 
         (["rank=1"], "rank is 1 of 1"),
         (["color=red"], "got color=red, expected show "),
         (["uri.code=x.lance"], "The checkpoint has no store 'code'"),
+        (["context_length=64"], "There is no 'context_length' to look at a run with: expected batch_size, "),
     ],
     ids=str,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
@@ -54,8 +54,12 @@ def bars(rows: Sequence[tuple[str, float]], title: str, noun: str = "") -> str:
     """
     import altair as alt
 
-    labels = _labels([name for name, _ in rows])
-    values = [{"name": label, "number": number} for label, (_, number) in zip(labels, rows, strict=True)]
+    labels: list[str] = []
+    values: list[dict[str, Any]] = []
+    for name, number in rows:
+        label = _label(name, labels)
+        labels.append(label)
+        values.append({"name": label, "number": number})
     names = alt.Y("name:N", sort=None, title=noun or None, axis=alt.Axis(ticks=False, domain=False))
     numbers = alt.X("number:Q", title=title, axis=alt.Axis(tickCount=4, labelExpr=_SHORT))
     chart = alt.Chart(alt.Data(values=values)).mark_bar(color=_COLOUR).encode(x=numbers, y=names)
@@ -77,9 +81,9 @@ def histogram(lengths: Mapping[int, int], title: str, noun: str) -> str:
         power = max(int(length), 1).bit_length() - 1
         counts[power] = counts.get(power, 0) + times
     powers = range(min(counts, default=0), max(counts, default=0) + 1)
-    values = [
-        {"low": 2**power, "high": 2 ** (power + 1), "zero": 0, "number": counts.get(power, 0)} for power in powers
-    ]
+    values: list[dict[str, int]] = []
+    for power in powers:
+        values.append({"low": 2**power, "high": 2 ** (power + 1), "zero": 0, "number": counts.get(power, 0)})
     scale = alt.Scale(type="log", base=2, nice=False)
     # A few, so that their labels do not touch.
     ticks = [2**power for power in powers[:: -(-len(powers) // 5)]]
@@ -95,7 +99,9 @@ def by_rank(counts: np.ndarray) -> str:
 
     there = counts[counts > 0]
     ranks = np.unique(np.geomspace(1, max(len(there), 1), 160).astype(np.int64))
-    values = [{"rank": int(rank), "count": int(there[rank - 1])} for rank in ranks if rank <= len(there)]
+    values: list[dict[str, int]] = []
+    for place in ranks[ranks <= len(there)].tolist():
+        values.append({"rank": place, "count": int(there[place - 1])})
     axis = alt.Axis(values=[10**power for power in range(19)], labelExpr=_SHORT)
     rank = alt.X("rank:Q", scale=alt.Scale(type="log", nice=False), title="rank", axis=axis)
     count = alt.Y("count:Q", scale=alt.Scale(type="log"), title="occurrences", axis=axis)
@@ -103,17 +109,15 @@ def by_rank(counts: np.ndarray) -> str:
     return _svg(chart, height=_HEIGHT)
 
 
-def _labels(names: Sequence[str]) -> list[str]:
-    """Return short names that differ: rows of one name would be one bar."""
-    labels: list[str] = []
-    for name in names:
-        label = short = cut(visible(name), _LABEL)
-        number = 2
-        while label in labels:
-            label = f"{short} ({number})"
-            number += 1
-        labels.append(label)
-    return labels
+def _label(name: str, others: Collection[str]) -> str:
+    """Return a short name that differs from all others: rows of one name would be one bar."""
+    short = cut(visible(name), _LABEL)
+    label = short
+    number = 2
+    while label in others:
+        label = f"{short} ({number})"
+        number += 1
+    return label
 
 
 def _svg(chart: Any, height: int) -> str:

@@ -54,9 +54,13 @@ def compression_of(store: TokenStore, tokenizer: Tokenizer, seed: int) -> list[C
             decoded += len(ids)
             characters += len(text)
             size += len(text.encode("utf-8", "surrogatepass"))
-        tokens = sum(stream.num_tokens for _, stream in parts)
-        found.append(Compression(language, tokens, decoded, characters, size))
+        found.append(Compression(language, sum(_sizes(parts)), decoded, characters, size))
     return sorted(found, key=lambda one: -one.tokens)
+
+
+def _sizes(parts: Sequence[tuple[str, StreamExtent]]) -> list[int]:
+    """Return the tokens of each stream of a language."""
+    return [stream.num_tokens for _, stream in parts]
 
 
 def _places(
@@ -76,7 +80,7 @@ def _places(
 def _drawn(
     parts: Sequence[tuple[str, StreamExtent]], count: int, draw: np.random.Generator
 ) -> list[tuple[str, StreamExtent, int]]:
-    sizes = np.asarray([stream.num_tokens for _, stream in parts])
+    sizes = np.asarray(_sizes(parts))
     ends = np.cumsum(sizes)
     borders = np.linspace(0, ends[-1], count + 1)
     places = draw.uniform(borders[:-1], borders[1:]).astype(np.int64)

@@ -23,7 +23,6 @@ from lightning_lance.inspection.report.spans import basis_of
 from lightning_lance.inspection.report.spelling import LINE_END, Spelling, cut, visible
 from lightning_lance.inspection.report.windows import (
     MANY,
-    DocumentsPerWindow,
     ShownDocument,
     ShownWindow,
     documents_per_window,
@@ -165,7 +164,9 @@ def page_of(
 
 def _sections(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the sections of the page that have something to tell: their ids and titles."""
-    sections = [("languages", "Languages"), *((group["id"], group["title"]) for group in facts["groups"])]
+    sections = [("languages", "Languages")]
+    for group in facts["groups"]:
+        sections.append((group["id"], group["title"]))
     for key, name, title in _SECTIONS:
         if key is None or facts[key]:
             sections.append((name, title))
@@ -197,8 +198,10 @@ def _plain(value: Any) -> Any:
 
 def _settings(info: StoreInfo) -> list[tuple[str, str]]:
     rows = [("fingerprint", info.fingerprint)]
-    rows += [(name, cut(redacted(_in_words(value)), 400)) for name, value in info.settings.items()]
-    rows += [(f"left out: {reason}", f"{count:,}") for reason, count in info.skipped.items()]
+    for name, value in info.settings.items():
+        rows.append((name, cut(redacted(_in_words(value)), 400)))
+    for reason, count in info.skipped.items():
+        rows.append((f"left out: {reason}", f"{count:,}"))
     for entry in info.forgotten:
         rule = " ".join(as_pairs(entry["rule"]))
         rows.append(("forgotten", f"{rule}: {format_documents(entry['documents'], entry['tokens'])}"))
@@ -232,30 +235,31 @@ def _languages(info: StoreInfo) -> dict[str, Any]:
     rows = [_language_row(one.language or "(none)", [one]) for one in found[:_ROWS]]
     if found[_ROWS:]:
         rows.append(_language_row(f"{len(found) - _ROWS:,} others", found[_ROWS:]))
-    total = sum(one.tokens for one in found)
-    return {
-        "rows": rows,
-        "total": total,
-        "splits": SPLITS,
-        "chart": _markup(charts.bars([(row.name, row.tokens) for row in rows], "tokens")),
-        "basis": f"exact, of all {pluralize(total, 'token')}",
-    }
+    by_tokens = _by_tokens(rows)
+    return {**by_tokens, "splits": SPLITS, "basis": f"exact, of all {pluralize(by_tokens['total'], 'token')}"}
 
 
 def _language_row(name: str, some: Sequence[LanguageCount]) -> _LanguageRow:
-    splits = []
-    for split in SPLITS:
-        splits.append(sum(one.split_tokens[split] for one in some))
-    documents = sum(one.documents for one in some)
-    return _LanguageRow(name, documents, sum(one.tokens for one in some), tuple(splits))
+    documents = 0
+    tokens = 0
+    splits = dict.fromkeys(SPLITS, 0)
+    for one in some:
+        documents += one.documents
+        tokens += one.tokens
+        for split in SPLITS:
+            splits[split] += one.split_tokens[split]
+    return _LanguageRow(name, documents, tokens, tuple(splits.values()))
 
 
 def _groups(counts: Counts) -> list[dict[str, Any]]:
     """Return what is told of licenses and repositories, where the store has them."""
     if counts.documents is None:
         return []
-    groups = counts.documents.groups
-    return [_group(name, groups[name], counts) for name in GROUPED if name in groups]
+    found: list[dict[str, Any]] = []
+    for name in GROUPED:
+        if name in counts.documents.groups:
+            found.append(_group(name, counts.documents.groups[name], counts))
+    return found
 
 
 class _GroupRow(NamedTuple):
@@ -266,39 +270,56 @@ class _GroupRow(NamedTuple):
 
 def _group(name: str, group: Mapping[str | None, Sequence[int]], counts: Counts) -> dict[str, Any]:
     """Return the licenses or repositories with the most tokens, and the rest as one row."""
-    found = [_GroupRow(value or "", documents, tokens) for value, (documents, tokens) in group.items()]
+    found: list[_GroupRow] = []
+    for value, (documents, tokens) in group.items():
+        found.append(_GroupRow(value or "", documents, tokens))
     found.sort(key=lambda row: (-row.tokens, row.name))
-    rows = []
+    rows: list[_GroupRow] = []
     for row in found[:_ROWS]:
         rows.append(row._replace(name=cut(row.name, _LONGEST) if row.name else "(unknown)"))
-    rest = found[_ROWS:]
-    if rest:
-        documents = sum(row.documents for row in rest)
-        rows.append(_GroupRow(f"{len(rest):,} others", documents, sum(row.tokens for row in rest)))
-    total = sum(row.tokens for row in found)
+    if found[_ROWS:]:
+        rows.append(_others(found[_ROWS:]))
     return {
         "id": name,
         "title": _TITLES[name],
         "noun": _NOUNS[name][0],
         "distinct": pluralize(sum(map(bool, group)), *_NOUNS[name]),
-        "rows": rows,
-        "total": total,
-        "chart": _markup(charts.bars([(row.name, row.tokens) for row in rows], "tokens")),
+        **_by_tokens(rows),
         "basis": basis_of(counts.read, counts.total, "token", counts.is_exact),
     }
+
+
+def _others(rest: Sequence[_GroupRow]) -> _GroupRow:
+    """Return several rows as one."""
+    documents = 0
+    tokens = 0
+    for row in rest:
+        documents += row.documents
+        tokens += row.tokens
+    return _GroupRow(f"{len(rest):,} others", documents, tokens)
+
+
+def _by_tokens(rows: Sequence[_LanguageRow | _GroupRow]) -> dict[str, Any]:
+    """Return what is told of all rows with tokens: the rows, the tokens of all, and a chart."""
+    total = 0
+    bars: list[tuple[str, float]] = []
+    for row in rows:
+        total += row.tokens
+        bars.append((row.name, row.tokens))
+    return {"rows": rows, "total": total, "chart": _markup(charts.bars(bars, "tokens"))}
 
 
 def _lengths(counts: Counts) -> dict[str, Any] | None:
     if counts.documents is None or not counts.documents.documents:
         return None
-    lengths = sorted(counts.documents.lengths)
-    ends = np.cumsum([counts.documents.lengths[length] for length in lengths])
+    lengths, times = np.asarray(sorted(counts.documents.lengths.items()), np.int64).T
+    ends = np.cumsum(times)
     total = int(ends[-1])
-    quantiles = []
+    quantiles: list[tuple[str, int]] = []
     for share, name in _QUANTILES:
         place = np.searchsorted(ends, max(int(np.ceil(share * total)), 1))
-        quantiles.append((name, lengths[int(place)]))
-    mean = sum(length * times for length, times in counts.documents.lengths.items()) / total
+        quantiles.append((name, int(lengths[place])))
+    mean = int(lengths @ times) / total
     basis = f"exact, of all {pluralize(total, 'document')}"
     if not counts.is_exact:
         basis = f"from a sample of {pluralize(total, 'document')}"
@@ -334,21 +355,41 @@ def _compression(store: TokenStore, tokenizer: Tokenizer | None, seed: int) -> d
     if tokenizer is None:
         return None
     found = compression_of(store, tokenizer, seed)
-    rows = [(one.language or "(none)", *_ratios([one]), one.decoded) for one in found[:_ROWS] if one.decoded]
+    rows: list[_CompressionRow] = []
+    for one in found[:_ROWS]:
+        if one.decoded:
+            rows.append(_compression_row(one.language or "(none)", [one]))
     if found[_ROWS:]:
-        rest = found[_ROWS:]
-        rows.append((f"{len(rest):,} others", *_ratios(rest), sum(one.decoded for one in rest)))
-    decoded = sum(one.decoded for one in found)
-    return {"rows": rows, "all": _ratios(found), "basis": f"from a sample of {pluralize(decoded, 'decoded token')}"}
+        rows.append(_compression_row(f"{len(found) - _ROWS:,} others", found[_ROWS:]))
+    everything = _compression_row("all", found)
+    return {
+        "rows": rows,
+        "all": everything,
+        "basis": f"from a sample of {pluralize(everything.decoded, 'decoded token')}",
+    }
 
 
-def _ratios(found: Sequence[Compression]) -> tuple[float, float]:
+class _CompressionRow(NamedTuple):
+    name: str
+    bytes: float
+    characters: float
+    decoded: int
+
+
+def _compression_row(name: str, some: Sequence[Compression]) -> _CompressionRow:
     """Return bytes and characters per token, of several languages by their share of the store."""
-    there = [one for one in found if one.decoded]
-    weight = max(sum(one.tokens for one in there), 1)
-    of_bytes = sum(one.tokens * one.bytes / one.decoded for one in there)
-    of_characters = sum(one.tokens * one.characters / one.decoded for one in there)
-    return of_bytes / weight, of_characters / weight
+    decoded = 0
+    tokens = 0
+    size = 0.0
+    characters = 0.0
+    for one in some:
+        if one.decoded:
+            decoded += one.decoded
+            tokens += one.tokens
+            size += one.tokens * one.bytes / one.decoded
+            characters += one.tokens * one.characters / one.decoded
+    weight = max(tokens, 1)
+    return _CompressionRow(name, size / weight, characters / weight, decoded)
 
 
 def _in_windows(store: TokenStore, counts: Counts, asked: Asked) -> dict[str, Any] | None:
@@ -357,19 +398,16 @@ def _in_windows(store: TokenStore, counts: Counts, asked: Asked) -> dict[str, An
     found = documents_per_window(store, asked.context_length, asked.most, asked.seed)
     if not found.windows:
         return {"rows": [], "chart": "", "basis": "", "split": found.split}
-    rows = _shares(found)
-    chart = charts.bars([(name, 100 * share) for name, _, share in rows], "% of windows", "documents")
+    rows: list[tuple[str, int, float]] = []
+    bars: list[tuple[str, float]] = []
+    for number in range(1, found.largest + 1):
+        name = f"{number} or more" if number == MANY else str(number)
+        share = found.counts[number] / found.windows
+        rows.append((name, found.counts[number], share))
+        bars.append((name, 100 * share))
+    chart = charts.bars(bars, "% of windows", "documents")
     basis = basis_of(found.windows, found.total, "window", found.windows == found.total)
     return {"rows": rows, "chart": _markup(chart), "basis": basis, "split": found.split}
-
-
-def _shares(found: DocumentsPerWindow) -> list[tuple[str, int, float]]:
-    largest = max(number for number, times in found.counts.items() if times)
-    rows = []
-    for number in range(1, largest + 1):
-        name = f"{number} or more" if number == MANY else str(number)
-        rows.append((name, found.counts[number], found.counts[number] / found.windows))
-    return rows
 
 
 def _planned(store: TokenStore, asked: Asked) -> dict[str, Any] | None:
@@ -414,9 +452,11 @@ def _window(number: int, window: ShownWindow, token: Callable[[int], str], marku
 
 
 def _facts(document: ShownDocument) -> list[tuple[str, str]]:
-    names = ["repo", "path", "license", *document.facts]
-    there = [name for name in dict.fromkeys(names) if name in document.facts]
-    return [(name, cut(redacted(document.facts[name]), _LONGEST)) for name in there]
+    rows: list[tuple[str, str]] = []
+    for name in dict.fromkeys(["repo", "path", "license", *document.facts]):
+        if name in document.facts:
+            rows.append((name, cut(redacted(document.facts[name]), _LONGEST)))
+    return rows
 
 
 def _token(number: int, spelling: Spelling | None, is_eos: bool, markup: type[Markup]) -> Markup:

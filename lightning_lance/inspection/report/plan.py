@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
 from lightning_lance.errors import whole_number
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.order import windows_of
@@ -85,9 +83,8 @@ def repetitions(store: TokenStore, context_length: int, plan: Plan, seed: int) -
         return [_repetition(name, sizes[name], epochs[name]) for name in epochs]
     [all_of_them] = epochs.values()
     found = [_repetition("", mixture.num_windows, all_of_them)]
-    streams = store.streams("train")
-    windows = np.asarray([windows_of(stream.num_tokens, context_length, "shuffle") for stream in streams])
-    for stream, count in zip(streams, windows.tolist(), strict=True):
+    for stream in store.streams("train"):
+        count = windows_of(stream.num_tokens, context_length, "shuffle")
         found.append(_repetition(stream.language, count, all_of_them if count else 0.0))
     return found
 

@@ -49,7 +49,7 @@ class Reading:
     @property
     def total(self) -> int:
         """Tokens of the store."""
-        return sum(self.store.num_tokens(split) for split in SPLITS)
+        return sum(map(self.store.num_tokens, SPLITS))
 
     @property
     def is_exact(self) -> bool:

@@ -57,7 +57,7 @@ class Spelling:
         if token in self._added:
             return token.encode("utf-8", "surrogatepass")
         if self._is_byte_level:
-            return b"".join(self._byte(character) for character in token)
+            return b"".join(map(self._byte, token))
         if not self._is_plain:
             return None
         byte = _BYTE.fullmatch(token)
@@ -80,8 +80,8 @@ class Spelling:
         text = self.text(number)
         if text is None:
             content = self.content(number) or b""
-            return cut("".join(f"\\x{byte:02x}" for byte in content), most)
-        return cut("".join(_SHAPES.get(character) or _visible(character) for character in text), most)
+            return cut("".join(map("\\x{:02x}".format, content)), most)
+        return cut("".join(map(_shape, text)), most)
 
     def _byte(self, character: str) -> bytes:
         byte = self._bytes_of_characters.get(character)
@@ -120,6 +120,11 @@ def visible(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(map(_visible, text))
+
+
+def _shape(character: str) -> str:
+    """Return what is shown of a character; white space that is not a space has shapes of its own."""
+    return _SHAPES.get(character) or _visible(character)
 
 
 def _visible(character: str) -> str:

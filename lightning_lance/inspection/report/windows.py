@@ -37,6 +37,15 @@ class DocumentsPerWindow(NamedTuple):
     total: int
     split: str
 
+    @property
+    def largest(self) -> int:
+        """The largest number of documents that a window holds, at most `MANY`; 0 without windows."""
+        largest = 0
+        for number, times in self.counts.items():
+            if times:
+                largest = max(largest, number)
+        return largest
+
 
 def documents_per_window(
     store: TokenStore, context_length: int, most_tokens: int | None, seed: int
@@ -47,9 +56,12 @@ def documents_per_window(
         StoreError: If the store does not tell where documents are.
     """
     split = shown_split(store)
-    streams = store.streams(split)
-    windows = np.asarray([windows_of(stream.num_tokens, context_length, "sequential") for stream in streams], np.int64)
-    ends = np.cumsum(np.append(0, windows))
+    windows = [0]
+    firsts: list[int] = []
+    for stream in store.streams(split):
+        windows.append(windows_of(stream.num_tokens, context_length, "sequential"))
+        firsts.append(stream.start)
+    ends = np.cumsum(windows)
     total = int(ends[-1])
     most = _WINDOWS
     if most_tokens is not None:
@@ -59,8 +71,7 @@ def documents_per_window(
         borders = np.arange(most + 1) * total // most
         positions = np.random.default_rng(seed).integers(borders[:-1], borders[1:])
     of = np.searchsorted(ends, positions, side="right") - 1
-    firsts = np.asarray([stream.start for stream in streams], np.int64)
-    starts = firsts[of] + (positions - ends[of]) * context_length
+    starts = np.asarray(firsts, np.int64)[of] + (positions - ends[of]) * context_length
     counts = dict.fromkeys(range(1, MANY + 1), 0)
     together = max(_AT_ONCE // context_length, 1)
     for first in range(0, len(starts), together):
@@ -117,7 +128,10 @@ class ShownWindow:
 
 def shown_split(store: TokenStore) -> str:
     """Return the split that windows are taken of: `train`, unless it is empty."""
-    return next((split for split in SPLITS if store.num_tokens(split)), SPLITS[0])
+    for split in SPLITS:
+        if store.num_tokens(split):
+            return split
+    return SPLITS[0]
 
 
 def some_windows(store: TokenStore, context_length: int, count: int, seed: int) -> list[ShownWindow]:
@@ -144,7 +158,8 @@ def _spread(
         share = -(-(count - len(chosen)) // (place + 1))
         windows = max(windows_of(stream.num_tokens, context_length, "sequential"), 1)
         taken = draw.choice(windows, min(share, windows), replace=False, shuffle=False)
-        chosen += [(stream, stream.start + int(number) * context_length) for number in taken]
+        for number in taken.tolist():
+            chosen.append((stream, stream.start + number * context_length))
     return sorted(chosen, key=lambda one: (one[0].language, one[1]))
 
 
