@@ -38,6 +38,7 @@ from lightning_lance.messages.moved_names import moved_argument
 from lightning_lance.process.ranks import SETTING_UP, broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
 from lightning_lance.serving.batches import Batch
 from lightning_lance.serving.cursor import Cursor, continues_other_data, described_change
+from lightning_lance.serving.description import entries_by_name, extent_in, known_differences
 from lightning_lance.serving.document_weights import MixBy
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
@@ -55,14 +56,9 @@ from lightning_lance.serving.options import (
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs
-from lightning_lance.serving.selection import (
-    WindowSelection,
-    channels_of_all,
-    check_one_tokenizer,
-    entries_by_name,
-    extent_in,
-    known_differences,
-)
+from lightning_lance.serving.reading import channels_of_all
+from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.serving.selection_checks import check_one_tokenizer
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.vocabulary import vocabulary_of
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept, stores_at

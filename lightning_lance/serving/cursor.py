@@ -15,7 +15,9 @@ from lightning_lance.format.layout import tokens_by_language
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.process.ranks import broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
+from lightning_lance.serving.components import weights_of
 from lightning_lance.serving.continuing import Continued, continued, unchanged
+from lightning_lance.serving.description import selected_by
 from lightning_lance.serving.growth import GrownOrder, Growth, Ordered
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import OnDataChange
@@ -23,7 +25,7 @@ from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.packing import PackedOrder, Pieces
 from lightning_lance.serving.permutation import splitmix64
 from lightning_lance.serving.schedule import Schedule
-from lightning_lance.serving.selection import WindowSelection, selected_by, weights_of
+from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.skips import Skip, Skips
 from lightning_lance.serving.states import MOST, check_epoch, checked_state
 from lightning_lance.serving.step_sizes import CountedFrom
@@ -177,12 +179,12 @@ class Cursor:
 
     def read_channels(self, found: WindowLocations) -> dict[str, np.ndarray]:
         """Return what the channels of the stores have for the tokens of windows, (n, context_length + 1) each, by name."""
-        return {name: self._read(found, name) for name in self.serving.channels}
+        return {name: self._read(found, name) for name in self.serving.reader.channels}
 
     def _read(self, found: WindowLocations, column: str) -> np.ndarray:
         if self.serving.windows == "packed":
-            return self._mixture.read_packed(found, self.serving.dtype_of(column), column)
-        return self.serving.read(found, column)
+            return self._mixture.read_packed(found, self.serving.reader.dtype_of(column), column)
+        return self.serving.reader.read(found, column)
 
     def pieces(self, found: WindowLocations) -> list[Pieces] | None:
         """Return the pieces of packed windows; see `Mixture.pieces`."""

@@ -31,12 +31,7 @@ from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, R
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs, mix_with
-from lightning_lance.serving.selection import (
-    TooShort,
-    WindowSelection,
-    warn_of_absent_channels,
-    warn_of_unserved_text,
-)
+from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.size_schedules import (
     check_batch_size_schedule,
     check_context_length_schedule,
@@ -46,6 +41,7 @@ from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_begins, checked_state
 from lightning_lance.serving.step_sizes import CountedFrom, StepSizes
 from lightning_lance.serving.steps import ServedWindows, Sightings, StepRun
+from lightning_lance.serving.unserved import TooShort, too_short, warn_of_absent_channels, warn_of_unserved_text
 from lightning_lance.store.token_store import TokenStore, uris_of
 from lightning_lance.type_hints import not_a_store, refusing
 
@@ -391,7 +387,7 @@ class WindowLoader:
             numbers: Of the batches, as in `windows`.
         """
         found, cursor = self._found(numbers, self._rank)
-        return cursor.serving.streams_of(found)
+        return cursor.serving.reader.streams_of(found)
 
     def _found(self, numbers: Sequence[int], rank: int) -> tuple[WindowLocations, Cursor]:
         if not 0 <= rank < self._world_size:
@@ -403,7 +399,7 @@ class WindowLoader:
 
     def too_short(self) -> TooShort | None:
         """Count the streams that are shorter than a window, and so never served; None if there are none."""
-        return self._cursor.serving.too_short()
+        return too_short(self._cursor.serving)
 
     def leaves_out(self, step: int) -> bool:
         """Return whether a step is left out (`skip_steps`)."""

@@ -16,7 +16,7 @@ from lightning_lance.serving.fim import FillInTheMiddle, check_names
 from lightning_lance.serving.order import Order, check_order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs, check_max_epochs, check_mix_schedule, mix_with
-from lightning_lance.serving.selection import check_selection, check_windows
+from lightning_lance.serving.selection_checks import check_selection, check_windows
 from lightning_lance.serving.size_schedules import check_batch_size_schedule, check_context_length_schedule
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.tokenization.tokenizer import Tokenizer
