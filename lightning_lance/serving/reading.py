@@ -16,7 +16,10 @@ from lightning_lance.store.token_store import TokenStore
 
 def channels_of_all(stores: Iterable[TokenStore], more: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the channels that any of some stores has, and `more`, in the order of their columns."""
-    return ordered([*more, *(name for store in stores for name in store.channels)])
+    names = [*more]
+    for store in stores:
+        names += store.channels
+    return ordered(names)
 
 
 @dataclass(frozen=True)

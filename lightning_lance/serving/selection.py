@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, get_args
@@ -27,6 +27,14 @@ from lightning_lance.serving.selection_checks import (
     check_windows,
 )
 from lightning_lance.store.token_store import TokenStore, stores_at
+
+
+def languages_of(stores: Iterable[TokenStore]) -> set[str]:
+    """Return the languages of some stores, in any split."""
+    languages: set[str] = set()
+    for store in stores:
+        languages.update(store.commit.stored_languages)
+    return languages
 
 
 @dataclass(frozen=True)
@@ -106,10 +114,11 @@ class WindowSelection:
 
     @property
     def _languages(self) -> set[str]:
-        return set().union(*(store.commit.stored_languages for store in self.stores.values()))
+        return languages_of(self.stores.values())
 
     @property
     def selected_languages(self) -> set[str]:
+        """The languages of the stores that `where` selects."""
         wanted = {*self.where.get("language", ())}
         return self._languages & wanted if wanted else self._languages
 
@@ -134,7 +143,8 @@ class WindowSelection:
         Raises:
             StoreError: If the stores do not continue what `grown` says.
         """
-        contents = [*(growth.content for growth in grown), self.content()]
+        contents = [growth.content for growth in grown]
+        contents.append(self.content())
         components = self._components_in(contents[0])
         orders: dict[str, Ordered | PackedOrder] = {**self._orders(components, contents[0])}
         for growth, content in zip(grown, contents[1:], strict=True):
@@ -202,14 +212,18 @@ class WindowSelection:
 
     def content(self) -> Content:
         """Return what the stores hold of the split."""
-        return Content(
-            [store.commit.extent.tokens for store in self.stores.values()],
-            [store.streams(self.split) for store in self.stores.values()],
-        )
+        tokens = []
+        streams = []
+        for store in self.stores.values():
+            tokens.append(store.commit.extent.tokens)
+            streams.append(store.streams(self.split))
+        return Content(tokens, streams)
 
     def _components_in(self, content: Content) -> dict[str, Component]:
         """Return the components of the mixture by name."""
-        found = {name: Component([], []) for name in weights_of(self.mix)}
+        found: dict[str, Component] = {}
+        for name in weights_of(self.mix):
+            found[name] = Component([], [])
         for component, place, stream in self.served_streams(content):
             found[component].stores.append(place)
             found[component].streams.append(stream)
@@ -295,13 +309,18 @@ class WindowSelection:
         """
         before = comparable(state)
         now = comparable(self.describe())
-        if before["stores.fingerprint"] == now["stores.fingerprint"]:
-            entries = zip(self.stores.values(), state["stores"], strict=True)
-            if not any(store.forgot(extent_in(entry)) for store, entry in entries):
-                del before["stores.forgotten"]
-        else:
+        same_stores = before["stores.fingerprint"] == now["stores.fingerprint"]
+        if not same_stores or not self._forgot_since(state):
             del before["stores.forgotten"]
         return changes(before, now)
+
+    def _forgot_since(self, state: Mapping[str, Any]) -> bool:
+        """Return whether documents of the very stores of a state were forgotten since."""
+        for store, entry in zip(self.stores.values(), state["stores"], strict=True):
+            extent = extent_in(entry)
+            if store.forgot(extent):
+                return True
+        return False
 
     def pinned(self, state: Mapping[str, Any]) -> WindowSelection:
         """Return this selection with the tokens that the stores had in a state. StoreError if they never had them."""

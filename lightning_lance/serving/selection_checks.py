@@ -29,7 +29,7 @@ def check_selection(
     for name, value in (("where", where), ("mix", mix)):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name} is {described(value)}: expected a mapping, such as {_EXAMPLES[name]}.")
-    selected = {}
+    selected: dict[str, list[str]] = {}
     for column, values in where.items():
         chosen = _values(column, values)
         selected[word(column)] = chosen
@@ -45,7 +45,7 @@ def _values(column: Any, values: Any) -> list[str]:
     for value in values:
         if not isinstance(value, str):
             raise ConfigError(f"where.{column} has {value!r}: expected text, such as [Python].")
-    return sorted({word(value) for value in values})
+    return sorted(set(map(word, values)))
 
 
 def _named(weights: Mapping[str, float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from lightning_lance.format.layout import StreamExtent
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_list, pluralize
 from lightning_lance.serving.reading import channels_of_all
-from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.serving.selection import WindowSelection, languages_of
 from lightning_lance.store.token_store import TokenStore
 
 _log = logger(__name__)
@@ -76,21 +76,25 @@ def warn_of_absent_channels(serving: WindowSelection) -> None:
 
 def too_short(serving: WindowSelection) -> TooShort | None:
     """Count the streams that are shorter than a window, and so never served; None if there are none."""
-    selected = list(serving.served_streams())
-    short = [(place, stream) for _, place, stream in selected if stream.num_tokens <= serving.context_length]
-    if not short:
+    streams = 0
+    of_streams = 0
+    tokens = 0
+    languages: set[str] = set()
+    of_store: dict[int, list[StreamExtent]] = {}
+    for _, place, stream in serving.served_streams():
+        of_streams += 1
+        if stream.num_tokens <= serving.context_length:
+            streams += 1
+            tokens += stream.num_tokens
+            languages.add(stream.language)
+            of_store.setdefault(place, []).append(stream)
+    if not streams:
         return None
+    stores = [*serving.stores.values()]
     documents = 0
-    for place, store in enumerate(serving.stores.values()):
-        own = [stream for owner, stream in short if owner == place]
-        documents += _count_documents(store, serving.split, own)
-    return TooShort(
-        streams=len(short),
-        of_streams=len(selected),
-        tokens=sum(stream.num_tokens for _, stream in short),
-        documents=documents,
-        languages=sorted({stream.language for _, stream in short}),
-    )
+    for place, own in of_store.items():
+        documents += _count_documents(stores[place], serving.split, own)
+    return TooShort(streams, of_streams, tokens, documents, sorted(languages))
 
 
 def languages_without_text(serving: WindowSelection) -> list[str]:
@@ -99,17 +103,22 @@ def languages_without_text(serving: WindowSelection) -> list[str]:
     if serving.mix and len(serving.stores) == 1:
         languages &= {*serving.mix}
     elif serving.mix:
-        languages &= set().union(*(serving.stores[name].commit.stored_languages for name in serving.mix))
-    return sorted(languages - {stream.language for _, _, stream in serving.served_streams()})
+        served = [serving.stores[name] for name in serving.mix]
+        languages &= languages_of(served)
+    for _, _, stream in serving.served_streams():
+        languages.discard(stream.language)
+    return sorted(languages)
 
 
 def stores_without_text(serving: WindowSelection) -> list[str]:
     """Return the names of the stores, of several that are served, without a stream in the split."""
-    served = serving.mix or serving.stores
+    served = {*(serving.mix or serving.stores)}
     if len(serving.stores) == 1 or len(served) == 1:
         return []
-    with_text = {[*serving.stores][place] for _, place, _ in serving.served_streams()}
-    return sorted({*served} - with_text)
+    names = [*serving.stores]
+    for _, place, _ in serving.served_streams():
+        served.discard(names[place])
+    return sorted(served)
 
 
 def _count_documents(store: TokenStore, split: str, streams: Sequence[StreamExtent]) -> int:
