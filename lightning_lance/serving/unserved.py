@@ -94,12 +94,18 @@ def too_short(serving: WindowSelection) -> TooShort | None:
     documents = 0
     for place, own in of_store.items():
         documents += _count_documents(stores[place], serving.split, own)
-    return TooShort(streams, of_streams, tokens, documents, sorted(languages))
+    return TooShort(
+        streams=streams,
+        of_streams=of_streams,
+        tokens=tokens,
+        documents=documents,
+        languages=sorted(languages),
+    )
 
 
 def languages_without_text(serving: WindowSelection) -> list[str]:
     """Return the selected languages without a stream in the split."""
-    languages = serving.selected_languages
+    languages = {*serving.selected_languages}
     if serving.mix and len(serving.stores) == 1:
         languages &= {*serving.mix}
     elif serving.mix:
