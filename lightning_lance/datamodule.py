@@ -37,7 +37,8 @@ from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.messages.moved_names import moved_argument
 from lightning_lance.process.ranks import SETTING_UP, broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
 from lightning_lance.serving.batches import Batch
-from lightning_lance.serving.cursor import Cursor, continues_other_data, described_change
+from lightning_lance.serving.cursor import Cursor, continues_other_data
+from lightning_lance.serving.description import described_changes, entries_by_name, extent_in, known_differences
 from lightning_lance.serving.document_weights import MixBy
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
@@ -55,14 +56,9 @@ from lightning_lance.serving.options import (
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs
-from lightning_lance.serving.selection import (
-    WindowSelection,
-    channels_of_all,
-    check_one_tokenizer,
-    entries_by_name,
-    extent_in,
-    known_differences,
-)
+from lightning_lance.serving.reading import channels_of_all
+from lightning_lance.serving.selection import WindowSelection
+from lightning_lance.serving.selection_checks import check_one_tokenizer
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.vocabulary import vocabulary_of
 from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept, stores_at
@@ -720,8 +716,7 @@ class LanceDataModule(LightningDataModule):
             # The place of a store may be known only once its tokenizer is trained.
             is_known = fingerprints[name] is not None
             uris.append(corpus.uri if is_known else "a store to be built")
-        changes = [described_change(name, values, state, uris) for name, values in differences.items()]
-        raise continues_other_data("; ".join(changes))
+        raise continues_other_data(described_changes(differences, state, uris))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a checkpoint, on the tokens that the stores had then. An error changes nothing.

@@ -15,7 +15,8 @@ from lightning_lance.location import check_place
 from lightning_lance.messages.escaping import shown
 from lightning_lance.messages.formatting import pluralize
 from lightning_lance.serving.cursor import Cursor
-from lightning_lance.serving.selection import WindowSelection, selected_by
+from lightning_lance.serving.description import selected_by
+from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.skips import Skip, skipped_steps
 from lightning_lance.type_hints import check_arguments
 

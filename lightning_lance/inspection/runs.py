@@ -18,9 +18,9 @@ from lightning_lance.location import (
     no_store_at,
     store_place,
 )
+from lightning_lance.serving.description import selected_by
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
-from lightning_lance.serving.selection import selected_by
 from lightning_lance.serving.skips import skipped_steps
 from lightning_lance.store.token_store import TokenStore
 

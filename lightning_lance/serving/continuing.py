@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from lightning_lance.errors import StoreError
+from lightning_lance.serving.description import entries_by_name, extent_in
 from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.packing import PackedOrder
-from lightning_lance.serving.selection import WindowSelection, entries_by_name, extent_in
+from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.store.token_store import TokenStore
 
 
@@ -44,7 +45,9 @@ class _Identity(NamedTuple):
 
 def unchanged(serving: WindowSelection, before: WindowSelection) -> Continued:
     """Return all components as known, where the stores are the very same."""
-    known = {name: Known(name, order) for name, order in before.orders().items()}
+    known: dict[str, Known] = {}
+    for name, order in before.orders().items():
+        known[name] = Known(name, order)
     return Continued(serving, known, frozenset())
 
 
@@ -65,7 +68,9 @@ def continued(serving: WindowSelection, state: Mapping[str, Any]) -> Continued:
             same[old_names[name]] = restored
     serving = replace(serving, stores=stores)
 
-    old_components = {_identity(name, [*entries], bool(state["mix"])): name for name in [*state["mix"]] or [""]}
+    old_components: dict[_Identity, str] = {}
+    for name in [*state["mix"]] or [""]:
+        old_components[_identity(name, [*entries], bool(state["mix"]))] = name
     all_stores = frozenset(entries)
     known: dict[str, Known] = {}
     parts: set[str] = set()
@@ -81,15 +86,18 @@ def continued(serving: WindowSelection, state: Mapping[str, Any]) -> Continued:
 
 def _old_names(stores: Mapping[str, TokenStore], entries: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Return the name of each store in the checkpoint. A store that is new gets a name that no store had."""
-    unmatched = {name: entry["fingerprint"] for name, entry in entries.items() if name not in stores}
-    old_names = {}
+    # Names in the checkpoint that no store has now, by fingerprint.
+    unmatched: dict[str, list[str]] = {}
+    for name, entry in entries.items():
+        if name not in stores:
+            unmatched.setdefault(entry["fingerprint"], []).append(name)
+    old_names: dict[str, str] = {}
     for name, store in stores.items():
-        renamed = [old for old, fingerprint in unmatched.items() if fingerprint == store.fingerprint]
+        renamed = unmatched.get(store.fingerprint)
         if name in entries:
             old_names[name] = name
         elif renamed:
-            old_names[name] = renamed[0]
-            del unmatched[renamed[0]]
+            old_names[name] = renamed.pop(0)
         else:
             old_names[name] = f"\0{name}"
     return old_names

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, get_args
@@ -11,11 +11,13 @@ import numpy as np
 
 from lightning_lance.errors import ConfigError, StoreError, one_of
 from lightning_lance.format.channels import TOKENS
-from lightning_lance.format.layout import tokens_by_language
+from lightning_lance.format.layout import StoreContent, tokens_by_language
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.process.ranks import broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
+from lightning_lance.serving.components import weights_of
 from lightning_lance.serving.continuing import Continued, continued, unchanged
+from lightning_lance.serving.description import described_changes, selected_by
 from lightning_lance.serving.growth import GrownOrder, Growth, Ordered
 from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import OnDataChange
@@ -23,7 +25,7 @@ from lightning_lance.serving.order import WindowOrder
 from lightning_lance.serving.packing import PackedOrder, Pieces
 from lightning_lance.serving.permutation import splitmix64
 from lightning_lance.serving.schedule import Schedule
-from lightning_lance.serving.selection import WindowSelection, selected_by, weights_of
+from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.skips import Skip, Skips
 from lightning_lance.serving.states import MOST, check_epoch, checked_state
 from lightning_lance.serving.step_sizes import CountedFrom
@@ -38,32 +40,13 @@ def continues_other_data(changes: str, cure: str = _RESTORE) -> StoreError:
     """Return the error for a checkpoint of other data.
 
     Args:
-        changes: The differences; see `described_change`.
+        changes: The differences; see `described_changes`.
         cure: What to do first.
     """
     return StoreError(
         f"The checkpoint continues other data ({changes}): {cure}, start without the checkpoint, or set "
         "on_data_change=restart or on_data_change=continue."
     )
-
-
-def described_change(name: str, values: tuple[Any, Any], state: Mapping[str, Any], uris: Sequence[str]) -> str:
-    """Return a difference between a state and the data, for a message.
-
-    Args:
-        name: Of the field.
-        values: The state's value, and that of the data.
-        state: The state.
-        uris: Places of the stores now.
-    """
-    before, now = values
-    if name == "stores.fingerprint":
-        before = ", ".join(entry["uri"] for entry in state["stores"])
-        now = ", ".join(uris)
-        if before == now:
-            return "stores: built with other settings"
-        return f"stores: {before!r} -> {now!r}, built with other settings"
-    return f"{name}: {before!r} -> {now!r}"
 
 
 class Cursor:
@@ -177,12 +160,12 @@ class Cursor:
 
     def read_channels(self, found: WindowLocations) -> dict[str, np.ndarray]:
         """Return what the channels of the stores have for the tokens of windows, (n, context_length + 1) each, by name."""
-        return {name: self._read(found, name) for name in self.serving.channels}
+        return {name: self._read(found, name) for name in self.serving.reader.channels}
 
     def _read(self, found: WindowLocations, column: str) -> np.ndarray:
         if self.serving.windows == "packed":
-            return self._mixture.read_packed(found, self.serving.dtype_of(column), column)
-        return self.serving.read(found, column)
+            return self._mixture.read_packed(found, self.serving.reader.dtype_of(column), column)
+        return self.serving.reader.read(found, column)
 
     def pieces(self, found: WindowLocations) -> list[Pieces] | None:
         """Return the pieces of packed windows; see `Mixture.pieces`."""
@@ -211,8 +194,7 @@ class Cursor:
 
     def steps_to_leave_out(self) -> list[tuple[int, int]]:
         """Return the ranges of steps, of those asked for, whose positions are not known yet."""
-        known = {skip.steps for skip in self.skips.ranges}
-        return [steps for steps in self._skip_steps if steps not in known]
+        return [steps for steps in self._skip_steps if not self.skips.knows(steps)]
 
     def leave_out(self, skips: Sequence[Skip]) -> None:
         """Leave out some ranges, from here on.
@@ -220,13 +202,14 @@ class Cursor:
         Raises:
             StoreError: If all windows of one were served before.
         """
+        ahead: list[Skip] = []
         for skip in skips:
             if skip.end <= self.value:
                 raise StoreError(
                     f"skip_steps has [{skip.first_step:,}, {skip.last_step:,}], but these steps were served before: begin "
                     "at a checkpoint from before them, or take them out of skip_steps."
                 )
-        ahead = [skip._replace(begin=max(skip.begin, self.value)) for skip in skips]
+            ahead.append(skip._replace(begin=max(skip.begin, self.value)))
         self.skips = Skips((*self.skips.ranges, *ahead))
 
     def next_epoch(self, extend: bool) -> None:
@@ -258,10 +241,10 @@ class Cursor:
 
     def _adopt(self, newest: Mapping[str, TokenStore]) -> None:
         """Serve the newest versions of rank 0 from here on, if their content is new."""
-        extents = broadcast_from_rank_zero([store.commit.extent for store in newest.values()])
-        before = [*self.serving.stores.values()]
-        if extents == [store.commit.extent for store in before]:
+        extents = broadcast_from_rank_zero(_extents_of(newest))
+        if extents == _extents_of(self.serving.stores):
             return
+        before = self.serving.stores
         stores = stores_at(newest, extents)
         # Each component begins a new epoch, since the borders of its unserved windows have moved.
         epochs = -(-self._consumed() // self._mixture.sizes)
@@ -269,12 +252,11 @@ class Cursor:
         self._grown = ()
         for store in stores.values():
             store.keep_for_training()
-        for store in self._adopted:
-            if store not in stores.values():
-                store.let_go()
+        for store in _without(self._adopted, stores.values()):
+            store.let_go()
         # Not the stores that the run began with: other loaders may serve them too.
-        first = [store for store in before if store not in self._adopted]
-        self._adopted = [store for store in stores.values() if store not in first]
+        first = _without(before.values(), self._adopted)
+        self._adopted = _without(stores.values(), first)
         self._move((epochs * self.serving.mixture().sizes).tolist())
         _log.info("Epoch %d has %s windows, from stores that have changed.", self.epoch, f"{self.num_windows:,}")
         if self.serving.means and is_rank_zero():
@@ -316,13 +298,16 @@ class Cursor:
         """Return the windows and epochs that each component of the mixture has served so far."""
         windows = self._had(self.value)
         rows = zip(self._mixture.orders, windows.tolist(), (windows / self._mixture.sizes).tolist(), strict=True)
-        return {name: {"windows": consumed, "epochs": epochs} for name, consumed, epochs in rows}
+        components: dict[str, dict[str, float]] = {}
+        for name, consumed, epochs in rows:
+            components[name] = {"windows": consumed, "epochs": epochs}
+        return components
 
     def _had(self, position: int) -> np.ndarray:
         """Return the windows that each component has served up to a position."""
         windows = self._mixture.consumed(position - self.origin)
         for span in self.skips.spans:
-            begin, end = (min(max(place, self.origin), position) - self.origin for place in span)
+            begin, end = (np.clip(span, self.origin, position) - self.origin).tolist()
             windows = windows - (self._mixture.consumed(end) - self._mixture.consumed(begin))
         return windows
 
@@ -409,14 +394,19 @@ class Cursor:
     def _take_over_skips(self, state: Mapping[str, Any], same_windows: bool) -> None:
         """Leave out what a state leaves out: all that it has begun, and the rest if it is still asked for."""
         saved = Skips.of(state.get("skips", ()))
-        begun = [skip for skip in saved.ranges if skip.begin < state["cursor"]]
-        ahead = [skip for skip in saved.ranges if skip not in begun and skip.steps in self._skip_steps]
+        begun: list[Skip] = []
+        ahead: list[Skip] = []
+        for skip in saved.ranges:
+            if skip.begin < state["cursor"]:
+                begun.append(skip)
+            elif skip.steps in self._skip_steps:
+                ahead.append(skip)
         if same_windows:
             self.skips = Skips((*begun, *ahead))
             return
         if self._changes and self._on_data_change == "restart":
             return
-        unfinished = [*ahead, *(skip for skip in begun if skip.end > state["cursor"])]
+        unfinished = [*ahead, *Skips(tuple(begun)).unfinished(state["cursor"])]
         if unfinished:
             first = unfinished[0]
             raise StoreError(
@@ -425,12 +415,14 @@ class Cursor:
                 "skip_steps."
             )
         # Their positions are those of other windows. What was left out stays known.
-        self.skips = Skips(tuple(skip._replace(begin=0, end=0) for skip in begun))
+        known = [skip._replace(begin=0, end=0) for skip in begun]
+        self.skips = Skips(tuple(known))
 
     def _take_over(self, state: Mapping[str, Any]) -> bool:
         """Continue at the position of a state, and return whether that is among the very windows of the state."""
         differences = self.serving.differences(state)
-        self._changes = "; ".join(self._change(name, values, state) for name, values in differences.items())
+        uris = [store.uri for store in self.serving.stores.values()]
+        self._changes = described_changes(differences, state, uris)
         if differences:
             self._continue_with_other_data(state, "stores.forgotten" in differences)
             return False
@@ -442,7 +434,7 @@ class Cursor:
             self._grown = self._kept_growths(state, before)
             self._convert(state, unchanged(self.serving, before))
             return False
-        self._grown = tuple(Growth.of(growth) for growth in state.get("grown", ()))
+        self._grown = _growths_in(state)
         self._mixture = self.serving.mixture(state["taken"], self._grown, state["origin"])
         self.value = state["cursor"]
         self.epoch = state["epoch"]
@@ -470,15 +462,11 @@ class Cursor:
         else:
             self._convert(state, continued(self.serving, state))
 
-    def _change(self, name: str, values: tuple[Any, Any], state: Mapping[str, Any]) -> str:
-        """Return a difference between a checkpoint and the data, for a message."""
-        return described_change(name, values, state, [store.uri for store in self.serving.stores.values()])
-
     def _grow(self, opened: WindowSelection) -> None:
         """Go on, within the epoch, with what the stores held when they were opened, if more than the state says."""
         if self.ended or self.value == self.epoch_end:
             return  # the next epoch adopts it
-        if self.steps_to_leave_out() or any(skip.end > self.value for skip in self.skips.ranges):
+        if self.steps_to_leave_out() or self.skips.unfinished(self.value):
             self._grew = "Steps are left out (skip_steps), so what was appended is adopted by the next epoch."
             return
         stores = dict(self.serving.stores)
@@ -525,7 +513,7 @@ class Cursor:
 
     def _kept_growths(self, state: Mapping[str, Any], before: WindowSelection) -> tuple[Growth, ...]:
         """Return the growths in a state, for the components in today's order; none for another context length."""
-        grown = [Growth.of(growth) for growth in state.get("grown", ())]
+        grown = _growths_in(state)
         if grown and before.context_length != self.serving.context_length:
             if self.serving.order == "sequential":
                 raise StoreError(
@@ -534,7 +522,7 @@ class Cursor:
                 )
             return ()
         names = [*weights_of(before.mix)]
-        now = [names.index(name) for name in weights_of(self.serving.mix)]
+        now = [*map(names.index, weights_of(self.serving.mix))]
         return tuple(growth.of_components(now) for growth in grown)
 
     def _convert(self, state: Mapping[str, Any], found: Continued) -> None:
@@ -627,6 +615,21 @@ def _continues(before: TokenStore, now: TokenStore, split: str) -> bool:
         return False
     sizes = tokens_by_language(now.streams(split))
     return all(sizes.get(stream.language, 0) >= stream.num_tokens for stream in before.streams(split))
+
+
+def _extents_of(stores: Mapping[str, TokenStore]) -> list[StoreContent]:
+    """Return what each store holds."""
+    return [store.commit.extent for store in stores.values()]
+
+
+def _without(stores: Iterable[TokenStore], others: Collection[TokenStore]) -> list[TokenStore]:
+    """Return the stores that are not among others."""
+    return [store for store in stores if store not in others]
+
+
+def _growths_in(state: Mapping[str, Any]) -> tuple[Growth, ...]:
+    """Return the growths in a state."""
+    return tuple(map(Growth.of, state.get("grown", ())))
 
 
 def _taken_before(growth: Growth, orders: Mapping[str, Ordered | PackedOrder]) -> list[int]:

@@ -51,10 +51,15 @@ def by_tokens(weights: Mapping[str, float], counts: Mapping[str, Counts]) -> dic
         weights: Shares of documents, by component. A weight counts as the decimal number that it is printed as.
         counts: What the stores hold of each component.
     """
-    return {name: Fraction(str(weight)) * counts[name].mean for name, weight in weights.items()}
+    shares: dict[str, Fraction] = {}
+    for name, weight in weights.items():
+        shares[name] = Fraction(str(weight)) * counts[name].mean
+    return shares
 
 
 def means_sentence(counts: Mapping[str, Counts]) -> str:
     """Return what the weights go by, in a sentence."""
-    means = [f"{float(count.mean):,.1f} tokens ({name})" for name, count in counts.items()]
+    means = []
+    for name, count in counts.items():
+        means.append(f"{float(count.mean):,.1f} tokens ({name})")
     return f"Weights count documents (mix_by): one has {', '.join(means)} on average."

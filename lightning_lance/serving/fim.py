@@ -132,8 +132,12 @@ class FillInTheMiddle:
         cls, tokenizer: Tokenizer, prefix_token: str, middle_token: str, suffix_token: str, **options: Any
     ) -> FillInTheMiddle:
         """Return an instance with the ids of a tokenizer's sentinels. ConfigError if the tokenizer lacks one."""
-        tokens = {"prefix_id": prefix_token, "middle_id": middle_token, "suffix_id": suffix_token}
-        return cls(**{name: tokenizer.id_of(token) for name, token in tokens.items()}, **options)
+        return cls(
+            prefix_id=tokenizer.id_of(prefix_token),
+            middle_id=tokenizer.id_of(middle_token),
+            suffix_id=tokenizer.id_of(suffix_token),
+            **options,
+        )
 
     def check(self, eos_id: int) -> None:
         """Check that no sentinel ends a document.

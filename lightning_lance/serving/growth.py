@@ -46,7 +46,7 @@ class Growth(NamedTuple):
         """Return it in plain types, for a checkpoint."""
         return {
             "tokens": [*self.content.tokens],
-            "streams": [tokens_by_language(streams) for streams in self.content.streams],
+            "streams": [*map(tokens_by_language, self.content.streams)],
             "epochs": [*self.epochs],
             "places": [*self.places],
         }
@@ -54,13 +54,16 @@ class Growth(NamedTuple):
     @classmethod
     def of(cls, described: Mapping[str, Any]) -> Growth:
         """Return what `described` gave."""
-        streams = [_extents(sizes) for sizes in described["streams"]]
+        streams = [*map(_extents, described["streams"])]
         return cls(Content(described["tokens"], streams), described["epochs"], described["places"])
 
     def of_components(self, components: Sequence[int]) -> Growth:
         """Return the growth of some components, by index, in their order."""
-        epochs = [self.epochs[i] for i in components]
-        places = [self.places[i] for i in components]
+        epochs = []
+        places = []
+        for component in components:
+            epochs.append(self.epochs[component])
+            places.append(self.places[component])
         return Growth(self.content, epochs, places)
 
 

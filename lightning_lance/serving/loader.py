@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from copy import copy
@@ -31,12 +31,7 @@ from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, R
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs, mix_with
-from lightning_lance.serving.selection import (
-    TooShort,
-    WindowSelection,
-    warn_of_absent_channels,
-    warn_of_unserved_text,
-)
+from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.size_schedules import (
     check_batch_size_schedule,
     check_context_length_schedule,
@@ -46,6 +41,7 @@ from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_begins, checked_state
 from lightning_lance.serving.step_sizes import CountedFrom, StepSizes
 from lightning_lance.serving.steps import ServedWindows, Sightings, StepRun
+from lightning_lance.serving.unserved import TooShort, too_short, warn_of_absent_channels, warn_of_unserved_text
 from lightning_lance.store.token_store import TokenStore, uris_of
 from lightning_lance.type_hints import not_a_store, refusing
 
@@ -86,7 +82,7 @@ class _Chunk(NamedTuple):
 
     def cut(self, low: int, high: int) -> _Chunk:
         """Return the batches [low, high) of these."""
-        found = WindowLocations(*(column[low * self.size : high * self.size] for column in self.found))
+        found = self.found.cut(low * self.size, high * self.size)
         return _Chunk(found, self.size, self.rows, self.steps[low:high], self.ends[low:high], self.digests[low:high])
 
 
@@ -212,7 +208,7 @@ class WindowLoader:
         if serving.without_weight and rank == 0:
             _log.warning(
                 "mix has no weight for %s, so it is not served: add a weight, or exclude it with %s.",
-                format_list([repr(name) for name in serving.without_weight]),
+                format_list([*map(repr, serving.without_weight)]),
                 "corpus" if len(stores) > 1 else "where",
             )
         self.context_length = serving.context_length
@@ -329,12 +325,15 @@ class WindowLoader:
             return
         asked = cursor.steps_to_leave_out()
         sizes = self._sizes_of(cursor)
-        cursor.leave_out([steps.range_of(first, last, cursor, sizes) for first, last in asked])
+        ranges = []
+        for first, last in asked:
+            ranges.append(steps.range_of(first, last, cursor, sizes))
+        cursor.leave_out(ranges)
 
     def _tell_skips(self) -> None:
         """Log, once, which steps will be left out."""
-        for skip in self._cursor.skips.ranges:
-            if self._rank == 0 and skip.end > self._cursor.value and skip.steps not in self._told:
+        for skip in self._cursor.skips.unfinished(self._cursor.value):
+            if self._rank == 0 and skip.steps not in self._told:
                 self._told.add(skip.steps)
                 _log.warning(
                     "Steps %s to %s are left out (skip_steps).", f"{skip.first_step:,}", f"{skip.last_step - 1:,}"
@@ -391,19 +390,21 @@ class WindowLoader:
             numbers: Of the batches, as in `windows`.
         """
         found, cursor = self._found(numbers, self._rank)
-        return cursor.serving.streams_of(found)
+        return cursor.serving.reader.streams_of(found)
 
     def _found(self, numbers: Sequence[int], rank: int) -> tuple[WindowLocations, Cursor]:
         if not 0 <= rank < self._world_size:
             raise ConfigError(f"rank is {rank} of {self._world_size}: expected 0 <= rank < world_size.")
         cursor = self._cursor_now()
         sizes = self._sizes_of(cursor)
-        positions = [steps.positions_of(step, rank, cursor, sizes) for step in numbers]
-        return cursor.locate(np.concatenate([np.empty(0, np.int64), *positions])), cursor
+        positions = [np.empty(0, np.int64)]
+        for step in numbers:
+            positions.append(steps.positions_of(step, rank, cursor, sizes))
+        return cursor.locate(np.concatenate(positions)), cursor
 
     def too_short(self) -> TooShort | None:
         """Count the streams that are shorter than a window, and so never served; None if there are none."""
-        return self._cursor.serving.too_short()
+        return too_short(self._cursor.serving)
 
     def leaves_out(self, step: int) -> bool:
         """Return whether a step is left out (`skip_steps`)."""
@@ -551,8 +552,7 @@ class WindowLoader:
             # Lightning saves and loads the state of any train loader, even in an overfitting run.
             return
         state = checked_state(state)
-        expected = self.expected or state
-        fields = [name for name in sorted({*state, *expected}) if state.get(name) != expected.get(name)]
+        fields = _differing(state, self.expected or state)
         if fields:
             raise StoreError(
                 f"The checkpoint's datamodule and loop disagree about the position in the data ({', '.join(fields)}): it was "
@@ -567,7 +567,11 @@ class WindowLoader:
             self._leave_out(cursor)
             self._cursor = cursor
             self._turn = None
-            self._begins = {epoch: position for epoch, position in self._begins.items() if epoch <= cursor.epoch}
+            begins: dict[int, int] = {}
+            for epoch, position in self._begins.items():
+                if epoch <= cursor.epoch:
+                    begins[epoch] = position
+            self._begins = begins
             if not cursor.ended and cursor.value < cursor.epoch_end:
                 self._begins[cursor.epoch] = cursor.value
 
@@ -712,11 +716,9 @@ class WindowLoader:
 
     def _read_ahead(self, cursor: Cursor) -> Generator[tuple[_Chunk, WindowBatch], None, None]:
         """Read this rank's windows from the cursor to the end of the epoch, some batches at a time, in threads."""
-        serving = cursor.serving
         # The cursor itself moves on while its windows are read.
         reader = copy(cursor)
-        is_mapped = all(store.reader == "mapped" for store in serving.stores.values())
-        reads = _MAPPED if is_mapped else _TAKEN
+        reads = _reads_of(cursor.serving.stores.values())
         chunks = self._chunks(cursor, reads.tokens)
         process = os.getpid()
 
@@ -729,7 +731,9 @@ class WindowLoader:
         pool = ThreadPoolExecutor(reads.threads, thread_name_prefix="windows")
         try:
             # Reads share a disk or a network. The first one has it alone, so that the first batch comes sooner.
-            ahead = deque((chunk, _submit(pool, read, chunk)) for chunk in islice(chunks, 1))
+            ahead: deque[tuple[_Chunk, Future[WindowBatch]]] = deque()
+            for first in islice(chunks, 1):
+                ahead.append((first, _submit(pool, read, first)))
             while ahead:
                 chunk, reading = ahead.popleft()
                 windows = reading.result()
@@ -779,6 +783,23 @@ class WindowLoader:
         return _Chunk(located, run.size, run.rows, numbers.tolist(), ends.tolist(), digests.tolist())
 
 
+def _reads_of(stores: Iterable[TokenStore]) -> _Ahead:
+    """Return how the windows of some stores are read ahead."""
+    for store in stores:
+        if store.reader != "mapped":
+            return _TAKEN
+    return _MAPPED
+
+
+def _differing(state: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """Return the names of the fields that two states do not have in common, sorted."""
+    fields = []
+    for name in sorted({*state, *expected}):
+        if state.get(name) != expected.get(name):
+            fields.append(name)
+    return fields
+
+
 def _submit(pool: ThreadPoolExecutor, read: Callable[[_Chunk], WindowBatch], chunk: _Chunk) -> Future[WindowBatch]:
     try:
         return pool.submit(read, chunk)
@@ -794,9 +815,11 @@ def _named_stores(store: Any) -> dict[str, TokenStore]:
     # A `datasets.DatasetDict` is a mapping too.
     if not isinstance(stores, Mapping) or type(stores).__module__.startswith("datasets."):
         raise not_a_store("store", stores)
+    named: dict[str, TokenStore] = {}
     for name, value in stores.items():
         if not isinstance(name, str):
             raise ConfigError(f"store has the name {described(name)}: expected text.")
         if not isinstance(value, TokenStore):
             raise not_a_store(f"store[{name!r}]", value)
-    return {word(name): value for name, value in stores.items()}
+        named[word(name)] = value
+    return named

@@ -26,6 +26,12 @@ class WindowLocations(NamedTuple):
     epoch: np.ndarray
     component: np.ndarray
 
+    def cut(self, low: int, high: int) -> WindowLocations:
+        """Return the windows [low, high) of these."""
+        return WindowLocations(
+            self.store[low:high], self.start[low:high], self.epoch[low:high], self.component[low:high]
+        )
+
 
 class Mixture:
     """The windows of one or more components, in the order of serving.

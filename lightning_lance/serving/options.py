@@ -16,7 +16,7 @@ from lightning_lance.serving.fim import FillInTheMiddle, check_names
 from lightning_lance.serving.order import Order, check_order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs, check_max_epochs, check_mix_schedule, mix_with
-from lightning_lance.serving.selection import check_selection, check_windows
+from lightning_lance.serving.selection_checks import check_selection, check_windows
 from lightning_lance.serving.size_schedules import check_batch_size_schedule, check_context_length_schedule
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.tokenization.tokenizer import Tokenizer
@@ -102,7 +102,7 @@ class ServingOptions:
                 "stage_bytes bounds the copies in the folder stage: set stage too, or leave stage_bytes out."
             )
         batch_size = whole_number("batch_size", self.batch_size)
-        plain = {
+        plain: dict[str, Any] = {
             "context_length": context_length,
             "batch_size": batch_size,
             "batch_size_schedule": check_batch_size_schedule(self.batch_size_schedule, batch_size),
@@ -118,8 +118,9 @@ class ServingOptions:
             "mix_by": check_mix_by(self.mix_by, mix),
             "stage": None if self.stage is None else local_folder(self.stage, "stage"),
             "stage_bytes": None if self.stage_bytes is None else whole_number("stage_bytes", self.stage_bytes),
-            **{name: one_of(name, getattr(self, name), choices) for name, choices in _CHOICES.items()},
         }
+        for name, choices in _CHOICES.items():
+            plain[name] = one_of(name, getattr(self, name), choices)
         for name, value in plain.items():
             object.__setattr__(self, name, value)
 
@@ -222,7 +223,11 @@ class FillInTheMiddleOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        check_names({name: value for name, value in vars(self).items() if value is not None})
+        given: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if value is not None:
+                given[name] = value
+        check_names(given)
 
     def with_ids(self, tokenizer: Tokenizer, seed: int) -> FillInTheMiddle:
         """Return the rearrangement with the ids of a tokenizer.

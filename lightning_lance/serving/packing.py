@@ -76,9 +76,11 @@ def pack(ends: _Ints, tokens: int, length: int) -> Pieces:
     rests: list[tuple[int, int]] = []
     for begin, size in zip(begins, sizes, strict=True):
         whole, rest = divmod(size, length)
-        windows += [[(begin + number * length, length)] for number in range(whole)]
+        end = begin + whole * length
+        for first in range(begin, end, length):
+            windows.append([(first, length)])
         if rest:
-            rests.append((begin + whole * length, rest))
+            rests.append((end, rest))
     # The one that lacks its end can only be the last of its window.
     is_open = not len(ends) or int(ends[-1]) != tokens
     unended = []
@@ -121,7 +123,8 @@ def _best_fit(
         if room > size:
             by_room.setdefault(room - size, []).append(number)
             rooms |= 1 << (room - size)
-    bins += [[] for _ in range(count - len(bins))]
+    while len(bins) < count:
+        bins.append([])
     return bins, left
 
 
@@ -217,7 +220,10 @@ class PackedOrder:
 
     def __getstate__(self) -> dict[str, Any]:
         # What is kept can be read again.
-        return {name: value for name, value in vars(self).items() if name not in ("_kept", "_lock")}
+        state = {**vars(self)}
+        del state["_kept"]
+        del state["_lock"]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _kept=OrderedDict(), _lock=threading.Lock())
@@ -240,7 +246,7 @@ class PackedOrder:
     @property
     def used(self) -> float:
         """The share of the tokens that an epoch has."""
-        total = sum(stream.num_tokens for stream in self.streams)
+        total = int(lengths_of(self.streams).sum())
         return self.num_windows * self.length / total if total else 1.0
 
     def after(self, windows: int, before: Counted) -> int:

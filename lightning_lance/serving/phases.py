@@ -50,14 +50,16 @@ def check_mix_schedule(given: Any) -> list[list[Any]]:
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Sequence):
         raise ConfigError(f"mix_schedule is {described(given)}: {example}.")
     plain: list[list[Any]] = []
+    begins: list[int] = []
     for entry in given:
         if isinstance(entry, (str, bytes)) or not isinstance(entry, Sequence) or len(entry) != 2:
             raise ConfigError(f"mix_schedule has {described(entry)}: {example}.")
         tokens, weights = entry
         if not isinstance(weights, Mapping) or not weights:
             raise ConfigError(f"mix_schedule has the weights {described(weights)}: {example}.")
-        plain.append([integer("mix_schedule", tokens), check_weights(weights)])
-    begins = [tokens for tokens, _ in plain]
+        begin = integer("mix_schedule", tokens)
+        plain.append([begin, check_weights(weights)])
+        begins.append(begin)
     if plain and (begins[0] != 0 or begins != sorted({*begins})):
         raise ConfigError(f"mix_schedule begins at the tokens {begins}: expected 0 first, and then larger ones.")
     return plain
@@ -71,12 +73,14 @@ def check_max_epochs(given: Any, components: Sequence[str]) -> dict[str, float]:
     """
     if not isinstance(given, Mapping):
         raise ConfigError(f"max_epochs is {described(given)}: expected a mapping, such as {{code: 4}}.")
+    plain: dict[str, float] = {}
     for name, epochs in given.items():
         if isinstance(epochs, bool) or not isinstance(epochs, (int, float, np.number)) or not 0 < epochs < 1e9:
             raise ConfigError(f"max_epochs.{name} is {epochs!r}: expected a number of epochs above 0.")
         if name not in components:
             raise ConfigError(f"max_epochs has {name!r}, which has no weight in mix: expected {', '.join(components)}.")
-    return {str(name): float(epochs) for name, epochs in given.items()}
+        plain[str(name)] = float(epochs)
+    return plain
 
 
 def mix_with(mix: Mapping[str, float] | None, schedule: Any) -> Mapping[str, float]:
@@ -138,15 +142,17 @@ class PhasedSchedule:
         while self.end is None:
             while len(ahead) > 1 and ahead[1].begin <= position:
                 ahead.pop(0)
-            weights = {name: weight for name, weight in ahead[0].weights.items() if self._names.index(name) not in full}
+            weights = self._without(full, ahead[0].weights)
             if not weights:
                 # Until another component has a weight, there is nothing to serve.
                 self.end = position
                 break
-            components = np.asarray([self._names.index(name) for name in weights], np.int64)
+            components = np.asarray([*map(self._names.index, weights)], np.int64)
             part = _Part(position, components, Schedule(weights), counts.copy())
             self._parts.append(part)
-            stops = {phase.begin for phase in ahead[1:2]}
+            stops: set[int] = set()
+            if len(ahead) > 1:
+                stops.add(ahead[1].begin)
             for place, number in enumerate(components.tolist()):
                 most = left[number]
                 if most is not None:
@@ -162,6 +168,14 @@ class PhasedSchedule:
                 self._note_end(full)
                 self.end = position
         self._begins = np.asarray([part.begin for part in self._parts], np.int64)
+
+    def _without(self, full: set[int], weights: Mapping[str, float | Fraction]) -> dict[str, float | Fraction]:
+        """Return the weights of components that may have more windows."""
+        left: dict[str, float | Fraction] = {}
+        for name, weight in weights.items():
+            if self._names.index(name) not in full:
+                left[name] = weight
+        return left
 
     def _note_end(self, full: set[int]) -> None:
         if full and not self.ended:

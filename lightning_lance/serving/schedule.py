@@ -58,9 +58,13 @@ class Schedule:
     """
 
     def __init__(self, weights: Mapping[str, float | Fraction]) -> None:
-        check_weights({name: weight for name, weight in weights.items() if not isinstance(weight, Fraction)})
-        exact = [Fraction(str(weight)) for weight in weights.values()]
-        shares = _whole([weight / sum(exact) for weight in exact])
+        exact: list[Fraction] = []
+        for name, weight in weights.items():
+            if not isinstance(weight, Fraction):
+                _weight(name, weight)
+            exact.append(Fraction(str(weight)))
+        total = sum(exact)
+        shares = _whole([weight / total for weight in exact])
         #: Positions after which the schedule repeats.
         self.period = sum(shares)
         self._shares = np.asarray(shares, np.int64)

@@ -55,15 +55,19 @@ def _checked(name: str, given: Any, last_name: str, last: int) -> list[list[int]
         return []
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Sequence):
         raise ConfigError(f"{name} is {described(given)}: {example}.")
-    plain = []
+    plain: list[list[int]] = []
+    begins: list[int] = []
+    sizes: list[int] = []
     for entry in given:
         if isinstance(entry, (str, bytes)) or not isinstance(entry, Sequence) or len(entry) != 2:
             raise ConfigError(f"{name} has {described(entry)}: {example}.")
-        plain.append([integer(name, entry[0]), whole_number(name, entry[1])])
+        begin = integer(name, entry[0])
+        size = whole_number(name, entry[1])
+        plain.append([begin, size])
+        begins.append(begin)
+        sizes.append(size)
     if not plain:
         return []
-    begins = [begin for begin, _ in plain]
-    sizes = [size for _, size in plain]
     if begins[0] != 0 or begins != sorted({*begins}):
         raise ConfigError(f"{name} begins at the steps {begins}: expected 0 first, and then larger ones.")
     if sizes != sorted({*sizes}):
@@ -90,9 +94,11 @@ def size_phases(
         batch_size: The largest of the sizes.
         context_length: The largest of the lengths.
     """
-    begins = sorted({begin for begin, _ in (*batch_sizes, *context_lengths)})
+    begins: set[int] = set()
+    for begin, _ in (*batch_sizes, *context_lengths):
+        begins.add(begin)
     phases = []
-    for step in begins:
+    for step in sorted(begins):
         size = _at(batch_sizes, step, batch_size)
         rows = context_length // _at(context_lengths, step, context_length)
         phases.append(SizePhase(step, size, rows))
@@ -101,4 +107,7 @@ def size_phases(
 
 def _at(schedule: Sequence[Sequence[int]], step: int, default: int) -> int:
     """Return the value of a schedule at a step."""
-    return next((value for begin, value in reversed(schedule) if begin <= step), default)
+    for begin, value in reversed(schedule):
+        if begin <= step:
+            return value
+    return default

@@ -76,8 +76,12 @@ class Skips:
     _before: _Ints = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        spans: list[tuple[int, int]] = []
+        for skip in self.ranges:
+            if skip.begin < skip.end:
+                spans.append((skip.begin, skip.end))
         merged: list[list[int]] = []
-        for begin, end in sorted((skip.begin, skip.end) for skip in self.ranges if skip.begin < skip.end):
+        for begin, end in sorted(spans):
             if merged and begin <= merged[-1][1]:
                 merged[-1][1] = max(end, merged[-1][1])
             else:
@@ -89,6 +93,14 @@ class Skips:
         object.__setattr__(
             self, "_before", np.concatenate([[0], np.cumsum(table[:, 1] - table[:, 0])]).astype(np.int64)
         )
+
+    def knows(self, steps: tuple[int, int]) -> bool:
+        """Return whether a range of steps that was asked for is among those left out."""
+        return any(skip.steps == steps for skip in self.ranges)
+
+    def unfinished(self, position: int) -> list[Skip]:
+        """Return the ranges that end after a position."""
+        return [skip for skip in self.ranges if skip.end > position]
 
     @property
     def spans(self) -> list[tuple[int, int]]:

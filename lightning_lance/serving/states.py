@@ -88,7 +88,7 @@ def _list_of(read: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
     def read_list(value: Any) -> list[Any]:
         if not isinstance(value, (list, tuple)):
             raise _Wrong("a list")
-        return [read(part) for part in value]
+        return [*map(read, value)]
 
     return read_list
 
@@ -100,6 +100,16 @@ def _mapping_of(read: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
         return {_text(name): read(part) for name, part in value.items()}
 
     return read_mapping
+
+
+def _entry(value: Any, fields: Mapping[str, Callable[[Any], Any]], expected: str) -> dict[str, Any]:
+    """Return a mapping that has just these fields, each as it is read."""
+    if not isinstance(value, Mapping) or {*value} != {*fields}:
+        raise _Wrong(expected)
+    plain: dict[str, Any] = {}
+    for name, read in fields.items():
+        plain[name] = read(value[name])
+    return plain
 
 
 def _words(value: Any) -> list[str]:
@@ -126,11 +136,12 @@ def _stores(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, (list, tuple)) or not value:
         raise _Wrong("a list of stores")
     entries = []
+    names = set()
     for entry in value:
-        if not isinstance(entry, Mapping) or {*entry} != {*_STORE}:
-            raise _Wrong(f"stores with {', '.join(_STORE)} each")
-        entries.append({name: read(entry[name]) for name, read in _STORE.items()})
-    if len({entry["name"] for entry in entries}) < len(entries):
+        plain = _entry(entry, _STORE, f"stores with {', '.join(_STORE)} each")
+        entries.append(plain)
+        names.add(plain["name"])
+    if len(names) < len(entries):
         raise _Wrong("stores of different names")
     return entries
 
@@ -161,9 +172,7 @@ def _growths(value: Any) -> list[dict[str, Any]]:
         raise _Wrong("a list of growths")
     growths = []
     for growth in value:
-        if not isinstance(growth, Mapping) or {*growth} != {*_GROWTH}:
-            raise _Wrong(f"growths with {', '.join(_GROWTH)} each")
-        growths.append({name: read(growth[name]) for name, read in _GROWTH.items()})
+        growths.append(_entry(growth, _GROWTH, f"growths with {', '.join(_GROWTH)} each"))
     return growths
 
 
@@ -191,9 +200,7 @@ def _skips(value: Any) -> list[dict[str, Any]]:
         raise _Wrong("a list of steps that are left out")
     skips = []
     for entry in value:
-        if not isinstance(entry, Mapping) or {*entry} != {*_SKIP}:
-            raise _Wrong(f"ranges with {', '.join(_SKIP)} each")
-        plain = {name: read(entry[name]) for name, read in _SKIP.items()}
+        plain = _entry(entry, _SKIP, f"ranges with {', '.join(_SKIP)} each")
         if len(plain["steps"]) != 2 or plain["begin"] > plain["end"]:
             raise _Wrong("ranges of two steps, with a begin up to the end")
         skips.append(plain)
@@ -202,13 +209,11 @@ def _skips(value: Any) -> list[dict[str, Any]]:
 
 _SKIP: dict[str, Callable[[Any], Any]] = {"steps": _list_of(_count), "begin": _count, "end": _count}
 
-_COUNTED_FROM = ("epoch", "first", "step", "place")
+_COUNTED_FROM: dict[str, Callable[[Any], Any]] = {"epoch": _count, "first": _count, "step": _count, "place": _count}
 
 
 def _counted_from(value: Any) -> dict[str, int]:
-    if not isinstance(value, Mapping) or {*value} != {*_COUNTED_FROM}:
-        raise _Wrong(f"a mapping with {', '.join(_COUNTED_FROM)}")
-    return {name: _count(value[name]) for name in _COUNTED_FROM}
+    return _entry(value, _COUNTED_FROM, f"a mapping with {', '.join(_COUNTED_FROM)}")
 
 
 # Where the stores have grown within an epoch that is still served; where the run leaves steps out; and where windows are not
@@ -251,9 +256,10 @@ def checked_state(state: Any) -> dict[str, Any]:
                 f"The state has the unknown field {_shown(name)}: expected a state saved by this version of lightning-lance; "
                 f"{_CURE}."
             )
-    plain = {}
-    optional = {name: read for name, read in _OPTIONAL_FIELDS.items() if name in state}
-    for name, read in {**_FIELDS, **optional}.items():
+    plain: dict[str, Any] = {}
+    for name, read in (*_FIELDS.items(), *_OPTIONAL_FIELDS.items()):
+        if name not in state:
+            continue
         try:
             plain[name] = read(state[name])
         except _Wrong as expected:

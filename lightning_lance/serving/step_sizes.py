@@ -90,8 +90,11 @@ class StepSizes(NamedTuple):
         return self._phases[self._index_of(step)]
 
     def _index_of(self, step: int) -> int:
-        begun = [number for number, phase in enumerate(self._phases) if phase.step <= step]
-        return begun[-1] if begun else 0
+        index = 0
+        for number, phase in enumerate(self._phases):
+            if phase.step <= step:
+                index = number
+        return index
 
     def steps_of(self, size: int, windows: int) -> int:
         """Return the number of steps, all of one size, of some windows up to the end of an epoch."""
@@ -178,7 +181,10 @@ class StepSizes(NamedTuple):
 
     def windows_before(self, step: int) -> int:
         """Return the windows of all steps before one, of all ranks."""
-        phases = self._phases
-        ends = [*(phase.step for phase in phases[1:]), step]
-        steps = [max(min(end, step) - phase.step, 0) for phase, end in zip(phases, ends, strict=True)]
-        return sum(count * phase.size for count, phase in zip(steps, phases, strict=True)) * self.world_size
+        windows = 0
+        end = step
+        for phase in reversed(self._phases):
+            if phase.step < end:
+                windows += (end - phase.step) * phase.size
+                end = phase.step
+        return windows * self.world_size

@@ -68,8 +68,7 @@ class ServedWindows:
             mine = self.documents.filter(pc.equal(self.documents.column("window"), number))
             sources = []
             for row in mine.to_pylist():
-                about = [str(value) for name, value in row.items() if name not in _PLACE and value]
-                sources.append(f"{row['begin']}:{row['end']} {' · '.join(about)}")
+                sources.append(f"{row['begin']}:{row['end']} {' · '.join(_about(row))}")
             rows.append([str(number), "\n".join(sources), text])
         return html_table(f"step {self.step}, rank {self.rank}", ["window", "documents", "text"], rows)
 
@@ -119,6 +118,15 @@ class ServedWindows:
         """The text of each window, by the tokenizer beside the first store."""
         texts: list[str] = next(iter(self.serving.stores.values())).decode(self.tokens)
         return texts
+
+
+def _about(row: Mapping[str, Any]) -> list[str]:
+    """Return what is known of a document, but for its place."""
+    about = []
+    for name, value in row.items():
+        if name not in _PLACE and value:
+            about.append(str(value))
+    return about
 
 
 def _with_columns(table: pa.Table, columns: Mapping[str, np.ndarray]) -> pa.Table:
@@ -180,8 +188,14 @@ class EpochSteps:
         step, place = sizes.begin_of(epoch, cursor.num_windows)
         self.segments = sizes.segments(step, cursor.num_windows - place)
         #: The position at which each segment begins.
-        self.positions = [self.begin + place + segment.begin for segment in self.segments]
-        self._steps = [segment.step for segment in self.segments]
+        self.positions: list[int] = []
+        self._steps: list[int] = []
+        # Windows of a step of each segment, on all ranks.
+        self._windows: list[int] = []
+        for segment in self.segments:
+            self.positions.append(self.begin + place + segment.begin)
+            self._steps.append(segment.step)
+            self._windows.append(segment.size * sizes.world_size)
         self._anchor = max(_anchor(epoch, cursor, sizes), self.positions[0])
 
     @cached_property
@@ -196,7 +210,7 @@ class EpochSteps:
         # After a resume with other sizes, batches begin where the earlier ones ended.
         anchor = self._number(self._anchor)
         here = self.index(self._anchor)
-        windows = [self._windows(segment) for segment in self.segments]
+        windows = self._windows
         firsts = [*self.numbers]
         firsts[here] += (anchor - firsts[here]) % windows[here]
         for i in range(here + 1, len(firsts)):
@@ -204,9 +218,6 @@ class EpochSteps:
         for i in reversed(range(here)):
             firsts[i] += (firsts[i + 1] - firsts[i]) % windows[i]
         return firsts
-
-    def _windows(self, segment: Segment) -> int:
-        return segment.size * self._sizes.world_size
 
     def _number(self, position: int) -> int:
         return int(self._skips.numbers(np.asarray([position]))[0])
@@ -218,14 +229,12 @@ class EpochSteps:
     def step_at(self, position: int) -> int:
         """Return the number of the step that begins at a position, or would."""
         index = self.index(position)
-        segment = self.segments[index]
-        return segment.step + (position - self.positions[index]) // self._windows(segment)
+        return self._steps[index] + (position - self.positions[index]) // self._windows[index]
 
     def steps_at(self, positions: np.ndarray) -> np.ndarray:
         """Return the numbers of the steps that begin at some positions, (n,) int64; see `step_at`."""
         index = np.maximum(np.searchsorted(self.positions, positions, side="right") - 1, 0)
-        windows = np.asarray([self._windows(segment) for segment in self.segments])
-        ahead = (positions - np.asarray(self.positions)[index]) // windows[index]
+        ahead = (positions - np.asarray(self.positions)[index]) // np.asarray(self._windows)[index]
         numbers: np.ndarray = np.asarray(self._steps)[index] + ahead
         return numbers
 
@@ -236,7 +245,7 @@ class EpochSteps:
     def begins_at(self, position: int) -> bool:
         """Return whether a batch begins at a position where all batches of the epoch have these sizes."""
         index = self.index(position)
-        return (self._number(position) - self.numbers[index]) % self._windows(self.segments[index]) == 0
+        return (self._number(position) - self.numbers[index]) % self._windows[index] == 0
 
     def is_before(self, step: int) -> bool:
         """Return whether a step was before the place that steps are counted from."""
@@ -248,11 +257,10 @@ class EpochSteps:
     def first_position(self, step: int) -> int:
         """Return the position of the first window of a step."""
         index = self._index_of(step)
-        segment = self.segments[index]
-        windows = self._windows(segment)
-        position = self.positions[index] + (step - segment.step) * windows
+        windows = self._windows[index]
+        position = self.positions[index] + (step - self._steps[index]) * windows
         here = self.index(self._anchor)
-        shift = (self._anchor - self.positions[here]) % self._windows(self.segments[here]) % windows
+        shift = (self._anchor - self.positions[here]) % self._windows[here] % windows
         skips = self._skips
         if not skips.ranges or position < 0:
             return position + shift
@@ -277,8 +285,7 @@ class EpochSteps:
         """
         number = self._number(position)
         there = self._number(end)
-        for segment, stop in zip(self.segments, [*self.numbers[1:], there], strict=True):
-            windows = self._windows(segment)
+        for segment, windows, stop in zip(self.segments, self._windows, [*self.numbers[1:], there], strict=True):
             wanted = -(-(min(stop, there) - number) // windows)
             if wanted <= 0:
                 continue
@@ -312,8 +319,8 @@ class EpochSteps:
         of = np.searchsorted(self.firsts, numbers, side="right") - 1
         in_none = of < 0
         of = np.maximum(of, 0)
-        size = np.asarray([segment.size for segment in self.segments])[of]
-        windows = size * self._sizes.world_size
+        windows = np.asarray(self._windows)[of]
+        size = windows // self._sizes.world_size
         inner = (numbers - np.asarray(self.firsts)[of]) % windows
         firsts = numbers - inner
         # What the sizes of earlier batches have left before a segment.
@@ -420,7 +427,9 @@ class Sightings(NamedTuple):
 
 def places_of(positions: np.ndarray, cursor: Cursor, sizes: StepSizes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the steps, ranks and numbers in the batch of the windows at some positions: the inverse of `positions_of`."""
-    step, rank, window = (np.empty(len(positions), np.int64) for _ in range(3))
+    step = np.empty(len(positions), np.int64)
+    rank = np.empty(len(positions), np.int64)
+    window = np.empty(len(positions), np.int64)
     epochs = cursor.epoch + (positions - cursor.epoch_start) // max(cursor.num_windows, 1)
     for number in np.unique(epochs).tolist():
         mine = np.flatnonzero(epochs == number)

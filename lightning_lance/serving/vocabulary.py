@@ -34,7 +34,10 @@ def vocabulary_of(model: torch.nn.Module, context_length: int) -> tuple[str, int
             found[name] = _rows(module)
     if len(found) > 1:
         of_positions = (context_length, context_length + 1)
-        others = {name: rows for name, rows in found.items() if rows not in of_positions}
+        others: dict[str, int] = {}
+        for name, rows in found.items():
+            if rows not in of_positions:
+                others[name] = rows
         found = others or found
     if not found:
         return None
@@ -72,4 +75,8 @@ def _own_name(name: str) -> str:
 
 def _predicts(model: torch.nn.Module, rows: int) -> bool:
     """Return whether a layer of the model has as many outputs as an embedding has rows, so that it predicts tokens."""
-    return any(isinstance(module, torch.nn.Linear) and module.out_features == rows for module in model.modules())
+    for module in model.modules():
+        is_linear = isinstance(module, torch.nn.Linear)
+        if is_linear and module.out_features == rows:
+            return True
+    return False
