@@ -15,7 +15,7 @@ import pyarrow as pa
 from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.inspection.spikes import DocumentLoss
 from lightning_lance.serving.loader import WindowLoader
-from lightning_lance.serving.selection import channels_of_all
+from lightning_lance.serving.reading import channels_of_all
 from lightning_lance.serving.steps import ServedWindows
 from lightning_lance.store.token_store import TokenStore
 
