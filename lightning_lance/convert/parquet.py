@@ -42,6 +42,8 @@ ENDING = ".parquet"
 USUAL_COLUMN = "input_ids"
 # `fineweb` or `owner/name`.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Words of a source of texts that an import calls otherwise.
+_OURS = {"text": "tokens"}
 # How errors of a source of texts name what an import calls otherwise, or has not.
 _SPELLED = (
     (re.compile(r"source\.data_files finds"), "The place has"),
@@ -66,7 +68,7 @@ class _TokenRows(DatasetSource):
         keys = []
         for word, column in self.columns.items():
             if column in columns:
-                keys.append(f"columns.{word}".replace("columns.text", "columns.tokens"))
+                keys.append(f"columns.{_OURS.get(word, word)}")
         if self.language_column in columns:
             keys.append("language_column")
         return " and ".join(keys)
