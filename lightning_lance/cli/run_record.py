@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -18,13 +19,18 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.process.files import write_atomic
 
+
+def _public_names(room: ModuleType) -> list[str]:
+    return [f"{room.__name__}.{name}" for name in room.__all__]
+
+
 # What a configuration may make: the public names of what is stored and served.
 _KNOWN = frozenset(
     [
         "lightning_lance.Corpus",
         "lightning_lance.LanceDataModule",
-        *(f"lightning_lance.sources.{name}" for name in sources.__all__),
-        *(f"lightning_lance.tokenization.{name}" for name in tokenization.__all__),
+        *_public_names(sources),
+        *_public_names(tokenization),
     ]
 )
 
@@ -110,8 +116,9 @@ def read_record(file: Path) -> DictConfig:
     try:
         text = file.read_text(encoding="utf-8")
         # Hydra writes none of these, and some of them can stand for more than any memory holds.
-        if any(f"*{name}" in text for name in re.findall(r"(?<!\S)&([\w-]+)", text)):
-            raise ValueError("it has anchors and aliases")
+        for name in re.findall(r"(?<!\S)&([\w-]+)", text):
+            if f"*{name}" in text:
+                raise ValueError("it has anchors and aliases")
         config = OmegaConf.load(io.StringIO(text))
         if not isinstance(config, DictConfig) or not isinstance(config.get("data"), DictConfig):
             raise ValueError("it has no data")
