@@ -151,6 +151,7 @@ class _Guarded:
                 raise
             self._end_interrupted(error)
         if self._error is not None:
+            RECORD.remove_folders()
             fail(redacted(one_sentence(self._error, self._config, self._given)))
 
     def _run_by_hydra(self) -> None:

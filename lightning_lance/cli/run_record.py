@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from lightning_lance import sources, tokenization
@@ -41,11 +44,16 @@ class RunRecord:
     def __init__(self) -> None:
         self._subdir: str | None = None
         self._config: DictConfig | None = None
+        self._made: list[Path] = []
 
     def hold_back(self, composed: DictConfig) -> None:
-        """Keep Hydra from writing, as soon as a configuration is composed."""
+        """Keep Hydra from writing, as soon as a configuration is composed, and make the folder of the run."""
         if "hydra" not in composed:
             return
+        # With an option such as --cfg or --multirun, Hydra makes no folder, or another one.
+        has_options = "".join(sys.argv[1:2]).startswith("-")
+        if not has_options and composed.hydra.get("mode") != RunMode.MULTIRUN:
+            self._make_folder(composed)
         self._subdir = composed.hydra.output_subdir
         with flag_override(composed, ["readonly", "struct"], [False, False]):
             composed.hydra.output_subdir = None
@@ -87,6 +95,25 @@ class RunRecord:
                 write_atomic(folder / f"{name}.yaml", OmegaConf.to_yaml(part))
         except OSError as error:
             raise _unwritable(folder, str(error.strerror)) from error
+
+    def _make_folder(self, composed: DictConfig) -> None:
+        """Make the folder of the run, as Hydra is about to do, and remember which folders were not there before."""
+        place = OmegaConf.select(composed, "hydra.run.dir", throw_on_resolution_failure=False)
+        if place is None:
+            return
+        folder = Path(str(place)).absolute()
+        # Where it cannot be made, Hydra says so.
+        with suppress(OSError):
+            for each in (*reversed(folder.parents), folder):
+                if not os.path.lexists(each):
+                    each.mkdir()
+                    self._made.append(each)
+
+    def remove_folders(self) -> None:
+        """Remove the folders that this run has made, if they are still empty."""
+        while self._made:
+            with suppress(OSError):
+                self._made.pop().rmdir()
 
     def _folder(self) -> Path | None:
         """Return the folder of the record; None where there is none."""
