@@ -29,6 +29,7 @@ from lightning_lance.build.corpus import (
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, StoreError, flag
+from lightning_lance.format.layout import StoreContent
 from lightning_lance.inspection.runs import BEGINS, RUN
 from lightning_lance.inspection.training import Limit, training_line
 from lightning_lance.maintenance.integrity import raise_if_damaged
@@ -83,6 +84,10 @@ def _failing_together() -> Iterator[None]:
     except Exception as error:
         failure = error
     raise_on_all_ranks(failure, SETTING_UP)
+
+
+def _extents_of(stores: Iterable[TokenStore]) -> list[StoreContent]:
+    return [store.commit.extent for store in stores]
 
 
 def _without_a_source(init: Callable[_Given, None]) -> Callable[_Given, None]:
@@ -277,7 +282,8 @@ class LanceDataModule(LightningDataModule):
             stage=stage,
             stage_bytes=stage_bytes,
         )
-        if stage is not None and all(corpus.is_local for corpus in self.corpora.values()) and is_rank_zero():
+        local = [corpus.is_local for corpus in self.corpora.values()]
+        if stage is not None and all(local) and is_rank_zero():
             _log.warning("stage is not used: it is for stores in buckets, and the data is on a disk of this machine.")
         self.batch = BatchOptions(
             batch_format=batch_format,
@@ -292,7 +298,7 @@ class LanceDataModule(LightningDataModule):
         self.serving.check_names([*self.corpora], wanted_languages(self.corpora))
         check_builds(self.corpora, self.build)
         # On local disks each node builds, or finds the store of a node that shares the disk. All nodes share a bucket.
-        self.prepare_data_per_node = any(corpus.is_local for corpus in self.corpora.values())
+        self.prepare_data_per_node = any(local)
         self._stores: dict[str, TokenStore] = {}
         self._loader: WindowLoader | None = None
         self._state: dict[str, Any] | None = None
@@ -385,7 +391,7 @@ class LanceDataModule(LightningDataModule):
         stores: dict[str, TokenStore] = {}
         with _failing_together():
             stores = self._open_kept() if fit and is_rank_zero() else self._open()
-        extents = [store.commit.extent for store in stores.values()]
+        extents = _extents_of(stores.values())
         # A run's tags have one name on all of its ranks.
         self._tags.run, extents = broadcast_from_rank_zero((self._tags.run, extents), SETTING_UP)
         with _failing_together():
@@ -417,7 +423,7 @@ class LanceDataModule(LightningDataModule):
     def _let_go_of_others(self, stores: Iterable[TokenStore]) -> None:
         """Remove this run's tags from the versions that it has adopted, except those of some stores."""
         if self.serving.extend != "never":
-            extents = [store.commit.extent for store in stores]
+            extents = _extents_of(stores)
             for store in self._stores.values():
                 store.let_go_of_others(extents)
 
@@ -608,7 +614,10 @@ class LanceDataModule(LightningDataModule):
                 chosen[language] = (stores, {"language": [language]})
         parts = {}
         for name, (some, languages) in chosen.items():
-            held = {key: store for key, store in some.items() if self._has_window(store, languages)}
+            held: dict[str, TokenStore] = {}
+            for key, store in some.items():
+                if self._has_window(store, languages):
+                    held[key] = store
             if name and held:
                 part = self._val_loader(held, languages)
                 if len(part):
@@ -620,7 +629,8 @@ class LanceDataModule(LightningDataModule):
         """The languages of the validation windows."""
         languages: set[str] = set()
         for store in self._mixed_stores.values():
-            languages.update(stream.language for stream in store.streams("val"))
+            for stream in store.streams("val"):
+                languages.add(stream.language)
         return sorted(languages)
 
     def _has_window(self, store: TokenStore, where: Mapping[str, Sequence[str]]) -> bool:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from lightning_lance.cli.interrupts import InterruptHandler
 from lightning_lance.cli.overrides import shown_override
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.messages.escaping import fail
 from lightning_lance.messages.redaction import remember_options
+
+_Value = TypeVar("_Value")
 
 # How options of object stores begin, where they are given like the other pairs of a command.
 _OPTIONS = ("aws_", "azure_", "google_", "allow_http")
@@ -156,7 +158,11 @@ def read_words(
         prefixes = _OPTIONS
     pairs: dict[str, str] = {}
     options: dict[str, str] = {}
-    marked = [(word, True) for word in given.storage_option] + [(word, word.startswith(prefixes)) for word in words]
+    marked: list[tuple[str, bool]] = []
+    for word in given.storage_option:
+        marked.append((word, True))
+    for word in words:
+        marked.append((word, word.startswith(prefixes)))
     for word, is_option in marked:
         key, equals, value = word.partition("=")
         if not equals or not (is_option or keys is None or key in keys):
@@ -169,6 +175,16 @@ def read_words(
         of_kind[key] = value
     remember_options(options)
     return places, pairs, options
+
+
+def with_keys(pairs: Mapping[str, _Value], keys: Iterable[str]) -> dict[str, _Value]:
+    """Return the pairs with these keys, in the order of the keys. A key that is not given is left out."""
+    return {key: pairs[key] for key in keys if key in pairs}
+
+
+def without_keys(pairs: Mapping[str, _Value], keys: Collection[str]) -> dict[str, _Value]:
+    """Return the pairs with other keys than these."""
+    return {key: value for key, value in pairs.items() if key not in keys}
 
 
 def is_pair(word: str) -> bool:

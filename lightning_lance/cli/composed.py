@@ -138,13 +138,15 @@ def _hide_overrides(config: DictConfig) -> None:
     for part, texts in overrides.items():
         for place, text in enumerate(texts):
             _set(config, ("hydra", "overrides", part, place), shown_override(text))
-    if all(shown_override(text) == text for text in overrides["task"]):
+    given = overrides["task"]
+    public = list(map(shown_override, given))
+    if public == given:
         return
     # The overrides may also name an output folder.
     style = config.hydra.job.config.override_dirname
     items = []
-    for text in overrides["task"]:
-        key, _, value = shown_override(text).lstrip("+~").partition("=")
+    for text in public:
+        key, _, value = text.lstrip("+~").partition("=")
         if key not in style.exclude_keys:
             items.append(f"{key}{style.kv_sep}{value}")
     _set(config, ("hydra", "job", "override_dirname"), style.item_sep.join(sorted(items)))

@@ -25,6 +25,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from lightning_lance.cli.arguments import without_keys
 from lightning_lance.cli.overrides import is_secret_key, shown_override
 from lightning_lance.errors import ConfigError, LightningLanceError, causes
 from lightning_lance.messages.formatting import did_you_mean, nearest
@@ -68,8 +69,12 @@ def one_sentence(error: BaseException, config: DictConfig | None, given: Sequenc
 def check_added(config: DictConfig, given: Sequence[str]) -> None:
     """Refuse values that the command line adds to the root of the configuration: nothing would read them."""
     file = OmegaConf.load(str(files(CONF) / "config.yaml"))
-    added = {text.partition("=")[0].lstrip("+") for text in given if text.startswith("+")} - {*map(str, file)}
-    known = {str(name): node for name, node in config.items() if name not in added}
+    added: set[str] = set()
+    for text in given:
+        if text.startswith("+"):
+            added.add(text.partition("=")[0].lstrip("+"))
+    added.difference_update(map(str, file))
+    known = without_keys(config, added)
     for name in sorted(added.intersection(map(str, config))):
         if not isinstance(config[name], DictConfig):
             raise ConfigError(_unknown_root_key(name, known))
@@ -81,7 +86,7 @@ def check_is_stored(config: DictConfig) -> None:
     parts = [served]
     if isinstance(served, DictConfig):
         parts += served.values()
-    if served is None or any(isinstance(part, DictConfig) and "_target_" in part for part in parts):
+    if served is None or any(map(_is_made, parts)):
         return
     languages = config.get("languages")
     if languages:
@@ -109,6 +114,11 @@ def check_is_stored(config: DictConfig) -> None:
             )
 
 
+def _is_made(node: Any) -> bool:
+    """Return whether a constructor is called for a node of the configuration."""
+    return isinstance(node, DictConfig) and "_target_" in node
+
+
 def misfits(node: DictConfig, place: str, target: str | None = None) -> Iterator[str]:
     """Yield a sentence for each value that a constructor's annotations exclude, with the key that the user sets."""
     target = target or node.get("_target_")
@@ -121,7 +131,7 @@ def misfits(node: DictConfig, place: str, target: str | None = None) -> Iterator
         reference = re.fullmatch(r"\$\{([\w.]+)\}", str(text))
         key = reference[1] if reference else f"{place}.{name!s}"
         value = node[name]
-        if isinstance(value, DictConfig) and "_target_" in value:
+        if _is_made(value):
             yield from misfits(value, key)
             continue
         if takes is None:
@@ -147,8 +157,14 @@ def no_option(error: ValueError, arguments: Sequence[str]) -> ConfigError:
             )
     reason = " ".join(str(error).split()).rstrip(".")
     # Only a group has neither dots nor slashes in its name.
-    given = [shown_override(argument) for argument in arguments if not re.match(r"[^=]*[./]", argument)]
-    return ConfigError(f"The configuration is not valid ({reason}): check {', '.join(given) or 'its groups'}.")
+    given = _shown_overrides(arguments, r"[^=./]*(=|\Z)")
+    return ConfigError(f"The configuration is not valid ({reason}): check {given or 'its groups'}.")
+
+
+def _shown_overrides(arguments: Sequence[str], pattern: str) -> str:
+    """Return the overrides that begin with a pattern, without their secrets, as a list for a sentence."""
+    shown = [shown_override(argument) for argument in arguments if re.match(pattern, argument)]
+    return ", ".join(shown)
 
 
 def failed_at(error: InstantiationException) -> str:
@@ -280,8 +296,8 @@ def _cannot_be_made(error: InstantiationException, config: DictConfig, given: Se
     reason = " ".join(str(cause or error).split()).rstrip(".")
     if cause is not None and type(cause) is not ValueError:
         reason = f"{type(cause).__name__}: {reason}"
-    mine = [shown_override(text) for text in given if re.match(rf"\+*{re.escape(group)}[.=]", text)]
-    return f"{group or 'The configuration'} cannot be made ({reason}): check {', '.join(mine) or 'its keys'}."
+    mine = _shown_overrides(given, rf"\+*{re.escape(group)}[.=]")
+    return f"{group or 'The configuration'} cannot be made ({reason}): check {mine or 'its keys'}."
 
 
 def _unknown_option(file: str, options: Any) -> str:
@@ -336,7 +352,7 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     if moved:
         return moved
     parent = error.parent_node if isinstance(error.parent_node, DictConfig) else {}
-    known = sorted(str(key) for key in parent if key not in ("_target_", "_convert_", "hydra"))
+    known = sorted({*map(str, parent)} - {"_target_", "_convert_", "hydra"})
     place = str(error.full_key).rpartition(".")[0]
     if not place:
         return _unknown_root_key(str(error.key), parent)
@@ -353,12 +369,13 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
 
 def _unknown_root_key(key: str, config: Mapping[Any, Any]) -> str:
     """Return a sentence for a key that the root of the configuration has not. One of a node is named with its node."""
-    nodes = [str(name) for name, node in config.items() if isinstance(node, DictConfig) and key in node]
-    known = sorted(str(name) for name in config if name != "hydra")
-    if nodes:
-        keys = [f"{node}.{key}" for node in nodes]
-        meant = f"did you mean {' or '.join(keys)}? "
-    else:
+    keys = []
+    for name, node in config.items():
+        if isinstance(node, DictConfig) and key in node:
+            keys.append(f"{name}.{key}")
+    known = sorted({*map(str, config)} - {"hydra"})
+    meant = f"did you mean {' or '.join(keys)}? "
+    if not keys:
         meant = _of_another_option(key) or _did_you_mean(key, known)
     return f"There is no key {key!r}: {meant}the configuration has {', '.join(known)}."
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, read_words, wants_json
+from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, read_words, wants_json, with_keys
 from lightning_lance.cli.tables import say_json
 from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say
@@ -61,8 +61,9 @@ def import_command(arguments: Sequence[str]) -> None:
             expect("import", f"no {key}")
     as_json = wants_json("import", pairs)
     rebuild = is_set("import", pairs, "rebuild")
-    given: dict[str, Any] = {key: pairs[key] for key in _TEXTS if key in pairs}
-    given |= {key: _number(key, pairs[key]) for key in _NUMBERS if key in pairs}
+    given: dict[str, Any] = {**with_keys(pairs, _TEXTS)}
+    for key, value in with_keys(pairs, _NUMBERS).items():
+        given[key] = _number(key, value)
     from lightning_lance.convert import import_tokens
 
     chosen = pairs["tokenizer"]
@@ -79,8 +80,15 @@ def import_command(arguments: Sequence[str]) -> None:
             **given,
         )
     if as_json:
-        counts = {f"{split}_tokens": store.num_tokens(split) for split in ("train", "val")}
-        say_json({"uri": store.uri, "version": store.version, "documents": store.commit.stored_documents, **counts})
+        say_json(
+            {
+                "uri": store.uri,
+                "version": store.version,
+                "documents": store.commit.stored_documents,
+                "train_tokens": store.num_tokens("train"),
+                "val_tokens": store.num_tokens("val"),
+            }
+        )
 
 
 def _number(key: str, value: str) -> float:
@@ -154,10 +162,11 @@ def _check_not_misspelled(name: str) -> None:
 
     A longer name of the same family, such as gpt2-xl, is one of a model.
     """
-    options = (files("lightning_lance.conf") / "tokenizer").iterdir()
-    known = sorted(
-        {option.name.removesuffix(".yaml") for option in options if option.name.endswith(".yaml")} - {*_NOT_MADE}
-    )
+    options: set[str] = set()
+    for file in (files("lightning_lance.conf") / "tokenizer").iterdir():
+        if file.name.endswith(".yaml"):
+            options.add(file.name.removesuffix(".yaml"))
+    known = sorted(options - {*_NOT_MADE})
     near = nearest(name, known)
     if near is not None and "/" not in name and not name.startswith(near):
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,13 @@ def doctor_command(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & {*arguments}:
         say(*_HELP)
         return
-    given = [argument for argument in arguments if not argument.startswith("format=")]
-    formats = {argument.partition("=")[2] for argument in arguments if argument.startswith("format=")}
+    given: list[str] = []
+    formats: set[str] = set()
+    for argument in arguments:
+        if argument.startswith("format="):
+            formats.add(argument.removeprefix("format="))
+        else:
+            given.append(argument)
     if formats - {"json", "text"}:
         fail(f"got format={formats.pop()}, expected format=json or format=text.")
     from lightning_lance.cli.hydra_app import command
@@ -54,13 +60,15 @@ def doctor_command(arguments: Sequence[str]) -> None:
 def _say(findings: Iterator[Finding], as_json: bool) -> None:
     """Print findings as they come, and end with exit code 1 if one of them is `fail`."""
     found: list[Finding] = []
+    states: Counter[str] = Counter()
     for finding in findings:
         found.append(finding)
+        states[finding.state] += 1
         if not as_json:
             cure = f"; {finding.cure}" if finding.cure else ""
             say(f"{_MARKS[finding.state]}  {finding.check}: {finding.what}{cure}.")
-    failed = sum(finding.state == "fail" for finding in found)
-    warned = sum(finding.state == "warn" for finding in found)
+    failed = states["fail"]
+    warned = states["warn"]
     if as_json:
         say_json({"findings": found, "failed": failed, "warned": warned})
     else:
@@ -72,7 +80,7 @@ def _say(findings: Iterator[Finding], as_json: bool) -> None:
 def _findings(config: DictConfig) -> Iterator[Finding]:
     """Yield the findings of all checks, the quick ones first."""
     from lightning_lance.build.corpus import Corpus
-    from lightning_lance.cli.hydra_app import loader_with, make, ranks_of
+    from lightning_lance.cli.hydra_app import loader_with, make, ranks_of, trains_tokenizer
     from lightning_lance.inspection import doctor
 
     yield from doctor.check_versions()
@@ -96,7 +104,7 @@ def _findings(config: DictConfig) -> Iterator[Finding]:
         else:
             yield doctor.Finding("store", "ok", f"{stores[name].uri}, {stores[name].commit.stored_tokens:,} tokens")
     try:
-        vocab_size = data.vocab_size if not _trains_tokenizer(data) else None
+        vocab_size = data.vocab_size if not trains_tokenizer(data) else None
     except LightningLanceError:
         vocab_size = None
     if vocab_size is not None:
@@ -119,11 +127,6 @@ def _of(name: str) -> str:
     if name:
         return f" ({name})"
     return ""
-
-
-def _trains_tokenizer(data: Any) -> bool:
-    """Return whether only a build would know the tokenizer."""
-    return any(getattr(corpus, "trains_tokenizer", False) for corpus in data.corpora.values())
 
 
 def _steps(config: DictConfig) -> int | None:

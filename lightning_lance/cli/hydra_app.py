@@ -151,6 +151,7 @@ class _Guarded:
                 raise
             self._end_interrupted(error)
         if self._error is not None:
+            RECORD.remove_folders()
             fail(redacted(one_sentence(self._error, self._config, self._given)))
 
     def _run_by_hydra(self) -> None:
@@ -203,24 +204,25 @@ def help_of(
         keys: Keys and groups at the root that it reads whole.
         data: Keys below `data`.
     """
-    options: dict[str, str] = {}
+    options: list[str] = []
     _check_whole(arguments)
     try:
         with initialize_config_module(CONF, version_base="1.3"), without_secrets(arguments):
             config: Any = OmegaConf.to_container(compose("config", overrides=_filled(arguments)), resolve=False)
             loader = GlobalHydra.instance().config_loader()
             for group in groups:
-                options[group] = ", ".join(public_names(loader.get_group_options(group)))
+                options.append(f"{group}: {', '.join(public_names(loader.get_group_options(group)))}")
     except (HydraException, OmegaConfBaseException) as error:
         fail(redacted(one_sentence(error, None)))
     except ValueError as error:
         fail(str(no_option(error, arguments)))
-    shown = {key: config[key] for key in keys} | {"data": {key: config["data"][key] for key in data}}
+    shown = {key: config[key] for key in keys}
+    shown["data"] = {key: config["data"][key] for key in data}
     lines = [
         f"{name} reads these keys of the configuration, as key=value: source=github_code max_documents=1000",
         "Files of your own: source=files source.root=my/folder 'source.patterns=**/*.md'",
         "\n== Groups: group=option ==\n",
-        *(f"{group}: {names}" for group, names in options.items()),
+        *options,
         "\n== Keys: key=value, below a group as group.key=value ==\n",
         *_in_lines(_set_by_users(shown)),
         "\nKeys of training are accepted too. The documentation says what each key means.",
@@ -282,6 +284,10 @@ def last_checkpoints(config: DictConfig) -> list[Path]:
     return sorted(Path(config.get("output_dir") or ".", "checkpoints").glob("last*.ckpt"))
 
 
+def _has_saved(config: DictConfig, began: float) -> bool:
+    return any(file.stat().st_mtime > began for file in last_checkpoints(config))
+
+
 def _how_to_continue(error: BaseException, trained: DictConfig | None, began: float) -> str:
     for cause in causes(error):
         if isinstance(cause, BuildInterrupted):
@@ -289,7 +295,7 @@ def _how_to_continue(error: BaseException, trained: DictConfig | None, began: fl
     if trained is None:
         return "run it again to continue after the last commit."
     # A checkpoint from before this run counts only if this run began there.
-    if trained.get("ckpt_path") or any(file.stat().st_mtime > began for file in last_checkpoints(trained)):
+    if trained.get("ckpt_path") or _has_saved(trained, began):
         return "run it again with ckpt_path=last to continue from the last checkpoint."
     return (
         "no checkpoint was saved yet: run it again to train from the beginning (finished stores are not built again)."
@@ -308,11 +314,8 @@ def loader_of(file: Path, settings: Mapping[str, Any]) -> WindowLoader:
         data = make(config, "data")
     except InstantiationException as error:
         raise ConfigError(one_sentence(error, config)) from error
-    for corpus in data.corpora.values():
-        if getattr(corpus, "trains_tokenizer", False):
-            raise ConfigError(
-                f"The run of {str(file)!r} has no tokenizer yet, and no token store: it builds them first."
-            )
+    if trains_tokenizer(data):
+        raise ConfigError(f"The run of {str(file)!r} has no tokenizer yet, and no token store: it builds them first.")
     stores = {name: corpus.open() for name, corpus in data.corpora.items()}
     fim = None
     if data.fim is not None:
@@ -323,6 +326,11 @@ def loader_of(file: Path, settings: Mapping[str, Any]) -> WindowLoader:
         if name in settings:
             training[f"{name}_schedule"] = ()
     return loader_with(data, stores, **{**training, **settings})
+
+
+def trains_tokenizer(data: Any) -> bool:
+    """Return whether only a build would know the tokenizer of a datamodule."""
+    return any(getattr(corpus, "trains_tokenizer", False) for corpus in data.corpora.values())
 
 
 def loader_with(data: Any, stores: Mapping[str, Any], **options: Any) -> WindowLoader:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import fields
 from importlib import import_module
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from lightning_lance.cli.arguments import ending_in_a_sentence, read_arguments
+from lightning_lance.cli.arguments import ending_in_a_sentence, read_arguments, with_keys
 from lightning_lance.cli.convert import export_command, import_command
 from lightning_lance.cli.doctor import doctor_command
 from lightning_lance.cli.overrides import shown_override
@@ -79,8 +80,6 @@ format=json makes all commands but train, prepare and verify-resume print JSON i
 
 
 def _prepare(config: DictConfig) -> None:
-    from dataclasses import fields
-
     from lightning_lance.build.corpus import Corpus, check_builds, check_together, corpora_of, mix_of, wanted_languages
     from lightning_lance.build.options import BuildOptions
     from lightning_lance.build.progress import tell_stored
@@ -91,23 +90,25 @@ def _prepare(config: DictConfig) -> None:
 
     # The arguments of the datamodule, without the datamodule: a build needs neither torch nor Lightning.
     data = make(config, "data", _target_="builtins.dict")
-    of_batches = [field.name for field in fields(BatchOptions)]
-    of_serving = [field.name for field in fields(ServingOptions)]
+    of_batches = _field_names(BatchOptions)
+    of_serving = _field_names(ServingOptions)
     _check_keys(data, {"corpus", "fim", "build", "verify", "storage_options", *of_batches, *of_serving})
     data["mix"] = mix_of(data["corpus"], data["mix"])
     corpora = corpora_of(data["corpus"], data["storage_options"])
     build = options_of(BuildOptions, "build", data["build"])
     check_builds(corpora, build)
     # What cannot be served is refused before hours of building.
-    BatchOptions(**{name: data[name] for name in of_batches})
-    serving = ServingOptions(**{name: data[name] for name in of_serving})
+    BatchOptions(**with_keys(data, of_batches))
+    serving = ServingOptions(**with_keys(data, of_serving))
     serving.check_names([*corpora], wanted_languages(corpora))
     if build.wait_for_tokens is None:
         check_together(corpora)
     fim = fill_in_the_middle(data["fim"])
-    built = [corpus for corpus in corpora.values() if isinstance(corpus, Corpus)]
-    if fim is not None and built:
-        fim.with_ids(built[0].tokenizer, serving.seed)
+    if fim is not None:
+        for corpus in corpora.values():
+            if isinstance(corpus, Corpus):
+                fim.with_ids(corpus.tokenizer, serving.seed)
+                break
     for corpus in corpora.values():
         was_built = corpus.run(build)
         store = corpus.open(growing=build.wait_for_tokens is not None)
@@ -115,6 +116,10 @@ def _prepare(config: DictConfig) -> None:
             raise_if_damaged(corpus.on_disk())
         if not was_built:
             tell_stored(store)
+
+
+def _field_names(options: type) -> list[str]:
+    return [field.name for field in fields(options)]
 
 
 def _train(arguments: Sequence[str]) -> None:

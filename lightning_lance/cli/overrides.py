@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -50,12 +51,15 @@ def _cut_at_space(arguments: Sequence[str]) -> str | None:
 def _depth(text: str) -> int:
     """Return how many brackets outside of quotes are open at the end of a text."""
     plain = re.sub(r"\"[^\"]*\"|'[^']*'", "", text)
-    return sum(plain.count(opening) for opening in "[{(") - sum(plain.count(closing) for closing in "]})")
+    counts = Counter(plain)
+    opened = counts["["] + counts["{"] + counts["("]
+    closed = counts["]"] + counts["}"] + counts[")"]
+    return opened - closed
 
 
 def _expanded_braces(arguments: Sequence[str]) -> str | None:
     """Explain braces that the shell has expanded: `mix=a:1` and `mix=b:2`. Hydra would take the last one, without a word."""
-    found = [match for match in map(_PAIR.fullmatch, arguments) if match]
+    found = filter(None, map(_PAIR.fullmatch, arguments))
     for key, same in groupby(found, lambda match: str(match["key"])):
         values = [str(match["value"]) for match in same]
         if len({*values}) < 2:
@@ -93,7 +97,7 @@ def shown_override(text: str) -> str:
 def is_secret_key(key: str) -> bool:
     """Return whether a key of the command line names a secret, or a mapping with secrets."""
     parts = re.split(r"[.@/]", key.lstrip("+~"))
-    return any(part in SECRET_MAPPINGS for part in parts) or is_secret_name(parts[-1])
+    return not {*parts}.isdisjoint(SECRET_MAPPINGS) or is_secret_name(parts[-1])
 
 
 def is_secret_override(key: str, value: str) -> bool:
@@ -102,7 +106,8 @@ def is_secret_override(key: str, value: str) -> bool:
         harmless = is_harmless_option(re.split(r"[.@/]", key)[-1]) or value.startswith("${")
         return not harmless or has_secret(value)
     compact = re.sub(r"\s", "", value)
-    if any(f"{name}:" in compact for name in SECRET_MAPPINGS):
-        return True
+    for name in SECRET_MAPPINGS:
+        if f"{name}:" in compact:
+            return True
     keys = re.findall(r"([\w-]+)['\"]?\s*:", value)
     return any(map(is_secret_name, keys)) or redacted(value) != value

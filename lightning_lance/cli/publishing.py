@@ -23,13 +23,17 @@ def card_command(arguments: Sequence[str]) -> None:
     if as_json:
         say_json({"uri": uri, "files": list(map(str, files))})
     else:
-        say(*(f"{file}: written." for file in files))
+        for file in files:
+            say(f"{file}: written.")
 
 
 def push_command(arguments: Sequence[str]) -> None:
     """Run `lightning-lance push`."""
     # The repository is the second word that is no pair.
-    places = [number for number, word in enumerate(arguments) if not word.startswith("-") and not is_pair(word)]
+    places = []
+    for number, word in enumerate(arguments):
+        if not word.startswith("-") and not is_pair(word):
+            places.append(number)
     repo = ""
     rest = [*arguments]
     if len(places) > 1:

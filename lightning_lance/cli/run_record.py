@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from lightning_lance import sources, tokenization
@@ -18,13 +22,18 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.messages.redaction import in_one_line
 from lightning_lance.process.files import write_atomic
 
+
+def _public_names(room: ModuleType) -> list[str]:
+    return [f"{room.__name__}.{name}" for name in room.__all__]
+
+
 # What a configuration may make: the public names of what is stored and served.
 _KNOWN = frozenset(
     [
         "lightning_lance.Corpus",
         "lightning_lance.LanceDataModule",
-        *(f"lightning_lance.sources.{name}" for name in sources.__all__),
-        *(f"lightning_lance.tokenization.{name}" for name in tokenization.__all__),
+        *_public_names(sources),
+        *_public_names(tokenization),
     ]
 )
 
@@ -35,11 +44,16 @@ class RunRecord:
     def __init__(self) -> None:
         self._subdir: str | None = None
         self._config: DictConfig | None = None
+        self._made: list[Path] = []
 
     def hold_back(self, composed: DictConfig) -> None:
-        """Keep Hydra from writing, as soon as a configuration is composed."""
+        """Keep Hydra from writing, as soon as a configuration is composed, and make the folder of the run."""
         if "hydra" not in composed:
             return
+        # With an option such as --cfg or --multirun, Hydra makes no folder, or another one.
+        has_options = "".join(sys.argv[1:2]).startswith("-")
+        if not has_options and composed.hydra.get("mode") != RunMode.MULTIRUN:
+            self._make_folder(composed)
         self._subdir = composed.hydra.output_subdir
         with flag_override(composed, ["readonly", "struct"], [False, False]):
             composed.hydra.output_subdir = None
@@ -82,6 +96,25 @@ class RunRecord:
         except OSError as error:
             raise _unwritable(folder, str(error.strerror)) from error
 
+    def _make_folder(self, composed: DictConfig) -> None:
+        """Make the folder of the run, as Hydra is about to do, and remember which folders were not there before."""
+        place = OmegaConf.select(composed, "hydra.run.dir", throw_on_resolution_failure=False)
+        if place is None:
+            return
+        folder = Path(str(place)).absolute()
+        # Where it cannot be made, Hydra says so.
+        with suppress(OSError):
+            for each in (*reversed(folder.parents), folder):
+                if not os.path.lexists(each):
+                    each.mkdir()
+                    self._made.append(each)
+
+    def remove_folders(self) -> None:
+        """Remove the folders that this run has made, if they are still empty."""
+        while self._made:
+            with suppress(OSError):
+                self._made.pop().rmdir()
+
     def _folder(self) -> Path | None:
         """Return the folder of the record; None where there is none."""
         if self._subdir is None or not HydraConfig.initialized():
@@ -110,8 +143,9 @@ def read_record(file: Path) -> DictConfig:
     try:
         text = file.read_text(encoding="utf-8")
         # Hydra writes none of these, and some of them can stand for more than any memory holds.
-        if any(f"*{name}" in text for name in re.findall(r"(?<!\S)&([\w-]+)", text)):
-            raise ValueError("it has anchors and aliases")
+        for name in re.findall(r"(?<!\S)&([\w-]+)", text):
+            if f"*{name}" in text:
+                raise ValueError("it has anchors and aliases")
         config = OmegaConf.load(io.StringIO(text))
         if not isinstance(config, DictConfig) or not isinstance(config.get("data"), DictConfig):
             raise ValueError("it has no data")

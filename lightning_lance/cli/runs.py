@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_lance.cli.arguments import ending_in_a_sentence, expect, read_arguments, wants_json
+from lightning_lance.cli.arguments import (
+    ending_in_a_sentence,
+    expect,
+    read_arguments,
+    wants_json,
+    with_keys,
+    without_keys,
+)
 from lightning_lance.cli.tables import say_json, table
 from lightning_lance.errors import ConfigError, LightningLanceError
 from lightning_lance.messages.escaping import fail, say, shown, shown_lines
@@ -53,8 +60,7 @@ def show_command(arguments: Sequence[str]) -> None:
     first, last = _steps(pairs.get("step"))
     rank = numbers.pop("rank", None)
     window = numbers.pop("window", None)
-    choices = {key: pairs[key] for key in _CHOICES if key in pairs}
-    settings: dict[str, Any] = {**numbers, **choices}
+    settings: dict[str, Any] = {**numbers, **with_keys(pairs, _CHOICES)}
     with ending_in_a_sentence(_NOTHING_CHANGED):
         loader = _opened(place, options, uris, settings)
         world_size = loader.batching["world_size"]
@@ -84,7 +90,7 @@ def where_command(arguments: Sequence[str]) -> None:
     place, pairs, options = read_arguments("where", arguments)
     uris = _uris(pairs)
     as_json = wants_json("where", pairs)
-    rule = {key: value for key, value in pairs.items() if key not in _OF_WHERE}
+    rule = without_keys(pairs, _OF_WHERE)
     if "document" in rule:
         rule["id"] = rule.pop("document")
     if not rule:
@@ -120,7 +126,10 @@ def _uris(pairs: dict[str, str]) -> dict[str, str]:
 
 def _numbers(name: str, pairs: Mapping[str, str], keys: Sequence[str]) -> dict[str, int]:
     """Return the numbers that are given for some keys."""
-    return {key: _number(name, key, pairs[key]) for key in keys if key in pairs}
+    numbers: dict[str, int] = {}
+    for key, value in with_keys(pairs, keys).items():
+        numbers[key] = _number(name, key, value)
+    return numbers
 
 
 def _number(name: str, key: str, value: str) -> int:
@@ -155,8 +164,7 @@ def _opened(
     if not checkpoints and configuration.is_file():
         from lightning_lance.cli.hydra_app import loader_of
 
-        given = {key: value for key, value in settings.items() if key != "tokenizer"}
-        loader = loader_of(configuration, given)
+        loader = loader_of(configuration, without_keys(settings, ("tokenizer",)))
         if "tokenizer" in settings:
             for store in loader.stores.values():
                 store.take_tokenizer(settings["tokenizer"])
@@ -266,7 +274,12 @@ def _by_loss(windows: list[ShownWindow], place: str, step: int, rank: int) -> li
 
 
 def _named(about: Mapping[str, Any]) -> str:
-    return " · ".join(str(value) for value in _in_order(about) if value not in (None, ""))
+    words: list[str] = []
+    in_order = {**with_keys(about, _FIRST), **about}
+    for value in in_order.values():
+        if value not in (None, ""):
+            words.append(str(value))
+    return " · ".join(words)
 
 
 def _window_shown(window: ShownWindow, several: bool, whole: bool) -> Text:
@@ -300,12 +313,7 @@ def _document_shown(document: ShownDocument, whole: bool) -> Text:
 
 def _printable(text: str) -> str:
     """Return foreign text with control characters escaped, except for line ends and tabs."""
-    return "\t".join(shown_lines(part) for part in text.split("\t"))
-
-
-def _in_order(about: Mapping[str, Any]) -> list[Any]:
-    first = [about[name] for name in _FIRST if name in about]
-    return first + [value for name, value in about.items() if name not in _FIRST]
+    return "\t".join(map(shown_lines, text.split("\t")))
 
 
 def _print(text: Text) -> None:
@@ -351,8 +359,8 @@ def _sum_up(loader: WindowLoader, steps: range, ranks: range, column: str, as_js
     total = sum(row.tokens for row in rows)
     cells: list[list[str | None]] = []
     for row in rows[:_ROWS]:
-        numbers = [f"{number:,}" for number in (row.documents, row.windows, row.tokens)]
-        cells.append([row.value or "(none)", *numbers, f"{row.tokens / total:.1%}"])
+        counts = (f"{row.documents:,}", f"{row.windows:,}", f"{row.tokens:,}")
+        cells.append([row.value or "(none)", *counts, f"{row.tokens / total:.1%}"])
     titles = (column.upper(), "DOCUMENTS", "WINDOWS", "TOKENS", "SHARE")
     say(*table(titles, cells, titles[1:]))
     _say_others(len(rows) - _ROWS)
@@ -382,8 +390,7 @@ def _say_seen(loader: WindowLoader, rule: Mapping[str, str], seen: Seen) -> None
     cells: list[list[str | None]] = []
     for one in seen.sightings[:_ROWS]:
         step = None if one.step is None else f"{one.step:,}"
-        about = {key: value for key, value in seen.documents[one.document].items() if key not in ("store", "tokens")}
-        document = _named(about)
+        document = _named(without_keys(seen.documents[one.document], ("store", "tokens")))
         cells.append(
             [step, str(one.rank), str(one.window), str(one.epoch), one.state, f"{one.begin}:{one.end}", document]
         )

@@ -6,7 +6,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_lance.cli.arguments import ending_in_a_sentence, expect, is_set, read_arguments, wants_json
+from lightning_lance.cli.arguments import (
+    ending_in_a_sentence,
+    expect,
+    is_set,
+    read_arguments,
+    wants_json,
+    with_keys,
+    without_keys,
+)
 from lightning_lance.cli.tables import in_words, say_json, table, time_shown
 from lightning_lance.errors import LightningLanceError
 from lightning_lance.messages.escaping import fail, say
@@ -141,7 +149,7 @@ def _write_reports(
                 if key not in ("sample", "seed", "tokenizer", "overwrite"):
                     fail(f"{key} is about a report: give report=out.html too, the place of the page.")
             written = write_token_counts(uri, pairs["counts"], storage_options=options, **asked)
-    files = {name: pairs[name] for name in ("report", "counts") if name in pairs}
+    files = with_keys(pairs, ("report", "counts"))
     if as_json:
         say_json(
             {
@@ -165,7 +173,8 @@ def _say_info(info: StoreInfo) -> None:
     say(f"{store.uri}: {store.state}, {total}", "")
     facts: list[list[str | None]] = [["fingerprint", info.fingerprint]]
     facts += [["built", time_shown(store.built)], ["used", time_shown(store.used)]]
-    facts += [[name, in_words(value)] for name, value in info.settings.items()]
+    for name, value in info.settings.items():
+        facts.append([name, in_words(value)])
     for reason, count in info.skipped.items():
         facts.append([f"left out: {reason}", f"{count:,}"])
     for entry in info.forgotten:
@@ -235,7 +244,8 @@ def clean_command(arguments: Sequence[str]) -> None:
     if as_json:
         say_json({"uri": uri, "done": cleaned.done, "left": cleaned.left})
     else:
-        say(*(f"{line}." for line in [*cleaned.done, *cleaned.left]))
+        for line in (*cleaned.done, *cleaned.left):
+            say(f"{line}.")
     if cleaned.left:
         fail(f"{uri}: {pluralize(len(cleaned.left), 'problem')} left.")
     if not cleaned.done and not as_json:
@@ -260,8 +270,10 @@ def _cleaned(uri: str, options: Mapping[str, str]) -> Cleaned:
                 continue  # nothing in it is provably ours
             total.left.append(str(error).rstrip("."))
             continue
-        total.done.extend(f"{store.name}: {line}" for line in cleaned.done)
-        total.left.extend(f"{store.name}: {line}" for line in cleaned.left)
+        for line in cleaned.done:
+            total.done.append(f"{store.name}: {line}")
+        for line in cleaned.left:
+            total.left.append(f"{store.name}: {line}")
     return total
 
 
@@ -293,7 +305,9 @@ def remove_command(arguments: Sequence[str]) -> None:
     if as_json:
         say_json({"uri": uri, "removed": [uri, *beside]})
     else:
-        say(f"{uri}: removed ({what}).", *(f"{file}: removed." for file in beside))
+        say(f"{uri}: removed ({what}).")
+        for file in beside:
+            say(f"{file}: removed.")
 
 
 def _ask(uri: str, what: str) -> None:
@@ -310,14 +324,14 @@ def _ask(uri: str, what: str) -> None:
 def forget_command(arguments: Sequence[str]) -> None:
     """Run `lightning-lance forget`."""
     uri, pairs, options = read_arguments("forget", arguments)
-    rule = {key: value for key, value in pairs.items() if key not in _OF_FORGET}
+    rule = without_keys(pairs, _OF_FORGET)
     if not rule:
         expect("forget", "no key=value")
     purge = is_set("forget", pairs, "purge")
     dry_run = is_set("forget", pairs, "dry_run")
     future = is_set("forget", pairs, "future")
     as_json = wants_json("forget", pairs)
-    _check_unambiguous(uri, [key for key in _OF_FORGET if key in pairs], options)
+    _check_unambiguous(uri, [*with_keys(pairs, _OF_FORGET)], options)
     if dry_run:
         _count_matching(uri, rule, options, as_json)
         return

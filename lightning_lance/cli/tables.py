@@ -26,7 +26,7 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str | None]], right: Se
         rows: The cells of each row; None for what is not known.
         right: Titles of the columns that are aligned on the right: numbers.
     """
-    cells = [[*map(_cell, row)] for row in (titles, *rows)]
+    cells = [list(map(_cell, row)) for row in (titles, *rows)]
     widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -58,7 +58,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {redacted(str(key)): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
+        return list(map(plain, value))
     if isinstance(value, datetime):
         return value.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     if isinstance(value, float) and not math.isfinite(value):
@@ -91,6 +91,10 @@ def in_words(value: Any) -> str:
 
 def _width(text: str) -> int:
     """Return the columns that a text takes on a terminal."""
-    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
-    marks = sum(unicodedata.combining(character) != 0 for character in text)
-    return len(text) + wide - marks
+    width = len(text)
+    for character in text:
+        if unicodedata.east_asian_width(character) in "WF":
+            width += 1
+        if unicodedata.combining(character):
+            width -= 1
+    return width

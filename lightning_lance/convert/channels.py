@@ -64,11 +64,11 @@ def not_taken(columns: Iterable[str], taken: Iterable[str]) -> list[str]:
         taken: Those that are asked for.
     """
     others = {*columns} - {*taken}
-    return [
-        f"The set has a column {column!r}, which is not taken: columns.{word}={column} takes it."
-        for column, word in _USUAL.items()
-        if column in others
-    ]
+    remarks = []
+    for column, word in _USUAL.items():
+        if column in others:
+            remarks.append(f"The set has a column {column!r}, which is not taken: columns.{word}={column} takes it.")
+    return remarks
 
 
 def check_aligned(word: str, aligned: Aligned, offsets: np.ndarray, document: Callable[[int], str]) -> None:

@@ -241,7 +241,7 @@ class CutAtEos(TokenShards):
         return True
 
     def _check_length(self, begun: Sequence[Piece], shard: int) -> None:
-        length = sum(piece.size for piece in begun)
+        length = _size_of(begun)
         if length > _LONGEST:
             raise ConfigError(
                 f"No document of {self.shards[shard].name!r} ends within {length:,} tokens, expected the EOS id "
@@ -249,10 +249,13 @@ class CutAtEos(TokenShards):
             )
 
 
+def _size_of(pieces: Sequence[Piece]) -> int:
+    return sum(piece.size for piece in pieces)
+
+
 def _joined(pieces: Sequence[Piece], ends: np.ndarray) -> TokenDocuments:
     """Return documents that end in the last one of some pieces, at `ends`, and of which the first begins with the first one."""
-    before = sum(piece.size for piece in pieces[:-1])
-    offsets = np.append(0, ends.astype(np.int64) + before)
+    offsets = np.append(0, ends.astype(np.int64) + _size_of(pieces[:-1]))
     channels = {}
     for word in pieces[0].channels:
         channels[word] = Aligned(_concatenated([piece.channels[word] for piece in pieces]), offsets)

@@ -117,7 +117,7 @@ def export_tokens(
     overwrite = flag("overwrite", overwrite)
     folder = _folder_at(place)
     store = TokenStore.open(str(as_text(uri)), storage_options=storage_options)
-    splits = [name for name in SPLITS if store.num_tokens(name)]
+    splits = list(filter(store.num_tokens, SPLITS))
     if split is not None:
         splits = [one_of("split", split, SPLITS)]
     if language is not None:
@@ -181,18 +181,23 @@ class _Export:
         self._split = split
         self._writer = writer
         self._streams = []
+        self.num_tokens = 0
         for stream in store.streams(split):
             if stream.num_tokens and language in (None, stream.language):
                 self._streams.append(stream)
-        self.num_tokens = sum(stream.num_tokens for stream in self._streams)
+                self.num_tokens += stream.num_tokens
         self._documents = 0
-        self._files = [folder / f"{split}{ending}" for ending in writer.endings]
-        self._parts = [file.with_name(f"{file.name}.{secrets.token_hex(8)}.part") for file in self._files]
+        self._files: list[Path] = []
+        self._parts: list[Path] = []
+        for ending in writer.endings:
+            name = f"{split}{ending}"
+            self._files.append(folder / name)
+            self._parts.append(folder / f"{name}.{secrets.token_hex(8)}.part")
 
     @property
     def made(self) -> Exported:
         """What was written."""
-        return Exported(self._split, self._documents, self.num_tokens, [str(file) for file in self._files])
+        return Exported(self._split, self._documents, self.num_tokens, list(map(str, self._files)))
 
     def check_free(self, overwrite: bool) -> None:
         """Raise ConfigError if a file is there and is not to be replaced."""
@@ -209,7 +214,9 @@ class _Export:
         for file in self._files:
             remove_parts(file)
         with ExitStack() as opened:
-            files: list[BinaryIO] = [opened.enter_context(part.open("wb")) for part in self._parts]
+            files: list[BinaryIO] = []
+            for part in self._parts:
+                files.append(opened.enter_context(part.open("wb")))
             opened.callback(self._writer.close)
             for tokens, offsets, described, channels in self._runs():
                 self._documents += len(offsets) - 1

@@ -28,8 +28,8 @@ _USUAL = ("tokens", "input_ids")
 _CODES = (8, 9, 16, 17, 32, 33, 64, 65)
 #: Types of tokens.
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
-_DTYPES = {code: np.dtype(name) for code, name in zip(_CODES, DTYPES, strict=True)}
 _NAMES = {name: np.dtype(name) for name in DTYPES}
+_DTYPES = dict(zip(_CODES, _NAMES.values(), strict=True))
 _SHAPE_DTYPES = ("<u1", "<u2", "<u4", "<u8")
 _ARRAYS = ("bytes", "ndarray")
 # Bytes do not say their type. What is 0 or 1, or the id or -100, is checked; any other number might be taken for another one.
@@ -213,9 +213,13 @@ class _Samples:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
-        arrays = ("tokens", *CHANNEL_WORDS)
-        self.arrays: dict[str, list[np.ndarray]] = {word: [] for word in words if word in arrays}
-        self.texts: dict[str, list[str]] = {word: [] for word in words if word not in arrays}
+        self.arrays: dict[str, list[np.ndarray]] = {}
+        self.texts: dict[str, list[str]] = {}
+        for word in words:
+            if word == "tokens" or word in CHANNEL_WORDS:
+                self.arrays[word] = []
+            else:
+                self.texts[word] = []
         self.size = 0
 
     def documents(self) -> TokenDocuments:
@@ -227,7 +231,7 @@ class _Samples:
 
 
 def _aligned(parts: Sequence[np.ndarray]) -> Aligned:
-    offsets = np.append(0, np.cumsum([len(part) for part in parts], dtype=np.int64))
+    offsets = np.append(0, np.cumsum(list(map(len, parts)), dtype=np.int64))
     return Aligned(np.concatenate(parts), offsets)
 
 

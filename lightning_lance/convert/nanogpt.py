@@ -29,9 +29,9 @@ class NanoGPTStream(TokenStream):
 
     def __init__(self, found: Sequence[Found]) -> None:
         super().__init__()
-        self.files = [(one.split, one.path) for one in found]
         self._pieces: list[tuple[Path, int, int]] = []
         for split, file in found:
+            self.files.append((split, file))
             name = readable(str(file))
             size = file.stat().st_size
             if file.with_suffix(".idx").is_file():

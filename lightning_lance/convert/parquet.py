@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import has_magic
@@ -41,6 +42,8 @@ ENDING = ".parquet"
 USUAL_COLUMN = "input_ids"
 # `fineweb` or `owner/name`.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+# Words of a source of texts that an import calls otherwise.
+_OURS = {"text": "tokens"}
 # How errors of a source of texts name what an import calls otherwise, or has not.
 _SPELLED = (
     (re.compile(r"source\.data_files finds"), "The place has"),
@@ -62,8 +65,10 @@ class _TokenRows(DatasetSource):
 
     def naming(self, columns: Collection[str]) -> str:
         """Return the arguments of an import that name some columns."""
-        words = [word for word, column in self.columns.items() if column in columns]
-        keys = [f"columns.{word}".replace("columns.text", "columns.tokens") for word in words]
+        keys = []
+        for word, column in self.columns.items():
+            if column in columns:
+                keys.append(f"columns.{_OURS.get(word, word)}")
         if self.language_column in columns:
             keys.append("language_column")
         return " and ".join(keys)
@@ -98,11 +103,11 @@ def dataset_of(places: Places, columns: Mapping[str, str], language_column: str 
         _check_local("val", places.val, places.base)
     local = Path(from_folder(places.base, local_path(place))) if is_local(place) else None
     if places.val is None and local is not None and local.is_dir():
-        files = sorted(str(file) for file in local.rglob(f"*{ENDING}"))
-        val = [file for file in files if _split_of(Path(file)) == "val"]
-        train = [file for file in files if _split_of(Path(file)) == "train"]
-        if val and train:
-            return _TokenRows.parquet(train, val_files=val, **options)
+        by_split: defaultdict[str | None, list[str]] = defaultdict(list)
+        for file in sorted(map(str, local.rglob(f"*{ENDING}"))):
+            by_split[_split_of(Path(file))].append(file)
+        if by_split["train"] and by_split["val"]:
+            return _TokenRows.parquet(by_split["train"], val_files=by_split["val"], **options)
     return _TokenRows.parquet(place, val_files=places.val or (), **options)
 
 
@@ -219,13 +224,13 @@ class _OpenedTokens(OpenedDataset):
 
     def _document_batches(self, table: pa.Table, first_row: int, shard: int) -> list[pa.Table]:
         source = self._source
-        columns: dict[str, pa.Array] = {"tokens": column_at(table, source.columns["text"])}
+        words = dict(source.columns)
+        column = words.pop("text")
+        columns: dict[str, pa.Array] = {"tokens": column_at(table, column)}
         if columns["tokens"] is None:
             raise ConfigError(
-                f"{begin(self.shards[shard])} has no column {source.columns['text']!r}: name the one with the tokens by "
-                "columns.tokens."
+                f"{begin(self.shards[shard])} has no column {column!r}: name the one with the tokens by columns.tokens."
             )
-        words = {word: name for word, name in source.columns.items() if word != "text"}
         if source.language_column:
             words["language"] = source.language_column
         for word, name in words.items():
@@ -267,7 +272,8 @@ class ParquetShards(TokenShards):
             self.pin = opened.pin
         self.shards = []
         for split, opened in self._parts:
-            self.shards += [Shard(name, split, split) for name in opened.shards]
+            for name in opened.shards:
+                self.shards.append(Shard(name, split, split))
             self.trouble.remarks += opened.trouble.remarks
 
     def read(self, shard: int, row: int) -> Iterator[TokenDocuments]:

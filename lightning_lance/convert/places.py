@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ class Places(NamedTuple):
             if one.path.resolve() in train_paths:
                 raise ConfigError(f"{str(one.path)!r} is read for training and for validation: give two places.")
         # Validation first, as in a build, so that it is whole in a store of any budget.
-        return [*(Found("val", one.path) for one in val), *(Found("train", one.path) for one in found)]
+        return [*_of_split("val", val), *_of_split("train", found)]
 
     def _at(self, name: str, place: str, find: _Find, what: str) -> list[Found]:
         if not is_local(place):
@@ -92,6 +92,10 @@ class Places(NamedTuple):
             if is_denied(one.path):
                 raise denied(name, str(one.path))
         return found
+
+
+def _of_split(split: str, found: Sequence[Found]) -> list[Found]:
+    return [Found(split, one.path) for one in found]
 
 
 def nothing_at(name: str, place: str, base: str, what: str) -> ConfigError | SourceError:

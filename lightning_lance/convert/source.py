@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,8 +78,7 @@ class TokenSource:
 
     @property
     def metadata(self) -> Sequence[str]:
-        others = {"tokens", "language", *self.channel_words}
-        return tuple(sorted(word for word in self.columns if word not in others))
+        return tuple(sorted(self.columns.keys() - {"tokens", "language", *self.channel_words}))
 
     @property
     def channel_words(self) -> dict[str, str]:
@@ -124,9 +124,11 @@ class TokenSource:
             if "files" in rows:
                 decides["files"] = rows.pop("files")
             return {**decides, "rows": rows}
-        shards = self._shards({})
-        # What follows names the files without their folder, which may move.
-        return {**decides, "files": named_identity((f"{split}/{file.name}", file) for split, file in shards.files)}
+        # Files are named without their folder, which may move.
+        named: list[tuple[str, Path]] = []
+        for split, file in self._shards({}).files:
+            named.append((f"{split}/{file.name}", file))
+        return {**decides, "files": named_identity(named)}
 
     @property
     def _places(self) -> Places:

@@ -23,7 +23,7 @@ def shown(text: str) -> str:
 
 def shown_lines(text: str) -> str:
     """Return a text of several lines, with control characters escaped except for line ends."""
-    return "\n".join(shown(line) for line in text.split("\n"))
+    return "\n".join(map(shown, text.split("\n")))
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:

@@ -14,9 +14,16 @@ def html_text(text: str) -> str:
     return html.escape(shown_lines(redacted(text)))
 
 
+def _html_title(title: str) -> str:
+    return f'<th scope="col">{html_text(title)}</th>'
+
+
+def _html_cell(cell: str) -> str:
+    return f"<td>{html_text(cell)}</td>"
+
+
 def _html_row(row: Sequence[str]) -> str:
-    cells = "".join(f"<td>{html_text(cell)}</td>" for cell in row)
-    return f"<tr>{cells}</tr>"
+    return f"<tr>{''.join(map(_html_cell, row))}</tr>"
 
 
 def html_table(caption: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,7 +34,7 @@ def html_table(caption: str, titles: Sequence[str], rows: Sequence[Sequence[str]
         titles: The titles of the columns; none for a table without a head.
         rows: The cells of each row, as plain text.
     """
-    head = "".join(f'<th scope="col">{html_text(title)}</th>' for title in titles)
+    head = "".join(map(_html_title, titles))
     body = "".join(map(_html_row, rows))
     first = f"<thead><tr>{head}</tr></thead>" if titles else ""
     return f"<table><caption>{html_text(caption)}</caption>{first}<tbody>{body}</tbody></table>"

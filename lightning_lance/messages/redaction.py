@@ -106,10 +106,10 @@ def _public_part(url: str) -> str:
 
 def _public_query(query: str) -> str:
     pairs = re.split(r"(?<=[&;])", query)
-    plain = [pair for pair in pairs if not _is_secret_pair(pair)]
-    if len(plain) == len(pairs):
+    if not any(map(_is_secret_pair, pairs)):
         return query
-    return "".join(pair for pair in plain if not _of_signature(pair)).rstrip("&;")
+    public = [pair for pair in pairs if not _is_secret_pair(pair) and not _of_signature(pair)]
+    return "".join(public).rstrip("&;")
 
 
 def _is_secret_pair(pair: str) -> bool:
@@ -193,7 +193,9 @@ def _spellings(value: str) -> set[str]:
     written = {repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
     spellings = {value, " ".join(value.split()), *written}
     if "\n" in value:
-        spellings |= {line.strip() for line in value.splitlines() if len(line.strip()) >= _LONG_LINE}
+        for line in map(str.strip, value.splitlines()):
+            if len(line) >= _LONG_LINE:
+                spellings.add(line)
     for inner in _secrets_in_json(value):
         spellings |= _spellings(inner)
     return spellings

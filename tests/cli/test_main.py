@@ -218,6 +218,15 @@ def test_a_run_whose_folder_cannot_be_written_is_told(tmp_path: Path):
     assert err.count("\n") == 1
 
 
+def test_a_refused_run_leaves_no_folder_of_its_own(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    for folder in ("outputs", "runs/first", "mine", "mine/first"):
+        code, out, err = run(tmp_path, "train", f"output_dir={folder}", "data.batch_size=0")
+        assert (code, out) == (1, "")
+        assert err.startswith("error: batch_size is 0")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+
+
 @pytest.mark.parametrize(
     "arguments", [["--version"], ["prepare", "--version"], ["train", "seed=1", "--version"]], ids=str
 )

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 from lightning_lance import Corpus
-from lightning_lance.cli.run_record import _KNOWN
+from lightning_lance.cli.run_record import _KNOWN, RunRecord
 from lightning_lance.errors import ConfigError
 from lightning_lance.examples import train_gpt
 from lightning_lance.inspection import needed
@@ -30,6 +30,33 @@ SERVED: dict[str, Any] = {
     "context_length": 16,
     "batch_size": 2,
 }
+
+
+def test_only_empty_folders_of_its_own_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["train"])
+    (tmp_path / "runs").mkdir()
+    folder = tmp_path / "runs/of/today"
+    composed = OmegaConf.create({"hydra": {"output_subdir": ".hydra", "run": {"dir": str(folder)}}})
+    record, another = RunRecord(), RunRecord()
+    # Hydra composes a configuration twice.
+    record.hold_back(composed.copy())
+    record.hold_back(composed.copy())
+    another.hold_back(composed.copy())
+    another.remove_folders()
+    assert folder.is_dir()
+    record.remove_folders()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+    record.hold_back(composed.copy())
+    (tmp_path / "runs/of/another").touch()
+    record.remove_folders()
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "runs", tmp_path / "runs/of", tmp_path / "runs/of/another"]
+
+
+def test_an_option_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.argv", ["train", "--cfg", "job"])
+    composed = OmegaConf.create({"hydra": {"output_subdir": ".hydra", "run": {"dir": str(tmp_path / "x")}}})
+    RunRecord().hold_back(composed)
+    assert list(tmp_path.iterdir()) == []
 
 
 def write_record(folder: Path, text: str) -> Path:

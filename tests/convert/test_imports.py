@@ -309,6 +309,7 @@ def test_what_does_not_fit_is_named_with_its_document_and_its_cure(imported: Imp
         ("parquet", places["none"], {}, "^Document 1 of .* is empty, expected .*: empty=skip leaves such documents out"),
         ("parquet", places["only EOS"], {}, "^Document 1 of .* is empty"),
         ("parquet", places["no column"], {}, "no column 'input_ids'.*did you mean 'input_idz'"),
+        ("parquet", places["beyond"], {"columns": {"text_of": "a"}}, "has no column 'a'.*; set columns.text_of"),
         ("parquet", places["texts"], {}, "holds string, expected lists of whole numbers.*columns.tokens"),
         ("parquet", tmp_path / "nothing", {}, "nothing"),
         ("nanogpt", tmp_path / "empty.bin", {}, "^Document 1 of .* is empty"),
