@@ -41,7 +41,7 @@ class ReadReport:
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{number} x {kind}" for kind, number in self.incidents.most_common())
-        return f"{pluralize(sum(self.incidents.values()), 'time')} and was retried: {kinds}"
+        return f"{pluralize(self.incidents.total(), 'time')} and was retried: {kinds}"
 
 
 class OpenedSource(Protocol):

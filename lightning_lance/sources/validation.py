@@ -48,9 +48,11 @@ class WithValidation:
     def trouble(self) -> ReadReport:
         val = self._val.trouble
         train = self._train.trouble
-        later = {place + len(self._val.shards): bad for place, bad in train.bad_shards.items()}
+        bad_shards = dict(val.bad_shards)
+        for place, bad in train.bad_shards.items():
+            bad_shards[len(self._val.shards) + place] = bad
         remarks = [*val.remarks, *train.remarks, *self._remarks]
-        return ReadReport(val.incidents + train.incidents, val.bad_shards | later, remarks)
+        return ReadReport(val.incidents + train.incidents, bad_shards, remarks)
 
     @property
     def num_bytes(self) -> int | None:
