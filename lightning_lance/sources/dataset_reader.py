@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +26,9 @@ from lightning_lance.documents.columns import (
     check_unique,
     column_at,
     column_type,
+    flattened,
     in_words,
+    is_list,
     listed,
     missing_names,
     names_in,
@@ -58,6 +60,8 @@ _FETCH_ROWS = 100
 _OWN_WORDS = ("text", "language", "repo", "path", "license")
 # At most so many shards are opened to find all columns. Mostly the first one has them.
 _LOOKED_AT = 32
+# A hint about a value is looked for among about so many.
+_MOST_VALUES = 10_000
 # Longest language, in bytes. Real ones have about ten.
 _LONGEST_LANGUAGE = 64 << 10
 # A batch of this size is yielded without waiting for more rows, since joining them costs a copy.
@@ -359,11 +363,8 @@ class OpenedDataset:
 
         def find() -> set[str]:
             found: set[str] = set()
-            with closing(self._tables(0, 0, {}, [column], filtered=False)) as tables:
-                for _, table in tables:
-                    values = column_at(table, column)
-                    if values is None:
-                        continue
+            with closing(self._first_values([column])) as parts:
+                for _, values in parts:
                     languages, _ = in_words(values)
                     if source.extensions is not None and not source.language_column:
                         languages = language_of_path(languages, source.extensions)
@@ -372,6 +373,43 @@ class OpenedDataset:
 
         with explained(source):
             return sorted(self._patience.call(f"reading {self.shards[0]}", find))
+
+    def filter_hint(self) -> str:
+        where = self._source.where
+        if not where:
+            return ""
+
+        def find() -> dict[str, set[str]]:
+            found: dict[str, set[str]] = defaultdict(set)
+            with closing(self._first_values(list(where))) as parts:
+                for column, values in parts:
+                    while is_list(values.type):
+                        values, _ = flattened(values)
+                    if len(found[column]) < _MOST_VALUES:
+                        words, _ = in_words(values)
+                        found[column].update(pc.unique(words.drop_null()).to_pylist())
+            return found
+
+        try:
+            present = self._patience.call(f"reading {self.shards[0]}", find)
+        except Exception:  # this is only for the hint
+            return ""
+        for column, wanted in where.items():
+            known = sorted(present[column])
+            for value in wanted:
+                near = suggestion(value, known)
+                if near and value not in known:
+                    return f"source.where.{column} has {value!r}{near}"
+        return ""
+
+    def _first_values(self, columns: Sequence[str]) -> Generator[tuple[str, pa.Array], None, None]:
+        """Yield the values of columns in the first shard, wanted or not: the name of a column, and some of its values."""
+        with closing(self._tables(0, 0, {}, columns, filtered=False)) as tables:
+            for _, table in tables:
+                for column in columns:
+                    values = column_at(table, column)
+                    if values is not None:
+                        yield column, values
 
     def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
         def find() -> list[Cut]:

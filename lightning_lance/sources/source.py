@@ -92,6 +92,15 @@ class Divisible(Protocol):
         ...
 
 
+@runtime_checkable
+class Filtered(Protocol):
+    """An opened source that keeps only the rows with some values."""
+
+    def filter_hint(self) -> str:
+        """Return a hint about a wanted value that the first shard lacks, as a clause; empty if none is similar to it."""
+        ...
+
+
 class Source(Protocol):
     """A description of documents."""
 
