@@ -29,7 +29,7 @@ from lightning_lance.maintenance.compaction import FULL_BYTES
 from lightning_lance.maintenance.removal import clean_up, fence_stale_builders, find_orphans
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import nearest
-from lightning_lance.sources.source import OpenedSource, ReadReport, Source
+from lightning_lance.sources.source import Filtered, OpenedSource, ReadReport, Source
 from lightning_lance.store.provenance import stored_hashes
 from lightning_lance.tokenization.tokenizer import token_dtype
 
@@ -251,13 +251,22 @@ class Build:
 
     def _check_not_empty(self, ledger: Ledger) -> None:
         if not ledger.commit.documents:
-            self._check_found(ledger)
+            hint = self._filter_hint()
+            if not hint:
+                self._check_found(ledger)
             reasons = {"blank": "blank (only white space)"}
             counts = [f"{count} {reasons.get(why, why)}" for why, count in ledger.commit.skipped.items()]
             skipped = ""
             if counts:
                 skipped = f" (skipped: {', '.join(counts)})"
             raise SourceError(
-                f"Source {self._source.name!r} gave no documents{skipped}: check its files and its filters, whose values are "
-                "compared letter by letter."
+                f"Source {self._source.name!r} gave no documents{skipped}: {hint}check its files and its filters, whose values "
+                "are compared letter by letter."
             )
+
+    def _filter_hint(self) -> str:
+        if isinstance(self._opened, Filtered):
+            hint = self._opened.filter_hint()
+            if hint:
+                return f"{hint}; "
+        return ""

@@ -42,7 +42,7 @@ def table_of(lines: Sequence[bytes], columns: Sequence[str], text: str, filters:
         The columns; `NOT_JSON` (bool), of whose lines all else is null; `PASSES` (bool) if there is a filter, which lets those
         lines through; and `REPLACED` (bool) if something that was no Unicode was replaced by question marks.
     """
-    rows = [parsed(line) for line in lines]
+    rows = list(map(parsed, lines))
     cells = _cells(rows, columns)
     rounded: set[int] = set()
     for values in cells.values():
@@ -62,7 +62,7 @@ def table_of(lines: Sequence[bytes], columns: Sequence[str], text: str, filters:
             made[name] = pa.array(values, pa.string())
         except (pa.ArrowException, TypeError, UnicodeEncodeError):  # other values than strings, lone surrogates
             made[name] = pa.array(map(spelled, values), pa.string())
-            replaced |= [_is_odd(value) for value in values]
+            replaced |= list(map(_is_odd, values))
     made[NOT_JSON] = not_json
     if filters is not None:
         passes = np.ones(len(rows), bool)
@@ -75,7 +75,10 @@ def table_of(lines: Sequence[bytes], columns: Sequence[str], text: str, filters:
 
 
 def _cells(rows: Sequence[dict[str, Any] | None], columns: Sequence[str]) -> dict[str, list[Any]]:
-    return {name: _values(rows, name) for name in columns}
+    cells: dict[str, list[Any]] = {}
+    for name in columns:
+        cells[name] = _values(rows, name)
+    return cells
 
 
 def _values(rows: Sequence[dict[str, Any] | None], name: str) -> list[Any]:
@@ -88,14 +91,15 @@ def _passing(condition: Condition, values: Sequence[Any], words: pa.Array) -> np
     """Return which values fulfil a condition. `words` are the values as they are spelled, or bytes."""
     if pa.types.is_string(words.type) and list not in map(type, values):
         return condition.mask_of_words(words)
-    return np.array([condition.keeps(value) for value in values])
+    return np.array(list(map(condition.keeps, values)))
 
 
 def _rounded(values: Sequence[Any]) -> list[int]:
     """Return the places of values that may hold a rounded number."""
     if {*map(type, values)}.isdisjoint((float, list, dict)):
         return []
-    return [place for place, value in enumerate(values) if _may_be_rounded(value)]
+    places: list[int] = np.flatnonzero(list(map(_may_be_rounded, values))).tolist()
+    return places
 
 
 def value_of(row: Mapping[str, Any] | None, name: str) -> Any:
@@ -110,8 +114,9 @@ def value_of(row: Mapping[str, Any] | None, name: str) -> Any:
     if value is not None or "." not in name:
         return value
     # The longest key first, since keys may have dots of their own.
-    keys = [key for key in row if name.startswith(f"{key}.")]
-    for key in sorted(keys, key=len, reverse=True):
+    for key in sorted(row, key=len, reverse=True):
+        if not name.startswith(f"{key}."):
+            continue
         found = _within(row[key], name[len(key) + 1 :])
         if found is not None:
             return found
@@ -130,7 +135,12 @@ def is_there(row: Mapping[str, Any], name: str) -> bool:
     """Return whether a line has what a name means, even if it is null."""
     if name in row:
         return True
-    return any(_is_within(value, name[len(key) + 1 :]) for key, value in row.items() if name.startswith(f"{key}."))
+    for key, value in row.items():
+        if not name.startswith(f"{key}."):
+            continue
+        if _is_within(value, name[len(key) + 1 :]):
+            return True
+    return False
 
 
 def _is_within(value: Any, name: str) -> bool:
@@ -146,7 +156,9 @@ def _is_odd(value: Any) -> bool:
 def type_of(values: Sequence[Any]) -> str:
     """Name the Arrow types of values, for a message."""
     names = {bool: "bool", int: "int64", float: "double", str: "string", list: "list", dict: "struct"}
-    found = {names[type(value)] for value in values}
+    found: set[str] = set()
+    for value in values:
+        found.add(names[type(value)])
     return " and ".join(sorted(found))
 
 
@@ -206,5 +218,10 @@ def _texts(values: Sequence[Any]) -> pa.Array:
     try:
         return pa.array(texts, pa.large_string()).cast(pa.large_binary())
     except UnicodeEncodeError:  # lone surrogates
-        encoded = [None if value is None else value.encode("utf-8", "surrogatepass") for value in texts]
-        return pa.array(encoded, pa.large_binary())
+        return pa.array(map(_encoded, texts), pa.large_binary())
+
+
+def _encoded(text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    return text.encode("utf-8", "surrogatepass")

@@ -197,7 +197,7 @@ class LinesShard:
             NotLines: If the file is of another kind, before the first table.
             UnfitShard: If it begins with some MB of lines without text, before the first table.
         """
-        start = max((place for place, before in starts.items() if before <= row), default=0)
+        start = _last_place(starts, row)
         first = starts.get(start, 0)
         begun = start > 0
         for place, block in self._blocks(start):
@@ -291,6 +291,15 @@ class LinesShard:
         return raw, raw
 
 
+def _last_place(starts: Mapping[int, int], row: int) -> int:
+    """Return the last known place that a reading from a row on may begin at."""
+    last = 0
+    for place, before in starts.items():
+        if before <= row:
+            last = max(last, place)
+    return last
+
+
 def _names_in(row: Mapping[str, Any], wanted: Sequence[str], outer: Collection[str]) -> Iterator[str]:
     """Yield the keys of a line, the wanted names that it has, and the fields of its `outer` objects."""
     yield from row
@@ -300,7 +309,8 @@ def _names_in(row: Mapping[str, Any], wanted: Sequence[str], outer: Collection[s
     for key in outer:
         inner = row.get(key)
         if isinstance(inner, dict):
-            yield from (f"{key}.{name}" for name in inner)
+            for field in inner:
+                yield f"{key}.{field}"
 
 
 def _without_bom(block: bytes, place: int) -> bytes:

@@ -43,7 +43,8 @@ class _Parts:
     def ahead(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Fetch (begin, end) ranges, and forget earlier ones."""
         self._known = {}
-        self._known = {known: self._whole(*known) for known in ranges}
+        for begin, end in ranges:
+            self._known[begin, end] = self._whole(begin, end)
 
     def fetch(self, start: int, end: int) -> bytes:
         """Return bytes of the file."""
@@ -155,11 +156,15 @@ class ParquetShard:
             The place of a table's first row among the rows that pass, and the table. Its first rows may lie before `row`.
         """
         filters = filters or RowFilter(())
-        # By the statistics of the row groups.
-        groups = [group for group in range(self._file.num_row_groups) if self._may_pass(group, filters)]
-        known = [group for group in groups if starts.get(group, row + 1) <= row]
-        if known:
-            groups = groups[groups.index(known[-1]) :]
+        groups: list[int] = []
+        for group in range(self._file.num_row_groups):
+            # By the statistics of the row group.
+            if not self._may_pass(group, filters):
+                continue
+            # The row is not in an earlier group.
+            if starts.get(group, row + 1) <= row:
+                groups.clear()
+            groups.append(group)
         first = 0
         # No row group has the number -1.
         for group, following in zip(groups, [*groups[1:], -1], strict=False):
@@ -205,7 +210,7 @@ class ParquetShard:
     def _count(self, group: int, filters: RowFilter) -> int:
         if not filters.conditions:
             return int(self._file.metadata.row_group(group).num_rows)
-        return sum(len(table) for table in self._decoded(group, filters.columns, filters))
+        return sum(map(len, self._decoded(group, filters.columns, filters)))
 
     def _decoded(self, group: int, columns: Sequence[str], filters: RowFilter) -> Generator[pa.Table, None, None]:
         found = self._leaves(columns)
@@ -215,10 +220,7 @@ class ParquetShard:
             yield filters.passing(rows, self.name)
             return
         if self._parts is not None:
-            ranges = self._ranges(group, found)
-            if sum(high - low for low, high in ranges) > _AHEAD_BYTES:
-                ranges = []
-            self._parts.ahead(ranges)
+            self._parts.ahead(self._ranges(group, found))
         size = self._size(group, found)
         rows = min(max(_DECODED_BYTES * described.num_rows // max(size, 1), 1), _DECODED_ROWS)
         paths = [self._file.schema.column(i).path for i in found]
@@ -233,13 +235,20 @@ class ParquetShard:
         return sum(described.column(i).total_uncompressed_size for i in found)
 
     def _ranges(self, group: int, found: Sequence[int]) -> list[tuple[int, int]]:
-        """Return the places of a row group's columns in the file, neighbours joined."""
+        """Return the places of a row group's columns in the file, neighbours joined; none if they are too large together."""
         from fsspec.utils import merge_offset_ranges
 
-        columns = [self._file.metadata.row_group(group).column(i) for i in found]
-        begins = [min(filter(None, (each.dictionary_page_offset, each.data_page_offset))) for each in columns]
-        ends = [begin + each.total_compressed_size for begin, each in zip(begins, columns, strict=True)]
-        _, begins, ends = merge_offset_ranges([""] * len(columns), begins, ends, max_gap=_HOLE_BYTES)
+        described = self._file.metadata.row_group(group)
+        begins: list[int] = []
+        ends: list[int] = []
+        for place in found:
+            column = described.column(place)
+            begin = min(filter(None, (column.dictionary_page_offset, column.data_page_offset)))
+            begins.append(begin)
+            ends.append(begin + column.total_compressed_size)
+        _, begins, ends = merge_offset_ranges([""] * len(found), begins, ends, max_gap=_HOLE_BYTES)
+        if sum(ends) - sum(begins) > _AHEAD_BYTES:
+            return []
         return list(zip(begins, ends, strict=True))
 
 

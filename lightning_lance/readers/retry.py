@@ -339,10 +339,7 @@ def raise_own(error: BaseException) -> None:
 def is_transient(error: BaseException) -> bool:
     """Return whether the same call may succeed later: the network, a server or a disk failed."""
     found = causes(error)
-    if any(_NEVER & _kinds(cause) for cause in found):
-        return False
-    # `datasets` keeps only the name of that error.
-    if any("OfflineModeIsEnabled" in str(cause) for cause in found):
+    if any(map(_is_permanent, found)):
         return False
     for cause in found:
         response = getattr(cause, "response", None)
@@ -359,6 +356,11 @@ def is_transient(error: BaseException) -> bool:
         if isinstance(cause, OSError) and cause.errno in _ERRNOS:
             return True
     return False
+
+
+def _is_permanent(error: BaseException) -> bool:
+    # `datasets` keeps only the name of the error about offline mode.
+    return not _NEVER.isdisjoint(_kinds(error)) or "OfflineModeIsEnabled" in str(error)
 
 
 def _is_unreachable(error: BaseException) -> bool:
@@ -378,10 +380,14 @@ def _why_unreachable(error: BaseException) -> str:
             return "its name does not resolve"
         if isinstance(cause, OSError) and cause.errno in _NO_ROUTE:
             return os.strerror(cause.errno).lower()
-    if any(isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__ for cause in found):
+    if any(map(_is_timeout, found)):
         return "no answer"
     network = _of_network(error)
     return in_one_line(str(network) or type(network).__name__, 200).rstrip(".")
+
+
+def _is_timeout(error: BaseException) -> bool:
+    return isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
 
 
 def _of_network(error: BaseException) -> BaseException:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,7 +26,9 @@ from lightning_lance.documents.columns import (
     check_unique,
     column_at,
     column_type,
+    flattened,
     in_words,
+    is_list,
     listed,
     missing_names,
     names_in,
@@ -58,6 +60,8 @@ _FETCH_ROWS = 100
 _OWN_WORDS = ("text", "language", "repo", "path", "license")
 # At most so many shards are opened to find all columns. Mostly the first one has them.
 _LOOKED_AT = 32
+# A hint about a value is looked for among about so many.
+_MOST_VALUES = 10_000
 # Longest language, in bytes. Real ones have about ten.
 _LONGEST_LANGUAGE = 64 << 10
 # A batch of this size is yielded without waiting for more rows, since joining them costs a copy.
@@ -107,7 +111,8 @@ def listing(source: DatasetSpec, pin: Mapping[str, Any], reading: bool = False) 
         if not source.data_files and not source.on_hub:
             # A local folder.
             places, real, remarks = real_once(source, files)
-            return Listing([files[place] for place in places], [], builder, places, real, remarks)
+            chosen = [files[place] for place in places]
+            return Listing(chosen, [], builder, places, real, remarks)
     languages = []
     if source.templates:
         languages = [_language(source, local, file) for file in files]
@@ -120,7 +125,7 @@ def _files_of(builder: Any, source: DatasetSpec) -> list[str]:
         raise ConfigError(
             f"Source {source.name!r} has no split {source.split!r}: it has {', '.join(map(str, splits)) or 'none'}."
         )
-    files = [str(file) for file in splits[source.split]]
+    files = list(map(str, splits[source.split]))
     for name, count in Counter(map(public_url, files)).items():
         if count > 1:
             raise ConfigError(
@@ -198,7 +203,7 @@ class OpenedDataset:
             self._lines = source.path == "json"
         else:
             self._parquet = hasattr(self._builder.config, "fragment_scan_options")
-            self._lines = _are_lines(self._builder.config, [public_url(file) for file in self._files])
+            self._lines = _are_lines(self._builder.config, list(map(public_url, self._files)))
         self._dataset: Any = None
         # Shards with a warning about missing columns.
         self._warned: set[str] = set()
@@ -240,16 +245,20 @@ class OpenedDataset:
     def _no_column(self, missing: Collection[str], there: Sequence[str]) -> ConfigError:
         turned = self._turned(missing, there)
         if turned:
-            right = {name: word for word, name in turned.items()}
+            right = dict(zip(turned.values(), turned, strict=True))
             return ConfigError(
                 f"Source {self._source.name!r} has no column {', '.join(map(repr, sorted(turned.values())))}, but "
                 f"{', '.join(map(repr, sorted(turned)))}: source.columns has {in_yaml(turned)} the wrong way round; our words "
                 f"come first, as in {in_yaml(right)}."
             )
-        named = ", ".join(f"{name!r}{suggestion(name, there)}" for name in sorted(missing))
+        named = _with_suggestions(sorted(missing), there)
         # The fields of a column only if one of them is missing.
-        outer = tuple(f"{column.partition('.')[0]}." for column in missing)
-        columns = [name for name in there if "." not in name or name.startswith(outer)]
+        opened = {column.partition(".")[0] for column in missing}
+        columns: list[str] = []
+        for name in there:
+            column, dot, _ = name.partition(".")
+            if not dot or column in opened:
+                columns.append(name)
         return ConfigError(
             f"Source {self._source.name!r} has no column {named}: it has {', '.join(columns) or 'none'}; set "
             f"{self._source.naming(missing)}."
@@ -288,7 +297,9 @@ class OpenedDataset:
             names = self._column_names()
             missing = missing_names(file.schema, names)
             # That the text is missing is said once all shards have been looked at.
-            checked = [name for name in names if name != text or text not in missing]
+            checked = list(names)
+            if text in missing:
+                checked.remove(text)
             self._check_types(file.schema, checked, file.name)
             found = [name for name in names if name not in missing]
             return list(dict.fromkeys([*names_in(file.schema), *found]))
@@ -309,8 +320,13 @@ class OpenedDataset:
 
     def _column_names(self) -> list[str]:
         source = self._source
-        extra = [column for column in (source.language_column, source.loss_mask_column) if column]
-        return list(dict.fromkeys([*source.columns.values(), *extra, *source.where]))
+        names = list(source.columns.values())
+        if source.language_column:
+            names.append(source.language_column)
+        if source.loss_mask_column:
+            names.append(source.loss_mask_column)
+        names += source.where
+        return list(dict.fromkeys(names))
 
     @property
     def shards(self) -> Sequence[str]:
@@ -347,11 +363,8 @@ class OpenedDataset:
 
         def find() -> set[str]:
             found: set[str] = set()
-            with closing(self._tables(0, 0, {}, [column], filtered=False)) as tables:
-                for _, table in tables:
-                    values = column_at(table, column)
-                    if values is None:
-                        continue
+            with closing(self._first_values([column])) as parts:
+                for _, values in parts:
                     languages, _ = in_words(values)
                     if source.extensions is not None and not source.language_column:
                         languages = language_of_path(languages, source.extensions)
@@ -360,6 +373,43 @@ class OpenedDataset:
 
         with explained(source):
             return sorted(self._patience.call(f"reading {self.shards[0]}", find))
+
+    def filter_hint(self) -> str:
+        where = self._source.where
+        if not where:
+            return ""
+
+        def find() -> dict[str, set[str]]:
+            found: dict[str, set[str]] = defaultdict(set)
+            with closing(self._first_values(list(where))) as parts:
+                for column, values in parts:
+                    while is_list(values.type):
+                        values, _ = flattened(values)
+                    if len(found[column]) < _MOST_VALUES:
+                        words, _ = in_words(values)
+                        found[column].update(pc.unique(words.drop_null()).to_pylist())
+            return found
+
+        try:
+            present = self._patience.call(f"reading {self.shards[0]}", find)
+        except Exception:  # this is only for the hint
+            return ""
+        for column, wanted in where.items():
+            known = sorted(present[column])
+            for value in wanted:
+                near = suggestion(value, known)
+                if near and value not in known:
+                    return f"source.where.{column} has {value!r}{near}"
+        return ""
+
+    def _first_values(self, columns: Sequence[str]) -> Generator[tuple[str, pa.Array], None, None]:
+        """Yield the values of columns in the first shard, wanted or not: the name of a column, and some of its values."""
+        with closing(self._tables(0, 0, {}, columns, filtered=False)) as tables:
+            for _, table in tables:
+                for column in columns:
+                    values = column_at(table, column)
+                    if values is not None:
+                        yield column, values
 
     def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
         def find() -> list[Cut]:
@@ -432,7 +482,7 @@ class OpenedDataset:
                 "The %s of source %r has no column %s: null is stored for it; the columns of this shard are %s.",
                 name,
                 self._source.name,
-                ", ".join(f"{column!r}{suggestion(column, names_in(schema))}" for column in missing),
+                _with_suggestions(missing, names_in(schema)),
                 listed(schema, missing),
             )
 
@@ -465,8 +515,9 @@ class OpenedDataset:
         try:
             self._check_schema(schema, columns, name)
         except UnfitShard as error:
-            if any(self._fits(other, columns) for other in self._other_schemas(shard)):
-                raise
+            for other in self._other_schemas(shard):
+                if self._fits(other, columns):
+                    raise
             raise self._unfit(error) from error
 
     def _other_schemas(self, shard: int) -> list[pa.Schema]:
@@ -604,6 +655,14 @@ class OpenedDataset:
         return split_by_bytes(batch, 2 * BATCH_BYTES)
 
 
+def _with_suggestions(columns: Collection[str], there: Sequence[str]) -> str:
+    """Return missing columns for a message, each with the most similar one that is there."""
+    named: list[str] = []
+    for column in columns:
+        named.append(f"{column!r}{suggestion(column, there)}")
+    return ", ".join(named)
+
+
 def _check_lengths(languages: pa.Array, column: str, file: str) -> None:
     """Check the length of languages, since each block of a stream stores its language."""
     longest = pc.max(pc.binary_length(languages)).as_py() or 0
@@ -623,9 +682,16 @@ def _joined(tables: Sequence[pa.Table]) -> pa.Table:
 
 def _are_lines(config: Any, files: Sequence[str]) -> bool:
     """Return whether files are JSON Lines, judged by their names and the options of their builder."""
-    options = [getattr(config, name, "none") for name in ("field", "encoding_errors", "features")]
-    plain = options == [None] * 3 and config.encoding.lower() in ("utf-8", "utf8")
-    return plain and all(file.endswith(ENDINGS) and (is_local(file) or "::" not in file) for file in files)
+    for option in ("field", "encoding_errors", "features"):
+        if getattr(config, option, "none") is not None:
+            return False
+    if config.encoding.lower() not in ("utf-8", "utf8"):
+        return False
+    return all(map(_is_named_lines, files))
+
+
+def _is_named_lines(file: str) -> bool:
+    return file.endswith(ENDINGS) and (is_local(file) or "::" not in file)
 
 
 def _brief(error: Exception) -> str:

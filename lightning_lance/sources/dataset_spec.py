@@ -159,10 +159,7 @@ class DatasetSpec:
             object.__setattr__(self, key, [*path_list(f"source.{key}", getattr(self, key), "corpus/*.parquet")])
         self._take_languages()
         self._check_kinds()
-        if isinstance(self.columns, Mapping):
-            # YAML reads names of digits as numbers.
-            object.__setattr__(self, "columns", {as_text(word): as_text(name) for word, name in self.columns.items()})
-        self._check_columns()
+        self._take_columns()
         check_dedup(self.dedup)
         if isinstance(self.path, Path) or str(self.path).startswith("~"):
             object.__setattr__(self, "path", local_path(str(self.path)))
@@ -191,8 +188,14 @@ class DatasetSpec:
                 "source.language_column or source.extensions."
             )
 
-    def _check_columns(self) -> None:
-        """Check the names of columns."""
+    def _take_columns(self) -> None:
+        """Take the names of columns as text, and check them."""
+        if isinstance(self.columns, Mapping):
+            # YAML reads names of digits as numbers.
+            columns: dict[str, str] = {}
+            for word, name in self.columns.items():
+                columns[as_text(word)] = as_text(name)
+            object.__setattr__(self, "columns", columns)
         validate_columns(self.columns, repr(self.name))
         if self.loss_mask_column is not None and self.loss_mask_column == self.columns["text"]:
             raise ConfigError(
@@ -226,7 +229,10 @@ class DatasetSpec:
                 f"source.where is {described(self.where)}: expected a mapping of columns to values to keep, such as "
                 "{license: [mit]}."
             )
-        given = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in _CHECKED_ELSEWHERE}
+        given: dict[str, Any] = {}
+        for part in fields(self):
+            if part.name not in _CHECKED_ELSEWHERE:
+                given[part.name] = getattr(self, part.name)
         check_arguments(DatasetSpec, given, "source.")
 
     def _keep_secrets(self) -> None:
@@ -256,7 +262,7 @@ class DatasetSpec:
     @property
     def wanted(self) -> Sequence[str]:
         # A language may be the name of a folder, which need not be UTF-8.
-        return sorted({readable(language) for language in self.languages})
+        return sorted(set(map(readable, self.languages)))
 
     @property
     def aliases(self) -> dict[str, list[str]]:
@@ -267,7 +273,7 @@ class DatasetSpec:
 
     @property
     def metadata(self) -> Sequence[str]:
-        return tuple(sorted(word for word in self.columns if word != "text"))
+        return tuple(sorted(self.columns.keys() - {"text"}))
 
     def naming(self, columns: Collection[str]) -> str:
         """Return the keys of the settings that name some columns of the source."""
@@ -277,7 +283,11 @@ class DatasetSpec:
             "source.loss_mask_column": [self.loss_mask_column],
             "source.where": self.where,
         }
-        return " and ".join(key for key, named in keys.items() if not {*columns}.isdisjoint(named))
+        naming: list[str] = []
+        for key, named in keys.items():
+            if not {*columns}.isdisjoint(named):
+                naming.append(key)
+        return " and ".join(naming)
 
     @property
     def channels(self) -> Sequence[str]:
@@ -301,7 +311,7 @@ class DatasetSpec:
                 labels[name] = word
         for name, files in (("data_files", self.data_files), ("val_files", self.val_files)):
             if files:
-                labels[name] = [str(pattern) for pattern in files]
+                labels[name] = list(map(str, files))
         return labels
 
     @property
@@ -311,7 +321,7 @@ class DatasetSpec:
 
     @property
     def _data_files(self) -> Sequence[str]:
-        return [str(pattern) for pattern in self.data_files]
+        return list(map(str, self.data_files))
 
     @property
     def on_hub(self) -> bool:
@@ -332,23 +342,36 @@ class DatasetSpec:
 
     def _address(self) -> tuple[str, str]:
         """Return what is read, as the user calls it, and what to do if it cannot be reached."""
-        repositories = list(dict.fromkeys(repo for repo, _ in self.repositories().values()))
-        if not self.data_files:
-            repositories = [self.path]
-        if repositories:
+        repository = self._first_repository()
+        if repository is not None:
             cure = (
                 "check the network, set HF_ENDPOINT to a mirror of the Hub, or download the files and read them by "
                 "source=parquet or source=jsonl"
             )
-            return f"The dataset {repositories[0]!r}", cure
-        remote = [public_url(pattern) for pattern in self._data_files if not is_local(pattern)]
-        where = f" ({remote[0]!r})" if remote else ""
-        return f"Source {self.name!r}{where}", "check the place and the network, then run it again"
+            return f"The dataset {repository!r}", cure
+        what = f"Source {self.name!r}"
+        for pattern in self._data_files:
+            if not is_local(pattern):
+                what += f" ({public_url(pattern)!r})"
+                break
+        return what, "check the place and the network, then run it again"
+
+    def _first_repository(self) -> str | None:
+        """Return the first Hub repository that is read, None if there is none."""
+        if not self.data_files:
+            return self.path
+        for repository, _ in self.repositories().values():
+            return repository
+        return None
 
     def repositories(self) -> dict[str, tuple[str, str | None]]:
         """Return the Hub repositories in `data_files`, as spelled there, with their names and revisions."""
-        matches = [match for match in map(HUB_FILE.match, self._data_files) if match]
-        return {match["key"]: (match["repo"], match["revision"] or self.revision) for match in matches}
+        found: dict[str, tuple[str, str | None]] = {}
+        for pattern in self._data_files:
+            match = HUB_FILE.match(pattern)
+            if match:
+                found[match["key"]] = (match["repo"], match["revision"] or self.revision)
+        return found
 
     def patterns(self, commits: Mapping[str, str], fill: bool = True) -> list[str]:
         """Return the globs.
@@ -357,12 +380,16 @@ class DatasetSpec:
             commits: Hub repository, as spelled in `data_files`, to the commit to read.
             fill: Whether to replace `{language}` by the wanted languages, or by `*` for all.
         """
-        patterns = [pattern for _, pattern, _ in self.filled()] if fill else [*self._data_files]
-        for place, pattern in enumerate(patterns):
+        patterns = self._data_files
+        if fill:
+            patterns = [pattern for _, pattern, _ in self.filled()]
+        pinned: list[str] = []
+        for pattern in patterns:
             match = HUB_FILE.match(pattern)
             if match and match["key"] in commits:
-                patterns[place] = f"hf://datasets/{match['repo']}@{commits[match['key']]}/{match['rest']}"
-        return patterns
+                pattern = f"hf://datasets/{match['repo']}@{commits[match['key']]}/{match['rest']}"
+            pinned.append(pattern)
+        return pinned
 
     def filled(self) -> list[tuple[str | None, str, str | None]]:
         """Return (template, glob, language); the template and the language are None for a glob without them."""
@@ -371,8 +398,8 @@ class DatasetSpec:
             if "{language}" not in pattern:
                 made.append((None, pattern, None))
             elif self.languages:
-                names = sorted({*self.languages})
-                made += [(pattern, pattern.replace("{language}", name), readable(name)) for name in names]
+                for name in sorted({*self.languages}):
+                    made.append((pattern, pattern.replace("{language}", name), readable(name)))
             else:
                 made.append((pattern, pattern.replace("{language}", "*"), None))
         return made
@@ -391,7 +418,9 @@ class DatasetSpec:
 
     def filters(self) -> RowFilter | None:
         """Return the row filter of the reader, None if all rows pass."""
-        conditions: list[Condition] = [OneOf(column, tuple(values)) for column, values in sorted(self.where.items())]
+        conditions: list[Condition] = []
+        for column, values in sorted(self.where.items()):
+            conditions.append(OneOf(column, tuple(values)))
         if self.languages and self.language_column:
             spelled = sorted({*chain.from_iterable(self.aliases.values())}) or self.wanted
             conditions.append(SpelledAs(self.language_column, tuple(spelled)))

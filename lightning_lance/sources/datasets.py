@@ -14,6 +14,7 @@ from lightning_lance.messages.formatting import did_you_mean, nearest
 from lightning_lance.messages.redaction import public_url
 from lightning_lance.sources.dataset_reader import OpenedDataset, identified_listing
 from lightning_lance.sources.dataset_spec import DatasetSpec, FileOptions, HubOptions
+from lightning_lance.sources.files import extensions_identity
 from lightning_lance.sources.source import OpenedSource
 from lightning_lance.sources.validation import WithValidation, check_apart
 
@@ -98,11 +99,16 @@ class DatasetSource(DatasetSpec):
         if self.has_validation:
             train = self.part(val=False).identity()
             val = self.part(val=True).identity()
-            others = {key: val.get(key) for key in val.keys() | train.keys() if val.get(key) != train.get(key)}
+            others: dict[str, Any] = {}
+            for key in val.keys() | train.keys():
+                if val.get(key) != train.get(key):
+                    others[key] = val.get(key)
             return {**train, "validation": others}
         # An option without effect is None, so that changing it does not cause another build.
         local = not self.on_hub
-        extensions = None if self.language_column else self.extensions
+        extensions = None
+        if self.extensions is not None and not self.language_column:
+            extensions = extensions_identity(self.extensions)
         where = {}
         for column, values in self.where.items():
             where[column] = sorted({json.dumps(plain_value(value)) for value in values})
@@ -112,12 +118,12 @@ class DatasetSource(DatasetSpec):
             "config": None if self.data_files else self.config,
             "split": None if self.data_files else self.split,
             "revision": None if local else self.revision,
-            "data_files": [public_url(str(pattern)) for pattern in self.data_files],
+            "data_files": list(map(public_url, self._data_files)),
             "columns": dict(self.columns),
             # A list of names stays a list, in all fingerprints so far.
             "languages": self.aliases or self.wanted,
             "language_column": self.language_column,
-            "extensions": extensions and {name: sorted({*tails}) for name, tails in extensions.items()},
+            "extensions": extensions,
             "where": where,
             "text_filter": self.text_filter.identity(),
             "shard_seed": self.shard_seed,

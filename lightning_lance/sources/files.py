@@ -83,6 +83,14 @@ def content_hash(file: str | Path) -> bytes:
     return digest.digest()
 
 
+def extensions_identity(extensions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the extensions of languages for a fingerprint: each once, sorted."""
+    identity: dict[str, list[str]] = {}
+    for language, tails in extensions.items():
+        identity[language] = sorted({*tails})
+    return identity
+
+
 def _add_file(digest: xxhash.xxh3_128, file: str | Path) -> None:
     """Add the size and the content of a file. Raises SourceError if it cannot be read."""
     try:
@@ -179,7 +187,7 @@ class FilesSource:
     def labels(self) -> dict[str, str | list[str]]:
         """The words of the user that the identity lacks, for people who look at a store."""
         return {
-            "patterns": [str(pattern) for pattern in self.patterns],
+            "patterns": list(map(str, self.patterns)),
             "root": str(self.root),
             "exclude": list(self.exclude),
         }
@@ -215,13 +223,21 @@ class FilesSource:
         ordered = sorted(found.values(), key=lambda match: match.key)
         files = [(search.from_root(match), str(Path(root, match.name))) for match in ordered]
         if self.languages:
-            languages = language_of_path(_names(files), self.extensions).to_pylist()
-            check_languages(self.languages, sorted(set(languages)), f"Source {self.name!r}")
-            files = [file for file, language in zip(files, languages, strict=True) if language in self.languages]
+            files = self._in_languages(files)
         # What is installed into Python is no part of its library.
         expected = [EXCLUDED] if Path(root).samefile(_stdlib()) else []
         remarks = search.account.remarks(self.name, found, self.follow_links, expected)
         return [files[i] for i in shard_order(len(files), self.shard_seed)], remarks
+
+    def _in_languages(self, files: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the files in the languages to keep."""
+        languages = language_of_path(_names(files), self.extensions).to_pylist()
+        check_languages(self.languages, sorted(set(languages)), f"Source {self.name!r}")
+        kept: list[tuple[str, str]] = []
+        for file, language in zip(files, languages, strict=True):
+            if language in self.languages:
+                kept.append(file)
+        return kept
 
     def _no_match(self, pattern: str, root: str) -> str:
         """Return the message about a pattern that matches nothing, with the likely reason."""
@@ -236,7 +252,7 @@ class FilesSource:
             "kind": "files",
             "files": named_identity(files),
             "languages": self.wanted,
-            "extensions": {language: sorted({*tails}) for language, tails in self.extensions.items()},
+            "extensions": extensions_identity(self.extensions),
             "text_filter": self.text_filter.identity(),
             "shard_seed": self.shard_seed,
             "dedup": self.dedup,
@@ -264,8 +280,8 @@ class _OpenedFiles:
 
     def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
         sizes = _sizes(self._groups[shard])
-        part = np.cumsum([0, *sizes[:-1]]) // part_bytes
-        return [Cut(row, row) for row in (np.flatnonzero(np.diff(part)) + 1).tolist()]
+        rows = _changes(np.cumsum([0, *sizes[:-1]]) // part_bytes)
+        return list(map(Cut, rows, rows))
 
     def begin_at(self, shard: int, cut: Cut) -> None:
         """Do nothing: any file is found at once."""
@@ -274,19 +290,26 @@ class _OpenedFiles:
         files = self._groups[shard][row:]
         if not files:
             return
-        piece = np.cumsum(_sizes(files)) // BATCH_BYTES
-        for group in np.split(np.arange(len(files)), np.flatnonzero(np.diff(piece)) + 1):
+        begin = 0
+        for end in [*_changes(np.cumsum(_sizes(files)) // BATCH_BYTES), len(files)]:
             # A batch may be one large file, so it is not kept here while the next one is read.
-            yield self._batch([files[i] for i in group], row + int(group[0]))
+            yield self._batch(files[begin:end], row + begin)
+            begin = end
 
     def _batch(self, files: list[tuple[str, str]], first_row: int) -> pa.Table:
-        texts, invalid = decode_utf8(_contents([path for _, path in files]))
+        texts, invalid = decode_utf8(_contents(files))
         paths = _names(files)
         columns = {"text": texts, "path": paths}
         if invalid is not None:
             columns["not_utf8"] = pa.array(invalid)
         languages = language_of_path(paths, self._source.extensions)
         return document_batch(columns, languages, first_row, self._source.wanted, self._source.text_filter)
+
+
+def _changes(pieces: np.ndarray) -> list[int]:
+    """Return the places at which another piece begins than the one before."""
+    places: list[int] = (np.flatnonzero(np.diff(pieces)) + 1).tolist()
+    return places
 
 
 def _names(files: Sequence[tuple[str, str]]) -> pa.Array:
@@ -303,14 +326,14 @@ def _sizes(files: Sequence[tuple[str, str]]) -> list[int]:
     return sizes
 
 
-def _contents(files: Sequence[str]) -> pa.Array:
+def _contents(files: Sequence[tuple[str, str]]) -> pa.Array:
     """Return the contents of files as (n,) large_binary, without a copy for a single file."""
     contents = []
-    for file in files:
+    for _, path in files:
         try:
-            contents.append(Path(file).read_bytes())
+            contents.append(Path(path).read_bytes())
         except OSError as error:
-            raise SourceError(_cannot_read(file, error)) from error
+            raise SourceError(_cannot_read(path, error)) from error
     ends = np.cumsum([0, *map(len, contents)], dtype=np.int64)
     data = contents[0] if len(contents) == 1 else b"".join(contents)
     return pa.LargeBinaryArray.from_buffers(

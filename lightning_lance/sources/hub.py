@@ -137,10 +137,11 @@ def _check_terms(api: Any, repo: str) -> None:
 
 def files_identity(files: Sequence[str], storage_options: Mapping[str, Any]) -> str:
     """Return a hash of files: of the content of local ones, and of the name, size and ETag of others."""
-    local = [file for file in files if is_local(file)]
+    local = list(filter(is_local, files))
     root = ""
     if local:
-        root = os.path.commonpath([str(Path(file).parent) for file in local])
+        folders = [str(Path(file).parent) for file in local]
+        root = os.path.commonpath(folders)
     if len(local) == len(files):
         return content_identity(files, root)
     import fsspec
@@ -266,14 +267,14 @@ def _glob(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
     from fsspec.core import url_to_fs
 
     fs, path = url_to_fs(pattern, **storage_options)
-    return [str(found) for found in fs.glob(path)]
+    return list(map(str, fs.glob(path)))
 
 
 def _raise_cause(pattern: str, storage_options: Mapping[str, Any]) -> None:
     """Raise the error that hides behind an empty glob for a named file, such as that of a server that is down."""
     from fsspec.core import url_to_fs
 
-    if "://" not in pattern or pattern.startswith("hf://") or any(sign in pattern for sign in "*["):
+    if "://" not in pattern or pattern.startswith("hf://") or "*" in pattern or "[" in pattern:
         return
     fs, path = url_to_fs(pattern, **storage_options)
     try:
@@ -304,7 +305,10 @@ def _instead_of_script(path: str) -> str:
         files = _glob(f"hf://datasets/{path}/**/*.parquet", {})
     except Exception:  # this is only for the hint
         files = []
-    folders = Counter(file.split(path, 1)[-1].lstrip("/").rpartition("/")[0] for file in files)
+    folders: Counter[str] = Counter()
+    for file in files:
+        within = file.split(path, 1)[-1].lstrip("/")
+        folders[within.rpartition("/")[0]] += 1
     folder = folders.most_common(1)[0][0] if folders else "FOLDER"
-    pattern = "/".join(part for part in ("hf://datasets", path, folder, "*.parquet") if part)
+    pattern = "/".join(filter(None, ("hf://datasets", path, folder, "*.parquet")))
     return f"{message}read its files instead, with source=parquet 'source.data_files=[{pattern}]'."

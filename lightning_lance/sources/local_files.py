@@ -27,7 +27,7 @@ from pathlib import PurePath
 from lightning_lance.errors import SourceError
 from lightning_lance.location import is_own_file, is_own_folder
 from lightning_lance.messages.formatting import agreed, pluralize
-from lightning_lance.sources.local_paths import local_path, readable
+from lightning_lance.sources.local_paths import local_path, names_along, readable
 
 # Reasons for skipping a file that a pattern matches, for messages.
 HIDDEN = "hidden"
@@ -127,8 +127,10 @@ class Account:
         if self.outward:
             link, target = min(self.outward.items())
             return f"{link!r} is a link out of its folder to {target!r}, which needs source.follow_links=true"
-        counts = self.counts()
-        return ", ".join(f"{counts[why]:,} {agreed(counts[why], 'is', 'are')} {why}" for why in sorted(counts))
+        reasons: list[str] = []
+        for why, count in sorted(self.counts().items()):
+            reasons.append(f"{count:,} {agreed(count, 'is', 'are')} {why}")
+        return ", ".join(reasons)
 
     def remarks(
         self, source: str, read: Collection[str], follow_links: bool, expected: Collection[str] = ()
@@ -141,32 +143,29 @@ class Account:
             follow_links: Whether links are followed out of their boundary.
             expected: Reasons that nobody wonders about.
         """
-        lines = [(logging.WARNING, f"Source {source!r}: {sentence}.") for sentence in self.literal]
-        skipped = {real: why for real, why in self.left_out.items() if real not in read and why not in expected}
+        lines: list[tuple[int, str]] = []
+        for sentence in self.literal:
+            lines.append((logging.WARNING, f"Source {source!r}: {sentence}."))
+        skipped: dict[str, str] = {}
+        for real, why in self.left_out.items():
+            if real not in read and why not in expected:
+                skipped[real] = why
         left_out = Counter(skipped.values())
         hidden = self._hidden(left_out, skipped)
         if hidden:
             lines.append((logging.INFO, f"Source {source!r}: {hidden}."))
         lines += self._of_links(source, read, follow_links)
-        if +left_out:
-            listed = ", ".join(f"{why} ({count:,})" for why, count in sorted(left_out.items()))
-            total = pluralize(sum(left_out.values()), "matching file")
-            level = logging.WARNING if FOLDER in left_out else logging.INFO
-            if {*left_out} == {EXCLUDED}:
-                level = logging.DEBUG  # as the settings say
-            lines.append((level, f"Source {source!r} skips {total}: {listed}."))
-        twice = [names for real, names in self.names.items() if real in read]
-        if twice:
-            further = pluralize(sum(map(len, twice)) - len(twice), "further name")
-            files = pluralize(len(twice), "file")
-            lines.append((logging.INFO, f"Source {source!r} reads {files} with {further} from links only once."))
+        if left_out:
+            lines.append(_of_skipped(source, left_out))
+        lines += self._of_names(source, read)
         return lines
 
     def _of_links(self, source: str, read: Collection[str], follow_links: bool) -> list[tuple[int, str]]:
         """Return the line about links out of their boundary, if there are any."""
-        outward = self.outward
-        if not follow_links:
-            outward = {link: real for link, real in outward.items() if real not in read}
+        outward: dict[str, str] = {}
+        for link, target in self.outward.items():
+            if follow_links or target not in read:
+                outward[link] = target
         if not outward:
             return []
         link, target = min(outward.items())
@@ -176,6 +175,19 @@ class Account:
         cure = "to read their targets, set source.follow_links=true"
         return [(logging.WARNING, f"Source {source!r} does not follow {links}: {cure}.")]
 
+    def _of_names(self, source: str, read: Collection[str]) -> list[tuple[int, str]]:
+        """Return the line about files with several names, if there are any."""
+        files = 0
+        further = 0
+        for real, names in self.names.items():
+            if real in read:
+                files += 1
+                further += len(names) - 1
+        if not files:
+            return []
+        several = f"{pluralize(files, 'file')} with {pluralize(further, 'further name')}"
+        return [(logging.INFO, f"Source {source!r} reads {several} from links only once.")]
+
     def _hidden(self, left_out: Counter[str], skipped: Collection[str]) -> str:
         """Return a clause about hidden files, and hidden and excluded folders, and remove their files from the counts.
 
@@ -184,22 +196,36 @@ class Account:
         missed: set[str] = set()
         for file in skipped:
             missed.update(map(str, PurePath(file).parents))
-        folders = Counter(why for folder, why in self.folders.items() if folder in missed)
+        folders: Counter[str] = Counter()
+        for folder, why in self.folders.items():
+            if folder in missed:
+                folders[why] += 1
         inside = left_out.pop(IN_HIDDEN, 0) + left_out.pop(EXCLUDED, 0)
         counts = (
             (left_out.pop(HIDDEN, 0), "hidden file", "hidden files"),
             (folders[HIDDEN], "hidden folder", "hidden folders"),
             (folders[EXCLUDED], "folder of source.exclude", "folders of source.exclude"),
         )
-        parts = [pluralize(count, noun, nouns) for count, noun, nouns in counts if count]
+        parts: list[str] = []
+        total = 0
+        for count, noun, nouns in counts:
+            if count:
+                parts.append(pluralize(count, noun, nouns))
+                total += count
         if not parts:
             return ""
-        total = sum(count for count, _, _ in counts)
         listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
         content = ""
         if inside:
             content = f" (with {pluralize(inside, 'matching file')} in the folders)"
         return f"{listed} {agreed(total, 'was', 'were')} left out{content}"
+
+
+def _of_skipped(source: str, counts: Counter[str]) -> tuple[int, str]:
+    """Return the line about skipped files, given their number by reason."""
+    listed = ", ".join(f"{why} ({count:,})" for why, count in sorted(counts.items()))
+    level = logging.WARNING if FOLDER in counts else logging.INFO
+    return level, f"Source {source!r} skips {pluralize(counts.total(), 'matching file')}: {listed}."
 
 
 class Search:
@@ -271,7 +297,10 @@ class _Part:
     def passes_over(self, name: str, special: bool) -> bool:
         """Return whether the part skips a matching name because it is hidden."""
         marks = (".", "__") if special else (".",)
-        return any(name.startswith(mark) and not self.text.startswith(mark) for mark in marks)
+        for mark in marks:
+            if name.startswith(mark):
+                return not self.text.startswith(mark)
+        return False
 
 
 _ANY = _Part("*")
@@ -289,7 +318,7 @@ class _Walk:
         self._search = search
         self._rules = search.rules
         self._account = search.account
-        self._parts = [_Part(part) for part in spelled.split("/") if part not in ("", ".")]
+        self._parts = list(map(_Part, names_along(spelled)))
         self._folders_only = spelled.endswith(("/", "/."))
         self._last = self._parts[-1].text if self._parts else ""
         self._at = _Folder("/", "/") if spelled.startswith("/") else _Folder("", search.real_root)
@@ -370,8 +399,10 @@ class _Walk:
 
     def _note_literal(self, part: _Part) -> None:
         pattern = _Part(part.text)
-        names = [entry.name for entry in self._entries(self._at) if entry.name != part.text]
-        others = [*filter(pattern.matches, names)]
+        others: list[str] = []
+        for entry in self._entries(self._at):
+            if entry.name != part.text and pattern.matches(entry.name):
+                others.append(entry.name)
         if others:
             self._account.literal.append(
                 f"{os.path.join(self._at.name, part.text)!r} exists and is taken literally, so it does not match "

@@ -27,6 +27,11 @@ def is_local(path: str) -> bool:
     return "://" not in path or path.startswith(_LOCAL_URLS)
 
 
+def names_along(path: str) -> list[str]:
+    """Return the names of the folders and of the file in a path, without empty ones and dots."""
+    return [name for name in path.split("/") if name not in ("", ".")]
+
+
 def working_folder() -> str:
     """Return the folder that relative paths are relative to, or `/` if it was removed."""
     try:
@@ -169,9 +174,7 @@ def hint(pattern: str, base: str) -> str:
     if "\\" in path and "/" not in path:
         return "write / between folders, not \\"
     at = "/" if path.startswith("/") else base
-    for part in path.split("/"):
-        if part in ("", "."):
-            continue
+    for part in names_along(path):
         following = os.path.join(at, part)
         if not os.path.lexists(following):
             return _hint_of_part(part, at)
@@ -196,8 +199,12 @@ def _hint_of_part(part: str, folder: str) -> str:
 
 def _nearest(name: str, names: Sequence[str]) -> str | None:
     """Return the most similar name, regardless of case and Unicode form; None if there is none."""
-    folded = {unicodedata.normalize("NFC", each).casefold(): each for each in names}
-    near = get_close_matches(unicodedata.normalize("NFC", name).casefold(), folded, n=1, cutoff=0.6)
+    by_fold = {_folded(each): each for each in names}
+    near = get_close_matches(_folded(name), by_fold, n=1, cutoff=0.6)
     if near:
-        return folded[near[0]]
+        return by_fold[near[0]]
     return None
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()

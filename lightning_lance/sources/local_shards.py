@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -12,7 +12,7 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.readers.jsonl import ENDINGS
 from lightning_lance.sources.dataset_spec import DatasetSpec
 from lightning_lance.sources.local_files import Account, LocalFile, Rules, Search, inside
-from lightning_lance.sources.local_paths import hint, is_local, local_path, readable
+from lightning_lance.sources.local_paths import hint, is_local, local_path, names_along, readable
 
 # Formats of `datasets`: their names, the config of `source` that reads them, and the endings of their files.
 _FORMATS = {"parquet": "Parquet", "json": "JSON Lines"}
@@ -88,7 +88,7 @@ def check_format(path: str, files: Sequence[str]) -> None:
     if path not in _FORMATS:
         return
     for other in _FORMATS:
-        if path != other and all(file.endswith(_ENDINGS[other]) for file in files):
+        if path != other and _all_end_with(_ENDINGS[other], files):
             raise ConfigError(
                 f"source.data_files finds {readable(files[0])!r}, which is not {_FORMATS[path]} by its name: use "
                 f"source={_OPTIONS[other]}."
@@ -100,8 +100,12 @@ def read_here(source: DatasetSpec, files: Mapping[str, Sequence[str]]) -> bool:
     if not all_local(source):
         return False
     if source.path == "json":
-        return all(file.endswith(ENDINGS) for file in chain.from_iterable(files.values()))
+        return _all_end_with(ENDINGS, chain.from_iterable(files.values()))
     return source.path == "parquet"
+
+
+def _all_end_with(endings: tuple[str, ...], files: Iterable[str]) -> bool:
+    return all(file.endswith(endings) for file in files)
 
 
 def real_once(source: DatasetSpec, files: Sequence[str]) -> tuple[list[int], dict[str, str], list[tuple[int, str]]]:
@@ -131,13 +135,16 @@ def real_once(source: DatasetSpec, files: Sequence[str]) -> tuple[list[int], dic
     if files and not best:
         raise ConfigError(f"No file is read of {source.path!r}: {account.reason()}.")
     places = sorted(best.values())
+    real_paths: dict[str, str] = {}
+    for real, place in best.items():
+        real_paths[files[place]] = real
     remarks = account.remarks(source.name, best, source.follow_links)
-    return places, {files[place]: real for real, place in best.items()}, remarks
+    return places, real_paths, remarks
 
 
 def all_local(source: DatasetSpec) -> bool:
     """Return whether all of `data_files` are local."""
-    return bool(source.data_files) and all(is_local(str(pattern)) for pattern in source.data_files)
+    return bool(source.data_files) and all(map(is_local, map(str, source.data_files)))
 
 
 def _search(source: DatasetSpec, counting: bool) -> Search:
@@ -154,9 +161,9 @@ def _absolute(source: DatasetSpec, name: str) -> str:
 
 def _language(search: Search, match: LocalFile, template: str, language: str | None) -> str:
     """Return the language of a file from its template, which was filled with a language or with a wildcard."""
-    parts = [part for part in local_path(template).split("/") if part not in ("", ".")]
+    parts = names_along(local_path(template))
     rest = parts[len(parts) - search.rest :]
-    if any("{language}" in part for part in rest):
+    if "{language}" in "/".join(rest):
         matched = language_pattern(rest).fullmatch(match.tail)
         language = readable(matched["language"]) if matched else None
     # Otherwise the pattern names an existing folder of that language.
@@ -187,8 +194,8 @@ def _no_match(source: DatasetSpec, template: str | None, pattern: str) -> Config
     if os.path.isdir(source.at_base(local_path(pattern))):
         reason = f"for a folder, write a pattern such as {pattern}/*"
         if source.path in _ENDINGS:
-            read = ", ".join(f"*{ending}" for ending in _ENDINGS[source.path][:3])
-            reason = f"in a folder, only {read} are read"
+            read = ", *".join(_ENDINGS[source.path][:3])
+            reason = f"in a folder, only *{read} are read"
     cure = "check source.data_files"
     if reason:
         cure = f"{reason}; check source.data_files"

@@ -41,7 +41,7 @@ class ReadReport:
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{number} x {kind}" for kind, number in self.incidents.most_common())
-        return f"{pluralize(sum(self.incidents.values()), 'time')} and was retried: {kinds}"
+        return f"{pluralize(self.incidents.total(), 'time')} and was retried: {kinds}"
 
 
 class OpenedSource(Protocol):
@@ -89,6 +89,15 @@ class Divisible(Protocol):
 
     def begin_at(self, shard: int, cut: Cut) -> None:
         """Note a place of a shard, so that `read` need not look for its row."""
+        ...
+
+
+@runtime_checkable
+class Filtered(Protocol):
+    """An opened source that keeps only the rows with some values."""
+
+    def filter_hint(self) -> str:
+        """Return a hint about a wanted value that the first shard lacks, as a clause; empty if none is similar to it."""
         ...
 
 

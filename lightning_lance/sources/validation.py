@@ -15,7 +15,7 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.readers.cuts import Cut
 from lightning_lance.sources.files import content_hash
 from lightning_lance.sources.local_paths import readable
-from lightning_lance.sources.source import Divisible, OpenedSource, ReadReport
+from lightning_lance.sources.source import Divisible, Filtered, OpenedSource, ReadReport
 
 
 class WithValidation:
@@ -48,9 +48,11 @@ class WithValidation:
     def trouble(self) -> ReadReport:
         val = self._val.trouble
         train = self._train.trouble
-        later = {place + len(self._val.shards): bad for place, bad in train.bad_shards.items()}
+        bad_shards = dict(val.bad_shards)
+        for place, bad in train.bad_shards.items():
+            bad_shards[len(self._val.shards) + place] = bad
         remarks = [*val.remarks, *train.remarks, *self._remarks]
-        return ReadReport(val.incidents + train.incidents, val.bad_shards | later, remarks)
+        return ReadReport(val.incidents + train.incidents, bad_shards, remarks)
 
     @property
     def num_bytes(self) -> int | None:
@@ -64,6 +66,11 @@ class WithValidation:
 
     def present_languages(self) -> list[str]:
         return self._train.present_languages()
+
+    def filter_hint(self) -> str:
+        if isinstance(self._train, Filtered):
+            return self._train.filter_hint()
+        return ""
 
     def cuts(self, shard: int, part_bytes: int) -> list[Cut]:
         opened, place = self._part(shard)

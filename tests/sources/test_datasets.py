@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from lightning_lance import TokenStore
+from lightning_lance import Corpus, TokenStore
 from lightning_lance.documents.languages import code_extensions
 from lightning_lance.documents.text_filter import TextFilter
-from lightning_lance.errors import ConfigError
+from lightning_lance.errors import ConfigError, SourceError
 from lightning_lance.sources.datasets import DatasetSource
+from lightning_lance.sources.source import Filtered
+from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.hub import Hub
 from tests.support.streams import streams
 
@@ -365,6 +368,45 @@ def test_an_endpoint_that_is_down_is_one_sentence(hub: Hub, tmp_path: Path):
         assert process.returncode == 1
         assert process.stderr.startswith(f"error: {told}") or f"\nerror: {told}" in process.stderr, process.stderr
         assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl", "csv"])
+def test_a_misspelled_value_of_where_is_told_with_a_similar_one(tmp_path: Path, ending: str):
+    rows = [{"text": f"text {row}", "license": ("mit", None, "gpl-3.0")[row % 3], "stars": row} for row in range(30)]
+    file = str(tmp_path / f"x.{ending}")
+    table = pa.Table.from_pylist(rows)
+    if ending == "parquet":
+        pq.write_table(table, file, row_group_size=5)
+    elif ending == "csv":
+        csv.write_csv(table, file)
+    else:
+        Path(file).write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+
+    def told(where: dict[str, list[Any]], **options: Any) -> str:
+        kind = {"jsonl": "json"}.get(ending, ending)
+        source = DatasetSource(kind, data_files=[file], where=where, **options)
+        with pytest.raises(SourceError, match="gave no documents") as refused:
+            Corpus(source, ByteTokenizer(), data_dir=tmp_path).prepare()
+        return str(refused.value)
+
+    assert ": source.where.license has 'mti' (did you mean 'mit'?); check its files" in told({"license": ["mti"]})
+    # Not the language: no row with that license is read.
+    both = {"language_column": "license", "languages": ["mit"]}
+    assert "has 'gpl-3.' (did you mean 'gpl-3.0'?); check" in told({"license": ["zlib", "gpl-3."]}, **both)
+    # Nothing is similar, or each value is there.
+    assert "documents: check its files" in told({"license": ["zlib"]})
+    assert "documents: check its files" in told({"license": ["mit"], "stars": [1]})
+    assert "documents: check its files" in told({"stars": [300]})
+
+
+def test_a_misspelled_value_of_where_is_looked_for_in_lists_and_never_hides_an_error(tmp_path: Path):
+    table = pa.table({"text": ["a", "b"], "licenses": [["mit", "zlib"], None]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    opened = DatasetSource.parquet(str(tmp_path / "x.parquet"), where={"licenses": ["zlb"]}).open()
+    assert isinstance(opened, Filtered)
+    assert opened.filter_hint() == "source.where.licenses has 'zlb' (did you mean 'zlib'?)"
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    assert opened.filter_hint() == ""
 
 
 def test_languages_under_other_names(tmp_path: Path):
