@@ -188,7 +188,7 @@ def _is_founded(location: StoreLocation, before: Any | None, paths: Sequence[str
         if _uuid_of(location, version) == str(before.read_transaction(version).uuid):
             return True
     session = data_session(location)
-    return all(session.contains(path) for path in paths)
+    return all(map(session.contains, paths))
 
 
 def _uuid_of(location: StoreLocation, version: int) -> str | None:
