@@ -110,13 +110,11 @@ def replace_fragments(
     with metadata_of(location.uri):
         # Write nothing that could not be read again.
         commit_from(object_of(json_of(metadata, "it"), "it"))
+    described = {path: files[path] for path in paths if path in files}
     transaction = lance.Transaction(
         read_version=version,
         operation=lance.LanceOperation.Overwrite(schema if before is None else before.lance_schema, fragments),
-        transaction_properties={
-            METADATA: metadata,
-            **properties_of({path: files[path] for path in paths if path in files}),
-        },
+        transaction_properties={METADATA: metadata, **properties_of(described)},
     )
     if durable:
         # Before the manifest that names them: a disk may store files in another order than they were written.
