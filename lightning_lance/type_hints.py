@@ -65,9 +65,10 @@ def type_mismatch(target: Callable[..., Any], name: str, value: Any) -> str | No
         kind = _SAME.get(kind, kind)
         if kind not in _KINDS:
             return None
-        accepted, words[kind] = _KINDS[kind]
+        accepted, name_of_kind = _KINDS[kind]
         if isinstance(value, accepted):
             return None
+        words[kind] = name_of_kind
     # 1e3 is parsed as a float.
     if int in words and isinstance(value, float) and value.is_integer():
         return None

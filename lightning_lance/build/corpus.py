@@ -412,14 +412,14 @@ def corpora_of(given: Any, storage_options: Mapping[str, str] | None) -> dict[st
         ConfigError: If something else was given, or the options are for none of them.
     """
     options = checked_storage_options("storage_options", storage_options)
+    corpora: dict[str, Corpus | ReadyStore] = {}
     if isinstance(given, Mapping):
         if not given:
             raise ConfigError("corpus is an empty mapping: expected a name for each corpus or store.")
-        corpora: dict[str, Corpus | ReadyStore] = {}
         for name, value in given.items():
             corpora[_name(name)] = _corpus_of(f"corpus.{name}", value, options)
     else:
-        corpora = {"": _corpus_of("corpus", given, options)}
+        corpora[""] = _corpus_of("corpus", given, options)
     if options and not any(isinstance(corpus, ReadyStore) for corpus in corpora.values()):
         raise ConfigError(
             "storage_options of the data are for stores that are given by their place: give those of a corpus that is built "
