@@ -33,7 +33,7 @@ class LightningLanceError(Exception):
         super().__init__(*map(_without_secrets, lines))
 
     def __str__(self) -> str:
-        return "\n".join(shown(str(line)) for line in self.args)
+        return "\n".join(map(shown, map(str, self.args)))
 
 
 def _without_secrets(line: object) -> object:

@@ -59,16 +59,20 @@ def type_mismatch(target: Callable[..., Any], name: str, value: Any) -> str | No
     if value is None and default is None:  # often not in the annotation
         return None
     parts = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    kinds: dict[Any, None] = {}
+    words: dict[Any, str] = {}
     for part in parts:
         kind = get_origin(part) or part
-        kinds[_SAME.get(kind, kind)] = None
-    if any(kind not in _KINDS or isinstance(value, _KINDS[kind][0]) for kind in kinds):
-        return None
+        kind = _SAME.get(kind, kind)
+        if kind not in _KINDS:
+            return None
+        accepted, name_of_kind = _KINDS[kind]
+        if isinstance(value, accepted):
+            return None
+        words[kind] = name_of_kind
     # 1e3 is parsed as a float.
-    if int in kinds and isinstance(value, float) and value.is_integer():
+    if int in words and isinstance(value, float) and value.is_integer():
         return None
-    return " or ".join(_KINDS[kind][1].format(value=value) for kind in kinds)
+    return " or ".join(words.values()).format(value=value)
 
 
 def check_arguments(target: Callable[..., Any], given: Mapping[str, Any], prefix: str = "") -> None:
@@ -136,7 +140,9 @@ def refusing(
     """
 
     def decorator(function: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-        known = [name for name in inspect.signature(function).parameters if name != "self"]
+        parameters = dict(inspect.signature(function).parameters)
+        parameters.pop("self", None)
+        known = [*parameters]
         called = function.__qualname__.removesuffix(".__init__")
 
         @functools.wraps(function)
@@ -158,7 +164,11 @@ def refusing(
 
 
 def _takes_list(kind: Any) -> bool:
-    return any(get_origin(part) is Sequence for part in (kind, *get_args(kind)))
+    return any(map(_is_list, (kind, *get_args(kind))))
+
+
+def _is_list(kind: Any) -> bool:
+    return get_origin(kind) is Sequence
 
 
 @cache
@@ -178,14 +188,16 @@ def _fits(value: Any, kind: Any) -> bool:
         return _SIMPLE[kind](value)
     if origin is Sequence:
         listed = isinstance(value, (Sequence, Set, KeysView, ValuesView)) and not isinstance(value, (str, bytes))
-        return listed and all(_fits(part, inner[0]) for part in value)
+        return listed and _all_fit(value, inner[0])
     if origin is Mapping:
-        if not isinstance(value, Mapping):
-            return False
-        return all(_fits(key, inner[0]) and _fits(part, inner[1]) for key, part in value.items())
+        return isinstance(value, Mapping) and _all_fit(value.keys(), inner[0]) and _all_fit(value.values(), inner[1])
     if kind is None:
         return value is None
     return not _is_plain_class(kind) or isinstance(value, kind)
+
+
+def _all_fit(values: Iterable[Any], kind: Any) -> bool:
+    return all(_fits(value, kind) for value in values)
 
 
 def _is_bool(value: Any) -> bool:
@@ -226,7 +238,7 @@ def _in_words(kind: Any) -> str:
     origin = get_origin(kind)
     inner = get_args(kind)
     if origin in (Union, types.UnionType):
-        parts = dict.fromkeys(_in_words(part) for part in inner)
+        parts = dict.fromkeys(map(_in_words, inner))
         return " or ".join(parts)
     if origin is Literal:
         return f"one of {', '.join(inner)}"
@@ -402,18 +414,26 @@ def not_a_place(name: str, value: Any) -> ConfigError:
 
 def _is_object_with(value: Any, methods: Sequence[str]) -> bool:
     is_object = not isinstance(value, (type, types.ModuleType)) and not inspect.isroutine(value)
-    return is_object and all(hasattr(value, method) for method in methods)
+    return is_object and _has_all(value, methods)
+
+
+def _has_all(value: Any, methods: Sequence[str]) -> bool:
+    return all(hasattr(value, method) for method in methods)
 
 
 def _libraries(value: Any) -> set[str]:
     """Return the top packages of the classes of an object, or of a class."""
     kind = value if inspect.isclass(value) else type(value)
-    return {base.__module__.partition(".")[0] for base in kind.__mro__ if isinstance(base.__module__, str)}
+    libraries: set[str] = set()
+    for base in kind.__mro__:
+        if isinstance(base.__module__, str):
+            libraries.add(base.__module__.partition(".")[0])
+    return libraries
 
 
 def _hint_for(value: Any, methods: Sequence[str] | None) -> str:
     """Return how to make an object of a class or function; nothing for a class whose objects are not accepted."""
-    if isinstance(value, type) and (not methods or not all(hasattr(value, method) for method in methods)):
+    if isinstance(value, type) and (not methods or not _has_all(value, methods)):
         return ""
     return _hint(value)
 

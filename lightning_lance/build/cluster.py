@@ -115,8 +115,8 @@ class ClusterBuild(Build):
         """Remove a local store that this build has founded, if it has no rows yet, and what `Build.undo` removes."""
         with suppress(OSError, ValueError, LightningLanceError):
             nothing = self._founded and self._location.is_local and self.committed == self._first
-            rows = [path for path in unit_files(self._location) if is_lance_file(path)]
-            if nothing and not rows:
+            has_rows = any(map(is_lance_file, unit_files(self._location)))
+            if nothing and not has_rows:
                 remove_store(self._location)
                 self.committed = None
         super().undo()
@@ -148,9 +148,15 @@ class ClusterBuild(Build):
         if self._version:
             self._earlier.find(self._first.shard, self._first.row)
         kept = self._earlier.names
-        orphans = find_orphans(self._location) | unit_files(self._location)
-        orphans = {path for path in orphans if unit_of(path) not in kept}
-        local = {path for path in orphans if unit_of(path) is None}
+        orphans: set[str] = set()
+        local: set[str] = set()
+        for path in find_orphans(self._location) | unit_files(self._location):
+            name = unit_of(path)
+            if name in kept:
+                continue
+            orphans.add(path)
+            if name is None:
+                local.add(path)
         if not self._version:
             # The rows of units are appended to a version.
             nothing = PendingFragments(None, self._packer.schema, [], {})
@@ -264,7 +270,7 @@ class ClusterBuild(Build):
         """Commit what was folded, after the newest version, and remove its results."""
         self._take_merge()
         before = newest_at(self._location, self._version, commit.fingerprint)
-        fragments = [fragment_from(text) for text in self._pending.fragments]
+        fragments = list(map(fragment_from, self._pending.fragments))
         written = PendingFragments(before, self._packer.schema, fragments, self._pending.files)
         self._version = append_commit(self._location, written, commit, self._durable)
         self._end_commit(commit)

@@ -412,12 +412,14 @@ def corpora_of(given: Any, storage_options: Mapping[str, str] | None) -> dict[st
         ConfigError: If something else was given, or the options are for none of them.
     """
     options = checked_storage_options("storage_options", storage_options)
+    corpora: dict[str, Corpus | ReadyStore] = {}
     if isinstance(given, Mapping):
         if not given:
             raise ConfigError("corpus is an empty mapping: expected a name for each corpus or store.")
-        corpora = {_name(name): _corpus_of(f"corpus.{name}", value, options) for name, value in given.items()}
+        for name, value in given.items():
+            corpora[_name(name)] = _corpus_of(f"corpus.{name}", value, options)
     else:
-        corpora = {"": _corpus_of("corpus", given, options)}
+        corpora[""] = _corpus_of("corpus", given, options)
     if options and not any(isinstance(corpus, ReadyStore) for corpus in corpora.values()):
         raise ConfigError(
             "storage_options of the data are for stores that are given by their place: give those of a corpus that is built "
@@ -459,12 +461,21 @@ def _corpus_of(name: str, value: Any, storage_options: Mapping[str, str]) -> Cor
     raise not_a_corpus(name, value)
 
 
+def _built(corpora: Mapping[str, Corpus | ReadyStore]) -> dict[str, Corpus]:
+    """Return those that are built, by name. The others are stores that are served as they are."""
+    return {name: corpus for name, corpus in corpora.items() if isinstance(corpus, Corpus)}
+
+
 def _check_trained_once(corpora: Mapping[str, Corpus | ReadyStore]) -> None:
     """Refuse tokenizers that are trained on several sources, before they are trained and the stores are built."""
-    built = {name: corpus for name, corpus in corpora.items() if isinstance(corpus, Corpus)}
-    trained = [name for name, corpus in built.items() if isinstance(corpus.tokenizer_config, TrainedBPE)]
-    one_source = all(corpus.source == next(iter(built.values())).source for corpus in built.values())
-    if trained and not one_source:
+    sources: list[Source] = []
+    trained: list[str] = []
+    for name, corpus in _built(corpora).items():
+        if corpus.source not in sources:
+            sources.append(corpus.source)
+        if isinstance(corpus.tokenizer_config, TrainedBPE):
+            trained.append(name)
+    if trained and len(sources) > 1:
         raise ConfigError(
             f"The tokenizer of the corpus {trained[0]!r} is trained on its own source, and a model reads one tokenizer only: "
             "prepare one corpus by itself, and give TokenizerFile of the x.tokenizer.json beside its store x.lance to all."
@@ -520,7 +531,7 @@ def known_fingerprint(corpus: Corpus | ReadyStore, rebuild: bool = False) -> str
 
 def wanted_languages(corpora: Mapping[str, Corpus | ReadyStore]) -> list[str]:
     """Return the languages that the only corpus to be built keeps; none if it keeps all, or if there are several."""
-    built = [corpus for corpus in corpora.values() if isinstance(corpus, Corpus)]
+    built = list(_built(corpora).values())
     if len(built) != 1:
         return []
     return list(built[0].source.wanted or ())
@@ -528,7 +539,7 @@ def wanted_languages(corpora: Mapping[str, Corpus | ReadyStore]) -> list[str]:
 
 def check_builds(corpora: Mapping[str, Corpus | ReadyStore], options: BuildOptions) -> None:
     """Refuse a rebuild where nothing is built. ConfigError says so."""
-    if options.rebuild and not any(isinstance(corpus, Corpus) for corpus in corpora.values()):
+    if options.rebuild and not _built(corpora):
         raise ConfigError(
             "rebuild is True, but a store without a Corpus cannot be built: leave rebuild out, and the store is served "
             "as it is."

@@ -95,7 +95,7 @@ class DiskSpaceCheck:
         if tokens is None and self._announced:
             return
         uri = self._plan.uri
-        folder = next(place for place in Path(uri).absolute().parents if place.is_dir())
+        folder = next(filter(Path.is_dir, Path(uri).absolute().parents))
         free = shutil.disk_usage(folder).free
         space = f"{format_bytes(free)} are free in {str(folder)!r}"
         if tokens is None:

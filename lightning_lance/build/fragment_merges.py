@@ -58,7 +58,8 @@ def due_merges(dataset: Any, pending: Sequence[str], files: Mapping[str, DataFil
         split = max(len(committed) - group.start, 0)
         first = max(group.start - len(committed), 0)
         end = max(group.stop - len(committed), 0)
-        merges.append(Merge(names[:split], pending[first:end], {name: infos[name] for name in names}))
+        described = {name: infos[name] for name in names}
+        merges.append(Merge(names[:split], pending[first:end], described))
     return merges
 
 

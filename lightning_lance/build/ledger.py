@@ -116,10 +116,11 @@ class Ledger:
 
         # The next build continues behind the last document, or behind all rows that were read.
         row = commit.row if result.next_row is None else result.next_row
-        skipped = {reason: len(rows) for reason, rows in result.skipped.items()}
+        skipped_rows = result.skipped
         if met:
             row = int(result.rows[end - 1]) + 1
-            skipped = {reason: int(np.searchsorted(rows, row)) for reason, rows in result.skipped.items()}
+            skipped_rows = result.skipped_before(row)
+        skipped = {reason: len(rows) for reason, rows in skipped_rows.items()}
         count = int(np.count_nonzero(new))
         skipped["duplicate"] = skipped.get("duplicate", 0) + end - count
         noted = {remark: mask[new] for remark, mask in result.noted.items()}
@@ -179,7 +180,8 @@ class Ledger:
 
 
 def _counts(languages: pa.ChunkedArray) -> dict[str, int]:
-    return {entry["values"]: entry["counts"] for entry in pc.value_counts(languages).to_pylist()}
+    counted = pc.value_counts(languages)
+    return dict(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
 
 
 def _add_counts(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int]:

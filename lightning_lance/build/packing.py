@@ -15,7 +15,7 @@ from lightning_lance.build.unit import UnitResult
 from lightning_lance.documents.arrow import as_single_chunk
 from lightning_lance.documents.splits import SPLITS, splits_of
 from lightning_lance.errors import ConfigError, StoreError
-from lightning_lance.format.channels import TOKENS, ordered
+from lightning_lance.format.channels import TOKENS, bytes_of_token, ordered
 from lightning_lance.format.rows import BLOCK, Stream, blocks_of, forgotten_rows, store_schema, token_columns
 
 # Tokens of a stream that are returned together: a little more than a page of Lance, which then needs no copy of them.
@@ -126,7 +126,9 @@ class Packer:
     ) -> None:
         self._eos_id = eos_id
         self._dtype = dtype
-        self.schema = store_schema(dtype, metadata, hashed, ordered(channels))
+        stored = ordered(channels)
+        self.schema = store_schema(dtype, metadata, hashed, stored)
+        self._bytes_of_token = bytes_of_token(dtype, stored)
         #: The columns with a value for each token, and their types.
         self._dtypes: dict[str, np.dtype[Any]] = {}
         for name in token_columns(self.schema):
@@ -164,8 +166,10 @@ class Packer:
             split, language = divmod(code, len(languages.dictionary))
             mine = np.flatnonzero(streams == code)
             # Neighbouring documents of one stream are one run.
-            cuts = [0, *(np.flatnonzero(np.diff(mine) != 1) + 1).tolist(), len(mine)]
-            runs = [(int(borders[mine[low]]), int(borders[mine[high - 1] + 1])) for low, high in pairwise(cuts)]
+            cuts = np.flatnonzero(np.diff(mine) != 1) + 1
+            first = mine[np.append(0, cuts)]
+            last = mine[np.append(cuts, len(mine)) - 1]
+            runs = list(zip(borders[first].tolist(), borders[last + 1].tolist(), strict=True))
             described = documents
             if len(mine) != len(documents):
                 described = documents.take(pa.array(mine))
@@ -187,7 +191,10 @@ class Packer:
 
     def flush(self) -> list[pa.RecordBatch]:
         """Return all remaining rows. The last block of each stream is padded with zeros."""
-        rows = [self._rows(stream, end) for stream, end in sorted(self._ends.items()) if end.size]
+        rows: list[pa.RecordBatch] = []
+        for stream, end in sorted(self._ends.items()):
+            if end.size:
+                rows.append(self._rows(stream, end))
         if self._forgotten:
             rows += forgotten_rows(np.concatenate(self._forgotten), self.schema).to_batches()
         self._ends = {}
@@ -222,10 +229,12 @@ class Packer:
         share = 0
         if stream in self._ends:
             share = _HELD_BYTES // len(self._ends)
-        others = sum(end.num_bytes for other, end in self._ends.items() if other != stream)
+        others = 0
+        for other, held in self._ends.items():
+            if other != stream:
+                others += held.num_bytes
         size = max(min(share, _TOGETHER_BYTES, _HELD_BYTES - others), _LEAST_BYTES)
-        width = sum(dtype.itemsize for dtype in self._dtypes.values())
-        end = _End(max(size // (BLOCK * width), 1), self._dtypes)
+        end = _End(max(size // (BLOCK * self._bytes_of_token), 1), self._dtypes)
         self._ends[stream] = end
         return end
 

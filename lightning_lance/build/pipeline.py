@@ -260,7 +260,8 @@ def _encode(
     # What is needed no more once the documents are encoded.
     used = {"not_utf8", "not_json", "bom", REPLACED, LOSS_SPANS}
     flagged = documents
-    documents = documents.select([name for name in documents.column_names if name not in used])
+    needed = [column for column in documents.column_names if column not in used]
+    documents = documents.select(needed)
     texts = as_single_chunk(documents.column("text"))
     encoded = encode_texts(tokenizer, texts, long.max_bytes)
     largest = int(encoded.ids.max(initial=0))

@@ -238,7 +238,7 @@ def _labels(source: Source, tokenizer: TokenizerConfig) -> dict[str, Any]:
     own = {"source": source.name, "tokenizer": getattr(tokenizer, "label", type(tokenizer).__name__)}
     labels: dict[str, Any] = {}
     for name, value in {**own, **getattr(source, "labels", {})}.items():
-        labels[name] = _shown(value) if isinstance(value, str) else [_shown(part) for part in value]
+        labels[name] = _shown(value) if isinstance(value, str) else list(map(_shown, value))
     return labels
 
 
@@ -321,8 +321,12 @@ def check_same(commit: CommitMetadata, plan: Plan) -> None:
 def _other_store(uri: str, recipe: Mapping[str, Any], wanted: Mapping[str, Any]) -> StoreError:
     stored = _flat(recipe)
     asked = _flat(wanted)
-    keys = sorted(stored.keys() | asked.keys())
-    changes = [f"{key}: {stored.get(key)!r} -> {asked.get(key)!r}" for key in keys if stored.get(key) != asked.get(key)]
+    changes: list[str] = []
+    for key in sorted(stored.keys() | asked.keys()):
+        before = stored.get(key)
+        after = asked.get(key)
+        if before != after:
+            changes.append(f"{key}: {before!r} -> {after!r}")
     named = "; ".join(changes[:_MOST_CHANGES])
     if len(changes) > _MOST_CHANGES:
         named += f"; and {len(changes) - _MOST_CHANGES} more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,9 @@ from lightning_lance.process.locks import lock_file
 from lightning_lance.sources.source import Source
 
 _log = logger(__name__)
+
+# What libraries say of a full disk where they raise errors of their own.
+_FULL_DISK = re.compile("No space left on device|Disk quota exceeded")
 
 
 def build(source: Source, plan: Plan, budget: Budget, options: BuildOptions) -> bool:
@@ -189,7 +193,7 @@ def _how_to_continue(uri: str, commit: CommitMetadata | None) -> str:
 def _cause(error: Exception, uri: str) -> Exception:
     """Return a StoreError for a full disk, which each library reports in its own way; any other error as it is."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or any(words in str(error) for words in ("No space left on device", "Disk quota exceeded")):
+    if full or _FULL_DISK.search(str(error)):
         return StoreError(f"The disk of {uri!r} is full: free some space, or move the store, then run it again.")
     return error
 

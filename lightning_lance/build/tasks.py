@@ -85,7 +85,7 @@ def key_of(work: Work, unit: Unit, decided: Decided | None = None) -> str:
         unit: The unit.
         decided: Which of its documents are no copies; None without de-duplication.
     """
-    kept = None if decided is None else xxhash.xxh3_64_hexdigest(decided.hashes[decided.new].tobytes())
+    kept = None if decided is None else xxhash.xxh3_64_hexdigest(decided.stored.tobytes())
     rules = [entry["rule"] for entry in work.commit.forgotten]
     parts = [work.commit.fingerprint, unit.shard, unit.row, unit.end, rules, kept]
     if decided is not None and decided.bad is not None:
@@ -137,6 +137,12 @@ class Decided(NamedTuple):
     hashes: np.ndarray
     new: np.ndarray
     bad: Mapping[str, Any] | None = None
+
+    @property
+    def stored(self) -> np.ndarray:
+        """Hashes of the documents that are stored, in order."""
+        stored: np.ndarray = self.hashes[self.new]
+        return stored
 
 
 class _DecidedTexts:
@@ -317,8 +323,8 @@ def _end_of(
 
 
 def _no_documents(work: Work) -> pa.Table:
-    names = dict.fromkeys(["language", *work.metadata, "id"])
-    return pa.table({name: pa.array([], pa.string()) for name in names})
+    names = ["language", *work.metadata, "id"]
+    return pa.table(dict.fromkeys(names, pa.array([], pa.string())))
 
 
 class _Rows:
@@ -381,6 +387,6 @@ def run_merge(
     fragments = [fragment for fragment in fragments_of(dataset) if fragment.files[0].path in wanted]
     if len(fragments) != len(wanted):
         raise StoreError(f"The token store {location.uri!r} was changed while its fragments were merged: run it again.")
-    more = PendingFragments(dataset, dataset.schema, [fragment_from(text) for text in pending], dict(files))
+    more = PendingFragments(dataset, dataset.schema, list(map(fragment_from, pending)), dict(files))
     merged, infos, _ = rewrite_fragments(location, dataset, fragments, files, more=more, name=name.data_name)
-    return [fragment_json(fragment) for fragment in merged], infos
+    return list(map(fragment_json, merged)), infos

@@ -7,9 +7,8 @@ budget. So it can run in another process, or again. With its result the ledger d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -79,39 +78,66 @@ class UnitResult:
             text_bytes=self.text_bytes[:count],
             documents=self.documents.slice(0, count),
             noted={remark: mask[:count] for remark, mask in self.noted.items()},
-            skipped={reason: rows[: np.searchsorted(rows, row)] for reason, rows in self.skipped.items()},
+            skipped=self.skipped_before(row),
             next_row=row,
             ends_shard=False,
             bad_shard=None,
             hashes=None if self.hashes is None else self.hashes[:count],
         )
 
+    def skipped_before(self, row: int) -> dict[str, np.ndarray]:
+        """Return the skipped rows that lie before a row, by reason."""
+        return {reason: rows[: np.searchsorted(rows, row)] for reason, rows in self.skipped.items()}
+
 
 def joined(results: Sequence[UnitResult]) -> UnitResult:
     """Return the results of consecutive parts of a shard, at least one, as one. The last one says how it ends."""
-    last = results[-1]
-    known = [result.next_row for result in results if result.next_row is not None]
-    hashes = [result.hashes for result in results if result.hashes is not None]
-    noted = {}
-    for remark in _names(result.noted for result in results):
-        masks = [result.noted.get(remark, np.zeros(len(result.rows), bool)) for result in results]
-        noted[remark] = np.concatenate(masks)
-    skipped = {}
-    for reason in _names(result.skipped for result in results):
-        rows = [result.skipped.get(reason, np.zeros(0, np.int64)) for result in results]
-        skipped[reason] = np.concatenate(rows)
+    rows: list[np.ndarray] = []
+    num_tokens: list[np.ndarray] = []
+    text_bytes: list[np.ndarray] = []
+    documents: list[pa.Table] = []
+    hashes: list[np.ndarray] = []
+    next_row: int | None = None
+    for result in results:
+        rows.append(result.rows)
+        num_tokens.append(result.num_tokens)
+        text_bytes.append(result.text_bytes)
+        documents.append(result.documents)
+        if result.hashes is not None:
+            hashes.append(result.hashes)
+        if result.next_row is not None:
+            next_row = result.next_row
     return replace(
-        last,
-        rows=np.concatenate([result.rows for result in results]),
-        num_tokens=np.concatenate([result.num_tokens for result in results]),
-        text_bytes=np.concatenate([result.text_bytes for result in results]),
-        documents=pa.concat_tables([result.documents for result in results], promote_options="default"),
-        noted=noted,
-        skipped=skipped,
-        next_row=known[-1] if known else None,
+        results[-1],
+        rows=np.concatenate(rows),
+        num_tokens=np.concatenate(num_tokens),
+        text_bytes=np.concatenate(text_bytes),
+        documents=pa.concat_tables(documents, promote_options="default"),
+        noted=_joined_masks(results),
+        skipped=_joined_skipped(results),
+        next_row=next_row,
         hashes=np.concatenate(hashes) if hashes else None,
     )
 
 
-def _names(mappings: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(chain.from_iterable(mappings)))
+def _joined_masks(results: Sequence[UnitResult]) -> dict[str, np.ndarray]:
+    """Return the remarks on all documents. A result without a remark has no document that it applies to."""
+    masks: dict[str, np.ndarray] = {}
+    count = sum(len(result.rows) for result in results)
+    begin = 0
+    for result in results:
+        end = begin + len(result.rows)
+        for remark, mask in result.noted.items():
+            if remark not in masks:
+                masks[remark] = np.zeros(count, bool)
+            masks[remark][begin:end] = mask
+        begin = end
+    return masks
+
+
+def _joined_skipped(results: Sequence[UnitResult]) -> dict[str, np.ndarray]:
+    by_reason: dict[str, list[np.ndarray]] = {}
+    for result in results:
+        for reason, rows in result.skipped.items():
+            by_reason.setdefault(reason, []).append(rows)
+    return {reason: np.concatenate(rows) for reason, rows in by_reason.items()}

@@ -157,14 +157,22 @@ class UnitQueue:
 
     def cut(self, queued: QueuedUnit, cuts: Sequence[Cut]) -> None:
         """Put the parts of a shard into its place."""
-        row = queued.unit.row
-        before = [cut for cut in cuts if cut.row <= row]
-        behind = [cut for cut in cuts if cut.row > row]
-        ends = [*(cut.row for cut in behind), None]
-        queued.unit = replace(queued.unit, end=ends[0], cut=before[-1] if before else None)
+        before: Cut | None = None
+        behind: list[Cut] = []
+        for cut in cuts:
+            if cut.row > queued.unit.row:
+                behind.append(cut)
+            else:
+                before = cut
+        parts: list[Unit] = []
+        end: int | None = None
+        # From the last part on, since each ends where the next one begins.
+        for cut in reversed(behind):
+            parts.append(Unit(queued.unit.shard, cut.row, end, cut=cut))
+            end = cut.row
+        queued.unit = replace(queued.unit, end=end, cut=before)
         queued.await_next_task()
-        parts = [Unit(queued.unit.shard, cut.row, end, cut=cut) for cut, end in zip(behind, ends[1:], strict=True)]
-        self._insert_behind(queued, parts)
+        self._insert_behind(queued, parts[::-1])
 
     def scanned(self, queued: QueuedUnit, result: UnitResult) -> None:
         """Take the hashes of a unit, which may end earlier than it was to."""
@@ -196,9 +204,10 @@ class UnitQueue:
         self._drop_skipped()
 
     def _drop_skipped(self) -> None:
-        gone = [each for each in self._units if each.unit.row > self._bad.get(each.unit.shard, each.unit.row)]
-        for queued in gone:
-            self._units.remove(queued)
+        for queued in list(self._units):
+            unit = queued.unit
+            if unit.row > self._bad.get(unit.shard, unit.row):
+                self._units.remove(queued)
 
     # Copies.
 
@@ -225,9 +234,13 @@ class UnitQueue:
             self._skip_rest(broken)
             return []
         read = len(result.rows) + len(result.skipped.get("duplicate", ()))
-        lost = broken.decided.hashes[read:][broken.decided.new[read:]]
-        behind = [(queued, queued.decided) for queued in self._units if queued.decided is not None]
-        seen.discard(np.concatenate([lost, *(known.hashes[known.new] for _, known in behind)]))
+        lost = [broken.decided.hashes[read:][broken.decided.new[read:]]]
+        behind: list[tuple[QueuedUnit, Decided]] = []
+        for queued in self._units:
+            if queued.decided is not None:
+                behind.append((queued, queued.decided))
+                lost.append(queued.decided.stored)
+        seen.discard(np.concatenate(lost))
         self._skip_rest(broken)
         changed = []
         for queued, known in behind:

@@ -72,8 +72,10 @@ def write_result(location: StoreLocation, name: UnitName, written: Written) -> N
         "text_bytes": pa.array(result.text_bytes),
         "documents": as_single_chunk(result.documents.to_struct_array()),
     }
-    columns |= {f"noted:{remark}": pa.array(mask) for remark, mask in result.noted.items()}
-    columns |= {f"skipped:{reason}": pa.array(rows) for reason, rows in result.skipped.items()}
+    for remark, mask in result.noted.items():
+        columns[f"noted:{remark}"] = pa.array(mask)
+    for reason, rows in result.skipped.items():
+        columns[f"skipped:{reason}"] = pa.array(rows)
     if result.hashes is not None:
         columns["hashes"] = pa.array(result.hashes)
     row = {column: _in_one_row(values) for column, values in columns.items()}
@@ -114,7 +116,9 @@ def read_result(location: StoreLocation, name: UnitName) -> Written:
         table = pa.ipc.open_file(content).read_all()
         table.validate(full=True)
         described = object_of(json_of((table.schema.metadata or {})[_KEY].decode(), "it"), "it")
-        columns = {column: table.column(column).combine_chunks().flatten() for column in table.column_names}
+        columns: dict[str, pa.Array] = {}
+        for column in table.column_names:
+            columns[column] = table.column(column).combine_chunks().flatten()
         fragment = described["fragment"]
         return Written(
             str(described["key"]),
@@ -122,7 +126,7 @@ def read_result(location: StoreLocation, name: UnitName) -> Written:
             None if fragment is None else str(fragment),
             files_of(described["files"]),
             described["incidents"],
-            [str(remark) for remark in described.get("remarks", [])],
+            list(map(str, described.get("remarks", []))),
             bool(described["whole"]),
         )
     except (pa.ArrowInvalid, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -133,7 +137,10 @@ def read_result(location: StoreLocation, name: UnitName) -> Written:
 
 
 def _result_of(described: Mapping[str, Any], columns: Mapping[str, pa.Array]) -> UnitResult:
-    arrays = {column: np.asarray(values) for column, values in columns.items() if column != "documents"}
+    arrays: dict[str, np.ndarray] = {}
+    for column, values in columns.items():
+        if column != "documents":
+            arrays[column] = np.asarray(values)
     return UnitResult(
         int(described["shard"]),
         rows=arrays["rows"],
@@ -155,8 +162,12 @@ def _named(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
 
 def results_at(location: StoreLocation) -> Iterator[UnitName]:
     """Yield the names of all results of a store, in the order of their units."""
-    names = [unit_of(path) for path in Root(location).list(UNITS)]
-    yield from sorted(name for name in names if name is not None)
+    names: list[UnitName] = []
+    for path in Root(location).list(UNITS):
+        name = unit_of(path)
+        if name is not None:
+            names.append(name)
+    yield from sorted(names)
 
 
 def without_hashes(result: UnitResult) -> UnitResult:

@@ -74,7 +74,11 @@ class UnitTasks:
             return []
         longest = _SLOW * float(np.median(self._seconds))
         now = time.monotonic()
-        return sorted((each for each in self.running if now - each.since > longest), key=lambda each: each.since)
+        slow: list[QueuedUnit] = []
+        for queued in self.running:
+            if now - queued.since > longest:
+                slow.append(queued)
+        return sorted(slow, key=lambda each: each.since)
 
     def named(self, unit: Unit) -> str:
         """Return the name of a unit for messages."""

@@ -51,9 +51,13 @@ class Root:
     def list(self, folder: str) -> list[str]:
         """Return the paths of the files in a folder."""
         if self._folder is None:
-            return [str(path) for path in self._session.list(folder)]
-        paths = [f"{folder}/{name}" for name in self.names(folder)]
-        return [path for path in paths if self.contains(path)]
+            return list(map(str, self._session.list(folder)))
+        files: list[str] = []
+        for name in self.names(folder):
+            path = f"{folder}/{name}"
+            if self.contains(path):
+                files.append(path)
+        return files
 
     def contains(self, path: str) -> bool:
         """Return whether a file exists."""
@@ -68,8 +72,12 @@ class Root:
                 return sorted(os.listdir(self._folder / folder))  # noqa: PTH208 - names, also of folders and broken links
             except (FileNotFoundError, NotADirectoryError):
                 return []
-        paths = (path.removeprefix(f"{folder}/") for path in self.list(folder))
-        return sorted(path for path in paths if "/" not in path)
+        names: list[str] = []
+        for path in self.list(folder):
+            name = path.removeprefix(f"{folder}/")
+            if "/" not in name:
+                names.append(name)
+        return sorted(names)
 
     def delete_file(self, path: str) -> None:
         """Remove a file."""
@@ -104,11 +112,14 @@ class Root:
 
 def listed(session: Root) -> set[str]:
     """Return the paths of all manifests and transactions."""
-    paths = []
+    found: set[str] = set()
     for folder in (VERSIONS, TRANSACTIONS):
-        paths += [f"{folder}/{Path(path).name}" for path in session.list(folder)]
-    # The folders also hold the hint of the newest version, half-written files, and files of other programs.
-    return set(filter(of_a_version, paths))
+        for listed_path in session.list(folder):
+            path = f"{folder}/{Path(listed_path).name}"
+            # The folders also hold the hint of the newest version, half-written files, and files of other programs.
+            if of_a_version(path):
+                found.add(path)
+    return found
 
 
 def sum_of(session: Root, path: str) -> Sum:
@@ -217,7 +228,10 @@ def read_sums(session: Root) -> dict[str, Sum] | None:
     text = text_of(stored["sums"], "sums")
     if xxhash.xxh3_64_hexdigest(text.encode()) != stored["hash"]:
         raise ValueError("the list of checksums differs from its own hash")
-    return {path: _sum_from(path, entry) for path, entry in object_of(json_of(text, "sums"), "sums").items()}
+    sums: dict[str, Sum] = {}
+    for path, entry in object_of(json_of(text, "sums"), "sums").items():
+        sums[path] = _sum_from(path, entry)
+    return sums
 
 
 def _sum_from(path: str, entry: Any) -> Sum:

@@ -110,13 +110,11 @@ def replace_fragments(
     with metadata_of(location.uri):
         # Write nothing that could not be read again.
         commit_from(object_of(json_of(metadata, "it"), "it"))
+    described = {path: files[path] for path in paths if path in files}
     transaction = lance.Transaction(
         read_version=version,
         operation=lance.LanceOperation.Overwrite(schema if before is None else before.lance_schema, fragments),
-        transaction_properties={
-            METADATA: metadata,
-            **properties_of({path: files[path] for path in paths if path in files}),
-        },
+        transaction_properties={METADATA: metadata, **properties_of(described)},
     )
     if durable:
         # Before the manifest that names them: a disk may store files in another order than they were written.
@@ -188,7 +186,7 @@ def _is_founded(location: StoreLocation, before: Any | None, paths: Sequence[str
         if _uuid_of(location, version) == str(before.read_transaction(version).uuid):
             return True
     session = data_session(location)
-    return all(session.contains(path) for path in paths)
+    return all(map(session.contains, paths))
 
 
 def _uuid_of(location: StoreLocation, version: int) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +21,7 @@ _CANNOT = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EISDIR)
 
 
-def force_data_files(uri: str, names: Iterable[str]) -> None:
+def force_data_files(uri: str, names: Collection[str]) -> None:
     """Write data files of a local store, and their folder, through to the disk, before the commit that names them.
 
     Raises:
@@ -29,10 +29,9 @@ def force_data_files(uri: str, names: Iterable[str]) -> None:
     """
     if not is_local(uri):
         return
-    files = [Path(uri, data_file_at(name)) for name in names]
-    for file in files:
-        _force(file)
-    if files:
+    for name in names:
+        _force(Path(uri, data_file_at(name)))
+    if names:
         _force_folder(Path(uri, DATA))
 
 

@@ -100,10 +100,12 @@ def _column_pages(descriptor: int, column: int) -> ColumnPages | None:
     pages = []
     encodings = set()
     others = []
+    rows = 0
     for number, value in _fields(read(position, count)):
         if number == _PAGES:
             page, encoding = _page_of(value)
             pages.append(page)
+            rows += page.rows
             encodings.add(_without_rows(encoding, page.rows))
         else:
             others.append((number, value))
@@ -111,7 +113,7 @@ def _column_pages(descriptor: int, column: int) -> ColumnPages | None:
         return None
     # The first buffer has the schema, and the rows of the file.
     schema = _fields(read(*_ENTRY.unpack(read(buffer_table, _ENTRY.size))))
-    length = (_LENGTH_OF_FILE, sum(page.rows for page in pages))
+    length = (_LENGTH_OF_FILE, rows)
     if length not in schema:
         return None
     schema.remove(length)

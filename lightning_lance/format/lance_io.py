@@ -126,7 +126,7 @@ def fragments_of(dataset: Any | None) -> list[FragmentMetadata]:
 
 def file_names(fragments: Iterable[FragmentMetadata]) -> list[str]:
     """Return the names of the data files of fragments."""
-    return [name_of(file) for file in _files_of(fragments)]
+    return list(map(name_of, _files_of(fragments)))
 
 
 def _files_of(fragments: Iterable[FragmentMetadata]) -> Iterator[Any]:
@@ -329,7 +329,10 @@ def folders_in_bucket(place: StoreLocation) -> list[str]:
     with opening(place.uri):
         session = LanceFileSession(place.uri, lance_options(place))
         folders = session.list_with_delimiter().common_prefixes
-    return sorted({str(folder).rstrip("/").rpartition("/")[2] for folder in folders})
+    names: set[str] = set()
+    for folder in folders:
+        names.add(str(folder).rstrip("/").rpartition("/")[2])
+    return sorted(names)
 
 
 def remove_store(location: StoreLocation) -> None:
@@ -347,7 +350,7 @@ def remove_store(location: StoreLocation) -> None:
             _remove_folder(location.uri)
             return
         session = LanceFileSession(location.uri, lance_options(location))
-        files = [str(file) for file in session.list()]
+        files = list(map(str, session.list()))
         _check_foreign(location.uri, foreign_objects(location, files, _listed_files(location)))
         for file in sorted(files, key=removal_order):
             session.delete_file(file)
@@ -436,9 +439,12 @@ def write_rows(
         else:
             written = _write_named(location, before, schema, counted, name)
         paths = file_names(written)
-        fragments = [fragment for fragment in written if fragment.physical_rows]
-        files = {}
-        for fragment in fragments:
+        fragments: list[FragmentMetadata] = []
+        files: dict[str, DataFileInfo] = {}
+        for fragment in written:
+            if not fragment.physical_rows:
+                continue
+            fragments.append(fragment)
             (file,) = fragment.files
             if "://" in location.uri:
                 whole = hash_file(data_session(location), file.path, file.file_size_bytes)

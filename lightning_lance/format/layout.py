@@ -131,13 +131,16 @@ class LayoutCounter:
             return
         self.rows += len(batch)
         hash_tokens(self._hash, batch.column("tokens"))
-        keys = [batch.column(name).dictionary_encode() for name in ("split", "language")]
-        codes = [np.asarray(key.indices) for key in keys]
+        splits = batch.column("split").dictionary_encode()
+        languages = batch.column("language").dictionary_encode()
+        split_codes = np.asarray(splits.indices)
+        language_codes = np.asarray(languages.indices)
         tokens = np.asarray(batch.column("num_tokens"))
-        changes = np.logical_or(*(np.diff(code) != 0 for code in codes))
+        changes = (np.diff(split_codes) != 0) | (np.diff(language_codes) != 0)
         for low, high in pairwise([0, *(np.flatnonzero(changes) + 1).tolist(), len(batch)]):
-            names = [key.dictionary[int(code[low])].as_py() for key, code in zip(keys, codes, strict=True)]
-            part = StreamPart(names[0], names[1], int(tokens[low:high].sum()), high - low)
+            split = splits.dictionary[int(split_codes[low])].as_py()
+            language = languages.dictionary[int(language_codes[low])].as_py()
+            part = StreamPart(split, language, int(tokens[low:high].sum()), high - low)
             if self._parts and self._parts[-1].stream == part.stream:
                 last = self._parts.pop()
                 part = part._replace(tokens=last.tokens + part.tokens, rows=last.rows + part.rows)
@@ -153,7 +156,8 @@ def properties_of(files: Mapping[str, DataFileInfo]) -> dict[str, str]:
     # Streams are named once: there may be hundreds, and each may be in every file.
     named: set[tuple[str, str]] = set()
     for info in files.values():
-        named.update(part.stream for part in info.parts)
+        for part in info.parts:
+            named.add(part.stream)
     streams = sorted(named)
     numbers = {stream: number for number, stream in enumerate(streams)}
     stored = {}
@@ -172,9 +176,11 @@ def files_of(properties: Mapping[str, str]) -> dict[str, DataFileInfo]:
     if _FILES not in properties:
         return {}
     stored = object_of(json_of(properties[_FILES], "the list of files"), "the list of files")
-    streams = [_stream_of(stream) for stream in list_of(field_of(stored, "streams"), "streams")]
-    files = object_of(field_of(stored, "files"), "files")
-    return {text_of(path, "a path of files"): _info_of(value, streams) for path, value in files.items()}
+    streams = list(map(_stream_of, list_of(field_of(stored, "streams"), "streams")))
+    files: dict[str, DataFileInfo] = {}
+    for path, value in object_of(field_of(stored, "files"), "files").items():
+        files[text_of(path, "a path of files")] = _info_of(value, streams)
+    return files
 
 
 def _stream_of(value: Any) -> tuple[str, str]:

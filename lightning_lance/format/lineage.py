@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lightning_lance.errors import StoreError
@@ -86,7 +87,7 @@ def lineage_of(dataset: Any) -> Lineage:
             before = int(operation.version)
             operations = []
         else:
-            before = max((other for other in versions if other < version), default=0)
+            before = _version_before(versions, version)
             operations.append(name)
             if before != version - 1:
                 operations.append(_UNKNOWN)
@@ -96,6 +97,14 @@ def lineage_of(dataset: Any) -> Lineage:
         properties = properties_at(dataset, version) or {}
         if METADATA in properties:
             return Lineage(version, operations[::-1], properties)
+
+
+def _version_before(versions: Sequence[int], version: int) -> int:
+    """Return the last of the versions, which ascend, below a number; 0 if there is none."""
+    count = bisect_left(versions, version)
+    if count == 0:
+        return 0
+    return versions[count - 1]
 
 
 def properties_at(dataset: Any, version: int) -> Mapping[str, str] | None:
@@ -129,10 +138,13 @@ def change_of(dataset: Any, location: StoreLocation, lineage: Lineage | None = N
     if _description(before) == _description(dataset):
         return None
     overwritten = "Overwrite" in operations
-    known = [name for name in dict.fromkeys(operations) if name in _DESCRIPTIONS]
-    changes = {*known} - {_MOVES}
+    known: dict[str, str] = {}
+    for name in operations:
+        if name in _DESCRIPTIONS:
+            known[name] = _DESCRIPTIONS[name]
+    changes = known.keys() - {_MOVES}
     of_rows = bool(changes) or _totals(before) != _totals(dataset)
-    what = ", then ".join(_DESCRIPTIONS[name] for name in known) or "its rows have changed"
+    what = ", then ".join(known.values()) or "its rows have changed"
     return Change(committed, what, of_rows, overwritten, readable=not of_rows or changes == {_ADDED})
 
 

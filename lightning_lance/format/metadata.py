@@ -97,12 +97,16 @@ class CommitMetadata:
     @property
     def stored_documents(self) -> int:
         """Documents in the store."""
-        return self.documents - sum(int(entry["documents"]) for entry in self.forgotten)
+        return self.documents - self._forgotten("documents")
 
     @property
     def stored_tokens(self) -> int:
         """Tokens in the store, EOS included."""
-        return self.tokens - sum(int(entry["tokens"]) for entry in self.forgotten)
+        return self.tokens - self._forgotten("tokens")
+
+    def _forgotten(self, what: str) -> int:
+        """Return the `documents` or `tokens` that all rules have removed."""
+        return sum(int(entry[what]) for entry in self.forgotten)
 
     @property
     def stored_languages(self) -> dict[str, int]:

@@ -61,8 +61,12 @@ def check_no_links(uri: str) -> None:
 
 def left_files(uri: str) -> set[str]:
     """Return the paths of files in a local store that a killed builder may have left, by their names."""
-    paths = [_path_in(uri, entry) for entry in _entries(Path(uri)) if entry.is_file() and not entry.is_symlink()]
-    return set(filter(_may_be_left, paths))
+    left: set[str] = set()
+    for entry in _entries(Path(uri)):
+        path = _path_in(uri, entry)
+        if _is_file(entry) and _may_be_left(path):
+            left.add(path)
+    return left
 
 
 def is_builders(uri: str, path: str) -> bool:
@@ -93,7 +97,7 @@ def sizes_of(uri: str) -> dict[str, int]:
     sizes = {}
     for entry in _entries(Path(uri)):
         with suppress(OSError):  # it may have been removed meanwhile
-            if entry.is_file() and not entry.is_symlink():
+            if _is_file(entry):
                 sizes[_path_in(uri, entry)] = entry.stat().st_size
     return sizes
 
@@ -118,8 +122,12 @@ def foreign_files(uri: str, listed: Collection[str] = ()) -> list[str]:
             return True
         return _may_be_left(path) and entry.is_file() and is_builders(uri, path)
 
-    paths = [(entry, _path_in(uri, entry)) for entry in _entries(Path(uri))]
-    return [path for entry, path in paths if not is_own(entry, path)]
+    foreign: list[str] = []
+    for entry in _entries(Path(uri)):
+        path = _path_in(uri, entry)
+        if not is_own(entry, path):
+            foreign.append(path)
+    return foreign
 
 
 def foreign_objects(location: StoreLocation, paths: Collection[str], listed: Collection[str] = ()) -> list[str]:
@@ -154,6 +162,11 @@ def _entries(root: Path) -> Iterator[Path]:
             yield path
             if entry.is_dir(follow_symlinks=False) and is_folder(_path_in(str(root), path)):
                 folders.append(path)
+
+
+def _is_file(entry: Path) -> bool:
+    """Return whether an entry is a file itself, and not a link to one."""
+    return entry.is_file() and not entry.is_symlink()
 
 
 def _path_in(uri: str, entry: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from lightning_lance.documents.splits import FORGOTTEN
-from lightning_lance.format.channels import CHANNELS, TOKENS
+from lightning_lance.format.channels import CHANNELS, TOKENS, ordered
 
 # Tokens per row. Larger blocks waste reads from object stores; smaller ones are more rows to find.
 BLOCK = 2048
@@ -36,25 +36,27 @@ def store_schema(
         hashed: Whether to store the hash of each text too, for de-duplication.
         channels: Names of the channels; see `CHANNELS`.
     """
-    fields = [("offset", pa.int32()), *((name, pa.string()) for name in ("id", *metadata))]
+    of_document = [("offset", pa.int32())]
+    for name in ("id", *metadata):
+        of_document.append((name, pa.string()))
     if hashed:
-        fields.append(("hash", pa.uint64()))
-    return pa.schema(
-        [
-            ("tokens", pa.list_(pa.from_numpy_dtype(dtype), BLOCK)),
-            ("num_tokens", pa.int32()),
-            ("split", pa.string()),
-            ("language", pa.string()),
-            ("documents", pa.list_(pa.struct(fields))),
-            # Behind all others: what reads tokens expects them first.
-            *((name, pa.list_(pa.from_numpy_dtype(CHANNELS[name].stored), BLOCK)) for name in channels),
-        ]
-    )
+        of_document.append(("hash", pa.uint64()))
+    columns = [
+        ("tokens", pa.list_(pa.from_numpy_dtype(dtype), BLOCK)),
+        ("num_tokens", pa.int32()),
+        ("split", pa.string()),
+        ("language", pa.string()),
+        ("documents", pa.list_(pa.struct(of_document))),
+    ]
+    # Behind all others: what reads tokens expects them first.
+    for name in channels:
+        columns.append((name, pa.list_(pa.from_numpy_dtype(CHANNELS[name].stored), BLOCK)))
+    return pa.schema(columns)
 
 
 def token_columns(schema: pa.Schema) -> list[str]:
     """Return the columns of a store that have a value for each token: the tokens themselves, and the channels."""
-    return [TOKENS, *(name for name in CHANNELS if name in schema.names)]
+    return [TOKENS, *ordered(schema.names)]
 
 
 def blocks_of(values: np.ndarray, block: int) -> pa.FixedSizeListArray:

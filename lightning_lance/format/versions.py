@@ -71,7 +71,7 @@ def _staying(location: StoreLocation) -> list[int]:
     if len(staying) == len(versions):
         return versions
     staying |= {versions[-1], *read_refs(location).tags.values()}
-    return [version for version in versions if version in staying]
+    return sorted(staying.intersection(versions))
 
 
 def find_version(location: StoreLocation, extent: StoreContent, fingerprint: str | None = None) -> int | None:
