@@ -379,6 +379,7 @@ def test_a_build_that_no_worker_begins_says_so_once(
     assert told[0].startswith("No worker of the Ray cluster has begun for 0 seconds, and the build waits on")
 
     caplog.clear()
+    monkeypatch.setattr(engine, "_BEGIN_SECONDS", 60.0)
     workers = engine.RayWorkers(RayEngine(), Shared(None))  # type: ignore[arg-type]
     try:
         task = workers.submit(print)
