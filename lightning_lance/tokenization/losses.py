@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ _REVERSIBLE = {"Prepend", "ByteLevel"}
 # SentencePiece writes this for a space, so a text that holds it cannot be decoded.
 _SPACE = "\u2581"
 _BYTES = byte_characters()
+# The bytes that occur in UTF-8. A vocabulary that was made from text may lack the others.
+_IN_UTF8 = (*range(0xC0), *range(0xC2, 0xF5))
 
 
 class Losses:
@@ -59,6 +61,8 @@ class Losses:
         # A BPE without an unknown token silently drops unknown characters.
         silent = fields["model"]["type"] == "BPE" and unknown is None and not complete
         self._letters = _letters(fields) if silent else None
+        # Most characters of most texts are among these, and are left out of the search at once.
+        self._kept_ascii = bytes(byte for byte in range(128) if self._has_tokens(chr(byte)))
         self._reference = reference
         self._removes = any(map(_removes, splits))
 
@@ -112,14 +116,22 @@ class Losses:
             return
         normalizer = self._reference.normalizer
         written = text if normalizer is None else str(normalizer.normalize_str(text))
-        for character in {*written}:
-            parts = [character]
-            if self._space and character == " ":
-                parts = [_SPACE]
-            elif self._in_bytes:
-                parts = [_BYTES[byte] for byte in character.encode()]
-            if not self._letters.issuperset(parts):
+        # Without these bytes, it is UTF-8 still.
+        others = written.encode().translate(None, self._kept_ascii).decode()
+        for character in {*others}:
+            if not self._has_tokens(character):
                 yield character
+
+    def _has_tokens(self, character: str) -> bool:
+        """Return whether a model without an unknown token has tokens for a character."""
+        if self._letters is None:
+            return True
+        parts = [character]
+        if self._space and character == " ":
+            parts = [_SPACE]
+        elif self._in_bytes:
+            parts = [_BYTES[byte] for byte in character.encode()]
+        return self._letters.issuperset(parts)
 
     def _removed(self, text: str) -> Iterator[str]:
         """Yield the characters of a text that a pre-tokenizer removes."""
@@ -149,11 +161,16 @@ def _letters(fields: Mapping[str, Any]) -> set[str]:
 
 
 def _knows_all_bytes(model: Mapping[str, Any], in_bytes: bool) -> bool:
-    """Return whether a model has a token for each byte, as its input or as a fallback."""
+    """Return whether a model has a token for each byte of UTF-8, as its input or as a fallback."""
     pieces = {*pieces_of(model.get("vocab") or {})}
-    if model.get("byte_fallback") and pieces.issuperset(byte_pieces()):
+    if model.get("byte_fallback") and _has_bytes(pieces, byte_pieces()):
         return True
-    return in_bytes and model["type"] == "BPE" and pieces.issuperset(_BYTES)
+    return in_bytes and model["type"] == "BPE" and _has_bytes(pieces, _BYTES)
+
+
+def _has_bytes(pieces: Collection[str], spelled: Sequence[str]) -> bool:
+    """Return whether all bytes of UTF-8 are among some pieces, given how each of the 256 bytes is spelled."""
+    return all(spelled[byte] in pieces for byte in _IN_UTF8)
 
 
 def _is_reversed(step: Mapping[str, Any]) -> bool:

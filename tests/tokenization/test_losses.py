@@ -16,6 +16,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from lightning_lance.errors import ConfigError
 from lightning_lance.tokenization.configs import TokenizerFile
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer
+from lightning_lance.tokenization.tokenizer_json import byte_characters
 from tests.support.corpora import prepare
 from tests.support.small_tokenizers import byte_level, repositories, sentence_piece, unigram
 from tests.support.stores import ListSource, documents
@@ -116,6 +117,24 @@ def test_tokenizers_that_lose_nothing_are_not_asked(family: str):
     assert not tokenizer.losses.possible
 
 
+@pytest.mark.parametrize(
+    ("lacks", "losses"), [([0xC0, 0xC1, *range(0xF5, 0x100)], False), ([0xC3], True), ([0x41], True)]
+)
+def test_bytes_that_no_text_has_need_no_tokens(lacks: list[int], losses: bool):
+    """As in the vocabulary of GPT-NeoX, which was made from text."""
+    pieces = [piece for byte, piece in enumerate(byte_characters()) if byte not in lacks]
+    model = tokenizers.Tokenizer(models.BPE({piece: place for place, piece in enumerate(pieces)}, []))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    model.add_special_tokens(["</s>"])
+    tokenizer = Tokenizer(str(model.to_str()))
+    assert tokenizer.losses.possible == losses
+    texts = ["Caf\u00e9", "caf\u00e9", "cafe", "\u6771\U0001f9ff"]
+    array = pa.array(texts, pa.large_string())
+    found = tokenizer.losses.find(array, tokenizer.encode_batch(array), enumerate(texts))
+    assert found["dropped"].tolist() == [{*text.encode()} & {*lacks} != set() for text in texts]
+
+
 def test_sentencepiece_with_bytes_loses_nothing_but_what_looks_like_its_space(tmp_path: Path):
     assert noted(sentence_piece(), TEXTS, tmp_path) == {"changed": 1}
 
@@ -132,9 +151,9 @@ def test_a_model_that_cannot_encode_is_one_sentence(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
-@given(st.lists(st.text(st.sampled_from("ab \u00e9\u6771\n"), min_size=1, max_size=8), min_size=1, max_size=5))
+@given(st.lists(st.text(st.sampled_from("abA \u00e9\u6771\n"), min_size=1, max_size=8), min_size=1, max_size=5))
 def test_the_silent_ones_are_those_with_a_letter_that_is_not_known(texts: list[str]):
     tokenizer = Tokenizer(bpe())
     array = pa.array(texts, pa.large_string())
     found = tokenizer.losses.find(array, tokenizer.encode_batch(array), enumerate(texts))
-    assert found["dropped"].tolist() == [any(letter in text for letter in "\u00e9\u6771") for text in texts]
+    assert found["dropped"].tolist() == [any(letter in text for letter in "A\u00e9\u6771") for text in texts]
