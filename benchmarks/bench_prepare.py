@@ -98,7 +98,7 @@ def write_corpus(rows, folder):
         shard = _write_shard(some, folder / "once", folder / "json", i)
         for copy in "abc":
             (folder / "thrice" / f"train-{copy}-{i:05}.parquet").hardlink_to(shard)
-        wanted = [row for row in some if row["path"].endswith(".py") and row["content"]]
+        wanted = [row for row in some if row["path"].endswith(".py") and row["content"].strip()]
         _write_shard(wanted, folder / "wanted", folder / "wanted_json", i)
     sizes = np.cumsum(np.asarray(table.column("size")))
     for name, num_bytes in SAMPLES.items():
@@ -118,13 +118,14 @@ def _write_shard(rows, parquet, lines, i):
 
 
 def texts_of(pattern):
-    """Read the texts that a build should keep: those of Python files, without the empty ones. In batches."""
+    """Read the texts that a build should keep: those of Python files, without the empty and the blank ones. In batches."""
     texts = []
     for file in sorted(Path(pattern).parent.glob("*.parquet")):
         table = pq.read_table(file, columns=["content", "path"])
         kept = [path.endswith(".py") for path in table.column("path").to_pylist()]
         column = table.filter(pa.array(kept)).column("content").cast(pa.large_string())
-        texts += [column.filter(pa.compute.greater(pa.compute.binary_length(column), 0))]
+        has_text = pa.compute.greater(pa.compute.binary_length(pa.compute.utf8_trim_whitespace(column)), 0)
+        texts += [column.filter(has_text)]
     whole = pa.chunked_array([chunk for column in texts for chunk in column.chunks]).combine_chunks()
     return [pa.concat_arrays([whole.slice(low, ROWS)]) for low in range(0, len(whole), ROWS)]
 
@@ -353,7 +354,7 @@ def tutorial(pattern, tokenizer_file):
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=tokenizer_file, split_special_tokens=True)
         begin = clocks()
         lance_tutorial.prepare(
-            pattern, uri, tokenizer, lambda row: row["path"].endswith(".py") and bool(row["content"])
+            pattern, uri, tokenizer, lambda row: row["path"].endswith(".py") and bool(row["content"].strip())
         )
         seconds, cpu_seconds = clocks(begin)
         return {
