@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -70,6 +71,21 @@ def installed_once() -> Iterator[None]:
         if registry := sys.modules.get("lightning.fabric.utilities.registry"):
             patch.setattr(registry, "entry_points", cache(registry.entry_points))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Takes back how a command has set up the logging of this process: its streams end with the test."""
+    loggers = [logging.getLogger(), logging.getLogger("lightning_lance")]
+    before = [(each.level, each.propagate, [*each.handlers]) for each in loggers]
+    yield
+    for each, (level, propagate, handlers) in zip(loggers, before, strict=True):
+        each.setLevel(level)
+        each.propagate = propagate
+        for handler in [*each.handlers]:
+            # Those of pytest come and go with each phase of a test.
+            if handler not in handlers and not type(handler).__module__.startswith("_pytest"):
+                each.removeHandler(handler)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
@@ -38,6 +38,19 @@ _KNOWN = frozenset(
 )
 
 
+# Options of Hydra's with which it makes the folder of one run; with others, it shows something, or runs several times.
+_OF_ONE_RUN = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--run", "-r"}
+
+
+def _options(arguments: Sequence[str]) -> set[str]:
+    """Return the names of options, as in `--cfg=job`, among arguments."""
+    options: set[str] = set()
+    for argument in arguments:
+        if argument.startswith("-"):
+            options.add(argument.partition("=")[0])
+    return options
+
+
 class RunRecord:
     """What Hydra would write into the folder of a run before anything is checked."""
 
@@ -50,9 +63,8 @@ class RunRecord:
         """Keep Hydra from writing, as soon as a configuration is composed, and make the folder of the run."""
         if "hydra" not in composed:
             return
-        # With an option such as --cfg or --multirun, Hydra makes no folder, or another one.
-        has_options = "".join(sys.argv[1:2]).startswith("-")
-        if not has_options and composed.hydra.get("mode") != RunMode.MULTIRUN:
+        is_one_run = _options(sys.argv[1:]) <= _OF_ONE_RUN and composed.hydra.get("mode") != RunMode.MULTIRUN
+        if is_one_run:
             self._make_folder(composed)
         self._subdir = composed.hydra.output_subdir
         with flag_override(composed, ["readonly", "struct"], [False, False]):

@@ -31,8 +31,8 @@ BEGINS = "lightning_lance_begins"
 
 # What may differ from the run, to look at it otherwise.
 _SIZES = ("batch_size", "world_size", "remainder")
-# What decides which windows are a batch.
-_OF_BATCHES = (*_SIZES, "batch_size_schedule")
+# What decides which windows are a batch, but for the last one of an epoch.
+_OF_BATCHES = ("batch_size", "world_size", "batch_size_schedule")
 # What a store, of which no run is known, may be looked at with.
 _OF_STORE = (
     *("split", "context_length", "order", "seed", "shuffle_block", "where", "mix", "mix_by", "windows"),

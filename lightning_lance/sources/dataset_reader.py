@@ -60,8 +60,10 @@ _FETCH_ROWS = 100
 _OWN_WORDS = ("text", "language", "repo", "path", "license")
 # At most so many shards are opened to find all columns. Mostly the first one has them.
 _LOOKED_AT = 32
-# A hint about a value is looked for among about so many.
+# A hint about a value is looked for among the first so many of a column, but for long texts, and for the first wanted ones.
 _MOST_VALUES = 10_000
+_LONGEST_VALUE = 100
+_MOST_HINTS = 10
 # Longest language, in bytes. Real ones have about ten.
 _LONGEST_LANGUAGE = 64 << 10
 # A batch of this size is yielded without waiting for more rows, since joining them costs a copy.
@@ -378,29 +380,36 @@ class OpenedDataset:
         where = self._source.where
         if not where:
             return ""
-
-        def find() -> dict[str, set[str]]:
-            found: dict[str, set[str]] = defaultdict(set)
-            with closing(self._first_values(list(where))) as parts:
-                for column, values in parts:
-                    while is_list(values.type):
-                        values, _ = flattened(values)
-                    if len(found[column]) < _MOST_VALUES:
-                        words, _ = in_words(values)
-                        found[column].update(pc.unique(words.drop_null()).to_pylist())
-            return found
-
         try:
-            present = self._patience.call(f"reading {self.shards[0]}", find)
+            present = self._patience.call(f"reading {self.shards[0]}", lambda: self._first_present(list(where)))
         except Exception:  # this is only for the hint
             return ""
         for column, wanted in where.items():
-            known = sorted(present[column])
-            for value in wanted:
-                near = suggestion(value, known)
-                if near and value not in known:
+            known = present[column]
+            # Where one of them is there, the filter has kept something, and the rows are missing for another reason.
+            if not known.isdisjoint(wanted):
+                continue
+            for value in wanted[:_MOST_HINTS]:
+                near = suggestion(value, sorted(known))
+                if near:
                     return f"source.where.{column} has {value!r}{near}"
         return ""
+
+    def _first_present(self, columns: Sequence[str]) -> dict[str, set[str]]:
+        """Return the values of columns at the beginning of the first shard, as text, without long ones."""
+        found: dict[str, set[str]] = defaultdict(set)
+        read = 0
+        with closing(self._first_values(columns)) as parts:
+            for column, values in parts:
+                while is_list(values.type):
+                    values, _ = flattened(values)
+                words = in_words(values)[0].drop_null()
+                words = words.filter(pc.less_equal(pc.utf8_length(words), _LONGEST_VALUE))
+                found[column].update(pc.unique(words).to_pylist())
+                read += len(values)
+                if read >= _MOST_VALUES * len(columns):
+                    break
+        return found
 
     def _first_values(self, columns: Sequence[str]) -> Generator[tuple[str, pa.Array], None, None]:
         """Yield the values of columns in the first shard, wanted or not: the name of a column, and some of its values."""

@@ -224,7 +224,11 @@ def test_a_refused_run_leaves_no_folder_of_its_own(tmp_path: Path):
         code, out, err = run(tmp_path, "train", f"output_dir={folder}", "data.batch_size=0")
         assert (code, out) == (1, "")
         assert err.startswith("error: batch_size is 0")
-    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]
+    # The documented way to a configuration of one's own.
+    (tmp_path / "mine/notes.yaml").write_text("seed: 3\n")
+    code, out, err = run(tmp_path, "train", "--config-dir", "mine", "+notes=0", "output_dir=o/a/b", "data.batch_size=0")
+    assert (code, out) == (1, "")
+    assert {*tmp_path.rglob("*")} == {tmp_path / "mine", tmp_path / "mine/notes.yaml"}
 
 
 @pytest.mark.parametrize(

@@ -399,6 +399,19 @@ def test_a_misspelled_value_of_where_is_told_with_a_similar_one(tmp_path: Path, 
     assert "documents: check its files" in told({"stars": [300]})
 
 
+def test_a_misspelled_language_is_told_where_the_filter_has_kept_something(tmp_path: Path):
+    rows = {"text": ["a", "b"], "license": ["mit", "bsd-2-clause"], "lang": ["Python", "Rust"]}
+    pq.write_table(pa.table(rows), tmp_path / "x.parquet")
+    source = DatasetSource.parquet(
+        str(tmp_path / "x.parquet"),
+        where={"license": ["mit", "bsd-3-clause"]},
+        language_column="lang",
+        languages=["Pyton"],
+    )
+    with pytest.raises(ConfigError, match=r"has no language 'Pyton' \(did you mean 'Python'\?\)"):
+        Corpus(source, ByteTokenizer(), data_dir=tmp_path).prepare()
+
+
 def test_a_misspelled_value_of_where_is_looked_for_in_lists_and_never_hides_an_error(tmp_path: Path):
     table = pa.table({"text": ["a", "b"], "licenses": [["mit", "zlib"], None]})
     pq.write_table(table, tmp_path / "x.parquet")
