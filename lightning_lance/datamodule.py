@@ -29,7 +29,6 @@ from lightning_lance.build.corpus import (
 from lightning_lance.build.options import BuildOptions
 from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, StoreError, flag
-from lightning_lance.format.layout import StoreContent
 from lightning_lance.inspection.runs import BEGINS, RUN
 from lightning_lance.inspection.training import Limit, training_line
 from lightning_lance.maintenance.integrity import raise_if_damaged
@@ -62,7 +61,7 @@ from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.selection_checks import check_one_tokenizer
 from lightning_lance.serving.states import checked_state
 from lightning_lance.serving.vocabulary import vocabulary_of
-from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept, stores_at
+from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, extents_of, not_kept, stores_at
 from lightning_lance.store.training_tags import TrainingTags
 from lightning_lance.tokenization.tokenizer import Tokenizer
 from lightning_lance.type_hints import options_of, refusing
@@ -84,10 +83,6 @@ def _failing_together() -> Iterator[None]:
     except Exception as error:
         failure = error
     raise_on_all_ranks(failure, SETTING_UP)
-
-
-def _extents_of(stores: Iterable[TokenStore]) -> list[StoreContent]:
-    return [store.commit.extent for store in stores]
 
 
 def _without_a_source(init: Callable[_Given, None]) -> Callable[_Given, None]:
@@ -391,7 +386,7 @@ class LanceDataModule(LightningDataModule):
         stores: dict[str, TokenStore] = {}
         with _failing_together():
             stores = self._open_kept() if fit and is_rank_zero() else self._open()
-        extents = _extents_of(stores.values())
+        extents = extents_of(stores.values())
         # A run's tags have one name on all of its ranks.
         self._tags.run, extents = broadcast_from_rank_zero((self._tags.run, extents), SETTING_UP)
         with _failing_together():
@@ -423,7 +418,7 @@ class LanceDataModule(LightningDataModule):
     def _let_go_of_others(self, stores: Iterable[TokenStore]) -> None:
         """Remove this run's tags from the versions that it has adopted, except those of some stores."""
         if self.serving.extend != "never":
-            extents = _extents_of(stores)
+            extents = extents_of(stores)
             for store in self._stores.values():
                 store.let_go_of_others(extents)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_lance.errors import ConfigError, StoreError, one_of
 from lightning_lance.format.channels import TOKENS
-from lightning_lance.format.layout import StoreContent, tokens_by_language
+from lightning_lance.format.layout import tokens_by_language
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.process.ranks import broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
@@ -29,7 +29,7 @@ from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.skips import Skip, Skips
 from lightning_lance.serving.states import MOST, check_epoch, checked_state
 from lightning_lance.serving.step_sizes import CountedFrom
-from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, not_kept, stores_at
+from lightning_lance.store.token_store import KEEP_TRIES, TokenStore, extents_of, not_kept, stores_at
 
 _log = logger(__name__)
 
@@ -241,8 +241,8 @@ class Cursor:
 
     def _adopt(self, newest: Mapping[str, TokenStore]) -> None:
         """Serve the newest versions of rank 0 from here on, if their content is new."""
-        extents = broadcast_from_rank_zero(_extents_of(newest))
-        if extents == _extents_of(self.serving.stores):
+        extents = broadcast_from_rank_zero(extents_of(newest.values()))
+        if extents == extents_of(self.serving.stores.values()):
             return
         before = self.serving.stores
         stores = stores_at(newest, extents)
@@ -615,11 +615,6 @@ def _continues(before: TokenStore, now: TokenStore, split: str) -> bool:
         return False
     sizes = tokens_by_language(now.streams(split))
     return all(sizes.get(stream.language, 0) >= stream.num_tokens for stream in before.streams(split))
-
-
-def _extents_of(stores: Mapping[str, TokenStore]) -> list[StoreContent]:
-    """Return what each store holds."""
-    return [store.commit.extent for store in stores.values()]
 
 
 def _without(stores: Iterable[TokenStore], others: Collection[TokenStore]) -> list[TokenStore]:

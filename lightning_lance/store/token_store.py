@@ -709,6 +709,11 @@ def stores_at(stores: Mapping[str, TokenStore], extents: Iterable[StoreContent])
     return found
 
 
+def extents_of(stores: Iterable[TokenStore]) -> list[StoreContent]:
+    """Return what each store holds, in their order; `stores_at` opens it again."""
+    return [store.commit.extent for store in stores]
+
+
 def uris_of(stores: Iterable[TokenStore]) -> str:
     """Return the places of stores, for a message."""
     return ", ".join(repr(store.uri) for store in stores)

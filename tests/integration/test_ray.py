@@ -366,8 +366,9 @@ def test_a_build_that_no_worker_begins_says_so_once(
     job: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(engine, "_BEGIN_SECONDS", 0.3)
+    work: Any = Shared(None)
     # No node has so many cores.
-    workers = engine.RayWorkers(RayEngine(num_cpus=3), Shared(None))  # type: ignore[arg-type]
+    workers = engine.RayWorkers(RayEngine(num_cpus=3), work)
     try:
         workers.submit(print)
         for _ in range(4):
@@ -380,7 +381,7 @@ def test_a_build_that_no_worker_begins_says_so_once(
 
     caplog.clear()
     monkeypatch.setattr(engine, "_BEGIN_SECONDS", 60.0)
-    workers = engine.RayWorkers(RayEngine(), Shared(None))  # type: ignore[arg-type]
+    workers = engine.RayWorkers(RayEngine(), work)
     try:
         task = workers.submit(print)
         while not (ended := workers.ended(0.2)):
