@@ -6,6 +6,7 @@ This module alone changes the settings of the allocators, which are global to th
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,21 @@ def give_back() -> None:
 def give_back_arrow() -> None:
     """Return freed memory of Arrow to the system. Arrow keeps more of it the longer a build runs."""
     pa.default_memory_pool().release_unused()
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Make many small objects without garbage collections: each would look at all objects of the process.
+
+    For a short time only, since circles of objects of all threads are kept until then.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -177,7 +177,7 @@ def _text_of(file: Path) -> str:
     """Return the text of a file, without waiting for a pipe; "" if there is none, or no file."""
     with suppress(OSError, UnicodeDecodeError):
         if file.is_file():
-            return file.read_text(encoding="utf-8")
+            return file.read_bytes().decode()
     return ""
 
 

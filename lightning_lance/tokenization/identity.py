@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lightning_lance.errors import ConfigError
+from lightning_lance.process.memory import without_collections
 from lightning_lance.tokenization.special_tokens import find_eos
 from lightning_lance.tokenization.tokenizer_checks import check_form
 from lightning_lance.tokenization.tokenizer_json import (
@@ -43,16 +44,20 @@ def identity_of_text(spec: str, eos_token: str | None) -> TokenizerIdentity | No
     None for a file that must be loaded to be checked. A build always loads and checks it.
     """
     try:
-        fields = json.loads(spec)
-        check_form(fields)
-        fields = fields_in_use(fields)
-        vocabulary = _vocabulary(fields)
-        special = special_spellings(fields)
-        eos = find_eos(eos_token, vocabulary, special)
-        digest = digest_of(canonical(fields), vocabulary[eos])
-        return TokenizerIdentity(digest, eos, vocabulary[eos], max(vocabulary.values()) + 1)
+        with without_collections():
+            return _identity_of(json.loads(spec), eos_token)
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _identity_of(fields: Fields, eos_token: str | None) -> TokenizerIdentity:
+    check_form(fields)
+    used = fields_in_use(fields)
+    vocabulary = _vocabulary(used)
+    special = special_spellings(used)
+    eos = find_eos(eos_token, vocabulary, special)
+    digest = digest_of(canonical(used), vocabulary[eos])
+    return TokenizerIdentity(digest, eos, vocabulary[eos], max(vocabulary.values()) + 1)
 
 
 def _vocabulary(fields: Fields) -> Mapping[str, int]:

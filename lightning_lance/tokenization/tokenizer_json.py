@@ -9,6 +9,8 @@ from typing import Any
 
 import xxhash
 
+from lightning_lance.tokenization.sorted_json import sorted_json
+
 # Parts that are not used for documents: a template that adds tokens, and lengths of a fine-tuning run.
 UNUSED = {"post_processor": None, "truncation": None, "padding": None}
 
@@ -155,7 +157,10 @@ def _model(model: Mapping[str, Any]) -> Fields:
 
 def split_merges(model: Mapping[str, Any]) -> list[Any]:
     """Return the merges of a BPE as pairs, which older files write as text with a space."""
-    return list(map(_as_pair, model["merges"]))
+    merges: list[Any] = model["merges"]
+    if str in {*map(type, merges)}:
+        return list(map(_as_pair, merges))
+    return merges
 
 
 def _as_pair(merge: Any) -> Any:
@@ -179,8 +184,7 @@ def _pre_tokenizer(part: Any) -> Any:
 
 def digest_of(fields: Mapping[str, Any], eos_id: int) -> str:
     """Return the hash of the fields as they are, with the EOS id."""
-    text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
-    return xxhash.xxh3_128_hexdigest(f"{eos_id}\0{text}".encode())
+    return xxhash.xxh3_128_hexdigest(f"{eos_id}\0{sorted_json(fields)}".encode())
 
 
 def other_digests(fields: Mapping[str, Any], rewritten: str, eos_id: int) -> list[str]:
