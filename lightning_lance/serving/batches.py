@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
@@ -38,29 +38,45 @@ def make_batch(windows: torch.Tensor, batch_format: BatchFormat) -> Batch:
     return {"input_ids": input_ids, "targets": windows[..., 1:]}
 
 
+class WindowDocuments(NamedTuple):
+    """The documents of several windows, each window from its first token on. Flat offsets count inputs, T per window.
+
+    Attributes:
+        ends: (m,) ascending flat offsets of EOS.
+        begins: (k,) ascending flat offsets of first tokens of documents; each window begins one.
+        lengths: (k,) tokens of these documents.
+        numbers: (k,) int32, their numbers in their windows, from 0.
+        first: For each window, and for the end, the place of its first document among the k.
+    """
+
+    ends: _Ints
+    begins: _Ints
+    lengths: _Ints
+    numbers: npt.NDArray[np.int32]
+    first: Sequence[int]
+
+    def of(self, low: int, high: int) -> slice:
+        """Return the places of the documents of the windows [low, high)."""
+        return slice(self.first[low], self.first[high])
+
+
 class WindowBatch(NamedTuple):
-    """The windows of several batches, with the document borders found in them. Flat offsets count inputs, T per window.
+    """The windows of several batches.
 
     Attributes:
         tokens: (n, T + 1) integers.
-        ends: (m,) ascending flat offsets of EOS.
-        begins: (k,) ascending flat offsets of first tokens of documents; each window begins one.
-        document_ids: (n, T) int32, if requested.
-        position_ids: (n, T) int64, if requested.
         channels: What the channels of the stores have for the tokens, (n, T + 1) each, by name.
+        documents: The documents of the windows, once they are found.
     """
 
     tokens: _Tokens
-    ends: _Ints = np.empty(0, np.int64)
-    begins: _Ints = np.empty(0, np.int64)
-    document_ids: npt.NDArray[np.int32] | None = None
-    position_ids: _Ints | None = None
     channels: Mapping[str, npt.NDArray[Any]] = {}
+    documents: WindowDocuments | None = None
 
     def cut(self, rows: int) -> WindowBatch:
         """Return the windows, whose borders are not found yet, cut into rows; see `in_rows`."""
         channels = {name: in_rows(values, rows) for name, values in self.channels.items()}
-        return WindowBatch(in_rows(self.tokens, rows), channels=channels)
+        return WindowBatch(in_rows(self.tokens, rows), channels)
 
 
 class Collator:
@@ -137,13 +153,13 @@ class Collator:
         """
         channels = channels or {}
         if self._fim is None:
-            return WindowBatch(tokens, channels=channels)
+            return WindowBatch(tokens, channels)
         arranged = self._fim.arrange(tokens, starts, epochs, self._eos_id)
         moved = {name: _moved(name, values, arranged) for name, values in channels.items()}
-        return WindowBatch(arranged.tokens, channels=moved)
+        return WindowBatch(arranged.tokens, moved)
 
     def describe(self, windows: WindowBatch) -> WindowBatch:
-        """Find the document borders of several batches of windows at once.
+        """Find the documents of several batches of windows at once.
 
         Args:
             windows: Their tokens in the dtype of the store: scanning two bytes is faster than scanning eight.
@@ -153,48 +169,50 @@ class Collator:
         tokens = windows.tokens
         # numpy rather than torch: with few borders among many tokens, it scans the tokens once or twice, in one thread.
         length = tokens.shape[1] - 1
-        shape = (len(tokens), length)
         size = len(tokens) * length
         # Comparing all tokens at once is four times as fast as comparing the inputs window by window.
-        window, column = np.divmod(np.flatnonzero(tokens.reshape(-1) == self._eos_id), length + 1)
+        window, column = np.divmod(offsets_of(self._eos_id, tokens.reshape(-1)), length + 1)
         ends = (window * length + column)[column < length]
         # An EOS may be the last input of a window. The next window begins a document anyway.
         begins = np.sort(np.concatenate([ends[(ends + 1) % length != 0] + 1, np.arange(0, size, length)]))
-        described = windows._replace(ends=ends, begins=begins)
         lengths = np.diff(begins, append=size)
-        if self._document_ids:
-            documents = np.arange(len(begins), dtype=np.int32)
-            first = np.flatnonzero(begins % length == 0)
-            of_window = documents - np.repeat(first.astype(np.int32), np.diff(first, append=len(begins)))
-            described = described._replace(document_ids=np.repeat(of_window, lengths).reshape(shape))
-        if self._position_ids:
-            positions = np.arange(size)
-            positions -= np.repeat(begins, lengths)
-            described = described._replace(position_ids=positions.reshape(shape))
-        return described
+        first = np.append(np.flatnonzero(begins % length == 0), len(begins))
+        numbers = np.arange(len(begins)) - np.repeat(first[:-1], np.diff(first))
+        documents = WindowDocuments(ends, begins, lengths, numbers.astype(np.int32), first.tolist())
+        return windows._replace(documents=documents)
 
     def batch(self, described: WindowBatch, low: int, high: int) -> Batch:
         """Return the batch of the windows [low, high) of those described."""
         # Widened here and not in `describe`: each thread does half of the work, and the batch stays in this core's cache.
         batch = make_batch(torch.from_numpy(described.tokens[low:high].astype(np.int64)), self._batch_format)
-        length = described.tokens.shape[1] - 1
-        if described.document_ids is not None:
-            batch["document_ids"] = torch.from_numpy(described.document_ids[low:high])
-        if described.position_ids is not None:
-            batch["position_ids"] = torch.from_numpy(described.position_ids[low:high])
-        if self._cu_seqlens:
-            begins = _between(described.begins, low * length, high * length)
-            size = (high - low) * length
-            borders = np.full(size + 1, size, dtype=np.int32)
-            borders[: len(begins)] = begins
-            batch["cu_seqlens"] = torch.from_numpy(borders)
-            batch["max_seqlen"] = torch.tensor(np.diff(begins, append=size).max(initial=0), dtype=torch.int32)
+        if described.documents is not None:
+            self._add_documents(batch, described.documents, low, high)
         if TOKEN_LABELS in described.channels:
             labels = described.channels[TOKEN_LABELS][low:high, :-1]
             batch[TOKEN_LABELS] = torch.from_numpy(labels.astype(CHANNELS[TOKEN_LABELS].served))
         if self._mask or LOSS_MASK in described.channels:
             self._mask_targets(batch, described, low, high)
         return batch
+
+    def _add_documents(self, batch: Batch, documents: WindowDocuments, low: int, high: int) -> None:
+        """Add what is asked for of the documents of the windows [low, high)."""
+        shape = batch["input_ids"].shape
+        size = batch["input_ids"].numel()
+        mine = documents.of(low, high)
+        lengths = documents.lengths[mine]
+        if self._document_ids:
+            numbers = np.repeat(documents.numbers[mine], lengths)
+            batch["document_ids"] = torch.from_numpy(numbers.reshape(shape))
+        begins = documents.begins[mine] - low * shape[-1]
+        if self._position_ids:
+            positions = np.arange(size)
+            positions -= np.repeat(begins, lengths)
+            batch["position_ids"] = torch.from_numpy(positions.reshape(shape))
+        if self._cu_seqlens:
+            borders = np.full(size + 1, size, dtype=np.int32)
+            borders[: len(begins)] = begins
+            batch["cu_seqlens"] = torch.from_numpy(borders)
+            batch["max_seqlen"] = torch.tensor(lengths.max(initial=0), dtype=torch.int32)
 
     def _mask_targets(self, batch: Batch, described: WindowBatch, low: int, high: int) -> None:
         """Put -100 where there is nothing to learn."""
@@ -206,9 +224,9 @@ class Collator:
             # Targets are the tokens from the second one on.
             of_them = trained[low:high, 1:] if is_default else trained[low:high, :-1]
             masked[~of_them] = _IGNORED
-        if self._mask:
+        if self._mask and described.documents is not None:
             length = masked.shape[1]
-            offsets = _between(described.ends, low * length, high * length)
+            offsets = _between(described.documents.ends, low * length, high * length)
             if not is_default:
                 offsets = offsets[(offsets + 1) % length != 0] + 1
             masked.reshape(-1)[offsets] = _IGNORED
@@ -230,6 +248,23 @@ def _between(offsets: _Ints, low: int, high: int) -> _Ints:
     """Return those of ascending offsets that lie in [low, high), relative to `low`."""
     first, last = np.searchsorted(offsets, [low, high])
     found: _Ints = offsets[first:last] - low
+    return found
+
+
+def offsets_of(token: int, tokens: _Tokens) -> _Ints:
+    """Return the ascending offsets of a token, fast where it is rare: eight tokens are looked at together.
+
+    Args:
+        token: The id.
+        tokens: (n,) integers.
+    """
+    size = len(tokens)
+    equal = np.empty(-(-size // 8) * 8, np.bool_)
+    np.equal(tokens, token, out=equal[:size])
+    equal[size:] = False
+    eights = np.flatnonzero(equal.view(np.uint64) != 0)
+    eighth, place = np.divmod(np.flatnonzero(equal.reshape(-1, 8)[eights]), 8)
+    found: _Ints = eights[eighth] * 8 + place
     return found
 
 

@@ -62,7 +62,7 @@ class _Ahead(NamedTuple):
 
 
 # Handing over a chunk takes a tenth of a millisecond of both threads, whatever its size.
-_MAPPED = _Ahead(threads=1, chunks=4, tokens=1 << 21)
+_MAPPED = _Ahead(threads=1, chunks=3, tokens=1 << 21)
 # Of stores that are not mapped, most of a read is waiting for the network.
 _TAKEN = _Ahead(threads=4, chunks=4, tokens=1 << 20)
 

@@ -110,7 +110,7 @@ class ServedWindows:
     @cached_property
     def batch(self) -> Batch:
         """The batch as the model gets it."""
-        windows = WindowBatch(self.tokens, channels=self.channels).cut(self.rows)
+        windows = WindowBatch(self.tokens, self.channels).cut(self.rows)
         return self.make.batch(self.make.describe(windows), 0, len(windows.tokens))
 
     @cached_property

@@ -161,7 +161,7 @@ class MappedFiles:
         Raises:
             StoreError: If a window does not lie within one file. Nothing is read then.
         """
-        self._check(places, np.int64(length))
+        self._check(places, length)
         announced = self._announcements > 0
         if announced:
             self._announcements -= 1
@@ -189,11 +189,12 @@ class MappedFiles:
         shape = (max(int(self._ends[-1]) - length + 1, 0), length)
         return as_strided(self._base, shape, (self._item, self._item), writeable=False)
 
-    def _check(self, places: np.ndarray, lengths: np.ndarray | np.int64) -> None:
+    def _check(self, places: np.ndarray, lengths: np.ndarray | int) -> None:
         """Check that the tokens at each place lie within one file. StoreError if they do not."""
         files = np.searchsorted(self._begins[1:], places, side="right")
+        shortest = lengths if isinstance(lengths, int) else lengths.min(initial=1)
         # Not `places + lengths`, which may overflow.
-        if len(places) and (places.min() < 0 or np.min(lengths) < 1 or (places > self._ends[files] - lengths).any()):
+        if len(places) and (places.min() < 0 or shortest < 1 or (places > self._ends[files] - lengths).any()):
             raise StoreError(
                 "Windows of the store lie outside its data files, so its metadata is damaged: 'lightning-lance verify' lists "
                 "the damage."

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_lance.errors import ConfigError
-from lightning_lance.serving.batches import Batch, BatchFormat, Collator, WindowBatch, make_batch
+from lightning_lance.serving.batches import Batch, BatchFormat, Collator, WindowBatch, make_batch, offsets_of
 from lightning_lance.serving.fim import FillInTheMiddle
 
 EOS = 3
@@ -206,3 +206,13 @@ def test_arguments_that_cannot_be_are_refused():
         Collator(EOS, batch_format="hf")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="middle_id is 3, the id that ends documents"):
         Collator(EOS, fim=FillInTheMiddle(1, EOS, 2, seed=0))
+
+
+@given(
+    st.lists(st.sampled_from([0, EOS]) | st.integers(0, 600), max_size=40),
+    st.sampled_from([EOS, 258]),
+    st.sampled_from([np.uint16, np.uint32, np.int64]),
+)
+def test_the_offsets_of_a_token_are_where_it_is(some: list[int], token: int, dtype: Any):
+    given_tokens = np.array(some, dtype)
+    assert offsets_of(token, given_tokens).tolist() == [i for i, value in enumerate(some) if value == token]
