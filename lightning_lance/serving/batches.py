@@ -171,13 +171,20 @@ class Collator:
         length = tokens.shape[1] - 1
         size = len(tokens) * length
         # Comparing all tokens at once is four times as fast as comparing the inputs window by window.
-        window, column = np.divmod(offsets_of(self._eos_id, tokens.reshape(-1)), length + 1)
-        ends = (window * length + column)[column < length]
+        eos = offsets_of(self._eos_id, tokens.reshape(-1))
+        window = eos // (length + 1)
+        # A window has one token more than inputs.
+        offset = eos - window
+        column = offset - window * length
+        ends = offset[column < length]
         # An EOS may be the last input of a window. The next window begins a document anyway.
-        begins = np.sort(np.concatenate([ends[(ends + 1) % length != 0] + 1, np.arange(0, size, length)]))
+        within = column < length - 1
+        # Two ascending runs, which a stable sort merges.
+        begins = np.sort(np.concatenate([offset[within] + 1, np.arange(0, size, length)]), kind="stable")
+        counts = np.bincount(window[within], minlength=len(tokens)) + 1
+        first = np.append(0, np.cumsum(counts))
+        numbers = np.arange(len(begins)) - np.repeat(first[:-1], counts)
         lengths = np.diff(begins, append=size)
-        first = np.append(np.flatnonzero(begins % length == 0), len(begins))
-        numbers = np.arange(len(begins)) - np.repeat(first[:-1], np.diff(first))
         documents = WindowDocuments(ends, begins, lengths, numbers.astype(np.int32), first.tolist())
         return windows._replace(documents=documents)
 
@@ -203,14 +210,13 @@ class Collator:
         if self._document_ids:
             numbers = np.repeat(documents.numbers[mine], lengths)
             batch["document_ids"] = torch.from_numpy(numbers.reshape(shape))
-        begins = documents.begins[mine] - low * shape[-1]
         if self._position_ids:
-            positions = np.arange(size)
-            positions -= np.repeat(begins, lengths)
+            positions = np.arange(low * shape[-1], high * shape[-1])
+            positions -= np.repeat(documents.begins[mine], lengths)
             batch["position_ids"] = torch.from_numpy(positions.reshape(shape))
         if self._cu_seqlens:
             borders = np.full(size + 1, size, dtype=np.int32)
-            borders[: len(begins)] = begins
+            borders[: len(lengths)] = documents.begins[mine] - low * shape[-1]
             batch["cu_seqlens"] = torch.from_numpy(borders)
             batch["max_seqlen"] = torch.tensor(lengths.max(initial=0), dtype=torch.int32)
 

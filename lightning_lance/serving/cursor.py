@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -156,16 +157,21 @@ class Cursor:
 
     def read(self, found: WindowLocations) -> np.ndarray:
         """Return windows: (n, context_length + 1) tokens, in the dtype of the stores."""
-        return self._read(found, TOKENS)
+        return self._read_later(found, TOKENS)()
 
-    def read_channels(self, found: WindowLocations) -> dict[str, np.ndarray]:
-        """Return what the channels of the stores have for the tokens of windows, (n, context_length + 1) each, by name."""
-        return {name: self._read(found, name) for name in self.serving.reader.channels}
+    def read_later(self, found: WindowLocations) -> Callable[[], tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """Return a function that reads windows as `read` does, and what the channels of the stores have for their tokens.
 
-    def _read(self, found: WindowLocations, column: str) -> np.ndarray:
+        See `TokenStore.read_later`.
+        """
+        tokens = self._read_later(found, TOKENS)
+        channels = {name: self._read_later(found, name) for name in self.serving.reader.channels}
+        return lambda: (tokens(), {name: read() for name, read in channels.items()})
+
+    def _read_later(self, found: WindowLocations, column: str) -> Callable[[], np.ndarray]:
         if self.serving.windows == "packed":
-            return self._mixture.read_packed(found, self.serving.reader.dtype_of(column), column)
-        return self.serving.reader.read(found, column)
+            return partial(self._mixture.read_packed, found, self.serving.reader.dtype_of(column), column)
+        return self.serving.reader.read_later(found, column)
 
     def pieces(self, found: WindowLocations) -> list[Pieces] | None:
         """Return the pieces of packed windows; see `Mixture.pieces`."""

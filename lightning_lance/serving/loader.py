@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from copy import copy
 from dataclasses import asdict
-from itertools import islice
-from typing import Any, NamedTuple, NoReturn, cast, get_args
+from typing import Any, NoReturn, cast, get_args
 
 import numpy as np
 import torch
@@ -31,6 +28,7 @@ from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, R
 from lightning_lance.serving.order import Order
 from lightning_lance.serving.packing import Windows
 from lightning_lance.serving.phases import AtMaxEpochs, mix_with
+from lightning_lance.serving.read_ahead import Chunk, chunks_left, read_ahead, reads_of
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.size_schedules import (
     check_batch_size_schedule,
@@ -40,50 +38,12 @@ from lightning_lance.serving.size_schedules import (
 from lightning_lance.serving.skips import check_steps
 from lightning_lance.serving.states import checked_begins, checked_state
 from lightning_lance.serving.step_sizes import CountedFrom, StepSizes
-from lightning_lance.serving.steps import ServedWindows, Sightings, StepRun
+from lightning_lance.serving.steps import ServedWindows, Sightings
 from lightning_lance.serving.unserved import TooShort, too_short, warn_of_absent_channels, warn_of_unserved_text
 from lightning_lance.store.token_store import TokenStore, uris_of
 from lightning_lance.type_hints import not_a_store, refusing
 
 _log = logger(__name__)
-
-# Just below the largest allocation that raises glibc's threshold when it is freed (M_MMAP_THRESHOLD in mallopt(3)).
-_LARGEST_PIECE = 31 << 20
-# Windows located at a time: the order costs the least per window when it is computed for many.
-_LOCATED_AT_ONCE = 1 << 14
-
-
-class _Ahead(NamedTuple):
-    """How windows are read ahead of the training loop: by how many threads, how many chunks, and the tokens of a chunk."""
-
-    threads: int
-    chunks: int
-    tokens: int
-
-
-# Handing over a chunk takes a tenth of a millisecond of both threads, whatever its size.
-_MAPPED = _Ahead(threads=1, chunks=3, tokens=1 << 21)
-# Of stores that are not mapped, most of a read is waiting for the network.
-_TAKEN = _Ahead(threads=4, chunks=4, tokens=1 << 20)
-
-
-class _Chunk(NamedTuple):
-    """This rank's windows of some batches, `size` of each, in `rows` each.
-
-    Of each global batch, it has the number, the position behind its last window, and the digest of its windows.
-    """
-
-    found: WindowLocations
-    size: int
-    rows: int
-    steps: Sequence[int]
-    ends: Sequence[int]
-    digests: Sequence[int]
-
-    def cut(self, low: int, high: int) -> _Chunk:
-        """Return the batches [low, high) of these."""
-        found = self.found.cut(low * self.size, high * self.size)
-        return _Chunk(found, self.size, self.rows, self.steps[low:high], self.ends[low:high], self.digests[low:high])
 
 
 class WindowLoader:
@@ -372,7 +332,7 @@ class WindowLoader:
         step = integer("step", step)
         rank = self._rank if rank is None else integer("rank", rank)
         found, cursor = self._found([step], rank)
-        windows = self._read(found, cursor)
+        windows = self._read_later(found, cursor)()
         pieces = cursor.pieces(found)
         rows = self.rows_of(step)
         return ServedWindows(
@@ -681,7 +641,16 @@ class WindowLoader:
 
     def _serve(self, cursor: Cursor) -> Generator[Batch, None, None]:
         remaining = self._steps_left(cursor)
-        with closing(self._read_ahead(cursor)) as served:
+        reads = reads_of(cursor.serving.stores.values())
+        chunks = chunks_left(cursor, self._sizes_of(cursor), self._rank, reads.tokens)
+        # The cursor itself moves on while its windows are read.
+        reader = copy(cursor)
+
+        def read_later(chunk: Chunk) -> Callable[[], WindowBatch]:
+            read = self._read_later(chunk.found, reader)
+            return lambda: read().cut(chunk.rows)
+
+        with closing(read_ahead(chunks, read_later, reads)) as served:
             for chunk, windows in served:
                 described = self._make.describe(windows)
                 rows = chunk.size * chunk.rows
@@ -710,85 +679,15 @@ class WindowLoader:
                 own[name] = self.batching[name]
         return {**position, **state, **own}
 
-    def _read(self, found: WindowLocations, cursor: Cursor) -> WindowBatch:
-        """Return windows as the model gets them, with their channels."""
-        return self._make.rearrange(cursor.read(found), found.start, found.epoch, cursor.read_channels(found))
+    def _read_later(self, found: WindowLocations, cursor: Cursor) -> Callable[[], WindowBatch]:
+        """Return a function that reads windows as the model gets them, with their channels."""
+        read = cursor.read_later(found)
 
-    def _read_ahead(self, cursor: Cursor) -> Generator[tuple[_Chunk, WindowBatch], None, None]:
-        """Read this rank's windows from the cursor to the end of the epoch, some batches at a time, in threads."""
-        # The cursor itself moves on while its windows are read.
-        reader = copy(cursor)
-        reads = _reads_of(cursor.serving.stores.values())
-        chunks = self._chunks(cursor, reads.tokens)
-        process = os.getpid()
+        def read_and_rearrange() -> WindowBatch:
+            tokens, channels = read()
+            return self._make.rearrange(tokens, found.start, found.epoch, channels)
 
-        def read(chunk: _Chunk) -> WindowBatch:
-            return self._read(chunk.found, reader).cut(chunk.rows)
-
-        # Without this, glibc returns the memory of used batches to the system and has it cleared again page by page for the
-        # next ones: a fifth of the time of a batch. The allocation is never touched, so it costs nothing.
-        np.empty(_LARGEST_PIECE, np.uint8)
-        pool = ThreadPoolExecutor(reads.threads, thread_name_prefix="windows")
-        try:
-            # Reads share a disk or a network. The first one has it alone, so that the first batch comes sooner.
-            ahead: deque[tuple[_Chunk, Future[WindowBatch]]] = deque()
-            for first in islice(chunks, 1):
-                ahead.append((first, _submit(pool, read, first)))
-            while ahead:
-                chunk, reading = ahead.popleft()
-                windows = reading.result()
-                for following in islice(chunks, reads.chunks - len(ahead)):
-                    ahead.append((following, _submit(pool, read, following)))
-                yield chunk, windows
-        finally:
-            # In a fork, the pool has no threads to wait for.
-            if process == os.getpid():
-                pool.shutdown()
-
-    def _chunks(self, cursor: Cursor, tokens: int) -> Iterator[_Chunk]:
-        """Locate this rank's windows from the cursor to the end of the epoch, in chunks of up to so many tokens."""
-        begin = cursor.value
-        # The first chunk is one batch, so that it comes at once. The next ones grow.
-        located = together = 1
-        # Laid out once: for each batch of the epoch it would take as long as all else.
-        epoch = steps.EpochSteps(cursor, self._sizes_of(cursor), cursor.epoch)
-        for run in steps.runs_left(cursor, epoch):
-            size = run.size
-            global_size = size * self._world_size
-            most = max(1, tokens // (size * (self.context_length + 1)))
-            ahead = run.steps
-            while ahead:
-                located = min(located, ahead)
-                batches = self._locate(cursor, epoch, begin, run._replace(steps=located))
-                begin = cursor.skips.after(begin, located * global_size)
-                ahead -= located
-                low = 0
-                while low < located:
-                    high = min(low + min(together, most), located)
-                    yield batches.cut(low, high)
-                    low = high
-                    together *= 2
-                located = max(1, _LOCATED_AT_ONCE // global_size)
-
-    def _locate(self, cursor: Cursor, epoch: steps.EpochSteps, begin: int, run: StepRun) -> _Chunk:
-        """Find this rank's windows of some global batches."""
-        global_size = self._world_size * run.size
-        positions = cursor.skips.take(begin, run.steps * global_size)
-        found = cursor.locate(positions)
-        numbers = epoch.steps_at(positions[::global_size])
-        ends = positions[global_size - 1 :: global_size] + 1
-        digests = cursor.digests(positions, found).reshape(run.steps, global_size).sum(axis=1, dtype=np.uint64)
-        mine = (part.reshape(run.steps, self._world_size, run.size)[:, self._rank].reshape(-1) for part in found)
-        located = WindowLocations(*mine)
-        return _Chunk(located, run.size, run.rows, numbers.tolist(), ends.tolist(), digests.tolist())
-
-
-def _reads_of(stores: Iterable[TokenStore]) -> _Ahead:
-    """Return how the windows of some stores are read ahead."""
-    for store in stores:
-        if store.reader != "mapped":
-            return _TAKEN
-    return _MAPPED
+        return read_and_rearrange
 
 
 def _differing(state: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
@@ -798,16 +697,6 @@ def _differing(state: Mapping[str, Any], expected: Mapping[str, Any]) -> list[st
         if state.get(name) != expected.get(name):
             fields.append(name)
     return fields
-
-
-def _submit(pool: ThreadPoolExecutor, read: Callable[[_Chunk], WindowBatch], chunk: _Chunk) -> Future[WindowBatch]:
-    try:
-        return pool.submit(read, chunk)
-    except RuntimeError:
-        # While the interpreter exits, no new thread can start, but a training thread may still run: it reads by itself.
-        done: Future[WindowBatch] = Future()
-        done.set_result(read(chunk))
-        return done
 
 
 def _named_stores(store: Any) -> dict[str, TokenStore]:

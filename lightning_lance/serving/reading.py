@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,16 +56,27 @@ class WindowReader:
 
         With `column`, what a channel has for these tokens.
         """
+        return self.read_later(found, column)()
+
+    def read_later(self, found: WindowLocations, column: str = TOKENS) -> Callable[[], np.ndarray]:
+        """Return a function that reads windows as `read` does; see `TokenStore.read_later`."""
         stores = list(self.stores.values())
         length = self.context_length + 1
         if len(stores) == 1:
-            return self._read_store(stores[0], column, found.start, length)
-        windows = np.empty((len(found.start), length), self.dtype_of(column))
+            return self._read_store_later(stores[0], column, found.start, length)
+        parts = []
         for place, store in enumerate(stores):
             mine = np.flatnonzero(found.store == place)
             if len(mine):
-                windows[mine] = self._read_store(store, column, found.start[mine], length)
-        return windows
+                parts.append((mine, self._read_store_later(store, column, found.start[mine], length)))
+
+        def read_parts() -> np.ndarray:
+            windows = np.empty((len(found.start), length), self.dtype_of(column))
+            for mine, read in parts:
+                windows[mine] = read()
+            return windows
+
+        return read_parts
 
     def streams_of(self, found: WindowLocations) -> list[tuple[str, str]]:
         """Return the store and language of each window, by name."""
@@ -84,13 +96,15 @@ class WindowReader:
     def read_channel(self, column: str, place: int, start: int, length: int) -> np.ndarray:
         """Return what a column has for neighbouring tokens of a store's split, (length,)."""
         store = [*self.stores.values()][place]
-        values: np.ndarray = self._read_store(store, column, np.asarray([start]), length)[0]
+        values: np.ndarray = self._read_store_later(store, column, np.asarray([start]), length)()[0]
         return values
 
-    def _read_store(self, store: TokenStore, column: str, starts: np.ndarray, length: int) -> np.ndarray:
-        """Return the tokens of windows of a store, or what a channel has for them, (n, length)."""
+    def _read_store_later(
+        self, store: TokenStore, column: str, starts: np.ndarray, length: int
+    ) -> Callable[[], np.ndarray]:
+        """Return a function that reads windows of a store, or what a channel has for their tokens, (n, length)."""
         if column == TOKENS:
-            return store.read(starts, length, self.split)
+            return store.read_later(starts, length, self.split)
         if column in store.channels:
-            return store.read_channel(column, starts, length, self.split)
-        return np.full((len(starts), length), CHANNELS[column].absent, self.dtype_of(column))
+            return store.read_channel_later(column, starts, length, self.split)
+        return partial(np.full, (len(starts), length), CHANNELS[column].absent, self.dtype_of(column))

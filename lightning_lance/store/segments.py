@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,15 +162,23 @@ class MappedFiles:
         Raises:
             StoreError: If a window does not lie within one file. Nothing is read then.
         """
+        return self.gather_later(places, length)()
+
+    def gather_later(self, places: np.ndarray, length: int) -> Callable[[], np.ndarray]:
+        """Return a function that gathers as `gather` does. The places are checked before: then only copying is left to do."""
         self._check(places, length)
-        announced = self._announcements > 0
-        if announced:
-            self._announcements -= 1
-            self._announce(places, length)
         known, view = self._views
         if known != length:
             view = self._view(length)
             self._views = (length, view)
+        return partial(self._copy, view, places)
+
+    def _copy(self, view: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Return a copy of the windows of a view at some places."""
+        announced = self._announcements > 0
+        if announced:
+            self._announcements -= 1
+            self._announce(places, view.shape[1])
         before = _disk_faults()
         windows: np.ndarray = view[places]
         if not announced and (_disk_faults() - before) * _WINDOWS_PER_FAULT > len(places):

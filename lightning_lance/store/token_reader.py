@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,8 +131,10 @@ class TokenReader:
         """Where the tokens of each split are."""
         return self._places[TOKENS].segments
 
-    def read(self, column: str, starts: np.ndarray, length: int, split: str, take: TakeOrElse) -> np.ndarray:
-        """Return what a column has for the tokens of windows of a split, (n, length), as it is stored.
+    def read_later(
+        self, column: str, starts: np.ndarray, length: int, split: str, take: TakeOrElse
+    ) -> Callable[[], np.ndarray]:
+        """Return a function that reads what a column has for the tokens of windows of a split, (n, length), as it is stored.
 
         Args:
             column: The column.
@@ -140,28 +143,39 @@ class TokenReader:
             split: The split.
             take: Called for the windows that are not mapped.
         """
-        places = self._places[column]
-        dtype = self._dtypes[column]
-        table = places.segments[split]
-        if places.mapped is None:
-            return take(
-                lambda: self._take(column, np.empty((len(starts), length), dtype), table.runs(starts, length)), starts
-            )
+        # The places of today: while windows are read, copies may come in place of what is taken.
+        mapped, segments, _ = self._places[column]
+        table = segments[split]
+        if mapped is None:
+
+            def read_all() -> np.ndarray:
+                windows = np.empty((len(starts), length), self._dtypes[column])
+                return self._take(column, windows, table.runs(starts, length))
+
+            return partial(take, read_all, starts)
         found, whole = table.whole(starts, length)
         whole &= found < _TAKEN
         if whole.all():
-            return places.mapped.gather(found, length)
-        windows = np.empty((len(starts), length), dtype)
-        windows[whole] = places.mapped.gather(found[whole], length)
+            return mapped.gather_later(found, length)
         others = np.flatnonzero(~whole)
         runs = table.runs(starts[others], length)
         runs = runs._replace(row=others[runs.row])
         taken = runs.place >= _TAKEN
-        places.mapped.fill(windows, runs.where(~taken))
-        if taken.any():
-            far = np.unique(runs.row[taken])
-            windows[far] = take(lambda: self._take(column, windows, runs.where(taken))[far], starts[far])
-        return windows
+        far = np.unique(runs.row[taken])
+        gather = None
+        if len(others) < len(starts):
+            # Any whole one in place of the others, which are read over it: few are, so this is less than a second copy of all.
+            found[others] = found[whole.argmax()]
+            gather = mapped.gather_later(found, length)
+
+        def read() -> np.ndarray:
+            windows = np.empty((len(starts), length), self._dtypes[column]) if gather is None else gather()
+            mapped.fill(windows, runs.where(~taken))
+            if len(far):
+                windows[far] = take(lambda: self._take(column, windows, runs.where(taken))[far], starts[far])
+            return windows
+
+        return read
 
     def _take(self, column: str, windows: np.ndarray, runs: Runs) -> np.ndarray:
         """Read the pieces of windows that are not mapped into `windows`. Return it."""

@@ -451,15 +451,24 @@ class TokenStore:
             StoreError: If a window exceeds the split.
             ConfigError: If `starts` is not a list of whole numbers, or `length` is not a whole number.
         """
-        table = self._table(split)
-        starts = whole_numbers("starts", starts)
-        length = integer("length", length)
-        table.check(starts, length)
-        windows = self._read(TOKENS, starts, length, split)
-        # After the first batch, which has the network alone.
-        if self._staging is not None:
-            self._staging.start()
-        return windows
+        return self.read_later(starts, length, split)()
+
+    def read_later(self, starts: np.ndarray, length: int, split: str = "train") -> Callable[[], np.ndarray]:
+        """Return a function that reads windows as `read` does.
+
+        Its arguments are checked, and places in files found, before. What is left to do hardly needs Python's lock, so it
+        does not disturb the other threads.
+        """
+        read = self._read_later(TOKENS, starts, length, split)
+
+        def read_then_stage() -> np.ndarray:
+            windows = read()
+            # After the first batch, which has the network alone.
+            if self._staging is not None:
+                self._staging.start()
+            return windows
+
+        return read_then_stage
 
     def read_channel(self, channel: str, starts: np.ndarray, length: int, split: str = "train") -> np.ndarray:
         """Read what a channel has for the tokens of windows.
@@ -477,22 +486,31 @@ class TokenStore:
             ConfigError: If the store has no such channel; else as `read`.
             StoreError: As `read`.
         """
+        return self.read_channel_later(channel, starts, length, split)()
+
+    def read_channel_later(
+        self, channel: str, starts: np.ndarray, length: int, split: str = "train"
+    ) -> Callable[[], np.ndarray]:
+        """Return a function that reads what a channel has, as `read_channel` does; see `read_later`."""
         if channel not in self.channels:
             known = " and ".join(self.channels) or "none"
             raise ConfigError(f"The token store {self.uri!r} has no channel {described(channel)}: it has {known}.")
+        read = self._read_later(channel, starts, length, split)
+        if CHANNELS[channel].served != np.bool_:
+            return read
+        return lambda: read().astype(np.bool_)
+
+    def _read_later(self, column: str, starts: np.ndarray, length: int, split: str) -> Callable[[], np.ndarray]:
+        """Return a function that reads what a column has for the tokens of windows, (n, length), as it is stored."""
+        table = self._table(split)
         starts = whole_numbers("starts", starts)
         length = integer("length", length)
-        self._table(split).check(starts, length)
-        values = self._read(channel, starts, length, split)
-        return values.astype(np.bool_) if CHANNELS[channel].served == np.bool_ else values
-
-    def _read(self, column: str, starts: np.ndarray, length: int, split: str) -> np.ndarray:
-        """Return what a column has for the tokens of windows, (n, length), as it is stored."""
+        table.check(starts, length)
 
         def take(here: Callable[[], np.ndarray], at: np.ndarray) -> np.ndarray:
-            return self._lazily(here, lambda store: store._read(column, at, length, split))
+            return self._lazily(here, lambda store: store._read_later(column, at, length, split)())
 
-        return self._reader.read(column, starts, length, split, take)
+        return self._reader.read_later(column, starts, length, split, take)
 
     def documents(self, starts: np.ndarray, length: int, split: str = "train") -> pa.Table:
         """Return the documents of windows (as in `read`).

@@ -159,7 +159,7 @@ def test_an_error_while_reading_ends_the_iterator_and_loses_no_window(
     iterator = iter(loader)
     served = [next(iterator)]
     # Without its file, every read fails until the file is back.
-    monkeypatch.setattr(TokenStore, "read", lambda *_: (_ for _ in ()).throw(StoreError("the disk is gone")))
+    monkeypatch.setattr(TokenStore, "read_later", lambda *_: (_ for _ in ()).throw(StoreError("the disk is gone")))
     with pytest.raises(StoreError, match="the disk is gone"):
         served += iterator
     with pytest.raises(StoreError, match=r"has failed before \(StoreError: the disk is gone\): call iter\(\)"):
