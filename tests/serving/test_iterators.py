@@ -151,15 +151,20 @@ def rows_of_next_epochs(store: TokenStore) -> list[str]:
     return [str(row) for _ in range(3) for row in rows(loader)]
 
 
+def fails(*_: Any) -> Any:
+    raise StoreError("the disk is gone")
+
+
+@pytest.mark.parametrize("read_later", [fails, lambda *_: fails], ids=["before", "in the thread"])
 def test_an_error_while_reading_ends_the_iterator_and_loses_no_window(
-    store: TokenStore, monkeypatch: pytest.MonkeyPatch
+    read_later: Any, store: TokenStore, monkeypatch: pytest.MonkeyPatch
 ):
     opened = TokenStore.open(store.uri)
     loader = WindowLoader(opened, 4, 8)
     iterator = iter(loader)
     served = [next(iterator)]
-    # Without its file, every read fails until the file is back.
-    monkeypatch.setattr(TokenStore, "read_later", lambda *_: (_ for _ in ()).throw(StoreError("the disk is gone")))
+    # Without its file, every read fails until the file is back. What was read ahead is served.
+    monkeypatch.setattr(TokenStore, "read_later", read_later)
     with pytest.raises(StoreError, match="the disk is gone"):
         served += iterator
     with pytest.raises(StoreError, match=r"has failed before \(StoreError: the disk is gone\): call iter\(\)"):
