@@ -39,7 +39,6 @@ from lightning_lance.process.ranks import SETTING_UP, broadcast_from_rank_zero, 
 from lightning_lance.serving.batches import Batch
 from lightning_lance.serving.cursor import Cursor, continues_other_data
 from lightning_lance.serving.description import described_changes, entries_by_name, extent_in, known_differences
-from lightning_lance.serving.document_weights import MixBy
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.options import (
@@ -53,9 +52,10 @@ from lightning_lance.serving.options import (
     ValBy,
     fill_in_the_middle,
 )
-from lightning_lance.serving.order import Order
-from lightning_lance.serving.packing import Windows
-from lightning_lance.serving.phases import AtMaxEpochs
+from lightning_lance.serving.ordering.document_weights import MixBy
+from lightning_lance.serving.ordering.order import Order
+from lightning_lance.serving.ordering.packing import Windows
+from lightning_lance.serving.ordering.phases import AtMaxEpochs
 from lightning_lance.serving.reading import channels_of_all
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.selection_checks import check_one_tokenizer

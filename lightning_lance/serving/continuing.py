@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from lightning_lance.errors import StoreError
 from lightning_lance.serving.description import entries_by_name, extent_in
-from lightning_lance.serving.order import WindowOrder
-from lightning_lance.serving.packing import PackedOrder
+from lightning_lance.serving.ordering.order import WindowOrder
+from lightning_lance.serving.ordering.packing import PackedOrder
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.store.token_store import TokenStore
 

@@ -16,16 +16,16 @@ from lightning_lance.format.layout import tokens_by_language
 from lightning_lance.messages.escaping import logger
 from lightning_lance.messages.formatting import format_tokens
 from lightning_lance.process.ranks import broadcast_from_rank_zero, is_rank_zero, raise_on_all_ranks
-from lightning_lance.serving.components import weights_of
 from lightning_lance.serving.continuing import Continued, continued, unchanged
 from lightning_lance.serving.description import described_changes, selected_by
-from lightning_lance.serving.growth import GrownOrder, Growth, Ordered
-from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import OnDataChange
-from lightning_lance.serving.order import WindowOrder
-from lightning_lance.serving.packing import PackedOrder, Pieces
-from lightning_lance.serving.permutation import splitmix64
-from lightning_lance.serving.schedule import Schedule
+from lightning_lance.serving.ordering.components import weights_of
+from lightning_lance.serving.ordering.growth import GrownOrder, Growth, Ordered
+from lightning_lance.serving.ordering.mixture import WindowLocations
+from lightning_lance.serving.ordering.order import WindowOrder
+from lightning_lance.serving.ordering.packing import PackedOrder, Pieces
+from lightning_lance.serving.ordering.permutation import splitmix64
+from lightning_lance.serving.ordering.schedule import Schedule
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.skips import Skip, Skips
 from lightning_lance.serving.states import MOST, check_epoch, checked_state

@@ -12,7 +12,7 @@ from lightning_lance.errors import ConfigError, one_of, whole_numbers
 from lightning_lance.serving.batches import Batch, Collator
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.options import BatchFormat
-from lightning_lance.serving.order import WindowOrder
+from lightning_lance.serving.ordering.order import WindowOrder
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.unserved import warn_of_unserved_text
 from lightning_lance.store.token_store import TokenStore

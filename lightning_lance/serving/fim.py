@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_lance.errors import ConfigError, described, integer
-from lightning_lance.serving.permutation import key_words, splitmix64
+from lightning_lance.serving.ordering.permutation import key_words, splitmix64
 from lightning_lance.tokenization.tokenizer import Tokenizer
 
 _Ints = npt.NDArray[np.int64]

@@ -20,14 +20,14 @@ from lightning_lance.process.ranks import check_ranks_agree
 from lightning_lance.serving import steps
 from lightning_lance.serving.batches import Batch, Collator, WindowBatch
 from lightning_lance.serving.cursor import Cursor
-from lightning_lance.serving.document_weights import MixBy
 from lightning_lance.serving.fim import FillInTheMiddle
 from lightning_lance.serving.iterator import BatchIterator
-from lightning_lance.serving.mixture import WindowLocations
 from lightning_lance.serving.options import BatchFormat, Extend, OnDataChange, Remainder, check_extend
-from lightning_lance.serving.order import Order
-from lightning_lance.serving.packing import Windows
-from lightning_lance.serving.phases import AtMaxEpochs, mix_with
+from lightning_lance.serving.ordering.document_weights import MixBy
+from lightning_lance.serving.ordering.mixture import WindowLocations
+from lightning_lance.serving.ordering.order import Order
+from lightning_lance.serving.ordering.packing import Windows
+from lightning_lance.serving.ordering.phases import AtMaxEpochs, mix_with
 from lightning_lance.serving.read_ahead import Chunk, chunks_left, read_ahead, reads_of
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.size_schedules import (

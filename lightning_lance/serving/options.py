@@ -11,11 +11,11 @@ from lightning_lance.documents.languages import check_languages
 from lightning_lance.errors import ConfigError, described, flag, integer, one_of, whole_number
 from lightning_lance.location import local_folder
 from lightning_lance.messages.formatting import did_you_mean, format_list, nearest
-from lightning_lance.serving.document_weights import MixBy, check_mix_by
 from lightning_lance.serving.fim import FillInTheMiddle, check_names
-from lightning_lance.serving.order import Order, check_order
-from lightning_lance.serving.packing import Windows
-from lightning_lance.serving.phases import AtMaxEpochs, check_max_epochs, check_mix_schedule, mix_with
+from lightning_lance.serving.ordering.document_weights import MixBy, check_mix_by
+from lightning_lance.serving.ordering.order import Order, check_order
+from lightning_lance.serving.ordering.packing import Windows
+from lightning_lance.serving.ordering.phases import AtMaxEpochs, check_max_epochs, check_mix_schedule, mix_with
 from lightning_lance.serving.selection_checks import check_selection, check_windows
 from lightning_lance.serving.size_schedules import check_batch_size_schedule, check_context_length_schedule
 from lightning_lance.serving.skips import check_steps

@@ -14,7 +14,7 @@ import numpy as np
 from lightning_lance.serving import steps
 from lightning_lance.serving.batches import WindowBatch
 from lightning_lance.serving.cursor import Cursor
-from lightning_lance.serving.mixture import WindowLocations
+from lightning_lance.serving.ordering.mixture import WindowLocations
 from lightning_lance.serving.step_sizes import StepSizes
 from lightning_lance.store.token_store import TokenStore
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_lance.format.channels import CHANNELS, TOKENS, ordered
 from lightning_lance.format.layout import starts_of
-from lightning_lance.serving.mixture import WindowLocations
+from lightning_lance.serving.ordering.mixture import WindowLocations
 from lightning_lance.store.token_store import TokenStore
 
 

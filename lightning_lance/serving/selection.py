@@ -11,14 +11,14 @@ from lightning_lance.documents.languages import check_languages
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, integer, one_of, word
 from lightning_lance.format.layout import StreamExtent
-from lightning_lance.serving.components import Component, grown_orders, weights_of
 from lightning_lance.serving.description import changes, comparable, extent_in, store_entry
-from lightning_lance.serving.document_weights import Counts, MixBy, by_tokens, check_mix_by, means_sentence
-from lightning_lance.serving.growth import Content, Growth, Ordered
-from lightning_lance.serving.mixture import Mixture
-from lightning_lance.serving.order import Order, WindowOrder, check_order
-from lightning_lance.serving.packing import PackedOrder, Windows
-from lightning_lance.serving.phases import AtMaxEpochs, Phase, check_max_epochs, check_mix_schedule
+from lightning_lance.serving.ordering.components import Component, grown_orders, weights_of
+from lightning_lance.serving.ordering.document_weights import Counts, MixBy, by_tokens, check_mix_by, means_sentence
+from lightning_lance.serving.ordering.growth import Content, Growth, Ordered
+from lightning_lance.serving.ordering.mixture import Mixture
+from lightning_lance.serving.ordering.order import Order, WindowOrder, check_order
+from lightning_lance.serving.ordering.packing import PackedOrder, Windows
+from lightning_lance.serving.ordering.phases import AtMaxEpochs, Phase, check_max_epochs, check_mix_schedule
 from lightning_lance.serving.reading import WindowReader
 from lightning_lance.serving.selection_checks import (
     check_channel_names,

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from lightning_lance.errors import ConfigError, described, one_of, word
 from lightning_lance.format.channels import CHANNELS, ordered
-from lightning_lance.serving.packing import Windows
-from lightning_lance.serving.schedule import check_weights
+from lightning_lance.serving.ordering.packing import Windows
+from lightning_lance.serving.ordering.schedule import check_weights
 from lightning_lance.store.token_store import TokenStore
 
 # The columns that `where` can select streams by.

@@ -12,7 +12,7 @@ import numpy as np
 
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.errors import ConfigError, StoreError, integer, word
-from lightning_lance.serving.order import Order
+from lightning_lance.serving.ordering.order import Order
 
 # More windows than any run consumes, and few enough that sums of a few such numbers fit into 64 bits.
 MOST = 1 << 60

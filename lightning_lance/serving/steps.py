@@ -17,8 +17,8 @@ from lightning_lance.messages.formatting import pluralize
 from lightning_lance.messages.html import html_table
 from lightning_lance.serving.batches import Batch, Collator, WindowBatch
 from lightning_lance.serving.cursor import Cursor
-from lightning_lance.serving.mixture import WindowLocations
-from lightning_lance.serving.packing import Pieces
+from lightning_lance.serving.ordering.mixture import WindowLocations
+from lightning_lance.serving.ordering.packing import Pieces
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.serving.skips import Skip
 from lightning_lance.serving.states import MOST

@@ -12,7 +12,7 @@ from lightning_lance import TokenStore
 from lightning_lance.errors import StoreError
 from lightning_lance.format.layout import StreamExtent
 from lightning_lance.serving.cursor import Cursor
-from lightning_lance.serving.order import WindowOrder
+from lightning_lance.serving.ordering.order import WindowOrder
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.serving.loader import Remainder
-from lightning_lance.serving.order import Order
+from lightning_lance.serving.ordering.order import Order
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
 from tests.support.laws import examples

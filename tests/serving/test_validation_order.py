@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.format.layout import StreamExtent
-from lightning_lance.serving.order import WindowOrder
+from lightning_lance.serving.ordering.order import WindowOrder
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents

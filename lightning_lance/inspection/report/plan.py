@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lightning_lance.errors import whole_number
 from lightning_lance.messages.formatting import pluralize
-from lightning_lance.serving.order import windows_of
+from lightning_lance.serving.ordering.order import windows_of
 from lightning_lance.serving.selection import WindowSelection
 from lightning_lance.store.token_store import TokenStore
 

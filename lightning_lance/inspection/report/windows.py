@@ -10,7 +10,7 @@ import numpy as np
 
 from lightning_lance.documents.splits import SPLITS
 from lightning_lance.format.layout import StreamExtent
-from lightning_lance.serving.order import windows_of
+from lightning_lance.serving.ordering.order import windows_of
 from lightning_lance.store.token_store import TokenStore
 
 # Windows in which documents are counted, at most, and their tokens in memory at a time.

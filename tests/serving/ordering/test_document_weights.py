@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError, StoreError
-from lightning_lance.serving.document_weights import Counts, by_tokens
-from lightning_lance.serving.schedule import Schedule
+from lightning_lance.serving.ordering.document_weights import Counts, by_tokens
+from lightning_lance.serving.ordering.schedule import Schedule
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.corpora import prepare
 from tests.support.laws import examples

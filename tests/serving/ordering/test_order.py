@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.format.layout import StreamExtent
-from lightning_lance.serving.order import Order, WindowOrder, windows_of
-from lightning_lance.serving.permutation import key_words, lowbias32, permute, splitmix64, unpermute
+from lightning_lance.serving.ordering.order import Order, WindowOrder, windows_of
+from lightning_lance.serving.ordering.permutation import key_words, lowbias32, permute, splitmix64, unpermute
 from tests.support.laws import examples
 
 KEY = ("fingerprint", 1, 0)

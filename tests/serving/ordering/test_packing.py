@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.format.layout import StreamExtent
-from lightning_lance.serving import packing
-from lightning_lance.serving.packing import PackedOrder, pack
+from lightning_lance.serving.ordering import packing
+from lightning_lance.serving.ordering.packing import PackedOrder, pack
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.corpora import prepare
 from tests.support.laws import examples

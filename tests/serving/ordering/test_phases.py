@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lightning_lance import TokenStore, WindowLoader
 from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.inspection import verify_resume
-from lightning_lance.serving.phases import Phase, PhasedSchedule
+from lightning_lance.serving.ordering.phases import Phase, PhasedSchedule
 from lightning_lance.tokenization import ByteTokenizer
 from tests.support.corpora import prepare
 from tests.support.laws import examples

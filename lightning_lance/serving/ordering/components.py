@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.layout import StreamExtent
-from lightning_lance.serving.growth import Growth, Ordered, grown_order
-from lightning_lance.serving.order import WindowOrder
-from lightning_lance.serving.packing import PackedOrder
+from lightning_lance.serving.ordering.growth import Growth, Ordered, grown_order
+from lightning_lance.serving.ordering.order import WindowOrder
+from lightning_lance.serving.ordering.packing import PackedOrder
 
 
 def weights_of(mix: Mapping[str, float]) -> Mapping[str, float]:

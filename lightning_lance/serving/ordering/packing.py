@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from lightning_lance.format.channels import TOKENS
 from lightning_lance.format.layout import StreamExtent, lengths_of, starts_of
-from lightning_lance.serving.order import Counted, Order
-from lightning_lance.serving.permutation import ROUNDS, key_words, permute, unpermute
+from lightning_lance.serving.ordering.order import Counted, Order
+from lightning_lance.serving.ordering.permutation import ROUNDS, key_words, permute, unpermute
 
 Windows = Literal["stream", "packed"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lightning_lance.errors import ConfigError, described, integer
-from lightning_lance.serving.schedule import Schedule, check_weights
+from lightning_lance.serving.ordering.schedule import Schedule, check_weights
 
 AtMaxEpochs = Literal["redistribute", "error"]
 

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from lightning_lance.errors import ConfigError
 from lightning_lance.format.layout import StreamExtent
-from lightning_lance.serving.mixture import Mixture
-from lightning_lance.serving.order import WindowOrder
-from lightning_lance.serving.schedule import Schedule
+from lightning_lance.serving.ordering.mixture import Mixture
+from lightning_lance.serving.ordering.order import WindowOrder
+from lightning_lance.serving.ordering.schedule import Schedule
 from tests.support.laws import examples
 
 weights_of = st.lists(st.decimals("0.01", "20", places=2).map(float), min_size=1, max_size=6)

@@ -16,8 +16,8 @@ from lightning_lance.errors import StoreError
 from lightning_lance.format.layout import StreamExtent
 from lightning_lance.inspection.resume import verify_resume
 from lightning_lance.maintenance.forgetting import forget
-from lightning_lance.serving.growth import GrownOrder, grown_order
-from lightning_lance.serving.order import WindowOrder
+from lightning_lance.serving.ordering.growth import GrownOrder, grown_order
+from lightning_lance.serving.ordering.order import WindowOrder
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
 from tests.support.stores import ListSource, documents

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from lightning_lance.errors import ConfigError, one_of, whole_number
 from lightning_lance.format.layout import StreamExtent, lengths_of, starts_of
-from lightning_lance.serving.permutation import ROUNDS, key_words, permute, splitmix64, unpermute
+from lightning_lance.serving.ordering.permutation import ROUNDS, key_words, permute, splitmix64, unpermute
 
 Order = Literal["shuffle", "random", "sequential", "fixed"]
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from lightning_lance.errors import StoreError
 from lightning_lance.format.layout import StreamExtent, lengths_of, starts_of, tokens_by_language
-from lightning_lance.serving.order import WindowOrder, scan
-from lightning_lance.serving.permutation import ROUNDS, key_words, permute
+from lightning_lance.serving.ordering.order import WindowOrder, scan
+from lightning_lance.serving.ordering.permutation import ROUNDS, key_words, permute
 
 _Ints = npt.NDArray[np.int64]
 

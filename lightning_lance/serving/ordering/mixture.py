@@ -12,10 +12,10 @@ from lightning_lance.errors import ConfigError, StoreError
 from lightning_lance.format.channels import TOKENS
 from lightning_lance.format.layout import lengths_of, starts_of
 from lightning_lance.messages.formatting import pluralize
-from lightning_lance.serving.growth import Ordered
-from lightning_lance.serving.packing import PackedOrder, Pieces
-from lightning_lance.serving.phases import Phase, PhasedSchedule
-from lightning_lance.serving.schedule import Schedule
+from lightning_lance.serving.ordering.growth import Ordered
+from lightning_lance.serving.ordering.packing import PackedOrder, Pieces
+from lightning_lance.serving.ordering.phases import Phase, PhasedSchedule
+from lightning_lance.serving.ordering.schedule import Schedule
 
 
 class WindowLocations(NamedTuple):
