@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from lightning_lance.errors import ConfigError, LightningLanceError
+from lightning_lance.errors import LightningLanceError
 from lightning_lance.messages.formatting import format_bytes, format_list, pluralize
 from lightning_lance.serving.loader import WindowLoader
 from lightning_lance.serving.vocabulary import vocabulary_of
@@ -339,11 +339,3 @@ def check_sources(sources: Sequence[tuple[str, object]]) -> Iterator[Finding]:
             yield Finding("source", "fail", f"{str(error).rstrip('.')}", f"without it, the store{of} cannot be built")
         else:
             yield Finding("source", "ok", f"{pluralize(shards, 'shard')}{of} can be read")
-
-
-def worst(findings: Sequence[Finding]) -> State:
-    """Return the worst state of some findings."""
-    states: list[State] = ["ok", "warn", "fail"]
-    if not findings:
-        raise ConfigError("There is nothing to check.")
-    return max((finding.state for finding in findings), key=states.index)

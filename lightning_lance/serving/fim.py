@@ -151,10 +151,6 @@ class FillInTheMiddle:
                     f"{name} is {eos_id}, the id that ends documents (EOS): expected another id; add a token."
                 )
 
-    def apply(self, windows: npt.NDArray[Any], starts: _Ints, epochs: _Ints, eos_id: int) -> _Ints:
-        """Return windows with the drawn documents rearranged: (n, length) int64, new. Args: as for `arrange`."""
-        return self.arrange(windows, starts, epochs, eos_id).tokens
-
     def arrange(self, windows: npt.NDArray[Any], starts: _Ints, epochs: _Ints, eos_id: int) -> Arranged:
         """Rearrange the drawn documents of windows.
 

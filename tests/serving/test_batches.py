@@ -192,7 +192,7 @@ def test_what_fill_in_the_middle_makes_is_what_a_batch_describes(windows: list[l
     fim = FillInTheMiddle(10, 11, 12, seed=0, fim_rate=0.9)
     made = make(windows, fim=fim, batch_format=batch_format, **EVERYTHING)
     starts, epochs = 100 * np.arange(len(windows)), np.zeros(len(windows), np.int64)
-    rearranged = fim.apply(np.array(windows), starts, epochs, EOS)
+    rearranged = fim.arrange(np.array(windows), starts, epochs, EOS).tokens
     assert lists(made) == lists(make(rearranged.tolist(), batch_format=batch_format, **EVERYTHING))
 
 

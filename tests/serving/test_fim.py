@@ -32,7 +32,7 @@ def apply(fim: FillInTheMiddle, windows: Any, start: int = 0, epoch: int = 0) ->
     """Join consecutive windows."""
     windows = np.asarray(windows)
     at = start + windows.shape[1] * np.arange(len(windows))
-    return fim.apply(windows, at, np.full(len(windows), epoch), EOS)
+    return fim.arrange(windows, at, np.full(len(windows), epoch), EOS).tokens
 
 
 def documents(window: list[int]) -> list[list[int]]:
@@ -121,11 +121,11 @@ def test_a_window_does_not_know_its_batch(windows: np.ndarray, seed: int, data: 
     fim = make(seed, 0.7)
     at = np.array(data.draw(st.lists(starts, min_size=len(windows), max_size=len(windows))))
     of = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(windows), max_size=len(windows))))
-    together = fim.apply(windows, at, of, EOS)
-    alone = [fim.apply(windows[i : i + 1], at[i : i + 1], of[i : i + 1], EOS)[0] for i in range(len(windows))]
+    together = fim.arrange(windows, at, of, EOS).tokens
+    alone = [fim.arrange(windows[i : i + 1], at[i : i + 1], of[i : i + 1], EOS).tokens[0] for i in range(len(windows))]
     assert np.array_equal(together, alone)
     turned = data.draw(st.permutations(range(len(windows))))
-    assert np.array_equal(fim.apply(windows[turned], at[turned], of[turned], EOS), together[turned])
+    assert np.array_equal(fim.arrange(windows[turned], at[turned], of[turned], EOS).tokens, together[turned])
 
 
 @given(seeds, starts, st.lists(st.integers(1, 50), max_size=12), st.lists(st.integers(1, 50), min_size=3, max_size=12))
