@@ -20,7 +20,7 @@ from lightning_lance.build.coordination import CommitTurn
 from lightning_lance.errors import ConfigError, SourceError, StoreError
 from lightning_lance.maintenance.forgetting import forget
 from lightning_lance.maintenance.integrity import verify_store
-from lightning_lance.serving import loader
+from lightning_lance.serving import read_ahead
 from lightning_lance.sources.datasets import DatasetSource
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.bucket import Bucket, serving
@@ -191,13 +191,13 @@ def test_reads_wait_for_the_bucket_together(
         return take(dataset, *given, **named)
 
     monkeypatch.setattr(type(store._dataset), "take", counted)
-    monkeypatch.setattr(loader, "_TAKEN", loader._TAKEN._replace(tokens=2 * 8 * 101))
+    monkeypatch.setattr(read_ahead, "_TAKEN", read_ahead._TAKEN._replace(tokens=2 * 8 * 101))
     local = prepare(source(endpoint, "parquet", "*.parquet"), ByteTokenizer(), val_fraction=0.0, data_dir=tmp_path)
     expected = [batch["input_ids"].tolist() for batch in WindowLoader(local, 100, 8)]
-    watch.reads, watch.most, watch.together = 0, 0, loader._TAKEN.chunks
+    watch.reads, watch.most, watch.together = 0, 0, read_ahead._TAKEN.chunks
     assert [batch["input_ids"].tolist() for batch in WindowLoader(store, 100, 8)] == expected
     assert watch.reads == 1 + -(-(len(expected) - 1) // 2)
-    assert watch.most >= loader._TAKEN.chunks > 1
+    assert watch.most >= read_ahead._TAKEN.chunks > 1
 
 
 @pytest.mark.parametrize(

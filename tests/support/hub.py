@@ -20,10 +20,12 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 from random import Random
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -73,16 +75,19 @@ class Faults:
     Attributes:
         errors: Share of requests that are answered 500 or 503.
         limited: Share of requests that are answered 429.
+        limited_at: The number, from 1, of the request for one of the files that is answered 429; None for none.
         retry_after: The `Retry-After` header of a 429.
         cut: Share of files' contents of which half is sent before the connection ends.
         stalls: Share of requests that are never answered, on connections that stay open.
         down_after: Request after which connections are refused for `down_seconds`; None for never.
         files: Glob of the files that the shares are of; `*` for all requests.
         kinds: How often each has happened.
+        asked: The numbers of the next requests for one of the files.
     """
 
     errors: float = 0.0
     limited: float = 0.0
+    limited_at: int | None = None
     retry_after: str = "0"
     cut: float = 0.0
     stalls: float = 0.0
@@ -91,10 +96,15 @@ class Faults:
     files: str = "*"
     seed: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
+    asked: Iterator[int] = field(default_factory=lambda: count(1))
 
     def draw(self, number: int, file: str) -> str:
         """Which fault a request has; empty for none."""
-        lot = Random(f"{self.seed}/{number}").random() if fnmatch(file, self.files) else 1.0
+        if not fnmatch(file, self.files):
+            return ""
+        if next(self.asked) == self.limited_at:
+            return "limited"
+        lot = Random(f"{self.seed}/{number}").random()
         for kind in ("errors", "limited", "cut", "stalls"):
             if (lot := lot - getattr(self, kind)) < 0:
                 return kind
