@@ -74,7 +74,7 @@ class WindowBatch(NamedTuple):
     documents: WindowDocuments | None = None
 
     def cut(self, rows: int) -> WindowBatch:
-        """Return the windows, whose borders are not found yet, cut into rows; see `in_rows`."""
+        """Return the windows, whose documents are not found yet, cut into rows; see `in_rows`."""
         channels = {name: in_rows(values, rows) for name, values in self.channels.items()}
         return WindowBatch(in_rows(self.tokens, rows), channels)
 
@@ -130,7 +130,7 @@ class Collator:
         self._cu_seqlens = flag("cu_seqlens", cu_seqlens)
         self._mask = flag("mask_boundary_targets", mask_boundary_targets)
         self._fim = fim
-        self._needs_borders = self._document_ids or self._position_ids or self._cu_seqlens or self._mask
+        self._needs_documents = self._document_ids or self._position_ids or self._cu_seqlens or self._mask
 
     def __call__(self, tokens: _Tokens, starts: _Ints, epochs: _Ints) -> Batch:
         """Return one batch of all the windows, without channels; the arguments are those of `rearrange`."""
@@ -143,7 +143,7 @@ class Collator:
         epochs: _Ints,
         channels: Mapping[str, npt.NDArray[Any]] | None = None,
     ) -> WindowBatch:
-        """Return the windows rearranged by `fim`, or unchanged without it. Borders are not found yet.
+        """Return the windows rearranged by `fim`, or unchanged without it. Their documents are not found yet.
 
         Args:
             tokens: (n, T + 1) integers.
@@ -164,7 +164,7 @@ class Collator:
         Args:
             windows: Their tokens in the dtype of the store: scanning two bytes is faster than scanning eight.
         """
-        if not self._needs_borders:
+        if not self._needs_documents:
             return windows
         tokens = windows.tokens
         # numpy rather than torch: with few borders among many tokens, it scans the tokens once or twice, in one thread.
