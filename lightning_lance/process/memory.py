@@ -1,6 +1,6 @@
 """The memory of this process: its size, and the return of freed memory to the system.
 
-This module alone changes the settings of the allocators, which are global to the process.
+This module alone changes the settings of the allocators, and pauses garbage collections: both are global to the process.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def split_merges(model: Mapping[str, Any]) -> list[Any]:
     merges: list[Any] = model["merges"]
     if str in {*map(type, merges)}:
         return list(map(_as_pair, merges))
-    return merges
+    return list(merges)
 
 
 def _as_pair(merge: Any) -> Any:

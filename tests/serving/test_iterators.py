@@ -16,6 +16,7 @@ import torch
 
 from lightning_lance import TokenStore, TokenWindows, WindowLoader
 from lightning_lance.errors import StoreError
+from lightning_lance.serving import read_ahead
 from lightning_lance.tokenization.configs import ByteTokenizer
 from tests.support.corpora import prepare
 from tests.support.forks import in_a_fork
@@ -319,6 +320,16 @@ def test_a_thread_that_trains_on_after_the_main_threads_end_gets_its_windows(sto
     assert done.stderr == ""
     served, length = done.stdout.split()
     assert served == length
+
+
+def test_an_iterator_ends_in_silence_where_the_modules_went_first(store: TokenStore, monkeypatch: pytest.MonkeyPatch):
+    before = {*threading.enumerate()}
+    iterator = iter(WindowLoader(store, 4, 8))
+    next(iterator)
+    # So it is for what is still open when the interpreter exits.
+    monkeypatch.setattr(read_ahead, "os", None)
+    iterator.close()
+    assert not [thread for thread in {*threading.enumerate()} - before if thread.name.startswith("windows")]
 
 
 def test_an_interrupt_while_a_batch_is_made_loses_no_window(store: TokenStore, monkeypatch: pytest.MonkeyPatch):

@@ -12,6 +12,7 @@ from lightning_lance.errors import ConfigError
 from lightning_lance.tokenization.configs import PretrainedTokenizer, TokenizerFile, TrainedBPE
 from lightning_lance.tokenization.identity import TokenizerIdentity, identity_of_text
 from lightning_lance.tokenization.tokenizer import Tokenizer, byte_tokenizer, train_bpe
+from lightning_lance.tokenization.tokenizer_json import split_merges
 from tests.support.small_tokenizers import EOS, token, tokenizer_json
 from tests.support.stores import ListSource, documents
 
@@ -53,6 +54,13 @@ def test_models_of_every_kind_have_one(model: Any):
     made = tokenizers.Tokenizer(model)
     made.add_special_tokens([EOS])
     assert identity_of_text(made.to_str(), None) == identity_of(Tokenizer(made.to_str()))
+
+
+@pytest.mark.parametrize("merges", [[], {}, "", ["a b c", "d"], [["a", "b"]], [["a", "b"], "c d"], {"a b": 0}])
+def test_merges_are_a_new_list_of_pairs_however_they_are_written(merges: Any):
+    made = split_merges({"merges": merges})
+    assert made == [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges]
+    assert made is not merges
 
 
 def test_what_only_loading_can_judge_has_none():
