@@ -45,15 +45,23 @@ class WarmProcess:
         """Return its exit status. A process that takes longer is killed.
 
         Raises:
-            subprocess.TimeoutExpired: It took longer than `timeout` seconds.
+            TimeoutError: It took longer than `timeout` seconds. The message has its output, and where its threads were.
         """
-        end = time.monotonic() + timeout
-        while not self._result.exists():
-            if time.monotonic() > end:
+        if not self._ends_within(timeout):
+            os.kill(self.pid, signal.SIGABRT)
+            if not self._ends_within(5):
                 os.kill(self.pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(str(self.pid), timeout, *self.output())
-            time.sleep(0.005)
+            raise TimeoutError(f"It took longer than {timeout} seconds:\n" + "\n".join(self.output()))
         return int(self._result.read_text())
+
+    def _ends_within(self, seconds: float) -> bool:
+        """Wait for its end. Return whether it came."""
+        end = time.monotonic() + seconds
+        while self.is_running():
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.005)
+        return True
 
     def is_running(self) -> bool:
         """Return whether it has not ended yet."""

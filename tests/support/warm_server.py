@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import gc
 import importlib
 import json
@@ -111,6 +112,8 @@ def become(request: dict[str, Any]) -> Any:
         opened = os.open(file, os.O_RDWR)
         os.dup2(opened, number)
         os.close(opened)
+    # A process that takes too long is aborted, and tells on standard error where its threads are.
+    faulthandler.enable(2)
     # What the server has opened is not closed by its forks.
     for finalizer in [*weakref.finalize._registry]:  # type: ignore[attr-defined]
         finalizer.atexit = False
