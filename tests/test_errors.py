@@ -18,7 +18,7 @@ MAKERS = {
     "_not_opened",
     "continues_other_data",
     "no_store_at",
-    "_silent",
+    "silence_error",
     "explain",
     "conflict",
     "not_written",

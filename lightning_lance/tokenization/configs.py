@@ -15,16 +15,17 @@ from urllib.parse import quote
 import pyarrow.compute as pc
 import xxhash
 
-from lightning_lance.errors import ConfigError, SourceError, names_of_causes, whole_number
+from lightning_lance.errors import ConfigError, whole_number
 from lightning_lance.location import ORIGIN, check_place
 from lightning_lance.messages.escaping import logger
-from lightning_lance.messages.redaction import in_one_line, shown_cause
+from lightning_lance.messages.redaction import shown_cause
 from lightning_lance.process.files import write_atomic
 from lightning_lance.process.locks import exclusive
 from lightning_lance.process.request_logs import quiet_requests
-from lightning_lance.readers.retry import RetryPolicy, raise_own
+from lightning_lance.readers.retry import raise_own
 from lightning_lance.sources.local_paths import is_denied, working_folder
 from lightning_lance.sources.source import Source
+from lightning_lance.tokenization.hub import cure_of, hub_silence, patience_with, silence_error
 from lightning_lance.tokenization.identity import TokenizerIdentity, identity_of_text
 from lightning_lance.tokenization.pretrained import (
     BESIDE,
@@ -48,12 +49,6 @@ from lightning_lance.type_hints import as_text, check_arguments, check_no_loaded
 
 # Longest name of a folder on nearly all file systems.
 _LONGEST_NAME = 255
-
-# Fewer than for a source: a tokenizer needs few requests, and a user waits for the first.
-_TRIES = 5
-_TIMEOUT_SECONDS = 30.0
-# What helps without the Hub.
-_INSTEAD = "use a downloaded tokenizer.json by tokenizer=file (TokenizerFile)"
 
 _log = logger(__name__)
 
@@ -327,18 +322,18 @@ class PretrainedTokenizer:
 
     def _keep(self, kept: Path) -> None:
         """Store the files of a repository on the Hub, or their conversion by transformers if it has no tokenizer.json."""
-        patience = _patience(self.model)
-        silence = _hub_silence(self.model, patience)
+        patience = patience_with(self.model)
+        silence = hub_silence(self.model, patience)
         try:
             with quiet_requests(), patience.active():
                 files = fetched(self.model, self.revision or "main", local_only=silence is not None)
         except (OSError, ValueError) as error:
             raise_own(error)
-            cure = _cure(error, self.model)
+            cure = cure_of(error, self.model)
             raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {cure}.") from shown_cause(error)
         if silence is not None and files is None and not is_cached(self.model):
             # Importing transformers, which would say so too, takes several seconds.
-            raise _silent(silence)
+            raise silence_error(silence)
         origin = TOKENIZER
         if not files:
             loaded, eos = self._converted(silence)
@@ -383,9 +378,9 @@ class PretrainedTokenizer:
         # Several libraries raise many kinds, for instance if a conversion needs a missing package.
         except Exception as error:
             if silence is not None:
-                raise _silent(silence) from None
+                raise silence_error(silence) from None
             raise_own(error)
-            cure = _cure(error, self.model)
+            cure = cure_of(error, self.model)
             raise ConfigError(f"The tokenizer {self.model!r} cannot be loaded: {cure}.") from shown_cause(error)
         backend = getattr(made, "backend_tokenizer", None)
         if backend is None:
@@ -399,73 +394,6 @@ class PretrainedTokenizer:
 @cache
 def _warn_once(message: str) -> None:
     _log.warning("%s", message)
-
-
-def _patience(model: str) -> RetryPolicy:
-    return RetryPolicy(
-        model,
-        _TRIES,
-        _TIMEOUT_SECONDS,
-        f"The tokenizer {model!r}",
-        f"check the network, set HF_ENDPOINT to a mirror of the Hub, or {_INSTEAD}",
-    )
-
-
-def _hub_silence(model: str, patience: RetryPolicy) -> str | None:
-    """Return the sentence for a Hub that does not answer a request, or must not be asked; None if it answers.
-
-    Otherwise its client would try each of several files for half a minute.
-    """
-    from huggingface_hub import constants, get_session, hf_hub_url
-
-    if constants.HF_HUB_OFFLINE:
-        return (
-            f"The tokenizer {model!r} cannot be loaded, since offline mode is on and the cache of huggingface_hub lacks it: "
-            f"unset HF_HUB_OFFLINE, or {_INSTEAD}."
-        )
-    try:
-        with patience.active():
-            get_session().head(hf_hub_url(model, "tokenizer.json"))
-    except SourceError as error:
-        if not patience.reached:
-            return str(error)
-        reason = str(error).partition(" gave up on ")[2].partition(": all that")[0]
-        return (
-            f"The tokenizer {model!r} cannot be loaded, since the Hub does not answer ({reason}): check the network and "
-            f"HF_ENDPOINT, then run it again, or {_INSTEAD}."
-        )
-    except Exception as error:  # a bad name or address: the download raises a better error
-        _log.debug("%s", error)
-    return None
-
-
-def _silent(sentence: str) -> ConfigError | SourceError:
-    """Return the error for a Hub that gives nothing: in offline mode, the user's own settings are its cause."""
-    from huggingface_hub import constants
-
-    return (ConfigError if constants.HF_HUB_OFFLINE else SourceError)(sentence)
-
-
-def _cure(error: Exception, model: str) -> str:
-    text = in_one_line(error, 2000)
-    kinds = names_of_causes(error)
-    if "GatedRepoError" in kinds:
-        return (
-            f"its repository is gated; accept the terms at https://huggingface.co/{model}, then run 'hf auth login' or set "
-            "HF_TOKEN"
-        )
-    if "RevisionNotFoundError" in kinds:
-        return "the Hub has no such revision of it; check tokenizer.revision"
-    if "RepositoryNotFoundError" in kinds:
-        return (
-            "the Hub has no such model, or it is private; check the name, or run 'hf auth login' or set HF_TOKEN for a private "
-            "one"
-        )
-    if "401" in text or "403" in text:
-        return "the Hub denies access; run 'hf auth login' or set HF_TOKEN"
-    if "trust_remote_code" in text:
-        return "it needs to run code of its repository; read that code, then set tokenizer.trust_remote_code=true"
-    return f"{text[:300].rstrip('.')}; check the name and the connection to the Hub, or use tokenizer=file"
 
 
 @dataclass(frozen=True)
